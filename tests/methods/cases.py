@@ -1,0 +1,49 @@
+"""Small methods for tests: one built with some settings, and a batch for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from udl_dist.methods import Batch, Method, chance, find, names
+from udl_dist.settings import from_dict, nest
+
+SHAPE = (1, 8, 8)
+DENSE = {"latent_dim": 3, "network.kind": "dense", "network.widths": [7]}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in names()},  # a method is tested by being in its folder
+    "dense ae": ("ae", DENSE),
+    "tied ae": ("ae", {"latent_dim": 3, "network.kind": "dense", "tied": True}),
+    "denoising ae": ("ae", DENSE | {"noise": "gaussian", "noise_level": 0.3}),
+    "binarised vae": ("vae", DENSE | {"binarise": "epoch", "beta": 2.0, "warmup_images": 200}),
+    "gaussian vae": ("vae", DENSE | {"likelihood": "gaussian", "variance": "learned", "sigma": 0.5, "free_bits": 0.1}),
+    "conv gan with r1": ("gan", {"latent_dim": 4, "generator": "conv", "discriminator": "conv", "r1": 2.0,
+                                 "network.widths": [4, 8]}),
+    "minimax gan": ("gan", {"latent_dim": 4, "generator": "conv", "loss": "minimax", "dropout": 0.0}),
+}  # fmt: skip
+
+
+def made(name: str, values: dict[str, Any] | None = None, shape: tuple[int, int, int] = SHAPE) -> Any:
+    """The method `name`, built from seed 0."""
+    method = described(name, values or {}, shape)
+    torch.manual_seed(0)
+    method.build()
+    return method
+
+
+def described(name: str, values: dict[str, Any], shape: tuple[int, int, int] = SHAPE) -> Method:
+    """The method `name` before it is built."""
+    kind = find(name)
+    return kind(from_dict(kind.Settings, nest(values), "method."), shape)
+
+
+def batch(count: int = 6, shape: tuple[int, int, int] = SHAPE, dtype: torch.dtype = torch.float32) -> Batch:
+    """Images that are smooth enough to learn, the same ones each time."""
+    images = torch.rand(count, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return Batch((images * 2 - 1).to(dtype), chance.keys(2, count), chance.keys(3, count), seen=100)
+
+
+def part(whole: Batch, places: slice) -> Batch:
+    """Some of the images of a batch, as another rank would see them."""
+    return Batch(whole.images[places], whole.keys[places], whole.record_keys[places], whole.seen)

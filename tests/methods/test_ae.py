@@ -1,0 +1,87 @@
+"""The autoencoder's losses and noises by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.methods.cases import DENSE, batch, made
+from udl_dist.methods import Batch, chance
+
+TIED = {"latent_dim": 3, "network.kind": "dense", "tied": True}
+
+
+def test_the_loss_is_the_squared_error_summed_over_pixels() -> None:
+    method, data = made("ae", DENSE), batch()
+    outputs = torch.tanh(method.networks["decoder"](method.networks["encoder"](data.images)))
+    by_hand = sum(((data.images[i] - outputs[i]) ** 2).sum() for i in range(6)) / 6
+    loss, plots = method.loss(data)
+    torch.testing.assert_close(loss, by_hand)
+    torch.testing.assert_close(plots["reconstruction"], by_hand)
+    torch.testing.assert_close(method.measure(data)["reconstruction"].mean(), by_hand)
+    pixels = ((data.images + 1) / 2 - (outputs + 1) / 2).square().mean()
+    torch.testing.assert_close(method.measure(data)["mse"].mean(), pixels)
+
+
+def test_the_article_s_network_has_its_layers() -> None:
+    method = made("ae", {"latent_dim": 32, "network.kind": "dense", "network.widths": [64], "network.norm": "none"},
+                  (1, 28, 28))  # fmt: skip
+    shapes = [tuple(value.shape) for value in method.networks.parameters() if value.dim() == 2]
+    assert shapes == [(64, 784), (32, 64), (64, 32), (784, 64)]
+    assert method.reconstruct(-torch.ones(1, 1, 28, 28)).min() < 0
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh"])
+def test_tied_weights_give_the_energy_of_the_transpose(activation: str) -> None:
+    method, data = made("ae", TIED | {"network.activation": activation}), batch()
+    (weights, inner), (outer,) = method.networks["encoder"].parameters(), method.networks["decoder"].parameters()
+    with torch.no_grad():
+        inner.normal_()
+        outer.normal_()
+    by_hand = []
+    for image in data.images.flatten(1):
+        latent = getattr(torch, activation)(weights @ image + inner)
+        by_hand.append(0.5 * (image - (weights.T @ latent + outer)).square().sum())
+    torch.testing.assert_close(method.loss(data)[0], torch.stack(by_hand).mean())
+    assert weights.shape == (3, 64)
+    assert sum(network.parameters for network in method.describe().values()) == 3 * 64 + 3 + 64
+
+
+def test_the_target_of_denoising_is_clean() -> None:
+    method, data = made("ae", DENSE | {"noise": "gaussian", "noise_level": 0.7}), batch()
+    damaged = method.damage(data)
+    assert not torch.equal(damaged, data.images)
+    outputs = torch.tanh(method.networks["decoder"](method.networks["encoder"](damaged)))
+    torch.testing.assert_close(method.loss(data)[0], (outputs - data.images).square().sum() / 6)
+
+
+def greys(count: int = 400) -> Batch:
+    return Batch(torch.full((count, 1, 8, 8), 0.25), chance.keys(0, count), chance.keys(1, count), 0)
+
+
+def test_gaussian_noise_has_the_level_asked() -> None:
+    noise = made("ae", DENSE | {"noise": "gaussian", "noise_level": 0.3}).damage(greys()) - 0.25
+    assert abs(noise.mean()) < 0.01
+    assert abs(noise.std() - 0.3) < 0.01
+
+
+def test_mask_noise_sets_the_share_asked_to_black() -> None:
+    damaged = made("ae", DENSE | {"noise": "mask", "noise_level": 0.3}).damage(greys())
+    assert set(damaged.unique().tolist()) == {-1.0, 0.25}
+    assert abs((damaged == -1).float().mean() - 0.3) < 0.01
+
+
+def test_salt_and_pepper_are_as_many_and_the_share_asked() -> None:
+    damaged = made("ae", DENSE | {"noise": "salt_and_pepper", "noise_level": 0.4}).damage(greys())
+    assert set(damaged.unique().tolist()) == {-1.0, 0.25, 1.0}
+    for value in (-1, 1):
+        assert abs((damaged == value).float().mean() - 0.2) < 0.01
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "mask", "salt_and_pepper"])
+def test_noise_depends_on_the_key_and_on_nothing_else(noise: str) -> None:
+    method, data = made("ae", DENSE | {"noise": noise, "noise_level": 0.5}), greys(20)
+    later = Batch(data.images, data.keys, chance.keys(9, 20), 5000)
+    assert torch.equal(method.damage(data), method.damage(later))
+    other = Batch(data.images, chance.keys(9, 20), data.record_keys, 0)
+    assert not torch.equal(method.damage(data), method.damage(other))

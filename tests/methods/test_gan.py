@@ -1,0 +1,117 @@
+"""The adversaries' losses by hand, and R1 against finite differences."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import logsigmoid
+
+from tests.methods.cases import batch, made
+from udl_dist.methods import Batch, chance
+
+CONV = {"latent_dim": 4, "generator": "conv", "discriminator": "conv", "network.widths": [4, 8]}
+
+
+def fakes(method: object, data: Batch, draw: str) -> torch.Tensor:
+    latents = chance.normal(data.keys, draw, (4,))
+    return torch.tanh(method.networks["generator"](latents))  # type: ignore[attr-defined]
+
+
+def test_the_discriminator_minimises_the_cross_entropy_of_real_and_generated() -> None:
+    method, data = made("gan", CONV), batch()
+    judge = method.networks["discriminator"]
+    real, fake = judge(data.images), judge(fakes(method, data, "discriminator"))
+    by_hand = -(torch.sigmoid(real).log().mean() + (1 - torch.sigmoid(fake)).log().mean())
+    loss, plots = method.discriminator_loss(data)
+    torch.testing.assert_close(loss, by_hand)
+    torch.testing.assert_close(plots["discriminator"], by_hand)
+    torch.testing.assert_close(plots["real_logit"], real.mean())
+    torch.testing.assert_close(plots["fake_logit"], fake.mean())
+    assert plots["r1"] == 0
+
+
+def test_the_generator_s_losses_are_those_of_the_paper() -> None:
+    data = batch()
+    minimax, saturating = made("gan", CONV | {"loss": "minimax"}), made("gan", CONV | {"loss": "non_saturating"})
+    logits = minimax.networks["discriminator"](fakes(minimax, data, "generator"))
+    torch.testing.assert_close(minimax.generator_loss(data)[0], (1 - torch.sigmoid(logits)).log().mean())
+    torch.testing.assert_close(saturating.generator_loss(data)[0], -logsigmoid(logits).mean())
+
+
+def test_the_discriminator_s_turn_leaves_the_generator_alone() -> None:
+    method = made("gan", CONV)
+    method.discriminator_loss(batch())[0].backward()
+    assert all(value.grad is None for value in method.networks["generator"].parameters())
+
+
+def test_r1_equals_finite_differences() -> None:
+    gamma, small = 3.0, 1e-5
+    method, data = made("gan", CONV | {"r1": gamma}), batch(2, dtype=torch.float64)
+    judge = method.networks.double()["discriminator"]
+    square = 0.0
+    with torch.no_grad():
+        for pixel in range(64):
+            move = torch.zeros(64, dtype=torch.float64)
+            move[pixel] = small
+            slope = (judge(data.images + move.view(1, 1, 8, 8)) - judge(data.images - move.view(1, 1, 8, 8))) / (
+                2 * small
+            )
+            square += slope.square().mean()
+    loss, plots = method.discriminator_loss(data)
+    torch.testing.assert_close(plots["r1"], gamma / 2 * square, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(loss, plots["discriminator"] + plots["r1"])
+
+
+def test_lazy_r1_is_rarer_and_as_much_stronger() -> None:
+    every, lazy = made("gan", CONV | {"r1": 1.0}), made("gan", CONV | {"r1": 1.0, "r1_every": 4})
+    due = [bool(lazy.discriminator_loss(after(seen))[1]["r1"]) for seen in range(0, 400 * 32, 32)]
+    assert 70 < sum(due) < 130
+    seen = due.index(True) * 32
+    rare, always = lazy.discriminator_loss(after(seen))[1]["r1"], every.discriminator_loss(after(seen))[1]["r1"]
+    torch.testing.assert_close(rare, 4 * always)
+
+
+def after(seen: int) -> Batch:
+    data = batch(2)
+    return Batch(data.images, data.keys, data.record_keys, seen)
+
+
+@pytest.mark.parametrize("generator", ["article", "conv"])
+@pytest.mark.parametrize(
+    "shape", [(1, 28, 28), (3, 32, 32), (1, 45, 27), (3, 64, 64), (3, 96, 96), (3, 128, 128), (1, 4, 4)], ids=str
+)
+def test_both_generators_reach_every_size(generator: str, shape: tuple[int, int, int]) -> None:
+    settings = {"generator": generator} | ({"network.widths": [4, 4]} if generator == "conv" else {})
+    method = made("gan", settings, shape)
+    assert method.sample(chance.keys(0, 2)).shape == (2, *shape)
+    for name, network in method.describe().items():
+        assert network.parameters == sum(value.numel() for value in method.networks[name].parameters())
+
+
+def test_the_article_s_networks_have_its_layers() -> None:
+    method = made("gan", {}, (1, 28, 28))
+    dense = [tuple(layer.weight.shape) for layer in method.networks["generator"] if isinstance(layer, torch.nn.Linear)]
+    assert dense == [(256, 100), (512, 256), (1024, 512), (256 * 4 * 4, 1024)]
+    judge = list(method.networks["discriminator"])
+    filters = [
+        (layer.out_channels, layer.kernel_size, layer.stride) for layer in judge if isinstance(layer, torch.nn.Conv2d)
+    ]
+    assert filters == [(64, (4, 4), (2, 2)), (128, (4, 4), (2, 2))]
+    assert [layer.p for layer in judge if isinstance(layer, torch.nn.Dropout)] == [0.3, 0.3]
+    assert judge[-1].out_features == 1
+
+
+def test_only_the_generator_is_averaged_and_rates_differ() -> None:
+    method = made("gan", CONV | {"discriminator_rate": 2.5})
+    assert method.averaged() == ("generator",)
+    assert [(phase.trains, phase.rate) for phase in method.phases()] == [
+        (("discriminator",), 2.5),
+        (("generator",), 1.0),
+    ]
+
+
+def test_each_turn_draws_its_own_images() -> None:
+    method, data = made("gan", CONV), batch()
+    images = [fakes(method, data, draw) for draw in ("discriminator", "generator", "sample")]
+    assert not torch.allclose(images[0], images[1])
+    torch.testing.assert_close(method.sample(data.keys), images[2])

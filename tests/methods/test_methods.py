@@ -1,0 +1,273 @@
+"""What every method keeps, whoever wrote it, and how a method is found."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.methods.cases import CASES, DENSE, SHAPE, batch, described, made, part
+from udl_dist.errors import UsageError
+from udl_dist.methods import Method, Phase, find, names
+
+every_method = pytest.mark.parametrize("case", CASES)
+
+
+def learn_only(method: Method, phase: Phase) -> list[Tensor]:
+    """Freeze what the phase does not train, as the loop does, and return what it trains."""
+    method.networks.requires_grad_(False)
+    return [value for name in phase.trains for value in method.networks[name].requires_grad_(True).parameters()]
+
+
+def gradient(method: Method, phase: Phase, *args: Any) -> Tensor:
+    weights = learn_only(method, phase)
+    return torch.cat([value.flatten() for value in torch.autograd.grad(phase.loss(*args)[0], weights)])
+
+
+@every_method
+def test_each_phase_touches_every_parameter_of_its_learner_and_no_other(case: str) -> None:
+    method = made(*CASES[case])
+    for phase in method.phases():
+        weights = learn_only(method, phase)
+        loss, plots = phase.loss(batch())
+        assert loss.shape == ()
+        assert plots
+        assert all(value.shape == () for value in plots.values())
+        loss.backward()
+        assert all(value.grad is not None for value in weights)
+        reached = sum(value.grad is not None for value in method.networks.parameters())
+        assert reached == len(weights)
+        method.networks.zero_grad()
+
+
+@every_method
+def test_two_halves_average_to_the_whole(case: str) -> None:
+    method = made(*CASES[case])
+    method.networks.double().eval()  # batch normalisation and dropout are not functions of one image while training
+    whole = batch(dtype=torch.float64)
+    halves = [part(whole, slice(0, 3)), part(whole, slice(3, 6))]
+    for phase in method.phases():
+        loss, plots = phase.loss(whole)
+        parts = [phase.loss(half) for half in halves]
+        torch.testing.assert_close(loss, (parts[0][0] + parts[1][0]) / 2)
+        for name, value in plots.items():
+            if name != "sigma":
+                torch.testing.assert_close(value, (parts[0][1][name] + parts[1][1][name]) / 2)
+        gradients = [gradient(method, phase, half) for half in halves]
+        torch.testing.assert_close(gradient(method, phase, whole), (gradients[0] + gradients[1]) / 2)
+
+
+@every_method
+def test_gradients_equal_finite_differences(case: str) -> None:
+    method = made(*CASES[case])
+    method.networks.double().eval()
+    data, small = batch(3, dtype=torch.float64), 1e-6
+    for phase in method.phases():
+        slope = gradient(method, phase, data)
+        weights = [value for name in phase.trains for value in method.networks[name].parameters()]
+        direction = torch.randn(slope.numel(), dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+        direction = direction / direction.norm() + slope / slope.norm()
+        losses = []
+        for step in (small, -2 * small):
+            with torch.no_grad():
+                for value, move in zip(weights, direction.split([v.numel() for v in weights]), strict=True):
+                    value += step * move.view_as(value)
+            losses.append(phase.loss(data)[0].detach())
+        torch.testing.assert_close((losses[0] - losses[1]) / (2 * small), slope @ direction, rtol=1e-5, atol=1e-6)
+
+
+@every_method
+def test_each_phase_lowers_its_own_loss(case: str) -> None:
+    method = made(*CASES[case])
+    for phase in method.phases():
+        optimiser = torch.optim.Adam(learn_only(method, phase), lr=2e-3)
+        losses = []
+        for _ in range(12):
+            optimiser.zero_grad()
+            loss, _plots = phase.loss(batch())
+            loss.backward()
+            optimiser.step()
+            losses.append(float(loss))
+        assert losses[-1] < losses[0] - 0.05 * abs(losses[0])
+
+
+@every_method
+def test_a_loss_is_a_pure_function_of_weights_and_batch(case: str) -> None:
+    method = made(*CASES[case])
+    method.networks.eval()
+    twin = copy.deepcopy(method)
+    for phase, other in zip(method.phases(), twin.phases(), strict=True):
+        assert torch.equal(phase.loss(batch())[0], other.loss(batch())[0])
+    with torch.no_grad():
+        for value in twin.networks.parameters():
+            value.add_(0.1)
+    for phase, other in zip(method.phases(), twin.phases(), strict=True):
+        assert not torch.equal(phase.loss(batch())[0], other.loss(batch())[0])
+
+
+@every_method
+def test_the_networks_built_are_those_described_and_averaged(case: str) -> None:
+    method = made(*CASES[case])
+    described = method.describe()
+    assert set(method.networks) == set(described) >= set(method.averaged())
+    assert {name for phase in method.phases() for name in phase.trains} == set(described)
+    for name, network in described.items():
+        assert network.parameters == sum(value.numel() for value in method.networks[name].parameters())
+
+
+@every_method
+@torch.no_grad()
+def test_what_a_method_can_do_has_the_shapes_of_the_contract(case: str) -> None:
+    method, data = made(*CASES[case]), batch()
+    method.networks.eval()
+    abilities = {"encode": lambda: method.encode(data.images), "reconstruct": lambda: method.reconstruct(data.images),
+                 "sample": lambda: method.sample(data.keys), "measure": lambda: method.measure(data),
+                 "decode": lambda: method.decode(torch.randn(6, method.settings.latent_dim))}  # fmt: skip
+    assert any(method.can(ability) for ability in abilities)
+    for ability, use in abilities.items():
+        if not method.can(ability):
+            with pytest.raises(NotImplementedError):
+                use()
+        elif ability == "measure":
+            assert all(value.shape == (6,) for value in use().values())
+            assert method.best in ("", *use())
+        elif ability == "encode":
+            assert use().shape == (6, method.settings.latent_dim)
+        else:
+            assert use().shape == (6, *SHAPE)
+            assert use().abs().max() <= 1
+
+
+@every_method
+@torch.no_grad()
+def test_figures_of_an_image_do_not_depend_on_its_company(case: str) -> None:
+    method, data = made(*CASES[case]), batch(dtype=torch.float64)
+    method.networks.double().eval()
+    if method.can("measure"):
+        for name, value in method.measure(data).items():
+            torch.testing.assert_close(method.measure(part(data, slice(2, 3)))[name], value[2:3])
+    if method.can("sample"):
+        torch.testing.assert_close(method.sample(data.keys[2:3]), method.sample(data.keys)[2:3])
+        assert not torch.allclose(*method.sample(data.keys)[:2])
+
+
+def test_reconstruct_follows_from_encode_and_decode_alone() -> None:
+    class Half(Method):
+        def encode(self, images: Tensor) -> Tensor:
+            return images
+
+    class Whole(Half):
+        def decode(self, latents: Tensor) -> Tensor:
+            return latents
+
+    assert not Half(None, SHAPE).can("reconstruct")
+    assert Whole(None, SHAPE).can("reconstruct")
+    assert not Whole(None, SHAPE).can("sample")
+
+
+def test_helpers_are_no_methods() -> None:
+    assert names() == ["ae", "gan", "vae"]
+    with pytest.raises(UsageError, match="unknown method.name 'chance'"):
+        find("chance")
+
+
+def test_an_unknown_method_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match="unknown method.name 'vea': did you mean vae?"):
+        find("vea")
+
+
+NEW = '''
+from dataclasses import dataclass
+from udl_dist.methods import Method, Phase
+from udl_dist.networks import Network
+from udl_dist.networks.layers import Bias
+from udl_dist.settings import setting
+
+@dataclass(frozen=True)
+class MeanSettings:
+    strength: float = setting(2.0, "factor on the loss", above=0)
+
+class Mean(Method):
+    """Learns the mean image."""
+    Settings = MeanSettings
+    def describe(self):
+        return {"mean": Network((self.shape[2],), (Bias(self.shape[2]),))}
+    def phases(self):
+        return (Phase(("mean",), self.loss),)
+    def loss(self, batch):
+        error = (self.networks["mean"](batch.images * 0) - batch.images).square().flatten(1).sum(1).mean()
+        return self.settings.strength * error, {"error": error}
+'''
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package that is installed beside ours and brings one new file, with entry points for it."""
+    (tmp_path / "newcomer.py").write_text(NEW)
+    (tmp_path / "broken_newcomer.py").write_text("from udl_dist.methods.ae import Autoencoder")
+    (tmp_path / "newcomer-1.0.dist-info").mkdir()
+    (tmp_path / "newcomer-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: newcomer\nVersion: 1.0\n"
+    )
+    (tmp_path / "newcomer-1.0.dist-info" / "entry_points.txt").write_text(
+        "[udl_dist.methods]\nmean_image = newcomer\nbroken = broken_newcomer\nvae = newcomer\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_method_of_another_package_is_found_with_its_own_settings() -> None:
+    assert "mean_image" in names()
+    method = made("mean_image", {"strength": 3.0})
+    loss, plots = method.phases()[0].loss(batch())
+    torch.testing.assert_close(loss, 3 * plots["error"])
+    assert method.can("reconstruct") is False
+    with pytest.raises(UsageError, match=r"unknown setting method.strenght: did you mean strength\?"):
+        described("mean_image", {"strenght": 1.0})
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_package_cannot_replace_our_methods_or_bring_a_file_without_one() -> None:
+    assert find("vae").__module__ == "udl_dist.methods.vae"
+    with pytest.raises(UsageError, match="broken: broken_newcomer must define one subclass of Method, found 0"):
+        find("broken")
+
+
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("latent_dim", [0, -3, 2.5, True, "8"])
+def test_a_bad_latent_size_is_refused_by_name(name: str, latent_dim: object) -> None:
+    with pytest.raises(UsageError, match="method.latent_dim"):
+        described(name, {"latent_dim": latent_dim})
+
+
+@pytest.mark.parametrize(("name", "values", "words"), [
+    ("ae", {"tied": True}, "method.tied makes one dense layer .* method.network.kind must be 'dense'"),
+    ("ae", {"tied": True, "network.kind": "dense", "network.widths": [8]}, r"method.network.widths must be \(\)"),
+    ("ae", {"tied": True, "network.kind": "dense", "network.depth": 1}, "method.network.depth must be 0"),
+    ("ae", {"noise_level": 0.2}, "method.noise_level is set, but method.noise is none"),
+    ("ae", {"noise": "mask"}, "method.noise is mask, but method.noise_level is 0"),
+    ("ae", {"noise": "mask", "noise_level": 1.5}, "method.noise_level is a share of pixels and at most 1, not 1.5"),
+    ("ae", {"noise": "masc"}, "method.noise must be"),
+    ("vae", {"sigma": 0.1}, "method.sigma has no meaning when method.likelihood is bernoulli"),
+    ("vae", {"variance": "learned"}, "method.variance has no meaning"),
+    ("vae", {"likelihood": "gaussian", "binarise": "epoch"}, "method.binarise has no meaning"),
+    ("vae", {"likelihood": "gaussian", "sigma": 0.0}, "method.sigma must be greater than 0"),
+    ("vae", {"beta": 0.0, "warmup_images": 10}, "method.warmup_images has no meaning"),
+    ("gan", {"network.depth": 1}, "method.network has no meaning"),
+    ("gan", {"discriminator": "conv", "dropout": 0.1}, "method.dropout belongs to the article's discriminator"),
+    ("gan", {"r1_every": 4}, "method.r1_every has no meaning when method.r1 is 0"),
+])  # fmt: skip
+def test_settings_that_would_be_ignored_are_refused_in_one_line(name: str, values: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words) as refusal:
+        described(name, values)
+    assert "\n" not in str(refusal.value)
+    assert refusal.value.exit_code == 2
+
+
+def test_dense_networks_are_refused_nothing_they_use() -> None:
+    described("ae", DENSE | {"network.depth": 2, "network.norm": "batch"})

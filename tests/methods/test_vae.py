@@ -1,0 +1,159 @@
+"""The variational bound by hand, by Monte Carlo and at its analytic optima."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Normal, kl_divergence
+
+from tests.methods.cases import DENSE, batch, made
+from udl_dist.methods import Batch, chance
+
+GAUSSIAN = DENSE | {"likelihood": "gaussian", "sigma": 0.3}
+
+
+def by_hand(method: object, data: Batch, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q(z|x), a draw of it as the method draws, and the raw output of the decoder."""
+    mean, logvar = method.networks["encoder"](images).chunk(2, 1)  # type: ignore[attr-defined]
+    deviation = torch.exp(20 * torch.tanh(logvar / 20) / 2)
+    latents = mean + deviation * chance.normal(data.keys, "latent", (3,))
+    return mean, deviation, method.networks["decoder"](latents)  # type: ignore[attr-defined]
+
+
+def test_the_bernoulli_bound_equals_torch_distributions() -> None:
+    method, data = made("vae", DENSE | {"binarise": "static"}), batch()
+    images = method.targets(data)
+    mean, deviation, logits = by_hand(method, data, images)
+    surprise = -Bernoulli(logits=logits).log_prob((images + 1) / 2).flatten(1).sum(1)
+    kl = kl_divergence(Normal(mean, deviation), Normal(0.0, 1.0)).sum(1)
+    figures = method.measure(data)
+    torch.testing.assert_close(figures["reconstruction"], surprise)
+    torch.testing.assert_close(figures["kl"], kl)
+    torch.testing.assert_close(figures["negative_elbo"], surprise + kl)
+    torch.testing.assert_close(method.loss(data)[0], (surprise + kl).mean())
+
+
+@pytest.mark.parametrize("variance", ["fixed", "learned"])
+def test_the_gaussian_bound_equals_torch_distributions(variance: str) -> None:
+    method, data = made("vae", GAUSSIAN | {"variance": variance}), batch()
+    mean, deviation, output = by_hand(method, data, data.images)
+    sigma = (
+        torch.tensor(0.3)
+        if variance == "fixed"
+        else (-6 + torch.nn.functional.softplus(torch.log(torch.tensor(0.3)) + 6)).exp()
+    )
+    surprise = -Normal(torch.tanh(output), sigma).log_prob(data.images).flatten(1).sum(1)
+    kl = kl_divergence(Normal(mean, deviation), Normal(0.0, 1.0)).sum(1)
+    torch.testing.assert_close(method.measure(data)["reconstruction"], surprise)
+    torch.testing.assert_close(method.loss(data)[0], (surprise + kl).mean())
+
+
+def test_the_closed_kl_equals_monte_carlo() -> None:
+    method, data, count = made("vae", DENSE), batch(1), 200_000
+    with torch.no_grad():
+        method.networks["encoder"][-1].weight.mul_(3)
+        mean, logvar = method.posterior(data.images)
+        q = Normal(mean, (logvar / 2).exp())
+        draws = q.mean + q.stddev * chance.normal(chance.keys(0, count), "mc", (3,))
+        log_ratio = (q.log_prob(draws) - Normal(0.0, 1.0).log_prob(draws)).sum(1)
+        closed = method.measure(data)["kl"]
+    assert closed > 1
+    assert abs(log_ratio.mean() - closed) < 4 * log_ratio.std() / math.sqrt(count)
+
+
+def test_the_learned_variance_is_best_at_the_mean_squared_error() -> None:
+    method, data = made("vae", GAUSSIAN | {"variance": "learned"}), batch()
+    *_, output = by_hand(method, data, data.images)
+    error = (data.images - torch.tanh(output)).square().mean().detach()
+    free = method.networks["logsigma"][0].bias
+    slopes = []
+    for factor in (0.9, 1.0, 1.1):
+        with torch.no_grad():
+            free.copy_(-6 + torch.log(torch.expm1(error.sqrt().log() + math.log(factor) + 6)))
+        slopes.append(float(torch.autograd.grad(method.loss(data)[0], free)[0]))
+        torch.testing.assert_close(method.loss(data)[1]["sigma"], error.sqrt() * factor)
+    assert slopes[0] < -5
+    assert abs(slopes[1]) < 0.01
+    assert slopes[2] > 5
+
+
+def test_a_learned_variance_has_a_floor() -> None:
+    method, data = made("vae", GAUSSIAN | {"variance": "learned"}), batch()
+    with torch.no_grad():
+        method.networks["logsigma"][0].bias.fill_(-100.0)
+    torch.testing.assert_close(method.loss(data)[1]["sigma"], torch.tensor(math.exp(-6)))
+
+
+def test_binarisation_is_drawn_with_the_pixel_s_probability() -> None:
+    count = 500
+    images = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8).expand(count, -1, -1, -1)
+    drawn = made("vae", DENSE | {"binarise": "epoch"}).targets(
+        Batch(images, chance.keys(0, count), chance.keys(1, count), 0)
+    )
+    assert set(drawn.unique().tolist()) == {-1.0, 1.0}
+    assert torch.equal(drawn[:, 0, 0, 0], -torch.ones(count))
+    assert torch.equal(drawn[:, 0, 7, 7], torch.ones(count))
+    assert (drawn.mean(0) - images[0]).abs().max() < 0.2
+
+
+@pytest.mark.parametrize(("binarise", "changes"), [("static", False), ("epoch", True)])
+def test_static_binarisation_stays_and_the_other_changes_with_the_epoch(binarise: str, changes: bool) -> None:
+    method, first = made("vae", DENSE | {"binarise": binarise}), batch()
+    second = Batch(first.images, chance.keys(50, 6), first.record_keys, 1000)
+    assert torch.equal(method.targets(first), method.targets(first))
+    assert torch.equal(method.targets(first), method.targets(second)) is not changes
+
+
+def test_grey_images_stay_grey_without_binarisation() -> None:
+    assert torch.equal(made("vae", DENSE).targets(batch()), batch().images)
+
+
+def test_free_bits_leave_a_dimension_below_them_in_peace() -> None:
+    method, data = made("vae", DENSE | {"free_bits": 0.5}), batch()
+    mean, logvar = method.posterior(data.images)
+    kls = (mean**2 + logvar.exp() - 1 - logvar) / 2
+    assert (kls < 0.5).any()
+    assert (kls > 0.5).any()
+    loss, plots = method.loss(data)
+    torch.testing.assert_close(
+        loss - plots["reconstruction"], torch.where(kls > 0.5, kls, torch.tensor(0.5)).sum(1).mean()
+    )
+    torch.testing.assert_close(plots["kl"], kls.sum(1).mean())
+
+
+def test_the_weight_of_the_kl_grows_with_the_images_seen() -> None:
+    method = made("vae", DENSE | {"beta": 4.0, "warmup_images": 1000})
+    assert [method.kl_weight(seen) for seen in (0, 250, 1000, 10**9)] == [0, 1, 4, 4]
+    data = batch()  # after 100 images
+    loss, plots = method.loss(data)
+    torch.testing.assert_close(loss, plots["reconstruction"] + 0.4 * plots["kl"])
+    torch.testing.assert_close(plots["negative_elbo"], plots["reconstruction"] + plots["kl"])
+    torch.testing.assert_close(method.measure(data)["negative_elbo"].mean(), plots["negative_elbo"])
+
+
+@pytest.mark.parametrize("values", [DENSE, GAUSSIAN | {"variance": "learned"}], ids=["bernoulli", "gaussian"])
+def test_extreme_outputs_give_finite_losses_and_gradients(values: dict[str, object]) -> None:
+    method = made("vae", values)
+    with torch.no_grad():
+        method.networks["encoder"][-1].weight.mul_(1e4)
+        method.networks["decoder"][-2].weight.mul_(1e4)
+    loss, _ = method.loss(batch())
+    loss.backward()
+    assert loss.isfinite()
+    assert all(value.grad is not None and value.grad.isfinite().all() for value in method.networks.parameters())
+
+
+def test_decoding_gives_the_mean_of_the_likelihood() -> None:
+    method = made("vae", DENSE)
+    latents = torch.randn(4, 3)
+    probability = torch.sigmoid(method.networks["decoder"](latents))
+    torch.testing.assert_close(method.decode(latents), probability * 2 - 1)
+    torch.testing.assert_close(method.encode(batch().images), method.networks["encoder"](batch().images)[:, :3])
+
+
+def test_a_learned_variance_starts_at_sigma() -> None:
+    sigma = made("vae", GAUSSIAN | {"variance": "learned"}).loss(batch())[1]["sigma"]
+    assert abs(sigma - 0.3) < 0.01

@@ -1,0 +1,96 @@
+"""The `udl` command as a person meets it: fast, one line for what is wrong, the right exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+JOBS = Path(__file__).parent.parent / "jobs"
+
+
+def udl(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "udl_dist", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, timeout=120)
+
+
+def refused(done: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
+    """One line on stderr that holds `parts`, nothing on stdout, that exit code."""
+    assert done.returncode == code, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("udl: ")
+    for part in parts:
+        assert part in lines[0]
+    assert done.stdout == ""
+
+
+def test_help_and_version_answer() -> None:
+    assert "train" in udl("--help").stdout
+    assert udl("--version").stdout.startswith("udl-dist 0.")
+    assert "--train.learning_rate" in udl("train", "--settings").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("tarin",), ("invalid choice: 'tarin'", "udl --help")),
+        ((), ("required: VERB",)),
+        (("train",), ("needs a job file",)),
+        (("train", "no.toml"), ("no such job file: no.toml",)),
+        (
+            ("train", str(JOBS / "vae_digits.toml"), "--train.epoch", "3"),
+            ("unknown setting train.epoch", "train.epochs"),
+        ),
+        (("train", str(JOBS / "vae_digits.toml"), "stray"), ("what is 'stray'?",)),
+        (("train", str(JOBS / "vae_digits.toml"), "--method.name", "vea"), ("unknown method.name 'vea'", "vae")),
+        (("train", str(JOBS / "vae_digits.toml"), "--method.latent-dim", "0"), ("method.latent_dim", "at least 1")),
+        (
+            ("train", str(JOBS / "vae_digits.toml"), "--train.epochs", "ten"),
+            ("train.epochs must be number, not 'ten'",),
+        ),
+        (
+            ("train", str(JOBS / "vae_digits.toml"), "--train.batch_size", "1", "--dry-run"),
+            ("train.batch_size = 1 is less than run.workers = 2",),
+        ),
+        (("train", str(JOBS / "vae_digits.toml"), "--train.total-images", "9", "--dry-run"), ("not both",)),
+        (("pack", "digits"), ("required: dest",)),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(arguments: tuple[str, ...], parts: tuple[str, ...]) -> None:
+    refused(udl(*arguments), 2, *parts)
+
+
+def test_a_missing_source_is_a_matter_of_data(tmp_path: Path) -> None:
+    done = udl("train", str(JOBS / "vae_digits.toml"), "--data.source", "nowhere", "--run.folder", str(tmp_path / "r"))
+    refused(done, 3, "nowhere")
+    refused(udl("pack", "nowhere", str(tmp_path / "p")), 3, "nowhere")
+
+
+def test_a_dry_run_says_what_would_happen_and_starts_nothing(tmp_path: Path) -> None:
+    done = udl("train", str(JOBS / "vae_digits.toml"), "--dry-run", "--json", cwd=tmp_path)
+    plan = json.loads(done.stdout)
+    assert plan["records"] + plan["held_out_records"] == 5000
+    assert plan["workers"] == 2
+    assert plan["total_images"] == plan["steps"] * plan["batch_size"]
+    assert plan["memory_bytes"] > 2**20
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_imports_neither_torch_nor_ray(tmp_path: Path) -> None:
+    code = ("import sys; from udl_dist import cli\ntry:\n    cli.main(['train', sys.argv[1], '--dry-run'])\n"
+            "except SystemExit: print(sorted({'torch', 'ray', 'wandb', 'webdataset'} & set(sys.modules)))")  # fmt: skip
+    command = [sys.executable, "-c", code, str(JOBS / "gan_digits.toml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_pack_says_what_it_made(tmp_path: Path) -> None:
+    done = udl("pack", "digits", str(tmp_path / "digits"), "--held-out-fraction", "0.1", "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert sum(summary["records"].values()) == 5000
+    refused(udl("pack", "digits", str(tmp_path / "digits")), 2, "digits")

@@ -1,0 +1,100 @@
+"""An experiment: defaults, then a file, then flags; nothing is ever ignored."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from udl_dist import experiment, settings
+from udl_dist.errors import UsageError
+
+JOBS = sorted((Path(__file__).parent.parent / "jobs").glob("*.toml"))
+
+
+def job(folder: Path, text: str) -> Path:
+    path = folder / "job.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_flag_beats_the_file_and_the_file_beats_the_default(tmp_path: Path) -> None:
+    path = job(tmp_path, '[method]\nname = "vae"\nlatent_dim = 7\n[train]\nepochs = 2\nbatch_size = 64\n')
+    wanted = experiment.load(path, {"train.batch_size": "32"})
+    assert (wanted.method.latent_dim, wanted.train.batch_size, wanted.train.seed) == (7, 32, 0)
+    assert wanted.run.folder == "runs/job"
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_each_job_is_read_and_written_back_the_same(path: Path, tmp_path: Path) -> None:
+    wanted = experiment.load(path, {})
+    again = experiment.load(job(tmp_path, wanted.to_toml()), {})
+    assert again == wanted
+    assert f"udl train jobs/{path.name}" in path.read_text().splitlines()[0], "a job opens with its command"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[method]\nname = "vea"\n', "unknown method.name 'vea': did you mean vae?"),
+        ("[train]\nepochs = 1\n", "method.name is missing: there are ae, gan, vae"),
+        ("[method]\nname = 5\n", "method.name must be text, not 5: there are ae, gan, vae"),
+        ('[method]\nname = "vae"\n[trian]\nepochs = 1\n', "unknown setting trian.epochs: did you mean train.epochs?"),
+        ('[method]\nname = "vae"\n[trian]\n', "unknown table [trian]: did you mean train?"),
+        ('method = "vae"\n', "method is a table of settings, not 'vae'"),
+        (
+            '[method]\nname = "vae"\n[train]\nlatent_dim = 3\n',
+            "unknown setting train.latent_dim: did you mean method.latent_dim?",
+        ),
+        (
+            '[method]\nname = "vae"\n[method.netwrok]\nkind = "dense"\n',
+            "unknown setting method.netwrok.kind: did you mean method.network.kind?",
+        ),
+        ('[method]\nname = "vae"\nlatent_dim = 0\n', "method.latent_dim must be at least 1, not 0"),
+        ('[method]\nname = "vae"\nlatent_dim = "8"\n', "method.latent_dim must be whole number, not '8'"),
+    ],
+)  # fmt: skip
+def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        experiment.load(job(tmp_path, text), {})
+    assert str(refusal.value) == message
+
+
+def test_a_file_that_is_no_toml_or_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"job.toml is no TOML: .* \(at line 1"):
+        experiment.load(job(tmp_path, "what = = this"), {})
+    with pytest.raises(UsageError, match="no such job file: .*missing.toml"):
+        experiment.load(tmp_path / "missing.toml", {})
+
+
+def test_an_unknown_flag_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"unknown setting train.learning_rat: did you mean train.learning_rate\?"):
+        experiment.load(None, {"method.name": "vae", "train.learning_rat": "1"})
+    with pytest.raises(UsageError, match=r"unknown setting method.batch_size: did you mean train.batch_size\?"):
+        experiment.load(None, {"method.name": "vae", "method.batch_size": "1"})
+
+
+def test_differences_name_both_values_and_leave_out_what_may_change(tmp_path: Path) -> None:
+    path = job(tmp_path, '[method]\nname = "vae"\n[train]\nepochs = 2\n')
+    before = experiment.load(path, {})
+    after = experiment.load(path, {"method.latent_dim": "5", "run.workers": "3", "train.epochs": "4"})
+    assert experiment.differences(before, after) == [f"method.latent_dim was {before.method.latent_dim}, now 5"]
+    assert experiment.differences(before, before) == []
+
+
+def test_the_resolved_experiment_spells_out_every_default(tmp_path: Path) -> None:
+    wanted = experiment.load(None, {"method.name": "gan", "train.epochs": "1"})
+    written = tomllib.loads(wanted.to_toml())
+    assert set(written) == {"method", *experiment.SECTIONS}
+    names = [name for name, *_ in experiment.describe("gan")]
+    assert sorted(settings.flatten(written)) == sorted(names)
+
+
+def test_reading_an_experiment_imports_neither_torch_nor_ray() -> None:
+    code = ("import sys; from udl_dist import experiment; experiment.load(None, {'method.name': 'gan'});"
+            "sys.exit(bool({'torch', 'ray', 'wandb', 'webdataset'} & set(sys.modules)))")  # fmt: skip
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0

@@ -1,0 +1,106 @@
+"""Who imports whom: read from the syntax trees, so that a room cannot quietly learn what it must not know."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "udl_dist"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# What each room may import of ours; settings and errors are everybody's. `cli` may import anything.
+ALLOWED = {
+    "networks": set[str](),
+    "methods": {"networks"},
+    "stream": set[str](),
+    "tracking": set[str](),
+    "runs": set[str](),
+    "training": {"methods", "stream"},
+    "evaluation": {"methods"},
+    "experiment": {"methods", "stream", "training", "evaluation", "runs", "tracking"},
+    "plan": {"experiment", "methods", "stream"},
+    "terminal": {"runs"},
+    "worker": {"experiment", "methods", "stream", "training", "evaluation", "runs", "tracking"},
+    "launch": {"experiment", "runs", "terminal", "worker", "training"},
+    "session": {"experiment", "plan", "runs", "stream", "terminal", "tracking", "launch"},
+}
+# The only files that may import a library, by its first names.
+ONLY_IN = {
+    "ray.train": {"launch.py"},
+    "ray": {"launch.py"},
+    "wandb": {"tracking.py"},
+    "torch.distributed": {"training/ranks.py"},
+    "torch.nn.parallel": {"training/ranks.py"},
+    "pickle": set[str](),
+}
+# Files whose import must not bring in torch: it costs a second and a half.
+SETTINGS_ONLY = {
+    "experiment": {"stream.settings", "training.settings", "evaluation.settings", "runs", "tracking", "methods"},
+    "plan": {"stream.prepare", "methods", "experiment"},
+}
+
+
+def imports(file: Path) -> set[str]:
+    """Every module named by an import statement of the file, type checking included."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def ours(names: set[str]) -> set[str]:
+    return {name.split(".")[1] for name in names if name.startswith("udl_dist.")} - {"settings", "errors"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_a_room_imports_only_what_it_may(file: Path) -> None:
+    room = room_of(file)
+    if room in ("cli", "__main__", "__init__"):
+        return
+    there = {path.name.removesuffix(".py") for path in PACKAGE.iterdir()}
+    used = (ours(imports(file)) & there) - {room, "__version__"}
+    assert used <= ALLOWED.get(room, set()), f"{file.name} must not know {sorted(used - ALLOWED.get(room, set()))}"
+    assert "cli" not in used
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_a_library_lives_in_one_room(library: str) -> None:
+    found = {str(file.relative_to(PACKAGE)) for file in FILES
+             if any(name == library or name.startswith(library + ".") for name in imports(file))}  # fmt: skip
+    assert found <= ONLY_IN[library]
+
+
+@pytest.mark.parametrize("room", SETTINGS_ONLY)
+def test_the_light_files_import_only_light_ones(room: str) -> None:
+    names = imports(PACKAGE / f"{room}.py")
+    nested = {
+        name for name in names if name.startswith(("udl_dist.stream", "udl_dist.training", "udl_dist.evaluation"))
+    }
+    for name in nested:
+        short = name.removeprefix("udl_dist.")
+        assert any(short == light or short.startswith(light + ".") for light in SETTINGS_ONLY[room]), name
+
+
+def test_no_file_has_outgrown_its_room() -> None:
+    long = {str(file.relative_to(PACKAGE)): count for file in FILES
+            if (count := len(file.read_text(encoding="utf-8").splitlines())) > 250}  # fmt: skip
+    assert not long
+
+
+def test_no_method_is_asked_its_name_outside_the_methods() -> None:
+    for file in FILES:
+        if room_of(file) == "methods":
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare):
+                values = [part.value for part in (node.left, *node.comparators) if isinstance(part, ast.Constant)]
+                assert not {"ae", "vae", "gan"} & {value for value in values if isinstance(value, str)}, file

@@ -1,0 +1,76 @@
+"""A short real training for tests: packed random images, a small method, the loop; a hash of all that is learned."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from udl_dist import experiment as experiments
+from udl_dist import methods
+from udl_dist.experiment import Experiment
+from udl_dist.stream.pack import pack
+from udl_dist.stream.prepare import prepare
+from udl_dist.stream.reader import open_streams
+from udl_dist.stream.settings import PackSettings
+from udl_dist.training.learner import Learning
+from udl_dist.training.loop import Intervals, Report, train
+from udl_dist.training.ranks import Ranks
+
+SMALL = {
+    "ae": {"method.network.kind": "dense", "method.network.widths": "16", "method.latent_dim": "4"},
+    "vae": {"method.network.kind": "dense", "method.network.widths": "16", "method.latent_dim": "4"},
+    "gan": {"method.latent_dim": "8", "method.generator": "conv", "method.r1": "1", "method.network.widths": "8,8",
+            "method.network.norm": "none", "method.dropout": "0"},
+}  # fmt: skip
+
+
+def packed(folder: Path, records: int = 70, size: int = 8) -> Path:
+    """A packed data set of random images with soft shapes, a tenth held out."""
+    random = np.random.default_rng(3)
+    coarse = random.integers(0, 256, (records, size // 4, size // 4), dtype=np.uint8)
+    np.save(folder / "images.npy", coarse.repeat(4, axis=1).repeat(4, axis=2))
+    pack(str(folder / "images.npy"), str(folder / "packed"), PackSettings(size=size, format="npy", held_out_fraction=0.2,
+                                                                     shard_records=32), lambda *_: None)  # fmt: skip
+    return folder / "packed"
+
+
+def asked(method: str, source: Path, **flags: str) -> Experiment:
+    """An experiment on `source` with a small network; flags have `__` for the dot."""
+    dotted = {name.replace("__", "."): value for name, value in flags.items()}
+    data = {"data.source": str(source), "data.size": "8", "data.readers": "0"}
+    train = {"train.batch_size": "12", "train.total_images": "240", "train.learning_rate": "1e-3"}
+    return experiments.load(None, {"method.name": method, **SMALL[method], **data, **train, **dotted})
+
+
+class Run:
+    """A learning and its reports; `ranks` is made by the caller's process."""
+
+    def __init__(self, experiment: Experiment, ranks: Ranks | None = None) -> None:
+        self.experiment = experiment
+        self.ranks = ranks or Ranks()
+        self.stream, self.held_out = open_streams(prepare(experiment.data), experiment.train.seed)
+        method = methods.find(experiment.method_name)(experiment.method, self.stream.shape)
+        torch.manual_seed(experiment.train.seed)
+        method.build()
+        self.learning = Learning(method, experiment.train, self.ranks)
+
+    def reports(self, start: int = 0, every: int = 12, **more: Any) -> Iterator[Report]:
+        return train(self.learning, self.stream, self.held_out, self.experiment.train, Intervals(every, 120, 120),
+                     self.ranks, start, **more)  # fmt: skip
+
+    def hash(self) -> str:
+        """One sha256 over networks, averages and optimisers."""
+        digest = hashlib.sha256()
+        for file, tensors in sorted(self.learning.tensors().items()):
+            for name, value in sorted(tensors.items()):
+                digest.update(f"{file}/{name}".encode() + value.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def weights(self) -> torch.Tensor:
+        """Every weight as one vector."""
+        return torch.cat([value.detach().flatten() for value in self.learning.method.networks.parameters()])

@@ -1,0 +1,137 @@
+"""A checkpoint is complete or absent, and a damaged one is never taken for whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from udl_dist.errors import TrainingError
+from udl_dist.training import checkpoint
+
+FILES = {"networks": {"a": torch.arange(12.0).reshape(3, 4), "b": torch.tensor(3)}, "average": {"a": torch.ones(2)}}
+
+
+def saved(folder: Path, *images: int, figures: dict[int, float] | None = None) -> None:
+    for count in images:
+        facts = {"figures": {"val/mse": (figures or {})[count]}} if figures else {"figures": {}}
+        checkpoint.save(folder, count, FILES, facts)
+
+
+def test_what_is_saved_is_loaded_to_the_bit(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, 512, FILES, {"figures": {"val/mse": 0.5}})
+    files, facts = checkpoint.load(path)
+    assert facts == {"images": 512, "figures": {"val/mse": 0.5}}
+    assert {name: sorted(tensors) for name, tensors in files.items()} == {"networks": ["a", "b"], "average": ["a"]}
+    assert all(
+        torch.equal(files[name][key], value) for name, tensors in FILES.items() for key, value in tensors.items()
+    )
+    assert files["networks"]["b"].dtype == torch.int64
+    assert not list(tmp_path.glob(".*")), "no temporary is left"
+
+
+def test_a_transposed_tensor_is_saved_as_it_is_seen(tmp_path: Path) -> None:
+    seen = torch.arange(6.0).reshape(2, 3).t()
+    files, _ = checkpoint.load(checkpoint.save(tmp_path, 1, {"networks": {"w": seen}}, {}))
+    assert torch.equal(files["networks"]["w"], seen)
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "gone", "manifest", "extra", "symlink", "pickle", "format"])
+def test_any_damage_is_noticed_and_the_one_before_is_taken(tmp_path: Path, damage: str) -> None:
+    saved(tmp_path, 100, 200)
+    newest = checkpoint.path_of(tmp_path, 200)
+    weights, manifest = newest / "networks.safetensors", newest / "manifest.json"
+    if damage == "bit":
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    elif damage == "cut":
+        os.truncate(weights, weights.stat().st_size - 1)
+    elif damage == "gone":
+        weights.unlink()
+    elif damage == "manifest":
+        manifest.write_text("{")
+    elif damage == "extra":
+        (newest / "more.safetensors").write_bytes(b"")
+    elif damage == "symlink":
+        weights.rename(tmp_path / "elsewhere")
+        weights.symlink_to(tmp_path / "elsewhere")
+    elif damage == "pickle":
+        torch.save(FILES, weights)
+    elif damage == "format":
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
+    said: list[str] = []
+    assert checkpoint.newest(tmp_path, said.append) == checkpoint.path_of(tmp_path, 100)
+    assert len(said) == 1
+    assert str(newest) in said[0]
+    assert "\n" not in said[0]
+    with pytest.raises(TrainingError):
+        checkpoint.load(newest)
+
+
+def test_if_all_are_damaged_nothing_is_started_anew_and_nothing_deleted(tmp_path: Path) -> None:
+    saved(tmp_path, 100)
+    (checkpoint.path_of(tmp_path, 100) / "state.json").write_text("{}")
+    with pytest.raises(TrainingError, match="all 1 checkpoints in .* are damaged: move the folder away"):
+        checkpoint.newest(tmp_path, lambda line: None)
+    assert checkpoint.path_of(tmp_path, 100).exists()
+
+
+def test_a_folder_without_checkpoints_has_no_newest(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path / "none", print) is None
+
+
+def test_pruning_keeps_the_newest_few_and_the_best(tmp_path: Path) -> None:
+    saved(tmp_path, 1, 2, 3, 4, 5, figures={1: 0.9, 2: 0.1, 3: 0.5, 4: 0.4, 5: 0.3})
+    checkpoint.prune(tmp_path, 2, "val/mse")
+    assert [int(path.name) for path in checkpoint.complete(tmp_path)] == [2, 4, 5]
+    checkpoint.prune(tmp_path, 1, "val/none")
+    assert [int(path.name) for path in checkpoint.complete(tmp_path)] == [5]
+
+
+def test_a_damaged_one_of_the_same_images_gives_way(tmp_path: Path) -> None:
+    saved(tmp_path, 7)
+    (checkpoint.path_of(tmp_path, 7) / "networks.safetensors").write_bytes(b"")
+    saved(tmp_path, 7)
+    checkpoint.verify(checkpoint.path_of(tmp_path, 7))
+
+
+KILLED = """
+import os, signal, sys, torch
+from pathlib import Path
+from udl_dist.training import checkpoint
+calls, limit = 0, int(sys.argv[2])
+def count(frame, event, argument):
+    global calls
+    calls += event in ("call", "c_call")
+    if calls > limit:
+        os.kill(os.getpid(), signal.SIGKILL)
+files = {"networks": {"a": torch.zeros(2000)}}
+sys.setprofile(count)
+checkpoint.save(Path(sys.argv[1]), 200, files, {"figures": {}})
+checkpoint.prune(Path(sys.argv[1]), 1, "val/none")
+sys.setprofile(None)
+print("through")
+"""
+
+
+def test_a_kill_anywhere_in_saving_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
+    """SIGKILL at evenly spread Python calls of save and prune: what is found afterwards is whole, always."""
+    limit, ended, killed = 2, False, 0
+    while not ended:
+        folder = tmp_path / str(limit)
+        saved(folder, 100)
+        done = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(limit)], capture_output=True, check=False)
+        ended, killed = b"through" in done.stdout, killed + (done.returncode == -signal.SIGKILL)
+        found = checkpoint.newest(folder, lambda line: pytest.fail(line))
+        assert found is not None
+        checkpoint.sweep(folder)
+        assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+        limit = limit * 3
+    assert killed >= 4

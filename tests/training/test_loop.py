@@ -1,0 +1,177 @@
+"""The loop: exact over ranks, over restarts and over parts of a batch, for every method alike."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests import gloo
+from tests.training.learn import Run, asked, packed
+from udl_dist.errors import TrainingError
+from udl_dist.experiment import Experiment
+from udl_dist.methods import Batch
+from udl_dist.training.ranks import Ranks
+
+METHODS = ["ae", "vae", "gan"]
+PERF = ("perf/",)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(tmp_path_factory.mktemp("data"))
+
+
+def trained(experiment: Experiment) -> tuple[torch.Tensor, str, list[dict[str, float]]]:
+    """Weights, hash and figures (without speeds) after a whole training in this rank."""
+    run = Run(experiment, Ranks())
+    figures = [{name: value for name, value in report.figures.items() if not name.startswith(PERF)}
+               for report in run.reports()]  # fmt: skip
+    return run.weights(), run.hash(), figures
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ranks_equal_one_rank_of_the_whole_batch_even_if_shares_are_uneven(method: str, source: Path) -> None:
+    """Twenty steps of 12 images in worlds 1, 2 and 5 (shares 2, 2, 3, 2, 3): the same weights, the same figures."""
+    experiment = asked(method, source, train__optimizer="sgd", train__beta1="0", train__learning_rate="1e-4",
+                       train__clip_norm="1")  # fmt: skip
+    ((alone, _, figures),) = gloo.run(1, trained, experiment)
+    for world in (2, 5):
+        ranks = gloo.run(world, trained, experiment)
+        assert len({hash_ for _, hash_, _ in ranks}) == 1, "weights differ between ranks"
+        assert all(figures_ == ranks[0][2] for _, _, figures_ in ranks), "figures differ between ranks"
+        assert (ranks[0][0] - alone).abs().max().item() <= 1e-6
+        for ours, theirs in zip(figures, ranks[0][2], strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_ranks_equal_one_rank_under_adam(method: str, source: Path) -> None:
+    experiment = asked(method, source)
+    ((alone, _, _),) = gloo.run(1, trained, experiment)
+    two = gloo.run(2, trained, experiment)
+    assert two[0][1] == two[1][1]
+    assert (two[0][0] - alone).abs().max().item() <= 1e-6
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_resuming_at_any_step_gives_the_same_bits(method: str, source: Path) -> None:
+    experiment = asked(method, source, train__average_half_life="100", train__schedule="cosine",
+                       train__warmup_images="48", train__accumulate="2", data__flip="true")  # fmt: skip
+    whole = Run(experiment)
+    states: dict[int, Any] = {}
+    points: dict[int, float] = {}
+    for report in whole.reports():
+        states[report.images] = {file: {name: value.clone() for name, value in tensors.items()}
+                                 for file, tensors in whole.learning.tensors().items()}  # fmt: skip
+        points[report.images] = report.figures["train/learning_rate"]
+    assert sorted(states) == list(range(12, 241, 12))
+    for images in random.Random(0).sample(sorted(states)[:-1], 5):
+        again = Run(experiment)
+        again.learning.restore(states[images])
+        later = list(again.reports(images))
+        assert again.hash() == whole.hash(), f"resumed after {images} images"
+        assert {report.images: report.figures["train/learning_rate"] for report in later} == {
+            count: rate for count, rate in points.items() if count > images
+        }
+
+
+def test_a_change_in_chance_is_noticed_by_the_hash(source: Path) -> None:
+    """What the tests above stand on: another seed gives other bits."""
+    runs = [Run(asked("vae", source, train__seed=seed)) for seed in ("0", "0", "1")]
+    for run in runs:
+        list(run.reports())
+    assert runs[0].hash() == runs[1].hash() != runs[2].hash()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_accumulated_parts_equal_the_whole_batch(method: str, source: Path) -> None:
+    plain = {"train__optimizer": "sgd", "train__beta1": "0", "train__learning_rate": "1e-4"}
+    whole = Run(asked(method, source, **plain))
+    parts = Run(asked(method, source, train__accumulate="5", **plain))
+    for run in (whole, parts):
+        list(run.reports())
+    assert (whole.weights() - parts.weights()).abs().max().item() <= 1e-6
+
+
+def test_every_record_is_learned_from_once_an_epoch(source: Path) -> None:
+    run = Run(asked("ae", source, train__total_images="0", train__epochs="3"))
+    seen: Counter[int] = Counter()
+    loss = run.learning.method.loss  # type: ignore[attr-defined]
+
+    def counted(batch: Batch) -> Any:
+        seen.update(batch.record_keys.tolist())
+        return loss(batch)
+
+    for turn in run.learning.turns:
+        object.__setattr__(turn.phase, "loss", counted)
+    images = [report.images for report in run.reports()][-1]
+    records = run.stream.records
+    assert images == math.ceil(3 * records / 12) * 12
+    assert len(seen) == records
+    assert set(seen.values()) <= {3, 4}
+    assert sum(seen.values()) == images
+
+
+def test_validation_counts_each_held_out_image_once_and_moves_nothing(source: Path) -> None:
+    run = Run(asked("vae", source))
+    reports = list(run.reports())
+    assert [report.images for report in reports if report.validated] == [120, 240]
+    assert run.held_out is not None
+    assert "val/negative_elbo" in reports[-1].figures
+    unseen = Run(asked("vae", source))
+    unseen.held_out = None
+    list(unseen.reports())
+    assert unseen.hash() == run.hash()
+
+
+def test_a_vote_stops_every_rank_at_the_same_images(source: Path) -> None:
+    outcomes = gloo.run(3, stopped_by_rank_two, asked("ae", source))
+    assert len(set(outcomes)) == 1
+    images, stopped = outcomes[0]
+    assert stopped
+    assert 60 <= images <= 84
+
+
+def stopped_by_rank_two(experiment: Experiment) -> tuple[int, bool]:
+    run = Run(experiment, Ranks())
+    asked_at = iter(range(1000))
+    *_, last = run.reports(every=1000, stop_asked=lambda: run.ranks.rank == 2 and next(asked_at) >= 4)
+    return last.images, last.stopped
+
+
+def test_a_loss_that_is_no_number_ends_the_run_by_name(source: Path) -> None:
+    run = Run(asked("ae", source, train__optimizer="sgd", train__learning_rate="1e9"))
+    with pytest.raises(TrainingError, match=r"train/loss is (nan|inf) after \d+ images: lower train.learning_rate"):
+        list(run.reports())
+
+
+def test_the_average_follows_with_its_half_life(source: Path) -> None:
+    run = Run(asked("ae", source, train__average_half_life="12", train__total_images="12"))
+    first = run.weights().clone()
+    list(run.reports())
+    assert run.learning.average is not None
+    mean = torch.cat([value.flatten() for value in run.learning.average.networks.parameters()])
+    assert torch.allclose(mean, (first + run.weights()) / 2, atol=1e-7)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+    settings = asked("ae", Path("x"), train__warmup_images="120", train__schedule="cosine").train
+    rates = [settings.rate_at(images, 1200) for images in range(0, 1200, 12)]
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10] == max(rates) == 1e-3
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert settings.rate_at(1200, 1200) == pytest.approx(0)
+
+
+def test_bfloat16_and_channels_last_and_compile_train_too(source: Path) -> None:
+    run = Run(asked("ae", source, train__precision="bfloat16", train__channels_last="true",
+                    method__network__kind="conv", method__network__widths="4"))  # fmt: skip
+    reports = list(run.reports())
+    assert reports[-1].figures["train/loss"] < reports[0].figures["train/loss"]
+    assert all(value.dtype == torch.float32 for value in run.learning.method.networks.parameters())

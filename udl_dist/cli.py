@@ -1,0 +1,128 @@
+"""The `udl` command: one short function a verb, no logic. Nobody imports it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from udl_dist import __version__
+from udl_dist.errors import UdlError, UsageError
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a verb and end with its exit code: 0, 2 usage, 3 data, 4 training, 5 cluster, 130 and 143 after a signal."""
+    try:
+        parser = _parser()
+        asked, rest = parser.parse_known_args(arguments)
+        sys.exit(asked.act(asked, _flags(rest)))
+    except UdlError as error:
+        print(f"udl: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+
+
+def _train(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist import experiment, plan
+
+    if asked.help_settings:
+        return _print_settings(flags.get("method.name", "vae"))
+    if asked.job is None:
+        raise UsageError(
+            "udl train needs a job file, such as jobs/vae_digits.toml (udl train --settings lists settings)"
+        )
+    wanted = experiment.load(asked.job, flags)
+    if asked.dry_run:
+        _print(plan.plan(wanted).lines(), plan.plan(wanted).as_dict(), asked.json)
+        return 0
+    return _run(wanted, asked)
+
+
+def _run(wanted: Any, asked: argparse.Namespace) -> int:
+    from udl_dist import session
+
+    ended = session.train(wanted, sys.stderr, asked.verbose)
+    _print(ended.lines(), ended.as_dict(), asked.json)
+    return ended.exit_code
+
+
+def _pack(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist import settings
+    from udl_dist.stream import pack
+    from udl_dist.stream.settings import PackSettings
+
+    wanted = settings.from_flags(PackSettings, flags)
+    summary = pack.pack(asked.source, asked.dest, wanted, _progress("packing"))
+    _print(summary.lines(), summary.as_dict(), asked.json)
+    return 0
+
+
+def _progress(what: str) -> Any:
+    from udl_dist.terminal import Progress
+
+    return Progress(what, sys.stderr)
+
+
+def _print(lines: Sequence[str], figures: dict[str, Any], as_json: bool) -> None:
+    print(json.dumps(figures) if as_json else "\n".join(lines))
+
+
+def _print_settings(method: str) -> int:
+    from udl_dist import experiment
+
+    for name, kind, default, meaning in experiment.describe(method):
+        print(f"--{name} ({kind}; {default!r})\n      {meaning}")
+    return 0
+
+
+def _flags(rest: Sequence[str]) -> dict[str, str]:
+    """`--section.name value` and `--section.name=value` by dotted name; dashes within a name are underscores."""
+    flags: dict[str, str] = {}
+    waiting = list(rest)
+    while waiting:
+        token = waiting.pop(0)
+        if not token.startswith("--"):
+            raise UsageError(f"what is {token!r}? settings are given as --section.name value")
+        name, equals, value = token[2:].partition("=")
+        if not equals:
+            value = waiting.pop(0) if waiting and not waiting[0].startswith("--") else "true"
+        flags[name.replace("-", "_")] = value
+    return flags
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser("udl", description="Images to trained AE, VAE and GAN, on one machine or a Ray cluster.",
+                     allow_abbrev=False)  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"udl-dist {__version__}")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    train = verbs.add_parser("train", allow_abbrev=False, help="train what a job file says; again: resume",
+                             epilog="any setting: --section.name value (udl train --settings lists them)")  # fmt: skip
+    train.add_argument("job", type=Path, nargs="?", help="a job file, such as jobs/vae_digits.toml")
+    train.add_argument("--dry-run", action="store_true", help="print the plan and start nothing")
+    train.add_argument("--settings", dest="help_settings", action="store_true", help="list every setting and end")
+    train.add_argument("--verbose", action="store_true", help="show what Ray says")
+    train.set_defaults(act=_train)
+
+    pack = verbs.add_parser("pack", allow_abbrev=False, help="images into tar shards with an index",
+                            epilog="settings: --size, --channels, --fit, --format, …; see README")  # fmt: skip
+    pack.add_argument("source", help="'digits', an image folder, IDX files, or a .npy/.npz array")
+    pack.add_argument("dest", help="the folder to make")
+    pack.set_defaults(act=_pack)
+
+    for verb in (train, pack):
+        verb.add_argument("--json", action="store_true", help="print figures for machines")
+    return parser

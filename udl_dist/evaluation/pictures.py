@@ -1,0 +1,53 @@
+"""Grids that a person looks at: originals over reconstructions, generated images beside real ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from udl_dist.methods import Batch, Method
+
+LEAST_TILE = 56  # pixels; smaller images are enlarged, each pixel a square
+GAP = 2
+
+
+def draw(method: Method, batch: Batch, keys: Tensor, columns: int) -> dict[str, Image.Image]:
+    """The pictures this method can have: `reconstruction` and `samples`, by name.
+
+    `batch` holds real held-out images, at least one; `keys` the random keys of the samples, [columns**2] int64.
+    """
+    pictures = {}
+    if method.can("reconstruct"):
+        shown = batch.images[:columns]
+        rows = [shown, method.reconstruct(shown)]
+        pictures["reconstruction"] = grid(torch.cat(rows), len(shown))
+    if method.can("sample"):
+        generated, real = method.sample(keys), batch.images[: columns * columns]
+        pictures["samples"] = beside(grid(generated, columns), grid(real, columns))
+    return pictures
+
+
+def grid(images: Tensor, columns: int) -> Image.Image:
+    """Images in rows of `columns`, [N, C, H, W] floats in [-1, 1]."""
+    count, channels, height, width = images.shape
+    rows = -(-count // columns)
+    scale = max(1, -(-LEAST_TILE // max(height, width)))
+    pixels = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+    pixels = pixels.repeat(scale, axis=2).repeat(scale, axis=3).transpose(0, 2, 3, 1)
+    tall, wide = height * scale + GAP, width * scale + GAP
+    canvas = np.full((rows * tall + GAP, columns * wide + GAP, channels), 96, dtype=np.uint8)
+    for number, tile in enumerate(pixels):
+        top, left = GAP + number // columns * tall, GAP + number % columns * wide
+        canvas[top : top + height * scale, left : left + width * scale] = tile
+    return Image.fromarray(canvas.squeeze(2) if channels == 1 else canvas)
+
+
+def beside(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Two pictures with a gap between them."""
+    between = 8 * GAP
+    both = Image.new(left.mode, (left.width + between + right.width, max(left.height, right.height)), "white")
+    both.paste(left, (0, 0))
+    both.paste(right, (left.width + between, 0))
+    return both

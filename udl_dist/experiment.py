@@ -1,0 +1,151 @@
+"""An experiment, what we want: the settings of every owner joined under one dotted name each.
+
+Defaults < a TOML file < flags. Everything is strict: an unknown key names the nearest one, a key in the wrong table is
+refused, a wrong type is refused. Knows the owners' settings; knows no torch, no Ray and no method by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from udl_dist import methods, settings
+from udl_dist.errors import UsageError
+from udl_dist.evaluation.settings import EvaluateSettings
+from udl_dist.runs import RunSettings
+from udl_dist.stream.settings import DataSettings
+from udl_dist.tracking import TrackSettings
+from udl_dist.training.settings import TrainSettings
+
+SECTIONS: dict[str, type] = {
+    "data": DataSettings,
+    "train": TrainSettings,
+    "evaluate": EvaluateSettings,
+    "run": RunSettings,
+    "track": TrackSettings,
+}
+# What may differ between a run and its resumption, because the weights after n images do not depend on it.
+FREE_ON_RESUME = ("run.", "track.", "evaluate.", "data.readers", "data.cache", "train.total_images", "train.epochs",
+                  "train.report_images")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment. `method` is the settings dataclass of the method called `method_name`."""
+
+    method_name: str
+    method: Any
+    data: DataSettings
+    train: TrainSettings
+    evaluate: EvaluateSettings
+    run: RunSettings
+    track: TrackSettings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting, defaults spelled out; `from_dict` reads it back."""
+        method = {"name": self.method_name, **settings.to_dict(self.method)}
+        return {"method": method, **{name: settings.to_dict(getattr(self, name)) for name in SECTIONS}}
+
+    def to_toml(self) -> str:
+        """The same as a TOML file that can be fed back."""
+        return tomli_w.dumps(self.to_dict())
+
+    def replace(self, **changes: Any) -> Experiment:
+        """A copy with other sections."""
+        return dataclasses.replace(self, **changes)
+
+
+def load(path: Path | None, flags: Mapping[str, str]) -> Experiment:
+    """Read a job file (none: only flags) and apply flags, dotted names with their values as text."""
+    values = _read(path) if path else {}
+    if path and not values.get("run", {}).get("folder"):
+        values.setdefault("run", {})["folder"] = f"runs/{path.stem}"
+    flat = settings.flatten(values)
+    name = flags.get("method.name", flat.get("method.name"))
+    kinds = _kinds(_method(name).Settings)
+    for dotted, text in flags.items():
+        if dotted not in kinds:
+            raise UsageError(f"unknown setting {dotted}: {_nearest(dotted, list(kinds))}")
+        flat[dotted] = settings.from_text(kinds[dotted], text)
+    return from_dict(settings.nest(flat))
+
+
+def from_dict(values: Mapping[str, Any]) -> Experiment:
+    """Build and check an experiment from nested plain values; raise UsageError with one line."""
+    tables = ["method", *SECTIONS]
+    for table, content in values.items():
+        if table not in tables:
+            raise UsageError(f"unknown table [{table}]: {settings.nearest(table, tables)}")
+        if not isinstance(content, Mapping):
+            raise UsageError(f"{table} is a table of settings, not {content!r}")
+    method_table = dict(values.get("method", {}))
+    name = method_table.pop("name", None)
+    method_settings = _method(name).Settings
+    _refuse_misplaced(values, method_settings)
+    sections: dict[str, Any] = {
+        section: settings.from_dict(owner, values.get(section, {}), f"{section}.")
+                for section, owner in SECTIONS.items()}  # fmt: skip
+    return Experiment(name, settings.from_dict(method_settings, method_table, "method."), **sections)
+
+
+def differences(old: Experiment, new: Experiment) -> list[str]:
+    """What differs between two experiments that a resumed run must not change, as `name: old, now new`."""
+    before, after = settings.flatten(old.to_dict()), settings.flatten(new.to_dict())
+    names = sorted(set(before) | set(after))
+    return [f"{name} was {before.get(name)!r}, now {after.get(name)!r}" for name in names
+            if before.get(name) != after.get(name) and not name.startswith(FREE_ON_RESUME)]  # fmt: skip
+
+
+def describe(method_name: str) -> Iterator[tuple[str, str, Any, str]]:
+    """Every setting of an experiment with that method: (dotted name, type, default, meaning)."""
+    yield "method.name", " or ".join(methods.names()), method_name, "what is learned"
+    yield from settings.describe(_method(method_name).Settings, "method.")
+    for section, owner in SECTIONS.items():
+        yield from settings.describe(owner, f"{section}.")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"no such job file: {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read job file {path}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is no TOML: {error}") from None
+
+
+def _method(name: Any) -> type[methods.Method]:
+    if not isinstance(name, str):
+        asked = "is missing" if name is None else f"must be text, not {name!r}"
+        raise UsageError(f"method.name {asked}: there are {', '.join(methods.names())}")
+    return methods.find(name)
+
+
+def _kinds(method_settings: type) -> dict[str, Any]:
+    """The type of every setting by its dotted name."""
+    kinds: dict[str, Any] = {"method.name": str}
+    for section, owner in {"method": method_settings, **SECTIONS}.items():
+        kinds |= settings.kinds(owner, f"{section}.")
+    return kinds
+
+
+def _nearest(dotted: str, known: Sequence[str]) -> str:
+    """The nearest dotted name: one of the same last part in another table before one that is merely spelled alike."""
+    last = dotted.rsplit(".", 1)[-1]
+    namesakes = [name for name in known if name.rsplit(".", 1)[-1] == last]
+    return f"did you mean {namesakes[0]}?" if namesakes else settings.nearest(dotted, list(known))
+
+
+def _refuse_misplaced(values: Mapping[str, Any], method_settings: type) -> None:
+    """A key in the wrong table gets the name of the right one (never ignored)."""
+    kinds = _kinds(method_settings)
+    for dotted in settings.flatten(values):
+        if dotted not in kinds and not any(known.startswith(dotted + ".") for known in kinds):
+            raise UsageError(f"unknown setting {dotted}: {_nearest(dotted, list(kinds))}")

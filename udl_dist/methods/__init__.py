@@ -1,0 +1,149 @@
+"""What is learned: the contract that every method keeps, and how a method is found by its name.
+
+One file, one method. A file of this folder, or a module that an installed package names in the entry-point group
+`udl_dist.methods`, holds one subclass of `Method` with its own `Settings`. A method knows its networks and its losses;
+it knows no optimiser, device, rank, file or Ray. PyTorch is imported when a network is built or a loss is run, not
+before: settings are read, refused and counted without it (importing torch alone takes 1.5 s).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from udl_dist.errors import UsageError
+from udl_dist.settings import nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from udl_dist.networks import Network
+
+    Losses = tuple[Tensor, dict[str, Tensor]]
+
+Shape = tuple[int, int, int]  # C, H, W of an image
+
+HELPERS = ("chance",)  # files of this folder that hold no method
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images and what chance may depend on, so that no draw depends on a rank, a reader or a restart.
+
+    `keys` differ by (seed, epoch, record), `record_keys` by (seed, record) alone: a draw from the latter stays the same
+    in every epoch (static binarisation). `seen` counts the images of all ranks before this step.
+    """
+
+    images: Tensor  # [B, C, H, W] float in [-1, 1]
+    keys: Tensor  # [B] int64
+    record_keys: Tensor  # [B] int64
+    seen: int
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Whose turn it is: the networks that learn, the loss they minimise, and how often (every n-th step).
+
+    The loss is `(batch) -> (scalar to minimise, {name: scalar to plot})`; both are means over the images of the batch.
+    It must reach every parameter of the networks it trains: DDP waits for all of them.
+    """
+
+    trains: tuple[str, ...]
+    loss: Callable[[Batch], Losses]
+    every: int = 1
+    rate: float = 1.0  # factor on train.learning_rate
+
+
+class Method:
+    """A method: named networks, phases, and what it can do. Not an nn.Module itself; `networks` is one.
+
+    A subclass sets `Settings` (a frozen dataclass made of `setting(...)`), describes its networks, lists its phases,
+    and defines those of encode, decode, reconstruct, sample, measure that make sense for it.
+    """
+
+    Settings: ClassVar[type]
+    best: ClassVar[str] = ""  # the measured figure whose least value marks the best checkpoint; "" if there is none
+    networks: nn.ModuleDict
+
+    def __init__(self, settings: Any, shape: Shape) -> None:
+        self.settings = settings
+        self.shape = shape
+
+    def describe(self) -> Mapping[str, Network]:
+        """The networks by name, as descriptions that are counted and built; needs no torch."""
+        raise NotImplementedError
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases in the order in which they take turns within a step."""
+        raise NotImplementedError
+
+    def averaged(self) -> tuple[str, ...]:
+        """The networks that the moving average follows; all of them unless a method says otherwise."""
+        return tuple(self.describe())
+
+    def build(self) -> None:
+        """Make `networks`, initialised from torch's current random state, on the CPU."""
+        from torch import nn
+
+        self.networks = nn.ModuleDict({name: network.build() for name, network in self.describe().items()})
+
+    def can(self, ability: str) -> bool:
+        """Whether this method defines `encode`, `decode`, `sample` or `measure`; `reconstruct` follows from two."""
+        if getattr(type(self), ability) is not getattr(Method, ability):
+            return True
+        return ability == "reconstruct" and self.can("encode") and self.can("decode")
+
+    def encode(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, Z]
+        """The latents of images, without chance (a VAE gives the mean)."""
+        raise NotImplementedError
+
+    def decode(self, latents: Tensor) -> Tensor:  # [B, Z] -> [B, C, H, W] in [-1, 1]
+        """The images of latents."""
+        raise NotImplementedError
+
+    def reconstruct(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> the same
+        """Images through the method and back, without chance."""
+        return self.decode(self.encode(images))
+
+    def sample(self, keys: Tensor) -> Tensor:  # [N] int64 -> [N, C, H, W] in [-1, 1]
+        """New images, one for each random key: the same key gives the same image."""
+        raise NotImplementedError
+
+    def measure(self, batch: Batch) -> dict[str, Tensor]:  # each [B]
+        """Held-out figures, one value an image, so that a mean over any share of the data is exact."""
+        raise NotImplementedError
+
+
+def names() -> list[str]:
+    """The methods there are: files of this folder, then entry points of installed packages."""
+    return sorted({*_here(), *_installed()})
+
+
+def find(name: str) -> type[Method]:
+    """The method class called `name`; raise UsageError with the nearest name if there is none.
+
+    Only a file of this folder or an entry point of an installed package is ever imported: a job file cannot name code.
+    A file of this folder is never replaced by a package that gives its method the same name.
+    """
+    module_name = _here().get(name) or _installed().get(name)
+    if module_name is None:
+        raise UsageError(f"unknown method.name {name!r}: {nearest(name, names())}")
+    module = importlib.import_module(module_name)
+    classes = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Method)]
+    found = [value for value in classes if value.__module__ == module.__name__]
+    if len(found) != 1:
+        raise UsageError(f"method {name}: {module_name} must define one subclass of Method, found {len(found)}")
+    return found[0]
+
+
+def _here() -> dict[str, str]:
+    return {module.name: f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__)
+            if module.name not in HELPERS}  # fmt: skip
+
+
+def _installed() -> dict[str, str]:
+    return {entry.name: entry.module for entry in importlib.metadata.entry_points(group="udl_dist.methods")}

@@ -1,0 +1,162 @@
+"""The variational autoencoder (Kingma & Welling 2014): a latent distribution for each image, a bound on its likelihood.
+
+Every figure is in nats per image and holds all constants, so `negative_elbo` can be set beside published ones.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from udl_dist.errors import UsageError
+from udl_dist.methods import Batch, Method, Phase, Shape, chance
+from udl_dist.networks import Network, NetworkSettings, decoder, encoder
+from udl_dist.networks.layers import Bias
+from udl_dist.settings import setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from udl_dist.methods import Losses
+
+LOGVAR_BOUND = 20.0
+LOGSIGMA_FLOOR = -6.0
+
+
+@dataclass(frozen=True)
+class VAESettings:
+    """What a variational autoencoder is made of."""
+
+    latent_dim: int = setting(32, "dimensions of the latent", low=1)
+    network: NetworkSettings = setting(NetworkSettings, "the encoder; the decoder mirrors it")
+    likelihood: Literal["bernoulli", "gaussian"] = setting("bernoulli", "the distribution of a pixel given the latent")
+    binarise: Literal["none", "static", "epoch"] = setting(
+        "none", "bernoulli: pixels are drawn black or white, once for all epochs or anew in each; none leaves them grey"
+    )
+    variance: Literal["fixed", "learned"] = setting("fixed", "gaussian: whether `sigma` is learned, one for all pixels")
+    sigma: float = setting(1.0, "gaussian: deviation of a pixel in [-1, 1], or where a learned one starts", above=0)
+    beta: float = setting(1.0, "weight of the KL (Higgins et al. 2017)", low=0)
+    warmup_images: int = setting(0, "images over which the weight of the KL grows from 0 to beta", low=0)
+    free_bits: float = setting(0.0, "nats of KL that each latent dimension of an image may have for nothing", low=0)
+
+
+class VariationalAutoencoder(Method):
+    """Minimises -E log p(x|z) + weight · KL(q(z|x) ‖ N(0, 1)), with one draw of z for each image.
+
+    Bernoulli: a pixel in [-1, 1] stands for a probability (x + 1) / 2. Binarised, `negative_elbo` bounds -log p of the
+    drawn image. With `binarise = "none"` it is a cross-entropy and no likelihood: the Bernoulli lacks its normalising
+    constant on grey values (Loaiza-Ganem & Cunningham 2019), and the least it can be is the entropy of the pixels.
+    Gaussian: a density of pixels in [-1, 1]; of pixels in [0, 1] it is C·H·W·log 2 nats less. A learned deviation is
+    one number for all pixels, as in σ-VAE (Rybkin et al. 2021), where it beats one for each pixel.
+    Free bits are max(λ, KLⱼ) for each image and dimension, so that the loss stays a mean over images at any batch size;
+    Kingma et al. 2016, eq. 15, take the mean over the batch inside the maximum.
+    """
+
+    Settings = VAESettings
+    best = "negative_elbo"
+    settings: VAESettings
+
+    def __init__(self, settings: VAESettings, shape: Shape) -> None:
+        super().__init__(settings, shape)
+        _refuse_nonsense(settings)
+
+    def describe(self) -> dict[str, Network]:
+        settings = self.settings
+        networks = {"encoder": encoder(settings.network, self.shape, 2 * settings.latent_dim),
+                    "decoder": decoder(settings.network, settings.latent_dim, self.shape)}  # fmt: skip
+        if settings.variance == "learned":
+            networks["logsigma"] = Network((1,), (Bias(1, math.log(settings.sigma)),))
+        return networks
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase(tuple(self.describe()), self.loss),)
+
+    def loss(self, batch: Batch) -> Losses:
+        """The weighted bound to be minimised; plotted are the true terms, without weight, warm-up or free bits."""
+        reconstruction, kls = self._terms(batch)
+        kl = kls.sum(1).mean()
+        paid = kls.clamp(min=self.settings.free_bits).sum(1).mean() if self.settings.free_bits else kl
+        plots = {"reconstruction": reconstruction.mean(), "kl": kl, "negative_elbo": reconstruction.mean() + kl}
+        if self.settings.variance == "learned":
+            plots["sigma"] = self._logsigma(batch.images).exp().mean()
+        return reconstruction.mean() + self.kl_weight(batch.seen) * paid, plots
+
+    def kl_weight(self, seen: int) -> float:
+        """The weight of the KL after `seen` images."""
+        grown = min(1.0, seen / self.settings.warmup_images) if self.settings.warmup_images else 1.0
+        return self.settings.beta * grown
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:  # [B, C, H, W] -> [B, Z], [B, Z]
+        """The mean and log-variance of q(z|x)."""
+        mean, logvar = self.networks["encoder"](images).to(images.dtype).chunk(2, 1)
+        # A smooth bound: exp(logvar) cannot overflow early in training, and no gradient is cut to zero as by a clamp.
+        return mean, LOGVAR_BOUND * (logvar / LOGVAR_BOUND).tanh()
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.posterior(images)[0]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self._mean(self.networks["decoder"](latents))
+
+    def sample(self, keys: Tensor) -> Tensor:
+        return self.decode(chance.normal(keys, "latent", (self.settings.latent_dim,)))
+
+    def measure(self, batch: Batch) -> dict[str, Tensor]:
+        """The bound and its terms with full weight, and the squared error per pixel in [0, 1] of `reconstruct`."""
+        reconstruction, kls = self._terms(batch)
+        squares = (self.reconstruct(batch.images) - batch.images).div(2).square().flatten(1)
+        kl = kls.sum(1)
+        return {"negative_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl,
+                "mse": squares.mean(1)}  # fmt: skip
+
+    def targets(self, batch: Batch) -> Tensor:  # -> [B, C, H, W]
+        """The images that are explained: as they are, or each pixel drawn to be -1 or 1."""
+        if self.settings.binarise == "none":
+            return batch.images
+        keys = batch.record_keys if self.settings.binarise == "static" else batch.keys
+        draw = chance.uniform(keys, "binarise", tuple(batch.images.shape[1:]))
+        return (draw < (batch.images + 1) / 2).to(batch.images.dtype) * 2 - 1
+
+    def _terms(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """-log p(x|z) of each image, [B], and the KL of each image and dimension, [B, Z]."""
+        images = self.targets(batch)
+        mean, logvar = self.posterior(images)
+        noise = chance.normal(batch.keys, "latent", (self.settings.latent_dim,)).to(mean.dtype)
+        output = self.networks["decoder"](mean + (logvar / 2).exp() * noise).to(images.dtype)
+        # Kingma & Welling 2014, eq. 10: both Gaussians diagonal, so the KL is closed.
+        return self._surprise(images, output), (mean.square() + logvar.exp() - 1 - logvar) / 2
+
+    def _surprise(self, images: Tensor, output: Tensor) -> Tensor:  # -> [B]
+        from torch.nn import functional
+
+        if self.settings.likelihood == "bernoulli":
+            pixels = functional.binary_cross_entropy_with_logits(output, (images + 1) / 2, reduction="none")
+        else:
+            logsigma = self._logsigma(images)
+            scaled = (images - output.tanh()) * (-logsigma).exp()
+            pixels = scaled.square() / 2 + logsigma + math.log(2 * math.pi) / 2
+        return pixels.flatten(1).sum(1)
+
+    def _logsigma(self, images: Tensor) -> Tensor:
+        if self.settings.variance == "fixed":
+            return images.new_tensor(math.log(self.settings.sigma))
+        from torch.nn import functional
+
+        # The density of images that are reproduced exactly has no bound: a soft floor, as in Rybkin et al. 2021.
+        free = self.networks["logsigma"](images.new_zeros(1))
+        return LOGSIGMA_FLOOR + functional.softplus(free - LOGSIGMA_FLOOR)
+
+    def _mean(self, output: Tensor) -> Tensor:
+        # 2 sigmoid(a) - 1 = tanh(a / 2)
+        return (output / 2).tanh() if self.settings.likelihood == "bernoulli" else output.tanh()
+
+
+def _refuse_nonsense(settings: VAESettings) -> None:
+    default = VAESettings()
+    theirs = ("variance", "sigma") if settings.likelihood == "bernoulli" else ("binarise",)
+    for name in theirs:
+        if getattr(settings, name) != getattr(default, name):
+            raise UsageError(f"method.{name} has no meaning when method.likelihood is {settings.likelihood}")
+    if settings.warmup_images and not settings.beta:
+        raise UsageError("method.warmup_images has no meaning when method.beta is 0")

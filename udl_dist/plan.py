@@ -1,0 +1,94 @@
+"""What a run will do, known before it starts: records, steps, shares, parameters, memory. Needs no torch, no Ray."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import ceil
+
+from udl_dist import methods
+from udl_dist.errors import UsageError
+from udl_dist.experiment import Experiment
+from udl_dist.stream.survey import survey
+
+FLOAT_BYTES = 4
+# A rank before it has a network: Python, torch and Ray, measured as the resident memory of an idle worker.
+IDLE_BYTES = 450 * 2**20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The figures of a plan; `memory_bytes` is an estimate of one rank's peak, on its device and its host together."""
+
+    folder: str
+    method: str
+    source: str
+    packed: bool
+    records: int
+    held_out_records: int
+    shards: int
+    workers: int
+    batch_size: int
+    images_per_rank: tuple[int, int]  # least and most of one step
+    steps: int
+    total_images: int
+    parameters: dict[str, int]
+    flops_per_image: int  # multiply-adds of one forward through every network
+    memory_bytes: int
+
+    def lines(self) -> list[str]:
+        """The plan for a person."""
+        least, most = self.images_per_rank
+        share = str(least) if least == most else f"{least} to {most}"
+        networks = ", ".join(f"{name} {count:,}" for name, count in self.parameters.items())
+        seen = "" if self.packed else " (not packed yet: an estimate)"
+        return [
+            f"run folder   {self.folder}",
+            f"data         {self.source}: {self.records:,} records in {self.shards} shards, "
+            f"{self.held_out_records:,} held out{seen}",
+            f"method       {self.method}: {sum(self.parameters.values()):,} parameters ({networks})",
+            f"steps        {self.steps:,} of {self.batch_size} images, {self.total_images:,} images in all",
+            f"workers      {self.workers}, {share} images each a step",
+            f"memory       about {self.memory_bytes / 2**20:,.0f} MiB a worker",
+        ]
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def plan(experiment: Experiment) -> Plan:
+    """Work out the plan; raise UsageError or DataError for whatever can be refused before a machine is taken."""
+    train, workers = experiment.train, experiment.run.workers
+    if train.batch_size < workers * train.accumulate:
+        parts = f" x train.accumulate = {train.accumulate}" if train.accumulate > 1 else ""
+        raise UsageError(f"train.batch_size = {train.batch_size} is less than run.workers = {workers}{parts}: "
+                         "every worker needs an image in every step")  # fmt: skip
+    seen = survey(experiment.data)
+    if 0 < seen.held_out_records < workers:
+        raise UsageError(f"{seen.held_out_records} held-out images cannot be shared by run.workers = {workers}: "
+                         "raise data.held_out_fraction")  # fmt: skip
+    method = methods.find(experiment.method_name)(experiment.method, experiment.data.shape)
+    networks = method.describe()
+    total = train.length(seen.records)
+    share = ceil(train.batch_size / workers)
+    parameters = {name: network.parameters for name, network in networks.items()}
+    # Weights, gradients and the optimiser's two moments; the moving average is one more copy.
+    copies = 4 + bool(train.average_half_life)
+    rows = ceil(share / train.accumulate)
+    activations = rows * sum(network.activations for network in networks.values())
+    return Plan(
+        folder=experiment.run.folder,
+        method=experiment.method_name,
+        source=experiment.data.source,
+        packed=seen.packed,
+        records=seen.records,
+        held_out_records=seen.held_out_records,
+        shards=seen.shards,
+        workers=workers,
+        batch_size=train.batch_size,
+        images_per_rank=(train.batch_size // workers, share),
+        steps=total // train.batch_size,
+        total_images=total,
+        parameters=parameters,
+        flops_per_image=sum(network.flops for network in networks.values()),
+        memory_bytes=IDLE_BYTES + FLOAT_BYTES * (copies * sum(parameters.values()) + activations),
+    )

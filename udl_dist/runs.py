@@ -1,0 +1,141 @@
+"""A run is a folder: its lock, what was asked, its curves, its messages, its result. Knows no torch, Ray or method.
+
+The folder is the only channel between the process that trains and whoever watches: a terminal, a status command and a
+report read the same files, so nothing is shown that is not kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from udl_dist.errors import UdlError, UsageError
+from udl_dist.settings import setting
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    folder: str = setting("", "where everything of the run lies; empty: runs/ and the job file's name")
+    workers: int = setting(1, "DDP workers, one a GPU, or one a CPU core where there is no GPU", low=1)
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: GPUs if the cluster has any")
+    cpus_per_worker: int = setting(1, "CPU cores that each worker takes", low=1)
+    address: str = setting("", "a Ray cluster to join; empty: a private Ray on this machine, ended with the run")
+    max_failures: int = setting(3, "times that Ray starts the workers again after one dies", low=0)
+    checkpoint_images: int = setting(0, "images between checkpoints; 0: at each validation", low=0)
+    keep_checkpoints: int = setting(2, "newest checkpoints that are kept, beside the best one", low=1)
+    best: str = setting("", "held-out figure whose least value marks the best checkpoint; empty: the method's own")
+
+
+class RunFolder:
+    """The paths of a run and the acts on them."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path).absolute()
+        self.experiment = self.path / "experiment.toml"
+        self.curves = self.path / "curves.jsonl"
+        self.messages = self.path / "messages.log"
+        self.result = self.path / "result.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.pictures = self.path / "pictures"
+        self._lock = self.path / "lock"
+        self._stop = self.path / "stop"
+        self._failure = self.path / "failure.json"
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Create the folder and hold it as long as this process lives; raise UsageError if another run does."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = self._lock.open("a+")
+        except OSError as error:
+            raise UsageError(f"cannot write the run folder {self.path}: {error.strerror}; choose another --run.folder"
+                             ) from None  # fmt: skip
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system, however this process ends
+            except OSError:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise UsageError(f"{self.path} is in use by {owner}: wait, stop it, or choose another --run.folder"
+                                 ) from None  # fmt: skip
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            for left in (self._stop, self._failure):
+                left.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                file.truncate(0)
+
+    def ask_stop(self) -> None:
+        """Ask the run to write a checkpoint and end; heard by rank 0 wherever the folder is seen."""
+        self._stop.touch()
+
+    def stop_asked(self) -> bool:
+        return self._stop.exists()
+
+    def say(self, line: str) -> None:
+        """Keep one line for people."""
+        with self.messages.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+
+    def add_point(self, images: int, figures: dict[str, float]) -> None:
+        """Append one point to the curves."""
+        with self.curves.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"images": images, **figures}) + "\n")
+
+    def points(self) -> list[dict[str, float]]:
+        """Every point of the curves; a last line torn by a kill is left out."""
+        if not self.curves.exists():
+            return []
+        points = []
+        for line in self.curves.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                points.append(json.loads(line))
+        return points
+
+    def rewind(self, images: int) -> int:
+        """Forget the points after `images`, which will come again; return the images of the last point there was."""
+        points = self.points()
+        kept = [json.dumps(point) + "\n" for point in points if point["images"] <= images]
+        if self.curves.exists():
+            write_whole(self.curves, "".join(kept))
+        return max((int(point["images"]) for point in points), default=0)
+
+    def fail(self, error: UdlError) -> None:
+        """Keep why the run cannot go on; the first refusal stands, those that follow are its echoes."""
+        with contextlib.suppress(FileExistsError), self._failure.open("x", encoding="utf-8") as file:
+            json.dump({"exit_code": error.exit_code, "message": str(error)}, file)
+
+    def failure(self) -> tuple[int, str] | None:
+        """The exit code and message of `fail`, if the run has failed."""
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            kept = json.loads(self._failure.read_text(encoding="utf-8"))
+            return int(kept["exit_code"]), str(kept["message"])
+        return None
+
+    def finish(self, result: dict[str, Any]) -> None:
+        write_whole(self.result, json.dumps(result, indent=1))
+
+    def finished(self) -> dict[str, Any] | None:
+        """What the run ended with, or None while it has not."""
+        return dict(json.loads(self.result.read_text())) if self.result.exists() else None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there whole or as it was before."""
+    temporary = path.with_name(f".{path.name}.writing")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

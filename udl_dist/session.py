@@ -1,0 +1,99 @@
+"""One `udl train` from what was asked to what came out: data made ready, folder held, launched, told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from udl_dist import experiment as experiments
+from udl_dist.errors import UsageError
+from udl_dist.experiment import Experiment
+from udl_dist.plan import Plan, plan
+from udl_dist.runs import RunFolder, write_whole
+from udl_dist.stream.prepare import Prepared, prepare
+from udl_dist.terminal import Progress, Terminal
+from udl_dist.tracking import read_key
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended: `images` seen, held-out figures, and the signal that stopped it, 0 if none did."""
+
+    folder: Path
+    images: int
+    figures: dict[str, float]
+    signal: int = 0
+    complete: bool = True
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + self.signal if self.signal and not self.complete else 0
+
+    def lines(self) -> list[str]:
+        """The end for a person: figures, where everything lies, what to do next."""
+        held_out = [f"  {name} {value:.5g}" for name, value in self.figures.items() if name.startswith("val/")]
+        state = "complete" if self.complete else "stopped; the same command goes on"
+        places = ("experiment.toml", "curves.jsonl", "pictures", "checkpoints")
+        there = ", ".join(place for place in places if (self.folder / place).exists())
+        return [
+            f"{self.folder}: {state} after {self.images:,} images",
+            *held_out,
+            f"  in it: {there}",
+            f"  look at {self.folder / 'pictures'}; train further: --train.total_images or --train.epochs",
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"folder": str(self.folder), "images": self.images, "complete": self.complete, "figures": self.figures}
+
+
+def train(experiment: Experiment, out: TextIO, verbose: bool = False) -> Ended:
+    """Run or resume `experiment` in its folder; what a person should see while it runs goes to `out`."""
+    if not experiment.run.folder:
+        raise UsageError("run.folder is empty: give --run.folder")
+    folder = RunFolder(experiment.run.folder)
+    experiment = replace(experiment, run=replace(experiment.run, folder=str(folder.path)))
+    if experiment.track.key_file:
+        read_key(experiment.track)
+    with folder.held():
+        _refuse_another(folder, experiment)
+        prepared = prepare(experiment.data, Progress("packing", out))
+        planned = plan(experiment)
+        if (ended := _finished(folder, planned)) is not None:
+            return ended
+        write_whole(folder.experiment, experiment.to_toml())
+        return _launch(folder, experiment, prepared, planned, out, verbose)
+
+
+def _launch(
+    folder: RunFolder, experiment: Experiment, prepared: Prepared, planned: Plan, out: TextIO, verbose: bool
+) -> Ended:
+    from udl_dist import launch
+
+    terminal = Terminal(folder, planned.total_images, out)
+    for line in planned.lines():
+        terminal.say(line)
+    result = launch.run(experiment, prepared, terminal, verbose)
+    ended = Ended(folder.path, result["images"], result["figures"], result["signal"], not result["stopped"])
+    if ended.complete:
+        folder.finish({"images": ended.images, "figures": ended.figures})
+    return ended
+
+
+def _refuse_another(folder: RunFolder, experiment: Experiment) -> None:
+    """A folder that holds another experiment is left as it is; what differs is named with both values."""
+    if not folder.experiment.exists():
+        return
+    before = experiments.load(folder.experiment, {})
+    if differing := experiments.differences(before, experiment):
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise UsageError(f"{folder.path} holds another experiment: {'; '.join(differing[:3])}{more}: "
+                         "choose another --run.folder, or the settings it was started with")  # fmt: skip
+
+
+def _finished(folder: RunFolder, planned: Plan) -> Ended | None:
+    """The end of a run that is complete already, unless more images are asked of it now."""
+    result = folder.finished()
+    if result is None or result["images"] < planned.total_images:
+        return None
+    return Ended(folder.path, result["images"], result["figures"])

@@ -1,0 +1,171 @@
+"""What a setting is: a field of a frozen dataclass with a default, a meaning and a range.
+
+Owners declare their settings with `setting(...)`; this file turns plain dicts (a TOML file, flags, a search axis) into
+such dataclasses and back, strictly: one converter for every way in, so a value is refused in the same words everywhere.
+It knows no owner, no file and no flag.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from udl_dist.errors import UsageError
+
+T = TypeVar("T")
+
+
+def setting(default: Any, meaning: str, *, low: float | None = None, above: float | None = None,
+            high: float | None = None) -> Any:  # fmt: skip
+    """Declare a setting: its default, one line of meaning, and bounds (`low` and `high` are allowed, `above` is not).
+
+    Bounds hold for each entry of a tuple. A dataclass as default (the class itself) makes a nested table.
+    """
+    metadata = {"meaning": meaning, "low": low, "above": above, "high": high}
+    if isinstance(default, type):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+    """Build the dataclass `cls` from nested plain values; raise UsageError on an unknown name, type or range."""
+    known = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            raise UsageError(f"unknown setting {prefix}{name}: {nearest(name, known)}")
+    hints = get_type_hints(cls)
+    return cls(**{name: _value(hints[name], value, prefix + name, known[name].metadata)
+                  for name, value in values.items()})  # fmt: skip
+
+
+def from_flags(cls: type[T], flags: Mapping[str, str]) -> T:
+    """Build the dataclass `cls` from flags, dotted names with their values as text."""
+    known = kinds(cls)
+    return from_dict(cls, nest({name: from_text(known[name], text) if name in known else text
+                                for name, text in flags.items()}))  # fmt: skip
+
+
+def kinds(cls: type, prefix: str = "") -> dict[str, Any]:
+    """The type of every setting below `cls` by its dotted name."""
+    found: dict[str, Any] = {}
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        kind = hints[field.name]
+        below = dataclasses.is_dataclass(kind)
+        found |= kinds(kind, f"{prefix}{field.name}.") if below else {prefix + field.name: kind}
+    return found
+
+
+def from_text(kind: Any, text: str) -> Any:
+    """The value of a flag: TOML where the type asks for it, so `[64, 32]`, `64,32`, `1e-3` and `true` all work."""
+    if kind is str or (get_origin(kind) is Literal and all(isinstance(choice, str) for choice in get_args(kind))):
+        return text
+    bracketed = f"[{text}]" if get_origin(kind) is tuple and not text.startswith("[") else text
+    try:
+        return tomllib.loads(f"value = {bracketed}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # the converter refuses it by name
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """The plain nested dict of a settings dataclass, every default spelled out; `from_dict` reads it back."""
+    return {field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one dict with dotted names: `{"train": {"seed": 1}}` becomes `{"train.seed": 1}`."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat.update(flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value})
+    return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`; a name that is both a value and a table is refused."""
+    nested: dict[str, Any] = {}
+    for dotted, value in flat.items():
+        *tables, name = dotted.split(".")
+        table = nested
+        for part in tables:
+            table = table.setdefault(part, {})
+            if not isinstance(table, dict):
+                raise UsageError(f"{dotted}: {part} is a value, not a table")
+        table[name] = value
+    return nested
+
+
+def describe(cls: type, prefix: str = "") -> Iterator[tuple[str, str, Any, str]]:
+    """Every setting below `cls` as (dotted name, type in words, default, meaning), for help texts."""
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        kind = hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            yield from describe(kind, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+        else:
+            yield prefix + field.name, in_words(kind), field.default, field.metadata.get("meaning", "")
+
+
+def nearest(name: str, known: Mapping[str, Any] | list[str]) -> str:
+    """What to do about a name nobody knows: the nearest one, else all of them."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+
+
+def in_words(kind: Any) -> str:
+    """A type as a person reads it."""
+    if get_origin(kind) is Literal:
+        return " or ".join(repr(choice) for choice in get_args(kind))
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(in_words(part) for part in get_args(kind))
+    if get_origin(kind) is tuple:
+        return f"a list of {in_words(get_args(kind)[0])}s"
+    names = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "nothing"}
+    return names.get(kind, str(kind))
+
+
+def _value(kind: Any, value: Any, name: str, limits: Mapping[str, Any]) -> Any:
+    """`value` as `kind`, or a UsageError that names the setting."""
+    if dataclasses.is_dataclass(kind):
+        if dataclasses.is_dataclass(value):
+            return value
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{name} is a table of settings, not {value!r}")
+        return from_dict(kind, value, name + ".")  # type: ignore[arg-type]
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(_value(get_args(kind)[0], entry, name, limits) for entry in value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if not _fits(kind, value):
+        raise UsageError(f"{name} must be {in_words(kind)}, not {value!r}")
+    if type(value) in (int, float):
+        _check_range(value, name, limits)
+    return value
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) in (Union, types.UnionType):
+        return any(_fits(part, value) for part in get_args(kind))
+    return type(value) is kind  # not isinstance: true is no whole number
+
+
+def _check_range(value: float, name: str, limits: Mapping[str, Any]) -> None:
+    if value != value or value in (float("inf"), float("-inf")):
+        raise UsageError(f"{name} must be a finite number, not {value}")
+    if limits.get("low") is not None and value < limits["low"]:
+        raise UsageError(f"{name} must be at least {limits['low']}, not {value}")
+    if limits.get("above") is not None and value <= limits["above"]:
+        raise UsageError(f"{name} must be greater than {limits['above']}, not {value}")
+    if limits.get("high") is not None and value > limits["high"]:
+        raise UsageError(f"{name} must be at most {limits['high']}, not {value}")
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value

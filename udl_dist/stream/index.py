@@ -1,0 +1,160 @@
+"""The file `index.udl`: where each record of a set of shards lies, its checksum, its label and its key.
+
+    preamble   8 bytes magic, u32 version, u32 bytes of the header, u64 XXH3-64 of the header; little endian throughout
+    header     JSON: the shards, the classes, where the images come from, and a fingerprint of all that follows
+    rows       32 bytes a record, from the next multiple of 64, shard after shard
+    keys       the keys of all records, UTF-8, without separators
+
+Opening reads the header alone, so it costs what the number of shards costs. The rows of a shard are checked when the shard
+is first read. The checksum of a payload is CRC32C: 32 bits fit the row, any burst of up to 32 bits is caught for certain,
+and processors and object stores compute it themselves. Knows the layout and nothing of tars or images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from udl_dist.errors import DataError
+from udl_dist.stream.settings import Shape
+
+NAME = "index.udl"
+MAGIC, VERSION = b"UDLINDEX", 1
+PREAMBLE = struct.Struct("<8sIIQ")
+ROW = np.dtype([("offset", "<u8"), ("length", "<u4"), ("checksum", "<u4"), ("key_hash", "<u8"), ("key_end", "<u4"),
+                ("label", "<i4")])  # fmt: skip
+AGAIN = "delete the index and build it again"
+
+
+@dataclass(frozen=True)
+class About:
+    """Where images come from and how they were packed."""
+
+    source: str = ""
+    license: str = ""
+    classes: tuple[str, ...] = ()  # the names of labels 0, 1, …
+    format: str = ""  # of every record, if `pack` wrote them
+    shape: Shape | None = None  # C, H, W of every record, likewise
+    left_out: int = 0  # images that `pack` was told to skip
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar: its name beside the index (or its absolute path), its size, and what the index holds of it."""
+
+    name: str
+    shard_bytes: int
+    records: int
+    key_bytes: int
+    rows_hash: str
+    ignored: int  # members that belong to no record or are never read
+
+
+class Index:
+    """An opened index; `open` is the way in. Rows stay on disk and are mapped."""
+
+    def __init__(self, path: Path, about: About, shards: tuple[Shard, ...], fingerprint: str, rows_start: int) -> None:
+        self.path, self.about, self.shards, self.fingerprint = path, about, shards, fingerprint
+        self.starts = np.cumsum([0] + [shard.records for shard in shards])
+        self.records = int(self.starts[-1])
+        self._key_starts = np.cumsum([0] + [shard.key_bytes for shard in shards])
+        expected = rows_start + self.records * ROW.itemsize + int(self._key_starts[-1])
+        if path.stat().st_size != expected:
+            raise DataError(f"index {str(path)!r} has {path.stat().st_size} bytes instead of {expected}: {AGAIN}")
+        self.rows: NDArray[Any] = np.asarray(np.memmap(path, ROW, "r", rows_start, (self.records,)))
+        self._keys_at = rows_start + self.records * ROW.itemsize
+        self._checked = np.zeros(len(shards), bool)
+
+    @classmethod
+    def open(cls, where: Path | str) -> Index:
+        """Open an index file, or the one in a folder; raise DataError if it is missing, damaged or of another version."""
+        path = Path(where)
+        path = path / NAME if path.is_dir() else path
+        try:
+            header, rows_start = _read_header(path)
+            shards = tuple(Shard(*entry) for entry in header["shards"])
+            if any(len(Path(shard.name).parts) > 1 and not Path(shard.name).is_absolute() for shard in shards):
+                raise DataError(f"index {str(path)!r} names shards outside its folder: {AGAIN}")
+            about = {**header["about"], "classes": tuple(header["about"]["classes"])}
+            about["shape"] = tuple(about["shape"]) if about["shape"] else None
+            return cls(path.absolute(), About(**about), shards, header["fingerprint"], rows_start)
+        except OSError as error:
+            raise DataError(f"index {str(path)!r} cannot be read ({error.strerror}): {AGAIN}") from None
+
+    def shard_of(self, records: NDArray[np.int64]) -> NDArray[np.int64]:  # [B] -> [B]
+        """The number of the shard in which each record lies."""
+        return np.searchsorted(self.starts, records, side="right") - 1
+
+    def shard_path(self, shard: int) -> Path:
+        """The path of a shard; names in an index beside its shards are relative to it."""
+        return self.path.parent / self.shards[shard].name
+
+    def key(self, record: int) -> str:
+        """The WebDataset key of a record."""
+        shard = int(self.shard_of(np.array([record]))[0])
+        first = record == self.starts[shard]
+        start, end = 0 if first else int(self.rows["key_end"][record - 1]), int(self.rows["key_end"][record])
+        with self.path.open("rb") as file:
+            file.seek(self._keys_at + int(self._key_starts[shard]) + start)
+            return file.read(max(0, min(end, self.shards[shard].key_bytes) - start)).decode("utf-8", "replace")
+
+    def rows_of(self, records: NDArray[np.int64]) -> NDArray[Any]:  # [B] -> [B] of ROW
+        """The rows of records, from shards whose rows match their checksum."""
+        for shard in np.unique(self.shard_of(records)):
+            self.check_rows(int(shard))
+        return self.rows[records]  # type: ignore[no-any-return]
+
+    def check_rows(self, shard: int) -> None:
+        """Raise DataError if the rows of a shard are damaged; costs a few microseconds, once."""
+        if self._checked[shard]:
+            return
+        rows = self.rows[self.starts[shard] : self.starts[shard + 1]]
+        if xxhash.xxh3_64_hexdigest(rows.tobytes()) != self.shards[shard].rows_hash:
+            raise DataError(f"index {str(self.path)!r}: the rows of shard {self.shards[shard].name!r} are damaged: {AGAIN}")
+        self._checked[shard] = True
+
+
+def write_index(path: Path, about: About, shards: list[Shard], rows: list[NDArray[Any]], keys: list[bytes]) -> None:
+    """Write an index under a temporary name, to disk, and rename it: complete or absent."""
+    fingerprint = xxhash.xxh3_128()
+    for shard, part in zip(shards, keys, strict=True):
+        fingerprint.update(f"{Path(shard.name).name!r} {shard.shard_bytes} {shard.rows_hash}\n".encode() + part)
+    header = json.dumps({"about": dataclasses.asdict(about), "fingerprint": fingerprint.hexdigest(),
+                         "shards": [dataclasses.astuple(shard) for shard in shards]}).encode()  # fmt: skip
+    preamble = PREAMBLE.pack(MAGIC, VERSION, len(header), xxhash.xxh3_64_intdigest(header))
+    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}-{os.urandom(4).hex()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(preamble + header + bytes(-(len(preamble) + len(header)) % 64))
+            file.writelines(part.tobytes() for part in rows)
+            file.writelines(keys)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The JSON header, checked, and where the rows start."""
+    with path.open("rb") as file:
+        preamble = file.read(PREAMBLE.size)
+        if len(preamble) < PREAMBLE.size or preamble[:8] != MAGIC:
+            raise DataError(f"{str(path)!r} is no index: name a folder of shards, or delete the file")
+        _, version, header_bytes, checksum = PREAMBLE.unpack(preamble)
+        if version != VERSION:
+            raise DataError(f"index {str(path)!r} has version {version}, this program reads {VERSION}: {AGAIN}")
+        header = file.read(header_bytes)
+    if xxhash.xxh3_64_intdigest(header) != checksum:
+        raise DataError(f"index {str(path)!r} is damaged in its header: {AGAIN}")
+    loaded: dict[str, Any] = json.loads(header)
+    return loaded, PREAMBLE.size + header_bytes + -(PREAMBLE.size + header_bytes) % 64

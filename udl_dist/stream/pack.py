@@ -1,0 +1,176 @@
+"""A source of images becomes shards: `DEST/train/000000.tar …` with an index, `DEST/val`, `DEST/test` likewise.
+
+All is written into a hidden folder beside DEST and renamed when the last byte is on disk: complete or absent. The same
+source and settings give the same bytes. Threads pack one shard each; decoders and encoders release Python's lock.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from udl_dist.errors import DataError, UsageError
+from udl_dist.stream import order
+from udl_dist.stream.folders import finish_folder, partial_folder
+from udl_dist.stream.images import encode
+from udl_dist.stream.index import NAME, About
+from udl_dist.stream.indexing import Progress, index_shards
+from udl_dist.stream.settings import PackSettings
+from udl_dist.stream.sources import Images, Source, open_source
+
+LEFT_OUT = "left_out.txt"
+PROGRESS_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was packed."""
+
+    folder: str
+    records: dict[str, int]  # of each part
+    shards: int
+    total_bytes: int
+    classes: tuple[str, ...]
+    left_out: tuple[str, ...]  # one line for each damaged image, if they were to be skipped
+    ignored: dict[str, int]  # files of the source that are no images we read, by extension
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shard to be written: which images of which part, in order."""
+
+    path: Path
+    images: Images
+    numbers: NDArray[np.int64]
+
+
+def pack(source: str, dest: str, settings: PackSettings, progress: Progress | None = None) -> Summary:
+    """Pack what `source` names into the new folder `dest`; `progress(done, total)` counts images.
+
+    Raises UsageError if `dest` holds something, DataError if an image cannot be read (unless it is to be skipped).
+    """
+    opened = open_source(source)
+    if settings.held_out_fraction and "val" in opened.parts:
+        raise UsageError(f"{source!r} has a val part: set held_out_fraction to 0")
+    return pack_source(opened, Path(dest).expanduser().absolute(), settings, progress)
+
+
+def pack_source(source: Source, dest: Path, settings: PackSettings, progress: Progress | None = None) -> Summary:
+    """Pack an opened source; see `pack`."""
+    began = time.monotonic()
+    parts = _split(source.parts, settings)
+    with partial_folder(dest) as folder:
+        jobs = [job for part, (images, numbers) in parts.items() for job in _jobs(folder / part, images, numbers, settings)]
+        left_out = _write_all(jobs, settings, progress)
+        about = About(source.name, settings.license or source.license, source.classes, settings.format, settings.shape,
+                      len(left_out))  # fmt: skip
+        records = {part: _index(folder / part, about) for part in parts}
+        if left_out:
+            (folder / LEFT_OUT).write_text("".join(line + "\n" for line in left_out), encoding="utf-8")
+        total_bytes = finish_folder(folder, dest)
+    return Summary(str(dest), records, len(jobs), total_bytes, source.classes, tuple(left_out), source.ignored,
+                   time.monotonic() - began)  # fmt: skip
+
+
+def _split(parts: dict[str, Images], settings: PackSettings) -> dict[str, tuple[Images, NDArray[np.int64]]]:
+    """The numbers of each part's images in the order in which they are packed, a part of train held out if asked.
+
+    The order is mixed, so that a shard read from its start has all classes, and so have the first images of a part.
+    """
+    mixed = {}
+    for part, images in parts.items():
+        numbers = order.record_at(settings.seed, 0, np.arange(len(images)), len(images))
+        mixed[part] = (images, numbers)
+    if settings.held_out_fraction:
+        images, numbers = mixed["train"]
+        hashes = np.array([xxhash.xxh3_64_intdigest(images.key(number).encode()) for number in numbers.tolist()], np.uint64)
+        held = order.held_out(hashes, settings.held_out_fraction, settings.seed)
+        mixed["train"], mixed["val"] = (images, numbers[~held]), (images, numbers[held])
+    for part, (_, numbers) in mixed.items():
+        if not numbers.size:
+            raise DataError(f"part {part!r} gets no image of {len(parts['train'])}: change held_out_fraction, or add images")
+    return mixed
+
+
+def _jobs(folder: Path, images: Images, numbers: NDArray[np.int64], settings: PackSettings) -> list[Job]:
+    """Shards of nearly equal numbers of records. Encoded sizes are not known yet: bytes are reckoned from bare pixels."""
+    folder.mkdir()
+    pixels = int(np.prod(settings.shape))
+    record_bytes = 512 + -(-(pixels + 128) // 512) * 512 + 1024  # image and label, each with its header
+    most = min(settings.shard_records, settings.shard_bytes // record_bytes)
+    if most < 1:
+        raise UsageError(f"shard_bytes {settings.shard_bytes} is less than one record of {record_bytes} bytes: raise it")
+    shards = -(-len(numbers) // most)
+    ranges = [order.share(len(numbers), shard, shards) for shard in range(shards)]
+    return [Job(folder / f"{shard:06d}.tar", images, numbers[start:stop]) for shard, (start, stop) in enumerate(ranges)]
+
+
+def _write_all(jobs: list[Job], settings: PackSettings, progress: Progress | None) -> list[str]:
+    """Write all shards in threads, the first error stopping all; give the lines about images left out, in order."""
+    import webdataset  # noqa: F401  # takes two seconds, once, before the threads need it
+
+    stop, done, total = threading.Event(), [0] * len(jobs), sum(len(job.numbers) for job in jobs)
+    with ThreadPoolExecutor(settings.threads or os.cpu_count() or 1, thread_name_prefix="pack") as pool:
+        futures = [pool.submit(_write, job, settings, stop, done, place) for place, job in enumerate(jobs)]
+        try:
+            pending = set(futures)
+            while pending:
+                finished, pending = wait(pending, PROGRESS_SECONDS, "FIRST_COMPLETED")
+                for future in finished:
+                    future.result()
+                if progress:
+                    progress(sum(done), total)
+        except BaseException:  # a Ctrl-C too: no thread may go on writing
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [line for future in futures for line in future.result()]
+
+
+def _write(job: Job, settings: PackSettings, stop: threading.Event, done: list[int], place: int) -> list[str]:
+    """Write one shard with webdataset's own writer; give a line for each image left out."""
+    from webdataset import TarWriter
+
+    left_out = []
+    with job.path.open("wb") as file:
+        with TarWriter(file, encoder=False, mtime=0) as writer:
+            for number in job.numbers.tolist():
+                if stop.is_set():
+                    break
+                try:
+                    writer.write(_record(job.images, number, settings))
+                except DataError as error:
+                    if not settings.skip_damaged:
+                        raise
+                    left_out.append(str(error))
+                done[place] += 1
+        file.flush()
+        os.fsync(file.fileno())
+    if len(left_out) == len(job.numbers):
+        job.path.unlink()  # not one image of it could be read
+    return left_out
+
+
+def _record(images: Images, number: int, settings: PackSettings) -> dict[str, str | bytes]:
+    """A record as webdataset's writer takes it; the extension is the format's name."""
+    pixels = images.pixels(number, settings.shape, settings.fit)
+    record: dict[str, str | bytes] = {"__key__": images.key(number)}
+    record["jpg" if settings.format == "jpeg" else settings.format] = encode(pixels, settings.format, settings.quality)
+    label = images.label(number)
+    return {**record, "cls": str(label).encode()} if label >= 0 else record
+
+
+def _index(folder: Path, about: About) -> int:
+    shards = sorted(folder.glob("*.tar"))
+    if not shards:
+        raise DataError(f"part {folder.name!r}: not one image could be read: check the source")
+    return index_shards(shards, folder / NAME, about).records

@@ -1,0 +1,195 @@
+"""What can be packed: images with a key and perhaps a label, in parts called train, val and test.
+
+`open_source` finds out what a name stands for: the embedded digits, IDX files, an array or a folder of images. Knows no
+shard; the folder of images is here, all that comes as one array is in `arrays`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import xxhash
+
+from udl_dist.errors import DataError
+from udl_dist.stream.images import Pixels, decode
+from udl_dist.stream.settings import Fit, Shape
+
+READ = (".png", ".jpg", ".jpeg", ".webp", ".npy")
+UNREAD = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".ppm", ".pgm", ".ico")
+PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "license.txt")
+LONGEST_LICENSE = 64 * 2**10  # bytes
+UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+
+
+class Images(Protocol):
+    """One part of a source: numbered images."""
+
+    def __len__(self) -> int: ...
+
+    def key(self, number: int) -> str:
+        """A WebDataset key: unique within the part, without dots, the same whatever else the part holds."""
+
+    def label(self, number: int) -> int:
+        """The class, or -1 if there is none."""
+
+    def pixels(self, number: int, shape: Shape, fit: Fit) -> Pixels:  # -> [C, H, W]
+        """The decoded image; raise DataError that names it if it cannot be read."""
+
+    def name(self, number: int) -> str:
+        """The image in words, for people."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something that can be packed."""
+
+    name: str
+    license: str
+    classes: tuple[str, ...]
+    parts: dict[str, Images]
+    ignored: dict[str, int]  # files that are no images we read: how many of each extension
+
+
+class Folder:
+    """Images of a folder, sorted by their paths below `root`."""
+
+    def __init__(self, root: Path, names: list[str], labels: list[int]) -> None:
+        self.root, self.names, self.labels = root, names, labels
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def key(self, number: int) -> str:
+        """The path, made safe and short, and a hash of it that keeps it unique."""
+        name = self.names[number]
+        readable = UNSAFE.sub("_", os.path.splitext(name)[0])[-60:]
+        return f"{readable}-{xxhash.xxh3_64_hexdigest(os.fsencode(name))}"
+
+    def label(self, number: int) -> int:
+        return self.labels[number]
+
+    def pixels(self, number: int, shape: Shape, fit: Fit) -> Pixels:
+        path = self.root / self.names[number]
+        try:
+            return decode(path.read_bytes(), shape, fit)
+        except DataError as error:
+            raise DataError(f"image {str(path)!r} {error}: repair or remove it, or pack with --skip-damaged") from error
+        except OSError as error:
+            raise DataError(f"image {str(path)!r} cannot be read ({error.strerror})") from None
+
+    def name(self, number: int) -> str:
+        return str(self.root / self.names[number])
+
+
+def open_source(source: str) -> Source:
+    """Find out what `source` is and list its images, decoding none; raise DataError if there is nothing to pack."""
+    from udl_dist.stream import arrays
+
+    if source == "digits":
+        return arrays.digits()
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise DataError(f"there is no file or folder {source!r}: check the path")
+    if path.is_dir():
+        return arrays.idx_folder(path) if arrays.idx_files(path) else image_folder(path)
+    if arrays.is_idx(path):
+        return arrays.idx_file(path)
+    if path.suffix in (".npy", ".npz"):
+        return arrays.array_file(path)
+    raise DataError(f"{source!r} is none of what can be packed: an image folder, IDX files, .npy or .npz, or 'digits'")
+
+
+def image_folder(root: Path) -> Source:
+    """A folder of images; the first folder below the root (below train, val or test if it has those) names the class."""
+    names, ignored = _listed(root)
+    if not names:
+        raise DataError(f"folder {str(root)!r} holds no image we read ({', '.join(READ)}){_instead(ignored)}")
+    parts: dict[str, list[str]] = {}
+    top = {name.split("/")[0] if "/" in name else "" for name in names}
+    split = "train" in {PARTS.get(folder) for folder in top} and top <= set(PARTS)
+    for name in names:
+        parts.setdefault(PARTS[name.split("/")[0]] if split else "train", []).append(name)
+    depth = 1 if split else 0
+    classes = sorted({name.split("/")[depth] for name in names if name.count("/") > depth}, key=os.fsencode)
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = {part: [numbers[name.split("/")[depth]] if name.count("/") > depth else -1 for name in listed]
+              for part, listed in parts.items()}  # fmt: skip
+    images: dict[str, Images] = {part: Folder(root, listed, labels[part]) for part, listed in parts.items()}
+    safe = tuple(os.fsencode(name).decode("utf-8", "replace") for name in classes)
+    return Source(root.name, find_license(root), safe, images, ignored)
+
+
+def find_license(root: Path) -> str:
+    """The text of a licence file that lies in the folder, or ""."""
+    for name in LICENSES:
+        if (root / name).is_file():
+            return (root / name).read_bytes()[:LONGEST_LICENSE].decode("utf-8", "replace")
+    return ""
+
+
+def identify(source: str) -> str:
+    """A hash that changes whenever the images of a source do: of names, sizes and times, without opening a file."""
+    from udl_dist.stream import arrays
+
+    if source == "digits":
+        return arrays.digits_identity()
+    path = Path(source).expanduser().absolute()
+    if not path.exists():
+        raise DataError(f"there is no file or folder {source!r}: check the path")
+    if path.is_dir() and not arrays.idx_files(path):
+        return _hashed(path / name for name in _listed(path)[0])
+    folder, beside = (path, path.iterdir()) if path.is_dir() else (path, path.parent.glob("*idx1-ubyte*"))
+    return _hashed(sorted({folder, *beside}))
+
+
+def _hashed(paths: Iterable[Path]) -> str:
+    hashed = xxhash.xxh3_128()
+    for path in paths:
+        status = path.stat()
+        hashed.update(os.fsencode(path) + b"\0%d %d\n" % (status.st_size, status.st_mtime_ns))
+    return hashed.hexdigest()
+
+
+def _listed(root: Path) -> tuple[list[str], dict[str, int]]:
+    """Paths below the root of all images, sorted by bytes, and the counts of other files. Hidden files are passed by."""
+    names, ignored = [], Counter[str]()
+    for folder, file in _files(root):
+        extension = os.path.splitext(file)[1].lower()
+        if extension in READ:
+            names.append(os.path.relpath(os.path.join(folder, file), root))
+        elif file not in LICENSES:
+            ignored[extension or file] += 1
+    return sorted(names, key=os.fsencode), dict(ignored)
+
+
+def _files(root: Path) -> Iterator[tuple[str, str]]:
+    """Every file below the root that is not hidden; links to folders are followed, but no folder is entered twice."""
+    entered = set()
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"folder {str(error.filename)!r} cannot be read ({error.strerror})")
+
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        yield from ((folder, file) for file in files if not file.startswith("."))
+
+
+def _instead(ignored: dict[str, int]) -> str:
+    """What to do about a folder without images, by what else it holds."""
+    if not ignored:
+        return ": it is empty"
+    counts = ", ".join(f"{count} {kind!a}" for kind, count in sorted(ignored.items())[:5])
+    convertible = any(kind in UNREAD for kind in ignored)
+    return f" but {counts}: " + ("convert them to PNG, JPEG or WebP" if convertible else "check the path")

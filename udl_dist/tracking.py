@@ -1,0 +1,151 @@
+"""The only room that knows Weights & Biases. Training never waits for it: a thread takes points from a queue.
+
+The curves file is the record of truth; what W&B gets is a copy, online where there is a key and the server answers,
+else offline for a later `wandb sync`.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import queue
+import threading
+import urllib.parse
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from udl_dist.errors import UsageError
+from udl_dist.settings import setting
+
+PROBE_SECONDS = 3.0
+INIT_SECONDS = 8.0
+FINISH_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class TrackSettings:
+    mode: Literal["auto", "online", "offline", "off"] = setting(
+        "auto", "Weights & Biases: auto is online where there is a key and the server answers, else offline"
+    )
+    project: str = setting("udl-dist", "the W&B project")
+    group: str = setting("", "the W&B group; empty: none")
+    key_file: str = setting("", "a file that holds the W&B key; empty: W&B's own ways (environment, netrc)")
+    pictures: bool = setting(False, "also send the picture grids")
+
+
+class Tracker:
+    """One W&B run on its own thread; `say` gets one line for people where there is something to tell."""
+
+    def __init__(self, settings: TrackSettings, folder: Path, config: dict[str, Any], after_images: int,
+                 say: Callable[[str], None]) -> None:  # fmt: skip
+        self._settings = settings
+        self._folder = folder
+        self._config = config
+        self._after_images = after_images  # points up to here were sent before the run was interrupted
+        self._say = say
+        self._queue: queue.SimpleQueue[tuple[int, dict[str, Any]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, daemon=True, name="tracker")
+        if settings.mode != "off":
+            self._thread.start()
+
+    def point(self, images: int, figures: dict[str, float]) -> None:
+        """Hand over one point of the curves."""
+        if images > self._after_images:
+            self._queue.put((images, dict(figures)))
+
+    def picture(self, images: int, name: str, path: Path) -> None:
+        """Hand over a picture, if the settings ask for pictures."""
+        if self._settings.pictures and images > self._after_images:
+            self._queue.put((images, {name: path}))
+
+    def close(self) -> None:
+        """Let the last points go out, for a bounded time."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join(INIT_SECONDS + FINISH_SECONDS)
+            if self._thread.is_alive():
+                self._say("W&B did not end in time; every point is in curves.jsonl")
+
+    def _serve(self) -> None:
+        import wandb
+
+        try:
+            run = self._start(wandb)
+            while (item := self._queue.get()) is not None:
+                images, values = item
+                sent = {key: wandb.Image(str(value)) if isinstance(value, Path) else value
+                        for key, value in values.items()}  # fmt: skip
+                run.log({"images": images, **sent})
+            run.finish()
+        except Exception as error:  # whatever W&B does, the run goes on; it is told, not hidden
+            self._say(f"W&B stopped: {' '.join(str(error).split())[:200]}; every point is in curves.jsonl")
+
+    def _start(self, wandb: Any) -> Any:
+        key, online = self._key(), False
+        if self._settings.mode != "offline":
+            online, why = _reachable(key)
+            if not online and self._settings.mode == "online":
+                self._say(f"W&B is offline although online was asked: {why}")
+        run = wandb.init(
+            project=self._settings.project, group=self._settings.group or None, name=self._folder.name,
+            id=self._run_id(), resume="allow" if online else None, dir=str(self._folder), config=self._config,
+            mode="online" if online else "offline",
+            settings=wandb.Settings(api_key=key or None, init_timeout=INIT_SECONDS, console="off", silent=True,
+                                    disable_git=True, save_code=False, x_disable_stats=True),
+        )  # fmt: skip
+        run.define_metric("images")
+        run.define_metric("*", step_metric="images")
+        if not online:
+            self._say(f"W&B is offline; to upload: wandb sync {Path(run.dir).parent}")
+        return run
+
+    def _key(self) -> str:
+        if self._settings.key_file:
+            return read_key(self._settings)
+        return os.environ.get("WANDB_API_KEY", "") or _key_from_netrc()
+
+    def _run_id(self) -> str:
+        """The same id for every start of the run, kept in the run folder."""
+        kept = self._folder / "wandb" / "run_id"
+        if not kept.exists():
+            kept.parent.mkdir(exist_ok=True)
+            kept.write_text(uuid.uuid4().hex[:12])
+        return kept.read_text().strip()
+
+
+def read_key(settings: TrackSettings) -> str:
+    """The key in `track.key_file`; raise UsageError if it cannot be read. Checked before a run starts."""
+    try:
+        return Path(settings.key_file).expanduser().read_text().strip()
+    except OSError as error:
+        raise UsageError(f"cannot read track.key_file {settings.key_file}: {error.strerror}") from None
+
+
+def _reachable(key: str) -> tuple[bool, str]:
+    """Whether there is a key and a server that answers at all, within a few seconds."""
+    if not key:
+        return False, "there is no key"
+    url = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
+    connection = kind(url.hostname or "", url.port, timeout=PROBE_SECONDS)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status < 500, "the server answers with an error"
+    except OSError as error:
+        return False, f"{url.hostname} does not answer ({error})"
+    finally:
+        connection.close()
+
+
+def _key_from_netrc() -> str:
+    import netrc
+
+    host = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        found = netrc.netrc().authenticators(host)
+    except (OSError, netrc.NetrcParseError):
+        return ""
+    return found[2] or "" if found else ""

@@ -1,0 +1,154 @@
+"""A checkpoint is a folder of safetensors and JSON, complete or absent: temporary name, fsync, manifest, rename.
+
+Nothing is pickled and no pickle is read. The newest complete one is found by looking; a damaged one is passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from udl_dist.errors import TrainingError
+
+FORMAT = 1
+TEMPORARY = ".writing-"
+
+
+def save(folder: Path, images: int, files: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> Path:
+    """Write the checkpoint of `images` below `folder`; raise OSError with nothing half-done left behind.
+
+    `facts` are plain values kept in `state.json`. One of the same images that was passed over gives way.
+    """
+    target = path_of(folder, images)
+    folder.mkdir(parents=True, exist_ok=True)
+    _discard(target)
+    temporary = folder / f"{TEMPORARY}{images:012d}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        for name, tensors in files.items():
+            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()},
+                      temporary / f"{name}.safetensors")  # fmt: skip
+        (temporary / "state.json").write_text(json.dumps({"images": images, **facts}, indent=1))
+        manifest = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+                    for path in sorted(temporary.iterdir())}  # fmt: skip
+        (temporary / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": manifest}, indent=1))
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
+        temporary.rename(target)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise error if isinstance(error, OSError) else OSError(str(error)) from error
+    _sync(folder)
+    return target
+
+
+def path_of(folder: Path, images: int) -> Path:
+    """Where the checkpoint after `images` lies."""
+    return folder / f"{images:012d}"
+
+
+def load(checkpoint: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The tensors by file and name, and the facts; raise TrainingError if anything is not as the manifest says."""
+    verify(checkpoint)
+    files = {path.stem: load_file(path) for path in sorted(checkpoint.glob("*.safetensors"))}
+    return files, facts(checkpoint)
+
+
+def facts(checkpoint: Path) -> dict[str, Any]:
+    """The plain values of a checkpoint: images seen, held-out figures, the tracker's id."""
+    return dict(json.loads((checkpoint / "state.json").read_text()))
+
+
+def verify(checkpoint: Path) -> None:
+    """Hold every file against the manifest; raise TrainingError that names the first one that differs."""
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        expected = dict(manifest["files"])
+        if manifest["format"] != FORMAT:
+            raise TrainingError(
+                f"{checkpoint}: format {manifest['format']} is not {FORMAT}: use the version that wrote it"
+            )
+        if set(expected) | {"manifest.json"} != {path.name for path in checkpoint.iterdir()}:
+            raise TrainingError(f"{checkpoint}: its files are not those of its manifest")
+        for name, entry in expected.items():
+            path = checkpoint / name
+            if path.is_symlink() or path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
+                raise TrainingError(f"{path} is damaged: size or sha256 differs from the manifest")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{checkpoint} is damaged: {error}") from None
+
+
+def complete(folder: Path) -> list[Path]:
+    """The checkpoints below `folder`, oldest first, without looking into them."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdecimal())
+
+
+def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that is whole; `say` one line for each that is passed over.
+
+    Raise TrainingError if there are checkpoints and none is whole: starting again is the user's to decide.
+    """
+    found = complete(folder)
+    for checkpoint in reversed(found):
+        try:
+            verify(checkpoint)
+            return checkpoint
+        except TrainingError as error:
+            say(f"passed over: {error}")
+    if found:
+        raise TrainingError(
+            f"all {len(found)} checkpoints in {folder} are damaged: move the folder away to start again"
+        )
+    return None
+
+
+def prune(folder: Path, keep: int, metric: str) -> None:
+    """Delete all but the newest `keep` checkpoints and the best one by held-out `metric` (least is best)."""
+    found = complete(folder)
+    kept = set(found[-keep:])
+    scored = [(figure, path) for path in found if (figure := facts(path).get("figures", {}).get(metric)) is not None]
+    if scored:
+        kept.add(min(scored)[1])
+    for path in found:
+        if path not in kept:
+            _discard(path)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what interrupted writings and deletions left."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _discard(checkpoint: Path) -> None:
+    """Delete a checkpoint, renamed first: a deletion that is cut short must not look like one."""
+    if checkpoint.exists():
+        doomed = checkpoint.with_name(f"{TEMPORARY}doomed-{checkpoint.name}")
+        checkpoint.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Make a file or folder last a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

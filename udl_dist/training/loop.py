@@ -1,0 +1,234 @@
+"""The loop, one for every method: a generator of reports. It alone knows autocast, accumulation and clipping.
+
+Chance is drawn from (seed, epoch, record) or (seed, step, rank), so nothing but the position has to be remembered.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from udl_dist.errors import TrainingError
+from udl_dist.methods import Batch, Method
+from udl_dist.stream.reader import Records, Stream
+from udl_dist.training.learner import Learning, Turn
+from udl_dist.training.ranks import Ranks
+from udl_dist.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the loop says after `images`: figures equal on every rank, and what is due now."""
+
+    images: int
+    figures: dict[str, float]
+    validated: bool = False
+    checkpoint: bool = False
+    stopped: bool = False  # by a vote, before the end
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Images between reports, validations and checkpoints."""
+
+    report: int
+    validate: int
+    checkpoint: int
+
+
+def train(
+    learning: Learning,
+    stream: Stream,
+    held_out: Stream | None,
+    settings: TrainSettings,
+    intervals: Intervals,
+    ranks: Ranks,
+    start_images: int = 0,
+    stop_asked: Callable[[], bool] = lambda: False,
+) -> Iterator[Report]:
+    """Train from `start_images` to the end, yielding at the same images on every rank; the state is in `learning`."""
+    total = settings.length(stream.records)
+    batch_size = settings.batch_size
+    meter = Meter(ranks, start_images)
+    batches = stream.batches(start_images, batch_size, ranks.rank, ranks.world)
+    images = start_images
+    while images < total:
+        # ── data
+        asked = time.perf_counter()
+        records = next(batches)
+        meter.waited(time.perf_counter() - asked)
+        whole = to_batch(records, images, ranks.device, settings.channels_last)
+        parts = _parts(whole, settings.accumulate)
+
+        # ── one step: every phase whose turn it is
+        step = images // batch_size
+        # Dropout and its like draw from torch's own generator: seeded by (seed, step, rank), there is no state to keep.
+        torch.manual_seed(_step_seed(settings.seed, step, ranks.rank))
+        rate = settings.rate_at(images, total)
+        for turn in learning.turns:
+            if step % turn.phase.every == 0:
+                _take(turn, learning, parts, rate, settings, ranks, meter)
+        images += batch_size
+        if settings.average_half_life:
+            learning.follow(1 - 0.5 ** (batch_size / settings.average_half_life))
+
+        # ── report
+        stop = ranks.vote(stop_asked()) and images < total
+        last = stop or images >= total
+        validate = (last and not stop) or _crossed(images, batch_size, intervals.validate)
+        checkpoint = last or validate or _crossed(images, batch_size, intervals.checkpoint)
+        if checkpoint or _crossed(images, batch_size, intervals.report):
+            figures = meter.figures(images, rate)
+            if validate and held_out is not None:
+                figures |= measure(learning, held_out, batch_size, ranks)
+            _refuse_nonsense(figures, images)
+            yield Report(images, figures, validate, checkpoint, stop)
+            meter.resume(images)
+        if stop:
+            break
+    ranks.count_votes()
+
+
+def measure(learning: Learning, held_out: Stream, batch_size: int, ranks: Ranks) -> dict[str, float]:
+    """Means of the method's figures over every held-out image, each counted once over all ranks: `val/…`."""
+    method = learning.in_use
+    if not method.can("measure"):
+        return {}
+    for each in (method, learning.method):
+        ranks.agree_on_buffers(each.networks)
+    sums: dict[str, Tensor] = {}
+    with evaluating(method):
+        for records in held_out.once(batch_size, ranks.rank, ranks.world):
+            for name, values in method.measure(to_batch(records, 0, ranks.device)).items():
+                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + values.double().sum().cpu()
+    return {f"val/{name}": value / held_out.records for name, value in ranks.total(sums).items()}
+
+
+@contextmanager
+def evaluating(method: Method) -> Iterator[None]:
+    """For the while, the method's networks are in evaluation mode: no dropout, running statistics, no gradients."""
+    method.networks.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        method.networks.train()
+
+
+def to_batch(records: Records, seen: int, device: torch.device, channels_last: bool = False) -> Batch:
+    """Records of the stream as what a method sees: uint8 travels to the device, floats in [-1, 1] are made there."""
+    raw = _to_device(records.images, device)
+    images = raw.to(torch.float32).mul_(1 / 127.5).sub_(1.0)
+    if channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    return Batch(images, _to_device(records.keys, device), _to_device(records.record_keys, device), seen)
+
+
+def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def _parts(batch: Batch, count: int) -> list[Batch]:
+    """The batch in `count` parts whose sizes differ by one at most."""
+    if count == 1:
+        return [batch]
+    rows = batch.images.shape[0]
+    edges = [rows * part // count for part in range(count + 1)]
+    return [replace(batch, images=batch.images[a:b], keys=batch.keys[a:b], record_keys=batch.record_keys[a:b])
+            for a, b in itertools.pairwise(edges)]  # fmt: skip
+
+
+def _take(
+    turn: Turn, learning: Learning, parts: list[Batch], rate: float, settings: TrainSettings, ranks: Ranks, meter: Meter
+) -> None:
+    """One phase of one step: gradients of the whole global batch, then the optimiser."""
+    for name, network in learning.method.networks.items():
+        network.requires_grad_(name in turn.phase.trains)
+    turn.optimizer.zero_grad(set_to_none=True)
+    for number, part in enumerate(parts):
+        rows = part.images.shape[0]
+        with ranks.unsynchronised(turn.learner, number < len(parts) - 1):
+            with torch.autocast(ranks.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+                loss, figures = turn.learner(turn.phase, part)
+            # A loss is a mean over its rows and DDP averages over ranks: this makes both a mean over the global batch,
+            # however uneven the shares are.
+            (loss * (rows * ranks.world / settings.batch_size)).backward()
+        meter.add({"loss": loss, **figures} if len(learning.turns) == 1 else figures, rows)
+    if settings.clip_norm:
+        torch.nn.utils.clip_grad_norm_(turn.parameters(), settings.clip_norm)
+    for group in turn.optimizer.param_groups:
+        group["lr"] = rate * turn.phase.rate
+    turn.optimizer.step()
+
+
+class Meter:
+    """Sums of what a phase plots, kept on the device until a report turns them into numbers."""
+
+    def __init__(self, ranks: Ranks, images: int) -> None:
+        self._ranks = ranks
+        self.resume(images)
+
+    def waited(self, seconds: float) -> None:
+        self._wait_seconds += seconds
+
+    def add(self, figures: dict[str, Tensor], rows: int) -> None:
+        for name, value in figures.items():
+            weighted = value.detach() * rows
+            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
+            self._rows[name] = self._rows.get(name, 0) + rows
+
+    def figures(self, images: int, rate: float) -> dict[str, float]:
+        """Means since the last report over all ranks, and how fast it went."""
+        rows = {f"rows {name}": float(count) for name, count in self._rows.items()}
+        sums = self._ranks.total({**self._sums, **rows})
+        seconds = time.perf_counter() - self._started
+        local = {"wait": self._wait_seconds, "seconds": seconds, "memory": _peak_bytes(self._ranks.device)}
+        slowest = self._ranks.total(local, maximum=True)
+        figures = {f"train/{name}": sums[name] / sums[f"rows {name}"] for name in self._sums}
+        return figures | {
+            "train/learning_rate": rate,
+            "perf/images_per_second": (images - self._images) / slowest["seconds"],
+            "perf/data_wait_seconds": slowest["wait"],
+            "perf/data_wait_share": slowest["wait"] / slowest["seconds"],
+            "perf/peak_memory_bytes": slowest["memory"],
+        }
+
+    def resume(self, images: int) -> None:
+        """Begin the next interval; what the receiver of the report did in between does not count."""
+        self._images = images
+        self._sums: dict[str, Tensor] = {}
+        self._rows: dict[str, int] = {}
+        self._wait_seconds = 0.0
+        self._started = time.perf_counter()
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _crossed(images: int, batch_size: int, every: int) -> bool:
+    return images // every > (images - batch_size) // every
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _refuse_nonsense(figures: dict[str, float], images: int) -> None:
+    """Stop on a loss that is no number. Figures are equal on every rank, so every rank stops here."""
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            raise TrainingError(f"{name} is {value} after {images} images: lower train.learning_rate, or set "
+                                "train.clip_norm; the last checkpoint is kept")  # fmt: skip

@@ -1,0 +1,85 @@
+"""Which of how many ranks this process is, and the few collective acts there are. Only here is torch.distributed known.
+
+Every act is called by all ranks in the same order. With one rank nothing is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+class Ranks:
+    """This process among its `world`; `device` is where its networks live."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        joined = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if joined else 0
+        self.world = dist.get_world_size() if joined else 1
+        self.device = device or torch.device("cpu")
+        # Votes travel apart from gradients, and on the CPU: reading them must not wait for the device.
+        self._votes = dist.new_group(backend="gloo") if self.world > 1 else None
+        self._pending: tuple[Tensor, dist.Work] | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank is the one that writes."""
+        return self.rank == 0
+
+    def wrap(self, learner: nn.Module) -> nn.Module:
+        """`learner` whose gradients are averaged over all ranks during backward."""
+        if self.world == 1:
+            return learner
+        # Buffers are rank 0's (see `agree_on_buffers`): broadcasting them at each forward breaks two forwards before a
+        # backward on CUDA (pytorch#175024).
+        where = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(learner, device_ids=where, broadcast_buffers=False)
+
+    def unsynchronised(self, learner: nn.Module, on: bool) -> AbstractContextManager[None]:
+        """While `on`, backward keeps gradients local: all parts of an accumulated batch but the last."""
+        return learner.no_sync() if on and isinstance(learner, DistributedDataParallel) else nullcontext()
+
+    def total(self, values: Mapping[str, float | Tensor], maximum: bool = False) -> dict[str, float]:
+        """The sums (or maxima) over ranks of named scalars, equal on each rank; names are the same on all."""
+        listed = [torch.as_tensor(value, device=self.device).double() for value in values.values()]
+        stacked = torch.stack(listed).cpu()  # one wait for the device, not one a value
+        if self.world > 1:
+            dist.all_reduce(stacked, dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM, group=self._votes)
+        return dict(zip(values, stacked.tolist(), strict=True))
+
+    def vote(self, yes: bool) -> bool:
+        """Cast this step's vote and hear the outcome of the *last* one: one yes is enough. Nobody waits in a step."""
+        if self._votes is None:
+            return yes
+        outcome = False
+        if self._pending:
+            flag, work = self._pending
+            work.wait()
+            outcome = bool(flag.item())
+        flag = torch.tensor([1 if yes else 0], dtype=torch.int32)
+        self._pending = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._votes, async_op=True)
+        return outcome
+
+    def count_votes(self) -> None:
+        """Hear the last vote out, so that no message is left on its way."""
+        if self._pending:
+            self._pending[1].wait()
+            self._pending = None
+
+    def from_leader(self, number: int) -> int:
+        """Rank 0's number, on every rank."""
+        told = torch.tensor([number], dtype=torch.int64)
+        if self.world > 1:
+            dist.broadcast(told, 0, group=self._votes)
+        return int(told.item())
+
+    def agree_on_buffers(self, networks: nn.Module) -> None:
+        """Give every rank rank 0's buffers (running statistics of BatchNorm), which no gradient makes equal."""
+        if self.world > 1:
+            for buffer in networks.buffers():
+                dist.broadcast(buffer, 0)

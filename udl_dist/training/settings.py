@@ -1,0 +1,49 @@
+"""The settings of the loop; needs no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from udl_dist.errors import UsageError
+from udl_dist.settings import setting
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    batch_size: int = setting(128, "images of one step, over all ranks together", low=1)
+    total_images: int = setting(0, "stop after so many images (whole steps); this or train.epochs", low=0)
+    epochs: float = setting(0.0, "stop after so many passes over the data; this or train.total_images", low=0)
+    seed: int = setting(0, "where all chance comes from: weights, order, flips, noise", low=0, high=2**63 - 1)
+    optimizer: Literal["adam", "adamw", "sgd"] = setting("adam", "the optimiser of every learner")
+    learning_rate: float = setting(1e-3, "its peak", above=0)
+    beta1: float = setting(0.9, "Adam's first decay; the momentum of sgd", low=0, high=1)
+    beta2: float = setting(0.999, "Adam's second decay", low=0, high=1)
+    weight_decay: float = setting(0.0, "decay of weights per step, in units of the learning rate for adamw", low=0)
+    warmup_images: int = setting(0, "images over which the learning rate rises linearly to its peak", low=0)
+    schedule: Literal["constant", "cosine"] = setting("constant", "after the warm-up: stay, or fall to 0 at the end")
+    accumulate: int = setting(1, "parts in which a rank computes its share of a batch, to save memory", low=1)
+    clip_norm: float = setting(0.0, "greatest gradient norm of a learner; 0: no clipping", low=0)
+    precision: Literal["float32", "bfloat16"] = setting("float32", "bfloat16: autocast of networks and losses")
+    compile: bool = setting(False, "torch.compile the networks")
+    channels_last: bool = setting(False, "keep convolutions in channels-last memory format")
+    average_half_life: int = setting(0, "half-life, in images, of the moving average of the weights; 0: none", low=0)
+    report_images: int = setting(0, "images between points of the curves; 0: a hundred a run", low=0)
+
+    def length(self, records: int) -> int:
+        """The images of the whole run: whole steps, the least number that reaches what was asked."""
+        if bool(self.total_images) == bool(self.epochs):
+            raise UsageError("set one of train.total_images and train.epochs, not "
+                             + ("both" if self.epochs else "neither"))  # fmt: skip
+        asked = self.total_images or math.ceil(self.epochs * records)
+        return math.ceil(asked / self.batch_size) * self.batch_size
+
+    def rate_at(self, images: int, total: int) -> float:
+        """The learning rate of the step that starts after `images` of `total`: pure, so resuming is exact."""
+        if images < self.warmup_images:
+            return self.learning_rate * (images + self.batch_size) / (self.warmup_images + self.batch_size)
+        if self.schedule == "constant":
+            return self.learning_rate
+        done = (images - self.warmup_images) / max(1, total - self.warmup_images)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

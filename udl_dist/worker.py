@@ -1,0 +1,152 @@
+"""What each rank does with a run: open the data, make the method, take up the newest checkpoint, act on every report.
+
+It stands between a launcher and the loop and knows no launcher: `work` runs in one process, under plain
+torch.distributed or in a Ray worker alike. Rank 0 alone writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from udl_dist import methods
+from udl_dist.errors import TrainingError
+from udl_dist.evaluation import pictures
+from udl_dist.experiment import Experiment
+from udl_dist.methods import chance
+from udl_dist.runs import RunFolder
+from udl_dist.settings import flatten
+from udl_dist.stream.prepare import Prepared
+from udl_dist.stream.reader import Stream, open_streams
+from udl_dist.tracking import Tracker
+from udl_dist.training import checkpoint
+from udl_dist.training.learner import Learning
+from udl_dist.training.loop import Intervals, Report, evaluating, to_batch, train
+from udl_dist.training.ranks import Ranks
+
+MISSES = 3  # checkpoints in a row that may fail to be written before the run gives up
+
+
+def work(
+    experiment: Experiment, prepared: Prepared, ranks: Ranks, hand_over: Callable[[Report], None] = lambda report: None
+) -> dict[str, Any]:
+    """Train to the end or to a stop; return `{"images", "stopped", "figures"}`, the same on every rank.
+
+    `hand_over` hears of each report that comes with a checkpoint, on every rank at the same images.
+    """
+    folder = RunFolder(experiment.run.folder)
+    stream, held_out = open_streams(prepared, experiment.train.seed)
+    learning = _learning(experiment, stream, ranks)
+    start = _resume(folder, learning, ranks)
+    total = experiment.train.length(stream.records)
+    if start >= total:  # ended between its last checkpoint and its result
+        facts = checkpoint.facts(checkpoint.path_of(folder.checkpoints, start))
+        return {"images": start, "stopped": False, "figures": facts["figures"]}
+    scribe = Scribe(experiment, folder, learning, held_out or stream, start) if ranks.leads else None
+    figures: dict[str, float] = {}
+    images, stopped = start, False
+    try:
+        for report in train(learning, stream, held_out, experiment.train, intervals(experiment, total), ranks, start,
+                            folder.stop_asked if ranks.leads else lambda: False):  # fmt: skip
+            figures |= report.figures
+            images, stopped = report.images, report.stopped
+            if scribe:
+                scribe.take(report)
+            if report.checkpoint:
+                hand_over(report)
+    finally:
+        if scribe:
+            scribe.close()
+    return {"images": images, "stopped": stopped, "figures": figures}
+
+
+def intervals(experiment: Experiment, total: int) -> Intervals:
+    """The intervals asked for, or a hundred reports and ten validations a run."""
+    validate = experiment.evaluate.every_images or max(1, total // 10)
+    return Intervals(experiment.train.report_images or max(1, total // 100), validate,
+                     experiment.run.checkpoint_images or validate)  # fmt: skip
+
+
+def _learning(experiment: Experiment, stream: Stream, ranks: Ranks) -> Learning:
+    method = methods.find(experiment.method_name)(experiment.method, stream.shape)
+    torch.manual_seed(experiment.train.seed)  # the same first weights on every rank
+    method.build()
+    return Learning(method, experiment.train, ranks)
+
+
+def _resume(folder: RunFolder, learning: Learning, ranks: Ranks) -> int:
+    """Take up the newest whole checkpoint, the same on every rank; return the images it had seen."""
+    found = -1
+    if ranks.leads:
+        checkpoint.sweep(folder.checkpoints)
+        newest = checkpoint.newest(folder.checkpoints, folder.say)
+        found = int(newest.name) if newest else -1
+    images = ranks.from_leader(found)
+    if images < 0:
+        return 0
+    files, _ = checkpoint.load(checkpoint.path_of(folder.checkpoints, images))
+    learning.restore(files)
+    return images
+
+
+class Scribe:
+    """Rank 0's pen: curves, checkpoints, pictures, tracking."""
+
+    def __init__(
+        self, experiment: Experiment, folder: RunFolder, learning: Learning, shown: Stream, start: int
+    ) -> None:
+        self._experiment = experiment
+        self._folder = folder
+        self._learning = learning
+        self._shown = shown
+        self._best = experiment.run.best or f"val/{learning.method.best}"
+        self._misses = 0
+        last = folder.rewind(start)
+        if start:
+            folder.say(f"resumed after {start} images")
+        config = flatten(experiment.to_dict())
+        self._tracker = Tracker(experiment.track, folder.path, config, last, folder.say)
+
+    def take(self, report: Report) -> None:
+        """Keep what a report says; a checkpoint first, so that what is said is also kept."""
+        if report.checkpoint:
+            self._save(report)
+        self._folder.add_point(report.images, report.figures)
+        self._tracker.point(report.images, report.figures)
+        if report.validated and self._experiment.evaluate.pictures:
+            self._draw(report.images)
+
+    def close(self) -> None:
+        self._tracker.close()
+
+    def _save(self, report: Report) -> None:
+        held_out = {name: value for name, value in report.figures.items() if name.startswith("val/")}
+        try:
+            checkpoint.save(self._folder.checkpoints, report.images, self._learning.tensors(), {"figures": held_out})
+            self._misses = 0
+            checkpoint.prune(self._folder.checkpoints, self._experiment.run.keep_checkpoints, self._best)
+        except OSError as error:
+            self._misses += 1
+            self._folder.say(f"ALARM: no checkpoint after {report.images} images: {error.strerror or error}; "
+                             "training goes on, the last good one is kept")  # fmt: skip
+            if self._misses >= MISSES:
+                raise TrainingError(f"{MISSES} checkpoints in a row could not be written to {self._folder.checkpoints} "
+                                    f"({error.strerror or error}): free space, then run again") from error  # fmt: skip
+
+    def _draw(self, images: int) -> None:
+        """Write the grids of now: always the same first held-out images, always the same keys."""
+        columns = self._experiment.evaluate.columns
+        method = self._learning.in_use
+        device = next(method.networks.parameters()).device
+        batch = to_batch(next(self._shown.once(columns * columns, 0, 1)), 0, device)
+        keys = chance.keys(self._experiment.train.seed, columns * columns).to(device)
+        self._folder.pictures.mkdir(exist_ok=True)
+        with evaluating(method):
+            drawn = pictures.draw(method, batch, keys, columns)
+        for name, picture in drawn.items():
+            path: Path = self._folder.pictures / f"{name}-{images:012d}.png"
+            picture.save(path)
+            self._tracker.picture(images, name, path)
