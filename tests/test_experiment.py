@@ -43,7 +43,7 @@ def test_each_job_is_read_and_written_back_the_same(path: Path, tmp_path: Path) 
         ('[method]\nname = "vea"\n', "unknown method.name 'vea': did you mean vae?"),
         ("[train]\nepochs = 1\n", "method.name is missing: there are ae, gan, vae"),
         ("[method]\nname = 5\n", "method.name must be text, not 5: there are ae, gan, vae"),
-        ('[method]\nname = "vae"\n[trian]\nepochs = 1\n', "unknown setting trian.epochs: did you mean train.epochs?"),
+        ('[method]\nname = "vae"\n[trian]\nepochs = 1\n', "unknown table [trian]: did you mean train?"),
         ('[method]\nname = "vae"\n[trian]\n', "unknown table [trian]: did you mean train?"),
         ('method = "vae"\n', "method is a table of settings, not 'vae'"),
         (

@@ -23,7 +23,7 @@ ALLOWED = {
     "plan": {"experiment", "methods", "stream"},
     "terminal": {"runs"},
     "worker": {"experiment", "methods", "stream", "training", "evaluation", "runs", "tracking"},
-    "launch": {"experiment", "runs", "terminal", "worker", "training"},
+    "launch": {"experiment", "stream", "runs", "terminal", "worker", "training"},
     "session": {"experiment", "plan", "runs", "stream", "terminal", "tracking", "launch"},
 }
 # The only files that may import a library, by its first names.
@@ -38,7 +38,7 @@ ONLY_IN = {
 # Files whose import must not bring in torch: it costs a second and a half.
 SETTINGS_ONLY = {
     "experiment": {"stream.settings", "training.settings", "evaluation.settings", "runs", "tracking", "methods"},
-    "plan": {"stream.prepare", "methods", "experiment"},
+    "plan": {"stream.survey", "methods", "experiment"},
 }
 
 

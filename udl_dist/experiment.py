@@ -64,6 +64,7 @@ class Experiment:
 def load(path: Path | None, flags: Mapping[str, str]) -> Experiment:
     """Read a job file (none: only flags) and apply flags, dotted names with their values as text."""
     values = _read(path) if path else {}
+    _refuse_tables(values)
     if path and not values.get("run", {}).get("folder"):
         values.setdefault("run", {})["folder"] = f"runs/{path.stem}"
     flat = settings.flatten(values)
@@ -78,12 +79,7 @@ def load(path: Path | None, flags: Mapping[str, str]) -> Experiment:
 
 def from_dict(values: Mapping[str, Any]) -> Experiment:
     """Build and check an experiment from nested plain values; raise UsageError with one line."""
-    tables = ["method", *SECTIONS]
-    for table, content in values.items():
-        if table not in tables:
-            raise UsageError(f"unknown table [{table}]: {settings.nearest(table, tables)}")
-        if not isinstance(content, Mapping):
-            raise UsageError(f"{table} is a table of settings, not {content!r}")
+    _refuse_tables(values)
     method_table = dict(values.get("method", {}))
     name = method_table.pop("name", None)
     method_settings = _method(name).Settings
@@ -141,6 +137,16 @@ def _nearest(dotted: str, known: Sequence[str]) -> str:
     last = dotted.rsplit(".", 1)[-1]
     namesakes = [name for name in known if name.rsplit(".", 1)[-1] == last]
     return f"did you mean {namesakes[0]}?" if namesakes else settings.nearest(dotted, list(known))
+
+
+def _refuse_tables(values: Mapping[str, Any]) -> None:
+    """Only the owners' tables, and each of them a table."""
+    tables = ["method", *SECTIONS]
+    for table, content in values.items():
+        if table not in tables:
+            raise UsageError(f"unknown table [{table}]: {settings.nearest(table, tables)}")
+        if not isinstance(content, Mapping):
+            raise UsageError(f"{table} is a table of settings, not {content!r}")
 
 
 def _refuse_misplaced(values: Mapping[str, Any], method_settings: type) -> None:

@@ -98,7 +98,9 @@ def _rank(config: dict[str, Any]) -> dict[str, Any]:
     try:
         ranks = Ranks(ray.train.torch.get_device())
         prepared = Prepared(**config["prepared"] | {"settings": experiment.data})
-        return work(experiment, prepared, ranks, lambda report: ray.train.report({"images": report.images, **report.figures}))
+        return work(
+            experiment, prepared, ranks, lambda report: ray.train.report({"images": report.images, **report.figures})
+        )
     except UdlError as error:
         RunFolder(experiment.run.folder).fail(error)
         raise

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,9 +85,13 @@ class RunFolder:
         return self._stop.exists()
 
     def say(self, line: str) -> None:
-        """Keep one line for people."""
-        with self.messages.open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+        """Keep one line for people; on a full disk it goes to stderr."""
+        stamped = f"{time.strftime('%H:%M:%S')} {line}\n"
+        try:
+            with self.messages.open("a", encoding="utf-8") as file:
+                file.write(stamped)
+        except OSError:
+            sys.stderr.write(stamped)
 
     def add_point(self, images: int, figures: dict[str, float]) -> None:
         """Append one point to the curves."""

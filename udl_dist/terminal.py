@@ -28,6 +28,7 @@ class Terminal:
         self._drawn = False
         self._last_line_at = float("-inf")
         self._held_out: dict[str, float] = {}
+        self._unshown: dict[str, Any] = {}
 
     def say(self, line: str) -> None:
         """A line that stays."""
@@ -39,13 +40,14 @@ class Terminal:
         """Show what has come since the last call."""
         for line in self._new_lines("messages"):
             self.say(line)
-        points = [json.loads(line) for line in self._new_lines("curves")]
-        for point in points:
-            self._held_out |= {name: value for name, value in point.items() if name.startswith("val/")}
-        if points and (self._redraws or last or time.monotonic() - self._last_line_at >= LOG_SECONDS):
-            self._show(points[-1])
+        for line in self._new_lines("curves"):
+            self._unshown = json.loads(line)
+            self._held_out |= {name: value for name, value in self._unshown.items() if name.startswith("val/")}
+        if self._unshown and (self._redraws or last or time.monotonic() - self._last_line_at >= LOG_SECONDS):
+            self._show(self._unshown)
 
     def _show(self, point: dict[str, Any]) -> None:
+        self._unshown = {}
         self._last_line_at = time.monotonic()
         line = progress_line(point, self._total, self._held_out)
         if self._redraws:

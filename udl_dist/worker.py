@@ -114,27 +114,35 @@ class Scribe:
         """Keep what a report says; a checkpoint first, so that what is said is also kept."""
         if report.checkpoint:
             self._save(report)
-        self._folder.add_point(report.images, report.figures)
+        self._attempt(f"the curves miss {report.images} images", self._folder.add_point, report.images, report.figures)
         self._tracker.point(report.images, report.figures)
         if report.validated and self._experiment.evaluate.pictures:
-            self._draw(report.images)
+            self._attempt(f"no pictures after {report.images} images", self._draw, report.images)
 
     def close(self) -> None:
         self._tracker.close()
 
     def _save(self, report: Report) -> None:
+        failed = self._attempt(f"no checkpoint after {report.images} images", self._write_checkpoint, report)
+        self._misses = self._misses + 1 if failed else 0
+        if self._misses >= MISSES:
+            raise TrainingError(f"{MISSES} checkpoints in a row could not be written to {self._folder.checkpoints} "
+                                f"({failed}): free space, then run again")  # fmt: skip
+
+    def _write_checkpoint(self, report: Report) -> None:
         held_out = {name: value for name, value in report.figures.items() if name.startswith("val/")}
+        checkpoint.save(self._folder.checkpoints, report.images, self._learning.tensors(), {"figures": held_out})
+        checkpoint.prune(self._folder.checkpoints, self._experiment.run.keep_checkpoints, self._best)
+
+    def _attempt(self, lost: str, act: Callable[..., None], *arguments: Any) -> str:
+        """Write something; a disk that refuses is told, with what is lost, and never ends a training."""
         try:
-            checkpoint.save(self._folder.checkpoints, report.images, self._learning.tensors(), {"figures": held_out})
-            self._misses = 0
-            checkpoint.prune(self._folder.checkpoints, self._experiment.run.keep_checkpoints, self._best)
+            act(*arguments)
+            return ""
         except OSError as error:
-            self._misses += 1
-            self._folder.say(f"ALARM: no checkpoint after {report.images} images: {error.strerror or error}; "
-                             "training goes on, the last good one is kept")  # fmt: skip
-            if self._misses >= MISSES:
-                raise TrainingError(f"{MISSES} checkpoints in a row could not be written to {self._folder.checkpoints} "
-                                    f"({error.strerror or error}): free space, then run again") from error  # fmt: skip
+            why = error.strerror or str(error)
+            self._folder.say(f"ALARM: {lost}: {why}; training goes on, the last good checkpoint is kept")
+            return why
 
     def _draw(self, images: int) -> None:
         """Write the grids of now: always the same first held-out images, always the same keys."""

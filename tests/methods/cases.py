@@ -39,9 +39,10 @@ def described(name: str, values: dict[str, Any], shape: tuple[int, int, int] = S
 
 
 def batch(count: int = 6, shape: tuple[int, int, int] = SHAPE, dtype: torch.dtype = torch.float32) -> Batch:
-    """Images that are smooth enough to learn, the same ones each time."""
-    images = torch.rand(count, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return Batch((images * 2 - 1).to(dtype), chance.keys(2, count), chance.keys(3, count), seen=100)
+    """Images of four random patches each, so that there is something to learn; the same ones each time."""
+    patches = torch.rand(count, shape[0], 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    images = patches.repeat_interleave(shape[1] // 2, 2).repeat_interleave(shape[2] // 2, 3) * 2 - 1
+    return Batch(images.to(dtype), chance.keys(2, count), chance.keys(3, count), seen=100)
 
 
 def part(whole: Batch, places: slice) -> Batch:

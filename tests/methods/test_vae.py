@@ -7,12 +7,17 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Normal, kl_divergence
+from torch.distributions import Bernoulli, Distribution, Normal, kl_divergence
 
 from tests.methods.cases import DENSE, batch, made
 from udl_dist.methods import Batch, chance
 
 GAUSSIAN = DENSE | {"likelihood": "gaussian", "sigma": 0.3}
+
+
+def log_density(distribution: Distribution, values: Tensor) -> Tensor:
+    density: Tensor = distribution.log_prob(values)
+    return density
 
 
 def by_hand(method: object, data: Batch, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -27,7 +32,7 @@ def test_the_bernoulli_bound_equals_torch_distributions() -> None:
     method, data = made("vae", DENSE | {"binarise": "static"}), batch()
     images = method.targets(data)
     mean, deviation, logits = by_hand(method, data, images)
-    surprise = -Bernoulli(logits=logits).log_prob((images + 1) / 2).flatten(1).sum(1)
+    surprise = -log_density(Bernoulli(logits=logits), (images + 1) / 2).flatten(1).sum(1)
     kl = kl_divergence(Normal(mean, deviation), Normal(0.0, 1.0)).sum(1)
     figures = method.measure(data)
     torch.testing.assert_close(figures["reconstruction"], surprise)
@@ -45,7 +50,7 @@ def test_the_gaussian_bound_equals_torch_distributions(variance: str) -> None:
         if variance == "fixed"
         else (-6 + torch.nn.functional.softplus(torch.log(torch.tensor(0.3)) + 6)).exp()
     )
-    surprise = -Normal(torch.tanh(output), sigma).log_prob(data.images).flatten(1).sum(1)
+    surprise = -log_density(Normal(torch.tanh(output), sigma), data.images).flatten(1).sum(1)
     kl = kl_divergence(Normal(mean, deviation), Normal(0.0, 1.0)).sum(1)
     torch.testing.assert_close(method.measure(data)["reconstruction"], surprise)
     torch.testing.assert_close(method.loss(data)[0], (surprise + kl).mean())
@@ -58,7 +63,7 @@ def test_the_closed_kl_equals_monte_carlo() -> None:
         mean, logvar = method.posterior(data.images)
         q = Normal(mean, (logvar / 2).exp())
         draws = q.mean + q.stddev * chance.normal(chance.keys(0, count), "mc", (3,))
-        log_ratio = (q.log_prob(draws) - Normal(0.0, 1.0).log_prob(draws)).sum(1)
+        log_ratio = (log_density(q, draws) - log_density(Normal(0.0, 1.0), draws)).sum(1)
         closed = method.measure(data)["kl"]
     assert closed > 1
     assert abs(log_ratio.mean() - closed) < 4 * log_ratio.std() / math.sqrt(count)
@@ -112,14 +117,14 @@ def test_grey_images_stay_grey_without_binarisation() -> None:
 
 
 def test_free_bits_leave_a_dimension_below_them_in_peace() -> None:
-    method, data = made("vae", DENSE | {"free_bits": 0.5}), batch()
+    method, data = made("vae", DENSE | {"free_bits": 0.1}), batch()
     mean, logvar = method.posterior(data.images)
     kls = (mean**2 + logvar.exp() - 1 - logvar) / 2
-    assert (kls < 0.5).any()
-    assert (kls > 0.5).any()
+    assert (kls < 0.1).any()
+    assert (kls > 0.1).any()
     loss, plots = method.loss(data)
     torch.testing.assert_close(
-        loss - plots["reconstruction"], torch.where(kls > 0.5, kls, torch.tensor(0.5)).sum(1).mean()
+        loss - plots["reconstruction"], torch.where(kls > 0.1, kls, torch.tensor(0.1)).sum(1).mean()
     )
     torch.testing.assert_close(plots["kl"], kls.sum(1).mean())
 

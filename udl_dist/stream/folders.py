@@ -1,7 +1,7 @@
 """A folder that appears complete or not at all: written under a hidden name beside its place, then renamed.
 
-What a killed process left behind is removed by the next one: each holds a lock on its folder, and the system lets go of it
-when the process dies, however it dies.
+What a killed process left behind is removed by the next one: each holds a lock on its folder, and the system lets go of
+it when the process dies, however it dies.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from udl_dist.errors import DataError, UsageError
 
 @contextlib.contextmanager
 def partial_folder(dest: Path) -> Iterator[Path]:
-    """A new hidden folder beside `dest`, removed again unless `finish_folder` renamed it; refuse a `dest` that has content.
+    """A new hidden folder beside `dest`, removed again unless `finish_folder` renamed it.
 
-    Raises UsageError if nothing can be written there, DataError if the disk is full.
+    Raises UsageError if `dest` has content or nothing can be written there, DataError if the disk is full.
     """
     try:
         if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
@@ -33,7 +33,7 @@ def partial_folder(dest: Path) -> Iterator[Path]:
     try:
         yield folder
     except OSError as error:
-        raise DataError(f"writing {str(dest)!r} failed ({error.strerror}): make room, or name another folder") from error
+        raise DataError(f"cannot write {str(dest)!r} ({error.strerror}): make room, or name another folder") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)

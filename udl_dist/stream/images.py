@@ -1,7 +1,7 @@
 """Encoded images to uint8 pixels of the training shape and back; knows neither tar nor folder.
 
-The rules, the same for every kind: only the first frame; turned upright as EXIF says; transparency laid on white; CMYK and
-palettes to RGB; 16-bit gray scaled to 8 bit; colour to gray by luma (ITU-R 601); embedded colour profiles not applied.
+The rules, the same for every kind: only the first frame; turned upright as EXIF says; transparency laid on white; CMYK
+and palettes to RGB; 16-bit gray scaled to 8 bit; colour to gray by luma (ITU-R 601); colour profiles not applied.
 Then `crop` takes the middle square, or `pad` fits the whole image on black; resizing is bilinear with antialiasing.
 
 Two decoders, one result: OpenCV for plain PNGs (five times as fast on small ones), Pillow for all the rest.
@@ -129,7 +129,7 @@ def _pillow(data: bytes, header: Header) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     if not image.info.get("exif"):
         return image

@@ -5,9 +5,9 @@
     rows       32 bytes a record, from the next multiple of 64, shard after shard
     keys       the keys of all records, UTF-8, without separators
 
-Opening reads the header alone, so it costs what the number of shards costs. The rows of a shard are checked when the shard
-is first read. The checksum of a payload is CRC32C: 32 bits fit the row, any burst of up to 32 bits is caught for certain,
-and processors and object stores compute it themselves. Knows the layout and nothing of tars or images.
+Opening reads the header alone, so it costs what the number of shards costs. The rows of a shard are checked when the
+shard is first read. The checksum of a payload is CRC32C: it fits the row, any burst of up to 32 bits is caught for
+certain, and processors and object stores compute it themselves. Knows the layout and nothing of tars or images.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import dataclasses
 import json
 import os
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ class Index:
 
     @classmethod
     def open(cls, where: Path | str) -> Index:
-        """Open an index file, or the one in a folder; raise DataError if it is missing, damaged or of another version."""
+        """Open an index file, or the one in a folder; raise DataError if it is missing, damaged or too new or old."""
         path = Path(where)
         path = path / NAME if path.is_dir() else path
         try:
@@ -107,11 +108,11 @@ class Index:
             file.seek(self._keys_at + int(self._key_starts[shard]) + start)
             return file.read(max(0, min(end, self.shards[shard].key_bytes) - start)).decode("utf-8", "replace")
 
-    def rows_of(self, records: NDArray[np.int64]) -> NDArray[Any]:  # [B] -> [B] of ROW
-        """The rows of records, from shards whose rows match their checksum."""
-        for shard in np.unique(self.shard_of(records)):
-            self.check_rows(int(shard))
-        return self.rows[records]  # type: ignore[no-any-return]
+    def rows_of(self, records: NDArray[np.int64], shards: Iterable[int]) -> NDArray[Any]:  # [B] -> [B] of ROW
+        """The rows of records that lie in `shards`, whose rows are checked first."""
+        for shard in shards:
+            self.check_rows(shard)
+        return self.rows[records]
 
     def check_rows(self, shard: int) -> None:
         """Raise DataError if the rows of a shard are damaged; costs a few microseconds, once."""
@@ -119,7 +120,8 @@ class Index:
             return
         rows = self.rows[self.starts[shard] : self.starts[shard + 1]]
         if xxhash.xxh3_64_hexdigest(rows.tobytes()) != self.shards[shard].rows_hash:
-            raise DataError(f"index {str(self.path)!r}: the rows of shard {self.shards[shard].name!r} are damaged: {AGAIN}")
+            name = self.shards[shard].name
+            raise DataError(f"index {str(self.path)!r}: its rows of shard {name!r} are damaged: {AGAIN}")
         self._checked[shard] = True
 
 
@@ -142,6 +144,12 @@ def write_index(path: Path, about: About, shards: list[Shard], rows: list[NDArra
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def shown(name: bytes | str) -> str:
+    """A name that came out of a shard, safe to print within a line: escaped, and cut if it is long."""
+    text = name.decode("utf-8", "replace") if isinstance(name, bytes) else name
+    return ascii(text if len(text) <= 60 else text[:50] + "...")
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:

@@ -1,7 +1,7 @@
 """Building an index: each shard is walked once, its members grouped by WebDataset's keys, each image's checksum taken.
 
-A record is a run of members with one key; it holds one image and perhaps a label (`cls`, a whole number). Anything else of
-a record is passed by and counted, never opened: what could run code (`.pkl`, `.pyd`, `.pth`) stays bytes in the tar.
+A record is a run of members with one key; it holds one image and perhaps a label (`cls`, a whole number). Anything else
+of a record is passed by and counted, never opened: what could run code (`.pkl`, `.pyd`, `.pth`) stays bytes in the tar.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import xxhash
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
-from udl_dist.stream.index import NAME, ROW, About, Index, Shard, write_index
+from udl_dist.stream.index import NAME, ROW, About, Index, Shard, shown, write_index
 from udl_dist.stream.tar import LONGEST_NAME, Member, damaged, open_shard, walk
 
 IMAGES = (b"jpg", b"jpeg", b"png", b"webp", b"npy", b"raw")
 LABEL = b"cls"
 LARGEST_IMAGE = 2**28  # bytes, encoded
-# webdataset's base_plus_ext and its skip_meta, on bytes: a key may hold folders and ends at the first dot of the file's name.
+# webdataset's base_plus_ext and skip_meta, on bytes: a key may hold folders and ends at the first dot of the file name.
 KEY = re.compile(rb"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)
 META = re.compile(rb"__[^/]*__($|/)")
 
@@ -39,8 +39,8 @@ class Indexed(NamedTuple):
     keys: bytes
 
 
-def index_shards(paths: list[Path], where: Path | None = None, about: About | None = None, progress: Progress | None = None,
-                 threads: int = 2) -> Index:  # fmt: skip
+def index_shards(paths: list[Path], where: Path | None = None, about: About | None = None,
+                 progress: Progress | None = None, threads: int = 2) -> Index:  # fmt: skip
     """Index shards and write the index to the file `where` (beside the first shard if it is not named); open it.
 
     `progress(done, total)` counts shards. Raises DataError, with shard, byte and key, at the first thing out of order.
@@ -54,7 +54,8 @@ def index_shards(paths: list[Path], where: Path | None = None, about: About | No
             found.append(indexed)
             if progress:
                 progress(len(found), len(paths))
-    write_index(where, about, [part.shard for part in found], [part.rows for part in found], [part.keys for part in found])
+    shards, rows, keys = zip(*found, strict=True)
+    write_index(where, about, list(shards), list(rows), list(keys))
     return Index.open(where)
 
 
@@ -69,7 +70,7 @@ def index_shard(path: Path, beside: bool, raw: bool) -> Indexed:
             if key is None:
                 continue
             if key in seen:
-                raise damaged(path, members[0][1].offset, f"key {_shown(key)} comes a second time")
+                raise damaged(path, members[0][1].offset, f"key {shown(key)} comes a second time")
             seen.add(key)
             offset, length, label, unread = _image_and_label(path, data, key, members, raw)
             ignored, end = ignored + unread, end + len(key)
@@ -119,15 +120,15 @@ def _image_and_label(path: Path, data: mmap.mmap, key: bytes, members: list[tupl
     images = [(extension, member) for extension, member in members if extension in IMAGES]
     labels = [member for extension, member in members if extension == LABEL]
     if len(images) != 1:
-        kinds = ", ".join(_shown(extension) for extension, _ in (images or members)[:8])
-        raise damaged(path, at, f"key {_shown(key)} has {len(images)} images, not one ({kinds})")
+        kinds = ", ".join(shown(extension) for extension, _ in (images or members)[:8])
+        raise damaged(path, at, f"key {shown(key)} has {len(images)} images, not one ({kinds})")
     if len(labels) > 1:
-        raise damaged(path, at, f"key {_shown(key)} has {len(labels)} labels")
+        raise damaged(path, at, f"key {shown(key)} has {len(labels)} labels")
     extension, image = images[0]
     if extension == b"raw" and not raw:
-        raise damaged(path, at, f"key {_shown(key)} is raw pixels, whose shape only an index by `udl pack` knows")
+        raise damaged(path, at, f"key {shown(key)} is raw pixels, whose shape only an index by `udl pack` knows")
     if not 0 < image.length <= LARGEST_IMAGE:
-        raise damaged(path, image.offset, f"the image of key {_shown(key)} has {image.length} bytes")
+        raise damaged(path, image.offset, f"the image of key {shown(key)} has {image.length} bytes")
     label = _label(path, data, key, labels[0]) if labels else -1
     return image.offset, image.length, label, len(members) - len(images) - len(labels)
 
@@ -135,11 +136,5 @@ def _image_and_label(path: Path, data: mmap.mmap, key: bytes, members: list[tupl
 def _label(path: Path, data: mmap.mmap, key: bytes, member: Member) -> int:
     text = data[member.offset : member.offset + min(member.length, 32)].strip()
     if not re.fullmatch(rb"-?\d{1,9}", text):
-        raise damaged(path, member.offset, f"the label of key {_shown(key)} is {_shown(text)}, no whole number")
+        raise damaged(path, member.offset, f"the label of key {shown(key)} is {shown(text)}, no whole number")
     return max(-1, int(text))
-
-
-def _shown(name: bytes) -> str:
-    """A name from a shard, safe to print on one line."""
-    shown = ascii(name.decode("utf-8", "replace"))
-    return shown if len(shown) < 100 else shown[:80] + "…'"

@@ -1,7 +1,7 @@
-"""In which order records are seen, and the chance that each of them carries: pure functions of (seed, epoch, position).
+"""In which order records are seen, and the chance that each carries: pure functions of (seed, epoch, position).
 
-No list of all records is ever held: place p of an epoch is sent through a keyed permutation of 0 … n-1. Knows no record,
-no file and no rank but the plain numbers.
+No list of all records is ever held: place p of an epoch is sent through a keyed permutation of 0 … n-1. Knows plain
+numbers, and no record, file or process.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def flips(keys: I64) -> NDArray[np.bool_]:
 
 
 def held_out(key_hash: U64, fraction: float, seed: int = 0) -> NDArray[np.bool_]:
-    """Which records are held out: about `fraction` (below 1), by their keys alone, whatever else there is. [B] -> [B]"""
+    """Which records are held out: about `fraction` (below 1) of them, by their keys alone. [B] -> [B]"""
     return mix64(key_hash ^ np.uint64(chain(HELD_OUT, seed))) < np.uint64(int(fraction * 2**64))
 
 

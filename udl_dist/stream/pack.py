@@ -6,12 +6,14 @@ source and settings give the same bytes. Threads pack one shard each; decoders a
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -43,6 +45,22 @@ class Summary:
     ignored: dict[str, int]  # files of the source that are no images we read, by extension
     seconds: float
 
+    def as_dict(self) -> dict[str, Any]:
+        """The figures as plain values."""
+        return dataclasses.asdict(self)
+
+    def lines(self) -> list[str]:
+        """The figures for people, what was not packed included."""
+        parts = ", ".join(f"{part} {records:,}" for part, records in sorted(self.records.items()))
+        lines = [f"packed {parts} into {self.shards} shards of {self.total_bytes / 1e6:.1f} MB in all, "
+                 f"in {self.seconds:.1f} s: {self.folder!r}"]  # fmt: skip
+        if self.left_out:
+            lines.append(f"left out {len(self.left_out)} damaged images, listed in {LEFT_OUT}")
+        if self.ignored:
+            kinds = ", ".join(f"{count} {kind!a}" for kind, count in sorted(self.ignored.items()))
+            lines.append(f"passed by files that are no images we read: {kinds}")
+        return lines
+
 
 @dataclass(frozen=True)
 class Job:
@@ -69,7 +87,7 @@ def pack_source(source: Source, dest: Path, settings: PackSettings, progress: Pr
     began = time.monotonic()
     parts = _split(source.parts, settings)
     with partial_folder(dest) as folder:
-        jobs = [job for part, (images, numbers) in parts.items() for job in _jobs(folder / part, images, numbers, settings)]
+        jobs = [job for part, chosen in parts.items() for job in _jobs(folder / part, *chosen, settings)]
         left_out = _write_all(jobs, settings, progress)
         about = About(source.name, settings.license or source.license, source.classes, settings.format, settings.shape,
                       len(left_out))  # fmt: skip
@@ -92,23 +110,24 @@ def _split(parts: dict[str, Images], settings: PackSettings) -> dict[str, tuple[
         mixed[part] = (images, numbers)
     if settings.held_out_fraction:
         images, numbers = mixed["train"]
-        hashes = np.array([xxhash.xxh3_64_intdigest(images.key(number).encode()) for number in numbers.tolist()], np.uint64)
-        held = order.held_out(hashes, settings.held_out_fraction, settings.seed)
+        hashes = (xxhash.xxh3_64_intdigest(images.key(number).encode()) for number in numbers.tolist())
+        held = order.held_out(np.fromiter(hashes, np.uint64), settings.held_out_fraction, settings.seed)
         mixed["train"], mixed["val"] = (images, numbers[~held]), (images, numbers[held])
-    for part, (_, numbers) in mixed.items():
-        if not numbers.size:
-            raise DataError(f"part {part!r} gets no image of {len(parts['train'])}: change held_out_fraction, or add images")
+    for part, chosen in mixed.items():
+        if not chosen[1].size:
+            there = len(parts.get(part, parts["train"]))
+            raise DataError(f"part {part!r} gets none of {there} images: change held_out_fraction, or add images")
     return mixed
 
 
 def _jobs(folder: Path, images: Images, numbers: NDArray[np.int64], settings: PackSettings) -> list[Job]:
-    """Shards of nearly equal numbers of records. Encoded sizes are not known yet: bytes are reckoned from bare pixels."""
+    """Shards of nearly equal numbers of records. Encoded sizes are not known yet: bytes are those of bare pixels."""
     folder.mkdir()
     pixels = int(np.prod(settings.shape))
     record_bytes = 512 + -(-(pixels + 128) // 512) * 512 + 1024  # image and label, each with its header
     most = min(settings.shard_records, settings.shard_bytes // record_bytes)
     if most < 1:
-        raise UsageError(f"shard_bytes {settings.shard_bytes} is less than one record of {record_bytes} bytes: raise it")
+        raise UsageError(f"shard_bytes {settings.shard_bytes} is less than one record's {record_bytes}: raise it")
     shards = -(-len(numbers) // most)
     ranges = [order.share(len(numbers), shard, shards) for shard in range(shards)]
     return [Job(folder / f"{shard:06d}.tar", images, numbers[start:stop]) for shard, (start, stop) in enumerate(ranges)]

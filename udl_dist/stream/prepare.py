@@ -1,7 +1,7 @@
 """What `data.source` names becomes indexes on disk: packed at first use, or indexed where shards exist already.
 
-Knows no batch: `open_streams` in `reader` reads what is prepared here. Any number of processes may prepare at once: each
-writes under a name of its own, the first to finish is taken by all.
+Knows no batch: `open_streams` in `reader` reads what is prepared here. Any number of processes may prepare at once:
+each writes under a name of its own, the first to finish is taken by all.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from udl_dist.stream.index import NAME, Index
 from udl_dist.stream.indexing import Progress, index_shards
 from udl_dist.stream.pack import pack_source
 from udl_dist.stream.settings import DataSettings, PackSettings, cache_folder
-from udl_dist.stream.sources import identify, open_source
+from udl_dist.stream.sources import READ, identify, open_source
 
 CACHE_VERSION = 1
-SMALL = 64  # pixels: up to here the cache holds bare pixels (npy), read many times faster than PNG; above it PNG, smaller
+SMALL = 64  # pixels: up to here the cache holds npy, read many times faster than PNG; above it PNG, which is smaller
 URL = ("s3://", "gs://", "http://", "https://", "pipe:", "hf://", "file:")
 
 
@@ -63,30 +63,39 @@ def prepare(settings: DataSettings, progress: Progress | None = None) -> Prepare
 def _parts(source: str, settings: DataSettings, progress: Progress | None) -> Parts:
     """The indexes of whatever a source is."""
     if source.startswith(URL):
-        raise UsageError(f"{source!r} is a URL: only files of this machine are read; copy the shards and name their folder")
-    path = Path(source).expanduser().absolute()
-    if source != "digits" and path.is_dir() and ((path / "train" / NAME).exists() or any((path / "train").glob("*.tar"))):
-        return Parts(*(_folder(path / part, settings, progress) for part in ("train", "val", "test")))  # type: ignore[arg-type]
-    shards = [] if source == "digits" else list_shards(source)
-    if shards:
-        return Parts(_indexed(shards, settings, progress))
-    return _packed(source, settings, progress)
+        raise UsageError(f"{source!r} is a URL, only files are read: copy the shards and name their folder")
+    if source == "digits":
+        return _packed(source, settings, progress)
+    folder = Path(source).expanduser().absolute()
+    train = _part(folder / "train", settings, progress)
+    if train:
+        return Parts(train, *(_part(folder / part, settings, progress) for part in ("val", "test")))
+    shards = list_shards(source)
+    return Parts(_indexed(shards, settings, progress)) if shards else _packed(source, settings, progress)
 
 
 def list_shards(source: str) -> list[Path]:
     """The shards that a source names: a tar, a folder of tars, a brace pattern or a list file; empty if it is none."""
     path = Path(source).expanduser().absolute()
     if path.is_dir():
-        return sorted(path.glob("*.tar"), key=os.fsencode)
+        return _tars(path)
     if path.suffix in (".txt", ".list") and path.is_file():
         lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
         names = [line for line in lines if line and not line.startswith("#")]
         if not names:
             raise DataError(f"list file {source!r} names no shard: write one path a line")
         return [shard for name in names for shard in _expanded(str(path.parent / Path(name).expanduser()))]
-    if path.suffix in (".tar", ".gz", ".tgz") and "ubyte" not in path.name or "{" in source:
-        return _expanded(str(path))
-    return []
+    is_tar = path.suffix in (".tar", ".tgz") or path.name.endswith(".tar.gz") or "{" in source
+    return _expanded(str(path)) if is_tar else []
+
+
+def _tars(folder: Path) -> list[Path]:
+    """The tars of a folder, which must not hold images as well: one of the two would be passed over."""
+    shards = sorted(folder.glob("*.tar"), key=os.fsencode)
+    odd = next((path for path in folder.iterdir() if path.suffix.lower() in READ), None) if shards else None
+    if odd is not None:
+        raise DataError(f"folder {str(folder)!r} holds shards and images ({odd.name!r}): keep them apart")
+    return shards
 
 
 def _expanded(pattern: str) -> list[Path]:
@@ -98,15 +107,15 @@ def _expanded(pattern: str) -> list[Path]:
     return [Path(name) for name in braceexpand.braceexpand(pattern)]
 
 
-def _folder(folder: Path, settings: DataSettings, progress: Progress | None) -> Path | None:
+def _part(folder: Path, settings: DataSettings, progress: Progress | None) -> Path | None:
     """The index of one part of a packed folder, if there is such a part."""
-    shards = list_shards(str(folder))
-    return _indexed(shards, settings, progress) if shards or (folder / NAME).exists() else None
+    shards = list_shards(str(folder)) if folder.is_dir() else []
+    return _indexed(shards, settings, progress) if shards else None
 
 
 def _indexed(shards: list[Path], settings: DataSettings, progress: Progress | None) -> Path:
     """The index of shards: beside them if they fill their folder and it can be written, else in the cache."""
-    folder = shards[0].parent if shards else Path()
+    folder = shards[0].parent
     if shards == list_shards(str(folder)):
         if (folder / NAME).exists():
             return _matching(folder / NAME, shards)
@@ -127,7 +136,7 @@ def _matching(path: Path, shards: list[Path]) -> Path:
     if known != there:
         odd = sorted(known ^ there)[0]
         what = "is in the index but not in the folder" if odd in known else "is not in the index"
-        raise DataError(f"{str(path.parent)!r}: shard {odd!r} {what}: put it right, or delete {str(path)!r} to index anew")
+        raise DataError(f"shard {str(path.parent / odd)!r} {what}: put it right, or delete {str(path)!r} to index anew")
     return path
 
 
@@ -169,5 +178,5 @@ def _writable(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot write to {str(folder)!r} ({error.strerror}): set data.cache to another folder") from None
+        raise UsageError(f"cannot write to {str(folder)!r} ({error.strerror}): set data.cache") from None
     return folder

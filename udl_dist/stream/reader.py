@@ -1,7 +1,7 @@
 """Batches of images in the order of (seed, epoch, position), for one rank or all; knows no model and no device.
 
 A position is one whole number: how many records of the endless order were consumed. Place p stands in epoch p // n. The
-global batch of a step is the same records at any world size; a rank takes a contiguous share of it, uneven if it must be.
+global batch of a step is the same records at any world size; a rank takes a contiguous share of it, uneven if need be.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Plan:
 class Stream:
     """The images of an index, or of a selection of its records, brought to the training shape."""
 
-    def __init__(self, index: Index, settings: DataSettings, seed: int, selection: NDArray[np.integer] | None = None) -> None:
+    def __init__(self, index: Index, settings: DataSettings, seed: int, selection: I64 | None = None) -> None:
         self.index, self.settings, self.seed = index, settings, seed
         self.shape = settings.shape
         self._selection = selection
@@ -74,7 +74,7 @@ class Stream:
         return self._read(self._plans(position, batch_images, *order.share(batch_images, rank, world)))
 
     def once(self, batch_images: int, rank: int = 0, world: int = 1) -> Iterator[Records]:
-        """Every record once, as they lie in the index: each rank its contiguous part; keys of epoch 0, never mirrored."""
+        """Every record once, in the order of the index, a contiguous part a rank; keys of epoch 0, never mirrored."""
         start, stop = order.share(self.records, rank, world)
         numbers = (np.arange(first, min(first + batch_images, stop)) for first in range(start, stop, batch_images))
         return self._read(Plan(self._chosen(places), np.zeros_like(places), False) for places in numbers)
@@ -82,12 +82,12 @@ class Stream:
     def _plans(self, position: int, batch_images: int, start: int, stop: int) -> Iterator[Plan]:
         """Which records come in each batch of one rank, worked out for several batches at a time."""
         share = stop - start
-        ahead = max(1, PLANNED // max(1, share))
+        ahead = max(1, min(PLANNED // max(1, share), self.records // batch_images))  # no more than an epoch
         while True:
             steps = position + batch_images * np.arange(ahead, dtype=np.int64)[:, None]
             epochs, places = np.divmod(steps + np.arange(start, stop, dtype=np.int64), self.records)
             records = np.empty_like(places)
-            for epoch in np.unique(epochs).tolist():
+            for epoch in range(*_span(epochs.ravel())):
                 within = epochs == epoch
                 records[within] = order.record_at(self.seed, epoch, places[within], self.records)
             for row in range(ahead):
@@ -95,7 +95,7 @@ class Stream:
             position += ahead * batch_images
 
     def _chosen(self, numbers: I64) -> I64:
-        return numbers if self._selection is None else self._selection[numbers].astype(np.int64)
+        return numbers if self._selection is None else self._selection[numbers]
 
     def _read(self, plans: Iterable[Plan]) -> Iterator[Records]:
         """Load plans in order; a generator in either case, so that closing it is how reading ends."""
@@ -106,7 +106,7 @@ class Stream:
         """Read, check and decode the records of one batch."""
         payloads, key_hash, labels = self._shards.payloads(plan.records)
         keys = np.empty(len(plan.records), np.int64)
-        for epoch in np.unique(plan.epochs).tolist():
+        for epoch in range(*_span(plan.epochs)):
             within = plan.epochs == epoch
             keys[within] = order.keys(self.seed, epoch, key_hash[within])
         images = self._decoded(payloads, plan.records)
@@ -117,8 +117,10 @@ class Stream:
 
     def _decoded(self, payloads: list[bytes], records: I64) -> Pixels:  # -> [B, C, H, W]
         about = self.index.about
-        if about.format in ("npy", "raw") and about.shape == self.shape and (fast := _joined(payloads, self.shape)) is not None:  # fmt: skip
-            return fast
+        if about.format in ("npy", "raw") and about.shape == self.shape:
+            joined = _joined(payloads, self.shape)
+            if joined is not None:
+                return joined
         raw_shape = about.shape if about.format == "raw" else None
         images = np.empty((len(payloads), *self.shape), np.uint8)
         for place, payload in enumerate(payloads):
@@ -128,6 +130,11 @@ class Stream:
                 where = self._shards.where(int(records[place]))
                 raise DataError(f"{where}: the image {error}: pack the images again without it") from error
         return images
+
+
+def _span(epochs: I64) -> tuple[int, int]:
+    """The half-open range of epochs, which never go back."""
+    return (int(epochs[0]), int(epochs[-1]) + 1) if epochs.size else (0, 0)
 
 
 def _joined(payloads: list[bytes], shape: tuple[int, int, int]) -> Pixels | None:
@@ -146,7 +153,7 @@ def _joined(payloads: list[bytes], shape: tuple[int, int, int]) -> Pixels | None
 
 
 def read_ahead(load: Callable[[Plan], Records], plans: Iterable[Plan], readers: int) -> Iterator[Records]:
-    """Load plans in threads, at most `readers + 1` batches ahead, and give them in order; closing it ends the threads."""
+    """Load plans in threads, `readers + 1` batches ahead, and give them in order; closing it ends the threads."""
     pool = ThreadPoolExecutor(readers, thread_name_prefix="reader")
     remaining = iter(plans)
     waiting: deque[Future[Records]] = deque()

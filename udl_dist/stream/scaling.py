@@ -30,11 +30,11 @@ def scale_of(where: str, images: NDArray[Any]) -> Scale:
     low, high, whole = _range(images)
     if images.dtype.kind in "iu":
         return _whole(where, low, high)
-    if 0 <= low and high <= 1:
+    if low >= 0 and high <= 1:
         return lambda image: np.rint(image.astype(np.float32) * 255).astype(np.uint8)
-    if -1 <= low and high <= 1:
+    if low >= -1 and high <= 1:
         return lambda image: np.rint((image.astype(np.float32) + 1) * 127.5).astype(np.uint8)
-    if whole and 0 <= low and high <= 255:
+    if whole and low >= 0 and high <= 255:
         return lambda image: image.astype(np.uint8)
     raise DataError(f"{where} has values from {low:g} to {high:g}: scale them to 0…1, -1…1 or whole numbers 0…255")
 

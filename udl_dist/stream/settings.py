@@ -52,7 +52,9 @@ class PackSettings:
     size: int = setting(28, "height and width in pixels of the packed images", low=1, high=4096)
     channels: Literal[1, 3] = setting(1, "1 for gray, 3 for colour")
     fit: Literal["crop", "pad"] = setting("crop", "how other shapes become square: crop the middle, or pad with black")
-    format: Literal["png", "jpeg", "webp", "npy", "raw"] = setting("png", "png, npy and raw keep every pixel; npy and raw are the fastest to read")
+    format: Literal["png", "jpeg", "webp", "npy", "raw"] = setting(
+        "png", "png, npy and raw keep every pixel; npy and raw are the fastest to read"
+    )
     quality: int = setting(90, "of jpeg and webp", low=1, high=100)
     shard_records: int = setting(10_000, "most records in a shard", low=1)
     shard_bytes: int = setting(256 * 2**20, "most bytes in a shard, reckoned from uncompressed images", low=1)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
-from udl_dist.stream.index import Index
+from udl_dist.stream.index import Index, shown
 from udl_dist.stream.tar import open_shard
 
 MOST_OPEN = 256  # shards mapped at a time: each holds a file descriptor, and a process has 1,024 as a rule
@@ -30,14 +30,15 @@ class Shards:
 
     def payloads(self, records: NDArray[np.int64]) -> tuple[list[bytes], NDArray[np.uint64], NDArray[np.int64]]:
         """The encoded images of records, their key hashes and labels; raise DataError for what does not match. [B]"""
-        rows, shards = self.index.rows_of(records), self.index.shard_of(records)
-        mapped = {shard: self._map(shard) for shard in np.unique(shards).tolist()}
+        shards = self.index.shard_of(records).tolist()
+        mapped = {shard: self._map(shard) for shard in set(shards)}
+        rows = self.index.rows_of(records, mapped)
         starts, ends = rows["offset"].tolist(), (rows["offset"] + rows["length"]).tolist()
-        if len(mapped) == 1:  # as nearly always in small sets: half the time for small images
+        if len(mapped) == 1:  # as in all small sets: half the time for small images
             data = next(iter(mapped.values()))
             payloads = [data[start:end] for start, end in zip(starts, ends, strict=True)]
         else:
-            places = zip(shards.tolist(), starts, ends, strict=True)
+            places = zip(shards, starts, ends, strict=True)
             payloads = [mapped[shard][start:end] for shard, start, end in places]
         checksums = np.fromiter(map(google_crc32c.value, payloads), np.uint32, len(payloads))
         for place in np.flatnonzero(checksums != rows["checksum"])[:1].tolist():
@@ -48,8 +49,9 @@ class Shards:
     def where(self, record: int) -> str:
         """A record in words: its shard, the byte where it starts, its key."""
         shard = int(self.index.shard_of(np.array([record]))[0])
-        key = ascii(self.index.key(record))
-        return f"shard {str(self.index.shard_path(shard))!r} at byte {int(self.index.rows['offset'][record])}, key {key}"
+        key = shown(self.index.key(record))
+        offset = int(self.index.rows["offset"][record])
+        return f"shard {str(self.index.shard_path(shard))!r} at byte {offset}, key {key}"
 
     def _map(self, shard: int) -> mmap.mmap:
         with self._lock:

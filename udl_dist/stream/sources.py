@@ -107,7 +107,7 @@ def open_source(source: str) -> Source:
 
 
 def image_folder(root: Path) -> Source:
-    """A folder of images; the first folder below the root (below train, val or test if it has those) names the class."""
+    """A folder of images; the first folder below the root, or below its train, val and test, names the class."""
     names, ignored = _listed(root)
     if not names:
         raise DataError(f"folder {str(root)!r} holds no image we read ({', '.join(READ)}){_instead(ignored)}")
@@ -158,7 +158,7 @@ def _hashed(paths: Iterable[Path]) -> str:
 
 
 def _listed(root: Path) -> tuple[list[str], dict[str, int]]:
-    """Paths below the root of all images, sorted by bytes, and the counts of other files. Hidden files are passed by."""
+    """Paths below the root of all images, sorted by bytes, and the counts of other files but hidden ones."""
     names, ignored = [], Counter[str]()
     for folder, file in _files(root):
         extension = os.path.splitext(file)[1].lower()

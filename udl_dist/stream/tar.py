@@ -74,9 +74,7 @@ def _check_header(path: Path, header: bytes, at: int, total: int) -> tuple[bytes
     """Kind and length of a member whose header is whole and allowed."""
     if len(header) < BLOCK:
         raise damaged(path, at, "is cut off (no end mark)" if at else "is no tar")
-    unsigned = sum(header[:148]) + 8 * 32 + sum(header[156:])
-    signed = unsigned - 256 * sum(byte > 127 for byte in header[:148] + header[156:])
-    if _number(header[148:156]) not in (unsigned, signed):
+    if not _matches_checksum(header):
         packed = header[:2] == b"\x1f\x8b" or header[:3] in (b"BZh", b"\xfd7z") or header[:4] == b"\x28\xb5\x2f\xfd"
         first = "is compressed: positions within it cannot be found" if packed else "is no tar"
         raise damaged(path, at, "a header does not match its checksum" if at else first)
@@ -91,6 +89,12 @@ def _check_header(path: Path, header: bytes, at: int, total: int) -> tuple[bytes
     if kind not in (b"0", b"\0", b"7"):  # a file's own size may still be overruled by a PAX header
         _check_fits(path, at, length, total)
     return kind, length
+
+
+def _matches_checksum(header: bytes) -> bool:
+    """The sum of all bytes, its own field taken as blanks; some old writers summed them as signed."""
+    said, unsigned = _number(header[148:156]), sum(header) - sum(header[148:156]) + 8 * 32
+    return said == unsigned or said == unsigned - 256 * sum(byte > 127 for byte in header[:148] + header[156:])
 
 
 def _check_fits(path: Path, at: int, length: int, total: int) -> None:
@@ -134,10 +138,7 @@ def _length(path: Path, at: int, overruled: bytes | None, length: int) -> int:
 def _extension(path: Path, data: mmap.mmap, at: int, kind: bytes, length: int) -> dict[bytes, bytes]:
     """Name and size that a GNU long name or a PAX header gives to the member that follows."""
     content = data[at + BLOCK : at + BLOCK + length]
-    if kind == b"L":
-        found = {b"path": content.split(b"\0", 1)[0]}
-    else:
-        found = _pax(path, at, content)
+    found = {b"path": content.split(b"\0", 1)[0]} if kind == b"L" else _pax(path, at, content)
     if len(found.get(b"path", b"")) > LONGEST_NAME:
         raise damaged(path, at, f"a name of {len(found[b'path'])} bytes")
     return found

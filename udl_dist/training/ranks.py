@@ -5,6 +5,7 @@ Every act is called by all ranks in the same order. With one rank nothing is sen
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
@@ -38,7 +39,10 @@ class Ranks:
         # Buffers are rank 0's (see `agree_on_buffers`): broadcasting them at each forward breaks two forwards before a
         # backward on CUDA (pytorch#175024).
         where = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(learner, device_ids=where, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            # Its new name (torch 2.13) is unknown to older releases.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return DistributedDataParallel(learner, device_ids=where, broadcast_buffers=False)
 
     def unsynchronised(self, learner: nn.Module, on: bool) -> AbstractContextManager[None]:
         """While `on`, backward keeps gradients local: all parts of an accumulated batch but the last."""

@@ -1,0 +1,150 @@
+"""What a rank does with a run, without any launcher: resume, curves, checkpoints, pictures, a disk that fills up."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import resource
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests import gloo
+from tests.training.learn import asked, packed
+from udl_dist.errors import TrainingError
+from udl_dist.experiment import Experiment
+from udl_dist.runs import RunFolder
+from udl_dist.stream.prepare import prepare
+from udl_dist.training import checkpoint
+from udl_dist.training.loop import Report
+from udl_dist.training.ranks import Ranks
+from udl_dist.worker import work
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(tmp_path_factory.mktemp("data"))
+
+
+def wanted(method: str, source: Path, folder: Path, **flags: str) -> Experiment:
+    folder.mkdir(parents=True, exist_ok=True)
+    quiet = {"track__mode": "off", "train__report_images": "24", "evaluate__every_images": "60"}
+    return asked(method, source, run__folder=str(folder), **(quiet | flags))
+
+
+def finished(experiment: Experiment, stop_after: int | None = None) -> dict[str, Any]:
+    """Run `work` in this process; `stop_after` reports with a checkpoint, ask for a stop."""
+    folder, heard = RunFolder(experiment.run.folder), itertools.count(1)
+
+    def hear(report: Report) -> None:
+        if next(heard) == stop_after:
+            folder.ask_stop()
+
+    return work(experiment, prepare(experiment.data), Ranks(), hear)
+
+
+def manifest(folder: Path, images: int = 240) -> dict[str, Any]:
+    """Sizes and hashes of a checkpoint's tensors."""
+    files = json.loads((checkpoint.path_of(folder / "checkpoints", images) / "manifest.json").read_text())["files"]
+    return {name: entry for name, entry in files.items() if name.endswith(".safetensors")}
+
+
+@pytest.mark.parametrize("method", ["ae", "vae", "gan"])
+def test_a_run_that_was_stopped_ends_with_the_same_checkpoint_and_curves(
+    method: str, source: Path, tmp_path: Path
+) -> None:
+    flags = {"train__average_half_life": "100", "run__keep_checkpoints": "9"}
+    whole = finished(wanted(method, source, tmp_path / "whole", **flags))
+    assert (whole["images"], whole["stopped"]) == (240, False)
+    experiment = wanted(method, source, tmp_path / "parts", **flags)
+    stopped = finished(experiment, stop_after=2)
+    assert stopped["stopped"]
+    assert 120 < stopped["images"] < 240
+    (tmp_path / "parts" / "stop").unlink()
+    again = finished(experiment)
+    assert manifest(tmp_path / "parts") == manifest(tmp_path / "whole")
+    assert again["figures"]["train/learning_rate"] == whole["figures"]["train/learning_rate"]
+    points = RunFolder(tmp_path / "parts").points()
+    images = [point["images"] for point in points]
+    assert images == sorted(set(images)), "each point once, in order"
+    held_out = [[(point["images"], name, value) for point in RunFolder(tmp_path / part).points()
+                 for name, value in point.items() if name.startswith("val/")] for part in ("whole", "parts")]  # fmt: skip
+    assert held_out[0] == held_out[1]
+
+
+def test_pictures_have_the_images_in_their_names_and_the_right_shape(source: Path, tmp_path: Path) -> None:
+    finished(wanted("vae", source, tmp_path))
+    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert names == [
+        f"{kind}-{images:012d}.png" for kind in ("reconstruction", "samples") for images in (60, 120, 180, 240)
+    ]
+    with Image.open(tmp_path / "pictures" / names[0]) as picture:
+        assert picture.mode == "L"
+        assert picture.height < picture.width
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(source: Path, tmp_path: Path) -> None:
+    finished(wanted("ae", source, tmp_path, run__keep_checkpoints="1", train__learning_rate="0.5"))
+    kept = [int(path.name) for path in checkpoint.complete(tmp_path / "checkpoints")]
+    validated = {int(p["images"]): p["val/mse"] for p in RunFolder(tmp_path).points() if "val/mse" in p}
+    assert kept == sorted({240, min(validated, key=validated.__getitem__)})
+
+
+def test_a_run_cut_between_its_last_checkpoint_and_its_result_trains_nothing(source: Path, tmp_path: Path) -> None:
+    experiment = wanted("ae", source, tmp_path)
+    before = finished(experiment)
+    after = finished(experiment)
+    assert after["images"] == 240
+    assert after["figures"]["val/mse"] == before["figures"]["val/mse"]
+
+
+def test_another_latent_size_in_the_checkpoint_is_refused(source: Path, tmp_path: Path) -> None:
+    finished(wanted("ae", source, tmp_path, train__total_images="120"))
+    other = wanted("ae", source, tmp_path, method__latent_dim="5")
+    with pytest.raises(TrainingError, match="the checkpoint is of other networks: .*size mismatch"):
+        finished(other)
+
+
+def test_a_full_disk_at_a_checkpoint_is_told_and_costs_nothing_else(source: Path, tmp_path: Path) -> None:
+    """A real failing write: the kernel refuses files beyond a limit (RLIMIT_FSIZE) from the first checkpoint on."""
+    whole = wanted("ae", source, tmp_path / "whole")
+    finished(whole)
+    experiment = wanted("ae", source, tmp_path / "full")
+    (outcome,) = gloo.run(1, on_a_disk_that_fills_for_a_while, experiment)
+    assert outcome == ("", 240)
+    lines = (tmp_path / "full" / "messages.log").read_text().splitlines()
+    alarms = [line for line in lines if "ALARM: no checkpoint" in line]
+    assert len(alarms) == 2
+    assert "no checkpoint after 120 images: " in alarms[0]
+    assert "File too large" in alarms[0]
+    assert alarms[0].endswith("training goes on, the last good checkpoint is kept")
+    assert [int(path.name) for path in checkpoint.complete(tmp_path / "full" / "checkpoints")] == [60, 240]
+    assert manifest(tmp_path / "full") == manifest(tmp_path / "whole")
+
+
+def test_a_disk_that_stays_full_ends_the_run_by_name_and_keeps_the_last_good_one(source: Path, tmp_path: Path) -> None:
+    experiment = wanted("ae", source, tmp_path, evaluate__every_images="36")
+    (outcome,) = gloo.run(1, on_a_disk_that_fills_for_a_while, experiment, 99)
+    assert outcome[0].startswith("3 checkpoints in a row could not be written to ")
+    assert [int(path.name) for path in checkpoint.complete(tmp_path / "checkpoints")] == [36]
+
+
+def on_a_disk_that_fills_for_a_while(experiment: Experiment, failing: int = 2) -> tuple[str, int]:
+    """The error and images of a run whose checkpoints 2 … 1 + `failing` cannot be written."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    heard = itertools.count(1)
+
+    def hear(report: Report) -> None:
+        number = next(heard)
+        if number == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+        if number == 1 + failing:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    try:
+        return "", work(experiment, prepare(experiment.data), Ranks(), hear)["images"]
+    except TrainingError as error:
+        return str(error), 0
