@@ -70,8 +70,15 @@ def test_a_run_that_was_stopped_ends_with_the_same_checkpoint_and_curves(
     points = RunFolder(tmp_path / "parts").points()
     images = [point["images"] for point in points]
     assert images == sorted(set(images)), "each point once, in order"
-    held_out = [[(point["images"], name, value) for point in RunFolder(tmp_path / part).points()
-                 for name, value in point.items() if name.startswith("val/")] for part in ("whole", "parts")]  # fmt: skip
+    held_out = [
+        [
+            (point["images"], name, value)
+            for point in RunFolder(tmp_path / part).points()
+            for name, value in point.items()
+            if name.startswith("val/")
+        ]
+        for part in ("whole", "parts")
+    ]
     assert held_out[0] == held_out[1]
 
 

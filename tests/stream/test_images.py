@@ -162,13 +162,13 @@ def test_gray_to_colour_repeats_and_colour_to_gray_weighs() -> None:
 
 
 @pytest.mark.parametrize("array", [pixels(1, 28, 28), pixels(1, 28, 28)[None], pixels(1, 28, 28)[..., None]])
-def test_npy_may_have_channels_first_last_or_none(array: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_npy_may_have_channels_first_last_or_none(array: np.ndarray) -> None:
     stream = io.BytesIO()
     np.save(stream, array)
     assert np.array_equal(decode(stream.getvalue(), GRAY, "crop")[0], array.reshape(28, 28))
 
 
-def npy(array: np.ndarray) -> bytes:  # type: ignore[type-arg]
+def npy(array: np.ndarray) -> bytes:
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=True)
     return stream.getvalue()

@@ -55,23 +55,23 @@ def test_order_mixes_like_a_true_shuffle(records: int) -> None:
         assert abs(statistic(ours)[0] - mean) <= 5 * deviation + 1e-9, statistic.__name__
 
 
-def _neighbours(orders: np.ndarray) -> tuple[float, float]:  # type: ignore[type-arg]
+def _neighbours(orders: np.ndarray) -> tuple[float, float]:
     """Correlation of a record with the next one."""
     each = np.array([np.corrcoef(one[:-1], one[1:])[0, 1] for one in orders])
     return float(each.mean()), float(each.std() / math.sqrt(len(each)) * math.sqrt(2))
 
 
-def _fixed(orders: np.ndarray) -> tuple[float, float]:  # type: ignore[type-arg]
+def _fixed(orders: np.ndarray) -> tuple[float, float]:
     """Records that stand at their own place: one an epoch."""
     return float((orders == np.arange(orders.shape[1])).sum(1).mean()), math.sqrt(2 / len(orders))
 
 
-def _epochs_alike(orders: np.ndarray) -> tuple[float, float]:  # type: ignore[type-arg]
+def _epochs_alike(orders: np.ndarray) -> tuple[float, float]:
     """Records that stand at the same place in two epochs that follow each other."""
     return float((orders[1:] == orders[:-1]).sum(1).mean()), math.sqrt(2 / (len(orders) - 1))
 
 
-def _spread_of_batches(orders: np.ndarray) -> tuple[float, float]:  # type: ignore[type-arg]
+def _spread_of_batches(orders: np.ndarray) -> tuple[float, float]:
     """Variance of the means of batches, in units of what chance gives; structure makes it too small or too large."""
     batch = max(2, orders.shape[1] // 50)
     used = orders[:, : orders.shape[1] // batch * batch].reshape(len(orders), -1, batch)

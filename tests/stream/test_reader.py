@@ -21,7 +21,7 @@ from udl_dist.stream import order
 from udl_dist.stream.index import Index
 from udl_dist.stream.indexing import index_shards
 from udl_dist.stream.pack import pack
-from udl_dist.stream.reader import Records, Stream
+from udl_dist.stream.reader import Plan, Records, Stream
 from udl_dist.stream.settings import DataSettings, PackSettings
 
 COUNTS = [7, 1, 13, 8]  # 29 records: no batch size here divides them
@@ -223,10 +223,15 @@ def test_closing_ends_the_readers(index: Index) -> None:
 
 
 def test_reading_ahead_is_bounded(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = []
+    loaded: list[int] = []
     stream = open_stream(index, readers=2)
     load = stream._load
-    monkeypatch.setattr(stream, "_load", lambda plan: (loaded.append(1), load(plan))[1])
+
+    def counted(plan: Plan) -> Records:
+        loaded.append(1)
+        return load(plan)
+
+    monkeypatch.setattr(stream, "_load", counted)
     batches = stream.batches(0, 4, 0, 1)
     for _ in range(5):
         next(batches)

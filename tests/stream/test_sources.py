@@ -1,4 +1,4 @@
-"""What can be packed is recognised and read right; what cannot is refused by name, and nothing is dropped in silence."""
+"""What can be packed is recognised and read right; what cannot is refused by name, and nothing is dropped unsaid."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from udl_dist.stream.indexing import KEY
 from udl_dist.stream.sources import Source, identify, open_source
 
 
-def all_pixels(source: Source, part: str = "train", size: int = 28, channels: int = 1) -> np.ndarray:  # type: ignore[type-arg]
+def all_pixels(source: Source, part: str = "train", size: int = 28, channels: int = 1) -> np.ndarray:
     images = source.parts[part]
     return np.stack([images.pixels(number, (channels, size, size), "crop") for number in range(len(images))])
 
@@ -179,7 +179,7 @@ READINGS = {
 @pytest.mark.parametrize("name", READINGS)
 def test_arrays_are_read_by_shape_and_range(tmp_path: Path, name: str) -> None:
     array, expected = READINGS[name]
-    np.save(tmp_path / "a.npy", array)
+    np.save(tmp_path / "a.npy", np.asarray(array))
     source = open_source(str(tmp_path / "a.npy"))
     assert np.array_equal(all_pixels(source)[:, 0], expected)
     assert labels(source) == [-1] * 4
@@ -210,7 +210,7 @@ BAD_ARRAYS = {
 @pytest.mark.parametrize("name", BAD_ARRAYS)
 def test_arrays_of_two_readings_are_refused(tmp_path: Path, name: str) -> None:
     array, said = BAD_ARRAYS[name]
-    np.save(tmp_path / "a.npy", array, allow_pickle=True)
+    np.save(tmp_path / "a.npy", np.asarray(array), allow_pickle=True)
     with pytest.raises(DataError) as raised:
         open_source(str(tmp_path / "a.npy"))
     one_line(raised.value, repr(str(tmp_path / "a.npy")), said)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError, UsageError
+from udl_dist.stream.headers import NPY
 from udl_dist.stream.images import Pixels, fit_pixels
 from udl_dist.stream.scaling import scale_of
 from udl_dist.stream.settings import Fit, Shape
@@ -165,11 +166,13 @@ def array_file(path: Path) -> Source:
     """An .npy of images, or an .npz with images and labels."""
     where = repr(str(path))
     try:
-        if path.suffix == ".npy":
-            parts = {"train": Arrays(where, np.load(path, mmap_mode="r", allow_pickle=False), None)}
-        else:
-            with np.load(path, allow_pickle=False) as stored:
-                parts = _npz(where, stored)
+        with path.open("rb") as file:  # np.load leaves a damaged file open
+            if file.read(len(NPY)) == NPY:
+                parts = {"train": Arrays(where, np.load(path, mmap_mode="r", allow_pickle=False), None)}
+            else:
+                file.seek(0)
+                with np.load(file, allow_pickle=False) as stored:
+                    parts = _npz(where, stored)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{where} cannot be read as an array ({' '.join(str(error).split())})") from error
     classes = tuple(str(label) for label in range(max(part.classes for part in parts.values())))
