@@ -38,7 +38,8 @@ def test_rows_say_where_each_image_lies(tmp_path: Path) -> None:
 def test_records_are_those_that_webdataset_sees(tmp_path: Path) -> None:
     """Keys with folders and dots, upper-case extensions, members of other kinds, meta files, no key at all."""
     members = {"__meta__/about": b"x", "./a/b.c/one.PNG": PNG, "./a/b.c/one.json": b"{}", "two.cls": b"7",
-               "two.png": PNG, "README": b"x", "three.png": PNG, "three.seg.png": PNG, "three.pkl": b"cos\nsystem\n"}  # fmt: skip
+               "two.png": PNG, "README": b"x", "three.png": PNG, "three.seg.png": PNG,
+               "three.pkl": b"cos\nsystem\n"}  # fmt: skip
     path = tar(tmp_path / "shard.tar", members)
     index = index_shards([path])
     seen = [record["__key__"] for record in seen_by_webdataset(path)]
