@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import gloo
 from tests.test_cli import refused, udl
 from tests.test_worker import finished, manifest, wanted
 from tests.training.learn import packed
@@ -99,14 +100,14 @@ def test_a_killed_rank_changes_nothing_in_the_end(source: Path, tmp_path: Path) 
     """SIGKILL to a worker in mid-run: Ray starts the group again, the weights are those of an undisturbed run."""
     import threading
 
-    flags = {"run__workers": "2", "train__total_images": "36000", "evaluate__every_images": "1200"}
-    session.train(wanted("ae", source, tmp_path / "whole", **flags), io.StringIO())
+    flags = {"run__workers": "2", "train__total_images": "36000", "evaluate__every_images": "3600"}
+    gloo.run(2, finished, wanted("ae", source, tmp_path / "whole", **flags))
     experiment = wanted("ae", source, tmp_path / "killed", **flags)
     killed: list[int] = []
 
     def kill() -> None:
         folder = RunFolder(tmp_path / "killed")
-        while not folder.points() or folder.points()[-1]["images"] < 2000:
+        while not folder.points() or folder.points()[-1]["images"] < 5000:
             time.sleep(0.02)
         killed.extend(workers_of(tmp_path)[-1:])
         for process in killed:

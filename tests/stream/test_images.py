@@ -6,11 +6,13 @@ import io
 import struct
 import warnings
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from tests.stream.made import encoded, pixels
@@ -162,13 +164,13 @@ def test_gray_to_colour_repeats_and_colour_to_gray_weighs() -> None:
 
 
 @pytest.mark.parametrize("array", [pixels(1, 28, 28), pixels(1, 28, 28)[None], pixels(1, 28, 28)[..., None]])
-def test_npy_may_have_channels_first_last_or_none(array: np.ndarray) -> None:
+def test_npy_may_have_channels_first_last_or_none(array: NDArray[Any]) -> None:
     stream = io.BytesIO()
     np.save(stream, array)
     assert np.array_equal(decode(stream.getvalue(), GRAY, "crop")[0], array.reshape(28, 28))
 
 
-def npy(array: np.ndarray) -> bytes:
+def npy(array: NDArray[Any]) -> bytes:
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=True)
     return stream.getvalue()

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from tests.stream.made import encoded, folder_of_images, mnist_like, one_line, pixels, seen_by_webdataset
 from udl_dist.errors import DataError, UdlError, UsageError
-from udl_dist.stream import pack as packing
 from udl_dist.stream.folders import partial_folder
 from udl_dist.stream.index import Index
 from udl_dist.stream.pack import pack
@@ -54,7 +54,7 @@ def test_webdataset_reads_what_was_packed(tmp_path: Path, kind: str) -> None:
         )
 
 
-def _decoded(data: bytes) -> np.ndarray:  # type: ignore[type-arg]
+def _decoded(data: bytes) -> NDArray[np.uint8]:
     return (
         np.load(io.BytesIO(data)) if data[:6] == b"\x93NUMPY" else np.asarray(Image.open(io.BytesIO(data)).convert("L"))
     )
@@ -161,7 +161,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(28, "No space left on device")
 
     source = str(folder_of_images(tmp_path / "pets", NAMES))
-    monkeypatch.setattr(packing.os, "fsync", full)
+    monkeypatch.setattr("udl_dist.stream.pack.os.fsync", full)
     with pytest.raises(DataError) as raised:
         pack(source, str(tmp_path / "out"), PackSettings(size=16))
     one_line(raised.value, "No space left on device", repr(str(tmp_path / "out")))

@@ -59,8 +59,8 @@ def test_embedded_digits_are_packed_once(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_images_are_packed_anew_when_they_or_the_wishes_change(tmp_path: Path) -> None:
     source = folder_of_images(tmp_path / "pets", NAMES)
-    found = [prepare(asked(tmp_path, source, **changes)).train
-             for changes in ({}, {"size": 12}, {"channels": 3}, {"fit": "pad"}, {"held_out_fraction": 0.5}, {"flip": True})]  # fmt: skip
+    wishes: list[dict[str, Any]] = [{}, {"size": 12}, {"channels": 3}, {"fit": "pad"}, {"held_out_fraction": 0.5}]
+    found = [prepare(asked(tmp_path, source, **changes)).train for changes in [*wishes, {"flip": True}]]
     assert len(set(found)) == 5 and found[5] == found[0]
     (source / "cat" / "0.png").unlink()
     again = prepare(asked(tmp_path, source))
@@ -114,7 +114,7 @@ def test_shards_that_cannot_be_written_beside_are_indexed_in_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shards(tmp_path / "tars", [5], 16)[0].parent
-    monkeypatch.setattr(preparing.os, "access", lambda path, mode: False)
+    monkeypatch.setattr("udl_dist.stream.prepare.os.access", lambda path, mode: False)
     assert counts(asked(tmp_path, folder, held_out_fraction=0.0)) == (5, 0)
     assert not (folder / NAME).exists()
 
@@ -207,8 +207,9 @@ assert not {{"torch", "webdataset", "ray"}} & set(sys.modules)
 
 def test_a_survey_promises_what_packing_keeps(tmp_path: Path) -> None:
     mnist = mnist_like(tmp_path / "mnist", 60, 20)
-    for changes in ({"held_out_fraction": 0.0}, {"held_out": str(mnist / "t10k-images-idx3-ubyte.gz")}):
-        settings = asked(tmp_path, mnist, **changes)
+    wishes = {"fraction": {"held_out_fraction": 0.0}, "named": {"held_out": str(mnist / "t10k-images-idx3-ubyte.gz")}}
+    for place, changes in wishes.items():
+        settings = asked(tmp_path / place, mnist, **changes)
         promised = survey(settings)
         assert (promised.records, promised.held_out_records, promised.packed) == (60, 20, False)
         prepare(settings)

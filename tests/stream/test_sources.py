@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.stream.made import encoded, folder_of_images, idx, mnist_like, one_line, pixels
 from udl_dist.errors import DataError, UsageError
@@ -18,7 +19,7 @@ from udl_dist.stream.indexing import KEY
 from udl_dist.stream.sources import Source, identify, open_source
 
 
-def all_pixels(source: Source, part: str = "train", size: int = 28, channels: int = 1) -> np.ndarray:
+def all_pixels(source: Source, part: str = "train", size: int = 28, channels: int = 1) -> NDArray[np.uint8]:
     images = source.parts[part]
     return np.stack([images.pixels(number, (channels, size, size), "crop") for number in range(len(images))])
 
@@ -163,7 +164,7 @@ def test_damaged_gzip_is_named(tmp_path: Path, damage: Any) -> None:
 
 
 GRAY, COLOUR = np.stack([pixels(n, 28, 28) for n in range(4)]), np.stack([pixels(n, 28, 28, 3) for n in range(4)])
-READINGS = {
+READINGS: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {
     "bytes": (GRAY, GRAY),
     "one channel last": (GRAY[..., None], GRAY),
     "one channel first": (GRAY[:, None], GRAY),
@@ -191,7 +192,7 @@ def test_colour_arrays_may_have_channels_first_or_last(tmp_path: Path, first: bo
     assert np.array_equal(all_pixels(open_source(str(tmp_path / "a.npy")), channels=3), COLOUR.transpose(0, 3, 1, 2))
 
 
-BAD_ARRAYS = {
+BAD_ARRAYS: dict[str, tuple[NDArray[Any], str]] = {
     "no rows": (np.zeros((0, 28, 28), np.uint8), "no image"),
     "flat": (np.zeros((5, 784), np.uint8), "shape (5, 784)"),
     "one image": (np.zeros((28, 28, 3), np.uint8), "shape (28, 28, 3)"),

@@ -16,13 +16,16 @@ GAP = 2
 def draw(method: Method, batch: Batch, keys: Tensor, columns: int) -> dict[str, Image.Image]:
     """The pictures this method can have: `reconstruction` and `samples`, by name.
 
-    `batch` holds real held-out images, at least one; `keys` the random keys of the samples, [columns**2] int64.
+    `batch` holds real held-out images, at least one; what a denoising method sees of them has a row of its
+    own. `keys` the random keys of the samples, [columns**2] int64.
     """
     pictures = {}
     if method.can("reconstruct"):
-        shown = batch.images[:columns]
-        rows = [shown, method.reconstruct(shown)]
-        pictures["reconstruction"] = grid(torch.cat(rows), len(shown))
+        seen = method.damage(batch)
+        rows = [batch.images[:columns], method.reconstruct(seen[:columns])]
+        if seen is not batch.images:
+            rows.insert(1, seen[:columns])
+        pictures["reconstruction"] = grid(torch.cat(rows), len(rows[0]))
     if method.can("sample"):
         generated, real = method.sample(keys), batch.images[: columns * columns]
         pictures["samples"] = beside(grid(generated, columns), grid(real, columns))

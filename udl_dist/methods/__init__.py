@@ -109,6 +109,10 @@ class Method:
         """Images through the method and back, without chance."""
         return self.decode(self.encode(images))
 
+    def damage(self, batch: Batch) -> Tensor:  # -> [B, C, H, W]
+        """What the method gets to see of the images of a batch: all of it, unless it learns to mend them."""
+        return batch.images
+
     def sample(self, keys: Tensor) -> Tensor:  # [N] int64 -> [N, C, H, W] in [-1, 1]
         """New images, one for each random key: the same key gives the same image."""
         raise NotImplementedError
