@@ -207,7 +207,10 @@ assert not {{"torch", "webdataset", "ray"}} & set(sys.modules)
 
 def test_a_survey_promises_what_packing_keeps(tmp_path: Path) -> None:
     mnist = mnist_like(tmp_path / "mnist", 60, 20)
-    wishes = {"fraction": {"held_out_fraction": 0.0}, "named": {"held_out": str(mnist / "t10k-images-idx3-ubyte.gz")}}
+    wishes: dict[str, dict[str, Any]] = {
+        "fraction": {"held_out_fraction": 0.0},
+        "named": {"held_out": str(mnist / "t10k-images-idx3-ubyte.gz")},
+    }
     for place, changes in wishes.items():
         settings = asked(tmp_path / place, mnist, **changes)
         promised = survey(settings)

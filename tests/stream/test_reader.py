@@ -76,7 +76,7 @@ def test_every_record_comes_once_an_epoch(index: Index) -> None:
     assert len({epoch.tobytes() for epoch in epochs}) == 10
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 8), st.integers(1, 6)), min_size=1, max_size=5))
 def test_resizes_in_mid_epoch_lose_and_double_nothing(index: Index, schedule: list[tuple[int, int, int]]) -> None:
     """Any schedule of (batch, world, steps): what was seen is the order itself, without a gap."""

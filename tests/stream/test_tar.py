@@ -123,7 +123,7 @@ def test_missing_and_empty_shards_and_folders_are_named(tmp_path: Path) -> None:
         one_line(raised.value, name)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_one_changed_byte_of_any_header_is_noticed(tmp_path: Path, draw: st.DataObject) -> None:
     """Payloads have checksums of their own; every other byte is covered by a header's checksum or must be zero."""

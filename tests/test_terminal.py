@@ -1,0 +1,80 @@
+"""One line that redraws on a terminal, plain lines in a log; nothing that is not in the run folder."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from udl_dist.runs import RunFolder
+from udl_dist.terminal import Progress, Terminal, clock, progress_line
+
+POINT = {
+    "train/loss": 98.1234,
+    "train/kl": 20.5,
+    "train/learning_rate": 1e-3,
+    "perf/images_per_second": 5000.0,
+    "perf/data_wait_share": 0.004,
+}
+
+
+class Screen(io.StringIO):
+    """A terminal that keeps what was written."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_line_says_images_share_speed_wait_losses_and_time_to_go() -> None:
+    line = progress_line({"images": 25_000, **POINT}, 100_000, {"val/kl": 21.0})
+    assert line == (
+        "25,000 of 100,000 images 25 % · 5,000 img/s · data wait 0.4 % · loss 98.12 · kl 20.5 · val/kl 21 · ETA 0:00:15"
+    )
+    assert clock(3725.4) == "1:02:05"
+
+
+def test_a_terminal_redraws_one_line_and_messages_stay_above_it(tmp_path: Path) -> None:
+    folder, screen = RunFolder(tmp_path), Screen()
+    terminal = Terminal(folder, 1000, screen)
+    for images in (100, 200):
+        folder.add_point(images, POINT)
+        terminal.refresh()
+    folder.say("resumed")
+    terminal.refresh()
+    drawn = screen.getvalue()
+    assert drawn.count("\n") == 1, "only the message stays"
+    assert drawn.count("\r\033[K") == 3
+    assert drawn.rstrip().endswith("resumed")
+
+
+def test_a_log_gets_a_line_now_and_then_and_the_last_one_always(tmp_path: Path) -> None:
+    folder, log = RunFolder(tmp_path), io.StringIO()
+    terminal = Terminal(folder, 1000, log)
+    for images in range(100, 1001, 100):
+        folder.add_point(images, POINT)
+        terminal.refresh()
+    terminal.refresh(last=True)
+    lines = log.getvalue().splitlines()
+    assert [line.split(" images")[0] for line in lines] == ["100 of 1,000", "1,000 of 1,000"]
+    assert "\033" not in log.getvalue()
+
+
+def test_curves_that_were_rewound_are_followed_from_there(tmp_path: Path) -> None:
+    folder, screen = RunFolder(tmp_path), Screen()
+    for images in (100, 200, 300):
+        folder.add_point(images, POINT)
+    terminal = Terminal(folder, 1000, screen)
+    folder.rewind(100)
+    terminal.refresh()
+    folder.add_point(200, POINT)
+    terminal.refresh()
+    assert "200 of 1,000" in screen.getvalue()
+
+
+def test_progress_is_counted_on_one_line(tmp_path: Path) -> None:
+    screen, log = Screen(), io.StringIO()
+    for out in (screen, log):
+        progress = Progress("packing", out)
+        for done in range(0, 101, 10):
+            progress(done, 100)
+    assert screen.getvalue().count("\n") == 1
+    assert log.getvalue() == "packing: 100 of 100 images\n"

@@ -1,0 +1,96 @@
+"""W&B gets a copy and never holds up a run: without a key, with a dead server, with one that never answers."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from udl_dist.errors import UsageError
+from udl_dist.tracking import TrackSettings, read_key
+
+TRACK = """
+import sys, time
+from pathlib import Path
+from udl_dist.tracking import Tracker, TrackSettings
+folder, mode, after = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+said = []
+began = time.monotonic()
+tracker = Tracker(TrackSettings(mode=mode, pictures=True), folder, {"method.latent_dim": 8, "track.key_file": ""}, after,
+                  said.append)
+for images in (100, 200, 300):
+    tracker.point(images, {"train/loss": images / 100})
+handed = time.monotonic() - began
+tracker.close()
+print(f"{handed:.3f} {time.monotonic() - began:.3f}")
+for line in said:
+    print(line)
+"""
+
+
+def track(folder: Path, mode: str = "auto", after: int = 0, **environment: str) -> tuple[float, float, list[str]]:
+    """Seconds until three points were handed over, seconds until the end, what was said; in a process of its own."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    clean |= {"HOME": str(folder), "NETRC": str(folder / "none"), **environment}
+    command = [sys.executable, "-c", TRACK, str(folder), mode, str(after)]
+    done = subprocess.run(command, capture_output=True, text=True, env=clean, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr
+    first, *said = done.stdout.splitlines()
+    handed, ended = map(float, first.split())
+    return handed, ended, said
+
+
+def test_without_a_key_it_is_offline_and_says_how_to_upload(tmp_path: Path) -> None:
+    handed, ended, said = track(tmp_path)
+    assert handed < 0.5
+    assert ended < 30
+    (line,) = said
+    assert line.startswith(f"W&B is offline; to upload: wandb sync {tmp_path}/wandb/offline-run-")
+    stored = Path(line.rsplit(" ", 1)[1])
+    content = b"".join(path.read_bytes() for path in stored.rglob("*.wandb"))
+    assert b"train/loss" in content
+    assert b"method.latent_dim" in content
+    identity = (tmp_path / "wandb" / "run_id").read_text()
+    assert stored.name.endswith(identity)
+    # A second start keeps the id and sends only what is new.
+    *_, said = track(tmp_path, after=200)
+    again = Path(said[0].rsplit(" ", 1)[1])
+    assert again.name.endswith(identity)
+
+
+def test_off_writes_nothing_and_says_nothing(tmp_path: Path) -> None:
+    assert track(tmp_path, "off")[2] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_is_not_there_costs_seconds_and_no_point(tmp_path: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        handed, ended, said = track(tmp_path, "online", WANDB_API_KEY="x" * 40, WANDB_BASE_URL=url)
+    assert handed < 0.5
+    assert ended < 30
+    assert said[0].startswith("W&B is offline although online was asked: 127.0.0.1 does not answer")
+    assert "wandb sync" in said[1]
+
+
+def test_a_server_that_never_answers_costs_seconds_too(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        began = time.monotonic()
+        handed, _, said = track(tmp_path, WANDB_API_KEY="x" * 40, WANDB_BASE_URL=url)
+    assert handed < 0.5
+    assert time.monotonic() - began < 30
+    assert "wandb sync" in said[0]
+
+
+def test_a_key_file_is_read_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("secret\n")
+    assert read_key(TrackSettings(key_file=str(tmp_path / "key"))) == "secret"
+    with pytest.raises(UsageError, match=r"cannot read track.key_file .*none: No such file"):
+        read_key(TrackSettings(key_file=str(tmp_path / "none")))
