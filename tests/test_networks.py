@@ -93,6 +93,11 @@ def test_halving_and_doubling_are_exact_at_every_size(side: int) -> None:
     assert ConvTranspose(1, 1, kernel(sides)).outputs((1, *half)) == (1, *sides)
 
 
+def test_automatic_widths_stop_where_a_thin_image_cannot_be_halved() -> None:
+    assert encoder(AUTOMATIC, (1, 4, 200), 5).build()(torch.rand(2, 1, 4, 200)).shape == (2, 5)
+    assert decoder(AUTOMATIC, 5, (1, 4, 200)).outputs == (1, 4, 200)
+
+
 def test_too_many_levels_are_refused_with_the_number_that_fits() -> None:
     with pytest.raises(UsageError, match="network.widths has 6 entries, but an image of 28×28 can be halved 5 times"):
         encoder(NetworkSettings(widths=(8,) * 6), (1, 28, 28), 4)

@@ -21,7 +21,8 @@ from udl_dist.tracking import Tracker, TrackSettings
 folder, mode, after = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 said = []
 began = time.monotonic()
-tracker = Tracker(TrackSettings(mode=mode, pictures=True), folder, {"method.latent_dim": 8, "track.key_file": ""}, after,
+settings = TrackSettings(mode=mode, pictures=True)
+tracker = Tracker(settings, folder, {"method.latent_dim": 8, "track.key_file": ""}, after,
                   said.append)
 for images in (100, 200, 300):
     tracker.point(images, {"train/loss": images / 100})

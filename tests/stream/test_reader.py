@@ -123,9 +123,12 @@ def test_once_gives_every_record_once_in_their_order(index: Index, world: int) -
 
 
 def test_keys_follow_the_key_of_a_record_and_not_its_number(tmp_path: Path) -> None:
-    streams = [made.stream(tmp_path / "a", [29], flip=True), made.stream(tmp_path / "b", [9, 20], flip=True)]
+    """The same records in other shards and with other numbers."""
+    paths = made.shards(tmp_path / "b", [9, 20])[::-1]
+    streams = [made.stream(tmp_path / "a", [29], flip=True), open_stream(index_shards(paths), flip=True)]
     for batches in zip(*(take(stream, 0, 29, 3) for stream in streams), strict=True):
-        sorts = [batch.records.argsort() for batch in batches]
+        sorts = [batch.labels.argsort() for batch in batches]
+        assert not np.array_equal(batches[0].records[sorts[0]], batches[1].records[sorts[1]])
         for name in ("images", "keys", "record_keys"):
             first, second = (getattr(batch, name)[by] for batch, by in zip(batches, sorts, strict=True))
             assert np.array_equal(first, second)

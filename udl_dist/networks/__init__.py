@@ -142,10 +142,10 @@ def _widths(settings: NetworkSettings, shape: Shape) -> tuple[int, ...]:
         return settings.widths
     if settings.kind == "dense":
         return (512, 256)
-    levels = 1
-    while max(halvings((shape[1], shape[2]), levels)[-1]) > 8:
-        levels += 1
-    return tuple(min(32 * 2**level, 256) for level in range(levels))
+    sides = halvings((shape[1], shape[2]), 1)
+    while max(sides[-1]) > 8 and min(sides[-1]) > 1:
+        sides = halvings(sides[0], len(sides))
+    return tuple(min(32 * 2**level, 256) for level in range(len(sides) - 1))
 
 
 def _dense_encoder(settings: NetworkSettings, pixels: int, outputs: int) -> tuple[Layer, ...]:
