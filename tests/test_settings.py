@@ -16,6 +16,7 @@ from udl_dist.settings import setting
 class Inner:
     widths: tuple[int, ...] = setting((8, 4), "widths", low=1)
     kind: Literal["a", "b"] = setting("a", "kind")
+    channels: Literal[1, 3] = setting(1, "channels")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def test_a_dict_and_back_is_the_same() -> None:
         ({"name": 5}, "name must be text, not 5"),
         ({"inner": 5}, "inner is a table of settings, not 5"),
         ({"inner": {"kind": "c"}}, "inner.kind must be 'a' or 'b', not 'c'"),
+        ({"inner": {"channels": True}}, "inner.channels must be 1 or 3, not True"),
         ({"inner": {"widths": [3, 0]}}, "inner.widths must be at least 1, not 0"),
         ({"inner": {"widths": 3}}, "inner.widths must be a list of whole numbers, not 3"),
     ],
@@ -74,5 +76,5 @@ def test_a_name_cannot_be_a_value_and_a_table() -> None:
 
 def test_every_setting_is_described_once() -> None:
     names = [name for name, *_ in settings.describe(Outer)]
-    assert names == ["count", "rate", "on", "name", "inner.widths", "inner.kind"]
+    assert names == ["count", "rate", "on", "name", "inner.widths", "inner.kind", "inner.channels"]
     assert list(settings.kinds(Outer)) == names

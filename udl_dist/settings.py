@@ -148,7 +148,7 @@ def _value(kind: Any, value: Any, name: str, limits: Mapping[str, Any]) -> Any:
 
 def _fits(kind: Any, value: Any) -> bool:
     if get_origin(kind) is Literal:
-        return value in get_args(kind)
+        return any(type(value) is type(choice) and value == choice for choice in get_args(kind))  # true is not 1
     if get_origin(kind) in (Union, types.UnionType):
         return any(_fits(part, value) for part in get_args(kind))
     return type(value) is kind  # not isinstance: true is no whole number
