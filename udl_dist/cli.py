@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from udl_dist import __version__
+from udl_dist import __version__, settings
 from udl_dist.errors import UdlError, UsageError
+from udl_dist.stream.settings import PackSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -53,9 +54,7 @@ def _run(wanted: Any, asked: argparse.Namespace) -> int:
 
 
 def _pack(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist import settings
     from udl_dist.stream import pack
-    from udl_dist.stream.settings import PackSettings
 
     wanted = settings.from_flags(PackSettings, flags)
     summary = pack.pack(asked.source, asked.dest, wanted, _progress("packing"))
@@ -76,9 +75,12 @@ def _print(lines: Sequence[str], figures: dict[str, Any], as_json: bool) -> None
 def _print_settings(method: str) -> int:
     from udl_dist import experiment
 
-    for name, kind, default, meaning in experiment.describe(method):
-        print(f"--{name} ({kind}; {default!r})\n      {meaning}")
+    print(_listed(experiment.describe(method)))
     return 0
+
+
+def _listed(described: Iterable[tuple[str, str, Any, str]]) -> str:
+    return "\n".join(f"--{name} ({kind}; {default!r})\n      {meaning}" for name, kind, default, meaning in described)
 
 
 def _flags(rest: Sequence[str]) -> dict[str, str]:
@@ -118,7 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(act=_train)
 
     pack = verbs.add_parser("pack", allow_abbrev=False, help="images into tar shards with an index",
-                            epilog="settings: --size, --channels, --fit, --format, …; see README")  # fmt: skip
+                            formatter_class=argparse.RawDescriptionHelpFormatter,
+                            epilog="settings:\n" + _listed(settings.describe(PackSettings)))  # fmt: skip
     pack.add_argument("source", help="'digits', an image folder, IDX files, or a .npy/.npz array")
     pack.add_argument("dest", help="the folder to make")
     pack.set_defaults(act=_pack)

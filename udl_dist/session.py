@@ -35,12 +35,12 @@ class Ended:
         held_out = [f"  {name} {value:.5g}" for name, value in self.figures.items() if name.startswith("val/")]
         state = "complete" if self.complete else "stopped; the same command goes on"
         places = ("experiment.toml", "curves.jsonl", "pictures", "checkpoints")
-        peak = self.figures.get("perf/peak_memory_bytes", 0)
+        peak = self.figures.get("perf/memory_bytes", 0)
         there = ", ".join(place for place in places if (self.folder / place).exists())
         lines = [
             f"{self.folder}: {state} after {self.images:,} images",
             *held_out,
-            f"  peak memory of a worker {peak / 2**20:,.0f} MiB" if peak else "",
+            f"  memory of a worker {peak / 2**20:,.0f} MiB" if peak else "",
             f"  in it: {there}",
             f"  look at {self.folder / 'pictures'}; train further: --train.total_images or --train.epochs",
         ]
