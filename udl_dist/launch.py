@@ -11,11 +11,13 @@ import os
 import shutil
 import signal
 import threading
+import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from udl_dist.errors import ClusterError, TrainingError, UdlError
@@ -25,6 +27,7 @@ from udl_dist.stream.prepare import Prepared
 from udl_dist.terminal import Terminal
 
 POLL_SECONDS = 0.2
+START_SECONDS = 60.0
 QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # a report waits for this poll (2 s unless told)
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -41,36 +44,49 @@ def run(experiment: Experiment, prepared: Prepared, terminal: Terminal, verbose:
     The run folder must be held. Raise the UdlError of the first worker that refused, or ClusterError, TrainingError.
     """
     folder = RunFolder(experiment.run.folder)
-    with _ray(experiment, verbose), _signals(folder, terminal) as received:  # in this order: Ray sets handlers too
-        workers, gpu = _placeable(experiment)
-        outcome: dict[str, Any] = {}
-        fit = threading.Thread(target=_fit, args=(experiment, prepared, workers, gpu, outcome), daemon=True)
-        fit.start()
-        while fit.is_alive():
-            fit.join(POLL_SECONDS)
-            terminal.refresh()
-            if failure := folder.failure():
-                raise _as_error(*failure)
+    outcome: dict[str, Any] = {}
+    with _signals(folder, terminal, lambda: "ours" in outcome) as received:
+        # All of Ray lives in a thread: on the main one it would take our signals from us.
+        ray_thread = threading.Thread(target=_train, args=(experiment, prepared, verbose, outcome), daemon=True)
+        ray_thread.start()
+        try:
+            while ray_thread.is_alive():
+                ray_thread.join(POLL_SECONDS)
+                terminal.refresh()
+                if failure := folder.failure():
+                    raise _as_error(*failure)
+        finally:
+            _end_ray(outcome)
+            shutil.rmtree(_ray_storage(folder), ignore_errors=True)
         terminal.refresh(last=True)
-    shutil.rmtree(_ray_storage(folder), ignore_errors=True)
     if error := outcome.get("error"):
-        raise _explained(error, folder)
+        raise error if isinstance(error, UdlError) else _explained(error, folder)
     return {**outcome["result"], "signal": received[0] if received else 0}
 
 
-def _fit(experiment: Experiment, prepared: Prepared, workers: int, gpu: bool, outcome: dict[str, Any]) -> None:
-    """Run in a thread: Ray Train from start to end; leaves `result` or `error` in `outcome`."""
+def _train(experiment: Experiment, prepared: Prepared, verbose: bool, outcome: dict[str, Any]) -> None:
+    """Run in a thread: Ray from start to end; leaves `result` or `error` in `outcome`, `ours` if Ray is to be ended."""
+    try:
+        outcome["ours"] = _start_ray(experiment, verbose)
+        workers, gpu = _placeable(experiment)
+        outcome["result"] = _trainer(experiment, prepared, workers, gpu).fit().return_value
+    except Exception as error:  # carried to the main thread, which explains it
+        outcome["error"] = error
+
+
+def _trainer(experiment: Experiment, prepared: Prepared, workers: int, gpu: bool) -> Any:
+    """Ray's trainer for the workers asked for."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _rank,
         train_loop_config={"experiment": experiment.to_dict(), "prepared": asdict(prepared)},
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=gpu,
-            resources_per_worker={"CPU": _cpus_per_worker(experiment), "GPU": int(gpu)},
+            resources_per_worker={"CPU": experiment.run.cpus_per_worker, "GPU": int(gpu)},
         ),
         # Our checkpoints are the truth: Ray gets a name of its own each time, so that its snapshot is never taken up.
         run_config=RunConfig(
@@ -79,10 +95,6 @@ def _fit(experiment: Experiment, prepared: Prepared, workers: int, gpu: bool, ou
             failure_config=FailureConfig(max_failures=experiment.run.max_failures),
         ),
     )
-    try:
-        outcome["result"] = trainer.fit().return_value
-    except Exception as error:  # carried to the main thread, which explains it
-        outcome["error"] = error
 
 
 def _rank(config: dict[str, Any]) -> dict[str, Any]:
@@ -107,12 +119,15 @@ def _rank(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _signals(folder: RunFolder, terminal: Terminal) -> Iterator[list[int]]:
+def _signals(folder: RunFolder, terminal: Terminal, started: Callable[[], bool]) -> Iterator[list[int]]:
     """The first SIGINT or SIGTERM asks the run to end with a checkpoint, the second ends it at once."""
     received: list[int] = []
 
     def handle(number: int, _: object) -> None:
         received.append(number)
+        if not started():  # nothing to keep yet; the system ends a Ray that is half up together with us
+            terminal.say("stopped before anything was trained")
+            os._exit(128 + number)
         if len(received) > 1:
             raise KeyboardInterrupt
         folder.ask_stop()
@@ -131,32 +146,41 @@ def _signals(folder: RunFolder, terminal: Terminal) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def _ray(experiment: Experiment, verbose: bool) -> Iterator[None]:
-    """Ray for the while: the cluster at `run.address`, or a private one that opens no dashboard and ends with us."""
+def _start_ray(experiment: Experiment, verbose: bool) -> bool:
+    """Join the cluster at `run.address`, or start a private Ray that opens no dashboard; say whether to end it later.
+
+    A Ray that is there already is somebody's own session or a test's cluster: theirs to end.
+    """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import ray
 
-    where: dict[str, Any] = {"address": experiment.run.address or "local"}
-    if not experiment.run.address:
-        where |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    if ray.is_initialized():  # somebody's own session, or a test's cluster: it is theirs to end
-        yield
-        return
-    try:
-        ray.init(**where, log_to_driver=verbose, logging_level=logging.INFO if verbose else logging.ERROR,
-                 namespace="udl-dist")  # fmt: skip
-    except Exception as error:  # Ray raises many kinds here
-        raise ClusterError(f"no Ray at {experiment.run.address or 'this machine'}: {_one_line(error)}") from None
+        if ray.is_initialized():
+            return False
+        where: dict[str, Any] = {"address": experiment.run.address or "local"}
+        if not experiment.run.address:
+            where |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        level = logging.INFO if verbose else logging.ERROR
+        try:
+            ray.init(**where, log_to_driver=verbose, logging_level=level, namespace="udl-dist")
+        except Exception as error:  # Ray raises many kinds here
+            raise ClusterError(f"no Ray at {experiment.run.address or 'this machine'}: {_one_line(error)}") from None
     if not verbose:
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        logging.getLogger("ray.train").setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
+        for name in ("ray", "ray.train"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    return True
+
+
+def _end_ray(outcome: dict[str, Any]) -> None:
+    """End what was started; a start that is still under way is waited for, so that nothing of it is left behind."""
+    deadline = time.monotonic() + START_SECONDS
+    while not outcome and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    if outcome.get("ours"):
+        import ray
+
         ray.shutdown()
 
 
@@ -166,7 +190,7 @@ def _placeable(experiment: Experiment) -> tuple[int, bool]:
 
     there = ray.cluster_resources()
     gpu = experiment.run.device == "cuda" or (experiment.run.device == "auto" and there.get("GPU", 0) > 0)
-    asked, each = experiment.run.workers, 1 if gpu else _cpus_per_worker(experiment)
+    asked, each = experiment.run.workers, 1 if gpu else experiment.run.cpus_per_worker
     available = int(there.get("GPU" if gpu else "CPU", 0))
     if asked * each > available:
         kind = "GPUs" if gpu else "CPU cores"
@@ -175,11 +199,7 @@ def _placeable(experiment: Experiment) -> tuple[int, bool]:
     return asked, gpu
 
 
-def _cpus_per_worker(experiment: Experiment) -> int:
-    return experiment.run.cpus_per_worker
-
-
-def _ray_storage(folder: RunFolder) -> Any:
+def _ray_storage(folder: RunFolder) -> Path:
     return folder.path / ".ray"
 
 
