@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import resource
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 
 from tests import gloo
 from tests.training.learn import asked, packed
-from udl_dist.errors import TrainingError
+from udl_dist.errors import DataError, TrainingError
 from udl_dist.experiment import Experiment
 from udl_dist.runs import RunFolder
 from udl_dist.stream.prepare import prepare
@@ -113,6 +114,16 @@ def test_another_latent_size_in_the_checkpoint_is_refused(source: Path, tmp_path
     other = wanted("ae", source, tmp_path, method__latent_dim="5")
     with pytest.raises(TrainingError, match="the checkpoint is of other networks: .*size mismatch"):
         finished(other)
+
+
+def test_other_images_under_the_same_path_are_refused_at_a_resume(tmp_path: Path) -> None:
+    data = packed(tmp_path / "one")
+    finished(wanted("ae", data, tmp_path / "run", train__total_images="120"))
+    shutil.rmtree(data)
+    other = packed(tmp_path / "two", records=80)
+    other.rename(data)
+    with pytest.raises(DataError, match="holds other images than those of this run's first 120: give back"):
+        finished(wanted("ae", data, tmp_path / "run"))
 
 
 def test_a_full_disk_at_a_checkpoint_is_told_and_costs_nothing_else(source: Path, tmp_path: Path) -> None:

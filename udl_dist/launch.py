@@ -14,8 +14,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,23 +44,34 @@ def run(experiment: Experiment, prepared: Prepared, terminal: Terminal, verbose:
     """
     folder = RunFolder(experiment.run.folder)
     outcome: dict[str, Any] = {}
-    with _signals(folder, terminal, lambda: "ours" in outcome) as received:
+    with _Signals(folder, terminal, lambda: "ours" in outcome) as signals:
         # All of Ray lives in a thread: on the main one it would take our signals from us.
-        ray_thread = threading.Thread(target=_train, args=(experiment, prepared, verbose, outcome), daemon=True)
-        ray_thread.start()
+        thread = threading.Thread(target=_train, args=(experiment, prepared, verbose, outcome), daemon=True)
+        thread.start()
         try:
-            while ray_thread.is_alive():
-                ray_thread.join(POLL_SECONDS)
-                terminal.refresh()
-                if failure := folder.failure():
-                    raise _as_error(*failure)
+            _watch(thread, folder, terminal, outcome, signals)
         finally:
             _end_ray(outcome)
             shutil.rmtree(_ray_storage(folder), ignore_errors=True)
         terminal.refresh(last=True)
     if error := outcome.get("error"):
         raise error if isinstance(error, UdlError) else _explained(error, folder)
-    return {**outcome["result"], "signal": received[0] if received else 0}
+    return {**outcome["result"], "signal": signals.received[0] if signals.received else 0}
+
+
+def _watch(
+    thread: threading.Thread, folder: RunFolder, terminal: Terminal, outcome: dict[str, Any], signals: _Signals
+) -> None:
+    """Show the run until its thread ends; raise the first refusal of a worker as soon as it is there."""
+    settled = False
+    while thread.is_alive():
+        thread.join(POLL_SECONDS)
+        terminal.refresh()
+        if "ours" in outcome and not settled:
+            signals.install()
+            settled = True
+        if failure := folder.failure():
+            raise _as_error(*failure)
 
 
 def _train(experiment: Experiment, prepared: Prepared, verbose: bool, outcome: dict[str, Any]) -> None:
@@ -118,32 +128,42 @@ def _rank(config: dict[str, Any]) -> dict[str, Any]:
         raise
 
 
-@contextmanager
-def _signals(folder: RunFolder, terminal: Terminal, started: Callable[[], bool]) -> Iterator[list[int]]:
-    """The first SIGINT or SIGTERM asks the run to end with a checkpoint, the second ends it at once."""
-    received: list[int] = []
+class _Signals:
+    """The first SIGINT or SIGTERM asks the run to end with a checkpoint, the second ends it at once.
 
-    def handle(number: int, _: object) -> None:
-        received.append(number)
-        if not started():  # nothing to keep yet; the system ends a Ray that is half up together with us
-            terminal.say("stopped before anything was trained")
-            os._exit(128 + number)
-        if len(received) > 1:
-            raise KeyboardInterrupt
-        folder.ask_stop()
-        terminal.say("stopping: a checkpoint is written first (once more: at once)")
+    A context; off the main thread (a test, a notebook's worker) it does nothing.
+    """
 
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    except KeyboardInterrupt:
-        raise SystemExit(128 + received[0]) from None
-    finally:
-        for number, handler in before.items():
+    def __init__(self, folder: RunFolder, terminal: Terminal, started: Callable[[], bool]) -> None:
+        self.received: list[int] = []
+        self._folder, self._terminal, self._started = folder, terminal, started
+        self._before: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Take the signals; again once Ray is up, whose core takes SIGTERM for a crash and prints its stack."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before.setdefault(number, signal.signal(number, self._handle))
+
+    def __enter__(self) -> _Signals:
+        self.install()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+        if kind is KeyboardInterrupt:
+            raise SystemExit(128 + self.received[0]) from None
+
+    def _handle(self, number: int, _: object) -> None:
+        self.received.append(number)
+        if not self._started():  # nothing to keep yet; the system ends a Ray that is half up together with us
+            self._terminal.say("stopped before anything was trained")
+            os._exit(128 + number)
+        if len(self.received) > 1:
+            raise KeyboardInterrupt
+        self._folder.ask_stop()
+        self._terminal.say("stopping: a checkpoint is written first (once more: at once)")
 
 
 def _start_ray(experiment: Experiment, verbose: bool) -> bool:

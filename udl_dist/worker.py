@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from udl_dist import methods
-from udl_dist.errors import TrainingError
+from udl_dist.errors import DataError, TrainingError
 from udl_dist.evaluation import pictures
 from udl_dist.experiment import Experiment
 from udl_dist.methods import chance
@@ -40,12 +40,12 @@ def work(
     folder = RunFolder(experiment.run.folder)
     stream, held_out = open_streams(prepared, experiment.train.seed)
     learning = _learning(experiment, stream, ranks)
-    start = _resume(folder, learning, ranks)
+    start = _resume(folder, learning, stream, ranks)
     total = experiment.train.length(stream.records)
     if start >= total:  # ended between its last checkpoint and its result
         facts = checkpoint.facts(checkpoint.path_of(folder.checkpoints, start))
         return {"images": start, "stopped": False, "figures": facts["figures"]}
-    scribe = Scribe(experiment, folder, learning, held_out or stream, start) if ranks.leads else None
+    scribe = Scribe(experiment, folder, learning, stream, held_out, start) if ranks.leads else None
     figures: dict[str, float] = {}
     images, stopped = start, False
     try:
@@ -77,7 +77,7 @@ def _learning(experiment: Experiment, stream: Stream, ranks: Ranks) -> Learning:
     return Learning(method, experiment.train, ranks)
 
 
-def _resume(folder: RunFolder, learning: Learning, ranks: Ranks) -> int:
+def _resume(folder: RunFolder, learning: Learning, stream: Stream, ranks: Ranks) -> int:
     """Take up the newest whole checkpoint, the same on every rank; return the images it had seen."""
     found = -1
     if ranks.leads:
@@ -87,7 +87,10 @@ def _resume(folder: RunFolder, learning: Learning, ranks: Ranks) -> int:
     images = ranks.from_leader(found)
     if images < 0:
         return 0
-    files, _ = checkpoint.load(checkpoint.path_of(folder.checkpoints, images))
+    files, facts = checkpoint.load(checkpoint.path_of(folder.checkpoints, images))
+    if facts["data"] != stream.fingerprint:
+        raise DataError(f"{stream.index.path} holds other images than those of this run's first {images:,}: "
+                        "give back the shards it was started with, or choose another --run.folder")  # fmt: skip
     learning.restore(files)
     return images
 
@@ -96,12 +99,19 @@ class Scribe:
     """Rank 0's pen: curves, checkpoints, pictures, tracking."""
 
     def __init__(
-        self, experiment: Experiment, folder: RunFolder, learning: Learning, shown: Stream, start: int
+        self,
+        experiment: Experiment,
+        folder: RunFolder,
+        learning: Learning,
+        stream: Stream,
+        held_out: Stream | None,
+        start: int,
     ) -> None:
         self._experiment = experiment
         self._folder = folder
         self._learning = learning
-        self._shown = shown
+        self._shown = held_out or stream
+        self._fingerprint = stream.fingerprint
         self._best = experiment.run.best or f"val/{learning.method.best}"
         self._misses = 0
         last = folder.rewind(start)
@@ -131,7 +141,8 @@ class Scribe:
 
     def _write_checkpoint(self, report: Report) -> None:
         held_out = {name: value for name, value in report.figures.items() if name.startswith("val/")}
-        checkpoint.save(self._folder.checkpoints, report.images, self._learning.tensors(), {"figures": held_out})
+        facts = {"figures": held_out, "data": self._fingerprint}
+        checkpoint.save(self._folder.checkpoints, report.images, self._learning.tensors(), facts)
         checkpoint.prune(self._folder.checkpoints, self._experiment.run.keep_checkpoints, self._best)
 
     def _attempt(self, lost: str, act: Callable[..., None], *arguments: Any) -> str:

@@ -33,6 +33,7 @@ def packed(folder: Path, records: int = 70, size: int = 8) -> Path:
     """A packed data set of random images with soft shapes, a fifth held out."""
     random = np.random.default_rng(3)
     coarse = random.integers(0, 256, (records, size // 4, size // 4), dtype=np.uint8)
+    folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "images.npy", coarse.repeat(4, axis=1).repeat(4, axis=2))
     settings = PackSettings(size=size, format="npy", held_out_fraction=0.2, shard_records=32)
     pack(str(folder / "images.npy"), str(folder / "packed"), settings)
