@@ -50,7 +50,7 @@ def cluster() -> Iterator[None]:
 def launch_environment() -> dict[str, str]:
     from udl_dist import launch
 
-    return launch.QUIET
+    return launch.ENVIRONMENT
 
 
 def workers_of(folder: Path) -> list[int]:

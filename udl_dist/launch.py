@@ -27,7 +27,8 @@ from udl_dist.terminal import Terminal
 
 POLL_SECONDS = 0.2
 START_SECONDS = 60.0
-QUIET = {
+ENVIRONMENT = {
+    "RAY_worker_niceness": "0",  # 15 unless told: anything else on the machine would starve the workers
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # a report waits for this poll (2 s unless told)
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -171,7 +172,7 @@ def _start_ray(experiment: Experiment, verbose: bool) -> bool:
 
     A Ray that is there already is somebody's own session or a test's cluster: theirs to end.
     """
-    for name, value in QUIET.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

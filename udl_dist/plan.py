@@ -11,8 +11,8 @@ from udl_dist.experiment import Experiment
 from udl_dist.stream.survey import survey
 
 FLOAT_BYTES = 4
-# A rank before it has a network: Python, torch and Ray, measured as the resident memory of an idle worker.
-IDLE_BYTES = 450 * 2**20
+# A rank before it has a network: Python, torch, Ray and W&B, measured as the least `perf/memory_bytes` of small runs.
+IDLE_BYTES = 320 * 2**20
 
 
 @dataclass(frozen=True)

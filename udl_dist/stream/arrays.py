@@ -20,7 +20,7 @@ from udl_dist.stream.headers import NPY
 from udl_dist.stream.images import Pixels, fit_pixels
 from udl_dist.stream.scaling import scale_of
 from udl_dist.stream.settings import Fit, Shape
-from udl_dist.stream.sources import Images, Source, find_license
+from udl_dist.stream.source import Images, Source, find_license
 
 IDX_IMAGES = re.compile(r"^(?P<part>.*?)-?images[.-]idx3-ubyte(\.gz)?$")
 DIGITS = "mnist_5k.csv.gz"

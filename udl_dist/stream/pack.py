@@ -26,7 +26,8 @@ from udl_dist.stream.images import encode
 from udl_dist.stream.index import NAME, About
 from udl_dist.stream.indexing import Progress, index_shards
 from udl_dist.stream.settings import PackSettings
-from udl_dist.stream.sources import Images, Source, open_source
+from udl_dist.stream.source import Images, Source
+from udl_dist.stream.sources import open_source
 
 LEFT_OUT = "left_out.txt"
 PROGRESS_SECONDS = 0.2

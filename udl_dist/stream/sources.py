@@ -1,4 +1,4 @@
-"""What can be packed: images with a key and perhaps a label, in parts called train, val and test.
+"""What a name stands for, and folders of images.
 
 `open_source` finds out what a name stands for: the embedded digits, IDX files, an array or a folder of images. Knows no
 shard; the folder of images is here, all that comes as one array is in `arrays`.
@@ -10,51 +10,20 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import xxhash
 
 from udl_dist.errors import DataError
+from udl_dist.stream import arrays
 from udl_dist.stream.images import Pixels, decode
 from udl_dist.stream.settings import Fit, Shape
+from udl_dist.stream.source import LICENSES, Images, Source, find_license
 
 READ = (".png", ".jpg", ".jpeg", ".webp", ".npy")
 UNREAD = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".ppm", ".pgm", ".ico")
 PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "license.txt")
-LONGEST_LICENSE = 64 * 2**10  # bytes
 UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
-
-
-class Images(Protocol):
-    """One part of a source: numbered images."""
-
-    def __len__(self) -> int: ...
-
-    def key(self, number: int) -> str:
-        """A WebDataset key: unique within the part, without dots, the same whatever else the part holds."""
-
-    def label(self, number: int) -> int:
-        """The class, or -1 if there is none."""
-
-    def pixels(self, number: int, shape: Shape, fit: Fit) -> Pixels:  # -> [C, H, W]
-        """The decoded image; raise DataError that names it if it cannot be read."""
-
-    def name(self, number: int) -> str:
-        """The image in words, for people."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Something that can be packed."""
-
-    name: str
-    license: str
-    classes: tuple[str, ...]
-    parts: dict[str, Images]
-    ignored: dict[str, int]  # files that are no images we read: how many of each extension
 
 
 class Folder:
@@ -90,8 +59,6 @@ class Folder:
 
 def open_source(source: str) -> Source:
     """Find out what `source` is and list its images, decoding none; raise DataError if there is nothing to pack."""
-    from udl_dist.stream import arrays
-
     if source == "digits":
         return arrays.digits()
     path = Path(source).expanduser()
@@ -126,18 +93,8 @@ def image_folder(root: Path) -> Source:
     return Source(root.name, find_license(root), safe, images, ignored)
 
 
-def find_license(root: Path) -> str:
-    """The text of a licence file that lies in the folder, or ""."""
-    for name in LICENSES:
-        if (root / name).is_file():
-            return (root / name).read_bytes()[:LONGEST_LICENSE].decode("utf-8", "replace")
-    return ""
-
-
 def identify(source: str) -> str:
     """A hash that changes whenever the images of a source do: of names, sizes and times, without opening a file."""
-    from udl_dist.stream import arrays
-
     if source == "digits":
         return arrays.digits_identity()
     path = Path(source).expanduser().absolute()

@@ -1,0 +1,50 @@
+"""What can be packed: images with a key and perhaps a label, in parts called train, val and test. Knows no shard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from udl_dist.stream.images import Pixels
+from udl_dist.stream.settings import Fit, Shape
+
+LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "license.txt")
+LONGEST_LICENSE = 64 * 2**10  # bytes
+
+
+class Images(Protocol):
+    """One part of a source: numbered images."""
+
+    def __len__(self) -> int: ...
+
+    def key(self, number: int) -> str:
+        """A WebDataset key: unique within the part, without dots, the same whatever else the part holds."""
+
+    def label(self, number: int) -> int:
+        """The class, or -1 if there is none."""
+
+    def pixels(self, number: int, shape: Shape, fit: Fit) -> Pixels:  # -> [C, H, W]
+        """The decoded image; raise DataError that names it if it cannot be read."""
+
+    def name(self, number: int) -> str:
+        """The image in words, for people."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something that can be packed."""
+
+    name: str
+    license: str
+    classes: tuple[str, ...]
+    parts: dict[str, Images]
+    ignored: dict[str, int]  # files that are no images we read: how many of each extension
+
+
+def find_license(root: Path) -> str:
+    """The text of a licence file that lies in the folder, or ""."""
+    for name in LICENSES:
+        if (root / name).is_file():
+            return (root / name).read_bytes()[:LONGEST_LICENSE].decode("utf-8", "replace")
+    return ""
