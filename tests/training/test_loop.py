@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,20 @@ def test_the_average_follows_with_its_half_life(source: Path) -> None:
     assert torch.allclose(mean, (first + run.weights()) / 2, atol=1e-7)
 
 
+def test_what_no_average_follows_is_the_living_network(source: Path) -> None:
+    """A GAN's held-out logits are of the discriminator of now, not of the one that the run started with."""
+    run = Run(asked("gan", source, train__average_half_life="12"))
+    *_, last = run.reports()
+    assert run.learning.average is not None
+    assert run.learning.average.networks["discriminator"] is run.learning.method.networks["discriminator"]
+    assert run.learning.average.networks["generator"] is not run.learning.method.networks["generator"]
+    assert not any(name.startswith("discriminator") for name in run.learning.tensors()["average"])
+    assert run.held_out is not None
+    first = Run(asked("gan", source, train__average_half_life="12", train__total_images="12"))
+    *_, early = first.reports(every=12)
+    assert early.figures["val/real_logit"] != last.figures["val/real_logit"]
+
+
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     settings = asked("ae", Path("x"), train__warmup_images="120", train__schedule="cosine").train
     rates = [settings.rate_at(images, 1200) for images in range(0, 1200, 12)]
@@ -181,9 +196,22 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert settings.rate_at(1200, 1200) == pytest.approx(0)
 
 
-def test_bfloat16_and_channels_last_and_compile_train_too(source: Path) -> None:
+def test_bfloat16_and_channels_last_train_too(source: Path) -> None:
     run = Run(asked("ae", source, train__precision="bfloat16", train__channels_last="true",
                     method__network__kind="conv", method__network__widths="4"))  # fmt: skip
     reports = list(run.reports())
     assert reports[-1].figures["train/loss"] < reports[0].figures["train/loss"]
     assert all(value.dtype == torch.float32 for value in run.learning.method.networks.parameters())
+
+
+@pytest.mark.filterwarnings("default::DeprecationWarning")  # torch's compiler uses what torch itself deprecates
+def test_compiled_networks_train_and_keep_their_names(source: Path) -> None:
+    """torch.compile for real: the same figures, and checkpoints that both can read."""
+    if not shutil.which("g++"):
+        pytest.skip("no g++, which torch.compile needs on a CPU")
+    compiled = Run(asked("ae", source, train__compile="true", train__total_images="36"))
+    plain = Run(asked("ae", source, train__total_images="36"))
+    figures = [[report.figures["train/loss"] for report in run.reports()] for run in (compiled, plain)]
+    assert figures[0] == pytest.approx(figures[1], rel=1e-4)
+    plain.learning.restore(compiled.learning.tensors())
+    assert plain.hash() == compiled.hash()

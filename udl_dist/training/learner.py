@@ -44,9 +44,7 @@ class Learning:
         self.method = method
         layout = torch.channels_last if settings.channels_last else torch.preserve_format
         method.networks.to(device=ranks.device, memory_format=layout)  # type: ignore[call-overload]
-        self.average = copy.deepcopy(method) if settings.average_half_life else None
-        if self.average is not None:
-            self.average.networks.requires_grad_(False)
+        self.average = _averaged(method) if settings.average_half_life else None
         if settings.compile:
             for network in method.networks.values():
                 network.compile()
@@ -78,7 +76,8 @@ class Learning:
         """All state by file and name: `networks`, `average`, and `optimizer-N` for each turn."""
         files = {"networks": dict(self.method.networks.state_dict())}
         if self.average is not None:
-            files["average"] = dict(self.average.networks.state_dict())
+            files["average"] = {f"{name}.{key}": value for name in self.method.averaged()
+                                for key, value in self.average.networks[name].state_dict().items()}  # fmt: skip
         for number, turn in enumerate(self.turns):
             files[f"optimizer-{number}"] = dict(_flat(turn.optimizer))
         return files
@@ -88,11 +87,24 @@ class Learning:
         try:
             self.method.networks.load_state_dict(files["networks"])
             if self.average is not None:
-                self.average.networks.load_state_dict(files["average"])
+                # The networks that no average follows are the method's own, restored above.
+                own = self.method.networks.state_dict()
+                self.average.networks.load_state_dict(own | files["average"])
             for number, turn in enumerate(self.turns):
                 _restore(turn.optimizer, files[f"optimizer-{number}"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise TrainingError(f"the checkpoint is of other networks: {' '.join(str(error).split())[:300]}") from None
+
+
+def _averaged(method: Method) -> Method:
+    """A method whose averaged networks are copies, and whose others (a discriminator) are the living ones."""
+    average = copy.deepcopy(method)
+    for name in method.networks:
+        if name in method.averaged():
+            average.networks[name].requires_grad_(False)
+        else:
+            average.networks[name] = method.networks[name]
+    return average
 
 
 def _optimizer(parameters: list[nn.Parameter], settings: TrainSettings, device: torch.device) -> torch.optim.Optimizer:
