@@ -17,13 +17,14 @@ ALLOWED = {
     "stream": set[str](),
     "tracking": set[str](),
     "runs": set[str](),
+    "signals": set[str](),
     "training": {"methods", "stream"},
     "evaluation": {"methods"},
     "experiment": {"methods", "stream", "training", "evaluation", "runs", "tracking"},
     "plan": {"experiment", "methods", "stream"},
     "terminal": {"runs"},
     "worker": {"experiment", "methods", "stream", "training", "evaluation", "runs", "tracking"},
-    "launch": {"experiment", "stream", "runs", "terminal", "worker", "training"},
+    "launch": {"experiment", "stream", "runs", "signals", "terminal", "worker", "training"},
     "session": {"experiment", "plan", "runs", "stream", "terminal", "tracking", "launch"},
 }
 # The only files that may import a library, by its first names.

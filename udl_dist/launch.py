@@ -9,12 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import signal
 import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from typing import Any
 from udl_dist.errors import ClusterError, TrainingError, UdlError
 from udl_dist.experiment import Experiment
 from udl_dist.runs import RunFolder
+from udl_dist.signals import Signals
 from udl_dist.stream.prepare import Prepared
 from udl_dist.terminal import Terminal
 
@@ -45,14 +44,14 @@ def run(experiment: Experiment, prepared: Prepared, terminal: Terminal, verbose:
     """
     folder = RunFolder(experiment.run.folder)
     outcome: dict[str, Any] = {}
-    with _Signals(folder, terminal, lambda: "ours" in outcome) as signals:
+    with Signals(folder.ask_stop, terminal.say, lambda: "ours" in outcome) as signals:
         # All of Ray lives in a thread: on the main one it would take our signals from us.
         thread = threading.Thread(target=_train, args=(experiment, prepared, verbose, outcome), daemon=True)
         thread.start()
         try:
             _watch(thread, folder, terminal, outcome, signals)
         finally:
-            _end_ray(outcome)
+            _end_ray(thread, outcome)
             shutil.rmtree(_ray_storage(folder), ignore_errors=True)
         terminal.refresh(last=True)
     if error := outcome.get("error"):
@@ -61,7 +60,7 @@ def run(experiment: Experiment, prepared: Prepared, terminal: Terminal, verbose:
 
 
 def _watch(
-    thread: threading.Thread, folder: RunFolder, terminal: Terminal, outcome: dict[str, Any], signals: _Signals
+    thread: threading.Thread, folder: RunFolder, terminal: Terminal, outcome: dict[str, Any], signals: Signals
 ) -> None:
     """Show the run until its thread ends; raise the first refusal of a worker as soon as it is there."""
     settled = False
@@ -83,6 +82,9 @@ def _train(experiment: Experiment, prepared: Prepared, verbose: bool, outcome: d
         outcome["result"] = _trainer(experiment, prepared, workers, gpu).fit().return_value
     except Exception as error:  # carried to the main thread, which explains it
         outcome["error"] = error
+    finally:
+        # Not left to the main thread: Ray's processes are killed, not ended, with the thread that started them.
+        _shut_down(outcome)
 
 
 def _trainer(experiment: Experiment, prepared: Prepared, workers: int, gpu: bool) -> Any:
@@ -129,44 +131,6 @@ def _rank(config: dict[str, Any]) -> dict[str, Any]:
         raise
 
 
-class _Signals:
-    """The first SIGINT or SIGTERM asks the run to end with a checkpoint, the second ends it at once.
-
-    A context; off the main thread (a test, a notebook's worker) it does nothing.
-    """
-
-    def __init__(self, folder: RunFolder, terminal: Terminal, started: Callable[[], bool]) -> None:
-        self.received: list[int] = []
-        self._folder, self._terminal, self._started = folder, terminal, started
-        self._before: dict[int, Any] = {}
-
-    def install(self) -> None:
-        """Take the signals; again once Ray is up, whose core takes SIGTERM for a crash and prints its stack."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before.setdefault(number, signal.signal(number, self._handle))
-
-    def __enter__(self) -> _Signals:
-        self.install()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        if kind is KeyboardInterrupt:
-            raise SystemExit(128 + self.received[0]) from None
-
-    def _handle(self, number: int, _: object) -> None:
-        self.received.append(number)
-        if not self._started():  # nothing to keep yet; the system ends a Ray that is half up together with us
-            self._terminal.say("stopped before anything was trained")
-            os._exit(128 + number)
-        if len(self.received) > 1:
-            raise KeyboardInterrupt
-        self._folder.ask_stop()
-        self._terminal.say("stopping: a checkpoint is written first (once more: at once)")
-
-
 def _start_ray(experiment: Experiment, verbose: bool) -> bool:
     """Join the cluster at `run.address`, or start a private Ray that opens no dashboard; say whether to end it later.
 
@@ -194,11 +158,17 @@ def _start_ray(experiment: Experiment, verbose: bool) -> bool:
     return True
 
 
-def _end_ray(outcome: dict[str, Any]) -> None:
-    """End what was started; a start that is still under way is waited for, so that nothing of it is left behind."""
+def _end_ray(thread: threading.Thread, outcome: dict[str, Any]) -> None:
+    """End a Ray that is still at work; a start under way is waited for, so that nothing of it is left behind."""
     deadline = time.monotonic() + START_SECONDS
-    while not outcome and time.monotonic() < deadline:
+    while thread.is_alive() and not outcome and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
+    if thread.is_alive():
+        _shut_down(outcome)
+        thread.join(START_SECONDS)
+
+
+def _shut_down(outcome: dict[str, Any]) -> None:
     if outcome.get("ours"):
         import ray
 

@@ -1,0 +1,48 @@
+"""What SIGINT and SIGTERM mean to a run: first a checkpoint, then, asked again, an end at once. Knows no Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+class Signals:
+    """A context in which the first signal calls `stop` and the second ends the process with 128 + its number.
+
+    Before `started` there is nothing to keep: the first signal ends the process. Off the main thread (a test, a notebook's
+    worker) it does nothing.
+    """
+
+    def __init__(self, stop: Callable[[], None], say: Callable[[str], None], started: Callable[[], bool]) -> None:
+        self.received: list[int] = []
+        self._stop, self._say, self._started = stop, say, started
+        self._before: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Take the signals; again once Ray is up, whose core takes SIGTERM for a crash and prints its stack."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before.setdefault(number, signal.signal(number, self._handle))
+
+    def __enter__(self) -> Signals:
+        self.install()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if kind is KeyboardInterrupt:
+            raise SystemExit(128 + self.received[0]) from None
+
+    def _handle(self, number: int, _: object) -> None:
+        self.received.append(number)
+        if not self._started():  # the system ends a Ray that is half up together with us
+            self._say("stopped before anything was trained")
+            os._exit(128 + number)
+        if len(self.received) > 1:
+            raise KeyboardInterrupt
+        self._stop()
+        self._say("stopping: a checkpoint is written first (once more: at once)")
