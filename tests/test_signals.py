@@ -21,22 +21,37 @@ print("ended with", signals.received, flush=True)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize(("state", "times", "code", "said"), [
-    ("started", "once", 0, "stop\nstopping: a checkpoint is written first (once more: at once)\nended with [{}]\n"),
-    ("started", "twice", 128, "stop\nstopping: a checkpoint is written first (once more: at once)\n"),
-    ("starting", "once", 128, ""),
-])  # fmt: skip
-def test_signals(number: signal.Signals, state: str, times: str, code: int, said: str) -> None:
+STOPPING = ["stop\n", "stopping: a checkpoint is written first (once more: at once)\n"]
+
+
+def started(state: str, times: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-u", "-c", CODE, state, times]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_ends(number: signal.Signals) -> None:
+    process = started("started", "twice")
     process.send_signal(number)
-    if times == "twice":
-        assert process.stdout.readline() == "stop\n"
-        said = said.removeprefix("stop\n")
-        process.send_signal(number)
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in STOPPING] == STOPPING
+    process.send_signal(number)
     out, _ = process.communicate(timeout=20)
-    assert process.returncode == (code + number if code else 0)
-    assert out == said.format(int(number)) or (state == "starting" and out == "stopped before anything was trained\n")
+    assert (process.returncode, out) == (128 + number, "")
+
+
+def test_what_was_asked_once_ends_in_its_own_time() -> None:
+    process = started("started", "once")
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=20)
+    assert (process.returncode, out) == (0, "".join(STOPPING) + "ended with [15]\n")
+
+
+def test_before_anything_is_started_one_signal_is_enough() -> None:
+    process = started("starting", "twice")
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, "stopped before anything was trained\n")

@@ -12,8 +12,8 @@ from typing import Any
 class Signals:
     """A context in which the first signal calls `stop` and the second ends the process with 128 + its number.
 
-    Before `started` there is nothing to keep: the first signal ends the process. Off the main thread (a test, a notebook's
-    worker) it does nothing.
+    Before `started` there is nothing to keep: the first signal ends the process. Off the main thread (a
+    notebook's worker, a test) it does nothing.
     """
 
     def __init__(self, stop: Callable[[], None], say: Callable[[str], None], started: Callable[[], bool]) -> None:
