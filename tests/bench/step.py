@@ -23,12 +23,13 @@ from udl_dist.settings import to_dict
 from udl_dist.stream.pack import pack
 from udl_dist.stream.settings import PackSettings
 
-STEPS, TURNS, BATCH = 200, 9, 128
+STEPS, TURNS, BATCH = 150, 7, 128
 FLAGS = {
     "method.name": "vae",
     "method.network.kind": "dense",
     "method.network.widths": "512,256",
     "method.network.activation": "relu",
+    "method.network.norm": "none",
     "method.latent_dim": "32",
     "train.batch_size": str(BATCH),
     "train.total_images": "100000000",
@@ -40,7 +41,7 @@ def ours(source: Path, readers: int) -> Iterator[None]:
     """One turn a `next`: STEPS steps of the real loop, with a report (and its file) at the end of each turn."""
     run = Run(experiment.load(None, FLAGS | {"data.source": str(source), "data.readers": str(readers)}))
     with tempfile.TemporaryFile("w") as curves:
-        for report in run.reports(every=STEPS * BATCH):
+        for report in run.reports(every=STEPS * BATCH, validate=10**9):
             curves.write(str(report.figures))
             yield
 

@@ -60,9 +60,10 @@ class Run:
         method.build()
         self.learning = Learning(method, experiment.train, self.ranks)
 
-    def reports(self, start: int = 0, every: int = 12, **more: Any) -> Iterator[Report]:
-        return train(self.learning, self.stream, self.held_out, self.experiment.train, Intervals(every, 120, 120),
-                     self.ranks, start, **more)  # fmt: skip
+    def reports(self, start: int = 0, every: int = 12, validate: int = 120, **more: Any) -> Iterator[Report]:
+        intervals = Intervals(every, validate, validate)
+        settings = self.experiment.train
+        return train(self.learning, self.stream, self.held_out, settings, intervals, self.ranks, start, **more)
 
     def hash(self) -> str:
         """One sha256 over networks, averages and optimisers."""
