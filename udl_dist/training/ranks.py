@@ -42,7 +42,9 @@ class Ranks:
         with warnings.catch_warnings():
             # Its new name (torch 2.13) is unknown to older releases.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            return DistributedDataParallel(learner, device_ids=where, broadcast_buffers=False)
+            return DistributedDataParallel(
+                learner, device_ids=where, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
 
     def unsynchronised(self, learner: nn.Module, on: bool) -> AbstractContextManager[None]:
         """While `on`, backward keeps gradients local: all parts of an accumulated batch but the last."""
