@@ -17,8 +17,8 @@ from tests import gloo
 from tests.training.learn import asked, packed
 from udl_dist.errors import DataError, TrainingError
 from udl_dist.experiment import Experiment
+from udl_dist.packing.prepare import prepare
 from udl_dist.runs import RunFolder
-from udl_dist.stream.prepare import prepare
 from udl_dist.training import checkpoint
 from udl_dist.training.loop import Report
 from udl_dist.training.ranks import Ranks

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from udl_dist import __version__, settings
 from udl_dist.errors import UdlError, UsageError
-from udl_dist.stream.settings import PackSettings
+from udl_dist.packing.settings import PackSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -54,7 +54,7 @@ def _run(wanted: Any, asked: argparse.Namespace) -> int:
 
 
 def _pack(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist.stream import pack
+    from udl_dist.packing import pack
 
     wanted = settings.from_flags(PackSettings, flags)
     summary = pack.pack(asked.source, asked.dest, wanted, _progress("packing"))

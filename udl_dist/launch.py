@@ -21,7 +21,7 @@ from udl_dist.errors import ClusterError, TrainingError, UdlError
 from udl_dist.experiment import Experiment
 from udl_dist.runs import RunFolder
 from udl_dist.signals import Signals
-from udl_dist.stream.prepare import Prepared
+from udl_dist.stream.opening import Prepared
 from udl_dist.terminal import Terminal
 
 POLL_SECONDS = 0.2

@@ -8,7 +8,7 @@ from math import ceil
 from udl_dist import methods
 from udl_dist.errors import UsageError
 from udl_dist.experiment import Experiment
-from udl_dist.stream.survey import survey
+from udl_dist.packing.survey import survey
 
 FLOAT_BYTES = 4
 # A rank before it has a network: Python, torch, Ray and W&B, measured as the least `perf/memory_bytes` of small runs.

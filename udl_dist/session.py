@@ -9,9 +9,10 @@ from typing import Any, TextIO
 from udl_dist import experiment as experiments
 from udl_dist.errors import UsageError
 from udl_dist.experiment import Experiment
+from udl_dist.packing.prepare import prepare
 from udl_dist.plan import Plan, plan
 from udl_dist.runs import RunFolder, write_whole
-from udl_dist.stream.prepare import Prepared, prepare
+from udl_dist.stream.opening import Prepared
 from udl_dist.terminal import Progress, Terminal
 from udl_dist.tracking import read_key
 

@@ -19,8 +19,8 @@ from udl_dist.experiment import Experiment
 from udl_dist.methods import chance
 from udl_dist.runs import RunFolder
 from udl_dist.settings import flatten
-from udl_dist.stream.prepare import Prepared
-from udl_dist.stream.reader import Stream, open_streams
+from udl_dist.stream.opening import Prepared, open_streams
+from udl_dist.stream.reader import Stream
 from udl_dist.tracking import Tracker
 from udl_dist.training import checkpoint
 from udl_dist.training.learner import Learning

@@ -15,8 +15,8 @@ from tests import gloo
 from tests.bench.step import FLAGS
 from tests.training.learn import Run
 from udl_dist import experiment
-from udl_dist.stream.pack import pack
-from udl_dist.stream.settings import PackSettings
+from udl_dist.packing.pack import pack
+from udl_dist.packing.settings import PackSettings
 from udl_dist.training.ranks import Ranks
 
 STEPS, BATCH = 600, 128

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tests.bench.step import FLAGS
 from udl_dist import experiment
+from udl_dist.packing.prepare import prepare
 from udl_dist.runs import RunFolder
-from udl_dist.stream.prepare import prepare
 from udl_dist.training.loop import Report
 from udl_dist.training.ranks import Ranks
 from udl_dist.worker import work

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from tests.stream import made
 from tests.stream.made import one_line, pixels
 from udl_dist.errors import DataError
+from udl_dist.packing.pack import pack
+from udl_dist.packing.settings import PackSettings
 from udl_dist.stream import order
 from udl_dist.stream.index import Index
 from udl_dist.stream.indexing import index_shards
-from udl_dist.stream.pack import pack
 from udl_dist.stream.reader import Plan, Records, Stream
-from udl_dist.stream.settings import DataSettings, PackSettings
+from udl_dist.stream.settings import DataSettings
 
 COUNTS = [7, 1, 13, 8]  # 29 records: no batch size here divides them
 RECORDS = sum(COUNTS)

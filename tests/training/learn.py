@@ -13,10 +13,10 @@ import torch
 from udl_dist import experiment as experiments
 from udl_dist import methods
 from udl_dist.experiment import Experiment
-from udl_dist.stream.pack import pack
-from udl_dist.stream.prepare import prepare
-from udl_dist.stream.reader import open_streams
-from udl_dist.stream.settings import PackSettings
+from udl_dist.packing.pack import pack
+from udl_dist.packing.prepare import prepare
+from udl_dist.packing.settings import PackSettings
+from udl_dist.stream.opening import open_streams
 from udl_dist.training.learner import Learning
 from udl_dist.training.loop import Intervals, Report, train
 from udl_dist.training.ranks import Ranks

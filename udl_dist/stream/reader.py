@@ -20,7 +20,6 @@ from udl_dist.errors import DataError
 from udl_dist.stream import order
 from udl_dist.stream.images import Pixels, decode
 from udl_dist.stream.index import Index
-from udl_dist.stream.prepare import Prepared
 from udl_dist.stream.settings import DataSettings
 from udl_dist.stream.shards import Shards
 
@@ -165,14 +164,3 @@ def read_ahead(load: Callable[[Plan], Records], plans: Iterable[Plan], readers: 
             yield records
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def open_streams(prepared: Prepared, seed: int) -> tuple[Stream, Stream | None]:
-    """The training stream and the held-out one of a prepared source; None if nothing is held out."""
-    train, settings = Index.open(prepared.train), prepared.settings
-    if prepared.held_out:
-        return Stream(train, settings, seed), Stream(Index.open(prepared.held_out), settings, seed)
-    if not prepared.fraction:
-        return Stream(train, settings, seed), None
-    held = order.held_out(train.rows["key_hash"], prepared.fraction)
-    return Stream(train, settings, seed, np.flatnonzero(~held)), Stream(train, settings, seed, np.flatnonzero(held))

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from tests.stream.made import encoded, folder_of_images, idx, mnist_like, one_line, pixels
 from udl_dist.errors import DataError, UsageError
+from udl_dist.packing.source import Source
+from udl_dist.packing.sources import identify, open_source
 from udl_dist.stream.indexing import KEY
-from udl_dist.stream.source import Source
-from udl_dist.stream.sources import identify, open_source
 
 
 def all_pixels(source: Source, part: str = "train", size: int = 28, channels: int = 1) -> NDArray[np.uint8]:

@@ -15,10 +15,10 @@ from pathlib import Path
 import xxhash
 
 from udl_dist.errors import DataError
-from udl_dist.stream import arrays
+from udl_dist.packing import arrays
+from udl_dist.packing.source import LICENSES, Images, Source, find_license
 from udl_dist.stream.images import Pixels, decode
 from udl_dist.stream.settings import Fit, Shape
-from udl_dist.stream.source import LICENSES, Images, Source, find_license
 
 READ = (".png", ".jpg", ".jpeg", ".webp", ".npy")
 UNREAD = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".ppm", ".pgm", ".ico")

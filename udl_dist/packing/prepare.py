@@ -13,25 +13,17 @@ from pathlib import Path
 import xxhash
 
 from udl_dist.errors import DataError, UsageError
+from udl_dist.packing.pack import pack_source
+from udl_dist.packing.settings import PackSettings
+from udl_dist.packing.sources import READ, identify, open_source
 from udl_dist.stream.index import NAME, Index
 from udl_dist.stream.indexing import Progress, index_shards
-from udl_dist.stream.pack import pack_source
-from udl_dist.stream.settings import DataSettings, PackSettings, cache_folder
-from udl_dist.stream.sources import READ, identify, open_source
+from udl_dist.stream.opening import Prepared
+from udl_dist.stream.settings import DataSettings, cache_folder
 
 CACHE_VERSION = 1
 SMALL = 64  # pixels: up to here the cache holds npy, read many times faster than PNG; above it PNG, which is smaller
 URL = ("s3://", "gs://", "http://", "https://", "pipe:", "hf://", "file:")
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Indexes that are on disk: plain text and numbers, so that it travels to other processes of this machine."""
-
-    settings: DataSettings
-    train: str  # absolute path of an index
-    held_out: str  # likewise; empty if it is a fraction of `train`, or if there is none
-    fraction: float  # part of `train` held out by hash; 0: none
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,15 @@ import pytest
 
 from tests.stream.made import encoded, folder_of_images, mnist_like, one_line, pixels, shards
 from udl_dist.errors import DataError, UsageError
-from udl_dist.stream import prepare as preparing
+from udl_dist.packing import prepare as preparing
+from udl_dist.packing.pack import pack
+from udl_dist.packing.prepare import prepare
+from udl_dist.packing.settings import PackSettings
+from udl_dist.packing.survey import survey
 from udl_dist.stream.index import NAME
-from udl_dist.stream.pack import pack
-from udl_dist.stream.prepare import Prepared, prepare
-from udl_dist.stream.reader import Stream, open_streams
-from udl_dist.stream.settings import DataSettings, PackSettings, cache_folder
-from udl_dist.stream.survey import survey
+from udl_dist.stream.opening import Prepared, open_streams
+from udl_dist.stream.reader import Stream
+from udl_dist.stream.settings import DataSettings, cache_folder
 
 NAMES = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(20)]
 
@@ -115,7 +117,7 @@ def test_shards_that_cannot_be_written_beside_are_indexed_in_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shards(tmp_path / "tars", [5], 16)[0].parent
-    monkeypatch.setattr("udl_dist.stream.prepare.os.access", lambda path, mode: False)
+    monkeypatch.setattr("udl_dist.packing.prepare.os.access", lambda path, mode: False)
     assert counts(asked(tmp_path, folder, held_out_fraction=0.0)) == (5, 0)
     assert not (folder / NAME).exists()
 
@@ -195,8 +197,9 @@ def test_a_prepared_source_is_opened_without_torch_and_webdataset(tmp_path: Path
     code = f"""
 import sys
 from pathlib import Path
-from udl_dist.stream.prepare import Prepared, prepare
-from udl_dist.stream.reader import open_streams
+from udl_dist.stream.opening import Prepared
+from udl_dist.packing.prepare import prepare
+from udl_dist.stream.opening import open_streams
 from udl_dist.stream.settings import DataSettings
 train, held_out = open_streams(prepare({prepared.settings!r}), 0)
 next(train.batches(0, 8, 0, 1))

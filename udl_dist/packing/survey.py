@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import ceil
 
-from udl_dist.stream.prepare import cached, is_packed_at_first_use, prepare
-from udl_dist.stream.reader import open_streams
-from udl_dist.stream.settings import DataSettings, PackSettings
-from udl_dist.stream.sources import open_source
+from udl_dist.packing.prepare import cached, is_packed_at_first_use, prepare
+from udl_dist.packing.settings import PackSettings
+from udl_dist.packing.sources import open_source
+from udl_dist.stream.opening import open_streams
+from udl_dist.stream.settings import DataSettings
 
 
 @dataclass(frozen=True)

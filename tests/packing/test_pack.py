@@ -19,10 +19,10 @@ from PIL import Image
 
 from tests.stream.made import encoded, folder_of_images, mnist_like, one_line, pixels, seen_by_webdataset
 from udl_dist.errors import DataError, UdlError, UsageError
-from udl_dist.stream.folders import partial_folder
+from udl_dist.packing.folders import partial_folder
+from udl_dist.packing.pack import pack
+from udl_dist.packing.settings import PackSettings
 from udl_dist.stream.index import Index
-from udl_dist.stream.pack import pack
-from udl_dist.stream.settings import PackSettings
 
 NAMES = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(20)]
 
@@ -161,7 +161,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(28, "No space left on device")
 
     source = str(folder_of_images(tmp_path / "pets", NAMES))
-    monkeypatch.setattr("udl_dist.stream.pack.os.fsync", full)
+    monkeypatch.setattr("udl_dist.packing.pack.os.fsync", full)
     with pytest.raises(DataError) as raised:
         pack(source, str(tmp_path / "out"), PackSettings(size=16))
     one_line(raised.value, "No space left on device", repr(str(tmp_path / "out")))
@@ -184,8 +184,8 @@ def test_a_fraction_of_a_source_with_its_own_val_part_is_refused(tmp_path: Path)
 
 PACK = """
 import sys, time
-from udl_dist.stream import pack
-from udl_dist.stream.settings import PackSettings
+from udl_dist.packing import pack
+from udl_dist.packing.settings import PackSettings
 encode = pack.encode
 pack.encode = lambda *given: (time.sleep(0.02), encode(*given))[1]
 pack.pack(sys.argv[1], sys.argv[2], PackSettings(size=16, shard_records=4, threads=2))
