@@ -35,6 +35,7 @@ ONLY_IN = {
     "wandb": {"tracking.py"},
     "torch.distributed": {"training/ranks.py"},
     "torch.nn.parallel": {"training/ranks.py"},
+    "pyarrow": {"stream/storage.py"},
     "pickle": set[str](),
 }
 # Files whose import must not bring in torch: it costs a second and a half.
