@@ -2,7 +2,8 @@
 
 Python's tarfile and webdataset take a bad header for the end of the archive and lose the rest without a word; here
 every header must match its checksum, every member must lie within the file, and the end mark must be there. Regular
-members alone are named; links, devices and sparse members are refused. Knows nothing of images and keys.
+members alone are named; links, devices and sparse members are refused. `walk` stops at the first thing out of order,
+`salvage` goes on behind it. Both read forward in small slices. Knows nothing of images and keys.
 """
 
 from __future__ import annotations
@@ -10,17 +11,30 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from udl_dist.errors import DataError
 
 BLOCK = 512
 LONGEST_EXTENSION = 2**20  # bytes of a long name or a PAX header
 LONGEST_NAME = 4096
+MOST_HEADERS = 2**24  # of a shard, folders and extensions included
+SLICE = 2**16  # bytes looked at together where headers are searched
 ZEROS = bytes(BLOCK)
 REPACK = "copy the shard again, or write it anew as a plain tar"
+FILES = (b"0", b"\0", b"7")
+EXTENSIONS = (b"L", b"K", b"x", b"g")  # of the member that follows; g: of all that follow
+BARE = (b"1", b"2", b"3", b"4", b"5", b"6")  # no content follows, whatever their size says
 KINDS = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a pipe",
          b"S": "a sparse file", b"M": "a part of a file on another volume"}  # fmt: skip
+
+
+class Data(Protocol):
+    """The bytes of a shard, wherever they are: a map of a file, or a window that moves forward."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, span: slice, /) -> bytes: ...
 
 
 class Member(NamedTuple):
@@ -29,6 +43,20 @@ class Member(NamedTuple):
     name: bytes
     offset: int
     length: int
+
+
+class Damage(NamedTuple):
+    """Something out of order, and the byte where."""
+
+    at: int
+    what: str
+
+
+class _Disorder(Exception):
+    """What is out of order with a header, where the next one is (None: to be searched), and whether a name is lost."""
+
+    def __init__(self, what: str, after: int | None = None, nameless: bool = False) -> None:
+        self.what, self.after, self.nameless = what, after, nameless
 
 
 def open_shard(path: Path) -> mmap.mmap:
@@ -44,51 +72,99 @@ def open_shard(path: Path) -> mmap.mmap:
         raise DataError(f"shard {str(path)!r} cannot be read ({getattr(error, 'strerror', error)})") from None
 
 
-def walk(path: Path, data: mmap.mmap) -> Iterator[Member]:
+def walk(name: Path | str, data: Data) -> Iterator[Member]:
     """The regular members in order; raise DataError with shard, byte and reason at the first thing out of order."""
-    at, extended = 0, {}
-    while True:
-        header = data[at : at + BLOCK]
-        if header == ZEROS:
-            return _check_end(path, data, at)
-        kind, length = _check_header(path, header, at, len(data))
-        if kind in (b"L", b"x"):
-            extended.update(_extension(path, data, at, kind, length))
-        elif kind == b"g" and b"size=" in data[at + BLOCK : at + BLOCK + min(length, LONGEST_EXTENSION)]:
-            raise damaged(path, at, "a global header sets sizes")
-        elif kind in (b"0", b"\0", b"7"):
-            length = _length(path, at, extended.get(b"size"), length)
-            _check_fits(path, at, length, len(data))
-            yield Member(extended.get(b"path", _name(header)), at + BLOCK, length)
-        if kind not in (b"L", b"x", b"g", b"K"):
-            extended = {}
-        at += BLOCK + (length + BLOCK - 1) // BLOCK * BLOCK
+    for found in salvage(data):
+        if isinstance(found, Damage):
+            raise damaged(name, found.at, found.what)
+        yield found
 
 
-def damaged(path: Path, at: int, what: str) -> DataError:
+def salvage(data: Data) -> Iterator[Member | Damage]:
+    """The regular members in order, and whatever is out of order between them.
+
+    Behind damage it goes on at the next block that is a header by its checksum. It never goes back, so the time is
+    linear, and never looks into a member whose header is whole, so a tar within a tar is not taken for members.
+    """
+    at, total = 0, len(data)
+    extended: dict[bytes, bytes] | None = {}  # None: the name of the member that follows is lost
+    for _ in range(MOST_HEADERS):
+        try:
+            header = data[at : at + BLOCK]
+            if header == ZEROS:
+                return _check_end(data, at)
+            kind, length = _read_header(header, at, total)
+            if kind in EXTENSIONS:
+                found = _extension(data, at, kind, length)
+                extended = None if extended is None else extended | found
+            elif kind in FILES:
+                length = _length(extended or {}, length)
+                _check_fits(at, length, total)
+                if extended is not None:
+                    yield Member(extended.get(b"path") or name_of(header), at + BLOCK, length)
+            if kind not in EXTENSIONS:
+                extended = {}
+            at = _after(at, length)
+        except _Disorder as disorder:
+            yield Damage(at, disorder.what)
+            nameless = disorder.nameless
+            if disorder.after is None:
+                at = _next_header(data, at + BLOCK)
+                nameless |= b"\0" not in data[at : at + 100]  # cut to fit, perhaps: a long name came before it
+            else:
+                at = disorder.after
+            if at >= total:
+                return
+            extended = None if nameless else {}
+    yield Damage(at, f"more than {MOST_HEADERS} members")
+
+
+def damaged(name: Path | str, at: int, what: str) -> DataError:
     """The refusal of a shard, with the byte where it is out of order."""
-    return DataError(f"shard {str(path)!r} at byte {at}: {what}: {REPACK}")
+    return DataError(f"shard {str(name)!r} at byte {at}: {what}: {REPACK}")
 
 
-def _check_header(path: Path, header: bytes, at: int, total: int) -> tuple[bytes, int]:
+def name_of(header: bytes) -> bytes:
+    """The name that stands in a header, its prefix included."""
+    name = header[:100].split(b"\0", 1)[0]
+    prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
+    return prefix + b"/" + name if prefix else name
+
+
+def _after(at: int, length: int) -> int:
+    """Where the header behind a member lies."""
+    return at + BLOCK + (length + BLOCK - 1) // BLOCK * BLOCK
+
+
+def _read_header(header: bytes, at: int, total: int) -> tuple[bytes, int]:
     """Kind and length of a member whose header is whole and allowed."""
     if len(header) < BLOCK:
-        raise damaged(path, at, "is cut off (no end mark)" if at else "is no tar")
+        raise _Disorder("is cut off (no end mark)" if at else "is no tar", total)
     if not _matches_checksum(header):
         packed = header[:2] == b"\x1f\x8b" or header[:3] in (b"BZh", b"\xfd7z") or header[:4] == b"\x28\xb5\x2f\xfd"
         first = "is compressed: positions within it cannot be found" if packed else "is no tar"
-        raise damaged(path, at, "a header does not match its checksum" if at else first)
+        name = header[:100]
+        nameless = header[156:157] in EXTENSIONS or name.startswith(b"././@LongLink") or b"PaxHeader" in name
+        raise _Disorder("a header does not match its checksum" if at else first, nameless=nameless)
     kind, length = header[156:157], _number(header[124:136])
-    if kind in KINDS:
-        raise damaged(path, at, f"holds {KINDS[kind]}, which is never read")
     if length is None or length < 0:
-        raise damaged(path, at, "a member has no valid size")
-    length = 0 if kind == b"5" else length
-    if kind in (b"L", b"K", b"x", b"g") and length > LONGEST_EXTENSION:
-        raise damaged(path, at, f"an extended header of {length} bytes")
-    if kind not in (b"0", b"\0", b"7"):  # a file's own size may still be overruled by a PAX header
-        _check_fits(path, at, length, total)
+        raise _Disorder("a member has no valid size")
+    length = 0 if kind in BARE else length
+    if kind not in FILES:  # a file's own size may still be overruled by a PAX header
+        _check_kind(kind, length, _after(at, length))
+        _check_fits(at, length, total)
     return kind, length
+
+
+def _check_kind(kind: bytes, length: int, after: int) -> None:
+    """Folders and volume labels are passed by; what is unknown could hide a record, so it is refused."""
+    if kind in KINDS:
+        raise _Disorder(f"holds {KINDS[kind]}, which is never read", after)
+    if kind in EXTENSIONS:
+        if length > LONGEST_EXTENSION:
+            raise _Disorder(f"an extended header of {length} bytes", after, nameless=True)
+    elif kind not in (b"5", b"V"):
+        raise _Disorder(f"holds a member of unknown kind {kind!a}", after)
 
 
 def _matches_checksum(header: bytes) -> bool:
@@ -97,25 +173,30 @@ def _matches_checksum(header: bytes) -> bool:
     return said == unsigned or said == unsigned - 256 * sum(byte > 127 for byte in header[:148] + header[156:])
 
 
-def _check_fits(path: Path, at: int, length: int, total: int) -> None:
+def _check_fits(at: int, length: int, total: int) -> None:
     if at + BLOCK + length > total:
-        raise damaged(path, at, f"a member of {length} bytes reaches past the end at {total} (cut off)")
+        raise _Disorder(f"a member of {length} bytes reaches past the end at {total} (cut off)", total)
 
 
-def _check_end(path: Path, data: mmap.mmap, at: int) -> None:
+def _check_end(data: Data, at: int) -> None:
     """The end mark is two blocks of zeros; after it only zeros may follow, or members would be lost."""
     if len(data) - at < 2 * BLOCK:
-        raise damaged(path, at, "half an end mark (cut off)")
-    for start in range(at, len(data), 2**20):
-        part = data[start : start + 2**20]
+        raise _Disorder("half an end mark (cut off)", len(data))
+    for start in range(at, len(data), SLICE):
+        part = data[start : start + SLICE]
         if part.count(0) != len(part):
-            raise damaged(path, start, "something follows the end mark or a header is wiped")
+            raise _Disorder("something follows the end mark or a header is wiped")
 
 
-def _name(header: bytes) -> bytes:
-    name = header[:100].split(b"\0", 1)[0]
-    prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
-    return prefix + b"/" + name if prefix else name
+def _next_header(data: Data, start: int) -> int:
+    """The next block that is a header by its checksum, else the end of the shard."""
+    for begin in range(start, len(data) - BLOCK + 1, SLICE):
+        part = data[begin : begin + SLICE]
+        for at in range(0, len(part) - BLOCK + 1, BLOCK):
+            # The first bytes of the field are digits or blanks: most blocks of an image fail here, at no cost.
+            if part[at] and part[at + 149] in b"01234567 " and _matches_checksum(part[at : at + BLOCK]):
+                return begin + at
+    return len(data)
 
 
 def _number(field: bytes) -> int | None:
@@ -127,25 +208,33 @@ def _number(field: bytes) -> int | None:
     return int(digits, 8) if digits and digits.translate(None, b"01234567") == b"" else (None if digits else 0)
 
 
-def _length(path: Path, at: int, overruled: bytes | None, length: int) -> int:
+def _length(extended: dict[bytes, bytes], length: int) -> int:
+    overruled = extended.get(b"size")
     if overruled is None:
         return length
     if not overruled.isdigit() or len(overruled) > 20:
-        raise damaged(path, at, "a PAX header with an invalid size")
+        raise _Disorder("a PAX header with an invalid size")
     return int(overruled)
 
 
-def _extension(path: Path, data: mmap.mmap, at: int, kind: bytes, length: int) -> dict[bytes, bytes]:
+def _extension(data: Data, at: int, kind: bytes, length: int) -> dict[bytes, bytes]:
     """Name and size that a GNU long name or a PAX header gives to the member that follows."""
     content = data[at + BLOCK : at + BLOCK + length]
-    found = {b"path": content.split(b"\0", 1)[0]} if kind == b"L" else _pax(path, at, content)
+    if kind == b"K":  # the target of a link
+        return {}
+    try:
+        found = {b"path": content.split(b"\0", 1)[0]} if kind == b"L" else _pax(content)
+    except ValueError as error:
+        raise _Disorder(str(error), _after(at, length), nameless=kind == b"x") from None
+    if kind == b"g" and found:
+        raise _Disorder("a global header sets names or sizes", _after(at, length))
     if len(found.get(b"path", b"")) > LONGEST_NAME:
-        raise damaged(path, at, f"a name of {len(found[b'path'])} bytes")
+        raise _Disorder(f"a name of {len(found[b'path'])} bytes", _after(at, length), nameless=True)
     return found
 
 
-def _pax(path: Path, at: int, content: bytes) -> dict[bytes, bytes]:
-    """The entries `LENGTH KEY=VALUE` of a PAX header, with the lengths checked."""
+def _pax(content: bytes) -> dict[bytes, bytes]:
+    """The entries `LENGTH KEY=VALUE` of a PAX header, with the lengths checked; raise ValueError with what is wrong."""
     found, start = {}, 0
     while start < len(content):
         digits, space, _ = content[start : start + 20].partition(b" ")
@@ -153,9 +242,9 @@ def _pax(path: Path, at: int, content: bytes) -> dict[bytes, bytes]:
         entry = content[start + len(digits) + 1 : start + size - 1]
         key, equals, value = entry.partition(b"=")
         if not equals or content[start + size - 1 : start + size] != b"\n":
-            raise damaged(path, at, "a damaged PAX header")
+            raise ValueError("a damaged PAX header")
         if key.startswith(b"GNU.sparse"):
-            raise damaged(path, at, f"holds {KINDS[b'S']}, which is never read")
+            raise ValueError(f"holds {KINDS[b'S']}, which is never read")
         found[key] = value
         start += size
     return {key: value for key, value in found.items() if key in (b"path", b"size")}
