@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from udl_dist.stream import order
+from udl_dist.stream import permutation
 
 F64 = NDArray[np.float64]
 
@@ -34,9 +34,9 @@ class Box(NamedTuple):
 def crops(keys: NDArray[np.int64], least_area: float) -> F64:  # [B] -> [B, TRIES + 1, 2]
     """Draw a crop for each key, without knowing the image: width and height of each try where the image's area is 1,
     and last how far the crop goes to the right and down, of the room that there is (0 … 1)."""
-    places = np.arange(1, 2 * TRIES + 3, dtype=np.uint64) * np.uint64(order.GOLDEN)
-    seeds = order.mix64(keys.view(np.uint64) ^ np.uint64(order.chain(CROP)))
-    drawn: F64 = (order.mix64(seeds[:, None] + places) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    places = np.arange(1, 2 * TRIES + 3, dtype=np.uint64) * np.uint64(permutation.GOLDEN)
+    seeds = permutation.mix64(keys.view(np.uint64) ^ np.uint64(permutation.chain(CROP)))
+    drawn: F64 = (permutation.mix64(seeds[:, None] + places) >> np.uint64(11)).astype(np.float64) * 2.0**-53
     drawn = drawn.reshape(len(keys), TRIES + 1, 2)
     tries = drawn[:, :TRIES]
     sides = np.sqrt(least_area + (1 - least_area) * tries[..., 0])

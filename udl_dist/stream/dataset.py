@@ -30,7 +30,9 @@ class Dataset:
         self.shards = Shards(index)
         self.records = index.records if selection is None else len(selection)
         if not self.records:
-            raise DataError(f"{str(index.path)!r}: no record is left to read: change data.held_out_fraction or data.keys")
+            raise DataError(
+                f"{str(index.path)!r}: no record is left to read: change data.held_out_fraction or data.keys"
+            )
 
     @property
     def fingerprint(self) -> str:

@@ -27,6 +27,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
+from udl_dist.stream.places import is_remote, joined
 from udl_dist.stream.settings import Shape
 
 NAME = "index.udl"
@@ -105,7 +106,9 @@ class Index:
     def shard_path(self, shard: int) -> str:
         """The path or address of a shard; names in an index beside its shards are relative to it."""
         name = self.shards[shard].name
-        return name if _is_whole(name) else f"{self.base}/{name}"
+        if _is_whole(name):
+            return name
+        return joined(self.base, name) if is_remote(self.base) else f"{self.base}/{name}"
 
     def key(self, record: int) -> str:
         """The WebDataset key of a record."""

@@ -11,7 +11,7 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
 from udl_dist.stream.index import NAME, ROW, About, Index, Shard, read_part, shown, write_index, write_part
+from udl_dist.stream.places import is_remote, split
 from udl_dist.stream.shards import opened
-from udl_dist.stream.storage import is_remote
 from udl_dist.stream.tar import LONGEST_NAME, Data, Member, damaged, walk
 
 IMAGES = (b"jpg", b"jpeg", b"png", b"webp", b"npy", b"raw")
@@ -36,24 +36,26 @@ META = re.compile(rb"__[^/]*__($|/)")
 Progress = Callable[[int, int], None]
 
 
-def index_shards(shards: list[str], where: Path | None = None, about: About | None = None,
-                 progress: Progress | None = None, base: str = "") -> Index:  # fmt: skip
-    """Index shards, by path or address, and write the index to the file `where` (beside the first if not named); open it.
+def index_shards(paths: Sequence[str | Path], where: Path | None = None, about: About | None = None,
+                 progress: Progress | None = None, base: str = "", stamped: bool = True) -> Index:  # fmt: skip
+    """Index shards, by path or URI, and write the index to the file `where` (beside the first if not named); open it.
 
     `progress(done, total)` counts shards. What is found of each shard is kept until the index is whole, so that whoever
     is interrupted goes on where it stopped; no more than a shard a thread is in memory. `base` says where shards lie
-    that are named without their folder. Raises DataError, with shard, byte and key, at the first thing out of order.
+    that are named without their folder; `stamped` keeps when each was written, which differs for equal bytes. Raises DataError, with shard, byte and key, at the first thing out of order.
     """
-    about = about or About()
+    shards, about = [str(path) for path in paths], about or About()
     where = where or Path(shards[0]).absolute().parent / NAME
     base = base or str(where.absolute().parent)
-    beside = {shard.rpartition("/")[0] for shard in shards} == {base}
+    beside = {split(shard)[0] for shard in shards} == {base}
     parts_folder = where.with_name(f".{where.name}.parts")
     with _held(parts_folder) as waited:
         if not (waited and where.exists()):  # else another process has just written it
             with ThreadPoolExecutor(_threads(shards), thread_name_prefix="index") as pool:
-                found = pool.map(lambda shard: _part(shard, parts_folder, beside, about.shape is not None), shards)
-                parts = [part for part in _counted(found, len(shards), progress)]
+                found = pool.map(
+                    lambda shard: _part(shard, parts_folder, beside, about.shape is not None, stamped), shards
+                )
+                parts = list(_counted(found, len(shards), progress))
             write_index(where, about, parts)
         shutil.rmtree(parts_folder, ignore_errors=True)
     return Index.open(where, base)
@@ -86,10 +88,10 @@ def _held(folder: Path) -> Iterator[bool]:
         lock.unlink(missing_ok=True)
 
 
-def _part(path: str, folder: Path, beside: bool, raw: bool) -> Path:
+def _part(path: str, folder: Path, beside: bool, raw: bool, stamped: bool) -> Path:
     """The kept part of one shard: as it was left by an interrupted run if the shard is the same, else made now."""
     with opened(path) as (data, stamp):
-        name = path.rpartition("/")[2] if beside else path
+        name = split(path)[1] if beside else path
         key = xxhash.xxh3_128_hexdigest(f"{name!r} {len(data)} {stamp} {raw}".encode())
         kept = folder / f"{key}.part"
         with contextlib.suppress(DataError, FileNotFoundError):
@@ -97,7 +99,7 @@ def _part(path: str, folder: Path, beside: bool, raw: bool) -> Path:
             return kept
         rows, keys, ignored = _rows(path, data, raw)
         shard = Shard(name, len(data), len(rows), int(rows["key_end"][-1]), xxhash.xxh3_64_hexdigest(rows.tobytes()),
-                      ignored, stamp)  # fmt: skip
+                      ignored, stamp if stamped else "")  # fmt: skip
         write_part(kept, shard, rows.tobytes(), keys)
     return kept
 

@@ -82,7 +82,8 @@ class Loader:
         """Read, check and decode the records of one batch; raises DataError for a damaged one if it is to stop."""
         count = len(plan.numbers)
         images = self._allocate((count, *self.settings.shape))
-        batch = Records(images, *(np.empty(count, np.int64) for _ in range(4)))
+        records, keys, record_keys, labels = np.empty((4, count), np.int64)
+        batch = Records(images, records, keys, record_keys, labels)
         sets = np.searchsorted(self.starts, plan.numbers, side="right") - 1
         for number in np.unique(sets).tolist():
             self._load_set(batch, plan, number, sources[number], np.flatnonzero(sets == number))
@@ -140,7 +141,7 @@ class Loader:
             number = int(plan.numbers[place])
             for turn in range(TRIES):
                 other = np.array([order.substitute(number, turn, int(self.starts[-1]))])
-                single = Records(batch.images[place : place + 1], *(array[place : place + 1] for array in _arrays(batch)))
+                single = _single(batch, place)
                 chosen = int(np.searchsorted(self.starts, other[0], side="right") - 1)
                 self._load_set(single, Plan(other, plan.epochs[place : place + 1], plan.augmented), chosen,
                                self.datasets[chosen], np.array([0]))  # fmt: skip
@@ -150,8 +151,10 @@ class Loader:
                 raise DataError(f"{batch.damaged[place]} (and so are {TRIES} others that might stand in for it)")
 
 
-def _arrays(batch: Records) -> tuple[I64, I64, I64, I64]:
-    return batch.records, batch.keys, batch.record_keys, batch.labels
+def _single(batch: Records, place: int) -> Records:
+    """One row of a batch as a batch of its own, of the same memory."""
+    one = slice(place, place + 1)
+    return Records(batch.images[one], batch.records[one], batch.keys[one], batch.record_keys[one], batch.labels[one])
 
 
 def _joined(payloads: list[bytes], shape: tuple[int, int, int]) -> Any:

@@ -96,7 +96,8 @@ def mixed(seed: int, positions: I64, weights: tuple[float, ...]) -> tuple[I64, I
 
 def mix_edges(weights: tuple[float, ...]) -> I64:
     """The cumulated parts of 1,024 of each data set."""
-    return np.rint(np.cumsum(weights) / np.sum(weights) * MIX_BLOCK).astype(np.int64)
+    edges: I64 = np.rint(np.cumsum(weights) / np.sum(weights) * MIX_BLOCK).astype(np.int64)
+    return edges
 
 
 def keys(seed: int, epoch: int, key_hash: U64) -> I64:

@@ -76,7 +76,8 @@ def _walked(places: U64, sizes: U64 | np.uint64, rows: U64 | np.uint64, keys: U6
 
 def _of(per_place: U64 | np.uint64, places: NDArray[np.int64]) -> U64 | np.uint64:
     """The entries of some places, of an array that may hold one for all."""
-    return per_place if np.ndim(per_place) == 0 or per_place.shape[-1] == 1 else per_place[..., places]
+    array = np.asarray(per_place)
+    return per_place if array.ndim == 0 or array.shape[-1] == 1 else array[..., places]
 
 
 def _permute(values: U64, rows: U64 | np.uint64, columns: U64 | np.uint64, rounds: U64 | np.uint64) -> U64:

@@ -50,15 +50,25 @@ def refuse_scheme(source: str) -> None:
                          f"{' or '.join(name + '://' for name in SCHEMES)}")  # fmt: skip
 
 
-def name_of(uri: str) -> str:
-    """A URI without its options: what messages call it, and where its suffix is."""
-    return parse(uri).name
+def name_of(path: str) -> str:
+    """A path, or a URI without its options: what messages call it."""
+    return parse(path).name if is_remote(path) else path
 
 
 def joined(uri: str, name: str) -> str:
     """The URI of what is called `name` directly below a prefix, with the prefix's options."""
     place = parse(uri)
     return place.uri(f"{place.path.rstrip('/')}/{name}")
+
+
+def split(path: str) -> tuple[str, str]:
+    """The folder or prefix of a path or URI, and its last name."""
+    if not is_remote(path):
+        folder, _, name = path.rpartition("/")
+        return folder, name
+    place = parse(path)
+    folder, _, name = place.path.rpartition("/")
+    return place.uri(folder), name
 
 
 def parse(uri: str) -> Place:

@@ -19,6 +19,7 @@ from udl_dist.errors import DataError, UsageError
 from udl_dist.stream import order
 from udl_dist.stream.dataset import Dataset, Runs
 from udl_dist.stream.loading import Allocate, Loader, Plan, Records, Source
+from udl_dist.stream.permutation import chain
 from udl_dist.stream.settings import DataSettings
 
 I64 = NDArray[np.int64]
@@ -45,6 +46,7 @@ class Stream:
         mean_bytes = sum(each.record_bytes * each.records for each in datasets) / self.records
         self._blocks = order.Blocks(max(1, min(int(settings.block_bytes / mean_bytes), self.records // 256)))
         self._in_a_row = 0
+        self.damage: dict[str, None] = {}  # what was wrong with records that others stood in for, in order
 
     @property
     def fingerprint(self) -> str:
@@ -86,7 +88,7 @@ class Stream:
             position += ahead * batch_images
 
     def _share(self, first: int, batch_images: int, start: int, stop: int) -> I64:
-        """The positions of one rank's share of a batch; in blocks a share is whole lanes, as far as the batch allows."""
+        """The positions of one rank's share of a batch; in blocks a share is whole lanes, as far as possible."""
         if not self._in_blocks:
             return np.arange(first + start, first + stop, dtype=np.int64)
         positions = np.arange(first, first + batch_images, dtype=np.int64)
@@ -115,7 +117,7 @@ class Stream:
             start, records, seed = 0, self.records, self.seed
         else:
             start, records = int(self.loader.starts[number]), self.datasets[number].records
-            seed = order.chain(self.seed, number)
+            seed = chain(self.seed, number)
         if self._in_blocks:
             return start + order.record_in_blocks(seed, epoch, places, records, self._blocks)
         return start + order.record_at(seed, epoch, places, records)
@@ -169,6 +171,7 @@ class Stream:
             self._in_a_row = self._in_a_row + 1 if place in records.damaged else 0
             if self._in_a_row >= self.settings.damaged_in_a_row:
                 raise DataError(f"{records.damaged[place]} ({self._in_a_row} damaged records in a row: run udl check)")
+        self.damage.update(dict.fromkeys(records.damaged.values()))
         if not records.damaged:
             self._in_a_row = 0
 

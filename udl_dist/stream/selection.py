@@ -100,6 +100,10 @@ def _refuse_unknown(index: Index, chosen: NDArray[Any], listed: NDArray[np.uint6
         listed = listed[order.held_out(listed, wanted.fraction) == (wanted.part == "held_out")]
     unknown = np.setdiff1d(listed, index.rows["key_hash"][chosen])
     if unknown.size:
-        wrong = {xxhash.xxh3_64_intdigest(line): line for line in Path(wanted.keys).expanduser().read_bytes().splitlines()}
+        wrong = {
+            xxhash.xxh3_64_intdigest(line): line for line in Path(wanted.keys).expanduser().read_bytes().splitlines()
+        }
         first = shown(wrong[int(unknown[0])])
-        raise DataError(f"data.keys {wanted.keys!r}: {unknown.size} of its keys are in no shard, as {first}: correct it")
+        raise DataError(
+            f"data.keys {wanted.keys!r}: {unknown.size} of its keys are in no shard, as {first}: correct it"
+        )

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
 from udl_dist.stream.index import Index, shown
-from udl_dist.stream.storage import Blob, Window, is_remote, open_blob, read_ranges
+from udl_dist.stream.places import is_remote, name_of
+from udl_dist.stream.ranges import Blob, Window, read_ranges
 from udl_dist.stream.tar import Data
 
 I64 = NDArray[np.int64]
@@ -89,6 +90,8 @@ class Remote:
     """A shard in object storage, kept open."""
 
     def __init__(self, address: str) -> None:
+        from udl_dist.stream.storage import open_blob
+
         self.blob: Blob = open_blob(address)
         self.size, self.stamp = self.blob.size, self.blob.stamp
 
@@ -103,7 +106,7 @@ class Remote:
 def opened(path: str) -> Iterator[tuple[Data, str]]:
     """A shard to be walked once from its start, and its stamp."""
     if is_remote(path):
-        blob = open_blob(path)
+        blob = Remote(path).blob
         try:
             yield Window(blob), blob.stamp
         finally:
@@ -162,7 +165,7 @@ class Shards:
         """A record in words: its shard, the byte where it starts, its key."""
         shard = int(self.index.shard_of(np.array([record]))[0])
         key, offset = shown(self.index.key(record)), int(self.index.rows["offset"][record])
-        return f"shard {self.index.shard_path(shard)!r} at byte {offset}, key {key}"
+        return f"shard {name_of(self.index.shard_path(shard))!r} at byte {offset}, key {key}"
 
     def _mismatch(self, record: int) -> str:
         shard = int(self.index.shard_of(np.array([record]))[0])
@@ -185,8 +188,9 @@ class Shards:
 
     def _checked(self, shard: int) -> Handle:
         """Open a shard, refusing one that is not the indexed one: by size, by ETag, or by a look into it."""
-        path, expected = self.index.shard_path(shard), self.index.shards[shard]
-        handle: Handle = Remote(path) if self.remote else Mapped(path)
+        where, expected = self.index.shard_path(shard), self.index.shards[shard]
+        handle: Handle = Remote(where) if self.remote else Mapped(where)
+        path = name_of(where)
         again = f"copy it again, or delete {str(self.index.path)!r} and index it anew"
         if handle.size != expected.shard_bytes:
             raise DataError(f"shard {path!r} has {handle.size} bytes, its index says {expected.shard_bytes}: {again}")

@@ -50,6 +50,12 @@ def exists(uri: str, limits: Limits | None = None) -> bool:
     return bool(info.type == fs.FileType.File)
 
 
+def remove(uri: str, limits: Limits | None = None) -> None:
+    """Delete an object."""
+    place = parse(uri)
+    _patiently(place, limits or Limits(), lambda system: system.delete_file(place.path))
+
+
 def download(uri: str, path: Path, limits: Limits | None = None) -> None:
     """Copy an object to a file: complete or absent, in bounded memory."""
     blob = open_blob(uri, limits)
