@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from udl_dist import __version__, settings
 from udl_dist.errors import UdlError, UsageError
-from udl_dist.packing.settings import PackSettings
+from udl_dist.packing.settings import IndexSettings, PackSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -62,10 +62,18 @@ def _pack(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     return 0
 
 
-def _progress(what: str) -> Any:
+def _index(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.packing import indexes
+
+    indexed = indexes.index(asked.shards, settings.from_flags(IndexSettings, flags), _progress("indexing", "shards"))
+    _print(indexed.lines(), indexed.as_dict(), asked.json)
+    return 0
+
+
+def _progress(what: str, unit: str = "images") -> Any:
     from udl_dist.terminal import Progress
 
-    return Progress(what, sys.stderr)
+    return Progress(what, sys.stderr, unit)
 
 
 def _print(lines: Sequence[str], figures: dict[str, Any], as_json: bool) -> None:
@@ -126,6 +134,12 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("dest", help="the folder to make")
     pack.set_defaults(act=_pack)
 
-    for verb in (train, pack):
+    index = verbs.add_parser("index", allow_abbrev=False, help="where each record of existing tar shards lies",
+                             formatter_class=argparse.RawDescriptionHelpFormatter,
+                             epilog="settings:\n" + _listed(settings.describe(IndexSettings)))  # fmt: skip
+    index.add_argument("shards", help="a folder of tars, a brace pattern, a list file, or s3://bucket/prefix")
+    index.set_defaults(act=_index)
+
+    for verb in (train, pack, index):
         verb.add_argument("--json", action="store_true", help="print figures for machines")
     return parser

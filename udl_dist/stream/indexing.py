@@ -42,7 +42,8 @@ def index_shards(paths: Sequence[str | Path], where: Path | None = None, about: 
 
     `progress(done, total)` counts shards. What is found of each shard is kept until the index is whole, so that whoever
     is interrupted goes on where it stopped; no more than a shard a thread is in memory. `base` says where shards lie
-    that are named without their folder; `stamped` keeps when each was written, which differs for equal bytes. Raises DataError, with shard, byte and key, at the first thing out of order.
+    that are named without their folder; `stamped` keeps when each was written, which differs for equal bytes.
+    Raises DataError, with shard, byte and key, at the first thing out of order.
     """
     shards, about = [str(path) for path in paths], about or About()
     where = where or Path(shards[0]).absolute().parent / NAME
