@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from udl_dist import __version__, settings
+from udl_dist.checking.settings import CheckSettings
 from udl_dist.errors import UdlError, UsageError
 from udl_dist.packing.settings import PackSettings
 
@@ -62,10 +63,21 @@ def _pack(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     return 0
 
 
-def _progress(what: str) -> Any:
+def _check(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.checking import check
+
+    flags |= {"decode": "true"} if asked.decode else {}
+    flags |= {"fix": asked.fix} if asked.fix else {}
+    wanted = settings.from_flags(CheckSettings, flags)
+    findings = check.check(asked.source, wanted, _progress("checking", "bytes"))
+    _print(findings.lines(), findings.as_dict(), asked.json)
+    return findings.exit_code
+
+
+def _progress(what: str, unit: str = "images") -> Any:
     from udl_dist.terminal import Progress
 
-    return Progress(what, sys.stderr)
+    return Progress(what, sys.stderr, unit)
 
 
 def _print(lines: Sequence[str], figures: dict[str, Any], as_json: bool) -> None:
@@ -126,6 +138,14 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("dest", help="the folder to make")
     pack.set_defaults(act=_pack)
 
-    for verb in (train, pack):
+    check = verbs.add_parser("check", allow_abbrev=False, help="whether shards are whole; copies, leaks, a clean copy",
+                             formatter_class=argparse.RawDescriptionHelpFormatter,
+                             epilog="settings:\n" + _listed(settings.describe(CheckSettings)))  # fmt: skip
+    check.add_argument("source", help="a folder of shards, a packed folder, a brace pattern or a list file")
+    check.add_argument("--decode", action="store_true", help="decode every image too")
+    check.add_argument("--fix", metavar="DEST", help="write a clean copy into a new folder")
+    check.set_defaults(act=_check)
+
+    for verb in (train, pack, check):
         verb.add_argument("--json", action="store_true", help="print figures for machines")
     return parser
