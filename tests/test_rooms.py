@@ -16,6 +16,7 @@ ALLOWED = {
     "methods": {"networks"},
     "stream": set[str](),
     "packing": {"stream"},
+    "checking": {"stream", "packing"},
     "tracking": set[str](),
     "runs": set[str](),
     "signals": set[str](),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from udl_dist import __version__, settings
+from udl_dist.checking.settings import CheckSettings
 from udl_dist.errors import UdlError, UsageError
 from udl_dist.packing.settings import IndexSettings, PackSettings
 
@@ -68,6 +69,17 @@ def _index(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     indexed = indexes.index(asked.shards, settings.from_flags(IndexSettings, flags), _progress("indexing", "shards"))
     _print(indexed.lines(), indexed.as_dict(), asked.json)
     return 0
+
+
+def _check(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.checking import check
+
+    flags |= {"decode": "true"} if asked.decode else {}
+    flags |= {"fix": asked.fix} if asked.fix else {}
+    wanted = settings.from_flags(CheckSettings, flags)
+    findings = check.check(asked.source, wanted, _progress("checking", "bytes"))
+    _print(findings.lines(), findings.as_dict(), asked.json)
+    return findings.exit_code
 
 
 def _progress(what: str, unit: str = "images") -> Any:
@@ -140,6 +152,14 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("shards", help="a folder of tars, a brace pattern, a list file, or s3://bucket/prefix")
     index.set_defaults(act=_index)
 
-    for verb in (train, pack, index):
+    check = verbs.add_parser("check", allow_abbrev=False, help="whether shards are whole; copies, leaks, a clean copy",
+                             formatter_class=argparse.RawDescriptionHelpFormatter,
+                             epilog="settings:\n" + _listed(settings.describe(CheckSettings)))  # fmt: skip
+    check.add_argument("source", help="a folder of shards, a packed folder, a brace pattern or a list file")
+    check.add_argument("--decode", action="store_true", help="decode every image too")
+    check.add_argument("--fix", metavar="DEST", help="write a clean copy into a new folder")
+    check.set_defaults(act=_check)
+
+    for verb in (train, pack, index, check):
         verb.add_argument("--json", action="store_true", help="print figures for machines")
     return parser

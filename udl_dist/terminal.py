@@ -100,8 +100,8 @@ def clock(seconds: float) -> str:
 class Progress:
     """Progress of something that is counted, such as packing: callable with (done, total)."""
 
-    def __init__(self, what: str, out: TextIO) -> None:
-        self._what = what
+    def __init__(self, what: str, out: TextIO, unit: str = "images") -> None:
+        self._what, self._unit = what, unit
         self._out = out
         self._redraws = out.isatty()
         self._last_line_at = time.monotonic()
@@ -112,6 +112,6 @@ class Progress:
         if not finished and time.monotonic() - self._last_line_at < quiet:
             return
         self._last_line_at = time.monotonic()
-        line = f"{self._what}: {done:,} of {total:,} images"
+        line = f"{self._what}: {done:,} of {total:,} {self._unit}"
         self._out.write(f"\r\033[K{line}" + ("\n" if finished else "") if self._redraws else f"{line}\n")
         self._out.flush()

@@ -1,0 +1,151 @@
+"""A set of shards checked: each shard gone through in a thread, then what only all of them together can show.
+
+Holds one image a thread, the rows and keys of the shards in work, and 45 bytes of each record.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from udl_dist.checking.duplicates import Table, exact_groups, near_records
+from udl_dist.checking.examine import TABLE, Damaged, Examination, Whole, as_row
+from udl_dist.checking.findings import LISTED, Findings, Looked
+from udl_dist.checking.records import key_at
+from udl_dist.checking.settings import CheckSettings
+from udl_dist.checking.sources import Job, Sources, find
+from udl_dist.packing.folders import finish_folder, partial_folder
+from udl_dist.stream.index import shown
+from udl_dist.stream.tar import BLOCK, open_shard
+
+Progress = Callable[[int, int], None]
+Gone = tuple[
+    Table, list[Damaged], int
+]  # through one shard: its records, its damage, records of the index that are whole
+PROGRESS_SECONDS = 0.2
+
+
+def check(source: str, settings: CheckSettings, progress: Progress | None = None) -> Findings:
+    """Check the shards that `source` names; `progress(done, total)` counts bytes.
+
+    Raises DataError if it names none, UsageError if the clean copy cannot be written; damage is a finding.
+    """
+    began = time.monotonic()
+    sources = find(source)
+    if not settings.fix:
+        findings = _together(source, sources, settings, _go_through(sources, settings, progress))
+        return dataclasses.replace(findings, seconds=time.monotonic() - began)
+    dest = Path(settings.fix).expanduser().absolute()
+    with partial_folder(dest) as folder:
+        from udl_dist.checking.fix import write_clean  # webdataset takes two seconds to import
+
+        findings = _together(source, sources, settings, _go_through(sources, settings, progress))
+        fixed = write_clean(sources, settings, folder)
+        finish_folder(folder, dest)
+    return dataclasses.replace(findings, fixed=fixed, seconds=time.monotonic() - began)
+
+
+def _go_through(sources: Sources, settings: CheckSettings, progress: Progress | None) -> list[Gone]:
+    """Every shard, in threads; the first exception stops all."""
+    stop, done = threading.Event(), [0] * len(sources.jobs)
+    total = sum(job.shard_bytes for job in sources.jobs)
+    with ThreadPoolExecutor(settings.threads or os.cpu_count() or 1, thread_name_prefix="check") as pool:
+        futures = [pool.submit(_through, job, sources, settings, stop, done) for job in sources.jobs]
+        try:
+            pending = set(futures)
+            while pending:
+                finished, pending = wait(pending, PROGRESS_SECONDS, "FIRST_COMPLETED")
+                for future in finished:
+                    future.result()
+                if progress:
+                    progress(min(sum(done), total), total)
+        except BaseException:  # a Ctrl-C too: no thread may go on reading
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [future.result() for future in futures]
+
+
+def _through(job: Job, sources: Sources, settings: CheckSettings, stop: threading.Event, done: list[int]) -> Gone:
+    """One shard."""
+    shape = sources.about.shape if job.index is None else job.index.about.shape
+    rows, damage, readable = [], [], 0
+    for found in Examination(job, shape, settings.decode, near=settings.near_bits >= 0).run():
+        if stop.is_set():
+            break
+        if isinstance(found, Whole):
+            rows.append(as_row(found, job))
+            readable += found.indexed
+            done[job.number] = found.offset
+        else:
+            damage.append(found)
+    done[job.number] = job.shard_bytes
+    return np.array(rows, TABLE), damage, readable
+
+
+def _together(source: str, sources: Sources, settings: CheckSettings, gone: list[Gone]) -> Findings:
+    """What all shards show together."""
+    table = np.concatenate([records for records, _, _ in gone])
+    parts = np.array([job.part for job in sources.jobs])[table["shard"]]
+    held_out = (parts != "train") & (parts != "")
+    groups = exact_groups(table, lambda record: _digest(sources, table[record]))
+    again, leaked = np.zeros(len(table), bool), np.zeros(len(table), bool)
+    for group in groups:
+        again[group[1:]] = True
+        leaked[group] = held_out[group] & bool((~held_out[group]).any())
+    damage = [Damaged(where, 0, "", what, 0) for where, what in sources.broken]
+    damage += [entry for _, found, _ in gone for entry in found]
+    return Findings(
+        source=source, shards=len(sources.jobs), total_bytes=sum(job.shard_bytes for job in sources.jobs),
+        compared=sum(job.index is not None for job in sources.jobs), indexed=sum(job.indexed for job in sources.jobs),
+        readable=sum(readable for _, _, readable in gone),
+        records={part: int((parts == part).sum()) for part in dict.fromkeys(job.part for job in sources.jobs)},
+        classes=_classes(table, sources), keys_again=len(table) - len(np.unique(table["key_hash"])),
+        copies=int(again.sum()), copied=[_named(sources, table, group) for group in groups[:LISTED]],
+        leaks=int(leaked.sum()), damage=damage,
+        looked=_looked(table, held_out, again | leaked, settings) if settings.decode else None, fixed="", seconds=0.0,
+    )  # fmt: skip
+
+
+def _looked(table: Table, held_out: Any, exact: Any, settings: CheckSettings) -> Looked:
+    sizes = Counter(f"{width} x {height}" for width, height in table[["width", "height"]].tolist())
+    channels = Counter(str(count) for count in table["channels"].tolist())
+    near = leaks = np.zeros(len(table), bool)
+    if settings.near_bits >= 0:
+        near, leaks = near_records(table, held_out, settings.near_bits)
+    return Looked(dict(sizes), dict(channels), int(table["constant"].sum()), int((near & ~exact).sum()),
+                  int((leaks & ~exact).sum()))  # fmt: skip
+
+
+def _classes(table: Table, sources: Sources) -> dict[str, int]:
+    """Records by the name of their class, or by label where there are no names."""
+    labels, counts = np.unique(table["label"][table["label"] >= 0], return_counts=True)
+    names = dict(enumerate(sources.about.classes))
+    return {names.get(label, str(label)): count for label, count in zip(labels.tolist(), counts.tolist(), strict=True)}
+
+
+def _digest(sources: Sources, row: Any) -> bytes:
+    """What tells the payload of a record from any other."""
+    with open_shard(sources.jobs[int(row["shard"])].path) as data:
+        start = int(row["offset"])
+        return xxhash.xxh3_128_digest(data[start : start + int(row["length"])])
+
+
+def _named(sources: Sources, table: Table, group: list[int]) -> list[str]:
+    """Records in words: shard, byte, and the key where its header shows it whole."""
+    named = []
+    for row in table[group[:LISTED]]:
+        path, start = sources.jobs[int(row["shard"])].path, int(row["offset"])
+        with open_shard(path) as data:
+            named.append(f"{path} at byte {start}, key {shown(key_at(data, start - BLOCK))}")
+    return named

@@ -1,0 +1,22 @@
+"""How shards are checked, as settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from udl_dist.settings import setting
+
+
+@dataclass(frozen=True)
+class CheckSettings:
+    """What is looked at beyond headers and checksums, and what is made of it."""
+
+    decode: bool = setting(False, "decode every image too: sizes, channels, constant and near-duplicate images")
+    near_bits: int = setting(
+        3,
+        "most bits of 64 in which the perceptual hashes of near duplicates differ; -1: not looked for",
+        low=-1,
+        high=7,
+    )
+    fix: str = setting("", "folder for a clean copy, with left_out.txt naming what could not be kept")
+    threads: int = setting(0, "threads that read, one shard each at a time; 0: one per CPU", low=0, high=256)
