@@ -46,7 +46,7 @@ def decode_into(row: Pixels, data: bytes, fit: Fit, raw_shape: Shape | None = No
     """Decode one image into `row` [C, H, W] of a batch, mirrored if asked; a `crop` drawn by `augment` replaces `fit`.
 
     Photos of 500 x 375 as JPEGs come within 43 dB at 64 px and 44 dB at 128 px of Pillow's full decode and antialiased
-    resize (means, no photo below 39; `python -m tests.bench.decoders`). Raises DataError as `decode` does, and `row` is
+    resize (means, no photo below 38; `python -m tests.bench.decoders`). Raises DataError as `decode` does, and `row` is
     then of no use.
     """
     if raw_shape is not None:
