@@ -88,7 +88,7 @@ def test_a_jpeg_that_ends_too_soon_is_refused_though_it_ends_well(channels: int,
 
 @pytest.mark.parametrize("way", WAYS)
 def test_rubbish_between_a_whole_jpeg_and_its_end_mark_is_no_damage(way: Way) -> None:
-    way(KINDS["jpeg"][:-2] + b"\0\1\2\3\xff\xd9", (3, 8, 8))
+    way(KINDS["jpeg"][:-2] + b"\0\1\2\3" * 5 + b"\xff\xd9", (3, 8, 8))
 
 
 @pytest.mark.parametrize("way", WAYS)

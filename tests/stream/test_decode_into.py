@@ -51,6 +51,14 @@ def test_quick_pixels_are_near_the_exact_ones(size: tuple[int, int], shape: Shap
     assert decibels(into(data, shape, fit), decode(data, shape, fit)) > LEAST_DB
 
 
+@pytest.mark.parametrize("size", [33, 40, 50, 56, 57, 200])
+def test_quick_shrinking_is_antialiased(size: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (size, size), dtype=np.uint8)
+    exact = decode(encoded(noise), (1, 28, 28), "crop")
+    assert np.array_equal(noise[:28, :28], into(encoded(noise[:28, :28]), (1, 28, 28))[0])
+    assert decibels(into(encoded(noise), (1, 28, 28)), exact) > 27  # noise is the worst there is
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("fit", ["crop", "pad"])
 @pytest.mark.parametrize("size", [(150, 101), (333, 222)])

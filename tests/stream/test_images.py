@@ -49,18 +49,20 @@ def test_encoded_pixels_come_back(kind: str, shape: Shape) -> None:
 @pytest.mark.parametrize("fit", ["crop", "pad"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(28, 28), (60, 41), (17, 90)])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_fast_path_gives_the_pixels_of_the_slow_one(mode: str, size: tuple[int, int], channels: int, fit: Fit,
-                                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    data = encoded(pixels(1, *size) if mode == "L" else pixels(1, *size, 3))
+def test_fast_path_gives_the_pixels_of_the_slow_one(mode: str, kind: str, size: tuple[int, int], channels: int,
+                                                    fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    data = encoded(pixels(1, *size) if mode == "L" else pixels(1, *size, 3), kind)
     fast = decode(data, (channels, 28, 28), fit)
-    monkeypatch.setattr(decoders, "_opencv", lambda data: None)
+    monkeypatch.setattr(decoders, "_opencv", lambda data, header: None)
     assert np.array_equal(fast, decode(data, (channels, 28, 28), fit))
 
 
-def test_plain_png_takes_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_plain_images_take_the_fast_path(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoders, "pillow_image", None)
-    assert decode(encoded(pixels(1, 28, 28)), GRAY, "crop").shape == GRAY
+    assert decode(encoded(pixels(1, 28, 28), kind), GRAY, "crop").shape == GRAY
 
 
 def test_sixteen_bit_gray_is_scaled() -> None:

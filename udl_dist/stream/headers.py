@@ -27,7 +27,7 @@ class Header(NamedTuple):
     kind: str  # png, jpeg, webp or npy
     width: int
     height: int
-    plain: bool = False  # 8 bit, gray or colour, no transparency; PNG: not turned, complete, every chunk checked
+    plain: bool = False  # 8 bit, gray or colour, no transparency; PNG, WebP: not turned; PNG: complete, chunks checked
     components: int = 0  # of a JPEG: 1 gray, 3 colour, 4 CMYK
     orientation: int = 1  # of a plain JPEG, as EXIF says: 1 upright … 8
 
@@ -134,10 +134,10 @@ def _webp(data: bytes) -> Header:
     name = data[12:16]
     if name == b"VP8 ":
         width, height = struct.unpack_from("<HH", data, 26)
-        return Header("webp", width & 0x3FFF, height & 0x3FFF)
+        return Header("webp", width & 0x3FFF, height & 0x3FFF, plain=True)
     if name == b"VP8L":
         bits = struct.unpack_from("<I", data, 21)[0]
-        return Header("webp", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
+        return Header("webp", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, plain=not bits >> 28 & 1)
     if name == b"VP8X":
         packed = struct.unpack_from("<II", data[24:30] + b"\0\0", 0)  # two numbers of 24 bits
         return Header("webp", (packed[0] & 0xFFFFFF) + 1, (packed[0] >> 24 | (packed[1] & 0xFFFF) << 8) + 1)
