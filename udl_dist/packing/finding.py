@@ -7,7 +7,7 @@ from pathlib import Path
 
 from udl_dist.errors import DataError
 from udl_dist.packing.sources import READ
-from udl_dist.stream.places import is_remote, joined, parse, refuse_scheme, split
+from udl_dist.storage.places import is_remote, joined, parse, refuse_scheme, split
 
 TARS = (".tar", ".tgz", ".tar.gz")
 LISTS = (".txt", ".list")
@@ -32,7 +32,7 @@ def list_shards(source: str) -> list[str]:
 
 
 def _list_remote(uri: str) -> list[str]:
-    from udl_dist.stream.storage import list_tars, open_blob
+    from udl_dist.storage.objects import list_tars, open_blob
 
     path = parse(uri).path
     if path.endswith(LISTS):

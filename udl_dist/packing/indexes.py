@@ -14,10 +14,10 @@ import xxhash
 from udl_dist.errors import DataError, UsageError
 from udl_dist.packing.finding import list_shards
 from udl_dist.packing.settings import IndexSettings
+from udl_dist.storage.places import is_remote, joined, name_of, split
 from udl_dist.stream.index import NAME, Index
 from udl_dist.stream.indexing import Progress, index_shards
-from udl_dist.stream.opening import open_index
-from udl_dist.stream.places import is_remote, joined, name_of, split
+from udl_dist.stream.opening import index_beside, open_index
 from udl_dist.stream.settings import cache_folder
 
 
@@ -86,11 +86,8 @@ def index_of(shards: list[str], cache: Path, progress: Progress | None = None) -
 
 
 def _index_of_remote(shards: list[str], cache: Path, progress: Progress | None) -> str:
-    from udl_dist.stream.storage import exists
-
     folder = split(shards[0])[0]
-    beside = joined(folder, NAME)
-    if _fills_folder(shards) and exists(beside):
+    if _fills_folder(shards) and (beside := index_beside(folder)):
         _refuse_others(open_index(beside, cache), shards)
         return beside
     path = _cached(shards, cache)
@@ -101,7 +98,7 @@ def _index_of_remote(shards: list[str], cache: Path, progress: Progress | None) 
 
 def _uploaded(path: Path, shards: list[str]) -> str:
     """Put an index beside its shards, so that nobody has to make it again."""
-    from udl_dist.stream.storage import upload
+    from udl_dist.storage.objects import upload
 
     beside = joined(split(shards[0])[0], NAME)
     upload(path, beside)
@@ -113,10 +110,9 @@ def _forget(shards: list[str], cache: Path) -> None:
     """Take away the index that `index_of` would find."""
     folder = split(shards[0])[0]
     if is_remote(folder):
-        from udl_dist.stream.storage import exists, remove
+        from udl_dist.storage.objects import remove
 
-        beside = joined(folder, NAME)
-        if _fills_folder(shards) and exists(beside):
+        if _fills_folder(shards) and (beside := index_beside(folder)):
             remove(beside)
         _cached(shards, cache).unlink(missing_ok=True)
     elif _fills_folder(shards):

@@ -17,10 +17,10 @@ from udl_dist.packing.indexes import index_of, writable
 from udl_dist.packing.pack import pack_source
 from udl_dist.packing.settings import PackSettings
 from udl_dist.packing.sources import identify, open_source
+from udl_dist.storage.places import is_remote, joined, refuse_scheme
 from udl_dist.stream.index import NAME
 from udl_dist.stream.indexing import Progress
 from udl_dist.stream.opening import Prepared
-from udl_dist.stream.places import is_remote, joined, refuse_scheme
 from udl_dist.stream.settings import DataSettings, cache_folder
 
 CACHE_VERSION = 2
@@ -62,7 +62,7 @@ def _parts(source: str, settings: DataSettings, progress: Progress | None) -> Pa
     cache = cache_folder(settings.cache)
     if source == "digits":
         return _packed(source, settings, progress)
-    shards = _parts_of_packed(source) or {"train": list_shards(source)}
+    shards = shards_of_parts(source) or {"train": list_shards(source)}
     if not shards["train"]:
         if is_remote(source):
             raise DataError(f"{source!r} holds no tar shards: pack images on a disk, and copy the shards there")
@@ -70,7 +70,7 @@ def _parts(source: str, settings: DataSettings, progress: Progress | None) -> Pa
     return Parts(**{part: index_of(listed, cache, progress) for part, listed in shards.items()})
 
 
-def _parts_of_packed(source: str) -> dict[str, list[str]]:
+def shards_of_parts(source: str) -> dict[str, list[str]]:
     """The shards of train, val and test, if the source is a folder that has a train."""
     found = {}
     for part in ("train", "val", "test"):
@@ -120,4 +120,4 @@ def is_packed_at_first_use(source: str) -> bool:
     refuse_scheme(source)
     if is_remote(source):
         return False
-    return source == "digits" or not (_parts_of_packed(source) or list_shards(source))
+    return source == "digits" or not (shards_of_parts(source) or list_shards(source))

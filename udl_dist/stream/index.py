@@ -27,7 +27,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
-from udl_dist.stream.places import is_remote, joined
+from udl_dist.storage.places import is_remote, joined
 from udl_dist.stream.settings import Shape
 
 NAME = "index.udl"

@@ -21,8 +21,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
+from udl_dist.storage.places import is_remote, split
 from udl_dist.stream.index import NAME, ROW, About, Index, Shard, read_part, shown, write_index, write_part
-from udl_dist.stream.places import is_remote, split
 from udl_dist.stream.shards import opened
 from udl_dist.stream.tar import LONGEST_NAME, Data, Member, damaged, walk
 

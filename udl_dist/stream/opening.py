@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
+from udl_dist.storage.places import is_remote, joined, split
 from udl_dist.stream.dataset import Dataset
-from udl_dist.stream.index import Index
+from udl_dist.stream.index import NAME, Index
 from udl_dist.stream.loading import Allocate
-from udl_dist.stream.places import is_remote, split
 from udl_dist.stream.reader import Stream
 from udl_dist.stream.selection import Wanted, select
 from udl_dist.stream.settings import DataSettings, cache_folder
@@ -49,11 +50,22 @@ def open_streams(
     return stream, Stream(held_out, settings, seed, (), allocate) if held_out else None
 
 
+def index_beside(folder: str) -> str:
+    """Path or URI of the index that lies in a folder of shards; "" if there is none."""
+    if not is_remote(folder):
+        where = f"{folder}/{NAME}"
+        return where if os.path.exists(where) else ""
+    from udl_dist.storage.objects import exists
+
+    where = joined(folder, NAME)
+    return where if exists(where) else ""
+
+
 def open_index(where: str, cache: Path) -> Index:
     """Open an index by path or URI; of one in object storage a copy is made in the cache."""
     if not is_remote(where):
         return Index.open(where)
-    from udl_dist.stream.storage import download, open_blob
+    from udl_dist.storage.objects import download, open_blob
 
     blob = open_blob(where)
     blob.close()

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
+from udl_dist.storage.places import is_remote, name_of
+from udl_dist.storage.ranges import Blob, Window, read_ranges
 from udl_dist.stream.index import Index, shown
-from udl_dist.stream.places import is_remote, name_of
-from udl_dist.stream.ranges import Blob, Window, read_ranges
 from udl_dist.stream.tar import Data
 
 I64 = NDArray[np.int64]
@@ -90,7 +90,7 @@ class Remote:
     """A shard in object storage, kept open."""
 
     def __init__(self, address: str) -> None:
-        from udl_dist.stream.storage import open_blob
+        from udl_dist.storage.objects import open_blob
 
         self.blob: Blob = open_blob(address)
         self.size, self.stamp = self.blob.size, self.blob.stamp
@@ -115,6 +115,11 @@ def opened(path: str) -> Iterator[tuple[Data, str]]:
         mapped = Mapped(path)
         with mapped.data:
             yield mapped.data, mapped.stamp
+
+
+def cut_out(path: str, start: int, end: int) -> bytes:
+    """Some bytes of a shard, on disk or in object storage."""
+    return (Remote(path) if is_remote(path) else Mapped(path)).cut([start], [end])[0]
 
 
 class Shards:

@@ -13,7 +13,7 @@ from udl_dist.errors import UsageError
 
 SCHEMES = ("s3", "gs")
 OPTIONS = ("endpoint_override", "region", "scheme", "anonymous")
-SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):(?=//)|^(pipe|hf|gopen):")
+SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):(?=//)|^(pipe|hf|gopen):", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def parse(uri: str) -> Place:
     path, mark, query = rest.rpartition("?")
     path, query = (path, query) if mark and "=" in query else (rest, "")
     bucket = path.partition("/")[0]
-    if "@" in bucket:
+    if "@" in bucket or "@" in query:
         raise UsageError(
             "a URI must not hold credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         )

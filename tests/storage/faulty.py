@@ -1,7 +1,8 @@
 """A server on loopback that speaks enough S3 for a reader (HEAD, ranged GET, PUT, a flat list) and fails when told to.
 
-A fault is a word: a status ("403", "404", "503"), "short" (half of the body, then the end), "reset" (half of the body,
-then a reset), "stall" (half of the body, then nothing until the server closes), or "301 URL", "307 URL" (a redirect).
+A fault is a word: a status ("403", "404", "503"), "short" (half of the body, then the end), "reset" (half of it, then
+a reset), "stall" (half of it, then nothing until the server closes), "slow" (all of it after 0.6 s), "301 URL" and
+"307 URL" (a redirect).
 `faults` holds words for the next requests, one each; `always` one for every request.
 """
 
@@ -88,6 +89,9 @@ class _Handler(BaseHTTPRequestHandler):
         name = unquote(split.path).strip("/")
         faulty.seen.append(f"{self.command} {name} {self.headers.get('Range') or split.query}".strip())
         fault = faulty.always or (faulty.faults.popleft() if faulty.faults and self.command == "GET" else "")
+        if fault == "slow":
+            faulty.closing.wait(0.6)
+            fault = ""
         if fault[:3] in ("301", "307"):
             return self._send(int(fault[:3]), b"", {"Location": fault[4:] + self.path})
         if fault.isdigit():

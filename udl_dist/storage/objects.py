@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from udl_dist.errors import DataError
-from udl_dist.stream.fetching import Fetch, Limits, PassingError, Traffic
-from udl_dist.stream.places import Place, parse
-from udl_dist.stream.ranges import PIECE, Blob, Window
-from udl_dist.stream.refusals import meaning
+from udl_dist.storage.fetching import Fetch, Limits, PassingError, Traffic
+from udl_dist.storage.places import Place, parse
+from udl_dist.storage.ranges import PIECE, Blob, Window
+from udl_dist.storage.refusals import meaning
 
 T = TypeVar("T")
 
@@ -141,13 +141,25 @@ class _Object:
         return self._opened[1]
 
     def _read(self, file: Any, start: int, length: int) -> bytes:
+        """One request. Bytes past the end of an object that has become shorter are memory that nobody wrote (pyarrow
+        26 does not look at what came): whoever reads holds them against a checksum, or asks `changed` when done."""
         try:
             data: bytes = file.read_at(length, start) if length else b""
         except OSError as error:
-            raise meaning(error, self.name) from None
+            raise self._cause(error) from None
         if len(data) != length:
             raise PassingError(f"{len(data)} bytes came where {length} were asked for")
         return data
+
+    def _cause(self, error: OSError) -> Exception:
+        """What a failed read means. An error text longer than the range is lost by the library: a HEAD repeats it."""
+        if "flush response stream" not in str(error):
+            return meaning(error, self.name)
+        try:
+            _file_system(self._place, self._limits).open_input_file(self._place.path).close()
+        except OSError as told:
+            return meaning(told, self.name)
+        return PassingError("an error longer than the range asked for")
 
 
 def _patiently(place: Place, limits: Limits, attempt: Callable[[Any], T], size: int = 0, hedged: bool = True,
@@ -164,11 +176,10 @@ def _patiently(place: Place, limits: Limits, attempt: Callable[[Any], T], size: 
 
 
 def _stamp(file: Any) -> str:
-    metadata = {
-        (key.decode() if isinstance(key, bytes) else key).lower(): value for key, value in file.metadata().items()
-    }
-    etag = metadata.get("etag", b"")
-    return "etag:" + (etag.decode("utf-8", "replace") if isinstance(etag, bytes) else etag).strip('"')
+    """What tells one writing of an object from the next: its ETag, or its time where a store has none."""
+    metadata = {name.lower(): value.decode("utf-8", "replace") for name, value in file.metadata().items()}
+    etag = metadata.get("etag", "").strip('"')
+    return f"etag:{etag}" if etag else f"modified:{metadata.get('last-modified', '')}"
 
 
 def _file_system(place: Place, limits: Limits) -> Any:

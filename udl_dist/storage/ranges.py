@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from udl_dist.errors import DataError
-from udl_dist.stream.fetching import Traffic
+from udl_dist.storage.fetching import Traffic
+from udl_dist.storage.range_cache import RangeCache
 
 PIECE = 2**23  # bytes that a walk reads at a time
 KEPT = 4  # pieces that a walk keeps beside those in use
@@ -153,8 +154,22 @@ class Window:
             del self._held[number]
 
 
-def read_ranges(blob: Blob, ranges: Sequence[Range]) -> list[bytes]:
-    """The bytes of each range, in the order asked for, in as few requests as `merged` makes of them, all at once."""
+def read_ranges(blob: Blob, ranges: Sequence[Range], cache: RangeCache | None = None) -> list[bytes]:
+    """The bytes of each range, in the order asked for, in as few requests as `merged` makes of them, all at once.
+
+    With a cache, what it keeps is not asked for, and what was asked for is kept.
+    """
+    kept = {} if cache is None else {each: cache.get(blob.name, blob.stamp, *each) for each in ranges}
+    asked = [each for each in ranges if kept.get(each) is None]
+    fetched = dict(zip(asked, _fetched(blob, asked), strict=True))
+    if cache is not None:
+        for (start, _), data in fetched.items():
+            cache.put(blob.name, blob.stamp, start, data)
+    blob.traffic.count(bytes_wanted=sum(length for _, length in asked))
+    return [kept.get(each) or fetched.get(each, b"") for each in ranges]
+
+
+def _fetched(blob: Blob, ranges: Sequence[Range]) -> list[bytes]:
     joined = merged(ranges)
     under_way = [blob.begin(start, length) for start, length, _ in joined]
     found: list[bytes] = [b""] * len(ranges)
@@ -167,7 +182,6 @@ def read_ranges(blob: Blob, ranges: Sequence[Range]) -> list[bytes]:
     finally:
         for pending in under_way:
             pending.cancel()
-    blob.traffic.count(bytes_wanted=sum(length for _, length in ranges))
     return found
 
 
@@ -177,7 +191,7 @@ def merged(ranges: Sequence[Range]) -> list[tuple[int, int, list[int]]]:
     Two neighbours become one if what lies between, over the whole of the joined range, is at most a tenth of what is
     wanted; or if the gap is at most 4 KiB (a tar header, a label, padding) and the joined range at most 256 KiB,
     which costs less than another request. So photos read at most 1.1 times what they need, and tiny records go
-    together. No joined range is longer than 8 MiB.
+    together. No joined range is longer than 8 MiB, unless ranges overlap.
     """
     found: list[tuple[int, int, list[int]]] = []
     wanted = 0
@@ -187,7 +201,7 @@ def merged(ranges: Sequence[Range]) -> list[tuple[int, int, list[int]]]:
             first, reach, members = found[-1]
             gap, whole = start - (first + reach), max(first + reach, start + length) - first
             near = gap <= SMALL_GAP and whole <= SMALL_RANGE
-            if gap <= 0 or (whole <= LONGEST_RANGE and (near or whole - wanted - length <= wanted // 10)):
+            if gap < 0 or (whole <= LONGEST_RANGE and (near or whole - wanted - length <= wanted // 10)):
                 found[-1] = (first, whole, [*members, place])
                 wanted += length
                 continue

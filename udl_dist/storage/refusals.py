@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from udl_dist.errors import DataError
-from udl_dist.stream.fetching import PassingError
+from udl_dist.storage.fetching import PassingError
 
 ERROR = re.compile(r"AWS Error ([A-Z_]+)(?: \(HTTP status (\d+)\))?|Status\(([A-Z_]+)")
 DENIED = {"ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_SIGNATURE", "EXPIRED_TOKEN",
