@@ -187,7 +187,7 @@ def _file_system(place: Place, limits: Limits) -> Any:
     known = os.getpid(), place.scheme, place.bucket, place.options, limits
     with _locks.setdefault(known[0], threading.Lock()):
         if known not in _file_systems:
-            options = _s3_options(place, limits) if place.scheme == "s3" else _gs_options(place, limits)
+            options = _s3_options(place, limits) if place.scheme == "s3" else _gs_options(place)
             same = known[0], place.scheme, tuple(options.items())
             if same not in _file_systems:
                 _file_systems[same] = _client(place.scheme, options)
@@ -211,7 +211,7 @@ def _s3_options(place: Place, limits: Limits) -> dict[str, Any]:
     """What S3FileSystem is told. It must follow no redirect of a foreign endpoint.
 
     The SDK follows redirects in every region but `aws-global`, which signs as us-east-1 does. So an endpoint outside
-    amazonaws.com gets that region, unless the URI names another one.
+    amazonaws.com gets that region, unless the URI names another one, with which its redirects are followed.
     """
     options = dict(place.options)
     ambient = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
@@ -242,10 +242,11 @@ def _region(bucket: str, host: str) -> str | None:
         return named
 
 
-def _gs_options(place: Place, limits: Limits) -> dict[str, Any]:
+def _gs_options(place: Place) -> dict[str, Any]:
+    """What GcsFileSystem is told; it has no limits but that of its own retries, a second being the least."""
     options = dict(place.options)
     scheme, _, host = options.get("endpoint_override", "").rpartition("://")
     return {"anonymous": options.get("anonymous") == "true",
             "endpoint_override": host.rstrip("/") or None,
             "scheme": scheme or options.get("scheme", "https"),
-            "retry_time_limit": timedelta(seconds=limits.request_seconds)}  # fmt: skip
+            "retry_time_limit": timedelta(seconds=1)}  # fmt: skip
