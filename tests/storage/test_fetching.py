@@ -10,7 +10,7 @@ import pytest
 
 from tests.stream.made import one_line
 from udl_dist.errors import DataError
-from udl_dist.stream.fetching import REQUESTS, Fetch, Limits, PassingError, Traffic
+from udl_dist.storage.fetching import REQUESTS, Fetch, Limits, PassingError, Traffic
 
 LIMITS = Limits(request_seconds=0.5, attempts=4, total_seconds=1.0, hedge_seconds=0.1)
 
