@@ -37,7 +37,7 @@ ONLY_IN = {
     "wandb": {"tracking.py"},
     "torch.distributed": {"training/ranks.py"},
     "torch.nn.parallel": {"training/ranks.py"},
-    "pyarrow": {"storage/objects.py"},
+    "pyarrow": {"storage/clients.py", "storage/objects.py"},
     "pickle": set[str](),
 }
 # Files whose import must not bring in torch: it costs a second and a half.

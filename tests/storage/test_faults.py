@@ -101,6 +101,13 @@ def test_an_error_longer_than_the_range_is_understood_too(server: Faulty, blob: 
         blob.read(0, 5)
 
 
+@pytest.mark.parametrize(("fault", "words"), [("403", "access denied"), ("404", "is missing")])
+def test_google_storage_is_understood_too(server: Faulty, fault: str, words: str) -> None:
+    server.always = fault
+    with pytest.raises(DataError, match=f"'gs://bucket/a.tar'.*{words}"):
+        open_blob(f"gs://bucket/a.tar?anonymous=true&endpoint_override={server.address}", QUICK)
+
+
 def test_an_existence_that_cannot_be_known_is_no_absence(server: Faulty) -> None:
     assert not exists(server.uri("bucket/none.tar"), QUICK)
     server.always = "403"

@@ -112,11 +112,12 @@ class Fetch(Generic[T]):
         """`attempt` raises PassingError for what may pass; whatever else it raises is final. `size` in bytes."""
         self._what, self._attempt, self._limits, self._traffic, self._size = what, attempt, limits, traffic, size
         self._hedged = hedged and limits.hedge_seconds > 0
-        self._give_up = time.monotonic() + limits.total_seconds + size / SLOWEST
+        self._give_up = float("inf")
         self._tries = [self._start("request")]
 
     def result(self) -> T:
-        """What the first answer says; raise DataError when attempts or time are spent."""
+        """What the first answer says; raise DataError when attempts or time, from now on, are spent."""
+        self._give_up = time.monotonic() + self._limits.total_seconds + self._size / SLOWEST
         for number in range(1, self._limits.attempts + 1):
             try:
                 return self._answer()

@@ -1,28 +1,21 @@
-"""Object storage by URI: s3:// and gs:// as pyarrow speaks them. The only file that knows pyarrow.
-
-Without an endpoint, storage is spoken to by https alone; http only where an endpoint says so. An endpoint of one's own
-is not followed when it redirects (see `_s3_options`), so it cannot send us to addresses inside the network.
-"""
+"""Objects by URI: opened, listed, copied, with retries and time limits, whichever service holds them."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Hashable
-from datetime import timedelta
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from udl_dist.errors import DataError
+from udl_dist.storage.clients import file_system
 from udl_dist.storage.fetching import Fetch, Limits, PassingError, Traffic
 from udl_dist.storage.places import Place, parse
 from udl_dist.storage.ranges import PIECE, Blob, Window
 from udl_dist.storage.refusals import meaning
 
 T = TypeVar("T")
-
-_file_systems: dict[Hashable, Any] = {}
-_locks: dict[int, threading.Lock] = {}
 
 
 def open_blob(uri: str, limits: Limits | None = None, traffic: Traffic | None = None) -> Blob:
@@ -156,7 +149,7 @@ class _Object:
         if "flush response stream" not in str(error):
             return meaning(error, self.name)
         try:
-            _file_system(self._place, self._limits).open_input_file(self._place.path).close()
+            file_system(self._place, self._limits).open_input_file(self._place.path).close()
         except OSError as told:
             return meaning(told, self.name)
         return PassingError("an error longer than the range asked for")
@@ -168,7 +161,7 @@ def _patiently(place: Place, limits: Limits, attempt: Callable[[Any], T], size: 
 
     def explained() -> T:
         try:
-            return attempt(_file_system(place, limits))
+            return attempt(file_system(place, limits))
         except OSError as error:
             raise meaning(error, place.name) from None
 
@@ -180,72 +173,3 @@ def _stamp(file: Any) -> str:
     metadata = {name.lower(): value.decode("utf-8", "replace") for name, value in file.metadata().items()}
     etag = metadata.get("etag", "").strip('"')
     return f"etag:{etag}" if etag else f"modified:{metadata.get('last-modified', '')}"
-
-
-def _file_system(place: Place, limits: Limits) -> Any:
-    """The file system that a place is in, opened once a process and shared by buckets wherever that can be."""
-    known = os.getpid(), place.scheme, place.bucket, place.options, limits
-    with _locks.setdefault(known[0], threading.Lock()):
-        if known not in _file_systems:
-            options = _s3_options(place, limits) if place.scheme == "s3" else _gs_options(place, limits)
-            same = known[0], place.scheme, tuple(options.items())
-            if same not in _file_systems:
-                _file_systems[same] = _client(place.scheme, options)
-            _file_systems[known] = _file_systems[same]
-        return _file_systems[known]
-
-
-def _client(scheme: str, options: dict[str, Any]) -> Any:
-    """A client of pyarrow's that asks once: it is we who repeat.
-
-    Making one waits for the stalled requests of all others (seen with 26.0), hence as few as possible.
-    """
-    from pyarrow import fs
-
-    if scheme == "gs":
-        return fs.GcsFileSystem(**options)
-    return fs.S3FileSystem(retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1), **options)
-
-
-def _s3_options(place: Place, limits: Limits) -> dict[str, Any]:
-    """What S3FileSystem is told. It must follow no redirect of a foreign endpoint.
-
-    The SDK follows redirects in every region but `aws-global`, which signs as us-east-1 does. So an endpoint outside
-    amazonaws.com gets that region, unless the URI names another one.
-    """
-    options = dict(place.options)
-    ambient = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    scheme, _, host = options.get("endpoint_override", ambient).rpartition("://")
-    foreign = bool(host) and not _is_aws(host)
-    return {"anonymous": options.get("anonymous") == "true",
-            "region": options.get("region") or ("aws-global" if foreign else _region(place.bucket, host)),
-            "endpoint_override": host.rstrip("/") or None,
-            "scheme": scheme or options.get("scheme", "https"),
-            "connect_timeout": limits.connect_seconds,
-            "request_timeout": limits.stall_seconds}  # fmt: skip
-
-
-def _is_aws(host: str) -> bool:
-    return host.partition(":")[0].partition("/")[0].endswith((".amazonaws.com", ".amazonaws.com.cn"))
-
-
-def _region(bucket: str, host: str) -> str | None:
-    """The region of a bucket of Amazon's; None leaves it to the SDK."""
-    from pyarrow import fs
-
-    named = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if host:
-        return named
-    try:
-        return str(fs.resolve_s3_region(bucket))
-    except (OSError, ValueError):
-        return named
-
-
-def _gs_options(place: Place, limits: Limits) -> dict[str, Any]:
-    options = dict(place.options)
-    scheme, _, host = options.get("endpoint_override", "").rpartition("://")
-    return {"anonymous": options.get("anonymous") == "true",
-            "endpoint_override": host.rstrip("/") or None,
-            "scheme": scheme or options.get("scheme", "https"),
-            "retry_time_limit": timedelta(seconds=limits.request_seconds)}  # fmt: skip
