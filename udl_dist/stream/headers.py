@@ -122,7 +122,7 @@ def read_npy(data: bytes) -> tuple[tuple[int, ...], int]:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(stream)
-    except (ValueError, SyntaxError, TypeError) as error:
+    except Exception as error:  # the header is a Python literal, and its parsers may raise anything
         raise DataError("is a damaged npy image") from error
     if dtype != np.uint8 or fortran or len(shape) not in (2, 3):
         raise DataError(f"is an npy of shape {shape} and type {dtype}, not an image of uint8 in C order")
