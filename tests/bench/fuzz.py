@@ -48,7 +48,7 @@ def makings(folder: Path) -> list[tuple[bytes, bytes, list[int]]]:
               "npy": encode(small[None], "npy", 90)}  # fmt: skip
     made = []
     for place, (format, kinds) in enumerate([(0, ["png", "npy"]), (1, ["jpg", "png"]), (2, ["webp", "npy", "png"])]):
-        members = {}
+        members: dict[str, bytes] = {}
         for number, kind in enumerate(kinds):
             key = f"k{number}" + "long" * 30 * (number == 1 and format > 0)
             members |= {f"{key}.{kind}": images[kind], f"{key}.cls": str(number).encode()}
