@@ -95,6 +95,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "name of 900 kB": lambda: members({"k" * 900_000 + ".png": b"x"}),
     "gzip of 256 MiB of zeros": lambda: gzip.compress(bytes(2**28), 1),
     "16,384 extended headers of 1 MiB": lambda: b"\xff" * 512 + header("x", 2**20, b"x") * 2**14,
+    "2,000 names of 4 kB of slashes": lambda: members({f"{n:04d}{'/' * 4000}a.b/.png": b"" for n in range(2000)}),
     "PNG of 179 megapixels": image(png(13_400, 13_400)),
     "PNG of 2^31 x 2^31": image(png(2**31 - 1, 2**31 - 1)),
     "PNG of 2^32 - 1 bytes in a chunk": image(png(8, 8)[:33] + struct.pack(">I", 2**32 - 1) + b"IDAT" + bytes(99)),

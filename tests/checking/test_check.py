@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.stream.made import encoded, pixels, shards, tar
+from tests.stream.made import encoded, one_line, pixels, shards, tar
 from tests.test_cli import udl
 from udl_dist.checking.check import check
 from udl_dist.checking.findings import Findings, Looked
@@ -206,6 +206,14 @@ def test_copies_and_leaks_are_counted_and_are_no_damage(tmp_path: Path) -> None:
 def test_a_source_that_names_no_shard_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="names no tar shard"):
         checked(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a{0..1.tar", "shards.txt", "nothing.txt"])
+def test_a_source_that_is_no_pattern_or_list_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "shards.txt").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(DataError, match="shard") as raised:
+        checked(tmp_path / name)
+    one_line(raised.value, name)
 
 
 def test_the_command_prints_a_table_or_json_and_ends_with_3_on_damage(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from udl_dist.errors import DataError
+from udl_dist.errors import DataError, UdlError
 from udl_dist.packing.prepare import list_shards
 from udl_dist.stream.index import NAME, About, Index
 
@@ -50,10 +50,19 @@ def find(source: str) -> Sources:
         if (folder / part).is_dir():
             _add(found, part, list_shards(str(folder / part)), True)
     if not found.jobs:
-        _add(found, "", list_shards(source), folder.is_dir())
+        _add(found, "", _listed(source), folder.is_dir())
     if not found.jobs:
         raise DataError(f"{source!r} names no tar shard: name a folder of them, a brace pattern or a list file")
     return found
+
+
+def _listed(source: str) -> list[Path]:
+    try:
+        return list_shards(source)
+    except UdlError:
+        raise
+    except (OSError, ValueError) as error:  # braces that do not match, a list file that is no text
+        raise DataError(f"{source!r} is no pattern or list of shards ({error}): put it right") from None
 
 
 def _add(found: Sources, part: str, shards: list[Path], whole: bool) -> None:
