@@ -91,6 +91,12 @@ def empty_shard(folder: Path) -> None:
     (folder / "000001.tar").write_bytes(b"")
 
 
+def longer_shard(folder: Path) -> None:
+    """Zeros behind the end mark are in order; only the index knows that they were not there."""
+    with (folder / "000001.tar").open("ab") as file:
+        file.write(bytes(512))
+
+
 def strange_shard(folder: Path) -> None:
     tar(folder / "000002.tar", {"new.png": encoded(pixels(99, 8, 8))})
 
@@ -122,6 +128,7 @@ def wounded_label(folder: Path) -> None:
 WOUNDS: dict[Callable[[Path], None], tuple[str, str, int]] = {
     missing_shard: ("000001.tar", "is missing", 2),
     empty_shard: ("000001.tar", "is empty", 2),
+    longer_shard: ("000001.tar", "has 10752 bytes, its index says 10240", 0),
     strange_shard: ("000002.tar", "is not in the index", 0),
     other_shard: ("000001.tar", "the index calls it '000003'", 2),
     wounded_index: (NAME, "damaged in its header", 0),
@@ -156,6 +163,11 @@ def test_damage_without_an_index_is_named_by_the_rules_of_records(tmp_path: Path
         "'f'": "its label is no whole number",
         "'g'": "is no PNG, JPEG, WebP or npy image",
     }
+
+
+def test_a_shard_without_a_record_is_named(tmp_path: Path) -> None:
+    tar(tmp_path / "0.tar", {"README": b"x", "__meta__/a.png": b"x"})
+    assert [entry.what for entry in checked(tmp_path).damage] == ["holds no record"]
 
 
 def test_a_key_that_comes_twice_or_apart_is_named(tmp_path: Path) -> None:

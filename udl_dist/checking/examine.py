@@ -93,6 +93,8 @@ class Examination:
                 yield self._damaged(found.at, self._key_near(data, found.at), found.what)
             else:
                 yield from self._record(data, found)
+        if not (self.seen or self.wounds or self.rows_known):
+            yield self._damaged(0, b"", "holds no record")
         yield from self._unmet(data)
 
     def _load_rows(self) -> Iterator[Damaged]:
