@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from udl_dist import __version__, settings
 from udl_dist.checking.settings import CheckSettings
 from udl_dist.errors import UdlError, UsageError
-from udl_dist.packing.settings import PackSettings
+from udl_dist.packing.settings import IndexSettings, PackSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -60,6 +60,14 @@ def _pack(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     wanted = settings.from_flags(PackSettings, flags)
     summary = pack.pack(asked.source, asked.dest, wanted, _progress("packing"))
     _print(summary.lines(), summary.as_dict(), asked.json)
+    return 0
+
+
+def _index(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.packing import indexes
+
+    indexed = indexes.index(asked.shards, settings.from_flags(IndexSettings, flags), _progress("indexing", "shards"))
+    _print(indexed.lines(), indexed.as_dict(), asked.json)
     return 0
 
 
@@ -138,6 +146,12 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("dest", help="the folder to make")
     pack.set_defaults(act=_pack)
 
+    index = verbs.add_parser("index", allow_abbrev=False, help="where each record of existing tar shards lies",
+                             formatter_class=argparse.RawDescriptionHelpFormatter,
+                             epilog="settings:\n" + _listed(settings.describe(IndexSettings)))  # fmt: skip
+    index.add_argument("shards", help="a folder of tars, a brace pattern, a list file, or s3://bucket/prefix")
+    index.set_defaults(act=_index)
+
     check = verbs.add_parser("check", allow_abbrev=False, help="whether shards are whole; copies, leaks, a clean copy",
                              formatter_class=argparse.RawDescriptionHelpFormatter,
                              epilog="settings:\n" + _listed(settings.describe(CheckSettings)))  # fmt: skip
@@ -146,6 +160,6 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--fix", metavar="DEST", help="write a clean copy into a new folder")
     check.set_defaults(act=_check)
 
-    for verb in (train, pack, check):
+    for verb in (train, pack, index, check):
         verb.add_argument("--json", action="store_true", help="print figures for machines")
     return parser

@@ -44,6 +44,8 @@ class RunFolder:
         self.curves = self.path / "curves.jsonl"
         self.messages = self.path / "messages.log"
         self.result = self.path / "result.json"
+        self.damaged = self.path / "damaged.txt"
+        self.data = self.path / "data.json"
         self.checkpoints = self.path / "checkpoints"
         self.pictures = self.path / "pictures"
         self._lock = self.path / "lock"
@@ -97,6 +99,13 @@ class RunFolder:
         """Append one point to the curves."""
         with self.curves.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"images": images, **figures}) + "\n")
+
+    def add_damaged(self, lines: list[str]) -> None:
+        """List damaged records, each once; any rank may."""
+        listed = set(self.damaged.read_text(encoding="utf-8").splitlines()) if self.damaged.exists() else set()
+        if fresh := [line for line in lines if line not in listed]:
+            with self.damaged.open("a", encoding="utf-8") as file:
+                file.write("".join(line + "\n" for line in fresh))
 
     def points(self) -> list[dict[str, float]]:
         """Every point of the curves; a last line torn by a kill is left out."""

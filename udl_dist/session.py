@@ -28,6 +28,11 @@ class Ended:
     complete: bool = True
 
     @property
+    def damaged(self) -> int:
+        listed = self.folder / "damaged.txt"
+        return len(listed.read_text(encoding="utf-8").splitlines()) if listed.exists() else 0
+
+    @property
     def exit_code(self) -> int:
         return 128 + self.signal if self.signal and not self.complete else 0
 
@@ -35,7 +40,7 @@ class Ended:
         """The end for a person: figures, where everything lies, what to do next."""
         held_out = [f"  {name} {value:.5g}" for name, value in self.figures.items() if name.startswith("val/")]
         state = "complete" if self.complete else "stopped; the same command goes on"
-        places = ("experiment.toml", "curves.jsonl", "pictures", "checkpoints")
+        places = ("experiment.toml", "curves.jsonl", "pictures", "checkpoints", "damaged.txt")
         peak = self.figures.get("perf/memory_bytes", 0)
         there = ", ".join(place for place in places if (self.folder / place).exists())
         lines = [
@@ -43,6 +48,7 @@ class Ended:
             *held_out,
             f"  memory of a worker {peak / 2**20:,.0f} MiB" if peak else "",
             f"  in it: {there}",
+            f"  {self.damaged:,} damaged records were replaced by others: damaged.txt" if self.damaged else "",
             f"  look at {self.folder / 'pictures'}; train further: --train.total_images or --train.epochs",
         ]
         return [line for line in lines if line]

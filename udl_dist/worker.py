@@ -6,6 +6,7 @@ torch.distributed or in a Ray worker alike. Rank 0 alone writes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,15 @@ from udl_dist.errors import DataError, TrainingError
 from udl_dist.evaluation import pictures
 from udl_dist.experiment import Experiment
 from udl_dist.methods import chance
-from udl_dist.runs import RunFolder
+from udl_dist.runs import RunFolder, write_whole
 from udl_dist.settings import flatten
+from udl_dist.stream.advice import advice
 from udl_dist.stream.opening import Prepared, open_streams
 from udl_dist.stream.reader import Stream
 from udl_dist.tracking import Tracker
 from udl_dist.training import checkpoint
 from udl_dist.training.learner import Learning
-from udl_dist.training.loop import Intervals, Report, evaluating, to_batch, train
+from udl_dist.training.loop import Intervals, Report, batch_memory, evaluating, to_batch, train
 from udl_dist.training.ranks import Ranks
 
 MISSES = 3  # checkpoints in a row that may fail to be written before the run gives up
@@ -38,7 +40,7 @@ def work(
     `hand_over` hears of each report that comes with a checkpoint, on every rank at the same images.
     """
     folder = RunFolder(experiment.run.folder)
-    stream, held_out = open_streams(prepared, experiment.train.seed)
+    stream, held_out = open_streams(prepared, experiment.train.seed, batch_memory(ranks.device))
     learning = _learning(experiment, stream, ranks)
     start = _resume(folder, learning, stream, ranks)
     total = experiment.train.length(stream.records)
@@ -53,6 +55,7 @@ def work(
                             folder.stop_asked if ranks.leads else lambda: False):  # fmt: skip
             figures |= report.figures
             images, stopped = report.images, report.stopped
+            folder.add_damaged([*stream.damage, *(held_out.damage if held_out else ())])
             if scribe:
                 scribe.take(report)
             if report.checkpoint:
@@ -89,10 +92,27 @@ def _resume(folder: RunFolder, learning: Learning, stream: Stream, ranks: Ranks)
         return 0
     files, facts = checkpoint.load(checkpoint.path_of(folder.checkpoints, images))
     if facts["data"] != stream.fingerprint:
-        raise DataError(f"{stream.index.path} holds other images than those of this run's first {images:,}: "
+        raise DataError(f"the first {images:,} images of this run were others ({_difference(folder, stream)}): "
                         "give back the shards it was started with, or choose another --run.folder")  # fmt: skip
     learning.restore(files)
     return images
+
+
+def _shards(stream: Stream) -> dict[str, str]:
+    """What is known of each shard, to be compared with on a resume."""
+    return {dataset.index.shard_path(number): f"{shard.records} records in {shard.shard_bytes} bytes, {shard.rows_hash}"
+            for dataset in stream.datasets for number, shard in enumerate(dataset.index.shards)}  # fmt: skip
+
+
+def _difference(folder: RunFolder, stream: Stream) -> str:
+    """The first shard that is not what it was when the run began."""
+    if not folder.data.exists():
+        return "their list is gone"
+    before, now = json.loads(folder.data.read_text(encoding="utf-8")), _shards(stream)
+    for path in sorted(before | now):
+        if before.get(path) != now.get(path):
+            return f"shard {path!r} was: {before.get(path, 'not there')}; is: {now.get(path, 'not there')}"
+    return "the shards are the same: another selection, size or order of them is asked for"
 
 
 class Scribe:
@@ -114,7 +134,10 @@ class Scribe:
         self._fingerprint = stream.fingerprint
         self._best = experiment.run.best or f"val/{learning.method.best}"
         self._misses = 0
+        self._stream, self._advised = stream, ""
         last = folder.rewind(start)
+        if not start:
+            write_whole(folder.data, json.dumps(_shards(stream)))
         if start:
             folder.say(f"resumed after {start} images")
         config = flatten(experiment.to_dict())
@@ -126,6 +149,10 @@ class Scribe:
             self._save(report)
         self._attempt(f"the curves miss {report.images} images", self._folder.add_point, report.images, report.figures)
         self._tracker.point(report.images, report.figures)
+        advised = advice(self._stream, report.figures["perf/data_wait_share"])
+        if advised and not self._advised:
+            self._folder.say(advised)
+        self._advised = self._advised or advised
         if report.validated and self._experiment.evaluate.pictures:
             self._attempt(f"no pictures after {report.images} images", self._draw, report.images)
 

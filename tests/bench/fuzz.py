@@ -28,12 +28,12 @@ import xxhash
 from tests.stream.made import encoded, pixels, tar
 from udl_dist.checking.check import check
 from udl_dist.checking.settings import CheckSettings
-from udl_dist.errors import UdlError
+from udl_dist.errors import DataError, UdlError
 from udl_dist.stream.images import decode, encode
 from udl_dist.stream.index import NAME, PREAMBLE, Index
-from udl_dist.stream.indexing import index_shard, index_shards
-from udl_dist.stream.shards import Shards
-from udl_dist.stream.tar import BLOCK, open_shard, walk
+from udl_dist.stream.indexing import index_shards
+from udl_dist.stream.shards import Shards, opened
+from udl_dist.stream.tar import BLOCK, walk
 
 MOST_SECONDS, EACH = 5.0, 1000
 SHAPE = (1, 6, 6)
@@ -54,7 +54,7 @@ def makings(folder: Path) -> list[tuple[bytes, bytes, list[int]]]:
             members |= {f"{key}.{kind}": images[kind], f"{key}.cls": str(number).encode()}
         path = tar(folder / f"{place}" / "0.tar", members, format)
         index = index_shards([path]).path.read_bytes()
-        with open_shard(path) as data:
+        with opened(str(path)) as (data, _):
             headers = [member.offset - BLOCK for member in walk(path, data)]
         data_bytes = path.read_bytes()
         made.append((data_bytes[: len(data_bytes.rstrip(b"\0")) // BLOCK * BLOCK + 3 * BLOCK], index, headers))
@@ -141,21 +141,23 @@ def case(made: list[tuple[bytes, bytes, list[int]]], folder: Path, chance: Rando
     tries: list[Callable[[], Any]] = [lambda: check(str(folder), CheckSettings(decode=decoded, threads=1))]
     if kind == 3:
         return [lambda: read(folder), *tries]
-    return [lambda: index_shard(path, True, False), lambda: read_anew(path), *tries]
+    return [lambda: index_shards([path], folder / "again.udl"), lambda: read_anew(path), *tries]
 
 
 def read(folder: Path) -> None:
     """Every record of an index as training reads it."""
     index = Index.open(folder)
-    payloads, _, _ = Shards(index).payloads(np.arange(min(index.records, 9)))
-    for record, payload in enumerate(payloads):
+    loaded = Shards(index).load(np.arange(min(index.records, 9)))
+    for record, payload in enumerate(loaded.payloads):
         index.key(record)
+        if record in loaded.faults:
+            raise DataError(loaded.faults[record])
         decode(payload, SHAPE, "crop")
 
 
 def read_anew(path: Path) -> None:
     """What a mutated shard holds, decoded without the checksums that would stop it."""
-    with open_shard(path) as data:
+    with opened(str(path)) as (data, _):
         for member in walk(path, data):
             with contextlib.suppress(UdlError):
                 decode(data[member.offset : member.offset + min(member.length, 2**20)], SHAPE, "crop")

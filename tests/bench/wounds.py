@@ -15,7 +15,8 @@ from udl_dist.checking.check import check
 from udl_dist.checking.settings import CheckSettings
 from udl_dist.stream.index import NAME, Index
 from udl_dist.stream.indexing import index_shards
-from udl_dist.stream.tar import BLOCK, open_shard, walk
+from udl_dist.stream.shards import opened
+from udl_dist.stream.tar import BLOCK, walk
 
 
 class Base(NamedTuple):
@@ -45,7 +46,7 @@ def base(folder: Path, records: int = 24) -> Base:
         members[f"{key}.cls"] = str(number).encode()
     path = tar(folder / "000000.tar", members)
     index = index_shards([path])
-    with open_shard(path) as data:
+    with opened(str(path)) as (data, _):
         headers = [member.offset - BLOCK for member in walk(path, data)]
     spans = [(int(row["offset"]), int(row["offset"] + row["length"])) for row in index.rows]
     return Base(path, path.read_bytes(), headers, spans, [index.key(record) for record in range(records)])

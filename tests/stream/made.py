@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from udl_dist.errors import UdlError
+from udl_dist.stream.dataset import Dataset
 from udl_dist.stream.indexing import index_shards
 from udl_dist.stream.reader import Stream
 from udl_dist.stream.settings import DataSettings
@@ -92,7 +93,7 @@ def seen_by_webdataset(*paths: Path) -> list[dict[str, Any]]:
 
 def stream(root: Path, counts: list[int], seed: int = 0, **settings: Any) -> Stream:
     index = index_shards(shards(root, counts))
-    return Stream(index, DataSettings(**{"size": 8, "readers": 0, **settings}), seed)
+    return Stream([Dataset(index)], DataSettings(**{"size": 8, "readers": 0, **settings}), seed)
 
 
 def one_line(error: UdlError, *parts: object) -> None:

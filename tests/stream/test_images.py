@@ -17,7 +17,7 @@ from PIL import Image
 
 from tests.stream.made import encoded, pixels
 from udl_dist.errors import DataError
-from udl_dist.stream import images
+from udl_dist.stream import decoders, headers
 from udl_dist.stream.images import decode, encode, fit_pixels
 from udl_dist.stream.settings import Fit, Shape
 
@@ -49,18 +49,20 @@ def test_encoded_pixels_come_back(kind: str, shape: Shape) -> None:
 @pytest.mark.parametrize("fit", ["crop", "pad"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(28, 28), (60, 41), (17, 90)])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_fast_path_gives_the_pixels_of_the_slow_one(mode: str, size: tuple[int, int], channels: int, fit: Fit,
-                                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    data = encoded(pixels(1, *size) if mode == "L" else pixels(1, *size, 3))
+def test_fast_path_gives_the_pixels_of_the_slow_one(mode: str, kind: str, size: tuple[int, int], channels: int,
+                                                    fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    data = encoded(pixels(1, *size) if mode == "L" else pixels(1, *size, 3), kind)
     fast = decode(data, (channels, 28, 28), fit)
-    monkeypatch.setattr(images, "_opencv", lambda data: None)
+    monkeypatch.setattr(decoders, "_opencv", lambda data, header: None)
     assert np.array_equal(fast, decode(data, (channels, 28, 28), fit))
 
 
-def test_plain_png_takes_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "_pillow", None)
-    assert decode(encoded(pixels(1, 28, 28)), GRAY, "crop").shape == GRAY
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_plain_images_take_the_fast_path(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoders, "pillow_image", None)
+    assert decode(encoded(pixels(1, 28, 28), kind), GRAY, "crop").shape == GRAY
 
 
 def test_sixteen_bit_gray_is_scaled() -> None:
@@ -116,7 +118,7 @@ def test_exif_turns_the_image_upright(orientation: int, kind: str) -> None:
     if orientation > 1:
         stored = stored.transpose(Image.Transpose[turns[orientation]])
     exif = Image.Exif()
-    exif[images.ORIENTATION] = orientation
+    exif[headers.ORIENTATION] = orientation
     options = {"lossless": True} if kind == "WEBP" else {}
     back = decode(encoded(stored.convert("RGB"), kind, exif=exif, **options), GRAY, "crop")[0]
     assert np.abs(back.astype(int) - upright).max() < 100
@@ -188,7 +190,7 @@ BAD = {
     "png with bad rows": (png(28, 28, 8, 0, bytes(100)), "truncated PNG"),
     "truncated jpeg": (encoded(pixels(1, 64, 64), "JPEG")[:-200], "truncated JPEG"),
     "jpeg header alone": (encoded(pixels(1, 64, 64), "JPEG")[:30], "cut off"),
-    "truncated webp": (encoded(pixels(1, 64, 64, 3), "WEBP")[:-100], "WEBP"),
+    "truncated webp": (encoded(pixels(1, 64, 64, 3), "WEBP")[:-100], "truncated WebP"),
     "objects in npy": (npy(np.array([{}, None], object)), "not an image"),
     "floats in npy": (npy(np.zeros((8, 8))), "not an image"),
     "five channels": (npy(np.zeros((8, 8, 5), np.uint8)), "1 or 3 channels"),

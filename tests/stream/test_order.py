@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from udl_dist.stream import order
+from udl_dist.stream import order, permutation
 
 SEEDS = st.integers(0, 2**63)
 
@@ -106,7 +106,7 @@ def test_chance_of_a_record_depends_on_seed_and_epoch_and_key_alone() -> None:
 
 @pytest.mark.parametrize("fraction", [0.0, 0.01, 0.1, 0.5, 0.9])
 def test_held_out_is_the_asked_fraction_and_grows_with_it(fraction: float) -> None:
-    hashes = order.mix64(np.arange(100_000, dtype=np.uint64))
+    hashes = permutation.mix64(np.arange(100_000, dtype=np.uint64))
     held = order.held_out(hashes, fraction)
     assert abs(held.mean() - fraction) < 0.01
     assert (order.held_out(hashes, 0.95) | ~held).all()

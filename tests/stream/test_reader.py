@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -20,9 +20,11 @@ from udl_dist.errors import DataError
 from udl_dist.packing.pack import pack
 from udl_dist.packing.settings import PackSettings
 from udl_dist.stream import order
+from udl_dist.stream.dataset import Dataset
 from udl_dist.stream.index import Index
 from udl_dist.stream.indexing import index_shards
-from udl_dist.stream.reader import Plan, Records, Stream
+from udl_dist.stream.loading import Plan, Records, Source
+from udl_dist.stream.reader import Stream
 from udl_dist.stream.settings import DataSettings
 
 COUNTS = [7, 1, 13, 8]  # 29 records: no batch size here divides them
@@ -35,7 +37,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 
 def open_stream(index: Index, seed: int = 0, **changes: object) -> Stream:
-    return Stream(index, DataSettings(**{"size": 8, "readers": 0, **changes}), seed)  # type: ignore[arg-type]
+    return Stream([Dataset(index)], DataSettings(**{"size": 8, "readers": 0, **changes}), seed)  # type: ignore[arg-type]
 
 
 def take(stream: Stream, position: int, batch: int, steps: int, world: int = 1) -> list[Records]:
@@ -46,7 +48,8 @@ def take(stream: Stream, position: int, batch: int, steps: int, world: int = 1) 
 
 def joined(parts: list[Records]) -> Records:
     names = ("images", "records", "keys", "record_keys", "labels")
-    return Records(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    images, *rest = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
+    return Records(images, rest[0], rest[1], rest[2], rest[3])
 
 
 def same(first: Records, second: Records) -> bool:
@@ -158,18 +161,19 @@ def test_seeds_give_other_orders(index: Index) -> None:
 
 def test_selection_is_an_epoch_of_its_own(index: Index) -> None:
     chosen = np.array([1, 5, 8, 28])
-    stream = Stream(index, DataSettings(size=8, readers=0), 0, chosen)
+    stream = Stream([Dataset(index, chosen, "some")], DataSettings(size=8, readers=0), 0)
     assert stream.records == 4
     for batch in take(stream, 0, 4, 3):
         assert sorted(batch.records.tolist()) == chosen.tolist() == sorted(batch.labels.tolist())
     assert np.concatenate([part.records for part in stream.once(3)]).tolist() == chosen.tolist()
     with pytest.raises(DataError, match="no record is left"):
-        Stream(index, DataSettings(size=8), 0, chosen[:0])
+        Stream([Dataset(index, chosen[:0])], DataSettings(size=8), 0)
 
 
 def test_fingerprint_names_images_and_shape_and_selection(index: Index) -> None:
     streams = [open_stream(index), open_stream(index, size=9), open_stream(index, fit="pad"),
-               open_stream(index, channels=3), Stream(index, DataSettings(size=8), 0, np.arange(3))]  # fmt: skip
+               open_stream(index, channels=3),
+               Stream([Dataset(index, np.arange(3), "three")], DataSettings(size=8), 0)]  # fmt: skip
     assert len({stream.fingerprint for stream in streams}) == 5
     assert open_stream(index, 5, readers=2, flip=True).fingerprint == streams[0].fingerprint
 
@@ -180,14 +184,15 @@ def test_every_packed_format_gives_the_same_pixels(tmp_path: Path, kind: str, sh
     images = np.stack([pixels(number, 16, 16, 3) for number in range(20)])
     np.save(tmp_path / "images.npy", images)
     pack(str(tmp_path / "images.npy"), str(tmp_path / kind), PackSettings(size=16, channels=3, format=kind))  # type: ignore[arg-type]
-    stream = Stream(Index.open(tmp_path / kind / "train"), DataSettings(size=shape[1], channels=shape[0], readers=0), 0)  # type: ignore[arg-type]
+    settings = DataSettings(size=shape[1], channels=shape[0], readers=0)  # type: ignore[arg-type]
+    stream = Stream([Dataset(Index.open(tmp_path / kind / "train"))], settings, 0)
     expected = np.zeros((20, *stream.shape), np.uint8)
     pack(str(tmp_path / "images.npy"), str(tmp_path / "plain"), PackSettings(size=16, channels=3))
-    plain = Stream(Index.open(tmp_path / "plain" / "train"), stream.settings, 0)
+    plain = Stream([Dataset(Index.open(tmp_path / "plain" / "train"))], stream.settings, 0)
     for given_, wanted in zip(stream.once(20), plain.once(20), strict=True):
         assert np.array_equal(given_.images, wanted.images) and given_.images.shape == expected.shape
     if shape == (3, 16):
-        keys = [int(stream.index.key(number)) for number in range(20)]
+        keys = [int(stream.datasets[0].index.key(number)) for number in range(20)]
         assert np.array_equal(next(stream.once(20)).images, images[keys].transpose(0, 3, 1, 2))
 
 
@@ -196,7 +201,7 @@ def test_damage_reaches_the_consumer_by_name(tmp_path: Path, readers: int) -> No
     paths = made.shards(tmp_path, COUNTS)
     stream = made.stream(tmp_path, COUNTS, readers=readers)
     data = bytearray(paths[2].read_bytes())
-    data[int(stream.index.rows["offset"][10]) + 9] ^= 1
+    data[int(stream.datasets[0].index.rows["offset"][10]) + 9] ^= 1
     paths[2].write_bytes(data)
     with pytest.raises(DataError) as raised:
         list(stream.once(4))
@@ -206,7 +211,7 @@ def test_damage_reaches_the_consumer_by_name(tmp_path: Path, readers: int) -> No
 
 def test_image_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     path = made.tar(tmp_path / "a.tar", {"page.jpg": b"<!DOCTYPE html>" * 9})
-    stream = Stream(index_shards([path]), DataSettings(size=8, readers=0), 0)
+    stream = Stream([Dataset(index_shards([path]))], DataSettings(size=8, readers=0), 0)
     with pytest.raises(DataError) as raised:
         next(stream.batches(0, 1))
     one_line(raised.value, repr(str(path)), "'page'", "is no PNG")
@@ -226,21 +231,24 @@ def test_closing_ends_the_readers(index: Index) -> None:
     assert _threads() == 0
 
 
-def test_reading_ahead_is_bounded(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("ahead_bytes", "batches_ahead"), [(2**28, 5), (1, 2)])
+def test_reading_ahead_is_bounded(
+    index: Index, monkeypatch: pytest.MonkeyPatch, ahead_bytes: int, batches_ahead: int
+) -> None:
     loaded: list[int] = []
-    stream = open_stream(index, readers=2)
-    load = stream._load
+    stream = open_stream(index, readers=2, read_ahead_bytes=ahead_bytes)
+    load = stream.loader.load
 
-    def counted(plan: Plan) -> Records:
+    def counted(plan: Plan, sources: Sequence[Source]) -> Records:
         loaded.append(1)
-        return load(plan)
+        return load(plan, sources)
 
-    monkeypatch.setattr(stream, "_load", counted)
+    monkeypatch.setattr(stream.loader, "load", counted)
     batches = stream.batches(0, 4, 0, 1)
     for _ in range(5):
         next(batches)
     time.sleep(0.2)
-    assert len(loaded) <= 5 + 3
+    assert 5 < len(loaded) <= 5 + batches_ahead
     _close(batches)
 
 

@@ -26,7 +26,8 @@ from udl_dist.checking.settings import CheckSettings
 from udl_dist.checking.sources import Job, Sources, find
 from udl_dist.packing.folders import finish_folder, partial_folder
 from udl_dist.stream.index import shown
-from udl_dist.stream.tar import BLOCK, open_shard
+from udl_dist.stream.shards import cut_out, opened
+from udl_dist.stream.tar import BLOCK
 
 Progress = Callable[[int, int], None]
 Gone = tuple[
@@ -136,9 +137,8 @@ def _classes(table: Table, sources: Sources) -> dict[str, int]:
 
 def _digest(sources: Sources, row: Any) -> bytes:
     """What tells the payload of a record from any other."""
-    with open_shard(sources.jobs[int(row["shard"])].path) as data:
-        start = int(row["offset"])
-        return xxhash.xxh3_128_digest(data[start : start + int(row["length"])])
+    start = int(row["offset"])
+    return xxhash.xxh3_128_digest(cut_out(sources.jobs[int(row["shard"])].path, start, start + int(row["length"])))
 
 
 def _named(sources: Sources, table: Table, group: list[int]) -> list[str]:
@@ -146,6 +146,6 @@ def _named(sources: Sources, table: Table, group: list[int]) -> list[str]:
     named = []
     for row in table[group[:LISTED]]:
         path, start = sources.jobs[int(row["shard"])].path, int(row["offset"])
-        with open_shard(path) as data:
+        with opened(path) as (data, _):
             named.append(f"{path} at byte {start}, key {shown(key_at(data, start - BLOCK))}")
     return named

@@ -18,11 +18,13 @@ from udl_dist.checking.looks import Looks, look
 from udl_dist.checking.records import Group, grouped, key_at, label_of, wrong_with
 from udl_dist.checking.sources import Job
 from udl_dist.errors import DataError
+from udl_dist.storage.places import name_of
 from udl_dist.stream.headers import read_header
 from udl_dist.stream.index import shown
 from udl_dist.stream.indexing import LARGEST_IMAGE, checksum_of
 from udl_dist.stream.settings import Shape
-from udl_dist.stream.tar import BLOCK, Damage, Data, open_shard
+from udl_dist.stream.shards import opened
+from udl_dist.stream.tar import BLOCK, Damage, Data
 
 # What is kept of each record while a set is checked: 45 bytes.
 TABLE = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("length", "<u4"), ("checksum", "<u4"), ("key_hash", "<u8"),
@@ -78,7 +80,7 @@ class Examination:
         """Everything that is found, each record of the index exactly once: as `Whole` or as lost."""
         try:
             yield from self._load_rows()
-            with open_shard(self.job.path) as data:
+            with opened(self.job.path) as (data, _):
                 yield from self._run(data)
         except DataError as error:
             yield self._damaged(0, b"", str(error), len(self.rows))
@@ -205,7 +207,7 @@ class Examination:
         return self.job.index.key(record).encode("utf-8", "replace")
 
     def _damaged(self, at: int, key: bytes, what: str, lost: int = 0) -> Damaged:
-        return Damaged(str(self.job.path), at, shown(key) if key else "", what, lost)
+        return Damaged(name_of(self.job.path), at, shown(key) if key else "", what, lost)
 
 
 def _extension(payload: bytes) -> bytes:

@@ -19,7 +19,8 @@ from udl_dist.checking.sources import Job, Sources
 from udl_dist.errors import DataError
 from udl_dist.stream.index import NAME, shown
 from udl_dist.stream.indexing import IMAGES, LABEL, LARGEST_IMAGE, index_shards
-from udl_dist.stream.tar import BLOCK, Data, open_shard
+from udl_dist.stream.shards import opened
+from udl_dist.stream.tar import BLOCK, Data
 
 LEFT_OUT = "left_out.txt"
 
@@ -27,9 +28,10 @@ LEFT_OUT = "left_out.txt"
 def write_clean(sources: Sources, settings: CheckSettings, folder: Path) -> str:
     """Write what can be kept of every shard into `folder`; give what was written in words."""
     kept, left_out, parts = 0, list[str](), dict[str, list[Path]]()
-    taken = Counter((job.part, job.path.stem) for job in sources.jobs)
+    taken = Counter((job.part, Path(job.path).stem) for job in sources.jobs)
     for job in sources.jobs:
-        stem = job.path.stem if taken[job.part, job.path.stem] == 1 else f"{job.number:06d}"
+        own = Path(job.path).stem
+        stem = own if taken[job.part, own] == 1 else f"{job.number:06d}"
         path = folder / job.part / f"{stem}.tar"
         path.parent.mkdir(exist_ok=True)
         records, lines = _copy(job, path, settings, sources)
@@ -68,10 +70,10 @@ def _copy(job: Job, path: Path, settings: CheckSettings, sources: Sources) -> tu
 
 def _write(writer: TarWriter, job: Job, whole: Whole) -> tuple[int, list[str]]:
     """Write one record; give 1 if it was written, and a line for each member left out."""
-    where = f"shard {str(job.path)!r} at byte {whole.offset - BLOCK}, key {shown(whole.key)}"
+    where = f"shard {job.path!r} at byte {whole.offset - BLOCK}, key {shown(whole.key)}"
     if not is_plain(whole.key):
         return 0, [f"{where}: its key is no plain relative name in UTF-8"]
-    with open_shard(job.path) as data:
+    with opened(job.path) as (data, _):
         record: dict[str, str | bytes] = {
             "__key__": whole.key.decode(),
             whole.extension.decode(): data[whole.offset : whole.offset + whole.length],

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from udl_dist.errors import DataError, UdlError
-from udl_dist.packing.prepare import list_shards
-from udl_dist.stream.index import NAME, About, Index
-
-PARTS = ("train", "val", "test")
+from udl_dist.packing.finding import list_shards
+from udl_dist.packing.prepare import shards_of_parts
+from udl_dist.storage.places import is_remote, name_of, split
+from udl_dist.stream.index import About, Index
+from udl_dist.stream.opening import index_beside, open_index
+from udl_dist.stream.settings import cache_folder
 
 
 @dataclass(frozen=True)
@@ -18,14 +21,16 @@ class Job:
 
     number: int
     part: str
-    path: Path
+    path: str  # or URI
     index: Index | None = None
     shard: int = -1  # its number in the index
 
     @property
     def shard_bytes(self) -> int:
         """Bytes that are there; 0 for a shard that is not."""
-        return self.path.stat().st_size if self.path.is_file() else 0
+        if is_remote(self.path):
+            return self.index.shards[self.shard].shard_bytes if self.index else 0
+        return os.stat(self.path).st_size if os.path.isfile(self.path) else 0
 
     @property
     def indexed(self) -> int:
@@ -44,19 +49,17 @@ class Sources:
 
 def find(source: str) -> Sources:
     """The shards of a folder, a packed folder, a brace pattern or a list file; raise DataError if there are none."""
-    folder = Path(source).expanduser().absolute()
     found = Sources()
-    for part in PARTS:
-        if (folder / part).is_dir():
-            _add(found, part, list_shards(str(folder / part)), True)
+    for part, shards in shards_of_parts(source).items():
+        _add(found, part, shards, True)
     if not found.jobs:
-        _add(found, "", _listed(source), folder.is_dir())
+        _add(found, "", _listed(source), is_remote(source) or Path(source).expanduser().is_dir())
     if not found.jobs:
         raise DataError(f"{source!r} names no tar shard: name a folder of them, a brace pattern or a list file")
     return found
 
 
-def _listed(source: str) -> list[Path]:
+def _listed(source: str) -> list[str]:
     try:
         return list_shards(source)
     except UdlError:
@@ -65,10 +68,10 @@ def _listed(source: str) -> list[Path]:
         raise DataError(f"{source!r} is no pattern or list of shards ({error}): put it right") from None
 
 
-def _add(found: Sources, part: str, shards: list[Path], whole: bool) -> None:
+def _add(found: Sources, part: str, shards: list[str], whole: bool) -> None:
     """Add the shards of a part; with `whole`, those that the index names and the folder lacks as well."""
-    known: dict[Path, tuple[Index, int]] = {}
-    folders = dict.fromkeys(shard.parent for shard in shards)
+    known: dict[str, tuple[Index, int]] = {}
+    folders = dict.fromkeys(split(shard)[0] for shard in shards)
     for folder in folders:
         index = _index(found, folder)
         if index is None:
@@ -78,16 +81,17 @@ def _add(found: Sources, part: str, shards: list[Path], whole: bool) -> None:
     missing = [path for path in known if path not in set(shards)] if whole else []
     for path in [*shards, *missing]:
         found.jobs.append(Job(len(found.jobs), part, path, *known.get(path, (None, -1))))
-        if path not in known and path.parent in {entry.parent for entry in known}:
-            found.broken.append((str(path), "is not in the index that lies beside it: index the folder anew"))
+        if path not in known and split(path)[0] in {split(entry)[0] for entry in known}:
+            found.broken.append((name_of(path), "is not in the index that lies beside it: index the folder anew"))
 
 
-def _index(found: Sources, folder: Path) -> Index | None:
+def _index(found: Sources, folder: str) -> Index | None:
     """The index of a folder; None if there is none, or if it cannot be used, which is kept in words."""
-    if not (folder / NAME).exists():
+    where = index_beside(folder)
+    if not where:
         return None
     try:
-        return Index.open(folder)
+        return open_index(where, cache_folder(""))
     except DataError as error:
-        found.broken.append((str(folder / NAME), str(error)))
+        found.broken.append((name_of(where), str(error)))
         return None

@@ -193,4 +193,4 @@ def _index(folder: Path, about: About) -> int:
     shards = sorted(folder.glob("*.tar"))
     if not shards:
         raise DataError(f"part {folder.name!r}: not one image could be read: check the source")
-    return index_shards(shards, folder / NAME, about).records
+    return index_shards(shards, folder / NAME, about, stamped=False).records

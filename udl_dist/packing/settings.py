@@ -32,3 +32,11 @@ class PackSettings:
     def shape(self) -> Shape:
         """C, H, W of a packed image."""
         return self.channels, self.size, self.size
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """How shards are indexed."""
+
+    cache: str = setting("", "folder for the index of shards whose own cannot be written; empty: ~/.cache/udl-dist")
+    again: bool = setting(False, "index anew, also if there is an index")

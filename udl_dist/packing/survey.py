@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import ceil
+from pathlib import Path
 
 from udl_dist.packing.prepare import cached, is_packed_at_first_use, prepare
 from udl_dist.packing.settings import PackSettings
@@ -27,16 +28,28 @@ def survey(settings: DataSettings) -> Survey:
 
     Raises what `prepare` raises.
     """
+    sources = (settings.source, *settings.more_sources)
+    if all(_is_ready(source, settings) for source in sources):
+        train, held_out = open_streams(prepare(settings), 0)
+        shards = sum(len(dataset.index.shards) for dataset in train.datasets)
+        return Survey(train.records, held_out.records if held_out else 0, shards, True)
+    alone = [replace(settings, source=source, more_sources=(), weights=()) for source in sources]
+    each = [_promised(one) if not _is_ready(one.source, one) else survey(one) for one in alone]
+    held = each[0].held_out_records if settings.held_out else sum(one.held_out_records for one in each)
+    return Survey(sum(one.records for one in each), held, sum(one.shards for one in each), False)
+
+
+def _is_ready(source: str, settings: DataSettings) -> bool:
+    return not is_packed_at_first_use(source) or _cached(source, settings)[0].exists()
+
+
+def _cached(source: str, settings: DataSettings) -> tuple[Path, PackSettings]:
     fraction = 0.0 if settings.held_out else settings.held_out_fraction
-    if is_packed_at_first_use(settings.source):
-        where, packing = cached(settings.source, replace(settings, held_out_fraction=fraction))
-        if not where.exists():
-            return _promised(settings, packing)
-    train, held_out = open_streams(prepare(settings), 0)
-    return Survey(train.records, held_out.records if held_out else 0, len(train.index.shards), True)
+    return cached(source, replace(settings, held_out_fraction=fraction))
 
 
-def _promised(settings: DataSettings, packing: PackSettings) -> Survey:
+def _promised(settings: DataSettings) -> Survey:
+    packing = _cached(settings.source, settings)[1]
     parts = open_source(settings.source).parts
     everything, held_out = len(parts["train"]), 0
     if settings.held_out:
@@ -48,4 +61,5 @@ def _promised(settings: DataSettings, packing: PackSettings) -> Survey:
         everything -= held_out
     elif "test" in parts:
         held_out = len(parts["test"])
+    everything = min(everything, settings.limit) if settings.limit else everything
     return Survey(everything, held_out, ceil(everything / packing.shard_records), False)

@@ -1,6 +1,7 @@
 """What an image claims to be, read from its first bytes: kind, width and height, before anything is decoded.
 
-The kinds are an allow-list. Knows no decoder, so a bomb is refused at the cost of its header.
+The kinds are an allow-list. Knows no decoder, so a bomb is refused at the cost of its header, whatever it would unfold
+to. Every walk goes forward through bytes that are there.
 """
 
 from __future__ import annotations
@@ -14,17 +15,26 @@ from typing import NamedTuple
 from udl_dist.errors import DataError
 
 MOST_PIXELS = 2**24  # 16.7 megapixels: 4096 x 4096
+MOST_SCANS = 100  # of a progressive JPEG: each costs a pass over all pixels, and ten is usual
+ORIENTATION = 0x0112  # EXIF tag
 PNG = b"\x89PNG\r\n\x1a\n"
 NPY = b"\x93NUMPY"
 
 
 class Header(NamedTuple):
-    """What the first bytes say; sizes in pixels. `plain` is set for a PNG that needs no special care."""
+    """What the first bytes say; sizes in pixels as stored. `plain` is set for what the quick decoders may be given."""
 
     kind: str  # png, jpeg, webp or npy
     width: int
     height: int
-    plain: bool = False  # 8-bit gray or RGB, no transparency, not turned, complete, every chunk checked
+    plain: bool = False  # 8 bit, gray or colour, no transparency; PNG, WebP: not turned; PNG: complete, chunks checked
+    components: int = 0  # of a JPEG: 1 gray, 3 colour, 4 CMYK
+    orientation: int = 1  # of a plain JPEG, as EXIF says: 1 upright … 8
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Width and height once the image is turned upright."""
+        return (self.height, self.width) if self.orientation > 4 else (self.width, self.height)
 
 
 def read_header(data: bytes) -> Header:
@@ -76,7 +86,8 @@ def _png(data: bytes) -> Header:
 
 def _jpeg(data: bytes) -> Header:
     """Walk the segments up to the frame header (SOF0 to SOF15 without DHT, JPG and DAC), which holds the size."""
-    at = 2
+    at, exif = 2, b""
+    several = False
     while True:
         if data[at] != 0xFF:
             raise DataError("is a damaged JPEG")
@@ -85,20 +96,48 @@ def _jpeg(data: bytes) -> Header:
             at += 1
             continue
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            return Header("jpeg", width, height)
+            break
         alone = marker == 0x01 or 0xD0 <= marker <= 0xD8
-        at += 2 if alone else 2 + max(2, struct.unpack_from(">H", data, at + 2)[0])
+        length = 0 if alone else max(2, struct.unpack_from(">H", data, at + 2)[0])
+        if marker == 0xE1 and data.startswith(b"Exif\0", at + 4):
+            several, exif = several or bool(exif), data[at + 10 : at + 2 + length]
+        at += 2 + length
+    depth, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
+    if marker & 3 == 2 and data.count(b"\xff\xda") > MOST_SCANS:
+        raise DataError(f"is a JPEG of more than {MOST_SCANS} scans")
+    orientation = 0 if several else _orientation(exif)
+    return Header("jpeg", width, height, depth == 8 and components in (1, 3) and orientation > 0, components,
+                  orientation or 1)  # fmt: skip
+
+
+def _orientation(exif: bytes) -> int:
+    """The orientation in a TIFF block, 1 if there is no block; 0 if it is not where and as one expects it."""
+    if not exif:
+        return 1
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None:
+        return 0
+    try:
+        at = struct.unpack_from(order + "I", exif, 4)[0]
+        for entry in range(struct.unpack_from(order + "H", exif, at)[0]):
+            tag, kind, count, value = struct.unpack_from(order + "HHIH", exif, at + 2 + 12 * entry)
+            if tag == ORIENTATION:
+                return value if kind == 3 and count == 1 and 1 <= value <= 8 else 0
+    except struct.error:
+        return 0
+    return 0  # it may stand elsewhere, in XMP: Pillow knows
 
 
 def _webp(data: bytes) -> Header:
+    if struct.unpack_from("<I", data, 4)[0] + 8 > len(data):
+        raise DataError("is a truncated WebP")
     name = data[12:16]
     if name == b"VP8 ":
         width, height = struct.unpack_from("<HH", data, 26)
-        return Header("webp", width & 0x3FFF, height & 0x3FFF)
+        return Header("webp", width & 0x3FFF, height & 0x3FFF, plain=True)
     if name == b"VP8L":
         bits = struct.unpack_from("<I", data, 21)[0]
-        return Header("webp", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
+        return Header("webp", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, plain=not bits >> 28 & 1)
     if name == b"VP8X":
         packed = struct.unpack_from("<II", data[24:30] + b"\0\0", 0)  # two numbers of 24 bits
         return Header("webp", (packed[0] & 0xFFFFFF) + 1, (packed[0] >> 24 | (packed[1] & 0xFFFF) << 8) + 1)
@@ -122,7 +161,7 @@ def read_npy(data: bytes) -> tuple[tuple[int, ...], int]:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(stream)
-    except Exception as error:  # the header is a Python literal, and its parsers may raise anything
+    except Exception as error:  # numpy parses the header as Python's literals, and damage may raise anything
         raise DataError("is a damaged npy image") from error
     if dtype != np.uint8 or fortran or len(shape) not in (2, 3):
         raise DataError(f"is an npy of shape {shape} and type {dtype}, not an image of uint8 in C order")

@@ -12,24 +12,26 @@ certain, and processors and object stores compute it themselves. Knows the layou
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
+from udl_dist.storage.places import is_remote, joined
 from udl_dist.stream.settings import Shape
 
 NAME = "index.udl"
-MAGIC, VERSION = b"UDLINDEX", 1
+MAGIC, VERSION = b"UDLINDEX", 2
 PREAMBLE = struct.Struct("<8sIIQ")
 ROW = np.dtype([("offset", "<u8"), ("length", "<u4"), ("checksum", "<u4"), ("key_hash", "<u8"), ("key_end", "<u4"),
                 ("label", "<i4")])  # fmt: skip
@@ -50,7 +52,7 @@ class About:
 
 @dataclass(frozen=True)
 class Shard:
-    """A tar: its name beside the index (or its absolute path), its size, and what the index holds of it."""
+    """A tar: its name beside the index (or its path or address), its state, and what the index holds of it."""
 
     name: str
     shard_bytes: int
@@ -58,13 +60,16 @@ class Shard:
     key_bytes: int
     rows_hash: str
     ignored: int  # members that belong to no record or are never read
+    stamp: str = ""  # when it was written, or its ETag: another one says that it may have changed
 
 
 class Index:
     """An opened index; `open` is the way in. Rows stay on disk and are mapped."""
 
-    def __init__(self, path: Path, about: About, shards: tuple[Shard, ...], fingerprint: str, rows_start: int) -> None:
+    def __init__(self, path: Path, about: About, shards: tuple[Shard, ...], fingerprint: str, rows_start: int,
+                 base: str = "") -> None:  # fmt: skip
         self.path, self.about, self.shards, self.fingerprint = path, about, shards, fingerprint
+        self.base = base or str(path.parent)
         self.starts = np.cumsum([0] + [shard.records for shard in shards])
         self.records = int(self.starts[-1])
         self._key_starts = np.cumsum([0] + [shard.key_bytes for shard in shards])
@@ -76,18 +81,22 @@ class Index:
         self._checked = np.zeros(len(shards), bool)
 
     @classmethod
-    def open(cls, where: Path | str) -> Index:
-        """Open an index file, or the one in a folder; raise DataError if it is missing, damaged or too new or old."""
+    def open(cls, where: Path | str, base: str = "") -> Index:
+        """Open an index file, or the one in a folder; raise DataError if it is missing, damaged or too new or old.
+
+        Shards are looked for beside it, or below `base` if the file is a copy.
+        """
         path = Path(where)
         path = path / NAME if path.is_dir() else path
         try:
             header, rows_start = _read_header(path)
             shards = tuple(Shard(*entry) for entry in header["shards"])
-            if any(len(Path(shard.name).parts) > 1 and not Path(shard.name).is_absolute() for shard in shards):
+            if any("/" in shard.name and not _is_whole(shard.name) for shard in shards):
                 raise DataError(f"index {str(path)!r} names shards outside its folder: {AGAIN}")
             about = {**header["about"], "classes": tuple(header["about"]["classes"])}
             about["shape"] = tuple(about["shape"]) if about["shape"] else None
-            return cls(path.absolute(), _believable(About(**about), shards), shards, header["fingerprint"], rows_start)
+            believed = _believable(About(**about), shards)
+            return cls(path.absolute(), believed, shards, header["fingerprint"], rows_start, base)
         except OSError as error:
             raise DataError(f"index {str(path)!r} cannot be read ({error.strerror}): {AGAIN}") from None
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
@@ -97,9 +106,12 @@ class Index:
         """The number of the shard in which each record lies."""
         return np.searchsorted(self.starts, records, side="right") - 1
 
-    def shard_path(self, shard: int) -> Path:
-        """The path of a shard; names in an index beside its shards are relative to it."""
-        return self.path.parent / self.shards[shard].name
+    def shard_path(self, shard: int) -> str:
+        """The path or address of a shard; names in an index beside its shards are relative to it."""
+        name = self.shards[shard].name
+        if _is_whole(name):
+            return name
+        return joined(self.base, name) if is_remote(self.base) else f"{self.base}/{name}"
 
     def key(self, record: int) -> str:
         """The WebDataset key of a record."""
@@ -109,12 +121,6 @@ class Index:
         with self.path.open("rb") as file:
             file.seek(self._keys_at + int(self._key_starts[shard]) + start)
             return file.read(max(0, min(end, self.shards[shard].key_bytes) - start)).decode("utf-8", "replace")
-
-    def rows_of(self, records: NDArray[np.int64], shards: Iterable[int]) -> NDArray[Any]:  # [B] -> [B] of ROW
-        """The rows of records that lie in `shards`, whose rows are checked first."""
-        for shard in shards:
-            self.check_rows(shard)
-        return self.rows[records]
 
     def check_rows(self, shard: int) -> None:
         """Raise DataError if the rows of a shard are damaged; costs a few microseconds, once."""
@@ -127,25 +133,66 @@ class Index:
         self._checked[shard] = True
 
 
-def write_index(path: Path, about: About, shards: list[Shard], rows: list[NDArray[Any]], keys: list[bytes]) -> None:
-    """Write an index under a temporary name, to disk, and rename it: complete or absent."""
+def write_index(path: Path, about: About, parts: list[Path]) -> None:
+    """Join the parts of shards, in order, into one index: complete or absent, and never held in memory."""
     fingerprint = xxhash.xxh3_128()
-    for shard, part in zip(shards, keys, strict=True):
-        fingerprint.update(f"{Path(shard.name).name!r} {shard.shard_bytes} {shard.rows_hash}\n".encode() + part)
+    shards = []
+    for part in parts:
+        shard, _, keys = read_part(part)
+        shards.append(shard)
+        fingerprint.update(f"{Path(shard.name).name!r} {shard.shard_bytes} {shard.rows_hash}\n".encode() + keys)
     header = json.dumps({"about": dataclasses.asdict(about), "fingerprint": fingerprint.hexdigest(),
                          "shards": [dataclasses.astuple(shard) for shard in shards]}).encode()  # fmt: skip
-    preamble = PREAMBLE.pack(MAGIC, VERSION, len(header), xxhash.xxh3_64_intdigest(header))
+    with written(path) as file:
+        _write_header(file, header)
+        for part in parts:
+            file.write(read_part(part)[1])
+        for part in parts:
+            file.write(read_part(part)[2])
+
+
+def write_part(path: Path, shard: Shard, rows: bytes, keys: bytes) -> None:
+    """Keep what the index will hold of one shard: complete or absent."""
+    body = rows + keys
+    header = {"shard": dataclasses.astuple(shard), "rows": len(rows), "checksum": xxhash.xxh3_64_hexdigest(body)}
+    with written(path) as file:
+        _write_header(file, json.dumps(header).encode())
+        file.write(body)
+
+
+def read_part(path: Path) -> tuple[Shard, bytes, bytes]:
+    """The shard, its rows and its keys, as `write_part` kept them; raise DataError if they are damaged."""
+    header, start = _read_header(path)
+    with path.open("rb") as file:
+        file.seek(start)
+        body = file.read()
+    if xxhash.xxh3_64_hexdigest(body) != header["checksum"]:
+        raise DataError(f"index {str(path)!r} is damaged: {AGAIN}")
+    return Shard(*header["shard"]), body[: header["rows"]], body[header["rows"] :]
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears under its name when its last byte is on disk, or not at all."""
     temporary = path.with_name(f".{path.name}.partial-{os.getpid()}-{os.urandom(4).hex()}")
     try:
         with temporary.open("wb") as file:
-            file.write(preamble + header + bytes(-(len(preamble) + len(header)) % 64))
-            file.writelines(part.tobytes() for part in rows)
-            file.writelines(keys)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write_header(file: IO[bytes], header: bytes) -> None:
+    preamble = PREAMBLE.pack(MAGIC, VERSION, len(header), xxhash.xxh3_64_intdigest(header))
+    file.write(preamble + header + bytes(-(len(preamble) + len(header)) % 64))
+
+
+def _is_whole(name: str) -> bool:
+    """Whether a shard's name is a path or an address that stands alone."""
+    return name.startswith("/") or "://" in name or Path(name).is_absolute()
 
 
 def shown(name: bytes | str) -> str:
@@ -156,11 +203,15 @@ def shown(name: bytes | str) -> str:
 
 def _believable(about: About, shards: tuple[Shard, ...]) -> About:
     """`about`, if it and the shards are of the right types and ranges; raise ValueError if not."""
+    if not shards:
+        raise ValueError("no shard")
     for shard in shards:
         counts = (shard.shard_bytes, shard.records, shard.key_bytes, shard.ignored)
         if not all(type(count) is int and 0 <= count < 2**62 for count in counts):
             raise ValueError("a count that is none")
-        if not (isinstance(shard.name, str) and shard.name.isprintable() and isinstance(shard.rows_hash, str)):
+        if not (
+            isinstance(shard.name, str) and shard.name.isprintable() and isinstance(shard.rows_hash + shard.stamp, str)
+        ):
             raise ValueError("a name that is none")
     texts = (about.source, about.license, about.format, *about.classes)
     if not all(isinstance(text, str) for text in texts) or type(about.left_out) is not int:

@@ -2,32 +2,79 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import xxhash
 
-from udl_dist.stream import order
-from udl_dist.stream.index import Index
+from udl_dist.storage.places import is_remote, joined, split
+from udl_dist.stream.dataset import Dataset
+from udl_dist.stream.index import NAME, Index
+from udl_dist.stream.loading import Allocate
 from udl_dist.stream.reader import Stream
-from udl_dist.stream.settings import DataSettings
+from udl_dist.stream.selection import Wanted, select
+from udl_dist.stream.settings import DataSettings, cache_folder
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Indexes that are on disk: plain text and numbers, so that it travels to other processes of this machine."""
+    """Where the indexes of a run are: plain text and numbers, so that it travels to other processes and machines."""
 
     settings: DataSettings
-    train: str  # absolute path of an index
-    held_out: str  # likewise; empty if it is a fraction of `train`, or if there is none
-    fraction: float  # part of `train` held out by hash; 0: none
+    train: tuple[str, ...]  # path or URI of the index of each source
+    held_out: tuple[str, ...]  # likewise; empty if it is a fraction of `train`, or if there is none
+    fractions: tuple[float, ...]  # part of each source held out by hash; 0: none
 
 
-def open_streams(prepared: Prepared, seed: int) -> tuple[Stream, Stream | None]:
-    """The training stream and the held-out one of a prepared source; None if nothing is held out."""
-    train, settings = Index.open(prepared.train), prepared.settings
-    if prepared.held_out:
-        return Stream(train, settings, seed), Stream(Index.open(prepared.held_out), settings, seed)
-    if not prepared.fraction:
-        return Stream(train, settings, seed), None
-    held = order.held_out(train.rows["key_hash"], prepared.fraction)
-    return Stream(train, settings, seed, np.flatnonzero(~held)), Stream(train, settings, seed, np.flatnonzero(held))
+def open_streams(
+    prepared: Prepared, seed: int, allocate: Allocate = lambda shape: np.empty(shape, np.uint8)
+) -> tuple[Stream, Stream | None]:
+    """The training stream and the held-out one of a prepared source; None if nothing is held out.
+
+    `allocate` makes the memory of a batch, so that it can be pinned.
+    """
+    settings = prepared.settings
+    cache = cache_folder(settings.cache)
+    train, held_out = [], []
+    for where, beside, fraction in zip(prepared.train, prepared.held_out, prepared.fractions, strict=True):
+        index = open_index(where, cache)
+        part = "train" if fraction else "all"
+        train.append(_dataset(index, Wanted(part, fraction, settings.keys, settings.limit), cache))
+        if beside:
+            held_out.append(_dataset(open_index(beside, cache), Wanted(), cache))
+        elif fraction:
+            held_out.append(_dataset(index, Wanted("held_out", fraction, settings.keys), cache))
+    stream = Stream(train, settings, seed, settings.weights, allocate)
+    return stream, Stream(held_out, settings, seed, (), allocate) if held_out else None
+
+
+def index_beside(folder: str) -> str:
+    """Path or URI of the index that lies in a folder of shards; "" if there is none."""
+    if not is_remote(folder):
+        where = f"{folder}/{NAME}"
+        return where if os.path.exists(where) else ""
+    from udl_dist.storage.objects import exists
+
+    where = joined(folder, NAME)
+    return where if exists(where) else ""
+
+
+def open_index(where: str, cache: Path) -> Index:
+    """Open an index by path or URI; of one in object storage a copy is made in the cache."""
+    if not is_remote(where):
+        return Index.open(where)
+    from udl_dist.storage.objects import download, open_blob
+
+    blob = open_blob(where)
+    blob.close()
+    copy = cache / "indexes" / f"{xxhash.xxh3_128_hexdigest(f'{where} {blob.stamp} {blob.size}'.encode())}.udl"
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        download(where, copy)
+    return Index.open(copy, split(where)[0])
+
+
+def _dataset(index: Index, wanted: Wanted, cache: Path) -> Dataset:
+    return Dataset(index, *select(index, wanted, cache))

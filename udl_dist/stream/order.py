@@ -6,56 +6,98 @@ numbers, and no record, file or process.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-U64 = NDArray[np.uint64]
+from udl_dist.stream.permutation import U64, chain, mix64, permuted, permuted_each
+
 I64 = NDArray[np.int64]
 
-MASK = 2**64 - 1
-GOLDEN = 0x9E3779B97F4A7C15
 # One constant per kind of chance, so that no two kinds are ever correlated.
 ORDER, KEYS, RECORD_KEYS, FLIP, HELD_OUT = 0x6F72646572, 0x6B657973, 0x7265636B, 0x666C6970, 0x68656C64
+WINDOW, TAIL, SUBSTITUTE, MIX = 0x77696E64, 0x7461696C, 0x73756273, 0x6D6978
+LANES = 64
+MIX_BLOCK = 1024
 
 
-def mix64(values: U64) -> U64:
-    """Spread each 64-bit value over all 64-bit values, one to one: the finaliser of SplitMix64 (Steele et al. 2014)."""
-    values = values ^ (values >> np.uint64(30))
-    values *= np.uint64(0xBF58476D1CE4E5B9)
-    values ^= values >> np.uint64(27)
-    values *= np.uint64(0x94D049BB133111EB)
-    values ^= values >> np.uint64(31)
-    return values
+@dataclass(frozen=True)
+class Blocks:
+    """An order for storage that is slow to jump: runs of `records` neighbours are mixed, then read a few at a time.
 
+    Places are dealt to 64 lanes in turn, so every batch holds records of 64 far places. Within a lane, runs come in
+    random order and `window` of them are shuffled together. Lanes do not depend on the world size: a rank reads whole
+    lanes, so no run is read by two ranks.
+    """
 
-@lru_cache(4096)
-def chain(*parts: int) -> int:
-    """One well-mixed 64-bit number from several whole numbers; their order matters."""
-    state = np.zeros(1, np.uint64)
-    for part in parts:
-        state = mix64(state + np.uint64(GOLDEN) + np.array([part & MASK], np.uint64))
-    return int(state[0])
+    records: int
+    window: int = 2
 
 
 def record_at(seed: int, epoch: int, places: I64, records: int) -> I64:
-    """Which record stands at each place (0 … records-1) of an epoch: every record exactly once. [B] -> [B]
+    """Which record stands at each place (0 … records-1) of an epoch, fully shuffled: each exactly once. [B] -> [B]"""
+    return permuted(places.astype(np.uint64), records, chain(ORDER, seed, epoch)).astype(np.int64)
 
-    A Feistel network over a rectangle of about sqrt(records) rows and columns that just covers all records (Black and
-    Rogaway 2002, "generalised Feistel"); what falls outside is sent through again until it falls inside.
+
+def record_in_blocks(seed: int, epoch: int, places: I64, records: int, blocks: Blocks) -> I64:
+    """Which record stands at each place of an epoch in the order of `blocks`: every record exactly once. [B] -> [B]"""
+    base, row, rows = _lane_rows(places, records)
+    # Windows of different lanes end at different times, so that reading is spread evenly over the steps.
+    size = blocks.records * blocks.window
+    shift = places % LANES * size // LANES
+    start = np.maximum(0, (row + shift) // size * size - shift)
+    length = np.minimum(rows, (row + shift) // size * size + size - shift) - start
+    keys = mix64((base + start).astype(np.uint64) ^ np.uint64(chain(WINDOW, seed, epoch)))
+    within = permuted_each((row - start).astype(np.uint64), length.astype(np.uint64), keys).astype(np.int64)
+    return _record_of_slot(seed, epoch, base + start + within, records, blocks.records)
+
+
+def _lane_rows(places: I64, records: int) -> tuple[I64, I64, I64]:
+    """Of the lane of each place: where its records begin if lanes are laid end to end, the row in it, its rows."""
+    lane, row = places % LANES, places // LANES
+    rows, more = divmod(records, LANES)
+    return lane * rows + np.minimum(lane, more), row, rows + (lane < more).astype(np.int64)
+
+
+def _record_of_slot(seed: int, epoch: int, slots: I64, records: int, run: int) -> I64:
+    """Runs of `run` records in random order, the shorter last one at a random place among them."""
+    whole, left = divmod(records, run)
+    begin = chain(TAIL, seed, epoch) % (whole + 1) * run
+    in_tail = (slots >= begin) & (slots < begin + left)
+    slots = slots - np.where(slots >= begin + left, left, 0)
+    found = np.empty_like(slots)
+    found[in_tail] = whole * run + slots[in_tail] - begin
+    number, offset = np.divmod(slots[~in_tail], run)
+    if whole:
+        number = permuted(number.astype(np.uint64), whole, chain(ORDER, seed, epoch)).astype(np.int64)
+    found[~in_tail] = number * run + offset
+    return found
+
+
+def mixed(seed: int, positions: I64, weights: tuple[float, ...]) -> tuple[I64, I64]:
+    """Which data set stands at each position, and which place in its own endless order it takes. [B] -> [B], [B]
+
+    Of each 1,024 positions in a row every data set gets its weight's part, rounded to a 1,024th, in a shuffled order.
     """
-    rows = _ceil_root(records)
-    columns = -(-records // rows)
-    # Ten rounds pass every test against a full shuffle; few records need more turns to reach all their orders alike.
-    keys = mix64(np.arange(1, (10 if records > 2**12 else 32) + 1, dtype=np.uint64) * np.uint64(GOLDEN)
-                 + np.uint64(chain(ORDER, seed, epoch)))  # fmt: skip
-    values = _permute(places.astype(np.uint64), rows, columns, keys)
-    outside = np.flatnonzero(values >= np.uint64(records))
-    while outside.size:
-        values[outside] = _permute(values[outside], rows, columns, keys)
-        outside = outside[values[outside] >= np.uint64(records)]
-    return values.astype(np.int64)
+    edges = mix_edges(weights)
+    blocks, within = np.divmod(positions, MIX_BLOCK)
+    sets, places = np.empty_like(positions), np.empty_like(positions)
+    for block in np.unique(blocks).tolist():
+        here = blocks == block
+        shuffled = record_at(chain(MIX, seed), block, np.arange(MIX_BLOCK), MIX_BLOCK)
+        chosen = np.searchsorted(edges, shuffled, side="right")
+        before = np.empty(MIX_BLOCK, np.int64)
+        for number, share in enumerate(np.diff(edges, prepend=0).tolist()):
+            before[chosen == number] = block * share + np.arange(share)
+        sets[here], places[here] = chosen[within[here]], before[within[here]]
+    return sets, places
+
+
+def mix_edges(weights: tuple[float, ...]) -> I64:
+    """The cumulated parts of 1,024 of each data set."""
+    edges: I64 = np.rint(np.cumsum(weights) / np.sum(weights) * MIX_BLOCK).astype(np.int64)
+    return edges
 
 
 def keys(seed: int, epoch: int, key_hash: U64) -> I64:
@@ -78,33 +120,11 @@ def held_out(key_hash: U64, fraction: float, seed: int = 0) -> NDArray[np.bool_]
     return mix64(key_hash ^ np.uint64(chain(HELD_OUT, seed))) < np.uint64(int(fraction * 2**64))
 
 
+def substitute(record: int, turn: int, records: int) -> int:
+    """The record that stands in for a damaged one, at the `turn`-th try: the same for every rank and world."""
+    return chain(SUBSTITUTE, record, turn) % records
+
+
 def share(batch_images: int, rank: int, world: int) -> tuple[int, int]:
     """The half-open range of a global batch that `rank` of `world` takes; sizes differ by one at most."""
     return batch_images * rank // world, batch_images * (rank + 1) // world
-
-
-def _ceil_root(records: int) -> int:
-    root = int(np.sqrt(records))
-    while root * root < records:
-        root += 1
-    while root > 1 and (root - 1) * (root - 1) >= records:
-        root -= 1
-    return max(1, root)
-
-
-def _permute(values: U64, rows: int, columns: int, keys: U64) -> U64:
-    """One pass of the Feistel network: row and column are shifted in turns by a keyed hash of the other."""
-    row, column = np.divmod(values, np.uint64(columns))
-    for turn, key in enumerate(keys):
-        if turn % 2:
-            column = _shift(column, mix64(row ^ key), columns)
-        else:
-            row = _shift(row, mix64(column ^ key), rows)
-    return row * np.uint64(columns) + column
-
-
-def _shift(values: U64, hashes: U64, size: int) -> U64:
-    """`values` plus a number below `size` drawn by each hash, modulo `size` (below 2^32)."""
-    drawn = ((hashes >> np.uint64(32)) * np.uint64(size)) >> np.uint64(32)
-    shifted = values + drawn
-    return np.where(shifted >= np.uint64(size), shifted - np.uint64(size), shifted)

@@ -1,69 +1,59 @@
 """Batches of images in the order of (seed, epoch, position), for one rank or all; knows no model and no device.
 
 A position is one whole number: how many records of the endless order were consumed. Place p stands in epoch p // n. The
-global batch of a step is the same records at any world size; a rank takes a contiguous share of it, uneven if need be.
+global batch of a step is the same records at any world size; a rank takes a share of it, uneven if need be.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from udl_dist.errors import DataError
+from udl_dist.errors import DataError, UsageError
 from udl_dist.stream import order
-from udl_dist.stream.images import Pixels, decode
-from udl_dist.stream.index import Index
+from udl_dist.stream.dataset import Dataset, Runs
+from udl_dist.stream.loading import Allocate, Loader, Plan, Records, Source
+from udl_dist.stream.permutation import chain
 from udl_dist.stream.settings import DataSettings
-from udl_dist.stream.shards import Shards
 
 I64 = NDArray[np.int64]
 PLANNED = 4096  # places that are sent through the order at once: a single batch would cost five times as much a record
 
 
-@dataclass(frozen=True)
-class Records:
-    """One rank's share of a global batch."""
-
-    images: Pixels  # uint8 [B, C, H, W]
-    records: I64  # [B] record numbers
-    keys: I64  # [B] random, by (seed, epoch, record)
-    record_keys: I64  # [B] random, by (seed, record)
-    labels: I64  # [B], -1: none
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be loaded: record numbers and the epoch of each."""
-
-    records: I64  # [B]
-    epochs: I64  # [B]
-    flip: bool
-
-
 class Stream:
-    """The images of an index, or of a selection of its records, brought to the training shape."""
+    """The images of one or more data sets, brought to the training shape.
 
-    def __init__(self, index: Index, settings: DataSettings, seed: int, selection: I64 | None = None) -> None:
-        self.index, self.settings, self.seed = index, settings, seed
+    Several are one long set, in which an epoch is each record of all of them once; or, with weights, each turns over in
+    epochs of its own and gives its part of every 1,024 positions.
+    """
+
+    def __init__(self, datasets: Sequence[Dataset], settings: DataSettings, seed: int, weights: tuple[float, ...] = (),
+                 allocate: Allocate = lambda shape: np.empty(shape, np.uint8)) -> None:  # fmt: skip
+        self.datasets, self.settings, self.seed = datasets, settings, seed
         self.shape = settings.shape
-        self._selection = selection
-        self._shards = Shards(index)
-        self.records = index.records if selection is None else len(selection)
-        if not self.records:
-            raise DataError(f"{str(index.path)!r}: no record is left to read: change data.held_out_fraction")
+        self.loader = Loader(datasets, settings, seed, allocate)
+        self.records = int(self.loader.starts[-1])
+        self._weights = weights if len(datasets) > 1 else ()
+        self._refuse_odd_weights(weights)
+        remote = any(dataset.shards.remote for dataset in datasets)
+        self._in_blocks = settings.order == "blocks" or (settings.order == "auto" and remote)
+        mean_bytes = sum(each.record_bytes * each.records for each in datasets) / self.records
+        self._blocks = order.Blocks(max(1, min(int(settings.block_bytes / mean_bytes), self.records // 256)))
+        self._in_a_row = 0
+        self.damage: dict[str, None] = {}  # what was wrong with records that others stood in for, in order
 
     @property
     def fingerprint(self) -> str:
-        """A name for exactly these images in this shape: whoever resumes compares it."""
-        chosen = "all" if self._selection is None else xxhash.xxh3_128_hexdigest(self._selection.tobytes())
-        return xxhash.xxh3_128_hexdigest(f"{self.index.fingerprint} {chosen} {self.shape} {self.settings.fit}".encode())
+        """A name for exactly these images, this shape and this order: whoever resumes compares it."""
+        sets = " ".join(dataset.fingerprint for dataset in self.datasets)
+        arranged = self._blocks if self._in_blocks else "full"
+        return xxhash.xxh3_128_hexdigest(f"{sets} {self.shape} {self.settings.fit} {arranged} {self._weights}".encode())
 
     def batches(self, position: int, batch_images: int, rank: int = 0, world: int = 1) -> Iterator[Records]:
         """Endless batches from `position` on; batch k holds positions from `position + k * batch_images`.
@@ -73,91 +63,137 @@ class Stream:
         return self._read(self._plans(position, batch_images, *order.share(batch_images, rank, world)))
 
     def once(self, batch_images: int, rank: int = 0, world: int = 1) -> Iterator[Records]:
-        """Every record once, in the order of the index, a contiguous part a rank; keys of epoch 0, never mirrored."""
+        """Every record once, in the order of the index, a contiguous part a rank; keys of epoch 0, not augmented."""
         start, stop = order.share(self.records, rank, world)
         numbers = (np.arange(first, min(first + batch_images, stop)) for first in range(start, stop, batch_images))
-        return self._read(Plan(self._chosen(places), np.zeros_like(places), False) for places in numbers)
+        return self._read(Plan(places, np.zeros_like(places), False) for places in numbers)
+
+    def refuse_damage(self, damaged: int, images: int) -> None:
+        """Raise DataError if so many damaged records among so many images, over all ranks, are too many."""
+        most = self.settings.damaged_limit * max(images, self.records)
+        if damaged > most:
+            raise DataError(f"{damaged} of {max(images, self.records):,} records were damaged, more than "
+                            f"data.damaged_limit = {self.settings.damaged_limit:g} allows: run udl check")  # fmt: skip
 
     def _plans(self, position: int, batch_images: int, start: int, stop: int) -> Iterator[Plan]:
         """Which records come in each batch of one rank, worked out for several batches at a time."""
-        share = stop - start
-        ahead = max(1, min(PLANNED // max(1, share), self.records // batch_images))  # no more than an epoch
+        ahead = max(1, min(PLANNED // max(1, stop - start), self.records // batch_images))  # no more than an epoch
         while True:
-            steps = position + batch_images * np.arange(ahead, dtype=np.int64)[:, None]
-            epochs, places = np.divmod(steps + np.arange(start, stop, dtype=np.int64), self.records)
-            records = np.empty_like(places)
-            for epoch in range(*_span(epochs.ravel())):
-                within = epochs == epoch
-                records[within] = order.record_at(self.seed, epoch, places[within], self.records)
-            for row in range(ahead):
-                yield Plan(self._chosen(records[row]), epochs[row], self.settings.flip)
+            firsts = position + batch_images * np.arange(ahead, dtype=np.int64)
+            positions = np.concatenate([self._share(first, batch_images, start, stop) for first in firsts.tolist()])
+            numbers, epochs = self._at(positions)
+            for row in np.arange(ahead) * (stop - start):
+                within = slice(row, row + stop - start)
+                yield Plan(numbers[within], epochs[within], True)
             position += ahead * batch_images
 
-    def _chosen(self, numbers: I64) -> I64:
-        return numbers if self._selection is None else self._selection[numbers]
+    def _share(self, first: int, batch_images: int, start: int, stop: int) -> I64:
+        """The positions of one rank's share of a batch; in blocks a share is whole lanes, as far as possible."""
+        if not self._in_blocks:
+            return np.arange(first + start, first + stop, dtype=np.int64)
+        positions = np.arange(first, first + batch_images, dtype=np.int64)
+        lanes = self._places(positions)[2] % order.LANES
+        return positions[np.argsort(lanes, kind="stable")[start:stop]]
+
+    def _places(self, positions: I64) -> tuple[I64, I64, I64]:
+        """The data set (0 if they are one), the epoch and the place within it of each position."""
+        if not self._weights:
+            epochs, places = np.divmod(positions, self.records)
+            return np.zeros_like(positions), epochs, places
+        sets, turns = order.mixed(self.seed, positions, self._weights)
+        return sets, *np.divmod(turns, np.diff(self.loader.starts)[sets])
+
+    def _at(self, positions: I64) -> tuple[I64, I64]:
+        """The record numbers and epochs of positions."""
+        sets, epochs, places = self._places(positions)
+        numbers = np.empty_like(places)
+        for number, epoch in np.unique(np.stack([sets, epochs]), axis=1).T.tolist():
+            within = (sets == number) & (epochs == epoch)
+            numbers[within] = self._within_epoch(number, epoch, places[within])
+        return numbers, epochs
+
+    def _within_epoch(self, number: int, epoch: int, places: I64) -> I64:
+        if not self._weights:
+            start, records, seed = 0, self.records, self.seed
+        else:
+            start, records = int(self.loader.starts[number]), self.datasets[number].records
+            seed = chain(self.seed, number)
+        if self._in_blocks:
+            return start + order.record_in_blocks(seed, epoch, places, records, self._blocks)
+        return start + order.record_at(seed, epoch, places, records)
 
     def _read(self, plans: Iterable[Plan]) -> Iterator[Records]:
-        """Load plans in order; a generator in either case, so that closing it is how reading ends."""
+        """Load plans in order; a generator in any case, so that closing it is how reading ends."""
+        run = self._blocks.records if self._in_blocks else 1
+        most = self.settings.read_ahead_bytes + 2 * order.LANES * self._blocks.window * self.settings.block_bytes
+        sources: list[Source] = [Runs(dataset, run, most) if dataset.shards.remote else dataset
+                                 for dataset in self.datasets]  # fmt: skip
+        runs = [source for source in sources if isinstance(source, Runs)]
+        try:
+            if runs:
+                plans = self._expected(plans, sources)
+            for records in self._loaded(plans, sources):
+                self._count(records)
+                yield records
+        finally:
+            for source in runs:
+                source.close()
+
+    def _loaded(self, plans: Iterable[Plan], sources: Sequence[Source]) -> Iterator[Records]:
         readers = self.settings.readers
-        yield from read_ahead(self._load, plans, readers) if readers else map(self._load, plans)
+        if not readers:
+            return (self.loader.load(plan, sources) for plan in plans)
+        return read_ahead(lambda plan: self.loader.load(plan, sources), plans, readers, self._depth)
 
-    def _load(self, plan: Plan) -> Records:
-        """Read, check and decode the records of one batch."""
-        payloads, key_hash, labels = self._shards.payloads(plan.records)
-        keys = np.empty(len(plan.records), np.int64)
-        for epoch in range(*_span(plan.epochs)):
-            within = plan.epochs == epoch
-            keys[within] = order.keys(self.seed, epoch, key_hash[within])
-        images = self._decoded(payloads, plan.records)
-        if plan.flip:
-            mirrored = order.flips(keys)
-            images[mirrored] = images[mirrored, :, :, ::-1]
-        return Records(images, plan.records, keys, order.record_keys(self.seed, key_hash), labels)
+    def _depth(self, plan: Plan) -> int:
+        """How many batches like this one may be made ahead of their use."""
+        batch_bytes = max(1, len(plan.numbers) * int(np.prod(self.shape)))
+        return max(1, min(2 * self.settings.readers, self.settings.read_ahead_bytes // batch_bytes))
 
-    def _decoded(self, payloads: list[bytes], records: I64) -> Pixels:  # -> [B, C, H, W]
-        about = self.index.about
-        if about.format in ("npy", "raw") and about.shape == self.shape:
-            joined = _joined(payloads, self.shape)
-            if joined is not None:
-                return joined
-        raw_shape = about.shape if about.format == "raw" else None
-        images = np.empty((len(payloads), *self.shape), np.uint8)
-        for place, payload in enumerate(payloads):
-            try:
-                images[place] = decode(payload, self.shape, self.settings.fit, raw_shape)
-            except DataError as error:
-                where = self._shards.where(int(records[place]))
-                raise DataError(f"{where}: the image {error}: pack the images again without it") from error
-        return images
+    def _expected(self, plans: Iterable[Plan], sources: Sequence[Source]) -> Iterator[Plan]:
+        """Tell runs of records what comes, as far ahead as may lie in memory."""
+        waiting: deque[Plan] = deque()
+        mean = sum(each.record_bytes * each.records for each in self.datasets) / self.records
+        for plan in plans:
+            waiting.append(plan)
+            for number, source in enumerate(sources):
+                starts = self.loader.starts
+                own = plan.numbers[(plan.numbers >= starts[number]) & (plan.numbers < starts[number + 1])]
+                if own.size and isinstance(source, Runs):
+                    source.expect(own - starts[number])
+            if len(waiting) * max(1, len(plan.numbers)) * mean > self.settings.read_ahead_bytes / 4:
+                yield waiting.popleft()
+        yield from waiting
 
+    def _count(self, records: Records) -> None:
+        """Stop at too many damaged records one after the other: a limit in parts of all would come too late."""
+        for place in range(len(records.records)) if records.damaged else ():
+            self._in_a_row = self._in_a_row + 1 if place in records.damaged else 0
+            if self._in_a_row >= self.settings.damaged_in_a_row:
+                raise DataError(f"{records.damaged[place]} ({self._in_a_row} damaged records in a row: run udl check)")
+        self.damage.update(dict.fromkeys(records.damaged.values()))
+        if not records.damaged:
+            self._in_a_row = 0
 
-def _span(epochs: I64) -> tuple[int, int]:
-    """The half-open range of epochs, which never go back."""
-    return (int(epochs[0]), int(epochs[-1]) + 1) if epochs.size else (0, 0)
-
-
-def _joined(payloads: list[bytes], shape: tuple[int, int, int]) -> Pixels | None:
-    """Images that are bare pixels behind equal headers (raw: of no bytes), in one copy; None if they are not that."""
-    if not payloads:
-        return np.empty((0, *shape), np.uint8)
-    pixels = int(np.prod(shape))
-    head = len(payloads[0]) - pixels
-    together = b"".join(payloads)
-    if head < 0 or len(together) != len(payloads) * (head + pixels):
-        return None
-    table = np.frombuffer(together, np.uint8).reshape(len(payloads), head + pixels)
-    if head and not (table[:, :head] == table[0, :head]).all():
-        return None
-    return np.array(table[:, head:]).reshape(len(payloads), *shape)
+    def _refuse_odd_weights(self, weights: tuple[float, ...]) -> None:
+        if weights and len(weights) != len(self.datasets):
+            raise UsageError(f"data.weights has {len(weights)} entries for {len(self.datasets)} sources: one for each")
+        if weights and np.diff(order.mix_edges(weights), prepend=0).min() < 1:
+            raise UsageError(f"data.weights {weights} gives a source less than 1 of {order.MIX_BLOCK}: raise it")
 
 
-def read_ahead(load: Callable[[Plan], Records], plans: Iterable[Plan], readers: int) -> Iterator[Records]:
-    """Load plans in threads, `readers + 1` batches ahead, and give them in order; closing it ends the threads."""
+def read_ahead(load: Callable[[Plan], Records], plans: Iterable[Plan], readers: int,
+               depth: Callable[[Plan], int]) -> Iterator[Records]:  # fmt: skip
+    """Load plans in threads, some batches ahead, and give them in order; closing it ends the threads."""
     pool = ThreadPoolExecutor(readers, thread_name_prefix="reader")
     remaining = iter(plans)
     waiting: deque[Future[Records]] = deque()
     try:
-        waiting.extend(pool.submit(load, plan) for plan in islice(remaining, readers + 1))
+        most = 1
+        for plan in islice(remaining, 1):
+            most = depth(plan)
+            waiting.append(pool.submit(load, plan))
+        waiting.extend(pool.submit(load, plan) for plan in islice(remaining, most))
         while waiting:
             records = waiting.popleft().result()
             waiting.extend(pool.submit(load, plan) for plan in islice(remaining, 1))

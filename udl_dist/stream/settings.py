@@ -21,7 +21,11 @@ class DataSettings:
     source: str = setting(
         "digits",
         "'digits' (5,000 embedded ones), an image folder, IDX files, .npy/.npz, a packed folder, "
-        "or tar shards: a folder, a brace pattern or a list file",
+        "or tar shards: a folder, a brace pattern, a list file or s3://...",
+    )
+    more_sources: tuple[str, ...] = setting((), "further sources that are trained on together with it")
+    weights: tuple[float, ...] = setting(
+        (), "part of each source in what is seen; empty: each record of all of them once an epoch", above=0.0
     )
     held_out: str = setting(
         "", "source of the held-out images; empty: `val`, else `test` of the source, else a hashed fraction"
@@ -29,12 +33,26 @@ class DataSettings:
     held_out_fraction: float = setting(
         0.1, "part of the images held out by a hash of their keys, where the source has no such part", low=0.0, high=0.9
     )
+    keys: str = setting("", "file with one key a line: only those records are read; empty: all")
+    limit: int = setting(0, "train on so many records of each source, drawn at random; 0: all", low=0)
     size: int = setting(28, "height and width in pixels that training sees", low=1, high=4096)
     channels: Literal[1, 3] = setting(1, "1 for gray, 3 for colour")
     fit: Literal["crop", "pad"] = setting("crop", "how other shapes become square: crop the middle, or pad with black")
+    random_crop: float = setting(
+        1.0, "train on random crops of at least this part of the area, resized; 1: none", above=0.0, high=1.0
+    )
     flip: bool = setting(False, "mirror half of the training images, drawn anew each epoch")
+    order: Literal["auto", "full", "blocks"] = setting(
+        "auto", "full shuffles all records; blocks reads runs of neighbours; auto: blocks on object storage"
+    )
+    block_bytes: int = setting(2**20, "bytes of a run of neighbours in the order of blocks", low=1)
+    damaged: Literal["stop", "skip"] = setting("stop", "what a damaged record does; skip: another one stands in for it")
+    damaged_limit: float = setting(0.01, "part of the records that may be damaged and skipped", low=0.0, high=1.0)
+    damaged_in_a_row: int = setting(100, "damaged records one after the other that stop a run", low=1)
     cache: str = setting("", "folder for what is packed at first use; empty: ~/.cache/udl-dist (XDG_CACHE_HOME)")
+    storage_cache_bytes: int = setting(0, "local copies of what object storage gave, at most; 0: none", low=0)
     readers: int = setting(1, "threads that read and decode ahead; 0: in the training loop itself", low=0, high=256)
+    read_ahead_bytes: int = setting(2**28, "memory for what is read and decoded ahead", low=1)
 
     @property
     def shape(self) -> Shape:

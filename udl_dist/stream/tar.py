@@ -8,7 +8,6 @@ members alone are named; links, devices and sparse members are refused. `walk` s
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -57,19 +56,6 @@ class _Disorder(Exception):
 
     def __init__(self, what: str, after: int | None = None, nameless: bool = False) -> None:
         self.what, self.after, self.nameless = what, after, nameless
-
-
-def open_shard(path: Path) -> mmap.mmap:
-    """Map a shard into memory, read only; raise DataError if it is missing, empty or no file."""
-    try:
-        with path.open("rb") as file:
-            if path.stat().st_size == 0:
-                raise DataError(f"shard {str(path)!r} is empty: copy it again, or leave it out")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
-        raise DataError(f"shard {str(path)!r} is missing: check the path, or copy the shard again") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"shard {str(path)!r} cannot be read ({getattr(error, 'strerror', error)})") from None
 
 
 def walk(name: Path | str, data: Data) -> Iterator[Member]:

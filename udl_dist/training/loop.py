@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import itertools
 import math
-import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from udl_dist.errors import TrainingError
 from udl_dist.methods import Batch, Method
-from udl_dist.stream.reader import Records, Stream
+from udl_dist.stream.loading import Records
+from udl_dist.stream.reader import Stream
 from udl_dist.training.learner import Learning, Turn
+from udl_dist.training.meter import Meter
 from udl_dist.training.ranks import Ranks
 from udl_dist.training.settings import TrainSettings
 
@@ -66,7 +68,7 @@ def train(
         # ── data
         asked = time.perf_counter()
         records = next(batches)
-        meter.waited(time.perf_counter() - asked)
+        meter.waited(time.perf_counter() - asked, len(records.damaged))
         whole = to_batch(records, images, ranks.device, settings.channels_last)
         parts = _parts(whole, settings.accumulate)
 
@@ -89,6 +91,7 @@ def train(
         checkpoint = last or validate or _crossed(images, batch_size, intervals.checkpoint)
         if checkpoint or _crossed(images, batch_size, intervals.report):
             figures = meter.figures(images, rate)
+            stream.refuse_damage(int(figures.get("data/damaged", 0)), images - start_images)
             if validate and held_out is not None:
                 figures |= measure(learning, held_out, batch_size, ranks)
             _refuse_nonsense(figures, images)
@@ -134,9 +137,16 @@ def to_batch(records: Records, seen: int, device: torch.device, channels_last: b
     return Batch(images, _to_device(records.keys, device), _to_device(records.record_keys, device), seen)
 
 
-def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
+def batch_memory(device: torch.device) -> Callable[[tuple[int, ...]], NDArray[np.uint8]]:
+    """How the stream is to make the memory of a batch: pinned where it travels to a GPU, so that the copy overlaps."""
+    if device.type != "cuda":
+        return lambda shape: np.empty(shape, np.uint8)
+    return lambda shape: torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+
+
+def _to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return tensor.to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _parts(batch: Batch, count: int) -> list[Batch]:
@@ -170,60 +180,6 @@ def _take(
     for group in turn.optimizer.param_groups:
         group["lr"] = rate * turn.phase.rate
     turn.optimizer.step()
-
-
-class Meter:
-    """Sums of what a phase plots, kept on the device until a report turns them into numbers."""
-
-    def __init__(self, ranks: Ranks, images: int) -> None:
-        self._ranks = ranks
-        self.resume(images)
-
-    def waited(self, seconds: float) -> None:
-        self._wait_seconds += seconds
-
-    def add(self, figures: dict[str, Tensor], rows: int) -> None:
-        for name, value in figures.items():
-            weighted = value.detach() * rows
-            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
-            self._rows[name] = self._rows.get(name, 0) + rows
-
-    def figures(self, images: int, rate: float) -> dict[str, float]:
-        """Means since the last report over all ranks, and how fast it went."""
-        rows = {f"rows {name}": float(count) for name, count in self._rows.items()}
-        sums = self._ranks.total({**self._sums, **rows})
-        seconds = time.perf_counter() - self._started
-        local = {"wait": self._wait_seconds, "seconds": seconds, "memory": _memory_bytes(self._ranks.device)}
-        slowest = self._ranks.total(local, maximum=True)
-        figures = {f"train/{name}": sums[name] / sums[f"rows {name}"] for name in self._sums}
-        return figures | {
-            "train/learning_rate": rate,
-            "perf/images_per_second": (images - self._images) / slowest["seconds"],
-            "perf/data_wait_seconds": slowest["wait"],
-            "perf/data_wait_share": slowest["wait"] / slowest["seconds"],
-            "perf/memory_bytes": slowest["memory"],
-        }
-
-    def resume(self, images: int) -> None:
-        """Begin the next interval; what the receiver of the report did in between does not count."""
-        self._images = images
-        self._sums: dict[str, Tensor] = {}
-        self._rows: dict[str, int] = {}
-        self._wait_seconds = 0.0
-        self._started = time.perf_counter()
-
-
-def _memory_bytes(device: torch.device) -> int:
-    """The peak on a GPU; on a CPU what the process has of its own now."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except FileNotFoundError:  # no Linux: the peak of all resident pages, those of mapped shards included
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    # Mapped shards are the kernel's cache, which it takes back at will: they are not counted.
-    own = [line for line in lines if line.startswith(("RssAnon", "RssShmem"))]
-    return sum(int(line.split()[1]) * 1024 for line in own)
 
 
 def _crossed(images: int, batch_size: int, every: int) -> bool:

@@ -1,0 +1,156 @@
+"""A server on loopback that speaks enough S3 for a reader (HEAD, ranged GET, PUT, a flat list) and fails when told to.
+
+A fault is a word: a status ("403", "404", "503"), "short" (half of the body, then the end), "reset" (half of it, then
+a reset), "stall" (half of it, then nothing until the server closes), "slow" (all of it after 0.6 s), "301 URL" and
+"307 URL" (a redirect).
+`faults` holds words for the next requests, one each; `always` one for every request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import socket
+import struct
+import threading
+from collections import deque
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+ERRORS = {"403": "AccessDenied", "404": "NoSuchKey", "503": "SlowDown", "500": "InternalError",
+          "501": "NotImplemented"}  # fmt: skip
+
+
+class Faulty:
+    """The server: `objects` by "bucket/key"; use it as a context manager."""
+
+    def __init__(self, objects: dict[str, bytes]) -> None:
+        self.objects = objects
+        self.faults: deque[str] = deque()  # of the GETs to come
+        self.always = ""  # of every request, HEAD too
+        self.seen: list[str] = []  # "GET bucket/key bytes=0-9"
+        self.closing = threading.Event()
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.faulty = self
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="faulty")
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def uri(self, name: str) -> str:
+        """The address of an object, with this server as endpoint."""
+        return f"s3://{name}?endpoint_override={self.address}"
+
+    def gets(self) -> int:
+        return sum(line.startswith("GET") for line in self.seen)
+
+    def __enter__(self) -> Faulty:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    faulty: Faulty
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that gave up is what these tests provoke."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.faulty.objects[unquote(urlsplit(self.path).path).strip("/")] = body
+        self._send(200, b"", {"ETag": _etag(body)})
+
+    def _answer(self) -> None:
+        faulty = self.server.faulty
+        split = urlsplit(self.path)
+        name = unquote(split.path).strip("/")
+        faulty.seen.append(f"{self.command} {name} {self.headers.get('Range') or split.query}".strip())
+        fault = faulty.always or (faulty.faults.popleft() if faulty.faults and self.command == "GET" else "")
+        if fault == "slow":
+            faulty.closing.wait(0.6)
+            fault = ""
+        if fault[:3] in ("301", "307"):
+            return self._send(int(fault[:3]), b"", {"Location": fault[4:] + self.path})
+        if fault.isdigit():
+            return self._refuse(fault)
+        if "list-type" in parse_qs(split.query):
+            return self._list(name, parse_qs(split.query))
+        if name not in faulty.objects:
+            return self._refuse("404")
+        self._object(faulty.objects[name], fault)
+
+    def _object(self, data: bytes, fault: str) -> None:
+        found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+        start, stop = (int(found[1]), min(int(found[2]) + 1, len(data))) if found else (0, len(data))
+        headers = {"ETag": _etag(data), "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
+        if found:
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+        body = data[start:stop]
+        if self.command == "GET" and fault:
+            return self._break_off(fault, body, headers)
+        self._send(206 if found else 200, body, headers)
+
+    def _break_off(self, fault: str, body: bytes, headers: dict[str, str]) -> None:
+        """Promise the body, send half of it."""
+        self._head(206, len(body), headers)
+        self.wfile.write(body[: len(body) // 2])
+        self.wfile.flush()
+        self.close_connection = True
+        if fault == "stall":
+            self.server.faulty.closing.wait()
+        if fault == "reset":  # closing with a linger of nothing sends RST instead of FIN
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+
+    def _list(self, bucket: str, query: dict[str, list[str]]) -> None:
+        prefix = query.get("prefix", [""])[0]
+        rows = "".join(f"<Contents><Key>{name.partition('/')[2]}</Key><Size>{len(data)}</Size>"
+                       f"<LastModified>2024-01-01T00:00:00.000Z</LastModified></Contents>"
+                       for name, data in sorted(self.server.faulty.objects.items())
+                       if name.startswith(f"{bucket}/{prefix}")
+                       and "/" not in name.removeprefix(f"{bucket}/{prefix}"))  # fmt: skip
+        body = f'<?xml version="1.0" encoding="UTF-8"?><ListBucketResult><IsTruncated>false</IsTruncated>{rows}'
+        self._send(200, (body + "</ListBucketResult>").encode(), {"Content-Type": "application/xml"})
+
+    def _refuse(self, status: str) -> None:
+        code = ERRORS[status]
+        body = f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>no</Message></Error>'.encode()
+        self._send(int(status), body, {"Content-Type": "application/xml"})
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self._head(status, len(body), headers)
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _head(self, status: int, length: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(length)}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+
+def _etag(data: bytes) -> str:
+    return f'"{hashlib.md5(data).hexdigest()}"'

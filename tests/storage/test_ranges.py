@@ -1,0 +1,105 @@
+"""Many ranges in few requests, and a walk from front to back: every byte right, and how many are read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from udl_dist.errors import DataError
+from udl_dist.storage.fetching import Traffic
+from udl_dist.storage.ranges import KEPT, LONGEST_RANGE, FileBlob, Window, merged, read_ranges
+
+DATA = os.urandom(300_000)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ranges") / "data.bin"
+    path.write_bytes(DATA)
+    return path
+
+
+RANGES = st.lists(st.tuples(st.integers(0, 290_000), st.integers(0, 10_000)), max_size=40)
+
+
+@settings(max_examples=200, deadline=None)
+@given(RANGES)
+def test_any_ranges_come_back_as_they_lie(path: Path, ranges: list[tuple[int, int]]) -> None:
+    blob = FileBlob(path)
+    assert read_ranges(blob, ranges) == [DATA[start : start + length] for start, length in ranges]
+    blob.close()
+
+
+@settings(max_examples=200, deadline=None)
+@given(RANGES)
+def test_each_range_is_in_one_joined_range_and_what_is_read_is_bounded(ranges: list[tuple[int, int]]) -> None:
+    joined = merged(ranges)
+    assert sorted(place for _, _, places in joined for place in places) == list(range(len(ranges)))
+    for start, length, places in joined:
+        assert all(start <= ranges[at][0] and sum(ranges[at]) <= start + length for at in places)
+        wanted = sum(ranges[at][1] for at in places)
+        assert length <= max(2**18, 1.1 * wanted)
+
+
+def test_photos_side_by_side_go_together_within_a_tenth() -> None:
+    photos = [(at * 32_256, 30_000) for at in range(100)]
+    joined = merged(photos)
+    assert len(joined) == 1
+    assert sum(length for _, length, _ in joined) <= 1.1 * sum(length for _, length in photos)
+
+
+def test_photos_apart_are_read_alone() -> None:
+    assert len(merged([(at * 60_000, 30_000) for at in range(100)])) == 100
+
+
+def test_tiny_records_with_a_tar_header_between_go_together() -> None:
+    assert len(merged([(at * 1536, 300) for at in range(100)])) == 1
+
+
+def test_no_joined_range_is_longer_than_the_longest() -> None:
+    joined = merged([(at * 100_000, 100_000) for at in range(1000)])
+    assert max(length for _, length, _ in joined) <= LONGEST_RANGE < 1000 * 100_000
+
+
+def test_a_window_forgets_what_it_has_passed(path: Path) -> None:
+    blob = FileBlob(path, Traffic())
+    window = Window(blob, piece_bytes=1000)
+    assert b"".join(window[at : at + 700] for at in range(0, len(window), 700)) == DATA
+    assert blob.traffic.bytes_read == len(DATA)
+    assert len(window._held) <= KEPT
+    assert window[10:5] == window[len(DATA) : len(DATA) + 5] == b"" and window[len(DATA) - 3 :] == DATA[-3:]
+    blob.close()
+
+
+def test_a_window_does_not_read_what_is_jumped_over(path: Path) -> None:
+    blob = FileBlob(path)
+    window = Window(blob, piece_bytes=1000)
+    for at in range(0, 290_000, 10_000):
+        assert window[at : at + 512] == DATA[at : at + 512]
+    assert blob.traffic.bytes_read <= 29 * 1000 + 2000
+    blob.close()
+
+
+def test_a_file_that_changes_says_how(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(DATA)
+    blob = FileBlob(path)
+    assert blob.changed() == "" and blob.stamp == f"mtime:{path.stat().st_mtime_ns}"
+    os.utime(path, ns=(1, 1))
+    assert blob.changed() == "was written again"
+    os.truncate(path, 1000)
+    assert blob.changed() == "has 1000 bytes where it had 300000"
+    with pytest.raises(DataError, match="ends before byte 5500"):
+        blob.read(500, 5000)
+    path.unlink()
+    assert blob.changed() == "is gone"
+    blob.close()
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is missing"):
+        FileBlob(tmp_path / "none.tar")

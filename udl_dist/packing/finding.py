@@ -1,0 +1,82 @@
+"""Which shards a source names: a tar, a folder, a brace pattern, a list file; on disk or in object storage."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from udl_dist.errors import DataError
+from udl_dist.packing.sources import READ
+from udl_dist.storage.places import is_remote, joined, parse, refuse_scheme, split
+
+TARS = (".tar", ".tgz", ".tar.gz")
+LISTS = (".txt", ".list")
+LONGEST_LIST = 2**26  # bytes of a list file in object storage
+
+
+def list_shards(source: str) -> list[str]:
+    """The shards that a source names, as absolute paths or URIs; empty if it is none.
+
+    Raises DataError for a list that names nothing and a folder that mixes shards and images, UsageError for a scheme
+    that is never opened.
+    """
+    refuse_scheme(source)
+    if is_remote(source):
+        return _list_remote(source)
+    path = Path(source).expanduser().absolute()
+    if path.is_dir():
+        return _tars(path)
+    if path.suffix in LISTS and path.is_file():
+        return _listed(source, path.read_text("utf-8"))
+    return expanded(str(path)) if path.name.endswith(TARS) or "{" in source else []
+
+
+def _list_remote(uri: str) -> list[str]:
+    from udl_dist.storage.objects import list_tars, open_blob
+
+    path = parse(uri).path
+    if path.endswith(LISTS):
+        blob = open_blob(uri)
+        if blob.size > LONGEST_LIST:
+            raise DataError(
+                f"list file {blob.name!r} has {blob.size} bytes, {LONGEST_LIST} are the most: is it a list?"
+            )
+        return _listed(uri, blob.read(0, blob.size).decode("utf-8", "replace"))
+    return expanded(uri) if path.endswith(TARS) or "{" in path else list_tars(uri)
+
+
+def _listed(source: str, text: str) -> list[str]:
+    """The shards of a list file; names are relative to it."""
+    lines = [line.strip() for line in text.splitlines()]
+    names = [line for line in lines if line and not line.startswith("#")]
+    if not names:
+        raise DataError(f"list file {source!r} names no shard: write one path a line")
+    for name in names:
+        refuse_scheme(name)
+    return [shard for name in names for shard in expanded(_beside(source, name))]
+
+
+def _beside(source: str, name: str) -> str:
+    if is_remote(name) or Path(name).is_absolute():
+        return name
+    if is_remote(source):
+        return joined(split(source)[0], name)
+    return str(Path(source).expanduser().absolute().parent / Path(name).expanduser())
+
+
+def _tars(folder: Path) -> list[str]:
+    """The tars of a folder, which must not hold images as well: one of the two would be passed over."""
+    shards = sorted(folder.glob("*.tar"), key=os.fsencode)
+    odd = next((path for path in folder.iterdir() if path.suffix.lower() in READ), None) if shards else None
+    if odd is not None:
+        raise DataError(f"folder {str(folder)!r} holds shards and images ({odd.name!r}): keep them apart")
+    return [str(shard) for shard in shards]
+
+
+def expanded(pattern: str) -> list[str]:
+    """A brace pattern as webdataset expands it."""
+    if "{" not in pattern:
+        return [pattern]
+    import braceexpand  # what webdataset itself calls
+
+    return list(braceexpand.braceexpand(pattern))

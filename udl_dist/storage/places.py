@@ -1,0 +1,95 @@
+"""Where an object lies: its URI taken apart, and which schemes are allowed. Opens nothing.
+
+A URI is taken literally, as `aws s3` takes it, with options behind a question mark: endpoint_override, region, scheme
+and anonymous. Credentials come from the environment or the SDK's files, never from a URI.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from udl_dist.errors import UsageError
+
+SCHEMES = ("s3", "gs")
+OPTIONS = ("endpoint_override", "region", "scheme", "anonymous")
+SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):(?=//)|^(pipe|hf|gopen):", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A URI taken apart. `bucket` is part of `path`, as pyarrow wants it."""
+
+    scheme: str
+    path: str = field(compare=False)
+    bucket: str
+    options: tuple[tuple[str, str], ...]
+
+    @property
+    def name(self) -> str:
+        """The URI without options: for messages."""
+        return f"{self.scheme}://{self.path}"
+
+    def uri(self, path: str) -> str:
+        """Another path of the same bucket as a URI, with the same options."""
+        options = "&".join(f"{name}={value}" for name, value in self.options)
+        return f"{self.scheme}://{path}" + (f"?{options}" if options else "")
+
+
+def is_remote(source: str) -> bool:
+    """Whether a source is a URI of object storage that may be read."""
+    found = SCHEME.match(source)
+    return found is not None and (found[1] or found[2]).lower() in SCHEMES
+
+
+def refuse_scheme(source: str) -> None:
+    """Raise UsageError if a source has a scheme that is never opened; a path or an allowed URI passes."""
+    found = SCHEME.match(source)
+    if found and not is_remote(source):
+        raise UsageError(f"data from {(found[1] or found[2]).lower()}: is not read: give a path, or a URI of "
+                         f"{' or '.join(name + '://' for name in SCHEMES)}")  # fmt: skip
+
+
+def name_of(path: str) -> str:
+    """A path, or a URI without its options: what messages call it."""
+    return parse(path).name if is_remote(path) else path
+
+
+def joined(uri: str, name: str) -> str:
+    """The URI of what is called `name` directly below a prefix, with the prefix's options."""
+    place = parse(uri)
+    return place.uri(f"{place.path.rstrip('/')}/{name}")
+
+
+def split(path: str) -> tuple[str, str]:
+    """The folder or prefix of a path or URI, and its last name."""
+    if not is_remote(path):
+        folder, _, name = path.rpartition("/")
+        return folder, name
+    place = parse(path)
+    folder, _, name = place.path.rpartition("/")
+    return place.uri(folder), name
+
+
+def parse(uri: str) -> Place:
+    """A URI taken apart; raise UsageError for another scheme, an unknown option or credentials within it."""
+    refuse_scheme(uri)
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        raise UsageError(f"{uri!r} is no URI of object storage: {' or '.join(name + '://' for name in SCHEMES)}")
+    path, mark, query = rest.rpartition("?")
+    path, query = (path, query) if mark and "=" in query else (rest, "")
+    bucket = path.partition("/")[0]
+    if "@" in bucket or "@" in query:
+        raise UsageError(
+            "a URI must not hold credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        )
+    options = tuple(
+        sorted((name, value) for name, _, value in (part.partition("=") for part in query.split("&")) if name)
+    )
+    for name, _ in options:
+        if name not in OPTIONS:
+            raise UsageError(f"unknown option {name} in {scheme}://{path}: there are {', '.join(OPTIONS)}")
+    if not bucket:
+        raise UsageError(f"{uri!r} names no bucket")
+    return Place(scheme.lower(), path, bucket, options)

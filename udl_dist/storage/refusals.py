@@ -1,0 +1,35 @@
+"""What the errors of object storage mean, read from pyarrow's words: final, for people, or passing, to try again."""
+
+from __future__ import annotations
+
+import re
+
+from udl_dist.errors import DataError
+from udl_dist.storage.fetching import PassingError
+
+ERROR = re.compile(r"AWS Error ([A-Z_]+)(?: \(HTTP status (\d+)\))?|Status\(([A-Z_]+)")
+DENIED = {"ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_SIGNATURE", "EXPIRED_TOKEN",
+          "INVALID_CLIENT_TOKEN_ID", "UNRECOGNIZED_CLIENT", "MISSING_AUTHENTICATION_TOKEN", "NOT_SIGNED_UP", "401",
+          "403", "PERMISSION_DENIED", "UNAUTHENTICATED", "REQUEST_EXPIRED", "ACCESS_DENIED_EXCEPTION"}  # fmt: skip
+MISSING = {"NO_SUCH_KEY", "NO_SUCH_BUCKET", "RESOURCE_NOT_FOUND", "404", "NOT_FOUND"}
+MAY_PASS = {"408", "429"}
+
+
+def meaning(error: OSError, name: str) -> Exception:
+    """An error of pyarrow's as what it means: DataError if asking again is no use, else PassingError."""
+    text = str(error)
+    found = ERROR.search(text)
+    codes = {code for code in (found.groups() if found else ()) if code}
+    status = found[2] or "" if found else ""
+    if isinstance(error, FileNotFoundError) or codes & MISSING:
+        return DataError(f"{name!r} is missing: check the path")
+    if codes & DENIED:
+        return DataError(f"{name!r}: access denied: check credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE, "
+                         "GOOGLE_APPLICATION_CREDENTIALS) and what they may read")  # fmt: skip
+    if status.startswith("3"):
+        return DataError(f"{name!r}: the endpoint redirects (HTTP {status}), which is not followed: "
+                         "name the right endpoint_override, or the region")  # fmt: skip
+    said = " ".join(re.sub(r"//[^/@\s]+@", "//", text.partition("operation: ")[2] or text).split())[:160]
+    if status == "501" or (status.startswith("4") and status not in MAY_PASS):
+        return DataError(f"{name!r}: refused (HTTP {status}, {said}): check the URI, the region and the endpoint")
+    return PassingError(" ".join([*sorted(codes), said]))

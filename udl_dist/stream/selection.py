@@ -1,0 +1,109 @@
+"""Which records of an index a stream reads: the hashed fraction or the rest, the keys of a list, at most so many.
+
+A selection is sorted record numbers. Small ones are held in memory, large ones lie in the cache and are mapped, so that
+a hundred million records cost a process nothing. Knows rows and keys, and no payload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from udl_dist.errors import DataError
+from udl_dist.stream import order
+from udl_dist.stream.index import Index, shown, written
+
+I64 = NDArray[np.int64]
+IN_MEMORY = 2**20  # record numbers
+ROWS = 2**18  # looked at at a time
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be selected; `part` is 'all', or 'train' or 'held_out' of the hashed `fraction`."""
+
+    part: str = "all"
+    fraction: float = 0.0
+    keys: str = ""  # path of a list, a key a line
+    limit: int = 0
+
+    @property
+    def everything(self) -> bool:
+        return self.part == "all" and not self.keys and not self.limit
+
+
+def select(index: Index, wanted: Wanted, cache: Path) -> tuple[NDArray[Any] | None, str]:
+    """Sorted record numbers (None: all), and a name for exactly this choice; raise DataError if none is left."""
+    if wanted.everything:
+        return None, "all"
+    listed = _listed(Path(wanted.keys)) if wanted.keys else None
+    lines = b"" if listed is None else listed.tobytes()
+    name = xxhash.xxh3_128_hexdigest(
+        f"{index.fingerprint} {wanted.part} {wanted.fraction} {wanted.limit} ".encode() + lines
+    )
+    if index.records <= IN_MEMORY:
+        chosen: NDArray[Any] = np.concatenate([*_chosen(index, wanted, listed)])
+    else:
+        chosen = _mapped(cache / "selections" / f"{name}.u64", index, wanted, listed)
+    if listed is not None:
+        _refuse_unknown(index, chosen, listed, wanted)
+    if 0 < wanted.limit < len(chosen):
+        places = order.record_at(0, 0, np.arange(wanted.limit), len(chosen))
+        chosen = np.sort(np.asarray(chosen[places]))
+    return chosen, name
+
+
+def _chosen(index: Index, wanted: Wanted, listed: NDArray[np.uint64] | None) -> Iterator[I64]:
+    """The chosen numbers, a part of the rows at a time."""
+    yield np.empty(0, np.int64)
+    for start in range(0, index.records, ROWS):
+        hashes = index.rows["key_hash"][start : start + ROWS]
+        keep = np.ones(len(hashes), bool)
+        if wanted.part != "all":
+            keep = order.held_out(hashes, wanted.fraction) == (wanted.part == "held_out")
+        if listed is not None:
+            keep &= np.isin(hashes, listed)
+        yield np.flatnonzero(keep) + start
+
+
+def _mapped(path: Path, index: Index, wanted: Wanted, listed: NDArray[np.uint64] | None) -> NDArray[Any]:
+    """The chosen numbers in a file of the cache, written once by whoever is first."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written(path) as file:
+            for numbers in _chosen(index, wanted, listed):
+                file.write(numbers.tobytes())
+    return np.asarray(np.memmap(path, np.int64, "r")) if path.stat().st_size else np.empty(0, np.int64)
+
+
+def _listed(path: Path) -> NDArray[np.uint64]:
+    """The hashes of the keys of a list file, sorted."""
+    try:
+        lines = path.expanduser().read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(f"data.keys {str(path)!r} cannot be read ({error.strerror}): write one key a line") from None
+    hashes = {xxhash.xxh3_64_intdigest(line) for line in lines if line}
+    if not hashes:
+        raise DataError(f"data.keys {str(path)!r} names no key: write one a line")
+    return np.array(sorted(hashes), np.uint64)
+
+
+def _refuse_unknown(index: Index, chosen: NDArray[Any], listed: NDArray[np.uint64], wanted: Wanted) -> None:
+    """A key that no record has is a mistake; those of the other part are not."""
+    if wanted.part != "all":
+        listed = listed[order.held_out(listed, wanted.fraction) == (wanted.part == "held_out")]
+    unknown = np.setdiff1d(listed, index.rows["key_hash"][chosen])
+    if unknown.size:
+        wrong = {
+            xxhash.xxh3_64_intdigest(line): line for line in Path(wanted.keys).expanduser().read_bytes().splitlines()
+        }
+        first = shown(wrong[int(unknown[0])])
+        raise DataError(
+            f"data.keys {wanted.keys!r}: {unknown.size} of its keys are in no shard, as {first}: correct it"
+        )

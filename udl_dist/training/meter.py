@@ -1,0 +1,71 @@
+"""What a phase plots, how fast it goes and what it takes: gathered without waiting on the device, summed over ranks."""
+
+from __future__ import annotations
+
+import resource
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from udl_dist.training.ranks import Ranks
+
+
+class Meter:
+    """Sums of what a phase plots, kept on the device until a report turns them into numbers."""
+
+    def __init__(self, ranks: Ranks, images: int) -> None:
+        self._ranks = ranks
+        self._damaged = 0
+        self.resume(images)
+
+    def waited(self, seconds: float, damaged: int) -> None:
+        """Count the wait for a batch, and the records in it that stand in for damaged ones."""
+        self._wait_seconds += seconds
+        self._damaged += damaged
+
+    def add(self, figures: dict[str, Tensor], rows: int) -> None:
+        for name, value in figures.items():
+            weighted = value.detach() * rows
+            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
+            self._rows[name] = self._rows.get(name, 0) + rows
+
+    def figures(self, images: int, rate: float) -> dict[str, float]:
+        """Means since the last report over all ranks, and how fast it went."""
+        rows = {f"rows {name}": float(count) for name, count in self._rows.items()}
+        sums = self._ranks.total({**self._sums, **rows, "damaged": float(self._damaged)})
+        seconds = time.perf_counter() - self._started
+        local = {"wait": self._wait_seconds, "seconds": seconds, "memory": _memory_bytes(self._ranks.device)}
+        slowest = self._ranks.total(local, maximum=True)
+        figures = {f"train/{name}": sums[name] / sums[f"rows {name}"] for name in self._sums}
+        if sums["damaged"]:
+            figures["data/damaged"] = sums["damaged"]
+        return figures | {
+            "train/learning_rate": rate,
+            "perf/images_per_second": (images - self._images) / slowest["seconds"],
+            "perf/data_wait_seconds": slowest["wait"],
+            "perf/data_wait_share": slowest["wait"] / slowest["seconds"],
+            "perf/memory_bytes": slowest["memory"],
+        }
+
+    def resume(self, images: int) -> None:
+        """Begin the next interval; what the receiver of the report did in between does not count."""
+        self._images = images
+        self._sums: dict[str, Tensor] = {}
+        self._rows: dict[str, int] = {}
+        self._wait_seconds = 0.0
+        self._started = time.perf_counter()
+
+
+def _memory_bytes(device: torch.device) -> int:
+    """The peak on a GPU; on a CPU what the process has of its own now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except FileNotFoundError:  # no Linux: the peak of all resident pages, those of mapped shards included
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Mapped shards are the kernel's cache, which it takes back at will: they are not counted.
+    own = [line for line in lines if line.startswith(("RssAnon", "RssShmem"))]
+    return sum(int(line.split()[1]) * 1024 for line in own)
