@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from udl_dist.stream import order, permutation
+from udl_dist.stream.order import Blocks
 
 SEEDS = st.integers(0, 2**63)
 
@@ -111,3 +112,49 @@ def test_held_out_is_the_asked_fraction_and_grows_with_it(fraction: float) -> No
     assert abs(held.mean() - fraction) < 0.01
     assert (order.held_out(hashes, 0.95) | ~held).all()
     assert fraction == 0 or not np.array_equal(held, order.held_out(hashes, fraction, seed=1))
+
+
+@given(st.integers(0, 3), st.integers(1, 3000), st.integers(1, 90), st.integers(1, 3))
+def test_blocks_hold_every_record_once_and_the_place_alone_decides(
+    epoch: int, records: int, run: int, window: int
+) -> None:
+    blocks = Blocks(run, window)
+    found = order.record_in_blocks(5, epoch, np.arange(records), records, blocks)
+    assert np.array_equal(np.sort(found), np.arange(records))
+    some = np.arange(records)[:: max(1, records // 7)]
+    assert np.array_equal(order.record_in_blocks(5, epoch, some, records, blocks), found[some])
+
+
+def test_blocks_mix_classes_nearly_as_a_true_shuffle() -> None:
+    """Records sorted by class, the worst case: batches of 256 hold the classes nearly as by chance."""
+    records, batch = 51_200, 256
+    classes = np.arange(records) * 100 // records
+    shuffled = np.random.default_rng(0).permutation(records)
+    ours = order.record_in_blocks(1, 0, np.arange(records), records, Blocks(20))
+    per_batch = [np.stack([np.bincount(classes[part], minlength=100) for part in one.reshape(-1, batch)]).var()
+                 for one in (ours, shuffled)]  # fmt: skip
+    assert per_batch[0] < 1.5 * per_batch[1]
+    in_order = np.stack([np.bincount(classes[part], minlength=100) for part in np.arange(records).reshape(-1, batch)])
+    assert in_order.var() > 20 * per_batch[0]
+
+
+def test_blocks_read_each_run_within_few_steps() -> None:
+    """What makes reading from afar cheap: a run is used up soon after it is begun."""
+    records, run = 20_000, 25
+    found = order.record_in_blocks(1, 0, np.arange(records), records, Blocks(run))
+    first, last = np.full(records // run, records), np.zeros(records // run)
+    np.minimum.at(first, found // run, np.arange(records))
+    np.maximum.at(last, found // run, np.arange(records))
+    assert np.quantile(last - first, 0.9) <= 8 * run * order.LANES
+
+
+@pytest.mark.parametrize("weights", [(0.7, 0.3), (1.0, 1.0, 2.0), (0.999, 0.001)])
+def test_mixed_sets_take_turns_by_weight_and_miss_no_place(weights: tuple[float, ...]) -> None:
+    sets, places = order.mixed(3, np.arange(5 * order.MIX_BLOCK), weights)
+    for number, weight in enumerate(weights):
+        own = places[sets == number]
+        assert np.array_equal(np.sort(own), np.arange(len(own)))
+        assert abs(len(own) / len(sets) - weight / sum(weights)) <= 1 / order.MIX_BLOCK
+    positions = np.array([1, 1500, 4000])
+    again = order.mixed(3, positions, weights)
+    assert np.array_equal(again[0], sets[positions]) and np.array_equal(again[1], places[positions])

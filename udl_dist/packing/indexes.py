@@ -56,9 +56,9 @@ def index(source: str, settings: IndexSettings, progress: Progress | None = None
     cache = cache_folder(settings.cache)
     if settings.again:
         _forget(shards, cache)
+    if is_remote(shards[0]) and _fills_folder(shards) and not index_beside(split(shards[0])[0]):
+        _upload_index(shards, cache, progress)
     where = index_of(shards, cache, progress)
-    if is_remote(shards[0]) and not is_remote(where) and _fills_folder(shards):
-        where = _uploaded(Path(where), shards)
     found = open_index(where, cache)
     return Indexed(where, len(found.shards), found.records, sum(shard.shard_bytes for shard in found.shards),
                    sum(shard.ignored for shard in found.shards), found.fingerprint,
@@ -92,18 +92,19 @@ def _index_of_remote(shards: list[str], cache: Path, progress: Progress | None) 
         return beside
     path = _cached(shards, cache)
     if not path.exists():
-        index_shards(shards, path, progress=progress, base=folder)
+        index_shards(shards, path, progress=progress)
     return str(path)
 
 
-def _uploaded(path: Path, shards: list[str]) -> str:
-    """Put an index beside its shards, so that nobody has to make it again."""
+def _upload_index(shards: list[str], cache: Path, progress: Progress | None) -> None:
+    """Index shards in object storage and put the index beside them, so that nobody has to make it again."""
     from udl_dist.storage.objects import upload
 
-    beside = joined(split(shards[0])[0], NAME)
-    upload(path, beside)
+    folder = split(shards[0])[0]
+    path = _cached([folder, *shards], cache)
+    index_shards(shards, path, progress=progress, base=folder)
+    upload(path, joined(folder, NAME))
     path.unlink()
-    return beside
 
 
 def _forget(shards: list[str], cache: Path) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
 from udl_dist.stream.index import Index
-from udl_dist.stream.shards import Loaded, Shards
+from udl_dist.stream.shards import Loaded, RemoteAccess, Shards
 
 I64 = NDArray[np.int64]
 REQUESTS = 16  # runs that are fetched at the same time
@@ -25,9 +25,10 @@ Fetched = tuple[list[bytes], dict[int, str]]
 class Dataset:
     """Numbered records 0 … `records`-1 of an index."""
 
-    def __init__(self, index: Index, selection: NDArray[Any] | None = None, name: str = "all") -> None:
+    def __init__(self, index: Index, selection: NDArray[Any] | None = None, name: str = "all",
+                 access: RemoteAccess | None = None) -> None:  # fmt: skip
         self.index, self._selection, self._name = index, selection, name
-        self.shards = Shards(index)
+        self.shards = Shards(index, access)
         self.records = index.records if selection is None else len(selection)
         if not self.records:
             raise DataError(
@@ -83,7 +84,9 @@ class Runs:
             found, wrong = future.result()
             for place in places:
                 offset = int(numbers[place]) % self.run
-                payloads[place] = found[offset]
+                if offset not in unused:  # the run is still here from the epoch before
+                    found, wrong = self._again(number)
+                payloads[place], found[offset] = found[offset], b""  # memory is given back record by record
                 if offset in wrong:
                     faults[place] = wrong[offset]
                 unused.discard(offset)
@@ -92,6 +95,12 @@ class Runs:
                     self._runs.pop(number, None)
         return self.dataset.shards.check(self.dataset.chosen(numbers), payloads, faults)
 
+    def _again(self, number: int) -> Fetched:
+        return self.dataset.shards.fetch(self.dataset.chosen(self._numbers(number)))
+
+    def _numbers(self, run: int) -> I64:
+        return np.arange(run * self.run, min(self.dataset.records, (run + 1) * self.run))
+
     def close(self) -> None:
         """End the threads; what was fetched is forgotten."""
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -99,7 +108,7 @@ class Runs:
 
     def _run(self, number: int) -> tuple[Future[Fetched], set[int]]:
         if number not in self._runs:
-            numbers = np.arange(number * self.run, min(self.dataset.records, (number + 1) * self.run))
+            numbers = self._numbers(number)
             future = self._pool.submit(self.dataset.shards.fetch, self.dataset.chosen(numbers))
             self._runs[number] = (future, set(range(len(numbers))))
             while len(self._runs) > self._most:

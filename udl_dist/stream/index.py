@@ -27,7 +27,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
-from udl_dist.storage.places import is_remote, joined
+from udl_dist.storage.places import is_remote, joined, split
 from udl_dist.stream.settings import Shape
 
 NAME = "index.udl"
@@ -140,7 +140,7 @@ def write_index(path: Path, about: About, parts: list[Path]) -> None:
     for part in parts:
         shard, _, keys = read_part(part)
         shards.append(shard)
-        fingerprint.update(f"{Path(shard.name).name!r} {shard.shard_bytes} {shard.rows_hash}\n".encode() + keys)
+        fingerprint.update(f"{split(shard.name)[1]!r} {shard.shard_bytes} {shard.rows_hash}\n".encode() + keys)
     header = json.dumps({"about": dataclasses.asdict(about), "fingerprint": fingerprint.hexdigest(),
                          "shards": [dataclasses.astuple(shard) for shard in shards]}).encode()  # fmt: skip
     with written(path) as file:

@@ -19,6 +19,7 @@ from udl_dist.stream import order
 from udl_dist.stream.augment import crops
 from udl_dist.stream.dataset import Dataset
 from udl_dist.stream.images import Pixels, decode_into
+from udl_dist.stream.permutation import chain
 from udl_dist.stream.settings import DataSettings
 from udl_dist.stream.shards import Loaded
 
@@ -100,11 +101,12 @@ class Loader:
         batch.records[places] = dataset.chosen(numbers) + self._record_starts[number]
         batch.labels[places] = loaded.rows["label"]
         hashes = loaded.rows["key_hash"].copy()
-        batch.record_keys[places] = order.record_keys(self.seed, hashes)
+        seed = self.seed if number == 0 else chain(self.seed, number)  # keys of two sets may be alike
+        batch.record_keys[places] = order.record_keys(seed, hashes)
         epochs = plan.epochs[places]
         for epoch in np.unique(epochs).tolist():
             within = epochs == epoch
-            batch.keys[places[within]] = order.keys(self.seed, epoch, hashes[within])
+            batch.keys[places[within]] = order.keys(seed, epoch, hashes[within])
         faults = self._decode(dataset, batch, plan.augmented, places, loaded)
         self.spent.add("decode", began)
         if faults and self.settings.damaged == "stop":

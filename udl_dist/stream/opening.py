@@ -10,12 +10,14 @@ import numpy as np
 import xxhash
 
 from udl_dist.storage.places import is_remote, joined, split
+from udl_dist.storage.range_cache import RangeCache
 from udl_dist.stream.dataset import Dataset
 from udl_dist.stream.index import NAME, Index
 from udl_dist.stream.loading import Allocate
 from udl_dist.stream.reader import Stream
 from udl_dist.stream.selection import Wanted, select
 from udl_dist.stream.settings import DataSettings, cache_folder
+from udl_dist.stream.shards import RemoteAccess
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,18 @@ def open_streams(
     """
     settings = prepared.settings
     cache = cache_folder(settings.cache)
+    access = RemoteAccess(settings.storage)
+    if settings.storage_cache_bytes:
+        access.cache = RangeCache(cache / "ranges", settings.storage_cache_bytes)
     train, held_out = [], []
     for where, beside, fraction in zip(prepared.train, prepared.held_out, prepared.fractions, strict=True):
         index = open_index(where, cache)
         part = "train" if fraction else "all"
-        train.append(_dataset(index, Wanted(part, fraction, settings.keys, settings.limit), cache))
+        train.append(_dataset(index, Wanted(part, fraction, settings.keys, settings.limit), cache, access))
         if beside:
-            held_out.append(_dataset(open_index(beside, cache), Wanted(), cache))
+            held_out.append(_dataset(open_index(beside, cache), Wanted(), cache, access))
         elif fraction:
-            held_out.append(_dataset(index, Wanted("held_out", fraction, settings.keys), cache))
+            held_out.append(_dataset(index, Wanted("held_out", fraction, settings.keys), cache, access))
     stream = Stream(train, settings, seed, settings.weights, allocate)
     return stream, Stream(held_out, settings, seed, (), allocate) if held_out else None
 
@@ -76,5 +81,5 @@ def open_index(where: str, cache: Path) -> Index:
     return Index.open(copy, split(where)[0])
 
 
-def _dataset(index: Index, wanted: Wanted, cache: Path) -> Dataset:
-    return Dataset(index, *select(index, wanted, cache))
+def _dataset(index: Index, wanted: Wanted, cache: Path, access: RemoteAccess) -> Dataset:
+    return Dataset(index, *select(index, wanted, cache), access)

@@ -27,12 +27,13 @@ class Blocks:
     """An order for storage that is slow to jump: runs of `records` neighbours are mixed, then read a few at a time.
 
     Places are dealt to 64 lanes in turn, so every batch holds records of 64 far places. Within a lane, runs come in
-    random order and `window` of them are shuffled together. Lanes do not depend on the world size: a rank reads whole
-    lanes, so no run is read by two ranks.
+    random order and `window` of them are shuffled together: batches of 256 of a set that is sorted by 100 classes then
+    hold them with 1.4 times the variance of a full shuffle (2.5 times with a window of 2). Lanes do not depend on the
+    world size: a rank reads whole lanes, so hardly a run is read by two ranks.
     """
 
     records: int
-    window: int = 2
+    window: int = 8
 
 
 def record_at(seed: int, epoch: int, places: I64, records: int) -> I64:
@@ -43,14 +44,20 @@ def record_at(seed: int, epoch: int, places: I64, records: int) -> I64:
 def record_in_blocks(seed: int, epoch: int, places: I64, records: int, blocks: Blocks) -> I64:
     """Which record stands at each place of an epoch in the order of `blocks`: every record exactly once. [B] -> [B]"""
     base, row, rows = _lane_rows(places, records)
-    # Windows of different lanes end at different times, so that reading is spread evenly over the steps.
+    whole, left = divmod(records, blocks.records)
+    begin = chain(TAIL, seed, epoch) % (whole + 1) * blocks.records  # of the last run, which is shorter
+    # A window is whole runs. Those of different lanes end at different times, so that reading is spread over the steps.
     size = blocks.records * blocks.window
-    shift = places % LANES * size // LANES
-    start = np.maximum(0, (row + shift) // size * size - shift)
-    length = np.minimum(rows, (row + shift) // size * size + size - shift) - start
-    keys = mix64((base + start).astype(np.uint64) ^ np.uint64(chain(WINDOW, seed, epoch)))
-    within = permuted_each((row - start).astype(np.uint64), length.astype(np.uint64), keys).astype(np.int64)
-    return _record_of_slot(seed, epoch, base + start + within, records, blocks.records)
+    shift = places % LANES % blocks.window * blocks.records
+    slots = base + row
+    window = (slots - np.where(slots >= begin + left, left, np.maximum(0, slots - begin)) + shift) // size
+    first, last = (
+        edge + np.where(edge > begin, left, 0) for edge in (window * size - shift, window * size + size - shift)
+    )
+    first, last = np.maximum(base, first), np.minimum(base + rows, last)
+    keys = mix64(first.astype(np.uint64) ^ np.uint64(chain(WINDOW, seed, epoch)))
+    within = permuted_each((slots - first).astype(np.uint64), (last - first).astype(np.uint64), keys)
+    return _record_of_slot(seed, epoch, first + within.astype(np.int64), begin, whole, left, blocks.records)
 
 
 def _lane_rows(places: I64, records: int) -> tuple[I64, I64, I64]:
@@ -60,15 +67,11 @@ def _lane_rows(places: I64, records: int) -> tuple[I64, I64, I64]:
     return lane * rows + np.minimum(lane, more), row, rows + (lane < more).astype(np.int64)
 
 
-def _record_of_slot(seed: int, epoch: int, slots: I64, records: int, run: int) -> I64:
-    """Runs of `run` records in random order, the shorter last one at a random place among them."""
-    whole, left = divmod(records, run)
-    begin = chain(TAIL, seed, epoch) % (whole + 1) * run
+def _record_of_slot(seed: int, epoch: int, slots: I64, begin: int, whole: int, left: int, run: int) -> I64:
+    """Runs of `run` records in random order, the last one, of `left` records, at slot `begin` among them."""
     in_tail = (slots >= begin) & (slots < begin + left)
-    slots = slots - np.where(slots >= begin + left, left, 0)
-    found = np.empty_like(slots)
-    found[in_tail] = whole * run + slots[in_tail] - begin
-    number, offset = np.divmod(slots[~in_tail], run)
+    found = whole * run + slots - begin
+    number, offset = np.divmod((slots - np.where(slots >= begin + left, left, 0))[~in_tail], run)
     if whole:
         number = permuted(number.astype(np.uint64), whole, chain(ORDER, seed, epoch)).astype(np.int64)
     found[~in_tail] = number * run + offset

@@ -43,8 +43,8 @@ class Stream:
         self._refuse_odd_weights(weights)
         remote = any(dataset.shards.remote for dataset in datasets)
         self._in_blocks = settings.order == "blocks" or (settings.order == "auto" and remote)
-        mean_bytes = sum(each.record_bytes * each.records for each in datasets) / self.records
-        self._blocks = order.Blocks(max(1, min(int(settings.block_bytes / mean_bytes), self.records // 256)))
+        self._mean_bytes = sum(each.record_bytes * each.records for each in datasets) / self.records
+        self._blocks = order.Blocks(max(1, min(int(settings.block_bytes / self._mean_bytes), self.records // 256)))
         self._in_a_row = 0
         self.damage: dict[str, None] = {}  # what was wrong with records that others stood in for, in order
 
@@ -153,7 +153,7 @@ class Stream:
     def _expected(self, plans: Iterable[Plan], sources: Sequence[Source]) -> Iterator[Plan]:
         """Tell runs of records what comes, as far ahead as may lie in memory."""
         waiting: deque[Plan] = deque()
-        mean = sum(each.record_bytes * each.records for each in self.datasets) / self.records
+        most = min(self.settings.read_ahead_bytes / 4 / self._mean_bytes, self.records / 2)
         for plan in plans:
             waiting.append(plan)
             for number, source in enumerate(sources):
@@ -161,7 +161,7 @@ class Stream:
                 own = plan.numbers[(plan.numbers >= starts[number]) & (plan.numbers < starts[number + 1])]
                 if own.size and isinstance(source, Runs):
                     source.expect(own - starts[number])
-            if len(waiting) * max(1, len(plan.numbers)) * mean > self.settings.read_ahead_bytes / 4:
+            if len(waiting) * max(1, len(plan.numbers)) > most:
                 yield waiting.popleft()
         yield from waiting
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from udl_dist.settings import setting
+from udl_dist.storage.fetching import Limits
 
 Shape = tuple[int, int, int]  # C, H, W
 Fit = Literal["crop", "pad"]
@@ -45,12 +46,13 @@ class DataSettings:
     order: Literal["auto", "full", "blocks"] = setting(
         "auto", "full shuffles all records; blocks reads runs of neighbours; auto: blocks on object storage"
     )
-    block_bytes: int = setting(2**20, "bytes of a run of neighbours in the order of blocks", low=1)
+    block_bytes: int = setting(2**19, "bytes of a run of neighbours in the order of blocks", low=1)
     damaged: Literal["stop", "skip"] = setting("stop", "what a damaged record does; skip: another one stands in for it")
     damaged_limit: float = setting(0.01, "part of the records that may be damaged and skipped", low=0.0, high=1.0)
     damaged_in_a_row: int = setting(100, "damaged records one after the other that stop a run", low=1)
     cache: str = setting("", "folder for what is packed at first use; empty: ~/.cache/udl-dist (XDG_CACHE_HOME)")
     storage_cache_bytes: int = setting(0, "local copies of what object storage gave, at most; 0: none", low=0)
+    storage: Limits = setting(Limits, "how long object storage is waited for")
     readers: int = setting(1, "threads that read and decode ahead; 0: in the training loop itself", low=0, high=256)
     read_ahead_bytes: int = setting(2**28, "memory for what is read and decoded ahead", low=1)
 

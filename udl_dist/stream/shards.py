@@ -12,6 +12,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -20,7 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
+from udl_dist.storage.fetching import Limits, Traffic
 from udl_dist.storage.places import is_remote, name_of
+from udl_dist.storage.range_cache import RangeCache
 from udl_dist.storage.ranges import Blob, Window, read_ranges
 from udl_dist.stream.index import Index, shown
 from udl_dist.stream.tar import Data
@@ -50,6 +53,15 @@ class Handle(Protocol):
 
     def changed(self) -> str:
         """How the shard differs from when it was opened, or ""."""
+
+
+@dataclass
+class RemoteAccess:
+    """How object storage is read: its time limits, what was asked of it, and a local copy of what it gave."""
+
+    limits: Limits = field(default_factory=Limits)
+    traffic: Traffic = field(default_factory=Traffic)
+    cache: RangeCache | None = None
 
 
 class Mapped:
@@ -89,14 +101,16 @@ class Mapped:
 class Remote:
     """A shard in object storage, kept open."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, remote: RemoteAccess) -> None:
         from udl_dist.storage.objects import open_blob
 
-        self.blob: Blob = open_blob(address)
+        self.blob: Blob = open_blob(address, remote.limits, remote.traffic)
+        self._cache = remote.cache
         self.size, self.stamp = self.blob.size, self.blob.stamp
 
     def cut(self, starts: list[int], ends: list[int]) -> list[bytes]:
-        return read_ranges(self.blob, [(start, end - start) for start, end in zip(starts, ends, strict=True)])
+        ranges = [(start, end - start) for start, end in zip(starts, ends, strict=True)]
+        return read_ranges(self.blob, ranges, self._cache)
 
     def changed(self) -> str:
         return self.blob.changed()
@@ -106,7 +120,7 @@ class Remote:
 def opened(path: str) -> Iterator[tuple[Data, str]]:
     """A shard to be walked once from its start, and its stamp."""
     if is_remote(path):
-        blob = Remote(path).blob
+        blob = Remote(path, RemoteAccess()).blob
         try:
             yield Window(blob), blob.stamp
         finally:
@@ -119,14 +133,14 @@ def opened(path: str) -> Iterator[tuple[Data, str]]:
 
 def cut_out(path: str, start: int, end: int) -> bytes:
     """Some bytes of a shard, on disk or in object storage."""
-    return (Remote(path) if is_remote(path) else Mapped(path)).cut([start], [end])[0]
+    return (Remote(path, RemoteAccess()) if is_remote(path) else Mapped(path)).cut([start], [end])[0]
 
 
 class Shards:
     """The shards of an index, opened when they are first read; the ones not read for longest are let go."""
 
-    def __init__(self, index: Index) -> None:
-        self.index = index
+    def __init__(self, index: Index, access: RemoteAccess | None = None) -> None:
+        self.index, self.access = index, access or RemoteAccess()
         self.remote = is_remote(index.shard_path(0))
         self._open: OrderedDict[int, Handle] = OrderedDict()
         self._lock = threading.Lock()
@@ -194,7 +208,7 @@ class Shards:
     def _checked(self, shard: int) -> Handle:
         """Open a shard, refusing one that is not the indexed one: by size, by ETag, or by a look into it."""
         where, expected = self.index.shard_path(shard), self.index.shards[shard]
-        handle: Handle = Remote(where) if self.remote else Mapped(where)
+        handle: Handle = Remote(where, self.access) if self.remote else Mapped(where)
         path = name_of(where)
         again = f"copy it again, or delete {str(self.index.path)!r} and index it anew"
         if handle.size != expected.shard_bytes:
