@@ -101,6 +101,8 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "PNG of 2^32 - 1 bytes in a chunk": image(png(8, 8)[:33] + struct.pack(">I", 2**32 - 1) + b"IDAT" + bytes(99)),
     "JPEG of 65,500 x 65,500": image(JPEG, "jpg"),
     "JPEG of 4 MiB of fill bytes": image(b"\xff\xd8" + b"\xff" * 2**22, "jpg"),
+    "JPEG of 2^20 empty segments": image(b"\xff\xd8" + b"\xff\xe1\0\2" * 2**20, "jpg"),
+    "PNG of 2^18 empty chunks": image(png(8, 8, chunk(b"teXt", b"") * 2**18)),
     "WebP of 2^24 x 2^24": image(WEBP, "webp"),
     "npy header of 2^32 - 1 bytes": image(npy("{}", 2, 2**32 - 1), "npy"),
     "npy header of 9,000 brackets": image(npy("(" * 9_000), "npy"),
