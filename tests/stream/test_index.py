@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 from pathlib import Path
 
 import google_crc32c
@@ -13,7 +15,7 @@ import xxhash
 from tests.stream.made import encoded, one_line, pixels, seen_by_webdataset, shards, tar
 from udl_dist.errors import DataError
 from udl_dist.stream.index import NAME, ROW, About, Index, Shard, write_index, write_part
-from udl_dist.stream.indexing import index_shards
+from udl_dist.stream.indexing import index_shards, key_and_extension
 from udl_dist.stream.shards import Shards
 
 PNG = encoded(pixels(1, 8, 8))
@@ -166,3 +168,12 @@ def test_opening_costs_what_the_shards_cost(tmp_path: Path) -> None:
 
 def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_keys_end_where_those_of_webdataset_do() -> None:
+    """Against webdataset's own pattern (its base_plus_ext), on all short names of telling letters."""
+    pattern = re.compile(rb"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)
+    for letters in itertools.chain.from_iterable(itertools.product(b"a./\n", repeat=length) for length in range(8)):
+        name = bytes(letters)
+        match = pattern.match(name)
+        assert key_and_extension(name) == ((match[1], match[2]) if match else None), name

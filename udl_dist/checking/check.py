@@ -114,18 +114,18 @@ def _together(source: str, sources: Sources, settings: CheckSettings, gone: list
         classes=_classes(table, sources), keys_again=len(table) - len(np.unique(table["key_hash"])),
         copies=int(again.sum()), copied=[_named(sources, table, group) for group in groups[:LISTED]],
         leaks=int(leaked.sum()), damage=damage,
-        looked=_looked(table, held_out, again | leaked, settings) if settings.decode else None, fixed="", seconds=0.0,
+        looked=_looked(table, held_out, ~again, settings) if settings.decode else None, fixed="", seconds=0.0,
     )  # fmt: skip
 
 
-def _looked(table: Table, held_out: Any, exact: Any, settings: CheckSettings) -> Looked:
+def _looked(table: Table, held_out: Any, first: Any, settings: CheckSettings) -> Looked:
+    """What decoding showed; near copies are sought among the `first` of exact ones, and training comes first."""
     sizes = Counter(f"{width} x {height}" for width, height in table[["width", "height"]].tolist())
     channels = Counter(str(count) for count in table["channels"].tolist())
-    near = leaks = np.zeros(len(table), bool)
+    near = leaks = np.zeros(0, bool)
     if settings.near_bits >= 0:
-        near, leaks = near_records(table, held_out, settings.near_bits)
-    return Looked(dict(sizes), dict(channels), int(table["constant"].sum()), int((near & ~exact).sum()),
-                  int((leaks & ~exact).sum()))  # fmt: skip
+        near, leaks = near_records(table[first], held_out[first], settings.near_bits)
+    return Looked(dict(sizes), dict(channels), int(table["constant"].sum()), int(near.sum()), int(leaks.sum()))
 
 
 def _classes(table: Table, sources: Sources) -> dict[str, int]:

@@ -3,8 +3,10 @@
 Exact copies: those of equal length and checksum are read again and compared by XXH3-128, which tells them apart for
 certain. Near copies: perceptual hashes that differ in at most `bits` of 64. Cut into bits + 1 bands, two such hashes
 agree in at least one whole band (pigeonhole), so only what shares a band is compared. The default of 3 bits gives bands
-of 16: among a million images about 15 share one by chance. Hashes of unlike images differ in 32 ± 4 bits, so chance
-alone brings no pair of a million images within 3; re-encoding or resizing a photo moves 0 to 4.
+of 16: among a million images about 15 share one by chance. Half of the bits of a hash are set, so distances are even.
+Measured on 150 images with the spectrum of photos: unlike ones differ in 31 ± 4 bits, 16 at least; copies as JPEG of
+quality 40 to 90, at half the size, or brighter, in at most 2 in 98 to 100 % of cases. Small drawings lie closer: of
+5,000 MNIST digits 490 have another within 2, mostly ones, that is alike and no copy.
 """
 
 from __future__ import annotations

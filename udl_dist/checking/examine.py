@@ -70,7 +70,7 @@ class Examination:
     decode: bool = False
     decode_unknown: bool = False
     near: bool = False
-    wounded: bool = False  # by damage to headers
+    wounds: set[int] = field(default_factory=set)  # bytes where headers are damaged
     seen: set[int] = field(default_factory=set)  # hashes of keys
     rows: dict[int, Any] = field(default_factory=dict)  # rows of the index that were not met yet, by offset
     keys: set[int] = field(default_factory=set)  # hashes of the keys that the index has
@@ -91,10 +91,12 @@ class Examination:
             yield self._damaged(0, b"", f"has {len(data)} bytes, its index says {expected}")
         for found in grouped(data):
             if isinstance(found, Damage):
-                self.wounded = True
+                self.wounds.add(found.at)
                 yield self._damaged(found.at, self._key_near(data, found.at), found.what)
             else:
                 yield from self._record(data, found)
+        if not (self.seen or self.wounds or self.rows_known):
+            yield self._damaged(0, b"", "holds no record")
         yield from self._unmet(data)
 
     def _load_rows(self) -> Iterator[Damaged]:
@@ -127,7 +129,7 @@ class Examination:
             wrong = "comes a second time"
         self.seen.add(hashed)
         if wrong:
-            if not (self.wounded and row is None and self.job.index):  # what is left of a group was named by its header
+            if not (self.wounds and row is None and self.job.index):  # what is left of a group was named by its header
                 yield self._damaged(group.at, group.key, wrong, int(row is not None))
             return
         label = label_of(data, group)
@@ -153,7 +155,7 @@ class Examination:
         if row["key_hash"] != hashed:
             return f"the index calls it {shown(self._index_key(row['record']))}"
         has_label = len(group.members) > 1 and label >= 0
-        if label != row["label"] and (has_label or not self.wounded):
+        if label != row["label"] and (has_label or not self.wounds):
             return f"its label is {label}, its index says {row['label']}"
         return ""
 
@@ -183,9 +185,10 @@ class Examination:
         """The records of the index that no member was found for; their images may be whole all the same."""
         for row in self.rows.values():
             key = self._index_key(row["record"])
-            if not self.wounded and row["offset"] + row["length"] <= len(data):
-                yield self._damaged(row["offset"], key, "is in the index, but no member of the shard begins there")
-            yield self._verified(data, None, key, b"raw" if self._is_raw else b"", row["label"], row)
+            found = self._verified(data, None, key, b"raw" if self._is_raw else b"", row["label"], row)
+            if isinstance(found, Whole) and row["offset"] - BLOCK not in self.wounds:
+                yield self._damaged(row["offset"] - BLOCK, key, "no header is there, but the image that is indexed")
+            yield found
 
     @property
     def _is_raw(self) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from udl_dist.stream.index import shown
-from udl_dist.stream.indexing import IMAGES, KEY, LABEL, LARGEST_IMAGE, META
+from udl_dist.stream.indexing import IMAGES, LABEL, LARGEST_IMAGE, key_and_extension
 from udl_dist.stream.tar import BLOCK, LONGEST_NAME, Damage, Data, Member, name_of, salvage
 
 
@@ -42,22 +42,22 @@ def grouped(data: Data) -> Iterator[Group | Damage]:
         if isinstance(found, Damage):
             yield found
             continue
-        match = KEY.match(found.name)
-        if match is None or META.match(found.name):
+        parts = key_and_extension(found.name)
+        if parts is None:
             continue
-        if match[1] != key and members:
+        if parts[0] != key and members:
             yield Group(key, tuple(members))
             members = []
-        key = match[1]
-        members.append((match[2].lower(), found))
+        key = parts[0]
+        members.append((parts[1], found))
     if members:
         yield Group(key, tuple(members))
 
 
 def key_at(data: Data, at: int) -> bytes:
     """The key that a damaged header still shows; empty if it shows none."""
-    match = KEY.match(name_of(data[at : at + BLOCK]))
-    return match[1] if match else b""
+    parts = key_and_extension(name_of(data[at : at + BLOCK]))
+    return parts[0] if parts else b""
 
 
 def wrong_with(group: Group, raw: bool) -> str:

@@ -16,6 +16,7 @@ from udl_dist.errors import DataError
 
 MOST_PIXELS = 2**24  # 16.7 megapixels: 4096 x 4096
 MOST_SCANS = 100  # of a progressive JPEG: each costs a pass over all pixels, and ten is usual
+MOST_PARTS = 2**14  # chunks of a PNG, segments and fill bytes of a JPEG: 16.7 megapixels in 8 kB chunks are 8,000
 ORIENTATION = 0x0112  # EXIF tag
 PNG = b"\x89PNG\r\n\x1a\n"
 NPY = b"\x93NUMPY"
@@ -70,7 +71,7 @@ def _png(data: bytes) -> Header:
     if name != b"IHDR" or length != 13:
         raise DataError("is a PNG without a header")
     plain, at = depth == 8 and colour in (0, 2), 8
-    while name != b"IEND":
+    for _ in range(MOST_PARTS):
         length, name = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length
         if end > len(data):
@@ -79,16 +80,18 @@ def _png(data: bytes) -> Header:
             raise DataError(f"is a damaged PNG (its part {name!r} does not match its checksum)")
         plain &= name not in (b"tRNS", b"eXIf", b"acTL")
         at = end
-        if at == len(data) and name != b"IEND":
+        if name == b"IEND":
+            return Header("png", width, height, plain)
+        if at == len(data):
             raise DataError("is a truncated PNG")
-    return Header("png", width, height, plain)
+    raise DataError(f"is a PNG of more than {MOST_PARTS} parts")
 
 
 def _jpeg(data: bytes) -> Header:
     """Walk the segments up to the frame header (SOF0 to SOF15 without DHT, JPG and DAC), which holds the size."""
     at, exif = 2, b""
     several = False
-    while True:
+    for _ in range(MOST_PARTS):
         if data[at] != 0xFF:
             raise DataError("is a damaged JPEG")
         marker = data[at + 1]
@@ -102,6 +105,8 @@ def _jpeg(data: bytes) -> Header:
         if marker == 0xE1 and data.startswith(b"Exif\0", at + 4):
             several, exif = several or bool(exif), data[at + 10 : at + 2 + length]
         at += 2 + length
+    else:
+        raise DataError(f"is a JPEG of more than {MOST_PARTS} parts before its image")
     depth, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
     if marker & 3 == 2 and data.count(b"\xff\xda") > MOST_SCANS:
         raise DataError(f"is a JPEG of more than {MOST_SCANS} scans")

@@ -95,9 +95,12 @@ class Index:
                 raise DataError(f"index {str(path)!r} names shards outside its folder: {AGAIN}")
             about = {**header["about"], "classes": tuple(header["about"]["classes"])}
             about["shape"] = tuple(about["shape"]) if about["shape"] else None
-            return cls(path.absolute(), About(**about), shards, header["fingerprint"], rows_start, base)
+            believed = _believable(About(**about), shards)
+            return cls(path.absolute(), believed, shards, header["fingerprint"], rows_start, base)
         except OSError as error:
             raise DataError(f"index {str(path)!r} cannot be read ({error.strerror}): {AGAIN}") from None
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
+            raise DataError(f"index {str(path)!r} has a header that makes no sense: {AGAIN}") from error
 
     def shard_of(self, records: NDArray[np.int64]) -> NDArray[np.int64]:  # [B] -> [B]
         """The number of the shard in which each record lies."""
@@ -196,6 +199,26 @@ def shown(name: bytes | str) -> str:
     """A name that came out of a shard, safe to print within a line: escaped, and cut if it is long."""
     text = name.decode("utf-8", "replace") if isinstance(name, bytes) else name
     return ascii(text if len(text) <= 60 else text[:50] + "...")
+
+
+def _believable(about: About, shards: tuple[Shard, ...]) -> About:
+    """`about`, if it and the shards are of the right types and ranges; raise ValueError if not."""
+    if not shards:
+        raise ValueError("no shard")
+    for shard in shards:
+        counts = (shard.shard_bytes, shard.records, shard.key_bytes, shard.ignored)
+        if not all(type(count) is int and 0 <= count < 2**62 for count in counts):
+            raise ValueError("a count that is none")
+        if not (
+            isinstance(shard.name, str) and shard.name.isprintable() and isinstance(shard.rows_hash + shard.stamp, str)
+        ):
+            raise ValueError("a name that is none")
+    texts = (about.source, about.license, about.format, *about.classes)
+    if not all(isinstance(text, str) for text in texts) or type(about.left_out) is not int:
+        raise ValueError("facts that are none")
+    if about.shape and not (len(about.shape) == 3 and all(type(side) is int and side > 0 for side in about.shape)):
+        raise ValueError("a shape that is none")
+    return about
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:

@@ -29,8 +29,7 @@ from udl_dist.stream.tar import LONGEST_NAME, Data, Member, damaged, walk
 IMAGES = (b"jpg", b"jpeg", b"png", b"webp", b"npy", b"raw")
 LABEL = b"cls"
 LARGEST_IMAGE = 2**28  # bytes, encoded
-# webdataset's base_plus_ext and skip_meta, on bytes: a key may hold folders and ends at the first dot of the file name.
-KEY = re.compile(rb"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)
+# webdataset's skip_meta, on bytes.
 META = re.compile(rb"__[^/]*__($|/)")
 
 Progress = Callable[[int, int], None]
@@ -129,6 +128,18 @@ def _rows(path: str, data: Data, raw: bool) -> tuple[NDArray[Any], bytes, int]:
     return np.array(rows, ROW), bytes(keys), ignored
 
 
+def key_and_extension(name: bytes) -> tuple[bytes, bytes] | None:
+    """Key and lower-case extension of a member's name; None if it has none or is meta.
+
+    The same as webdataset's base_plus_ext, `^((?:.*/|)[^.]+)[.]([^/]*)$`: a key may hold folders and ends at the first
+    dot of the file name; a hidden file takes its folder for the key. That pattern needs 0.3 s for 4 kB of slashes.
+    """
+    folder, slash, file = name.rpartition(b"/")
+    stem, dot, extension = file.partition(b".")
+    keyless = not stem and (not slash or b"." in folder.rpartition(b"/")[2])
+    return None if not dot or keyless or META.match(name) else (folder + slash + stem, extension.lower())
+
+
 def checksum_of(payload: bytes) -> int:
     """CRC32C of a payload."""
     import google_crc32c
@@ -142,11 +153,11 @@ def _records(path: str, data: Data) -> Iterator[tuple[bytes | None, list[tuple[b
     members: list[tuple[bytes, Member]] = []
     others = 0
     for member in walk(path, data):
-        found = KEY.match(member.name)
-        if found is None or META.match(member.name):
+        found = key_and_extension(member.name)
+        if found is None:
             others += 1
             continue
-        key, extension = found[1], found[2].lower()
+        key, extension = found
         if key != current and members:
             yield current, members, others
             members, others = [], 0

@@ -1,0 +1,226 @@
+"""python -m tests.bench.fuzz --count 100000: mutated shards and indexes through everything that reads them.
+
+Each case mutates a tiny shard (headers, with their checksums put right half of the time; payloads; its length) or its
+index, then indexes it, opens the index, reads and decodes the records, and checks both. Only UdlError may come out, and
+a case may take 5 seconds at most. Cases run in child processes, a thousand each, so that a crash costs one; the same
+seed makes the same cases (--seed, --first to see one again). Prints counts; ends with 1 if anything was found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from tests.stream.made import encoded, pixels, tar
+from udl_dist.checking.check import check
+from udl_dist.checking.settings import CheckSettings
+from udl_dist.errors import DataError, UdlError
+from udl_dist.stream.images import decode, encode
+from udl_dist.stream.index import NAME, PREAMBLE, Index
+from udl_dist.stream.indexing import index_shards
+from udl_dist.stream.shards import Shards, opened
+from udl_dist.stream.tar import BLOCK, walk
+
+MOST_SECONDS, EACH = 5.0, 1000
+SHAPE = (1, 6, 6)
+TELLING = [b"\0", b"\xff", b"\x80", b"/", b"0", b"7", b"L", b"x", b"g", b"S", b"5", b" ", b"9", b"../", b"\n",
+           b"\xff" * 11, b"\x80" + bytes(6) + b"\xff" * 4, b"77777777777\0", b"00000000000\0"]  # fmt: skip
+
+
+def makings(folder: Path) -> list[tuple[bytes, bytes, list[int]]]:
+    """Tiny shards, each with its index and the places of its headers."""
+    small = pixels(1, 6, 6)
+    images = {"png": encoded(small), "jpg": encoded(small, "JPEG"), "webp": encoded(small, "WEBP"),
+              "npy": encode(small[None], "npy", 90)}  # fmt: skip
+    made = []
+    for place, (format, kinds) in enumerate([(0, ["png", "npy"]), (1, ["jpg", "png"]), (2, ["webp", "npy", "png"])]):
+        members: dict[str, bytes] = {}
+        for number, kind in enumerate(kinds):
+            key = f"k{number}" + "long" * 30 * (number == 1 and format > 0)
+            members |= {f"{key}.{kind}": images[kind], f"{key}.cls": str(number).encode()}
+        path = tar(folder / f"{place}" / "0.tar", members, format)
+        index = index_shards([path]).path.read_bytes()
+        with opened(str(path)) as (data, _):
+            headers = [member.offset - BLOCK for member in walk(path, data)]
+        data_bytes = path.read_bytes()
+        made.append((data_bytes[: len(data_bytes.rstrip(b"\0")) // BLOCK * BLOCK + 3 * BLOCK], index, headers))
+    return made
+
+
+def mutate(data: bytearray, chance: Random, low: int, high: int) -> None:
+    """Change some bytes between two places: flipped, told, or copied from elsewhere."""
+    for _ in range(chance.choice([1, 1, 1, 2, 4])):
+        at = chance.randrange(low, high)
+        kind = chance.randrange(4)
+        if kind == 0:
+            data[at] ^= 1 << chance.randrange(8)
+        elif kind == 1:
+            data[at] = chance.randrange(256)
+        elif kind == 2:
+            telling = chance.choice(TELLING)[: high - at]
+            data[at : at + len(telling)] = telling
+        else:
+            length, start = chance.randrange(1, 64), chance.randrange(len(data))
+            piece = bytes(data[start : start + min(length, high - at)])
+            data[at : at + len(piece)] = piece
+
+
+def mutated_header(data: bytearray, headers: list[int], chance: Random) -> None:
+    """A header, in its fields mostly, with the checksum put right half of the time."""
+    at = chance.choice([0, *headers])
+    low, high = chance.choice([(0, 100), (100, 156), (124, 136), (124, 136), (156, 157), (257, 265), (345, 500)])
+    mutate(data, chance, at + low, at + high)
+    if chance.random() < 0.5:
+        block = data[at : at + BLOCK]
+        total = sum(block) - sum(block[148:156]) + 8 * 32
+        data[at + 148 : at + 156] = b"%06o\0 " % total
+
+
+def mutated_blocks(data: bytearray, chance: Random) -> None:
+    """The shard as a whole: cut, a block wiped, left out, doubled or put elsewhere."""
+    kind, at = chance.randrange(5), chance.randrange(len(data) // BLOCK) * BLOCK
+    other = chance.randrange(len(data) // BLOCK) * BLOCK
+    if kind == 0:
+        del data[chance.randrange(len(data)) :]
+    elif kind == 1:
+        data[at : at + BLOCK] = bytes(BLOCK)
+    elif kind == 2:
+        del data[at : at + BLOCK]
+    elif kind == 3:
+        data[at:at] = data[other : other + BLOCK]
+    else:
+        data[at : at + BLOCK] = data[other : other + BLOCK]
+
+
+def mutated_index(index: bytearray, chance: Random) -> None:
+    """The index; half of the time with the header's checksum put right, so that what it says is believed."""
+    header_bytes = PREAMBLE.unpack(index[: PREAMBLE.size])[2]
+    end = PREAMBLE.size + header_bytes
+    kind = chance.randrange(4)
+    if kind == 0:
+        del index[chance.randrange(len(index)) :]
+    elif kind == 1:
+        mutate(index, chance, end, len(index))
+    else:
+        mutate(index, chance, PREAMBLE.size if kind == 2 else 0, end)
+        if kind == 2:
+            index[16:24] = xxhash.xxh3_64_intdigest(bytes(index[PREAMBLE.size : end])).to_bytes(8, "little")
+
+
+def case(made: list[tuple[bytes, bytes, list[int]]], folder: Path, chance: Random) -> list[Callable[[], Any]]:
+    """Write a mutated shard and its index; give what is to be tried on them."""
+    shard, written, headers = chance.choice(made)
+    data, index = bytearray(shard), bytearray(written)
+    kind = chance.randrange(4)
+    if kind == 0:
+        mutated_header(data, headers, chance)
+    elif kind == 1:
+        mutate(data, chance, 0, len(data))
+    elif kind == 2:
+        mutated_blocks(data, chance)
+    else:
+        mutated_index(index, chance)
+    path = folder / "0.tar"
+    path.write_bytes(data)
+    (folder / NAME).write_bytes(index)
+    decoded = kind < 2 or chance.random() < 0.1
+    tries: list[Callable[[], Any]] = [lambda: check(str(folder), CheckSettings(decode=decoded, threads=1))]
+    if kind == 3:
+        return [lambda: read(folder), *tries]
+    return [lambda: index_shards([path], folder / "again.udl"), lambda: read_anew(path), *tries]
+
+
+def read(folder: Path) -> None:
+    """Every record of an index as training reads it."""
+    index = Index.open(folder)
+    loaded = Shards(index).load(np.arange(min(index.records, 9)))
+    for record, payload in enumerate(loaded.payloads):
+        index.key(record)
+        if record in loaded.faults:
+            raise DataError(loaded.faults[record])
+        decode(payload, SHAPE, "crop")
+
+
+def read_anew(path: Path) -> None:
+    """What a mutated shard holds, decoded without the checksums that would stop it."""
+    with opened(str(path)) as (data, _):
+        for member in walk(path, data):
+            with contextlib.suppress(UdlError):
+                decode(data[member.offset : member.offset + min(member.length, 2**20)], SHAPE, "crop")
+
+
+def run_cases(seed: int, first: int, count: int) -> dict[str, int]:
+    """Run cases in this process; what is foreign or slow is printed with its number."""
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        made = makings(Path(folder))
+        for number in range(first, first + count):
+            began = time.monotonic()
+            for attempt in case(made, Path(folder), Random(seed * 2**32 + number)):
+                counts[_outcome(attempt, number)] += 1
+            if time.monotonic() - began > MOST_SECONDS:
+                counts["slow"] += 1
+                print(f"case {number} took {time.monotonic() - began:.1f} s", file=sys.stderr)
+            counts["cases"] += 1
+    return counts
+
+
+def _outcome(attempt: Callable[[], Any], number: int) -> str:
+    try:
+        attempt()
+    except UdlError as error:
+        if str(error).isprintable():
+            return "refused"
+        print(f"case {number}: {error!r} is not one printable line", file=sys.stderr)
+        return "unprintable"
+    except Exception:
+        print(f"case {number}: {traceback.format_exc()}", file=sys.stderr)
+        return "foreign"
+    return "accepted"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, default in (("--count", 100_000), ("--seed", 0), ("--first", 0)):
+        parser.add_argument(name, type=int, default=default)
+    parser.add_argument("--here", action="store_true", help="in this process")
+    asked = parser.parse_args()
+    if asked.here:
+        print(json.dumps(run_cases(asked.seed, asked.first, asked.count)))
+        return
+    counts, began = Counter[str](), time.monotonic()
+    for first in range(asked.first, asked.first + asked.count, EACH):
+        counts.update(_child(asked.seed, first, min(EACH, asked.first + asked.count - first)))
+    print(f"{dict(counts)} in {time.monotonic() - began:.0f} s")
+    sys.exit(any(counts[bad] for bad in ("crashed", "slow", "foreign", "unprintable")))
+
+
+def _child(seed: int, first: int, count: int) -> dict[str, int]:
+    command = [sys.executable, "-m", "tests.bench.fuzz", "--here", "--seed", str(seed), "--first", str(first),
+               "--count", str(count)]  # fmt: skip
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60 + count, check=False)
+    except subprocess.TimeoutExpired:
+        print(f"cases {first} to {first + count}: hang", file=sys.stderr)
+        return {"slow": 1}
+    print(done.stderr[-4000:], end="", file=sys.stderr)
+    counts: dict[str, int] = json.loads(done.stdout) if done.returncode == 0 else {"crashed": 1}
+    return counts
+
+
+if __name__ == "__main__":
+    main()
