@@ -1,8 +1,8 @@
 """python -m tests.bench.decoders: which decoder is the soonest at training size, and how near to the exact pixels.
 
 Photos of 500 x 375 as JPEG q90 become their middle square of 64 or 128 px, as uint8 [C, H, W]. One thread, CPU time;
-the contenders take turns, and what is printed is the median ratio to full decode by Pillow and antialiased resize,
-PSNR against its pixels: mean, and the least of all photos. Needs the extra `bench`.
+the contenders take turns, and what is printed is the median ratio to Pillow's full decode and antialiased resize,
+which is webdataset's usual way. PSNR is against its pixels: mean, and the least of all photos. Needs the extra `bench`.
 """
 
 from __future__ import annotations

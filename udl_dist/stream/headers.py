@@ -19,6 +19,10 @@ MOST_SCANS = 100  # of a progressive JPEG: each costs a pass over all pixels, an
 MOST_PARTS = 2**14  # chunks of a PNG, segments and fill bytes of a JPEG: 16.7 megapixels in 8 kB chunks are 8,000
 ORIENTATION = 0x0112  # EXIF tag
 PNG = b"\x89PNG\r\n\x1a\n"
+ODD_CHUNKS = frozenset((b"tRNS", b"eXIf", b"acTL"))  # transparent, perhaps turned, animated
+PNG_START = struct.Struct(">I4sIIBB")
+PNG_CHUNK = struct.Struct(">I4s")
+CRC = struct.Struct(">I")
 NPY = b"\x93NUMPY"
 
 
@@ -67,18 +71,18 @@ def _sniff(data: bytes) -> Header | None:
 
 def _png(data: bytes) -> Header:
     """Walk the chunks: sizes from the first, and whether all of them are whole and of the plain sort."""
-    length, name, width, height, depth, colour = struct.unpack_from(">I4sIIBB", data, 8)
+    length, name, width, height, depth, colour = PNG_START.unpack_from(data, 8)
     if name != b"IHDR" or length != 13:
         raise DataError("is a PNG without a header")
     plain, at = depth == 8 and colour in (0, 2), 8
     for _ in range(MOST_PARTS):
-        length, name = struct.unpack_from(">I4s", data, at)
+        length, name = PNG_CHUNK.unpack_from(data, at)
         end = at + 12 + length
         if end > len(data):
             raise DataError("is a truncated PNG")
-        if zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+        if zlib.crc32(data[at + 4 : end - 4]) != CRC.unpack_from(data, end - 4)[0]:
             raise DataError(f"is a damaged PNG (its part {name!r} does not match its checksum)")
-        plain &= name not in (b"tRNS", b"eXIf", b"acTL")
+        plain &= name not in ODD_CHUNKS
         at = end
         if name == b"IEND":
             return Header("png", width, height, plain)

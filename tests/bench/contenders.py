@@ -1,0 +1,125 @@
+"""Ways to get batches of images out of a folder of shards, each an endless iterator of uint8 [B, C, H, W].
+
+Ours through the public way in; webdataset's usual pipeline; the bare loop that knows where the images lie; litdata and
+MosaicML streaming, which want the images converted first and are not among our dependencies.
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import tarfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from udl_dist.packing.prepare import prepare
+from udl_dist.stream.images import decode_into
+from udl_dist.stream.opening import open_streams
+from udl_dist.stream.settings import DataSettings, Shape
+
+BATCH = 64
+Batches = Iterator[Any]
+
+
+def ours(source: Path, shape: Shape, readers: int = 0) -> Batches:
+    """udl_dist, checksums on and order mixed, as always."""
+    settings = DataSettings(str(source), size=shape[1], channels=shape[0], readers=readers, held_out_fraction=0.0)  # type: ignore[arg-type]
+    stream, _ = open_streams(prepare(settings), 0)
+    yield from (records.images for records in stream.batches(0, BATCH))
+
+
+def fitted(image: Image.Image, shape: Shape) -> np.ndarray[Any, Any]:
+    """The middle square, resized with antialiasing: what people write around webdataset, but in one step."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.convert("L" if shape[0] == 1 else "RGB")
+    if image.size != shape[:0:-1]:
+        image = image.resize(shape[:0:-1], Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    pixels = np.asarray(image)
+    return pixels[None] if shape[0] == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def webdataset(source: Path, shape: Shape, workers: int = 0, key: str = "jpg") -> Batches:
+    """Its usual pipeline, in its favour: without a shuffle buffer, and uint8, not floats. It checks nothing."""
+    import webdataset as wds
+
+    warnings.simplefilter("ignore", ResourceWarning)  # it leaves its files to the garbage collector
+    urls = [str(path) for path in sorted(source.rglob("*.tar"))]
+    pixels = (lambda value: value) if key == "npy" else (lambda value: fitted(value, shape))
+    records = wds.WebDataset(urls, shardshuffle=False).decode("pil").to_tuple(key).map_tuple(pixels)
+    batches = records.repeat().batched(BATCH)
+    loader = wds.WebLoader(batches, batch_size=None, num_workers=workers) if workers else batches
+    yield from (batch[0] for batch in loader)
+
+
+def bare(source: Path, shape: Shape) -> Batches:
+    """Our decoder and nothing else: shards mapped, places known, one image after the other, no checksum."""
+    places: list[tuple[mmap.mmap, int, int]] = []
+    for path in sorted(source.rglob("*.tar")):
+        with path.open("rb") as file, tarfile.open(path) as members:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            places += [(mapped, each.offset_data, each.offset_data + each.size) for each in members.getmembers()
+                       if not each.name.endswith(".cls")]  # fmt: skip
+    endless = itertools.cycle(places)
+    while True:
+        images = np.empty((BATCH, *shape), np.uint8)
+        for row, (mapped, start, end) in zip(images, itertools.islice(endless, BATCH), strict=True):
+            decode_into(row, mapped[start:end], "crop")
+        yield images
+
+
+def photos_of(source: Path) -> Iterator[bytes]:
+    """The encoded photos of a folder of shards, for those that must convert them."""
+    for path in sorted(source.rglob("*.tar")):
+        with tarfile.open(path) as members:
+            for each in members:
+                if each.name.endswith(".jpg"):
+                    yield members.extractfile(each).read()  # type: ignore[union-attr]
+
+
+def litdata(source: Path, shape: Shape, folder: Path) -> Batches:
+    """litdata out of its own chunks, with PIL, in this process."""
+    from litdata import StreamingDataLoader, StreamingDataset
+    from litdata.streaming.writer import BinaryWriter
+
+    from udl_dist.stream.decoders import pillow_image
+    from udl_dist.stream.headers import read_header
+
+    class Photos(StreamingDataset):  # type: ignore[misc]
+        def __getitem__(self, index: Any) -> Any:
+            data = bytes(super().__getitem__(index))
+            return fitted(pillow_image(data, read_header(data)), shape)
+
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        writer = BinaryWriter(str(folder), chunk_bytes="32MB")
+        for number, data in enumerate(photos_of(source)):
+            writer[number] = data
+        writer.done()
+        writer.merge()
+    while True:
+        yield from StreamingDataLoader(Photos(str(folder)), batch_size=BATCH, num_workers=0)
+
+
+def mosaicml(source: Path, shape: Shape, folder: Path) -> Batches:
+    """MosaicML streaming out of its own MDS shards, with PIL, in this process."""
+    import io
+
+    from streaming import MDSWriter, StreamingDataset
+    from torch.utils.data import DataLoader
+
+    class Photos(StreamingDataset):  # type: ignore[misc]
+        def __getitem__(self, index: Any) -> Any:
+            return fitted(Image.open(io.BytesIO(super().__getitem__(index)["jpg"])), shape)
+
+    if not folder.exists():
+        with MDSWriter(out=str(folder), columns={"jpg": "bytes"}) as writer:
+            for data in photos_of(source):
+                writer.write({"jpg": data})
+    while True:
+        yield from DataLoader(Photos(local=str(folder), batch_size=BATCH), batch_size=BATCH)
