@@ -204,6 +204,7 @@ from pathlib import Path
 from udl_dist.stream.opening import Prepared
 from udl_dist.packing.prepare import prepare
 from udl_dist.stream.opening import open_streams
+from udl_dist.storage.fetching import Limits
 from udl_dist.stream.settings import DataSettings
 train, held_out = open_streams(prepare({prepared.settings!r}), 0)
 next(train.batches(0, 8, 0, 1))

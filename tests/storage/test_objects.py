@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.storage.served import served
 from tests.stream.made import tar
 from udl_dist.errors import DataError
 from udl_dist.storage.objects import download, exists, list_tars, open_blob, upload
@@ -19,31 +20,13 @@ from udl_dist.storage.places import name_of
 from udl_dist.storage.range_cache import RangeCache
 from udl_dist.storage.ranges import Blob, Window, read_ranges
 
-moto = pytest.importorskip("moto.server", reason="object storage is tested against moto: pip install 'moto[server]'")
-
 DATA = np.random.default_rng(0).bytes(12_000_000)  # more than one part of a copy in parts
 
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-        server.start()
-        address = "http://%s:%s" % server.get_host_and_port()  # noqa: UP031
-        patch.setenv("AWS_ENDPOINT_URL_S3", address)
-        _bucket(address)
+    with served() as address:
         yield address
-        server.stop()
-
-
-def _bucket(address: str) -> None:
-    """Make the bucket as a person would with curl; our own code never makes one."""
-    import urllib.request
-
-    urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT")).close()
 
 
 @pytest.fixture(scope="module")

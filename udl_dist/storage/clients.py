@@ -21,7 +21,7 @@ _locks: dict[int, threading.Lock] = {}
 
 def file_system(place: Place, limits: Limits) -> Any:
     """The file system that a place is in, opened once a process and shared by buckets wherever that can be."""
-    known = os.getpid(), place.scheme, place.bucket, place.options, limits
+    known = os.getpid(), place.scheme, place.bucket, place.options, limits, _ambient()
     with _locks.setdefault(known[0], threading.Lock()):
         if known not in _file_systems:
             options = _s3_options(place, limits) if place.scheme == "s3" else _gs_options(place)
@@ -51,8 +51,7 @@ def _s3_options(place: Place, limits: Limits) -> dict[str, Any]:
     amazonaws.com gets that region, unless the URI names another one, with which its redirects are followed.
     """
     options = dict(place.options)
-    ambient = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    scheme, _, host = options.get("endpoint_override", ambient).rpartition("://")
+    scheme, _, host = options.get("endpoint_override", _ambient()).rpartition("://")
     foreign = bool(host) and not _is_aws(host)
     return {"anonymous": options.get("anonymous") == "true",
             "region": options.get("region") or ("aws-global" if foreign else _region(place.bucket, host)),
@@ -60,6 +59,11 @@ def _s3_options(place: Place, limits: Limits) -> dict[str, Any]:
             "scheme": scheme or options.get("scheme", "https"),
             "connect_timeout": limits.connect_seconds,
             "request_timeout": limits.stall_seconds}  # fmt: skip
+
+
+def _ambient() -> str:
+    """The endpoint that the environment names."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
 
 
 def _is_aws(host: str) -> bool:
