@@ -46,6 +46,14 @@ def plan(width: int, height: int, row: Row, fit: Fit, crop: F64 | None = None) -
     return Plan(Box(left, top, cut_width, cut_height), wide, high)
 
 
+def copy_into(row: Row, raster: Raster, mirrored: bool) -> None:
+    """Write a raster of the row's very size, channels first; gray becomes equal channels, and colour gray."""
+    if raster.ndim == 3 and row.shape[0] == 1:
+        raster = opencv().cvtColor(raster, opencv().COLOR_RGB2GRAY)
+    raster = raster[:, ::-1] if mirrored else raster
+    row[...] = raster if raster.ndim == 2 else raster.transpose(2, 0, 1)
+
+
 def fit_into(row: Row, decoded: Decoded, planned: Plan, mirrored: bool) -> None:
     """Write the planned part of a decoded image into its row."""
     raster, scale, left, top = decoded
@@ -66,16 +74,10 @@ def _resize(row: Row, raster: Raster, window: Box, mirrored: bool) -> None:
     left, top = int(window.left), int(window.top)
     _, height, width = row.shape
     if window == (left, top, width, height):
-        return _spread(row, raster[top : top + height, left : left + width], mirrored)
+        return copy_into(row, raster[top : top + height, left : left + width], mirrored)
     if max(window.width / width, window.height / height) > LONGEST_STEP:
-        return _spread(row, _by_pillow(raster, window, width, height), mirrored)
+        return copy_into(row, _by_pillow(raster, window, width, height), mirrored)
     _interpolate(row, raster, window, mirrored)
-
-
-def _spread(row: Row, raster: Raster, mirrored: bool) -> None:
-    """Channels first; gray becomes equal channels."""
-    raster = raster[:, ::-1] if mirrored else raster
-    row[...] = raster if raster.ndim == 2 else raster.transpose(2, 0, 1)
 
 
 def _by_pillow(raster: Raster, window: Box, width: int, height: int) -> Raster:

@@ -18,6 +18,10 @@ MOST_PIXELS = 2**24  # 16.7 megapixels: 4096 x 4096
 MOST_SCANS = 100  # of a progressive JPEG: each costs a pass over all pixels, and ten is usual
 ORIENTATION = 0x0112  # EXIF tag
 PNG = b"\x89PNG\r\n\x1a\n"
+ODD_CHUNKS = frozenset((b"tRNS", b"eXIf", b"acTL"))  # transparent, perhaps turned, animated
+PNG_START = struct.Struct(">I4sIIBB")
+PNG_CHUNK = struct.Struct(">I4s")
+CRC = struct.Struct(">I")
 NPY = b"\x93NUMPY"
 
 
@@ -66,18 +70,18 @@ def _sniff(data: bytes) -> Header | None:
 
 def _png(data: bytes) -> Header:
     """Walk the chunks: sizes from the first, and whether all of them are whole and of the plain sort."""
-    length, name, width, height, depth, colour = struct.unpack_from(">I4sIIBB", data, 8)
+    length, name, width, height, depth, colour = PNG_START.unpack_from(data, 8)
     if name != b"IHDR" or length != 13:
         raise DataError("is a PNG without a header")
     plain, at = depth == 8 and colour in (0, 2), 8
     while name != b"IEND":
-        length, name = struct.unpack_from(">I4s", data, at)
+        length, name = PNG_CHUNK.unpack_from(data, at)
         end = at + 12 + length
         if end > len(data):
             raise DataError("is a truncated PNG")
-        if zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+        if zlib.crc32(data[at + 4 : end - 4]) != CRC.unpack_from(data, end - 4)[0]:
             raise DataError(f"is a damaged PNG (its part {name!r} does not match its checksum)")
-        plain &= name not in (b"tRNS", b"eXIf", b"acTL")
+        plain &= name not in ODD_CHUNKS
         at = end
         if at == len(data) and name != b"IEND":
             raise DataError("is a truncated PNG")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from udl_dist.errors import DataError
 from udl_dist.stream.augment import F64
 from udl_dist.stream.decoders import Decoded, Raster, decode_raster, opencv
-from udl_dist.stream.fitting import fit_into, plan
+from udl_dist.stream.fitting import copy_into, fit_into, plan
 from udl_dist.stream.headers import read_header, read_npy
 from udl_dist.stream.settings import Fit, Format, Shape
 
@@ -54,8 +54,8 @@ def decode_into(row: Pixels, data: bytes, fit: Fit, raw_shape: Shape | None = No
     header = read_header(data)
     if header.kind == "npy":
         return _pixels_into(row, _npy(data, (row.shape[0], row.shape[1], row.shape[2])), fit, crop, mirrored)
-    if crop is None and (header.width, header.height) == row.shape[:0:-1]:
-        return _pixels_into(row, _channels_first(decode_raster(data, header).raster), fit, crop, mirrored)
+    if crop is None and header.upright == row.shape[:0:-1]:  # nothing to cut or resize, so nothing to plan
+        return copy_into(row, decode_raster(data, header, row.shape[0] == 1).raster, mirrored)
     planned = plan(*header.upright, row, fit, crop)
     decoded = decode_raster(data, header, row.shape[0] == 1, planned.least)
     if not header.plain:  # Pillow turned it
