@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
 from udl_dist.stream import order
-from udl_dist.stream.images import Pixels, decode
+from udl_dist.stream.images import Pixels, decode_into
 from udl_dist.stream.index import Index
 from udl_dist.stream.settings import DataSettings
 from udl_dist.stream.shards import Shards
@@ -108,23 +108,21 @@ class Stream:
         for epoch in range(*_span(plan.epochs)):
             within = plan.epochs == epoch
             keys[within] = order.keys(self.seed, epoch, key_hash[within])
-        images = self._decoded(payloads, plan.records)
-        if plan.flip:
-            mirrored = order.flips(keys)
-            images[mirrored] = images[mirrored, :, :, ::-1]
+        images = self._decoded(payloads, plan.records, order.flips(keys) if plan.flip else np.zeros(len(keys), bool))
         return Records(images, plan.records, keys, order.record_keys(self.seed, key_hash), labels)
 
-    def _decoded(self, payloads: list[bytes], records: I64) -> Pixels:  # -> [B, C, H, W]
+    def _decoded(self, payloads: list[bytes], records: I64, mirrored: NDArray[np.bool_]) -> Pixels:  # -> [B, C, H, W]
         about = self.index.about
         if about.format in ("npy", "raw") and about.shape == self.shape:
             joined = _joined(payloads, self.shape)
             if joined is not None:
+                joined[mirrored] = joined[mirrored, :, :, ::-1]
                 return joined
         raw_shape = about.shape if about.format == "raw" else None
         images = np.empty((len(payloads), *self.shape), np.uint8)
-        for place, payload in enumerate(payloads):
+        for place, (payload, flip) in enumerate(zip(payloads, mirrored.tolist(), strict=True)):
             try:
-                images[place] = decode(payload, self.shape, self.settings.fit, raw_shape)
+                decode_into(images[place], payload, self.settings.fit, raw_shape, mirrored=flip)
             except DataError as error:
                 where = self._shards.where(int(records[place]))
                 raise DataError(f"{where}: the image {error}: pack the images again without it") from error
