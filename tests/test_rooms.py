@@ -26,7 +26,8 @@ ALLOWED = {
     "experiment": {"methods", "stream", "training", "evaluation", "runs", "tracking"},
     "plan": {"experiment", "methods", "packing"},
     "terminal": {"runs"},
-    "worker": {"experiment", "methods", "stream", "training", "evaluation", "runs", "tracking"},
+    "scribe": {"experiment", "methods", "stream", "training", "evaluation", "runs", "tracking"},
+    "worker": {"scribe", "experiment", "methods", "stream", "training", "evaluation", "runs", "tracking"},
     "launch": {"experiment", "stream", "runs", "signals", "terminal", "worker", "training"},
     "session": {"experiment", "plan", "runs", "packing", "stream", "terminal", "tracking", "launch"},
 }
