@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from udl_dist import methods
+from udl_dist import faults, methods
 from udl_dist.errors import DataError
 from udl_dist.experiment import Experiment
 from udl_dist.runs import RunFolder
@@ -23,6 +23,7 @@ from udl_dist.training import checkpoint
 from udl_dist.training.learner import Learning
 from udl_dist.training.loop import Intervals, Report, batch_memory, train
 from udl_dist.training.ranks import Ranks
+from udl_dist.watchdog import Watchdog
 
 
 def work(
@@ -33,6 +34,14 @@ def work(
     `hand_over` hears of each report that comes with a checkpoint, on every rank at the same images.
     """
     folder = RunFolder(experiment.run.folder)
+    with Watchdog(folder, ranks.rank, experiment.run.hang_seconds) as watchdog:
+        return _work(experiment, prepared, ranks, hand_over, folder, watchdog)
+
+
+def _work(
+    experiment: Experiment, prepared: Prepared, ranks: Ranks, hand_over: Callable[[Report], None], folder: RunFolder,
+    watchdog: Watchdog,
+) -> dict[str, Any]:  # fmt: skip
     stream, held_out = open_streams(prepared, experiment.train.seed, batch_memory(ranks.device))
     learning = _learning(experiment, stream, ranks)
     start = _resume(folder, learning, stream, ranks)
@@ -43,16 +52,23 @@ def work(
     scribe = Scribe(experiment, folder, learning, stream, held_out, start) if ranks.leads else None
     figures: dict[str, float] = {}
     images, stopped = start, False
+
+    def beat(images: int, place: str) -> None:
+        watchdog.beat(images, place)
+        faults.reach(images, place)
+
     try:
         for report in train(learning, stream, held_out, experiment.train, intervals(experiment, total), ranks, start,
-                            folder.stop_asked if ranks.leads else lambda: False):  # fmt: skip
+                            folder.stop_asked if ranks.leads else lambda: False, beat):  # fmt: skip
             figures |= report.figures
             images, stopped = report.images, report.stopped
+            beat(images, "save" if report.checkpoint else "report")
             folder.add_damaged([*stream.damage, *(held_out.damage if held_out else ())])
             if scribe:
                 scribe.take(report)
             if report.checkpoint:
                 hand_over(report)
+            beat(images, "report")
     finally:
         if scribe:
             scribe.close()
