@@ -31,10 +31,12 @@ ALLOWED = {
     "plan": {"experiment", "methods", "packing"},
     "terminal": {"runs"},
     "scribe": {"experiment", "methods", "stream", "training", "evaluation", "runs", "tracking"},
-    "worker": {"faults", "watchdog", "scribe", "experiment", "methods", "stream", "training", "evaluation", "runs", "tracking"},
-    "launch": {"faults", "recovery", "pulse", "watchdog", "experiment", "stream", "runs", "signals", "terminal", "worker", "training"},
+    "worker": {"faults", "watchdog", "scribe", "experiment", "methods", "stream", "training", "evaluation", "runs",
+               "tracking"},
+    "launch": {"faults", "recovery", "pulse", "watchdog", "experiment", "stream", "runs", "signals", "terminal",
+               "worker", "training"},
     "session": {"faults", "experiment", "plan", "runs", "packing", "stream", "terminal", "tracking", "launch"},
-}
+}  # fmt: skip
 # The only files that may import a library, by its first names.
 ONLY_IN = {
     "ray.train": {"launch.py"},

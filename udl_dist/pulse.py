@@ -86,10 +86,11 @@ class Pulse:
             return False
         return True
 
-    def close(self) -> None:
+    def close(self, keep: bool = False) -> None:
         self._map.close()
         self._file.close()
-        self._path.unlink(missing_ok=True)
+        if not keep:
+            self._path.unlink(missing_ok=True)
 
 
 class Others:

@@ -77,7 +77,7 @@ def _crash(folder: RunFolder, life: Life) -> str:
     try:
         with stacks_path(folder, life.rank).open("rb") as file:
             file.seek(life.stacks_from)
-            found = re.search(r"Fatal Python error: (.*)", file.read(1 << 16).decode(errors="replace"))
+            found = re.search(r"(?:Fatal Python error|No life): (.*)", file.read(1 << 16).decode(errors="replace"))
     except OSError:
         return ""
     return found[1] if found else ""

@@ -29,7 +29,7 @@ class Watchdog:
 
     def __init__(self, folder: RunFolder, rank: int, hang_seconds: float) -> None:
         self._folder, self._rank, self._seconds = folder, rank, hang_seconds
-        self._tick = min(2.0, max(0.1, hang_seconds / 20))
+        self._tick = min(1.0, max(0.1, hang_seconds / 20))
         self._looper = threading.get_ident()
         self._beaten, self._images, self._steps = time.monotonic(), 0, 0
         self._stacks = stacks_path(folder, rank).open("ab")
@@ -55,7 +55,7 @@ class Watchdog:
             self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -64,7 +64,7 @@ class Watchdog:
         self._stacks.close()
         if not (path := stacks_path(self._folder, self._rank)).stat().st_size:
             path.unlink()
-        self._pulse.close()
+        self._pulse.close(keep=kind is not None)  # tells later after how many images it was
 
     def _watch(self) -> None:
         while not self._closed.wait(self._tick):
@@ -82,6 +82,7 @@ class Watchdog:
 
     def _give_up(self, limit: float) -> None:
         """Write the stacks, have the others write theirs, and end."""
+        faulthandler.dump_traceback_later(3 * GRACE_SECONDS, file=self._stacks, exit=True)  # should this get stuck too
         place = self._place()
         self._pulse.hang(place)
         self._dump()
@@ -89,6 +90,8 @@ class Watchdog:
         self._folder.say(f"rank {self._rank} made no step for {limit:g} s after {self._images:,} images, in {place}: "
                          f"stacks are in {self._folder.path}/stacks-*.txt")  # fmt: skip
         if not self._closed.wait(GRACE_SECONDS):
+            for life in self._others.silent(self._seconds):
+                put_down(self._folder, life)
             os._exit(EXIT_CODE)
 
     def _dump(self) -> None:
@@ -116,7 +119,7 @@ def put_down(folder: RunFolder, life: Life) -> None:
     folder.say(f"rank {life.rank} showed no life after {life.images:,} images: process {life.process} is {state}, "
                "it is ended")  # fmt: skip
     with stacks_path(folder, life.rank).open("a") as file:
-        file.write(f"process {life.process} is {state}: it could not write its stacks\n")
+        file.write(f"No life: process {life.process} was {state}, it could not write its stacks\n")
     life.kill()
 
 
