@@ -18,6 +18,7 @@ from udl_dist.errors import DataError
 from udl_dist.stream import order
 from udl_dist.stream.augment import crops
 from udl_dist.stream.dataset import Dataset
+from udl_dist.stream.headers import read_header
 from udl_dist.stream.images import Pixels, decode_into
 from udl_dist.stream.permutation import chain
 from udl_dist.stream.settings import DataSettings
@@ -92,6 +93,19 @@ class Loader:
             self._replace(batch, plan)
         return batch
 
+    def samples(self, plan: Plan, sources: Sequence[Source]) -> list[dict[str, Any]]:
+        """Records as webdataset's samples, checked and not decoded; raises DataError for a damaged one."""
+        samples = []
+        for number in plan.numbers.tolist():
+            which = int(np.searchsorted(self.starts, number, side="right") - 1)
+            place = np.array([number - self.starts[which]])
+            loaded, dataset = sources[which].load(place), self.datasets[which]
+            if loaded.faults:
+                raise DataError(loaded.faults[0])
+            record = int(dataset.chosen(place)[0])
+            samples.append(_sample(dataset, record, loaded))
+        return samples
+
     def _load_set(self, batch: Records, plan: Plan, number: int, source: Source, places: I64) -> None:
         """Fill the places of a batch whose records are of one data set."""
         began = time.perf_counter()
@@ -151,6 +165,16 @@ class Loader:
                     break
             else:
                 raise DataError(f"{batch.damaged[place]} (and so are {TRIES} others that might stand in for it)")
+
+
+def _sample(dataset: Dataset, record: int, loaded: Loaded) -> dict[str, Any]:
+    index, payload = dataset.index, loaded.payloads[0]
+    kind = "raw" if index.about.format == "raw" else read_header(payload).kind
+    shard = index.shard_path(int(index.shard_of(np.array([record]))[0]))
+    sample: dict[str, Any] = {"__key__": index.key(record), "__url__": shard}
+    sample["jpg" if kind == "jpeg" else kind] = payload
+    label = int(loaded.rows["label"][0])
+    return {**sample, "cls": str(label).encode()} if label >= 0 else sample
 
 
 def _single(batch: Records, place: int) -> Records:
