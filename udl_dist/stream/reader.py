@@ -124,8 +124,10 @@ class Stream:
         """The record numbers and epochs of positions."""
         sets, epochs, places = self._places(positions)
         numbers = np.empty_like(places)
-        for number, epoch in np.unique(np.stack([sets, epochs]), axis=1).T.tolist():
-            within = (sets == number) & (epochs == epoch)
+        turns = epochs * len(self.datasets) + sets
+        for turn in np.unique(turns).tolist():
+            within = turns == turn
+            epoch, number = divmod(turn, len(self.datasets))
             numbers[within] = self._within_epoch(number, epoch, places[within])
         return numbers, epochs
 
