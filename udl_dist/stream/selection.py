@@ -64,7 +64,7 @@ def _chosen(index: Index, wanted: Wanted, listed: NDArray[np.uint64] | None) -> 
     """The chosen numbers, a part of the rows at a time."""
     yield np.empty(0, np.int64)
     for start in range(0, index.records, ROWS):
-        hashes = index.rows["key_hash"][start : start + ROWS]
+        hashes = index.read_rows(start, min(start + ROWS, index.records))["key_hash"]
         keep = np.ones(len(hashes), bool)
         if wanted.part != "all":
             keep = order.held_out(hashes, wanted.fraction, SEED) == (wanted.part == "held_out")
