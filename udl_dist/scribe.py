@@ -14,7 +14,7 @@ from udl_dist.methods import chance
 from udl_dist.runs import RunFolder, write_whole
 from udl_dist.settings import flatten
 from udl_dist.stream.advice import advice
-from udl_dist.stream.reader import Stream
+from udl_dist.stream.feed import Feed
 from udl_dist.tracking import Tracker
 from udl_dist.training import checkpoint
 from udl_dist.training.learner import Learning
@@ -32,8 +32,8 @@ class Scribe:
         experiment: Experiment,
         folder: RunFolder,
         learning: Learning,
-        stream: Stream,
-        held_out: Stream | None,
+        stream: Feed,
+        held_out: Feed | None,
         start: int,
     ) -> None:
         self._experiment = experiment
@@ -48,9 +48,12 @@ class Scribe:
         self._refuse_small_disk()
         last = folder.rewind(start)
         if not start:
-            write_whole(folder.data, json.dumps(shards_of(stream)))
+            write_whole(folder.data, json.dumps(stream.shards()))
         if start:
-            folder.say(f"resumed after {start} images")
+            anew = ", in an order drawn anew" if stream.lost else ""
+            folder.say(f"resumed after {start} images{anew}")
+        if stream.lost:
+            folder.say(stream.lost)
         config = flatten(experiment.to_dict())
         self._tracker = Tracker(experiment.track, folder.path, config, last, folder.say)
 
@@ -144,9 +147,3 @@ class Scribe:
             path: Path = self._folder.pictures / f"{name}-{images:012d}.png"
             picture.save(path)
             self._tracker.picture(images, name, path)
-
-
-def shards_of(stream: Stream) -> dict[str, str]:
-    """What is known of each shard, to be compared with on a resume."""
-    return {dataset.index.shard_path(number): f"{shard.records} records in {shard.shard_bytes} bytes, {shard.rows_hash}"
-            for dataset in stream.datasets for number, shard in enumerate(dataset.index.shards)}  # fmt: skip

@@ -17,9 +17,9 @@ from udl_dist import methods
 from udl_dist.errors import DataError, TrainingError
 from udl_dist.experiment import Experiment
 from udl_dist.runs import RunFolder
-from udl_dist.scribe import Scribe, shards_of
-from udl_dist.stream.opening import Prepared, open_streams
-from udl_dist.stream.reader import Stream
+from udl_dist.scribe import Scribe
+from udl_dist.stream.feed import Feed
+from udl_dist.stream.opening import Prepared, open_feed
 from udl_dist.training import checkpoint
 from udl_dist.training.learner import Learning
 from udl_dist.training.loop import Intervals, Report, batch_memory, train
@@ -35,7 +35,7 @@ def work(
     `hand_over` hears of each report that comes with a checkpoint, on every rank at the same images.
     """
     folder = RunFolder(experiment.run.folder)
-    stream, held_out = open_streams(prepared, experiment.train.seed, batch_memory(ranks.device))
+    stream, held_out = open_feed(prepared, experiment.train.seed, batch_memory(ranks.device))
     learning = _learning(experiment, stream, ranks)
     start, sums = _resume(experiment, folder, learning, stream, ranks)
     total = experiment.train.length(stream.records)
@@ -89,7 +89,7 @@ def intervals(experiment: Experiment, total: int) -> Intervals:
                      experiment.run.checkpoint_images or validate)  # fmt: skip
 
 
-def _learning(experiment: Experiment, stream: Stream, ranks: Ranks) -> Learning:
+def _learning(experiment: Experiment, stream: Feed, ranks: Ranks) -> Learning:
     method = methods.find(experiment.method_name)(experiment.method, stream.shape)
     torch.manual_seed(experiment.train.seed)  # the same first weights on every rank
     method.build()
@@ -97,7 +97,7 @@ def _learning(experiment: Experiment, stream: Stream, ranks: Ranks) -> Learning:
 
 
 def _resume(
-    experiment: Experiment, folder: RunFolder, learning: Learning, stream: Stream, ranks: Ranks
+    experiment: Experiment, folder: RunFolder, learning: Learning, stream: Feed, ranks: Ranks
 ) -> tuple[int, Sums]:
     """Take up the newest whole checkpoint, the same on every rank; return its images and what was summed up since."""
     found = -1
@@ -119,11 +119,11 @@ def _resume(
     return images, facts.get("sums", {})
 
 
-def _difference(folder: RunFolder, stream: Stream) -> str:
+def _difference(folder: RunFolder, stream: Feed) -> str:
     """The first shard that is not what it was when the run began."""
     if not folder.data.exists():
         return "their list is gone"
-    before, now = json.loads(folder.data.read_text(encoding="utf-8")), shards_of(stream)
+    before, now = json.loads(folder.data.read_text(encoding="utf-8")), stream.shards()
     for path in sorted(before | now):
         if before.get(path) != now.get(path):
             return f"shard {path!r} was: {before.get(path, 'not there')}; is: {now.get(path, 'not there')}"

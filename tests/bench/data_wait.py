@@ -1,4 +1,4 @@
-"""python -m tests.bench.data_wait: what part of a run the loop waits for data: conv VAE at 64 px on JPEG shards, one rank.
+"""python -m tests.bench.data_wait: what part of a run waits for its data: conv VAE at 64 px on JPEG shards, one rank.
 
 Photos of 500 x 375 from scikit-image (extra `bench`), read and decoded by `data.readers` threads beside the training.
 The first interval, in which reading has no head start, is left out. Goal: under 2 %.

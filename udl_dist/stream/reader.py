@@ -16,14 +16,16 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from udl_dist.errors import DataError, UsageError
+from udl_dist.errors import UsageError
 from udl_dist.stream import order
 from udl_dist.stream.dataset import Dataset, Runs
-from udl_dist.stream.loading import Allocate, Loader, Plan, Records, Source
+from udl_dist.stream.feed import Toll
+from udl_dist.stream.loading import Allocate, Loader, Plan, Records, Source, Spent
 from udl_dist.stream.permutation import chain
 from udl_dist.stream.settings import DataSettings
 
 I64 = NDArray[np.int64]
+P = TypeVar("P")
 T = TypeVar("T")
 SAMPLES = 16  # that a rank loads at once where they are given one by one
 PLANNED = 4096  # places that are sent through the order at once: a single batch would cost five times as much a record
@@ -48,8 +50,30 @@ class Stream:
         self._in_blocks = settings.order == "blocks" or (settings.order == "auto" and remote)
         self._mean_bytes = sum(each.record_bytes * each.records for each in datasets) / self.records
         self._blocks = order.Blocks(max(1, min(int(settings.block_bytes / self._mean_bytes), self.records // 256)))
-        self._in_a_row = 0
-        self.damage: dict[str, None] = {}  # what was wrong with records that others stood in for, in order
+        self._toll = Toll(settings)
+        self.lost = ""  # every promise is kept
+
+    @property
+    def spent(self) -> Spent:
+        return self.loader.spent
+
+    @property
+    def damage(self) -> dict[str, None]:
+        """What was wrong with records that others stood in for, in order."""
+        return self._toll.lines
+
+    @property
+    def slow_storage(self) -> str:
+        """What to do when reading, not decoding, is what training waits for."""
+        if any(dataset.shards.remote for dataset in self.datasets):
+            return "raise data.block_bytes or data.read_ahead_bytes, or set data.storage_cache_bytes"
+        return "put the shards on a faster disk, or set data.order = 'blocks'"
+
+    def shards(self) -> dict[str, str]:
+        """What is known of each shard, to be compared with on a resume."""
+        return {dataset.index.shard_path(number): f"{shard.records} records in {shard.shard_bytes} bytes, "
+                f"{shard.rows_hash}" for dataset in self.datasets
+                for number, shard in enumerate(dataset.index.shards)}  # fmt: skip
 
     @property
     def fingerprint(self) -> str:
@@ -63,14 +87,14 @@ class Stream:
 
         Batches straddle epochs, so each one is full. Raises DataError for a damaged record, naming shard, byte and key.
         """
-        return self._counted(self._read(self._plans(position, batch_images, rank, world), self.loader.load))
+        return self._toll.counted(self._read(self._plans(position, batch_images, rank, world), self.loader.load))
 
     def once(self, batch_images: int, rank: int = 0, world: int = 1) -> Iterator[Records]:
         """Every record once, in the order of the index, a contiguous part a rank; keys of epoch 0, not augmented."""
         start, stop = order.share(self.records, rank, world)
         numbers = (np.arange(first, min(first + batch_images, stop)) for first in range(start, stop, batch_images))
         plans = (Plan(places, np.zeros_like(places), False) for places in numbers)
-        return self._counted(self._read(plans, self.loader.load))
+        return self._toll.counted(self._read(plans, self.loader.load))
 
     def samples(self, position: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
         """Endless records from `position` on as webdataset's samples, not decoded; ranks take turns."""
@@ -79,10 +103,7 @@ class Stream:
 
     def refuse_damage(self, damaged: int, images: int) -> None:
         """Raise DataError if so many damaged records among so many images, over all ranks, are too many."""
-        most = self.settings.damaged_limit * max(images, self.records)
-        if damaged > most:
-            raise DataError(f"{damaged} of {max(images, self.records):,} records were damaged, more than "
-                            f"data.damaged_limit = {self.settings.damaged_limit:g} allows: run udl check")  # fmt: skip
+        self._toll.refuse(damaged, max(images, self.records))
 
     def _plans(self, position: int, batch_images: int, rank: int, world: int) -> Iterator[Plan]:
         """Which records come in each batch of one rank, worked out for several batches at a time."""
@@ -180,21 +201,6 @@ class Stream:
                 yield waiting.popleft()
         yield from waiting
 
-    def _counted(self, batches: Iterator[Records]) -> Iterator[Records]:
-        """Keep what was damaged, and stop at too many one after the other: a limit in parts of all comes too late."""
-        for records in batches:
-            self._count(records)
-            yield records
-
-    def _count(self, records: Records) -> None:
-        for place in range(len(records.records)) if records.damaged else ():
-            self._in_a_row = self._in_a_row + 1 if place in records.damaged else 0
-            if self._in_a_row >= self.settings.damaged_in_a_row:
-                raise DataError(f"{records.damaged[place]} ({self._in_a_row} damaged records in a row: run udl check)")
-        self.damage.update(dict.fromkeys(records.damaged.values()))
-        if not records.damaged:
-            self._in_a_row = 0
-
     def _refuse_odd_weights(self, weights: tuple[float, ...]) -> None:
         if weights and len(weights) != len(self.datasets):
             raise UsageError(f"data.weights has {len(weights)} entries for {len(self.datasets)} sources: one for each")
@@ -202,8 +208,8 @@ class Stream:
             raise UsageError(f"data.weights {weights} gives a source less than 1 of {order.MIX_BLOCK}: raise it")
 
 
-def read_ahead(load: Callable[[Plan], T], plans: Iterable[Plan], readers: int,
-               depth: Callable[[Plan], int]) -> Iterator[T]:  # fmt: skip
+def read_ahead(load: Callable[[P], T], plans: Iterable[P], readers: int,
+               depth: Callable[[P], int]) -> Iterator[T]:  # fmt: skip
     """Load plans in threads, some batches ahead, and give them in order; closing it ends the threads."""
     pool = ThreadPoolExecutor(readers, thread_name_prefix="reader")
     remaining = iter(plans)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from udl_dist.errors import TrainingError
 from udl_dist.methods import Batch, Method
+from udl_dist.stream.feed import Feed
 from udl_dist.stream.loading import Records
-from udl_dist.stream.reader import Stream
 from udl_dist.training.learner import Learning, Turn
 from udl_dist.training.meter import Meter, Sums
 from udl_dist.training.ranks import Ranks
@@ -54,8 +54,8 @@ class Intervals:
 
 def train(
     learning: Learning,
-    stream: Stream,
-    held_out: Stream | None,
+    stream: Feed,
+    held_out: Feed | None,
     settings: TrainSettings,
     intervals: Intervals,
     ranks: Ranks,
@@ -114,7 +114,7 @@ def train(
     ranks.count_votes()
 
 
-def measure(learning: Learning, held_out: Stream, batch_size: int, ranks: Ranks) -> dict[str, float]:
+def measure(learning: Learning, held_out: Feed, batch_size: int, ranks: Ranks) -> dict[str, float]:
     """Means of the method's figures over every held-out image, each counted once over all ranks: `val/…`."""
     method = learning.in_use
     if not method.can("measure"):
