@@ -31,6 +31,7 @@ ALLOWED = {
     "plan": {"experiment", "methods", "packing"},
     "terminal": {"runs"},
     "scribe": {"experiment", "methods", "stream", "training", "evaluation", "runs", "tracking"},
+    "iterables": {"packing", "stream"},
     "worker": {"faults", "watchdog", "scribe", "experiment", "methods", "stream", "training", "evaluation", "runs",
                "tracking"},
     "launch": {"faults", "recovery", "pulse", "watchdog", "experiment", "stream", "runs", "signals", "terminal",

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from udl_dist.errors import DataError, UdlError
+from udl_dist.errors import DataError
 from udl_dist.packing.finding import list_shards
 from udl_dist.packing.prepare import shards_of_parts
 from udl_dist.storage.places import is_remote, name_of, split
@@ -53,19 +53,10 @@ def find(source: str) -> Sources:
     for part, shards in shards_of_parts(source).items():
         _add(found, part, shards, True)
     if not found.jobs:
-        _add(found, "", _listed(source), is_remote(source) or Path(source).expanduser().is_dir())
+        _add(found, "", list_shards(source), is_remote(source) or Path(source).expanduser().is_dir())
     if not found.jobs:
         raise DataError(f"{source!r} names no tar shard: name a folder of them, a brace pattern or a list file")
     return found
-
-
-def _listed(source: str) -> list[str]:
-    try:
-        return list_shards(source)
-    except UdlError:
-        raise
-    except (OSError, ValueError) as error:  # braces that do not match, a list file that is no text
-        raise DataError(f"{source!r} is no pattern or list of shards ({error}): put it right") from None
 
 
 def _add(found: Sources, part: str, shards: list[str], whole: bool) -> None:
