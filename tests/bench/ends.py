@@ -1,7 +1,8 @@
 """python -m tests.bench.ends [--ends 50]: end `udl train` in nine ways and look for what is left behind: nothing.
 
-Looked for, at most twenty seconds after the command is gone: processes that descend from it (by a mark in their environment),
-with them their ports; files in /dev/shm that are new and that no process has open; a run folder that cannot be taken.
+Looked for within twenty seconds after the command is gone: processes that descend from it (by a mark in their
+environment), with them their ports; files in /dev/shm that are new and that no process has open; a run folder
+that cannot be taken.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ def main() -> None:
     print(
         f"ends: {asked.ends} of {len(kinds)} kinds, {wrong['orphans']} with orphans, {wrong['codes']} wrong exit codes"
     )
-    print("slowest: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in slowest.items()))
+    print("slowest: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in slowest.items() if seconds))
     assert not wrong.total()
 
 
