@@ -122,8 +122,4 @@ def test_a_server_that_falls_ill_after_the_start_holds_nothing_up(
     assert any("file_stream" in path for path in requests), f"the run never was online: {said}"
     assert handed < 0.5
     assert ended < 30
-    (line,) = [line for line in said if "wandb sync" in line]
-    assert "every point is in curves.jsonl" in line
-    content = b"".join(path.read_bytes() for path in Path(line.rsplit(" ", 1)[1]).rglob("*.wandb"))
-    assert content.count(b"train/loss") >= 3
-    assert (tmp_path / "wandb" / "sent").read_text() == "300"
+    assert "W&B did not end in time and may miss points; every point is in curves.jsonl" in said

@@ -47,7 +47,7 @@ class Tracker:
         self._folder = folder
         self._config = config
         self._sent = folder / "wandb" / "sent"  # the images of the last point that W&B was given, in any start
-        self._after_images = max(after_images, _number_in(self._sent))
+        self._after_images = _number_in(self._sent, after_images)
         self._upload = ""  # how to upload what did not go out
         self._say = say
         self._queue: queue.SimpleQueue[tuple[int, dict[str, Any]] | None] = queue.SimpleQueue()
@@ -71,7 +71,7 @@ class Tracker:
             self._queue.put(None)
             self._thread.join(INIT_SECONDS + FINISH_SECONDS)
             if self._thread.is_alive():
-                self._say(f"W&B did not end in time; every point is in curves.jsonl{self._upload}")
+                self._say("W&B did not end in time and may miss points; every point is in curves.jsonl")
 
     def _serve(self) -> None:
         import wandb
@@ -157,9 +157,9 @@ def _reachable(key: str) -> tuple[bool, str]:
         connection.close()
 
 
-def _number_in(path: Path) -> int:
+def _number_in(path: Path, otherwise: int) -> int:
     text = path.read_text() if path.exists() else ""
-    return int(text) if text.isdecimal() else 0
+    return int(text) if text.isdecimal() else otherwise
 
 
 def _key_from_netrc() -> str:
