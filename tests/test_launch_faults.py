@@ -11,7 +11,7 @@ from tests import gloo
 from tests.test_launch import cluster, source
 from tests.test_worker import finished, manifest, wanted
 from udl_dist import session
-from udl_dist.errors import TrainingError
+from udl_dist.errors import ClusterError, TrainingError
 
 pytestmark = pytest.mark.filterwarnings("default")  # Ray and its threads warn at will; they are not ours to mend
 fixtures = cluster, source
@@ -44,3 +44,22 @@ def test_a_fault_that_repeats_ends_the_run_by_its_first_error(source: Path, tmp_
         session.train(experiment, io.StringIO(), faults="raise rank 1 at image 700 in phase always")
     assert str(caught.value).startswith("rank 1 failed after 708 images: raised on purpose; it did so twice")
     assert (tmp_path / "messages.log").read_text().count("all workers start again") == 1
+
+
+@pytest.mark.usefixtures("cluster")
+def test_workers_that_find_no_place_end_the_run_with_asked_and_available(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    @ray.remote(num_cpus=3)
+    class Busy:
+        def ready(self) -> bool:
+            return True
+
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "3")
+    busy = Busy.remote()
+    assert ray.get(busy.ready.remote())
+    with pytest.raises(ClusterError, match=r"run.workers = 2 .* could not be placed in 3 tries; free now: 1 CPU cores"):
+        session.train(wanted("ae", source, tmp_path, **FLAGS), io.StringIO())
+    ray.kill(busy)

@@ -60,7 +60,7 @@ class Scribe:
             self._tracker.point(int(point.pop("images")), point)
 
     def take(self, report: Report) -> None:
-        """Keep what a report says: its point before its checkpoint, which is copied now and written beside the training.
+        """Keep what a report says: its point before its checkpoint, which is copied now and written later.
 
         A resume forgets the points after its checkpoint, so a point may come too early and never too late.
         """
