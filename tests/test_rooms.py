@@ -27,6 +27,7 @@ ALLOWED = {
     "plan": {"experiment", "methods", "packing"},
     "terminal": {"runs"},
     "scribe": {"experiment", "methods", "stream", "training", "evaluation", "runs", "tracking"},
+    "iterables": {"packing", "stream"},
     "worker": {"scribe", "experiment", "methods", "stream", "training", "evaluation", "runs", "tracking"},
     "launch": {"experiment", "stream", "runs", "signals", "terminal", "worker", "training"},
     "session": {"experiment", "plan", "runs", "packing", "stream", "terminal", "tracking", "launch"},

@@ -31,8 +31,10 @@ class RunSettings:
     address: str = setting("", "a Ray cluster to join; empty: a private Ray on this machine, ended with the run")
     max_failures: int = setting(3, "times that Ray starts the workers again after one dies", low=0)
     checkpoint_images: int = setting(0, "images between checkpoints; 0: at each validation", low=0)
+    checkpoint_seconds: float = setting(600.0, "seconds between checkpoints at most; 0: by images alone", low=0)
     keep_checkpoints: int = setting(2, "newest checkpoints that are kept, beside the best one", low=1)
     best: str = setting("", "held-out figure whose least value marks the best checkpoint; empty: the method's own")
+    fresh: bool = setting(False, "put aside whatever the folder holds, and start again")
 
 
 class RunFolder:
@@ -78,6 +80,18 @@ class RunFolder:
                 yield
             finally:
                 file.truncate(0)
+
+    def set_aside(self) -> Path | None:
+        """Move all of a run but its lock into `before-…` in the folder; say where, or None if there was nothing."""
+        kept = [path for path in self.path.iterdir() if path != self._lock and not path.name.startswith("before-")]
+        if not kept:
+            return None
+        before = sum(path.name.startswith("before-") for path in self.path.iterdir())
+        aside = self.path / f"before-{before + 1}"
+        aside.mkdir()
+        for path in kept:
+            path.rename(aside / path.name)
+        return aside
 
     def ask_stop(self) -> None:
         """Ask the run to write a checkpoint and end; heard by rank 0 wherever the folder is seen."""

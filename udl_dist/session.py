@@ -66,6 +66,10 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False) -> Ended:
     if experiment.track.key_file:
         read_key(experiment.track)
     with folder.held():
+        if experiment.run.fresh:
+            if aside := folder.set_aside():
+                folder.say(f"a fresh start: what was here lies in {aside}")
+            experiment = replace(experiment, run=replace(experiment.run, fresh=False))
         _refuse_another(folder, experiment)
         prepared = prepare(experiment.data, Progress("packing", out))
         planned = plan(experiment)

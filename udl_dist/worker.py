@@ -7,21 +7,23 @@ torch.distributed or in a Ray worker alike. Rank 0 alone writes.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from udl_dist import methods
-from udl_dist.errors import DataError
+from udl_dist.errors import DataError, TrainingError
 from udl_dist.experiment import Experiment
 from udl_dist.runs import RunFolder
-from udl_dist.scribe import Scribe, shards_of
-from udl_dist.stream.opening import Prepared, open_streams
-from udl_dist.stream.reader import Stream
+from udl_dist.scribe import Scribe
+from udl_dist.stream.feed import Feed
+from udl_dist.stream.opening import Prepared, open_feed
 from udl_dist.training import checkpoint
 from udl_dist.training.learner import Learning
 from udl_dist.training.loop import Intervals, Report, batch_memory, train
+from udl_dist.training.meter import Sums
 from udl_dist.training.ranks import Ranks
 
 
@@ -33,9 +35,9 @@ def work(
     `hand_over` hears of each report that comes with a checkpoint, on every rank at the same images.
     """
     folder = RunFolder(experiment.run.folder)
-    stream, held_out = open_streams(prepared, experiment.train.seed, batch_memory(ranks.device))
+    stream, held_out = open_feed(prepared, experiment.train.seed, batch_memory(ranks.device))
     learning = _learning(experiment, stream, ranks)
-    start = _resume(folder, learning, stream, ranks)
+    start, sums = _resume(experiment, folder, learning, stream, ranks)
     total = experiment.train.length(stream.records)
     if start >= total:  # ended between its last checkpoint and its result
         facts = checkpoint.facts(checkpoint.path_of(folder.checkpoints, start))
@@ -43,20 +45,41 @@ def work(
     scribe = Scribe(experiment, folder, learning, stream, held_out, start) if ranks.leads else None
     figures: dict[str, float] = {}
     images, stopped = start, False
+    clock = Clock(experiment.run.checkpoint_seconds if ranks.leads else 0.0)
     try:
         for report in train(learning, stream, held_out, experiment.train, intervals(experiment, total), ranks, start,
-                            folder.stop_asked if ranks.leads else lambda: False):  # fmt: skip
+                            folder.stop_asked if ranks.leads else lambda: False, clock.due, sums):  # fmt: skip
             figures |= report.figures
             images, stopped = report.images, report.stopped
             folder.add_damaged([*stream.damage, *(held_out.damage if held_out else ())])
             if scribe:
                 scribe.take(report)
             if report.checkpoint:
+                clock.start()
                 hand_over(report)
+        if scribe:
+            scribe.finish()
     finally:
         if scribe:
             scribe.close()
     return {"images": images, "stopped": stopped, "figures": figures}
+
+
+class Clock:
+    """Says once, `seconds` after it was started, that a checkpoint is due; 0: never. No jump of the date moves it."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.start()
+
+    def start(self) -> None:
+        self._started = time.monotonic()
+
+    def due(self) -> bool:
+        due = 0 < self._seconds <= time.monotonic() - self._started
+        if due:
+            self.start()
+        return due
 
 
 def intervals(experiment: Experiment, total: int) -> Intervals:
@@ -66,15 +89,17 @@ def intervals(experiment: Experiment, total: int) -> Intervals:
                      experiment.run.checkpoint_images or validate)  # fmt: skip
 
 
-def _learning(experiment: Experiment, stream: Stream, ranks: Ranks) -> Learning:
+def _learning(experiment: Experiment, stream: Feed, ranks: Ranks) -> Learning:
     method = methods.find(experiment.method_name)(experiment.method, stream.shape)
     torch.manual_seed(experiment.train.seed)  # the same first weights on every rank
     method.build()
     return Learning(method, experiment.train, ranks)
 
 
-def _resume(folder: RunFolder, learning: Learning, stream: Stream, ranks: Ranks) -> int:
-    """Take up the newest whole checkpoint, the same on every rank; return the images it had seen."""
+def _resume(
+    experiment: Experiment, folder: RunFolder, learning: Learning, stream: Feed, ranks: Ranks
+) -> tuple[int, Sums]:
+    """Take up the newest whole checkpoint, the same on every rank; return its images and what was summed up since."""
     found = -1
     if ranks.leads:
         checkpoint.sweep(folder.checkpoints)
@@ -82,20 +107,23 @@ def _resume(folder: RunFolder, learning: Learning, stream: Stream, ranks: Ranks)
         found = int(newest.name) if newest else -1
     images = ranks.from_leader(found)
     if images < 0:
-        return 0
+        return 0, {}
     files, facts = checkpoint.load(checkpoint.path_of(folder.checkpoints, images))
+    if facts.get("method", experiment.method_name) != experiment.method_name:
+        raise TrainingError(f"the checkpoints in {folder.checkpoints} are of method {facts['method']}, not "
+                            f"{experiment.method_name}: choose another --run.folder")  # fmt: skip
     if facts["data"] != stream.fingerprint:
         raise DataError(f"the first {images:,} images of this run were others ({_difference(folder, stream)}): "
                         "give back the shards it was started with, or choose another --run.folder")  # fmt: skip
     learning.restore(files)
-    return images
+    return images, facts.get("sums", {})
 
 
-def _difference(folder: RunFolder, stream: Stream) -> str:
+def _difference(folder: RunFolder, stream: Feed) -> str:
     """The first shard that is not what it was when the run began."""
     if not folder.data.exists():
         return "their list is gone"
-    before, now = json.loads(folder.data.read_text(encoding="utf-8")), shards_of(stream)
+    before, now = json.loads(folder.data.read_text(encoding="utf-8")), stream.shards()
     for path in sorted(before | now):
         if before.get(path) != now.get(path):
             return f"shard {path!r} was: {before.get(path, 'not there')}; is: {now.get(path, 'not there')}"
