@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from itertools import count, islice
+from itertools import count, islice, takewhile
 from typing import Any, cast
 
 import numpy as np
@@ -65,7 +65,8 @@ class Sequential:
         start, stop = order.share(batch_images, rank, world)
         stopping = threading.Event()
         chance = np.random.default_rng([self.seed, position, rank])
-        mixed = (pair for epoch in count() for pair in self._epoch(position, epoch, rank, world, chance, stopping))
+        epochs = takewhile(lambda _: not stopping.is_set(), count())
+        mixed = (pair for epoch in epochs for pair in self._epoch(position, epoch, rank, world, chance, stopping))
         return self._toll.counted(self._decoded(self._cut(mixed, stop - start), True, stopping))
 
     def once(self, batch_images: int, rank: int = 0, world: int = 1) -> Iterator[Records]:
