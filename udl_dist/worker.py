@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from udl_dist import methods
+from udl_dist import faults, methods
 from udl_dist.errors import DataError, TrainingError
 from udl_dist.experiment import Experiment
 from udl_dist.runs import RunFolder
@@ -25,6 +25,7 @@ from udl_dist.training.learner import Learning
 from udl_dist.training.loop import Intervals, Report, batch_memory, train
 from udl_dist.training.meter import Sums
 from udl_dist.training.ranks import Ranks
+from udl_dist.watchdog import Watchdog
 
 
 def work(
@@ -35,6 +36,14 @@ def work(
     `hand_over` hears of each report that comes with a checkpoint, on every rank at the same images.
     """
     folder = RunFolder(experiment.run.folder)
+    with Watchdog(folder, ranks.rank, experiment.run.hang_seconds) as watchdog:
+        return _work(experiment, prepared, ranks, hand_over, folder, watchdog)
+
+
+def _work(
+    experiment: Experiment, prepared: Prepared, ranks: Ranks, hand_over: Callable[[Report], None], folder: RunFolder,
+    watchdog: Watchdog,
+) -> dict[str, Any]:  # fmt: skip
     stream, held_out = open_feed(prepared, experiment.train.seed, batch_memory(ranks.device))
     learning = _learning(experiment, stream, ranks)
     start, sums = _resume(experiment, folder, learning, stream, ranks)
@@ -46,17 +55,24 @@ def work(
     figures: dict[str, float] = {}
     images, stopped = start, False
     clock = Clock(experiment.run.checkpoint_seconds if ranks.leads else 0.0)
+
+    def beat(images: int, place: str) -> None:
+        watchdog.beat(images, place)
+        faults.reach(images, place)
+
     try:
         for report in train(learning, stream, held_out, experiment.train, intervals(experiment, total), ranks, start,
-                            folder.stop_asked if ranks.leads else lambda: False, clock.due, sums):  # fmt: skip
+                            folder.stop_asked if ranks.leads else lambda: False, clock.due, sums, beat):  # fmt: skip
             figures |= report.figures
             images, stopped = report.images, report.stopped
+            beat(images, "save" if report.checkpoint else "report")
             folder.add_damaged([*stream.damage, *(held_out.damage if held_out else ())])
             if scribe:
                 scribe.take(report)
             if report.checkpoint:
                 clock.start()
                 hand_over(report)
+            beat(images, "report")
         if scribe:
             scribe.finish()
     finally:

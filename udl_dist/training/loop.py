@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,10 +64,12 @@ def train(
     stop_asked: Callable[[], bool] = lambda: False,
     save_asked: Callable[[], bool] = lambda: False,
     sums: Sums | None = None,
+    beat: Callable[[int, str], None] = lambda images, place: None,
 ) -> Iterator[Report]:
     """Train from `start_images` to the end, yielding at the same images on every rank; the state is in `learning`.
 
     One rank that asks for a stop or a checkpoint is enough; `sums` are those of the checkpoint that is gone on from.
+    `beat` hears of each progress: the images done, and the place: data, phase or validation.
     """
     total = settings.length(stream.records)
     batch_size = settings.batch_size
@@ -75,6 +78,7 @@ def train(
     images = start_images
     while images < total:
         # ── data
+        beat(images, "data")
         asked = time.perf_counter()
         records = next(batches)
         meter.waited(time.perf_counter() - asked, len(records.damaged))
@@ -88,6 +92,7 @@ def train(
         rate = settings.rate_at(images, total)
         for turn in learning.turns:
             if step % turn.phase.every == 0:
+                beat(images, "phase")
                 _take(turn, learning, parts, rate, settings, ranks, meter)
         images += batch_size
         if settings.average_half_life:
@@ -103,7 +108,7 @@ def train(
             figures = meter.figures(images, rate)
             stream.refuse_damage(int(figures.get("data/damaged", 0)), images - start_images)
             if validate and held_out is not None:
-                figures |= measure(learning, held_out, batch_size, ranks)
+                figures |= measure(learning, held_out, batch_size, ranks, partial(beat, images, "validation"))
             _refuse_nonsense(figures, images)
             yield Report(images, figures, validate, checkpoint or save or stop, stop)
             meter.resume(images)
@@ -114,7 +119,9 @@ def train(
     ranks.count_votes()
 
 
-def measure(learning: Learning, held_out: Feed, batch_size: int, ranks: Ranks) -> dict[str, float]:
+def measure(
+    learning: Learning, held_out: Feed, batch_size: int, ranks: Ranks, beat: Callable[[], None] = lambda: None
+) -> dict[str, float]:
     """Means of the method's figures over every held-out image, each counted once over all ranks: `val/…`."""
     method = learning.in_use
     if not method.can("measure"):
@@ -124,6 +131,7 @@ def measure(learning: Learning, held_out: Feed, batch_size: int, ranks: Ranks) -
     sums: dict[str, Tensor] = {}
     with evaluating(method):
         for records in held_out.once(batch_size, ranks.rank, ranks.world):
+            beat()
             for name, values in method.measure(to_batch(records, 0, ranks.device)).items():
                 sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + values.double().sum().cpu()
     return {f"val/{name}": value / held_out.records for name, value in ranks.total(sums).items()}
