@@ -11,6 +11,7 @@ import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ from udl_dist.packing.indexes import index
 from udl_dist.packing.settings import IndexSettings
 from udl_dist.stream.index import NAME, Index
 from udl_dist.stream.indexing import index_shards
+from udl_dist.stream.tar import Data
 
 # As a user would, but after each shard the process waits to be killed or for its turn.
 SLOW = """
@@ -70,7 +72,12 @@ def test_a_killed_run_is_gone_on_with_and_reads_only_the_rest(tmp_path: Path, mo
     from udl_dist.stream import indexing
 
     rows = indexing._rows
-    monkeypatch.setattr(indexing, "_rows", lambda path, data, raw: (walked.append(path), rows(path, data, raw))[1])
+
+    def counted(path: str, data: Data, raw: bool) -> Any:
+        walked.append(path)
+        return rows(path, data, raw)
+
+    monkeypatch.setattr(indexing, "_rows", counted)
     found = index(str(tmp_path / "tars"), IndexSettings())
     assert len(walked) == 40 - len(left)
     assert found.fingerprint == index_shards(paths, tmp_path / "anew.udl").fingerprint
