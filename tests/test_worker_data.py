@@ -15,7 +15,7 @@ from tests.training.learn import packed
 from udl_dist.errors import DataError
 from udl_dist.experiment import Experiment
 from udl_dist.packing.prepare import prepare
-from udl_dist.stream.index import Index
+from udl_dist.shards.index import Index
 from udl_dist.training.ranks import Ranks
 from udl_dist.worker import work
 

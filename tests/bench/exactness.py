@@ -21,12 +21,12 @@ import numpy as np
 import xxhash
 
 from tests.stream.made import shards
+from udl_dist.permutation import chain
+from udl_dist.shards.index import Index
+from udl_dist.shards.indexing import index_shards
 from udl_dist.stream import order
 from udl_dist.stream.dataset import Dataset
-from udl_dist.stream.index import Index
-from udl_dist.stream.indexing import index_shards
 from udl_dist.stream.loading import Records
-from udl_dist.stream.permutation import chain
 from udl_dist.stream.reader import Stream
 from udl_dist.stream.settings import DataSettings
 

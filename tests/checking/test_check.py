@@ -21,8 +21,8 @@ from udl_dist.checking.settings import CheckSettings
 from udl_dist.errors import DataError, UdlError
 from udl_dist.packing.pack import pack
 from udl_dist.packing.settings import PackSettings
-from udl_dist.stream.index import NAME
-from udl_dist.stream.indexing import index_shards
+from udl_dist.shards.index import NAME
+from udl_dist.shards.indexing import index_shards
 
 
 def checked(source: Path, **settings: object) -> Findings:

@@ -20,10 +20,10 @@ from udl_dist.checking.findings import Findings
 from udl_dist.checking.settings import CheckSettings
 from udl_dist.packing import indexes
 from udl_dist.packing.settings import IndexSettings
+from udl_dist.shards.index import Index
+from udl_dist.shards.indexing import index_shards
 from udl_dist.storage import ranges
 from udl_dist.storage.objects import upload
-from udl_dist.stream.index import Index
-from udl_dist.stream.indexing import index_shards
 
 
 @pytest.fixture(scope="module", autouse=True)

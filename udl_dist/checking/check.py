@@ -26,11 +26,11 @@ from udl_dist.checking.settings import CheckSettings
 from udl_dist.checking.sources import Job, Sources, find
 from udl_dist.errors import UsageError
 from udl_dist.packing.folders import finish_folder, partial_folder
+from udl_dist.shards.index import shown
+from udl_dist.shards.reading import cut_out
+from udl_dist.shards.tar import BLOCK
 from udl_dist.storage.places import SCHEME, name_of
-from udl_dist.stream.index import shown
 from udl_dist.stream.settings import cache_folder
-from udl_dist.stream.shards import cut_out
-from udl_dist.stream.tar import BLOCK
 
 Progress = Callable[[int, int], None]
 # Through one shard: its records, its damage, records of the index that are whole, and its bytes.

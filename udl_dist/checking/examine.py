@@ -19,13 +19,13 @@ from udl_dist.checking.looks import Looks, look
 from udl_dist.checking.records import Group, grouped, key_at, label_of, wrong_with
 from udl_dist.checking.sources import Job
 from udl_dist.errors import DataError
+from udl_dist.images.headers import read_header
+from udl_dist.images.kinds import Shape
+from udl_dist.shards.index import shown
+from udl_dist.shards.indexing import LARGEST_IMAGE, checksum_of
+from udl_dist.shards.reading import opened
+from udl_dist.shards.tar import BLOCK, Damage, Data
 from udl_dist.storage.places import name_of
-from udl_dist.stream.headers import read_header
-from udl_dist.stream.index import shown
-from udl_dist.stream.indexing import LARGEST_IMAGE, checksum_of
-from udl_dist.stream.settings import Shape
-from udl_dist.stream.shards import opened
-from udl_dist.stream.tar import BLOCK, Damage, Data
 
 # What is kept of each record while a set is checked: 45 bytes.
 TABLE = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("length", "<u4"), ("checksum", "<u4"), ("key_hash", "<u8"),

@@ -18,11 +18,11 @@ from udl_dist.checking.examine import Damaged, Examination, Whole
 from udl_dist.checking.settings import CheckSettings
 from udl_dist.checking.sources import Job, Sources
 from udl_dist.errors import DataError
+from udl_dist.shards.index import NAME, shown
+from udl_dist.shards.indexing import IMAGES, LABEL, LARGEST_IMAGE, index_shards
+from udl_dist.shards.reading import opened
+from udl_dist.shards.tar import BLOCK, Data
 from udl_dist.storage.places import name_of, split
-from udl_dist.stream.index import NAME, shown
-from udl_dist.stream.indexing import IMAGES, LABEL, LARGEST_IMAGE, index_shards
-from udl_dist.stream.shards import opened
-from udl_dist.stream.tar import BLOCK, Data
 
 LEFT_OUT = "left_out.txt"
 

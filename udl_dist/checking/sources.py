@@ -10,8 +10,8 @@ from udl_dist.errors import DataError
 from udl_dist.packing.finding import list_shards
 from udl_dist.packing.indexes import in_cache
 from udl_dist.packing.prepare import shards_of_parts
+from udl_dist.shards.index import About, Index
 from udl_dist.storage.places import is_remote, name_of, split
-from udl_dist.stream.index import About, Index
 from udl_dist.stream.opening import index_beside, open_index
 
 

@@ -14,9 +14,9 @@ import xxhash
 from udl_dist.errors import DataError, UsageError
 from udl_dist.packing.finding import list_shards
 from udl_dist.packing.settings import IndexSettings
+from udl_dist.shards.index import NAME, Index
+from udl_dist.shards.indexing import Progress, index_shards
 from udl_dist.storage.places import is_remote, joined, name_of, split
-from udl_dist.stream.index import NAME, Index
-from udl_dist.stream.indexing import Progress, index_shards
 from udl_dist.stream.opening import index_beside, open_index
 from udl_dist.stream.settings import cache_folder
 

@@ -18,9 +18,9 @@ from udl_dist.packing.pack import pack_source
 from udl_dist.packing.sequences import indexed, list_sequence
 from udl_dist.packing.settings import PackSettings
 from udl_dist.packing.sources import identify, open_source
+from udl_dist.shards.index import NAME
+from udl_dist.shards.indexing import Progress
 from udl_dist.storage.places import is_remote, joined, refuse_scheme
-from udl_dist.stream.index import NAME
-from udl_dist.stream.indexing import Progress
 from udl_dist.stream.opening import Prepared
 from udl_dist.stream.settings import DataSettings, cache_folder
 
