@@ -11,6 +11,7 @@ import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,7 +71,12 @@ def test_a_killed_run_is_gone_on_with_and_reads_only_the_rest(tmp_path: Path, mo
     from udl_dist.stream import indexing
 
     rows = indexing._rows
-    monkeypatch.setattr(indexing, "_rows", lambda path, data, raw: (walked.append(path), rows(path, data, raw))[1])
+
+    def noted(path: str, data: Any, raw: bool) -> Any:
+        walked.append(path)
+        return rows(path, data, raw)
+
+    monkeypatch.setattr(indexing, "_rows", noted)
     found = index(str(tmp_path / "tars"), IndexSettings())
     assert len(walked) == 40 - len(left)
     assert found.fingerprint == index_shards(paths, tmp_path / "anew.udl").fingerprint
