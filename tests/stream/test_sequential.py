@@ -57,7 +57,7 @@ def some(made: Iterator[Records], number: int) -> list[Records]:
 
 
 def labels(batches: list[Records]) -> list[int]:
-    return np.concatenate([batch.labels for batch in batches]).tolist()
+    return [int(label) for batch in batches for label in batch.labels]
 
 
 def every(web: Web) -> str:
