@@ -71,6 +71,18 @@ def test_the_first_refusal_is_kept_and_its_echoes_are_not(tmp_path: Path) -> Non
         assert folder.failure() is None
 
 
+def test_a_fresh_start_puts_everything_aside_but_what_was_put_aside_before(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with folder.held():
+        for turn in (1, 2):
+            folder.add_point(turn, {"train/loss": 1.0})
+            folder.checkpoints.mkdir()
+            assert folder.set_aside() == tmp_path / f"before-{turn}"
+        assert folder.set_aside() is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["before-1", "before-2", "lock"]
+    assert sorted(path.name for path in (tmp_path / "before-2").iterdir()) == ["checkpoints", "curves.jsonl"]
+
+
 def test_messages_carry_the_time_of_day(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.say("resumed")

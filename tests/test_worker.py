@@ -7,7 +7,10 @@ import json
 import resource
 import shutil
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,6 +56,12 @@ def manifest(folder: Path, images: int = 240) -> dict[str, Any]:
     return {name: entry for name, entry in files.items() if name.endswith(".safetensors")}
 
 
+def curves(folder: Path) -> list[dict[str, float]]:
+    """The points of a run without what a clock measures."""
+    return [{name: value for name, value in point.items() if not name.startswith("perf/")}
+            for point in RunFolder(folder).points()]  # fmt: skip
+
+
 @pytest.mark.parametrize("method", ["ae", "vae", "gan"])
 def test_a_run_that_was_stopped_ends_with_the_same_checkpoint_and_curves(
     method: str, source: Path, tmp_path: Path
@@ -68,19 +77,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_checkpoint_and_curves(
     again = finished(experiment)
     assert manifest(tmp_path / "parts") == manifest(tmp_path / "whole")
     assert again["figures"]["train/learning_rate"] == whole["figures"]["train/learning_rate"]
-    points = RunFolder(tmp_path / "parts").points()
-    images = [point["images"] for point in points]
-    assert images == sorted(set(images)), "each point once, in order"
-    held_out = [
-        [
-            (point["images"], name, value)
-            for point in RunFolder(tmp_path / part).points()
-            for name, value in point.items()
-            if name.startswith("val/")
-        ]
-        for part in ("whole", "parts")
-    ]
-    assert held_out[0] == held_out[1]
+    assert curves(tmp_path / "parts") == curves(tmp_path / "whole")
 
 
 def test_pictures_have_the_images_in_their_names_and_the_right_shape(source: Path, tmp_path: Path) -> None:
@@ -109,6 +106,35 @@ def test_a_run_cut_between_its_last_checkpoint_and_its_result_trains_nothing(sou
     assert after["figures"]["val/mse"] == before["figures"]["val/mse"]
 
 
+def test_checkpoints_by_time_change_no_point_of_the_curves(source: Path, tmp_path: Path) -> None:
+    """A checkpoint after each step, a stop between two points, another one: what is learned and drawn is the same."""
+    flags = {"run__keep_checkpoints": "99", "train__average_half_life": "100"}
+    finished(wanted("vae", source, tmp_path / "whole", **flags))
+    experiment = wanted("vae", source, tmp_path / "often", run__checkpoint_seconds="1e-9", **flags)
+    for after in (1, 7):
+        assert finished(experiment, stop_after=after)["stopped"]
+        (tmp_path / "often" / "stop").unlink()
+    finished(experiment)
+    assert len(checkpoint.complete(tmp_path / "often" / "checkpoints")) == 20
+    assert manifest(tmp_path / "often") == manifest(tmp_path / "whole")
+    assert curves(tmp_path / "often") == curves(tmp_path / "whole")
+
+
+def test_the_checkpoints_of_another_method_are_refused_by_name(source: Path, tmp_path: Path) -> None:
+    finished(wanted("ae", source, tmp_path, train__total_images="120"))
+    with pytest.raises(TrainingError, match="are of method ae, not vae: choose another --run.folder"):
+        finished(wanted("vae", source, tmp_path))
+
+
+def test_a_run_whose_checkpoints_have_no_room_is_refused_before_the_first_step(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
+    with pytest.raises(TrainingError, match=r"4 more checkpoints do not fit .* \(No space left: 1\.0 MiB"):
+        finished(wanted("ae", source, tmp_path))
+    assert not (tmp_path / "curves.jsonl").exists()
+
+
 def test_another_latent_size_in_the_checkpoint_is_refused(source: Path, tmp_path: Path) -> None:
     finished(wanted("ae", source, tmp_path, train__total_images="120"))
     other = wanted("ae", source, tmp_path, method__latent_dim="5")
@@ -134,11 +160,11 @@ def test_a_full_disk_at_a_checkpoint_is_told_and_costs_nothing_else(source: Path
     (outcome,) = gloo.run(1, on_a_disk_that_fills_for_a_while, experiment)
     assert outcome == ("", 240)
     lines = (tmp_path / "full" / "messages.log").read_text().splitlines()
-    alarms = [line for line in lines if "ALARM: no checkpoint" in line]
-    assert len(alarms) == 2
-    assert "no checkpoint after 120 images: " in alarms[0]
-    assert "File too large" in alarms[0]
-    assert alarms[0].endswith("training goes on, the last good checkpoint is kept")
+    told = [line for line in lines if "ALARM: no checkpoint" in line]
+    assert len(told) == 2
+    assert "no checkpoint after 120 images: " in told[0]
+    assert "File too large" in told[0]
+    assert told[0].endswith("training goes on, the last good checkpoint is kept")
     assert [int(path.name) for path in checkpoint.complete(tmp_path / "full" / "checkpoints")] == [60, 240]
     assert manifest(tmp_path / "full") == manifest(tmp_path / "whole")
 
@@ -150,13 +176,27 @@ def test_a_disk_that_stays_full_ends_the_run_by_name_and_keeps_the_last_good_one
     assert [int(path.name) for path in checkpoint.complete(tmp_path / "checkpoints")] == [36]
 
 
+def until(true: Callable[[], bool]) -> None:
+    while not true():
+        time.sleep(0.002)
+
+
+def written(folder: RunFolder, images: int) -> bool:
+    return checkpoint.path_of(folder.checkpoints, images).exists()
+
+
+def alarms(folder: RunFolder) -> int:
+    return folder.messages.read_text().count("ALARM: no checkpoint") if folder.messages.exists() else 0
+
+
 def on_a_disk_that_fills_for_a_while(experiment: Experiment, failing: int = 2) -> tuple[str, int]:
     """The error and images of a run whose checkpoints 2 … 1 + `failing` cannot be written."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    heard = itertools.count(1)
+    heard, folder = itertools.count(1), RunFolder(experiment.run.folder)
 
     def hear(report: Report) -> None:
         number = next(heard)
+        until(lambda: written(folder, report.images) or alarms(folder) == number - 1)  # it is written beside us
         if number == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
         if number == 1 + failing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from udl_dist.tracking import Tracker
 from udl_dist.training import checkpoint
 from udl_dist.training.learner import Learning
 from udl_dist.training.loop import Report, evaluating, to_batch
+from udl_dist.training.writer import Writer
 
 MISSES = 3  # checkpoints in a row that may fail to be written before the run gives up
 
@@ -41,8 +42,10 @@ class Scribe:
         self._shown = held_out or stream
         self._fingerprint = stream.fingerprint
         self._best = experiment.run.best or f"val/{learning.method.best}"
-        self._misses = 0
+        self._misses, self._missed = 0, ""
+        self._writer = Writer(self._write, self._told)
         self._stream, self._advised = stream, ""
+        self._refuse_small_disk()
         last = folder.rewind(start)
         if not start:
             write_whole(folder.data, json.dumps(stream.shards()))
@@ -55,9 +58,12 @@ class Scribe:
         self._tracker = Tracker(experiment.track, folder.path, config, last, folder.say)
 
     def take(self, report: Report) -> None:
-        """Keep what a report says; a checkpoint first, so that what is said is also kept."""
+        """Keep what a report says; a checkpoint first, which is copied now and written while the training goes on."""
+        self._give_up()
         if report.checkpoint:
             self._save(report)
+        if not report.figures:  # saved between two points of the curves
+            return
         self._attempt(f"the curves miss {report.images} images", self._folder.add_point, report.images, report.figures)
         self._tracker.point(report.images, report.figures)
         advised = advice(self._stream, report.figures["perf/data_wait_share"])
@@ -67,31 +73,65 @@ class Scribe:
         if report.validated and self._experiment.evaluate.pictures:
             self._attempt(f"no pictures after {report.images} images", self._draw, report.images)
 
+    def finish(self) -> None:
+        """Wait until the last checkpoint is written; raise TrainingError if it could not be."""
+        self._attempt("the last checkpoint is late", self._writer.wait)
+        if self._missed:
+            raise TrainingError(f"the last checkpoint could not be written to {self._folder.checkpoints} "
+                                f"({self._missed}): free space, then run again: it goes on from the one before"
+                                )  # fmt: skip
+
     def close(self) -> None:
+        """End what runs beside the training, however it ended."""
+        self._attempt("the last checkpoint is late", self._writer.wait)
         self._tracker.close()
 
+    def _refuse_small_disk(self) -> None:
+        """Raise TrainingError before the first step if the checkpoints that are to be kept have no room."""
+        checkpoints, keep = self._folder.checkpoints, self._experiment.run.keep_checkpoints
+        more = max(1, keep + 2 - len(checkpoint.complete(checkpoints)))  # beside them the best, and the one in writing
+        needed = more * self._learning.checkpoint_bytes()
+        try:
+            checkpoint.refuse_full(self._folder.path, needed)
+        except OSError as error:
+            raise TrainingError(f"{more} more checkpoints do not fit on the disk of {self._folder.path} "
+                                f"({error.strerror}): free space, or lower run.keep_checkpoints") from None  # fmt: skip
+
     def _save(self, report: Report) -> None:
-        failed = self._attempt(f"no checkpoint after {report.images} images", self._write_checkpoint, report)
-        self._misses = self._misses + 1 if failed else 0
+        held_out = {name: value for name, value in report.figures.items() if name.startswith("val/")}
+        facts = {"method": self._experiment.method_name, "data": self._fingerprint,
+                 "figures": held_out, "sums": report.sums}  # fmt: skip
+        try:
+            self._writer.put(report.images, self._learning.tensors(), facts)
+        except TimeoutError as error:
+            self._told(report.images, str(error))
+            self._give_up()
+
+    def _write(self, images: int, files: checkpoint.Files, facts: Mapping[str, object]) -> None:
+        """On the writer's thread: save, then delete what is no longer kept."""
+        checkpoint.save(self._folder.checkpoints, images, files, facts)
+        checkpoint.prune(self._folder.checkpoints, self._experiment.run.keep_checkpoints, self._best, images)
+
+    def _told(self, images: int, failed: str) -> None:
+        """On the writer's thread: how a writing ended."""
+        self._misses, self._missed = (self._misses + 1 if failed else 0), failed
+        if failed:
+            self._alarm(f"no checkpoint after {images} images", failed)
+
+    def _give_up(self) -> None:
         if self._misses >= MISSES:
             raise TrainingError(f"{MISSES} checkpoints in a row could not be written to {self._folder.checkpoints} "
-                                f"({failed}): free space, then run again")  # fmt: skip
+                                f"({self._missed}): free space, then run again")  # fmt: skip
 
-    def _write_checkpoint(self, report: Report) -> None:
-        held_out = {name: value for name, value in report.figures.items() if name.startswith("val/")}
-        facts = {"figures": held_out, "data": self._fingerprint}
-        checkpoint.save(self._folder.checkpoints, report.images, self._learning.tensors(), facts)
-        checkpoint.prune(self._folder.checkpoints, self._experiment.run.keep_checkpoints, self._best)
-
-    def _attempt(self, lost: str, act: Callable[..., None], *arguments: Any) -> str:
+    def _attempt(self, lost: str, act: Callable[..., None], *arguments: Any) -> None:
         """Write something; a disk that refuses is told, with what is lost, and never ends a training."""
         try:
             act(*arguments)
-            return ""
         except OSError as error:
-            why = error.strerror or str(error)
-            self._folder.say(f"ALARM: {lost}: {why}; training goes on, the last good checkpoint is kept")
-            return why
+            self._alarm(lost, error.strerror or str(error))
+
+    def _alarm(self, lost: str, why: str) -> None:
+        self._folder.say(f"ALARM: {lost}: {why}; training goes on, the last good checkpoint is kept")
 
     def _draw(self, images: int) -> None:
         """Write the grids of now: always the same first held-out images, always the same keys."""

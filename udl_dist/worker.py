@@ -7,13 +7,14 @@ torch.distributed or in a Ray worker alike. Rank 0 alone writes.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from udl_dist import methods
-from udl_dist.errors import DataError
+from udl_dist import faults, methods
+from udl_dist.errors import DataError, TrainingError
 from udl_dist.experiment import Experiment
 from udl_dist.runs import RunFolder
 from udl_dist.scribe import Scribe
@@ -22,7 +23,9 @@ from udl_dist.stream.opening import Prepared, open_feed
 from udl_dist.training import checkpoint
 from udl_dist.training.learner import Learning
 from udl_dist.training.loop import Intervals, Report, batch_memory, train
+from udl_dist.training.meter import Sums
 from udl_dist.training.ranks import Ranks
+from udl_dist.watchdog import Watchdog
 
 
 def work(
@@ -33,9 +36,17 @@ def work(
     `hand_over` hears of each report that comes with a checkpoint, on every rank at the same images.
     """
     folder = RunFolder(experiment.run.folder)
+    with Watchdog(folder, ranks.rank, experiment.run.hang_seconds) as watchdog:
+        return _work(experiment, prepared, ranks, hand_over, folder, watchdog)
+
+
+def _work(
+    experiment: Experiment, prepared: Prepared, ranks: Ranks, hand_over: Callable[[Report], None], folder: RunFolder,
+    watchdog: Watchdog,
+) -> dict[str, Any]:  # fmt: skip
     stream, held_out = open_feed(prepared, experiment.train.seed, batch_memory(ranks.device))
     learning = _learning(experiment, stream, ranks)
-    start = _resume(folder, learning, stream, ranks)
+    start, sums = _resume(experiment, folder, learning, stream, ranks)
     total = experiment.train.length(stream.records)
     if start >= total:  # ended between its last checkpoint and its result
         facts = checkpoint.facts(checkpoint.path_of(folder.checkpoints, start))
@@ -43,20 +54,48 @@ def work(
     scribe = Scribe(experiment, folder, learning, stream, held_out, start) if ranks.leads else None
     figures: dict[str, float] = {}
     images, stopped = start, False
+    clock = Clock(experiment.run.checkpoint_seconds if ranks.leads else 0.0)
+
+    def beat(images: int, place: str) -> None:
+        watchdog.beat(images, place)
+        faults.reach(images, place)
+
     try:
         for report in train(learning, stream, held_out, experiment.train, intervals(experiment, total), ranks, start,
-                            folder.stop_asked if ranks.leads else lambda: False):  # fmt: skip
+                            folder.stop_asked if ranks.leads else lambda: False, clock.due, sums, beat):  # fmt: skip
             figures |= report.figures
             images, stopped = report.images, report.stopped
+            beat(images, "save" if report.checkpoint else "report")
             folder.add_damaged([*stream.damage, *(held_out.damage if held_out else ())])
             if scribe:
                 scribe.take(report)
             if report.checkpoint:
+                clock.start()
                 hand_over(report)
+            beat(images, "report")
+        if scribe:
+            scribe.finish()
     finally:
         if scribe:
             scribe.close()
     return {"images": images, "stopped": stopped, "figures": figures}
+
+
+class Clock:
+    """Says once, `seconds` after it was started, that a checkpoint is due; 0: never. No jump of the date moves it."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.start()
+
+    def start(self) -> None:
+        self._started = time.monotonic()
+
+    def due(self) -> bool:
+        due = 0 < self._seconds <= time.monotonic() - self._started
+        if due:
+            self.start()
+        return due
 
 
 def intervals(experiment: Experiment, total: int) -> Intervals:
@@ -73,8 +112,10 @@ def _learning(experiment: Experiment, stream: Feed, ranks: Ranks) -> Learning:
     return Learning(method, experiment.train, ranks)
 
 
-def _resume(folder: RunFolder, learning: Learning, stream: Feed, ranks: Ranks) -> int:
-    """Take up the newest whole checkpoint, the same on every rank; return the images it had seen."""
+def _resume(
+    experiment: Experiment, folder: RunFolder, learning: Learning, stream: Feed, ranks: Ranks
+) -> tuple[int, Sums]:
+    """Take up the newest whole checkpoint, the same on every rank; return its images and what was summed up since."""
     found = -1
     if ranks.leads:
         checkpoint.sweep(folder.checkpoints)
@@ -82,13 +123,16 @@ def _resume(folder: RunFolder, learning: Learning, stream: Feed, ranks: Ranks) -
         found = int(newest.name) if newest else -1
     images = ranks.from_leader(found)
     if images < 0:
-        return 0
+        return 0, {}
     files, facts = checkpoint.load(checkpoint.path_of(folder.checkpoints, images))
+    if facts.get("method", experiment.method_name) != experiment.method_name:
+        raise TrainingError(f"the checkpoints in {folder.checkpoints} are of method {facts['method']}, not "
+                            f"{experiment.method_name}: choose another --run.folder")  # fmt: skip
     if facts["data"] != stream.fingerprint:
         raise DataError(f"the first {images:,} images of this run were others ({_difference(folder, stream)}): "
                         "give back the shards it was started with, or choose another --run.folder")  # fmt: skip
     learning.restore(files)
-    return images
+    return images, facts.get("sums", {})
 
 
 def _difference(folder: RunFolder, stream: Feed) -> str:

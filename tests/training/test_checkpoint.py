@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from tests.bench import saves
 from udl_dist.errors import TrainingError
 from udl_dist.training import checkpoint
 
@@ -42,7 +47,9 @@ def test_a_transposed_tensor_is_saved_as_it_is_seen(tmp_path: Path) -> None:
     assert torch.equal(files["networks"]["w"], seen)
 
 
-@pytest.mark.parametrize("damage", ["bit", "cut", "gone", "manifest", "extra", "symlink", "pickle", "format"])
+@pytest.mark.parametrize(
+    "damage", ["bit", "cut", "gone", "manifest", "extra", "symlink", "linked", "pickle", "forged", "format"]
+)
 def test_any_damage_is_noticed_and_the_one_before_is_taken(tmp_path: Path, damage: str) -> None:
     saved(tmp_path, 100, 200)
     newest = checkpoint.path_of(tmp_path, 200)
@@ -64,6 +71,14 @@ def test_any_damage_is_noticed_and_the_one_before_is_taken(tmp_path: Path, damag
         weights.symlink_to(tmp_path / "elsewhere")
     elif damage == "pickle":
         torch.save(FILES, weights)
+    elif damage == "linked":
+        newest.rename(tmp_path / "elsewhere")
+        newest.symlink_to(tmp_path / "elsewhere")
+    elif damage == "forged":  # a pickle that the manifest vouches for
+        torch.save(FILES, weights)
+        entry = {"bytes": weights.stat().st_size, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+        told = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps(told | {"files": told["files"] | {weights.name: entry}}))
     elif damage == "format":
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
     said: list[str] = []
@@ -78,7 +93,7 @@ def test_any_damage_is_noticed_and_the_one_before_is_taken(tmp_path: Path, damag
 def test_if_all_are_damaged_nothing_is_started_anew_and_nothing_deleted(tmp_path: Path) -> None:
     saved(tmp_path, 100)
     (checkpoint.path_of(tmp_path, 100) / "state.json").write_text("{}")
-    with pytest.raises(TrainingError, match="all 1 checkpoints in .* are damaged: move the folder away"):
+    with pytest.raises(TrainingError, match="all 1 checkpoints in .* are damaged; nothing was deleted: .* --run.fresh"):
         checkpoint.newest(tmp_path, lambda line: None)
     assert checkpoint.path_of(tmp_path, 100).exists()
 
@@ -89,10 +104,38 @@ def test_a_folder_without_checkpoints_has_no_newest(tmp_path: Path) -> None:
 
 def test_pruning_keeps_the_newest_few_and_the_best(tmp_path: Path) -> None:
     saved(tmp_path, 1, 2, 3, 4, 5, figures={1: 0.9, 2: 0.1, 3: 0.5, 4: 0.4, 5: 0.3})
-    checkpoint.prune(tmp_path, 2, "val/mse")
+    checkpoint.prune(tmp_path, 2, "val/mse", 5)
     assert [int(path.name) for path in checkpoint.complete(tmp_path)] == [2, 4, 5]
-    checkpoint.prune(tmp_path, 1, "val/none")
+    checkpoint.prune(tmp_path, 1, "val/none", 5)
     assert [int(path.name) for path in checkpoint.complete(tmp_path)] == [5]
+
+
+def test_damaged_later_ones_never_drive_out_the_last_good_one(tmp_path: Path) -> None:
+    """After 200 and 300 were passed over, the run goes on from 100: what it saves counts, what is damaged does not."""
+    saved(tmp_path, 100, 200, 300)
+    for images in (200, 300):
+        (checkpoint.path_of(tmp_path, images) / "state.json").write_text("{")
+    saved(tmp_path, 150)
+    checkpoint.prune(tmp_path, 2, "val/mse", 150)
+    assert [int(path.name) for path in checkpoint.complete(tmp_path)] == [100, 150, 200, 300]
+    assert checkpoint.newest(tmp_path, lambda line: None) == checkpoint.path_of(tmp_path, 150)
+
+
+def test_a_disk_without_room_is_refused_before_a_file_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path, 100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**17))
+    with pytest.raises(OSError, match=r"0\.1 MiB are free, 0\.3 MiB are needed") as refused:
+        checkpoint.save(tmp_path, 200, FILES, {})
+    assert refused.value.errno == errno.ENOSPC
+    assert [path.name for path in tmp_path.iterdir()] == [f"{100:012d}"]
+
+
+def test_no_full_disk_costs_a_complete_checkpoint() -> None:
+    """The same save on disks that are full 4 KiB later each time: it goes through, or nothing of it is left."""
+    ends = saves.full_disks(ask_first=False)
+    assert ends.pop("") > 0
+    assert ends
+    assert all("No space left" in why or "File too large" in why for why in ends)
 
 
 def test_a_damaged_one_of_the_same_images_gives_way(tmp_path: Path) -> None:
@@ -115,7 +158,7 @@ def count(frame, event, argument):
 files = {"networks": {"a": torch.zeros(2000)}}
 sys.setprofile(count)
 checkpoint.save(Path(sys.argv[1]), 200, files, {"figures": {}})
-checkpoint.prune(Path(sys.argv[1]), 1, "val/none")
+checkpoint.prune(Path(sys.argv[1]), 1, "val/none", 200)
 sys.setprofile(None)
 print("through")
 """

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Protocol, cast
 
 from udl_dist.errors import DataError
-from udl_dist.stream.index import shown
-from udl_dist.stream.tar import BLOCK, SLICE, Member, damaged, walk
+from udl_dist.shards.index import shown
+from udl_dist.shards.tar import BLOCK, SLICE, Member, damaged, walk
 
 LARGEST_MEMBER = 2**26  # bytes, of those that are read: the largest image that is decoded is 50 MB as bare pixels
 MOST_WAITING = 2**24  # bytes without a member: headers of folders, long names, zeros behind the end mark

@@ -16,8 +16,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
+from udl_dist.shards.index import Index, shown, written
 from udl_dist.stream import order
-from udl_dist.stream.index import Index, shown, written
 
 I64 = NDArray[np.int64]
 SEED = 1  # not that of packing, which may have taken just these records out already
@@ -64,7 +64,7 @@ def _chosen(index: Index, wanted: Wanted, listed: NDArray[np.uint64] | None) -> 
     """The chosen numbers, a part of the rows at a time."""
     yield np.empty(0, np.int64)
     for start in range(0, index.records, ROWS):
-        hashes = index.rows["key_hash"][start : start + ROWS]
+        hashes = index.read_rows(start, min(start + ROWS, index.records))["key_hash"]
         keep = np.ones(len(hashes), bool)
         if wanted.part != "all":
             keep = order.held_out(hashes, wanted.fraction, SEED) == (wanted.part == "held_out")

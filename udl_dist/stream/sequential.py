@@ -17,11 +17,11 @@ import numpy as np
 import xxhash
 
 from udl_dist.errors import DataError, UsageError
+from udl_dist.images.augment import crops
+from udl_dist.images.coding import decode_into
 from udl_dist.storage.places import LOST
 from udl_dist.stream import order
-from udl_dist.stream.augment import crops
 from udl_dist.stream.feed import Toll
-from udl_dist.stream.images import decode_into
 from udl_dist.stream.loading import Allocate, Records, Spent
 from udl_dist.stream.reader import read_ahead
 from udl_dist.stream.sequence import Entry, entries, name_of_shard

@@ -5,6 +5,7 @@ Nothing is pickled and no pickle is read. The newest complete one is found by lo
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,27 +14,32 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from udl_dist import faults
 from udl_dist.errors import TrainingError
 
 FORMAT = 1
 TEMPORARY = ".writing-"
+BESIDE_BYTES = 2**18  # headers, manifest, facts, and blocks that are not full
+
+Files = Mapping[str, Mapping[str, Tensor]]
 
 
-def save(folder: Path, images: int, files: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> Path:
+def save(folder: Path, images: int, files: Files, facts: Mapping[str, Any]) -> Path:
     """Write the checkpoint of `images` below `folder`; raise OSError with nothing half-done left behind.
 
     `facts` are plain values kept in `state.json`. One of the same images that was passed over gives way.
     """
     target = path_of(folder, images)
     folder.mkdir(parents=True, exist_ok=True)
-    _discard(target)
+    refuse_full(folder, bytes_of(files))
     temporary = folder / f"{TEMPORARY}{images:012d}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
+        faults.reach_save()
         temporary.mkdir()
         for name, tensors in files.items():
             save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()},
@@ -44,12 +50,26 @@ def save(folder: Path, images: int, files: Mapping[str, Mapping[str, Tensor]], f
         (temporary / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": manifest}, indent=1))
         for path in (*temporary.iterdir(), temporary):
             _sync(path)
+        _discard(target)
         temporary.rename(target)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
         shutil.rmtree(temporary, ignore_errors=True)
         raise error if isinstance(error, OSError) else OSError(str(error)) from error
     _sync(folder)
     return target
+
+
+def bytes_of(files: Files) -> int:
+    """What a checkpoint of these tensors takes on a disk."""
+    return BESIDE_BYTES + sum(value.nbytes for tensors in files.values() for value in tensors.values())
+
+
+def refuse_full(folder: Path, needed_bytes: int) -> None:
+    """Raise OSError where fewer bytes are free: before a file is begun that cannot be ended."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        why = f"No space left: {free / 2**20:,.1f} MiB are free, {needed_bytes / 2**20:,.1f} MiB are needed"
+        raise OSError(errno.ENOSPC, why, str(folder))
 
 
 def path_of(folder: Path, images: int) -> Path:
@@ -60,8 +80,10 @@ def path_of(folder: Path, images: int) -> Path:
 def load(checkpoint: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """The tensors by file and name, and the facts; raise TrainingError if anything is not as the manifest says."""
     verify(checkpoint)
-    files = {path.stem: load_file(path) for path in sorted(checkpoint.glob("*.safetensors"))}
-    return files, facts(checkpoint)
+    try:
+        return {path.stem: load_file(path) for path in sorted(checkpoint.glob("*.safetensors"))}, facts(checkpoint)
+    except (OSError, ValueError, SafetensorError) as error:  # cut short or taken away since it was verified
+        raise TrainingError(f"{checkpoint} is damaged: {error}") from None
 
 
 def facts(checkpoint: Path) -> dict[str, Any]:
@@ -72,20 +94,28 @@ def facts(checkpoint: Path) -> dict[str, Any]:
 def verify(checkpoint: Path) -> None:
     """Hold every file against the manifest; raise TrainingError that names the first one that differs."""
     try:
+        if checkpoint.is_symlink():
+            raise TrainingError(f"{checkpoint} is a symbolic link, not a checkpoint")
         manifest = json.loads((checkpoint / "manifest.json").read_text())
-        expected = dict(manifest["files"])
         if manifest["format"] != FORMAT:
             raise TrainingError(
                 f"{checkpoint}: format {manifest['format']} is not {FORMAT}: use the version that wrote it"
             )
+        expected = dict(manifest["files"])
         if set(expected) | {"manifest.json"} != {path.name for path in checkpoint.iterdir()}:
             raise TrainingError(f"{checkpoint}: its files are not those of its manifest")
         for name, entry in expected.items():
-            path = checkpoint / name
-            if path.is_symlink() or path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
-                raise TrainingError(f"{path} is damaged: size or sha256 differs from the manifest")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            _verify_file(checkpoint / name, entry)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise TrainingError(f"{checkpoint} is damaged: {error}") from None
+
+
+def _verify_file(path: Path, entry: Mapping[str, Any]) -> None:
+    if path.is_symlink() or path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
+        raise TrainingError(f"{path} is damaged: size or sha256 differs from the manifest")
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt"):  # something else (a pickle) under that name ends here, unread
+            pass
 
 
 def complete(folder: Path) -> list[Path]:
@@ -108,17 +138,19 @@ def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
         except TrainingError as error:
             say(f"passed over: {error}")
     if found:
-        raise TrainingError(
-            f"all {len(found)} checkpoints in {folder} are damaged: move the folder away to start again"
-        )
+        raise TrainingError(f"all {len(found)} checkpoints in {folder} are damaged; nothing was deleted: give back "
+                            "whole ones, or --run.fresh puts all of the run aside and starts again")  # fmt: skip
     return None
 
 
-def prune(folder: Path, keep: int, metric: str) -> None:
-    """Delete all but the newest `keep` checkpoints and the best one by held-out `metric` (least is best)."""
-    found = complete(folder)
+def prune(folder: Path, keep: int, metric: str, images: int) -> None:
+    """Delete all but the newest `keep` up to `images` and the best one by held-out `metric` (least is best).
+
+    Later ones were passed over as damaged: counted as the newest, they would drive the last good ones out.
+    """
+    found = [path for path in complete(folder) if int(path.name) <= images]
     kept = set(found[-keep:])
-    scored = [(figure, path) for path in found if (figure := facts(path).get("figures", {}).get(metric)) is not None]
+    scored = [(figure, path) for path in found if (figure := _figure(path, metric)) is not None]
     if scored:
         kept.add(min(scored)[1])
     for path in found:
@@ -130,6 +162,15 @@ def sweep(folder: Path) -> None:
     """Remove what interrupted writings and deletions left."""
     for path in folder.glob(f"{TEMPORARY}*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _figure(checkpoint: Path, metric: str) -> float | None:
+    """A held-out figure of a checkpoint; None if there is none, or if it cannot be read."""
+    try:
+        figure = facts(checkpoint)["figures"][metric]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return float(figure) if isinstance(figure, int | float) else None
 
 
 def _discard(checkpoint: Path) -> None:

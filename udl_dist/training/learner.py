@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from udl_dist.errors import TrainingError
 from udl_dist.methods import Batch, Method, Phase
+from udl_dist.training.checkpoint import bytes_of
 from udl_dist.training.ranks import Ranks
 from udl_dist.training.settings import TrainSettings
 
@@ -42,6 +43,7 @@ class Learning:
 
     def __init__(self, method: Method, settings: TrainSettings, ranks: Ranks) -> None:
         self.method = method
+        self._moments = 2 if settings.optimizer.startswith("adam") else int(settings.beta1 > 0)
         layout = torch.channels_last if settings.channels_last else torch.preserve_format
         method.networks.to(device=ranks.device, memory_format=layout)  # type: ignore[call-overload]
         self.average = _averaged(method) if settings.average_half_life else None
@@ -81,6 +83,11 @@ class Learning:
         for number, turn in enumerate(self.turns):
             files[f"optimizer-{number}"] = dict(_flat(turn.optimizer))
         return files
+
+    def checkpoint_bytes(self) -> int:
+        """What a checkpoint of all this takes, moments that the optimisers do not have yet included."""
+        missing = sum(value.nbytes for turn in self.turns if not turn.optimizer.state for value in turn.parameters())
+        return bytes_of(self.tensors()) + self._moments * missing
 
     def restore(self, files: dict[str, dict[str, Tensor]]) -> None:
         """Take up the state that `tensors` gave; raise TrainingError if it is of other networks."""

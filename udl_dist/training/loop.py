@@ -10,7 +10,8 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,20 +24,24 @@ from udl_dist.methods import Batch, Method
 from udl_dist.stream.feed import Feed
 from udl_dist.stream.loading import Records
 from udl_dist.training.learner import Learning, Turn
-from udl_dist.training.meter import Meter
+from udl_dist.training.meter import Meter, Sums
 from udl_dist.training.ranks import Ranks
 from udl_dist.training.settings import TrainSettings
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the loop says after `images`: figures equal on every rank, and what is due now."""
+    """What the loop says after `images`: figures equal on every rank, and what is due now.
+
+    A checkpoint between two points of the curves has no figures; `sums` is what its next point is made of so far.
+    """
 
     images: int
     figures: dict[str, float]
     validated: bool = False
     checkpoint: bool = False
     stopped: bool = False  # by a vote, before the end
+    sums: Sums = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,15 +62,23 @@ def train(
     ranks: Ranks,
     start_images: int = 0,
     stop_asked: Callable[[], bool] = lambda: False,
+    save_asked: Callable[[], bool] = lambda: False,
+    sums: Sums | None = None,
+    beat: Callable[[int, str], None] = lambda images, place: None,
 ) -> Iterator[Report]:
-    """Train from `start_images` to the end, yielding at the same images on every rank; the state is in `learning`."""
+    """Train from `start_images` to the end, yielding at the same images on every rank; the state is in `learning`.
+
+    One rank that asks for a stop or a checkpoint is enough; `sums` are those of the checkpoint that is gone on from.
+    `beat` hears of each progress: the images done, and the place: data, phase or validation.
+    """
     total = settings.length(stream.records)
     batch_size = settings.batch_size
-    meter = Meter(ranks, start_images)
+    meter = Meter(ranks, start_images, sums)
     batches = stream.batches(start_images, batch_size, ranks.rank, ranks.world)
     images = start_images
     while images < total:
         # ── data
+        beat(images, "data")
         asked = time.perf_counter()
         records = next(batches)
         meter.waited(time.perf_counter() - asked, len(records.damaged))
@@ -79,30 +92,36 @@ def train(
         rate = settings.rate_at(images, total)
         for turn in learning.turns:
             if step % turn.phase.every == 0:
+                beat(images, "phase")
                 _take(turn, learning, parts, rate, settings, ranks, meter)
         images += batch_size
         if settings.average_half_life:
             learning.follow(1 - 0.5 ** (batch_size / settings.average_half_life))
 
         # ── report
-        stop = ranks.vote(stop_asked()) and images < total
-        last = stop or images >= total
-        validate = (last and not stop) or _crossed(images, batch_size, intervals.validate)
-        checkpoint = last or validate or _crossed(images, batch_size, intervals.checkpoint)
+        stop, save = ranks.vote(stop_asked(), save_asked())
+        last = images >= total
+        stop = stop and not last
+        validate = last or _crossed(images, batch_size, intervals.validate)
+        checkpoint = validate or _crossed(images, batch_size, intervals.checkpoint)
         if checkpoint or _crossed(images, batch_size, intervals.report):
             figures = meter.figures(images, rate)
             stream.refuse_damage(int(figures.get("data/damaged", 0)), images - start_images)
             if validate and held_out is not None:
-                figures |= measure(learning, held_out, batch_size, ranks)
+                figures |= measure(learning, held_out, batch_size, ranks, partial(beat, images, "validation"))
             _refuse_nonsense(figures, images)
-            yield Report(images, figures, validate, checkpoint, stop)
+            yield Report(images, figures, validate, checkpoint or save or stop, stop)
             meter.resume(images)
+        elif save or stop:
+            yield Report(images, {}, checkpoint=True, stopped=stop, sums=meter.sums())
         if stop:
             break
     ranks.count_votes()
 
 
-def measure(learning: Learning, held_out: Feed, batch_size: int, ranks: Ranks) -> dict[str, float]:
+def measure(
+    learning: Learning, held_out: Feed, batch_size: int, ranks: Ranks, beat: Callable[[], None] = lambda: None
+) -> dict[str, float]:
     """Means of the method's figures over every held-out image, each counted once over all ranks: `val/…`."""
     method = learning.in_use
     if not method.can("measure"):
@@ -112,6 +131,7 @@ def measure(learning: Learning, held_out: Feed, batch_size: int, ranks: Ranks) -
     sums: dict[str, Tensor] = {}
     with evaluating(method):
         for records in held_out.once(batch_size, ranks.rank, ranks.world):
+            beat()
             for name, values in method.measure(to_batch(records, 0, ranks.device)).items():
                 sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + values.double().sum().cpu()
     return {f"val/{name}": value / held_out.records for name, value in ranks.total(sums).items()}

@@ -11,14 +11,19 @@ from torch import Tensor
 
 from udl_dist.training.ranks import Ranks
 
+Sums = dict[str, list[list[float]]]
+DAMAGED = "damaged records"  # no figure has a blank in its name
+
 
 class Meter:
     """Sums of what a phase plots, kept on the device until a report turns them into numbers."""
 
-    def __init__(self, ranks: Ranks, images: int) -> None:
+    def __init__(self, ranks: Ranks, images: int, kept: Sums | None = None) -> None:
         self._ranks = ranks
         self._damaged = 0
         self.resume(images)
+        if kept:
+            self._take_up(kept)
 
     def waited(self, seconds: float, damaged: int) -> None:
         """Count the wait for a batch, and the records in it that stand in for damaged ones."""
@@ -48,6 +53,25 @@ class Meter:
             "perf/data_wait_share": slowest["wait"] / slowest["seconds"],
             "perf/memory_bytes": slowest["memory"],
         }
+
+    def sums(self) -> Sums:
+        """All that is summed up for the next point, by name: [sum, rows] of each rank."""
+        mine = [number for name in self._sums for number in (float(self._sums[name]), float(self._rows[name]))]
+        ranks = self._ranks.gather([*mine, float(self._damaged), 0.0])
+        return {name: [numbers[2 * place : 2 * place + 2] for numbers in ranks]
+                for place, name in enumerate([*self._sums, DAMAGED])}  # fmt: skip
+
+    def _take_up(self, kept: Sums) -> None:
+        """Go on from `sums`: each rank from its own; in another world, the first rank from all of them."""
+        for name, ranks in kept.items():
+            rank, world = self._ranks.rank, self._ranks.world
+            alike = len(ranks) == world
+            total, rows = ranks[rank] if alike else map(sum, zip(*ranks, strict=True)) if rank == 0 else (0.0, 0.0)
+            if name == DAMAGED:
+                self._damaged = int(total)
+                continue
+            self._sums[name] = torch.tensor(total, dtype=torch.float32, device=self._ranks.device)
+            self._rows[name] = int(rows)
 
     def resume(self, images: int) -> None:
         """Begin the next interval; what the receiver of the report did in between does not count."""

@@ -58,17 +58,17 @@ class Ranks:
             dist.all_reduce(stacked, dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM, group=self._votes)
         return dict(zip(values, stacked.tolist(), strict=True))
 
-    def vote(self, yes: bool) -> bool:
-        """Cast this step's vote and hear the outcome of the *last* one: one yes is enough. Nobody waits in a step."""
+    def vote(self, *yes: bool) -> tuple[bool, ...]:
+        """Cast this step's votes and hear the outcome of the *last* ones: one yes is enough. Nobody waits in a step."""
         if self._votes is None:
             return yes
-        outcome = False
+        outcome = (False,) * len(yes)
         if self._pending:
-            flag, work = self._pending
+            flags, work = self._pending
             work.wait()
-            outcome = bool(flag.item())
-        flag = torch.tensor([1 if yes else 0], dtype=torch.int32)
-        self._pending = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._votes, async_op=True)
+            outcome = tuple(bool(flag) for flag in flags.tolist())
+        flags = torch.tensor(yes, dtype=torch.int32)
+        self._pending = flags, dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._votes, async_op=True)
         return outcome
 
     def count_votes(self) -> None:
@@ -76,6 +76,15 @@ class Ranks:
         if self._pending:
             self._pending[1].wait()
             self._pending = None
+
+    def gather(self, numbers: list[float]) -> list[list[float]]:
+        """The numbers of every rank, by rank, on every rank; all have as many."""
+        mine = torch.tensor(numbers, dtype=torch.float64)
+        if self.world == 1:
+            return [mine.tolist()]
+        everybody = [torch.empty_like(mine) for _ in range(self.world)]
+        dist.all_gather(everybody, mine, group=self._votes)
+        return [theirs.tolist() for theirs in everybody]
 
     def from_leader(self, number: int) -> int:
         """Rank 0's number, on every rank."""
