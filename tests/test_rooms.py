@@ -21,16 +21,23 @@ ALLOWED = {
     "tracking": set[str](),
     "runs": set[str](),
     "signals": set[str](),
-    "training": {"methods", "stream"},
+    "faults": {"runs"},
+    "pulse": {"runs"},
+    "watchdog": {"runs", "pulse"},
+    "recovery": {"runs", "pulse", "watchdog"},
+    "training": {"methods", "stream", "faults"},
     "evaluation": {"methods"},
     "experiment": {"methods", "stream", "training", "evaluation", "runs", "tracking"},
     "plan": {"experiment", "methods", "packing"},
     "terminal": {"runs"},
     "scribe": {"experiment", "methods", "stream", "training", "evaluation", "runs", "tracking"},
-    "worker": {"scribe", "experiment", "methods", "stream", "training", "evaluation", "runs", "tracking"},
-    "launch": {"experiment", "stream", "runs", "signals", "terminal", "worker", "training"},
-    "session": {"experiment", "plan", "runs", "packing", "stream", "terminal", "tracking", "launch"},
-}
+    "iterables": {"packing", "stream"},
+    "worker": {"faults", "watchdog", "scribe", "experiment", "methods", "stream", "training", "evaluation", "runs",
+               "tracking"},
+    "launch": {"faults", "recovery", "pulse", "watchdog", "experiment", "stream", "runs", "signals", "terminal",
+               "worker", "training"},
+    "session": {"faults", "experiment", "plan", "runs", "packing", "stream", "terminal", "tracking", "launch"},
+}  # fmt: skip
 # The only files that may import a library, by its first names.
 ONLY_IN = {
     "ray.train": {"launch.py"},

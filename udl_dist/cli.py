@@ -49,7 +49,7 @@ def _train(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 def _run(wanted: Any, asked: argparse.Namespace) -> int:
     from udl_dist import session
 
-    ended = session.train(wanted, sys.stderr, asked.verbose)
+    ended = session.train(wanted, sys.stderr, asked.verbose, asked.faults)
     _print(ended.lines(), ended.as_dict(), asked.json)
     return ended.exit_code
 
@@ -137,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--dry-run", action="store_true", help="print the plan and start nothing")
     train.add_argument("--settings", dest="help_settings", action="store_true", help="list every setting and end")
     train.add_argument("--verbose", action="store_true", help="show what Ray says")
+    train.add_argument("--faults", default="", help="break the run on purpose; asks for UDL_FAULTS=1 too (faults.py)")
     train.set_defaults(act=_train)
 
     pack = verbs.add_parser("pack", allow_abbrev=False, help="images into tar shards with an index",

@@ -17,18 +17,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from udl_dist import pulse
 from udl_dist.errors import ClusterError, TrainingError, UdlError
 from udl_dist.experiment import Experiment
+from udl_dist.recovery import as_error, judge, one_line
 from udl_dist.runs import RunFolder
 from udl_dist.signals import Signals
 from udl_dist.stream.opening import Prepared
 from udl_dist.terminal import Terminal
+from udl_dist.watchdog import GRACE_SECONDS, put_down
 
 POLL_SECONDS = 0.2
 START_SECONDS = 60.0
+PLACEMENTS = 3  # tries to place the workers, of START_SECONDS each
 ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # 15 unless told: anything else on the machine would starve the workers
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # a report waits for this poll (2 s unless told)
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{START_SECONDS:g}",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{START_SECONDS:g}",  # ten minutes unless told
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -37,21 +43,26 @@ ENVIRONMENT = {
 }
 
 
-def run(experiment: Experiment, prepared: Prepared, terminal: Terminal, verbose: bool = False) -> dict[str, Any]:
+def run(
+    experiment: Experiment, prepared: Prepared, terminal: Terminal, verbose: bool = False, faults: str = ""
+) -> dict[str, Any]:
     """Train under Ray until the end or a signal; return what `work` returned, with `signal` (0 if there was none).
 
-    The run folder must be held. Raise the UdlError of the first worker that refused, or ClusterError, TrainingError.
+    `faults` happen on purpose (see faults.py). The run folder must be held.
+    Raise the UdlError of the first worker that refused, or ClusterError, TrainingError.
     """
     folder = RunFolder(experiment.run.folder)
+    pulse.clear(folder)
     outcome: dict[str, Any] = {}
     with Signals(folder.ask_stop, terminal.say, lambda: "ours" in outcome) as signals:
         # All of Ray lives in a thread: on the main one it would take our signals from us.
-        thread = threading.Thread(target=_train, args=(experiment, prepared, verbose, outcome), daemon=True)
+        thread = threading.Thread(target=_train, args=(experiment, prepared, verbose, faults, outcome), daemon=True)
         thread.start()
         try:
-            _watch(thread, folder, terminal, outcome, signals)
+            _watch(thread, folder, terminal, outcome, signals, experiment.run.hang_seconds)
         finally:
             _end_ray(thread, outcome)
+            pulse.clear(folder)
             shutil.rmtree(_ray_storage(folder), ignore_errors=True)
         terminal.refresh(last=True)
     if error := outcome.get("error"):
@@ -60,26 +71,31 @@ def run(experiment: Experiment, prepared: Prepared, terminal: Terminal, verbose:
 
 
 def _watch(
-    thread: threading.Thread, folder: RunFolder, terminal: Terminal, outcome: dict[str, Any], signals: Signals
-) -> None:
+    thread: threading.Thread, folder: RunFolder, terminal: Terminal, outcome: dict[str, Any], signals: Signals,
+    hang_seconds: float,
+) -> None:  # fmt: skip
     """Show the run until its thread ends; raise the first refusal of a worker as soon as it is there."""
-    settled = False
+    settled, ranks = False, pulse.Others(folder)
     while thread.is_alive():
         thread.join(POLL_SECONDS)
         terminal.refresh()
         if "ours" in outcome and not settled:
             signals.install()
             settled = True
+        for life in ranks.silent(hang_seconds + GRACE_SECONDS) if hang_seconds else ():
+            put_down(folder, life)
         if failure := folder.failure():
-            raise _as_error(*failure)
+            raise as_error(*failure)
 
 
-def _train(experiment: Experiment, prepared: Prepared, verbose: bool, outcome: dict[str, Any]) -> None:
+def _train(
+    experiment: Experiment, prepared: Prepared, verbose: bool, faults: str, outcome: dict[str, Any]
+) -> None:  # fmt: skip
     """Run in a thread: Ray from start to end; leaves `result` or `error` in `outcome`, `ours` if Ray is to be ended."""
     try:
         outcome["ours"] = _start_ray(experiment, verbose)
         workers, gpu = _placeable(experiment)
-        outcome["result"] = _trainer(experiment, prepared, workers, gpu).fit().return_value
+        outcome["result"] = _trainer(experiment, prepared, workers, gpu, faults).fit().return_value
     except Exception as error:  # carried to the main thread, which explains it
         outcome["error"] = error
     finally:
@@ -87,14 +103,14 @@ def _train(experiment: Experiment, prepared: Prepared, verbose: bool, outcome: d
         _shut_down(outcome)
 
 
-def _trainer(experiment: Experiment, prepared: Prepared, workers: int, gpu: bool) -> Any:
+def _trainer(experiment: Experiment, prepared: Prepared, workers: int, gpu: bool, faults: str) -> Any:
     """Ray's trainer for the workers asked for."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     return TorchTrainer(
         _rank,
-        train_loop_config={"experiment": experiment.to_dict(), "prepared": asdict(prepared)},
+        train_loop_config={"experiment": experiment.to_dict(), "prepared": asdict(prepared), "faults": faults},
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -105,9 +121,25 @@ def _trainer(experiment: Experiment, prepared: Prepared, workers: int, gpu: bool
         run_config=RunConfig(
             name=uuid.uuid4().hex,
             storage_path=str(_ray_storage(RunFolder(experiment.run.folder))),
-            failure_config=FailureConfig(max_failures=experiment.run.max_failures),
+            failure_config=FailureConfig(
+                max_failures=experiment.run.max_failures, controller_failure_limit=PLACEMENTS - 1
+            ),
+            callbacks=[_judge(experiment)],
         ),
     )
+
+
+def _judge(experiment: Experiment) -> Any:
+    """What Ray's controller calls when workers fail: in its own process, to which this travels."""
+    from ray.train import UserCallback
+
+    folder, most = experiment.run.folder, experiment.run.max_failures
+
+    class Judge(UserCallback):  # type: ignore[misc]  # Ray has no types
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, BaseException]) -> None:
+            judge(RunFolder(folder), worker_exceptions, most)
+
+    return Judge()
 
 
 def _rank(config: dict[str, Any]) -> dict[str, Any]:
@@ -116,11 +148,13 @@ def _rank(config: dict[str, Any]) -> dict[str, Any]:
     import ray.train.torch
 
     from udl_dist import experiment as experiments
+    from udl_dist import faults
     from udl_dist.training.ranks import Ranks
     from udl_dist.worker import work
 
     experiment = experiments.from_dict(config["experiment"])
     try:
+        faults.arm(config["faults"], RunFolder(experiment.run.folder), ray.train.get_context().get_world_rank())
         ranks = Ranks(ray.train.torch.get_device())
         prepared = Prepared(**config["prepared"] | {"settings": experiment.data})
         return work(
@@ -151,7 +185,7 @@ def _start_ray(experiment: Experiment, verbose: bool) -> bool:
         try:
             ray.init(**where, log_to_driver=verbose, logging_level=level, namespace="udl-dist")
         except Exception as error:  # Ray raises many kinds here
-            raise ClusterError(f"no Ray at {experiment.run.address or 'this machine'}: {_one_line(error)}") from None
+            raise ClusterError(f"no Ray at {experiment.run.address or 'this machine'}: {one_line(error)}") from None
     if not verbose:
         for name in ("ray", "ray.train"):
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -194,23 +228,11 @@ def _ray_storage(folder: RunFolder) -> Path:
     return folder.path / ".ray"
 
 
-def _as_error(exit_code: int, message: str) -> UdlError:
-    """The refusal a worker left, as the class of its exit code."""
-    kinds = {kind.exit_code: kind for kind in UdlError.__subclasses__()}
-    return kinds.get(exit_code, TrainingError)(message)
-
-
 def _explained(error: Exception, folder: RunFolder) -> UdlError:
     """What Ray raised, as one line; the whole story goes to the messages of the run."""
     failures = getattr(error, "worker_failures", None) or {}
     folder.say(f"Ray: {error}")
     if failures:
         rank, cause = next(iter(failures.items()))
-        return TrainingError(f"rank {rank} failed: {_one_line(cause)}; all of it is in {folder.messages}")
-    return ClusterError(f"Ray failed: {_one_line(error)}; all of it is in {folder.messages}")
-
-
-def _one_line(error: BaseException) -> str:
-    """The last line of a message that may hold a whole traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__
+        return TrainingError(f"rank {rank} failed: {one_line(cause)}; all of it is in {folder.messages}")
+    return ClusterError(f"Ray failed: {one_line(error)}; all of it is in {folder.messages}")

@@ -23,7 +23,8 @@ class Plan:
     method: str
     source: str
     packed: bool
-    records: int
+    lost: str  # the promises that cannot be given
+    records: int  # 0: unknown
     held_out_records: int
     shards: int
     workers: int
@@ -40,11 +41,12 @@ class Plan:
         least, most = self.images_per_rank
         share = str(least) if least == most else f"{least} to {most}"
         networks = ", ".join(f"{name} {count:,}" for name, count in self.parameters.items())
+        records = f"{self.records:,} records" if self.records else "an unknown number of records"
         seen = "" if self.packed else " (not packed yet: an estimate)"
         return [
             f"run folder   {self.folder}",
-            f"data         {self.source}: {self.records:,} records in {self.shards} shards, "
-            f"{self.held_out_records:,} held out{seen}",
+            f"data         {self.source}: {records} in {self.shards} shards, {self.held_out_records:,} held out{seen}",
+            *([f"promises     {self.lost} (data.sequential)"] if self.lost else []),
             f"method       {self.method}: {sum(self.parameters.values()):,} parameters ({networks})",
             f"steps        {self.steps:,} of {self.batch_size} images, {self.total_images:,} images in all",
             f"workers      {self.workers}, {share} images each a step",
@@ -66,6 +68,7 @@ def plan(experiment: Experiment) -> Plan:
     if 0 < seen.held_out_records < workers:
         raise UsageError(f"{seen.held_out_records} held-out images cannot be shared by run.workers = {workers}: "
                          "raise data.held_out_fraction")  # fmt: skip
+    seen.refuse_few_shards(workers)
     method = methods.find(experiment.method_name)(experiment.method, experiment.data.shape)
     networks = method.describe()
     total = train.length(seen.records)
@@ -80,6 +83,7 @@ def plan(experiment: Experiment) -> Plan:
         method=experiment.method_name,
         source=experiment.data.source,
         packed=seen.packed,
+        lost=seen.lost,
         records=seen.records,
         held_out_records=seen.held_out_records,
         shards=seen.shards,

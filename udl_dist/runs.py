@@ -30,6 +30,8 @@ class RunSettings:
     cpus_per_worker: int = setting(1, "CPU cores that each worker takes", low=1)
     address: str = setting("", "a Ray cluster to join; empty: a private Ray on this machine, ended with the run")
     max_failures: int = setting(3, "times that Ray starts the workers again after one dies", low=0)
+    hang_seconds: float = setting(60.0, "seconds without a step after which a worker hangs, and all start again; "
+                                        "0: never", low=0)  # fmt: skip
     checkpoint_images: int = setting(0, "images between checkpoints; 0: at each validation", low=0)
     checkpoint_seconds: float = setting(600.0, "seconds between checkpoints at most; 0: by images alone", low=0)
     keep_checkpoints: int = setting(2, "newest checkpoints that are kept, beside the best one", low=1)
@@ -51,6 +53,8 @@ class RunFolder:
         self.data = self.path / "data.json"
         self.checkpoints = self.path / "checkpoints"
         self.pictures = self.path / "pictures"
+        self.ranks = self.path / "ranks"
+        self._restarts = self.path / "restarts.jsonl"
         self._lock = self.path / "lock"
         self._stop = self.path / "stop"
         self._failure = self.path / "failure.json"
@@ -75,7 +79,7 @@ class RunFolder:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
-            for left in (self._stop, self._failure):
+            for left in (self._stop, self._failure, self._restarts):
                 left.unlink(missing_ok=True)
             try:
                 yield
@@ -152,6 +156,12 @@ class RunFolder:
             kept = json.loads(self._failure.read_text(encoding="utf-8"))
             return int(kept["exit_code"]), str(kept["message"])
         return None
+
+    def add_restart(self, images: int, rank: int, why: str) -> list[dict[str, Any]]:
+        """Keep why the workers are started again; return all of that since the run folder was taken."""
+        with self._restarts.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"images": images, "rank": rank, "why": why}) + "\n")
+        return [json.loads(line) for line in self._restarts.read_text(encoding="utf-8").splitlines()]
 
     def finish(self, result: dict[str, Any]) -> None:
         write_whole(self.result, json.dumps(result, indent=1))

@@ -15,6 +15,7 @@ from udl_dist.methods import chance
 from udl_dist.runs import RunFolder, write_whole
 from udl_dist.settings import flatten
 from udl_dist.stream.advice import advice
+from udl_dist.stream.feed import Feed
 from udl_dist.stream.reader import Stream
 from udl_dist.tracking import Tracker
 from udl_dist.training import checkpoint
@@ -34,8 +35,8 @@ class Scribe:
         experiment: Experiment,
         folder: RunFolder,
         learning: Learning,
-        stream: Stream,
-        held_out: Stream | None,
+        stream: Feed,
+        held_out: Feed | None,
         start: int,
     ) -> None:
         self._experiment = experiment
@@ -50,9 +51,12 @@ class Scribe:
         self._refuse_small_disk()
         last = folder.rewind(start)
         if not start:
-            write_whole(folder.data, json.dumps(shards_of(stream)))
+            write_whole(folder.data, json.dumps(stream.shards()))
         if start:
-            folder.say(f"resumed after {start} images")
+            anew = ", in an order drawn anew" if stream.lost else ""
+            folder.say(f"resumed after {start} images{anew}")
+        if stream.lost:
+            folder.say(stream.lost)
         config = flatten(experiment.to_dict())
         self._tracker = Tracker(experiment.track, folder.path, config, last, folder.say)
 
@@ -91,9 +95,9 @@ class Scribe:
         """Keep the records of a step that was not taken, by rank."""
         both = zip(rejected.losses, rejected.records, strict=True)
         ranks = [{"rank": rank, "losses": [f"{loss:g}" for loss in losses], "records": records,
-                  "keys": [_key_of(self._stream, number) for number in records]}
+                  "keys": _keys_of(self._stream, records)}
                  for rank, (losses, records) in enumerate(both)]  # fmt: skip
-        line = {"images": rejected.images, "why": rejected.why(), "seed": self._stream.seed, "ranks": ranks}
+        line = {"images": rejected.images, "why": rejected.why(), "ranks": ranks}
         self._attempt("non_finite.jsonl misses a step", self._folder.add_non_finite, line)
         self._folder.say(f"no step after {rejected.images} images ({skips} in a row): {rejected.why()}; "
                          f"its records are in {self._folder.non_finite.name}")  # fmt: skip
@@ -161,6 +165,11 @@ class Scribe:
             self._tracker.picture(images, name, path)
 
 
+def _keys_of(stream: Feed, numbers: list[int]) -> list[str]:
+    """The keys of records by their numbers over all data sets; none where nothing is indexed."""
+    return [_key_of(stream, number) for number in numbers] if isinstance(stream, Stream) else []
+
+
 def _key_of(stream: Stream, number: int) -> str:
     """The key of a record by its number over all data sets."""
     for dataset in stream.datasets:
@@ -168,9 +177,3 @@ def _key_of(stream: Stream, number: int) -> str:
             return dataset.index.key(number)
         number -= dataset.index.records
     raise IndexError(number)
-
-
-def shards_of(stream: Stream) -> dict[str, str]:
-    """What is known of each shard, to be compared with on a resume."""
-    return {dataset.index.shard_path(number): f"{shard.records} records in {shard.shard_bytes} bytes, {shard.rows_hash}"
-            for dataset in stream.datasets for number, shard in enumerate(dataset.index.shards)}  # fmt: skip

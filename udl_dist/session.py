@@ -9,6 +9,7 @@ from typing import Any, TextIO
 from udl_dist import experiment as experiments
 from udl_dist.errors import UsageError
 from udl_dist.experiment import Experiment
+from udl_dist.faults import checked
 from udl_dist.packing.prepare import prepare
 from udl_dist.plan import Plan, plan
 from udl_dist.runs import RunFolder, write_whole
@@ -57,8 +58,12 @@ class Ended:
         return {"folder": str(self.folder), "images": self.images, "complete": self.complete, "figures": self.figures}
 
 
-def train(experiment: Experiment, out: TextIO, verbose: bool = False) -> Ended:
-    """Run or resume `experiment` in its folder; what a person should see while it runs goes to `out`."""
+def train(experiment: Experiment, out: TextIO, verbose: bool = False, faults: str = "") -> Ended:
+    """Run or resume `experiment` in its folder; what a person should see while it runs goes to `out`.
+
+    `faults` happen on purpose, if the environment asks for them too (see faults.py).
+    """
+    checked(faults)
     if not experiment.run.folder:
         raise UsageError("run.folder is empty: give --run.folder")
     folder = RunFolder(experiment.run.folder)
@@ -76,18 +81,19 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False) -> Ended:
         if (ended := _finished(folder, planned)) is not None:
             return ended
         write_whole(folder.experiment, experiment.to_toml())
-        return _launch(folder, experiment, prepared, planned, out, verbose)
+        return _launch(folder, experiment, prepared, planned, out, verbose, faults)
 
 
 def _launch(
-    folder: RunFolder, experiment: Experiment, prepared: Prepared, planned: Plan, out: TextIO, verbose: bool
-) -> Ended:
+    folder: RunFolder, experiment: Experiment, prepared: Prepared, planned: Plan, out: TextIO, verbose: bool,
+    faults: str,
+) -> Ended:  # fmt: skip
     from udl_dist import launch
 
     terminal = Terminal(folder, planned.total_images, out)
     for line in planned.lines():
         terminal.say(line)
-    result = launch.run(experiment, prepared, terminal, verbose)
+    result = launch.run(experiment, prepared, terminal, verbose, faults)
     ended = Ended(folder.path, result["images"], result["figures"], result["signal"], not result["stopped"])
     if ended.complete:
         folder.finish({"images": ended.images, "figures": ended.figures})

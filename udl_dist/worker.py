@@ -15,18 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from udl_dist import methods
+from udl_dist import faults, methods
 from udl_dist.errors import DataError, TrainingError
 from udl_dist.experiment import Experiment
 from udl_dist.runs import RunFolder
-from udl_dist.scribe import Scribe, shards_of
-from udl_dist.stream.opening import Prepared, open_streams
-from udl_dist.stream.reader import Stream
+from udl_dist.scribe import Scribe
+from udl_dist.stream.feed import Feed
+from udl_dist.stream.opening import Prepared, open_feed
 from udl_dist.training import checkpoint
 from udl_dist.training.learner import Learning
 from udl_dist.training.loop import Intervals, Report, batch_memory, train
 from udl_dist.training.numerics import ROLLBACKS, Diverged, Kept
 from udl_dist.training.ranks import Ranks
+from udl_dist.watchdog import Watchdog
 
 
 def work(
@@ -36,33 +37,33 @@ def work(
 
     `hand_over` hears of each report that comes with a checkpoint, on every rank at the same images.
     """
-    rollbacks = 0
-    while True:
-        try:
-            return _work(experiment, prepared, ranks, hand_over, rollbacks)
-        except Diverged as error:
-            rollbacks = error.rollbacks + 1
-            if rollbacks > ROLLBACKS:
-                raise TrainingError(f"{error}, and the run went back {ROLLBACKS} times: lower train.learning_rate, or "
-                                    "set train.clip_norm; the last checkpoint is kept") from None  # fmt: skip
-            if ranks.leads:
-                RunFolder(experiment.run.folder).say(f"{error}: back to the last checkpoint, with another order of the "
-                                                     f"images from there on ({rollbacks} of {ROLLBACKS} times)"
-                                                     )  # fmt: skip
+    folder, rollbacks = RunFolder(experiment.run.folder), 0
+    with Watchdog(folder, ranks.rank, experiment.run.hang_seconds) as watchdog:
+        while True:
+            try:
+                return _work(experiment, prepared, ranks, hand_over, folder, watchdog, rollbacks)
+            except Diverged as error:
+                rollbacks = error.rollbacks + 1
+                if rollbacks > ROLLBACKS:
+                    raise TrainingError(f"{error}, and the run went back {ROLLBACKS} times: lower train.learning_rate, "
+                                        "or set train.clip_norm; the last checkpoint is kept") from None  # fmt: skip
+                if ranks.leads:
+                    folder.say(f"{error}: back to the last checkpoint, with another order of the images from there on "
+                               f"({rollbacks} of {ROLLBACKS} times)")  # fmt: skip
 
 
 def _work(
-    experiment: Experiment, prepared: Prepared, ranks: Ranks, hand_over: Callable[[Report], None], rollbacks: int
-) -> dict[str, Any]:
-    """One attempt; raise Diverged where it comes to nothing."""
-    folder = RunFolder(experiment.run.folder)
-    stream, held_out = open_streams(prepared, experiment.train.seed, batch_memory(ranks.device))
+    experiment: Experiment, prepared: Prepared, ranks: Ranks, hand_over: Callable[[Report], None], folder: RunFolder,
+    watchdog: Watchdog, rollbacks: int,
+) -> dict[str, Any]:  # fmt: skip
+    """One attempt, after so many that came to nothing; raise Diverged where it does."""
+    stream, held_out = open_feed(prepared, experiment.train.seed, batch_memory(ranks.device))
     learning = _learning(experiment, stream, ranks)
     start, kept = _resume(experiment, folder, learning, stream, ranks)
     if rollbacks > kept.rollbacks:
         kept = replace(kept, rollbacks=rollbacks, skips=0)
     if kept.rollbacks:
-        stream, _ = open_streams(prepared, _seed_after(kept.rollbacks, experiment), batch_memory(ranks.device))
+        stream, _ = open_feed(prepared, _seed_after(kept.rollbacks, experiment), batch_memory(ranks.device))
     total = experiment.train.length(stream.records)
     if start >= total:  # ended between its last checkpoint and its result
         facts = checkpoint.facts(checkpoint.path_of(folder.checkpoints, start))
@@ -71,17 +72,24 @@ def _work(
     figures: dict[str, float] = {}
     images, stopped = start, False
     clock = Clock(experiment.run.checkpoint_seconds if ranks.leads else 0.0)
+
+    def beat(images: int, place: str) -> None:
+        watchdog.beat(images, place)
+        faults.reach(images, place)
+
     try:
         for report in train(learning, stream, held_out, experiment.train, intervals(experiment, total), ranks, start,
-                            folder.stop_asked if ranks.leads else lambda: False, clock.due, kept):  # fmt: skip
+                            folder.stop_asked if ranks.leads else lambda: False, clock.due, kept, beat):  # fmt: skip
             figures |= report.figures
             images, stopped = report.images, report.stopped
+            beat(images, "save" if report.checkpoint else "report")
             folder.add_damaged([*stream.damage, *(held_out.damage if held_out else ())])
             if scribe:
                 scribe.take(report)
             if report.checkpoint:
                 clock.start()
                 hand_over(report)
+            beat(images, "report")
         if scribe:
             scribe.finish()
     finally:
@@ -120,7 +128,7 @@ def intervals(experiment: Experiment, total: int) -> Intervals:
                      experiment.run.checkpoint_images or validate)  # fmt: skip
 
 
-def _learning(experiment: Experiment, stream: Stream, ranks: Ranks) -> Learning:
+def _learning(experiment: Experiment, stream: Feed, ranks: Ranks) -> Learning:
     method = methods.find(experiment.method_name)(experiment.method, stream.shape)
     torch.manual_seed(experiment.train.seed)  # the same first weights on every rank
     method.build()
@@ -128,7 +136,7 @@ def _learning(experiment: Experiment, stream: Stream, ranks: Ranks) -> Learning:
 
 
 def _resume(
-    experiment: Experiment, folder: RunFolder, learning: Learning, stream: Stream, ranks: Ranks
+    experiment: Experiment, folder: RunFolder, learning: Learning, stream: Feed, ranks: Ranks
 ) -> tuple[int, Kept]:
     """Take up the newest whole checkpoint, the same on every rank; return its images and what came with it."""
     found = -1
@@ -150,11 +158,11 @@ def _resume(
     return images, Kept(**facts.get("kept", {}))
 
 
-def _difference(folder: RunFolder, stream: Stream) -> str:
+def _difference(folder: RunFolder, stream: Feed) -> str:
     """The first shard that is not what it was when the run began."""
     if not folder.data.exists():
         return "their list is gone"
-    before, now = json.loads(folder.data.read_text(encoding="utf-8")), shards_of(stream)
+    before, now = json.loads(folder.data.read_text(encoding="utf-8")), stream.shards()
     for path in sorted(before | now):
         if before.get(path) != now.get(path):
             return f"shard {path!r} was: {before.get(path, 'not there')}; is: {now.get(path, 'not there')}"

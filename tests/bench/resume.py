@@ -20,21 +20,26 @@ RECORD_BYTES = 1024  # a header and one block
 def million(folder: Path) -> Path:
     """A million tiny npy images in ten tars, laid out by arithmetic: a tar writer would take minutes."""
     folder.mkdir(parents=True)
+    each = RECORDS // SHARDS
+    for shard in range(SHARDS):
+        tar_of(folder / f"{shard:06d}.tar", shard * each, each)
+    return folder
+
+
+def tar_of(path: Path, first: int, records: int) -> Path:
+    """A tar of numbered images."""
     stream = io.BytesIO()
     np.save(stream, np.arange(64, dtype=np.uint8).reshape(1, 8, 8))
     payload = stream.getvalue()
-    each = RECORDS // SHARDS
-    for shard in range(SHARDS):
-        table = np.zeros((each, RECORD_BYTES), np.uint8)
-        table[:, 512 : 512 + len(payload)] = np.frombuffer(payload, np.uint8)
-        table[:, :512] = np.frombuffer(header(len(payload)), np.uint8)
-        numbers = np.arange(shard * each, (shard + 1) * each)
-        table[:, :7] = numbers[:, None] // 10 ** np.arange(6, -1, -1) % 10 + ord("0")
-        sums = table[:, :148].sum(1, dtype=np.int64) + 8 * 32 + table[:, 156:512].sum(1, dtype=np.int64)
-        table[:, 148:154] = sums[:, None] // 8 ** np.arange(5, -1, -1) % 8 + ord("0")
-        with (folder / f"{shard:06d}.tar").open("wb") as file:
-            file.write(table.tobytes() + bytes(1024))
-    return folder
+    table = np.zeros((records, RECORD_BYTES), np.uint8)
+    table[:, 512 : 512 + len(payload)] = np.frombuffer(payload, np.uint8)
+    table[:, :512] = np.frombuffer(header(len(payload)), np.uint8)
+    numbers = np.arange(first, first + records)
+    table[:, :7] = numbers[:, None] // 10 ** np.arange(6, -1, -1) % 10 + ord("0")
+    sums = table[:, :148].sum(1, dtype=np.int64) + 8 * 32 + table[:, 156:512].sum(1, dtype=np.int64)
+    table[:, 148:154] = sums[:, None] // 8 ** np.arange(5, -1, -1) % 8 + ord("0")
+    path.write_bytes(table.tobytes() + bytes(1024))
+    return path
 
 
 def header(size: int) -> bytes:

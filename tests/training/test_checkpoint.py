@@ -121,9 +121,7 @@ def test_damaged_later_ones_never_drive_out_the_last_good_one(tmp_path: Path) ->
     assert checkpoint.newest(tmp_path, lambda line: None) == checkpoint.path_of(tmp_path, 150)
 
 
-def test_a_disk_without_room_is_refused_before_a_file_is_begun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_without_room_is_refused_before_a_file_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path, 100)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**17))
     with pytest.raises(OSError, match=r"0\.1 MiB are free, 0\.3 MiB are needed") as refused:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
+from itertools import islice
 from pathlib import Path
 
-from udl_dist.errors import DataError
+from udl_dist.errors import DataError, UsageError
 from udl_dist.packing.sources import READ
 from udl_dist.storage.places import is_remote, joined, parse, refuse_scheme, split
 
 TARS = (".tar", ".tgz", ".tar.gz")
 LISTS = (".txt", ".list")
-LONGEST_LIST = 2**26  # bytes of a list file in object storage
+LONGEST_LIST = 2**26  # bytes of a list file
+MOST_SHARDS = 2**20  # that a brace pattern may stand for
 
 
 def list_shards(source: str) -> list[str]:
     """The shards that a source names, as absolute paths or URIs; empty if it is none.
 
     Raises DataError for a list that names nothing and a folder that mixes shards and images, UsageError for a scheme
-    that is never opened.
+    that is never opened and for braces that do not match.
     """
     refuse_scheme(source)
     if is_remote(source):
@@ -27,8 +29,14 @@ def list_shards(source: str) -> list[str]:
     if path.is_dir():
         return _tars(path)
     if path.suffix in LISTS and path.is_file():
-        return _listed(source, path.read_text("utf-8"))
+        return _listed(source, _read_list(path))
     return expanded(str(path)) if path.name.endswith(TARS) or "{" in source else []
+
+
+def is_prefix(uri: str) -> bool:
+    """Whether a URI names what is below it, rather than a shard, a pattern of them or a list."""
+    path = parse(uri).path
+    return not path.endswith((*TARS, *LISTS)) and "{" not in path
 
 
 def _list_remote(uri: str) -> list[str]:
@@ -37,17 +45,32 @@ def _list_remote(uri: str) -> list[str]:
     path = parse(uri).path
     if path.endswith(LISTS):
         blob = open_blob(uri)
-        if blob.size > LONGEST_LIST:
-            raise DataError(
-                f"list file {blob.name!r} has {blob.size} bytes, {LONGEST_LIST} are the most: is it a list?"
-            )
-        return _listed(uri, blob.read(0, blob.size).decode("utf-8", "replace"))
-    return expanded(uri) if path.endswith(TARS) or "{" in path else list_tars(uri)
+        _refuse_long(blob.name, blob.size)
+        return _listed(uri, blob.read(0, blob.size))
+    return list_tars(uri) if is_prefix(uri) else expanded(uri)
 
 
-def _listed(source: str, text: str) -> list[str]:
+def _read_list(path: Path) -> bytes:
+    try:
+        _refuse_long(str(path), path.stat().st_size)
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"list file {str(path)!r} cannot be read ({error.strerror}): put it right") from None
+
+
+def _refuse_long(name: str, size: int) -> None:
+    if size > LONGEST_LIST:
+        raise DataError(f"list file {name!r} has {size} bytes, {LONGEST_LIST} are the most: is it a list?")
+
+
+def _listed(source: str, content: bytes) -> list[str]:
     """The shards of a list file; names are relative to it."""
-    lines = [line.strip() for line in text.splitlines()]
+    try:
+        lines = [line.strip() for line in content.decode().splitlines()]
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"list file {source!r} is no text in UTF-8 (byte {error.start}): write one path a line"
+        ) from None
     names = [line for line in lines if line and not line.startswith("#")]
     if not names:
         raise DataError(f"list file {source!r} names no shard: write one path a line")
@@ -74,9 +97,15 @@ def _tars(folder: Path) -> list[str]:
 
 
 def expanded(pattern: str) -> list[str]:
-    """A brace pattern as webdataset expands it."""
+    """A brace pattern as webdataset expands it; raise UsageError if it makes no sense."""
     if "{" not in pattern:
         return [pattern]
     import braceexpand  # what webdataset itself calls
 
-    return list(braceexpand.braceexpand(pattern))
+    try:
+        found = list(islice(braceexpand.braceexpand(pattern), MOST_SHARDS + 1))
+    except ValueError:
+        raise UsageError(f"{pattern!r} is no pattern of shards, its braces do not match: write {{000..099}}") from None
+    if len(found) > MOST_SHARDS:
+        raise UsageError(f"{pattern!r} stands for more than {MOST_SHARDS:,} shards: name them in a list file")
+    return found

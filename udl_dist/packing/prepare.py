@@ -12,9 +12,10 @@ from pathlib import Path
 import xxhash
 
 from udl_dist.errors import DataError, UsageError
-from udl_dist.packing.finding import list_shards
+from udl_dist.packing.finding import is_prefix, list_shards
 from udl_dist.packing.indexes import index_of, writable
 from udl_dist.packing.pack import pack_source
+from udl_dist.packing.sequences import indexed, list_sequence
 from udl_dist.packing.settings import PackSettings
 from udl_dist.packing.sources import identify, open_source
 from udl_dist.storage.places import is_remote, joined, refuse_scheme
@@ -41,6 +42,9 @@ def prepare(settings: DataSettings, progress: Progress | None = None) -> Prepare
 
     Raises DataError for what is missing or damaged, UsageError for what cannot be meant.
     """
+    if settings.sequential:
+        beside = (_parts(settings.held_out, indexed(settings), progress).train,) if settings.held_out else ()
+        return Prepared(settings, list_sequence(settings), beside, ())
     fraction = 0.0 if settings.held_out else settings.held_out_fraction
     own = replace(settings, held_out_fraction=fraction)
     sources = [_parts(source, own, progress) for source in (settings.source, *settings.more_sources)]
@@ -72,7 +76,9 @@ def _parts(source: str, settings: DataSettings, progress: Progress | None) -> Pa
 
 def shards_of_parts(source: str) -> dict[str, list[str]]:
     """The shards of train, val and test, if the source is a folder that has a train."""
-    found = {}
+    found: dict[str, list[str]] = {}
+    if is_remote(source) and not is_prefix(source):  # a pattern with a name behind it would be one of other shards
+        return found
     for part in ("train", "val", "test"):
         folder = joined(source, part) if is_remote(source) else str(Path(source).expanduser().absolute() / part)
         if not is_remote(source) and not Path(folder).is_dir():

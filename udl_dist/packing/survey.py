@@ -7,9 +7,12 @@ from math import ceil
 from pathlib import Path
 
 from udl_dist.packing.prepare import cached, is_packed_at_first_use, prepare
+from udl_dist.packing.sequences import indexed, list_sequence
 from udl_dist.packing.settings import PackSettings
 from udl_dist.packing.sources import open_source
+from udl_dist.storage.places import LOST
 from udl_dist.stream.opening import open_streams
+from udl_dist.stream.sequential import refuse_few_shards
 from udl_dist.stream.settings import DataSettings
 
 
@@ -17,10 +20,16 @@ from udl_dist.stream.settings import DataSettings
 class Survey:
     """Counts of a source; where it is not packed yet, the held-out part is what its fraction promises on average."""
 
-    records: int
+    records: int  # 0: unknown
     held_out_records: int
     shards: int
     packed: bool
+    lost: str = ""  # the promises that cannot be given
+
+    def refuse_few_shards(self, workers: int) -> None:
+        """Raise UsageError if shards are dealt whole, and are too few."""
+        if self.lost:
+            refuse_few_shards(self.shards, workers)
 
 
 def survey(settings: DataSettings) -> Survey:
@@ -28,6 +37,8 @@ def survey(settings: DataSettings) -> Survey:
 
     Raises what `prepare` raises.
     """
+    if settings.sequential:
+        return _in_sequence(settings)
     sources = (settings.source, *settings.more_sources)
     if all(_is_ready(source, settings) for source in sources):
         train, held_out = open_streams(prepare(settings), 0)
@@ -37,6 +48,12 @@ def survey(settings: DataSettings) -> Survey:
     each = [_promised(one) if not _is_ready(one.source, one) else survey(one) for one in alone]
     held = each[0].held_out_records if settings.held_out else sum(one.held_out_records for one in each)
     return Survey(sum(one.records for one in each), held, sum(one.shards for one in each), False)
+
+
+def _in_sequence(settings: DataSettings) -> Survey:
+    """What is known of shards that nobody can look at before: how many there are, and what is held out."""
+    held_out = survey(indexed(settings)).records if settings.held_out else 0
+    return Survey(0, held_out, len(list_sequence(settings)), True, LOST)
 
 
 def _is_ready(source: str, settings: DataSettings) -> bool:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from udl_dist.errors import UsageError
 
 SCHEMES = ("s3", "gs")
+SEQUENTIAL = ("http", "https", "pipe")  # read from start to end, if at all: nobody can go back in them
+LOST = "exact order, resume within an epoch, checksums and equal batches at other world sizes are not promised"
 OPTIONS = ("endpoint_override", "region", "scheme", "anonymous")
 SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):(?=//)|^(pipe|hf|gopen):", re.IGNORECASE)
 
@@ -38,16 +40,28 @@ class Place:
 
 def is_remote(source: str) -> bool:
     """Whether a source is a URI of object storage that may be read."""
+    return scheme_of(source) in SCHEMES
+
+
+def is_sequential(source: str) -> bool:
+    """Whether a source can only be read from start to end: a URL or a pipe."""
+    return scheme_of(source) in SEQUENTIAL
+
+
+def scheme_of(source: str) -> str:
+    """The scheme of a source in small letters; "" for a path."""
     found = SCHEME.match(source)
-    return found is not None and (found[1] or found[2]).lower() in SCHEMES
+    return (found[1] or found[2]).lower() if found else ""
 
 
 def refuse_scheme(source: str) -> None:
     """Raise UsageError if a source has a scheme that is never opened; a path or an allowed URI passes."""
-    found = SCHEME.match(source)
-    if found and not is_remote(source):
-        raise UsageError(f"data from {(found[1] or found[2]).lower()}: is not read: give a path, or a URI of "
-                         f"{' or '.join(name + '://' for name in SCHEMES)}")  # fmt: skip
+    scheme, allowed = scheme_of(source), " or ".join(f"{name}://" for name in SCHEMES)
+    if scheme in SEQUENTIAL:
+        raise UsageError(f"data from {scheme}: cannot be indexed: copy it to a disk or to {allowed}, or train on it "
+                         f"with data.sequential = true: {LOST}")  # fmt: skip
+    if scheme and scheme not in SCHEMES:
+        raise UsageError(f"data from {scheme}: is not read: give a path, or a URI of {allowed}")
 
 
 def name_of(path: str) -> str:

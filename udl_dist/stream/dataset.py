@@ -19,6 +19,7 @@ from udl_dist.stream.shards import Loaded, RemoteAccess, Shards
 
 I64 = NDArray[np.int64]
 REQUESTS = 16  # runs that are fetched at the same time
+LOOKED_AT = 256  # records: each is a page of the index, read from a disk
 Fetched = tuple[list[bytes], dict[int, str]]
 
 
@@ -43,7 +44,7 @@ class Dataset:
     @property
     def record_bytes(self) -> float:
         """The mean length of an encoded image, from a look at some of them."""
-        looked = self.index.rows["length"][:: max(1, self.index.records // 1024)]
+        looked = self.index.rows["length"][:: max(1, self.index.records // LOOKED_AT)]
         return float(looked.mean())
 
     def chosen(self, numbers: I64) -> I64:

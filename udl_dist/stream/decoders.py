@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
-from udl_dist.stream.headers import ORIENTATION, Header
+from udl_dist.stream.headers import ORIENTATION, Header, bare_png
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -130,6 +130,10 @@ def _upright(raster: Raster, header: Header, scale: float) -> Decoded:
 
 def _opencv(data: bytes, header: Header) -> Raster | None:  # None: let Pillow say what is wrong
     cv2 = opencv()
+    # libpng complains of odd profiles and the like straight to stderr, in any thread; what it is not given it cannot
+    # judge. Of pixels that were badly packed, under a checksum that is right, it still prints a line: whoever wrote
+    # the file did that, no damage since, and to unpack them first would cost half of the decoding.
+    data = data if header.bare else bare_png(data)
     raster: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if raster is None or raster.dtype != np.uint8 or raster.shape[:2] != (header.height, header.width):
         return None

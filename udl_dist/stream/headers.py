@@ -19,6 +19,7 @@ MOST_SCANS = 100  # of a progressive JPEG: each costs a pass over all pixels, an
 MOST_PARTS = 2**14  # chunks of a PNG, segments and fill bytes of a JPEG: 16.7 megapixels in 8 kB chunks are 8,000
 ORIENTATION = 0x0112  # EXIF tag
 PNG = b"\x89PNG\r\n\x1a\n"
+BARE_CHUNKS = frozenset((b"IHDR", b"IDAT", b"IEND"))
 ODD_CHUNKS = frozenset((b"tRNS", b"eXIf", b"acTL"))  # transparent, perhaps turned, animated
 PNG_START = struct.Struct(">I4sIIBB")
 PNG_CHUNK = struct.Struct(">I4s")
@@ -35,6 +36,7 @@ class Header(NamedTuple):
     plain: bool = False  # 8 bit, gray or colour, no transparency; PNG, WebP: not turned; PNG: complete, chunks checked
     components: int = 0  # of a JPEG: 1 gray, 3 colour, 4 CMYK
     orientation: int = 1  # of a plain JPEG, as EXIF says: 1 upright … 8
+    bare: bool = True  # PNG: holds nothing but header, pixels and end
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -74,7 +76,7 @@ def _png(data: bytes) -> Header:
     length, name, width, height, depth, colour = PNG_START.unpack_from(data, 8)
     if name != b"IHDR" or length != 13:
         raise DataError("is a PNG without a header")
-    plain, at = depth == 8 and colour in (0, 2), 8
+    plain, bare, at = depth == 8 and colour in (0, 2), True, 8
     for _ in range(MOST_PARTS):
         length, name = PNG_CHUNK.unpack_from(data, at)
         end = at + 12 + length
@@ -82,13 +84,25 @@ def _png(data: bytes) -> Header:
             raise DataError("is a truncated PNG")
         if zlib.crc32(data[at + 4 : end - 4]) != CRC.unpack_from(data, end - 4)[0]:
             raise DataError(f"is a damaged PNG (its part {name!r} does not match its checksum)")
-        plain &= name not in ODD_CHUNKS
+        if name not in BARE_CHUNKS:
+            plain, bare = plain and name not in ODD_CHUNKS, False
         at = end
         if name == b"IEND":
-            return Header("png", width, height, plain)
+            return Header("png", width, height, plain, bare=bare)
         if at == len(data):
             raise DataError("is a truncated PNG")
     raise DataError(f"is a PNG of more than {MOST_PARTS} parts")
+
+
+def bare_png(data: bytes) -> bytes:
+    """A PNG whose chunks were walked, without those that change no pixel of a plain one."""
+    kept, at, name = [data[:8]], 8, b""
+    while name != b"IEND":
+        length, name = PNG_CHUNK.unpack_from(data, at)
+        if name in BARE_CHUNKS:
+            kept.append(data[at : at + 12 + length])
+        at += 12 + length
+    return b"".join(kept)
 
 
 def _jpeg(data: bytes) -> Header:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import mmap
 import os
 import struct
 from collections.abc import Iterator
@@ -76,9 +77,21 @@ class Index:
         expected = rows_start + self.records * ROW.itemsize + int(self._key_starts[-1])
         if path.stat().st_size != expected:
             raise DataError(f"index {str(path)!r} has {path.stat().st_size} bytes instead of {expected}: {AGAIN}")
-        self.rows: NDArray[Any] = np.asarray(np.memmap(path, ROW, "r", rows_start, (self.records,)))
-        self._keys_at = rows_start + self.records * ROW.itemsize
+        self._rows_start, self._keys_at = rows_start, rows_start + self.records * ROW.itemsize
+        self.rows: NDArray[Any] = self._mapped() if self.records else np.empty(0, ROW)
         self._checked = np.zeros(len(shards), bool)
+
+    def _mapped(self) -> NDArray[Any]:
+        """All rows, of which only those are read that are asked for: without advice the kernel reads on, 4,000 rows
+        for each one, and the first look at a large index takes seconds."""
+        with self.path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        mapped.madvise(mmap.MADV_RANDOM)
+        return np.frombuffer(mapped, ROW, self.records, self._rows_start)
+
+    def read_rows(self, start: int, stop: int) -> NDArray[Any]:  # -> [stop - start]
+        """A copy of some rows, for whoever goes through many: mapped ones would stay in the memory of the process."""
+        return np.fromfile(self.path, ROW, stop - start, offset=self._rows_start + start * ROW.itemsize)
 
     @classmethod
     def open(cls, where: Path | str, base: str = "") -> Index:
@@ -126,8 +139,8 @@ class Index:
         """Raise DataError if the rows of a shard are damaged; costs a few microseconds, once."""
         if self._checked[shard]:
             return
-        rows = self.rows[self.starts[shard] : self.starts[shard + 1]]
-        if xxhash.xxh3_64_hexdigest(rows.tobytes()) != self.shards[shard].rows_hash:
+        rows = self.read_rows(int(self.starts[shard]), int(self.starts[shard + 1]))
+        if xxhash.xxh3_64_hexdigest(rows.data) != self.shards[shard].rows_hash:
             name = self.shards[shard].name
             raise DataError(f"index {str(self.path)!r}: its rows of shard {name!r} are damaged: {AGAIN}")
         self._checked[shard] = True

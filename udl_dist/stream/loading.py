@@ -18,6 +18,7 @@ from udl_dist.errors import DataError
 from udl_dist.stream import order
 from udl_dist.stream.augment import crops
 from udl_dist.stream.dataset import Dataset
+from udl_dist.stream.headers import read_header
 from udl_dist.stream.images import Pixels, decode_into
 from udl_dist.stream.permutation import chain
 from udl_dist.stream.settings import DataSettings
@@ -25,6 +26,7 @@ from udl_dist.stream.shards import Loaded
 
 I64 = NDArray[np.int64]
 Allocate = Callable[[tuple[int, ...]], Pixels]
+SMALL = 4096  # pixels
 TRIES = 100  # substitutes for one damaged record, each as likely damaged as any
 
 
@@ -85,12 +87,28 @@ class Loader:
         images = self._allocate((count, *self.settings.shape))
         records, keys, record_keys, labels = np.empty((4, count), np.int64)
         batch = Records(images, records, keys, record_keys, labels)
-        sets = np.searchsorted(self.starts, plan.numbers, side="right") - 1
-        for number in np.unique(sets).tolist():
-            self._load_set(batch, plan, number, sources[number], np.flatnonzero(sets == number))
+        if len(self.datasets) == 1:
+            self._load_set(batch, plan, 0, sources[0], np.arange(count))
+        else:
+            sets = np.searchsorted(self.starts, plan.numbers, side="right") - 1
+            for number in np.unique(sets).tolist():
+                self._load_set(batch, plan, number, sources[number], np.flatnonzero(sets == number))
         if batch.damaged:
             self._replace(batch, plan)
         return batch
+
+    def samples(self, plan: Plan, sources: Sequence[Source]) -> list[dict[str, Any]]:
+        """Records as webdataset's samples, checked and not decoded; raises DataError for a damaged one."""
+        samples = []
+        for number in plan.numbers.tolist():
+            which = int(np.searchsorted(self.starts, number, side="right") - 1)
+            place = np.array([number - self.starts[which]])
+            loaded, dataset = sources[which].load(place), self.datasets[which]
+            if loaded.faults:
+                raise DataError(loaded.faults[0])
+            record = int(dataset.chosen(place)[0])
+            samples.append(_sample(dataset, record, loaded))
+        return samples
 
     def _load_set(self, batch: Records, plan: Plan, number: int, source: Source, places: I64) -> None:
         """Fill the places of a batch whose records are of one data set."""
@@ -104,7 +122,7 @@ class Loader:
         seed = self.seed if number == 0 else chain(self.seed, number)  # keys of two sets may be alike
         batch.record_keys[places] = order.record_keys(seed, hashes)
         epochs = plan.epochs[places]
-        for epoch in np.unique(epochs).tolist():
+        for epoch in set(epochs.tolist()):
             within = epochs == epoch
             batch.keys[places[within]] = order.keys(seed, epoch, hashes[within])
         faults = self._decode(dataset, batch, plan.augmented, places, loaded)
@@ -119,9 +137,10 @@ class Loader:
         cut = crops(keys, settings.random_crop) if augmented and settings.random_crop < 1 else None
         mirrored = order.flips(keys) if augmented and settings.flip else np.zeros(len(keys), bool)
         if cut is None and not loaded.faults and about.format in ("npy", "raw") and about.shape == settings.shape:
-            joined = _joined(loaded.payloads, settings.shape)
-            if joined is not None:
-                batch.images[places] = joined
+            images = batch.images if len(places) == len(batch.images) else np.empty_like(batch.images[places])
+            if copy_bare(loaded.payloads, images):
+                if images is not batch.images:
+                    batch.images[places] = images
                 turned = places[mirrored]
                 batch.images[turned] = batch.images[turned, :, :, ::-1]
                 return loaded.faults
@@ -153,22 +172,36 @@ class Loader:
                 raise DataError(f"{batch.damaged[place]} (and so are {TRIES} others that might stand in for it)")
 
 
+def _sample(dataset: Dataset, record: int, loaded: Loaded) -> dict[str, Any]:
+    index, payload = dataset.index, loaded.payloads[0]
+    kind = "raw" if index.about.format == "raw" else read_header(payload).kind
+    shard = index.shard_path(int(index.shard_of(np.array([record]))[0]))
+    sample: dict[str, Any] = {"__key__": index.key(record), "__url__": shard}
+    sample["jpg" if kind == "jpeg" else kind] = payload
+    label = int(loaded.rows["label"][0])
+    return {**sample, "cls": str(label).encode()} if label >= 0 else sample
+
+
 def _single(batch: Records, place: int) -> Records:
     """One row of a batch as a batch of its own, of the same memory."""
     one = slice(place, place + 1)
     return Records(batch.images[one], batch.records[one], batch.keys[one], batch.record_keys[one], batch.labels[one])
 
 
-def _joined(payloads: list[bytes], shape: tuple[int, int, int]) -> Any:
-    """Images that are bare pixels behind equal headers (raw: of no bytes), in one view; None if they are not that."""
+def copy_bare(payloads: list[bytes], images: Pixels) -> bool:
+    """Copy bare pixels that lie behind equal headers (raw: of no bytes) into a batch; False if they are not that."""
     if not payloads:
-        return np.empty((0, *shape), np.uint8)
-    pixels = int(np.prod(shape))
+        return True
+    pixels = images[0].size
     head = len(payloads[0]) - pixels
-    together = b"".join(payloads)
-    if head < 0 or len(together) != len(payloads) * (head + pixels):
-        return None
-    table = np.frombuffer(together, np.uint8).reshape(len(payloads), head + pixels)
-    if head and not (table[:, :head] == table[0, :head]).all():
-        return None
-    return table[:, head:].reshape(len(payloads), *shape)
+    if head < 0 or any(len(payload) != head + pixels for payload in payloads):
+        return False
+    rows = images.reshape(len(payloads), pixels)
+    if pixels < SMALL:  # one copy of all costs less than a call for each
+        table = np.frombuffer(b"".join(payloads), np.uint8).reshape(len(payloads), head + pixels)
+        rows[:] = table[:, head:]
+        return not head or bool((table[:, :head] == table[0, :head]).all())
+    first = payloads[0][:head]
+    for row, payload in zip(rows, payloads, strict=True):
+        row[:] = np.frombuffer(payload, np.uint8, pixels, head)
+    return all(payload.startswith(first) for payload in payloads)

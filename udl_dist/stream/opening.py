@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from udl_dist.errors import UsageError
 from udl_dist.storage.places import is_remote, joined, split
 from udl_dist.storage.range_cache import RangeCache
 from udl_dist.stream.dataset import Dataset
+from udl_dist.stream.feed import Feed
 from udl_dist.stream.index import NAME, Index
 from udl_dist.stream.loading import Allocate
 from udl_dist.stream.reader import Stream
 from udl_dist.stream.selection import Wanted, select
+from udl_dist.stream.sequential import Sequential
 from udl_dist.stream.settings import DataSettings, cache_folder
 from udl_dist.stream.shards import RemoteAccess
 
@@ -25,7 +28,7 @@ class Prepared:
     """Where the indexes of a run are: plain text and numbers, so that it travels to other processes and machines."""
 
     settings: DataSettings
-    train: tuple[str, ...]  # path or URI of the index of each source
+    train: tuple[str, ...]  # path or URI of the index of each source; with `sequential`, of each shard
     held_out: tuple[str, ...]  # likewise; empty if it is a fraction of `train`, or if there is none
     fractions: tuple[float, ...]  # part of each source held out by hash; 0: none
 
@@ -38,6 +41,8 @@ def open_streams(
     `allocate` makes the memory of a batch, so that it can be pinned.
     """
     settings = prepared.settings
+    if settings.sequential:
+        raise UsageError("data.sequential is for udl train: in a loop of your own webdataset reads such shards")
     cache = cache_folder(settings.cache)
     access = RemoteAccess(settings.storage)
     if settings.storage_cache_bytes:
@@ -53,6 +58,19 @@ def open_streams(
             held_out.append(_dataset(index, Wanted("held_out", fraction, settings.keys), cache, access))
     stream = Stream(train, settings, seed, settings.weights, allocate)
     return stream, Stream(held_out, settings, seed, (), allocate) if held_out else None
+
+
+def open_feed(
+    prepared: Prepared, seed: int, allocate: Allocate = lambda shape: np.empty(shape, np.uint8)
+) -> tuple[Feed, Stream | None]:
+    """What a prepared source gives a training: its streams, or, if it cannot be indexed, what is read in sequence."""
+    if not prepared.settings.sequential:
+        return open_streams(prepared, seed, allocate)
+    cache = cache_folder(prepared.settings.cache)
+    access = RemoteAccess(prepared.settings.storage)
+    held_out = [_dataset(open_index(where, cache), Wanted(), cache, access) for where in prepared.held_out]
+    return (Sequential(prepared.train, prepared.settings, seed, allocate),
+            Stream(held_out, prepared.settings, seed, (), allocate) if held_out else None)  # fmt: skip
 
 
 def index_beside(folder: str) -> str:

@@ -7,6 +7,7 @@ numbers, and no record, file or process.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,18 +84,25 @@ def mixed(seed: int, positions: I64, weights: tuple[float, ...]) -> tuple[I64, I
 
     Of each 1,024 positions in a row every data set gets its weight's part, rounded to a 1,024th, in a shuffled order.
     """
-    edges = mix_edges(weights)
     blocks, within = np.divmod(positions, MIX_BLOCK)
     sets, places = np.empty_like(positions), np.empty_like(positions)
     for block in np.unique(blocks).tolist():
         here = blocks == block
-        shuffled = record_at(chain(MIX, seed), block, np.arange(MIX_BLOCK), MIX_BLOCK)
-        chosen = np.searchsorted(edges, shuffled, side="right")
-        before = np.empty(MIX_BLOCK, np.int64)
-        for number, share in enumerate(np.diff(edges, prepend=0).tolist()):
-            before[chosen == number] = block * share + np.arange(share)
+        chosen, before = _mix_block(seed, block, weights)
         sets[here], places[here] = chosen[within[here]], before[within[here]]
     return sets, places
+
+
+@lru_cache(64)  # neighbouring batches ask for the same block, which costs as much as the decoding of ten images
+def _mix_block(seed: int, block: int, weights: tuple[float, ...]) -> tuple[I64, I64]:
+    """`mixed` of the positions of one block."""
+    edges = mix_edges(weights)
+    shuffled = record_at(chain(MIX, seed), block, np.arange(MIX_BLOCK), MIX_BLOCK)
+    chosen = np.searchsorted(edges, shuffled, side="right")
+    before = np.empty(MIX_BLOCK, np.int64)
+    for number, share in enumerate(np.diff(edges, prepend=0).tolist()):
+        before[chosen == number] = block * share + np.arange(share)
+    return chosen, before
 
 
 def mix_edges(weights: tuple[float, ...]) -> I64:

@@ -9,20 +9,25 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import count, islice
+from typing import Any, TypeVar
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from udl_dist.errors import DataError, UsageError
+from udl_dist.errors import UsageError
 from udl_dist.stream import order
 from udl_dist.stream.dataset import Dataset, Runs
-from udl_dist.stream.loading import Allocate, Loader, Plan, Records, Source
+from udl_dist.stream.feed import Toll
+from udl_dist.stream.loading import Allocate, Loader, Plan, Records, Source, Spent
 from udl_dist.stream.permutation import chain
 from udl_dist.stream.settings import DataSettings
 
 I64 = NDArray[np.int64]
+P = TypeVar("P")
+T = TypeVar("T")
+SAMPLES = 16  # that a rank loads at once where they are given one by one
 PLANNED = 4096  # places that are sent through the order at once: a single batch would cost five times as much a record
 
 
@@ -45,8 +50,30 @@ class Stream:
         self._in_blocks = settings.order == "blocks" or (settings.order == "auto" and remote)
         self._mean_bytes = sum(each.record_bytes * each.records for each in datasets) / self.records
         self._blocks = order.Blocks(max(1, min(int(settings.block_bytes / self._mean_bytes), self.records // 256)))
-        self._in_a_row = 0
-        self.damage: dict[str, None] = {}  # what was wrong with records that others stood in for, in order
+        self._toll = Toll(settings)
+        self.lost = ""  # every promise is kept
+
+    @property
+    def spent(self) -> Spent:
+        return self.loader.spent
+
+    @property
+    def damage(self) -> dict[str, None]:
+        """What was wrong with records that others stood in for, in order."""
+        return self._toll.lines
+
+    @property
+    def slow_storage(self) -> str:
+        """What to do when reading, not decoding, is what training waits for."""
+        if any(dataset.shards.remote for dataset in self.datasets):
+            return "raise data.block_bytes or data.read_ahead_bytes, or set data.storage_cache_bytes"
+        return "put the shards on a faster disk, or set data.order = 'blocks'"
+
+    def shards(self) -> dict[str, str]:
+        """What is known of each shard, to be compared with on a resume."""
+        return {dataset.index.shard_path(number): f"{shard.records} records in {shard.shard_bytes} bytes, "
+                f"{shard.rows_hash}" for dataset in self.datasets
+                for number, shard in enumerate(dataset.index.shards)}  # fmt: skip
 
     @property
     def fingerprint(self) -> str:
@@ -60,23 +87,27 @@ class Stream:
 
         Batches straddle epochs, so each one is full. Raises DataError for a damaged record, naming shard, byte and key.
         """
-        return self._read(self._plans(position, batch_images, *order.share(batch_images, rank, world)))
+        return self._toll.counted(self._read(self._plans(position, batch_images, rank, world), self.loader.load))
 
     def once(self, batch_images: int, rank: int = 0, world: int = 1) -> Iterator[Records]:
         """Every record once, in the order of the index, a contiguous part a rank; keys of epoch 0, not augmented."""
         start, stop = order.share(self.records, rank, world)
         numbers = (np.arange(first, min(first + batch_images, stop)) for first in range(start, stop, batch_images))
-        return self._read(Plan(places, np.zeros_like(places), False) for places in numbers)
+        plans = (Plan(places, np.zeros_like(places), False) for places in numbers)
+        return self._toll.counted(self._read(plans, self.loader.load))
+
+    def samples(self, position: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
+        """Endless records from `position` on as webdataset's samples, not decoded; ranks take turns."""
+        for samples in self._read(self._turns(position, rank, world), self.loader.samples):
+            yield from samples
 
     def refuse_damage(self, damaged: int, images: int) -> None:
         """Raise DataError if so many damaged records among so many images, over all ranks, are too many."""
-        most = self.settings.damaged_limit * max(images, self.records)
-        if damaged > most:
-            raise DataError(f"{damaged} of {max(images, self.records):,} records were damaged, more than "
-                            f"data.damaged_limit = {self.settings.damaged_limit:g} allows: run udl check")  # fmt: skip
+        self._toll.refuse(damaged, max(images, self.records))
 
-    def _plans(self, position: int, batch_images: int, start: int, stop: int) -> Iterator[Plan]:
+    def _plans(self, position: int, batch_images: int, rank: int, world: int) -> Iterator[Plan]:
         """Which records come in each batch of one rank, worked out for several batches at a time."""
+        start, stop = order.share(batch_images, rank, world)
         ahead = max(1, min(PLANNED // max(1, stop - start), self.records // batch_images))  # no more than an epoch
         while True:
             firsts = position + batch_images * np.arange(ahead, dtype=np.int64)
@@ -86,6 +117,13 @@ class Stream:
                 within = slice(row, row + stop - start)
                 yield Plan(numbers[within], epochs[within], True)
             position += ahead * batch_images
+
+    def _turns(self, position: int, rank: int, world: int) -> Iterator[Plan]:
+        """Every `world`-th position, a few at a time."""
+        for first in count(position + rank, world * PLANNED):
+            numbers, epochs = self._at(np.arange(first, first + world * PLANNED, world))
+            for start in range(0, PLANNED, SAMPLES):
+                yield Plan(numbers[start : start + SAMPLES], epochs[start : start + SAMPLES], False)
 
     def _share(self, first: int, batch_images: int, start: int, stop: int) -> I64:
         """The positions of one rank's share of a batch; in blocks a share is whole lanes, as far as possible."""
@@ -107,8 +145,10 @@ class Stream:
         """The record numbers and epochs of positions."""
         sets, epochs, places = self._places(positions)
         numbers = np.empty_like(places)
-        for number, epoch in np.unique(np.stack([sets, epochs]), axis=1).T.tolist():
-            within = (sets == number) & (epochs == epoch)
+        turns = epochs * len(self.datasets) + sets
+        for turn in np.unique(turns).tolist():
+            within = turns == turn
+            epoch, number = divmod(turn, len(self.datasets))
             numbers[within] = self._within_epoch(number, epoch, places[within])
         return numbers, epochs
 
@@ -122,7 +162,7 @@ class Stream:
             return start + order.record_in_blocks(seed, epoch, places, records, self._blocks)
         return start + order.record_at(seed, epoch, places, records)
 
-    def _read(self, plans: Iterable[Plan]) -> Iterator[Records]:
+    def _read(self, plans: Iterable[Plan], load: Callable[[Plan, Sequence[Source]], T]) -> Iterator[T]:
         """Load plans in order; a generator in any case, so that closing it is how reading ends."""
         run = self._blocks.records if self._in_blocks else 1
         most = self.settings.read_ahead_bytes + 2 * order.LANES * self._blocks.window * self.settings.block_bytes
@@ -132,18 +172,14 @@ class Stream:
         try:
             if runs:
                 plans = self._expected(plans, sources)
-            for records in self._loaded(plans, sources):
-                self._count(records)
-                yield records
+            readers = self.settings.readers
+            if readers:
+                yield from read_ahead(lambda plan: load(plan, sources), plans, readers, self._depth)
+            else:
+                yield from (load(plan, sources) for plan in plans)
         finally:
             for source in runs:
                 source.close()
-
-    def _loaded(self, plans: Iterable[Plan], sources: Sequence[Source]) -> Iterator[Records]:
-        readers = self.settings.readers
-        if not readers:
-            return (self.loader.load(plan, sources) for plan in plans)
-        return read_ahead(lambda plan: self.loader.load(plan, sources), plans, readers, self._depth)
 
     def _depth(self, plan: Plan) -> int:
         """How many batches like this one may be made ahead of their use."""
@@ -165,16 +201,6 @@ class Stream:
                 yield waiting.popleft()
         yield from waiting
 
-    def _count(self, records: Records) -> None:
-        """Stop at too many damaged records one after the other: a limit in parts of all would come too late."""
-        for place in range(len(records.records)) if records.damaged else ():
-            self._in_a_row = self._in_a_row + 1 if place in records.damaged else 0
-            if self._in_a_row >= self.settings.damaged_in_a_row:
-                raise DataError(f"{records.damaged[place]} ({self._in_a_row} damaged records in a row: run udl check)")
-        self.damage.update(dict.fromkeys(records.damaged.values()))
-        if not records.damaged:
-            self._in_a_row = 0
-
     def _refuse_odd_weights(self, weights: tuple[float, ...]) -> None:
         if weights and len(weights) != len(self.datasets):
             raise UsageError(f"data.weights has {len(weights)} entries for {len(self.datasets)} sources: one for each")
@@ -182,12 +208,12 @@ class Stream:
             raise UsageError(f"data.weights {weights} gives a source less than 1 of {order.MIX_BLOCK}: raise it")
 
 
-def read_ahead(load: Callable[[Plan], Records], plans: Iterable[Plan], readers: int,
-               depth: Callable[[Plan], int]) -> Iterator[Records]:  # fmt: skip
+def read_ahead(load: Callable[[P], T], plans: Iterable[P], readers: int,
+               depth: Callable[[P], int]) -> Iterator[T]:  # fmt: skip
     """Load plans in threads, some batches ahead, and give them in order; closing it ends the threads."""
     pool = ThreadPoolExecutor(readers, thread_name_prefix="reader")
     remaining = iter(plans)
-    waiting: deque[Future[Records]] = deque()
+    waiting: deque[Future[T]] = deque()
     try:
         most = 1
         for plan in islice(remaining, 1):
@@ -195,8 +221,8 @@ def read_ahead(load: Callable[[Plan], Records], plans: Iterable[Plan], readers: 
             waiting.append(pool.submit(load, plan))
         waiting.extend(pool.submit(load, plan) for plan in islice(remaining, most))
         while waiting:
-            records = waiting.popleft().result()
+            loaded = waiting.popleft().result()
             waiting.extend(pool.submit(load, plan) for plan in islice(remaining, 1))
-            yield records
+            yield loaded
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

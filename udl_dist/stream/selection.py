@@ -20,6 +20,7 @@ from udl_dist.stream import order
 from udl_dist.stream.index import Index, shown, written
 
 I64 = NDArray[np.int64]
+SEED = 1  # not that of packing, which may have taken just these records out already
 IN_MEMORY = 2**20  # record numbers
 ROWS = 2**18  # looked at at a time
 
@@ -63,10 +64,10 @@ def _chosen(index: Index, wanted: Wanted, listed: NDArray[np.uint64] | None) -> 
     """The chosen numbers, a part of the rows at a time."""
     yield np.empty(0, np.int64)
     for start in range(0, index.records, ROWS):
-        hashes = index.rows["key_hash"][start : start + ROWS]
+        hashes = index.read_rows(start, min(start + ROWS, index.records))["key_hash"]
         keep = np.ones(len(hashes), bool)
         if wanted.part != "all":
-            keep = order.held_out(hashes, wanted.fraction) == (wanted.part == "held_out")
+            keep = order.held_out(hashes, wanted.fraction, SEED) == (wanted.part == "held_out")
         if listed is not None:
             keep &= np.isin(hashes, listed)
         yield np.flatnonzero(keep) + start
@@ -97,7 +98,7 @@ def _listed(path: Path) -> NDArray[np.uint64]:
 def _refuse_unknown(index: Index, chosen: NDArray[Any], listed: NDArray[np.uint64], wanted: Wanted) -> None:
     """A key that no record has is a mistake; those of the other part are not."""
     if wanted.part != "all":
-        listed = listed[order.held_out(listed, wanted.fraction) == (wanted.part == "held_out")]
+        listed = listed[order.held_out(listed, wanted.fraction, SEED) == (wanted.part == "held_out")]
     unknown = np.setdiff1d(listed, index.rows["key_hash"][chosen])
     if unknown.size:
         wrong = {

@@ -156,7 +156,7 @@ class Shards:
         rows, faults = self.index.rows[records], dict[int, str]()
         starts, ends = rows["offset"].tolist(), (rows["offset"] + rows["length"]).tolist()
         payloads: list[bytes] = [b""] * len(records)
-        distinct = np.unique(shards).tolist()
+        distinct = sorted(set(shards.tolist()))
         for shard in distinct:
             places = range(len(records)) if len(distinct) == 1 else np.flatnonzero(shards == shard).tolist()
             try:
@@ -171,7 +171,7 @@ class Shards:
 
     def check(self, records: I64, payloads: list[bytes], faults: dict[int, str]) -> Loaded:
         """Compare payloads with their checksums; adds the faults it finds."""
-        for shard in np.unique(self.index.shard_of(records)).tolist():
+        for shard in set(self.index.shard_of(records).tolist()):
             self.index.check_rows(shard)
         rows = self.index.rows[records]
         checksums = np.fromiter(map(google_crc32c.value, payloads), np.uint32, len(payloads))

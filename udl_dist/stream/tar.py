@@ -166,12 +166,14 @@ def _check_fits(at: int, length: int, total: int) -> None:
 
 def _check_end(data: Data, at: int) -> None:
     """The end mark is two blocks of zeros; after it only zeros may follow, or members would be lost."""
-    if len(data) - at < 2 * BLOCK:
-        raise _Disorder("half an end mark (cut off)", len(data))
     for start in range(at, len(data), SLICE):
         part = data[start : start + SLICE]
+        if start == at and len(part) < 2 * BLOCK:
+            raise _Disorder("half an end mark (cut off)", len(data))
         if part.count(0) != len(part):
             raise _Disorder("something follows the end mark or a header is wiped")
+        if len(part) < SLICE:  # a stream does not know its length before
+            return
 
 
 def _next_header(data: Data, start: int) -> int:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from udl_dist import faults
 from udl_dist.errors import TrainingError
 
 FORMAT = 1
@@ -38,6 +39,7 @@ def save(folder: Path, images: int, files: Files, facts: Mapping[str, Any]) -> P
     temporary = folder / f"{TEMPORARY}{images:012d}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
+        faults.reach_save()
         temporary.mkdir()
         for name, tensors in files.items():
             save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()},

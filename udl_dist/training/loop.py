@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,8 @@ from torch import Tensor
 
 from udl_dist.errors import TrainingError
 from udl_dist.methods import Batch, Method
+from udl_dist.stream.feed import Feed
 from udl_dist.stream.loading import Records
-from udl_dist.stream.reader import Stream
 from udl_dist.training.learner import Learning, Turn
 from udl_dist.training.meter import Meter
 from udl_dist.training.numerics import SKIPS, Diverged, Guard, Kept, Rejected
@@ -56,8 +57,8 @@ class Intervals:
 
 def train(
     learning: Learning,
-    stream: Stream,
-    held_out: Stream | None,
+    stream: Feed,
+    held_out: Feed | None,
     settings: TrainSettings,
     intervals: Intervals,
     ranks: Ranks,
@@ -65,10 +66,12 @@ def train(
     stop_asked: Callable[[], bool] = lambda: False,
     save_asked: Callable[[], bool] = lambda: False,
     kept: Kept = Kept(),  # noqa: B008
+    beat: Callable[[int, str], None] = lambda images, place: None,
 ) -> Iterator[Report]:
     """Train from `start_images` to the end, yielding at the same images on every rank; the state is in `learning`.
 
     One rank that asks for a stop or a checkpoint is enough; `kept` came with the checkpoint that is gone on from.
+    `beat` hears of each progress: the images done, and the place: data, phase or validation.
     """
     total = settings.length(stream.records)
     batch_size = settings.batch_size
@@ -78,6 +81,7 @@ def train(
     images = start_images
     while images < total:
         # ── data
+        beat(images, "data")
         asked = time.perf_counter()
         records = next(batches)
         meter.waited(time.perf_counter() - asked, len(records.damaged))
@@ -92,6 +96,7 @@ def train(
         guard.begin(images, records)
         for turn in learning.turns:
             if step % turn.phase.every == 0:
+                beat(images, "phase")
                 _take(turn, learning, parts, rate, settings, ranks, guard)
         guard.end()
         images += batch_size
@@ -117,7 +122,7 @@ def train(
             figures = meter.figures(images, rate)
             stream.refuse_damage(int(figures.get("data/damaged", 0)), images - start_images)
             if validate and held_out is not None:
-                figures |= measure(learning, held_out, batch_size, ranks)
+                figures |= measure(learning, held_out, batch_size, ranks, partial(beat, images, "validation"))
             _refuse_nonsense(figures, images)
             yield Report(images, figures, validate, checkpoint or save or stop, stop, Kept({}, skips, kept.rollbacks))
             meter.resume(images)
@@ -128,7 +133,9 @@ def train(
     ranks.count_votes()
 
 
-def measure(learning: Learning, held_out: Stream, batch_size: int, ranks: Ranks) -> dict[str, float]:
+def measure(
+    learning: Learning, held_out: Feed, batch_size: int, ranks: Ranks, beat: Callable[[], None] = lambda: None
+) -> dict[str, float]:
     """Means of the method's figures over every held-out image, each counted once over all ranks: `val/…`."""
     method = learning.in_use
     if not method.can("measure"):
@@ -138,6 +145,7 @@ def measure(learning: Learning, held_out: Stream, batch_size: int, ranks: Ranks)
     sums: dict[str, Tensor] = {}
     with evaluating(method):
         for records in held_out.once(batch_size, ranks.rank, ranks.world):
+            beat()
             for name, values in method.measure(to_batch(records, 0, ranks.device)).items():
                 sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + values.double().sum().cpu()
     return {f"val/{name}": value / held_out.records for name, value in ranks.total(sums).items()}

@@ -40,6 +40,9 @@ class TrainSettings:
         if bool(self.total_images) == bool(self.epochs):
             raise UsageError("set one of train.total_images and train.epochs, not "
                              + ("both" if self.epochs else "neither"))  # fmt: skip
+        if not self.total_images and not records:
+            raise UsageError(f"train.epochs = {self.epochs:g} cannot be counted: how many records there are is unknown "
+                             "with data.sequential: set train.total_images")  # fmt: skip
         asked = self.total_images or math.ceil(self.epochs * records)
         return math.ceil(asked / self.batch_size) * self.batch_size
 

@@ -1,0 +1,91 @@
+"""python -m tests.bench.kills [--runs 200] [--ray]: kill -9 at random, and the same networks in the end, to the bit.
+
+Method, rank, image, place within the step and seed are drawn at random; a run that was never disturbed has the same
+seed. Compared by one sha256: networks, moving averages, optimisers and curves. Without Ray the ranks are gloo
+processes that are started again all together; with it they are Ray's workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from tests.bench import relaunch
+from tests.training.learn import packed
+from udl_dist import faults
+from udl_dist.experiment import Experiment
+from udl_dist.runs import RunFolder
+
+METHODS = ("ae", "vae", "gan")
+BATCH, STEPS, VALIDATE = 12, 40, 120
+FLAGS = {"run__workers": "2", "train__total_images": str(BATCH * STEPS), "train__average_half_life": "100",
+         "train__report_images": "24", "evaluate__every_images": str(VALIDATE), "run__max_failures": "3"}  # fmt: skip
+
+
+def drawn(chance: random.Random) -> tuple[str, dict[str, str], str]:
+    """A method, the flags of its run and a kill."""
+    place = chance.choice(faults.PLACES)
+    images = chance.randrange(0, BATCH * STEPS - VALIDATE, 1)
+    kill = f"kill rank {chance.randrange(2)} at image {images} in {place}"
+    return chance.choice(METHODS), {"train__seed": str(chance.randrange(4))}, kill
+
+
+def disturbed(experiment: Experiment, fault: str, under_ray: bool) -> int:
+    """Run with a fault; how often the ranks were started."""
+    if not under_ray:
+        return relaunch.run(experiment, fault)
+    from udl_dist import session
+
+    session.train(experiment, io.StringIO(), faults=fault)
+    return 1 + (Path(experiment.run.folder) / "messages.log").read_text().count("all workers start again")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=0)
+    parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    os.environ["UDL_FAULTS"] = "1"
+    with tempfile.TemporaryDirectory() as folder:
+        suite(Path(folder), asked.runs or (20 if asked.ray else 200), asked.ray, asked.seed)
+
+
+def suite(folder: Path, runs: int, under_ray: bool = False, seed: int = 0) -> None:
+    """Kill `runs` times; print and hold the outcome."""
+    source, chance = packed(folder / "data"), random.Random(seed)
+    whole: dict[tuple[str, str], str] = {}
+    equal, killed, times = 0, 0, []
+    for number in range(runs):
+        method, flags, fault = drawn(chance)
+        key = method, flags["train__seed"]
+        if key not in whole:
+            place = folder / f"whole-{'-'.join(key)}"
+            relaunch.run(relaunch.wanted(method, source, place, **FLAGS, **flags))
+            whole[key] = relaunch.fingerprint(place)
+        place = folder / "killed"
+        began = time.perf_counter()
+        starts = disturbed(relaunch.wanted(method, source, place, **FLAGS, **flags), fault, under_ray)
+        times.append(time.perf_counter() - began)
+        same = relaunch.fingerprint(place) == whole[key]
+        equal, killed = equal + same, killed + (starts > 1)
+        if not same or starts < 2:
+            print(f"run {number}: {method}, seed {key[1]}, {fault}: starts {starts}, {'equal' if same else 'DIFFERS'}")
+            print(RunFolder(place).messages.read_text())
+        shutil.rmtree(place)
+        if number % 20 == 19:
+            print(f"{number + 1} of {runs}: {equal} equal", flush=True)
+    print(f"kill -9: {equal}/{runs} equal sha256, {killed}/{runs} killed and started again, "
+          f"{statistics.median(times):.1f} s a run (median)")  # fmt: skip
+    assert equal == killed == runs
+
+
+if __name__ == "__main__":
+    main()

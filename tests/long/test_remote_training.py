@@ -1,0 +1,48 @@
+"""Training from object storage under Ray: two workers, killed in mid-epoch, and the same weights in the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests import gloo
+from tests.storage.served import put, served
+from tests.test_launch import descendants
+from tests.test_worker import finished, manifest, wanted
+from tests.training.learn import packed
+from udl_dist.runs import RunFolder
+
+
+def test_a_run_from_object_storage_is_killed_and_resumed_to_the_same_weights(tmp_path: Path) -> None:
+    data = packed(tmp_path / "data", records=700)
+    flags = {"run__workers": "2", "train__total_images": "9600", "evaluate__every_images": "1200",
+             "data__order": "blocks", "data__block_bytes": "300", "data__cache": str(tmp_path / "cache")}  # fmt: skip
+    gloo.run(2, finished, wanted("ae", data / "train", tmp_path / "whole", **flags))
+    with served():
+        source = put(data / "train", "training")
+        job = tmp_path / "job.toml"
+        # Read ahead in a thread of its own, as users do.
+        job.write_text(wanted("ae", Path(source), tmp_path / "run", **flags, data__readers="1").to_toml())
+        job.write_text(job.read_text().replace("s3:/bucket", "s3://bucket"))
+        command = [sys.executable, "-m", "udl_dist", "train", str(job)]
+        folder = RunFolder(tmp_path / "run")
+        first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while not any(point["images"] >= 2400 for point in folder.points()):
+            assert first.poll() is None and time.monotonic() < deadline, first.communicate()[1]
+            time.sleep(0.05)
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
+        assert folder.points()[-1]["images"] < 9600, "the kill came too late to matter"
+        while descendants(first.pid) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        again = subprocess.run(command, capture_output=True, text=True, timeout=150)
+    assert again.returncode == 0, again.stderr
+    assert "resumed after" in folder.messages.read_text()
+    assert manifest(tmp_path / "run", 9600) == manifest(tmp_path / "whole", 9600)
+    images = [point["images"] for point in folder.points()]
+    assert images == sorted(set(images))
