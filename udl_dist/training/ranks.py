@@ -78,13 +78,16 @@ class Ranks:
             self._pending = None
 
     def gather(self, numbers: list[float]) -> list[list[float]]:
-        """The numbers of every rank, by rank, on every rank; all have as many."""
-        mine = torch.tensor(numbers, dtype=torch.float64)
+        """The numbers of every rank, by rank, on every rank."""
         if self.world == 1:
-            return [mine.tolist()]
+            return [numbers]
+        counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        dist.all_gather(counts, torch.tensor([len(numbers)]), group=self._votes)
+        mine = torch.zeros(max(int(count) for count in counts), dtype=torch.float64)
+        mine[: len(numbers)] = torch.tensor(numbers, dtype=torch.float64)
         everybody = [torch.empty_like(mine) for _ in range(self.world)]
         dist.all_gather(everybody, mine, group=self._votes)
-        return [theirs.tolist() for theirs in everybody]
+        return [theirs[: int(count)].tolist() for theirs, count in zip(everybody, counts, strict=True)]
 
     def from_leader(self, number: int) -> int:
         """Rank 0's number, on every rank."""
