@@ -22,14 +22,14 @@ from udl_dist.errors import DataError, UdlError, UsageError
 from udl_dist.packing.finding import list_shards
 from udl_dist.packing.indexes import index
 from udl_dist.packing.settings import IndexSettings
-from udl_dist.stream.index import NAME, Index
-from udl_dist.stream.indexing import index_shards
+from udl_dist.shards.index import NAME, Index
+from udl_dist.shards.indexing import index_shards
 
 # As a user would, but after each shard the process waits to be killed or for its turn.
 SLOW = """
 import sys, time
 from udl_dist import cli
-from udl_dist.stream import indexing
+from udl_dist.shards import indexing
 rows = indexing._rows
 def slowly(*arguments):
     time.sleep(0.2)
@@ -68,7 +68,7 @@ def test_a_killed_run_is_gone_on_with_and_reads_only_the_rest(tmp_path: Path, mo
     assert 6 <= len(left) < 40
     assert not (tmp_path / "tars" / NAME).exists()
     walked = list[str]()
-    from udl_dist.stream import indexing
+    from udl_dist.shards import indexing
 
     rows = indexing._rows
 

@@ -26,8 +26,9 @@ class TrainSettings:
     accumulate: int = setting(1, "parts in which a rank computes its share of a batch, to save memory", low=1)
     clip_norm: float = setting(0.0, "greatest gradient norm of a learner; 0: no clipping", low=0)
     non_finite: Literal["stop", "skip"] = setting(
-        "stop", "a loss or gradient that is no number; skip: the step is left out, after 3 in a row the run goes back "
-        "to its last checkpoint with another order, at most twice"
+        "stop",
+        "a loss or gradient that is no number; skip: the step is left out, after 3 in a row the run goes back "
+        "to its last checkpoint with another order, at most twice",
     )
     precision: Literal["float32", "bfloat16"] = setting("float32", "bfloat16: autocast of networks and losses")
     compile: bool = setting(False, "torch.compile the networks")
