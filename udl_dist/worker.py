@@ -132,7 +132,8 @@ def _learning(experiment: Experiment, stream: Feed, ranks: Ranks) -> Learning:
     method = methods.find(experiment.method_name)(experiment.method, stream.shape)
     torch.manual_seed(experiment.train.seed)  # the same first weights on every rank
     method.build()
-    return Learning(method, experiment.train, ranks)
+    shares = experiment.train.SHARES if experiment.run.determinism == "elastic" else 0
+    return Learning(method, experiment.train, ranks, shares)
 
 
 def _resume(

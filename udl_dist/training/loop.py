@@ -1,16 +1,15 @@
-"""The loop, one for every method: a generator of reports. It alone knows autocast, accumulation and clipping.
+"""The loop, one for every method: a generator of reports. How one step is taken is `step`.
 
 Chance is drawn from (seed, epoch, record) or (seed, step, rank), so nothing but the position has to be remembered.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -23,11 +22,12 @@ from udl_dist.errors import TrainingError
 from udl_dist.methods import Batch, Method
 from udl_dist.stream.feed import Feed
 from udl_dist.stream.loading import Records
-from udl_dist.training.learner import Learning, Turn
+from udl_dist.training.learner import Learning
 from udl_dist.training.meter import Meter
 from udl_dist.training.numerics import SKIPS, Diverged, Guard, Kept, Rejected
 from udl_dist.training.ranks import Ranks
 from udl_dist.training.settings import TrainSettings
+from udl_dist.training.step import cut, edges_of_parts, take, warm_up
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ def train(
     meter = Meter(ranks, start_images, kept.sums)
     guard, skips = Guard(learning, ranks), kept.skips
     batches = stream.batches(start_images, batch_size, ranks.rank, ranks.world)
+    edges = edges_of_parts(batch_size, learning.shares, settings.accumulate, ranks)
+    warm_up(learning, edges, settings, ranks)
     images = start_images
     while images < total:
         # ── data
@@ -86,18 +88,16 @@ def train(
         records = next(batches)
         meter.waited(time.perf_counter() - asked, len(records.damaged))
         whole = to_batch(records, images, ranks.device, settings.channels_last)
-        parts = _parts(whole, settings.accumulate)
+        parts = cut(whole, edges)
 
         # ── one step: every phase whose turn it is
         step = images // batch_size
-        # Dropout and its like draw from torch's own generator: seeded by (seed, step, rank), there is no state to keep.
-        _seed(ranks.device, settings.seed, step, ranks.rank)
         rate = settings.rate_at(images, total)
         guard.begin(images, records)
-        for turn in learning.turns:
+        for number, turn in enumerate(learning.turns):
             if step % turn.phase.every == 0:
                 beat(images, "phase")
-                _take(turn, learning, parts, rate, settings, ranks, guard)
+                take(turn, learning, parts, (settings.seed, step, number), rate, settings, ranks, guard)
         guard.end()
         images += batch_size
         if settings.average_half_life:
@@ -183,50 +183,8 @@ def _to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def _parts(batch: Batch, count: int) -> list[Batch]:
-    """The batch in `count` parts whose sizes differ by one at most."""
-    if count == 1:
-        return [batch]
-    rows = batch.images.shape[0]
-    edges = [rows * part // count for part in range(count + 1)]
-    return [replace(batch, images=batch.images[a:b], keys=batch.keys[a:b], record_keys=batch.record_keys[a:b])
-            for a, b in itertools.pairwise(edges)]  # fmt: skip
-
-
-def _take(
-    turn: Turn, learning: Learning, parts: list[Batch], rate: float, settings: TrainSettings, ranks: Ranks, guard: Guard
-) -> None:
-    """One phase of one step: gradients of the whole global batch, then the optimiser."""
-    for name, network in learning.method.networks.items():
-        network.requires_grad_(name in turn.phase.trains)
-    turn.optimizer.zero_grad(set_to_none=True)
-    for number, part in enumerate(parts):
-        rows = part.images.shape[0]
-        with ranks.unsynchronised(turn.learner, number < len(parts) - 1):
-            with torch.autocast(ranks.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-                loss, figures = turn.learner(turn.phase, part)
-            # A loss is a mean over its rows and DDP averages over ranks: this makes both a mean over the global batch,
-            # however uneven the shares are.
-            guard.backward(loss, rows * ranks.world / settings.batch_size)
-        guard.plot({"loss": loss, **figures} if len(learning.turns) == 1 else figures, rows)
-    norm = guard.judge(turn)
-    if settings.clip_norm:
-        torch.nn.utils.clip_grads_with_norm_(turn.parameters(), settings.clip_norm, norm)
-    for group in turn.optimizer.param_groups:
-        group["lr"] = rate * turn.phase.rate
-    turn.optimizer.step()
-
-
 def _crossed(images: int, batch_size: int, every: int) -> bool:
     return images // every > (images - batch_size) // every
-
-
-def _seed(device: torch.device, *parts: int) -> None:
-    """Seed torch's generators of the CPU and of this device alone: torch.manual_seed costs 1 ms more."""
-    seed = int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
 
 
 def _refuse(rejected: Rejected, skips: int, settings: TrainSettings, rollbacks: int) -> None:

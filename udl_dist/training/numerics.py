@@ -75,6 +75,7 @@ class Guard:
     """Watches the steps of one rank."""
 
     def __init__(self, learning: Learning, ranks: Ranks) -> None:
+        self.alone = len(learning.turns) == 1  # one phase: its loss is the loss
         self._ranks = ranks
         self._buffers = list(learning.method.networks.buffers())
         self._step: Step

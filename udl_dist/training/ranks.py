@@ -14,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+BUCKET = 2**18  # numbers that travel at once in an elastic sum
+
 
 class Ranks:
     """This process among its `world`; `device` is where its networks live."""
@@ -88,6 +90,28 @@ class Ranks:
         everybody = [torch.empty_like(mine) for _ in range(self.world)]
         dist.all_gather(everybody, mine, group=self._votes)
         return [theirs[: int(count)].tolist() for theirs, count in zip(everybody, counts, strict=True)]
+
+    def fold(self, shares: list[Tensor]) -> Tensor:
+        """The sum of the flat shares of all ranks, each added to the sum of those before it, in the order of ranks.
+
+        A chain: a rank takes the sum so far from the one before it, adds its shares one by one and hands it on; in
+        buckets, so that all are at work at once. The last one tells everybody.
+        """
+        before, behind = self.rank - 1, self.rank + 1
+        total = shares[0] if self.leads else torch.empty_like(shares[0])
+        sent = []
+        for start in range(0, total.numel(), BUCKET):
+            place = slice(start, start + BUCKET)
+            if not self.leads:
+                dist.recv(total[place], before)
+                for share in shares:
+                    total[place] += share[place]
+            if behind < self.world:
+                sent.append(dist.isend(total[place], behind))
+        for work in sent:
+            work.wait()  # type: ignore[union-attr]
+        dist.broadcast(total, self.world - 1)
+        return total
 
     def from_leader(self, number: int) -> int:
         """Rank 0's number, on every rank."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from udl_dist.errors import UsageError
 from udl_dist.settings import setting
@@ -12,6 +12,9 @@ from udl_dist.settings import setting
 
 @dataclass(frozen=True)
 class TrainSettings:
+    # Shares of a global batch in an elastic run: each is learned by itself, so the world must divide them.
+    SHARES: ClassVar[int] = 12
+
     batch_size: int = setting(128, "images of one step, over all ranks together", low=1)
     total_images: int = setting(0, "stop after so many images (whole steps); this or train.epochs", low=0)
     epochs: float = setting(0.0, "stop after so many passes over the data; this or train.total_images", low=0)
