@@ -22,7 +22,7 @@ from tests.training.learn import packed
 from udl_dist import session
 from udl_dist.errors import ClusterError, DataError, UsageError
 from udl_dist.runs import RunFolder
-from udl_dist.stream.index import Index
+from udl_dist.shards.index import Index
 from udl_dist.training import checkpoint
 
 pytestmark = pytest.mark.filterwarnings("default")  # Ray and its threads warn at will; they are not ours to mend

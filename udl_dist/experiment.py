@@ -33,6 +33,7 @@ SECTIONS: dict[str, type] = {
 # What may differ between a run and its resumption, because the weights after n images do not depend on it.
 FREE_ON_RESUME = ("run.", "track.", "evaluate.", "data.readers", "data.cache", "train.total_images", "train.epochs",
                   "train.report_images")  # fmt: skip
+BOUND = ("run.determinism",)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def differences(old: Experiment, new: Experiment) -> list[str]:
     before, after = settings.flatten(old.to_dict()), settings.flatten(new.to_dict())
     names = sorted(set(before) | set(after))
     return [f"{name} was {before.get(name)!r}, now {after.get(name)!r}" for name in names
-            if before.get(name) != after.get(name) and not name.startswith(FREE_ON_RESUME)]  # fmt: skip
+            if before.get(name) != after.get(name)
+            and (name in BOUND or not name.startswith(FREE_ON_RESUME))]  # fmt: skip
 
 
 def describe(method_name: str) -> Iterator[tuple[str, str, Any, str]]:

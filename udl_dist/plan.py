@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import ceil
+from typing import Any
 
 from udl_dist import methods
 from udl_dist.errors import UsageError
@@ -71,6 +73,8 @@ def plan(experiment: Experiment) -> Plan:
     seen.refuse_few_shards(workers)
     method = methods.find(experiment.method_name)(experiment.method, experiment.data.shape)
     networks = method.describe()
+    if experiment.run.determinism == "elastic":
+        _refuse_inelastic(experiment, networks)
     total = train.length(seen.records)
     share = ceil(train.batch_size / workers)
     parameters = {name: network.parameters for name, network in networks.items()}
@@ -96,3 +100,19 @@ def plan(experiment: Experiment) -> Plan:
         flops_per_image=sum(network.flops for network in networks.values()),
         memory_bytes=IDLE_BYTES + FLOAT_BYTES * (copies * sum(parameters.values()) + activations),
     )
+
+
+def _refuse_inelastic(experiment: Experiment, networks: Mapping[str, Any]) -> None:
+    """Whatever stands in the way of the same bits in any world."""
+    train, workers = experiment.train, experiment.run.workers
+    asked = "run.determinism = elastic learns a batch in 12 shares"
+    if train.SHARES % workers:
+        raise UsageError(f"{asked}, which {workers} workers cannot share: set run.workers to 1, 2, 3, 4, 6 or 12")
+    if train.batch_size < train.SHARES:
+        raise UsageError(f"{asked}: set train.batch_size to {train.SHARES} or more, not {train.batch_size}")
+    if train.accumulate > 1:
+        raise UsageError(f"{asked}, one after the other: train.accumulate has no meaning there, leave it out")
+    if mixing := [name for name, network in networks.items() if network.mixes_images]:
+        where = ", ".join(mixing)
+        raise UsageError(f"{asked}, and batch normalisation ({where}) would see each alone: choose networks without "
+                         "it, such as method.network.norm = group, or leave run.determinism out")  # fmt: skip

@@ -36,6 +36,9 @@ class RunSettings:
     checkpoint_seconds: float = setting(600.0, "seconds between checkpoints at most; 0: by images alone", low=0)
     keep_checkpoints: int = setting(2, "newest checkpoints that are kept, beside the best one", low=1)
     best: str = setting("", "held-out figure whose least value marks the best checkpoint; empty: the method's own")
+    determinism: Literal["world", "elastic"] = setting(
+        "world", "weights are the same to the bit with the same workers; elastic: with 1, 2, 3, 4, 6 or 12, slower"
+    )
     fresh: bool = setting(False, "put aside whatever the folder holds, and start again")
 
 
@@ -49,6 +52,7 @@ class RunFolder:
         self.messages = self.path / "messages.log"
         self.result = self.path / "result.json"
         self.damaged = self.path / "damaged.txt"
+        self.non_finite = self.path / "non_finite.jsonl"
         self.data = self.path / "data.json"
         self.checkpoints = self.path / "checkpoints"
         self.pictures = self.path / "pictures"
@@ -120,10 +124,11 @@ class RunFolder:
 
     def add_damaged(self, lines: list[str]) -> None:
         """List damaged records, each once; any rank may."""
-        listed = set(self.damaged.read_text(encoding="utf-8").splitlines()) if self.damaged.exists() else set()
-        if fresh := [line for line in lines if line not in listed]:
-            with self.damaged.open("a", encoding="utf-8") as file:
-                file.write("".join(line + "\n" for line in fresh))
+        _add_new(self.damaged, lines)
+
+    def add_non_finite(self, rejected: dict[str, Any]) -> None:
+        """Keep what a step saw that was not taken; once, however often a resumed run comes by."""
+        _add_new(self.non_finite, [json.dumps(rejected)])
 
     def points(self) -> list[dict[str, float]]:
         """Every point of the curves; a last line torn by a kill is left out."""
@@ -167,6 +172,14 @@ class RunFolder:
     def finished(self) -> dict[str, Any] | None:
         """What the run ended with, or None while it has not."""
         return dict(json.loads(self.result.read_text())) if self.result.exists() else None
+
+
+def _add_new(path: Path, lines: list[str]) -> None:
+    """Append the lines that are not in the file."""
+    listed = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
+    if fresh := [line for line in lines if line not in listed]:
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(line + "\n" for line in fresh))
 
 
 def write_whole(path: Path, text: str) -> None:

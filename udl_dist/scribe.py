@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from udl_dist.runs import RunFolder, write_whole
 from udl_dist.settings import flatten
 from udl_dist.stream.advice import advice
 from udl_dist.stream.feed import Feed
+from udl_dist.stream.reader import Stream
 from udl_dist.tracking import Tracker
 from udl_dist.training import checkpoint
 from udl_dist.training.learner import Learning
 from udl_dist.training.loop import Report, evaluating, to_batch
+from udl_dist.training.numerics import Rejected
 from udl_dist.training.writer import Writer
 
 MISSES = 3  # checkpoints in a row that may fail to be written before the run gives up
@@ -70,6 +73,8 @@ class Scribe:
             self._attempt(lost, self._folder.add_point, report.images, report.figures)
         if report.checkpoint:
             self._save(report)
+        if report.rejected:
+            self._reject(report.rejected, report.kept.skips)
         if not report.figures:  # saved between two points of the curves
             return
         self._tracker.point(report.images, report.figures)
@@ -93,6 +98,17 @@ class Scribe:
         self._attempt("the last checkpoint is late", self._writer.wait)
         self._tracker.close()
 
+    def _reject(self, rejected: Rejected, skips: int) -> None:
+        """Keep the records of a step that was not taken, by rank."""
+        both = zip(rejected.losses, rejected.records, strict=True)
+        ranks = [{"rank": rank, "losses": [f"{loss:g}" for loss in losses], "records": records,
+                  "keys": _keys_of(self._stream, records)}
+                 for rank, (losses, records) in enumerate(both)]  # fmt: skip
+        line = {"images": rejected.images, "why": rejected.why(), "ranks": ranks}
+        self._attempt("non_finite.jsonl misses a step", self._folder.add_non_finite, line)
+        self._folder.say(f"no step after {rejected.images} images ({skips} in a row): {rejected.why()}; "
+                         f"its records are in {self._folder.non_finite.name}")  # fmt: skip
+
     def _refuse_small_disk(self) -> None:
         """Raise TrainingError before the first step if the checkpoints that are to be kept have no room."""
         checkpoints, keep = self._folder.checkpoints, self._experiment.run.keep_checkpoints
@@ -107,7 +123,7 @@ class Scribe:
     def _save(self, report: Report) -> None:
         held_out = {name: value for name, value in report.figures.items() if name.startswith("val/")}
         facts = {"method": self._experiment.method_name, "data": self._fingerprint,
-                 "figures": held_out, "sums": report.sums}  # fmt: skip
+                 "figures": held_out, "kept": asdict(report.kept)}  # fmt: skip
         try:
             self._writer.put(report.images, self._learning.tensors(), facts)
         except TimeoutError as error:
@@ -154,3 +170,17 @@ class Scribe:
             path: Path = self._folder.pictures / f"{name}-{images:012d}.png"
             picture.save(path)
             self._tracker.picture(images, name, path)
+
+
+def _keys_of(stream: Feed, numbers: list[int]) -> list[str]:
+    """The keys of records by their numbers over all data sets; none where nothing is indexed."""
+    return [_key_of(stream, number) for number in numbers] if isinstance(stream, Stream) else []
+
+
+def _key_of(stream: Stream, number: int) -> str:
+    """The key of a record by its number over all data sets."""
+    for dataset in stream.datasets:
+        if number < dataset.index.records:
+            return dataset.index.key(number)
+        number -= dataset.index.records
+    raise IndexError(number)

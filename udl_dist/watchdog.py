@@ -43,7 +43,7 @@ class Watchdog:
         """Progress: so many images are done, and `place` is where the loop is."""
         self._steps += images > self._images
         self._images = images
-        self._beaten = time.monotonic()
+        self._beaten, self._resting = time.monotonic(), False
         self._pulse.beat(images, place)
 
     def rest(self) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from udl_dist import faults, methods
@@ -23,7 +25,7 @@ from udl_dist.stream.opening import Prepared, open_feed
 from udl_dist.training import checkpoint
 from udl_dist.training.learner import Learning
 from udl_dist.training.loop import Intervals, Report, batch_memory, train
-from udl_dist.training.meter import Sums
+from udl_dist.training.numerics import ROLLBACKS, Diverged, Kept
 from udl_dist.training.ranks import Ranks
 from udl_dist.watchdog import Watchdog
 
@@ -35,18 +37,33 @@ def work(
 
     `hand_over` hears of each report that comes with a checkpoint, on every rank at the same images.
     """
-    folder = RunFolder(experiment.run.folder)
+    folder, rollbacks = RunFolder(experiment.run.folder), 0
     with Watchdog(folder, ranks.rank, experiment.run.hang_seconds) as watchdog:
-        return _work(experiment, prepared, ranks, hand_over, folder, watchdog)
+        while True:
+            try:
+                return _work(experiment, prepared, ranks, hand_over, folder, watchdog, rollbacks)
+            except Diverged as error:
+                rollbacks = error.rollbacks + 1
+                if rollbacks > ROLLBACKS:
+                    raise TrainingError(f"{error}, and the run went back {ROLLBACKS} times: lower train.learning_rate, "
+                                        "or set train.clip_norm; the last checkpoint is kept") from None  # fmt: skip
+                if ranks.leads:
+                    folder.say(f"{error}: back to the last checkpoint, with another order of the images from there on "
+                               f"({rollbacks} of {ROLLBACKS} times)")  # fmt: skip
 
 
 def _work(
     experiment: Experiment, prepared: Prepared, ranks: Ranks, hand_over: Callable[[Report], None], folder: RunFolder,
-    watchdog: Watchdog,
+    watchdog: Watchdog, rollbacks: int,
 ) -> dict[str, Any]:  # fmt: skip
+    """One attempt, after so many that came to nothing; raise Diverged where it does."""
     stream, held_out = open_feed(prepared, experiment.train.seed, batch_memory(ranks.device))
     learning = _learning(experiment, stream, ranks)
-    start, sums = _resume(experiment, folder, learning, stream, ranks)
+    start, kept = _resume(experiment, folder, learning, stream, ranks)
+    if rollbacks > kept.rollbacks:
+        kept = replace(kept, rollbacks=rollbacks, skips=0)
+    if kept.rollbacks:
+        stream, _ = open_feed(prepared, _seed_after(kept.rollbacks, experiment), batch_memory(ranks.device))
     total = experiment.train.length(stream.records)
     if start >= total:  # ended between its last checkpoint and its result
         facts = checkpoint.facts(checkpoint.path_of(folder.checkpoints, start))
@@ -62,7 +79,7 @@ def _work(
 
     try:
         for report in train(learning, stream, held_out, experiment.train, intervals(experiment, total), ranks, start,
-                            folder.stop_asked if ranks.leads else lambda: False, clock.due, sums, beat):  # fmt: skip
+                            folder.stop_asked if ranks.leads else lambda: False, clock.due, kept, beat):  # fmt: skip
             figures |= report.figures
             images, stopped = report.images, report.stopped
             beat(images, "save" if report.checkpoint else "report")
@@ -81,6 +98,12 @@ def _work(
         if scribe:
             scribe.close()
     return {"images": images, "stopped": stopped, "figures": figures}
+
+
+def _seed_after(rollbacks: int, experiment: Experiment) -> int:
+    """The seed of order and noise of a run that went back so many times."""
+    seeds = np.random.SeedSequence([experiment.train.seed, rollbacks])
+    return int(seeds.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class Clock:
@@ -111,13 +134,14 @@ def _learning(experiment: Experiment, stream: Feed, ranks: Ranks) -> Learning:
     method = methods.find(experiment.method_name)(experiment.method, stream.shape)
     torch.manual_seed(experiment.train.seed)  # the same first weights on every rank
     method.build()
-    return Learning(method, experiment.train, ranks)
+    shares = experiment.train.SHARES if experiment.run.determinism == "elastic" else 0
+    return Learning(method, experiment.train, ranks, shares)
 
 
 def _resume(
     experiment: Experiment, folder: RunFolder, learning: Learning, stream: Feed, ranks: Ranks
-) -> tuple[int, Sums]:
-    """Take up the newest whole checkpoint, the same on every rank; return its images and what was summed up since."""
+) -> tuple[int, Kept]:
+    """Take up the newest whole checkpoint, the same on every rank; return its images and what came with it."""
     found = -1
     if ranks.leads:
         checkpoint.sweep(folder.checkpoints)
@@ -125,7 +149,7 @@ def _resume(
         found = int(newest.name) if newest else -1
     images = ranks.from_leader(found)
     if images < 0:
-        return 0, {}
+        return 0, Kept()
     files, facts = checkpoint.load(checkpoint.path_of(folder.checkpoints, images))
     if facts.get("method", experiment.method_name) != experiment.method_name:
         raise TrainingError(f"the checkpoints in {folder.checkpoints} are of method {facts['method']}, not "
@@ -134,7 +158,7 @@ def _resume(
         raise DataError(f"the first {images:,} images of this run were others ({_difference(folder, stream)}): "
                         "give back the shards it was started with, or choose another --run.folder")  # fmt: skip
     learning.restore(files)
-    return images, facts.get("sums", {})
+    return images, Kept(**facts.get("kept", {}))
 
 
 def _difference(folder: RunFolder, stream: Feed) -> str:

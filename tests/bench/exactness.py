@@ -21,12 +21,12 @@ import numpy as np
 import xxhash
 
 from tests.stream.made import shards
+from udl_dist.permutation import chain
+from udl_dist.shards.index import Index
+from udl_dist.shards.indexing import index_shards
 from udl_dist.stream import order
 from udl_dist.stream.dataset import Dataset
-from udl_dist.stream.index import Index
-from udl_dist.stream.indexing import index_shards
 from udl_dist.stream.loading import Records
-from udl_dist.stream.permutation import chain
 from udl_dist.stream.reader import Stream
 from udl_dist.stream.settings import DataSettings
 
@@ -34,7 +34,7 @@ STEPS, BATCH, BEYOND = 120, 4, 5  # of an epoch; and steps of the next one that 
 EVERY = {"full": 1, "blocks": 4}  # steps between resumes
 SCHEDULES, SEGMENTS = 520, 6
 MIXES = ((0.5, 0.5), (0.2, 0.8), (1.0, 2.0, 3.0))
-UNEVEN = ([7, 1, 13, 8], [1], [90, 3], [64, 64, 64], [200, 1, 1, 55], [31, 32, 33, 1, 2, 128])
+UNEVEN = ([7, 1, 13, 8], [1], [70, 3], [24, 24, 24], [60, 1, 1, 25], [31, 32, 33, 1, 2, 28])
 Delivered = tuple[int, int, int]  # set, epoch, record
 FIELDS = ("images", "records", "keys", "record_keys", "labels")
 
@@ -90,7 +90,7 @@ class Seen(NamedTuple):
     other: int  # global batches that differ from those of one rank
 
 
-def resized(stream: Stream, chance: Random, epochs: float = 1.6, most_world: int = 8) -> Seen:
+def resized(stream: Stream, chance: Random, epochs: float = 1.3, most_world: int = 8) -> Seen:
     """Deliver some epochs, each segment of steps at a world and a batch size of its own, as if started anew."""
     counted, position, foreign, other = Counter[Delivered](), 0, 0, 0
     known = names(stream, int(epochs * stream.records) + 1)

@@ -29,11 +29,11 @@ from tests.stream.made import encoded, pixels, tar
 from udl_dist.checking.check import check
 from udl_dist.checking.settings import CheckSettings
 from udl_dist.errors import DataError, UdlError
-from udl_dist.stream.images import decode, encode
-from udl_dist.stream.index import NAME, PREAMBLE, Index
-from udl_dist.stream.indexing import index_shards
-from udl_dist.stream.shards import Shards, opened
-from udl_dist.stream.tar import BLOCK, walk
+from udl_dist.images.coding import decode, encode
+from udl_dist.shards.index import NAME, PREAMBLE, Index
+from udl_dist.shards.indexing import index_shards
+from udl_dist.shards.reading import Shards, opened
+from udl_dist.shards.tar import BLOCK, walk
 
 MOST_SECONDS, EACH = 5.0, 1000
 SHAPE = (1, 6, 6)

@@ -56,7 +56,7 @@ def reader_dies(rank: int, start: int) -> None:
         return real(self, *arguments)
 
     if (rank, start) == (1, 1):
-        Loader.load = load  # type: ignore[assignment, method-assign]
+        Loader.load = load  # type: ignore[method-assign, assignment]
 
 
 def command(experiment: Experiment, fault: str) -> int:

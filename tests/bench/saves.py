@@ -118,7 +118,10 @@ def kills(number: int) -> tuple[int, list[str]]:
         point = turn + 1 if turn < len(there) else 0
         with tempfile.TemporaryDirectory() as folder:
             where = prepared(Path(folder))
-            died += killed(where, point, 0.0 if point else chance.uniform(0.0, span))
+            while not (dead := killed(where, point, 0.0 if point else chance.uniform(0.0, span))) and not point:
+                prepared(where)  # it was through before it was to die
+                span *= 0.9
+            died += dead
             if trouble := restarted(where):
                 wrong.append(f"{there[turn] if point else 'random'}: {trouble}")
     return died, wrong

@@ -13,10 +13,10 @@ import numpy as np
 from tests.stream.made import encoded, pixels, tar
 from udl_dist.checking.check import check
 from udl_dist.checking.settings import CheckSettings
-from udl_dist.stream.index import NAME, Index
-from udl_dist.stream.indexing import index_shards
-from udl_dist.stream.shards import opened
-from udl_dist.stream.tar import BLOCK, walk
+from udl_dist.shards.index import NAME, Index
+from udl_dist.shards.indexing import index_shards
+from udl_dist.shards.reading import opened
+from udl_dist.shards.tar import BLOCK, walk
 
 
 class Base(NamedTuple):

@@ -18,11 +18,11 @@ from tests.test_cli import udl
 from udl_dist.checking.check import check
 from udl_dist.checking.findings import Findings, Looked
 from udl_dist.checking.settings import CheckSettings
-from udl_dist.errors import DataError
+from udl_dist.errors import DataError, UdlError
 from udl_dist.packing.pack import pack
 from udl_dist.packing.settings import PackSettings
-from udl_dist.stream.index import NAME
-from udl_dist.stream.indexing import index_shards
+from udl_dist.shards.index import NAME
+from udl_dist.shards.indexing import index_shards
 
 
 def checked(source: Path, **settings: object) -> Findings:
@@ -223,7 +223,7 @@ def test_a_source_that_names_no_shard_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a{0..1.tar", "shards.txt", "nothing.txt"])
 def test_a_source_that_is_no_pattern_or_list_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "shards.txt").write_bytes(b"\xff\xfe\n")
-    with pytest.raises(DataError, match="shard") as raised:
+    with pytest.raises(UdlError, match="shard") as raised:
         checked(tmp_path / name)
     one_line(raised.value, name)
 

@@ -10,8 +10,8 @@ from tests.checking.test_check import checked
 from tests.stream.made import encoded, pixels, seen_by_webdataset, shards, tar
 from udl_dist.checking.fix import is_plain
 from udl_dist.errors import DataError, UsageError
-from udl_dist.stream.index import Index
-from udl_dist.stream.indexing import index_shards
+from udl_dist.shards.index import Index
+from udl_dist.shards.indexing import index_shards
 
 
 def keys(folder: Path) -> list[str]:

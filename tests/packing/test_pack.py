@@ -22,7 +22,7 @@ from udl_dist.errors import DataError, UdlError, UsageError
 from udl_dist.packing.folders import partial_folder
 from udl_dist.packing.pack import pack
 from udl_dist.packing.settings import PackSettings
-from udl_dist.stream.index import Index
+from udl_dist.shards.index import Index
 
 NAMES = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(20)]
 

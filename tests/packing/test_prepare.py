@@ -18,7 +18,7 @@ from udl_dist.packing.pack import pack
 from udl_dist.packing.prepare import prepare
 from udl_dist.packing.settings import PackSettings
 from udl_dist.packing.survey import survey
-from udl_dist.stream.index import NAME
+from udl_dist.shards.index import NAME
 from udl_dist.stream.opening import Prepared, open_streams
 from udl_dist.stream.reader import Stream
 from udl_dist.stream.settings import DataSettings, cache_folder

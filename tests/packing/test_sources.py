@@ -17,7 +17,7 @@ from tests.stream.made import encoded, folder_of_images, idx, mnist_like, one_li
 from udl_dist.errors import DataError, UsageError
 from udl_dist.packing.source import Source
 from udl_dist.packing.sources import identify, open_source
-from udl_dist.stream.indexing import key_and_extension
+from udl_dist.shards.indexing import key_and_extension
 
 
 def all_pixels(source: Source, part: str = "train", size: int = 28, channels: int = 1) -> NDArray[np.uint8]:

@@ -36,6 +36,7 @@ class Web:
 
 class _Server(ThreadingHTTPServer):
     web: Web
+    request_queue_size = 64  # else a connection may wait a second for its turn
 
 
 class _Handler(BaseHTTPRequestHandler):

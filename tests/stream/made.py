@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from udl_dist.errors import UdlError
+from udl_dist.shards.indexing import index_shards
 from udl_dist.stream.dataset import Dataset
-from udl_dist.stream.indexing import index_shards
 from udl_dist.stream.reader import Stream
 from udl_dist.stream.settings import DataSettings
 

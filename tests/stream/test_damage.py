@@ -13,9 +13,9 @@ import pytest
 
 from tests.stream import made
 from udl_dist.errors import DataError
+from udl_dist.shards.index import Index
+from udl_dist.shards.indexing import index_shards
 from udl_dist.stream.dataset import Dataset
-from udl_dist.stream.index import Index
-from udl_dist.stream.indexing import index_shards
 from udl_dist.stream.reader import Stream
 from udl_dist.stream.settings import DataSettings
 

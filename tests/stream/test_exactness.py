@@ -8,7 +8,7 @@ import pytest
 
 from tests.bench.exactness import MIXES, UNEVEN, damage, resizes, resumes, spoilt
 from tests.stream.made import shards
-from udl_dist.stream.indexing import index_shards
+from udl_dist.shards.indexing import index_shards
 
 
 @pytest.mark.parametrize("order", ["full", "blocks"])

@@ -12,8 +12,8 @@ import pytest
 
 from tests.stream import made
 from udl_dist.errors import UsageError
+from udl_dist.shards.indexing import index_shards
 from udl_dist.stream.dataset import Dataset
-from udl_dist.stream.indexing import index_shards
 from udl_dist.stream.reader import Stream
 from udl_dist.stream.settings import DataSettings
 

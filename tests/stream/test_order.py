@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from udl_dist.stream import order, permutation
+from udl_dist import permutation
+from udl_dist.stream import order
 from udl_dist.stream.order import Blocks
 
 SEEDS = st.integers(0, 2**63)

@@ -19,10 +19,10 @@ from tests.stream.made import one_line, pixels
 from udl_dist.errors import DataError
 from udl_dist.packing.pack import pack
 from udl_dist.packing.settings import PackSettings
+from udl_dist.shards.index import Index
+from udl_dist.shards.indexing import index_shards
 from udl_dist.stream import order
 from udl_dist.stream.dataset import Dataset
-from udl_dist.stream.index import Index
-from udl_dist.stream.indexing import index_shards
 from udl_dist.stream.loading import Plan, Records, Source
 from udl_dist.stream.reader import Stream
 from udl_dist.stream.settings import DataSettings

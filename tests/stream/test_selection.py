@@ -9,8 +9,8 @@ import pytest
 
 from tests.stream.made import one_line, shards
 from udl_dist.errors import DataError
-from udl_dist.stream.index import Index
-from udl_dist.stream.indexing import index_shards
+from udl_dist.shards.index import Index
+from udl_dist.shards.indexing import index_shards
 from udl_dist.stream.selection import Wanted, select
 
 

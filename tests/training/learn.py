@@ -58,12 +58,18 @@ class Run:
         method = methods.find(experiment.method_name)(experiment.method, self.stream.shape)
         torch.manual_seed(experiment.train.seed)
         method.build()
-        self.learning = Learning(method, experiment.train, self.ranks)
+        shares = experiment.train.SHARES if experiment.run.determinism == "elastic" else 0
+        self.learning = Learning(method, experiment.train, self.ranks, shares)
 
     def reports(self, start: int = 0, every: int = 12, validate: int = 120, **more: Any) -> Iterator[Report]:
         intervals = Intervals(every, validate, validate)
         settings = self.experiment.train
         return train(self.learning, self.stream, self.held_out, settings, intervals, self.ranks, start, **more)
+
+    def state(self) -> dict[str, dict[str, torch.Tensor]]:
+        """A copy of all that a checkpoint holds."""
+        return {file: {name: value.clone() for name, value in tensors.items()}
+                for file, tensors in self.learning.tensors().items()}  # fmt: skip
 
     def hash(self) -> str:
         """One sha256 over networks, averages and optimisers."""

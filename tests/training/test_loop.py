@@ -160,7 +160,7 @@ def stopped_by_rank_two(experiment: Experiment) -> tuple[int, bool]:
 
 def test_a_loss_that_is_no_number_ends_the_run_by_name(source: Path) -> None:
     run = Run(asked("ae", source, train__optimizer="sgd", train__learning_rate="1e9"))
-    with pytest.raises(TrainingError, match=r"train/loss is (nan|inf) after \d+ images: lower train.learning_rate"):
+    with pytest.raises(TrainingError, match=r"the loss of rank 0 is (nan|inf) after \d+ images: lower train"):
         list(run.reports())
 
 

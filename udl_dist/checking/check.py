@@ -24,15 +24,17 @@ from udl_dist.checking.findings import LISTED, Findings, Looked
 from udl_dist.checking.records import key_at
 from udl_dist.checking.settings import CheckSettings
 from udl_dist.checking.sources import Job, Sources, find
+from udl_dist.errors import UsageError
 from udl_dist.packing.folders import finish_folder, partial_folder
-from udl_dist.stream.index import shown
-from udl_dist.stream.shards import cut_out, opened
-from udl_dist.stream.tar import BLOCK
+from udl_dist.shards.index import shown
+from udl_dist.shards.reading import cut_out
+from udl_dist.shards.tar import BLOCK
+from udl_dist.storage.places import SCHEME, name_of
+from udl_dist.stream.settings import cache_folder
 
 Progress = Callable[[int, int], None]
-Gone = tuple[
-    Table, list[Damaged], int
-]  # through one shard: its records, its damage, records of the index that are whole
+# Through one shard: its records, its damage, records of the index that are whole, and its bytes.
+Gone = tuple[Table, list[Damaged], int, int]
 PROGRESS_SECONDS = 0.2
 
 
@@ -42,10 +44,14 @@ def check(source: str, settings: CheckSettings, progress: Progress | None = None
     Raises DataError if it names none, UsageError if the clean copy cannot be written; damage is a finding.
     """
     began = time.monotonic()
-    sources = find(source)
+    sources = find(source, cache_folder(settings.cache))
     if not settings.fix:
         findings = _together(source, sources, settings, _go_through(sources, settings, progress))
         return dataclasses.replace(findings, seconds=time.monotonic() - began)
+    if SCHEME.match(settings.fix):
+        raise UsageError(
+            f"a clean copy is written to a disk, not to {settings.fix!r}: name a folder, and copy it there"
+        )
     dest = Path(settings.fix).expanduser().absolute()
     with partial_folder(dest) as folder:
         from udl_dist.checking.fix import write_clean  # webdataset takes two seconds to import
@@ -68,7 +74,7 @@ def _go_through(sources: Sources, settings: CheckSettings, progress: Progress | 
                 finished, pending = wait(pending, PROGRESS_SECONDS, "FIRST_COMPLETED")
                 for future in finished:
                     future.result()
-                if progress:
+                if progress and total:  # of shards in object storage without an index it is not known before
                     progress(min(sum(done), total), total)
         except BaseException:  # a Ctrl-C too: no thread may go on reading
             stop.set()
@@ -81,7 +87,8 @@ def _through(job: Job, sources: Sources, settings: CheckSettings, stop: threadin
     """One shard."""
     shape = sources.about.shape if job.index is None else job.index.about.shape
     rows, damage, readable = [], [], 0
-    for found in Examination(job, shape, settings.decode, near=settings.near_bits >= 0).run():
+    examination = Examination(job, shape, settings.decode, near=settings.near_bits >= 0)
+    for found in examination.run():
         if stop.is_set():
             break
         if isinstance(found, Whole):
@@ -91,12 +98,12 @@ def _through(job: Job, sources: Sources, settings: CheckSettings, stop: threadin
         else:
             damage.append(found)
     done[job.number] = job.shard_bytes
-    return np.array(rows, TABLE), damage, readable
+    return np.array(rows, TABLE), damage, readable, examination.shard_bytes
 
 
 def _together(source: str, sources: Sources, settings: CheckSettings, gone: list[Gone]) -> Findings:
     """What all shards show together."""
-    table = np.concatenate([records for records, _, _ in gone])
+    table = np.concatenate([records for records, *_ in gone])
     parts = np.array([job.part for job in sources.jobs])[table["shard"]]
     held_out = (parts != "train") & (parts != "")
     groups = exact_groups(table, lambda record: _digest(sources, table[record]))
@@ -105,11 +112,11 @@ def _together(source: str, sources: Sources, settings: CheckSettings, gone: list
         again[group[1:]] = True
         leaked[group] = held_out[group] & bool((~held_out[group]).any())
     damage = [Damaged(where, 0, "", what, 0) for where, what in sources.broken]
-    damage += [entry for _, found, _ in gone for entry in found]
+    damage += [entry for _, found, *_ in gone for entry in found]
     return Findings(
-        source=source, shards=len(sources.jobs), total_bytes=sum(job.shard_bytes for job in sources.jobs),
+        source=source, shards=len(sources.jobs), total_bytes=sum(shard_bytes for *_, shard_bytes in gone),
         compared=sum(job.index is not None for job in sources.jobs), indexed=sum(job.indexed for job in sources.jobs),
-        readable=sum(readable for _, _, readable in gone),
+        readable=sum(readable for _, _, readable, _ in gone),
         records={part: int((parts == part).sum()) for part in dict.fromkeys(job.part for job in sources.jobs)},
         classes=_classes(table, sources), keys_again=len(table) - len(np.unique(table["key_hash"])),
         copies=int(again.sum()), copied=[_named(sources, table, group) for group in groups[:LISTED]],
@@ -146,6 +153,6 @@ def _named(sources: Sources, table: Table, group: list[int]) -> list[str]:
     named = []
     for row in table[group[:LISTED]]:
         path, start = sources.jobs[int(row["shard"])].path, int(row["offset"])
-        with opened(path) as (data, _):
-            named.append(f"{path} at byte {start}, key {shown(key_at(data, start - BLOCK))}")
+        header = cut_out(path, max(0, start - BLOCK), start)
+        named.append(f"{name_of(path)} at byte {start}, key {shown(key_at(header, 0))}")
     return named

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
 from webdataset import TarWriter
@@ -17,10 +18,11 @@ from udl_dist.checking.examine import Damaged, Examination, Whole
 from udl_dist.checking.settings import CheckSettings
 from udl_dist.checking.sources import Job, Sources
 from udl_dist.errors import DataError
-from udl_dist.stream.index import NAME, shown
-from udl_dist.stream.indexing import IMAGES, LABEL, LARGEST_IMAGE, index_shards
-from udl_dist.stream.shards import opened
-from udl_dist.stream.tar import BLOCK, Data
+from udl_dist.shards.index import NAME, shown
+from udl_dist.shards.indexing import IMAGES, LABEL, LARGEST_IMAGE, index_shards
+from udl_dist.shards.reading import opened
+from udl_dist.shards.tar import BLOCK, Data
+from udl_dist.storage.places import name_of, split
 
 LEFT_OUT = "left_out.txt"
 
@@ -28,9 +30,9 @@ LEFT_OUT = "left_out.txt"
 def write_clean(sources: Sources, settings: CheckSettings, folder: Path) -> str:
     """Write what can be kept of every shard into `folder`; give what was written in words."""
     kept, left_out, parts = 0, list[str](), dict[str, list[Path]]()
-    taken = Counter((job.part, Path(job.path).stem) for job in sources.jobs)
+    taken = Counter((job.part, _stem(job)) for job in sources.jobs)
     for job in sources.jobs:
-        own = Path(job.path).stem
+        own = _stem(job)
         stem = own if taken[job.part, own] == 1 else f"{job.number:06d}"
         path = folder / job.part / f"{stem}.tar"
         path.parent.mkdir(exist_ok=True)
@@ -46,18 +48,24 @@ def write_clean(sources: Sources, settings: CheckSettings, folder: Path) -> str:
     return f"{kept:,} records, {len(left_out):,} things left out, listed in {LEFT_OUT}: {settings.fix!r}"
 
 
+def _stem(job: Job) -> str:
+    return Path(split(job.path)[1]).stem
+
+
 def _copy(job: Job, path: Path, settings: CheckSettings, sources: Sources) -> tuple[int, list[str]]:
     """Write what can be kept of one shard; give the count of its records and a line for each thing left out."""
     shape = sources.about.shape if job.index is None else job.index.about.shape
     examination = Examination(job, shape, settings.decode, decode_unknown=True)
     kept, places, damage, lines = 0, set[int](), list[Damaged](), list[str]()
-    with path.open("wb") as file:
+    with path.open("wb") as file, ExitStack() as stack:
+        data: Data | None = None
         with TarWriter(file, encoder=False, mtime=0) as writer:
             for found in examination.run():
                 if isinstance(found, Damaged):
                     damage.append(found)
                     continue
-                written, odd = _write(writer, job, found)
+                data = data or stack.enter_context(opened(job.path))[0]  # a walk of its own, behind the examination
+                written, odd = _write(writer, data, job, found)
                 lines += odd
                 kept += written
                 places |= {found.offset - BLOCK, found.group.at if found.group else 0} if written else set()
@@ -68,19 +76,18 @@ def _copy(job: Job, path: Path, settings: CheckSettings, sources: Sources) -> tu
     return kept, [entry.line() for entry in damage if entry.at not in places or entry.lost] + lines
 
 
-def _write(writer: TarWriter, job: Job, whole: Whole) -> tuple[int, list[str]]:
+def _write(writer: TarWriter, data: Data, job: Job, whole: Whole) -> tuple[int, list[str]]:
     """Write one record; give 1 if it was written, and a line for each member left out."""
-    where = f"shard {job.path!r} at byte {whole.offset - BLOCK}, key {shown(whole.key)}"
+    where = f"shard {name_of(job.path)!r} at byte {whole.offset - BLOCK}, key {shown(whole.key)}"
     if not is_plain(whole.key):
         return 0, [f"{where}: its key is no plain relative name in UTF-8"]
-    with opened(job.path) as (data, _):
-        record: dict[str, str | bytes] = {
-            "__key__": whole.key.decode(),
-            whole.extension.decode(): data[whole.offset : whole.offset + whole.length],
-        }
-        if whole.label >= 0:
-            record["cls"] = str(whole.label).encode()
-        odd = _add_others(record, data, whole)
+    record: dict[str, str | bytes] = {
+        "__key__": whole.key.decode(),
+        whole.extension.decode(): data[whole.offset : whole.offset + whole.length],
+    }
+    if whole.label >= 0:
+        record["cls"] = str(whole.label).encode()
+    odd = _add_others(record, data, whole)
     writer.write(record)
     return 1, [f"{where}: its member {shown(extension)} is left out" for extension in odd]
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from udl_dist.stream.headers import read_header
-from udl_dist.stream.images import Pixels, decode
-from udl_dist.stream.settings import Shape
+from udl_dist.images.coding import Pixels, decode
+from udl_dist.images.headers import read_header
+from udl_dist.images.kinds import Shape
 
 SIDE = 32  # pixels of the thumbnail that is hashed
 

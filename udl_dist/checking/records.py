@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from udl_dist.stream.index import shown
-from udl_dist.stream.indexing import IMAGES, LABEL, LARGEST_IMAGE, key_and_extension
-from udl_dist.stream.tar import BLOCK, LONGEST_NAME, Damage, Data, Member, name_of, salvage
+from udl_dist.shards.index import shown
+from udl_dist.shards.indexing import IMAGES, LABEL, LARGEST_IMAGE, key_and_extension
+from udl_dist.shards.tar import BLOCK, LONGEST_NAME, Damage, Data, Member, name_of, salvage
 
 
 class Group(NamedTuple):

@@ -19,4 +19,5 @@ class CheckSettings:
         high=7,
     )
     fix: str = setting("", "folder for a clean copy, with left_out.txt naming what could not be kept")
+    cache: str = setting("", "folder with the indexes of patterns and lists; empty: ~/.cache/udl-dist")
     threads: int = setting(0, "threads that read, one shard each at a time; 0: one per CPU", low=0, high=256)

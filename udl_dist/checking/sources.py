@@ -8,11 +8,11 @@ from pathlib import Path
 
 from udl_dist.errors import DataError
 from udl_dist.packing.finding import list_shards
+from udl_dist.packing.indexes import in_cache
 from udl_dist.packing.prepare import shards_of_parts
+from udl_dist.shards.index import About, Index
 from udl_dist.storage.places import is_remote, name_of, split
-from udl_dist.stream.index import About, Index
 from udl_dist.stream.opening import index_beside, open_index
-from udl_dist.stream.settings import cache_folder
 
 
 @dataclass(frozen=True)
@@ -47,24 +47,27 @@ class Sources:
     about: About = field(default_factory=About)
 
 
-def find(source: str) -> Sources:
-    """The shards of a folder, a packed folder, a brace pattern or a list file; raise DataError if there are none."""
+def find(source: str, cache: Path) -> Sources:
+    """The shards of a folder, a packed folder, a brace pattern or a list file; raise DataError if there are none.
+
+    Their indexes lie beside them, or in the cache, where `udl index` puts those of patterns and lists.
+    """
     found = Sources()
     for part, shards in shards_of_parts(source).items():
-        _add(found, part, shards, True)
+        _add(found, part, shards, True, cache)
     if not found.jobs:
-        _add(found, "", list_shards(source), is_remote(source) or Path(source).expanduser().is_dir())
+        _add(found, "", list_shards(source), is_remote(source) or Path(source).expanduser().is_dir(), cache)
     if not found.jobs:
         raise DataError(f"{source!r} names no tar shard: name a folder of them, a brace pattern or a list file")
     return found
 
 
-def _add(found: Sources, part: str, shards: list[str], whole: bool) -> None:
+def _add(found: Sources, part: str, shards: list[str], whole: bool, cache: Path) -> None:
     """Add the shards of a part; with `whole`, those that the index names and the folder lacks as well."""
     known: dict[str, tuple[Index, int]] = {}
     folders = dict.fromkeys(split(shard)[0] for shard in shards)
-    for folder in folders:
-        index = _index(found, folder)
+    for where in [_in_cache(shards, cache), *map(index_beside, folders)]:  # the one beside them knows best
+        index = _opened(found, where, cache) if where else None
         if index is None:
             continue
         found.about = index.about
@@ -76,13 +79,21 @@ def _add(found: Sources, part: str, shards: list[str], whole: bool) -> None:
             found.broken.append((name_of(path), "is not in the index that lies beside it: index the folder anew"))
 
 
-def _index(found: Sources, folder: str) -> Index | None:
-    """The index of a folder; None if there is none, or if it cannot be used, which is kept in words."""
-    where = index_beside(folder)
-    if not where:
-        return None
+def _in_cache(shards: list[str], cache: Path) -> str:
+    """The index that the cache has of just these shards; empty if it has none."""
+    if not shards or not (cache / "indexes").is_dir():
+        return ""
     try:
-        return open_index(where, cache_folder(""))
+        path = in_cache(shards, cache)
+    except DataError:  # a shard is missing, which is found out later
+        return ""
+    return str(path) if path.exists() else ""
+
+
+def _opened(found: Sources, where: str, cache: Path) -> Index | None:
+    """An index; None if it cannot be used, which is kept in words."""
+    try:
+        return open_index(where, cache)
     except DataError as error:
         found.broken.append((name_of(where), str(error)))
         return None

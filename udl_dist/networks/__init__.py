@@ -56,6 +56,11 @@ class Network:
         return last.outputs(shape)
 
     @property
+    def mixes_images(self) -> bool:
+        """Whether what comes out for an image depends on the others of its batch: batch normalisation."""
+        return any(isinstance(layer, Norm) and layer.kind == "batch" for layer in self.layers)
+
+    @property
     def activations(self) -> int:
         """Floats that a forward pass makes for one image: an upper bound of what is kept for the gradient."""
         return prod(self.inputs) + sum(layer.activations(shape) for layer, shape in walk(self.layers, self.inputs))

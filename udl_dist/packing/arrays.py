@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError, UsageError
+from udl_dist.images.coding import Pixels, fit_pixels
+from udl_dist.images.headers import NPY
+from udl_dist.images.kinds import Fit, Shape
 from udl_dist.packing.scaling import scale_of
 from udl_dist.packing.source import Images, Source, find_license
-from udl_dist.stream.headers import NPY
-from udl_dist.stream.images import Pixels, fit_pixels
-from udl_dist.stream.settings import Fit, Shape
 
 IDX_IMAGES = re.compile(r"^(?P<part>.*?)-?images[.-]idx3-ubyte(\.gz)?$")
 DIGITS = "mnist_5k.csv.gz"

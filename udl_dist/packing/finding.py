@@ -33,6 +33,12 @@ def list_shards(source: str) -> list[str]:
     return expanded(str(path)) if path.name.endswith(TARS) or "{" in source else []
 
 
+def is_prefix(uri: str) -> bool:
+    """Whether a URI names what is below it, rather than a shard, a pattern of them or a list."""
+    path = parse(uri).path
+    return not path.endswith((*TARS, *LISTS)) and "{" not in path
+
+
 def _list_remote(uri: str) -> list[str]:
     from udl_dist.storage.objects import list_tars, open_blob
 
@@ -41,7 +47,7 @@ def _list_remote(uri: str) -> list[str]:
         blob = open_blob(uri)
         _refuse_long(blob.name, blob.size)
         return _listed(uri, blob.read(0, blob.size))
-    return expanded(uri) if path.endswith(TARS) or "{" in path else list_tars(uri)
+    return list_tars(uri) if is_prefix(uri) else expanded(uri)
 
 
 def _read_list(path: Path) -> bytes:
@@ -98,8 +104,8 @@ def expanded(pattern: str) -> list[str]:
 
     try:
         found = list(islice(braceexpand.braceexpand(pattern), MOST_SHARDS + 1))
-    except (ValueError, MemoryError) as error:
-        raise UsageError(f"{pattern!r} is no brace pattern ({error}): write shards-{{000..099}}.tar") from None
+    except ValueError:
+        raise UsageError(f"{pattern!r} is no pattern of shards, its braces do not match: write {{000..099}}") from None
     if len(found) > MOST_SHARDS:
         raise UsageError(f"{pattern!r} stands for more than {MOST_SHARDS:,} shards: name them in a list file")
     return found

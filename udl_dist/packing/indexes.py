@@ -14,9 +14,9 @@ import xxhash
 from udl_dist.errors import DataError, UsageError
 from udl_dist.packing.finding import list_shards
 from udl_dist.packing.settings import IndexSettings
+from udl_dist.shards.index import NAME, Index
+from udl_dist.shards.indexing import Progress, index_shards
 from udl_dist.storage.places import is_remote, joined, name_of, split
-from udl_dist.stream.index import NAME, Index
-from udl_dist.stream.indexing import Progress, index_shards
 from udl_dist.stream.opening import index_beside, open_index
 from udl_dist.stream.settings import cache_folder
 
@@ -77,11 +77,7 @@ def index_of(shards: list[str], cache: Path, progress: Progress | None = None) -
             return str(beside)
         if os.access(folder, os.W_OK):
             return str(index_shards(shards, beside, progress=progress).path)
-    for shard in shards:
-        if not Path(shard).exists():
-            raise DataError(f"shard {shard!r} is missing: check the path, or copy the shard again")
-    states = [f"{shard!r} {os.stat(shard).st_size} {os.stat(shard).st_mtime_ns}" for shard in shards]
-    path = _cached(states, cache)
+    path = in_cache(shards, cache)
     return str(path if path.exists() else index_shards(shards, path, progress=progress).path)
 
 
@@ -90,10 +86,26 @@ def _index_of_remote(shards: list[str], cache: Path, progress: Progress | None) 
     if _fills_folder(shards) and (beside := index_beside(folder)):
         _refuse_others(open_index(beside, cache), shards)
         return beside
-    path = _cached(shards, cache)
+    path = in_cache(shards, cache)
     if not path.exists():
         index_shards(shards, path, progress=progress)
     return str(path)
+
+
+def in_cache(shards: list[str], cache: Path) -> Path:
+    """Where the cache has the index of just these shards as they are now, or will have it; DataError if one is missing.
+
+    Of shards in object storage it is not asked how they are now: their ETags are in the index.
+    """
+    if is_remote(shards[0]):
+        return _cached(shards, cache)
+    try:
+        states = [f"{shard!r} {status.st_size} {status.st_mtime_ns}"
+                  for shard, status in zip(shards, map(os.stat, shards), strict=True)]  # fmt: skip
+    except OSError:
+        missing = next((shard for shard in shards if not Path(shard).exists()), shards[0])
+        raise DataError(f"shard {missing!r} is missing: check the path, or copy the shard again") from None
+    return _cached(states, cache)
 
 
 def _upload_index(shards: list[str], cache: Path, progress: Progress | None) -> None:
@@ -115,9 +127,9 @@ def _forget(shards: list[str], cache: Path) -> None:
 
         if _fills_folder(shards) and (beside := index_beside(folder)):
             remove(beside)
-        _cached(shards, cache).unlink(missing_ok=True)
     elif _fills_folder(shards):
         (Path(folder) / NAME).unlink(missing_ok=True)
+    in_cache(shards, cache).unlink(missing_ok=True)
 
 
 def _fills_folder(shards: list[str]) -> bool:

@@ -20,14 +20,14 @@ import xxhash
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError, UsageError
+from udl_dist.images.coding import encode
 from udl_dist.packing.folders import finish_folder, partial_folder
 from udl_dist.packing.settings import PackSettings
 from udl_dist.packing.source import Images, Source
 from udl_dist.packing.sources import open_source
+from udl_dist.shards.index import NAME, About
+from udl_dist.shards.indexing import Progress, index_shards
 from udl_dist.stream import order
-from udl_dist.stream.images import encode
-from udl_dist.stream.index import NAME, About
-from udl_dist.stream.indexing import Progress, index_shards
 
 LEFT_OUT = "left_out.txt"
 PROGRESS_SECONDS = 0.2

@@ -12,15 +12,15 @@ from pathlib import Path
 import xxhash
 
 from udl_dist.errors import DataError, UsageError
-from udl_dist.packing.finding import list_shards
+from udl_dist.packing.finding import is_prefix, list_shards
 from udl_dist.packing.indexes import index_of, writable
 from udl_dist.packing.pack import pack_source
 from udl_dist.packing.sequences import indexed, list_sequence
 from udl_dist.packing.settings import PackSettings
 from udl_dist.packing.sources import identify, open_source
+from udl_dist.shards.index import NAME
+from udl_dist.shards.indexing import Progress
 from udl_dist.storage.places import is_remote, joined, refuse_scheme
-from udl_dist.stream.index import NAME
-from udl_dist.stream.indexing import Progress
 from udl_dist.stream.opening import Prepared
 from udl_dist.stream.settings import DataSettings, cache_folder
 
@@ -76,7 +76,9 @@ def _parts(source: str, settings: DataSettings, progress: Progress | None) -> Pa
 
 def shards_of_parts(source: str) -> dict[str, list[str]]:
     """The shards of train, val and test, if the source is a folder that has a train."""
-    found = {}
+    found: dict[str, list[str]] = {}
+    if is_remote(source) and not is_prefix(source):  # a pattern with a name behind it would be one of other shards
+        return found
     for part in ("train", "val", "test"):
         folder = joined(source, part) if is_remote(source) else str(Path(source).expanduser().absolute() / part)
         if not is_remote(source) and not Path(folder).is_dir():

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
-from udl_dist.stream.images import Pixels
+from udl_dist.images.coding import Pixels
 
 Scale = Callable[[NDArray[Any]], Pixels]
 LOOKED_AT = 256  # images at a time

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from udl_dist.images.kinds import Shape
 from udl_dist.settings import setting
-from udl_dist.stream.settings import Shape
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from udl_dist.stream.images import Pixels
-from udl_dist.stream.settings import Fit, Shape
+from udl_dist.images.coding import Pixels
+from udl_dist.images.kinds import Fit, Shape
 
 LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "license.txt")
 LONGEST_LICENSE = 64 * 2**10  # bytes

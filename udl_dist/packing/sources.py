@@ -15,10 +15,10 @@ from pathlib import Path
 import xxhash
 
 from udl_dist.errors import DataError
+from udl_dist.images.coding import Pixels, decode
+from udl_dist.images.kinds import Fit, Shape
 from udl_dist.packing import arrays
 from udl_dist.packing.source import LICENSES, Images, Source, find_license
-from udl_dist.stream.images import Pixels, decode
-from udl_dist.stream.settings import Fit, Shape
 
 READ = (".png", ".jpg", ".jpeg", ".webp", ".npy")
 UNREAD = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".ppm", ".pgm", ".ico")

@@ -59,7 +59,7 @@ def refuse_scheme(source: str) -> None:
     scheme, allowed = scheme_of(source), " or ".join(f"{name}://" for name in SCHEMES)
     if scheme in SEQUENTIAL:
         raise UsageError(f"data from {scheme}: cannot be indexed: copy it to a disk or to {allowed}, or train on it "
-                         f"with data.sequential = true: {LOST}")  # fmt: skip
+                         f"with data.sequential = true; then {LOST}")  # fmt: skip
     if scheme and scheme not in SCHEMES:
         raise UsageError(f"data from {scheme}: is not read: give a path, or a URI of {allowed}")
 

@@ -141,6 +141,8 @@ class Window:
             if number not in self._held and number not in self._pieces:
                 start = number * self._piece
                 self._pieces[number] = self._blob.begin(start, min(self._piece, len(self) - start))
+        for number in set(self._pieces).difference(numbers, ahead):  # asked for before the walk jumped elsewhere
+            self._pieces.pop(number).cancel()
         self._last = numbers[-1]
 
     def _content(self, number: int) -> bytes:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
-from udl_dist.stream.index import Index
-from udl_dist.stream.shards import Loaded, RemoteAccess, Shards
+from udl_dist.shards.index import Index
+from udl_dist.shards.reading import Loaded, RemoteAccess, Shards
 
 I64 = NDArray[np.int64]
 REQUESTS = 16  # runs that are fetched at the same time

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from udl_dist.errors import DataError
+from udl_dist.images.kinds import Shape
 from udl_dist.stream.loading import Records, Spent
-from udl_dist.stream.settings import DataSettings, Shape
+from udl_dist.stream.settings import DataSettings
 
 
 class Feed(Protocol):

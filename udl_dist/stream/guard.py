@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Protocol, cast
 
 from udl_dist.errors import DataError
-from udl_dist.stream.index import shown
-from udl_dist.stream.tar import BLOCK, SLICE, Member, damaged, walk
+from udl_dist.shards.index import shown
+from udl_dist.shards.tar import BLOCK, SLICE, Member, damaged, walk
 
 LARGEST_MEMBER = 2**26  # bytes, of those that are read: the largest image that is decoded is 50 MB as bare pixels
 MOST_WAITING = 2**24  # bytes without a member: headers of folders, long names, zeros behind the end mark
@@ -59,16 +59,15 @@ class Guard:
 
     def __getitem__(self, span: slice) -> bytes:
         """What the walk looks at: forward, and never further ahead than the header it is at."""
-        if span.start > self._at:  # tarfile would not step over it, and take it for headers
-            raise damaged(self._name, self._at, "a folder with content")
-        again = self._at - span.start
-        window = bytearray(self._window[-again:] if again else b"")
-        while len(window) < span.stop - span.start and (part := self._take(span.stop - span.start - len(window))):
-            window += part
-            self._ready += part
-            if len(self._ready) > MOST_WAITING:
-                raise damaged(self._name, self._at, f"no member in {MOST_WAITING} bytes")
-        self._window = bytes(window)
+        padding, again = max(0, span.start - self._at), max(0, self._at - span.start)
+        if padding >= BLOCK:  # the content of something unknown: tarfile might take it for headers
+            raise damaged(self._name, self._at, f"{padding} bytes that belong to no member")
+        self._ready += self._exactly(padding)
+        fresh = self._exactly(span.stop - span.start - again)
+        self._ready += fresh
+        if len(self._ready) > MOST_WAITING:
+            raise damaged(self._name, self._at, f"no member in {MOST_WAITING} bytes")
+        self._window = (self._window[-again:] if again else b"") + fresh
         return self._window
 
     def _advance(self) -> bool:
@@ -98,6 +97,13 @@ class Guard:
             raise damaged(self._name, self._at, f"ends {self._passing} bytes before its last member does (cut off)")
         self._passing -= len(part)
         return part
+
+    def _exactly(self, size: int) -> bytes:
+        """So many bytes, fewer only at the end."""
+        taken = b""
+        while len(taken) < size and (part := self._take(size - len(taken))):
+            taken += part
+        return taken
 
     def _take(self, size: int) -> bytes:
         try:

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
+from udl_dist.images.augment import crops
+from udl_dist.images.coding import Pixels, decode_into
+from udl_dist.images.headers import read_header
+from udl_dist.permutation import chain
+from udl_dist.shards.reading import Loaded
 from udl_dist.stream import order
-from udl_dist.stream.augment import crops
 from udl_dist.stream.dataset import Dataset
-from udl_dist.stream.headers import read_header
-from udl_dist.stream.images import Pixels, decode_into
-from udl_dist.stream.permutation import chain
 from udl_dist.stream.settings import DataSettings
-from udl_dist.stream.shards import Loaded
 
 I64 = NDArray[np.int64]
 Allocate = Callable[[tuple[int, ...]], Pixels]

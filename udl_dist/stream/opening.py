@@ -10,17 +10,17 @@ import numpy as np
 import xxhash
 
 from udl_dist.errors import UsageError
+from udl_dist.shards.index import NAME, Index
+from udl_dist.shards.reading import RemoteAccess
 from udl_dist.storage.places import is_remote, joined, split
 from udl_dist.storage.range_cache import RangeCache
 from udl_dist.stream.dataset import Dataset
 from udl_dist.stream.feed import Feed
-from udl_dist.stream.index import NAME, Index
 from udl_dist.stream.loading import Allocate
 from udl_dist.stream.reader import Stream
 from udl_dist.stream.selection import Wanted, select
 from udl_dist.stream.sequential import Sequential
 from udl_dist.stream.settings import DataSettings, cache_folder
-from udl_dist.stream.shards import RemoteAccess
 
 
 @dataclass(frozen=True)

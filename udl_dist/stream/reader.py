@@ -17,11 +17,11 @@ import xxhash
 from numpy.typing import NDArray
 
 from udl_dist.errors import UsageError
+from udl_dist.permutation import chain
 from udl_dist.stream import order
 from udl_dist.stream.dataset import Dataset, Runs
 from udl_dist.stream.feed import Toll
 from udl_dist.stream.loading import Allocate, Loader, Plan, Records, Source, Spent
-from udl_dist.stream.permutation import chain
 from udl_dist.stream.settings import DataSettings
 
 I64 = NDArray[np.int64]

@@ -16,8 +16,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
+from udl_dist.shards.index import Index, shown, written
 from udl_dist.stream import order
-from udl_dist.stream.index import Index, shown, written
 
 I64 = NDArray[np.int64]
 SEED = 1  # not that of packing, which may have taken just these records out already

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from udl_dist.errors import DataError
+from udl_dist.shards.index import shown
+from udl_dist.shards.indexing import IMAGES, LABEL, key_and_extension
 from udl_dist.storage.fetching import Limits
 from udl_dist.storage.pipes import Pipe
 from udl_dist.storage.places import scheme_of
 from udl_dist.storage.web import Body, url_name
 from udl_dist.stream.guard import Guard
-from udl_dist.stream.index import shown
-from udl_dist.stream.indexing import IMAGES, LABEL, key_and_extension
 
 READ = (*IMAGES, LABEL)
 LONGEST_LABEL = 32

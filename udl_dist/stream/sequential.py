@@ -10,18 +10,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from itertools import count, islice
+from itertools import count, islice, takewhile
 from typing import Any, cast
 
 import numpy as np
 import xxhash
 
 from udl_dist.errors import DataError, UsageError
+from udl_dist.images.augment import crops
+from udl_dist.images.coding import decode_into
 from udl_dist.storage.places import LOST
 from udl_dist.stream import order
-from udl_dist.stream.augment import crops
 from udl_dist.stream.feed import Toll
-from udl_dist.stream.images import decode_into
 from udl_dist.stream.loading import Allocate, Records, Spent
 from udl_dist.stream.reader import read_ahead
 from udl_dist.stream.sequence import Entry, entries, name_of_shard
@@ -65,7 +65,8 @@ class Sequential:
         start, stop = order.share(batch_images, rank, world)
         stopping = threading.Event()
         chance = np.random.default_rng([self.seed, position, rank])
-        mixed = (pair for epoch in count() for pair in self._epoch(position, epoch, rank, world, chance, stopping))
+        epochs = takewhile(lambda _: not stopping.is_set(), count())
+        mixed = (pair for epoch in epochs for pair in self._epoch(position, epoch, rank, world, chance, stopping))
         return self._toll.counted(self._decoded(self._cut(mixed, stop - start), True, stopping))
 
     def once(self, batch_images: int, rank: int = 0, world: int = 1) -> Iterator[Records]:

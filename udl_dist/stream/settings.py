@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from udl_dist.images.kinds import Shape
 from udl_dist.settings import setting
 from udl_dist.storage.fetching import Limits
-
-Shape = tuple[int, int, int]  # C, H, W
-Fit = Literal["crop", "pad"]
-Format = Literal["png", "jpeg", "webp", "npy", "raw"]
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,9 @@ class Turn:
 class Learning:
     """A method while it learns: `turns` in order, and `average`, the copy with averaged weights (or None)."""
 
-    def __init__(self, method: Method, settings: TrainSettings, ranks: Ranks) -> None:
+    def __init__(self, method: Method, settings: TrainSettings, ranks: Ranks, shares: int = 0) -> None:
         self.method = method
+        self.shares = shares  # in which a global batch is learned, added up in their order; 0: one for each rank
         self._moments = 2 if settings.optimizer.startswith("adam") else int(settings.beta1 > 0)
         layout = torch.channels_last if settings.channels_last else torch.preserve_format
         method.networks.to(device=ranks.device, memory_format=layout)  # type: ignore[call-overload]
@@ -56,7 +57,7 @@ class Learning:
         networks = {name: self.method.networks[name] for name in phase.trains}
         learner = Learner(networks)
         optimizer = _optimizer(list(learner.parameters()), settings, ranks.device)
-        return Turn(phase, ranks.wrap(learner), optimizer)
+        return Turn(phase, learner if self.shares else ranks.wrap(learner), optimizer)
 
     @property
     def in_use(self) -> Method:

@@ -1,16 +1,15 @@
-"""The loop, one for every method: a generator of reports. It alone knows autocast, accumulation and clipping.
+"""The loop, one for every method: a generator of reports. How one step is taken is `step`.
 
 Chance is drawn from (seed, epoch, record) or (seed, step, rank), so nothing but the position has to be remembered.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -23,17 +22,19 @@ from udl_dist.errors import TrainingError
 from udl_dist.methods import Batch, Method
 from udl_dist.stream.feed import Feed
 from udl_dist.stream.loading import Records
-from udl_dist.training.learner import Learning, Turn
-from udl_dist.training.meter import Meter, Sums
+from udl_dist.training.learner import Learning
+from udl_dist.training.meter import Meter
+from udl_dist.training.numerics import SKIPS, Diverged, Guard, Kept, Rejected
 from udl_dist.training.ranks import Ranks
 from udl_dist.training.settings import TrainSettings
+from udl_dist.training.step import cut, edges_of_parts, take, warm_up
 
 
 @dataclass(frozen=True)
 class Report:
     """What the loop says after `images`: figures equal on every rank, and what is due now.
 
-    A checkpoint between two points of the curves has no figures; `sums` is what its next point is made of so far.
+    A checkpoint between two points of the curves has no figures, nor has a step that was rejected.
     """
 
     images: int
@@ -41,7 +42,8 @@ class Report:
     validated: bool = False
     checkpoint: bool = False
     stopped: bool = False  # by a vote, before the end
-    sums: Sums = field(default_factory=dict)
+    kept: Kept = field(default_factory=Kept)
+    rejected: Rejected | None = None
 
 
 @dataclass(frozen=True)
@@ -63,18 +65,21 @@ def train(
     start_images: int = 0,
     stop_asked: Callable[[], bool] = lambda: False,
     save_asked: Callable[[], bool] = lambda: False,
-    sums: Sums | None = None,
+    kept: Kept = Kept(),  # noqa: B008
     beat: Callable[[int, str], None] = lambda images, place: None,
 ) -> Iterator[Report]:
     """Train from `start_images` to the end, yielding at the same images on every rank; the state is in `learning`.
 
-    One rank that asks for a stop or a checkpoint is enough; `sums` are those of the checkpoint that is gone on from.
+    One rank that asks for a stop or a checkpoint is enough; `kept` came with the checkpoint that is gone on from.
     `beat` hears of each progress: the images done, and the place: data, phase or validation.
     """
     total = settings.length(stream.records)
     batch_size = settings.batch_size
-    meter = Meter(ranks, start_images, sums)
+    meter = Meter(ranks, start_images, kept.sums)
+    guard, skips = Guard(learning, ranks), kept.skips
     batches = stream.batches(start_images, batch_size, ranks.rank, ranks.world)
+    edges = edges_of_parts(batch_size, learning.shares, settings.accumulate, ranks)
+    warm_up(learning, edges, settings, ranks)
     images = start_images
     while images < total:
         # ── data
@@ -83,17 +88,17 @@ def train(
         records = next(batches)
         meter.waited(time.perf_counter() - asked, len(records.damaged))
         whole = to_batch(records, images, ranks.device, settings.channels_last)
-        parts = _parts(whole, settings.accumulate)
+        parts = cut(whole, edges)
 
         # ── one step: every phase whose turn it is
         step = images // batch_size
-        # Dropout and its like draw from torch's own generator: seeded by (seed, step, rank), there is no state to keep.
-        _seed(ranks.device, settings.seed, step, ranks.rank)
         rate = settings.rate_at(images, total)
-        for turn in learning.turns:
+        guard.begin(images, records)
+        for number, turn in enumerate(learning.turns):
             if step % turn.phase.every == 0:
                 beat(images, "phase")
-                _take(turn, learning, parts, rate, settings, ranks, meter)
+                take(turn, learning, parts, (settings.seed, step, number), rate, settings, ranks, guard)
+        guard.end()
         images += batch_size
         if settings.average_half_life:
             learning.follow(1 - 0.5 ** (batch_size / settings.average_half_life))
@@ -104,16 +109,25 @@ def train(
         stop = stop and not last
         validate = last or _crossed(images, batch_size, intervals.validate)
         checkpoint = validate or _crossed(images, batch_size, intervals.checkpoint)
-        if checkpoint or _crossed(images, batch_size, intervals.report):
+        point = checkpoint or _crossed(images, batch_size, intervals.report)
+        for done, rejected in guard.read(point or save or stop):
+            if rejected:
+                skips += 1
+                yield Report(done.images + batch_size, {}, kept=Kept(skips=skips), rejected=rejected)
+                _refuse(rejected, skips, settings, kept.rollbacks)
+            else:
+                skips = 0
+                meter.add_all(done.plots)
+        if point:
             figures = meter.figures(images, rate)
             stream.refuse_damage(int(figures.get("data/damaged", 0)), images - start_images)
             if validate and held_out is not None:
                 figures |= measure(learning, held_out, batch_size, ranks, partial(beat, images, "validation"))
             _refuse_nonsense(figures, images)
-            yield Report(images, figures, validate, checkpoint or save or stop, stop)
+            yield Report(images, figures, validate, checkpoint or save or stop, stop, Kept({}, skips, kept.rollbacks))
             meter.resume(images)
         elif save or stop:
-            yield Report(images, {}, checkpoint=True, stopped=stop, sums=meter.sums())
+            yield Report(images, {}, False, True, stop, Kept(meter.sums(), skips, kept.rollbacks))
         if stop:
             break
     ranks.count_votes()
@@ -169,49 +183,18 @@ def _to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def _parts(batch: Batch, count: int) -> list[Batch]:
-    """The batch in `count` parts whose sizes differ by one at most."""
-    if count == 1:
-        return [batch]
-    rows = batch.images.shape[0]
-    edges = [rows * part // count for part in range(count + 1)]
-    return [replace(batch, images=batch.images[a:b], keys=batch.keys[a:b], record_keys=batch.record_keys[a:b])
-            for a, b in itertools.pairwise(edges)]  # fmt: skip
-
-
-def _take(
-    turn: Turn, learning: Learning, parts: list[Batch], rate: float, settings: TrainSettings, ranks: Ranks, meter: Meter
-) -> None:
-    """One phase of one step: gradients of the whole global batch, then the optimiser."""
-    for name, network in learning.method.networks.items():
-        network.requires_grad_(name in turn.phase.trains)
-    turn.optimizer.zero_grad(set_to_none=True)
-    for number, part in enumerate(parts):
-        rows = part.images.shape[0]
-        with ranks.unsynchronised(turn.learner, number < len(parts) - 1):
-            with torch.autocast(ranks.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-                loss, figures = turn.learner(turn.phase, part)
-            # A loss is a mean over its rows and DDP averages over ranks: this makes both a mean over the global batch,
-            # however uneven the shares are.
-            (loss * (rows * ranks.world / settings.batch_size)).backward()
-        meter.add({"loss": loss, **figures} if len(learning.turns) == 1 else figures, rows)
-    if settings.clip_norm:
-        torch.nn.utils.clip_grad_norm_(turn.parameters(), settings.clip_norm)
-    for group in turn.optimizer.param_groups:
-        group["lr"] = rate * turn.phase.rate
-    turn.optimizer.step()
-
-
 def _crossed(images: int, batch_size: int, every: int) -> bool:
     return images // every > (images - batch_size) // every
 
 
-def _seed(device: torch.device, *parts: int) -> None:
-    """Seed torch's generators of the CPU and of this device alone: torch.manual_seed costs 1 ms more."""
-    seed = int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+def _refuse(rejected: Rejected, skips: int, settings: TrainSettings, rollbacks: int) -> None:
+    """Stop at a step that was not taken, or at one too many in a row; the same on every rank."""
+    why = f"{rejected.why()} after {rejected.images} images"
+    if settings.non_finite == "stop":
+        raise TrainingError(f"{why}: lower train.learning_rate, set train.clip_norm, or train.non_finite = skip; its "
+                            "records are in non_finite.jsonl, the last checkpoint is kept")  # fmt: skip
+    if skips > SKIPS:
+        raise Diverged(f"{why}, the step number {skips} in a row that is no number", rollbacks)
 
 
 def _refuse_nonsense(figures: dict[str, float], images: int) -> None:

@@ -36,6 +36,11 @@ class Meter:
             self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
             self._rows[name] = self._rows.get(name, 0) + rows
 
+    def add_all(self, plots: list[tuple[dict[str, Tensor], int]]) -> None:
+        """Add what the phases of one step plotted."""
+        for figures, rows in plots:
+            self.add(figures, rows)
+
     def figures(self, images: int, rate: float) -> dict[str, float]:
         """Means since the last report over all ranks, and how fast it went."""
         rows = {f"rows {name}": float(count) for name, count in self._rows.items()}

@@ -14,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+BUCKET = 2**18  # numbers that travel at once in an elastic sum
+
 
 class Ranks:
     """This process among its `world`; `device` is where its networks live."""
@@ -78,13 +80,38 @@ class Ranks:
             self._pending = None
 
     def gather(self, numbers: list[float]) -> list[list[float]]:
-        """The numbers of every rank, by rank, on every rank; all have as many."""
-        mine = torch.tensor(numbers, dtype=torch.float64)
+        """The numbers of every rank, by rank, on every rank."""
         if self.world == 1:
-            return [mine.tolist()]
+            return [numbers]
+        counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        dist.all_gather(counts, torch.tensor([len(numbers)]), group=self._votes)
+        mine = torch.zeros(max(int(count) for count in counts), dtype=torch.float64)
+        mine[: len(numbers)] = torch.tensor(numbers, dtype=torch.float64)
         everybody = [torch.empty_like(mine) for _ in range(self.world)]
         dist.all_gather(everybody, mine, group=self._votes)
-        return [theirs.tolist() for theirs in everybody]
+        return [theirs[: int(count)].tolist() for theirs, count in zip(everybody, counts, strict=True)]
+
+    def fold(self, shares: list[Tensor]) -> Tensor:
+        """The sum of the flat shares of all ranks, each added to the sum of those before it, in the order of ranks.
+
+        A chain: a rank takes the sum so far from the one before it, adds its shares one by one and hands it on; in
+        buckets, so that all are at work at once. The last one tells everybody.
+        """
+        before, behind = self.rank - 1, self.rank + 1
+        total = shares[0] if self.leads else torch.empty_like(shares[0])
+        sent = []
+        for start in range(0, total.numel(), BUCKET):
+            place = slice(start, start + BUCKET)
+            if not self.leads:
+                dist.recv(total[place], before)
+                for share in shares:
+                    total[place] += share[place]
+            if behind < self.world:
+                sent.append(dist.isend(total[place], behind))
+        for work in sent:
+            work.wait()  # type: ignore[union-attr]
+        dist.broadcast(total, self.world - 1)
+        return total
 
     def from_leader(self, number: int) -> int:
         """Rank 0's number, on every rank."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from udl_dist.errors import UsageError
 from udl_dist.settings import setting
@@ -12,6 +12,9 @@ from udl_dist.settings import setting
 
 @dataclass(frozen=True)
 class TrainSettings:
+    # Shares of a global batch in an elastic run: each is learned by itself, so the world must divide them.
+    SHARES: ClassVar[int] = 12
+
     batch_size: int = setting(128, "images of one step, over all ranks together", low=1)
     total_images: int = setting(0, "stop after so many images (whole steps); this or train.epochs", low=0)
     epochs: float = setting(0.0, "stop after so many passes over the data; this or train.total_images", low=0)
@@ -25,6 +28,11 @@ class TrainSettings:
     schedule: Literal["constant", "cosine"] = setting("constant", "after the warm-up: stay, or fall to 0 at the end")
     accumulate: int = setting(1, "parts in which a rank computes its share of a batch, to save memory", low=1)
     clip_norm: float = setting(0.0, "greatest gradient norm of a learner; 0: no clipping", low=0)
+    non_finite: Literal["stop", "skip"] = setting(
+        "stop",
+        "a loss or gradient that is no number; skip: the step is left out, after 3 in a row the run goes back "
+        "to its last checkpoint with another order, at most twice",
+    )
     precision: Literal["float32", "bfloat16"] = setting("float32", "bfloat16: autocast of networks and losses")
     compile: bool = setting(False, "torch.compile the networks")
     channels_last: bool = setting(False, "keep convolutions in channels-last memory format")

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
-from udl_dist.stream.augment import F64
-from udl_dist.stream.decoders import Decoded, Raster, decode_raster, opencv
-from udl_dist.stream.fitting import copy_into, fit_into, plan
-from udl_dist.stream.headers import read_header, read_npy
-from udl_dist.stream.settings import Fit, Format, Shape
+from udl_dist.images.augment import F64
+from udl_dist.images.decoders import Decoded, Raster, decode_raster, opencv
+from udl_dist.images.fitting import copy_into, fit_into, plan
+from udl_dist.images.headers import read_header, read_npy
+from udl_dist.images.kinds import Fit, Format, Shape
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -10,8 +10,8 @@ import pytest
 
 from tests.stream.made import one_line, tar
 from udl_dist.errors import DataError
-from udl_dist.stream import tar as reading
-from udl_dist.stream.tar import Damage, Member, salvage, walk
+from udl_dist.shards import tar as reading
+from udl_dist.shards.tar import Damage, Member, salvage, walk
 
 NAMES = [f"{number}.png".encode() for number in range(6)]
 

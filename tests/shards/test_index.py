@@ -14,9 +14,9 @@ import xxhash
 
 from tests.stream.made import encoded, one_line, pixels, seen_by_webdataset, shards, tar
 from udl_dist.errors import DataError
-from udl_dist.stream.index import NAME, ROW, About, Index, Shard, write_index, write_part
-from udl_dist.stream.indexing import index_shards, key_and_extension
-from udl_dist.stream.shards import Shards
+from udl_dist.shards.index import NAME, ROW, About, Index, Shard, write_index, write_part
+from udl_dist.shards.indexing import index_shards, key_and_extension
+from udl_dist.shards.reading import Shards
 
 PNG = encoded(pixels(1, 8, 8))
 

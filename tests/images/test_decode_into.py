@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.stream.made import encoded, pixels
-from udl_dist.stream import decoders, headers
-from udl_dist.stream.augment import crop_box, crops
-from udl_dist.stream.images import Pixels, decode, decode_into, encode
-from udl_dist.stream.settings import Fit, Shape
+from udl_dist.images import decoders, headers
+from udl_dist.images.augment import crop_box, crops
+from udl_dist.images.coding import Pixels, decode, decode_into, encode
+from udl_dist.images.kinds import Fit, Shape
 
 LEAST_DB = 35
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.stream.made import one_line, tar
 from udl_dist.errors import DataError
-from udl_dist.stream.shards import opened
-from udl_dist.stream.tar import Member, walk
+from udl_dist.shards.reading import opened
+from udl_dist.shards.tar import Member, walk
 
 MEMBERS = {"a/000.png": b"x" * 700, "a/000.cls": b"1", "b" * 150 + ".png": b"y" * 512, "ü.png": b"", "last.png": b"z"}
 

@@ -17,9 +17,9 @@ from PIL import Image
 
 from tests.stream.made import encoded, pixels
 from udl_dist.errors import DataError
-from udl_dist.stream import decoders, headers
-from udl_dist.stream.images import decode, encode, fit_pixels
-from udl_dist.stream.settings import Fit, Shape
+from udl_dist.images import decoders, headers
+from udl_dist.images.coding import decode, encode, fit_pixels
+from udl_dist.images.kinds import Fit, Shape
 
 GRAY, COLOUR = (1, 28, 28), (3, 28, 28)
 

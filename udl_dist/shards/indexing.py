@@ -21,10 +21,10 @@ import xxhash
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
+from udl_dist.shards.index import NAME, ROW, About, Index, Shard, read_part, shown, write_index, write_part
+from udl_dist.shards.reading import opened
+from udl_dist.shards.tar import LONGEST_NAME, Data, Member, damaged, walk
 from udl_dist.storage.places import is_remote, split
-from udl_dist.stream.index import NAME, ROW, About, Index, Shard, read_part, shown, write_index, write_part
-from udl_dist.stream.shards import opened
-from udl_dist.stream.tar import LONGEST_NAME, Data, Member, damaged, walk
 
 IMAGES = (b"jpg", b"jpeg", b"png", b"webp", b"npy", b"raw")
 LABEL = b"cls"

@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
+from udl_dist.shards.index import Index, shown
+from udl_dist.shards.tar import Data
 from udl_dist.storage.fetching import Limits, Traffic
 from udl_dist.storage.places import is_remote, name_of
 from udl_dist.storage.range_cache import RangeCache
 from udl_dist.storage.ranges import Blob, Window, read_ranges
-from udl_dist.stream.index import Index, shown
-from udl_dist.stream.tar import Data
 
 I64 = NDArray[np.int64]
 MOST_OPEN = 256  # shards held open at a time: each takes a file descriptor, and a process has 1,024 as a rule

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from udl_dist.images.augment import TRIES, Box, crop_box, crops
 from udl_dist.stream import order
-from udl_dist.stream.augment import TRIES, Box, crop_box, crops
 
 KEYS = order.keys(7, 3, np.arange(4000, dtype=np.uint64))
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from udl_dist.stream import permutation
+from udl_dist import permutation
 
 F64 = NDArray[np.float64]
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
-from udl_dist.stream.headers import ORIENTATION, Header, bare_png
+from udl_dist.images.headers import ORIENTATION, Header, bare_png
 
 if TYPE_CHECKING:
     from PIL import Image

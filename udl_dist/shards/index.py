@@ -28,8 +28,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
+from udl_dist.images.kinds import Shape
 from udl_dist.storage.places import is_remote, joined, split
-from udl_dist.stream.settings import Shape
 
 NAME = "index.udl"
 MAGIC, VERSION = b"UDLINDEX", 2

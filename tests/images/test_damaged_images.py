@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.images.test_images import png
 from tests.stream.made import encoded, pixels
-from tests.stream.test_images import png
 from udl_dist.errors import DataError
-from udl_dist.stream.headers import MOST_SCANS, read_header
-from udl_dist.stream.images import decode, decode_into, encode
-from udl_dist.stream.settings import Shape
+from udl_dist.images.coding import decode, decode_into, encode
+from udl_dist.images.headers import MOST_SCANS, read_header
+from udl_dist.images.kinds import Shape
 
 SMALL = pixels(1, 24, 20, 3)
 KINDS = {
@@ -122,7 +122,7 @@ def test_a_process_that_meets_bombs_stays_small() -> None:
     code = """
 import io, resource, sys, numpy as np
 from udl_dist.errors import DataError
-from udl_dist.stream.images import decode, decode_into
+from udl_dist.images.coding import decode, decode_into
 bomb, fine = sys.stdin.buffer.read().split(b"~~")
 row = np.empty((1, 28, 28), np.uint8)
 decode_into(row, fine, "crop"), decode(fine, (1, 28, 28), "crop")

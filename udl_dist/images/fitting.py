@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from udl_dist.stream.augment import F64, Box, crop_box
-from udl_dist.stream.decoders import Decoded, Raster, opencv
-from udl_dist.stream.settings import Fit
+from udl_dist.images.augment import F64, Box, crop_box
+from udl_dist.images.decoders import Decoded, Raster, opencv
+from udl_dist.images.kinds import Fit
 
 Row = NDArray[np.uint8]  # [C, H, W]: an image of a batch
 LONGEST_STEP = 2.0  # pixels of the raster to a pixel of the row
