@@ -216,7 +216,7 @@ def on_a_disk_that_fills_for_a_while(experiment: Experiment, failing: int = 2) -
 
     def hear(report: Report) -> None:
         number = next(heard)
-        until(lambda: written(folder, report.images) or alarms(folder) == number - 1)  # it is written beside us
+        until(lambda: written(folder, report.images) or 0 < number - 1 == alarms(folder))  # it is written beside us
         if number == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
         if number == 1 + failing:

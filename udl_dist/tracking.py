@@ -48,7 +48,6 @@ class Tracker:
         self._config = config
         self._sent = folder / "wandb" / "sent"  # the images of the last point that W&B was given, in any start
         self._after_images = _number_in(self._sent, after_images)
-        self._upload = ""  # how to upload what did not go out
         self._say = say
         self._queue: queue.SimpleQueue[tuple[int, dict[str, Any]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, daemon=True, name="tracker")
@@ -86,9 +85,8 @@ class Tracker:
                 self._sent.write_text(str(images))
             run.finish()
         except Exception as error:  # whatever W&B does, the run goes on; it is told, not hidden
-            self._say(
-                f"W&B stopped: {' '.join(str(error).split())[:200]}; every point is in curves.jsonl{self._upload}"
-            )
+            why = " ".join(str(error).split())[:200] or type(error).__name__
+            self._say(f"W&B stopped and may miss points ({why}); every point is in curves.jsonl")
 
     def _start(self, wandb: Any) -> Any:
         key, online = self._key(), False
@@ -105,9 +103,8 @@ class Tracker:
         )  # fmt: skip
         run.define_metric("images")
         run.define_metric("*", step_metric="images")
-        self._upload = f"; to upload: wandb sync {Path(run.dir).parent}"
         if not online:
-            self._say(f"W&B is offline{self._upload}")
+            self._say(f"W&B is offline; to upload: wandb sync {Path(run.dir).parent}")
         return run
 
     def _key(self) -> str:
