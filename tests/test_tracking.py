@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tracked import unwell
 from udl_dist.errors import UsageError
 from udl_dist.tracking import TrackSettings, read_key
 
@@ -95,3 +96,30 @@ def test_a_key_file_is_read_and_a_missing_one_is_named(tmp_path: Path) -> None:
     assert read_key(TrackSettings(key_file=str(tmp_path / "key"))) == "secret"
     with pytest.raises(UsageError, match=r"cannot read track.key_file .*none: No such file"):
         read_key(TrackSettings(key_file=str(tmp_path / "none")))
+
+
+@pytest.mark.parametrize(("status", "stall_seconds"), [(401, 0), (429, 0), (500, 0), (200, 120)])
+def test_a_server_that_is_not_well_costs_seconds_and_says_how_to_upload(
+    status: int, stall_seconds: float, tmp_path: Path
+) -> None:
+    with unwell(status, stall_seconds) as (url, requests):
+        handed, ended, said = track(tmp_path, WANDB_API_KEY="x" * 40, WANDB_BASE_URL=url)
+    assert requests[0] == "/graphql"
+    assert handed < 0.5
+    assert ended < 30
+    (line,) = [line for line in said if "wandb sync" in line]
+    stored = Path(line.rsplit(" ", 1)[1])
+    content = b"".join(path.read_bytes() for path in stored.rglob("*.wandb"))
+    assert content.count(b"train/loss") >= 3, "each point is there to be uploaded"
+
+
+@pytest.mark.parametrize(("status", "stall_seconds"), [(500, 0), (200, 120)])
+def test_a_server_that_falls_ill_after_the_start_holds_nothing_up(
+    status: int, stall_seconds: float, tmp_path: Path
+) -> None:
+    with unwell(status, stall_seconds, starts=True) as (url, requests):
+        handed, ended, said = track(tmp_path, WANDB_API_KEY="x" * 40, WANDB_BASE_URL=url)
+    assert any("file_stream" in path for path in requests), f"the run never was online: {said}"
+    assert handed < 0.5
+    assert ended < 30
+    assert "W&B did not end in time and may miss points; every point is in curves.jsonl" in said

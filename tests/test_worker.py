@@ -80,6 +80,26 @@ def test_a_run_that_was_stopped_ends_with_the_same_checkpoint_and_curves(
     assert curves(tmp_path / "parts") == curves(tmp_path / "whole")
 
 
+def test_a_cut_between_a_point_and_its_checkpoint_loses_no_point(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = wanted("ae", source, tmp_path / "whole"), wanted("ae", source, tmp_path / "cut")
+    finished(whole)
+    real = RunFolder.add_point
+
+    def cut_off(folder: RunFolder, images: int, figures: dict[str, float]) -> None:
+        if images == 120:
+            raise KeyboardInterrupt
+        real(folder, images, figures)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(RunFolder, "add_point", cut_off)
+        finished(cut)
+    finished(cut)
+    images = [[point["images"] for point in RunFolder(tmp_path / part).points()] for part in ("whole", "cut")]
+    assert images[0] == images[1]
+
+
 def test_pictures_have_the_images_in_their_names_and_the_right_shape(source: Path, tmp_path: Path) -> None:
     finished(wanted("vae", source, tmp_path))
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())

@@ -66,7 +66,7 @@ def run(
             shutil.rmtree(_ray_storage(folder), ignore_errors=True)
         terminal.refresh(last=True)
     if error := outcome.get("error"):
-        raise error if isinstance(error, UdlError) else _explained(error, folder)
+        raise error if isinstance(error, UdlError) else _explained(error, folder, outcome, experiment)
     return {**outcome["result"], "signal": signals.received[0] if signals.received else 0}
 
 
@@ -97,6 +97,7 @@ def _train(
         workers, gpu = _placeable(experiment)
         outcome["result"] = _trainer(experiment, prepared, workers, gpu, faults).fit().return_value
     except Exception as error:  # carried to the main thread, which explains it
+        outcome["free"] = _free()
         outcome["error"] = error
     finally:
         # Not left to the main thread: Ray's processes are killed, not ended, with the thread that started them.
@@ -224,15 +225,26 @@ def _placeable(experiment: Experiment) -> tuple[int, bool]:
     return asked, gpu
 
 
+def _free() -> str:
+    """What of the cluster nobody uses at the moment, in words."""
+    import ray
+
+    free = ray.available_resources() if ray.is_initialized() else {}
+    return f"{free.get('CPU', 0):g} CPU cores, {free.get('GPU', 0):g} GPUs"
+
+
 def _ray_storage(folder: RunFolder) -> Path:
     return folder.path / ".ray"
 
 
-def _explained(error: Exception, folder: RunFolder) -> UdlError:
+def _explained(error: Exception, folder: RunFolder, outcome: dict[str, Any], experiment: Experiment) -> UdlError:
     """What Ray raised, as one line; the whole story goes to the messages of the run."""
     failures = getattr(error, "worker_failures", None) or {}
     folder.say(f"Ray: {error}")
     if failures:
         rank, cause = next(iter(failures.items()))
         return TrainingError(f"rank {rank} failed: {one_line(cause)}; all of it is in {folder.messages}")
+    if "startup timed out" in str(error):
+        return ClusterError(f"run.workers = {experiment.run.workers} could not be placed in {PLACEMENTS} tries; free "
+                            f"now: {outcome['free']}: lower run.workers, or wait for the others")  # fmt: skip
     return ClusterError(f"Ray failed: {one_line(error)}; all of it is in {folder.messages}")

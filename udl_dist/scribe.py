@@ -59,17 +59,24 @@ class Scribe:
             folder.say(stream.lost)
         config = flatten(experiment.to_dict())
         self._tracker = Tracker(experiment.track, folder.path, config, last, folder.say)
+        for point in folder.points():  # those of which a kill kept the tracker from hearing
+            self._tracker.point(int(point.pop("images")), point)
 
     def take(self, report: Report) -> None:
-        """Keep what a report says; a checkpoint first, which is copied now and written while the training goes on."""
+        """Keep what a report says: its point before its checkpoint, which is copied now and written later.
+
+        A resume forgets the points after its checkpoint, so a point may come too early and never too late.
+        """
         self._give_up()
+        if report.figures:
+            lost = f"the curves miss {report.images} images"
+            self._attempt(lost, self._folder.add_point, report.images, report.figures)
         if report.checkpoint:
             self._save(report)
         if report.rejected:
             self._reject(report.rejected, report.kept.skips)
         if not report.figures:  # saved between two points of the curves
             return
-        self._attempt(f"the curves miss {report.images} images", self._folder.add_point, report.images, report.figures)
         self._tracker.point(report.images, report.figures)
         advised = advice(self._stream, report.figures["perf/data_wait_share"])
         if advised and not self._advised:

@@ -6,7 +6,9 @@ else offline for a later `wandb sync`.
 
 from __future__ import annotations
 
+import base64
 import http.client
+import json
 import os
 import queue
 import threading
@@ -44,7 +46,9 @@ class Tracker:
         self._settings = settings
         self._folder = folder
         self._config = config
-        self._after_images = after_images  # points up to here were sent before the run was interrupted
+        self._sent = folder / "wandb" / "sent"  # the images of the last point that W&B was given, in any start
+        self._after_images = _number_in(self._sent, after_images)
+        self._upload = ""  # how to upload what did not go out
         self._say = say
         self._queue: queue.SimpleQueue[tuple[int, dict[str, Any]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, daemon=True, name="tracker")
@@ -67,7 +71,7 @@ class Tracker:
             self._queue.put(None)
             self._thread.join(INIT_SECONDS + FINISH_SECONDS)
             if self._thread.is_alive():
-                self._say("W&B did not end in time; every point is in curves.jsonl")
+                self._say("W&B did not end in time and may miss points; every point is in curves.jsonl")
 
     def _serve(self) -> None:
         import wandb
@@ -79,9 +83,12 @@ class Tracker:
                 sent = {key: wandb.Image(str(value)) if isinstance(value, Path) else value
                         for key, value in values.items()}  # fmt: skip
                 run.log({"images": images, **sent})
+                self._sent.write_text(str(images))
             run.finish()
         except Exception as error:  # whatever W&B does, the run goes on; it is told, not hidden
-            self._say(f"W&B stopped: {' '.join(str(error).split())[:200]}; every point is in curves.jsonl")
+            self._say(
+                f"W&B stopped: {' '.join(str(error).split())[:200]}; every point is in curves.jsonl{self._upload}"
+            )
 
     def _start(self, wandb: Any) -> Any:
         key, online = self._key(), False
@@ -98,8 +105,9 @@ class Tracker:
         )  # fmt: skip
         run.define_metric("images")
         run.define_metric("*", step_metric="images")
+        self._upload = f"; to upload: wandb sync {Path(run.dir).parent}"
         if not online:
-            self._say(f"W&B is offline; to upload: wandb sync {Path(run.dir).parent}")
+            self._say(f"W&B is offline{self._upload}")
         return run
 
     def _key(self) -> str:
@@ -125,19 +133,33 @@ def read_key(settings: TrackSettings) -> str:
 
 
 def _reachable(key: str) -> tuple[bool, str]:
-    """Whether there is a key and a server that answers at all, within a few seconds."""
+    """Whether there is a key and a server that knows it, within a few seconds; else why not.
+
+    Asked of the interface that W&B itself will use: a server may be up and refuse the key, or everybody.
+    """
     if not key:
         return False, "there is no key"
     url = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
     kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
     connection = kind(url.hostname or "", url.port, timeout=PROBE_SECONDS)
+    login = base64.b64encode(f"api:{key}".encode()).decode()
     try:
-        connection.request("GET", "/healthz")
-        return connection.getresponse().status < 500, "the server answers with an error"
-    except OSError as error:
+        connection.request("POST", "/graphql", json.dumps({"query": "query Viewer { viewer { id } }"}),
+                           {"Authorization": f"Basic {login}", "Content-Type": "application/json"})  # fmt: skip
+        answer = connection.getresponse()
+        if answer.status != 200:
+            return False, f"{url.hostname} answers {answer.status} {answer.reason}"
+        known = (json.loads(answer.read(1 << 16)).get("data") or {}).get("viewer")
+        return bool(known), "" if known else f"{url.hostname} does not know the key"
+    except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
         return False, f"{url.hostname} does not answer ({error})"
     finally:
         connection.close()
+
+
+def _number_in(path: Path, otherwise: int) -> int:
+    text = path.read_text() if path.exists() else ""
+    return int(text) if text.isdecimal() else otherwise
 
 
 def _key_from_netrc() -> str:

@@ -36,15 +36,19 @@ class Watchdog:
         self._pulse = Pulse(folder, rank, self._stacks.tell())
         self._others = Others(folder)
         self._closed = threading.Event()
-        self._dumped = False
+        self._dumped = self._resting = False
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
 
     def beat(self, images: int, place: str) -> None:
         """Progress: so many images are done, and `place` is where the loop is."""
         self._steps += images > self._images
         self._images = images
-        self._beaten = time.monotonic()
+        self._beaten, self._resting = time.monotonic(), False
         self._pulse.beat(images, place)
+
+    def rest(self) -> None:
+        """No more steps are expected: what comes now has limits of its own."""
+        self._resting = True
 
     def __enter__(self) -> Watchdog:
         (self._folder.ranks / HUNG).unlink(missing_ok=True)
@@ -70,7 +74,7 @@ class Watchdog:
         while not self._closed.wait(self._tick):
             shown = self._pulse.live()
             limit = self._seconds * (1 if self._steps > 1 else FIRST_STEP)
-            if time.monotonic() - self._beaten > limit:
+            if time.monotonic() - self._beaten > limit and not self._resting:
                 self._give_up(limit)
             elif (self._folder.ranks / HUNG).exists():
                 self._dump()

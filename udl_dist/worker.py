@@ -92,9 +92,11 @@ def _work(
                 clock.start()
                 hand_over(report)
             beat(images, "report")
+        watchdog.rest()
         if scribe:
             scribe.finish()
     finally:
+        watchdog.rest()
         if scribe:
             scribe.close()
     return {"images": images, "stopped": stopped, "figures": figures}

@@ -1,0 +1,58 @@
+"""A W&B server that is not well: it answers everything with a fault, or does so once a run has begun. For tests."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+PROJECT = {"id": "p", "name": "udl-dist", "entity": {"id": "e", "name": "me"}}
+BUCKET = {"id": "b", "name": "b", "displayName": "b", "config": "{}", "sweepName": None, "project": PROJECT,
+          "historyLineCount": 0}  # fmt: skip
+VIEWER = {"id": "me", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}
+STARTED = {"viewer": VIEWER, "upsertBucket": {"bucket": BUCKET, "inserted": True}, "serverInfo": {"features": []},
+           "model": {"bucket": None}, "project": PROJECT}  # fmt: skip
+
+
+@contextmanager
+def unwell(status: int = 500, stall_seconds: float = 0.0, starts: bool = False) -> Iterator[tuple[str, list[str]]]:
+    """Its address and the requests it has had; each is answered with `status` after `stall_seconds`.
+
+    With `starts` it lets a run begin, and falls ill then.
+    """
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.answer(b"")
+
+        def do_POST(self) -> None:
+            self.answer(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+
+        def answer(self, question: bytes) -> None:
+            asked.append(self.path)
+            well = starts and self.path == "/graphql"
+            if not well:
+                time.sleep(stall_seconds)
+            body = json.dumps({"data": STARTED} if well else {"errors": [{"message": "not well"}]}).encode()
+            self.send_response(200 if well else status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        block_on_close = False  # a stalled answer holds nothing up
+
+        def handle_error(self, *_: object) -> None: ...
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        server.shutdown()
