@@ -53,8 +53,7 @@ class Plan:
             *([f"promises     {self.lost} (data.sequential)"] if self.lost else []),
             f"method       {self.method}: {sum(self.parameters.values()):,} parameters ({networks})",
             f"steps        {self.steps:,} of {self.batch_size} images, {self.total_images:,} images in all",
-            f"workers      {self.workers}, {share} images each a step"
-            + elastic * (self.determinism == "elastic"),
+            f"workers      {self.workers}, {share} images each a step" + elastic * (self.determinism == "elastic"),
             f"memory       about {self.memory_bytes / 2**20:,.0f} MiB a worker",
         ]
 
