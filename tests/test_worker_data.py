@@ -76,7 +76,7 @@ def test_a_run_that_waits_for_its_images_is_told_what_is_slow(tmp_path: Path) ->
     noise = np.random.default_rng(0).integers(0, 256, (3000, 3000, 3), dtype=np.uint8)
     photo = encoded(Image.fromarray(noise), "JPEG", quality=60)
     tar(tmp_path / "data" / "0.tar", {f"{number}.jpg": photo for number in range(12)})
-    flags = {"train__total_images": "24", "train__report_images": "12", "data__held_out_fraction": "0"}
+    flags = {"train__total_images": "36", "train__report_images": "12", "data__held_out_fraction": "0"}
     finished(wanted("ae", tmp_path / "data", tmp_path / "run", **flags))
     advised = [line for line in (tmp_path / "run" / "messages.log").read_text().splitlines() if "waits" in line]
     assert len(advised) == 1, "said once a run"

@@ -30,6 +30,7 @@ class Plan:
     held_out_records: int
     shards: int
     workers: int
+    determinism: str
     batch_size: int
     images_per_rank: tuple[int, int]  # least and most of one step
     steps: int
@@ -45,13 +46,14 @@ class Plan:
         networks = ", ".join(f"{name} {count:,}" for name, count in self.parameters.items())
         records = f"{self.records:,} records" if self.records else "an unknown number of records"
         seen = "" if self.packed else " (not packed yet: an estimate)"
+        elastic = "; elastic: a step takes about 1.1 (1 worker) to 1.4 (4 workers) times as long"
         return [
             f"run folder   {self.folder}",
             f"data         {self.source}: {records} in {self.shards} shards, {self.held_out_records:,} held out{seen}",
             *([f"promises     {self.lost} (data.sequential)"] if self.lost else []),
             f"method       {self.method}: {sum(self.parameters.values()):,} parameters ({networks})",
             f"steps        {self.steps:,} of {self.batch_size} images, {self.total_images:,} images in all",
-            f"workers      {self.workers}, {share} images each a step",
+            f"workers      {self.workers}, {share} images each a step" + elastic * (self.determinism == "elastic"),
             f"memory       about {self.memory_bytes / 2**20:,.0f} MiB a worker",
         ]
 
@@ -92,6 +94,7 @@ def plan(experiment: Experiment) -> Plan:
         held_out_records=seen.held_out_records,
         shards=seen.shards,
         workers=workers,
+        determinism=experiment.run.determinism,
         batch_size=train.batch_size,
         images_per_rank=(train.batch_size // workers, share),
         steps=total // train.batch_size,

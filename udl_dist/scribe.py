@@ -47,7 +47,7 @@ class Scribe:
         self._best = experiment.run.best or f"val/{learning.method.best}"
         self._misses, self._missed = 0, ""
         self._writer = Writer(self._write, self._told)
-        self._stream, self._advised = stream, ""
+        self._stream, self._waits = stream, 0  # reports in a row whose time was waited away
         self._refuse_small_disk()
         last = folder.rewind(start)
         if not start:
@@ -78,12 +78,16 @@ class Scribe:
         if not report.figures:  # saved between two points of the curves
             return
         self._tracker.point(report.images, report.figures)
-        advised = advice(self._stream, report.figures["perf/data_wait_share"])
-        if advised and not self._advised:
-            self._folder.say(advised)
-        self._advised = self._advised or advised
+        self._advise(report.figures["perf/data_wait_share"])
         if report.validated and self._experiment.evaluate.pictures:
             self._attempt(f"no pictures after {report.images} images", self._draw, report.images)
+
+    def _advise(self, wait_share: float) -> None:
+        """Say once what to do about waiting for data; the first report is no sign, for reading had no head start."""
+        advised = advice(self._stream, wait_share)
+        self._waits = self._waits + 1 if advised else 0
+        if self._waits == 2:
+            self._folder.say(advised)
 
     def finish(self) -> None:
         """Wait until the last checkpoint is written; raise TrainingError if it could not be."""

@@ -70,7 +70,7 @@ def _work(
         return {"images": start, "stopped": False, "figures": facts["figures"]}
     scribe = Scribe(experiment, folder, learning, stream, held_out, start) if ranks.leads else None
     figures: dict[str, float] = {}
-    images, stopped = start, False
+    images, stopped, alarms = start, False, set[str]()
     clock = Clock(experiment.run.checkpoint_seconds if ranks.leads else 0.0)
 
     def beat(images: int, place: str) -> None:
@@ -86,6 +86,8 @@ def _work(
             folder.add_damaged([*stream.damage, *(held_out.damage if held_out else ())])
             if scribe:
                 scribe.take(report)
+            if report.validated:
+                _look_for_collapse(experiment, learning, report, folder, alarms, ranks)
             if report.checkpoint:
                 clock.start()
                 hand_over(report)
@@ -98,6 +100,18 @@ def _work(
         if scribe:
             scribe.close()
     return {"images": images, "stopped": stopped, "figures": figures}
+
+
+def _look_for_collapse(
+    experiment: Experiment, learning: Learning, report: Report, folder: RunFolder, told: set[str], ranks: Ranks
+) -> None:
+    """Tell each alarm of the method once, or stop at it: figures are equal on every rank, so all do the same."""
+    for name, line in learning.method.alarms(report.figures, report.images).items():
+        if experiment.train.on_collapse == "stop":
+            raise TrainingError(f"{name} after {report.images} images: {line}; the last checkpoint is kept")
+        if ranks.leads and name not in told:
+            folder.say(f"ALARM: {name} after {report.images} images: {line}")
+        told.add(name)
 
 
 def _seed_after(rollbacks: int, experiment: Experiment) -> int:

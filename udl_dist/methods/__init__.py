@@ -117,6 +117,10 @@ class Method:
         """New images, one for each random key: the same key gives the same image."""
         raise NotImplementedError
 
+    def alarms(self, figures: Mapping[str, float], seen: int) -> dict[str, str]:
+        """Which ways of coming to nothing the figures of a validation show: name -> figures and advice, in one line."""
+        return {}
+
     def measure(self, batch: Batch) -> dict[str, Tensor]:  # each [B]
         """Held-out figures, one value an image, so that a mean over any share of the data is exact."""
         raise NotImplementedError

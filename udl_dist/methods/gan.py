@@ -16,6 +16,8 @@ from udl_dist.networks.layers import Activation, Conv, ConvTranspose, Dropout, L
 from udl_dist.settings import setting
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from udl_dist.methods import Losses
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 LEAKY = GAINS["leaky_relu"]
 # A generator that starts with nearly equal images is answered by one shift of them all, and never leaves that image.
 DIVERSE = 1.0
+SURE = 8.0  # a logit: one error in 3,000
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,14 @@ class GenerativeAdversarialNetwork(Method):
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """What the discriminator says of each real image and of one generated beside it."""
         return {"real_logit": self._logits(batch.images), "fake_logit": self._logits(self.sample(batch.keys))}
+
+    def alarms(self, figures: Mapping[str, float], seen: int) -> dict[str, str]:
+        """The discriminator wins: it is so sure of everything that the generator learns nothing from it."""
+        real, fake = figures.get("train/real_logit", 0.0), figures.get("train/fake_logit", 0.0)
+        if real < SURE or fake > -SURE:
+            return {}
+        return {"the discriminator wins": f"real {real:.2g}, generated {fake:.2g} (logits): lower "
+                                          "method.discriminator_rate, or set method.r1"}  # fmt: skip
 
     def is_penalised(self, seen: int) -> bool:
         """Whether R1's turn has come: drawn from the images seen, so all ranks and a resumed run agree."""

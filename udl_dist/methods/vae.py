@@ -16,12 +16,15 @@ from udl_dist.networks.layers import Bias
 from udl_dist.settings import setting
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from udl_dist.methods import Losses
 
 LOGVAR_BOUND = 20.0
 LOGSIGMA_FLOOR = -6.0
+COLLAPSED = 0.01  # nats of a latent dimension below which it is not in use (Burda et al. 2016 count those above)
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,14 @@ class VariationalAutoencoder(Method):
         kl = kls.sum(1)
         return {"negative_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl,
                 "mse": squares.mean(1)}  # fmt: skip
+
+    def alarms(self, figures: Mapping[str, float], seen: int) -> dict[str, str]:
+        """Posterior collapse: the latents of an image say nothing of it."""
+        kl, dimensions = figures.get("val/kl", math.inf), self.settings.latent_dim
+        if self.kl_weight(seen) < self.settings.beta or kl >= COLLAPSED * dimensions:
+            return {}
+        return {"posterior collapse": f"KL {kl:.2g} nats over {dimensions} latents: lower method.beta, or set "
+                                      "method.warmup_images or method.free_bits"}  # fmt: skip
 
     def targets(self, batch: Batch) -> Tensor:  # -> [B, C, H, W]
         """The images that are explained: as they are, or each pixel drawn to be -1 or 1."""

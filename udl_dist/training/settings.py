@@ -33,6 +33,7 @@ class TrainSettings:
         "a loss or gradient that is no number; skip: the step is left out, after 3 in a row the run goes back "
         "to its last checkpoint with another order, at most twice",
     )
+    on_collapse: Literal["warn", "stop"] = setting("warn", "what an alarm does, such as posterior collapse")
     precision: Literal["float32", "bfloat16"] = setting("float32", "bfloat16: autocast of networks and losses")
     compile: bool = setting(False, "torch.compile the networks")
     channels_last: bool = setting(False, "keep convolutions in channels-last memory format")
