@@ -32,6 +32,7 @@ class Watchdog:
         self._tick = min(1.0, max(0.1, hang_seconds / 20))
         self._looper = threading.get_ident()
         self._beaten, self._images, self._steps = time.monotonic(), 0, 0
+        folder.path.mkdir(parents=True, exist_ok=True)
         self._stacks = stacks_path(folder, rank).open("ab")
         self._pulse = Pulse(folder, rank, self._stacks.tell())
         self._others = Others(folder)

@@ -141,7 +141,8 @@ class Window:
             if number not in self._held and number not in self._pieces:
                 start = number * self._piece
                 self._pieces[number] = self._blob.begin(start, min(self._piece, len(self) - start))
-        for number in set(self._pieces).difference(numbers, ahead):  # asked for before the walk jumped elsewhere
+        near = range(numbers[0], numbers[-1] + 3)  # a walk looks back at the record before a header, and goes on
+        for number in [number for number in self._pieces if number not in near]:  # the walk jumped elsewhere
             self._pieces.pop(number).cancel()
         self._last = numbers[-1]
 
