@@ -95,6 +95,7 @@ def test_the_written_experiment_fed_back_gives_the_same_run(source: Path, tmp_pa
     assert manifest(tmp_path / "first") == manifest(tmp_path / "again")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_a_killed_rank_changes_nothing_in_the_end(source: Path, tmp_path: Path) -> None:
     """SIGKILL to a worker in mid-run: Ray starts the group again, the weights are those of an undisturbed run."""
@@ -137,6 +138,7 @@ def test_more_workers_than_cores_are_refused_at_once(source: Path, tmp_path: Pat
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_a_worker_that_refuses_ends_the_run_with_its_own_words(tmp_path: Path) -> None:
     """A record damaged on disk after it was indexed: the rank that reads it says which, nobody retries or waits."""

@@ -82,6 +82,7 @@ def test_a_server_that_fails_in_the_middle_ends_the_run_by_name(web: Web, tmp_pa
         finished(asked(web, tmp_path / "run"))
 
 
+@pytest.mark.long
 def test_two_ranks_train_on_their_own_shards(web: Web, tmp_path: Path) -> None:
     outcomes = gloo.run(2, trained, asked(web, tmp_path / "run", train__total_images="60"))
     assert outcomes == [60, 60]

@@ -81,6 +81,7 @@ def test_a_server_that_is_not_there_costs_seconds_and_no_point(tmp_path: Path) -
     assert "wandb sync" in said[1]
 
 
+@pytest.mark.long
 def test_a_server_that_never_answers_costs_seconds_too(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -98,6 +99,7 @@ def test_a_key_file_is_read_and_a_missing_one_is_named(tmp_path: Path) -> None:
         read_key(TrackSettings(key_file=str(tmp_path / "none")))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("status", "stall_seconds"), [(401, 0), (429, 0), (500, 0), (200, 120)])
 def test_a_server_that_is_not_well_costs_seconds_and_says_how_to_upload(
     status: int, stall_seconds: float, tmp_path: Path
@@ -113,6 +115,7 @@ def test_a_server_that_is_not_well_costs_seconds_and_says_how_to_upload(
     assert content.count(b"train/loss") >= 3, "each point is there to be uploaded"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("status", "stall_seconds"), [(500, 0), (200, 120)])
 def test_a_server_that_falls_ill_after_the_start_holds_nothing_up(
     status: int, stall_seconds: float, tmp_path: Path

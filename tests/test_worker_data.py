@@ -46,6 +46,7 @@ def listed(folder: Path) -> list[str]:
     return sorted((folder / "damaged.txt").read_text("utf-8").splitlines())
 
 
+@pytest.mark.long
 def test_damaged_records_are_listed_once_after_a_resume_and_with_two_ranks_alike(tmp_path: Path) -> None:
     source = spoilt(tmp_path / "data", BROKEN)
     flags = {"data__damaged": "skip", "data__damaged_limit": "0.5"}

@@ -164,6 +164,7 @@ print("through")
 """
 
 
+@pytest.mark.long
 def test_a_kill_anywhere_in_saving_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
     """SIGKILL at evenly spread Python calls of save and prune: what is found afterwards is whole, always."""
     limit, ended, killed = 2, False, 0

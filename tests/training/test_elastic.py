@@ -16,6 +16,8 @@ from udl_dist.experiment import Experiment
 from udl_dist.plan import plan
 from udl_dist.training.ranks import Ranks
 
+pytestmark = pytest.mark.long
+
 METHODS = ["ae", "vae", "gan"]
 States = dict[str, dict[str, dict[str, torch.Tensor]]]
 Legs = tuple[dict[str, str], States, dict[str, bool]]

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests import gloo
 from tests.storage.served import put, served
 from tests.test_launch import descendants
@@ -17,6 +19,7 @@ from tests.training.learn import packed
 from udl_dist.runs import RunFolder
 
 
+@pytest.mark.long
 def test_a_run_from_object_storage_is_killed_and_resumed_to_the_same_weights(tmp_path: Path) -> None:
     data = packed(tmp_path / "data", records=700)
     flags = {"run__workers": "2", "train__total_images": "9600", "evaluate__every_images": "1200",

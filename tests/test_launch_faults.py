@@ -13,7 +13,8 @@ from tests.test_worker import finished, manifest, wanted
 from udl_dist import session
 from udl_dist.errors import ClusterError, TrainingError
 
-pytestmark = pytest.mark.filterwarnings("default")  # Ray and its threads warn at will; they are not ours to mend
+# Ray and its threads warn at will; they are not ours to mend.
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("default")]
 fixtures = cluster, source
 FLAGS = {"run__workers": "2", "train__total_images": "2400", "evaluate__every_images": "600"}
 
