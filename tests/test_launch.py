@@ -84,6 +84,7 @@ def test_two_ray_workers_train_and_say_where_everything_lies(source: Path, tmp_p
     assert (again.images, again.figures) == (240, ended.figures)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_the_written_experiment_fed_back_gives_the_same_run(source: Path, tmp_path: Path) -> None:
     from udl_dist import experiment as experiments
