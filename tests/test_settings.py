@@ -78,3 +78,9 @@ def test_every_setting_is_described_once() -> None:
     names = [name for name, *_ in settings.describe(Outer)]
     assert names == ["count", "rate", "on", "name", "inner.widths", "inner.kind", "inner.channels"]
     assert list(settings.kinds(Outer)) == names
+
+
+def test_the_home_of_nobody_is_no_path() -> None:
+    assert settings.as_path("~/a").is_absolute() and settings.as_path("a").is_absolute()
+    with pytest.raises(UsageError, match="'~nobody-here/a': there is no such user"):
+        settings.as_path("~nobody-here/a")

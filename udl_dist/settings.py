@@ -12,6 +12,7 @@ import difflib
 import tomllib
 import types
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from udl_dist.errors import UsageError
@@ -40,6 +41,14 @@ def from_dict(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     hints = get_type_hints(cls)
     return cls(**{name: _value(hints[name], value, prefix + name, known[name].metadata)
                   for name, value in values.items()})  # fmt: skip
+
+
+def as_path(text: str) -> Path:
+    """The absolute path that somebody wrote, `~` for a home folder; raise UsageError for the home of nobody."""
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise UsageError(f"{text!r}: there is no such user: write the whole path") from None
 
 
 def from_flags(cls: type[T], flags: Mapping[str, str]) -> T:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from udl_dist.errors import UsageError
-from udl_dist.settings import setting
+from udl_dist.settings import as_path, setting
 
 PROBE_SECONDS = 3.0
 INIT_SECONDS = 8.0
@@ -124,7 +124,7 @@ class Tracker:
 def read_key(settings: TrackSettings) -> str:
     """The key in `track.key_file`; raise UsageError if it cannot be read. Checked before a run starts."""
     try:
-        return Path(settings.key_file).expanduser().read_text().strip()
+        return as_path(settings.key_file).read_text().strip()
     except OSError as error:
         raise UsageError(f"cannot read track.key_file {settings.key_file}: {error.strerror}") from None
 

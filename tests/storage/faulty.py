@@ -12,17 +12,18 @@ import hashlib
 import re
 import socket
 import struct
-import threading
 from collections import deque
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.storage.loopback import Loopback
 
 ERRORS = {"403": "AccessDenied", "404": "NoSuchKey", "503": "SlowDown", "500": "InternalError",
           "501": "NotImplemented"}  # fmt: skip
 
 
-class Faulty:
+class Faulty(Loopback):
     """The server: `objects` by "bucket/key"; use it as a context manager."""
 
     def __init__(self, objects: dict[str, bytes]) -> None:
@@ -30,14 +31,7 @@ class Faulty:
         self.faults: deque[str] = deque()  # of the GETs to come
         self.always = ""  # of every request, HEAD too
         self.seen: list[str] = []  # "GET bucket/key bytes=0-9"
-        self.closing = threading.Event()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.faulty = self
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="faulty")
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        super().__init__(_Handler)
 
     def uri(self, name: str) -> str:
         """The address of an object, with this server as endpoint."""
@@ -46,28 +40,10 @@ class Faulty:
     def gets(self) -> int:
         return sum(line.startswith("GET") for line in self.seen)
 
-    def __enter__(self) -> Faulty:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.closing.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    faulty: Faulty
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that gave up is what these tests provoke."""
-
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: _Server
+    server: Any
 
     def log_message(self, format: str, *arguments: Any) -> None:
         pass
@@ -80,11 +56,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.server.faulty.objects[unquote(urlsplit(self.path).path).strip("/")] = body
+        self.server.owner.objects[unquote(urlsplit(self.path).path).strip("/")] = body
         self._send(200, b"", {"ETag": _etag(body)})
 
     def _answer(self) -> None:
-        faulty = self.server.faulty
+        faulty = self.server.owner
         split = urlsplit(self.path)
         name = unquote(split.path).strip("/")
         faulty.seen.append(f"{self.command} {name} {self.headers.get('Range') or split.query}".strip())
@@ -120,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         self.close_connection = True
         if fault == "stall":
-            self.server.faulty.closing.wait()
+            self.server.owner.closing.wait()
         if fault == "reset":  # closing with a linger of nothing sends RST instead of FIN
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
@@ -129,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         prefix = query.get("prefix", [""])[0]
         rows = "".join(f"<Contents><Key>{name.partition('/')[2]}</Key><Size>{len(data)}</Size>"
                        f"<LastModified>2024-01-01T00:00:00.000Z</LastModified></Contents>"
-                       for name, data in sorted(self.server.faulty.objects.items())
+                       for name, data in sorted(self.server.owner.objects.items())
                        if name.startswith(f"{bucket}/{prefix}")
                        and "/" not in name.removeprefix(f"{bucket}/{prefix}"))  # fmt: skip
         body = f'<?xml version="1.0" encoding="UTF-8"?><ListBucketResult><IsTruncated>false</IsTruncated>{rows}'

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udl_dist.errors import DataError
-from udl_dist.storage.fetching import Traffic
-from udl_dist.storage.ranges import KEPT, LONGEST_RANGE, FileBlob, Window, merged, read_ranges
+from tests.storage.blobs import FileBlob
+from udl_dist.storage.ranges import KEPT, LONGEST_RANGE, Window, merged, read_ranges
 
 DATA = os.urandom(300_000)
 
@@ -31,7 +30,6 @@ RANGES = st.lists(st.tuples(st.integers(0, 290_000), st.integers(0, 10_000)), ma
 def test_any_ranges_come_back_as_they_lie(path: Path, ranges: list[tuple[int, int]]) -> None:
     blob = FileBlob(path)
     assert read_ranges(blob, ranges) == [DATA[start : start + length] for start, length in ranges]
-    blob.close()
 
 
 @settings(max_examples=200, deadline=None)
@@ -66,13 +64,12 @@ def test_no_joined_range_is_longer_than_the_longest() -> None:
 
 
 def test_a_window_forgets_what_it_has_passed(path: Path) -> None:
-    blob = FileBlob(path, Traffic())
+    blob = FileBlob(path)
     window = Window(blob, piece_bytes=1000)
     assert b"".join(window[at : at + 700] for at in range(0, len(window), 700)) == DATA
     assert blob.traffic.bytes_read == len(DATA)
     assert len(window._held) <= KEPT
     assert window[10:5] == window[len(DATA) : len(DATA) + 5] == b"" and window[len(DATA) - 3 :] == DATA[-3:]
-    blob.close()
 
 
 def test_a_window_does_not_read_what_is_jumped_over(path: Path) -> None:
@@ -81,25 +78,3 @@ def test_a_window_does_not_read_what_is_jumped_over(path: Path) -> None:
     for at in range(0, 290_000, 10_000):
         assert window[at : at + 512] == DATA[at : at + 512]
     assert blob.traffic.bytes_read <= 29 * 1000 + 2000
-    blob.close()
-
-
-def test_a_file_that_changes_says_how(tmp_path: Path) -> None:
-    path = tmp_path / "a.tar"
-    path.write_bytes(DATA)
-    blob = FileBlob(path)
-    assert blob.changed() == "" and blob.stamp == f"mtime:{path.stat().st_mtime_ns}"
-    os.utime(path, ns=(1, 1))
-    assert blob.changed() == "was written again"
-    os.truncate(path, 1000)
-    assert blob.changed() == "has 1000 bytes where it had 300000"
-    with pytest.raises(DataError, match="ends before byte 5500"):
-        blob.read(500, 5000)
-    path.unlink()
-    assert blob.changed() == "is gone"
-    blob.close()
-
-
-def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is missing"):
-        FileBlob(tmp_path / "none.tar")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
+from tests.storage.loopback import Loopback
 
-class Web:
+
+class Web(Loopback):
     """The server: `files` by "/path"; `faults` by path: a status, "short", "stall", "drip" or a URL to redirect to.
 
     A fault that is a list is used up from its front, and then the file comes. Use it as a context manager.
@@ -15,35 +16,17 @@ class Web:
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files, self.faults, self.seen = files, dict[str, Any](), list[str]()
-        self.closing = threading.Event()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.web = self
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="web")
+        super().__init__(_Handler)
 
     def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}{path}"
-
-    def __enter__(self) -> Web:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.closing.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-class _Server(ThreadingHTTPServer):
-    web: Web
-    request_queue_size = 64  # else a connection may wait a second for its turn
+        return f"{self.address}{path}"
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server
+    server: Any
 
     def do_GET(self) -> None:
-        web, path = self.server.web, self.path.partition("?")[0]
+        web, path = self.server.owner, self.path.partition("?")[0]
         web.seen.append(self.path)
         fault = web.faults.get(path)
         if isinstance(fault, list):
@@ -66,8 +49,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self.wfile.write(content if fault == "None" else content[: len(content) // 2])
             if fault == "stall":
-                self.server.web.closing.wait(30)
-            while fault == "drip" and not self.server.web.closing.wait(0.05):
+                self.server.owner.closing.wait(30)
+            while fault == "drip" and not self.server.owner.closing.wait(0.05):
                 self.wfile.write(b"\0")
         except OSError:  # the reader has had enough
             self.close_connection = True

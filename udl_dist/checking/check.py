@@ -6,13 +6,9 @@ Holds one image a thread, the rows and keys of the shards in work, and 45 bytes 
 from __future__ import annotations
 
 import dataclasses
-import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,16 +22,17 @@ from udl_dist.checking.settings import CheckSettings
 from udl_dist.checking.sources import Job, Sources, find
 from udl_dist.errors import UsageError
 from udl_dist.packing.folders import finish_folder, partial_folder
+from udl_dist.packing.threads import on_each
+from udl_dist.settings import as_path
 from udl_dist.shards.index import shown
+from udl_dist.shards.indexing import Progress
 from udl_dist.shards.reading import cut_out
 from udl_dist.shards.tar import BLOCK
 from udl_dist.storage.places import SCHEME, name_of
 from udl_dist.stream.settings import cache_folder
 
-Progress = Callable[[int, int], None]
 # Through one shard: its records, its damage, records of the index that are whole, and its bytes.
 Gone = tuple[Table, list[Damaged], int, int]
-PROGRESS_SECONDS = 0.2
 
 
 def check(source: str, settings: CheckSettings, progress: Progress | None = None) -> Findings:
@@ -52,7 +49,7 @@ def check(source: str, settings: CheckSettings, progress: Progress | None = None
         raise UsageError(
             f"a clean copy is written to a disk, not to {settings.fix!r}: name a folder, and copy it there"
         )
-    dest = Path(settings.fix).expanduser().absolute()
+    dest = as_path(settings.fix)
     with partial_folder(dest) as folder:
         from udl_dist.checking.fix import write_clean  # webdataset takes two seconds to import
 
@@ -63,41 +60,27 @@ def check(source: str, settings: CheckSettings, progress: Progress | None = None
 
 
 def _go_through(sources: Sources, settings: CheckSettings, progress: Progress | None) -> list[Gone]:
-    """Every shard, in threads; the first exception stops all."""
-    stop, done = threading.Event(), [0] * len(sources.jobs)
+    """Every shard."""
     total = sum(job.shard_bytes for job in sources.jobs)
-    with ThreadPoolExecutor(settings.threads or os.cpu_count() or 1, thread_name_prefix="check") as pool:
-        futures = [pool.submit(_through, job, sources, settings, stop, done) for job in sources.jobs]
-        try:
-            pending = set(futures)
-            while pending:
-                finished, pending = wait(pending, PROGRESS_SECONDS, "FIRST_COMPLETED")
-                for future in finished:
-                    future.result()
-                if progress and total:  # of shards in object storage without an index it is not known before
-                    progress(min(sum(done), total), total)
-        except BaseException:  # a Ctrl-C too: no thread may go on reading
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [future.result() for future in futures]
+    # Of shards in object storage without an index it is not known before, and may grow.
+    told = (lambda done, total: progress(min(done, total), total)) if progress and total else None
+    return on_each(sources.jobs, lambda job, done: _through(job, sources, settings, done), settings.threads, told,
+                   total)  # fmt: skip
 
 
-def _through(job: Job, sources: Sources, settings: CheckSettings, stop: threading.Event, done: list[int]) -> Gone:
+def _through(job: Job, sources: Sources, settings: CheckSettings, done: Callable[[int], None]) -> Gone:
     """One shard."""
     shape = sources.about.shape if job.index is None else job.index.about.shape
     rows, damage, readable = [], [], 0
     examination = Examination(job, shape, settings.decode, near=settings.near_bits >= 0)
     for found in examination.run():
-        if stop.is_set():
-            break
         if isinstance(found, Whole):
             rows.append(as_row(found, job))
             readable += found.indexed
-            done[job.number] = found.offset
+            done(found.offset)
         else:
             damage.append(found)
-    done[job.number] = job.shard_bytes
+    done(job.shard_bytes)
     return np.array(rows, TABLE), damage, readable, examination.shard_bytes
 
 

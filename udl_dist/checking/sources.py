@@ -10,6 +10,7 @@ from udl_dist.errors import DataError
 from udl_dist.packing.finding import list_shards
 from udl_dist.packing.indexes import in_cache
 from udl_dist.packing.prepare import shards_of_parts
+from udl_dist.settings import as_path
 from udl_dist.shards.index import About, Index
 from udl_dist.storage.places import is_remote, name_of, split
 from udl_dist.stream.opening import index_beside, open_index
@@ -56,7 +57,7 @@ def find(source: str, cache: Path) -> Sources:
     for part, shards in shards_of_parts(source).items():
         _add(found, part, shards, True, cache)
     if not found.jobs:
-        _add(found, "", list_shards(source), is_remote(source) or Path(source).expanduser().is_dir(), cache)
+        _add(found, "", list_shards(source), is_remote(source) or as_path(source).is_dir(), cache)
     if not found.jobs:
         raise DataError(f"{source!r} names no tar shard: name a folder of them, a brace pattern or a list file")
     return found

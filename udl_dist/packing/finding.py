@@ -8,6 +8,7 @@ from pathlib import Path
 
 from udl_dist.errors import DataError, UsageError
 from udl_dist.packing.sources import READ
+from udl_dist.settings import as_path
 from udl_dist.storage.places import is_remote, joined, parse, refuse_scheme, split
 
 TARS = (".tar", ".tgz", ".tar.gz")
@@ -25,7 +26,7 @@ def list_shards(source: str) -> list[str]:
     refuse_scheme(source)
     if is_remote(source):
         return _list_remote(source)
-    path = Path(source).expanduser().absolute()
+    path = as_path(source)
     if path.is_dir():
         return _tars(path)
     if path.suffix in LISTS and path.is_file():
@@ -84,7 +85,7 @@ def _beside(source: str, name: str) -> str:
         return name
     if is_remote(source):
         return joined(split(source)[0], name)
-    return str(Path(source).expanduser().absolute().parent / Path(name).expanduser())
+    return str(as_path(name) if name.startswith("~") else as_path(source).parent / name)
 
 
 def _tars(folder: Path) -> list[str]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,13 @@ from udl_dist.packing.folders import finish_folder, partial_folder
 from udl_dist.packing.settings import PackSettings
 from udl_dist.packing.source import Images, Source
 from udl_dist.packing.sources import open_source
+from udl_dist.packing.threads import on_each
+from udl_dist.settings import as_path
 from udl_dist.shards.index import NAME, About
 from udl_dist.shards.indexing import Progress, index_shards
 from udl_dist.stream import order
 
 LEFT_OUT = "left_out.txt"
-PROGRESS_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def pack(source: str, dest: str, settings: PackSettings, progress: Progress | No
     opened = open_source(source)
     if settings.held_out_fraction and "val" in opened.parts:
         raise UsageError(f"{source!r} has a val part: set held_out_fraction to 0")
-    return pack_source(opened, Path(dest).expanduser().absolute(), settings, progress)
+    return pack_source(opened, as_path(dest), settings, progress)
 
 
 def pack_source(source: Source, dest: Path, settings: PackSettings, progress: Progress | None = None) -> Summary:
@@ -135,44 +135,29 @@ def _jobs(folder: Path, images: Images, numbers: NDArray[np.int64], settings: Pa
 
 
 def _write_all(jobs: list[Job], settings: PackSettings, progress: Progress | None) -> list[str]:
-    """Write all shards in threads, the first error stopping all; give the lines about images left out, in order."""
+    """Write all shards, the first error stopping all; give the lines about images left out, in order."""
     import webdataset  # noqa: F401  # takes two seconds, once, before the threads need it
 
-    stop, done, total = threading.Event(), [0] * len(jobs), sum(len(job.numbers) for job in jobs)
-    with ThreadPoolExecutor(settings.threads or os.cpu_count() or 1, thread_name_prefix="pack") as pool:
-        futures = [pool.submit(_write, job, settings, stop, done, place) for place, job in enumerate(jobs)]
-        try:
-            pending = set(futures)
-            while pending:
-                finished, pending = wait(pending, PROGRESS_SECONDS, "FIRST_COMPLETED")
-                for future in finished:
-                    future.result()
-                if progress:
-                    progress(sum(done), total)
-        except BaseException:  # a Ctrl-C too: no thread may go on writing
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [line for future in futures for line in future.result()]
+    total = sum(len(job.numbers) for job in jobs)
+    left_out = on_each(jobs, lambda job, done: _write(job, settings, done), settings.threads, progress, total)
+    return [line for lines in left_out for line in lines]
 
 
-def _write(job: Job, settings: PackSettings, stop: threading.Event, done: list[int], place: int) -> list[str]:
+def _write(job: Job, settings: PackSettings, done: Callable[[int], None]) -> list[str]:
     """Write one shard with webdataset's own writer; give a line for each image left out."""
     from webdataset import TarWriter
 
     left_out = []
     with job.path.open("wb") as file:
         with TarWriter(file, encoder=False, mtime=0) as writer:
-            for number in job.numbers.tolist():
-                if stop.is_set():
-                    break
+            for count, number in enumerate(job.numbers.tolist(), 1):
                 try:
                     writer.write(_record(job.images, number, settings))
                 except DataError as error:
                     if not settings.skip_damaged:
                         raise
                     left_out.append(str(error))
-                done[place] += 1
+                done(count)
         file.flush()
         os.fsync(file.fileno())
     if len(left_out) == len(job.numbers):

@@ -18,6 +18,7 @@ from udl_dist.packing.pack import pack_source
 from udl_dist.packing.sequences import indexed, list_sequence
 from udl_dist.packing.settings import PackSettings
 from udl_dist.packing.sources import identify, open_source
+from udl_dist.settings import as_path
 from udl_dist.shards.index import NAME
 from udl_dist.shards.indexing import Progress
 from udl_dist.storage.places import is_remote, joined, refuse_scheme
@@ -80,7 +81,7 @@ def shards_of_parts(source: str) -> dict[str, list[str]]:
     if is_remote(source) and not is_prefix(source):  # a pattern with a name behind it would be one of other shards
         return found
     for part in ("train", "val", "test"):
-        folder = joined(source, part) if is_remote(source) else str(Path(source).expanduser().absolute() / part)
+        folder = joined(source, part) if is_remote(source) else str(as_path(source) / part)
         if not is_remote(source) and not Path(folder).is_dir():
             continue
         try:

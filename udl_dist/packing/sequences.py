@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 from udl_dist.errors import DataError, UsageError
 from udl_dist.packing.finding import LISTS, LONGEST_LIST, expanded
+from udl_dist.settings import as_path
 from udl_dist.storage.fetching import Limits
 from udl_dist.storage.places import is_sequential, scheme_of
 from udl_dist.storage.web import read_whole, url_name
@@ -67,7 +67,7 @@ def _listed(source: str, limits: Limits) -> Iterator[str]:
     if is_sequential(source):
         text = read_whole(source, limits, LONGEST_LIST).decode("utf-8", "replace")
     else:
-        path = Path(source).expanduser()
+        path = as_path(source)
         if not path.is_file():
             raise DataError(f"list file {source!r} is missing")
         text = path.read_text("utf-8")

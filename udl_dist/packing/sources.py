@@ -19,6 +19,7 @@ from udl_dist.images.coding import Pixels, decode
 from udl_dist.images.kinds import Fit, Shape
 from udl_dist.packing import arrays
 from udl_dist.packing.source import LICENSES, Images, Source, find_license
+from udl_dist.settings import as_path
 
 READ = (".png", ".jpg", ".jpeg", ".webp", ".npy")
 UNREAD = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".ppm", ".pgm", ".ico")
@@ -61,7 +62,7 @@ def open_source(source: str) -> Source:
     """Find out what `source` is and list its images, decoding none; raise DataError if there is nothing to pack."""
     if source == "digits":
         return arrays.digits()
-    path = Path(source).expanduser()
+    path = as_path(source)
     if not path.exists():
         raise DataError(f"there is no file or folder {source!r}: check the path")
     if path.is_dir():
@@ -97,7 +98,7 @@ def identify(source: str) -> str:
     """A hash that changes whenever the images of a source do: of names, sizes and times, without opening a file."""
     if source == "digits":
         return arrays.digits_identity()
-    path = Path(source).expanduser().absolute()
+    path = as_path(source)
     if not path.exists():
         raise DataError(f"there is no file or folder {source!r}: check the path")
     if path.is_dir() and not arrays.idx_files(path):

@@ -182,9 +182,3 @@ def _pool(kind: str) -> ThreadPoolExecutor:
         if key not in _pools:
             _pools[key] = ThreadPoolExecutor(REQUESTS if kind == "request" else HEDGES, f"udl-storage-{kind}")
         return _pools[key]
-
-
-def shut_down() -> None:
-    """End the threads of this process that wait for work; the next request starts new ones."""
-    for key in [key for key in _pools if key[0] == os.getpid()]:
-        _pools.pop(key).shutdown(wait=False, cancel_futures=True)

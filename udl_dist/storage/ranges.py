@@ -5,12 +5,9 @@ A blob is an opened object or file. Knows neither tar nor any storage library.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
-from udl_dist.errors import DataError
 from udl_dist.storage.fetching import Traffic
 from udl_dist.storage.range_cache import RangeCache
 
@@ -50,60 +47,6 @@ class Blob(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-class FileBlob:
-    """A file on disk."""
-
-    def __init__(self, path: Path, traffic: Traffic | None = None) -> None:
-        self.name, self.traffic = str(path.absolute()), traffic or Traffic()
-        try:
-            self._file = path.open("rb", buffering=0)
-        except FileNotFoundError:
-            raise DataError(f"{self.name!r} is missing: check the path, or copy it again") from None
-        except OSError as error:
-            raise DataError(f"{self.name!r} cannot be read ({error.strerror})") from None
-        status = os.fstat(self._file.fileno())
-        self.size, self.stamp = status.st_size, f"mtime:{status.st_mtime_ns}"
-
-    def read(self, start: int, length: int) -> bytes:
-        """Exactly `length` bytes, or DataError."""
-        data = b""
-        while len(data) < length and (more := os.pread(self._file.fileno(), length - len(data), start + len(data))):
-            data += more
-        if len(data) != length:
-            raise DataError(f"{self.name!r} ends before byte {start + length}: copy it again")
-        self.traffic.count(requests=1, bytes_read=length)
-        return data
-
-    def begin(self, start: int, length: int) -> Pending:
-        """Disks need no head start: the bytes are read when they are asked for."""
-        return _Later(self, start, length)
-
-    def changed(self) -> str:
-        """What differs from when it was opened, in words; empty if nothing does."""
-        try:
-            status = os.stat(self.name)
-        except OSError:
-            return "is gone"
-        if status.st_size != self.size:
-            return f"has {status.st_size} bytes where it had {self.size}"
-        return "was written again" if f"mtime:{status.st_mtime_ns}" != self.stamp else ""
-
-    def close(self) -> None:
-        """Give the file back."""
-        self._file.close()
-
-
-class _Later:
-    def __init__(self, blob: Blob, start: int, length: int) -> None:
-        self._blob, self._range = blob, (start, length)
-
-    def result(self) -> bytes:
-        return self._blob.read(*self._range)
-
-    def cancel(self) -> None:
-        pass
 
 
 class Window:

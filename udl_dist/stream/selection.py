@@ -16,6 +16,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
+from udl_dist.settings import as_path
 from udl_dist.shards.index import Index, shown, written
 from udl_dist.stream import order
 
@@ -43,7 +44,7 @@ def select(index: Index, wanted: Wanted, cache: Path) -> tuple[NDArray[Any] | No
     """Sorted record numbers (None: all), and a name for exactly this choice; raise DataError if none is left."""
     if wanted.everything:
         return None, "all"
-    listed = _listed(Path(wanted.keys)) if wanted.keys else None
+    listed = _listed(as_path(wanted.keys)) if wanted.keys else None
     lines = b"" if listed is None else listed.tobytes()
     name = xxhash.xxh3_128_hexdigest(
         f"{index.fingerprint} {wanted.part} {wanted.fraction} {wanted.limit} ".encode() + lines
@@ -86,7 +87,7 @@ def _mapped(path: Path, index: Index, wanted: Wanted, listed: NDArray[np.uint64]
 def _listed(path: Path) -> NDArray[np.uint64]:
     """The hashes of the keys of a list file, sorted."""
     try:
-        lines = path.expanduser().read_bytes().splitlines()
+        lines = path.read_bytes().splitlines()
     except OSError as error:
         raise DataError(f"data.keys {str(path)!r} cannot be read ({error.strerror}): write one key a line") from None
     hashes = {xxhash.xxh3_64_intdigest(line) for line in lines if line}
@@ -101,9 +102,7 @@ def _refuse_unknown(index: Index, chosen: NDArray[Any], listed: NDArray[np.uint6
         listed = listed[order.held_out(listed, wanted.fraction, SEED) == (wanted.part == "held_out")]
     unknown = np.setdiff1d(listed, index.rows["key_hash"][chosen])
     if unknown.size:
-        wrong = {
-            xxhash.xxh3_64_intdigest(line): line for line in Path(wanted.keys).expanduser().read_bytes().splitlines()
-        }
+        wrong = {xxhash.xxh3_64_intdigest(line): line for line in as_path(wanted.keys).read_bytes().splitlines()}
         first = shown(wrong[int(unknown[0])])
         raise DataError(
             f"data.keys {wanted.keys!r}: {unknown.size} of its keys are in no shard, as {first}: correct it"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from udl_dist.images.kinds import Shape
-from udl_dist.settings import setting
+from udl_dist.settings import as_path, setting
 from udl_dist.storage.fetching import Limits
 
 
@@ -67,6 +67,6 @@ class DataSettings:
 def cache_folder(cache: str) -> Path:
     """The folder for what is packed or indexed at first use, absolute; it may not exist yet."""
     if cache:
-        return Path(cache).expanduser().absolute()
+        return as_path(cache)
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser().absolute() / "udl-dist"
+    return as_path(home) / "udl-dist"
