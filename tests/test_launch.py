@@ -48,9 +48,9 @@ def cluster() -> Iterator[None]:
 
 
 def launch_environment() -> dict[str, str]:
-    from udl_dist import launch
+    from udl_dist import clusters
 
-    return launch.ENVIRONMENT
+    return clusters.ENVIRONMENT
 
 
 def workers_of(folder: Path) -> list[int]:

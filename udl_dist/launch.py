@@ -6,19 +6,17 @@ folder: a stop is asked by a file, progress is read from the curves, a refusal f
 
 from __future__ import annotations
 
-import logging
-import os
 import shutil
 import threading
 import time
 import uuid
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from udl_dist import pulse
-from udl_dist.errors import ClusterError, TrainingError, UdlError
+from udl_dist import clusters, pulse
+from udl_dist.clusters import PLACEMENTS, START_SECONDS, Size
+from udl_dist.errors import ClusterError, UdlError
 from udl_dist.experiment import Experiment
 from udl_dist.recovery import as_error, judge, one_line
 from udl_dist.runs import RunFolder
@@ -28,19 +26,7 @@ from udl_dist.terminal import Terminal
 from udl_dist.watchdog import GRACE_SECONDS, put_down
 
 POLL_SECONDS = 0.2
-START_SECONDS = 60.0
-PLACEMENTS = 3  # tries to place the workers, of START_SECONDS each
-ENVIRONMENT = {
-    "RAY_worker_niceness": "0",  # 15 unless told: anything else on the machine would starve the workers
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # a report waits for this poll (2 s unless told)
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{START_SECONDS:g}",
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{START_SECONDS:g}",  # ten minutes unless told
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DISABLE_IMPORT_WARNING": "1",
-}
+GROW_SECONDS = 20.0  # between two looks for more workers
 
 
 def run(
@@ -59,7 +45,7 @@ def run(
         thread = threading.Thread(target=_train, args=(experiment, prepared, verbose, faults, outcome), daemon=True)
         thread.start()
         try:
-            _watch(thread, folder, terminal, outcome, signals, experiment.run.hang_seconds)
+            _watch(thread, folder, terminal, outcome, signals, experiment)
         finally:
             _end_ray(thread, outcome)
             pulse.clear(folder)
@@ -72,10 +58,11 @@ def run(
 
 def _watch(
     thread: threading.Thread, folder: RunFolder, terminal: Terminal, outcome: dict[str, Any], signals: Signals,
-    hang_seconds: float,
+    experiment: Experiment,
 ) -> None:  # fmt: skip
     """Show the run until its thread ends; raise the first refusal of a worker as soon as it is there."""
-    settled, ranks = False, pulse.Others(folder)
+    settled, ranks, hang_seconds = False, pulse.Others(folder), experiment.run.hang_seconds
+    growing = Growing(experiment, folder)
     while thread.is_alive():
         thread.join(POLL_SECONDS)
         terminal.refresh()
@@ -86,61 +73,118 @@ def _watch(
             put_down(folder, life)
         if failure := folder.failure():
             raise as_error(*failure)
+        growing.look(outcome.get("workers", 0))
+
+
+class Growing:
+    """Looks for places that have become free, and has the workers make a checkpoint and end for a larger group.
+
+    Only while all of them are at work: before, the places they are about to take seem to be free.
+    """
+
+    def __init__(self, experiment: Experiment, folder: RunFolder) -> None:
+        self._experiment, self._folder = experiment, folder
+        self._next = time.monotonic() + GROW_SECONDS
+        self._in_vain = 0  # so many were tried for and not had
+
+    def look(self, workers: int) -> None:
+        """To be called often, with the workers at work; 0: none, so that nothing is to be asked."""
+        if workers in (0, self._experiment.run.most_workers) or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + GROW_SECONDS
+        if len(pulse.lives(self._folder)) < workers:
+            return
+        try:
+            more = clusters.growth(self._experiment, workers)
+        except Exception:  # Ray ends in the other thread just now
+            return
+        if more > max(workers, self._in_vain) and not self._folder.resize_asked():
+            self._folder.say(f"{more} workers can be had now, not {workers}: a checkpoint, then they all start again")
+            self._folder.ask_resize()
+            self._in_vain = more
+        elif more == workers:
+            self._in_vain = 0
 
 
 def _train(
     experiment: Experiment, prepared: Prepared, verbose: bool, faults: str, outcome: dict[str, Any]
 ) -> None:  # fmt: skip
-    """Run in a thread: Ray from start to end; leaves `result` or `error` in `outcome`, `ours` if Ray is to be ended."""
+    """Run in a thread: Ray from start to end; leaves `result` or `error` in `outcome`, `ours` if Ray is to be ended.
+
+    `workers` is how many are at work, so that somebody can look whether more can be had.
+    """
+    folder = RunFolder(experiment.run.folder)
     try:
-        outcome["ours"] = _start_ray(experiment, verbose)
-        workers, gpu = _placeable(experiment)
-        outcome["result"] = _trainer(experiment, prepared, workers, gpu, faults).fit().return_value
+        outcome["ours"] = clusters.start(experiment.run.address, verbose)
+        outcome["result"] = _groups(experiment, prepared, faults, folder, outcome)
     except Exception as error:  # carried to the main thread, which explains it
-        outcome["free"] = _free()
+        outcome["free"] = clusters.in_words()
         outcome["error"] = error
     finally:
         # Not left to the main thread: Ray's processes are killed, not ended, with the thread that started them.
         _shut_down(outcome)
 
 
-def _trainer(experiment: Experiment, prepared: Prepared, workers: int, gpu: bool, faults: str) -> Any:
-    """Ray's trainer for the workers asked for."""
+def _groups(
+    experiment: Experiment, prepared: Prepared, faults: str, folder: RunFolder, outcome: dict[str, Any]
+) -> dict[str, Any]:
+    """One group of workers after the other, each as large as there is place for, until one ends the run.
+
+    A group ends early when a worker fails, which `judge` may take for the end of the run, or for a larger one.
+    """
+    size, placements = clusters.size(experiment), 0
+    while True:
+        outcome["workers"] = size.workers
+        if experiment.run.least_workers < experiment.run.most_workers:
+            folder.say(f"{size.workers} workers")
+        wait = 0.0
+        try:
+            result = dict(_trainer(experiment, prepared, size, faults).fit().return_value)
+            if not result["stopped"] or folder.stop_asked():
+                return result
+        except Exception as error:
+            if clusters.is_misplaced(error):
+                placements += 1
+                if placements == PLACEMENTS:
+                    raise
+                folder.say(f"{size.workers} workers found no place in {START_SECONDS:g} s, free now: "
+                           f"{clusters.in_words()}: again ({placements} of {PLACEMENTS} tries)")  # fmt: skip
+            elif clusters.is_loss(error):
+                placements = 0
+                judge(folder, getattr(error, "worker_failures", {}), experiment.run.max_failures)
+            else:
+                raise
+            if failure := folder.failure():
+                raise as_error(*failure) from None
+            wait = PLACEMENTS * START_SECONDS
+        outcome["workers"] = 0
+        folder.resize_done()
+        pulse.clear(folder)  # those of a larger group must not be taken for dead ranks of the next
+        size = clusters.size(experiment, size.workers, wait)
+
+
+def _trainer(experiment: Experiment, prepared: Prepared, size: Size, faults: str) -> Any:
+    """Ray's trainer for one group of workers."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     return TorchTrainer(
         _rank,
         train_loop_config={"experiment": experiment.to_dict(), "prepared": asdict(prepared), "faults": faults},
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpu else "gloo"),
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if size.gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu=gpu,
-            resources_per_worker={"CPU": experiment.run.cpus_per_worker, "GPU": int(gpu)},
+            num_workers=size.workers,
+            use_gpu=size.gpu,
+            resources_per_worker={"CPU": experiment.run.cpus_per_worker, "GPU": int(size.gpu)},
         ),
         # Our checkpoints are the truth: Ray gets a name of its own each time, so that its snapshot is never taken up.
+        # It starts nothing again by itself either: the next group may be another size.
         run_config=RunConfig(
             name=uuid.uuid4().hex,
             storage_path=str(_ray_storage(RunFolder(experiment.run.folder))),
-            failure_config=FailureConfig(
-                max_failures=experiment.run.max_failures, controller_failure_limit=PLACEMENTS - 1
-            ),
-            callbacks=[_judge(experiment)],
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
     )
-
-
-def _judge(experiment: Experiment) -> Any:
-    """What Ray's controller calls when workers fail: in its own process, to which this travels."""
-    from ray.train import UserCallback
-
-    folder, most = experiment.run.folder, experiment.run.max_failures
-
-    class Judge(UserCallback):  # type: ignore[misc]  # Ray has no types
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, BaseException]) -> None:
-            judge(RunFolder(folder), worker_exceptions, most)
-
-    return Judge()
 
 
 def _rank(config: dict[str, Any]) -> dict[str, Any]:
@@ -166,33 +210,6 @@ def _rank(config: dict[str, Any]) -> dict[str, Any]:
         raise
 
 
-def _start_ray(experiment: Experiment, verbose: bool) -> bool:
-    """Join the cluster at `run.address`, or start a private Ray that opens no dashboard; say whether to end it later.
-
-    A Ray that is there already is somebody's own session or a test's cluster: theirs to end.
-    """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import ray
-
-        if ray.is_initialized():
-            return False
-        where: dict[str, Any] = {"address": experiment.run.address or "local"}
-        if not experiment.run.address:
-            where |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        level = logging.INFO if verbose else logging.ERROR
-        try:
-            ray.init(**where, log_to_driver=verbose, logging_level=level, namespace="udl-dist")
-        except Exception as error:  # Ray raises many kinds here
-            raise ClusterError(f"no Ray at {experiment.run.address or 'this machine'}: {one_line(error)}") from None
-    if not verbose:
-        for name in ("ray", "ray.train"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-    return True
-
-
 def _end_ray(thread: threading.Thread, outcome: dict[str, Any]) -> None:
     """End a Ray that is still at work; a start under way is waited for, so that nothing of it is left behind."""
     deadline = time.monotonic() + START_SECONDS
@@ -205,32 +222,7 @@ def _end_ray(thread: threading.Thread, outcome: dict[str, Any]) -> None:
 
 def _shut_down(outcome: dict[str, Any]) -> None:
     if outcome.get("ours"):
-        import ray
-
-        ray.shutdown()
-
-
-def _placeable(experiment: Experiment) -> tuple[int, bool]:
-    """The workers asked for and whether each takes a GPU; raise ClusterError at once if they cannot be had."""
-    import ray
-
-    there = ray.cluster_resources()
-    gpu = experiment.run.device == "cuda" or (experiment.run.device == "auto" and there.get("GPU", 0) > 0)
-    asked, each = experiment.run.workers, 1 if gpu else experiment.run.cpus_per_worker
-    available = int(there.get("GPU" if gpu else "CPU", 0))
-    if asked * each > available:
-        kind = "GPUs" if gpu else "CPU cores"
-        raise ClusterError(f"run.workers = {asked} needs {asked * each} {kind}, the cluster has {available}: "
-                           f"set run.workers to {available // each} or fewer")  # fmt: skip
-    return asked, gpu
-
-
-def _free() -> str:
-    """What of the cluster nobody uses at the moment, in words."""
-    import ray
-
-    free = ray.available_resources() if ray.is_initialized() else {}
-    return f"{free.get('CPU', 0):g} CPU cores, {free.get('GPU', 0):g} GPUs"
+        clusters.end()
 
 
 def _ray_storage(folder: RunFolder) -> Path:
@@ -239,12 +231,7 @@ def _ray_storage(folder: RunFolder) -> Path:
 
 def _explained(error: Exception, folder: RunFolder, outcome: dict[str, Any], experiment: Experiment) -> UdlError:
     """What Ray raised, as one line; the whole story goes to the messages of the run."""
-    failures = getattr(error, "worker_failures", None) or {}
-    folder.say(f"Ray: {error}")
-    if failures:
-        rank, cause = next(iter(failures.items()))
-        return TrainingError(f"rank {rank} failed: {one_line(cause)}; all of it is in {folder.messages}")
-    if "startup timed out" in str(error):
+    if clusters.is_misplaced(error):
         return ClusterError(f"run.workers = {experiment.run.workers} could not be placed in {PLACEMENTS} tries; free "
                             f"now: {outcome['free']}: lower run.workers, or wait for the others")  # fmt: skip
     return ClusterError(f"Ray failed: {one_line(error)}; all of it is in {folder.messages}")

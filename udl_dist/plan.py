@@ -29,7 +29,7 @@ class Plan:
     records: int  # 0: unknown
     held_out_records: int
     shards: int
-    workers: int
+    workers: int | str  # a range: as many as can be had
     determinism: str
     batch_size: int
     images_per_rank: tuple[int, int]  # least and most of one step
@@ -63,29 +63,30 @@ class Plan:
 
 def plan(experiment: Experiment) -> Plan:
     """Work out the plan; raise UsageError or DataError for whatever can be refused before a machine is taken."""
-    train, workers = experiment.train, experiment.run.workers
+    train, run = experiment.train, experiment.run
+    least, workers = run.least_workers, run.most_workers
     if train.batch_size < workers * train.accumulate:
         parts = f" x train.accumulate = {train.accumulate}" if train.accumulate > 1 else ""
-        raise UsageError(f"train.batch_size = {train.batch_size} is less than run.workers = {workers}{parts}: "
+        raise UsageError(f"train.batch_size = {train.batch_size} is less than run.workers = {run.workers}{parts}: "
                          "every worker needs an image in every step")  # fmt: skip
     seen = survey(experiment.data)
     if 0 < seen.held_out_records < workers:
-        raise UsageError(f"{seen.held_out_records} held-out images cannot be shared by run.workers = {workers}: "
+        raise UsageError(f"{seen.held_out_records} held-out images cannot be shared by run.workers = {run.workers}: "
                          "raise data.held_out_fraction")  # fmt: skip
     seen.refuse_few_shards(workers)
     method = methods.find(experiment.method_name)(experiment.method, experiment.data.shape)
     networks = method.describe()
-    if experiment.run.determinism == "elastic":
+    if run.determinism == "elastic":
         _refuse_inelastic(experiment, networks)
     total = train.length(seen.records)
-    share = ceil(train.batch_size / workers)
+    share = ceil(train.batch_size / least)
     parameters = {name: network.parameters for name, network in networks.items()}
     # Weights, gradients and the optimiser's two moments; the moving average is one more copy.
     copies = 4 + bool(train.average_half_life)
     rows = ceil(share / train.accumulate)
     activations = rows * sum(network.activations for network in networks.values())
     return Plan(
-        folder=experiment.run.folder,
+        folder=run.folder,
         method=experiment.method_name,
         source=experiment.data.source,
         packed=seen.packed,
@@ -93,8 +94,8 @@ def plan(experiment: Experiment) -> Plan:
         records=seen.records,
         held_out_records=seen.held_out_records,
         shards=seen.shards,
-        workers=workers,
-        determinism=experiment.run.determinism,
+        workers=run.workers,
+        determinism=run.determinism,
         batch_size=train.batch_size,
         images_per_rank=(train.batch_size // workers, share),
         steps=total // train.batch_size,
@@ -107,10 +108,12 @@ def plan(experiment: Experiment) -> Plan:
 
 def _refuse_inelastic(experiment: Experiment, networks: Mapping[str, Any]) -> None:
     """Whatever stands in the way of the same bits in any world."""
-    train, workers = experiment.train, experiment.run.workers
+    train, run = experiment.train, experiment.run
     asked = "run.determinism = elastic learns a batch in 12 shares"
-    if train.SHARES % workers:
-        raise UsageError(f"{asked}, which {workers} workers cannot share: set run.workers to 1, 2, 3, 4, 6 or 12")
+    if train.SHARES % run.least_workers:
+        raise UsageError(
+            f"{asked}, which {run.least_workers} workers cannot share: set run.workers to 1, 2, 3, 4, 6 or 12"
+        )
     if train.batch_size < train.SHARES:
         raise UsageError(f"{asked}: set train.batch_size to {train.SHARES} or more, not {train.batch_size}")
     if train.accumulate > 1:

@@ -52,7 +52,9 @@ def first_cause(folder: RunFolder, raised: Mapping[int, BaseException]) -> Cause
     """The first error among those of all ranks and of processes that died."""
     alive = lives(folder)
     causes = [_cause(folder, rank, raised.get(rank), alive.get(rank)) for rank in sorted({*raised, *alive})]
-    return min((cause for cause in causes if cause), key=lambda cause: (cause.weight, cause.rank))
+    images = max((life.images for life in alive.values()), default=0)
+    unknown = Cause(6, 0, images, "Ray's process that watches the workers died")
+    return min((cause for cause in causes if cause), key=lambda cause: (cause.weight, cause.rank), default=unknown)
 
 
 def _cause(folder: RunFolder, rank: int, error: BaseException | None, life: Life | None) -> Cause | None:

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -25,7 +26,8 @@ from udl_dist.settings import setting
 @dataclass(frozen=True)
 class RunSettings:
     folder: str = setting("", "where everything of the run lies; empty: runs/ and the job file's name")
-    workers: int = setting(1, "DDP workers, one a GPU, or one a CPU core where there is no GPU", low=1)
+    workers: int | str = setting(1, "DDP workers, one a GPU, or one a CPU core where there is no GPU; '2..8': as many "
+                                    "of these as can be had, more or fewer as nodes come and go", low=1)  # fmt: skip
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: GPUs if the cluster has any")
     cpus_per_worker: int = setting(1, "CPU cores that each worker takes", low=1)
     address: str = setting("", "a Ray cluster to join; empty: a private Ray on this machine, ended with the run")
@@ -40,6 +42,24 @@ class RunSettings:
         "world", "weights are the same to the bit with the same workers; elastic: with 1, 2, 3, 4, 6 or 12, slower"
     )
     fresh: bool = setting(False, "put aside whatever the folder holds, and start again")
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least_workers <= self.most_workers:
+            raise UsageError(f"run.workers = {self.workers!r}: say a number, or a range such as '2..8'")
+
+    @property
+    def least_workers(self) -> int:
+        return self._range()[0]
+
+    @property
+    def most_workers(self) -> int:
+        return self._range()[1]
+
+    def _range(self) -> tuple[int, int]:
+        if isinstance(self.workers, int):
+            return self.workers, self.workers
+        found = re.fullmatch(r"(\d{1,6})\.\.(\d{1,6})", self.workers.replace(" ", ""))
+        return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 class RunFolder:
@@ -60,6 +80,7 @@ class RunFolder:
         self._restarts = self.path / "restarts.jsonl"
         self._lock = self.path / "lock"
         self._stop = self.path / "stop"
+        self._resize = self.path / "resize"
         self._failure = self.path / "failure.json"
 
     @contextlib.contextmanager
@@ -82,7 +103,7 @@ class RunFolder:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
-            for left in (self._stop, self._failure, self._restarts):
+            for left in (self._stop, self._resize, self._failure, self._restarts):
                 left.unlink(missing_ok=True)
             try:
                 yield
@@ -107,6 +128,20 @@ class RunFolder:
 
     def stop_asked(self) -> bool:
         return self._stop.exists()
+
+    def end_asked(self) -> bool:
+        """Whether the workers are to end, for good or for others."""
+        return self.stop_asked() or self.resize_asked()
+
+    def ask_resize(self) -> None:
+        """Ask the workers to write a checkpoint and end, so that more of them can go on."""
+        self._resize.touch()
+
+    def resize_asked(self) -> bool:
+        return self._resize.exists()
+
+    def resize_done(self) -> None:
+        self._resize.unlink(missing_ok=True)
 
     def say(self, line: str) -> None:
         """Keep one line for people; on a full disk it goes to stderr."""

@@ -48,6 +48,7 @@ class Scribe:
         self._misses, self._missed = 0, ""
         self._writer = Writer(self._write, self._told)
         self._stream, self._waits = stream, 0  # reports in a row whose time was waited away
+        self._advised = False
         self._refuse_small_disk()
         last = folder.rewind(start)
         if not start:
@@ -86,7 +87,8 @@ class Scribe:
         """Say once what to do about waiting for data; the first report is no sign, for reading had no head start."""
         advised = advice(self._stream, wait_share)
         self._waits = self._waits + 1 if advised else 0
-        if self._waits == 2:
+        if self._waits == 2 and not self._advised:
+            self._advised = True
             self._folder.say(advised)
 
     def finish(self) -> None:

@@ -79,7 +79,7 @@ def _work(
 
     try:
         for report in train(learning, stream, held_out, experiment.train, intervals(experiment, total), ranks, start,
-                            folder.stop_asked if ranks.leads else lambda: False, clock.due, kept, beat):  # fmt: skip
+                            folder.end_asked if ranks.leads else lambda: False, clock.due, kept, beat):  # fmt: skip
             figures |= report.figures
             images, stopped = report.images, report.stopped
             beat(images, "save" if report.checkpoint else "report")

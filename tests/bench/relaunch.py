@@ -50,7 +50,7 @@ def _group(experiment: Experiment, wanted: str, start: int, seconds: float, hook
     """One start of all ranks; whether all of them ended well. When one has failed the others get no grace."""
     with tempfile.TemporaryDirectory() as meet:
         arguments = (meet, experiment.to_dict(), wanted, start, hook)
-        ranks = [context.Process(target=_rank, args=(rank, *arguments)) for rank in range(experiment.run.workers)]
+        ranks = [context.Process(target=_rank, args=(rank, *arguments)) for rank in range(experiment.run.most_workers)]
         for rank in ranks:
             rank.start()
         deadline = time.monotonic() + seconds
@@ -83,14 +83,14 @@ def _rank(rank: int, meet: str, values: dict[str, Any], wanted: str, start: int,
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "Grad strides do not match", UserWarning)
     experiment = experiments.from_dict(values)
-    if experiment.run.workers > 1:
+    if experiment.run.most_workers > 1:
         dist.init_process_group("gloo", init_method=f"file://{meet}/meet", rank=rank,
-                                world_size=experiment.run.workers)  # fmt: skip
+                                world_size=experiment.run.most_workers)  # fmt: skip
     faults.arm(wanted, RunFolder(experiment.run.folder), rank)
     if hook:
         hook(rank, start)
     work(experiment, prepare(experiment.data), Ranks())
-    if experiment.run.workers > 1:
+    if experiment.run.most_workers > 1:
         dist.barrier()  # nobody leaves while another still listens to it
     os._exit(0)  # nothing of the server is to be tidied up here
 

@@ -187,7 +187,7 @@ import sys, time
 from udl_dist.packing import pack
 from udl_dist.packing.settings import PackSettings
 encode = pack.encode
-pack.encode = lambda *given: (time.sleep(0.02), encode(*given))[1]
+pack.encode = lambda *given: (time.sleep(0.08), encode(*given))[1]
 pack.pack(sys.argv[1], sys.argv[2], PackSettings(size=16, shard_records=4, threads=2))
 """
 

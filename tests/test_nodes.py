@@ -1,0 +1,129 @@
+"""Several nodes under real Ray: a range of workers goes on when a node is lost, and grows when one comes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from tests import gloo
+from tests.test_worker import curves, finished, manifest, source, wanted
+from udl_dist import clusters, launch, session
+from udl_dist.errors import ClusterError
+from udl_dist.runs import RunFolder
+
+# Ray and its threads warn at will; they are not ours to mend.
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("default")]
+fixtures = (source,)
+IMAGES = 24_000
+FLAGS = {"run__determinism": "elastic", "train__total_images": str(IMAGES), "evaluate__every_images": "6000",
+         "train__report_images": "240", "run__checkpoint_images": "1200", "run__hang_seconds": "30"}  # fmt: skip
+
+
+class Nodes:
+    """A cluster whose head has no cores, and nodes of one core each."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        memory = 80_000_000
+        self.cluster = Cluster(True, head_node_args={"num_cpus": 0, "object_store_memory": memory})
+        self._memory = memory
+        self.nodes: list[Any] = []
+
+    def add(self) -> None:
+        with patch("ray._private.utils.set_sigterm_handler"):  # Ray's own, which only a main thread may set
+            self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=self._memory))
+
+    def lose(self) -> None:
+        """As if somebody pulled the plug."""
+        self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    for name, value in clusters.ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import ray
+
+        nodes = Nodes()
+        ray.init(address=nodes.cluster.address, log_to_driver=False, logging_level="ERROR")
+        yield nodes
+        ray.shutdown()
+        nodes.cluster.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def three(nodes: Nodes) -> None:
+    """Three nodes at the start of each test."""
+    while nodes.nodes:
+        nodes.lose()
+    for _ in range(3):
+        nodes.add()
+    nodes.cluster.wait_for_nodes()
+
+
+def said(folder: Path) -> str:
+    path = folder / "messages.log"
+    return path.read_text() if path.exists() else ""
+
+
+@contextlib.contextmanager
+def acting(folder: Path, *turns: tuple[str, Callable[[], None]]) -> Iterator[None]:
+    """Do each act two seconds after its line is said for the first time after the act before; all of them are done."""
+    over = threading.Event()
+
+    def watch() -> None:
+        at = 0
+        for line, do in turns:
+            while (found := said(folder).find(line, at)) < 0:
+                time.sleep(0.1)
+            while not RunFolder(folder).points():
+                time.sleep(0.1)
+            at = found + len(line)
+            time.sleep(2)
+            do()
+        over.wait()  # a node dies with the thread that started it
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    yield
+    over.set()
+    thread.join(1)
+    assert not thread.is_alive(), "not all was done"
+
+
+def test_a_node_lost_and_a_node_added_change_nothing_in_the_end(
+    source: Path, tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "GROW_SECONDS", 1.0)
+    run = tmp_path / "run"
+    with acting(run, ("3 workers", nodes.lose), (" 2 workers", nodes.add)):
+        assert session.train(wanted("vae", source, run, run__workers="2..4", **FLAGS), io.StringIO()).complete
+    told = said(run)
+    assert told.index(" 3 workers") < told.index("start again from the newest checkpoint (1 of 3)")
+    assert told.index(" 2 workers") < told.index("3 workers can be had now, not 2") < told.rindex(" 3 workers")
+    gloo.run(1, finished, wanted("vae", source, tmp_path / "whole", **FLAGS), seconds=300)
+    assert manifest(run, IMAGES) == manifest(tmp_path / "whole", IMAGES)
+    assert [pytest.approx(point, rel=1e-5) for point in curves(run)] == curves(tmp_path / "whole")
+
+
+def test_too_few_nodes_left_end_the_run_with_asked_and_available(
+    source: Path, tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "START_SECONDS", 1.0)
+    expected = "run.workers = 3..4 needs 3 CPU cores, the cluster has 2"
+    with acting(tmp_path, ("workers", nodes.lose)), pytest.raises(ClusterError, match=expected):
+        session.train(wanted("vae", source, tmp_path, run__workers="3..4", **FLAGS), io.StringIO())
+    assert (tmp_path / "checkpoints").exists()

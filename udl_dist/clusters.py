@@ -1,0 +1,157 @@
+"""Which Ray there is, what of it is free, and how many workers fit: started, joined and ended here, and only here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from udl_dist.errors import ClusterError
+from udl_dist.experiment import Experiment
+from udl_dist.recovery import one_line
+from udl_dist.training.settings import TrainSettings
+
+START_SECONDS = 60.0  # a start of Ray, and one try to place workers
+PLACEMENTS = 3  # tries to place the workers
+RELEASE_SECONDS = 10.0  # until what a group of workers held is free again
+POLL_SECONDS = 0.2
+ENVIRONMENT = {
+    "RAY_worker_niceness": "0",  # 15 unless told: anything else on the machine would starve the workers
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # a report waits for this poll (2 s unless told)
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{START_SECONDS:g}",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{START_SECONDS:g}",  # ten minutes unless told
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """A group of workers that can be placed: how many, and whether each takes a GPU."""
+
+    workers: int
+    gpu: bool
+
+
+def start(address: str, verbose: bool) -> bool:
+    """Join the cluster at `address`, or start a private Ray that opens no dashboard; say whether it is ours to end.
+
+    A Ray that is there already is somebody's own session or a test's cluster: theirs to end.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import ray
+
+        if ray.is_initialized():
+            return False
+        where: dict[str, Any] = {"address": address or "local"}
+        if not address:
+            where |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        level = logging.INFO if verbose else logging.ERROR
+        try:
+            ray.init(**where, log_to_driver=verbose, logging_level=level, namespace="udl-dist")
+        except Exception as error:  # Ray raises many kinds here
+            raise ClusterError(f"no Ray at {address or 'this machine'}: {one_line(error)}") from None
+    if not verbose:
+        for name in ("ray", "ray.train"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    return True
+
+
+def end() -> None:
+    """End a Ray that is ours, or leave the cluster that was joined."""
+    import ray
+
+    ray.shutdown()
+
+
+def size(experiment: Experiment, before: int = 0, wait_seconds: float = 0.0) -> Size:
+    """The workers to start now, within run.workers; `before` is how many the group had that has just ended.
+
+    Raise ClusterError if the cluster has no place for the least of them, not even after `wait_seconds`: a node that
+    was lost may come back. Nodes that others use count as place: the workers wait for their turn.
+    """
+    run = experiment.run
+    deadline = time.monotonic() + wait_seconds
+    while (places := _places(experiment)) < run.least_workers:
+        if time.monotonic() >= deadline:
+            gpu = wants_gpu(experiment)
+            each = 1 if gpu else run.cpus_per_worker
+            kind = "GPUs" if gpu else "CPU cores"
+            raise ClusterError(f"run.workers = {run.workers} needs {run.least_workers * each} {kind}, the cluster has "
+                               f"{places * each}: set run.workers to {places} or fewer")  # fmt: skip
+        time.sleep(POLL_SECONDS)
+    released = time.monotonic() + RELEASE_SECONDS * (before > 0)
+    while (free := _free_places(experiment)) < min(before, places) and time.monotonic() < released:
+        time.sleep(POLL_SECONDS)
+    return Size(_within(experiment, max(free, run.least_workers)), wants_gpu(experiment))
+
+
+def growth(experiment: Experiment, workers: int) -> int:
+    """How many workers there could be if those that are at work made room for a larger group; `workers` if no more."""
+    places = min(_places(experiment), workers + _free_places(experiment))
+    return max(workers, _within(experiment, places))
+
+
+def is_loss(error: Exception) -> bool:
+    """Whether workers failed, or Ray's own process that watches them: what a new group of workers may cure."""
+    from ray.exceptions import RayActorError
+
+    return bool(getattr(error, "worker_failures", None)) or isinstance(error, RayActorError)
+
+
+def is_misplaced(error: Exception) -> bool:
+    """Whether the workers found no place in time."""
+    return "startup timed out" in str(error)
+
+
+def in_words() -> str:
+    """What of the cluster nobody uses at the moment."""
+    import ray
+
+    free = ray.available_resources() if ray.is_initialized() else {}
+    return f"{free.get('CPU', 0):g} CPU cores, {free.get('GPU', 0):g} GPUs"
+
+
+def wants_gpu(experiment: Experiment) -> bool:
+    """Whether each worker is to take a GPU."""
+    import ray
+
+    asked = experiment.run.device
+    return asked == "cuda" or (asked == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+
+
+def _within(experiment: Experiment, places: int) -> int:
+    """The most workers that are wanted of so many places; elastic determinism cannot be had in every world."""
+    run = experiment.run
+    most = min(places, run.most_workers)
+    if run.determinism == "elastic":
+        return max(world for world in range(1, most + 1) if TrainSettings.SHARES % world == 0)
+    return most
+
+
+def _places(experiment: Experiment) -> int:
+    """Workers that fit on the nodes that live, if nobody else used them."""
+    import ray
+
+    kind, each = _needs(experiment)
+    return sum(int(node["Resources"].get(kind, 0) // each) for node in ray.nodes() if node["Alive"])
+
+
+def _free_places(experiment: Experiment) -> int:
+    import ray
+
+    kind, each = _needs(experiment)
+    return min(_places(experiment), int(ray.available_resources().get(kind, 0) // each))
+
+
+def _needs(experiment: Experiment) -> tuple[str, int]:
+    return ("GPU", 1) if wants_gpu(experiment) else ("CPU", experiment.run.cpus_per_worker)
