@@ -6,8 +6,10 @@ It reads the run folder and nothing else, so it shows what is kept.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
+from pathlib import Path
 from typing import Any, TextIO
 
 from udl_dist.runs import RunFolder
@@ -24,7 +26,7 @@ class Terminal:
         self._total = total_images
         self._out = out
         self._redraws = out.isatty()
-        self._read = {path: path.stat().st_size if path.exists() else 0 for path in (folder.curves, folder.messages)}
+        self._read = {path: _end_of(path) for path in (folder.curves, folder.messages)}
         self._drawn = False
         self._last_line_at = float("-inf")
         self._held_out: dict[str, float] = {}
@@ -59,19 +61,27 @@ class Terminal:
             self.say(line)
 
     def _new_lines(self, which: str) -> list[str]:
-        """The whole lines appended to a file since the last call; a rewound file is read from its new end."""
+        """The whole lines appended to a file since the last call; a rewound file is another one, read from its start."""
         path = self._folder.curves if which == "curves" else self._folder.messages
         if not path.exists():
             return []
-        size = path.stat().st_size
-        if size < self._read[path]:
-            self._read[path] = size
         with path.open("rb") as file:
-            file.seek(self._read[path])
+            number, read = self._read[path]
+            if number != (now := os.fstat(file.fileno()).st_ino):
+                number, read = now, 0
+            file.seek(read)
             fresh = file.read()
         whole = fresh[: fresh.rfind(b"\n") + 1]
-        self._read[path] += len(whole)
+        self._read[path] = number, read + len(whole)
         return whole.decode().splitlines()
+
+
+def _end_of(path: Path) -> tuple[int, int]:
+    """The inode and size of a file; zeros if there is none."""
+    if not path.exists():
+        return 0, 0
+    status = path.stat()
+    return status.st_ino, status.st_size
 
 
 def progress_line(point: dict[str, float], total: int, held_out: dict[str, float]) -> str:
