@@ -71,14 +71,14 @@ def test_curves_that_were_rewound_are_followed_from_there(tmp_path: Path) -> Non
 
 
 def test_curves_that_were_rewound_and_grew_beyond_where_they_were_are_read_whole(tmp_path: Path) -> None:
-    folder, log = RunFolder(tmp_path), Screen()
+    folder, log = RunFolder(tmp_path), io.StringIO()
     folder.add_point(100, POINT)
     folder.add_point(200, POINT)
     terminal = Terminal(folder, 1000, log)
     folder.rewind(100)
     folder.add_point(150, {**POINT, "val/kl": 3.25})  # longer: the old end lies within this line
     folder.add_point(250, POINT)
-    terminal.refresh()
+    terminal.refresh(last=True)
     assert "250 of 1,000" in log.getvalue() and "val/kl 3.25" in log.getvalue()
 
 

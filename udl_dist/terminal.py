@@ -61,7 +61,7 @@ class Terminal:
             self.say(line)
 
     def _new_lines(self, which: str) -> list[str]:
-        """The whole lines appended to a file since the last call; a rewound file is another one, read from its start."""
+        """The whole lines appended to a file since the last call; a rewound file is read again from its start."""
         path = self._folder.curves if which == "curves" else self._folder.messages
         if not path.exists():
             return []
