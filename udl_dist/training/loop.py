@@ -27,7 +27,7 @@ from udl_dist.training.meter import Meter
 from udl_dist.training.numerics import SKIPS, Diverged, Guard, Kept, Rejected
 from udl_dist.training.ranks import Ranks
 from udl_dist.training.settings import TrainSettings
-from udl_dist.training.step import cut, edges_of_parts, take, warm_up
+from udl_dist.training.step import black, cut, edges_of_parts, take, warm_up
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,9 @@ def measure(
             for name, values in method.measure(to_batch(records, 0, ranks.device)).items():
                 here = values.sum(0, dtype=torch.float64)
                 sums[name] = sums[name] + here if name in sums else here
+        if not sums:  # more ranks than held-out images: this one has nothing to add, but the others must know to what
+            shapes = method.measure(black(method, 1, ranks.device))
+            sums = {name: torch.zeros_like(value[0], dtype=torch.float64) for name, value in shapes.items()}
     means = {name: value / held_out.records for name, value in ranks.totals(sums).items()}
     return {f"val/{name}": value for name, value in method.figures(means).items()}
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from udl_dist.methods import Batch
+from udl_dist.methods import Batch, Method
 from udl_dist.training.learner import Learning, Turn
 from udl_dist.training.numerics import Guard
 from udl_dist.training.ranks import Ranks
@@ -57,6 +57,12 @@ def take(
     turn.optimizer.step()
 
 
+def black(method: Method, rows: int, device: torch.device) -> Batch:
+    """So many black images: what stands in where none are at hand."""
+    keys = torch.arange(rows, device=device)
+    return Batch(torch.full((rows, *method.shape), -1.0, device=device), keys, keys, 0)
+
+
 def warm_up(learning: Learning, edges: list[int], settings: TrainSettings, ranks: Ranks) -> None:
     """Run each phase once on black images, and leave no trace but the order in which DDP adds up gradients.
 
@@ -65,9 +71,7 @@ def warm_up(learning: Learning, edges: list[int], settings: TrainSettings, ranks
     """
     if ranks.world == 1 or learning.shares:
         return
-    rows, device = edges[1], ranks.device
-    keys = torch.arange(rows, device=device)
-    batch = Batch(torch.full((rows, *learning.method.shape), -1.0, device=device), keys, keys, 0)
+    batch, device = black(learning.method, edges[1], ranks.device), ranks.device
     networks = learning.method.networks
     before = [buffer.clone() for buffer in networks.buffers()]
     for turn in learning.turns:
