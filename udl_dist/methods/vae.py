@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 LOGVAR_BOUND = 20.0
 LOGSIGMA_FLOOR = -6.0
 ACTIVE = 0.01  # variance over the data of the mean of a latent that is in use (Burda et al. 2016, section 5)
-COLLAPSED = 0.1  # nats: the KL bounds what the latents say of an image, however many there are
+# Nats: the KL bounds what the latents say of an image, however many there are. A healthy small VAE dips to 0.2 before
+# it finds a use for them.
+COLLAPSED = 0.1
 
 
 @dataclass(frozen=True)
