@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from tests.training.learn import asked, packed
+from tests import gloo
+from tests.training.learn import Run, asked, packed
 from udl_dist import methods
 from udl_dist.errors import TrainingError
-from udl_dist.methods import Method
+from udl_dist.experiment import Experiment
+from udl_dist.methods import Batch, Method, chance
 from udl_dist.packing.prepare import prepare
 from udl_dist.runs import RunFolder
+from udl_dist.training.loop import measure, to_batch
 from udl_dist.training.ranks import Ranks
 from udl_dist.worker import work
 
@@ -30,7 +35,7 @@ def test_posterior_collapse_is_seen_but_not_during_the_warm_up() -> None:
     method = made("vae", method__warmup_images="100")
     assert method.alarms({"val/kl": 0.01}, 50) == {}
     assert method.alarms({"val/kl": 3.0}, 200) == {}
-    assert method.alarms({"val/kl": 0.01}, 200)["posterior collapse"].startswith("KL 0.01 nats over 4 latents: lower")
+    assert method.alarms({"val/kl": 0.01}, 200)["posterior collapse"].startswith("KL 0.01 nats: lower")
 
 
 def test_a_discriminator_that_wins_is_seen() -> None:
@@ -46,9 +51,124 @@ def test_a_vae_that_collapses_is_told_once_or_stopped(source: Path, tmp_path: Pa
     experiment = asked("vae", source, run__folder=str(tmp_path / "warned"), **flags)
     (tmp_path / "warned").mkdir()
     work(experiment, prepare(experiment.data), Ranks())
-    said = RunFolder(tmp_path / "warned").messages.read_text()
-    assert said.count("ALARM: posterior collapse after ") == 1
+    told = RunFolder(tmp_path / "warned").messages.read_text()
+    assert told.count("ALARM: posterior collapse after ") == 1
     (tmp_path / "stopped").mkdir()
     experiment = asked("vae", source, run__folder=str(tmp_path / "stopped"), train__on_collapse="stop", **flags)
-    with pytest.raises(TrainingError, match=r"posterior collapse after \d+ images: KL .* lower method.beta"):
+    with pytest.raises(TrainingError, match=r"posterior collapse after \d+ images: .* in use, KL .* lower method.beta"):
         work(experiment, prepare(experiment.data), Ranks())
+
+
+HEALTHY = {"val/spread": 0.2, "val/contrast": 0.2, "val/headroom": 0.8, "val/logit_scale": 20.0}
+
+
+@pytest.mark.parametrize(("figures", "name", "line"), [
+    ({"val/spread": 0.03}, "mode collapse", "generated images have 0.03 of the spread of real ones: lower"),
+    ({"val/spread": 0.0, "val/contrast": 0.001}, "dead generator", "contrast 0.001, headroom 0.8 of the real"),
+    ({"val/spread": 0.0, "val/headroom": 0.0}, "dead generator", "contrast 0.2, headroom 0 of the real images': lower"),
+    ({"val/logit_scale": 800.0}, "exploding scale", "logits of size 8e+02: lower train.learning_rate"),
+    ({"train/fake_logit": -300.0}, "exploding scale", "logits of size 3e+02: lower train.learning_rate"),
+])  # fmt: skip
+def test_a_lost_gan_is_told_by_the_one_name_it_has(figures: dict[str, float], name: str, line: str) -> None:
+    alarms = made("gan").alarms(HEALTHY | figures, 0)
+    assert list(alarms) == [name]
+    assert alarms[name].startswith(line)
+
+
+@pytest.mark.parametrize("name", ["ae", "vae", "gan"])
+def test_neither_healthy_figures_nor_none_alarm(name: str) -> None:
+    healthy = HEALTHY | {"val/latent_scale": 10.0, "val/kl": 5.0, "val/active_units": 1.0}
+    assert made(name).alarms(healthy, 0) == made(name).alarms({}, 0) == {}
+
+
+@pytest.mark.parametrize("name", ["ae", "vae"])
+def test_latents_that_explode_are_seen(name: str) -> None:
+    assert list(made(name).alarms({"val/latent_scale": 150.0}, 0)) == ["exploding scale"]
+
+
+def test_latents_that_no_image_moves_are_a_collapse_at_any_kl() -> None:
+    method = made("vae")
+    line = method.alarms({"val/kl": 3.0, "val/active_units": 0.0}, 0)["posterior collapse"]
+    assert line.startswith("0 of 4 latents in use, KL 3 nats: lower")
+    assert list(method.alarms({"train/kl": 0.01}, 0)) == ["posterior collapse"], "without held-out images"
+
+
+def crafted(images: torch.Tensor, generated: torch.Tensor) -> dict[str, float]:
+    """The figures of a GAN that answers real images with `generated` ones."""
+    method: Any = made("gan")
+    method.build()
+    method.sample = lambda keys: generated
+    with torch.no_grad():
+        values = method.measure(Batch(images, chance.keys(0, len(images)), chance.keys(0, len(images)), 0))
+    figures: dict[str, float] = method.figures({name: value.double().mean(0) for name, value in values.items()})
+    return figures
+
+
+def test_shares_of_the_real_images_are_those_by_hand() -> None:
+    real = torch.rand(50, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert [crafted(real, real)[name] for name in ("spread", "contrast", "headroom")] == pytest.approx([1, 1, 1])
+    half = crafted(real, real / 2)
+    assert (half["spread"], half["contrast"]) == pytest.approx((0.25, 0.25))
+    same = crafted(real, real[:1].expand_as(real))
+    assert same["spread"] == pytest.approx(0, abs=1e-6)
+    assert same["contrast"] > 0.5
+    blank = crafted(real, real.mean((1, 2, 3), keepdim=True).expand_as(real))
+    assert blank["contrast"] == pytest.approx(0, abs=1e-6)
+    assert crafted(real, real.sign())["headroom"] == 0
+    assert "spread" not in crafted(real[:1], real[:1]), "one image has no spread to have a share of"
+
+
+RUNS = {
+    "posterior collapse": ("vae", {"method__beta": "1000", "train__learning_rate": "0.01"}),
+    "mode collapse": ("gan", {"train__learning_rate": "0.05"}),
+    "dead generator": ("gan", {"train__learning_rate": "1"}),
+    "the discriminator wins": ("gan", {"method__discriminator_rate": "30"}),
+    "exploding scale": ("gan", {"train__learning_rate": "1"}),
+    "exploding scale of an ae": ("ae", {"train__learning_rate": "10"}),
+    "exploding scale of a vae": ("vae", {"train__learning_rate": "10"}),
+}
+
+
+def said(method: str, source: Path, folder: Path, images: int = 2400, every: int = 240, **flags: str) -> str:
+    """What a short run said; `every` so many images it is looked at."""
+    folder.mkdir()
+    flags = {"track__mode": "off", "evaluate__pictures": "false", "train__total_images": str(images),
+             "evaluate__every_images": str(every)} | flags  # fmt: skip
+    experiment = asked(method, source, run__folder=str(folder), **flags)
+    work(experiment, prepare(experiment.data), Ranks())
+    messages = RunFolder(folder).messages
+    return messages.read_text() if messages.exists() else ""
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_that_really_fails_says_so(name: str, source: Path, tmp_path: Path) -> None:
+    method, flags = RUNS[name]
+    assert f"ALARM: {name.split(' of ')[0]} after " in said(method, source, tmp_path / "run", **flags)
+
+
+@pytest.mark.parametrize("method", ["ae", "vae", "gan"])
+def test_a_healthy_run_raises_no_alarm_at_any_step(method: str, source: Path, tmp_path: Path) -> None:
+    assert "ALARM" not in said(method, source, tmp_path / "run", images=1200, every=12)
+
+
+def measured(experiments: list[Experiment]) -> list[dict[str, float]]:
+    """What a fresh method measures in this rank."""
+    runs = [Run(experiment, Ranks()) for experiment in experiments]
+    return [measure(run.learning, run.held_out, 4, run.ranks) for run in runs if run.held_out]
+
+
+def test_figures_over_columns_are_exact_in_every_world(source: Path) -> None:
+    experiments = [asked(name, source, method__latent_dim="24") for name in ("ae", "vae", "gan")]
+    (alone,) = gloo.run(1, measured, experiments)
+    run = Run(experiments[1])
+    assert run.held_out
+    with torch.no_grad():
+        latents = torch.cat([run.learning.method.encode(to_batch(records, 0, run.ranks.device).images)
+                             for records in run.held_out.once(99)])  # fmt: skip
+    variances = latents.double().var(0, correction=0)
+    assert alone[1]["val/active_units"] == (variances > 0.01).sum()
+    assert "val/latent" not in alone[1]
+    for world in (2, 3):
+        for theirs in gloo.run(world, measured, experiments):
+            for figures, others in zip(alone, theirs, strict=True):
+                assert figures == pytest.approx(others, rel=1e-6, abs=1e-9)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Shape = tuple[int, int, int]  # C, H, W of an image
 
 HELPERS = ("chance",)  # files of this folder that hold no method
+EXPLODED = 100.0  # root mean square of latents or logits: healthy ones stay below 10
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Method:
 
     A subclass sets `Settings` (a frozen dataclass made of `setting(...)`), describes its networks, lists its phases,
     and defines those of encode, decode, reconstruct, sample, measure that make sense for it.
+    `measure` gives values of images, `figures` what is told of their means, `alarms` what that is a sign of.
     """
 
     Settings: ClassVar[type]
@@ -121,9 +123,23 @@ class Method:
         """Which ways of coming to nothing the figures of a validation show: name -> figures and advice, in one line."""
         return {}
 
-    def measure(self, batch: Batch) -> dict[str, Tensor]:  # each [B]
-        """Held-out figures, one value an image, so that a mean over any share of the data is exact."""
+    def measure(self, batch: Batch) -> dict[str, Tensor]:  # each [B] or [B, D]
+        """Held-out values of each image, which depend on no other, so that means over any share of the data are exact.
+
+        A mean is taken of each column: with x and x² as [B, D], `figures` has the variance of D numbers over the data.
+        """
         raise NotImplementedError
+
+    def figures(self, means: Mapping[str, Tensor]) -> dict[str, float]:  # each [] or [D], float64
+        """What is reported of the means of `measure` over all held-out images: the scalars as they are."""
+        return {name: float(mean) for name, mean in means.items() if not mean.dim()}
+
+
+def exploding(what: str, scale: float) -> dict[str, str]:
+    """The alarm about latents or logits whose root mean square is far from any healthy one."""
+    if scale < EXPLODED:
+        return {}
+    return {"exploding scale": f"{what} of size {scale:.2g}: lower train.learning_rate, or set train.clip_norm"}
 
 
 def names() -> list[str]:

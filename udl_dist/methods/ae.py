@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from udl_dist.errors import UsageError
-from udl_dist.methods import Batch, Method, Phase, Shape, chance
+from udl_dist.methods import Batch, Method, Phase, Shape, chance, exploding
 from udl_dist.networks import GAINS, Network, NetworkSettings, decoder, encoder
 from udl_dist.networks.layers import Activation, Bias, Linear, Reshape
 from udl_dist.settings import setting
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from udl_dist.methods import Losses
@@ -93,9 +95,18 @@ class Autoencoder(Method):
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """The error as it is trained, and per pixel in [0, 1]; both from damaged images if there is noise."""
-        output = self._output(self.encode(self.damage(batch)))
+        latents = self.encode(self.damage(batch))
+        output = self._output(latents)
         squares = (output.clamp(-1, 1) - batch.images).div(2).square().flatten(1)
-        return {"reconstruction": self._error(batch.images, output), "mse": squares.mean(1)}
+        return {"reconstruction": self._error(batch.images, output), "mse": squares.mean(1),
+                "latent_scale": latents.square().mean(1)}  # fmt: skip
+
+    def figures(self, means: Mapping[str, Tensor]) -> dict[str, float]:
+        """Beside the errors, the root mean square of the latents."""
+        return super().figures(means) | {"latent_scale": float(means["latent_scale"].sqrt())}
+
+    def alarms(self, figures: Mapping[str, float], seen: int) -> dict[str, str]:
+        return exploding("latents", figures.get("val/latent_scale", 0.0))
 
     def _output(self, latents: Tensor) -> Tensor:
         if not self.settings.tied:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from udl_dist.errors import UsageError
-from udl_dist.methods import Batch, Method, Phase, Shape, chance
+from udl_dist.methods import Batch, Method, Phase, Shape, chance, exploding
 from udl_dist.networks import Network, NetworkSettings, decoder, encoder
 from udl_dist.networks.layers import Bias
 from udl_dist.settings import setting
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 LOGVAR_BOUND = 20.0
 LOGSIGMA_FLOOR = -6.0
-COLLAPSED = 0.01  # nats of a latent dimension below which it is not in use (Burda et al. 2016 count those above)
+ACTIVE = 0.01  # variance over the data of the mean of a latent that is in use (Burda et al. 2016, section 5)
+COLLAPSED = 0.1  # nats: the KL bounds what the latents say of an image, however many there are
 
 
 @dataclass(frozen=True)
@@ -108,18 +109,29 @@ class VariationalAutoencoder(Method):
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """The bound and its terms with full weight, and the squared error per pixel in [0, 1] of `reconstruct`."""
         reconstruction, kls = self._terms(batch)
-        squares = (self.reconstruct(batch.images) - batch.images).div(2).square().flatten(1)
+        latents = self.encode(batch.images)
+        squares = (self.decode(latents) - batch.images).div(2).square().flatten(1)
         kl = kls.sum(1)
+        # In double: a variance is the small difference of two means.
         return {"negative_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl,
-                "mse": squares.mean(1)}  # fmt: skip
+                "mse": squares.mean(1), "latent": latents.double(),
+                "latent_square": latents.double().square()}  # fmt: skip
+
+    def figures(self, means: Mapping[str, Tensor]) -> dict[str, float]:
+        """Beside the bound, the count of latents in use and the root mean square of the means of all."""
+        variance = means["latent_square"] - means["latent"].square()
+        return super().figures(means) | {"active_units": float((variance > ACTIVE).sum()),
+                                         "latent_scale": float(means["latent_square"].mean().sqrt())}  # fmt: skip
 
     def alarms(self, figures: Mapping[str, float], seen: int) -> dict[str, str]:
-        """Posterior collapse: the latents of an image say nothing of it."""
-        kl, dimensions = figures.get("val/kl", math.inf), self.settings.latent_dim
-        if self.kl_weight(seen) < self.settings.beta or kl >= COLLAPSED * dimensions:
-            return {}
-        return {"posterior collapse": f"KL {kl:.2g} nats over {dimensions} latents: lower method.beta, or set "
-                                      "method.warmup_images or method.free_bits"}  # fmt: skip
+        """Posterior collapse: the latents of an image say nothing of it. Exploding scale: they are far from N(0, 1)."""
+        exploded = exploding("latents", figures.get("val/latent_scale", 0.0))
+        kl, active = figures.get("val/kl", figures.get("train/kl", math.inf)), figures.get("val/active_units")
+        if self.kl_weight(seen) < self.settings.beta or (kl >= COLLAPSED and active != 0):
+            return exploded
+        used = "" if active is None else f"{active:.0f} of {self.settings.latent_dim} latents in use, "
+        return exploded | {"posterior collapse": f"{used}KL {kl:.2g} nats: lower method.beta, or set "
+                                                 "method.warmup_images or method.free_bits"}  # fmt: skip
 
     def targets(self, batch: Batch) -> Tensor:  # -> [B, C, H, W]
         """The images that are explained: as they are, or each pixel drawn to be -1 or 1."""

@@ -136,7 +136,7 @@ def train(
 def measure(
     learning: Learning, held_out: Feed, batch_size: int, ranks: Ranks, beat: Callable[[], None] = lambda: None
 ) -> dict[str, float]:
-    """Means of the method's figures over every held-out image, each counted once over all ranks: `val/…`."""
+    """The method's figures of every held-out image, each counted once over all ranks: `val/…`."""
     method = learning.in_use
     if not method.can("measure"):
         return {}
@@ -147,8 +147,10 @@ def measure(
         for records in held_out.once(batch_size, ranks.rank, ranks.world):
             beat()
             for name, values in method.measure(to_batch(records, 0, ranks.device)).items():
-                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + values.double().sum().cpu()
-    return {f"val/{name}": value / held_out.records for name, value in ranks.total(sums).items()}
+                here = values.sum(0, dtype=torch.float64)
+                sums[name] = sums[name] + here if name in sums else here
+    means = {name: value / held_out.records for name, value in ranks.totals(sums).items()}
+    return {f"val/{name}": value for name, value in method.figures(means).items()}
 
 
 @contextmanager

@@ -55,10 +55,19 @@ class Ranks:
     def total(self, values: Mapping[str, float | Tensor], maximum: bool = False) -> dict[str, float]:
         """The sums (or maxima) over ranks of named scalars, equal on each rank; names are the same on all."""
         listed = [torch.as_tensor(value, device=self.device).double() for value in values.values()]
-        stacked = torch.stack(listed).cpu()  # one wait for the device, not one a value
+        return dict(zip(values, self._reduced(torch.stack(listed), maximum).tolist(), strict=True))
+
+    def totals(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The sums over ranks of named tensors, on the CPU; names and shapes are the same on all ranks."""
+        flat = self._reduced(torch.cat([value.double().flatten() for value in values.values()]))
+        parts = flat.split([value.numel() for value in values.values()])
+        return {name: part.view_as(value) for (name, value), part in zip(values.items(), parts, strict=True)}
+
+    def _reduced(self, flat: Tensor, maximum: bool = False) -> Tensor:
+        flat = flat.cpu()  # one wait for the device, not one a value
         if self.world > 1:
-            dist.all_reduce(stacked, dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM, group=self._votes)
-        return dict(zip(values, stacked.tolist(), strict=True))
+            dist.all_reduce(flat, dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM, group=self._votes)
+        return flat
 
     def vote(self, *yes: bool) -> tuple[bool, ...]:
         """Cast this step's votes and hear the outcome of the *last* ones: one yes is enough. Nobody waits in a step."""
