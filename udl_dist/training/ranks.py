@@ -60,7 +60,7 @@ class Ranks:
     def totals(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The sums over ranks of named tensors, on the CPU; names and shapes are the same on all ranks."""
         flat = self._reduced(torch.cat([value.double().flatten() for value in values.values()]))
-        parts = flat.split([value.numel() for value in values.values()])
+        parts = torch.split(flat, [value.numel() for value in values.values()])
         return {name: part.view_as(value) for (name, value), part in zip(values.items(), parts, strict=True)}
 
     def _reduced(self, flat: Tensor, maximum: bool = False) -> Tensor:
