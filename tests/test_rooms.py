@@ -33,6 +33,7 @@ ALLOWED = {
     "evaluation": {"methods"},
     "experiment": {"methods", "stream", "training", "evaluation", "runs", "tracking"},
     "clusters": {"experiment", "recovery", "training"},
+    "nodes": {"experiment", "recovery", "runs", "stream"},
     "plan": {"experiment", "methods", "packing"},
     "terminal": {"runs"},
     "scribe": {"experiment", "methods", "stream", "training", "evaluation", "runs", "tracking",
@@ -40,14 +41,14 @@ ALLOWED = {
     "iterables": {"packing", "stream"},
     "worker": {"faults", "watchdog", "scribe", "experiment", "methods", "stream", "training", "evaluation", "runs",
                "tracking", "disk"},
-    "launch": {"disk", "clusters", "faults", "recovery", "pulse", "watchdog", "experiment", "stream", "runs",
-               "signals", "terminal", "worker", "training"},
+    "launch": {"disk", "clusters", "nodes", "faults", "recovery", "pulse", "watchdog", "experiment", "stream",
+               "runs", "signals", "terminal", "worker", "training"},
     "session": {"disk", "faults", "experiment", "plan", "runs", "packing", "stream", "terminal", "tracking", "launch"},
 }  # fmt: skip
 # The only files that may import a library, by its first names.
 ONLY_IN = {
     "ray.train": {"launch.py"},
-    "ray": {"launch.py", "clusters.py"},
+    "ray": {"launch.py", "clusters.py", "nodes.py"},
     "wandb": {"tracking.py"},
     "torch.distributed": {"training/ranks.py"},
     "torch.nn.parallel": {"training/ranks.py"},
