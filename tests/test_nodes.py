@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -17,6 +19,7 @@ import pytest
 
 from tests import gloo
 from tests.test_worker import curves, finished, manifest, source, wanted
+from tests.training.learn import packed
 from udl_dist import clusters, launch, session
 from udl_dist.errors import ClusterError
 from udl_dist.runs import RunFolder
@@ -117,6 +120,41 @@ def test_a_node_lost_and_a_node_added_change_nothing_in_the_end(
     gloo.run(1, finished, wanted("vae", source, tmp_path / "whole", **FLAGS), seconds=300)
     assert manifest(run, IMAGES) == manifest(tmp_path / "whole", IMAGES)
     assert [pytest.approx(point, rel=1e-5) for point in curves(run)] == curves(tmp_path / "whole")
+
+
+@contextlib.contextmanager
+def apart(nodes: Nodes, folder: Path) -> Iterator[None]:
+    """One more node, which sees a disk of its own where the others see `folder`."""
+    node = f"mount -t tmpfs none {folder} && exec {sys.executable} -m ray.scripts.scripts start --block --num-cpus 1 "
+    node += f"--address {nodes.cluster.address} --object-store-memory 80000000"
+    process = subprocess.Popen(["unshare", "-m", "sh", "-c", node], start_new_session=True, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    import ray
+
+    try:
+        while sum(node["Alive"] for node in ray.nodes()) < 5:
+            assert process.poll() is None, "the node did not start"
+            time.sleep(0.2)
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.mark.skipif(subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0,
+                    reason="no mount namespace can be made here")  # fmt: skip
+@pytest.mark.parametrize("where", ["run", "data"])
+def test_a_node_that_sees_another_disk_is_named_before_the_first_step(
+    where: str, tmp_path_factory: pytest.TempPathFactory, nodes: Nodes
+) -> None:
+    tmp_path = tmp_path_factory.mktemp("apart")
+    source, run = packed(tmp_path / "data"), tmp_path / "run"
+    run.mkdir()
+    expected = {"run": "is not the same on node .*: choose one on a disk that all nodes share",
+                "data": "of the data is not there on node .*: put the shards"}[where]  # fmt: skip
+    with apart(nodes, tmp_path / where), pytest.raises(ClusterError, match=expected):
+        session.train(wanted("ae", source, run, run__workers="2"), io.StringIO())
+    assert not RunFolder(run).points() and not (run / "checkpoints").exists()
 
 
 def test_too_few_nodes_left_end_the_run_with_asked_and_available(

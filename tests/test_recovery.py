@@ -42,6 +42,13 @@ def test_a_death_comes_before_its_echoes_even_if_nobody_reported_it(tmp_path: Pa
         assert cause.why == "its process died without a word (killed, or out of memory?)"
 
 
+def test_a_group_that_was_ended_after_a_death_does_not_hide_who_died(tmp_path: Path) -> None:
+    folder = left(tmp_path, rank=0)
+    left(tmp_path, rank=1)
+    assert first_cause(folder, {0: ECHO, 1: DEAD}).rank == 1
+    assert first_cause(folder, {1: DEAD}).rank == 1
+
+
 def test_a_crash_is_named_from_the_stacks_of_this_process_alone(tmp_path: Path) -> None:
     folder = left(tmp_path)
     (tmp_path / "stacks-1.txt").write_text("Fatal Python error: Segmentation fault\n\nThread …\n")

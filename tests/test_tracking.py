@@ -16,7 +16,7 @@ from udl_dist.errors import UsageError
 from udl_dist.tracking import TrackSettings, read_key
 
 TRACK = """
-import sys, time
+import contextlib, os, signal, sys, time
 from pathlib import Path
 from udl_dist.tracking import Tracker, TrackSettings
 folder, mode, after = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -26,8 +26,16 @@ settings = TrackSettings(mode=mode, pictures=True)
 tracker = Tracker(settings, folder, {"method.latent_dim": 8, "track.key_file": ""}, after,
                   said.append)
 for images in (100, 200, 300):
-    tracker.point(images, {"train/loss": images / 100})
+    tracker.point(images, {"train/loss": images / 100, f"loss{images}": 0})
 handed = time.monotonic() - began
+if os.environ.get("KILLED"):
+    while not (sent := folder / "wandb" / "sent").exists() or sent.read_text() != "300":
+        time.sleep(0.1)
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if b"wandb-core" in (command := path.read_bytes()) and str(os.getpid()).encode() in command:
+                os.kill(int(path.parent.name), signal.SIGKILL)
+    tracker.point(400, {"loss400": 0})
 tracker.close()
 print(f"{handed:.3f} {time.monotonic() - began:.3f}")
 for line in said:
@@ -47,18 +55,23 @@ def track(folder: Path, mode: str = "auto", after: int = 0, **environment: str) 
     return handed, ended, said
 
 
+def content_of(line: str) -> bytes:
+    """What W&B has kept in the folder at the end of a line."""
+    stored = Path(line.rsplit(" ", 1)[1])
+    return b"".join(path.read_bytes() for path in stored.rglob("*.wandb"))
+
+
 def test_without_a_key_it_is_offline_and_says_how_to_upload(tmp_path: Path) -> None:
     handed, ended, said = track(tmp_path)
     assert handed < 0.5
     assert ended < 30
     (line,) = said
     assert line.startswith(f"W&B is offline; to upload: wandb sync {tmp_path}/wandb/offline-run-")
-    stored = Path(line.rsplit(" ", 1)[1])
-    content = b"".join(path.read_bytes() for path in stored.rglob("*.wandb"))
+    content = content_of(line)
     assert b"train/loss" in content
     assert b"method.latent_dim" in content
     identity = (tmp_path / "wandb" / "run_id").read_text()
-    assert stored.name.endswith(identity)
+    assert line.endswith(identity)
     # A second start keeps the id and sends only what is new.
     *_, said = track(tmp_path, after=200)
     again = Path(said[0].rsplit(" ", 1)[1])
@@ -110,9 +123,7 @@ def test_a_server_that_is_not_well_costs_seconds_and_says_how_to_upload(
     assert handed < 0.5
     assert ended < 30
     (line,) = [line for line in said if "wandb sync" in line]
-    stored = Path(line.rsplit(" ", 1)[1])
-    content = b"".join(path.read_bytes() for path in stored.rglob("*.wandb"))
-    assert content.count(b"train/loss") >= 3, "each point is there to be uploaded"
+    assert content_of(line).count(b"train/loss") >= 3, "each point is there to be uploaded"
 
 
 @pytest.mark.long
@@ -126,5 +137,15 @@ def test_a_server_that_falls_ill_after_the_start_holds_nothing_up(
     assert handed < 0.5
     assert ended < 30
     (line,) = said
-    assert "may miss points" in line
-    assert line.endswith("every point is in curves.jsonl")
+    assert line.startswith("W&B is offline now; to upload: wandb sync ")
+    assert content_of(line).count(b"train/loss") >= 3, "each point is there to be uploaded"
+
+
+def test_a_service_that_is_killed_costs_no_point(tmp_path: Path) -> None:
+    _, ended, said = track(tmp_path, KILLED="1")
+    assert ended < 30
+    before, now = said
+    assert before.startswith("W&B is offline; to upload: wandb sync ")
+    assert now.startswith("W&B is offline now; to upload: wandb sync ")
+    content = content_of(now)
+    assert all(f"loss{images}".encode() in content for images in (100, 200, 300, 400))

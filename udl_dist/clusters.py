@@ -61,9 +61,21 @@ def start(address: str, verbose: bool) -> bool:
         except Exception as error:  # Ray raises many kinds here
             raise ClusterError(f"no Ray at {address or 'this machine'}: {one_line(error)}") from None
     if not verbose:
-        for name in ("ray", "ray.train"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        _hush()
     return True
+
+
+def _hush() -> None:
+    """Keep Ray off our own output: what it has to say of a dead worker is an echo of what the run says itself.
+
+    It prints that to stdout whatever its settings are, into the midst of a --json; there is no public way to stop it.
+    """
+    from ray._private import worker
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *_, **__: None
+    for name in ("ray", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def end() -> None:

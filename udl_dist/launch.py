@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from udl_dist import clusters, pulse
+from udl_dist import clusters, disk, nodes, pulse
 from udl_dist.clusters import PLACEMENTS, START_SECONDS, Size
 from udl_dist.errors import ClusterError, UdlError
 from udl_dist.experiment import Experiment
@@ -116,6 +116,7 @@ def _train(
     folder = RunFolder(experiment.run.folder)
     try:
         outcome["ours"] = clusters.start(experiment.run.address, verbose)
+        nodes.refuse_unshared(experiment, prepared)
         outcome["result"] = _groups(experiment, prepared, faults, folder, outcome)
     except Exception as error:  # carried to the main thread, which explains it
         outcome["free"] = clusters.in_words()
@@ -151,7 +152,8 @@ def _groups(
                            f"{clusters.in_words()}: again ({placements} of {PLACEMENTS} tries)")  # fmt: skip
             elif clusters.is_loss(error):
                 placements = 0
-                judge(folder, getattr(error, "worker_failures", {}), experiment.run.max_failures)
+                with disk.errors_named(folder.path):
+                    judge(folder, getattr(error, "worker_failures", {}), experiment.run.max_failures)
             else:
                 raise
             if failure := folder.failure():

@@ -90,7 +90,8 @@ class Pulse:
         self._map.close()
         self._file.close()
         if not keep:
-            self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._path.unlink()
 
 
 class Others:

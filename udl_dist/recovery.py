@@ -54,14 +54,17 @@ def first_cause(folder: RunFolder, raised: Mapping[int, BaseException]) -> Cause
     causes = [_cause(folder, rank, raised.get(rank), alive.get(rank)) for rank in sorted({*raised, *alive})]
     images = max((life.images for life in alive.values()), default=0)
     unknown = Cause(6, 0, images, "Ray's process that watches the workers died")
-    return min((cause for cause in causes if cause), key=lambda cause: (cause.weight, cause.rank), default=unknown)
+    # Of ranks that died the one that was heard of: by now the others may be dead because they were ended.
+    return min((cause for cause in causes if cause), default=unknown,
+               key=lambda cause: (cause.weight, cause.rank not in raised, cause.rank))  # fmt: skip
 
 
 def _cause(folder: RunFolder, rank: int, error: BaseException | None, life: Life | None) -> Cause | None:
     """What a rank has to say: its own error, a crash, a hang, a death, an echo, in the order of weight."""
     images = life.images if life else 0
     text = one_line(error) if error else ""
-    died = bool(life and life.machine == machine() and not life.here) or bool(DEATH.search(str(error)))
+    gone = bool(life and life.machine == machine() and not life.here)
+    died = bool(DEATH.search(str(error))) if error else gone
     if life and (crash := _crash(folder, life)):
         return Cause(1, rank, images, crash)
     if life and life.hung:

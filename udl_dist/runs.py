@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from udl_dist import disk
 from udl_dist.errors import UdlError, UsageError
 from udl_dist.settings import setting
 
@@ -100,15 +101,16 @@ class RunFolder:
                 owner = file.read().strip() or "another process"
                 raise UsageError(f"{self.path} is in use by {owner}: wait, stop it, or choose another --run.folder"
                                  ) from None  # fmt: skip
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-            for left in (self._stop, self._resize, self._failure, self._restarts):
-                left.unlink(missing_ok=True)
+            with disk.errors_named(self.path):
+                os.ftruncate(file.fileno(), 0)
+                os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+                for left in (self._stop, self._resize, self._failure, self._restarts):
+                    left.unlink(missing_ok=True)
             try:
                 yield
             finally:
-                file.truncate(0)
+                with contextlib.suppress(OSError):  # the lock itself goes with the file
+                    os.ftruncate(file.fileno(), 0)
 
     def set_aside(self) -> Path | None:
         """Move all of a run but its lock into `before-…` in the folder; say where, or None if there was nothing."""
@@ -153,17 +155,22 @@ class RunFolder:
             sys.stderr.write(stamped)
 
     def add_point(self, images: int, figures: dict[str, float]) -> None:
-        """Append one point to the curves."""
-        with self.curves.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"images": images, **figures}) + "\n")
+        """Append one point to the curves; raise OSError with nothing of it left in them."""
+        disk.append_line(self.curves, json.dumps({"images": images, **figures}))
+
+    def sync_curves(self) -> None:
+        """Make the points last a power cut: called before a checkpoint that must not be ahead of them."""
+        for path in (self.curves, self.path, self.path.parent):
+            if path.exists():
+                disk.sync(path)
 
     def add_damaged(self, lines: list[str]) -> None:
         """List damaged records, each once; any rank may."""
-        _add_new(self.damaged, lines)
+        disk.append_new(self.damaged, lines)
 
     def add_non_finite(self, rejected: dict[str, Any]) -> None:
         """Keep what a step saw that was not taken; once, however often a resumed run comes by."""
-        _add_new(self.non_finite, [json.dumps(rejected)])
+        disk.append_new(self.non_finite, [json.dumps(rejected)])
 
     def points(self) -> list[dict[str, float]]:
         """Every point of the curves; a last line torn by a kill is left out."""
@@ -180,12 +187,12 @@ class RunFolder:
         points = self.points()
         kept = [json.dumps(point) + "\n" for point in points if point["images"] <= images]
         if self.curves.exists():
-            write_whole(self.curves, "".join(kept))
+            disk.write_whole(self.curves, "".join(kept))
         return max((int(point["images"]) for point in points), default=0)
 
     def fail(self, error: UdlError) -> None:
         """Keep why the run cannot go on; the first refusal stands, those that follow are its echoes."""
-        with contextlib.suppress(FileExistsError), self._failure.open("x", encoding="utf-8") as file:
+        with contextlib.suppress(OSError), self._failure.open("x", encoding="utf-8") as file:  # also on a full disk
             json.dump({"exit_code": error.exit_code, "message": str(error)}, file)
 
     def failure(self) -> tuple[int, str] | None:
@@ -202,26 +209,8 @@ class RunFolder:
         return [json.loads(line) for line in self._restarts.read_text(encoding="utf-8").splitlines()]
 
     def finish(self, result: dict[str, Any]) -> None:
-        write_whole(self.result, json.dumps(result, indent=1))
+        disk.write_whole(self.result, json.dumps(result, indent=1))
 
     def finished(self) -> dict[str, Any] | None:
         """What the run ended with, or None while it has not."""
         return dict(json.loads(self.result.read_text())) if self.result.exists() else None
-
-
-def _add_new(path: Path, lines: list[str]) -> None:
-    """Append the lines that are not in the file."""
-    listed = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
-    if fresh := [line for line in lines if line not in listed]:
-        with path.open("a", encoding="utf-8") as file:
-            file.write("".join(line + "\n" for line in fresh))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is there whole or as it was before."""
-    temporary = path.with_name(f".{path.name}.writing")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

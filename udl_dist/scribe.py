@@ -8,11 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from udl_dist.disk import write_whole
 from udl_dist.errors import TrainingError
 from udl_dist.evaluation import pictures
 from udl_dist.experiment import Experiment
 from udl_dist.methods import chance
-from udl_dist.runs import RunFolder, write_whole
+from udl_dist.runs import RunFolder
 from udl_dist.settings import flatten
 from udl_dist.stream.advice import advice
 from udl_dist.stream.feed import Feed
@@ -22,7 +23,7 @@ from udl_dist.training import checkpoint
 from udl_dist.training.learner import Learning
 from udl_dist.training.loop import Report, evaluating, to_batch
 from udl_dist.training.numerics import Rejected
-from udl_dist.training.writer import Writer
+from udl_dist.training.writer import WAIT_SECONDS, Writer
 
 MISSES = 3  # checkpoints in a row that may fail to be written before the run gives up
 
@@ -46,6 +47,8 @@ class Scribe:
         self._fingerprint = stream.fingerprint
         self._best = experiment.run.best or f"val/{learning.method.best}"
         self._misses, self._missed = 0, ""
+        self._asked = self._saved = start  # images of the last checkpoint that was due, and of the last written
+        self._unwritten: list[tuple[int, dict[str, float]]] = []  # points that the disk did not take yet
         self._writer = Writer(self._write, self._told)
         self._stream, self._waits = stream, 0  # reports in a row whose time was waited away
         self._advised = False
@@ -70,8 +73,10 @@ class Scribe:
         """
         self._give_up()
         if report.figures:
-            lost = f"the curves miss {report.images} images"
-            self._attempt(lost, self._folder.add_point, report.images, report.figures)
+            self._unwritten.append((report.images, report.figures))
+        if self._unwritten:
+            first, *_ = self._unwritten[0]
+            self._attempt(f"the curves wait at the point after {first} images", self._write_points)
         if report.checkpoint:
             self._save(report)
         if report.rejected:
@@ -82,6 +87,11 @@ class Scribe:
         self._advise(report.figures["perf/data_wait_share"])
         if report.validated and self._experiment.evaluate.pictures:
             self._attempt(f"no pictures after {report.images} images", self._draw, report.images)
+
+    def _write_points(self) -> None:
+        while self._unwritten:
+            self._folder.add_point(*self._unwritten[0])
+            del self._unwritten[0]
 
     def _advise(self, wait_share: float) -> None:
         """Say once what to do about waiting for data; the first report is no sign, for reading had no head start."""
@@ -94,7 +104,7 @@ class Scribe:
     def finish(self) -> None:
         """Wait until the last checkpoint is written; raise TrainingError if it could not be."""
         self._attempt("the last checkpoint is late", self._writer.wait)
-        if self._missed:
+        if self._saved < self._asked:
             raise TrainingError(f"the last checkpoint could not be written to {self._folder.checkpoints} "
                                 f"({self._missed}): free space, then run again: it goes on from the one before"
                                 )  # fmt: skip
@@ -130,21 +140,30 @@ class Scribe:
         held_out = {name: value for name, value in report.figures.items() if name.startswith("val/")}
         facts = {"method": self._experiment.method_name, "data": self._fingerprint,
                  "figures": held_out, "kept": asdict(report.kept)}  # fmt: skip
+        self._asked = report.images
         try:
+            if self._unwritten:  # gone on from, it would lack these points for ever
+                self._writer.wait(WAIT_SECONDS)
+                self._told(report.images, "points of the curves before it are not written")
+                return
             self._writer.put(report.images, self._learning.tensors(), facts)
         except TimeoutError as error:
             self._told(report.images, str(error))
             self._give_up()
 
     def _write(self, images: int, files: checkpoint.Files, facts: Mapping[str, object]) -> None:
-        """On the writer's thread: save, then delete what is no longer kept."""
+        """On the writer's thread: points before their checkpoint, then delete what is no longer kept."""
+        self._folder.sync_curves()
         checkpoint.save(self._folder.checkpoints, images, files, facts)
         checkpoint.prune(self._folder.checkpoints, self._experiment.run.keep_checkpoints, self._best, images)
 
     def _told(self, images: int, failed: str) -> None:
         """On the writer's thread: how a writing ended."""
-        self._misses, self._missed = (self._misses + 1 if failed else 0), failed
-        if failed:
+        self._misses = self._misses + 1 if failed else 0
+        if not failed:
+            self._saved = images
+        else:
+            self._missed = failed
             self._alarm(f"no checkpoint after {images} images", failed)
 
     def _give_up(self) -> None:

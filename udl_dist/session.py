@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from udl_dist import disk
 from udl_dist import experiment as experiments
 from udl_dist.errors import UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.faults import checked
 from udl_dist.packing.prepare import prepare
 from udl_dist.plan import Plan, plan
-from udl_dist.runs import RunFolder, write_whole
+from udl_dist.runs import RunFolder
 from udl_dist.stream.opening import Prepared
 from udl_dist.terminal import Progress, Terminal
 from udl_dist.tracking import read_key
@@ -70,7 +71,7 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False, faults: st
     experiment = replace(experiment, run=replace(experiment.run, folder=str(folder.path)))
     if experiment.track.key_file:
         read_key(experiment.track)
-    with folder.held():
+    with folder.held(), disk.errors_named(folder.path):
         if experiment.run.fresh:
             if aside := folder.set_aside():
                 folder.say(f"a fresh start: what was here lies in {aside}")
@@ -80,7 +81,7 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False, faults: st
         planned = plan(experiment)
         if (ended := _finished(folder, planned)) is not None:
             return ended
-        write_whole(folder.experiment, experiment.to_toml())
+        disk.write_whole(folder.experiment, experiment.to_toml())
         return _launch(folder, experiment, prepared, planned, out, verbose, faults)
 
 

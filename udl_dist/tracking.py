@@ -7,6 +7,7 @@ else offline for a later `wandb sync`.
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -25,6 +26,8 @@ from udl_dist.settings import as_path, setting
 PROBE_SECONDS = 3.0
 INIT_SECONDS = 8.0
 FINISH_SECONDS = 20.0
+STARTS = 3  # of W&B's service, in one start of ours
+Item = tuple[int, dict[str, Any]]  # images, and figures or pictures
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,9 @@ class Tracker:
         self._sent = folder / "wandb" / "sent"  # the images of the last point that W&B was given, in any start
         self._after_images = _number_in(self._sent, after_images)
         self._say = say
-        self._queue: queue.SimpleQueue[tuple[int, dict[str, Any]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+        self._ended = False  # the last item has come
+        self._kept: Path | None = None  # where W&B keeps what it was given
         self._thread = threading.Thread(target=self._serve, daemon=True, name="tracker")
         if settings.mode != "off":
             self._thread.start()
@@ -70,27 +75,46 @@ class Tracker:
             self._queue.put(None)
             self._thread.join(INIT_SECONDS + FINISH_SECONDS)
             if self._thread.is_alive():
-                self._say("W&B did not end in time and may miss points; every point is in curves.jsonl")
+                self._say(f"W&B did not end in time and may miss points; {self._cure()}")
 
     def _serve(self) -> None:
+        """Give W&B what comes; when its service dies begin again, offline, with all that was given since the start.
+
+        Whatever W&B does the run goes on: it is told, not hidden.
+        """
         import wandb
 
-        try:
-            run = self._start(wandb)
-            while (item := self._queue.get()) is not None:
-                images, values = item
-                sent = {key: wandb.Image(str(value)) if isinstance(value, Path) else value
-                        for key, value in values.items()}  # fmt: skip
-                run.log({"images": images, **sent})
-                self._sent.write_text(str(images))
-            run.finish()
-        except Exception as error:  # whatever W&B does, the run goes on; it is told, not hidden
-            why = " ".join(str(error).split())[:200] or type(error).__name__
-            self._say(f"W&B stopped and may miss points ({why}); every point is in curves.jsonl")
+        given: list[Item] = []
+        for starts in range(1, STARTS + 1):
+            try:
+                run = self._start(wandb, starts > 1)
+                for item in given:
+                    self._log(wandb, run, item)
+                while not self._ended and (new := self._queue.get()) is not None:
+                    given.append(new)
+                    self._log(wandb, run, new)
+                self._ended = True
+                run.finish()
+                return
+            except Exception as error:
+                why = " ".join(str(error).split())[:200] or type(error).__name__
+                with contextlib.suppress(Exception):
+                    wandb.teardown()
+        self._say(f"W&B stopped and may miss points ({why}); {self._cure()}")
 
-    def _start(self, wandb: Any) -> Any:
+    def _log(self, wandb: Any, run: Any, item: Item) -> None:
+        images, values = item
+        sent = {key: wandb.Image(str(value)) if isinstance(value, Path) else value for key, value in values.items()}
+        run.log({"images": images, **sent})
+        self._sent.write_text(str(images))
+
+    def _cure(self) -> str:
+        upload = f"; to upload what W&B has kept: wandb sync {self._kept}" if self._kept else ""
+        return f"every point is in curves.jsonl{upload}"
+
+    def _start(self, wandb: Any, again: bool) -> Any:
         key, online = self._key(), False
-        if self._settings.mode != "offline":
+        if self._settings.mode != "offline" and not again:
             online, why = _reachable(key)
             if not online and self._settings.mode == "online":
                 self._say(f"W&B is offline although online was asked: {why}")
@@ -103,8 +127,9 @@ class Tracker:
         )  # fmt: skip
         run.define_metric("images")
         run.define_metric("*", step_metric="images")
+        self._kept = Path(run.dir).parent
         if not online:
-            self._say(f"W&B is offline; to upload: wandb sync {Path(run.dir).parent}")
+            self._say(f"W&B is offline{' now' if again else ''}; to upload: wandb sync {self._kept}")
         return run
 
     def _key(self) -> str:

@@ -7,6 +7,7 @@ runs at all, a stopped process (the other ranks or the launcher see it, by its p
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import sys
@@ -67,8 +68,9 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
         faulthandler.enable(sys.__stderr__ or 2)
         self._stacks.close()
-        if not (path := stacks_path(self._folder, self._rank)).stat().st_size:
-            path.unlink()
+        with contextlib.suppress(OSError):  # a disk that refuses must not hide how the run ended
+            if not (path := stacks_path(self._folder, self._rank)).stat().st_size:
+                path.unlink()
         self._pulse.close(keep=kind is not None)  # tells later after how many images it was
 
     def _watch(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from udl_dist import faults, methods
+from udl_dist import disk, faults, methods
 from udl_dist.errors import DataError, TrainingError
 from udl_dist.experiment import Experiment
 from udl_dist.runs import RunFolder
@@ -38,7 +38,7 @@ def work(
     `hand_over` hears of each report that comes with a checkpoint, on every rank at the same images.
     """
     folder, rollbacks = RunFolder(experiment.run.folder), 0
-    with Watchdog(folder, ranks.rank, experiment.run.hang_seconds) as watchdog:
+    with disk.errors_named(folder.path), Watchdog(folder, ranks.rank, experiment.run.hang_seconds) as watchdog:
         while True:
             try:
                 return _work(experiment, prepared, ranks, hand_over, folder, watchdog, rollbacks)

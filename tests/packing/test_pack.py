@@ -183,9 +183,10 @@ def test_a_fraction_of_a_source_with_its_own_val_part_is_refused(tmp_path: Path)
 
 
 PACK = """
-import sys, time
+import signal, sys, time
 from udl_dist.packing import pack
 from udl_dist.packing.settings import PackSettings
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background inherits that it is ignored
 encode = pack.encode
 pack.encode = lambda *given: (time.sleep(0.08), encode(*given))[1]
 pack.pack(sys.argv[1], sys.argv[2], PackSettings(size=16, shard_records=4, threads=2))

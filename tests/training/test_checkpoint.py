@@ -48,7 +48,7 @@ def test_a_transposed_tensor_is_saved_as_it_is_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["bit", "cut", "gone", "manifest", "extra", "symlink", "linked", "pickle", "forged", "format"]
+    "damage", ["bit", "cut", "gone", "manifest", "extra", "symlink", "linked", "pickle", "forged", "no format"]
 )
 def test_any_damage_is_noticed_and_the_one_before_is_taken(tmp_path: Path, damage: str) -> None:
     saved(tmp_path, 100, 200)
@@ -79,8 +79,8 @@ def test_any_damage_is_noticed_and_the_one_before_is_taken(tmp_path: Path, damag
         entry = {"bytes": weights.stat().st_size, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
         told = json.loads(manifest.read_text())
         manifest.write_text(json.dumps(told | {"files": told["files"] | {weights.name: entry}}))
-    elif damage == "format":
-        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
+    elif damage == "no format":
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 0}))
     said: list[str] = []
     assert checkpoint.newest(tmp_path, said.append) == checkpoint.path_of(tmp_path, 100)
     assert len(said) == 1
@@ -90,10 +90,54 @@ def test_any_damage_is_noticed_and_the_one_before_is_taken(tmp_path: Path, damag
         checkpoint.load(newest)
 
 
+def test_one_of_a_newer_udl_dist_is_refused_by_name_and_never_passed_over(tmp_path: Path) -> None:
+    saved(tmp_path, 100, 200)
+    manifest = checkpoint.path_of(tmp_path, 200) / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 2}))
+    said: list[str] = []
+    expected = r"200 was written by a newer udl-dist: its format is 2, this version knows 1: install that version, or"
+    for act in (lambda: checkpoint.newest(tmp_path, said.append), lambda: checkpoint.load(manifest.parent)):
+        with pytest.raises(TrainingError, match=expected) as refused:
+            act()
+        assert "\n" not in str(refused.value)
+    assert not said
+    assert len(checkpoint.complete(tmp_path)) == 2
+
+
+def test_everything_is_on_the_disk_before_the_name_and_the_name_before_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power cut would leave: contents that were fsynced, and names in folders that were."""
+    lasting: dict[Path, bytes] = {}
+    acts: list[str] = []
+    real_fsync, real_rename = os.fsync, Path.rename
+
+    def fsync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        acts.append(f"fsync {path.name}")
+        lasting[path] = path.read_bytes() if path.is_file() else b" ".join(sorted(map(os.fsencode, os.listdir(path))))
+        real_fsync(descriptor)
+
+    def rename(path: Path, target: Path) -> Path:
+        acts.append(f"rename to {target.name}")
+        assert lasting[path] == b" ".join(sorted(map(os.fsencode, os.listdir(path)))), "a name in it is not fsynced"
+        for file in path.iterdir():
+            assert lasting.get(file) == file.read_bytes(), f"{file.name} is not fsynced as it is"
+        return real_rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "rename", rename)
+    checkpoint.save(tmp_path / "checkpoints", 7, FILES, {})
+    assert acts[0] == f"fsync {tmp_path.name}", "the folder of all checkpoints was made just now"
+    assert acts[-2:] == ["rename to 000000000007", "fsync checkpoints"]
+
+
 def test_if_all_are_damaged_nothing_is_started_anew_and_nothing_deleted(tmp_path: Path) -> None:
     saved(tmp_path, 100)
     (checkpoint.path_of(tmp_path, 100) / "state.json").write_text("{}")
-    with pytest.raises(TrainingError, match="all 1 checkpoints in .* are damaged; nothing was deleted: .* --run.fresh"):
+    with pytest.raises(
+        TrainingError, match="all 1 checkpoints in .* are damaged; nothing was deleted: .* --run.fresh true"
+    ):
         checkpoint.newest(tmp_path, lambda line: None)
     assert checkpoint.path_of(tmp_path, 100).exists()
 

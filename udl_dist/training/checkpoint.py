@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from udl_dist import faults
+from udl_dist.disk import sync
 from udl_dist.errors import TrainingError
 
 FORMAT = 1
@@ -28,13 +28,19 @@ BESIDE_BYTES = 2**18  # headers, manifest, facts, and blocks that are not full
 Files = Mapping[str, Mapping[str, Tensor]]
 
 
+class NewerFormat(TrainingError):
+    """A checkpoint that a later udl-dist wrote: not damaged, so never passed over for an older one."""
+
+
 def save(folder: Path, images: int, files: Files, facts: Mapping[str, Any]) -> Path:
     """Write the checkpoint of `images` below `folder`; raise OSError with nothing half-done left behind.
 
     `facts` are plain values kept in `state.json`. One of the same images that was passed over gives way.
     """
     target = path_of(folder, images)
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        sync(folder.parent)
     refuse_full(folder, bytes_of(files))
     temporary = folder / f"{TEMPORARY}{images:012d}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -49,13 +55,13 @@ def save(folder: Path, images: int, files: Files, facts: Mapping[str, Any]) -> P
                     for path in sorted(temporary.iterdir())}  # fmt: skip
         (temporary / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": manifest}, indent=1))
         for path in (*temporary.iterdir(), temporary):
-            _sync(path)
+            sync(path)
         _discard(target)
         temporary.rename(target)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
         shutil.rmtree(temporary, ignore_errors=True)
         raise error if isinstance(error, OSError) else OSError(str(error)) from error
-    _sync(folder)
+    sync(folder)
     return target
 
 
@@ -97,10 +103,7 @@ def verify(checkpoint: Path) -> None:
         if checkpoint.is_symlink():
             raise TrainingError(f"{checkpoint} is a symbolic link, not a checkpoint")
         manifest = json.loads((checkpoint / "manifest.json").read_text())
-        if manifest["format"] != FORMAT:
-            raise TrainingError(
-                f"{checkpoint}: format {manifest['format']} is not {FORMAT}: use the version that wrote it"
-            )
+        _refuse_format(checkpoint, manifest["format"])
         expected = dict(manifest["files"])
         if set(expected) | {"manifest.json"} != {path.name for path in checkpoint.iterdir()}:
             raise TrainingError(f"{checkpoint}: its files are not those of its manifest")
@@ -108,6 +111,16 @@ def verify(checkpoint: Path) -> None:
             _verify_file(checkpoint / name, entry)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise TrainingError(f"{checkpoint} is damaged: {error}") from None
+
+
+def _refuse_format(checkpoint: Path, written: object) -> None:
+    """Raise NewerFormat for one of a later version, TrainingError for what no version has written."""
+    if isinstance(written, int) and written > FORMAT:
+        raise NewerFormat(f"{checkpoint} was written by a newer udl-dist: its format is {written}, this version knows "
+                          f"{FORMAT}: install that version, or move it away to go on from the one before"
+                          )  # fmt: skip
+    if written != FORMAT:
+        raise TrainingError(f"{checkpoint} is damaged: there is no format {written!r}")
 
 
 def _verify_file(path: Path, entry: Mapping[str, Any]) -> None:
@@ -128,18 +141,21 @@ def complete(folder: Path) -> list[Path]:
 def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
     """The newest checkpoint that is whole; `say` one line for each that is passed over.
 
-    Raise TrainingError if there are checkpoints and none is whole: starting again is the user's to decide.
+    Raise TrainingError if there are checkpoints and none is whole: starting again is the user's to decide. So is going
+    back behind one of a newer udl-dist (NewerFormat).
     """
     found = complete(folder)
     for checkpoint in reversed(found):
         try:
             verify(checkpoint)
             return checkpoint
+        except NewerFormat:
+            raise
         except TrainingError as error:
             say(f"passed over: {error}")
     if found:
         raise TrainingError(f"all {len(found)} checkpoints in {folder} are damaged; nothing was deleted: give back "
-                            "whole ones, or --run.fresh puts all of the run aside and starts again")  # fmt: skip
+                            "whole ones, or --run.fresh true puts all of the run aside and starts again")  # fmt: skip
     return None
 
 
@@ -184,12 +200,3 @@ def _discard(checkpoint: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Make a file or folder last a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,73 @@
+"""What each node of a cluster sees of the disk, asked of all of them before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from udl_dist.errors import ClusterError
+from udl_dist.experiment import Experiment
+from udl_dist.recovery import one_line
+from udl_dist.runs import RunFolder
+from udl_dist.stream.opening import Prepared
+
+PROBE_SECONDS = 60.0  # for a process to start on a node that is busy
+
+
+def refuse_unshared(experiment: Experiment, prepared: Prepared) -> None:
+    """Raise ClusterError, with the nodes by name, if one of them sees another run folder or not the data.
+
+    Asked of every node but this one, whose disk is the one that counts; without other nodes nothing is asked.
+    """
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here
+              and node["Resources"].get("CPU", 0) + node["Resources"].get("GPU", 0) > 0]  # fmt: skip
+    if not others:
+        return
+    folder = RunFolder(experiment.run.folder)
+    settings = folder.experiment.read_bytes()
+    data = [
+        path for path in (*prepared.train, *prepared.held_out) if Path(path).exists()
+    ]  # others are in object storage
+    answers = _ask(others, str(folder.experiment), data)
+    if unlike := [name for name, (seen, _) in answers.items() if seen != settings]:
+        raise ClusterError(f"run.folder {folder.path} is not the same on {_listed(unlike)}: "
+                           "choose one on a disk that all nodes share")  # fmt: skip
+    if without := [name for name, (_, missing) in answers.items() if missing]:
+        first = answers[without[0]][1][0]
+        raise ClusterError(f"{first} of the data is not there on {_listed(without)}: put the shards, and data.cache, "
+                           "on a disk that all nodes share")  # fmt: skip
+
+
+def _ask(nodes: Sequence[dict[str, Any]], settings: str, data: list[str]) -> dict[str, tuple[bytes, list[str]]]:
+    """What each node sees, by its name."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asked = ray.remote(_look)
+    questions = {}
+    for node in nodes:
+        strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, node {node['NodeID'][:8]})"
+        questions[name] = asked.options(num_cpus=0, scheduling_strategy=strategy, max_retries=0).remote(settings, data)
+    answers = {}
+    for name, question in questions.items():
+        try:
+            answers[name] = ray.get(question, timeout=PROBE_SECONDS)
+        except Exception as error:  # a node without the package, one that is just lost, or too busy
+            raise ClusterError(f"node {name} does not answer: {one_line(error)}") from None
+    return answers
+
+
+def _look(settings: str, data: list[str]) -> tuple[bytes, list[str]]:
+    """Runs on a node: the settings in the run folder (empty: none), and what of the data is missing."""
+    path = Path(settings)
+    return path.read_bytes() if path.exists() else b"", [each for each in data if not Path(each).exists()]
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more nodes" if len(names) > 3 else ""
+    return ", ".join(f"node {name}" for name in names[:3]) + more
