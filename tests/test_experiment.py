@@ -78,6 +78,19 @@ def test_an_unknown_flag_names_the_nearest() -> None:
         experiment.load(None, {"method.name": "vae", "method.batch_size": "1"})
 
 
+def test_workers_are_a_number_or_a_range() -> None:
+    for text, least, most in (("3", 3, 3), ("2..8", 2, 8), ("4..4", 4, 4)):
+        run = experiment.load(None, {"method.name": "vae", "run.workers": text}).run
+        assert (run.least_workers, run.most_workers) == (least, most)
+
+
+@pytest.mark.parametrize("text", ["8..2", "0..3", "2..", "many", "2...8"])
+def test_workers_that_are_neither_are_refused_in_one_line(text: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        experiment.load(None, {"method.name": "vae", "run.workers": text})
+    assert str(refusal.value) == f"run.workers = {text!r}: say a number, or a range such as '2..8'"
+
+
 def test_differences_name_both_values_and_leave_out_what_may_change(tmp_path: Path) -> None:
     path = job(tmp_path, '[method]\nname = "vae"\n[train]\nepochs = 2\n')
     before = experiment.load(path, {})

@@ -101,8 +101,10 @@ def acting(folder: Path, *turns: tuple[str, Callable[[], None]]) -> Iterator[Non
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    yield
-    over.set()
+    try:
+        yield
+    finally:
+        over.set()
     thread.join(1)
     assert not thread.is_alive(), "not all was done"
 
@@ -132,8 +134,9 @@ def apart(nodes: Nodes, folder: Path) -> Iterator[None]:
     import ray
 
     try:
+        deadline = time.monotonic() + 60
         while sum(node["Alive"] for node in ray.nodes()) < 5:
-            assert process.poll() is None, "the node did not start"
+            assert process.poll() is None and time.monotonic() < deadline, "the node did not start"
             time.sleep(0.2)
         yield
     finally:

@@ -19,7 +19,7 @@ ALLOWED = {
     "images": {"permutation"},
     "shards": {"images", "storage"},
     "stream": {"permutation", "images", "shards", "storage"},
-    "packing": {"images", "shards", "stream", "storage"},
+    "packing": {"images", "shards", "stream", "storage", "disk"},
     "checking": {"images", "shards", "stream", "packing", "storage"},
     "tracking": set[str](),
     "disk": set[str](),

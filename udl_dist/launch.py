@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from udl_dist import clusters, disk, nodes, pulse
-from udl_dist.clusters import PLACEMENTS, START_SECONDS, Size
+from udl_dist.clusters import PLACEMENTS, POLL_SECONDS, START_SECONDS, Size
 from udl_dist.errors import ClusterError, UdlError
 from udl_dist.experiment import Experiment
 from udl_dist.recovery import as_error, judge, one_line
@@ -25,7 +25,6 @@ from udl_dist.stream.opening import Prepared
 from udl_dist.terminal import Terminal
 from udl_dist.watchdog import GRACE_SECONDS, put_down
 
-POLL_SECONDS = 0.2
 GROW_SECONDS = 20.0  # between two looks for more workers
 
 

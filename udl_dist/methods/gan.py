@@ -155,7 +155,7 @@ class GenerativeAdversarialNetwork(Method):
         contrast, headroom = figures.get("val/contrast", 1.0), figures.get("val/headroom", 1.0)
         if contrast < DEAD or headroom < DEAD:
             return {"dead generator": f"contrast {contrast:.2g}, headroom {headroom:.2g} of the real images': lower "
-                                      "train.learning_rate, then start again with --run.fresh"}  # fmt: skip
+                                      "train.learning_rate, then start again with --run.fresh true"}  # fmt: skip
         spread = figures.get("val/spread", 1.0)
         if spread >= COLLAPSED:
             return {}

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from udl_dist.disk import sync
 from udl_dist.errors import DataError, UsageError
 
 
@@ -57,15 +58,6 @@ def remove_stale(dest: Path) -> None:
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
-
-
-def sync(path: Path) -> None:
-    """Bring a file or a folder's list of names to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _locked_folder(dest: Path) -> tuple[Path, int]:

@@ -48,7 +48,7 @@ def on_each(
                     future.result()
                 if progress:
                     progress(sum(counts), total)
-        except BaseException:
+        except BaseException:  # a Ctrl-C too: told to the threads, then raised as it is
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
