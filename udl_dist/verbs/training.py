@@ -1,0 +1,41 @@
+"""udl train: what is learned."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from udl_dist.errors import UsageError
+from udl_dist.verbs import Verbs, listed, new_verb, show
+
+
+def add(verbs: Verbs) -> None:
+    train = new_verb(verbs, "train", help="train what a job file says; again: resume",
+                     epilog="any setting: --section.name value (udl train --settings lists them)")  # fmt: skip
+    train.add_argument("job", type=Path, nargs="?", help="a job file, such as jobs/vae_digits.toml")
+    train.add_argument("--dry-run", action="store_true", help="print the plan and start nothing")
+    train.add_argument("--settings", dest="help_settings", action="store_true", help="list every setting and end")
+    train.add_argument("--verbose", action="store_true", help="show what Ray says")
+    train.add_argument("--faults", default="", help="break the run on purpose; asks for UDL_FAULTS=1 too (faults.py)")
+    train.set_defaults(act=_train)
+
+
+def _train(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist import experiment, plan, session
+
+    if asked.help_settings:
+        print(listed(experiment.describe(flags.get("method.name", "vae"))))
+        return 0
+    if asked.job is None:
+        raise UsageError(
+            "udl train needs a job file, such as jobs/vae_digits.toml (udl train --settings lists settings)"
+        )
+    wanted = experiment.load(asked.job, flags)
+    if asked.dry_run:
+        planned = plan.plan(wanted)
+        show(planned.lines(), planned.as_dict(), asked.json)
+        return 0
+    ended = session.train(wanted, sys.stderr, asked.verbose, asked.faults)
+    show(ended.lines(), ended.as_dict(), asked.json)
+    return ended.exit_code
