@@ -39,6 +39,9 @@ ALLOWED = {
     "scribe": {"experiment", "methods", "stream", "training", "evaluation", "runs", "tracking",
                "disk"},
     "iterables": {"packing", "stream"},
+    "models": {"experiment", "methods", "training", "runs", "images"},
+    "using": {"models", "methods", "evaluation", "images", "iterables", "packing", "stream", "disk", "clusters"},
+    "export": {"models", "using", "methods", "evaluation", "packing", "stream"},
     "worker": {"faults", "watchdog", "scribe", "experiment", "methods", "stream", "training", "evaluation", "runs",
                "tracking", "disk"},
     "launch": {"disk", "clusters", "nodes", "faults", "recovery", "pulse", "watchdog", "experiment", "stream",
@@ -52,7 +55,10 @@ ONLY_IN = {
     "wandb": {"tracking.py"},
     "torch.distributed": {"training/ranks.py"},
     "torch.nn.parallel": {"training/ranks.py"},
-    "pyarrow": {"storage/clients.py", "storage/objects.py"},
+    "pyarrow": {"storage/clients.py", "storage/objects.py", "using/parts.py"},
+    "onnxruntime": {"export/formats.py"},
+    "torch.onnx": {"export/formats.py"},
+    "torch.export": {"export/formats.py"},
     "pickle": set[str](),
 }
 # Files whose import must not bring in torch: it costs a second and a half.

@@ -1,0 +1,30 @@
+"""udl export, compare and report: what is handed to others."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from udl_dist import settings
+from udl_dist.verbs import Verbs, new_verb, show
+
+
+def add(verbs: Verbs) -> None:
+    export = new_verb(verbs, "export", help="a trained model as a folder: safetensors, configuration, card")
+    export.add_argument("run", help="a run folder")
+    export.add_argument("dest", type=Path, help="the folder to make")
+    export.add_argument("--checkpoint", default="best", help="best, last, or a number of images (best)")
+    export.add_argument("--onnx", action="store_true", help="also as ONNX")
+    export.add_argument("--torch-export", action="store_true", help="also as .pt2, by torch.export")
+    export.set_defaults(act=_export)
+
+
+def _export(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.export.export import ExportSettings, export
+    from udl_dist.models.model import load
+
+    flags |= {name: "true" for name in ("onnx", "torch_export") if getattr(asked, name)}
+    wanted = settings.from_flags(ExportSettings, flags)
+    done = export(load(asked.run, "cpu", asked.checkpoint), asked.dest, wanted)
+    show(done.lines(), done.as_dict(), asked.json)
+    return 0
