@@ -40,7 +40,8 @@ ALLOWED = {
                "disk"},
     "iterables": {"packing", "stream"},
     "models": {"experiment", "methods", "training", "runs", "images"},
-    "using": {"models", "methods", "evaluation", "images", "iterables", "packing", "stream", "disk", "clusters"},
+    "using": {"models", "methods", "evaluation", "images", "iterables", "packing", "stream", "shards", "disk",
+              "clusters"},
     "export": {"models", "using", "methods", "evaluation", "packing", "stream"},
     "worker": {"faults", "watchdog", "scribe", "experiment", "methods", "stream", "training", "evaluation", "runs",
                "tracking", "disk"},
@@ -51,7 +52,7 @@ ALLOWED = {
 # The only files that may import a library, by its first names.
 ONLY_IN = {
     "ray.train": {"launch.py"},
-    "ray": {"launch.py", "clusters.py", "nodes.py"},
+    "ray": {"launch.py", "clusters.py", "nodes.py", "using/workers.py"},
     "wandb": {"tracking.py"},
     "torch.distributed": {"training/ranks.py"},
     "torch.nn.parallel": {"training/ranks.py"},

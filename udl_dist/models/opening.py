@@ -97,11 +97,12 @@ def _open_run(run: RunFolder, checkpoint: str | int) -> Opened:
     method = methods.find(experiment.method_name)(experiment.method, shape)
     _fill(method, files["networks"] | files.get("average", {}), path)
     manifest = json.loads((path / "manifest.json").read_text())["files"]
-    used = [manifest[f"{name}.safetensors"]["sha256"] for name in ("networks", "average") if name in files]
+    used = " ".join(manifest[f"{name}.safetensors"]["sha256"] for name in ("networks", "average") if name in files)
+    mixture = _mixture_of_run(run.path, method, shape, used, notes)
     origin = Origin(run.path, experiment.method_name, int(facts["images"]), chosen, "average" in files,
-                    experiment.data.fit, " ".join(used), dict(facts.get("figures", {})), str(facts.get("data", "")),
+                    experiment.data.fit, used, dict(facts.get("figures", {})), str(facts.get("data", "")),
                     experiment, notes=tuple(notes))  # fmt: skip
-    return Opened(method, shape, origin, _mixture_of_run(run.path, method, shape, origin, notes))
+    return Opened(method, shape, origin, mixture)
 
 
 def _choose(run: RunFolder, experiment: Experiment, asked: str | int, notes: list[str]) -> tuple[Path, str]:
@@ -173,13 +174,13 @@ def _in_words(tensor: tuple[torch.Size, torch.dtype] | None) -> str:
     return f"{str(tensor[1]).removeprefix('torch.')} {list(tensor[0])}" if tensor else "absent"
 
 
-def _mixture_of_run(folder: Path, method: Method, shape: Shape, origin: Origin, notes: list[str]) -> Mixture | None:
+def _mixture_of_run(folder: Path, method: Method, shape: Shape, weights: str, notes: list[str]) -> Mixture | None:
     """The mixture that was fitted to this checkpoint; one of another is left alone, with a note."""
     facts = folder / PRIOR_FACTS
     if not facts.exists() or not (folder / layout.PRIOR).exists():
         return None
     fitted = json.loads(facts.read_text())
-    if fitted.get("weights") != origin.weights:
+    if fitted.get("weights") != weights:
         notes.append(f"{layout.PRIOR} was fitted after {fitted.get('images')} images, not to this checkpoint: "
                      "run udl fit-prior again to use one")  # fmt: skip
         return None

@@ -12,7 +12,7 @@ from torch import Tensor
 from udl_dist.errors import DataError
 from udl_dist.images.coding import Pixels, decode
 from udl_dist.iterables import Batches
-from udl_dist.methods import Batch
+from udl_dist.methods import Batch, chance
 from udl_dist.models.inputs import scaled
 from udl_dist.models.model import BATCH_IMAGES, Model
 from udl_dist.packing.finding import LISTS, TARS
@@ -27,13 +27,25 @@ def read(model: Model, names: Sequence[str], most: int) -> tuple[list[str], Tens
     """The first `most` images of all names, with their keys: [N] and [N, C, H, W] in [-1, 1]; at least one."""
     keys: list[str] = []
     parts: list[Tensor] = []
-    for name in names:
-        if len(keys) == most:
+    for found, batch in batches(model, names, most):
+        keys += found
+        parts.append(batch.images)
+        if len(keys) >= most:
             break
-        for found, images in _of(model, name, most - len(keys)):
-            keys += found
-            parts.append(images)
-    return keys, torch.cat(parts)
+    return keys[:most], torch.cat(parts)[:most]
+
+
+def batches(model: Model, names: Sequence[str], most: int = BATCH_IMAGES) -> Iterator[tuple[list[str], Batch]]:
+    """Every image of all names, once, with its key; at most `most` at a time."""
+    for number, name in enumerate(names):
+        path = as_path(name) if "://" not in name else Path(name)
+        if path.suffix and path.is_file() and not name.endswith((*TARS, *LISTS, *ARRAYS)):
+            key = chance.keys(0, 1, number)
+            yield [path.stem], Batch(scaled(np.array(open_image(model, path))[None]), key, key, 0)
+            continue
+        stream = open_stream(model, name)
+        for records in stream.once(min(BATCH_IMAGES, most)):
+            yield keys_of(stream, records), as_batch(records)
 
 
 def open_stream(model: Model, source: str, readers: int = 1) -> Stream:
@@ -61,16 +73,3 @@ def open_image(model: Model, path: Path) -> Pixels:  # -> [C, H, W]
         raise DataError(f"image {str(path)!r} {error}") from None
     except OSError as error:
         raise DataError(f"image {str(path)!r} cannot be read ({error.strerror})") from None
-
-
-def _of(model: Model, name: str, most: int) -> Iterator[tuple[list[str], Tensor]]:
-    path = as_path(name) if "://" not in name else Path(name)
-    if path.suffix and path.is_file() and not name.endswith((*TARS, *LISTS, *ARRAYS)):
-        yield [path.stem], scaled(np.array(open_image(model, path))[None])
-        return
-    stream, left = open_stream(model, name), most
-    for records in stream.once(min(BATCH_IMAGES, most)):
-        yield keys_of(stream, records)[:left], scaled(records.images[:left])
-        left -= len(records.images)
-        if left <= 0:
-            return

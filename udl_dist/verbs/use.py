@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from udl_dist import settings
 from udl_dist.errors import UsageError
-from udl_dist.verbs import Verbs, new_verb, show
+from udl_dist.using.settings import EmbedSettings
+from udl_dist.verbs import Verbs, new_verb, progress, show
 
 
 def add(verbs: Verbs) -> None:
@@ -29,16 +31,34 @@ def add(verbs: Verbs) -> None:
     traverse.add_argument("--from", dest="start", default="", help="interpolate: an image, or seed:N for a drawn one")
     traverse.add_argument("--to", dest="end", default="", help="interpolate: its other end")
 
+    embed = _verb(verbs, "embed", "the latents of all images of a source, with their keys", _embed,
+                  settings=EmbedSettings)  # fmt: skip
+    embed.add_argument("source", help="a folder of images, shards, IDX files, .npy/.npz or 'digits'")
+    embed.add_argument("dest", type=Path, help="the folder to make, or to go on with")
 
-def _verb(verbs: Verbs, name: str, help: str, act: Any, images: str = "", out: str = "") -> argparse.ArgumentParser:
+    score = _verb(
+        verbs, "score", "how odd each image is, flagged against held-out ones", _score, "images", out="scores"
+    )
+    score.add_argument("--by", default="auto", help="which score: reconstruction, or the bound a method has")
+    score.add_argument("--quantile", type=float, default=0.99,
+                       help="part of the run's held-out images that is not flagged (0.99)")  # fmt: skip
+    score.add_argument("--threshold", type=float, help="a score above which an image is flagged, instead")
+
+    prior = _verb(verbs, "fit-prior", "a mixture of Gaussians over a run's codes, to sample from", _fit_prior)
+    prior.add_argument("--components", type=int, default=10, help="Gaussians (10)")
+    prior.add_argument("--turns", type=int, default=200, help="at most so many over all codes (200)")
+
+
+def _verb(verbs: Verbs, name: str, help: str, act: Any, images: str = "", out: str = "",
+          settings: type | None = None) -> argparse.ArgumentParser:  # fmt: skip
     """A verb that takes a model, and perhaps images and a place for what it makes."""
-    verb = new_verb(verbs, name, help=help)
+    verb = new_verb(verbs, name, settings, help=help)
     verb.add_argument("model", metavar="RUN", help="a run folder or an exported model")
     if images:
         verb.add_argument("images", nargs="+", metavar="IMAGES",
                           help="image files, a folder of them, shards, IDX files, .npy or 'digits'")  # fmt: skip
     if out:
-        verb.add_argument("--out", type=Path, default=Path(out), help=f"a .png, or a folder for single ones ({out})")
+        verb.add_argument("--out", type=Path, default=Path(out), help=f"where to write it ({out})")
     verb.add_argument("--seed", type=int, default=0, help="where chance comes from (0)")
     verb.add_argument("--device", default="cpu", help="cpu, cuda or auto (cpu)")
     verb.add_argument("--checkpoint", default="best", help="of a run: best, last, or a number of images (best)")
@@ -47,9 +67,10 @@ def _verb(verbs: Verbs, name: str, help: str, act: Any, images: str = "", out: s
 
 
 def _model(asked: argparse.Namespace, flags: dict[str, str]) -> Any:
-    """The model that was asked for; these verbs know no settings beside their own flags."""
+    """The model that was asked for; most of these verbs know no settings beside their own flags."""
     if flags:
-        raise UsageError(f"unknown flag --{next(iter(flags))} (see udl {asked.act.__name__.strip('_')} --help)")
+        verb = asked.act.__name__.strip("_").replace("_", "-")
+        raise UsageError(f"unknown flag --{next(iter(flags))} (see udl {verb} --help)")
     from udl_dist.models.model import load
 
     return load(asked.model, asked.device, asked.checkpoint)
@@ -81,5 +102,32 @@ def _traverse(asked: argparse.Namespace, flags: dict[str, str]) -> int:
         done = drawing.interpolate(model, asked.start, asked.end, asked.steps, asked.seed, asked.out)
     else:
         done = drawing.traverse(model, asked.axes, asked.steps, asked.reach, asked.image, asked.seed, asked.out)
+    show(done.lines(), done.as_dict(), asked.json)
+    return 0
+
+
+def _embed(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.using import embedding
+
+    wanted = settings.from_flags(EmbedSettings, flags)
+    done = embedding.embed(_model(asked, {}), asked.source, asked.dest, wanted, progress("embedding"))
+    show(done.lines(), done.as_dict(), asked.json)
+    return 0
+
+
+def _score(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.using import scoring
+
+    model = _model(asked, flags)
+    done = scoring.score(model, asked.images, asked.by, asked.quantile, asked.threshold, asked.out)
+    show(done.lines(), done.as_dict(), asked.json)
+    return 0
+
+
+def _fit_prior(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.using import fitting
+
+    model = _model(asked, flags)
+    done = fitting.fit_prior(model, asked.components, asked.turns, asked.seed, progress("encoding"))
     show(done.lines(), done.as_dict(), asked.json)
     return 0
