@@ -69,6 +69,7 @@ class Method:
 
     Settings: ClassVar[type]
     best: ClassVar[str] = ""  # the measured figure whose least value marks the best checkpoint; "" if there is none
+    measured_by: ClassVar[tuple[str, ...]] = ()  # settings that say what a measured figure is: others are no rivals
     networks: nn.ModuleDict
 
     def __init__(self, settings: Any, shape: Shape) -> None:

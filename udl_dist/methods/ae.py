@@ -49,6 +49,7 @@ class Autoencoder(Method):
 
     Settings = AESettings
     best = "mse"
+    measured_by = ("tied", "noise", "noise_level")
     settings: AESettings
 
     def __init__(self, settings: AESettings, shape: Shape) -> None:

@@ -61,6 +61,7 @@ class VariationalAutoencoder(Method):
 
     Settings = VAESettings
     best = "negative_elbo"
+    measured_by = ("likelihood", "binarise")
     settings: VAESettings
 
     def __init__(self, settings: VAESettings, shape: Shape) -> None:

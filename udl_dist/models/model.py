@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,11 +43,17 @@ class Model:
             return bool(self.scores)
         return self.method.can(ability) or (ability == "sample" and self.mixture is not None)
 
-    @property
+    @cached_property
     def scores(self) -> tuple[str, ...]:
         """The anomaly scores it has: squared error of the reconstruction, and a bound on the likelihood."""
-        bound = (self.method.best,) if self.method.can("measure") and self.method.best not in ("", "mse") else ()
-        return (("reconstruction",) if self.method.can("reconstruct") else ()) + bound
+        rebuilds = ("reconstruction",) if self.method.can("reconstruct") else ()
+        if not self.method.can("measure") or self.method.best in ("", "mse"):
+            return rebuilds
+        key = torch.zeros(1, dtype=torch.int64, device=self.device)
+        with torch.no_grad():
+            measured = self.method.measure(Batch(torch.zeros(1, *self.shape, device=self.device), key, key, 0))
+        of_one = self.method.best in measured and measured[self.method.best].dim() == 1  # else of many together
+        return (*rebuilds, self.method.best) if of_one else rebuilds
 
     def encode(self, images: Any) -> Tensor:  # -> [N, Z]
         """The latents of images, without chance."""

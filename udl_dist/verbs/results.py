@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from udl_dist import settings
+from udl_dist.errors import UsageError
 from udl_dist.verbs import Verbs, new_verb, show
 
 
@@ -18,6 +19,11 @@ def add(verbs: Verbs) -> None:
     export.add_argument("--torch-export", action="store_true", help="also as .pt2, by torch.export")
     export.set_defaults(act=_export)
 
+    compare = new_verb(verbs, "compare", help="what differs between runs, their figures and curves side by side")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="two run folders or more")
+    compare.add_argument("--out", type=Path, default=Path("compared.png"), help="where curves go (compared.png)")
+    compare.set_defaults(act=_compare)
+
 
 def _export(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.export.export import ExportSettings, export
@@ -28,3 +34,17 @@ def _export(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     done = export(load(asked.run, "cpu", asked.checkpoint), asked.dest, wanted)
     show(done.lines(), done.as_dict(), asked.json)
     return 0
+
+
+def _compare(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.report.compare import compare
+
+    _refuse(flags, "compare")
+    compared = compare(asked.runs, asked.out)
+    show(compared.lines(), compared.as_dict(), asked.json)
+    return 0
+
+
+def _refuse(flags: dict[str, str], verb: str) -> None:
+    if flags:
+        raise UsageError(f"unknown flag --{next(iter(flags))} (see udl {verb} --help)")
