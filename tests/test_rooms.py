@@ -43,7 +43,7 @@ ALLOWED = {
     "using": {"models", "methods", "evaluation", "images", "iterables", "packing", "stream", "shards", "disk",
               "clusters"},
     "account": {"runs", "methods"},
-    "report": {"account", "shards"},
+    "report": {"account", "experiment", "shards", "storage"},
     "export": {"models", "using", "methods", "evaluation", "packing", "stream"},
     "worker": {"faults", "watchdog", "scribe", "experiment", "methods", "stream", "training", "evaluation", "runs",
                "tracking", "disk"},

@@ -24,6 +24,11 @@ def add(verbs: Verbs) -> None:
     compare.add_argument("--out", type=Path, default=Path("compared.png"), help="where curves go (compared.png)")
     compare.set_defaults(act=_compare)
 
+    report = new_verb(verbs, "report", help="one page about a run: figures, curves, pictures, settings")
+    report.add_argument("run", help="a run folder")
+    report.add_argument("--out", type=Path, help="the file to write (report.html in the run folder)")
+    report.set_defaults(act=_report)
+
 
 def _export(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.export.export import ExportSettings, export
@@ -42,6 +47,15 @@ def _compare(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     _refuse(flags, "compare")
     compared = compare(asked.runs, asked.out)
     show(compared.lines(), compared.as_dict(), asked.json)
+    return 0
+
+
+def _report(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.report.report import report
+
+    _refuse(flags, "report")
+    done = report(asked.run, asked.out)
+    show(done.lines(), done.as_dict(), asked.json)
     return 0
 
 
