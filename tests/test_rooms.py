@@ -44,7 +44,7 @@ ALLOWED = {
               "clusters"},
     "account": {"runs", "methods"},
     "report": {"account", "experiment", "shards", "storage"},
-    "export": {"models", "using", "methods", "evaluation", "packing", "stream"},
+    "export": {"account", "models", "using", "methods", "evaluation", "packing", "stream"},
     "worker": {"faults", "watchdog", "scribe", "experiment", "methods", "stream", "training", "evaluation", "runs",
                "tracking", "disk"},
     "launch": {"disk", "clusters", "nodes", "faults", "recovery", "pulse", "watchdog", "experiment", "stream",
