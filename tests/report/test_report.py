@@ -157,11 +157,12 @@ def test_only_a_run_has_a_page(tmp_path: Path) -> None:
 
 
 def test_many_large_pictures_are_made_small_and_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "MOST_BYTES", 1_500_000)
+    monkeypatch.setattr(pictures, "MOST_BYTES", 400_000)
+    monkeypatch.setattr(pictures, "WIDEST", 400)
     random = np.random.default_rng(0)
     listed = []
     for number in range(6):
-        Image.fromarray(random.integers(0, 256, (1100, 1100, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        Image.fromarray(random.integers(0, 256, (500, 500, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
         listed.append((number, tmp_path / f"{number}.png"))
     (tmp_path / "odd.png").write_bytes(b"GIF89a")
     films, faults = pictures.films({"samples": [*listed, (99, tmp_path / "odd.png")]})
