@@ -1,0 +1,34 @@
+"""Colour goes the whole way: trained, rebuilt, scored, exported, reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import udl_dist
+from tests.trained import run
+from udl_dist.export.export import ExportSettings, export
+from udl_dist.models.model import to_pixels
+from udl_dist.packing.pack import pack
+from udl_dist.packing.settings import PackSettings
+from udl_dist.report.report import report
+from udl_dist.using import drawing, scoring
+
+
+def test_colour_goes_the_whole_way(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", pixels)
+    pack(str(tmp_path / "images.npy"), str(tmp_path / "packed"),
+         PackSettings(size=8, channels=3, format="npy", held_out_fraction=0.2))  # fmt: skip
+    folder = run("ae", tmp_path / "packed", tmp_path / "run", data__channels="3", train__total_images="120")
+    model = udl_dist.load(folder)
+    Image.fromarray(pixels[0]).save(tmp_path / "one.png")
+    drawing.reconstruct(model, [str(tmp_path / "one.png")], 5, tmp_path / "made")
+    with Image.open(tmp_path / "made" / "000000-one.png") as rebuilt:
+        assert (np.asarray(rebuilt) == to_pixels(model.reconstruct(pixels[:1]))[0].transpose(1, 2, 0)).all()
+    scoring.score(model, [str(tmp_path / "one.png")], "auto", 0.9, None, 0, tmp_path / "scores")
+    export(model, tmp_path / "model", ExportSettings())
+    assert udl_dist.load(tmp_path / "model").shape == (3, 8, 8)
+    assert report(str(folder)).faults == []
