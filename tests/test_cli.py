@@ -110,6 +110,7 @@ def test_verbs_of_use_answer_machines(trained: dict[str, Path], tmp_path: Path) 
     assert (figures["method"], figures["n"], figures["averaged"]) == ("gan", 4, True)
     assert (tmp_path / "grid.png").exists()
     refused(udl("reconstruct", str(trained["gan"]), "digits"), 2, "cannot reconstruct, it can decode, sample")
-    refused(udl("score", str(trained["ae"]), str(tmp_path / "grid.jpg")), 3, "there is no file")
+    refused(udl("score", str(trained["ae"]), "grid.jpg", cwd=tmp_path), 3, "there is no file")
+    assert not (tmp_path / "scores").exists()
     done = udl("report", str(trained["ae"]), "--out", str(tmp_path / "page.html"), "--json")
     assert json.loads(done.stdout)["faults"] == []

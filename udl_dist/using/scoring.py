@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from torch import Tensor
 from udl_dist.errors import DataError, UsageError
 from udl_dist.evaluation.pictures import grid
 from udl_dist.models.model import Model
+from udl_dist.packing.folders import finish_folder, partial_folder
 from udl_dist.using.calibration import calibration
-from udl_dist.using.outcome import Outcome, new_folder, outcome, save, writing
+from udl_dist.using.outcome import Outcome, outcome, save
 from udl_dist.using.sources import batches
 
 SHOWN = 16  # of the oddest in the picture
@@ -48,20 +49,13 @@ def score(
     if not 0 <= quantile <= 1:
         raise UsageError(f"--quantile {quantile:g} is no part of the held-out images: give one from 0 to 1, as 0.99")
     limit, how = (threshold, "as given") if threshold is not None else _threshold(model, which, quantile)
-    folder, count, flagged, oddest = new_folder(out), 0, 0, list[Odd]()
-    with writing(folder), (folder / "scores.jsonl").open("w", encoding="utf-8") as file:
-        for key, value, image in _scored(model, names, which, seed):
-            is_odd = limit is not None and value > limit
-            file.write(json.dumps({"key": key, "score": value, "flag": is_odd}) + "\n")
-            heapq.heappush(oddest, Odd(value, -count, key, image))
-            if len(oddest) > SHOWN:
-                heapq.heappop(oddest)
-            count, flagged = count + 1, flagged + is_odd
-    oddest.sort(reverse=True)
-    _draw(model, oddest, folder / "oddest.png")
-    said = [f"{count:,} images by {which}, {flagged:,} flagged above {_number(limit)} ({how}): {folder}/scores.jsonl",
+    with partial_folder(out) as folder:
+        count, flagged, oddest = _write(_scored(model, names, which, seed), limit, folder / "scores.jsonl")
+        _draw(model, oddest, folder / "oddest.png")
+        finish_folder(folder, out)
+    said = [f"{count:,} images by {which}, {flagged:,} flagged above {_number(limit)} ({how}): {out}/scores.jsonl",
             "oddest: " + ", ".join(f"{odd.key!a} {odd.score:.5g}" for odd in oddest[:NAMED]),
-            *([f"the {len(oddest)} oddest, what the model makes of them, and where they differ: {folder}/oddest.png"]
+            *([f"the {len(oddest)} oddest, what the model makes of them, and where they differ: {out}/oddest.png"]
               if model.can("reconstruct") else [])]  # fmt: skip
     return outcome(model, said, out=str(out), score=which, images=count, flagged=flagged, threshold=limit,
                    threshold_from=how, oddest=[{"key": odd.key, "score": odd.score} for odd in oddest])  # fmt: skip
@@ -73,6 +67,22 @@ def heat(differences: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:  # [N, C, 
     colours = torch.cat([(amount - shift).clamp(0, 1) for shift in (0.0, 1.0, 2.0)], 1)
     pixels: np.ndarray[Any, np.dtype[np.uint8]] = (colours * 255).round().to(torch.uint8).numpy()
     return pixels
+
+
+def _write(
+    scored: Iterable[tuple[str, float, Tensor]], limit: float | None, path: Path
+) -> tuple[int, int, list[Odd]]:  # fmt: skip
+    """Write a line for each image; return how many there are, how many are flagged, and the oddest first."""
+    count, flagged, oddest = 0, 0, list[Odd]()
+    with path.open("w", encoding="utf-8") as file:
+        for key, value, image in scored:
+            is_odd = limit is not None and value > limit
+            file.write(json.dumps({"key": key, "score": value, "flag": is_odd}) + "\n")
+            heapq.heappush(oddest, Odd(value, -count, key, image))
+            if len(oddest) > SHOWN:
+                heapq.heappop(oddest)
+            count, flagged = count + 1, flagged + is_odd
+    return count, flagged, sorted(oddest, reverse=True)
 
 
 def _scored(model: Model, names: Sequence[str], which: str, seed: int) -> Iterator[tuple[str, float, Tensor]]:
