@@ -51,7 +51,8 @@ def marked(mark: str) -> list[int]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has just ended, or it is somebody else's
-            if f"{VARIABLE}={mark}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+            # Anywhere in it: a process that sets its title writes over the start of its environment.
+            if f"{VARIABLE}={mark}".encode() in (entry / "environ").read_bytes():
                 found.append(int(entry.name))
     return found
 
