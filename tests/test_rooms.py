@@ -42,14 +42,20 @@ ALLOWED = {
     "iterables": {"packing", "stream"},
     "worker": {"faults", "watchdog", "scribe", "experiment", "methods", "stream", "training", "evaluation", "runs",
                "tracking", "disk"},
-    "launch": {"disk", "clusters", "nodes", "faults", "recovery", "pulse", "watchdog", "experiment", "stream",
-               "runs", "signals", "terminal", "worker", "training"},
+    "growing": {"clusters", "pulse", "experiment", "runs"},
+    "launch": {"disk", "clusters", "growing", "nodes", "faults", "recovery", "pulse", "watchdog", "experiment",
+               "stream", "runs", "signals", "terminal", "worker", "training"},
+    "search": {"clusters", "disk", "evaluation", "experiment", "faults", "launch", "methods", "packing", "permutation",
+               "plan", "pulse", "recovery", "runs", "signals", "stream", "terminal", "training", "worker"},
     "session": {"disk", "faults", "experiment", "plan", "runs", "packing", "stream", "terminal", "tracking", "launch"},
 }  # fmt: skip
 # The only files that may import a library, by its first names.
 ONLY_IN = {
     "ray.train": {"launch.py"},
-    "ray": {"launch.py", "clusters.py", "nodes.py"},
+    "ray.tune": {"search/tuning.py"},
+    "optuna": {"search/tpe.py"},
+    "matplotlib": {"search/plots.py"},
+    "ray": {"launch.py", "clusters.py", "nodes.py", "search/tuning.py"},
     "wandb": {"tracking.py"},
     "torch.distributed": {"training/ranks.py"},
     "torch.nn.parallel": {"training/ranks.py"},

@@ -154,6 +154,13 @@ def wants_gpu(experiment: Experiment) -> bool:
     return asked == "cuda" or (asked == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
 
 
+def total(kind: str) -> float:
+    """How many CPU or GPU the cluster has, in use or not."""
+    import ray
+
+    return float(ray.cluster_resources().get(kind, 0))
+
+
 def _within(experiment: Experiment, places: int) -> int:
     """The most workers that are wanted of so many places; elastic determinism cannot be had in every world."""
     run = experiment.run

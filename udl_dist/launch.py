@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,13 @@ from udl_dist import clusters, disk, nodes, pulse
 from udl_dist.clusters import PLACEMENTS, POLL_SECONDS, START_SECONDS, Size
 from udl_dist.errors import ClusterError, UdlError
 from udl_dist.experiment import Experiment
+from udl_dist.growing import Growing
 from udl_dist.recovery import as_error, judge, one_line
 from udl_dist.runs import RunFolder
 from udl_dist.signals import Signals
 from udl_dist.stream.opening import Prepared
 from udl_dist.terminal import Terminal
 from udl_dist.watchdog import GRACE_SECONDS, put_down
-
-GROW_SECONDS = 20.0  # between two looks for more workers
 
 
 def run(
@@ -55,6 +55,27 @@ def run(
     return {**outcome["result"], "signal": signals.received[0] if signals.received else 0}
 
 
+def train_within(
+    experiment: Experiment, prepared: Prepared, faults: str, gate: Callable[[int], bool]
+) -> dict[str, Any]:  # fmt: skip
+    """The same in a process that has joined a Ray, such as a trial of a search: no signals and no terminal."""
+    folder = RunFolder(experiment.run.folder)
+    pulse.clear(folder)
+    outcome: dict[str, Any] = {}
+    thread = threading.Thread(target=_train, args=(experiment, prepared, False, faults, outcome, gate), daemon=True)
+    thread.start()
+    ranks, patience = pulse.Others(folder), experiment.run.hang_seconds + GRACE_SECONDS
+    while thread.is_alive():
+        thread.join(POLL_SECONDS)
+        for life in ranks.silent(patience) if experiment.run.hang_seconds else ():
+            put_down(folder, life)
+    pulse.clear(folder)
+    shutil.rmtree(_ray_storage(folder), ignore_errors=True)
+    if error := outcome.get("error"):
+        raise error if isinstance(error, UdlError) else _explained(error, folder, outcome, experiment)
+    return dict(outcome["result"])
+
+
 def _watch(
     thread: threading.Thread, folder: RunFolder, terminal: Terminal, outcome: dict[str, Any], signals: Signals,
     experiment: Experiment,
@@ -75,38 +96,9 @@ def _watch(
         growing.look(outcome.get("workers", 0))
 
 
-class Growing:
-    """Looks for places that have become free, and has the workers make a checkpoint and end for a larger group.
-
-    Only while all of them are at work: before, the places they are about to take seem to be free.
-    """
-
-    def __init__(self, experiment: Experiment, folder: RunFolder) -> None:
-        self._experiment, self._folder = experiment, folder
-        self._next = time.monotonic() + GROW_SECONDS
-        self._in_vain = 0  # so many were tried for and not had
-
-    def look(self, workers: int) -> None:
-        """To be called often, with the workers at work; 0: none, so that nothing is to be asked."""
-        if workers in (0, self._experiment.run.most_workers) or time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + GROW_SECONDS
-        if len(pulse.lives(self._folder)) < workers:
-            return
-        try:
-            more = clusters.growth(self._experiment, workers)
-        except Exception:  # Ray ends in the other thread just now
-            return
-        if more > max(workers, self._in_vain) and not self._folder.resize_asked():
-            self._folder.say(f"{more} workers can be had now, not {workers}: a checkpoint, then they all start again")
-            self._folder.ask_resize()
-            self._in_vain = more
-        elif more == workers:
-            self._in_vain = 0
-
-
 def _train(
-    experiment: Experiment, prepared: Prepared, verbose: bool, faults: str, outcome: dict[str, Any]
+    experiment: Experiment, prepared: Prepared, verbose: bool, faults: str, outcome: dict[str, Any],
+    gate: Callable[[int], bool] | None = None,
 ) -> None:  # fmt: skip
     """Run in a thread: Ray from start to end; leaves `result` or `error` in `outcome`, `ours` if Ray is to be ended.
 
@@ -116,7 +108,7 @@ def _train(
     try:
         outcome["ours"] = clusters.start(experiment.run.address, verbose)
         nodes.refuse_unshared(experiment, prepared)
-        outcome["result"] = _groups(experiment, prepared, faults, folder, outcome)
+        outcome["result"] = _groups(experiment, prepared, faults, folder, outcome, gate)
     except Exception as error:  # carried to the main thread, which explains it
         outcome["free"] = clusters.in_words()
         outcome["error"] = error
@@ -126,8 +118,9 @@ def _train(
 
 
 def _groups(
-    experiment: Experiment, prepared: Prepared, faults: str, folder: RunFolder, outcome: dict[str, Any]
-) -> dict[str, Any]:
+    experiment: Experiment, prepared: Prepared, faults: str, folder: RunFolder, outcome: dict[str, Any],
+    gate: Callable[[int], bool] | None,
+) -> dict[str, Any]:  # fmt: skip
     """One group of workers after the other, each as large as there is place for, until one ends the run.
 
     A group ends early when a worker fails, which `judge` may take for the end of the run, or for a larger one.
@@ -139,8 +132,8 @@ def _groups(
             folder.say(f"{size.workers} workers")
         wait = 0.0
         try:
-            result = dict(_trainer(experiment, prepared, size, faults).fit().return_value)
-            if not result["stopped"] or folder.stop_asked():
+            result = dict(_trainer(experiment, prepared, size, faults, gate).fit().return_value)
+            if not result["stopped"] or folder.stop_asked() or not folder.resize_asked():
                 return result
         except Exception as error:
             if clusters.is_misplaced(error):
@@ -164,14 +157,21 @@ def _groups(
         size = clusters.size(experiment, size.workers, wait)
 
 
-def _trainer(experiment: Experiment, prepared: Prepared, size: Size, faults: str) -> Any:
+def _trainer(
+    experiment: Experiment, prepared: Prepared, size: Size, faults: str, gate: Callable[[int], bool] | None
+) -> Any:
     """Ray's trainer for one group of workers."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     return TorchTrainer(
         _rank,
-        train_loop_config={"experiment": experiment.to_dict(), "prepared": asdict(prepared), "faults": faults},
+        train_loop_config={
+            "experiment": experiment.to_dict(),
+            "prepared": asdict(prepared),
+            "faults": faults,
+            "gate": gate or _open,
+        },
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if size.gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=size.workers,
@@ -204,11 +204,20 @@ def _rank(config: dict[str, Any]) -> dict[str, Any]:
         ranks = Ranks(ray.train.torch.get_device())
         prepared = Prepared(**config["prepared"] | {"settings": experiment.data})
         return work(
-            experiment, prepared, ranks, lambda report: ray.train.report({"images": report.images, **report.figures})
+            experiment,
+            prepared,
+            ranks,
+            lambda report: ray.train.report({"images": report.images, **report.figures}),
+            config["gate"],
         )
     except UdlError as error:
         RunFolder(experiment.run.folder).fail(error)
         raise
+
+
+def _open(images: int) -> bool:
+    """The gate of a run that nobody stops at a validation."""
+    return True
 
 
 def _end_ray(thread: threading.Thread, outcome: dict[str, Any]) -> None:

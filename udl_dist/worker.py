@@ -31,17 +31,20 @@ from udl_dist.watchdog import Watchdog
 
 
 def work(
-    experiment: Experiment, prepared: Prepared, ranks: Ranks, hand_over: Callable[[Report], None] = lambda report: None
-) -> dict[str, Any]:
+    experiment: Experiment, prepared: Prepared, ranks: Ranks, hand_over: Callable[[Report], None] = lambda report: None,
+    gate: Callable[[int], bool] = lambda images: True,
+) -> dict[str, Any]:  # fmt: skip
     """Train to the end or to a stop; return `{"images", "stopped", "figures"}`, the same on every rank.
 
-    `hand_over` hears of each report that comes with a checkpoint, on every rank at the same images.
+    `hand_over` hears of each report that comes with a checkpoint, on every rank at the same images. `gate` is asked
+    after each validation (and where the run goes on from) whether to go on: it may take its time, and its answer must
+    be the same on every rank.
     """
     folder, rollbacks = RunFolder(experiment.run.folder), 0
     with disk.errors_named(folder.path), Watchdog(folder, ranks.rank, experiment.run.hang_seconds) as watchdog:
         while True:
             try:
-                return _work(experiment, prepared, ranks, hand_over, folder, watchdog, rollbacks)
+                return _work(experiment, prepared, ranks, hand_over, gate, folder, watchdog, rollbacks)
             except Diverged as error:
                 rollbacks = error.rollbacks + 1
                 if rollbacks > ROLLBACKS:
@@ -53,8 +56,8 @@ def work(
 
 
 def _work(
-    experiment: Experiment, prepared: Prepared, ranks: Ranks, hand_over: Callable[[Report], None], folder: RunFolder,
-    watchdog: Watchdog, rollbacks: int,
+    experiment: Experiment, prepared: Prepared, ranks: Ranks, hand_over: Callable[[Report], None],
+    gate: Callable[[int], bool], folder: RunFolder, watchdog: Watchdog, rollbacks: int,
 ) -> dict[str, Any]:  # fmt: skip
     """One attempt, after so many that came to nothing; raise Diverged where it does."""
     stream, held_out = open_feed(prepared, experiment.train.seed, batch_memory(ranks.device))
@@ -68,6 +71,9 @@ def _work(
     if start >= total:  # ended between its last checkpoint and its result
         facts = checkpoint.facts(checkpoint.path_of(folder.checkpoints, start))
         return {"images": start, "stopped": False, "figures": facts["figures"]}
+    watchdog.rest()  # whoever waits at a gate makes no step
+    if start and not gate(start):
+        return {"images": start, "stopped": True, "figures": {}}
     scribe = Scribe(experiment, folder, learning, stream, held_out, start) if ranks.leads else None
     figures: dict[str, float] = {}
     images, stopped, alarms = start, False, set[str]()
@@ -91,6 +97,12 @@ def _work(
             if report.checkpoint:
                 clock.start()
                 hand_over(report)
+            if report.validated and images < total:
+                watchdog.rest()
+                if not gate(images):
+                    stopped = True
+                    ranks.count_votes()
+                    break
             beat(images, "report")
         watchdog.rest()
         if scribe:
@@ -141,7 +153,7 @@ def intervals(experiment: Experiment, total: int) -> Intervals:
     """The intervals asked for, or a hundred reports and ten validations a run."""
     validate = experiment.evaluate.every_images or max(1, total // 10)
     return Intervals(experiment.train.report_images or max(1, total // 100), validate,
-                     experiment.run.checkpoint_images or validate)  # fmt: skip
+                     experiment.run.checkpoint_images or validate, experiment.evaluate.at_images)  # fmt: skip
 
 
 def _learning(experiment: Experiment, stream: Feed, ranks: Ranks) -> Learning:

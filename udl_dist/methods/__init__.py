@@ -69,6 +69,8 @@ class Method:
 
     Settings: ClassVar[type]
     best: ClassVar[str] = ""  # the measured figure whose least value marks the best checkpoint; "" if there is none
+    # Figures that are of another scale for other values of these settings; (): they say nothing of how good a run is.
+    incomparable: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     networks: nn.ModuleDict
 
     def __init__(self, settings: Any, shape: Shape) -> None:
