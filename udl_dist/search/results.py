@@ -143,7 +143,8 @@ def write_csv(search: Search, lines: Sequence[Line]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["trial", "state", "images", *search.settings.metrics, *names, "seed", "seconds", *figures, "why"])
     for line in sorted(lines, key=lambda line: line.trial):
-        writer.writerow([line.trial, line.state, line.images, *map(str, line.values or [""] * len(search.settings.metrics)),
+        values: list[Any] = [*line.values] or [""] * len(search.settings.metrics)
+        writer.writerow([line.trial, line.state, line.images, *values,
                          *(line.settings.get(name, "") for name in names), line.seed, line.seconds,
                          *(line.figures.get(name, "") for name in figures), line.why])  # fmt: skip
     disk.write_whole(search.folder / "search.csv", text.getvalue())

@@ -26,6 +26,7 @@ from udl_dist.search.settings import SearchSettings
 from udl_dist.search.trial import Outcome, Turn
 
 POLL_SECONDS = 0.05  # of an actor for the points of its trial
+DRIVER = {"CPU": 0, "memory": 2**20}  # of a trial whose workers take the cores: nothing they need, and not nothing
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "100000",
@@ -62,7 +63,7 @@ def run(conductor: Conducts, parallel: int, resources: dict[str, float], storage
     shutil.rmtree(storage, ignore_errors=True)
     try:
         tune.Tuner(
-            tune.with_resources(Slot, {"CPU": 0, "GPU": 0} if grouped else resources),
+            tune.with_resources(Slot, DRIVER if grouped else resources),
             param_space=None,
             tune_config=tune.TuneConfig(
                 search_alg=_Asker(conductor, parallel, grouped),
