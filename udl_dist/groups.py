@@ -15,7 +15,7 @@ from udl_dist import clusters, disk, mirror, pulse
 from udl_dist.clusters import PLACEMENTS, START_SECONDS, Size
 from udl_dist.experiment import Experiment
 from udl_dist.mirror.launcher import Launcher
-from udl_dist.recovery import as_error, judge
+from udl_dist.recovery import as_error, judge, one_line
 from udl_dist.runs import RunFolder
 from udl_dist.storage.clients import file_system
 from udl_dist.storage.fetching import Limits
@@ -74,7 +74,7 @@ def run(launched: Launched, outcome: dict[str, Any]) -> dict[str, Any]:
             elif clusters.is_loss(error):
                 placements = 0
                 with disk.errors_named(folder.path):
-                    judge(folder, getattr(error, "worker_failures", {}), experiment.run.max_failures)
+                    judge(folder, getattr(error, "worker_failures", {}), experiment.run.max_failures, one_line(error))
             else:
                 raise
             if failure := folder.failure():

@@ -89,6 +89,8 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False, faults: st
         if (ended := _finished(folder, experiment, planned)) is not None:
             return ended
         disk.write_whole(folder.experiment, experiment.to_toml())
+        if far:
+            far.carry()
         return _launch(folder, experiment, prepared, planned, out, verbose, faults, far)
 
 

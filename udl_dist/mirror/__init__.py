@@ -70,7 +70,9 @@ class Mirror:
         if self._pulled.get(name) == stamp:
             return False
         target.parent.mkdir(parents=True, exist_ok=True)
-        objects.download(self.at(name), target)
+        coming = target.with_name(f".{target.name}.coming")
+        coming.write_bytes(objects.read(self.at(name)))  # whatever is there now: it may be written again meanwhile
+        coming.replace(target)
         self._pulled[name] = stamp
         return True
 
