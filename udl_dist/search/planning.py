@@ -69,7 +69,7 @@ def plan(search: Search) -> SearchPlan:
     trials, places = settings * found.seeds, rungs(found, budget)
     _check_trials(search, sampler, settings, budget, places)
     return SearchPlan(
-        folder=str(search.folder), method=base.method_name, metric=found.metrics,
+        folder=str(search.folder), method=base.method_name, metric=found.metric,
         axes=tuple(axis.in_words() for axis in search.axes), sampler=found.sampler, scheduler=found.scheduler,
         trials=trials, settings=settings, budget=budget, rungs=places, images=trials * budget,
         expected_images=_expected(trials, budget, places, found.reduction if found.scheduler == "asha" else 2),
