@@ -1,12 +1,15 @@
-"""Trials without Ray or training: what they report is a function of their settings, and they move in any order."""
+"""Trials without Ray: real ones, one after the other, or made up ones that move in any order."""
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
 
-from udl_dist.search import gate
+from udl_dist.search import gate, trial
 from udl_dist.search.conductor import Conductor
+from udl_dist.search.finals import Finals
+from udl_dist.search.follow import Follower
+from udl_dist.search.generations import Generations
 from udl_dist.search.journal import Journal
 from udl_dist.search.planning import make_sampler, plan
 from udl_dist.search.settings import Search
@@ -35,6 +38,28 @@ def conductor(search: Search, faults: dict[int, str] | None = None) -> Conductor
     journal = Journal(search.folder / "trials.jsonl")
     journal.mend()
     return Conductor(search, journal, make_sampler(search), Third(), planned.trials, planned.budget, faults or {})
+
+
+def trained(conducted: Conductor | Generations | Finals) -> None:
+    """Really train what a conductor has, in this process, one turn after the other."""
+    while turn := conducted.next():
+        follower = Follower(Path(turn.experiment["run"]["folder"]) / "curves.jsonl")
+
+        def tell(number: int = turn.trial, follower: Follower = follower) -> None:
+            for images, figures in follower.fresh():
+                conducted.arrived(number, images, figures)
+
+        outcome = trial.train(turn, None, tell)
+        tell()
+        conducted.ended(turn.trial, outcome)
+    assert conducted.over
+
+
+def population(search: Search) -> Generations:
+    planned = plan(search)
+    search.folder.mkdir(parents=True, exist_ok=True)
+    journal = Journal(search.folder / "trials.jsonl")
+    return Generations(search, journal, make_sampler(search), planned.trials, planned.budget)
 
 
 def run(search: Search, seed: int, slots: int, kill: float = 0.0, die: float = 0.0) -> Conductor:

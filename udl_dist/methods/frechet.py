@@ -44,4 +44,4 @@ def _root(matrix: Tensor) -> Tensor:
     import torch
 
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return torch.mm(vectors * values.clamp(min=0).sqrt(), vectors.T)
