@@ -39,7 +39,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     for name in values:
         if name not in known:
             raise UsageError(f"unknown setting {prefix}{name}: {nearest(name, known)}")
-    hints = hints_of(cls)
+    hints = hints_of(cls)  # type: ignore[arg-type]
     return cls(**{name: _value(hints[name], value, prefix + name, known[name].metadata)
                   for name, value in values.items()})  # fmt: skip
 

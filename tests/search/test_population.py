@@ -98,6 +98,7 @@ def test_weights_are_the_donors_and_the_schedule_of_the_winner_gives_its_weights
     assert finals.figures()["val/mse"][0] == best.metric
 
 
+@pytest.mark.long
 def test_a_population_that_is_cut_anywhere_comes_to_the_same(source: Path, tmp_path: Path) -> None:
     whole = searched(source, tmp_path / "whole")
     trained(population(whole))
