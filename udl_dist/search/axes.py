@@ -70,9 +70,10 @@ class Axis:
         return f"{self.name}: {self.low:g} to {self.high:g}{', in the logarithm' if self.log else ''}"
 
     def _between(self, low: float, high: float, part: float) -> float:
+        value = low + part * (high - low)
         if self.log:
-            return math.exp(math.log(low) + part * (math.log(high) - math.log(low)))
-        return low + part * (high - low)
+            value = math.exp(math.log(low) + part * (math.log(high) - math.log(low)))
+        return min(max(value, low), high)  # not past an end by rounding
 
 
 def parse(tables: Mapping[str, Any], experiment: Experiment) -> tuple[Axis, ...]:

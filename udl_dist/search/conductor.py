@@ -101,7 +101,7 @@ class Conductor:
         self._keep(Line(
             trial=number, state=state, images=outcome.images or at.images,  # type: ignore[arg-type]
             metric=self._objective.told(metric) if state != "failed" else None, settings=at.values, seed=at.seed,
-            rungs=self._rungs[number], figures=_held_out(outcome.figures), seconds=round(outcome.seconds, 3), why=why,
+            rungs=self._rungs[number], figures=held_out(outcome.figures), seconds=round(outcome.seconds, 3), why=why,
         ))  # fmt: skip
 
     def died(self, number: int) -> None:
@@ -146,5 +146,6 @@ class Conductor:
         return found
 
 
-def _held_out(figures: Mapping[str, float] | None) -> dict[str, float]:
+def held_out(figures: Mapping[str, float] | None) -> dict[str, float]:
+    """The figures of a validation among all of a run."""
     return {name: value for name, value in (figures or {}).items() if name.startswith("val/")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,28 +14,41 @@ from udl_dist.errors import TrainingError
 from udl_dist.experiment import Experiment
 from udl_dist.runs import RunFolder
 from udl_dist.search.axes import with_values
+from udl_dist.search.conductor import LOST
 from udl_dist.search.settings import Search
-from udl_dist.search.trial import Outcome, Turn
+from udl_dist.search.trial import Outcome, Turn, in_steps
+
+Piece = tuple[int, Mapping[str, Any]]
 
 
 class Finals:
-    """Conducts the final runs; each has a folder of its own below `winner`."""
+    """Conducts the final runs; each has a folder of its own below `winner`.
 
-    def __init__(self, search: Search, values: Mapping[str, Any]) -> None:
-        self.search, self.running, self.stopping = search, set[int](), False
+    The winner of a population has a schedule of settings, piece after piece; it is stretched to the whole run.
+    """
+
+    def __init__(self, search: Search, values: Mapping[str, Any], total: int, schedule: Sequence[Piece] = ()) -> None:
+        self.search, self.running, self.stopping = search, dict[int, int](), False
         self.failed: dict[int, str] = {}
-        self._values, self._deaths = values, 0
-        self._waiting = [seed for seed in range(search.settings.final_seeds)
-                         if self.finished(seed) is None]  # fmt: skip
+        self._deaths = 0
+        batch, budget = search.base.train.batch_size, schedule[-1][0] if schedule else total
+        self._pieces = [(in_steps(round(until * total / budget), batch), values) for until, values in schedule]
+        self._pieces = [*self._pieces[:-1], (total, values)]
+        # A run that was cut short goes through its pieces again: those that are behind it end at once.
+        self._waiting = [(seed, 0) for seed in range(search.settings.final_seeds) if self.finished(seed) is None]
 
     def folder(self, seed: int) -> Path:
         return self.search.folder / "winner" / f"seed-{seed}"
 
-    def experiment(self, seed: int) -> Experiment:
-        """The winner as an experiment of a whole run."""
-        made = with_values(self.search.base, self._values)
-        return made.replace(train=replace(made.train, seed=made.train.seed + seed),
-                            run=replace(made.run, folder=str(self.folder(seed)), fresh=False))  # fmt: skip
+    def experiment(self, seed: int, piece: int = -1) -> Experiment:
+        """The winner as an experiment of a whole run, with the settings of one piece."""
+        made = with_values(self.search.base, self._pieces[piece][1])
+        places = tuple(until for until, _ in self._pieces[:-1])
+        return made.replace(
+            train=replace(made.train, seed=made.train.seed + seed),
+            run=replace(made.run, folder=str(self.folder(seed)), fresh=False),
+            evaluate=replace(made.evaluate, at_images=places or made.evaluate.at_images),
+        )
 
     def finished(self, seed: int) -> dict[str, Any] | None:
         """How a final run ended; None if it has not, or if its folder is of another winner."""
@@ -45,39 +58,42 @@ class Finals:
         kept = RunFolder(self.folder(seed)).experiment
         if not kept.exists():
             return True
-        before, now = experiments.load(kept, {}), self.experiment(seed)
-        length = (before.train.epochs, before.train.total_images) == (now.train.epochs, now.train.total_images)
-        return length and not experiments.differences(before, now)
+        before = experiments.load(kept, {})
+        return any(_length(before) == _length(now) and not experiments.differences(before, now)
+                   for piece in range(len(self._pieces)) for now in [self.experiment(seed, piece)])  # fmt: skip
 
     @property
     def over(self) -> bool:
-        return not self._waiting or self.stopping
+        return self.stopping or not (self._waiting or self.running)
 
     def next(self) -> Turn | None:
-        if self.over:
+        if self.stopping or not self._waiting:
             return None
-        seed = self._waiting.pop(0)
-        self.running.add(seed)
+        seed, piece = self._waiting.pop(0)
+        self.running[seed] = piece
         self.folder(seed).mkdir(parents=True, exist_ok=True)
         if not self._same(seed):  # of another winner, before there were more trials
             RunFolder(self.folder(seed)).set_aside()
-        return Turn(seed, self.experiment(seed).to_dict())
+        last = piece == len(self._pieces) - 1
+        return Turn(seed, self.experiment(seed, piece).to_dict(), until=0 if last else self._pieces[piece][0])
 
     def arrived(self, number: int, images: int, figures: Mapping[str, float]) -> None:
         """Nothing is decided about a final run."""
 
     def ended(self, number: int, outcome: Outcome) -> None:
-        self.running.discard(number)
+        piece = self.running.pop(number)
         if outcome.state == "failed":
             self.failed[number] = outcome.why
+        elif outcome.state == "stopped":
+            self._waiting = sorted([*self._waiting, (number, piece + 1)])
 
     def died(self, number: int) -> None:
-        self.running.discard(number)
+        piece = self.running.pop(number)
         self._deaths += 1
         if self._deaths > self.search.base.run.max_failures:
-            self.failed[number] = "its process died without a word (killed, or out of memory?)"
+            self.failed[number] = LOST
         else:
-            self._waiting = sorted([*self._waiting, number])
+            self._waiting = sorted([*self._waiting, (number, piece)])
 
     def stop(self) -> None:
         self.stopping = True
@@ -94,6 +110,10 @@ class Finals:
     def refuse_failures(self) -> None:
         if self.failed and not self.figures():
             raise TrainingError(f"the winner could not be trained anew: {json.dumps(self.failed)}")
+
+
+def _length(experiment: Experiment) -> tuple[float, int]:
+    return experiment.train.epochs, experiment.train.total_images
 
 
 def spread(values: list[float]) -> tuple[float, float, int]:

@@ -17,7 +17,7 @@ class Objective:
     """The figures of a search by name, and the order in which they put trials."""
 
     def __init__(self, search: Search) -> None:
-        self.names = search.settings.metrics
+        self.names = search.settings.metric
         self._sign = 1.0 if search.settings.mode == "min" else -1.0
 
     @property
@@ -58,9 +58,9 @@ def check(search: Search) -> None:
     """Raise UsageError for an objective that nobody reports, or that does not compare across an axis."""
     reported, found = figures_of(search.base), search.settings
     axes = {axis.name: axis for axis in search.axes}
-    for name in found.metrics:
+    for name in found.metric:
         if name in axes:
-            if kinds(search.base.method_name)[name] not in (int, float) or len(found.metrics) == 1:
+            if kinds(search.base.method_name)[name] not in (int, float) or len(found.metric) == 1:
                 raise UsageError(f"search.metric: {name} is an axis: as a further objective it can be any of numbers")
             continue
         if name not in reported:
@@ -68,9 +68,9 @@ def check(search: Search) -> None:
             raise UsageError(f"search.metric {name!r} is reported by nobody: {nearest(name, reported)} "
                              f"(there are {', '.join(reported)}){what}")  # fmt: skip
         _refuse_unequal(name, search)
-    if found.metrics[0] in axes:
-        raise UsageError(f"search.metric: the first objective must be a figure, not the setting {found.metrics[0]}")
-    if len(found.metrics) > 1 and (found.scheduler != "none" or (found.sampler == "optuna" and found.ahead < 1)):
+    if found.metric[0] in axes:
+        raise UsageError(f"search.metric: the first objective must be a figure, not the setting {found.metric[0]}")
+    if len(found.metric) > 1 and (found.scheduler != "none" or (found.sampler == "optuna" and found.ahead < 1)):
         raise UsageError("search.metric has several objectives: at a rung no trial is plainly worse, set "
                          "search.scheduler = none")  # fmt: skip
 

@@ -9,9 +9,10 @@ from typing import Any
 from udl_dist.errors import UsageError
 from udl_dist.plan import plan as plan_run
 from udl_dist.search.axes import with_values
+from udl_dist.search.population import boundaries, refuse_lost_weights
 from udl_dist.search.sampler import Grid, Random, Sampler, settings_asked
 from udl_dist.search.schedule import rungs
-from udl_dist.search.settings import Search
+from udl_dist.search.settings import Search, SearchSettings
 from udl_dist.search.trial import experiment_of, in_steps
 
 CHECKED = 200  # trials whose experiments are built before the first one starts
@@ -33,13 +34,15 @@ class SearchPlan:
     rungs: tuple[int, ...]
     images: int
     expected_images: int
+    whole_images: int
     final_images: int
     workers: int | str
     at_once: int
 
     def lines(self) -> list[str]:
         stopped = f", decided at {', '.join(f'{images:,}' for images in self.rungs)} images" if self.rungs else ""
-        share = f" (about {self.expected_images:,} with {self.scheduler})" if self.rungs else ""
+        fewer = self.expected_images < self.images
+        share = f" (about {self.expected_images:,} with {self.scheduler})" if fewer else ""
         cost = f"{self.images:,} images if none is stopped{share}, then {self.final_images:,} for the winner"
         return [
             f"search folder {self.folder}",
@@ -67,13 +70,16 @@ def plan(search: Search) -> SearchPlan:
     sampler = make_sampler(search)
     settings = settings_asked(sampler, found.trials, found.seeds)
     trials, places = settings * found.seeds, rungs(found, budget)
+    if found.scheduler == "pbt":
+        refuse_lost_weights(search)
+        places = boundaries(search, budget, base.train.batch_size)[:-1]
     _check_trials(search, sampler, settings, budget, places)
     return SearchPlan(
-        folder=str(search.folder), method=base.method_name, metric=found.metrics,
+        folder=str(search.folder), method=base.method_name, metric=found.metric,
         axes=tuple(axis.in_words() for axis in search.axes), sampler=found.sampler, scheduler=found.scheduler,
         trials=trials, settings=settings, budget=budget, rungs=places, images=trials * budget,
-        expected_images=_expected(trials, budget, places, found.reduction if found.scheduler == "asha" else 2),
-        final_images=whole.total_images * found.final_seeds, workers=base.run.workers,
+        expected_images=_expected(trials, budget, places, found),
+        whole_images=whole.total_images, final_images=whole.total_images * found.final_seeds, workers=base.run.workers,
         at_once=(os.cpu_count() or 1) // (base.run.cpus_per_worker * base.run.most_workers),
     )  # fmt: skip
 
@@ -105,8 +111,11 @@ def _check_trials(search: Search, sampler: Sampler, settings: int, budget: int, 
             raise UsageError(f"trial {number} ({told}): {error}") from None
 
 
-def _expected(trials: int, budget: int, places: tuple[int, ...], reduction: int) -> int:
-    """Images if one of `reduction` trials goes on at each rung."""
+def _expected(trials: int, budget: int, places: tuple[int, ...], settings: SearchSettings) -> int:
+    """Images if one of `reduction` trials goes on at each rung of asha, and half of those that began by the median."""
+    if settings.scheduler == "median":
+        return round(trials * (budget + places[len(places) // 2]) / 2)
+    reduction = settings.reduction if settings.scheduler == "asha" else 1
     total, before, left = 0.0, 0, float(trials)
     for images in (*places, budget):
         total += left * (images - before)

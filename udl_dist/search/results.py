@@ -26,6 +26,7 @@ class Winner:
     trial: int
     values: dict[str, Any]
     metric: float | list[float]
+    schedule: tuple[tuple[int, dict[str, Any]], ...] = ()  # of a population: until how many images which settings
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Ended:
         return {
             "folder": str(self.search.folder), "complete": self.complete, "trials": self.trials,
             "ended": len(self.lines), "states": states(self.lines), "images": images(self.lines),
-            "budget_images": self.budget, "metric": list(self.search.settings.metrics),
+            "budget_images": self.budget, "metric": list(self.search.settings.metric),
             "best": None if self.winner is None else
                     {"trial": self.winner.trial, "metric": self.winner.metric, "settings": self.winner.values},
             "final": {name: {"mean": mean, "sd": deviation, "runs": runs}
@@ -90,9 +91,9 @@ class Ended:
         told = ", ".join(f"{name} {short(value)}" for name, value in self.winner.values.items())
         lines = [f"  best: trial {self.winner.trial} ({told})"]
         for name, (mean, deviation, runs) in self.final.items():
-            if name in self.search.settings.metrics or len(self.final) == 1:
+            if name in self.search.settings.metric or len(self.final) == 1:
                 lines.append(f"  trained anew on the full budget: {name} {mean:.5g} ± {deviation:.2g} ({runs} runs)")
-        front = Objective(self.search).front(self.lines) if len(self.search.settings.metrics) > 1 else []
+        front = Objective(self.search).front(self.lines) if len(self.search.settings.metric) > 1 else []
         if front:
             lines.append(f"  nothing beats trials {', '.join(str(line.trial) for line in front)}")
         return [*lines, f"  in it: winner.toml, search.csv, trials.jsonl, trials/, winner/{_plots(self.search.folder)}"]
@@ -114,7 +115,8 @@ def winner(search: Search, lines: Sequence[Line]) -> Winner | None:
              for which, each in some.items() if whole or min(line.images for line in each) == images}  # fmt: skip
     best = min(means, key=lambda which: (objective.loss(means[which]), which))
     first = some[best][0]
-    return Winner(first.trial, first.settings, objective.told(means[best]))
+    schedule = tuple((until, values) for until, values in first.more.get("schedule", []))
+    return Winner(first.trial, first.settings, objective.told(means[best]), schedule)
 
 
 def table(search: Search, lines: Sequence[Line]) -> list[str]:
@@ -122,9 +124,9 @@ def table(search: Search, lines: Sequence[Line]) -> list[str]:
     ranked = Objective(search).ranked(lines)
     failed = [line for line in lines if line.metric is None]
     names = [axis.name for axis in search.axes]
-    head = ["trial", "state", "images", *search.settings.metrics, *names, *(["seed"] * (search.settings.seeds > 1))]
+    head = ["trial", "state", "images", *search.settings.metric, *names, *(["seed"] * (search.settings.seeds > 1))]
     rows = [[str(line.trial), line.state, f"{line.images:,}",
-             *([short(value) for value in line.values] or ["–"] * len(search.settings.metrics)),
+             *([short(value) for value in line.values] or ["–"] * len(search.settings.metric)),
              *(short(line.settings.get(name)) for name in names),
              *([str(line.seed)] * (search.settings.seeds > 1)), *([line.why[:60]] if line.why else [])]
             for line in [*ranked, *failed][:SHOWN]]  # fmt: skip
@@ -141,9 +143,9 @@ def write_csv(search: Search, lines: Sequence[Line]) -> None:
     figures = sorted({name for line in lines for name in line.figures})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "state", "images", *search.settings.metrics, *names, "seed", "seconds", *figures, "why"])
+    writer.writerow(["trial", "state", "images", *search.settings.metric, *names, "seed", "seconds", *figures, "why"])
     for line in sorted(lines, key=lambda line: line.trial):
-        values: list[Any] = [*line.values] or [""] * len(search.settings.metrics)
+        values: list[Any] = [*line.values] or [""] * len(search.settings.metric)
         writer.writerow([line.trial, line.state, line.images, *values,
                          *(line.settings.get(name, "") for name in names), line.seed, line.seconds,
                          *(line.figures.get(name, "") for name in figures), line.why])  # fmt: skip

@@ -16,9 +16,10 @@ from udl_dist.search import faulty, objective, results
 from udl_dist.search import settings as asked
 from udl_dist.search.conductor import Conductor
 from udl_dist.search.finals import Finals
+from udl_dist.search.generations import Generations
 from udl_dist.search.journal import Journal
 from udl_dist.search.planning import SearchPlan, make_sampler, plan
-from udl_dist.search.results import Ended
+from udl_dist.search.results import Ended, Winner
 from udl_dist.search.settings import Search
 from udl_dist.search.view import View
 from udl_dist.signals import Signals
@@ -65,7 +66,7 @@ class Session:
             view.say(line)
         left = [number for number in range(self.planned.trials) if number not in self.journal.lines]
         self._outcome: dict[str, Any] = {}
-        self._conductor: Conductor | Finals | None = None
+        self._conductor: Conductor | Generations | Finals | None = None
         self._began = time.monotonic()
         with Signals(self._stop, view.say, lambda: "ours" in self._outcome) as signals:
             thread = threading.Thread(target=self._work, args=(bool(left),), daemon=True)
@@ -100,10 +101,8 @@ class Session:
 
         slots = places.slots(self.wanted)
         storage = self.wanted.folder / ".tune"
-        rule = tuning.rule(self.wanted.settings, self.planned.rungs, self.planned.budget)
         if trials_left:
-            self._conductor = Conductor(self.wanted, self.journal, make_sampler(self.wanted), rule,
-                                        self.planned.trials, self.planned.budget, self.faults)  # fmt: skip
+            self._conductor = self._new_conductor()
             tuning.run(self._conductor, slots.parallel, slots.resources, storage, slots.grouped)
         finals = self._finals()
         if finals and not finals.over and not (self._conductor and self._conductor.stopping):
@@ -111,11 +110,20 @@ class Session:
             tuning.run(finals, slots.parallel, slots.resources, storage, slots.grouped)
             finals.refuse_failures()
 
+    def _new_conductor(self) -> Conductor | Generations:
+        from udl_dist.search import tuning
+
+        sampler, planned = make_sampler(self.wanted), self.planned
+        if self.wanted.settings.scheduler == "pbt":
+            return Generations(self.wanted, self.journal, sampler, planned.trials, planned.budget, self.faults)
+        rule = tuning.rule(self.wanted.settings, planned.rungs, planned.budget)
+        return Conductor(self.wanted, self.journal, sampler, rule, planned.trials, planned.budget, self.faults)
+
     def _finals(self) -> Finals | None:
         """The winner's runs, once all trials have ended and one of them won."""
         lines = list(self.journal.lines.values())
         best = results.winner(self.wanted, lines) if len(lines) >= self.planned.trials else None
-        return Finals(self.wanted, best.values) if best else None
+        return finals_of(self.wanted, best, self.planned.whole_images) if best else None
 
     def _watch(self, thread: threading.Thread, view: View, signals: Signals) -> None:
         settled, limit = False, self.wanted.settings.seconds
@@ -125,7 +133,7 @@ class Session:
                 signals.install()
                 settled = True
             conductor = self._conductor
-            if isinstance(conductor, Conductor):
+            if conductor and not isinstance(conductor, Finals):
                 view.refresh(self.journal, len(conductor.running))
             if limit and time.monotonic() - self._began > limit and conductor and not conductor.stopping:
                 view.say(f"search.seconds = {limit:g} are over: what runs writes a checkpoint and ends")
@@ -149,7 +157,7 @@ class Session:
         lines = sorted(self.journal.lines.values(), key=lambda line: line.trial)[: self.planned.trials]
         best, finals = results.winner(self.wanted, lines), self._finals()
         if best:
-            made = Finals(self.wanted, best.values).experiment(0)
+            made = finals_of(self.wanted, best, self.planned.whole_images).experiment(0)
             text = f"# udl train {self.wanted.folder}/winner.toml\n# Trial {best.trial} of the search beside it.\n\n"
             disk.write_whole(self.wanted.folder / "winner.toml", text + made.to_toml())
         results.write_csv(self.wanted, lines)
@@ -170,6 +178,11 @@ def _refuse_another(wanted: Search) -> None:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UsageError(f"{wanted.folder} holds another search: {'; '.join(differing[:3])}{more}: "
                          "choose another --run.folder, or the settings it was started with")  # fmt: skip
+
+
+def finals_of(wanted: Search, best: Winner, total: int) -> Finals:
+    """The winner's runs on the full budget."""
+    return Finals(wanted, best.values, total, best.schedule)
 
 
 def _explained(error: Exception) -> UdlError:
@@ -195,5 +208,5 @@ def status(folder: Path) -> Ended:
     planned = plan(wanted)
     lines = sorted(journal.lines.values(), key=lambda line: line.trial)[: planned.trials]
     best = results.winner(wanted, lines)
-    final = Finals(wanted, best.values).figures() if best and len(lines) == planned.trials else {}
+    final = finals_of(wanted, best, planned.whole_images).figures() if best and len(lines) == planned.trials else {}
     return Ended(wanted, lines, planned.trials, planned.budget, best, final)

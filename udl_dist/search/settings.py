@@ -24,8 +24,8 @@ FREE = ("search.trials", "search.seconds", "search.parallel", "search.gpu_share"
 
 @dataclass(frozen=True)
 class SearchSettings:
-    metric: str | tuple[str, ...] = setting(
-        "", "held-out figure that is best at its least, such as val/negative_elbo; several (also a setting by its "
+    metric: tuple[str, ...] = setting(
+        (), "held-out figure that is best at its least, such as val/negative_elbo; several (also a setting by its "
             "name): the front of all that nothing beats; empty: the method's own")  # fmt: skip
     mode: Literal["min", "max"] = setting("min", "max: the metric is best at its greatest")
     trials: int = setting(0, "trials in all; 0 with a grid: all of it", low=0)
@@ -45,10 +45,6 @@ class SearchSettings:
     gpu_share: float = setting(1.0, "part of a GPU that a trial of one worker takes", above=0, high=1)
     keep: int = setting(1, "best trials whose checkpoints stay", low=0)
     plots: bool = setting(True, "draw the plots at the end")
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        return (self.metric,) if isinstance(self.metric, str) else self.metric
 
 
 @dataclass(frozen=True)
@@ -99,12 +95,14 @@ def build(base: Experiment, plain: Mapping[str, Any], tables: Mapping[str, Any])
     """Check and join the parts of a search."""
     from udl_dist import methods
 
-    found = settings.from_dict(SearchSettings, plain, "search.")
+    one = plain.get("metric")  # one metric need not be a list
+    found = settings.from_dict(SearchSettings, {**plain, "metric": one.split(",")} if isinstance(one, str) else plain,
+                               "search.")  # fmt: skip
     own = methods.find(base.method_name).best
-    if not any(found.metrics):
+    if not any(found.metric):
         if not own:
             raise UsageError(f"search.metric is missing: method {base.method_name} has no figure of its own")
-        found = replace(found, metric=f"val/{own}")
+        found = replace(found, metric=(f"val/{own}",))
     return Search(base, found, parse(tables, base), dict(tables))
 
 
