@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before torch is imported, here and in child processes
@@ -12,3 +14,11 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before torch is imported,
 # No test is timed: a busy machine fails nobody.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run folder of each method, to be read only."""
+    from tests.trained import runs
+
+    return runs(tmp_path_factory.mktemp("trained"))

@@ -58,6 +58,14 @@ def test_help_and_version_answer() -> None:
         ),
         (("train", str(JOBS / "vae_digits.toml"), "--train.total-images", "9", "--dry-run"), ("not both",)),
         (("pack", "digits"), ("required: dest",)),
+        (("sample", "no-such-run"), ("there is no folder", "no-such-run")),
+        (("sample", "tests", "--nn", "3"), ("unknown flag --nn", "udl sample --help")),
+        (("fit-prior", "tests", "--nn", "3"), ("unknown flag --nn", "udl fit-prior --help")),
+        (("traverse", ".", "--from", "a.png"), ("neither a run folder nor an exported model",)),
+        (("embed", ".", "digits", "out", "--part_images", "0"), ("part_images must be at least 1",)),
+        (("export", ".", "model", "--license"), ("neither a run folder",)),
+        (("compare", "one"), ("needs two runs or more",)),
+        (("report", "no-such-run"), ("is no run folder",)),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(arguments: tuple[str, ...], parts: tuple[str, ...]) -> None:
@@ -94,3 +102,14 @@ def test_pack_says_what_it_made(tmp_path: Path) -> None:
     summary = json.loads(done.stdout)
     assert sum(summary["records"].values()) == 5000
     refused(udl("pack", "digits", str(tmp_path / "digits")), 2, "digits")
+
+
+def test_verbs_of_use_answer_machines(trained: dict[str, Path], tmp_path: Path) -> None:
+    done = udl("sample", str(trained["gan"]), "--n", "4", "--out", str(tmp_path / "grid.png"), "--json")
+    figures = json.loads(done.stdout)
+    assert (figures["method"], figures["n"], figures["averaged"]) == ("gan", 4, True)
+    assert (tmp_path / "grid.png").exists()
+    refused(udl("reconstruct", str(trained["gan"]), "digits"), 2, "cannot reconstruct, it can decode, sample")
+    refused(udl("score", str(trained["ae"]), str(tmp_path / "grid.jpg")), 3, "there is no file")
+    done = udl("report", str(trained["ae"]), "--out", str(tmp_path / "page.html"), "--json")
+    assert json.loads(done.stdout)["faults"] == []

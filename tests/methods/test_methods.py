@@ -129,6 +129,7 @@ def test_what_a_method_can_do_has_the_shapes_of_the_contract(case: str) -> None:
         "encode": lambda: method.encode(data.images),
         "decode": lambda: method.decode(torch.randn(6, method.settings.latent_dim)),
         "reconstruct": lambda: method.reconstruct(data.images),
+        "prior": lambda: method.prior(data.keys),
         "sample": lambda: method.sample(data.keys),
         "measure": lambda: method.measure(data),
     }
@@ -141,7 +142,7 @@ def test_what_a_method_can_do_has_the_shapes_of_the_contract(case: str) -> None:
             assert all(len(value) == 6 and value.dim() <= 2 for value in use().values())
             figures = method.figures({name: value.double().mean(0) for name, value in use().items()})
             assert method.best in ("", *figures)
-        elif ability == "encode":
+        elif ability in ("encode", "prior"):
             assert use().shape == (6, method.settings.latent_dim)
         else:
             assert use().shape == (6, *SHAPE)
@@ -162,7 +163,7 @@ def test_figures_of_an_image_do_not_depend_on_its_company(case: str) -> None:
         assert not torch.allclose(*method.sample(data.keys)[:2])
 
 
-def test_reconstruct_follows_from_encode_and_decode_alone() -> None:
+def test_reconstruct_follows_from_encode_and_decode_and_sample_from_prior_and_decode() -> None:
     class Half(Method):
         def encode(self, images: Tensor) -> Tensor:
             return images
@@ -174,10 +175,16 @@ def test_reconstruct_follows_from_encode_and_decode_alone() -> None:
     class Whole(Half, Other):
         pass
 
+    class Generator(Other):
+        def prior(self, keys: Tensor) -> Tensor:
+            return keys.float()
+
     assert not Half(None, SHAPE).can("reconstruct")
     assert not Other(None, SHAPE).can("reconstruct")
     assert Whole(None, SHAPE).can("reconstruct")
     assert not Whole(None, SHAPE).can("sample")
+    assert Generator(None, SHAPE).can("sample")
+    assert not Generator(None, SHAPE).can("reconstruct")
 
 
 def test_helpers_are_no_methods() -> None:

@@ -61,7 +61,7 @@ def pillow_image(data: bytes, header: Header) -> Image.Image:
         if image.size != (header.width, header.height):
             raise DataError(f"is a damaged {header.kind.upper()} (its sizes contradict each other)")
         image.load()
-        return _flattened(_turned(image))
+        return upright(image)
     except (DataError, MemoryError):
         raise
     except Exception as error:  # a decoder fed with damage may raise anything
@@ -69,6 +69,11 @@ def pillow_image(data: bytes, header: Header) -> Image.Image:
         truncated = "truncated" in said or "broken data stream" in said
         name = header.kind.upper()
         raise DataError(f"is a truncated {name}" if truncated else f"is a damaged {name} ({said})") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image that is open already by the same rules: turned as EXIF says, L or RGB."""
+    return _flattened(_turned(image))
 
 
 @lru_cache(1)

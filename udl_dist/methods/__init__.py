@@ -63,7 +63,7 @@ class Method:
     """A method: named networks, phases, and what it can do. Not an nn.Module itself; `networks` is one.
 
     A subclass sets `Settings` (a frozen dataclass made of `setting(...)`), describes its networks, lists its phases,
-    and defines those of encode, decode, reconstruct, sample, measure that make sense for it.
+    and defines those of encode, decode, reconstruct, prior, sample, measure that make sense for it.
     `measure` gives values of images, `figures` what is told of their means, `alarms` what that is a sign of.
     """
 
@@ -96,10 +96,11 @@ class Method:
         self.networks = nn.ModuleDict({name: network.build() for name, network in self.describe().items()})
 
     def can(self, ability: str) -> bool:
-        """Whether this method defines `encode`, `decode`, `sample` or `measure`; `reconstruct` follows from two."""
+        """Whether this method defines `encode`, `decode`, `prior` or `measure`; two others follow from two each."""
         if getattr(type(self), ability) is not getattr(Method, ability):
             return True
-        return ability == "reconstruct" and self.can("encode") and self.can("decode")
+        follows = {"reconstruct": ("encode", "decode"), "sample": ("prior", "decode")}
+        return ability in follows and all(self.can(part) for part in follows[ability])
 
     def encode(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, Z]
         """The latents of images, without chance (a VAE gives the mean)."""
@@ -117,9 +118,13 @@ class Method:
         """What the method gets to see of the images of a batch: all of it, unless it learns to mend them."""
         return batch.images
 
+    def prior(self, keys: Tensor) -> Tensor:  # [N] int64 -> [N, Z]
+        """Latents as the method takes them to be spread, standard normal, one for each random key."""
+        raise NotImplementedError
+
     def sample(self, keys: Tensor) -> Tensor:  # [N] int64 -> [N, C, H, W] in [-1, 1]
         """New images, one for each random key: the same key gives the same image."""
-        raise NotImplementedError
+        return self.decode(self.prior(keys))
 
     def alarms(self, figures: Mapping[str, float], seen: int) -> dict[str, str]:
         """Which ways of coming to nothing the figures of a validation show: name -> figures and advice, in one line."""

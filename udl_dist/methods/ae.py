@@ -49,7 +49,9 @@ class Autoencoder(Method):
 
     Settings = AESettings
     best = "mse"
-    incomparable: ClassVar = {"latent_scale": ()}
+    incomparable: ClassVar = {
+        "latent_scale": (), "mse": ("noise", "noise_level"), "reconstruction": ("tied", "noise", "noise_level")
+    }  # fmt: skip
     settings: AESettings
 
     def __init__(self, settings: AESettings, shape: Shape) -> None:

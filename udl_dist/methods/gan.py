@@ -114,8 +114,11 @@ class GenerativeAdversarialNetwork(Method):
         loss = -functional.softplus(logits).mean() if minimax else functional.softplus(-logits).mean()
         return loss, {"generator": loss}
 
-    def sample(self, keys: Tensor) -> Tensor:
-        return self._generate(keys, "sample")
+    def prior(self, keys: Tensor) -> Tensor:
+        return self._latents(keys, "sample")
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.networks["generator"](latents).tanh()  # type: ignore[no-any-return]
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """What the discriminator says of each real image and of one generated beside it, and the pixels of both."""
@@ -175,9 +178,11 @@ class GenerativeAdversarialNetwork(Method):
         return self.settings.r1 > 0 and int(chance.keys(seen, 1)) % self.settings.r1_every == 0
 
     def _generate(self, keys: Tensor, draw: str) -> Tensor:
+        return self.decode(self._latents(keys, draw))
+
+    def _latents(self, keys: Tensor, draw: str) -> Tensor:  # -> [N, Z]
         latents = chance.normal(keys, draw, (self.settings.latent_dim,))
-        latents = latents.to(next(self.networks["generator"].parameters()).dtype)
-        return self.networks["generator"](latents).tanh()  # type: ignore[no-any-return]
+        return latents.to(next(self.networks["generator"].parameters()).dtype)
 
     def _logits(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B]
         return self.networks["discriminator"](images).to(images.dtype).squeeze(1)  # type: ignore[no-any-return]

@@ -110,8 +110,8 @@ class VariationalAutoencoder(Method):
     def decode(self, latents: Tensor) -> Tensor:
         return self._mean(self.networks["decoder"](latents))
 
-    def sample(self, keys: Tensor) -> Tensor:
-        return self.decode(chance.normal(keys, "latent", (self.settings.latent_dim,)))
+    def prior(self, keys: Tensor) -> Tensor:
+        return chance.normal(keys, "latent", (self.settings.latent_dim,))
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """The bound and its terms with full weight, and the squared error per pixel in [0, 1] of `reconstruct`."""

@@ -9,7 +9,7 @@ import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +103,15 @@ def path_of(folder: Path, images: int) -> Path:
     return folder / f"{images:012d}"
 
 
-def load(checkpoint: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The tensors by file and name, and the facts; raise TrainingError if anything is not as the manifest says."""
+def load(checkpoint: Path, only: Collection[str] = ()) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The tensors by file and name, and the facts; raise TrainingError if anything is not as the manifest says.
+
+    `only` names the files that are wanted, those of them that are there; empty: all.
+    """
     verify(checkpoint)
     try:
-        return {path.stem: load_file(path) for path in sorted(checkpoint.glob("*.safetensors"))}, facts(checkpoint)
+        files = [path for path in sorted(checkpoint.glob("*.safetensors")) if not only or path.stem in only]
+        return {path.stem: load_file(path) for path in files}, facts(checkpoint)
     except (OSError, ValueError, SafetensorError) as error:  # cut short or taken away since it was verified
         raise TrainingError(f"{checkpoint} is damaged: {error}") from None
 
@@ -186,12 +190,17 @@ def prune(folder: Path, keep: int, metric: str, images: int) -> None:
     """
     found = [path for path in complete(folder) if int(path.name) <= images]
     kept = set(found[-keep:])
-    scored = [(figure, path) for path in found if (figure := _figure(path, metric)) is not None]
-    if scored:
-        kept.add(min(scored)[1])
+    if (best := best_of(found, metric)) is not None:
+        kept.add(best)
     for path in found:
         if path not in kept:
             _discard(path)
+
+
+def best_of(found: Collection[Path], metric: str) -> Path | None:
+    """The checkpoint whose held-out `metric` is least; None if none has it."""
+    scored = [(figure, path) for path in found if (figure := _figure(path, metric)) is not None]
+    return min(scored)[1] if scored else None
 
 
 def sweep(folder: Path) -> None:

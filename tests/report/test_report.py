@@ -1,0 +1,211 @@
+"""The page about a run: complete in itself, true to the run, unmoved by hostile names, there for a broken run too."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.trained import METHODS
+from udl_dist.errors import UsageError
+from udl_dist.report import page as pages
+from udl_dist.report import pictures
+from udl_dist.report.report import MOST_BYTES, report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)> ../../etc \x1b[31mred\x07"
+
+
+class Seen(HTMLParser):
+    """Every tag and its attributes, and all text outside scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._within = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._within = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._within = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._within not in ("script", "style"):
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def run(request: pytest.FixtureRequest, trained: dict[str, Path]) -> Path:
+    return trained[request.param]
+
+
+@pytest.fixture(scope="module")
+def text(run: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of the run."""
+    return written(run, tmp_path_factory.mktemp("page") / "page.html")
+
+
+def written(run: Path, out: Path) -> str:
+    done = report(str(run), out)
+    assert done.total_bytes == out.stat().st_size < MOST_BYTES
+    return out.read_text()
+
+
+def test_the_page_tells_figures_settings_and_pictures_of_the_run(run: Path, text: str) -> None:
+    seen = Seen(text)
+    last = json.loads((run / "curves.jsonl").read_text().splitlines()[-1])
+    for name, value in last.items():
+        if name.startswith("val/"):
+            assert name in seen.text
+            assert f"{value:.6g}" in seen.text
+    assert "method.latent_dim" in seen.text
+    assert len(seen.all("img")) == len(list((run / "pictures").iterdir()))
+    assert sum("hidden" in image for image in seen.all("img")) == len(seen.all("img")) - len(seen.all("input"))
+    assert len(seen.all("svg")) >= 4
+    assert "complete" in seen.text
+
+
+def test_nothing_is_fetched_and_everything_has_words(text: str) -> None:
+    seen = Seen(text)
+    for tag, attributes in seen.tags:
+        for name in ("src", "href", "xlink:href", "data", "action"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:image/")), (tag, attributes)
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert not {"link", "iframe", "object", "embed", "form", "base"} & {tag for tag, _ in seen.tags}
+    assert all(image["alt"] for image in seen.all("img"))
+    labels = {label["for"] for label in seen.all("label")}
+    assert {slider["id"] for slider in seen.all("input")} == labels
+    drawn = [attributes for tag, attributes in seen.tags if attributes.get("role") == "img"]
+    assert all(attributes["aria-label"] for attributes in drawn)
+    assert [level for level in (tag for tag, _ in seen.tags) if level == "h1"] == ["h1"]
+    ids = [attributes["id"] for _, attributes in seen.tags if attributes.get("id") and "film" in str(attributes["id"])]
+    assert len(ids) == len(set(ids))
+
+
+def test_names_from_data_are_text_and_nothing_else(trained: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "<script>alert(1)</script>"[:8]
+    shutil.copytree(trained["vae"], folder)
+    settings = folder / "experiment.toml"
+    settings.write_text(re.sub(r"(?m)^(source|project) = .*$", lambda found: f"{found[1]} = {json.dumps(HOSTILE)}",
+                               settings.read_text()))  # fmt: skip
+    (folder / "data.json").write_text(json.dumps({HOSTILE: HOSTILE}))
+    (folder / "messages.log").write_text(f"00:00:00 ALARM: {HOSTILE}\n")
+    point = json.loads((folder / "curves.jsonl").read_text().splitlines()[-1])
+    with (folder / "curves.jsonl").open("a") as file:
+        file.write(json.dumps(point | {f"val/{HOSTILE}": 1.0, "train/$x_1^{$": 2.0, "val/_x": 1.0}) + "\n")
+    figure = {"value": 1.0, "sd": 0.5, "floor": {HOSTILE: HOSTILE}, "protocol": {HOSTILE: HOSTILE}}
+    (folder / "evaluation.json").write_text(json.dumps({"figures": {HOSTILE: figure}}))
+    text = written(folder, tmp_path / "page.html")
+    seen = Seen(text)
+    assert len(seen.all("script")) == 1
+    assert not any("onerror" in attributes for _, attributes in seen.tags)
+    assert all(image["src"] != "x" for image in seen.all("img"))
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert "<script>alert(1)</script>" in seen.text
+    assert "1 ± 0.5" in seen.text
+
+
+@pytest.mark.parametrize("broken", [
+    "curves.jsonl", "checkpoints", "pictures", "data.json", "result.json", "experiment.toml",
+])  # fmt: skip
+def test_a_run_that_lacks_something_has_a_page_that_says_so(
+    trained: dict[str, Path], tmp_path: Path, broken: str
+) -> None:
+    shutil.copytree(trained["ae"], tmp_path / "run")
+    gone = tmp_path / "run" / broken
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    said = {"curves.jsonl": "There are no curves", "checkpoints": "there is no checkpoint",
+            "pictures": "There are no pictures", "result.json": "not complete", "data.json": "fingerprint",
+            "experiment.toml": "experiment.toml is missing: the settings are not known"}  # fmt: skip
+    assert said[broken] in html.unescape(written(tmp_path / "run", tmp_path / "page.html"))
+
+
+def test_a_run_in_which_everything_is_damaged_has_a_page(trained: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(trained["ae"], tmp_path / "run")
+    for path in (tmp_path / "run").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"\xff{[" + path.read_bytes()[:20])
+    done = report(str(tmp_path / "run"), tmp_path / "page.html")
+    assert len(done.faults) > 4
+    text = html.unescape((tmp_path / "page.html").read_text())
+    for fault in done.faults:
+        assert fault in text
+
+
+def test_only_a_run_has_a_page(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no run folder"):
+        report(str(tmp_path))
+    with pytest.raises(UsageError, match="is no run folder"):
+        report(str(tmp_path / "nowhere"))
+
+
+def test_many_large_pictures_are_made_small_and_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "MOST_BYTES", 1_500_000)
+    random = np.random.default_rng(0)
+    listed = []
+    for number in range(6):
+        Image.fromarray(random.integers(0, 256, (1100, 1100, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        listed.append((number, tmp_path / f"{number}.png"))
+    (tmp_path / "odd.png").write_bytes(b"GIF89a")
+    films, faults = pictures.films({"samples": [*listed, (99, tmp_path / "odd.png")]})
+    frames = films[0]["frames"]
+    assert sum(len(frame["data"]) for frame in frames) <= pictures.MOST_BYTES
+    assert 1 <= len(frames) < 6
+    assert frames[-1]["said"] == "after 5 images"
+    assert "odd.png cannot be read" in faults[0]
+
+
+def shown(path: Path, folder: Path) -> tuple[str, str, list[str]]:
+    """The document that Chromium makes of a page, what it logs, and every address it asks for."""
+    assert CHROMIUM
+    net = folder / "net.json"
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", f"--user-data-dir={folder / 'profile'}",
+         "--enable-logging=stderr", f"--log-net-log={net}", "--dump-dom", path.as_uri()],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    log: dict[str, Any] = json.loads(net.read_text())
+    asked = {event["params"]["url"] for event in log["events"] if "url" in event.get("params", {})}
+    own = re.compile(r"https?://([a-z0-9-]+\.)*(google|googleapis|gstatic|gvt1)\.com/")  # the browser's, on any page
+    others = (url for url in asked if not url.startswith(("data:", path.as_uri())) and not own.match(url))
+    return done.stdout, done.stderr, sorted(others)
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt-get install chromium")
+def test_chromium_shows_the_page_without_a_complaint_or_a_request_and_the_slider_moves(
+    trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = pages._text
+
+    def with_a_hand(name: str) -> str:
+        moved = "const s = document.querySelector('input'); s.value = 0; s.dispatchEvent(new Event('input'));"
+        return text(name) + (moved if name == "film.js" else "")
+
+    monkeypatch.setattr(pages, "_text", with_a_hand)
+    report(str(trained["vae"]), tmp_path / "page.html")
+    document, said, asked = shown(tmp_path / "page.html", tmp_path)
+    assert "CONSOLE" not in said, said
+    assert asked == []
+    seen = Seen(document)
+    first, *others = [image for image in seen.all("img") if str(image["alt"]).startswith("reconstruction")]
+    assert "hidden" not in first
+    assert all("hidden" in image for image in others)
+    assert str(first["data-said"]) in seen.text

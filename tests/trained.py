@@ -1,0 +1,41 @@
+"""Short real runs for tests of what comes after training: one of each method, made once for all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from tests.training.learn import asked, packed
+from udl_dist.experiment import Experiment
+from udl_dist.packing.prepare import prepare
+from udl_dist.runs import RunFolder
+from udl_dist.training.ranks import Ranks
+from udl_dist.worker import work
+
+METHODS = ("ae", "vae", "gan")
+
+
+def run(method: str, source: Path, folder: Path, **flags: str) -> Path:
+    """A finished run folder, as `udl train` leaves it."""
+    quiet = {"track__mode": "off", "train__report_images": "24", "evaluate__every_images": "60",
+             "run__keep_checkpoints": "9", "train__total_images": "480"}  # fmt: skip
+    folder.mkdir(parents=True)
+    experiment: Experiment = asked(method, source, run__folder=str(folder), **(quiet | flags))
+    kept = RunFolder(folder)
+    kept.experiment.write_text(experiment.to_toml())
+    ended = work(experiment, prepare(experiment.data), Ranks())
+    kept.finish({"images": ended["images"], "figures": ended["figures"]})
+    return folder
+
+
+def runs(folder: Path) -> dict[str, Path]:
+    """A run of each method, on the same 70 images of 8 px; the GAN keeps an average."""
+    source = packed(folder / "data")
+    average = {"gan": {"train__average_half_life": "100"}}
+    return {method: run(method, source, folder / method, **average.get(method, {})) for method in METHODS}
+
+
+def images(count: int, size: int = 8, seed: int = 0) -> np.ndarray:
+    """Random gray images, uint8 [N, H, W]."""
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size), dtype=np.uint8)

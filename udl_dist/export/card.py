@@ -1,0 +1,136 @@
+"""The model card: what a hub shows, and what whoever takes the model has to know. Everything from data is escaped."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tomli_w
+
+from udl_dist import __version__
+from udl_dist.models.layout import PRIOR
+from udl_dist.models.model import Model
+
+LIMITS = """\
+* It was trained on images of one size and kind; images that differ from them are squeezed into what it knows.
+* It has learned whatever the data holds: also what is wrong, private or unfair in it.
+* The figures are of the held-out images named above and of no others; no person has judged the pictures.
+"""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of the data: counts and licence in words, empty where the data cannot be read."""
+
+    images: str = ""
+    held_out: str = ""
+    license: str = ""
+
+
+def written(model: Model, license: str, files: Sequence[str], seen: Seen) -> str:
+    """The text of README.md."""
+    title, limits = f"# {plain(model.origin.folder.name)}", "## Limits\n\n" + LIMITS.rstrip()
+    parts = [_front(model, license), title, _about(model), _use(model, files), _data(model, seen),
+             _figures(model, seen), _pictures(files), limits, _reproduce(), _settings(model)]  # fmt: skip
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def plain(text: object) -> str:
+    """Text that came from data or a name, in Markdown: no markup, no control characters, one line."""
+    printable = "".join(letter if letter.isprintable() else "�" for letter in " ".join(str(text).split()))
+    return "".join(f"\\{letter}" if letter in "\\`*_[]|#" else letter for letter in html.escape(printable))
+
+
+def _front(model: Model, license: str) -> str:
+    task = "unconditional-image-generation" if model.can("sample") else "image-feature-extraction"
+    facts = {"license": license, "library_name": "udl-dist", "pipeline_tag": task,
+             "tags": ["udl-dist", model.origin.method, "image", "unsupervised", "safetensors"]}  # fmt: skip
+    return "\n".join(["---", *(f"{name}: {json.dumps(value)}" for name, value in facts.items()), "---"])
+
+
+def _about(model: Model) -> str:
+    channels, height, width = model.shape
+    averaged = " The weights are a moving average over training." if model.origin.averaged else ""
+    can = ", ".join(name for name in ("encode", "decode", "reconstruct", "sample", "score") if model.can(name))
+    parameters = sum(value.numel() for value in model.method.networks.parameters())
+    return (f"A model of method `{model.origin.method}` for images of {height} × {width} pixels in "
+            f"{'gray' if channels == 1 else 'colour'}: {parameters:,} parameters, latents of {model.latent_dim} "
+            f"numbers, trained on {model.origin.images:,} images by udl-dist {__version__}.{averaged} "
+            f"It can {can}.")  # fmt: skip
+
+
+def _use(model: Model, files: Sequence[str]) -> str:
+    lines = ["import udl_dist", "", "model = udl_dist.load(FOLDER)    # safetensors and JSON, no pickle"]
+    if model.can("encode"):
+        lines.append("codes = model.encode(images)       # uint8, floats in [-1, 1] or PIL images -> [N, Z]")
+    if model.can("reconstruct"):
+        lines.append("again = model.reconstruct(images)  # [N, C, H, W] in [-1, 1]")
+    if model.can("sample"):
+        lines.append("drawn = model.sample(16, seed=0)   # [N, C, H, W] in [-1, 1]")
+    others = [name for name in files if name.endswith((".onnx", ".pt2"))]
+    more = f"\n\nFor other programs: {', '.join(f'`{name}`' for name in others)}, images or latents in any number."
+    mixture = f"\n\n`{PRIOR}` is a mixture of Gaussians over the codes of training images." * (PRIOR in files)
+    return "## Use\n\n```python\n" + "\n".join(lines) + "\n```" + more * bool(others) + mixture
+
+
+def _data(model: Model, seen: Seen) -> str:
+    """The data that could be read at the time of the export; without it what the settings say."""
+    experiment = model.origin.experiment
+    assert experiment
+    data = experiment.data
+    rows = [("source", ", ".join(plain(_last(source)) for source in (data.source, *data.more_sources))),
+            ("images", seen.images), ("held out", seen.held_out), ("licence of the images", plain(seen.license)),
+            ("fingerprint", plain(model.origin.data)), ("brought to", f"{data.size} px, {data.fit}"),
+            ("seen in training", f"{model.origin.images:,} images")]  # fmt: skip
+    return "## Data\n\n" + _table(("", ""), [row for row in rows if row[1]])
+
+
+def _figures(model: Model, seen: Seen) -> str:
+    if not model.origin.figures:
+        return "## Figures\n\nNone: nothing was held out."
+    rows = [(f"`{name}`", f"{value:.6g}") for name, value in model.origin.figures.items()]
+    held_out = f"all {seen.held_out} held-out" if seen.held_out else "all held-out"
+    protocol = (f"Means over {held_out} images of the data above, after {model.origin.images:,} images of training "
+                f"({plain(model.origin.chosen)}), one run.")  # fmt: skip
+    return f"## Figures\n\n{protocol}\n\n" + _table(("held-out figure", "value"), rows)
+
+
+def _pictures(files: Iterable[str]) -> str:
+    about = {"reconstruction.png": "held-out images over their reconstructions",
+             "samples.png": "drawn images, and real ones beside them"}  # fmt: skip
+    shown = [f"![{about[name]}]({name})" for name in files if name in about]
+    return "## Pictures\n\n" + "\n\n".join(shown) if shown else ""
+
+
+def _reproduce() -> str:
+    return ("## Reproduce\n\nSave the settings below as `job.toml`, let `data.source` name the images, then "
+            "`udl train job.toml --run.folder runs/again`.")  # fmt: skip
+
+
+def _settings(model: Model) -> str:
+    """What the weights depend on; what tells of somebody's machine stays there."""
+    assert model.origin.experiment
+    tables = model.origin.experiment.to_dict()
+    told = {name: tables[name] for name in ("method", "data", "train")}
+    told["data"] = {name: value for name, value in told["data"].items() if name not in ("cache", "storage", "readers")}
+    for name in ("source", "held_out", "keys"):
+        told["data"][name] = _last(told["data"][name])
+    told["data"]["more_sources"] = [_last(source) for source in told["data"]["more_sources"]]
+    return "## Settings\n\n```toml\n" + _shown(tomli_w.dumps(told)).rstrip() + "\n```"
+
+
+def _last(source: str) -> str:
+    """The last part of a path or an address: where it lies is nobody else's business."""
+    return source.rstrip("/").rsplit("/", 1)[-1].partition("?")[0]
+
+
+def _shown(toml: str) -> str:
+    """TOML that cannot end its own block."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in toml).replace("```", "'''")
+
+
+def _table(head: tuple[str, str], rows: Iterable[tuple[str, Any]]) -> str:
+    return "\n".join([f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])

@@ -1,0 +1,113 @@
+"""Curves as pictures: SVG that takes the page's colours, PNG for a comparison. Only here is matplotlib known."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from udl_dist.errors import UsageError
+
+INK, LINE = "#010203", "#040506"  # stand for the page's colours until the SVG is in the page
+COLOURS = ("#2f7ed8", "#e0762a", "#2a9d62", "#b3529e", "#8a7a1f", "#d0434b", "#4aa3b5", "#7a6be0")
+STYLES = ("-", "--", "-.", ":")
+MOST_POINTS = 500  # of one curve: more could not be seen
+Curve = tuple[Sequence[float], Sequence[float]]
+
+
+def as_svg(curves: Mapping[str, Curve], number: int) -> str:
+    """One panel, curves by label; `number` keeps its names apart from those of other panels of a page."""
+    with _drawing(number, INK, LINE) as figures:
+        figure = figures.new(4.4, 2.6)
+        axes = figure.subplots()
+        _plot(axes, curves)
+        kept = io.StringIO()
+        figure.savefig(kept, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = kept.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r'\1 aria-hidden="true" focusable="false"', svg, count=1)
+    return svg.replace(INK, "currentColor").replace(LINE, "var(--line)")
+
+
+def as_png(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
+    """Panels with a title each, two in a row, as one PNG."""
+    rows = -(-len(panels) // 2)
+    with _drawing(0, "#222222", "#d8d8d8") as figures:
+        figure = figures.new(11, 3.4 * rows)
+        grid = figure.subplots(rows, 2, squeeze=False)
+        for axes, (title, curves) in zip(grid.flat, panels.items(), strict=False):
+            _plot(axes, curves)
+            axes.set_title(title, fontsize=10, parse_math=False)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, format="png", dpi=110, facecolor="white")
+        except OSError as error:
+            raise UsageError(f"cannot write {str(path)!r} ({error.strerror or error}): name another place") from None
+
+
+def require_matplotlib() -> None:
+    """Raise UsageError if curves cannot be drawn here."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise UsageError("curves need matplotlib: pip install 'udl-dist[report]'") from None
+
+
+class _Figures:
+    def new(self, width: float, height: float) -> Any:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure((width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        return figure
+
+
+class _drawing:
+    """Matplotlib's settings for the while; nobody else's figures are touched."""
+
+    def __init__(self, number: int, ink: str, line: str) -> None:
+        require_matplotlib()
+        import matplotlib
+
+        self._context = matplotlib.rc_context({
+            "svg.fonttype": "none", "svg.hashsalt": f"udl-{number}", "text.color": ink, "axes.edgecolor": line,
+            "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink, "grid.color": line, "axes.grid": True,
+            "grid.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9,
+            "legend.frameon": False, "text.usetex": False, "font.family": "sans-serif",
+        })  # fmt: skip
+
+    def __enter__(self) -> _Figures:
+        self._context.__enter__()
+        return _Figures()
+
+    def __exit__(self, *error: Any) -> None:
+        self._context.__exit__(*error)
+
+
+def _plot(axes: Any, curves: Mapping[str, Curve]) -> None:
+    for number, (label, (images, values)) in enumerate(curves.items()):
+        step = max(1, len(images) // MOST_POINTS)
+        few = len(images) <= 20
+        shown = label if not label.startswith("_") else f" {label}"  # a leading underscore hides it from the legend
+        axes.plot(images[::step], values[::step], color=COLOURS[number % len(COLOURS)], label=shown.replace("$", r"\$"),
+                  linestyle=STYLES[number // len(COLOURS) % len(STYLES)], linewidth=1.6,
+                  marker="o" if few else None, markersize=3)  # fmt: skip
+    axes.set_xlabel("images")
+    axes.xaxis.set_major_formatter(_thousands)
+    axes.margins(x=0.02)
+    if len(curves) > 1:
+        axes.legend(fontsize=8)
+
+
+def _thousands(value: float, place: int) -> str:
+    """A count of images in few letters."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"

@@ -1,0 +1,41 @@
+"""The page: a template filled with text that is escaped, and one file out. Knows no run."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+from udl_dist.errors import UsageError
+
+
+def page(values: Mapping[str, Any], trusted: str = "svg") -> str:
+    """The HTML of a report; strings in `values` may hold anything, only those called `trusted` are markup of ours."""
+    try:
+        import jinja2
+        import markupsafe
+    except ImportError:
+        raise UsageError("a page needs jinja2: pip install 'udl-dist[report]'") from None
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_clean,
+                                     trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    script = _text("film.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    ours = {"style": markupsafe.Markup(_text("style.css")), "script": markupsafe.Markup(script),
+            "script_hash": f"sha256-{digest}"}  # fmt: skip
+    panels = [{**panel, trusted: markupsafe.Markup(panel[trusted])} for panel in values["panels"]]
+    return environment.from_string(_text("page.html.jinja")).render({**values, **ours, "panels": panels})
+
+
+def clean(text: str) -> str:
+    """Text without control characters and marks that turn the direction of writing."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in text)
+
+
+def _clean(value: Any) -> Any:
+    return clean(value) if type(value) is str else value  # not Markup, which is ours
+
+
+def _text(name: str) -> str:
+    return resources.files("udl_dist.report").joinpath(name).read_text(encoding="utf-8")

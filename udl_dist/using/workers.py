@@ -1,0 +1,110 @@
+"""Ray workers that each open a model once and make parts of an embedding: the only file of this room that knows Ray.
+
+All nodes must see the model, the images and the destination under the same paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from udl_dist import clusters
+from udl_dist.errors import ClusterError, UdlError
+from udl_dist.models.model import Model
+from udl_dist.using.parts import Layout
+
+RETRIES = 2  # of a part whose worker died
+
+
+class Embedder:
+    """One worker: a model and a stream, opened where it runs."""
+
+    def __init__(self, folder: str, checkpoint: str | int, device: str, source: str, readers: int) -> None:
+        from udl_dist.models.model import load
+        from udl_dist.using.sources import open_stream
+
+        self._model = load(folder, device, checkpoint)
+        self._stream = open_stream(self._model, source, readers)
+
+    def ready(self) -> None:
+        """Answered once the worker is at work."""
+
+    def part(self, dest: str, layout: Layout, number: int) -> int:
+        from udl_dist.using.embedding import embed_part
+
+        return embed_part(self._model, self._stream, Path(dest), layout, number)
+
+
+def embed(
+    model: Model, source: str, dest: Path, layout: Layout, missing: list[int], workers: int, readers: int, address: str
+) -> Iterator[int]:
+    """Share the missing parts among workers, each the next one when it is done; give the images of each part."""
+    ours = clusters.start(address, verbose=False)
+    try:
+        yield from _shared(model, source, dest, layout, missing, workers, readers)
+    finally:
+        if ours:
+            clusters.end()
+
+
+def _shared(
+    model: Model, source: str, dest: Path, layout: Layout, missing: list[int], workers: int, readers: int
+) -> Iterator[int]:
+    import ray
+
+    gpu = int(model.device.type == "cuda")
+    _refuse_too_many(workers, gpu)
+    kind = ray.remote(Embedder).options(num_cpus=1, num_gpus=gpu, max_restarts=RETRIES, max_task_retries=RETRIES)
+    checkpoint = model.origin.images if model.origin.experiment else "best"
+    folder, place = str(model.origin.folder), str(dest.absolute())
+    idle = [kind.remote(folder, checkpoint, model.device.type, source, readers)
+            for _ in range(min(workers, len(missing)))]  # fmt: skip
+    everybody = list(idle)
+    try:
+        _refuse_unplaced(everybody)
+        left, busy = list(missing), dict[Any, Any]()
+        while left or busy:
+            while left and idle:
+                worker = idle.pop()
+                busy[worker.part.remote(place, layout, left.pop(0))] = worker
+            (done, *_), _ = ray.wait(list(busy), num_returns=1)
+            idle.append(busy.pop(done))
+            yield _result(done)
+    finally:
+        for worker in everybody:  # in a Ray of somebody else they would keep their places
+            ray.kill(worker)
+
+
+def _refuse_unplaced(workers: list[Any]) -> None:
+    """Raise ClusterError unless one worker is at work in time; the others may wait for their turn."""
+    import ray
+
+    done, _ = ray.wait([worker.ready.remote() for worker in workers], num_returns=1, timeout=clusters.START_SECONDS)
+    if not done:
+        raise ClusterError(f"no worker found a place in {clusters.START_SECONDS:g} s, free now: {clusters.in_words()}: "
+                           "wait for the others, or leave workers out")  # fmt: skip
+    _result(done[0])
+
+
+def _result(done: Any) -> int:
+    """What a worker gave; its own refusal as it is, anything else as one line."""
+    import ray
+
+    try:
+        return int(ray.get(done) or 0)
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", error)
+        if isinstance(cause, UdlError):
+            raise type(cause)(str(cause)) from None
+        why = " ".join(str(cause).split())[:300]
+        raise ClusterError(f"a worker failed: {why}; the parts that are done stay, the same command goes on") from None
+
+
+def _refuse_too_many(workers: int, gpu: int) -> None:
+    import ray
+
+    kind = "GPU" if gpu else "CPU"
+    there = int(ray.cluster_resources().get(kind, 0))
+    if workers > there:
+        raise ClusterError(f"workers = {workers} needs as many {kind}s, the cluster has {there}: lower workers")

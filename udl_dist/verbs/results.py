@@ -1,0 +1,64 @@
+"""udl export, compare and report: what is handed to others."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from udl_dist import settings
+from udl_dist.errors import UsageError
+from udl_dist.verbs import Verbs, new_verb, show
+
+
+def add(verbs: Verbs) -> None:
+    export = new_verb(verbs, "export", help="a trained model as a folder: safetensors, configuration, card")
+    export.add_argument("run", help="a run folder")
+    export.add_argument("dest", type=Path, help="the folder to make")
+    export.add_argument("--checkpoint", default="best", help="best, last, or a number of images (best)")
+    export.add_argument("--onnx", action="store_true", help="also as ONNX")
+    export.add_argument("--torch-export", action="store_true", help="also as .pt2, by torch.export")
+    export.set_defaults(act=_export)
+
+    compare = new_verb(verbs, "compare", help="what differs between runs, their figures and curves side by side")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="two run folders or more")
+    compare.add_argument("--out", type=Path, default=Path("compared.png"), help="where curves go (compared.png)")
+    compare.set_defaults(act=_compare)
+
+    report = new_verb(verbs, "report", help="one page about a run: figures, curves, pictures, settings")
+    report.add_argument("run", help="a run folder")
+    report.add_argument("--out", type=Path, help="the file to write (report.html in the run folder)")
+    report.set_defaults(act=_report)
+
+
+def _export(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.export.export import ExportSettings, export
+    from udl_dist.models.model import load
+
+    flags |= {name: "true" for name in ("onnx", "torch_export") if getattr(asked, name)}
+    wanted = settings.from_flags(ExportSettings, flags)
+    done = export(load(asked.run, "cpu", asked.checkpoint), asked.dest, wanted)
+    show(done.lines(), done.as_dict(), asked.json)
+    return 0
+
+
+def _compare(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.report.compare import compare
+
+    _refuse(flags, "compare")
+    compared = compare(asked.runs, asked.out)
+    show(compared.lines(), compared.as_dict(), asked.json)
+    return 0
+
+
+def _report(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.report.report import report
+
+    _refuse(flags, "report")
+    done = report(asked.run, asked.out)
+    show(done.lines(), done.as_dict(), asked.json)
+    return 0
+
+
+def _refuse(flags: dict[str, str], verb: str) -> None:
+    if flags:
+        raise UsageError(f"unknown flag --{next(iter(flags))} (see udl {verb} --help)")

@@ -1,0 +1,133 @@
+"""udl sample, reconstruct, traverse, embed, score, fit-prior: what a trained model is good for."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from udl_dist import settings
+from udl_dist.errors import UsageError
+from udl_dist.using.settings import EmbedSettings
+from udl_dist.verbs import Verbs, new_verb, progress, show
+
+
+def add(verbs: Verbs) -> None:
+    sample = _verb(verbs, "sample", "draw new images", _sample, out="samples.png")
+    sample.add_argument("--n", type=int, default=64, help="how many (64)")
+    sample.add_argument("--prior", choices=("auto", "own", "mixture"), default="auto",
+                        help="where latents come from: the method's own, or the mixture of udl fit-prior")  # fmt: skip
+
+    rebuild = _verb(verbs, "reconstruct", "send images through a model and back", _reconstruct, "images",
+                    out="reconstruction.png")  # fmt: skip
+    rebuild.add_argument("--n", type=int, default=64, help="at most so many of them (64)")
+
+    traverse = _verb(verbs, "traverse", "walk through the latents, or from one image to another", _traverse,
+                     out="traverse.png")  # fmt: skip
+    traverse.add_argument("--axes", type=int, default=8, help="latents to walk along, a row each (8)")
+    traverse.add_argument("--steps", type=int, default=11, help="images in a row (11)")
+    traverse.add_argument("--reach", type=float, default=3.0, help="deviations to either side (3)")
+    traverse.add_argument("--image", default="", help="where to start from; without it from the mean latent")
+    traverse.add_argument("--from", dest="start", default="", help="interpolate: an image, or seed:N for a drawn one")
+    traverse.add_argument("--to", dest="end", default="", help="interpolate: its other end")
+
+    embed = _verb(verbs, "embed", "the latents of all images of a source, with their keys", _embed,
+                  settings=EmbedSettings)  # fmt: skip
+    embed.add_argument("source", help="a folder of images, shards, IDX files, .npy/.npz or 'digits'")
+    embed.add_argument("dest", type=Path, help="the folder to make, or to go on with")
+
+    score = _verb(
+        verbs, "score", "how odd each image is, flagged against held-out ones", _score, "images", out="scores"
+    )
+    score.add_argument("--by", default="auto", help="which score: reconstruction, or the bound a method has")
+    score.add_argument("--quantile", type=float, default=0.99,
+                       help="part of the run's held-out images that is not flagged (0.99)")  # fmt: skip
+    score.add_argument("--threshold", type=float, help="a score above which an image is flagged, instead")
+
+    prior = _verb(verbs, "fit-prior", "a mixture of Gaussians over a run's codes, to sample from", _fit_prior)
+    prior.add_argument("--components", type=int, default=10, help="Gaussians (10)")
+    prior.add_argument("--turns", type=int, default=200, help="at most so many over all codes (200)")
+
+
+def _verb(verbs: Verbs, name: str, help: str, act: Any, images: str = "", out: str = "",
+          settings: type | None = None) -> argparse.ArgumentParser:  # fmt: skip
+    """A verb that takes a model, and perhaps images and a place for what it makes."""
+    verb = new_verb(verbs, name, settings, help=help)
+    verb.add_argument("model", metavar="RUN", help="a run folder or an exported model")
+    if images:
+        verb.add_argument("images", nargs="+", metavar="IMAGES",
+                          help="image files, a folder of them, shards, IDX files, .npy or 'digits'")  # fmt: skip
+    if out:
+        verb.add_argument("--out", type=Path, default=Path(out), help=f"where to write it ({out})")
+    verb.add_argument("--seed", type=int, default=0, help="where chance comes from (0)")
+    verb.add_argument("--device", default="cpu", help="cpu, cuda or auto (cpu)")
+    verb.add_argument("--checkpoint", default="best", help="of a run: best, last, or a number of images (best)")
+    verb.set_defaults(act=act)
+    return verb
+
+
+def _model(asked: argparse.Namespace, flags: dict[str, str]) -> Any:
+    """The model that was asked for; most of these verbs know no settings beside their own flags."""
+    if flags:
+        verb = asked.act.__name__.strip("_").replace("_", "-")
+        raise UsageError(f"unknown flag --{next(iter(flags))} (see udl {verb} --help)")
+    from udl_dist.models.model import load
+
+    return load(asked.model, asked.device, asked.checkpoint)
+
+
+def _sample(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.using import drawing
+
+    done = drawing.sample(_model(asked, flags), asked.n, asked.seed, asked.prior, asked.out)
+    show(done.lines(), done.as_dict(), asked.json)
+    return 0
+
+
+def _reconstruct(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.using import drawing
+
+    done = drawing.reconstruct(_model(asked, flags), asked.images, asked.n, asked.out)
+    show(done.lines(), done.as_dict(), asked.json)
+    return 0
+
+
+def _traverse(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.using import drawing
+
+    model = _model(asked, flags)
+    if bool(asked.start) != bool(asked.end):
+        raise UsageError("an interpolation has two ends: give both --from and --to")
+    if asked.start:
+        done = drawing.interpolate(model, asked.start, asked.end, asked.steps, asked.seed, asked.out)
+    else:
+        done = drawing.traverse(model, asked.axes, asked.steps, asked.reach, asked.image, asked.seed, asked.out)
+    show(done.lines(), done.as_dict(), asked.json)
+    return 0
+
+
+def _embed(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.using import embedding
+
+    wanted = settings.from_flags(EmbedSettings, flags)
+    done = embedding.embed(_model(asked, {}), asked.source, asked.dest, wanted, progress("embedding"))
+    show(done.lines(), done.as_dict(), asked.json)
+    return 0
+
+
+def _score(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.using import scoring
+
+    model = _model(asked, flags)
+    done = scoring.score(model, asked.images, asked.by, asked.quantile, asked.threshold, asked.out)
+    show(done.lines(), done.as_dict(), asked.json)
+    return 0
+
+
+def _fit_prior(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.using import fitting
+
+    model = _model(asked, flags)
+    done = fitting.fit_prior(model, asked.components, asked.turns, asked.seed, progress("encoding"))
+    show(done.lines(), done.as_dict(), asked.json)
+    return 0
