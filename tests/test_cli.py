@@ -63,7 +63,7 @@ def test_help_and_version_answer() -> None:
         (("fit-prior", "tests", "--nn", "3"), ("unknown flag --nn", "udl fit-prior --help")),
         (("traverse", ".", "--from", "a.png"), ("neither a run folder nor an exported model",)),
         (("embed", ".", "digits", "out", "--part_images", "0"), ("part_images must be at least 1",)),
-        (("export", ".", "model", "--license"), ("neither a run folder",)),
+        (("export", ".", "model", "--license", "mit"), ("neither a run folder",)),
         (("compare", "one"), ("needs two runs or more",)),
         (("report", "no-such-run"), ("is no run folder",)),
     ],

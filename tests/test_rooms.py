@@ -57,7 +57,7 @@ ALLOWED = {
               "clusters"},
     "account": {"runs", "methods"},
     "report": {"account", "experiment", "shards", "storage"},
-    "export": {"models", "using", "methods", "evaluation", "packing", "stream"},
+    "export": {"account", "models", "using", "methods", "evaluation", "packing", "stream"},
 }  # fmt: skip
 # The only files that may import a library, by its first names.
 ONLY_IN = {

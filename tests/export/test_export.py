@@ -127,6 +127,15 @@ def test_the_card_has_front_matter_figures_and_no_path_of_this_machine(
     assert str(trained["vae"].parent) not in (exported["vae"] / layout.CONFIG).read_text()
 
 
+def test_an_evaluation_stands_in_the_card_with_its_protocol(trained: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(trained["ae"], tmp_path / "run")
+    figure = {"value": 0.25, "sd": 0.01, "floor": {"pca": 0.3}, "protocol": {"n": 14, "data": "<b>"}}
+    (tmp_path / "run" / "evaluation.json").write_text(json.dumps({"figures": {"a|b": figure}}))
+    export(udl_dist.load(tmp_path / "run"), tmp_path / "model", ExportSettings())
+    card = (tmp_path / "model" / layout.CARD).read_text()
+    assert "| a\\|b | 0.25 ± 0.01 | pca 0.3 | n 14, data &lt;b&gt; |" in card
+
+
 def test_names_from_data_are_no_markup_in_the_card() -> None:
     from udl_dist.export.card import plain
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,3 +138,26 @@ def test_two_ray_workers_make_what_one_process_makes(model: Model, source: Path,
     embed(model, source, tmp_path / "damaged", part_images=20, workers=2)
     assert table(tmp_path / "damaged")["key"] == alone["key"]
     assert json.loads((tmp_path / "shared" / "embedding.json").read_text())["records"] == len(alone["key"])
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.filterwarnings("default")
+def test_a_worker_that_is_killed_is_started_again_and_no_image_is_missing(
+    model: Model, source: Path, tmp_path: Path
+) -> None:
+    killed: list[int] = []
+
+    def kill_one(done: int, total: int) -> None:
+        workers = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()
+                   and b"ray::Embedder" in (entry / "cmdline").read_bytes()]  # fmt: skip
+        if not killed and workers:
+            os.kill(workers[0], signal.SIGKILL)
+            killed.append(workers[0])
+
+    asked = EmbedSettings(part_images=2, workers=2)
+    embedding.embed(model, str(source), tmp_path / "out", asked, kill_one)
+    assert killed
+    assert table(tmp_path / "out")["key"] == [
+        Index.open(source).key(number) for number in range(Index.open(source).records)
+    ]

@@ -37,7 +37,7 @@ def test_scores_are_the_model_s_and_flags_stand_above_the_threshold(
     trained: dict[str, Path], names: list[str], tmp_path: Path
 ) -> None:
     model = udl_dist.load(trained["ae"])
-    done = scoring.score(model, names, "auto", 0.9, None, tmp_path / "out").as_dict()
+    done = scoring.score(model, names, "auto", 0.9, None, 0, tmp_path / "out").as_dict()
     expected = model.score(images(20))
     found = lines(tmp_path / "out")
     assert [line["key"] for line in found] == [Path(name).stem for name in names]
@@ -63,14 +63,14 @@ def test_a_threshold_can_be_given_and_another_score_asked_for(
     trained: dict[str, Path], names: list[str], tmp_path: Path
 ) -> None:
     model = udl_dist.load(trained["vae"])
-    done = scoring.score(model, names, "reconstruction", 0.99, 0.0, tmp_path / "out").as_dict()
+    done = scoring.score(model, names, "reconstruction", 0.99, 0.0, 0, tmp_path / "out").as_dict()
     assert (done["flagged"], done["threshold_from"]) == (20, "as given")
     with pytest.raises(UsageError, match="has no score 'fid'"):
-        scoring.score(model, names, "fid", 0.99, None, tmp_path / "new")
+        scoring.score(model, names, "fid", 0.99, None, 0, tmp_path / "new")
     with pytest.raises(UsageError, match="--quantile 7 is no part"):
-        scoring.score(model, names, "auto", 7, None, tmp_path / "new")
+        scoring.score(model, names, "auto", 7, None, 0, tmp_path / "new")
     with pytest.raises(UsageError, match="cannot score, it can decode, sample"):
-        scoring.score(udl_dist.load(trained["gan"]), names, "auto", 0.9, None, tmp_path / "new")
+        scoring.score(udl_dist.load(trained["gan"]), names, "auto", 0.9, None, 0, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
@@ -78,8 +78,8 @@ def test_an_exported_model_brings_its_threshold_along(
     trained: dict[str, Path], names: list[str], tmp_path: Path
 ) -> None:
     export(udl_dist.load(trained["ae"]), tmp_path / "model", ExportSettings())
-    ours = scoring.score(udl_dist.load(trained["ae"]), names, "auto", 0.9, None, tmp_path / "one").as_dict()
-    theirs = scoring.score(udl_dist.load(tmp_path / "model"), names, "auto", 0.9, None, tmp_path / "two").as_dict()
+    ours = scoring.score(udl_dist.load(trained["ae"]), names, "auto", 0.9, None, 0, tmp_path / "one").as_dict()
+    theirs = scoring.score(udl_dist.load(tmp_path / "model"), names, "auto", 0.9, None, 0, tmp_path / "two").as_dict()
     assert ours["threshold"] == theirs["threshold"]
 
 
@@ -89,7 +89,7 @@ def test_where_the_held_out_images_are_gone_nothing_is_flagged_and_that_is_said(
     shutil.copytree(trained["ae"], tmp_path / "run", ignore=shutil.ignore_patterns(layout.CALIBRATION))
     settings = tmp_path / "run" / "experiment.toml"
     settings.write_text(settings.read_text().replace("packed", "vanished"))
-    done = scoring.score(udl_dist.load(tmp_path / "run"), names[:1], "auto", 0.9, None, tmp_path / "out")
+    done = scoring.score(udl_dist.load(tmp_path / "run"), names[:1], "auto", 0.9, None, 0, tmp_path / "out")
     assert (done.figures["flagged"], done.figures["threshold"]) == (0, None)
     assert "no threshold: there is no file or folder" in done.lines()[1]
 
@@ -102,8 +102,17 @@ def test_heat_goes_from_black_over_red_to_white() -> None:
 def test_hostile_names_stay_within_their_line(trained: dict[str, Path], tmp_path: Path) -> None:
     name = tmp_path / "a\x1b[31m\n<script>.png"
     Image.fromarray(images(1)[0]).save(name)
-    done = scoring.score(udl_dist.load(trained["ae"]), [str(name)], "auto", 0.9, 0.0, tmp_path / "out")
+    done = scoring.score(udl_dist.load(trained["ae"]), [str(name)], "auto", 0.9, 0.0, 0, tmp_path / "out")
     assert all("\x1b" not in line and "\n" not in line for line in done.lines())
     assert len((tmp_path / "out" / "scores.jsonl").read_text().splitlines()) == 1
     with pytest.raises(DataError):
-        scoring.score(udl_dist.load(trained["ae"]), ["../nowhere"], "auto", 0.9, 0.0, tmp_path / "none")
+        scoring.score(udl_dist.load(trained["ae"]), ["../nowhere"], "auto", 0.9, 0.0, 0, tmp_path / "none")
+
+
+def test_the_noise_of_a_bound_comes_from_the_seed(trained: dict[str, Path], names: list[str], tmp_path: Path) -> None:
+    model = udl_dist.load(trained["vae"])
+    scores = []
+    for number, seed in enumerate((1, 1, 2)):
+        scoring.score(model, names, "auto", 0.9, 0.0, seed, tmp_path / str(number))
+        scores.append([line["score"] for line in lines(tmp_path / str(number))])
+    assert scores[0] == scores[1] != scores[2]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import tomli_w
 
-from udl_dist import __version__
+from udl_dist import __version__, account
 from udl_dist.models.layout import PRIOR
 from udl_dist.models.model import Model
 
@@ -33,8 +33,8 @@ class Seen:
 def written(model: Model, license: str, files: Sequence[str], seen: Seen) -> str:
     """The text of README.md."""
     title, limits = f"# {plain(model.origin.folder.name)}", "## Limits\n\n" + LIMITS.rstrip()
-    parts = [_front(model, license), title, _about(model), _use(model, files), _data(model, seen),
-             _figures(model, seen), _pictures(files), limits, _reproduce(), _settings(model)]  # fmt: skip
+    parts = [_front(model, license), title, _about(model), _use(model, files), _data(model, seen)]
+    parts += [_figures(model, seen), _evaluation(model), _pictures(files), limits, _reproduce(), _settings(model)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -96,6 +96,23 @@ def _figures(model: Model, seen: Seen) -> str:
     protocol = (f"Means over {held_out} images of the data above, after {model.origin.images:,} images of training "
                 f"({plain(model.origin.chosen)}), one run.")  # fmt: skip
     return f"## Figures\n\n{protocol}\n\n" + _table(("held-out figure", "value"), rows)
+
+
+def _evaluation(model: Model) -> str:
+    """The figures of `udl evaluate`, each with what stands beside it and with its protocol."""
+    figures = account.read(model.origin.folder).evaluation
+    if not figures:
+        return ""
+    rows = ["| figure | value | beside it | protocol |", "|---|---|---|---|"]
+    for name, figure in figures.items():
+        spread = f" ± {figure.deviation:.3g}" if figure.deviation is not None else ""
+        rows.append(f"| {plain(name)} | {figure.value:.6g}{spread} | {_pairs(figure.floor)} | "
+                    f"{_pairs(figure.protocol)} |")  # fmt: skip
+    return "### Evaluation\n\n" + "\n".join(rows)
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{plain(name)} {plain(value)}" for name, value in values.items()) or "–"
 
 
 def _pictures(files: Iterable[str]) -> str:

@@ -20,7 +20,6 @@ from udl_dist.models import layout
 from udl_dist.models.model import Model, load
 from udl_dist.packing.folders import finish_folder, partial_folder
 from udl_dist.packing.prepare import prepare
-from udl_dist.settings import setting
 from udl_dist.stream.opening import open_streams
 from udl_dist.using.calibration import calibration
 from udl_dist.using.outcome import Outcome, outcome
@@ -35,9 +34,9 @@ LONGEST_LICENSE = 500  # characters of what a card repeats
 class ExportSettings:
     """What is exported beside the weights."""
 
-    onnx: bool = setting(False, "also encoder, decoder and whole as ONNX (extra `export`)")
-    torch_export: bool = setting(False, "also the same as .pt2, by torch.export")
-    license: str = setting("other", "licence of the model, as a hub names it, such as apache-2.0")
+    onnx: bool = False  # also encoder, decoder and whole as ONNX
+    torch_export: bool = False  # also the same as .pt2
+    license: str = "other"  # of the model, as a hub names it
 
 
 def export(model: Model, dest: Path, asked: ExportSettings) -> Outcome:

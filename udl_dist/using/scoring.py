@@ -37,9 +37,9 @@ class Odd:
 
 
 def score(
-    model: Model, names: Sequence[str], by: str, quantile: float, threshold: float | None, out: Path
+    model: Model, names: Sequence[str], by: str, quantile: float, threshold: float | None, seed: int, out: Path
 ) -> Outcome:  # fmt: skip
-    """Score every image into `out`/scores.jsonl, the oddest into oddest.png.
+    """Score every image into `out`/scores.jsonl, the oddest into oddest.png; a bound draws its noise from `seed`.
 
     An image is flagged if its score is above `threshold`, or else above what the part `quantile` of the run's held-out
     images stays below.
@@ -50,7 +50,7 @@ def score(
     limit, how = (threshold, "as given") if threshold is not None else _threshold(model, which, quantile)
     folder, count, flagged, oddest = new_folder(out), 0, 0, list[Odd]()
     with writing(folder), (folder / "scores.jsonl").open("w", encoding="utf-8") as file:
-        for key, value, image in _scored(model, names, which):
+        for key, value, image in _scored(model, names, which, seed):
             is_odd = limit is not None and value > limit
             file.write(json.dumps({"key": key, "score": value, "flag": is_odd}) + "\n")
             heapq.heappush(oddest, Odd(value, -count, key, image))
@@ -75,8 +75,8 @@ def heat(differences: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:  # [N, C, 
     return pixels
 
 
-def _scored(model: Model, names: Sequence[str], which: str) -> Iterator[tuple[str, float, Tensor]]:
-    for keys, batch in batches(model, names):
+def _scored(model: Model, names: Sequence[str], which: str, seed: int) -> Iterator[tuple[str, float, Tensor]]:
+    for keys, batch in batches(model, names, seed=seed):
         values = model.score_batch(batch, which)
         yield from zip(keys, values.tolist(), batch.images, strict=True)
 

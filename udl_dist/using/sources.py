@@ -35,23 +35,26 @@ def read(model: Model, names: Sequence[str], most: int) -> tuple[list[str], Tens
     return keys[:most], torch.cat(parts)[:most]
 
 
-def batches(model: Model, names: Sequence[str], most: int = BATCH_IMAGES) -> Iterator[tuple[list[str], Batch]]:
-    """Every image of all names, once, with its key; at most `most` at a time."""
+def batches(
+    model: Model, names: Sequence[str], most: int = BATCH_IMAGES, seed: int = 0
+) -> Iterator[tuple[list[str], Batch]]:
+    """Every image of all names, once, with its key and random keys from `seed`; at most `most` at a time."""
     for number, name in enumerate(names):
         path = as_path(name) if "://" not in name else Path(name)
         if path.suffix and path.is_file() and not name.endswith((*TARS, *LISTS, *ARRAYS)):
-            key = chance.keys(0, 1, number)
+            key = chance.keys(seed, 1, number)
             yield [path.stem], Batch(scaled(np.array(open_image(model, path))[None]), key, key, 0)
             continue
-        stream = open_stream(model, name)
+        stream = open_stream(model, name, seed=seed)
         for records in stream.once(min(BATCH_IMAGES, most)):
             yield keys_of(stream, records), as_batch(records)
 
 
-def open_stream(model: Model, source: str, readers: int = 1) -> Stream:
+def open_stream(model: Model, source: str, readers: int = 1, seed: int = 0) -> Stream:
     """A source as a stream of all its images, brought to the model's shape."""
     channels, size, _ = model.shape
-    return Batches(source, BATCH_IMAGES, size=size, channels=channels, fit=model.origin.fit, readers=readers).stream
+    return Batches(source, BATCH_IMAGES, seed=seed, size=size, channels=channels, fit=model.origin.fit,
+                   readers=readers).stream  # fmt: skip
 
 
 def keys_of(stream: Stream, records: Records) -> list[str]:

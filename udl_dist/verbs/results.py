@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from udl_dist import settings
 from udl_dist.errors import UsageError
 from udl_dist.verbs import Verbs, new_verb, show
 
@@ -17,6 +16,7 @@ def add(verbs: Verbs) -> None:
     export.add_argument("--checkpoint", default="best", help="best, last, or a number of images (best)")
     export.add_argument("--onnx", action="store_true", help="also as ONNX")
     export.add_argument("--torch-export", action="store_true", help="also as .pt2, by torch.export")
+    export.add_argument("--license", default="other", help="of the model, as a hub names it: apache-2.0 (other)")
     export.set_defaults(act=_export)
 
     compare = new_verb(verbs, "compare", help="what differs between runs, their figures and curves side by side")
@@ -34,8 +34,8 @@ def _export(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.export.export import ExportSettings, export
     from udl_dist.models.model import load
 
-    flags |= {name: "true" for name in ("onnx", "torch_export") if getattr(asked, name)}
-    wanted = settings.from_flags(ExportSettings, flags)
+    _refuse(flags, "export")
+    wanted = ExportSettings(asked.onnx, asked.torch_export, asked.license)
     done = export(load(asked.run, "cpu", asked.checkpoint), asked.dest, wanted)
     show(done.lines(), done.as_dict(), asked.json)
     return 0

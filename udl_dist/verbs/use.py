@@ -19,7 +19,7 @@ def add(verbs: Verbs) -> None:
                         help="where latents come from: the method's own, or the mixture of udl fit-prior")  # fmt: skip
 
     rebuild = _verb(verbs, "reconstruct", "send images through a model and back", _reconstruct, "images",
-                    out="reconstruction.png")  # fmt: skip
+                    out="reconstruction.png", chance=False)  # fmt: skip
     rebuild.add_argument("--n", type=int, default=64, help="at most so many of them (64)")
 
     traverse = _verb(verbs, "traverse", "walk through the latents, or from one image to another", _traverse,
@@ -32,7 +32,7 @@ def add(verbs: Verbs) -> None:
     traverse.add_argument("--to", dest="end", default="", help="interpolate: its other end")
 
     embed = _verb(verbs, "embed", "the latents of all images of a source, with their keys", _embed,
-                  settings=EmbedSettings)  # fmt: skip
+                  settings=EmbedSettings, chance=False)  # fmt: skip
     embed.add_argument("source", help="a folder of images, shards, IDX files, .npy/.npz or 'digits'")
     embed.add_argument("dest", type=Path, help="the folder to make, or to go on with")
 
@@ -50,7 +50,7 @@ def add(verbs: Verbs) -> None:
 
 
 def _verb(verbs: Verbs, name: str, help: str, act: Any, images: str = "", out: str = "",
-          settings: type | None = None) -> argparse.ArgumentParser:  # fmt: skip
+          settings: type | None = None, chance: bool = True) -> argparse.ArgumentParser:  # fmt: skip
     """A verb that takes a model, and perhaps images and a place for what it makes."""
     verb = new_verb(verbs, name, settings, help=help)
     verb.add_argument("model", metavar="RUN", help="a run folder or an exported model")
@@ -59,7 +59,8 @@ def _verb(verbs: Verbs, name: str, help: str, act: Any, images: str = "", out: s
                           help="image files, a folder of them, shards, IDX files, .npy or 'digits'")  # fmt: skip
     if out:
         verb.add_argument("--out", type=Path, default=Path(out), help=f"where to write it ({out})")
-    verb.add_argument("--seed", type=int, default=0, help="where chance comes from (0)")
+    if chance:
+        verb.add_argument("--seed", type=int, default=0, help="where chance comes from (0)")
     verb.add_argument("--device", default="cpu", help="cpu, cuda or auto (cpu)")
     verb.add_argument("--checkpoint", default="best", help="of a run: best, last, or a number of images (best)")
     verb.set_defaults(act=act)
@@ -119,7 +120,7 @@ def _score(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.using import scoring
 
     model = _model(asked, flags)
-    done = scoring.score(model, asked.images, asked.by, asked.quantile, asked.threshold, asked.out)
+    done = scoring.score(model, asked.images, asked.by, asked.quantile, asked.threshold, asked.seed, asked.out)
     show(done.lines(), done.as_dict(), asked.json)
     return 0
 
