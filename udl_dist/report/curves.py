@@ -13,6 +13,7 @@ from udl_dist.errors import UsageError
 INK, LINE = "#010203", "#040506"  # stand for the page's colours until the SVG is in the page
 COLOURS = ("#2f7ed8", "#e0762a", "#2a9d62", "#b3529e", "#8a7a1f", "#d0434b", "#4aa3b5", "#7a6be0")
 STYLES = ("-", "--", "-.", ":")
+START, FLATTENED = 0.1, 3.0  # part of a run, and how many times as high as the rest it must be to be cut off
 MOST_POINTS = 500  # of one curve: more could not be seen
 Curve = tuple[Sequence[float], Sequence[float]]
 
@@ -58,6 +59,19 @@ def require_matplotlib() -> None:
         raise UsageError("curves need matplotlib: pip install 'udl-dist[report]'") from None
 
 
+def settled(curves: Mapping[str, Curve]) -> tuple[float, float] | None:
+    """Limits that show what comes after the first tenth, where the start would flatten it; None if all can be shown."""
+    last = max((images[-1] for images, _ in curves.values()), default=0.0)
+    everything = [value for _, values in curves.values() for value in values]
+    later = [value for images, values in curves.values()
+             for place, value in zip(images, values, strict=True) if place > last * START]  # fmt: skip
+    if not later or max(everything) - min(everything) <= FLATTENED * (max(later) - min(later)):
+        return None
+    if (height := max(later) - min(later)) == 0:
+        return None
+    return min(later) - height / 10, max(later) + height / 10
+
+
 class _Figures:
     def new(self, width: float, height: float) -> Any:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -98,7 +112,10 @@ def _plot(axes: Any, curves: Mapping[str, Curve]) -> None:
         axes.plot(images[::step], values[::step], color=COLOURS[number % len(COLOURS)], label=shown.replace("$", r"\$"),
                   linestyle=STYLES[number // len(COLOURS) % len(STYLES)], linewidth=1.6,
                   marker="o" if few else None, markersize=3)  # fmt: skip
-    axes.set_xlabel("images")
+    limits = settled(curves)
+    if limits:
+        axes.set_ylim(*limits)
+    axes.set_xlabel("images (the start lies outside)" if limits else "images")
     axes.xaxis.set_major_formatter(_thousands)
     axes.margins(x=0.02)
     if len(curves) > 1:
