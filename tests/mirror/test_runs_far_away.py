@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -12,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests import gloo
 from tests.storage.served import served
 from tests.test_worker import curves, finished, manifest, source, wanted
 from udl_dist import mirror
-from udl_dist.errors import TrainingError, UsageError
+from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.mirror import checkpoints
 from udl_dist.mirror.launcher import Launcher
@@ -242,3 +244,54 @@ def test_the_command_is_killed_and_goes_on_from_another_machine(source: Path, tm
     assert not [name for name in objects.listing(FAR) if name.startswith((".live", ".ray"))]
     third = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (third.returncode, "complete" in third.stdout) == (0, True), third.stderr
+
+
+def test_the_points_before_a_checkpoint_are_in_storage_with_it(tmp_path: Path) -> None:
+    writer = node()
+    written = checkpoint.save(writer.folder.checkpoints, 12, {"networks": {"w": torch.zeros(3)}}, {})
+    writer.folder.add_point(12, {"train/loss": 1.0})
+    checkpoints.push(writer, written, [written])
+    assert json.loads(objects.read(f"{FAR}/curves.jsonl"))["images"] == 12
+
+
+def test_storage_that_fails_at_any_call_of_a_save_leaves_whole_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = node()
+    folder = writer.folder.checkpoints
+    for images in (12, 24):
+        checkpoint.save(folder, images, {"networks": {"w": torch.full((3,), float(images))}}, {})
+    checkpoints.push(writer, checkpoint.path_of(folder, 12), checkpoint.complete(folder))
+    calls = itertools.count()
+    real = {name: getattr(objects, name) for name in ("upload", "remove")}
+
+    def failing(name: str, last: int) -> None:
+        def call(*arguments: Any) -> None:
+            if next(calls) >= last:
+                raise DataError("storage does not answer")
+            real[name](*arguments)
+
+        monkeypatch.setattr(objects, name, call)
+
+    for last in range(12):
+        calls = itertools.count()
+        for name in real:
+            failing(name, last)
+        written = checkpoint.path_of(folder, 24)
+        try:
+            checkpoints.push(writer, written, [written])
+            ended = True
+        except OSError:
+            ended = False
+        for name, function in real.items():
+            monkeypatch.setattr(objects, name, function)
+        reader = Node(FAR, RunFolder(tmp_path / f"reader-{last}"), leads=True)
+        checkpoints.fetch_all(reader)
+        found = checkpoint.complete(reader.folder.checkpoints)
+        assert found, f"all is lost when storage fails at call {last}"
+        for path in found:
+            checkpoint.verify(path)
+        if ended:
+            assert [path.name for path in found] == [written.name]
+            return
+    raise AssertionError("a save takes more calls than were tried")
