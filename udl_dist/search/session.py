@@ -17,7 +17,7 @@ from udl_dist.search import settings as asked
 from udl_dist.search.conductor import Conductor
 from udl_dist.search.finals import Finals
 from udl_dist.search.generations import Generations
-from udl_dist.search.journal import Journal
+from udl_dist.search.journal import Journal, Line
 from udl_dist.search.planning import SearchPlan, make_sampler, plan
 from udl_dist.search.results import Ended, Winner
 from udl_dist.search.settings import Search
@@ -161,9 +161,19 @@ class Session:
             text = f"# udl train {self.wanted.folder}/winner.toml\n# Trial {best.trial} of the search beside it.\n\n"
             disk.write_whole(self.wanted.folder / "winner.toml", text + made.to_toml())
         results.write_csv(self.wanted, lines)
+        if best and self.wanted.settings.plots and len(lines) == self.planned.trials:
+            self._plot(lines)
         ended = Ended(self.wanted, lines, self.planned.trials, self.planned.budget, best,
                       finals.figures() if finals else {}, signal)  # fmt: skip
         return ended
+
+    def _plot(self, lines: list[Line]) -> None:
+        from udl_dist.search import floor, plots
+
+        sizes = sorted({line.settings[plots.LATENT] for line in lines if plots.LATENT in line.settings})
+        wanted = sizes and self.wanted.settings.metric[0] == "val/mse"
+        plots.draw(self.wanted, lines, self.planned.rungs,
+                   floor.pca_floor(self.wanted.base, sizes) if wanted else {})  # fmt: skip
 
 
 def _refuse_another(wanted: Search) -> None:

@@ -59,6 +59,7 @@ def run(conductor: Conducts, parallel: int, resources: dict[str, float], storage
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(parallel)  # all actors start at once, not one after the other
     desk = _Desk(conductor)
     shutil.rmtree(storage, ignore_errors=True)
     try:
