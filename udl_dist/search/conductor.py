@@ -102,6 +102,7 @@ class Conductor:
             trial=number, state=state, images=outcome.images or at.images,  # type: ignore[arg-type]
             metric=self._objective.told(metric) if state != "failed" else None, settings=at.values, seed=at.seed,
             rungs=self._rungs[number], figures=held_out(outcome.figures), seconds=round(outcome.seconds, 3), why=why,
+            waited_seconds=round(outcome.waited_seconds, 4),
         ))  # fmt: skip
 
     def died(self, number: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from udl_dist.runs import RunFolder
 from udl_dist.search.axes import Axis
@@ -116,6 +117,7 @@ def _over_latent(axes: Axes, search: Search, good: Sequence[Line], floor: Mappin
     if floor and search.settings.metric[0] == "val/mse":
         axes.plot(list(floor), list(floor.values()), color="black", lw=1, label="PCA")
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set(xlabel=LATENT, ylabel=search.settings.metric[0])
     _readable(axes, list(_shown(search, good)))
     axes.legend()
@@ -125,7 +127,7 @@ def _importance(shares: Mapping[str, float]) -> Figure:
     figure = _new()
     axes = figure.subplots()
     axes.barh(list(shares)[::-1], list(shares.values())[::-1], color="tab:blue")
-    axes.set(xlim=(0, 1), xlabel="share of the metric's variance that the axis explains by itself")
+    axes.set(xlim=(0, 1), xlabel="share of the variance at the first rung that the axis explains by itself")
     return figure
 
 
@@ -215,6 +217,11 @@ def _labelled(axes: Axes, first: Axis, second: Axis | None) -> None:
         ends = [end for end in axis.ends() if isinstance(end, int | float)]
         if ends and min(ends) > 0 and max(ends) / min(ends) > 10:
             set_scale("log")
+        drawn = axes.xaxis if axis is first else axes.yaxis
+        if axis.values:
+            numeric = len(ends) == len(axis.values)
+            drawn.set_ticks(axis.values if numeric else range(len(axis.values)), [str(value) for value in axis.values])
+            drawn.set_ticks([], minor=True)
 
 
 def _readable(axes: Axes, values: Sequence[float]) -> None:
@@ -223,6 +230,8 @@ def _readable(axes: Axes, values: Sequence[float]) -> None:
         return
     if min(values) > 0 and max(values) / min(values) > 3:
         axes.set_yscale("log")
+        for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            formatted(FuncFormatter(lambda value, _: f"{value:g}"))
     top, low = float(np.quantile(values, 0.97)), min(values)
     if math.isfinite(top) and top > low:
         axes.set_ylim(low - 0.03 * (top - low) if axes.get_yscale() == "linear" else low / 1.05, top * 1.05)
