@@ -44,8 +44,9 @@ ALLOWED = {
     "growing": {"clusters", "pulse", "experiment", "runs"},
     "launch": {"disk", "clusters", "growing", "nodes", "faults", "recovery", "pulse", "watchdog", "experiment",
                "stream", "runs", "signals", "terminal", "worker", "training"},
-    "search": {"clusters", "disk", "evaluation", "experiment", "faults", "launch", "methods", "packing", "permutation",
-               "plan", "pulse", "recovery", "runs", "signals", "stream", "terminal", "training", "worker"},
+    "search": {"clusters", "disk", "evaluation", "experiment", "faults", "launch", "methods", "nodes", "packing",
+               "permutation", "plan", "pulse", "recovery", "runs", "signals", "stream", "terminal", "training",
+               "worker"},
     "session": {"disk", "faults", "experiment", "plan", "runs", "packing", "stream", "terminal", "tracking", "launch"},
 }  # fmt: skip
 # The only files that may import a library, by its first names.

@@ -15,10 +15,11 @@ from udl_dist.stream.opening import Prepared
 PROBE_SECONDS = 60.0  # for a process to start on a node that is busy
 
 
-def refuse_unshared(experiment: Experiment, prepared: Prepared) -> None:
+def refuse_unshared(experiment: Experiment, prepared: Prepared, witness: Path | None = None) -> None:
     """Raise ClusterError, with the nodes by name, if one of them sees another run folder or not the data.
 
-    Asked of every node but this one, whose disk is the one that counts; without other nodes nothing is asked.
+    `witness` is a file that all must see alike; None: the experiment in the run folder. Asked of every node but this
+    one, whose disk is the one that counts; without other nodes nothing is asked.
     """
     import ray
 
@@ -28,11 +29,12 @@ def refuse_unshared(experiment: Experiment, prepared: Prepared) -> None:
     if not others:
         return
     folder = RunFolder(experiment.run.folder)
-    settings = folder.experiment.read_bytes()
+    seen_here = witness or folder.experiment
+    settings = seen_here.read_bytes()
     data = [
         path for path in (*prepared.train, *prepared.held_out) if Path(path).exists()
     ]  # others are in object storage
-    answers = _ask(others, str(folder.experiment), data)
+    answers = _ask(others, str(seen_here), data)
     if unlike := [name for name, (seen, _) in answers.items() if seen != settings]:
         raise ClusterError(f"run.folder {folder.path} is not the same on {_listed(unlike)}: "
                            "choose one on a disk that all nodes share")  # fmt: skip

@@ -95,6 +95,7 @@ def test_a_stop_leaves_what_runs_to_be_gone_on_with(source: Path, tmp_path: Path
     assert not conducted.journal.lines
     again = conductor(search).next()
     assert again == turn
+    assert turn.experiment["track"]["group"] == tmp_path.name, "all trials are one group for W&B"
 
 
 def test_the_best_setting_is_that_of_the_best_mean_of_its_seeds(source: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,6 +146,43 @@ def test_trials_of_two_workers_are_decided_as_those_of_one_and_six_end_where_one
     assert [line.state for line in ended.lines] == [line.state for line in one.lines]
     assert [line.images for line in ended.lines] == [line.images for line in one.lines]
     assert [line.metric for line in ended.lines] == pytest.approx([line.metric for line in one.lines], rel=1e-3)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("cluster")
+def test_the_cores_of_a_stopped_group_are_back_within_five_seconds(source: Path, tmp_path: Path) -> None:
+    import ray
+
+    samples: list[tuple[float, float]] = []
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.1):
+            samples.append((time.time(), ray.available_resources().get("CPU", 0)))
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    search = wanted(source, tmp_path, flags={"run__workers": "2"}, parallel=1, trials=4, reduction=4, final_seeds=0,
+                    plots=False)  # fmt: skip
+    lines = searched(search)[0].lines
+    ended.set()
+    watcher.join()
+    stopped = [line.trial for line in lines if line.state == "stopped"]
+    assert stopped
+    for number in stopped:
+        told = (folder_of(search, number) / "decisions.jsonl").stat().st_mtime
+        assert min(moment for moment, free in samples if moment > told and free == 4) - told < 5
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("cluster")
+def test_a_search_whose_time_is_over_is_gone_on_with_by_the_same_command(source: Path, tmp_path: Path) -> None:
+    search = wanted(source, tmp_path, flags={"train__total_images": "12000"}, budget_images=12000, trials=4,
+                    scheduler="none", plots=False, final_seeds=0)  # fmt: skip
+    cut, said = searched(search.replace(seconds=8.0, parallel=1))
+    assert "search.seconds = 8 are over" in said
+    assert (cut.complete, cut.exit_code) == (False, 0)
+    assert searched(search)[0].complete
 
 
 @pytest.mark.usefixtures("cluster")

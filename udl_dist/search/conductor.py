@@ -73,7 +73,6 @@ class Conductor:
         self._waiting.pop(0)
         self.running[number] = Running(values, seed, own)
         folder_of(self.search, number).mkdir(parents=True, exist_ok=True)
-        gate.forget(folder_of(self.search, number))
         self._rungs[number] = []
         return Turn(number, made.to_dict(), own, faults=self._faults.get(number, ""))
 

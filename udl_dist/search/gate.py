@@ -52,8 +52,3 @@ def decide(folder: Path, rung: int, images: int, goes_on: bool) -> None:
     """Tell a trial what was decided, once."""
     if len(decisions(folder)) == rung:
         disk.append_line(folder / NAME, json.dumps({"images": images, "goes_on": goes_on}))
-
-
-def forget(folder: Path) -> None:
-    """Decisions are made anew, and alike, from the results: those of another start of the search are not needed."""
-    (folder / NAME).unlink(missing_ok=True)

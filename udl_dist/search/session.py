@@ -66,6 +66,7 @@ class Session:
             view.say(line)
         left = [number for number in range(self.planned.trials) if number not in self.journal.lines]
         self._outcome: dict[str, Any] = {}
+        self._asked_to_stop = False
         self._conductor: Conductor | Generations | Finals | None = None
         self._began = time.monotonic()
         with Signals(self._stop, view.say, lambda: "ours" in self._outcome) as signals:
@@ -76,7 +77,7 @@ class Session:
             finally:
                 self._end(thread)
         if error := self._outcome.get("error"):
-            raise error if isinstance(error, UdlError) else _explained(error)
+            raise error if isinstance(error, UdlError | OSError) else _explained(error)
         signal = signals.received[0] if signals.received and self._conductor and self._conductor.stopping else 0
         return self._ended(signal)
 
@@ -85,7 +86,6 @@ class Session:
         from udl_dist import clusters
 
         try:
-            self._outcome["ours"] = False
             finals = self._finals()
             if trials_left or (finals and not finals.over):
                 self._outcome["ours"] = clusters.start(self.wanted.base.run.address, self.verbose)
@@ -97,9 +97,11 @@ class Session:
                 clusters.end()
 
     def _under_ray(self, trials_left: bool) -> None:
+        from udl_dist import nodes
         from udl_dist.search import places, tuning
 
         slots = places.slots(self.wanted)
+        nodes.refuse_unshared(self.wanted.base, prepare(self.wanted.base.data), self.wanted.folder / SOURCE)
         storage = self.wanted.folder / ".tune"
         if trials_left:
             self._conductor = self._new_conductor()
@@ -121,8 +123,8 @@ class Session:
 
     def _finals(self) -> Finals | None:
         """The winner's runs, once all trials have ended and one of them won."""
-        lines = list(self.journal.lines.values())
-        best = results.winner(self.wanted, lines) if len(lines) >= self.planned.trials else None
+        lines = ended_of(self.journal, self.planned.trials)
+        best = results.winner(self.wanted, lines) if len(lines) == self.planned.trials else None
         return finals_of(self.wanted, best, self.planned.whole_images) if best else None
 
     def _watch(self, thread: threading.Thread, view: View, signals: Signals) -> None:
@@ -138,11 +140,12 @@ class Session:
             if limit and time.monotonic() - self._began > limit and conductor and not conductor.stopping:
                 view.say(f"search.seconds = {limit:g} are over: what runs writes a checkpoint and ends")
                 conductor.stop()
-            if conductor and conductor.stopping:
+            if conductor and (conductor.stopping or self._asked_to_stop):
                 conductor.stop()  # again: a trial that was about to begin has not heard of it
         view.refresh(self.journal, 0, last=True)
 
     def _stop(self) -> None:
+        self._asked_to_stop = True  # also of a conductor that is only about to be made
         if self._conductor:
             self._conductor.stop()
 
@@ -154,7 +157,7 @@ class Session:
             thread.join(clusters.START_SECONDS)
 
     def _ended(self, signal: int) -> Ended:
-        lines = sorted(self.journal.lines.values(), key=lambda line: line.trial)[: self.planned.trials]
+        lines = ended_of(self.journal, self.planned.trials)
         best, finals = results.winner(self.wanted, lines), self._finals()
         if best:
             made = finals_of(self.wanted, best, self.planned.whole_images).experiment(0)
@@ -190,6 +193,11 @@ def _refuse_another(wanted: Search) -> None:
                          "choose another --run.folder, or the settings it was started with")  # fmt: skip
 
 
+def ended_of(journal: Journal, trials: int) -> list[Line]:
+    """The first so many trials, as far as they have ended, in their order."""
+    return [line for _, line in sorted(journal.lines.items()) if line.trial < trials]
+
+
 def finals_of(wanted: Search, best: Winner, total: int) -> Finals:
     """The winner's runs on the full budget."""
     return Finals(wanted, best.values, total, best.schedule)
@@ -216,7 +224,7 @@ def status(folder: Path) -> Ended:
     wanted = asked.load(source, {"run.folder": str(folder.absolute())})
     journal = Journal(folder / "trials.jsonl")
     planned = plan(wanted)
-    lines = sorted(journal.lines.values(), key=lambda line: line.trial)[: planned.trials]
+    lines = ended_of(journal, planned.trials)
     best = results.winner(wanted, lines)
     final = finals_of(wanted, best, planned.whole_images).figures() if best and len(lines) == planned.trials else {}
     return Ended(wanted, lines, planned.trials, planned.budget, best, final)
