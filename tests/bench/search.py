@@ -144,7 +144,7 @@ def tiny(folder: Path, asked_for: argparse.Namespace) -> None:
     base = asked("ae", source, run__folder=str(folder / "tiny"), train__total_images="48", track__mode="off",
                  run__hang_seconds="0")  # fmt: skip
     more = {"scheduler": "none", "trials": asked_for.tiny, "final_seeds": 0, "plots": False, "keep": 0}
-    wanted, seen = settings.build(base, more, AXES), list[tuple[int, float, int, int, int]]()
+    wanted, seen = settings.build(base, more, AXES), list[tuple[int, float, int, int, int, int]]()
 
     def look() -> None:
         journal = folder / "tiny" / "trials.jsonl"
@@ -152,10 +152,11 @@ def tiny(folder: Path, asked_for: argparse.Namespace) -> None:
             time.sleep(0.5)
             ended = journal.read_bytes().count(b"\n") if journal.exists() else 0
             own = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
-            ours = sum(1 for entry in Path("/proc").glob("[0-9]*") if _session_of(entry) == os.getsid(0))
-            threads = len(list(Path("/proc/self/task").iterdir()))
-            descriptors = len(list(Path("/proc/self/fd").iterdir()))
-            seen.append((ended, int(own[0].split()[1]) / 1024, descriptors, threads, ours))
+            mine = [entry for entry in Path("/proc").glob("[0-9]*") if _session_of(entry) == os.getsid(0)]
+            threads, descriptors, most = _count(Path("/proc/self"), "task"), _count(Path("/proc/self"), "fd"), 0
+            for entry in mine:
+                most = max(most, _count(entry, "fd") if b"ray::" in _command(entry) else 0)
+            seen.append((ended, int(own[0].split()[1]) / 1024, descriptors, threads, len(mine), most))
 
     threading.Thread(target=look, daemon=True).start()
     began = time.perf_counter()
@@ -163,9 +164,11 @@ def tiny(folder: Path, asked_for: argparse.Namespace) -> None:
     rate = 3600 * asked_for.tiny / (time.perf_counter() - began)
     print(f"{asked_for.tiny} trials, {rate:,.0f} an hour")
     for part in (0.1, 0.5, 0.98):
-        ended, memory, descriptors, threads, processes = next(each for each in seen if each[0] >= part * asked_for.tiny)
+        ended, memory, descriptors, threads, processes, most = next(
+            each for each in seen if each[0] >= part * asked_for.tiny
+        )
         print(f"after {ended}: head {memory:.0f} MiB, {descriptors} descriptors, {threads} threads, "
-              f"{processes} processes of the session")  # fmt: skip
+              f"{processes} processes of the session, {most} descriptors of an actor at most")  # fmt: skip
 
 
 def _session_of(entry: Path) -> int:
@@ -173,6 +176,20 @@ def _session_of(entry: Path) -> int:
         return os.getsid(int(entry.name))
     except OSError:
         return -1
+
+
+def _count(entry: Path, what: str) -> int:
+    try:
+        return len(list((entry / what).iterdir()))
+    except OSError:
+        return 0
+
+
+def _command(entry: Path) -> bytes:
+    try:
+        return (entry / "cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def main() -> None:
