@@ -20,7 +20,7 @@ import pytest
 from tests import gloo
 from tests.test_worker import curves, finished, manifest, source, wanted
 from tests.training.learn import packed
-from udl_dist import clusters, launch, session
+from udl_dist import clusters, growing, launch, session
 from udl_dist.errors import ClusterError
 from udl_dist.runs import RunFolder
 
@@ -112,7 +112,7 @@ def acting(folder: Path, *turns: tuple[str, Callable[[], None]]) -> Iterator[Non
 def test_a_node_lost_and_a_node_added_change_nothing_in_the_end(
     source: Path, tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "GROW_SECONDS", 1.0)
+    monkeypatch.setattr(growing, "GROW_SECONDS", 1.0)
     run = tmp_path / "run"
     with acting(run, ("3 workers", nodes.lose), (" 2 workers", nodes.add)):
         assert session.train(wanted("vae", source, run, run__workers="2..4", **FLAGS), io.StringIO()).complete

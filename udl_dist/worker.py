@@ -37,8 +37,7 @@ def work(
     """Train to the end or to a stop; return `{"images", "stopped", "figures"}`, the same on every rank.
 
     `hand_over` hears of each report that comes with a checkpoint, on every rank at the same images. `gate` is asked
-    after each validation (and where the run goes on from) whether to go on: it may take its time, and its answer must
-    be the same on every rank.
+    on rank 0, after each validation and where the run goes on from, whether to go on: it may take its time.
     """
     folder, rollbacks = RunFolder(experiment.run.folder), 0
     with disk.errors_named(folder.path), Watchdog(folder, ranks.rank, experiment.run.hang_seconds) as watchdog:
@@ -72,7 +71,7 @@ def _work(
         facts = checkpoint.facts(checkpoint.path_of(folder.checkpoints, start))
         return {"images": start, "stopped": False, "figures": facts["figures"]}
     watchdog.rest()  # whoever waits at a gate makes no step
-    if start and not gate(start):
+    if start and not _goes_on(gate, start, ranks):
         return {"images": start, "stopped": True, "figures": {}}
     scribe = Scribe(experiment, folder, learning, stream, held_out, start) if ranks.leads else None
     figures: dict[str, float] = {}
@@ -99,7 +98,7 @@ def _work(
                 hand_over(report)
             if report.validated and images < total:
                 watchdog.rest()
-                if not gate(images):
+                if not _goes_on(gate, images, ranks):
                     stopped = True
                     ranks.count_votes()
                     break
@@ -112,6 +111,11 @@ def _work(
         if scribe:
             scribe.close()
     return {"images": images, "stopped": stopped, "figures": figures}
+
+
+def _goes_on(gate: Callable[[int], bool], images: int, ranks: Ranks) -> bool:
+    """Rank 0's answer, on every rank: two that were asked might hear of a stop at different times."""
+    return bool(ranks.from_leader(int(gate(images)) if ranks.leads else 0))
 
 
 def _look_for_collapse(

@@ -1,4 +1,4 @@
-"""Where a trial waits at a rung for what is decided about it: a file in its folder, read by each of its ranks.
+"""Where a trial waits at a rung for what is decided about it: a file in its folder, read by its rank 0.
 
 The same in an actor and in the workers of a group: the folder is the one channel between who trains and who watches.
 """
