@@ -18,12 +18,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tests.search.asked import wanted
 from tests.search.simulated import conductor, journal_of, trained
 from tests.training.learn import packed
 from udl_dist.search.journal import Journal
 
-IMAGES = 12_000
+IMAGES = 4_800
 
 
 def main() -> None:
@@ -33,6 +35,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)  # it was imported before
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         suite(Path(folder), asked.kills, asked.trials, random.Random(asked.seed))
