@@ -18,10 +18,11 @@ from udl_dist.stream.opening import Prepared
 PROBE_SECONDS = 60.0  # for a process to start on a node that is busy
 
 
-def refuse_unshared(experiment: Experiment, prepared: Prepared) -> None:
+def refuse_unshared(experiment: Experiment, prepared: Prepared, witness: Path | None = None) -> None:
     """Raise ClusterError, with the nodes by name, if one of them sees another run folder or not the data.
 
-    Asked of every node but this one, whose disk is the one that counts; without other nodes nothing is asked.
+    `witness` is a file that all must see alike; None: the experiment in the run folder. Asked of every node but this
+    one, whose disk is the one that counts; without other nodes nothing is asked.
     """
     import ray
 
@@ -31,12 +32,10 @@ def refuse_unshared(experiment: Experiment, prepared: Prepared) -> None:
     if not others:
         return
     where = experiment.run.folder
-    settings = RunFolder(mirror.working(where, "launcher")).experiment.read_bytes()
-    kept = joined(where, "experiment.toml") if is_remote(where) else str(RunFolder(where).experiment)
-    data = [
-        path for path in (*prepared.train, *prepared.held_out) if Path(path).exists()
-    ]  # others are in object storage
-    answers = _ask(others, kept, data)
+    kept = witness or RunFolder(mirror.working(where, "launcher")).experiment
+    settings = kept.read_bytes()
+    data = [path for path in (*prepared.train, *prepared.held_out) if Path(path).exists()]  # others are far away
+    answers = _ask(others, joined(where, "experiment.toml") if is_remote(where) else str(kept), data)
     if unlike := [name for name, (seen, _) in answers.items() if seen != settings]:
         raise ClusterError(f"run.folder {mirror.name_of(where)} is not the same on {_listed(unlike)}: "
                            "choose one on a disk that all nodes share")  # fmt: skip

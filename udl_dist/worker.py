@@ -53,8 +53,7 @@ def work(
     """Train to the end or to a stop; return `{"images", "stopped", "figures"}`, the same on every rank.
 
     `hand_over` hears of each report that comes with a checkpoint, on every rank at the same images. `gate` is asked
-    after each validation (and where the run goes on from) whether to go on: it may take its time, and its answer must
-    be the same on every rank.
+    on rank 0, after each validation and where the run goes on from, whether to go on: it may take its time.
     """
     folder = RunFolder(mirror.working(experiment.run.folder, "node"))
     with carried(experiment.run.folder, folder, ranks.leads) as node:
@@ -99,7 +98,7 @@ def _attempt(task: Task, rollbacks: int) -> dict[str, Any]:
         facts = checkpoint.facts(checkpoint.path_of(folder.checkpoints, start))
         return {"images": start, "stopped": False, "figures": facts["figures"]}
     watchdog.rest()  # whoever waits at a gate makes no step
-    if start and not task.gate(start):
+    if start and not _goes_on(task.gate, start, ranks):
         return {"images": start, "stopped": True, "figures": {}}
     scribe = Scribe(experiment, folder, learning, stream, held_out, start, task.node) if ranks.leads else None
     figures: dict[str, float] = {}
@@ -126,7 +125,7 @@ def _attempt(task: Task, rollbacks: int) -> dict[str, Any]:
                 task.hand_over(report)
             if report.validated and images < total:
                 watchdog.rest()
-                if not task.gate(images):
+                if not _goes_on(task.gate, images, ranks):
                     stopped = True
                     ranks.count_votes()
                     break
@@ -139,6 +138,11 @@ def _attempt(task: Task, rollbacks: int) -> dict[str, Any]:
         if scribe:
             scribe.close()
     return {"images": images, "stopped": stopped, "figures": figures}
+
+
+def _goes_on(gate: Callable[[int], bool], images: int, ranks: Ranks) -> bool:
+    """Rank 0's answer, on every rank: two that were asked might hear of a stop at different times."""
+    return bool(ranks.from_leader(int(gate(images)) if ranks.leads else 0))
 
 
 def _look_for_collapse(

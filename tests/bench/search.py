@@ -1,4 +1,9 @@
-"""python -m tests.bench.search [--trials 32] [--nested 6] [--turns 1]: trials per hour of a small search, side by side.
+"""python -m tests.bench.search [--trials 32] [--nested 6] [--turns 1] [--only WHAT]: what a small search costs.
+
+    rates    trials per hour, ours beside plain Tune and Ray's nested template
+    asha     ASHA against the same trials without stopping, on the embedded digits: best figure and images
+    reports  what a rung costs a trial: from its result to the decision, with one trial at a time
+    tiny     so many tiny trials (--tiny 1000): memory, descriptors, threads and processes of the head
 
 The same VAE, the same steps and a hundred reports a trial, on a Ray that is there already. Ours: `udl search` with
 run folders, checkpoints, validations and the journal. Plain Tune: a function, an actor a trial, every report to Tune.
@@ -11,6 +16,7 @@ import argparse
 import io
 import os
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -91,34 +97,117 @@ def _tuned(trainable: Any, source: Path, folder: Path, trials: int, most: int | 
     assert len(ended) == trials
 
 
+def rates(folder: Path, asked_for: argparse.Namespace) -> None:
+    contenders = {"ours": (ours, asked_for.trials), "plain Tune": (plain, asked_for.trials),
+                  "nested": (nested, asked_for.nested)}  # fmt: skip
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    source = packed(folder / "data", records=1000, size=28)
+    for turn in range(asked_for.turns):
+        for name, (run, trials) in contenders.items():
+            if trials:
+                began = time.perf_counter()
+                run(source, folder / f"{name.replace(' ', '-')}-{turn}", trials)
+                found[name].append(3600 * trials / (time.perf_counter() - began))
+                print(f"turn {turn}, {name}: {found[name][-1]:,.0f} trials an hour", flush=True)
+    best = {name: max(each) for name, each in found.items() if each}
+    for name in [name for name in best if name != "ours"]:
+        print(f"ours against {name}: {best['ours'] / best[name]:.1f} times as many trials an hour")
+
+
+def asha(folder: Path, asked_for: argparse.Namespace) -> None:
+    flags = {"data__size": "28", "train__batch_size": "64", "train__total_images": "27000", "track__mode": "off",
+             "method__network__widths": "256,64"}  # fmt: skip
+    best, images = {}, {}
+    for scheduler in ("none", "asha"):
+        base = asked("vae", Path("digits"), run__folder=str(folder / scheduler), **flags)
+        more = {"scheduler": scheduler, "trials": asked_for.trials, "final_seeds": 0, "plots": False, "seed": 3}
+        ended = session.search(settings.build(base, more, AXES), io.StringIO())
+        assert ended.winner
+        best[scheduler], images[scheduler] = ended.winner.metric, sum(line.images for line in ended.lines)
+        print(f"{scheduler}: best {best[scheduler]:.2f} nats (trial {ended.winner.trial}), "
+              f"{images[scheduler]:,} images", flush=True)  # fmt: skip
+    print(f"ASHA: best figure {100 * (best['asha'] / best['none'] - 1):+.2f} %, "  # type: ignore[operator]
+          f"{images['asha'] / images['none']:.3f} of the images")  # fmt: skip
+
+
+def reports(folder: Path, asked_for: argparse.Namespace) -> None:
+    source = packed(folder / "data", records=1000, size=28)
+    wanted = search(source, folder / "reports", 12, scheduler="median", parallel=1)
+    ended = session.search(wanted, io.StringIO())
+    reached = sum(len(line.rungs) for line in ended.lines)
+    waited = sum(line.waited_seconds for line in ended.lines)
+    print(f"{1000 * waited / reached:.2f} ms from a result to its decision ({reached} rungs)")
+
+
+def tiny(folder: Path, asked_for: argparse.Namespace) -> None:
+    source = packed(folder / "data")
+    base = asked("ae", source, run__folder=str(folder / "tiny"), train__total_images="48", track__mode="off",
+                 run__hang_seconds="0")  # fmt: skip
+    more = {"scheduler": "none", "trials": asked_for.tiny, "final_seeds": 0, "plots": False, "keep": 0}
+    wanted, seen = settings.build(base, more, AXES), list[tuple[int, float, int, int, int, int]]()
+
+    def look() -> None:
+        journal = folder / "tiny" / "trials.jsonl"
+        while True:
+            time.sleep(0.5)
+            ended = journal.read_bytes().count(b"\n") if journal.exists() else 0
+            own = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
+            mine = [entry for entry in Path("/proc").glob("[0-9]*") if _session_of(entry) == os.getsid(0)]
+            threads, descriptors, most = _count(Path("/proc/self"), "task"), _count(Path("/proc/self"), "fd"), 0
+            for entry in mine:
+                most = max(most, _count(entry, "fd") if b"ray::" in _command(entry) else 0)
+            seen.append((ended, int(own[0].split()[1]) / 1024, descriptors, threads, len(mine), most))
+
+    threading.Thread(target=look, daemon=True).start()
+    began = time.perf_counter()
+    session.search(wanted, io.StringIO())
+    rate = 3600 * asked_for.tiny / (time.perf_counter() - began)
+    print(f"{asked_for.tiny} trials, {rate:,.0f} an hour")
+    for part in (0.1, 0.5, 0.98):
+        ended, memory, descriptors, threads, processes, most = next(
+            each for each in seen if each[0] >= part * asked_for.tiny
+        )
+        print(f"after {ended}: head {memory:.0f} MiB, {descriptors} descriptors, {threads} threads, "
+              f"{processes} processes of the session, {most} descriptors of an actor at most")  # fmt: skip
+
+
+def _session_of(entry: Path) -> int:
+    try:
+        return os.getsid(int(entry.name))
+    except OSError:
+        return -1
+
+
+def _count(entry: Path, what: str) -> int:
+    try:
+        return len(list((entry / what).iterdir()))
+    except OSError:
+        return 0
+
+
+def _command(entry: Path) -> bytes:
+    try:
+        return (entry / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=32)
     parser.add_argument("--nested", type=int, default=6)
     parser.add_argument("--turns", type=int, default=1)
-    wanted = parser.parse_args()
-    contenders = {
-        "ours": (ours, wanted.trials),
-        "plain Tune": (plain, wanted.trials),
-        "nested": (nested, wanted.nested),
-    }
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    parser.add_argument("--tiny", type=int, default=1000)
+    parser.add_argument("--only", choices=("rates", "asha", "reports", "tiny"))
+    asked_for = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        source = packed(Path(folder) / "data", records=1000, size=28)
-        os.environ["OMP_NUM_THREADS"] = "1"
         clusters.start("", False)
-        for turn in range(wanted.turns):
-            for name, (run, trials) in contenders.items():
-                if trials:
-                    began = time.perf_counter()
-                    run(source, Path(folder) / f"{name.replace(' ', '-')}-{turn}", trials)
-                    rates[name].append(3600 * trials / (time.perf_counter() - began))
-                    print(f"turn {turn}, {name}: {rates[name][-1]:,.0f} trials an hour", flush=True)
+        for suite in (rates, asha, reports, tiny):
+            if asked_for.only in (None, suite.__name__):
+                suite(Path(folder) / suite.__name__, asked_for)
         clusters.end()
-    best = {name: max(found) for name, found in rates.items() if found}
-    for name in [name for name in best if name != "ours"]:
-        print(f"ours against {name}: {best['ours'] / best[name]:.1f} times as many trials an hour")
 
 
 if __name__ == "__main__":

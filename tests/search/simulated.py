@@ -32,12 +32,18 @@ class Killed(Exception):
     """The head of the search is gone."""
 
 
-def conductor(search: Search, faults: dict[int, str] | None = None) -> Conductor:
+def conductor(search: Search, rule: bool = False) -> Conductor:
+    """Of a search by our made up rule, or by the one that was asked for."""
     planned = plan(search)
     search.folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(search.folder / "trials.jsonl")
     journal.mend()
-    return Conductor(search, journal, make_sampler(search), Third(), planned.trials, planned.budget, faults or {})
+    if rule:
+        from udl_dist.search import tuning
+
+        theirs = tuning.rule(search.settings, planned.rungs, planned.budget)
+        return Conductor(search, journal, make_sampler(search), theirs, planned.trials, planned.budget)
+    return Conductor(search, journal, make_sampler(search), Third(), planned.trials, planned.budget)
 
 
 def trained(conducted: Conductor | Generations | Finals) -> None:

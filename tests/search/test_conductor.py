@@ -16,7 +16,7 @@ from udl_dist.runs import RunFolder
 from udl_dist.search.journal import Journal, Line
 from udl_dist.search.objective import Objective
 from udl_dist.search.planning import make_sampler
-from udl_dist.search.results import winner
+from udl_dist.search.results import Ended, winner
 from udl_dist.search.trial import Outcome, folder_of
 
 
@@ -95,6 +95,7 @@ def test_a_stop_leaves_what_runs_to_be_gone_on_with(source: Path, tmp_path: Path
     assert not conducted.journal.lines
     again = conductor(search).next()
     assert again == turn
+    assert turn.experiment["track"]["group"] == tmp_path.name, "all trials are one group for W&B"
 
 
 def test_the_best_setting_is_that_of_the_best_mean_of_its_seeds(source: Path, tmp_path: Path) -> None:
@@ -107,6 +108,16 @@ def test_the_best_setting_is_that_of_the_best_mean_of_its_seeds(source: Path, tm
     most = winner(search.replace(mode="max"), lines)
     assert most
     assert most.trial == 0
+
+
+def test_a_search_whose_trials_all_failed_ends_with_a_table_and_exit_code_4(source: Path, tmp_path: Path) -> None:
+    search = wanted(source, tmp_path, trials=2)
+    lines = [Line(number, "failed", 24, None, {"method.latent_dim": 2}, why="no number") for number in range(2)]
+    ended = Ended(search, lines, 2, 240, winner(search, lines))
+    assert (ended.exit_code, ended.complete) == (4, True)
+    told = "\n".join(ended.lines_for_people())
+    assert "failed" in told
+    assert "no trial has a figure" in told
 
 
 def test_a_front_has_all_that_nothing_beats(source: Path, tmp_path: Path) -> None:

@@ -73,7 +73,6 @@ class Conductor:
         self._waiting.pop(0)
         self.running[number] = Running(values, seed, own)
         folder_of(self.search, number).mkdir(parents=True, exist_ok=True)
-        gate.forget(folder_of(self.search, number))
         self._rungs[number] = []
         return Turn(number, made.to_dict(), own, faults=self._faults.get(number, ""))
 
@@ -102,6 +101,7 @@ class Conductor:
             trial=number, state=state, images=outcome.images or at.images,  # type: ignore[arg-type]
             metric=self._objective.told(metric) if state != "failed" else None, settings=at.values, seed=at.seed,
             rungs=self._rungs[number], figures=held_out(outcome.figures), seconds=round(outcome.seconds, 3), why=why,
+            waited_seconds=round(outcome.waited_seconds, 4),
         ))  # fmt: skip
 
     def died(self, number: int) -> None:

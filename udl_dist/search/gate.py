@@ -1,4 +1,4 @@
-"""Where a trial waits at a rung for what is decided about it: a file in its folder, read by each of its ranks.
+"""Where a trial waits at a rung for what is decided about it: a file in its folder, read by its rank 0.
 
 The same in an actor and in the workers of a group: the folder is the one channel between who trains and who watches.
 """
@@ -52,8 +52,3 @@ def decide(folder: Path, rung: int, images: int, goes_on: bool) -> None:
     """Tell a trial what was decided, once."""
     if len(decisions(folder)) == rung:
         disk.append_line(folder / NAME, json.dumps({"images": images, "goes_on": goes_on}))
-
-
-def forget(folder: Path) -> None:
-    """Decisions are made anew, and alike, from the results: those of another start of the search are not needed."""
-    (folder / NAME).unlink(missing_ok=True)

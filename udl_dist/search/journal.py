@@ -33,6 +33,7 @@ class Line:
     rungs: list[list[float]] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    waited_seconds: float = 0.0  # of them at rungs, for what was decided there
     why: str = ""
     more: dict[str, Any] = field(default_factory=dict)
 

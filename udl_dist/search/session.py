@@ -17,7 +17,7 @@ from udl_dist.search import settings as asked
 from udl_dist.search.conductor import Conductor
 from udl_dist.search.finals import Finals
 from udl_dist.search.generations import Generations
-from udl_dist.search.journal import Journal
+from udl_dist.search.journal import Journal, Line
 from udl_dist.search.planning import SearchPlan, make_sampler, plan
 from udl_dist.search.results import Ended, Winner
 from udl_dist.search.settings import Search
@@ -66,6 +66,7 @@ class Session:
             view.say(line)
         left = [number for number in range(self.planned.trials) if number not in self.journal.lines]
         self._outcome: dict[str, Any] = {}
+        self._asked_to_stop = False
         self._conductor: Conductor | Generations | Finals | None = None
         self._began = time.monotonic()
         with Signals(self._stop, view.say, lambda: "ours" in self._outcome) as signals:
@@ -76,7 +77,7 @@ class Session:
             finally:
                 self._end(thread)
         if error := self._outcome.get("error"):
-            raise error if isinstance(error, UdlError) else _explained(error)
+            raise error if isinstance(error, UdlError | OSError) else _explained(error)
         signal = signals.received[0] if signals.received and self._conductor and self._conductor.stopping else 0
         return self._ended(signal)
 
@@ -85,7 +86,6 @@ class Session:
         from udl_dist import clusters
 
         try:
-            self._outcome["ours"] = False
             finals = self._finals()
             if trials_left or (finals and not finals.over):
                 self._outcome["ours"] = clusters.start(self.wanted.base.run.address, self.verbose)
@@ -97,9 +97,11 @@ class Session:
                 clusters.end()
 
     def _under_ray(self, trials_left: bool) -> None:
+        from udl_dist import nodes
         from udl_dist.search import places, tuning
 
         slots = places.slots(self.wanted)
+        nodes.refuse_unshared(self.wanted.base, prepare(self.wanted.base.data), self.wanted.folder / SOURCE)
         storage = self.wanted.folder / ".tune"
         if trials_left:
             self._conductor = self._new_conductor()
@@ -121,8 +123,8 @@ class Session:
 
     def _finals(self) -> Finals | None:
         """The winner's runs, once all trials have ended and one of them won."""
-        lines = list(self.journal.lines.values())
-        best = results.winner(self.wanted, lines) if len(lines) >= self.planned.trials else None
+        lines = ended_of(self.journal, self.planned.trials)
+        best = results.winner(self.wanted, lines) if len(lines) == self.planned.trials else None
         return finals_of(self.wanted, best, self.planned.whole_images) if best else None
 
     def _watch(self, thread: threading.Thread, view: View, signals: Signals) -> None:
@@ -138,11 +140,12 @@ class Session:
             if limit and time.monotonic() - self._began > limit and conductor and not conductor.stopping:
                 view.say(f"search.seconds = {limit:g} are over: what runs writes a checkpoint and ends")
                 conductor.stop()
-            if conductor and conductor.stopping:
+            if conductor and (conductor.stopping or self._asked_to_stop):
                 conductor.stop()  # again: a trial that was about to begin has not heard of it
         view.refresh(self.journal, 0, last=True)
 
     def _stop(self) -> None:
+        self._asked_to_stop = True  # also of a conductor that is only about to be made
         if self._conductor:
             self._conductor.stop()
 
@@ -154,16 +157,26 @@ class Session:
             thread.join(clusters.START_SECONDS)
 
     def _ended(self, signal: int) -> Ended:
-        lines = sorted(self.journal.lines.values(), key=lambda line: line.trial)[: self.planned.trials]
+        lines = ended_of(self.journal, self.planned.trials)
         best, finals = results.winner(self.wanted, lines), self._finals()
         if best:
             made = finals_of(self.wanted, best, self.planned.whole_images).experiment(0)
             text = f"# udl train {self.wanted.folder}/winner.toml\n# Trial {best.trial} of the search beside it.\n\n"
             disk.write_whole(self.wanted.folder / "winner.toml", text + made.to_toml())
         results.write_csv(self.wanted, lines)
+        if best and self.wanted.settings.plots and len(lines) == self.planned.trials:
+            self._plot(lines)
         ended = Ended(self.wanted, lines, self.planned.trials, self.planned.budget, best,
                       finals.figures() if finals else {}, signal)  # fmt: skip
         return ended
+
+    def _plot(self, lines: list[Line]) -> None:
+        from udl_dist.search import floor, plots
+
+        sizes = sorted({line.settings[plots.LATENT] for line in lines if plots.LATENT in line.settings})
+        wanted = sizes and self.wanted.settings.metric[0] == "val/mse"
+        plots.draw(self.wanted, lines, self.planned.rungs,
+                   floor.pca_floor(self.wanted.base, sizes) if wanted else {})  # fmt: skip
 
 
 def _refuse_another(wanted: Search) -> None:
@@ -178,6 +191,11 @@ def _refuse_another(wanted: Search) -> None:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UsageError(f"{wanted.folder} holds another search: {'; '.join(differing[:3])}{more}: "
                          "choose another --run.folder, or the settings it was started with")  # fmt: skip
+
+
+def ended_of(journal: Journal, trials: int) -> list[Line]:
+    """The first so many trials, as far as they have ended, in their order."""
+    return [line for _, line in sorted(journal.lines.items()) if line.trial < trials]
 
 
 def finals_of(wanted: Search, best: Winner, total: int) -> Finals:
@@ -206,7 +224,7 @@ def status(folder: Path) -> Ended:
     wanted = asked.load(source, {"run.folder": str(folder.absolute())})
     journal = Journal(folder / "trials.jsonl")
     planned = plan(wanted)
-    lines = sorted(journal.lines.values(), key=lambda line: line.trial)[: planned.trials]
+    lines = ended_of(journal, planned.trials)
     best = results.winner(wanted, lines)
     final = finals_of(wanted, best, planned.whole_images).figures() if best and len(lines) == planned.trials else {}
     return Ended(wanted, lines, planned.trials, planned.budget, best, final)

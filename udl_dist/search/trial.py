@@ -49,6 +49,7 @@ class Outcome:
     figures: dict[str, float] | None = None
     why: str = ""
     seconds: float = 0.0
+    waited_seconds: float = 0.0  # at rungs, for what is decided there
 
 
 def folder_of(search: Search, trial: int) -> Path:
@@ -110,7 +111,8 @@ def _train(
         if not result["stopped"]:
             folder.finish({"images": result["images"], "figures": result["figures"]})
         state = "paused" if folder.stop_asked() else "stopped"
-        return Outcome(state if result["stopped"] else "complete", result["images"], _last_figures(folder))
+        return Outcome(state if result["stopped"] else "complete", result["images"], _last_figures(folder),
+                       waited_seconds=result.get("waited", 0.0))  # fmt: skip
 
 
 def _alone(
@@ -122,13 +124,20 @@ def _alone(
     from udl_dist.training.ranks import Ranks
     from udl_dist.worker import work
 
+    waited = 0.0
+
     def asked(images: int) -> bool:
+        nonlocal waited
+        began = time.monotonic()
         reached()
-        return gate(images)
+        goes_on = gate(images)
+        waited += time.monotonic() - began
+        return goes_on
 
     faults.arm(faulty, folder, 0)
     wanted = experiment.run.device != "cpu" and torch.cuda.is_available()
-    return work(experiment, prepared, Ranks(torch.device("cuda" if wanted else "cpu")), gate=asked)
+    result = work(experiment, prepared, Ranks(torch.device("cuda" if wanted else "cpu")), gate=asked)
+    return result | {"waited": waited}
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,15 +60,16 @@ def run(conductor: Conducts, parallel: int, resources: dict[str, float], storage
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    desk = _Desk(conductor)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(parallel)  # all actors start at once, not one after the other
+    told = _Guarded(conductor)
     shutil.rmtree(storage, ignore_errors=True)
     try:
         tune.Tuner(
             tune.with_resources(Slot, DRIVER if grouped else resources),
             param_space=None,
             tune_config=tune.TuneConfig(
-                search_alg=_Asker(conductor, parallel, grouped),
-                scheduler=desk,
+                search_alg=_Asker(told, parallel, grouped),
+                scheduler=_Desk(told),
                 num_samples=-1,
                 reuse_actors=True,
                 trial_name_creator=str,
@@ -81,10 +83,12 @@ def run(conductor: Conducts, parallel: int, resources: dict[str, float], storage
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()
+    except Exception as error:
+        raise told.error or error from None
     finally:
         shutil.rmtree(storage, ignore_errors=True)
-    if desk.error or not conductor.over:
-        raise desk.error or RuntimeError("Tune ended before the search did")
+    if told.error or not conductor.over:
+        raise told.error or RuntimeError("Tune ended before the search did")
 
 
 def rule(settings: SearchSettings, places: tuple[int, ...], budget: int) -> Rule:
@@ -126,10 +130,29 @@ class _Told:
         return bool(self._scheduler.on_trial_result(_StandIn(), self._known[trial], told) == TrialScheduler.STOP)
 
 
+class _Guarded:
+    """A conductor whose first error, such as of a full disk, is kept: Tune would make a text of it."""
+
+    def __init__(self, conductor: Conducts) -> None:
+        self._conductor = conductor
+        self.error: Exception | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._conductor, name)
+        return partial(self._kept, found) if callable(found) else found
+
+    def _kept(self, method: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return method(*arguments)
+        except Exception as error:
+            self.error = self.error or error
+            raise
+
+
 class _Asker(Searcher):  # type: ignore[misc]
     """Asks the conductor for the next trial, never for more than have a place."""
 
-    def __init__(self, conductor: Conducts, parallel: int, grouped: bool) -> None:
+    def __init__(self, conductor: _Guarded, parallel: int, grouped: bool) -> None:
         super().__init__()
         self._conductor, self._parallel, self._grouped = conductor, parallel, grouped
         self._live: dict[str, int] = {}
@@ -160,10 +183,9 @@ class _Asker(Searcher):  # type: ignore[misc]
 class _Desk(FIFOScheduler):  # type: ignore[misc]
     """Where results come in. What is decided reaches a trial by its folder, so that all its ranks end by themselves."""
 
-    def __init__(self, conductor: Conducts) -> None:
+    def __init__(self, conductor: _Guarded) -> None:
         super().__init__()
         self._conductor = conductor
-        self.error: Exception | None = None
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         self._take(result)

@@ -1,0 +1,82 @@
+"""python -m tests.bench.search_kills [--kills 20] [--trials 32]: kill -9 to the head of a search at random.
+
+Each start is the whole command with a Ray of its own. In the end all trials have ended, none twice, and every line of
+the journal is that of a search that was never disturbed (trained in this process, one trial after the other).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.search.asked import wanted
+from tests.search.simulated import conductor, journal_of, trained
+from tests.training.learn import packed
+from udl_dist.search.journal import Journal
+
+IMAGES = 4_800
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--trials", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)  # it was imported before
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        suite(Path(folder), asked.kills, asked.trials, random.Random(asked.seed))
+
+
+def suite(folder: Path, kills: int, trials: int, chance: random.Random) -> None:
+    """Kill so often; print and hold the outcome."""
+    source = packed(folder / "data")
+    plain: dict[str, Any] = {
+        "trials": trials,
+        "budget_images": IMAGES,
+        "least_images": 0,
+        "final_seeds": 0,
+        "plots": False,
+    }
+    flags = {"train__total_images": str(IMAGES), "train__report_images": "1200", "run__checkpoint_images": "1200"}
+    trained(whole := conductor(wanted(source, folder / "whole", flags=flags, **plain), rule=True))
+    job, journal = folder / "job.toml", folder / "cut" / "trials.jsonl"
+    job.write_text(wanted(source, folder / "cut", flags=flags, **plain).to_toml())
+    killed = starts = 0
+    while True:
+        starts += 1
+        process = subprocess.Popen([sys.executable, "-m", "udl_dist", "search", str(job)], stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+        try:
+            out, _ = process.communicate(timeout=chance.uniform(8, 25) if killed < kills else 900)
+            break
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.communicate()
+            killed += 1
+            print(f"kill {killed}: {len(Journal(journal).lines)} of {trials} trials had ended", flush=True)
+            time.sleep(1)
+    assert process.returncode == 0, out.decode()
+    lines = journal.read_text().splitlines()
+    same = journal_of(folder / "cut") == journal_of(folder / "whole")
+    print(f"{killed} kills, {starts} starts: {len(lines)} lines, {len(Journal(journal).lines)} trials, "
+          f"{'all as undisturbed' if same else 'DIFFERENT'}")  # fmt: skip
+    assert same
+    assert len(lines) == len(whole.journal.lines) == trials
+
+
+if __name__ == "__main__":
+    main()
