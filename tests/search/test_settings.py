@@ -143,3 +143,8 @@ def test_several_objectives_and_a_scheduler_are_refused(source: Path, tmp_path: 
     with pytest.raises(UsageError, match="has several objectives"):
         objective.check(wanted(source, tmp_path, metric=both))
     objective.check(wanted(source, tmp_path, metric=both, scheduler="none"))
+
+
+def test_a_search_in_object_storage_is_refused() -> None:
+    done = udl("search", str(JOBS / "search_vae_digits.toml"), "--run.folder", "s3://bucket/search", "--dry-run")
+    refused(done, 2, "a search lies on a disk, not in s3://bucket/search")

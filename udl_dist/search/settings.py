@@ -16,6 +16,7 @@ from udl_dist.errors import UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.search.axes import Axis, parse
 from udl_dist.settings import setting
+from udl_dist.storage.places import is_remote
 
 # What may differ when the same folder is searched on: no result depends on it.
 FREE = ("search.trials", "search.seconds", "search.parallel", "search.gpu_share", "search.keep", "search.final_seeds",
@@ -95,6 +96,9 @@ def build(base: Experiment, plain: Mapping[str, Any], tables: Mapping[str, Any])
     """Check and join the parts of a search."""
     from udl_dist import methods
 
+    if is_remote(base.run.folder):
+        raise UsageError(f"a search lies on a disk, not in {base.run.folder}: give --run.folder a path that all nodes "
+                         "see; data may lie in object storage")  # fmt: skip
     one = plain.get("metric")  # one metric need not be a list
     found = settings.from_dict(SearchSettings, {**plain, "metric": one.split(",")} if isinstance(one, str) else plain,
                                "search.")  # fmt: skip
