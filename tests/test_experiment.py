@@ -13,7 +13,8 @@ import pytest
 from udl_dist import experiment, settings
 from udl_dist.errors import UsageError
 
-JOBS = sorted((Path(__file__).parent.parent / "jobs").glob("*.toml"))
+FILES = sorted((Path(__file__).parent.parent / "jobs").glob("*.toml"))
+JOBS = [path for path in FILES if "[search]" not in path.read_text()]  # the others: tests/search
 
 
 def job(folder: Path, text: str) -> Path:

@@ -18,11 +18,15 @@ from unittest.mock import patch
 import pytest
 
 from tests import gloo
+from tests.storage.served import put, served
 from tests.test_worker import curves, finished, manifest, source, wanted
 from tests.training.learn import packed
-from udl_dist import clusters, launch, session
+from udl_dist import clusters, groups, growing, session
 from udl_dist.errors import ClusterError
+from udl_dist.mirror import working
 from udl_dist.runs import RunFolder
+from udl_dist.storage import objects
+from udl_dist.storage.places import joined
 
 # Ray and its threads warn at will; they are not ours to mend.
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("default")]
@@ -43,9 +47,10 @@ class Nodes:
         self._memory = memory
         self.nodes: list[Any] = []
 
-    def add(self) -> None:
+    def add(self, **environment: str) -> None:
         with patch("ray._private.utils.set_sigterm_handler"):  # Ray's own, which only a main thread may set
-            self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=self._memory))
+            self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=self._memory,
+                                                    env_vars=environment))  # fmt: skip
 
     def lose(self) -> None:
         """As if somebody pulled the plug."""
@@ -54,7 +59,8 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    for name, value in clusters.ENVIRONMENT.items():
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
+    for name, value in (clusters.ENVIRONMENT | keys).items():  # as the nodes of a cluster have them
         os.environ.setdefault(name, value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -112,7 +118,7 @@ def acting(folder: Path, *turns: tuple[str, Callable[[], None]]) -> Iterator[Non
 def test_a_node_lost_and_a_node_added_change_nothing_in_the_end(
     source: Path, tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "GROW_SECONDS", 1.0)
+    monkeypatch.setattr(growing, "GROW_SECONDS", 1.0)
     run = tmp_path / "run"
     with acting(run, ("3 workers", nodes.lose), (" 2 workers", nodes.add)):
         assert session.train(wanted("vae", source, run, run__workers="2..4", **FLAGS), io.StringIO()).complete
@@ -122,6 +128,38 @@ def test_a_node_lost_and_a_node_added_change_nothing_in_the_end(
     gloo.run(1, finished, wanted("vae", source, tmp_path / "whole", **FLAGS), seconds=300)
     assert manifest(run, IMAGES) == manifest(tmp_path / "whole", IMAGES)
     assert [pytest.approx(point, rel=1e-5) for point in curves(run)] == curves(tmp_path / "whole")
+
+
+def test_nodes_that_share_nothing_but_object_storage_lose_one_and_end_with_the_same_weights(
+    tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(growing, "GROW_SECONDS", 1.0)
+    while nodes.nodes:
+        nodes.lose()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "launcher"))
+    data = packed(tmp_path / "data")
+    with served() as endpoint:
+        here = f"?endpoint_override={endpoint}"
+        source, far = put(data / "train", "nodes") + here, f"s3://bucket/nodes-run{here}"
+        flags = {"data__source": source, "data__cache": str(tmp_path / "launcher-data"),
+                 "data__held_out_fraction": "0.2"}  # fmt: skip
+        for number in range(3):
+            nodes.add(XDG_CACHE_HOME=str(tmp_path / f"node-{number}"))
+        nodes.cluster.wait_for_nodes()
+        experiment = wanted("vae", data, tmp_path / "unused", run__folder=far, run__workers="2..4", **(FLAGS | flags))
+        with acting(working(far, "launcher"), ("3 workers", nodes.lose)):
+            assert session.train(experiment, io.StringIO()).complete
+        there = tmp_path / "there"
+        for name in objects.listing(far):
+            (there / name).parent.mkdir(parents=True, exist_ok=True)
+            objects.download(joined(far, name), there / name)
+        told = said(there)
+        assert told.index(" 3 workers") < told.index("start again from the newest checkpoint (1 of 3)")
+        assert "resumed after" in told
+        whole = wanted("vae", data, tmp_path / "whole", **(FLAGS | flags))
+        gloo.run(1, finished, whole, seconds=300)
+    assert manifest(there, IMAGES) == manifest(tmp_path / "whole", IMAGES)
+    assert [pytest.approx(point, rel=1e-5) for point in curves(there)] == curves(tmp_path / "whole")
 
 
 @contextlib.contextmanager
@@ -163,7 +201,7 @@ def test_a_node_that_sees_another_disk_is_named_before_the_first_step(
 def test_too_few_nodes_left_end_the_run_with_asked_and_available(
     source: Path, tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "START_SECONDS", 1.0)
+    monkeypatch.setattr(groups, "START_SECONDS", 1.0)
     expected = "run.workers = 3..4 needs 3 CPU cores, the cluster has 2"
     with acting(tmp_path, ("workers", nodes.lose)), pytest.raises(ClusterError, match=expected):
         session.train(wanted("vae", source, tmp_path, run__workers="3..4", **FLAGS), io.StringIO())

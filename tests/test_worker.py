@@ -36,7 +36,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wanted(method: str, source: Path, folder: Path, **flags: str) -> Experiment:
     folder.mkdir(parents=True, exist_ok=True)
     quiet = {"track__mode": "off", "train__report_images": "24", "evaluate__every_images": "60"}
-    return asked(method, source, run__folder=str(folder), **(quiet | flags))
+    return asked(method, source, **({"run__folder": str(folder)} | quiet | flags))
 
 
 def finished(experiment: Experiment, stop_after: int | None = None) -> dict[str, Any]:

@@ -94,9 +94,10 @@ class Account:
     def protocol(self) -> dict[str, Any]:
         """What the held-out figures depend on beside the weights: the data, and settings that say what is measured."""
         try:
-            measured_by = methods.find(self.method).measured_by
+            across = methods.find(self.method).incomparable.values()
+            measured_by = sorted({name for names in across for name in names})
         except UdlError:
-            measured_by = ()
+            measured_by = []
         names = ["data.held_out", "data.held_out_fraction", *(f"method.{name}" for name in measured_by)]
         return {"data": self.data} | {name: self.settings.get(name) for name in names}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 from udl_dist.errors import ClusterError
 from udl_dist.experiment import Experiment
+from udl_dist.guardian import Guardian
 from udl_dist.recovery import one_line
 from udl_dist.training.settings import TrainSettings
 
@@ -29,6 +31,7 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
 }
+_guardians: list[Guardian] = []  # of the Ray that this process started: one or none
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,20 @@ def start(address: str, verbose: bool) -> bool:
             where |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         level = logging.INFO if verbose else logging.ERROR
         try:
-            ray.init(**where, log_to_driver=verbose, logging_level=level, namespace="udl-dist")
+            with contextlib.nullcontext() if address else _guarded():
+                ray.init(**where, log_to_driver=verbose, logging_level=level, namespace="udl-dist")
         except Exception as error:  # Ray raises many kinds here
+            end()
             raise ClusterError(f"no Ray at {address or 'this machine'}: {one_line(error)}") from None
     if not verbose:
         _hush()
     return True
+
+
+def _guarded() -> contextlib.AbstractContextManager[None]:
+    """While Ray is started: nothing of it outlives this process."""
+    _guardians.append(Guardian())
+    return _guardians[-1].marking()
 
 
 def _hush() -> None:
@@ -83,6 +94,8 @@ def end() -> None:
     import ray
 
     ray.shutdown()
+    while _guardians:
+        _guardians.pop().close()
 
 
 def size(experiment: Experiment, before: int = 0, wait_seconds: float = 0.0) -> Size:
@@ -139,6 +152,13 @@ def wants_gpu(experiment: Experiment) -> bool:
 
     asked = experiment.run.device
     return asked == "cuda" or (asked == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+
+
+def total(kind: str) -> float:
+    """How many CPU or GPU the cluster has, in use or not."""
+    import ray
+
+    return float(ray.cluster_resources().get(kind, 0))
 
 
 def _within(experiment: Experiment, places: int) -> int:

@@ -64,17 +64,24 @@ class Experiment:
 
 def load(path: Path | None, flags: Mapping[str, str]) -> Experiment:
     """Read a job file (none: only flags) and apply flags, dotted names with their values as text."""
-    values = _read(path) if path else {}
+    values = read(path) if path else {}
+    if "search" in values:
+        raise UsageError(f"{path} has a [search] table, it is for udl search: udl search {path}")
+    return join(values, flags, path)
+
+
+def join(values: dict[str, Any], flags: Mapping[str, str], path: Path | None) -> Experiment:
+    """The same of values that were read from `path`."""
     _refuse_tables(values)
     if path and not values.get("run", {}).get("folder"):
         values.setdefault("run", {})["folder"] = f"runs/{path.stem}"
     flat = settings.flatten(values)
     name = flags.get("method.name", flat.get("method.name"))
-    kinds = _kinds(_method(name).Settings)
+    known = kinds(name)  # type: ignore[arg-type]  # refuses what is no name
     for dotted, text in flags.items():
-        if dotted not in kinds:
-            raise UsageError(f"unknown setting {dotted}: {_nearest(dotted, list(kinds))}")
-        flat[dotted] = settings.from_text(kinds[dotted], text)
+        if dotted not in known:
+            raise UsageError(f"unknown setting {dotted}: {nearest(dotted, list(known))}")
+        flat[dotted] = settings.from_text(known[dotted], text)
     return from_dict(settings.nest(flat))
 
 
@@ -84,7 +91,7 @@ def from_dict(values: Mapping[str, Any]) -> Experiment:
     method_table = dict(values.get("method", {}))
     name = method_table.pop("name", None)
     method_settings = _method(name).Settings
-    _refuse_misplaced(values, method_settings)
+    _refuse_misplaced(values, name)
     sections: dict[str, Any] = {
         section: settings.from_dict(owner, values.get(section, {}), f"{section}.")
                 for section, owner in SECTIONS.items()}  # fmt: skip
@@ -108,7 +115,8 @@ def describe(method_name: str) -> Iterator[tuple[str, str, Any, str]]:
         yield from settings.describe(owner, f"{section}.")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file as they stand there."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -126,15 +134,15 @@ def _method(name: Any) -> type[methods.Method]:
     return methods.find(name)
 
 
-def _kinds(method_settings: type) -> dict[str, Any]:
-    """The type of every setting by its dotted name."""
-    kinds: dict[str, Any] = {"method.name": str}
-    for section, owner in {"method": method_settings, **SECTIONS}.items():
-        kinds |= settings.kinds(owner, f"{section}.")
-    return kinds
+def kinds(method_name: str) -> dict[str, Any]:
+    """The type of every setting of an experiment with that method, by its dotted name."""
+    found: dict[str, Any] = {"method.name": str}
+    for section, owner in {"method": _method(method_name).Settings, **SECTIONS}.items():
+        found |= settings.kinds(owner, f"{section}.")
+    return found
 
 
-def _nearest(dotted: str, known: Sequence[str]) -> str:
+def nearest(dotted: str, known: Sequence[str]) -> str:
     """The nearest dotted name: one of the same last part in another table before one that is merely spelled alike."""
     last = dotted.rsplit(".", 1)[-1]
     namesakes = [name for name in known if name.rsplit(".", 1)[-1] == last]
@@ -151,9 +159,9 @@ def _refuse_tables(values: Mapping[str, Any]) -> None:
             raise UsageError(f"{table} is a table of settings, not {content!r}")
 
 
-def _refuse_misplaced(values: Mapping[str, Any], method_settings: type) -> None:
+def _refuse_misplaced(values: Mapping[str, Any], method_name: str) -> None:
     """A key in the wrong table gets the name of the right one (never ignored)."""
-    kinds = _kinds(method_settings)
+    known = kinds(method_name)
     for dotted in settings.flatten(values):
-        if dotted not in kinds and not any(known.startswith(dotted + ".") for known in kinds):
-            raise UsageError(f"unknown setting {dotted}: {_nearest(dotted, list(kinds))}")
+        if dotted not in known and not any(name.startswith(dotted + ".") for name in known):
+            raise UsageError(f"unknown setting {dotted}: {nearest(dotted, list(known))}")

@@ -1,4 +1,4 @@
-"""The only room that knows Ray Train: it takes workers from Ray, lets each do its `work`, and watches the run folder.
+"""A run under Ray from its start to its end: signals, the terminal, workers that hang, and what came out.
 
 The main thread owns signals and the terminal, another one waits for Ray. Workers and driver speak through the run
 folder: a stop is asked by a file, progress is read from the curves, a refusal from `failure.json`.
@@ -9,114 +9,99 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-import uuid
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from udl_dist import clusters, disk, nodes, pulse
-from udl_dist.clusters import PLACEMENTS, POLL_SECONDS, START_SECONDS, Size
+from udl_dist import clusters, groups, nodes, pulse
+from udl_dist.clusters import PLACEMENTS, POLL_SECONDS, START_SECONDS
 from udl_dist.errors import ClusterError, UdlError
 from udl_dist.experiment import Experiment
-from udl_dist.recovery import as_error, judge, one_line
-from udl_dist.runs import RunFolder
+from udl_dist.groups import Launched
+from udl_dist.growing import Growing
+from udl_dist.recovery import as_error, one_line
 from udl_dist.signals import Signals
 from udl_dist.stream.opening import Prepared
 from udl_dist.terminal import Terminal
 from udl_dist.watchdog import GRACE_SECONDS, put_down
 
-GROW_SECONDS = 20.0  # between two looks for more workers
 
-
-def run(
-    experiment: Experiment, prepared: Prepared, terminal: Terminal, verbose: bool = False, faults: str = ""
-) -> dict[str, Any]:
+def run(launched: Launched, terminal: Terminal, verbose: bool = False) -> dict[str, Any]:
     """Train under Ray until the end or a signal; return what `work` returned, with `signal` (0 if there was none).
 
-    `faults` happen on purpose (see faults.py). The run folder must be held.
-    Raise the UdlError of the first worker that refused, or ClusterError, TrainingError.
+    The run folder must be held. Raise the UdlError of the first worker that refused, or ClusterError, TrainingError.
     """
-    folder = RunFolder(experiment.run.folder)
+    folder = launched.folder
     pulse.clear(folder)
     outcome: dict[str, Any] = {}
     with Signals(folder.ask_stop, terminal.say, lambda: "ours" in outcome) as signals:
         # All of Ray lives in a thread: on the main one it would take our signals from us.
-        thread = threading.Thread(target=_train, args=(experiment, prepared, verbose, faults, outcome), daemon=True)
+        thread = threading.Thread(target=_train, args=(launched, verbose, outcome), daemon=True)
         thread.start()
         try:
-            _watch(thread, folder, terminal, outcome, signals, experiment)
+            _watch(thread, launched, terminal, outcome, signals)
         finally:
             _end_ray(thread, outcome)
-            pulse.clear(folder)
-            shutil.rmtree(_ray_storage(folder), ignore_errors=True)
+            _tidy(launched)
         terminal.refresh(last=True)
-    if error := outcome.get("error"):
-        raise error if isinstance(error, UdlError) else _explained(error, folder, outcome, experiment)
-    return {**outcome["result"], "signal": signals.received[0] if signals.received else 0}
+    return {**_result(launched, outcome), "signal": signals.received[0] if signals.received else 0}
+
+
+def train_within(
+    experiment: Experiment, prepared: Prepared, faults: str, gate: Callable[[int], bool]
+) -> dict[str, Any]:  # fmt: skip
+    """The same in a process that has joined a Ray, such as a trial of a search: no signals and no terminal."""
+    launched = Launched(experiment, prepared, faults, gate)
+    pulse.clear(launched.folder)
+    outcome: dict[str, Any] = {}
+    thread = threading.Thread(target=_train, args=(launched, False, outcome), daemon=True)
+    thread.start()
+    hanging = Hanging(launched)
+    while thread.is_alive():
+        thread.join(POLL_SECONDS)
+        hanging.end()
+    _tidy(launched)
+    return _result(launched, outcome)
+
+
+class Hanging:
+    """The workers on this machine that show no life: stopped processes, which nothing else notices.
+
+    The pulses of a run in object storage come here now and then only; those workers watch each other.
+    """
+
+    def __init__(self, launched: Launched) -> None:
+        self._folder, self._ranks = launched.folder, pulse.Others(launched.folder)
+        self._seconds = 0.0 if launched.far else launched.experiment.run.hang_seconds
+
+    def end(self) -> None:
+        """To be called often."""
+        for life in self._ranks.silent(self._seconds + GRACE_SECONDS) if self._seconds else ():
+            put_down(self._folder, life)
 
 
 def _watch(
-    thread: threading.Thread, folder: RunFolder, terminal: Terminal, outcome: dict[str, Any], signals: Signals,
-    experiment: Experiment,
-) -> None:  # fmt: skip
+    thread: threading.Thread, launched: Launched, terminal: Terminal, outcome: dict[str, Any], signals: Signals
+) -> None:
     """Show the run until its thread ends; raise the first refusal of a worker as soon as it is there."""
-    settled, ranks, hang_seconds = False, pulse.Others(folder), experiment.run.hang_seconds
-    growing = Growing(experiment, folder)
+    settled, hanging, growing = False, Hanging(launched), Growing(launched.experiment, launched.folder)
     while thread.is_alive():
         thread.join(POLL_SECONDS)
         terminal.refresh()
         if "ours" in outcome and not settled:
             signals.install()
             settled = True
-        for life in ranks.silent(hang_seconds + GRACE_SECONDS) if hang_seconds else ():
-            put_down(folder, life)
-        if failure := folder.failure():
+        hanging.end()
+        if failure := launched.folder.failure():
             raise as_error(*failure)
         growing.look(outcome.get("workers", 0))
 
 
-class Growing:
-    """Looks for places that have become free, and has the workers make a checkpoint and end for a larger group.
-
-    Only while all of them are at work: before, the places they are about to take seem to be free.
-    """
-
-    def __init__(self, experiment: Experiment, folder: RunFolder) -> None:
-        self._experiment, self._folder = experiment, folder
-        self._next = time.monotonic() + GROW_SECONDS
-        self._in_vain = 0  # so many were tried for and not had
-
-    def look(self, workers: int) -> None:
-        """To be called often, with the workers at work; 0: none, so that nothing is to be asked."""
-        if workers in (0, self._experiment.run.most_workers) or time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + GROW_SECONDS
-        if len(pulse.lives(self._folder)) < workers:
-            return
-        try:
-            more = clusters.growth(self._experiment, workers)
-        except Exception:  # Ray ends in the other thread just now
-            return
-        if more > max(workers, self._in_vain) and not self._folder.resize_asked():
-            self._folder.say(f"{more} workers can be had now, not {workers}: a checkpoint, then they all start again")
-            self._folder.ask_resize()
-            self._in_vain = more
-        elif more == workers:
-            self._in_vain = 0
-
-
-def _train(
-    experiment: Experiment, prepared: Prepared, verbose: bool, faults: str, outcome: dict[str, Any]
-) -> None:  # fmt: skip
-    """Run in a thread: Ray from start to end; leaves `result` or `error` in `outcome`, `ours` if Ray is to be ended.
-
-    `workers` is how many are at work, so that somebody can look whether more can be had.
-    """
-    folder = RunFolder(experiment.run.folder)
+def _train(launched: Launched, verbose: bool, outcome: dict[str, Any]) -> None:
+    """Run in a thread: Ray from start to end; leaves `result` or `error` in `outcome`, `ours` if Ray is to be ended."""
     try:
-        outcome["ours"] = clusters.start(experiment.run.address, verbose)
-        nodes.refuse_unshared(experiment, prepared)
-        outcome["result"] = _groups(experiment, prepared, faults, folder, outcome)
+        outcome["ours"] = clusters.start(launched.experiment.run.address, verbose)
+        nodes.refuse_unshared(launched.experiment, launched.prepared)
+        outcome["result"] = groups.run(launched, outcome)
     except Exception as error:  # carried to the main thread, which explains it
         outcome["free"] = clusters.in_words()
         outcome["error"] = error
@@ -125,90 +110,10 @@ def _train(
         _shut_down(outcome)
 
 
-def _groups(
-    experiment: Experiment, prepared: Prepared, faults: str, folder: RunFolder, outcome: dict[str, Any]
-) -> dict[str, Any]:
-    """One group of workers after the other, each as large as there is place for, until one ends the run.
-
-    A group ends early when a worker fails, which `judge` may take for the end of the run, or for a larger one.
-    """
-    size, placements = clusters.size(experiment), 0
-    while True:
-        outcome["workers"] = size.workers
-        if experiment.run.least_workers < experiment.run.most_workers:
-            folder.say(f"{size.workers} workers")
-        wait = 0.0
-        try:
-            result = dict(_trainer(experiment, prepared, size, faults).fit().return_value)
-            if not result["stopped"] or folder.stop_asked():
-                return result
-        except Exception as error:
-            if clusters.is_misplaced(error):
-                placements += 1
-                if placements == PLACEMENTS:
-                    raise
-                folder.say(f"{size.workers} workers found no place in {START_SECONDS:g} s, free now: "
-                           f"{clusters.in_words()}: again ({placements} of {PLACEMENTS} tries)")  # fmt: skip
-            elif clusters.is_loss(error):
-                placements = 0
-                with disk.errors_named(folder.path):
-                    judge(folder, getattr(error, "worker_failures", {}), experiment.run.max_failures)
-            else:
-                raise
-            if failure := folder.failure():
-                raise as_error(*failure) from None
-            wait = PLACEMENTS * START_SECONDS
-        outcome["workers"] = 0
-        folder.resize_done()
-        pulse.clear(folder)  # those of a larger group must not be taken for dead ranks of the next
-        size = clusters.size(experiment, size.workers, wait)
-
-
-def _trainer(experiment: Experiment, prepared: Prepared, size: Size, faults: str) -> Any:
-    """Ray's trainer for one group of workers."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    return TorchTrainer(
-        _rank,
-        train_loop_config={"experiment": experiment.to_dict(), "prepared": asdict(prepared), "faults": faults},
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if size.gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=size.workers,
-            use_gpu=size.gpu,
-            resources_per_worker={"CPU": experiment.run.cpus_per_worker, "GPU": int(size.gpu)},
-        ),
-        # Our checkpoints are the truth: Ray gets a name of its own each time, so that its snapshot is never taken up.
-        # It starts nothing again by itself either: the next group may be another size.
-        run_config=RunConfig(
-            name=uuid.uuid4().hex,
-            storage_path=str(_ray_storage(RunFolder(experiment.run.folder))),
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
-        ),
-    )
-
-
-def _rank(config: dict[str, Any]) -> dict[str, Any]:
-    """The body of one Ray worker."""
-    import ray.train
-    import ray.train.torch
-
-    from udl_dist import experiment as experiments
-    from udl_dist import faults
-    from udl_dist.training.ranks import Ranks
-    from udl_dist.worker import work
-
-    experiment = experiments.from_dict(config["experiment"])
-    try:
-        faults.arm(config["faults"], RunFolder(experiment.run.folder), ray.train.get_context().get_world_rank())
-        ranks = Ranks(ray.train.torch.get_device())
-        prepared = Prepared(**config["prepared"] | {"settings": experiment.data})
-        return work(
-            experiment, prepared, ranks, lambda report: ray.train.report({"images": report.images, **report.figures})
-        )
-    except UdlError as error:
-        RunFolder(experiment.run.folder).fail(error)
-        raise
+def _tidy(launched: Launched) -> None:
+    """Take away what only a run that goes on needs."""
+    pulse.clear(launched.folder)
+    shutil.rmtree(launched.folder.path / ".ray", ignore_errors=True)
 
 
 def _end_ray(thread: threading.Thread, outcome: dict[str, Any]) -> None:
@@ -226,13 +131,17 @@ def _shut_down(outcome: dict[str, Any]) -> None:
         clusters.end()
 
 
-def _ray_storage(folder: RunFolder) -> Path:
-    return folder.path / ".ray"
+def _result(launched: Launched, outcome: dict[str, Any]) -> dict[str, Any]:
+    """What the run ended with; raise the error it ended with."""
+    if error := outcome.get("error"):
+        raise error if isinstance(error, UdlError) else _explained(error, launched, outcome)
+    return dict(outcome["result"])
 
 
-def _explained(error: Exception, folder: RunFolder, outcome: dict[str, Any], experiment: Experiment) -> UdlError:
+def _explained(error: Exception, launched: Launched, outcome: dict[str, Any]) -> UdlError:
     """What Ray raised, as one line; the whole story goes to the messages of the run."""
     if clusters.is_misplaced(error):
-        return ClusterError(f"run.workers = {experiment.run.workers} could not be placed in {PLACEMENTS} tries; free "
-                            f"now: {outcome['free']}: lower run.workers, or wait for the others")  # fmt: skip
-    return ClusterError(f"Ray failed: {one_line(error)}; all of it is in {folder.messages}")
+        return ClusterError(f"run.workers = {launched.experiment.run.workers} could not be placed in {PLACEMENTS} "
+                            f"tries; free now: {outcome['free']}: lower run.workers, or wait for the others"
+                            )  # fmt: skip
+    return ClusterError(f"Ray failed: {one_line(error)}; all of it is in {launched.folder.messages}")

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from udl_dist import mirror
 from udl_dist.errors import ClusterError
 from udl_dist.experiment import Experiment
 from udl_dist.recovery import one_line
 from udl_dist.runs import RunFolder
+from udl_dist.storage.objects import read
+from udl_dist.storage.places import is_remote, joined
 from udl_dist.stream.opening import Prepared
 
 PROBE_SECONDS = 60.0  # for a process to start on a node that is busy
@@ -27,14 +30,15 @@ def refuse_unshared(experiment: Experiment, prepared: Prepared) -> None:
               and node["Resources"].get("CPU", 0) + node["Resources"].get("GPU", 0) > 0]  # fmt: skip
     if not others:
         return
-    folder = RunFolder(experiment.run.folder)
-    settings = folder.experiment.read_bytes()
+    where = experiment.run.folder
+    settings = RunFolder(mirror.working(where, "launcher")).experiment.read_bytes()
+    kept = joined(where, "experiment.toml") if is_remote(where) else str(RunFolder(where).experiment)
     data = [
         path for path in (*prepared.train, *prepared.held_out) if Path(path).exists()
     ]  # others are in object storage
-    answers = _ask(others, str(folder.experiment), data)
+    answers = _ask(others, kept, data)
     if unlike := [name for name, (seen, _) in answers.items() if seen != settings]:
-        raise ClusterError(f"run.folder {folder.path} is not the same on {_listed(unlike)}: "
+        raise ClusterError(f"run.folder {mirror.name_of(where)} is not the same on {_listed(unlike)}: "
                            "choose one on a disk that all nodes share")  # fmt: skip
     if without := [name for name, (_, missing) in answers.items() if missing]:
         first = answers[without[0]][1][0]
@@ -64,6 +68,8 @@ def _ask(nodes: Sequence[dict[str, Any]], settings: str, data: list[str]) -> dic
 
 def _look(settings: str, data: list[str]) -> tuple[bytes, list[str]]:
     """Runs on a node: the settings in the run folder (empty: none), and what of the data is missing."""
+    if is_remote(settings):
+        return read(settings), [each for each in data if not Path(each).exists()]
     path = Path(settings)
     return path.read_bytes() if path.exists() else b"", [each for each in data if not Path(each).exists()]
 

@@ -36,7 +36,7 @@ class Life:
     @property
     def here(self) -> bool:
         """Whether the process lives on this machine."""
-        return self.machine == machine() and _started(self.process) == self.started
+        return self.machine == machine() and started(self.process) == self.started
 
     def state(self) -> str:
         """What the system says of the process, such as `T (stopped)`."""
@@ -59,7 +59,7 @@ class Pulse:
     def __init__(self, folder: RunFolder, rank: int, stacks_from: int = 0) -> None:
         folder.ranks.mkdir(parents=True, exist_ok=True)
         self._path = _path(folder, rank)
-        who = {"rank": rank, "process": os.getpid(), "started": _started(os.getpid()), "machine": machine(),
+        who = {"rank": rank, "process": os.getpid(), "started": started(os.getpid()), "machine": machine(),
                "stacks_from": stacks_from}  # fmt: skip
         fresh = self._path.with_name(f".{self._path.name}")
         fresh.write_bytes((json.dumps(who).ljust(STATIC - 1) + "\n").encode().ljust(BYTES))
@@ -148,6 +148,14 @@ def machine() -> str:
         return os.uname().nodename
 
 
+def started(process: int) -> str:
+    """When a process started, in the kernel's ticks; empty if there is none."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
 def _path(folder: RunFolder, rank: int) -> Path:
     return folder.ranks / f"{rank:06d}"
 
@@ -163,11 +171,3 @@ def _read(path: Path) -> Life | None:
         images, place, hung = content[STATIC:].strip(" ").split("\n")
         return Life(**json.loads(content[:STATIC]), images=int(images), place=place, hung=hung)
     return None
-
-
-def _started(process: int) -> str:
-    """When a process started, in the kernel's ticks; empty if there is none."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""

@@ -31,11 +31,14 @@ class Cause:
     why: str
 
 
-def judge(folder: RunFolder, raised: Mapping[int, BaseException], max_failures: int) -> None:
-    """Keep and say why the workers start again; fail the run if that would be in vain or too often."""
+def judge(folder: RunFolder, raised: Mapping[int, BaseException], max_failures: int, otherwise: str = "") -> None:
+    """Keep and say why the workers start again; fail the run if that would be in vain or too often.
+
+    `otherwise` is what to say where no rank has a word to say of it.
+    """
     if folder.failure():
         return
-    cause = first_cause(folder, raised)
+    cause = first_cause(folder, raised, otherwise)
     restarts = folder.add_restart(cause.images, cause.rank, cause.why)
     what = f"rank {cause.rank} failed after {cause.images:,} images: {cause.why}"
     if len(restarts) > 1 and restarts[-1] == restarts[-2]:
@@ -48,12 +51,12 @@ def judge(folder: RunFolder, raised: Mapping[int, BaseException], max_failures: 
         folder.say(f"{what}; all workers start again from the newest checkpoint ({len(restarts)} of {max_failures})")
 
 
-def first_cause(folder: RunFolder, raised: Mapping[int, BaseException]) -> Cause:
+def first_cause(folder: RunFolder, raised: Mapping[int, BaseException], otherwise: str = "") -> Cause:
     """The first error among those of all ranks and of processes that died."""
     alive = lives(folder)
     causes = [_cause(folder, rank, raised.get(rank), alive.get(rank)) for rank in sorted({*raised, *alive})]
     images = max((life.images for life in alive.values()), default=0)
-    unknown = Cause(6, 0, images, "Ray's process that watches the workers died")
+    unknown = Cause(6, 0, images, f"Ray's process that watches the workers died: {otherwise}")
     # Of ranks that died the one that was heard of: by now the others may be dead because they were ended.
     return min((cause for cause in causes if cause), default=unknown,
                key=lambda cause: (cause.weight, cause.rank not in raised, cause.rank))  # fmt: skip

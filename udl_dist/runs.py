@@ -26,7 +26,8 @@ from udl_dist.settings import setting
 
 @dataclass(frozen=True)
 class RunSettings:
-    folder: str = setting("", "where everything of the run lies; empty: runs/ and the job file's name")
+    folder: str = setting("", "where everything of the run lies, a path or s3://…; empty: runs/ and the job "
+                                "file's name")  # fmt: skip
     workers: int | str = setting(1, "DDP workers, one a GPU, or one a CPU core where there is no GPU; '2..8': as many "
                                     "of these as can be had, more or fewer as nodes come and go", low=1)  # fmt: skip
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: GPUs if the cluster has any")

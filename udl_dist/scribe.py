@@ -13,6 +13,8 @@ from udl_dist.errors import TrainingError
 from udl_dist.evaluation import pictures
 from udl_dist.experiment import Experiment
 from udl_dist.methods import chance
+from udl_dist.mirror import checkpoints
+from udl_dist.mirror.node import Node
 from udl_dist.runs import RunFolder
 from udl_dist.settings import flatten
 from udl_dist.stream.advice import advice
@@ -39,8 +41,10 @@ class Scribe:
         stream: Feed,
         held_out: Feed | None,
         start: int,
+        node: Node | None,
     ) -> None:
         self._experiment = experiment
+        self._node = node
         self._folder = folder
         self._learning = learning
         self._shown = held_out or stream
@@ -156,6 +160,9 @@ class Scribe:
         self._folder.sync_curves()
         checkpoint.save(self._folder.checkpoints, images, files, facts)
         checkpoint.prune(self._folder.checkpoints, self._experiment.run.keep_checkpoints, self._best, images)
+        if self._node:
+            written = checkpoint.path_of(self._folder.checkpoints, images)
+            checkpoints.push(self._node, written, checkpoint.complete(self._folder.checkpoints))
 
     def _told(self, images: int, failed: str) -> None:
         """On the writer's thread: how a writing ended."""

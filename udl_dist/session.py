@@ -6,14 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from udl_dist import disk
+from udl_dist import disk, mirror
 from udl_dist import experiment as experiments
 from udl_dist.errors import UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.faults import checked
+from udl_dist.mirror.launcher import Launcher, carried
 from udl_dist.packing.prepare import prepare
 from udl_dist.plan import Plan, plan
 from udl_dist.runs import RunFolder
+from udl_dist.storage.places import is_remote
 from udl_dist.stream.opening import Prepared
 from udl_dist.terminal import Progress, Terminal
 from udl_dist.tracking import read_key
@@ -21,8 +23,12 @@ from udl_dist.tracking import read_key
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: `images` seen, held-out figures, and the signal that stopped it, 0 if none did."""
+    """How a run ended: `images` seen, held-out figures, and the signal that stopped it, 0 if none did.
 
+    `name` is the run folder as it was asked for, `folder` the one on this disk.
+    """
+
+    name: str
     folder: Path
     images: int
     figures: dict[str, float]
@@ -46,17 +52,17 @@ class Ended:
         peak = self.figures.get("perf/memory_bytes", 0)
         there = ", ".join(place for place in places if (self.folder / place).exists())
         lines = [
-            f"{self.folder}: {state} after {self.images:,} images",
+            f"{mirror.name_of(self.name)}: {state} after {self.images:,} images",
             *held_out,
             f"  memory of a worker {peak / 2**20:,.0f} MiB" if peak else "",
             f"  in it: {there}",
             f"  {self.damaged:,} damaged records were replaced by others: damaged.txt" if self.damaged else "",
-            f"  look at {self.folder / 'pictures'}; train further: --train.total_images or --train.epochs",
+            f"  look at {mirror.name_of(self.name)}/pictures; train further: --train.total_images or --train.epochs",
         ]
         return [line for line in lines if line]
 
     def as_dict(self) -> dict[str, Any]:
-        return {"folder": str(self.folder), "images": self.images, "complete": self.complete, "figures": self.figures}
+        return {"folder": self.name, "images": self.images, "complete": self.complete, "figures": self.figures}
 
 
 def train(experiment: Experiment, out: TextIO, verbose: bool = False, faults: str = "") -> Ended:
@@ -67,35 +73,42 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False, faults: st
     checked(faults)
     if not experiment.run.folder:
         raise UsageError("run.folder is empty: give --run.folder")
-    folder = RunFolder(experiment.run.folder)
-    experiment = replace(experiment, run=replace(experiment.run, folder=str(folder.path)))
+    folder = RunFolder(mirror.working(experiment.run.folder, "launcher"))
+    if not is_remote(experiment.run.folder):
+        experiment = replace(experiment, run=replace(experiment.run, folder=str(folder.path)))
     if experiment.track.key_file:
         read_key(experiment.track)
-    with folder.held(), disk.errors_named(folder.path):
+    with folder.held(), disk.errors_named(folder.path), carried(experiment.run.folder, folder) as far:
         if experiment.run.fresh:
-            if aside := folder.set_aside():
+            if aside := (far or folder).set_aside():
                 folder.say(f"a fresh start: what was here lies in {aside}")
             experiment = replace(experiment, run=replace(experiment.run, fresh=False))
         _refuse_another(folder, experiment)
         prepared = prepare(experiment.data, Progress("packing", out))
         planned = plan(experiment)
-        if (ended := _finished(folder, planned)) is not None:
+        if (ended := _finished(folder, experiment, planned)) is not None:
             return ended
         disk.write_whole(folder.experiment, experiment.to_toml())
-        return _launch(folder, experiment, prepared, planned, out, verbose, faults)
+        if far:
+            far.carry()
+        return _launch(folder, experiment, prepared, planned, out, verbose, faults, far)
 
 
 def _launch(
     folder: RunFolder, experiment: Experiment, prepared: Prepared, planned: Plan, out: TextIO, verbose: bool,
-    faults: str,
+    faults: str, far: Launcher | None,
 ) -> Ended:  # fmt: skip
     from udl_dist import launch
+    from udl_dist.groups import Launched
 
     terminal = Terminal(folder, planned.total_images, out)
     for line in planned.lines():
         terminal.say(line)
-    result = launch.run(experiment, prepared, terminal, verbose, faults)
-    ended = Ended(folder.path, result["images"], result["figures"], result["signal"], not result["stopped"])
+    result = launch.run(Launched(experiment, prepared, faults, far=far), terminal, verbose)
+    if far:
+        far.carry()
+    ended = Ended(experiment.run.folder, folder.path, result["images"], result["figures"], result["signal"],
+                  not result["stopped"])  # fmt: skip
     if ended.complete:
         folder.finish({"images": ended.images, "figures": ended.figures})
     return ended
@@ -108,13 +121,14 @@ def _refuse_another(folder: RunFolder, experiment: Experiment) -> None:
     before = experiments.load(folder.experiment, {})
     if differing := experiments.differences(before, experiment):
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise UsageError(f"{folder.path} holds another experiment: {'; '.join(differing[:3])}{more}: "
+        name = mirror.name_of(experiment.run.folder)
+        raise UsageError(f"{name} holds another experiment: {'; '.join(differing[:3])}{more}: "
                          "choose another --run.folder, or the settings it was started with")  # fmt: skip
 
 
-def _finished(folder: RunFolder, planned: Plan) -> Ended | None:
+def _finished(folder: RunFolder, experiment: Experiment, planned: Plan) -> Ended | None:
     """The end of a run that is complete already, unless more images are asked of it now."""
     result = folder.finished()
     if result is None or result["images"] < planned.total_images:
         return None
-    return Ended(folder.path, result["images"], result["figures"])
+    return Ended(experiment.run.folder, folder.path, result["images"], result["figures"])

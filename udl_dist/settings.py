@@ -12,6 +12,7 @@ import difflib
 import tomllib
 import types
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -38,7 +39,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     for name in values:
         if name not in known:
             raise UsageError(f"unknown setting {prefix}{name}: {nearest(name, known)}")
-    hints = get_type_hints(cls)
+    hints = hints_of(cls)  # type: ignore[arg-type]
     return cls(**{name: _value(hints[name], value, prefix + name, known[name].metadata)
                   for name, value in values.items()})  # fmt: skip
 
@@ -58,10 +59,16 @@ def from_flags(cls: type[T], flags: Mapping[str, str]) -> T:
                                 for name, text in flags.items()}))  # fmt: skip
 
 
+@lru_cache(256)
+def hints_of(cls: Any) -> dict[str, Any]:
+    """The types of the fields of `cls`, looked up once: that takes milliseconds."""
+    return get_type_hints(cls)
+
+
 def kinds(cls: type, prefix: str = "") -> dict[str, Any]:
     """The type of every setting below `cls` by its dotted name."""
     found: dict[str, Any] = {}
-    hints = get_type_hints(cls)
+    hints = hints_of(cls)
     for field in dataclasses.fields(cls):
         kind = hints[field.name]
         below = dataclasses.is_dataclass(kind)
@@ -109,7 +116,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def describe(cls: type, prefix: str = "") -> Iterator[tuple[str, str, Any, str]]:
     """Every setting below `cls` as (dotted name, type in words, default, meaning), for help texts."""
-    hints = get_type_hints(cls)
+    hints = hints_of(cls)
     for field in dataclasses.fields(cls):
         kind = hints[field.name]
         if dataclasses.is_dataclass(kind):

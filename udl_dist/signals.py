@@ -31,18 +31,16 @@ class Signals:
         self.install()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if kind is KeyboardInterrupt:
-            raise SystemExit(128 + self.received[0]) from None
 
     def _handle(self, number: int, _: object) -> None:
         self.received.append(number)
-        if not self._started():  # the system ends a Ray that is half up together with us
+        if not self._started():
             self._say("stopped before anything was trained")
             os._exit(128 + number)
-        if len(self.received) > 1:
-            raise KeyboardInterrupt
+        if len(self.received) > 1:  # Ray ended from here would end this process too, in the midst and with 1
+            os._exit(128 + number)
         self._stop()
         self._say("stopping: a checkpoint is written first (once more: at once)")

@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from udl_dist import disk, faults, methods
-from udl_dist.errors import DataError, TrainingError
+from udl_dist import disk, faults, methods, mirror
+from udl_dist.errors import DataError, TrainingError, UdlError
 from udl_dist.experiment import Experiment
+from udl_dist.mirror import checkpoints
+from udl_dist.mirror.node import Node, carried
 from udl_dist.runs import RunFolder
 from udl_dist.scribe import Scribe
 from udl_dist.stream.feed import Feed
@@ -30,36 +32,64 @@ from udl_dist.training.ranks import Ranks
 from udl_dist.watchdog import Watchdog
 
 
+@dataclass(frozen=True)
+class Task:
+    """What one rank is to do, and with whom it speaks meanwhile."""
+
+    experiment: Experiment
+    prepared: Prepared
+    ranks: Ranks
+    hand_over: Callable[[Report], None]
+    gate: Callable[[int], bool]
+    folder: RunFolder
+    watchdog: Watchdog
+    node: Node | None  # where the run folder is in object storage
+
+
 def work(
-    experiment: Experiment, prepared: Prepared, ranks: Ranks, hand_over: Callable[[Report], None] = lambda report: None
-) -> dict[str, Any]:
+    experiment: Experiment, prepared: Prepared, ranks: Ranks, hand_over: Callable[[Report], None] = lambda report: None,
+    gate: Callable[[int], bool] = lambda images: True,
+) -> dict[str, Any]:  # fmt: skip
     """Train to the end or to a stop; return `{"images", "stopped", "figures"}`, the same on every rank.
 
-    `hand_over` hears of each report that comes with a checkpoint, on every rank at the same images.
+    `hand_over` hears of each report that comes with a checkpoint, on every rank at the same images. `gate` is asked
+    after each validation (and where the run goes on from) whether to go on: it may take its time, and its answer must
+    be the same on every rank.
     """
-    folder, rollbacks = RunFolder(experiment.run.folder), 0
-    with disk.errors_named(folder.path), Watchdog(folder, ranks.rank, experiment.run.hang_seconds) as watchdog:
-        while True:
-            try:
-                return _work(experiment, prepared, ranks, hand_over, folder, watchdog, rollbacks)
-            except Diverged as error:
-                rollbacks = error.rollbacks + 1
-                if rollbacks > ROLLBACKS:
-                    raise TrainingError(f"{error}, and the run went back {ROLLBACKS} times: lower train.learning_rate, "
-                                        "or set train.clip_norm; the last checkpoint is kept") from None  # fmt: skip
-                if ranks.leads:
-                    folder.say(f"{error}: back to the last checkpoint, with another order of the images from there on "
-                               f"({rollbacks} of {ROLLBACKS} times)")  # fmt: skip
+    folder = RunFolder(mirror.working(experiment.run.folder, "node"))
+    with carried(experiment.run.folder, folder, ranks.leads) as node:
+        try:
+            with disk.errors_named(folder.path), Watchdog(folder, ranks.rank, experiment.run.hang_seconds) as watchdog:
+                return _attempts(Task(experiment, prepared, ranks, hand_over, gate, folder, watchdog, node))
+        except UdlError as error:
+            folder.fail(error)
+            raise
 
 
-def _work(
-    experiment: Experiment, prepared: Prepared, ranks: Ranks, hand_over: Callable[[Report], None], folder: RunFolder,
-    watchdog: Watchdog, rollbacks: int,
-) -> dict[str, Any]:  # fmt: skip
+def _attempts(task: Task) -> dict[str, Any]:
+    """One attempt after the other, each from the last checkpoint, while they diverge."""
+    rollbacks = 0
+    while True:
+        try:
+            return _attempt(task, rollbacks)
+        except Diverged as error:
+            rollbacks = error.rollbacks + 1
+            if rollbacks > ROLLBACKS:
+                raise TrainingError(f"{error}, and the run went back {ROLLBACKS} times: lower train.learning_rate, "
+                                    "or set train.clip_norm; the last checkpoint is kept") from None  # fmt: skip
+            if task.ranks.leads:
+                task.folder.say(f"{error}: back to the last checkpoint, with another order of the images from there "
+                                f"on ({rollbacks} of {ROLLBACKS} times)")  # fmt: skip
+
+
+def _attempt(task: Task, rollbacks: int) -> dict[str, Any]:
     """One attempt, after so many that came to nothing; raise Diverged where it does."""
+    experiment, prepared, ranks, folder, watchdog = (
+        task.experiment, task.prepared, task.ranks, task.folder, task.watchdog
+    )  # fmt: skip
     stream, held_out = open_feed(prepared, experiment.train.seed, batch_memory(ranks.device))
     learning = _learning(experiment, stream, ranks)
-    start, kept = _resume(experiment, folder, learning, stream, ranks)
+    start, kept = _resume(task, learning, stream)
     if rollbacks > kept.rollbacks:
         kept = replace(kept, rollbacks=rollbacks, skips=0)
     if kept.rollbacks:
@@ -68,7 +98,10 @@ def _work(
     if start >= total:  # ended between its last checkpoint and its result
         facts = checkpoint.facts(checkpoint.path_of(folder.checkpoints, start))
         return {"images": start, "stopped": False, "figures": facts["figures"]}
-    scribe = Scribe(experiment, folder, learning, stream, held_out, start) if ranks.leads else None
+    watchdog.rest()  # whoever waits at a gate makes no step
+    if start and not task.gate(start):
+        return {"images": start, "stopped": True, "figures": {}}
+    scribe = Scribe(experiment, folder, learning, stream, held_out, start, task.node) if ranks.leads else None
     figures: dict[str, float] = {}
     images, stopped, alarms = start, False, set[str]()
     clock = Clock(experiment.run.checkpoint_seconds if ranks.leads else 0.0)
@@ -90,7 +123,13 @@ def _work(
                 _look_for_collapse(experiment, learning, report, folder, alarms, ranks)
             if report.checkpoint:
                 clock.start()
-                hand_over(report)
+                task.hand_over(report)
+            if report.validated and images < total:
+                watchdog.rest()
+                if not task.gate(images):
+                    stopped = True
+                    ranks.count_votes()
+                    break
             beat(images, "report")
         watchdog.rest()
         if scribe:
@@ -141,7 +180,7 @@ def intervals(experiment: Experiment, total: int) -> Intervals:
     """The intervals asked for, or a hundred reports and ten validations a run."""
     validate = experiment.evaluate.every_images or max(1, total // 10)
     return Intervals(experiment.train.report_images or max(1, total // 100), validate,
-                     experiment.run.checkpoint_images or validate)  # fmt: skip
+                     experiment.run.checkpoint_images or validate, experiment.evaluate.at_images)  # fmt: skip
 
 
 def _learning(experiment: Experiment, stream: Feed, ranks: Ranks) -> Learning:
@@ -152,18 +191,21 @@ def _learning(experiment: Experiment, stream: Feed, ranks: Ranks) -> Learning:
     return Learning(method, experiment.train, ranks, shares)
 
 
-def _resume(
-    experiment: Experiment, folder: RunFolder, learning: Learning, stream: Feed, ranks: Ranks
-) -> tuple[int, Kept]:
+def _resume(task: Task, learning: Learning, stream: Feed) -> tuple[int, Kept]:
     """Take up the newest whole checkpoint, the same on every rank; return its images and what came with it."""
+    experiment, folder, ranks = task.experiment, task.folder, task.ranks
     found = -1
     if ranks.leads:
         checkpoint.sweep(folder.checkpoints)
+        if task.node:
+            checkpoints.fetch_all(task.node)
         newest = checkpoint.newest(folder.checkpoints, folder.say)
         found = int(newest.name) if newest else -1
     images = ranks.from_leader(found)
     if images < 0:
         return 0, Kept()
+    if task.node:
+        checkpoints.fetch(task.node, images)
     files, facts = checkpoint.load(checkpoint.path_of(folder.checkpoints, images))
     if facts.get("method", experiment.method_name) != experiment.method_name:
         raise TrainingError(f"the checkpoints in {folder.checkpoints} are of method {facts['method']}, not "

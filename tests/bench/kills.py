@@ -8,7 +8,6 @@ processes that are started again all together; with it they are Ray's workers.
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import random
 import shutil
@@ -41,10 +40,7 @@ def disturbed(experiment: Experiment, fault: str, under_ray: bool) -> int:
     """Run with a fault; how often the ranks were started."""
     if not under_ray:
         return relaunch.run(experiment, fault)
-    from udl_dist import session
-
-    session.train(experiment, io.StringIO(), faults=fault)
-    return 1 + (Path(experiment.run.folder) / "messages.log").read_text().count("all workers start again")
+    return relaunch.command(experiment, fault) + relaunch.restarts(experiment)
 
 
 def main() -> None:

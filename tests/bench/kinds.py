@@ -6,10 +6,7 @@ Without Ray the ranks are gloo processes; with it they are Ray's workers, and th
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -59,26 +56,11 @@ def reader_dies(rank: int, start: int) -> None:
         Loader.load = load  # type: ignore[method-assign, assignment]
 
 
-def command(experiment: Experiment, fault: str) -> int:
-    """`udl train` as a person runs it, again after its driver was killed; how often it was started."""
-    job = Path(experiment.run.folder).with_suffix(".toml")
-    job.write_text(experiment.to_toml())
-    arguments = [sys.executable, "-m", "udl_dist", "train", str(job), "--faults", fault]
-    for turn in range(1, 4):
-        done = subprocess.run(arguments, env=os.environ | {"UDL_FAULTS": "1"}, capture_output=True, text=True,
-                              timeout=300, check=False)  # fmt: skip
-        if done.returncode == 0:
-            return turn
-        assert done.returncode == -9, done.stderr
-    raise AssertionError("the driver does not come through")
-
-
 def disturbed(kind: str, experiment: Experiment, under_ray: bool) -> str:
     """Run with one kind of fault; what happened, in short."""
     if under_ray:
-        drivers = command(experiment, KINDS[kind])
-        groups = RunFolder(experiment.run.folder).messages.read_text().count("all workers start again")
-        return f"{drivers} drivers, {drivers + groups} groups"
+        drivers = relaunch.command(experiment, KINDS[kind])
+        return f"{drivers} drivers, {drivers + relaunch.restarts(experiment)} groups"
     hook = reader_dies if kind == "reader death" else None
     return f"{relaunch.run(experiment, KINDS[kind], starts=12, hook=hook)} groups"
 
@@ -86,9 +68,9 @@ def disturbed(kind: str, experiment: Experiment, under_ray: bool) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ray", action="store_true")
-    parser.add_argument("--kinds", default="", help="some of them, by commas")
+    parser.add_argument("--kinds", default="", help="some of them, by semicolons")
     asked = parser.parse_args()
-    kinds = [kind for kind in KINDS if not asked.kinds or kind in asked.kinds.split(",")]
+    kinds = [kind for kind in KINDS if not asked.kinds or kind in asked.kinds.split(";")]
     kinds = [kind for kind in kinds if kind != ("reader death" if asked.ray else "driver lost")]
     with tempfile.TemporaryDirectory() as folder:
         assert suite(Path(folder), kinds, asked.ray) == len(kinds)

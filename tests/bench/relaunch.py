@@ -11,6 +11,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -98,6 +100,25 @@ def _rank(rank: int, meet: str, values: dict[str, Any], wanted: str, start: int,
 def wanted(method: str, source: Path, folder: Path, **flags: str) -> Experiment:
     """A small experiment whose run lies in `folder`."""
     return asked(method, source, run__folder=str(folder), **(QUIET | flags))
+
+
+def command(experiment: Experiment, fault: str) -> int:
+    """`udl train` as a person runs it, again after its driver was killed; how often it was started."""
+    job = Path(experiment.run.folder).with_suffix(".toml")
+    job.write_text(experiment.to_toml())
+    arguments = [sys.executable, "-m", "udl_dist", "train", str(job), "--faults", fault]
+    for turn in range(1, 4):
+        done = subprocess.run(arguments, env=os.environ | {"UDL_FAULTS": "1"}, capture_output=True, text=True,
+                              timeout=300, check=False)  # fmt: skip
+        if done.returncode == 0:
+            return turn
+        assert done.returncode == -9, done.stderr
+    raise AssertionError("the driver does not come through")
+
+
+def restarts(experiment: Experiment) -> int:
+    """How often the launcher started all workers again."""
+    return RunFolder(experiment.run.folder).messages.read_text().count("all workers start again")
 
 
 def fingerprint(folder: Path) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, int, int]  # C, H, W of an image
 
-HELPERS = ("chance",)  # files of this folder that hold no method
+HELPERS = ("chance", "frechet")  # files of this folder that hold no method
 EXPLODED = 100.0  # root mean square of latents or logits: healthy ones stay below 10
 
 
@@ -69,7 +69,8 @@ class Method:
 
     Settings: ClassVar[type]
     best: ClassVar[str] = ""  # the measured figure whose least value marks the best checkpoint; "" if there is none
-    measured_by: ClassVar[tuple[str, ...]] = ()  # settings that say what a measured figure is: others are no rivals
+    # Figures that are of another scale for other values of these settings; (): they say nothing of how good a run is.
+    incomparable: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     networks: nn.ModuleDict
 
     def __init__(self, settings: Any, shape: Shape) -> None:

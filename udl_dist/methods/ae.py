@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from udl_dist.errors import UsageError
 from udl_dist.methods import Batch, Method, Phase, Shape, chance, exploding
@@ -49,7 +49,9 @@ class Autoencoder(Method):
 
     Settings = AESettings
     best = "mse"
-    measured_by = ("tied", "noise", "noise_level")
+    incomparable: ClassVar = {
+        "latent_scale": (), "mse": ("noise", "noise_level"), "reconstruction": ("tied", "noise", "noise_level")
+    }  # fmt: skip
     settings: AESettings
 
     def __init__(self, settings: AESettings, shape: Shape) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from udl_dist.errors import UsageError
 from udl_dist.methods import Batch, Method, Phase, Shape, chance, exploding
@@ -61,7 +61,11 @@ class VariationalAutoencoder(Method):
 
     Settings = VAESettings
     best = "negative_elbo"
-    measured_by = ("likelihood", "binarise")
+    # A density, a probability of black and white, and a cross-entropy of greys have nothing in common.
+    incomparable: ClassVar = {
+        **dict.fromkeys(("negative_elbo", "reconstruction"), ("likelihood", "binarise")),
+        **dict.fromkeys(("kl", "active_units", "latent_scale"), ()),
+    }
     settings: VAESettings
 
     def __init__(self, settings: VAESettings, shape: Shape) -> None:

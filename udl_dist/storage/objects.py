@@ -34,13 +34,57 @@ def list_tars(uri: str, limits: Limits | None = None) -> list[str]:
     return [place.uri(path) for path in sorted(paths, key=os.fsencode)]
 
 
+def listing(uri: str, limits: Limits | None = None) -> dict[str, str]:
+    """The objects below a prefix: name from there on -> what tells one writing of it from the next."""
+    from pyarrow import fs
+
+    place = parse(uri)
+    below = place.path.rstrip("/") + "/"
+    selector = fs.FileSelector(below.rstrip("/"), allow_not_found=True, recursive=True)
+    found = _patiently(place, limits or Limits(), lambda system: system.get_file_info(selector))
+    return {info.path.removeprefix(below): f"{info.size} {info.mtime_ns}" for info in found
+            if info.type == fs.FileType.File}  # fmt: skip
+
+
+def read(uri: str, limits: Limits | None = None) -> bytes:
+    """All of a small object."""
+    blob = open_blob(uri, limits)
+    try:
+        return blob.read(0, blob.size)
+    finally:
+        blob.close()
+
+
+def write(uri: str, content: bytes, limits: Limits | None = None) -> None:
+    """Make a small object."""
+    place = parse(uri)
+
+    def attempt(system: Any) -> None:
+        with system.open_output_stream(place.path) as stream:
+            stream.write(content)
+
+    _patiently(place, limits or Limits(), attempt, len(content), hedged=False)
+
+
+def move(uri: str, other: str, limits: Limits | None = None) -> None:
+    """Give an object another name; it is there under one of the two at any time."""
+    place, target = parse(uri), parse(other)
+    _patiently(place, limits or Limits(), lambda system: system.copy_file(place.path, target.path), hedged=False)
+    remove(uri, limits)
+
+
 def exists(uri: str, limits: Limits | None = None) -> bool:
     """Whether there is such an object; raise DataError if that cannot be found out."""
+    return bool(stamp(uri, limits))
+
+
+def stamp(uri: str, limits: Limits | None = None) -> str:
+    """What tells one writing of an object from the next, as in `listing`; "" if there is none."""
     from pyarrow import fs
 
     place = parse(uri)
     info = _patiently(place, limits or Limits(), lambda system: system.get_file_info(place.path))
-    return bool(info.type == fs.FileType.File)
+    return f"{info.size} {info.mtime_ns}" if info.type == fs.FileType.File else ""
 
 
 def remove(uri: str, limits: Limits | None = None) -> None:

@@ -78,6 +78,26 @@ def refuse_full(folder: Path, needed_bytes: int) -> None:
         raise OSError(errno.ENOSPC, why, str(folder))
 
 
+def adopt(source: Path, folder: Path) -> Path:
+    """Put a copy of a checkpoint below another `folder`, in place of one of the same images; whole or not at all."""
+    verify(source)
+    target, temporary = folder / source.name, folder / f"{TEMPORARY}{source.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary)
+    for path in (*temporary.iterdir(), temporary):
+        sync(path)
+    verify(temporary)
+    _discard(target)
+    temporary.rename(target)
+    sync(folder)
+    return target
+
+
+def hash_of(checkpoint: Path, name: str) -> str:
+    """The sha256 of one of its files of tensors, as its manifest has it."""
+    return str(json.loads((checkpoint / "manifest.json").read_text())["files"][f"{name}.safetensors"]["sha256"])
+
+
 def path_of(folder: Path, images: int) -> Path:
     """Where the checkpoint after `images` lies."""
     return folder / f"{images:012d}"

@@ -48,11 +48,12 @@ class Report:
 
 @dataclass(frozen=True)
 class Intervals:
-    """Images between reports, validations and checkpoints."""
+    """Images between reports, validations and checkpoints; `places`: images after which there is a validation too."""
 
     report: int
     validate: int
     checkpoint: int
+    places: tuple[int, ...] = ()
 
 
 def train(
@@ -107,7 +108,7 @@ def train(
         stop, save = ranks.vote(stop_asked(), save_asked())
         last = images >= total
         stop = stop and not last
-        validate = last or _crossed(images, batch_size, intervals.validate)
+        validate = last or _crossed(images, batch_size, intervals.validate) or _passed(images, batch_size, intervals)
         checkpoint = validate or _crossed(images, batch_size, intervals.checkpoint)
         point = checkpoint or _crossed(images, batch_size, intervals.report)
         for done, rejected in guard.read(point or save or stop):
@@ -190,6 +191,10 @@ def _to_device(array: NDArray[Any], device: torch.device) -> Tensor:
 
 def _crossed(images: int, batch_size: int, every: int) -> bool:
     return images // every > (images - batch_size) // every
+
+
+def _passed(images: int, batch_size: int, intervals: Intervals) -> bool:
+    return any(images - batch_size < place <= images for place in intervals.places)
 
 
 def _refuse(rejected: Rejected, skips: int, settings: TrainSettings, rollbacks: int) -> None:

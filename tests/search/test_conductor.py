@@ -1,0 +1,138 @@
+"""A search comes to the same, whatever the timing, the number of slots, the deaths and the kills."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.search.asked import wanted
+from tests.search.simulated import Third, conductor, journal_of, run
+from udl_dist.errors import UsageError
+from udl_dist.runs import RunFolder
+from udl_dist.search.journal import Journal, Line
+from udl_dist.search.objective import Objective
+from udl_dist.search.planning import make_sampler
+from udl_dist.search.results import winner
+from udl_dist.search.trial import Outcome, folder_of
+
+
+@pytest.mark.parametrize("plain", [
+    {}, {"seeds": 2}, {"scheduler": "median", "least_images": 0}, {"scheduler": "none"},
+    {"sampler": "optuna", "ahead": 3, "trials": 16},
+], ids=["asha", "seeds", "median", "none", "optuna"])  # fmt: skip
+def test_neither_order_nor_slots_nor_deaths_nor_kills_change_the_result(
+    plain: dict[str, Any], source: Path, tmp_path: Path
+) -> None:
+    plain = {"trials": 12, "run__max_failures": 99} | plain
+    flags = {"run__max_failures": str(plain.pop("run__max_failures"))}
+    run(wanted(source, tmp_path / "one", flags=flags, **plain), 0, 1)
+    expected = journal_of(tmp_path / "one")
+    assert [*expected] == list(range(int(str(plain["trials"]))))
+    for seed in range(4):
+        disturbed = wanted(source, tmp_path / f"{seed}", flags=flags, **plain)
+        run(disturbed, seed, 1 + seed, kill=0.02 * seed, die=0.05 * seed)
+        assert journal_of(tmp_path / f"{seed}") == expected
+        assert len((tmp_path / f"{seed}" / "trials.jsonl").read_text().splitlines()) == len(expected), "none twice"
+    states = {line[0] for line in expected.values()}
+    assert states == ({"complete"} if plain.get("scheduler") == "none" else {"complete", "stopped"})
+
+
+def test_optuna_draws_near_what_was_good(source: Path, tmp_path: Path) -> None:
+    axes = {"method.latent_dim": {"choice": [2, 4]}, "train.learning_rate": {"log": [1e-6, 1e-1]}}
+    search = wanted(source, tmp_path, axes, sampler="optuna", scheduler="none", trials=60)
+    sampler, outcomes = make_sampler(search), dict[int, list[Line]]()
+    for number in range(60):
+        drawn = sampler.values(number, {which: outcomes[which] for which in range(max(0, number - 3))})
+        loss = abs(math.log10(drawn["train.learning_rate"]) + 2) + (drawn["method.latent_dim"] == 2)
+        outcomes[number] = [Line(number, "complete", 240, loss, drawn)]
+    good = [lines[0].values[0] < 0.6 for _, lines in sorted(outcomes.items())]
+    assert sum(good[30:]) > 2 * sum(good[:10]) / 10 * 30
+
+
+def test_a_trial_whose_process_dies_too_often_costs_itself_only(source: Path, tmp_path: Path) -> None:
+    conducted = conductor(wanted(source, tmp_path, flags={"run__max_failures": "1"}))
+    for _ in range(2):
+        turn = conducted.next()
+        assert turn
+        assert turn.trial == 0, "the one that died goes first"
+        conducted.died(0)
+    second = conducted.next()
+    assert second
+    assert second.trial == 1
+    line = conducted.journal.lines[0]
+    assert (line.state, line.metric) == ("failed", None)
+    assert "died without a word" in line.why
+
+
+def test_a_metric_that_is_no_number_is_a_failure_and_never_best(source: Path, tmp_path: Path) -> None:
+    search = wanted(source, tmp_path, trials=2, scheduler="none")
+    conducted = conductor(search)
+    for metric in (math.nan, 3.0):
+        turn = conducted.next()
+        assert turn
+        conducted.ended(turn.trial, Outcome("complete", 240, {"val/mse": metric}))
+    lines = list(conducted.journal.lines.values())
+    assert [line.state for line in lines] == ["failed", "complete"]
+    best = winner(search, lines)
+    assert best
+    assert best.trial == 1
+    assert winner(search, lines[:1]) is None
+
+
+def test_a_stop_leaves_what_runs_to_be_gone_on_with(source: Path, tmp_path: Path) -> None:
+    search = wanted(source, tmp_path)
+    conducted = conductor(search)
+    turn = conducted.next()
+    assert turn
+    conducted.stop()
+    assert RunFolder(folder_of(search, 0)).stop_asked()
+    conducted.ended(0, Outcome("paused", 24))
+    assert conducted.next() is None
+    assert not conducted.journal.lines
+    again = conductor(search).next()
+    assert again == turn
+
+
+def test_the_best_setting_is_that_of_the_best_mean_of_its_seeds(source: Path, tmp_path: Path) -> None:
+    search = wanted(source, tmp_path, trials=4, seeds=2)
+    lines = [Line(number, "complete", 240, metric, {"a": number // 2}, number % 2)
+             for number, metric in enumerate([0.1, 0.9, 0.4, 0.4])]  # fmt: skip
+    best = winner(search, lines)
+    assert best
+    assert (best.trial, best.metric) == (2, 0.4)
+    most = winner(search.replace(mode="max"), lines)
+    assert most
+    assert most.trial == 0
+
+
+def test_a_front_has_all_that_nothing_beats(source: Path, tmp_path: Path) -> None:
+    search = wanted(source, tmp_path, metric=["val/mse", "method.latent_dim"], scheduler="none")
+    lines = [Line(number, "complete", 240, metric, {}) for number, metric in
+             enumerate([[1.0, 8.0], [2.0, 4.0], [2.0, 8.0], [0.5, 16.0], [2.0, 4.0]])]  # fmt: skip
+    assert [line.trial for line in Objective(search).front(lines)] == [0, 1, 3, 4]
+
+
+def test_a_torn_last_line_is_forgotten_and_a_broken_one_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "trials.jsonl"
+    journal = Journal(path)
+    journal.add(Line(0, "complete", 240, 0.5, {"a": 1}))
+    with path.open("a") as file:
+        file.write('{"trial": 1, "state": "comp')
+    again = Journal(path)
+    assert [*again.lines] == [0]
+    again.mend()
+    again.add(Line(1, "stopped", 24, 0.7, {"a": 2}))
+    assert [json.loads(line)["trial"] for line in path.read_text().splitlines()] == [0, 1]
+    path.write_text('{"trial": 0}\n' + path.read_text())
+    with pytest.raises(UsageError, match=r"trials.jsonl, line 1 is no line of a search"):
+        Journal(path)
+
+
+def test_the_simulated_rule_stops_some() -> None:
+    rule = Third()
+    assert [rule.stops(trial, 1, metric) for trial, metric in enumerate([0.5, 0.4, 0.6, 0.1])] == [
+        False, False, True, False]  # fmt: skip

@@ -1,0 +1,145 @@
+"""What a search is asked for: strict, and refused in one line before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.search.asked import AXES, wanted
+from tests.test_cli import JOBS, refused, udl
+from tests.test_experiment import job
+from udl_dist.errors import UsageError
+from udl_dist.search import objective, planning, settings
+
+SEARCHES = [path for path in sorted(JOBS.glob("*.toml")) if "[search]" in path.read_text()]
+HEAD = '[method]\nname = "vae"\n[train]\nepochs = 1\n[search]\ntrials = 3\n'
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
+def test_each_job_is_read_and_written_back_the_same(path: Path, tmp_path: Path) -> None:
+    search = settings.load(path, {})
+    again = settings.load(job(tmp_path, search.to_toml()), {})
+    assert (again.base, again.settings, again.axes) == (search.base, search.settings, search.axes)
+    assert f"udl search jobs/{path.name}" in path.read_text().splitlines()[0], "a job opens with its command"
+
+
+@pytest.mark.parametrize(
+    ("axis", "message"),
+    [
+        ('"method.latent_dims" = {choice = [1]}', r"search.method.latent_dims: .* did you mean method.latent_dim\?"),
+        ('"latent.dim" = {choice = [1]}', "search.latent.dim: there is no such setting"),
+        ('"train.learning_rate" = {log = [0, 1e-2]}', "a logarithm needs ends above 0"),
+        ('"train.learning_rate" = {log = [1e-2, 1e-4]}', "the first must be less than the second"),
+        ('"train.learning_rate" = {log = [1e-4]}', "log must be two numbers"),
+        ('"train.learning_rate" = {uniform = [0.1, inf]}', "the first must be less than the second"),
+        ('"method.latent_dim" = {choice = []}', "offers nothing: write a list of values"),
+        ('"method.latent_dim" = {choice = [2, 2]}', "has 2 more than once"),
+        ('"method.latent_dim" = {choice = [2, "four"]}', "method.latent_dim must be whole number, not 'four'"),
+        ('"method.latent_dim" = {choice = [0]}', "method.latent_dim must be at least 1, not 0"),
+        ('"method.latent_dim" = {log = [1.5, 8]}', "must have whole ends"),
+        ('"method.latent_dim" = {log = [2, "8"]}', "log must be two numbers"),
+        ('"method.latent_dim" = 8', "must be one of {choice"),
+        ('"method.latent_dim" = {chioce = [8]}', "must be one of {choice"),
+        ('"method.latent_dim" = {choice = [8], step = 2}', "what is step?"),
+        ('"method.likelihood" = {uniform = [0, 1]}', "is no number: use {choice"),
+        ('"method.name" = {choice = ["ae"]}', "is no axis: its trials are of one method"),
+        ('"train.seed" = {choice = [1]}', "search.seeds"),
+        ('"data.size" = {choice = [28, 32]}', "trials that differ in it cannot be compared"),
+        ('"run.workers" = {choice = [1, 2]}', "trials that differ in it cannot be compared"),
+        ("trails = 4", "unknown setting search.trails: did you mean trials?"),
+        ("", "has no axis: add one"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(axis: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message.replace("{", r"\{").replace("?", r"\?").replace(r"\\?", r"\?")):
+        settings.load(job(tmp_path, HEAD + axis + "\n"), {})
+
+
+def test_an_axis_may_be_written_quoted_or_as_a_table_or_be_a_flag(tmp_path: Path) -> None:
+    quoted = settings.load(job(tmp_path, HEAD + '"method.network.activation" = {choice = ["relu"]}\n'), {})
+    table = settings.load(job(tmp_path, HEAD + '[search.method.network]\nactivation = {choice = ["relu"]}\n'), {})
+    flag = {"search.method.network.activation": '{choice = ["relu"]}', "search.trials": "5"}
+    flagged = settings.load(job(tmp_path, HEAD), flag)
+    assert quoted.axes == table.axes == flagged.axes
+    assert flagged.settings.trials == 5
+
+
+def test_the_jobs_of_train_and_search_name_each_other() -> None:
+    refused(udl("train", str(JOBS / "search_vae_digits.toml")), 2, "has a [search] table, it is for udl search")
+    refused(udl("search", str(JOBS / "vae_digits.toml")), 2, "has no [search] table, it is for udl train")
+    refused(udl("search"), 2, "needs a job file with a [search] table")
+
+
+@pytest.mark.parametrize(
+    ("plain", "message"),
+    [
+        ({"trials": 0}, "search.trials is 0: say how many"),
+        ({"trials": 3, "seeds": 2}, "cannot be shared by search.seeds = 2"),
+        ({"sampler": "grid", "trials": 3}, "a grid needs its points = 2 or more"),
+        ({"least_images": 240}, "leaves no rung below the budget"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(plain: dict[str, Any], message: str, source: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        planning.plan(wanted(source, tmp_path, **plain))
+
+
+def test_a_grid_has_each_joint_value_once(source: Path, tmp_path: Path) -> None:
+    axes = {"method.latent_dim": {"choice": [2, 3, 4]}, "train.learning_rate": {"log": [1e-4, 1e-2], "points": 3}}
+    search = wanted(source, tmp_path, axes, sampler="grid", trials=0)
+    assert planning.plan(search).trials == 9
+    sampler = planning.make_sampler(search)
+    every = {tuple(sampler.values(number, {}).values()) for number in range(9)}
+    assert len(every) == 9
+    assert sorted({rate for _, rate in every}) == pytest.approx([1e-4, 1e-3, 1e-2])
+    with pytest.raises(UsageError, match="search.trials = 10 is more than the grid has: 9"):
+        planning.plan(search.replace(trials=10))
+
+
+def test_a_draw_depends_on_seed_number_and_name_alone(source: Path, tmp_path: Path) -> None:
+    one, more = wanted(source, tmp_path, {"train.learning_rate": AXES["train.learning_rate"]}), wanted(source, tmp_path)
+    first, second = (planning.make_sampler(each).values(5, {})["train.learning_rate"] for each in (one, more))
+    assert first == second
+    assert planning.make_sampler(more.replace(seed=1)).values(5, {})["train.learning_rate"] != second
+    dims = [planning.make_sampler(more).values(number, {})["method.latent_dim"] for number in range(300)]
+    assert all(80 < dims.count(value) < 120 for value in (2, 3, 4))
+
+
+def test_whole_numbers_of_a_range_come_evenly(source: Path, tmp_path: Path) -> None:
+    sampler = planning.make_sampler(wanted(source, tmp_path, {"method.latent_dim": {"uniform": [2, 5]}}))
+    drawn = [sampler.values(number, {})["method.latent_dim"] for number in range(400)]
+    assert {*drawn} == {2, 3, 4, 5}
+    assert all(70 < drawn.count(value) < 130 for value in (2, 3, 4, 5))
+
+
+@pytest.mark.parametrize(
+    ("method", "metric", "message"),
+    [
+        ("ae", "val/elbo", r"'val/elbo' is reported by nobody: .*val/mse"),
+        ("ae", "train/loss", "a figure of training is not held out"),
+        ("gan", "val/fake_logit", "says nothing of how good a trial is"),
+        ("ae", "method.latent_dim", "is an axis"),
+    ],
+)
+def test_a_metric_that_ranks_nothing_is_refused(
+    method: str, metric: str, message: str, source: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        objective.check(wanted(source, tmp_path, method=method, metric=metric))
+
+
+def test_a_metric_is_refused_across_an_axis_that_changes_its_scale(source: Path, tmp_path: Path) -> None:
+    axes = {"method.binarise": {"choice": ["none", "epoch"]}}
+    with pytest.raises(UsageError, match=r"val/negative_elbo does not compare across method.binarise"):
+        objective.check(wanted(source, tmp_path, axes, "vae"))
+    objective.check(wanted(source, tmp_path, axes, "vae", metric="val/mse"))
+    objective.check(wanted(source, tmp_path, {"method.beta": {"uniform": [0.5, 2]}}, "vae"))
+
+
+def test_several_objectives_and_a_scheduler_are_refused(source: Path, tmp_path: Path) -> None:
+    both = ["val/mse", "method.latent_dim"]
+    with pytest.raises(UsageError, match="has several objectives"):
+        objective.check(wanted(source, tmp_path, metric=both))
+    objective.check(wanted(source, tmp_path, metric=both, scheduler="none"))

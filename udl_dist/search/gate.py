@@ -1,0 +1,59 @@
+"""Where a trial waits at a rung for what is decided about it: a file in its folder, read by each of its ranks.
+
+The same in an actor and in the workers of a group: the folder is the one channel between who trains and who watches.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from udl_dist import disk
+from udl_dist.runs import RunFolder
+
+POLL_SECONDS = 0.004
+SLOW_POLL_SECONDS = 0.05  # after the first second
+NAME = "decisions.jsonl"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Asked by `work` after each validation; `rungs` are the images of the decisions, in the steps of this trial."""
+
+    folder: str
+    rungs: tuple[int, ...]
+    until: int = 0  # images after which this turn of the trial ends; 0: not before the run does
+
+    def __call__(self, images: int) -> bool:
+        """Whether to go on after so many images, waiting until that is decided; no once a stop is asked for."""
+        if self.until and images >= self.until:
+            return False
+        passed = sum(rung <= images for rung in self.rungs)
+        began = time.monotonic()
+        while len(answers := decisions(Path(self.folder))) < passed and all(answers):
+            if RunFolder(self.folder).stop_asked():
+                return False
+            time.sleep(POLL_SECONDS if time.monotonic() - began < 1 else SLOW_POLL_SECONDS)
+        return all(answers[:passed])
+
+
+def decisions(folder: Path) -> list[bool]:
+    """What was decided about a trial so far, a rung after the other."""
+    try:
+        content = (folder / NAME).read_bytes()
+    except FileNotFoundError:
+        return []
+    return [bool(json.loads(line)["goes_on"]) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+
+
+def decide(folder: Path, rung: int, images: int, goes_on: bool) -> None:
+    """Tell a trial what was decided, once."""
+    if len(decisions(folder)) == rung:
+        disk.append_line(folder / NAME, json.dumps({"images": images, "goes_on": goes_on}))
+
+
+def forget(folder: Path) -> None:
+    """Decisions are made anew, and alike, from the results: those of another start of the search are not needed."""
+    (folder / NAME).unlink(missing_ok=True)

@@ -1,0 +1,212 @@
+"""One `udl search` from what was asked to what came out: folder held, trials run, winner trained anew, results told."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from udl_dist import disk
+from udl_dist.errors import ClusterError, UdlError, UsageError
+from udl_dist.packing.prepare import prepare
+from udl_dist.runs import RunFolder
+from udl_dist.search import faulty, objective, results
+from udl_dist.search import settings as asked
+from udl_dist.search.conductor import Conductor
+from udl_dist.search.finals import Finals
+from udl_dist.search.generations import Generations
+from udl_dist.search.journal import Journal
+from udl_dist.search.planning import SearchPlan, make_sampler, plan
+from udl_dist.search.results import Ended, Winner
+from udl_dist.search.settings import Search
+from udl_dist.search.view import View
+from udl_dist.signals import Signals
+from udl_dist.terminal import Progress
+
+POLL_SECONDS = 0.2
+SOURCE = "search.toml"
+
+
+def search(wanted: Search, out: TextIO, verbose: bool = False, faults: str = "") -> Ended:
+    """Run or resume a search in its folder; what a person should see while it runs goes to `out`."""
+    by_trial = faulty.parse(faults)
+    folder = RunFolder(wanted.folder)
+    base = replace(wanted.base, run=replace(wanted.base.run, folder=str(folder.path)))
+    wanted = replace(wanted, base=base)
+    with folder.held(), disk.errors_named(folder.path):
+        if base.run.fresh:
+            folder.set_aside()
+            wanted = replace(wanted, base=replace(base, run=replace(base.run, fresh=False)))
+        _refuse_another(wanted)
+        objective.check(wanted)
+        prepare(base.data, Progress("packing", out))
+        planned = plan(wanted)
+        journal = Journal(folder.path / "trials.jsonl")
+        journal.mend()
+        disk.write_whole(folder.path / SOURCE, wanted.to_toml())
+        return Session(wanted, planned, journal, out, verbose, by_trial).run()
+
+
+@dataclass
+class Session:
+    """The parts of a search that is going on."""
+
+    wanted: Search
+    planned: SearchPlan
+    journal: Journal
+    out: TextIO
+    verbose: bool
+    faults: dict[int, str]
+
+    def run(self) -> Ended:
+        view = View(self.wanted, self.planned.trials, self.out)
+        for line in self.planned.lines():
+            view.say(line)
+        left = [number for number in range(self.planned.trials) if number not in self.journal.lines]
+        self._outcome: dict[str, Any] = {}
+        self._conductor: Conductor | Generations | Finals | None = None
+        self._began = time.monotonic()
+        with Signals(self._stop, view.say, lambda: "ours" in self._outcome) as signals:
+            thread = threading.Thread(target=self._work, args=(bool(left),), daemon=True)
+            thread.start()
+            try:
+                self._watch(thread, view, signals)
+            finally:
+                self._end(thread)
+        if error := self._outcome.get("error"):
+            raise error if isinstance(error, UdlError) else _explained(error)
+        signal = signals.received[0] if signals.received and self._conductor and self._conductor.stopping else 0
+        return self._ended(signal)
+
+    def _work(self, trials_left: bool) -> None:
+        """In a thread: Ray from start to end, the trials, then the winner's runs."""
+        from udl_dist import clusters
+
+        try:
+            self._outcome["ours"] = False
+            finals = self._finals()
+            if trials_left or (finals and not finals.over):
+                self._outcome["ours"] = clusters.start(self.wanted.base.run.address, self.verbose)
+                self._under_ray(trials_left)
+        except Exception as error:  # carried to the main thread, which explains it
+            self._outcome["error"] = error
+        finally:
+            if self._outcome.get("ours"):
+                clusters.end()
+
+    def _under_ray(self, trials_left: bool) -> None:
+        from udl_dist.search import places, tuning
+
+        slots = places.slots(self.wanted)
+        storage = self.wanted.folder / ".tune"
+        if trials_left:
+            self._conductor = self._new_conductor()
+            tuning.run(self._conductor, slots.parallel, slots.resources, storage, slots.grouped)
+        finals = self._finals()
+        if finals and not finals.over and not (self._conductor and self._conductor.stopping):
+            self._conductor = finals
+            tuning.run(finals, slots.parallel, slots.resources, storage, slots.grouped)
+            finals.refuse_failures()
+
+    def _new_conductor(self) -> Conductor | Generations:
+        from udl_dist.search import tuning
+
+        sampler, planned = make_sampler(self.wanted), self.planned
+        if self.wanted.settings.scheduler == "pbt":
+            return Generations(self.wanted, self.journal, sampler, planned.trials, planned.budget, self.faults)
+        rule = tuning.rule(self.wanted.settings, planned.rungs, planned.budget)
+        return Conductor(self.wanted, self.journal, sampler, rule, planned.trials, planned.budget, self.faults)
+
+    def _finals(self) -> Finals | None:
+        """The winner's runs, once all trials have ended and one of them won."""
+        lines = list(self.journal.lines.values())
+        best = results.winner(self.wanted, lines) if len(lines) >= self.planned.trials else None
+        return finals_of(self.wanted, best, self.planned.whole_images) if best else None
+
+    def _watch(self, thread: threading.Thread, view: View, signals: Signals) -> None:
+        settled, limit = False, self.wanted.settings.seconds
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            if "ours" in self._outcome and not settled:
+                signals.install()
+                settled = True
+            conductor = self._conductor
+            if conductor and not isinstance(conductor, Finals):
+                view.refresh(self.journal, len(conductor.running))
+            if limit and time.monotonic() - self._began > limit and conductor and not conductor.stopping:
+                view.say(f"search.seconds = {limit:g} are over: what runs writes a checkpoint and ends")
+                conductor.stop()
+            if conductor and conductor.stopping:
+                conductor.stop()  # again: a trial that was about to begin has not heard of it
+        view.refresh(self.journal, 0, last=True)
+
+    def _stop(self) -> None:
+        if self._conductor:
+            self._conductor.stop()
+
+    def _end(self, thread: threading.Thread) -> None:
+        if thread.is_alive() and self._outcome.get("ours"):
+            from udl_dist import clusters
+
+            clusters.end()
+            thread.join(clusters.START_SECONDS)
+
+    def _ended(self, signal: int) -> Ended:
+        lines = sorted(self.journal.lines.values(), key=lambda line: line.trial)[: self.planned.trials]
+        best, finals = results.winner(self.wanted, lines), self._finals()
+        if best:
+            made = finals_of(self.wanted, best, self.planned.whole_images).experiment(0)
+            text = f"# udl train {self.wanted.folder}/winner.toml\n# Trial {best.trial} of the search beside it.\n\n"
+            disk.write_whole(self.wanted.folder / "winner.toml", text + made.to_toml())
+        results.write_csv(self.wanted, lines)
+        ended = Ended(self.wanted, lines, self.planned.trials, self.planned.budget, best,
+                      finals.figures() if finals else {}, signal)  # fmt: skip
+        return ended
+
+
+def _refuse_another(wanted: Search) -> None:
+    """A folder that holds another search, or a run, is left as it is."""
+    source = wanted.folder / SOURCE
+    if (wanted.folder / "experiment.toml").exists():
+        raise UsageError(f"{wanted.folder} holds a run: choose another --run.folder")
+    if not source.exists():
+        return
+    before = asked.load(source, {})
+    if differing := asked.differences(before, wanted):
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise UsageError(f"{wanted.folder} holds another search: {'; '.join(differing[:3])}{more}: "
+                         "choose another --run.folder, or the settings it was started with")  # fmt: skip
+
+
+def finals_of(wanted: Search, best: Winner, total: int) -> Finals:
+    """The winner's runs on the full budget."""
+    return Finals(wanted, best.values, total, best.schedule)
+
+
+def _explained(error: Exception) -> UdlError:
+    from udl_dist.recovery import one_line
+
+    return ClusterError(f"Ray failed: {type(error).__name__}: {one_line(error)}: the same command goes on")
+
+
+def dry_run(wanted: Search) -> SearchPlan:
+    """What a search would do; nothing is started."""
+    planned = plan(wanted)
+    objective.check(wanted)
+    return planned
+
+
+def status(folder: Path) -> Ended:
+    """What a search folder holds now, whether somebody works at it or not."""
+    source = folder / SOURCE
+    if not source.exists():
+        raise UsageError(f"{folder} holds no search: give the folder of a udl search")
+    wanted = asked.load(source, {"run.folder": str(folder.absolute())})
+    journal = Journal(folder / "trials.jsonl")
+    planned = plan(wanted)
+    lines = sorted(journal.lines.values(), key=lambda line: line.trial)[: planned.trials]
+    best = results.winner(wanted, lines)
+    final = finals_of(wanted, best, planned.whole_images).figures() if best and len(lines) == planned.trials else {}
+    return Ended(wanted, lines, planned.trials, planned.budget, best, final)

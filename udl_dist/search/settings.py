@@ -1,0 +1,143 @@
+"""What a search is asked for: an experiment file with a [search] table, read strictly. Needs no torch and no Ray."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from udl_dist import experiment as experiments
+from udl_dist import settings
+from udl_dist.errors import UsageError
+from udl_dist.experiment import Experiment
+from udl_dist.search.axes import Axis, parse
+from udl_dist.settings import setting
+
+# What may differ when the same folder is searched on: no result depends on it.
+FREE = ("search.trials", "search.seconds", "search.parallel", "search.gpu_share", "search.keep", "search.final_seeds",
+        "search.plots", "run.", "track.", "evaluate.", "data.readers", "data.cache")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    metric: tuple[str, ...] = setting(
+        (), "held-out figure that is best at its least, such as val/negative_elbo; several (also a setting by its "
+            "name): the front of all that nothing beats; empty: the method's own")  # fmt: skip
+    mode: Literal["min", "max"] = setting("min", "max: the metric is best at its greatest")
+    trials: int = setting(0, "trials in all; 0 with a grid: all of it", low=0)
+    budget_images: int = setting(0, "images of a trial that is not stopped; 0: those of a whole run", low=0)
+    seconds: float = setting(0.0, "seconds after which the search stops, to be gone on with; 0: no limit", low=0)
+    scheduler: Literal["asha", "median", "pbt", "none"] = setting("asha", "which trials are stopped, and when")
+    least_images: int = setting(0, "images before a trial may be stopped; 0: a 27th of the budget by asha, a tenth by "
+                                   "median", low=0)  # fmt: skip
+    reduction: int = setting(3, "asha: one of so many trials goes on at each rung", low=2)
+    perturb_images: int = setting(0, "pbt: images between two generations; 0: a tenth of the budget", low=0)
+    sampler: Literal["random", "grid", "optuna"] = setting("random", "where the settings of a trial come from")
+    ahead: int = setting(4, "optuna: a trial is drawn from all but the last so many before it", low=1)
+    seed: int = setting(0, "where the settings of the trials come from", low=0, high=2**63 - 1)
+    seeds: int = setting(1, "trials of each setting, with other seeds; the best one is of the best mean", low=1)
+    final_seeds: int = setting(1, "runs of the winner on the full budget, with other seeds; 0: none", low=0)
+    parallel: int = setting(0, "trials at the same time; 0: as many as fit", low=0)
+    gpu_share: float = setting(1.0, "part of a GPU that a trial of one worker takes", above=0, high=1)
+    keep: int = setting(1, "best trials whose checkpoints stay", low=0)
+    plots: bool = setting(True, "draw the plots at the end")
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search: the experiment that every trial is a variant of, the settings of the search, its axes."""
+
+    base: Experiment
+    settings: SearchSettings
+    axes: tuple[Axis, ...]
+    tables: Mapping[str, Any]  # of the axes, as they were written
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.base.run.folder).absolute()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.base.to_dict(), "search": {**settings.to_dict(self.settings), **self.tables}}
+
+    def to_toml(self) -> str:
+        """The whole search as a job file that can be fed back."""
+        return tomli_w.dumps(self.to_dict())
+
+    def replace(self, **changes: Any) -> Search:
+        """A copy with other settings of the search."""
+        return replace(self, settings=replace(self.settings, **changes))
+
+
+def load(path: Path, flags: Mapping[str, str]) -> Search:
+    """Read a job file and apply flags; raise UsageError, in one line, for whatever makes no sense."""
+    values = experiments.read(path)
+    table = values.pop("search", None)
+    if not isinstance(table, Mapping):
+        raise UsageError(f"{path} has no [search] table, it is for udl train: udl train {path}")
+    theirs = {name: text for name, text in flags.items() if not name.startswith("search.")}
+    ours = {name.removeprefix("search."): text for name, text in flags.items() if name.startswith("search.")}
+    base = experiments.join(values, theirs, path)
+    plain, tables = _parted(table)
+    for name, text in ours.items():
+        if "." in name:
+            tables[name] = _from_text(text)
+        else:
+            known = settings.kinds(SearchSettings)
+            plain[name] = settings.from_text(known[name], text) if name in known else text
+    return build(base, plain, tables)
+
+
+def build(base: Experiment, plain: Mapping[str, Any], tables: Mapping[str, Any]) -> Search:
+    """Check and join the parts of a search."""
+    from udl_dist import methods
+
+    one = plain.get("metric")  # one metric need not be a list
+    found = settings.from_dict(SearchSettings, {**plain, "metric": one.split(",")} if isinstance(one, str) else plain,
+                               "search.")  # fmt: skip
+    own = methods.find(base.method_name).best
+    if not any(found.metric):
+        if not own:
+            raise UsageError(f"search.metric is missing: method {base.method_name} has no figure of its own")
+        found = replace(found, metric=(f"val/{own}",))
+    return Search(base, found, parse(tables, base), dict(tables))
+
+
+def differences(old: Search, new: Search) -> list[str]:
+    """What differs between two searches that one folder cannot hold, as `name was old, now new`."""
+    before, after = (settings.flatten(each.to_dict()) for each in (old, new))
+    return [f"{name} was {before.get(name)!r}, now {after.get(name)!r}" for name in sorted(set(before) | set(after))
+            if before.get(name) != after.get(name) and not name.startswith(FREE)]  # fmt: skip
+
+
+def _parted(table: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The plain settings of a [search] table and its axes, which are the names with dots, quoted or not."""
+    plain: dict[str, Any] = {}
+    axes: dict[str, Any] = {}
+    for name, value in table.items():
+        if "." in name:
+            axes[name] = value
+        elif isinstance(value, Mapping) and name not in settings.kinds(SearchSettings):
+            axes |= {f"{name}.{rest}": found for rest, found in _nested(value).items()}
+        else:
+            plain[name] = value
+    return plain, axes
+
+
+def _nested(table: Mapping[str, Any]) -> dict[str, Any]:
+    """`latent_dim.choice` below `[search.method]` as the axis `latent_dim`."""
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        deeper = isinstance(value, Mapping) and value and all(isinstance(each, Mapping) for each in value.values())
+        found |= {f"{name}.{rest}": below for rest, below in _nested(value).items()} if deeper else {name: value}
+    return found
+
+
+def _from_text(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # refused by name

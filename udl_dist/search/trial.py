@@ -1,0 +1,162 @@
+"""One trial: its experiment, its folder, and the body that trains it, with the loop that every run has.
+
+A trial of one worker is trained in the process that calls `train`, one of several by workers under Ray Train.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from udl_dist import disk, faults, pulse
+from udl_dist.errors import TrainingError, UdlError, UsageError
+from udl_dist.experiment import Experiment, from_dict
+from udl_dist.packing.prepare import prepare
+from udl_dist.recovery import one_line
+from udl_dist.runs import RunFolder
+from udl_dist.search.axes import with_values
+from udl_dist.search.gate import Gate
+from udl_dist.search.settings import Search
+from udl_dist.stream.opening import Prepared
+from udl_dist.stream.settings import DataSettings
+
+LOCK_SECONDS = 20.0  # that the process of a search which was killed may take to go
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one trial has to do next: plain values, so that it travels. `rungs` are in its own steps."""
+
+    trial: int
+    experiment: dict[str, Any]
+    rungs: tuple[int, ...] = ()
+    until: int = 0
+    faults: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a turn ended: `state` is complete, stopped (by a decision or at `until`), paused (by a signal) or failed."""
+
+    state: str
+    images: int = 0
+    figures: dict[str, float] | None = None
+    why: str = ""
+    seconds: float = 0.0
+
+
+def folder_of(search: Search, trial: int) -> Path:
+    return search.folder / "trials" / f"{trial:04d}"
+
+
+def experiment_of(
+    search: Search, trial: int, values: Mapping[str, Any], seed: int, budget: int, rungs: tuple[int, ...]
+) -> Experiment:
+    """A trial as an experiment of its own: `udl train` takes the experiment.toml in its folder."""
+    made = with_values(search.base, values)
+    # Rungs are validated at, and nothing is in between: what a trial costs beside its steps is what a search costs.
+    evaluate = replace(made.evaluate, every_images=budget, at_images=rungs, pictures=False)
+    run = replace(made.run, folder=str(folder_of(search, trial)), checkpoint_images=0, fresh=False,
+                  keep_checkpoints=1)  # fmt: skip
+    group = made.track.group or search.folder.name
+    return made.replace(
+        train=replace(made.train, seed=seed, total_images=budget, epochs=0.0),
+        evaluate=evaluate,
+        run=run,
+        track=replace(made.track, group=group),
+    )
+
+
+def in_steps(images: int, batch_size: int) -> int:
+    """Images rounded up to whole steps."""
+    return -(-images // batch_size) * batch_size
+
+
+def train(turn: Turn, group: Callable[..., dict[str, Any]] | None, reached: Callable[[], None]) -> Outcome:
+    """Train a trial until it ends, is stopped or fails, in its folder; whatever happens is an outcome, not an error.
+
+    `group` trains it by several workers, None: it is trained here. `reached` is called where it waits at a rung.
+    """
+    began = time.monotonic()
+    try:
+        outcome = _train(from_dict(turn.experiment), turn, group, reached)
+    except UdlError as error:
+        outcome = Outcome("failed", why=str(error))
+    except Exception as error:  # a trial that fails in whatever way costs itself only
+        outcome = Outcome("failed", why=f"{type(error).__name__}: {one_line(error)}")
+    return replace(outcome, seconds=time.monotonic() - began)
+
+
+def _train(
+    experiment: Experiment, turn: Turn, group: Callable[..., dict[str, Any]] | None, reached: Callable[[], None]
+) -> Outcome:
+    folder = RunFolder(experiment.run.folder)
+    gate = Gate(str(folder.path), turn.rungs, turn.until)
+    with disk.errors_named(folder.path), _held(folder):
+        if (done := folder.finished()) is not None:
+            return Outcome("complete", done["images"], done["figures"])
+        disk.write_whole(folder.experiment, experiment.to_toml())
+        prepared = _prepared(experiment.data)
+        if group:
+            result = group(experiment, prepared, turn.faults, gate)
+        else:
+            result = _alone(experiment, prepared, turn.faults, folder, gate, reached)
+        if not result["stopped"]:
+            folder.finish({"images": result["images"], "figures": result["figures"]})
+        state = "paused" if folder.stop_asked() else "stopped"
+        return Outcome(state if result["stopped"] else "complete", result["images"], _last_figures(folder))
+
+
+def _alone(
+    experiment: Experiment, prepared: Prepared, faulty: str, folder: RunFolder, gate: Gate, reached: Callable[[], None]
+) -> dict[str, Any]:
+    """Train by the one worker that this process is."""
+    import torch
+
+    from udl_dist.training.ranks import Ranks
+    from udl_dist.worker import work
+
+    def asked(images: int) -> bool:
+        reached()
+        return gate(images)
+
+    faults.arm(faulty, folder, 0)
+    wanted = experiment.run.device != "cpu" and torch.cuda.is_available()
+    return work(experiment, prepared, Ranks(torch.device("cuda" if wanted else "cpu")), gate=asked)
+
+
+@contextlib.contextmanager
+def _held(folder: RunFolder) -> Iterator[None]:
+    """Hold the folder; what a killed search left at work in it is ended first."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    for life in pulse.lives(folder).values():
+        if life.process != os.getpid():
+            life.kill()
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(folder.held())
+                break
+            except UsageError as error:
+                if time.monotonic() > deadline:
+                    raise TrainingError(str(error)) from None
+                time.sleep(0.1)
+        yield
+
+
+def _last_figures(folder: RunFolder) -> dict[str, float]:
+    """The figures of the last validation."""
+    looked = [point for point in folder.points() if any(name.startswith("val/") for name in point)]
+    return {name: value for name, value in looked[-1].items() if name != "images"} if looked else {}
+
+
+@lru_cache(8)
+def _prepared(data: DataSettings) -> Prepared:
+    """Where the images are, found once in a process."""
+    return prepare(data)
