@@ -70,7 +70,7 @@ def test_the_best_checkpoint_is_used_unless_another_is_asked_for(trained: dict[s
 
 def test_averaged_weights_are_used_where_a_run_keeps_them(trained: dict[str, Path]) -> None:
     model = udl_dist.load(trained["gan"])
-    files, _ = checkpoint.load(checkpoint.path_of(trained["gan"] / "checkpoints", 480))
+    files, _ = checkpoint.load(checkpoint.path_of(trained["gan"] / "checkpoints", model.origin.images))
     assert model.origin.averaged
     for name, value in model.method.networks.state_dict().items():
         expected = files["average"][name] if name.startswith("generator.") else files["networks"][name]
@@ -103,16 +103,17 @@ def test_a_folder_that_is_neither_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_passed_over_and_said_and_never_when_it_is_the_best(
     trained: dict[str, Path], tmp_path: Path
 ) -> None:
-    for method in ("gan", "ae"):
-        shutil.copytree(trained[method], tmp_path / method)
-        last = checkpoint.complete(tmp_path / method / "checkpoints")[-1] if method == "gan" else Path(
-            checkpoint.best_of(checkpoint.complete(tmp_path / method / "checkpoints"), "val/mse") or "")  # fmt: skip
-        (last / "networks.safetensors").write_bytes(b"\x80\x04K\x01.")  # a pickle
-    model = udl_dist.load(tmp_path / "gan")
+    shutil.copytree(trained["ae"], tmp_path / "run")
+    kept = checkpoint.complete(tmp_path / "run" / "checkpoints")
+    best = checkpoint.best_of(kept, "val/mse")
+    assert best
+    for damaged in {best, kept[-1]}:
+        (damaged / "networks.safetensors").write_bytes(b"\x80\x04K\x01.")  # a pickle
+    model = udl_dist.load(tmp_path / "run", checkpoint="last")
     assert model.origin.images < 480
     assert "passed over" in model.origin.notes[0]
     with pytest.raises(TrainingError, match="networks.safetensors is damaged"):
-        udl_dist.load(tmp_path / "ae")
+        udl_dist.load(tmp_path / "run")
 
 
 def test_weights_of_other_networks_are_refused_by_the_first_that_differs(
