@@ -54,7 +54,6 @@ def compare(folders: Sequence[str], out: Path) -> Compared:
     """Compare two runs or more; raise UsageError if there is nothing that may be compared."""
     if len(folders) < 2:
         raise UsageError("udl compare needs two runs or more")
-    curves.require_matplotlib()
     accounts = [account.read(folder) for folder in folders]
     names = _names(accounts)
     figures, refused = _held_out(accounts)

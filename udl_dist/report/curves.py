@@ -51,14 +51,6 @@ def as_png(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
             raise UsageError(f"cannot write {str(path)!r} ({error.strerror or error}): name another place") from None
 
 
-def require_matplotlib() -> None:
-    """Raise UsageError if curves cannot be drawn here."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UsageError("curves need matplotlib: pip install 'udl-dist[report]'") from None
-
-
 def settled(curves: Mapping[str, Curve]) -> tuple[float, float] | None:
     """Limits that show what comes after the first tenth, where the start would flatten it; None if all can be shown."""
     last = max((images[-1] for images, _ in curves.values()), default=0.0)
@@ -86,7 +78,6 @@ class _drawing:
     """Matplotlib's settings for the while; nobody else's figures are touched."""
 
     def __init__(self, number: int, ink: str, line: str) -> None:
-        require_matplotlib()
         import matplotlib
 
         self._context = matplotlib.rc_context({

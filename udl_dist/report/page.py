@@ -8,16 +8,12 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-from udl_dist.errors import UsageError
-
 
 def page(values: Mapping[str, Any], trusted: str = "svg") -> str:
     """The HTML of a report; strings in `values` may hold anything, only those called `trusted` are markup of ours."""
-    try:
-        import jinja2
-        import markupsafe
-    except ImportError:
-        raise UsageError("a page needs jinja2: pip install 'udl-dist[report]'") from None
+    import jinja2
+    import markupsafe
+
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_clean,
                                      trim_blocks=True, lstrip_blocks=True)  # fmt: skip
     script = _text("film.js")

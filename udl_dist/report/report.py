@@ -47,7 +47,6 @@ class Reported:
 
 def report(folder: str, out: Path | None = None) -> Reported:
     """Write the page, into the run folder unless told where; raise UsageError for a folder that is no run."""
-    curves.require_matplotlib()
     about = account.read(folder)
     shown, faults = films(about.pictures)
     about.faults += faults
