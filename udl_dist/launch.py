@@ -10,7 +10,6 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,8 @@ from udl_dist.signals import Signals
 from udl_dist.stream.opening import Prepared
 from udl_dist.terminal import Terminal
 from udl_dist.watchdog import GRACE_SECONDS, put_down
+
+Gate = Any  # what `work` asks whether to go on; its type would bring in torch
 
 
 def run(
@@ -56,7 +57,7 @@ def run(
 
 
 def train_within(
-    experiment: Experiment, prepared: Prepared, faults: str, gate: Callable[[int], bool]
+    experiment: Experiment, prepared: Prepared, faults: str, gate: Gate
 ) -> dict[str, Any]:  # fmt: skip
     """The same in a process that has joined a Ray, such as a trial of a search: no signals and no terminal."""
     folder = RunFolder(experiment.run.folder)
@@ -98,7 +99,7 @@ def _watch(
 
 def _train(
     experiment: Experiment, prepared: Prepared, verbose: bool, faults: str, outcome: dict[str, Any],
-    gate: Callable[[int], bool] | None = None,
+    gate: Gate | None = None,
 ) -> None:  # fmt: skip
     """Run in a thread: Ray from start to end; leaves `result` or `error` in `outcome`, `ours` if Ray is to be ended.
 
@@ -119,7 +120,7 @@ def _train(
 
 def _groups(
     experiment: Experiment, prepared: Prepared, faults: str, folder: RunFolder, outcome: dict[str, Any],
-    gate: Callable[[int], bool] | None,
+    gate: Gate | None,
 ) -> dict[str, Any]:  # fmt: skip
     """One group of workers after the other, each as large as there is place for, until one ends the run.
 
@@ -157,9 +158,7 @@ def _groups(
         size = clusters.size(experiment, size.workers, wait)
 
 
-def _trainer(
-    experiment: Experiment, prepared: Prepared, size: Size, faults: str, gate: Callable[[int], bool] | None
-) -> Any:
+def _trainer(experiment: Experiment, prepared: Prepared, size: Size, faults: str, gate: Gate | None) -> Any:
     """Ray's trainer for one group of workers."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer

@@ -29,15 +29,18 @@ from udl_dist.training.numerics import ROLLBACKS, Diverged, Kept
 from udl_dist.training.ranks import Ranks
 from udl_dist.watchdog import Watchdog
 
+Gate = Callable[[int], bool | None]
+ANSWERS = (None, False, True)
+
 
 def work(
     experiment: Experiment, prepared: Prepared, ranks: Ranks, hand_over: Callable[[Report], None] = lambda report: None,
-    gate: Callable[[int], bool] = lambda images: True,
+    gate: Gate = lambda images: True,
 ) -> dict[str, Any]:  # fmt: skip
     """Train to the end or to a stop; return `{"images", "stopped", "figures"}`, the same on every rank.
 
     `hand_over` hears of each report that comes with a checkpoint, on every rank at the same images. `gate` is asked
-    on rank 0, after each validation and where the run goes on from, whether to go on: it may take its time.
+    on rank 0, after each validation and where the run goes on from, whether to go on; None: that is not known yet.
     """
     folder, rollbacks = RunFolder(experiment.run.folder), 0
     with disk.errors_named(folder.path), Watchdog(folder, ranks.rank, experiment.run.hang_seconds) as watchdog:
@@ -56,7 +59,7 @@ def work(
 
 def _work(
     experiment: Experiment, prepared: Prepared, ranks: Ranks, hand_over: Callable[[Report], None],
-    gate: Callable[[int], bool], folder: RunFolder, watchdog: Watchdog, rollbacks: int,
+    gate: Gate, folder: RunFolder, watchdog: Watchdog, rollbacks: int,
 ) -> dict[str, Any]:  # fmt: skip
     """One attempt, after so many that came to nothing; raise Diverged where it does."""
     stream, held_out = open_feed(prepared, experiment.train.seed, batch_memory(ranks.device))
@@ -113,9 +116,15 @@ def _work(
     return {"images": images, "stopped": stopped, "figures": figures}
 
 
-def _goes_on(gate: Callable[[int], bool], images: int, ranks: Ranks) -> bool:
-    """Rank 0's answer, on every rank: two that were asked might hear of a stop at different times."""
-    return bool(ranks.from_leader(int(gate(images)) if ranks.leads else 0))
+def _goes_on(gate: Gate, images: int, ranks: Ranks) -> bool:
+    """Rank 0's answer, on every rank: two that were asked might hear of a stop at different times.
+
+    "Not yet" is told too, and asked again: no rank waits for another as long as that may take.
+    """
+    answer = None
+    while answer is None:
+        answer = ANSWERS[ranks.from_leader(ANSWERS.index(gate(images)) if ranks.leads else 0)]
+    return answer
 
 
 def _look_for_collapse(
