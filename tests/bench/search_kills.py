@@ -25,7 +25,7 @@ from tests.search.simulated import conductor, journal_of, trained
 from tests.training.learn import packed
 from udl_dist.search.journal import Journal
 
-IMAGES = 4_800
+IMAGES = 9_600
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from udl_dist import disk
 from udl_dist.runs import RunFolder
 
-POLL_SECONDS = 0.004
-SLOW_POLL_SECONDS = 0.05  # after the first second
+POLL_SECONDS = 0.001
+SLOW_POLL_SECONDS = 0.05  # after the first moments: it is others that are waited for
 PATIENCE_SECONDS = 20.0
 NAME = "decisions.jsonl"
 
@@ -38,7 +38,7 @@ class Gate:
                 return False
             if time.monotonic() - began > PATIENCE_SECONDS:
                 return None
-            time.sleep(POLL_SECONDS if time.monotonic() - began < 1 else SLOW_POLL_SECONDS)
+            time.sleep(POLL_SECONDS if time.monotonic() - began < 0.1 else SLOW_POLL_SECONDS)
         return all(answers[:passed])
 
 
