@@ -63,7 +63,7 @@ def suite(folder: Path, kills: int, trials: int, chance: random.Random) -> None:
         if killed < kills:
             at_work(process, folder / "cut" / "trials")
         try:
-            out, _ = process.communicate(timeout=chance.uniform(0, 8) if killed < kills else 900)
+            out, _ = process.communicate(timeout=chance.uniform(0, 2) if killed < kills else 900)
             break
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
