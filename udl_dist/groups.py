@@ -6,7 +6,6 @@ Each group is as large as there is place for. Workers and driver speak through t
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from udl_dist.storage.fetching import Limits
 from udl_dist.storage.places import is_remote, joined, parse
 from udl_dist.stream.opening import Prepared
 
+Gate = Any  # what `work` asks whether to go on; its type would bring in torch
+
 
 def _open(images: int) -> bool:
     """The gate of a run that nobody stops at a validation."""
@@ -35,7 +36,7 @@ class Launched:
     experiment: Experiment
     prepared: Prepared
     faults: str = ""
-    gate: Callable[[int], bool] = _open  # travels to the workers by its name
+    gate: Gate = _open  # travels to the workers by its name
     far: Launcher | None = None
 
     @property

@@ -9,14 +9,13 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 from udl_dist import clusters, groups, nodes, pulse
 from udl_dist.clusters import PLACEMENTS, POLL_SECONDS, START_SECONDS
 from udl_dist.errors import ClusterError, UdlError
 from udl_dist.experiment import Experiment
-from udl_dist.groups import Launched
+from udl_dist.groups import Gate, Launched
 from udl_dist.growing import Growing
 from udl_dist.recovery import as_error, one_line
 from udl_dist.signals import Signals
@@ -47,7 +46,7 @@ def run(launched: Launched, terminal: Terminal, verbose: bool = False) -> dict[s
 
 
 def train_within(
-    experiment: Experiment, prepared: Prepared, faults: str, gate: Callable[[int], bool]
+    experiment: Experiment, prepared: Prepared, faults: str, gate: Gate
 ) -> dict[str, Any]:  # fmt: skip
     """The same in a process that has joined a Ray, such as a trial of a search: no signals and no terminal."""
     launched = Launched(experiment, prepared, faults, gate)

@@ -31,6 +31,9 @@ from udl_dist.training.numerics import ROLLBACKS, Diverged, Kept
 from udl_dist.training.ranks import Ranks
 from udl_dist.watchdog import Watchdog
 
+Gate = Callable[[int], bool | None]
+ANSWERS = (None, False, True)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -40,7 +43,7 @@ class Task:
     prepared: Prepared
     ranks: Ranks
     hand_over: Callable[[Report], None]
-    gate: Callable[[int], bool]
+    gate: Gate
     folder: RunFolder
     watchdog: Watchdog
     node: Node | None  # where the run folder is in object storage
@@ -48,12 +51,12 @@ class Task:
 
 def work(
     experiment: Experiment, prepared: Prepared, ranks: Ranks, hand_over: Callable[[Report], None] = lambda report: None,
-    gate: Callable[[int], bool] = lambda images: True,
+    gate: Gate = lambda images: True,
 ) -> dict[str, Any]:  # fmt: skip
     """Train to the end or to a stop; return `{"images", "stopped", "figures"}`, the same on every rank.
 
     `hand_over` hears of each report that comes with a checkpoint, on every rank at the same images. `gate` is asked
-    on rank 0, after each validation and where the run goes on from, whether to go on: it may take its time.
+    on rank 0, after each validation and where the run goes on from, whether to go on; None: that is not known yet.
     """
     folder = RunFolder(mirror.working(experiment.run.folder, "node"))
     with carried(experiment.run.folder, folder, ranks.leads) as node:
@@ -140,9 +143,15 @@ def _attempt(task: Task, rollbacks: int) -> dict[str, Any]:
     return {"images": images, "stopped": stopped, "figures": figures}
 
 
-def _goes_on(gate: Callable[[int], bool], images: int, ranks: Ranks) -> bool:
-    """Rank 0's answer, on every rank: two that were asked might hear of a stop at different times."""
-    return bool(ranks.from_leader(int(gate(images)) if ranks.leads else 0))
+def _goes_on(gate: Gate, images: int, ranks: Ranks) -> bool:
+    """Rank 0's answer, on every rank: two that were asked might hear of a stop at different times.
+
+    "Not yet" is told too, and asked again: no rank waits for another as long as that may take.
+    """
+    answer = None
+    while answer is None:
+        answer = ANSWERS[ranks.from_leader(ANSWERS.index(gate(images)) if ranks.leads else 0)]
+    return answer
 
 
 def _look_for_collapse(

@@ -25,7 +25,7 @@ from tests.search.simulated import conductor, journal_of, trained
 from tests.training.learn import packed
 from udl_dist.search.journal import Journal
 
-IMAGES = 4_800
+IMAGES = 9_600
 
 
 def main() -> None:
@@ -60,8 +60,10 @@ def suite(folder: Path, kills: int, trials: int, chance: random.Random) -> None:
         starts += 1
         process = subprocess.Popen([sys.executable, "-m", "udl_dist", "search", str(job)], stdout=subprocess.PIPE,
                                    stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+        if killed < kills:
+            at_work(process, folder / "cut" / "trials")
         try:
-            out, _ = process.communicate(timeout=chance.uniform(8, 25) if killed < kills else 900)
+            out, _ = process.communicate(timeout=chance.uniform(0, 2) if killed < kills else 900)
             break
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
@@ -76,6 +78,15 @@ def suite(folder: Path, kills: int, trials: int, chance: random.Random) -> None:
           f"{'all as undisturbed' if same else 'DIFFERENT'}")  # fmt: skip
     assert same
     assert len(lines) == len(whole.journal.lines) == trials
+
+
+def at_work(process: subprocess.Popen[bytes], trials: Path) -> None:
+    """Wait until a trial gets somewhere in this start, or the search has ended."""
+    began = time.time()
+    while process.poll() is None:
+        if any(path.stat().st_mtime > began for path in trials.glob("*/curves.jsonl")):
+            return
+        time.sleep(0.1)
 
 
 if __name__ == "__main__":

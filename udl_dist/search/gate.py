@@ -13,8 +13,9 @@ from pathlib import Path
 from udl_dist import disk
 from udl_dist.runs import RunFolder
 
-POLL_SECONDS = 0.004
-SLOW_POLL_SECONDS = 0.05  # after the first second
+POLL_SECONDS = 0.001
+SLOW_POLL_SECONDS = 0.05  # after the first moments: it is others that are waited for
+PATIENCE_SECONDS = 20.0
 NAME = "decisions.jsonl"
 
 
@@ -26,8 +27,8 @@ class Gate:
     rungs: tuple[int, ...]
     until: int = 0  # images after which this turn of the trial ends; 0: not before the run does
 
-    def __call__(self, images: int) -> bool:
-        """Whether to go on after so many images, waiting until that is decided; no once a stop is asked for."""
+    def __call__(self, images: int) -> bool | None:
+        """Whether to go on after so many images; no once a stop is asked for, None after a while of waiting."""
         if self.until and images >= self.until:
             return False
         passed = sum(rung <= images for rung in self.rungs)
@@ -35,7 +36,9 @@ class Gate:
         while len(answers := decisions(Path(self.folder))) < passed and all(answers):
             if RunFolder(self.folder).stop_asked():
                 return False
-            time.sleep(POLL_SECONDS if time.monotonic() - began < 1 else SLOW_POLL_SECONDS)
+            if time.monotonic() - began > PATIENCE_SECONDS:
+                return None
+            time.sleep(POLL_SECONDS if time.monotonic() - began < 0.1 else SLOW_POLL_SECONDS)
         return all(answers[:passed])
 
 

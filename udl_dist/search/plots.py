@@ -119,7 +119,8 @@ def _over_latent(axes: Axes, search: Search, good: Sequence[Line], floor: Mappin
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set(xlabel=LATENT, ylabel=search.settings.metric[0])
-    _readable(axes, list(_shown(search, good)))
+    drawn = list(floor.values()) if axes.lines[-1].get_label() == "PCA" else []
+    _readable(axes, [*_shown(search, good), *drawn])
     axes.legend()
 
 

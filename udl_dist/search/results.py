@@ -96,7 +96,9 @@ class Ended:
         front = Objective(self.search).front(self.lines) if len(self.search.settings.metric) > 1 else []
         if front:
             lines.append(f"  nothing beats trials {', '.join(str(line.trial) for line in front)}")
-        return [*lines, f"  in it: winner.toml, search.csv, trials.jsonl, trials/, winner/{_plots(self.search.folder)}"]
+        places = ("winner.toml", "search.csv", "trials.jsonl", "trials", "winner", "plots")
+        there = [place for place in places if (self.search.folder / place).exists()]
+        return [*lines, f"  in it: {', '.join(there)}"]
 
 
 def winner(search: Search, lines: Sequence[Line]) -> Winner | None:
@@ -163,10 +165,6 @@ def images(lines: Sequence[Line]) -> int:
 
 def short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _plots(folder: Path) -> str:
-    return ", plots/" if (folder / "plots").is_dir() else ""
 
 
 def at_work(folder: Path, ended: set[int]) -> list[dict[str, Any]]:

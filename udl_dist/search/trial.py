@@ -126,7 +126,7 @@ def _alone(
 
     waited = 0.0
 
-    def asked(images: int) -> bool:
+    def asked(images: int) -> bool | None:
         nonlocal waited
         began = time.monotonic()
         reached()
