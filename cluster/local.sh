@@ -74,7 +74,8 @@ up() {
         --include-dashboard=true --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" \
         --ray-client-server-port="$client"
     for ((worker = 0; worker < workers; worker++)); do
-        ray_start --address="127.0.0.1:$gcs" --num-cpus="$cpus"
+        # A temporary folder of its own: nodes that share one take the files of a running job from under each other.
+        ray_start --address="127.0.0.1:$gcs" --num-cpus="$cpus" --temp-dir="$(cat "$state/temporary")/$worker"
     done
     printf 'http://127.0.0.1:%s' "$dashboard" >"$state/address"
     say "up: $(cat "$state/address"), $((workers * cpus)) CPU cores; the token is in $state/token"

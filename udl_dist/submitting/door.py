@@ -119,6 +119,7 @@ def _get(address: str, path: str, token: str, missing: Any = None) -> Any:
         with _OPENER.open(request, timeout=WAIT_SECONDS) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code in (401, 403):
             raise ClusterError(f"{address} does not accept the token: is it this cluster's? ({error.code})") from None
         if error.code == 404 and missing is not None:

@@ -15,7 +15,8 @@ from udl_dist.submitting import parcel
 from udl_dist.submitting.client import STOP_SECONDS, Client, State
 from udl_dist.submitting.job import Job
 
-STARTED = re.compile(r"^Running entrypoint for job .*\n", re.MULTILINE)
+# What Ray itself writes into the log of a job.
+STARTED = re.compile(r"^(Running entrypoint for job .*|\d{4}-\d\d-\d\d \S+\sINFO job_manager\.py.*)\n", re.MULTILINE)
 ENDING_SECONDS = 30.0  # until Ray says how a command ended that prints no more
 
 
