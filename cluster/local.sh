@@ -64,20 +64,22 @@ up() {
     "$python" -c 'import ray, aiohttp' 2>/dev/null || fail "no Ray with a dashboard for $python: pip install 'udl-dist[cluster]', or set UDL_PYTHON"
     make_folder
     : >"$state/log"
-    read -r gcs dashboard client <<<"$(ports 3)"
+    local port worker
+    read -r -a port <<<"$(ports $((4 + workers)))" # free ones: another Ray may have the usual ones
     unset RAY_AUTH_TOKEN RAY_ADDRESS RAY_API_SERVER_ADDRESS
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$state/token" RAY_worker_niceness=0
     UDL_LOCAL_CLUSTER="$(cat "$state/mark")" && export UDL_LOCAL_CLUSTER
     PATH="$("$python" -c 'import sys; print(sys.prefix)')/bin:$PATH" && export PATH # jobs run `python`: this one
     say "starting a head and $workers workers"
-    ray_start --head --port="$gcs" --num-cpus=0 --num-gpus=0 --temp-dir="$(cat "$state/temporary")" \
-        --include-dashboard=true --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" \
-        --ray-client-server-port="$client"
+    ray_start --head --port="${port[0]}" --num-cpus=0 --num-gpus=0 --temp-dir="$(cat "$state/temporary")" \
+        --include-dashboard=true --dashboard-host=127.0.0.1 --dashboard-port="${port[1]}" \
+        --ray-client-server-port="${port[2]}" --dashboard-agent-listen-port="${port[3]}"
     for ((worker = 0; worker < workers; worker++)); do
         # A temporary folder of its own: nodes that share one take the files of a running job from under each other.
-        ray_start --address="127.0.0.1:$gcs" --num-cpus="$cpus" --temp-dir="$(cat "$state/temporary")/$worker"
+        ray_start --address="127.0.0.1:${port[0]}" --num-cpus="$cpus" --temp-dir="$(cat "$state/temporary")/$worker" \
+            --dashboard-agent-listen-port="${port[4 + worker]}"
     done
-    printf 'http://127.0.0.1:%s' "$dashboard" >"$state/address"
+    printf 'http://127.0.0.1:%s' "${port[1]}" >"$state/address"
     say "up: $(cat "$state/address"), $((workers * cpus)) CPU cores; the token is in $state/token"
     say "next: udl submit jobs/vae_digits.toml --follow"
 }

@@ -52,7 +52,7 @@ ALLOWED = {
                "plan", "pulse", "recovery", "runs", "signals", "stream", "terminal", "training", "worker"},
     "session": {"disk", "faults", "experiment", "groups", "plan", "mirror", "runs", "packing", "storage", "stream",
                 "terminal", "tracking", "launch"},
-    "submitting": {"experiment", "search", "storage"},
+    "submitting": {"clusters", "experiment", "nodes", "packing", "recovery", "search", "shards", "storage", "stream"},
     "models": {"experiment", "methods", "training", "runs", "images"},
     "using": {"models", "methods", "evaluation", "images", "iterables", "packing", "stream", "shards", "disk",
               "clusters"},

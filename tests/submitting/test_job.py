@@ -19,7 +19,8 @@ def test_every_path_is_absolute_before_it_travels(monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
     flags = {"data.source": "shards", "data.held_out": "~/held",
-             "data.more_sources": '["s3://bucket/more", "b/{0..9}.tar"]', "data.keys": "keys.txt", "data.cache": "cache", "track.key_file": "key"}  # fmt: skip
+             "data.more_sources": '["s3://bucket/more", "b/{0..9}.tar"]', "data.keys": "keys.txt",
+             "data.cache": "cache", "track.key_file": "key"}  # fmt: skip
     job = jobs.load(JOBS / "ae_digits.toml", flags)
     data, run = job.experiment.data, job.experiment.run
     assert (data.source, data.held_out) == (f"{tmp_path}/shards", "/home/me/held")

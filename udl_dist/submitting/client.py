@@ -17,6 +17,7 @@ from udl_dist.submitting.door import ADDRESSES, TOKEN_FILE, Door
 
 STOP_SECONDS = 120  # for a checkpoint, before Ray kills
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+AGENT_SECONDS = 30.0  # for a cluster that has just been started
 POLL_SECONDS = 0.5
 TRIES = 5  # to follow on after the connection broke
 
@@ -59,10 +60,17 @@ class Client:
 
     def submit(self, name: str, command: str, folder: Path) -> None:
         """Start a command in a copy of `folder`; raise ClusterError if there is a job of that name."""
-        environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
-        with _told(self._address):
-            self._client.submit_job(entrypoint=command, submission_id=name,
-                                    runtime_env={"working_dir": str(folder), "env_vars": environment})  # fmt: skip
+        environment = {"working_dir": str(folder), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}
+        deadline = time.monotonic() + AGENT_SECONDS
+        while True:
+            try:
+                with _told(self._address):
+                    self._client.submit_job(entrypoint=command, submission_id=name, runtime_env=environment)
+                return
+            except ClusterError as error:
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL_SECONDS)
 
     def jobs(self) -> list[State]:
         """All jobs of ours, the oldest first."""
@@ -79,6 +87,11 @@ class Client:
         """Send the command SIGTERM; Ray kills it if it has not ended in time for a checkpoint."""
         with _told(self._address):
             self._client.stop_job(name)
+
+    def forget(self, name: str) -> None:
+        """Take a job that has ended off the list."""
+        with _told(self._address):
+            self._client.delete_job(name)
 
     def logs(self, name: str) -> str:
         """All that the command has printed."""

@@ -18,16 +18,15 @@ from typing import Any
 
 from udl_dist import clusters, nodes
 from udl_dist.errors import UdlError
+from udl_dist.packing.finding import list_shards
 from udl_dist.packing.prepare import is_packed_at_first_use
 from udl_dist.recovery import one_line
 from udl_dist.settings import as_path
 from udl_dist.shards.index import NAME
 from udl_dist.storage import objects
 from udl_dist.storage.places import is_remote, joined
-from udl_dist.stream.loading import list_shards
 from udl_dist.stream.settings import cache_folder
 from udl_dist.submitting import parcel
-from udl_dist.submitting.job import load
 
 MARK = "udl-doctor "
 HEAD = "the head"
@@ -154,14 +153,14 @@ def _readable(path: str) -> None:
 
 def _is_indexed(source: str) -> bool:
     """Whether an index lies beside the shards; without one the job makes it first."""
-    if source == "digits" or not is_remote(source) and not os.path.isdir(source):
+    if source == "digits" or (not is_remote(source) and not os.path.isdir(source)):
         return True
     return any(_exists(joined(source, name) if is_remote(source) else f"{source}/{name}")
                for name in (NAME, f"train/{NAME}"))  # fmt: skip
 
 
 def _exists(place: str) -> bool:
-    return bool(objects.stamp(place)) if is_remote(place) else Path(place).exists()
+    return objects.exists(place) if is_remote(place) else Path(place).exists()
 
 
 def _places(experiment: Any) -> str:

@@ -1,4 +1,4 @@
-"""udl submit, status, logs, stop: a job on a Ray cluster that is there already."""
+"""udl submit, status, logs, stop, doctor: a job on a Ray cluster that is there already."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ def add(verbs: Verbs) -> None:
     logs.add_argument("--follow", action="store_true", help="go on until it ends, and end as it ends")
     stop = _verb(verbs, "stop", _stop, help="have a job write a checkpoint and end; udl submit resumes it")
     stop.add_argument("job", help="a job file or the id of a job")
+    doctor = _verb(verbs, "doctor", _doctor, help="whether a job would run on a cluster, check by check")
+    doctor.add_argument("job", type=Path, help="a job file")
 
 
 def _verb(verbs: Verbs, name: str, act: Any, **about: Any) -> argparse.ArgumentParser:
@@ -82,6 +84,25 @@ def _stop(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     state = submit.stop(client, submit.newest(client, name).name)
     show([submit.line_of(state)], submit.as_dict(state), asked.json)
     return 0
+
+
+def _doctor(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.errors import ClusterError
+    from udl_dist.submitting import doctor
+    from udl_dist.submitting import job as jobs
+    from udl_dist.submitting.client import Client
+    from udl_dist.submitting.door import opened
+
+    job = jobs.load(asked.job, flags)
+    door = opened(asked.address, asked.insecure)
+    checks = []
+    for check in doctor.examine(door, Client(door), job):
+        checks.append(check)
+        if not asked.json:
+            print(check.line(), flush=True)
+    if asked.json:
+        print(json.dumps({"checks": [vars(check) for check in checks]}))
+    return 0 if all(check.good for check in checks) else ClusterError.exit_code
 
 
 def _followed(client: Any, name: str, as_json: bool) -> int:
