@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from udl_dist import __version__
 from udl_dist.errors import UdlError, UsageError
-from udl_dist.verbs import data, results, searching, training, use
+from udl_dist.verbs import clusters, data, results, searching, training, use
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -53,6 +53,6 @@ def _parser() -> argparse.ArgumentParser:
                      allow_abbrev=False)  # fmt: skip
     parser.add_argument("--version", action="version", version=f"udl-dist {__version__}")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for family in (training, searching, data, use, results):
+    for family in (training, searching, clusters, data, use, results):
         family.add(verbs)
     return parser

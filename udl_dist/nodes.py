@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,13 @@ def refuse_unshared(experiment: Experiment, prepared: Prepared, witness: Path | 
     `witness` is a file that all must see alike; None: the experiment in the run folder. Asked of every node but this
     one, whose disk is the one that counts; without other nodes nothing is asked.
     """
-    import ray
-
-    here = ray.get_runtime_context().get_node_id()
-    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here
-              and node["Resources"].get("CPU", 0) + node["Resources"].get("GPU", 0) > 0]  # fmt: skip
-    if not others:
+    if not (others := _others()):
         return
     where = experiment.run.folder
     kept = witness or RunFolder(mirror.working(where, "launcher")).experiment
     settings = kept.read_bytes()
     data = [path for path in (*prepared.train, *prepared.held_out) if Path(path).exists()]  # others are far away
-    answers = _ask(others, joined(where, "experiment.toml") if is_remote(where) else str(kept), data)
+    answers = _ask(others, _look, joined(where, "experiment.toml") if is_remote(where) else str(kept), data)
     if unlike := [name for name, (seen, _) in answers.items() if seen != settings]:
         raise ClusterError(f"run.folder {mirror.name_of(where)} is not the same on {_listed(unlike)}: "
                            "choose one on a disk that all nodes share")  # fmt: skip
@@ -45,17 +40,31 @@ def refuse_unshared(experiment: Experiment, prepared: Prepared, witness: Path | 
                            "on a disk that all nodes share")  # fmt: skip
 
 
-def _ask(nodes: Sequence[dict[str, Any]], settings: str, data: list[str]) -> dict[str, tuple[bytes, list[str]]]:
+def ask(look: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    """What `look(*arguments)` finds on each node that has CPUs or GPUs, by the node's name; this one is not asked."""
+    return _ask(_others(), look, *arguments)
+
+
+def _others() -> list[dict[str, Any]]:
+    """The nodes that workers may be placed on, but for this one."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here
+            and node["Resources"].get("CPU", 0) + node["Resources"].get("GPU", 0) > 0]  # fmt: skip
+
+
+def _ask(nodes: Sequence[dict[str, Any]], look: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
     """What each node sees, by its name."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    asked = ray.remote(_look)
+    asked = ray.remote(look)
     questions = {}
     for node in nodes:
         strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, node {node['NodeID'][:8]})"
-        questions[name] = asked.options(num_cpus=0, scheduling_strategy=strategy, max_retries=0).remote(settings, data)
+        questions[name] = asked.options(num_cpus=0, scheduling_strategy=strategy, max_retries=0).remote(*arguments)
     answers = {}
     for name, question in questions.items():
         try:

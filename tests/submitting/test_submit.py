@@ -1,0 +1,140 @@
+"""A closed cluster of this machine, and jobs on it, by the commands that a person types: all of it takes minutes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.submitting.test_job import JOBS
+from tests.test_cli import refused, udl
+from udl_dist.submitting import door
+
+pytestmark = pytest.mark.long
+LOCAL = JOBS.parent / "cluster" / "local.sh"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`local.sh up` under the loosest umask; its address."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        for name in (*door.ADDRESSES, door.TOKEN_FILE, "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):
+            patch.delenv(name, raising=False)
+        done = subprocess.run([LOCAL, "up"], umask=0, capture_output=True, text=True, timeout=180, check=False)
+        assert done.returncode == 0, done.stderr
+        try:
+            yield (door.state() / "address").read_text()
+        finally:
+            done = subprocess.run([LOCAL, "down"], capture_output=True, text=True, timeout=120, check=False)
+            assert done.stdout == "down: nothing is left\n", done.stderr
+            assert not list(door.state().iterdir())
+
+
+def job(folder: Path, *more: str) -> list[str]:
+    quiet = ["--track.mode", "off", "--train.report_images", "1000"]
+    return [str(JOBS / "ae_digits.toml"), "--run.folder", str(folder), *quiet, *more]
+
+
+def until(met: object, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not met():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def test_token_and_folder_are_ours_alone() -> None:
+    assert door.state().stat().st_mode & 0o777 == 0o700
+    assert (door.state() / "token").stat().st_mode & 0o777 == 0o600
+    assert len((door.state() / "token").read_text()) == 64  # 256 bits in hexadecimal
+
+
+def test_a_job_is_followed_to_its_end_and_is_complete_when_it_is_submitted_again(tmp_path: Path) -> None:
+    asked = job(tmp_path / "run", "--train.epochs", "2")
+    done = udl("submit", *asked, "--follow")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "complete after" in done.stdout
+    assert "Running entrypoint" not in done.stdout
+    assert "the package and the job" in done.stderr
+    again = udl("submit", *asked, "--follow", "--json")
+    assert json.loads(again.stdout)["status"] == "SUCCEEDED"
+    assert json.loads(again.stdout)["id"].endswith("-2")
+
+
+def test_the_exit_code_is_the_runs(tmp_path: Path) -> None:
+    done = udl("submit", *job(tmp_path / "run", "--data.source", str(tmp_path / "none")), "--follow")
+    assert done.returncode in (2, 3)
+    assert str(tmp_path / "none") in done.stdout
+
+
+def test_a_stopped_job_leaves_a_checkpoint_and_goes_on_when_submitted_again(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    asked = job(folder, "--train.epochs", "3000")
+    first = json.loads(udl("submit", *asked, "--json").stdout)
+    assert first["fresh"]
+    until((folder / "curves.jsonl").exists)
+    second = json.loads(udl("submit", *asked, "--json").stdout)
+    assert (second["id"], second["fresh"], second["status"]) == (first["id"], False, "RUNNING")
+    assert json.loads(udl("stop", *asked, "--json").stdout) == {
+        "id": first["id"],
+        "status": "STOPPED",
+        "exit_code": 143,
+    }
+    assert list((folder / "checkpoints").iterdir())
+    assert "stopped; the same command goes on" in udl("logs", first["id"]).stdout
+    refused(udl("stop", first["id"]), 2, "has ended already: stopped")
+    refused(udl("stop", "udl-unknown-0123456789ab"), 2, "no job udl-unknown-0123456789ab on this cluster")
+    udl("submit", *asked)
+    until(lambda: "resumed after" in (folder / "messages.log").read_text())
+    assert udl("status", *asked).stdout == f"{first['id']}-2  running\n"
+    udl("stop", *asked)
+
+
+def test_doctor_asks_each_node(tmp_path: Path) -> None:
+    done = udl("doctor", *job(tmp_path / "run"), "--json")
+    checks = json.loads(done.stdout)["checks"]
+    assert done.returncode == 0, checks
+    assert {check["what"] for check in checks} >= {"address", "token", "ray", "workers", "folder", "data", "clock"}
+    assert f"{tmp_path / 'run'} on all 3 nodes" in [check["found"] for check in checks]
+    assert not (tmp_path / "run").exists()
+    done = udl("doctor", *job(tmp_path / "run", "--run.workers", "9"))
+    assert done.returncode == 5
+    assert "BAD  workers    do not fit: run.workers = 9 needs 9 CPU cores, the cluster has 2" in done.stdout
+
+
+def test_every_route_asks_for_the_token(cluster: str) -> None:
+    for path in ("/api/version", "/api/jobs/", "/api/cluster_status", "/nodes?view=summary", "/logical/actors",
+                 "/api/v0/nodes", "/api/v0/logs", "/events", "/api/packages/gcs/x.zip", "/api/component_activities",
+                 "/worker/traceback?pid=1"):  # fmt: skip
+        for shown, codes in (({}, {401}), ({"Authorization": "Bearer wrong"}, {401, 403})):
+            with pytest.raises(urllib.error.HTTPError) as refusal:
+                urllib.request.urlopen(urllib.request.Request(cluster + path, headers=shown), timeout=10)
+            assert refusal.value.code in codes, path
+            refusal.value.close()
+
+
+def test_the_token_is_nowhere_but_in_its_file(tmp_path: Path) -> None:
+    """Searched: what was printed, Ray's logs, the run, every command line and environment on this machine."""
+    token = (door.state() / "token").read_bytes()
+    done = udl("submit", *job(tmp_path / "run", "--train.epochs", "1"), "--follow")
+    assert token.decode() not in done.stdout + done.stderr
+    logs = [door.state() / "log", *Path((door.state() / "temporary").read_text().strip()).rglob("*"),
+            *(tmp_path / "run").rglob("*")]  # fmt: skip
+    processes = [entry / name for entry in Path("/proc").glob("[0-9]*") for name in ("cmdline", "environ")]
+    searched = 0
+    for file in (*logs, *processes):
+        try:
+            if file.is_file() and not file.is_socket():
+                assert token not in file.read_bytes(), file
+                searched += 1
+        except OSError:
+            continue  # it has just ended, or is somebody else's
+    assert searched > 100
+    assert os.environ.get("RAY_AUTH_TOKEN") is None

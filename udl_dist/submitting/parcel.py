@@ -1,0 +1,50 @@
+"""What is sent to a cluster: this package's own files and the job, nothing that lies beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from udl_dist.errors import UsageError
+
+PACKAGE = Path(__file__).parent.parent
+SUFFIXES = (".py", ".typed", ".css", ".js", ".jinja")
+LIMIT_BYTES = 16 * 2**20
+JOB_FILE = "job.toml"
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A folder that is sent as it is."""
+
+    folder: Path
+    files: int
+    bytes: int
+
+
+@contextlib.contextmanager
+def packed(toml: str, limit_bytes: int = LIMIT_BYTES) -> Iterator[Parcel]:
+    """The parcel, in a temporary folder that nobody else reads; raise UsageError if it is larger than it may be."""
+    with tempfile.TemporaryDirectory(prefix="udl-parcel-") as made:
+        folder = Path(made)
+        (folder / JOB_FILE).write_text(toml, encoding="utf-8")
+        for file in files():
+            target = folder / PACKAGE.name / file.relative_to(PACKAGE)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+        sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
+        if sum(sizes) > limit_bytes:
+            raise UsageError(f"package and job are {sum(sizes):,} bytes, more than {limit_bytes:,}: something that "
+                             f"is not ours lies in {PACKAGE}")  # fmt: skip
+        yield Parcel(folder, len(sizes), sum(sizes))
+
+
+def files() -> list[Path]:
+    """The files of the package: code and what its pages are made of; no link, no hidden one, no byte code."""
+    return [file for file in sorted(PACKAGE.rglob("*"))
+            if file.suffix in SUFFIXES and file.is_file() and not file.is_symlink()
+            and not any(part.startswith((".", "__pycache__")) for part in file.relative_to(PACKAGE).parts)]  # fmt: skip
