@@ -1,4 +1,4 @@
-"""The settings of what is looked at while a run goes on."""
+"""The settings of what is looked at while a run goes on, and of `udl evaluate`; needs no torch."""
 
 from __future__ import annotations
 
@@ -13,3 +13,26 @@ class EvaluateSettings:
     at_images: tuple[int, ...] = setting((), "images after which there is a validation too, with a checkpoint", low=1)
     pictures: bool = setting(True, "write PNG grids into the run folder at each validation")
     columns: int = setting(10, "images in a row of a picture", low=1, high=100)
+
+
+@dataclass(frozen=True)
+class FigureSettings:
+    """What `udl evaluate` measures, and on how many images."""
+
+    families: tuple[str, ...] = setting((), "families of figures; empty: all that the method and the images allow")
+    images: int = setting(10_000, "held-out images at most, drawn at random; 0: all of them", low=0)
+    train_images: int = setting(
+        10_000, "training images at most that floors, neighbours and probes learn from; 0: all", low=0
+    )
+    data: str = setting("", "another source whose images are measured; empty: the run's held-out images")
+    seed: int = setting(0, "where noise, latents and clusters come from")
+    seeds: int = setting(3, "sets of generated images; figures of them have a ± over these", low=1)
+    noise: tuple[float, ...] = setting(
+        (0.1, 0.25, 0.5), "deviations of added noise, pixels in [0, 1], whose removal is measured", above=0
+    )
+    bound_samples: int = setting(100, "latents an image in the importance-weighted bound (IWAE)", low=1)
+    extractor: str = setting("pixels", "what images are compared by: pixels (averaged to 8×8), or a file that udl "
+                                       "fit-extractor wrote")  # fmt: skip
+    workers: int = setting(0, "Ray workers that share the images; 0: this process alone", low=0)
+    readers: int = setting(1, "threads of each that read and decode ahead", low=0, high=256)
+    address: str = setting("", "a Ray cluster to join; empty: a private Ray on this machine")

@@ -96,7 +96,7 @@ class Method:
         self.networks = nn.ModuleDict({name: network.build() for name, network in self.describe().items()})
 
     def can(self, ability: str) -> bool:
-        """Whether this method defines `encode`, `decode`, `prior` or `measure`; two others follow from two each."""
+        """Whether this method defines `encode`, `decode`, `prior`, `measure` or `log_weights`; two more follow."""
         if getattr(type(self), ability) is not getattr(Method, ability):
             return True
         follows = {"reconstruct": ("encode", "decode"), "sample": ("prior", "decode")}
@@ -136,6 +136,14 @@ class Method:
         A mean is taken of each column: with x and x² as [B, D], `figures` has the variance of D numbers over the data.
         """
         raise NotImplementedError
+
+    def log_weights(self, batch: Batch, keys: Tensor) -> Tensor:  # [K, B] int64 -> [K, B]
+        """log p(x, z) - log q(z|x) of a latent for each key and image; the mean of their exp estimates p(x)."""
+        raise NotImplementedError
+
+    def pixel_levels(self) -> int:
+        """Values that a pixel of a likelihood has: 2, or 256 for a density over [-1, 1]; 0 if it is no likelihood."""
+        return 0
 
     def figures(self, means: Mapping[str, Tensor]) -> dict[str, float]:  # each [] or [D], float64
         """What is reported of the means of `measure` over all held-out images: the scalars as they are."""

@@ -130,6 +130,22 @@ class VariationalAutoencoder(Method):
         return super().figures(means) | {"active_units": float((variance > ACTIVE).sum()),
                                          "latent_scale": float(means["latent_square"].mean().sqrt())}  # fmt: skip
 
+    def log_weights(self, batch: Batch, keys: Tensor) -> Tensor:
+        images = self.targets(batch)
+        mean, logvar = self.posterior(images)
+        noise = chance.normal(keys.flatten(), "latent", (self.settings.latent_dim,)).to(mean.dtype)
+        noise = noise.view(*keys.shape, -1)
+        latents = mean + (logvar / 2).exp() * noise  # [K, B, Z]
+        output = self.networks["decoder"](latents.flatten(0, 1)).to(images.dtype)
+        surprise = self._surprise(images.expand(len(keys), *images.shape).flatten(0, 1), output).view(keys.shape)
+        # log N(z; 0, 1) - log q(z|x): their constants cancel.
+        return (noise.square() + logvar - latents.square()).sum(2) / 2 - surprise
+
+    def pixel_levels(self) -> int:
+        if self.settings.likelihood == "gaussian":
+            return 256
+        return 0 if self.settings.binarise == "none" else 2
+
     def alarms(self, figures: Mapping[str, float], seen: int) -> dict[str, str]:
         """Posterior collapse: the latents of an image say nothing of it. Exploding scale: they are far from N(0, 1)."""
         exploded = exploding("latents", figures.get("val/latent_scale", 0.0))

@@ -1,16 +1,18 @@
-"""Ray workers that each open a model once and make parts of an embedding: the only file of this room that knows Ray.
+"""Ray workers that each open a model once and share what is made with it: the only file of this room that knows Ray.
 
 All nodes must see the model, the images and the destination under the same paths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from udl_dist import clusters
 from udl_dist.errors import ClusterError, UdlError
+from udl_dist.evaluation.family import Taken
+from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.models.model import Model
 from udl_dist.using.parts import Layout
 
@@ -36,41 +38,72 @@ class Embedder:
         return embed_part(self._model, self._stream, Path(dest), layout, number)
 
 
+class Measurer:
+    """One worker of an evaluation."""
+
+    def __init__(self, folder: str, checkpoint: str | int, device: str, asked: FigureSettings) -> None:
+        from udl_dist.models.model import load
+        from udl_dist.using.measuring import Measuring
+
+        self._measuring = Measuring(load(folder, device, checkpoint), asked)
+
+    def ready(self) -> None:
+        """Answered once the worker is at work."""
+
+    def part(self, which: str, number: int) -> dict[str, Taken]:
+        return self._measuring.part(which, number)
+
+
 def embed(
     model: Model, source: str, dest: Path, layout: Layout, missing: list[int], workers: int, readers: int, address: str
 ) -> Iterator[int]:
     """Share the missing parts among workers, each the next one when it is done; give the images of each part."""
+    parts = [(str(dest.absolute()), layout, number) for number in missing]
+    for _, images in _shared(Embedder, model, (source, readers), parts, workers, address):
+        yield int(images)
+
+
+def measure(
+    model: Model, asked: FigureSettings, parts: Sequence[tuple[str, int]]
+) -> Iterator[tuple[tuple[str, int], dict[str, Taken]]]:
+    """The same with the parts of an evaluation; give each part and what was taken of it."""
+    yield from _shared(Measurer, model, (asked,), parts, asked.workers, asked.address)
+
+
+def _shared(
+    kind: type, model: Model, opened_with: tuple[Any, ...], parts: Sequence[Any], workers: int, address: str
+) -> Iterator[tuple[Any, Any]]:
     ours = clusters.start(address, verbose=False)
     try:
-        yield from _shared(model, source, dest, layout, missing, workers, readers)
+        yield from _handed_out(kind, model, opened_with, parts, workers)
     finally:
         if ours:
             clusters.end()
 
 
-def _shared(
-    model: Model, source: str, dest: Path, layout: Layout, missing: list[int], workers: int, readers: int
-) -> Iterator[int]:
+def _handed_out(
+    kind: type, model: Model, opened_with: tuple[Any, ...], parts: Sequence[Any], workers: int
+) -> Iterator[tuple[Any, Any]]:
     import ray
 
     gpu = int(model.device.type == "cuda")
     _refuse_too_many(workers, gpu)
-    kind = ray.remote(Embedder).options(num_cpus=1, num_gpus=gpu, max_restarts=RETRIES, max_task_retries=RETRIES)
+    actor = ray.remote(kind).options(num_cpus=1, num_gpus=gpu, max_restarts=RETRIES, max_task_retries=RETRIES)
     checkpoint = model.origin.images if model.origin.experiment else "best"
-    folder, place = str(model.origin.folder), str(dest.absolute())
-    idle = [kind.remote(folder, checkpoint, model.device.type, source, readers)
-            for _ in range(min(workers, len(missing)))]  # fmt: skip
+    idle = [actor.remote(str(model.origin.folder), checkpoint, model.device.type, *opened_with)
+            for _ in range(min(workers, len(parts)))]  # fmt: skip
     everybody = list(idle)
     try:
         _refuse_unplaced(everybody)
-        left, busy = list(missing), dict[Any, Any]()
+        left, busy = list(parts), dict[Any, Any]()
         while left or busy:
             while left and idle:
-                worker = idle.pop()
-                busy[worker.part.remote(place, layout, left.pop(0))] = worker
+                worker, part = idle.pop(), left.pop(0)
+                busy[worker.part.remote(*part)] = worker, part
             (done, *_), _ = ray.wait(list(busy), num_returns=1)
-            idle.append(busy.pop(done))
-            yield _result(done)
+            worker, part = busy.pop(done)
+            idle.append(worker)
+            yield part, _result(done)
     finally:
         for worker in everybody:  # in a Ray of somebody else they would keep their places
             ray.kill(worker)
@@ -87,12 +120,12 @@ def _refuse_unplaced(workers: list[Any]) -> None:
     _result(done[0])
 
 
-def _result(done: Any) -> int:
+def _result(done: Any) -> Any:
     """What a worker gave; its own refusal as it is, anything else as one line."""
     import ray
 
     try:
-        return int(ray.get(done) or 0)
+        return ray.get(done)
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", error)
         if isinstance(cause, UdlError):

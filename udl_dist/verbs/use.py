@@ -1,4 +1,4 @@
-"""udl sample, reconstruct, traverse, embed, score, fit-prior: what a trained model is good for."""
+"""udl sample, reconstruct, traverse, embed, score, evaluate, fit-prior: what a trained model is good for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from udl_dist import settings
 from udl_dist.errors import UsageError
+from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.using.settings import EmbedSettings
 from udl_dist.verbs import Verbs, new_verb, progress, show
 
@@ -43,6 +44,10 @@ def add(verbs: Verbs) -> None:
     score.add_argument("--quantile", type=float, default=0.99,
                        help="part of the run's held-out images that is not flagged (0.99)")  # fmt: skip
     score.add_argument("--threshold", type=float, help="a score above which an image is flagged, instead")
+
+    evaluate = _verb(verbs, "evaluate", "figures on held-out images, each with its protocol and its floor", _evaluate,
+                     settings=FigureSettings, chance=False)  # fmt: skip
+    evaluate.add_argument("--out", type=Path, help="the file to write (evaluation.json in the run folder)")
 
     prior = _verb(verbs, "fit-prior", "a mixture of Gaussians over a run's codes, to sample from", _fit_prior)
     prior.add_argument("--components", type=int, default=10, help="Gaussians (10)")
@@ -121,6 +126,15 @@ def _score(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 
     model = _model(asked, flags)
     done = scoring.score(model, asked.images, asked.by, asked.quantile, asked.threshold, asked.seed, asked.out)
+    show(done.lines(), done.as_dict(), asked.json)
+    return 0
+
+
+def _evaluate(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.using import evaluating
+
+    wanted = settings.from_flags(FigureSettings, flags)
+    done = evaluating.evaluate(_model(asked, {}), wanted, asked.out, progress("evaluating", "parts"))
     show(done.lines(), done.as_dict(), asked.json)
     return 0
 

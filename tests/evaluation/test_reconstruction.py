@@ -1,0 +1,50 @@
+"""Similarity of images against torchmetrics, PCA from sums against a decomposition of the images themselves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from udl_dist.evaluation import pca, similarity
+from udl_dist.evaluation.family import Taken, joined
+
+
+@pytest.fixture
+def pairs() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two sets of 5 smooth images of 3 × 19 × 23 in [-1, 1]."""
+    torch.manual_seed(0)
+    images = torch.nn.functional.interpolate(torch.rand(5, 3, 5, 5), (19, 23), mode="bilinear") * 2 - 1
+    return images, (images + 0.2 * torch.randn_like(images)).clamp(-1, 1)
+
+
+@pytest.mark.filterwarnings("default")
+def test_psnr_and_ssim_are_those_of_torchmetrics(pairs: tuple[torch.Tensor, torch.Tensor]) -> None:
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    first, second = ((images.double() + 1) / 2 for images in pairs)
+    errors = similarity.mse(*pairs)
+    expected = [peak_signal_noise_ratio(a[None], b[None], data_range=1.0) for a, b in zip(first, second, strict=True)]
+    torch.testing.assert_close(similarity.psnr(errors), torch.stack(expected).double(), atol=1e-6, rtol=0)
+    # Theirs is also a mean over places where the window hangs over the edge, ours as Wang et al. have it.
+    _, places = structural_similarity_index_measure(first, second, data_range=1.0, return_full_image=True)
+    whole = places[..., 5:-5, 5:-5].flatten(1).mean(1)
+    torch.testing.assert_close(similarity.ssim(*pairs), whole, atol=1e-6, rtol=0)
+
+
+def test_equal_images_have_a_similarity_of_one_and_a_finite_psnr(pairs: tuple[torch.Tensor, torch.Tensor]) -> None:
+    first, _ = pairs
+    torch.testing.assert_close(similarity.ssim(first, first), torch.ones(5).double())
+    assert similarity.psnr(similarity.mse(first, first)).tolist() == [100.0] * 5
+
+
+@pytest.mark.parametrize("components", [1, 3, 16])
+def test_pca_from_sums_is_pca_of_the_images(components: int) -> None:
+    torch.manual_seed(1)
+    fitted, measured = (torch.rand(count, 1, 4, 4) * 2 - 1 for count in (40, 13))
+    train = joined(Taken(len(part), pca.moments(part)) for part in torch.split(fitted, 7))
+    held_out = joined(Taken(len(part), pca.moments(part)) for part in torch.split(measured, 5))
+    rows, others = ((images.flatten(1).double() + 1) / 2 for images in (fitted, measured))
+    _, _, directions = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
+    kept = directions[:components]
+    expected = ((others - rows.mean(0)) - (others - rows.mean(0)) @ kept.T @ kept).square().mean()
+    assert pca.error(train, held_out, components) == pytest.approx(float(expected), abs=1e-12)

@@ -1,0 +1,122 @@
+"""Figures of a trained model: with their protocol, beside their floors, the same over any number of workers."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import udl_dist
+from tests.training.learn import packed
+from udl_dist import account
+from udl_dist.errors import TrainingError, UsageError
+from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.models.model import Model
+from udl_dist.using import evaluating
+
+
+def evaluate(model: Model, out: Path, **asked: Any) -> dict[str, Any]:
+    wanted = FigureSettings(**{"bound_samples": 4, **asked})
+    done = evaluating.evaluate(model, wanted, out / "evaluation.json", lambda done, total: None)
+    assert done.lines()
+    return done.as_dict()
+
+
+def test_figures_are_those_of_the_run_s_own_validation(trained: dict[str, Path], tmp_path: Path) -> None:
+    for method in ("ae", "vae"):
+        model = udl_dist.load(trained[method])
+        found = evaluate(model, tmp_path, families=("reconstruction",))["figures"]
+        assert found["mse"]["value"] == pytest.approx(model.origin.figures["val/mse"], rel=1e-5)
+        assert found["mse"]["floor"]["PCA of 4 numbers"] > 0
+        assert "ssim" not in found  # of images smaller than its window
+
+
+def test_each_figure_is_kept_with_its_protocol_and_read_by_reports(trained: dict[str, Path], tmp_path: Path) -> None:
+    model = udl_dist.load(trained["ae"])
+    done = evaluate(model, tmp_path, families=("reconstruction",))
+    kept = json.loads((tmp_path / "evaluation.json").read_text())["figures"]
+    assert kept == done["figures"]
+    protocol = kept["mse"]["protocol"]
+    assert (protocol["split"], protocol["size"], protocol["checkpoint"]) == ("held_out", "1×8×8", model.origin.images)
+    assert protocol["weights"] == model.origin.weights
+    (tmp_path / "experiment.toml").write_text((trained["ae"] / "experiment.toml").read_text())
+    assert account.read(tmp_path).evaluation["mse"].value == kept["mse"]["value"]
+    # What was measured of other weights does not stay beside it, what was measured of these does.
+    (tmp_path / "evaluation.json").write_text(json.dumps({"figures": {
+        "old": {"value": 1.0, "protocol": {"weights": "other"}}, "kept": kept["mse"]}}))  # fmt: skip
+    evaluate(model, tmp_path, families=("reconstruction",))
+    assert set(json.loads((tmp_path / "evaluation.json").read_text())["figures"]) == {*kept, "kept"}
+
+
+def test_what_a_method_cannot_have_is_refused_with_what_it_has(trained: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no reconstruction: it cannot reconstruct; it has "):
+        evaluate(udl_dist.load(trained["gan"]), tmp_path, families=("reconstruction",))
+    with pytest.raises(UsageError, match=r"unknown family of figures 'reconstuction': .*reconstruction"):
+        evaluate(udl_dist.load(trained["ae"]), tmp_path, families=("reconstuction",))
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_one_image_is_enough_where_a_mean_is_taken(trained: dict[str, Path], tmp_path: Path) -> None:
+    found = evaluate(udl_dist.load(trained["ae"]), tmp_path, images=1)["figures"]
+    assert found["mse"]["protocol"]["n"] == 1
+
+
+def test_numbers_that_are_not_finite_are_no_figures(trained: dict[str, Path], tmp_path: Path) -> None:
+    model = udl_dist.load(trained["ae"])
+    next(model.method.networks["decoder"].parameters()).data.fill_(torch.nan)
+    with pytest.raises(TrainingError, match="not finite: use another checkpoint"):
+        evaluate(model, tmp_path)
+
+
+def test_a_run_that_holds_nothing_out_asks_for_images(trained: dict[str, Path], tmp_path: Path) -> None:
+    from udl_dist.export.export import ExportSettings, export
+
+    export(udl_dist.load(trained["ae"]), tmp_path / "model", ExportSettings())
+    exported = udl_dist.load(tmp_path / "model")
+    with pytest.raises(UsageError, match="holds no images out that can be measured: name some with --data"):
+        evaluate(exported, tmp_path)
+    source = packed(tmp_path / "data", 20) / "train"
+    found = evaluate(exported, tmp_path, data=str(source), families=("reconstruction",))["figures"]
+    assert found["mse"]["floor"] is None
+    assert found["mse"]["protocol"]["pca"] == "none: no training images"
+
+
+def test_some_images_are_a_random_part_of_all(trained: dict[str, Path], tmp_path: Path) -> None:
+    source = str(packed(tmp_path / "data", 100) / "train")
+    model = udl_dist.load(trained["ae"])
+    part, whole = (evaluate(model, tmp_path, data=source, images=count, families=("reconstruction",))["figures"]["mse"]
+                   for count in (50, 0))  # fmt: skip
+    assert (part["protocol"]["n"], whole["protocol"]["n"]) == (50, 76)
+    assert part["value"] != whole["value"] == pytest.approx(part["value"], rel=0.2)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import ray
+
+        ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        yield
+        ray.shutdown()
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("counts", [(2,), pytest.param((1, 3), marks=pytest.mark.long)])
+def test_any_number_of_workers_makes_the_same_figures(
+    trained: dict[str, Path], tmp_path: Path, counts: tuple[int, ...]
+) -> None:
+    source = str(packed(tmp_path / "data", 900) / "train")
+    model = udl_dist.load(trained["vae"])
+    alone, *shared = (evaluate(model, tmp_path, data=source, workers=workers)["figures"] for workers in (0, *counts))
+    for other in shared:
+        assert {name: entry["value"] for name, entry in other.items()} == pytest.approx(
+            {name: entry["value"] for name, entry in alone.items()}, rel=1e-9
+        )
+        assert other["mse"]["protocol"] == alone["mse"]["protocol"]

@@ -1,0 +1,115 @@
+"""What a family of figures is: what it takes of each batch, summed or kept, and what it makes of all of it.
+
+Sums are in float64 and rows keep their order, so that figures are the same over any number of ranks. A family knows a
+method, never a stream, a rank or a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.methods import Batch, Method, Shape
+
+HELD_OUT, TRAIN = "held_out", "train"  # what is measured, and what may be learned from
+
+
+class Extractor(Protocol):
+    """What turns images into the numbers that sets of images are compared by."""
+
+    name: str
+    hash: str
+
+    def features(self, images: Tensor) -> Tensor: ...  # [N, C, H, W] in [-1, 1] -> [N, F]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The method that is measured, ready on its device, and how."""
+
+    method: Method
+    shape: Shape
+    latent_dim: int
+    asked: FigureSettings
+    extractor: Extractor
+    sample: Callable[[Tensor], Tensor] | None  # [N] int64 keys -> images; None if it makes none
+    sampled_from: str  # where its latents come from, in words
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One batch on the method's device; `start` counts the images before it, `labels` are -1 where there are none."""
+
+    batch: Batch
+    labels: Tensor  # [B] int64
+    start: int
+
+
+@dataclass
+class Taken:
+    """What was taken of images: sums over them in float64, and rows, one for each."""
+
+    images: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)
+
+    def mean(self, name: str) -> Tensor:
+        return self.sums[name] / self.images
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number, its spread over seeds where chance is, what to hold it against, and what else it depends on."""
+
+    value: float
+    sd: float | None = None
+    beside: Mapping[str, float] = field(default_factory=dict)  # floors and ceilings, by what they are
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Family:
+    """Figures that are taken together. A subclass says what it lacks, takes, and makes of what was taken."""
+
+    name: ClassVar[str]
+    learns: ClassVar[bool] = False  # whether it also goes through training images
+    least: ClassVar[int] = 1  # images that its figures need
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+
+    @classmethod
+    def lacking(cls, subject: Subject) -> str:
+        """Why this method cannot have these figures, in words; "" if it can."""
+        raise NotImplementedError
+
+    def take(self, which: str, seen: Seen) -> Taken:
+        """What goes into the figures of one batch of the images `which`."""
+        raise NotImplementedError
+
+    def figures(self, held_out: Taken, train: Taken | None) -> dict[str, Figure]:
+        """The figures by name; `train` is None where no training images can be had."""
+        raise NotImplementedError
+
+
+def summed(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sums over the images of a batch, [B, ...] -> [...], in float64 on the CPU."""
+    return {name: value.double().sum(0).cpu() for name, value in values.items()}
+
+
+def joined(parts: Iterable[Taken]) -> Taken:
+    """Parts in order as one: sums are added, rows follow each other."""
+    whole = Taken()
+    rows: dict[str, list[Tensor]] = {}
+    for part in parts:
+        whole.images += part.images
+        for name, value in part.sums.items():
+            whole.sums[name] = whole.sums[name].add_(value) if name in whole.sums else value.clone()
+        for name, value in part.rows.items():
+            rows.setdefault(name, []).append(value)
+    whole.rows = {name: torch.cat(values) for name, values in rows.items()}
+    return whole

@@ -1,0 +1,81 @@
+"""How well images come back: MSE, PSNR, SSIM, noise removed, beside PCA with as many numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from udl_dist.evaluation import pca, similarity
+from udl_dist.evaluation.family import TRAIN, Family, Figure, Seen, Subject, Taken, summed
+from udl_dist.methods import chance
+
+
+class Reconstruction(Family):
+    """Errors are of pixels in [0, 1]; PSNR and SSIM are means over images, the gain is of mean errors, in dB."""
+
+    name: ClassVar[str] = "reconstruction"
+    learns: ClassVar[bool] = True
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        self._small = math.prod(subject.shape) <= pca.MOST_PIXELS
+        self._windowed = min(subject.shape[1:]) >= similarity.WINDOW
+
+    @classmethod
+    def lacking(cls, subject: Subject) -> str:
+        return "" if subject.method.can("reconstruct") else "it cannot reconstruct"
+
+    def take(self, which: str, seen: Seen) -> Taken:
+        images = seen.batch.images
+        moments = pca.moments(images) if self._small else {}
+        if which == TRAIN:
+            return Taken(len(images), moments)
+        rebuilt = self.subject.method.reconstruct(images)
+        errors = similarity.mse(rebuilt, images)
+        values = {"mse": errors, "psnr": similarity.psnr(errors)}
+        if self._windowed:
+            values["ssim"] = similarity.ssim(rebuilt.clamp(-1, 1), images)
+        for level in self.subject.asked.noise:
+            noise = chance.normal(seen.batch.keys, f"evaluate {level}", self.subject.shape)
+            noisy = (images + 2 * level * noise).clamp(-1, 1)
+            values[f"noisy {level}"] = similarity.mse(noisy, images)
+            values[f"mended {level}"] = similarity.mse(self.subject.method.reconstruct(noisy), images)
+        return Taken(len(images), summed(values) | moments)
+
+    def figures(self, held_out: Taken, train: Taken | None) -> dict[str, Figure]:
+        floor = self._floor(held_out, train)
+        name = f"PCA of {self.subject.latent_dim} numbers"
+        pixels = {"pixels": "in [0, 1]", "pca": floor if isinstance(floor, str) else f"fitted to {_count(train)}"}
+        least = {} if isinstance(floor, str) else {name: floor}
+        # A mean of logarithms and the logarithm of a mean are no rivals, so each has its like beside it.
+        decibels = {f"of the mean error: {what}": _decibels(value) for what, value in
+                    {"this model": float(held_out.mean("mse")), **least}.items()}  # fmt: skip
+        found = {"mse": Figure(float(held_out.mean("mse")), beside=least, protocol=pixels),
+                 "psnr": Figure(float(held_out.mean("psnr")), beside=decibels, protocol=pixels)}  # fmt: skip
+        if self._windowed:
+            window = {"window": f"Gaussian {similarity.WINDOW}×{similarity.WINDOW}, where all of it fits"}
+            found["ssim"] = Figure(float(held_out.mean("ssim")), beside={"an image and itself": 1.0}, protocol=window)
+        for level in self.subject.asked.noise:
+            before, after = float(held_out.mean(f"noisy {level}")), float(held_out.mean(f"mended {level}"))
+            gain = _decibels(after) - _decibels(before)
+            noise = {"noise": f"normal, deviation {level:g}, clipped"}
+            found[f"denoising_gain_{level:g}"] = Figure(gain, beside={"the noisy image": 0.0}, protocol=noise)
+        return found
+
+    def _floor(self, held_out: Taken, train: Taken | None) -> float | str:
+        """PCA's error, or why there is none."""
+        if not self._small:
+            return f"none: more than {pca.MOST_PIXELS:,} pixels"
+        if train is None:
+            return "none: no training images"
+        if train.images <= self.subject.latent_dim:
+            return f"none: {train.images} training images are too few"
+        return pca.error(train, held_out, self.subject.latent_dim)
+
+
+def _decibels(error: float) -> float:
+    return -10 * math.log10(max(error, similarity.LEAST_ERROR))
+
+
+def _count(train: Taken | None) -> str:
+    return f"{train.images:,} training images" if train else "nothing"

@@ -1,0 +1,45 @@
+"""How like two images are: squared error, PSNR and SSIM of each pair. Knows no method."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+WINDOW, SIGMA = 11, 1.5  # Wang et al. 2004, section III-B
+K1, K2 = 0.01, 0.03
+LEAST_ERROR = 1e-10  # of images that are equal: their PSNR is 100 dB instead of infinite
+
+
+def mse(images: Tensor, others: Tensor) -> Tensor:  # [B, C, H, W] twice, in [-1, 1] -> [B] float64
+    """The mean squared error of pixels in [0, 1]."""
+    return (images.double() - others.double()).div(2).square().flatten(1).mean(1)
+
+
+def psnr(errors: Tensor) -> Tensor:  # [B] -> [B]
+    """The ratio of the range of pixels to their error, in dB."""
+    return -10 * errors.clamp(min=LEAST_ERROR).log10()
+
+
+def ssim(images: Tensor, others: Tensor) -> Tensor:  # [B, C, H, W] twice, in [-1, 1] -> [B] float64
+    """Structural similarity (Wang et al. 2004, eq. 13), the mean over all places where the whole window fits."""
+    first, second = (images.double() + 1) / 2, (others.double() + 1) / 2
+    mean_1, mean_2, square_1, square_2, product = _blurred(
+        torch.stack([first, second, first.square(), second.square(), first * second])
+    )
+    variances = square_1 - mean_1.square() + square_2 - mean_2.square()
+    covariance = product - mean_1 * mean_2
+    likeness = (2 * mean_1 * mean_2 + K1**2) * (2 * covariance + K2**2)
+    scale = (mean_1.square() + mean_2.square() + K1**2) * (variances + K2**2)
+    likenesses: Tensor = (likeness / scale).flatten(1).mean(1)
+    return likenesses
+
+
+def _blurred(stack: Tensor) -> Tensor:  # [M, B, C, H, W] -> [M, B, C, h, w]
+    many, count, channels, height, width = stack.shape
+    places = torch.arange(WINDOW, dtype=torch.float64, device=stack.device) - WINDOW // 2
+    weights = (-(places**2) / (2 * SIGMA**2)).exp()
+    weights = weights / weights.sum()
+    flat = stack.reshape(-1, 1, height, width)
+    blurred = functional.conv2d(functional.conv2d(flat, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))
+    return blurred.view(many, count, channels, *blurred.shape[2:])

@@ -1,0 +1,125 @@
+"""The images of an evaluation in parts, and what each family takes of a part: in this process or in a worker of Ray.
+
+Parts depend on the images alone, so whoever makes them, in whatever number, makes the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from udl_dist.errors import TrainingError, UsageError
+from udl_dist.evaluation import families
+from udl_dist.evaluation.extractor import Pixels
+from udl_dist.evaluation.family import HELD_OUT, TRAIN, Family, Seen, Subject, Taken, joined
+from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.methods import Batch
+from udl_dist.models.model import BATCH_IMAGES, Model
+from udl_dist.packing.prepare import prepare
+from udl_dist.stream.loading import Records
+from udl_dist.stream.opening import open_streams
+from udl_dist.stream.order import share
+from udl_dist.stream.reader import Stream
+from udl_dist.using.sources import as_batch, open_stream
+
+MOST_PARTS = 64
+
+
+class Measuring:
+    """A model, the images it is measured on, and the families of figures that can be had of both."""
+
+    def __init__(self, model: Model, asked: FigureSettings) -> None:
+        self.model, self.asked = model, asked
+        held_out, train = _streams(model, asked)
+        self.streams = {HELD_OUT: held_out} | ({TRAIN: train} if train else {})
+        limits = {HELD_OUT: asked.images, TRAIN: asked.train_images}
+        self.images = {which: min(limits[which] or stream.records, stream.records)
+                       for which, stream in self.streams.items()}  # fmt: skip
+        sample, sampled_from = _sampler(model)
+        subject = Subject(model.method, model.shape, model.latent_dim, asked, Pixels(), sample, sampled_from)
+        self.families, self.notes = families.chosen(subject, self.images[HELD_OUT])
+        if not self.families:
+            raise UsageError(f"{model.origin.folder} has no figures: {'; '.join(self.notes)}")
+
+    def parts(self) -> list[tuple[str, int]]:
+        """Every part that is to be made: of which images, and its number."""
+        needed = [which for which in self.streams if which == HELD_OUT or any(one.learns for one in self.families)]
+        return [(which, number) for which in needed for number in range(self._count(which))]
+
+    def part(self, which: str, number: int) -> dict[str, Taken]:
+        """What the families take of one part, by their names; raise TrainingError for what is not finite."""
+        taken: dict[str, list[Taken]] = {family.name: [] for family in self._taking(which)}
+        with torch.no_grad():
+            for start, records in self._records(which, number):
+                seen = self._seen(start, records)
+                for family in self._taking(which):
+                    taken[family.name].append(family.take(which, seen))
+        whole = {name: joined(batches) for name, batches in taken.items()}
+        for name, one in whole.items():
+            self._refuse_odd_numbers(name, one)
+        return whole
+
+    def _taking(self, which: str) -> list[Family]:
+        return [family for family in self.families if which == HELD_OUT or family.learns]
+
+    def _count(self, which: str) -> int:
+        return max(1, min(MOST_PARTS, -(-self.images[which] // BATCH_IMAGES)))
+
+    def _records(self, which: str, number: int) -> Iterator[tuple[int, Records]]:
+        """The batches of a part and the images before each: all once, or as many as are wanted in random order."""
+        stream, parts = self.streams[which], self._count(which)
+        start, stop = share(self.images[which], number, parts)
+        if self.images[which] == stream.records:
+            for records in stream.once(BATCH_IMAGES, number, parts):
+                yield start, records
+                start += len(records.images)
+            return
+        for records in stream.batches(start, BATCH_IMAGES):
+            yield start, _first(records, stop - start)
+            start += BATCH_IMAGES
+            if start >= stop:
+                return
+
+    def _seen(self, start: int, records: Records) -> Seen:
+        batch, device = as_batch(records), self.model.device
+        images, keys, own = (given.to(device) for given in (batch.images, batch.keys, batch.record_keys))
+        return Seen(Batch(images, keys, own, 0), torch.from_numpy(records.labels), start)
+
+    def _refuse_odd_numbers(self, name: str, taken: Taken) -> None:
+        for what, value in (taken.sums | taken.rows).items():
+            if not bool(value.isfinite().all()):
+                raise TrainingError(f"{self.model.origin.line()}: {name} ({what}) has numbers that are not finite: "
+                                    "use another checkpoint")  # fmt: skip
+
+
+def _streams(model: Model, asked: FigureSettings) -> tuple[Stream, Stream | None]:
+    """The images that are measured, and those the model learned from, where these can be had."""
+    experiment = model.origin.experiment
+    train = held_out = None
+    if experiment and not experiment.data.sequential:
+        plain = replace(experiment.data, random_crop=1.0, flip=False, readers=asked.readers)
+        train, held_out = open_streams(prepare(plain), experiment.train.seed)
+    if asked.data:
+        held_out = open_stream(model, asked.data, asked.readers, asked.seed)
+    if held_out is None:
+        raise UsageError(f"{model.origin.folder} holds no images out that can be measured: name some with --data")
+    return held_out, train
+
+
+def _sampler(model: Model) -> tuple[Callable[[Tensor], Tensor] | None, str]:
+    """What draws images for random keys, and where its latents come from."""
+    if model.method.can("sample"):
+        return model.method.sample, "the method's own prior"
+    if (mixture := model.mixture) is None:
+        return None, "nothing"
+    return (lambda keys: model.method.decode(mixture.draw(keys.cpu()).float().to(model.device)),
+            f"a mixture of {len(mixture.weights)} Gaussians over codes")  # fmt: skip
+
+
+def _first(records: Records, count: int) -> Records:
+    """The first `count` of a batch."""
+    return replace(records, images=records.images[:count], records=records.records[:count], keys=records.keys[:count],
+                   record_keys=records.record_keys[:count], labels=records.labels[:count])  # fmt: skip
