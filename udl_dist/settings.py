@@ -77,9 +77,11 @@ def kinds(cls: type, prefix: str = "") -> dict[str, Any]:
 
 
 def from_text(kind: Any, text: str) -> Any:
-    """The value of a flag: TOML where the type asks for it, so `[64, 32]`, `64,32`, `1e-3` and `true` all work."""
+    """The value of a flag: TOML where the type asks for it: `[64, 32]`, `64,32`, `a,b`, `1e-3` and `true` all work."""
     if kind is str or (get_origin(kind) is Literal and all(isinstance(choice, str) for choice in get_args(kind))):
         return text
+    if get_origin(kind) is tuple and get_args(kind)[0] is str and not text.startswith(("[", '"')):
+        return [part.strip() for part in text.split(",") if part.strip()]
     bracketed = f"[{text}]" if get_origin(kind) is tuple and not text.startswith("[") else text
     try:
         return tomllib.loads(f"value = {bracketed}")["value"]

@@ -73,7 +73,7 @@ def measured(method: Any, some: Batch, shape: tuple[int, int, int] = SHAPE, **as
 def test_the_bound_of_many_latents_is_the_likelihood_of_a_linear_model(linear: Any) -> None:
     some = images(linear)
     covariance = linear.weights @ linear.weights.T + SIGMA**2 * torch.eye(6)
-    exact = torch.distributions.MultivariateNormal(torch.zeros(6), covariance)
+    exact: Any = torch.distributions.MultivariateNormal(torch.zeros(6), covariance)
     expected = -float(exact.log_prob(some.images.flatten(1)).mean())
     found = measured(linear, some, bound_samples=5000)
     assert found["iwae_5000"].value == pytest.approx(expected, abs=2e-3)

@@ -8,16 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import udl_dist
+from tests.trained import run
 from tests.training.learn import packed
 from udl_dist import account
-from udl_dist.errors import TrainingError, UsageError
+from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.models.model import Model
 from udl_dist.using import evaluating
+from udl_dist.using.extracting import fit_extractor
+from udl_dist.using.settings import ExtractorSettings
 
 
 def evaluate(model: Model, out: Path, **asked: Any) -> dict[str, Any]:
@@ -93,6 +97,71 @@ def test_some_images_are_a_random_part_of_all(trained: dict[str, Path], tmp_path
                    for count in (50, 0))  # fmt: skip
     assert (part["protocol"]["n"], whole["protocol"]["n"]) == (50, 76)
     assert part["value"] != whole["value"] == pytest.approx(part["value"], rel=0.2)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A VAE on 400 images of four classes, patches of light in four corners with noise; `.npz` beside it."""
+    folder = tmp_path_factory.mktemp("labelled")
+    random = np.random.default_rng(0)
+    labels = np.arange(400) % 4
+    images = random.integers(0, 120, (400, 8, 8), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[4 * (label // 2) :, 4 * (label % 2) :][:4, :4] += 130
+    np.savez(folder / "made.npz", images=images, labels=labels)
+    return run("vae", folder / "made.npz", folder / "vae", data__held_out_fraction="0.25", data__cache=str(folder))
+
+
+def test_codes_and_sets_of_images_stand_beside_pixels_and_real_images(labelled: Path, tmp_path: Path) -> None:
+    model = udl_dist.load(labelled)
+    first, second = (evaluate(model, tmp_path) for _ in range(2))
+    assert first["figures"] == second["figures"]  # chance comes from the seed
+    assert first["skipped"] == []
+    figures = first["figures"]
+    assert figures["knn_accuracy"]["floor"] == {
+        "raw pixels": 1.0,
+        "always the commonest class": pytest.approx(0.3, abs=0.1),
+    }
+    assert figures["cluster_nmi"]["floor"]["raw pixels"] > 0.9
+    (floor,) = figures["frechet"]["floor"].values()
+    assert 0 < floor < figures["frechet"]["value"]
+    assert figures["frechet"]["sd"] > 0
+    assert figures["frechet"]["protocol"]["extractor"] == "pixels averaged to 8×8"
+
+
+def test_a_family_without_labels_or_images_enough_is_left_out_and_refused_when_asked_for(
+    trained: dict[str, Path], tmp_path: Path
+) -> None:
+    model = udl_dist.load(trained["vae"])
+    source = str(packed(tmp_path / "data", 100) / "train")
+    assert any("have no labels" in note for note in evaluate(model, tmp_path, data=source)["skipped"])
+    with pytest.raises(UsageError, match="no representation: its images have no labels"):
+        evaluate(model, tmp_path, data=source, families=("representation",))
+    with pytest.raises(UsageError, match="no distribution: it needs 50 images or more, there are 18; it has "):
+        evaluate(model, tmp_path, families=("distribution",))
+    with pytest.raises(UsageError, match="no distribution: it cannot sample"):
+        evaluate(udl_dist.load(trained["ae"]), tmp_path, data=source, families=("distribution",))
+    with pytest.raises(UsageError, match="no likelihood: it has no likelihood, so no ELBO; it has distribution"):
+        evaluate(udl_dist.load(trained["gan"]), tmp_path, data=source, families=("likelihood",))
+
+
+def test_an_extractor_is_fitted_kept_and_named_by_its_hash(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = tmp_path / "made.safetensors"
+    wanted = ExtractorSettings(size=8, epochs=6, readers=0)
+    source = str(labelled.parent / "made.npz")
+    done = fit_extractor(source, made, wanted, lambda done, total: None).as_dict()
+    assert done["accuracy"] > 0.9
+    model = udl_dist.load(labelled)
+    found = evaluate(model, tmp_path, extractor=str(made), families=("distribution",))["figures"]["frechet"]
+    assert found["protocol"]["extractor_sha256"] == done["sha256"]
+    with pytest.raises(UsageError, match="exists: name a new file"):
+        fit_extractor(source, made, wanted, lambda done, total: None)
+    with pytest.raises(DataError, match="no label"):
+        bare = packed(tmp_path / "bare", 30)
+        fit_extractor(str(bare), tmp_path / "other", wanted, lambda done, total: None)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,31 @@
-"""What sets of images are compared by: pixels averaged to 8×8, which can be had everywhere."""
+"""What sets of images are compared by: averaged pixels, or a small classifier of the user's own labelled images.
+
+A classifier is one safetensors file; its sha256 goes into every protocol, for two of them give other distances.
+"""
 
 from __future__ import annotations
 
-from torch import Tensor
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.nn import functional
 
+from udl_dist.errors import DataError, TrainingError, UsageError
+from udl_dist.evaluation.family import Extractor
+from udl_dist.methods import Shape
+from udl_dist.networks import NetworkSettings, encoder
+from udl_dist.settings import as_path
+
+PIXELS = "pixels"
 SIDE = 8
+FEATURES = 64
+KIND = "udl-dist extractor 1"
 
 
 class Pixels:
@@ -17,3 +37,60 @@ class Pixels:
     def features(self, images: Tensor) -> Tensor:
         sides = (min(SIDE, images.shape[2]), min(SIDE, images.shape[3]))
         return functional.adaptive_avg_pool2d(images, sides).flatten(1)
+
+
+class Classifier(nn.Module):
+    """Convolutions to 64 features, and a linear layer on them; features are brought to deviation 1."""
+
+    def __init__(self, shape: Shape, classes: int) -> None:
+        super().__init__()
+        self.shape, self.classes = shape, classes
+        self.body = encoder(NetworkSettings(kind="conv"), shape, FEATURES).build()
+        self.head = nn.Linear(FEATURES, classes)
+        self.centre: Tensor
+        self.scale: Tensor
+        self.register_buffer("centre", torch.zeros(FEATURES))
+        self.register_buffer("scale", torch.ones(FEATURES))
+        self.name, self.hash = f"classifier of {classes} classes", ""
+
+    def forward(self, images: Tensor) -> Tensor:  # [N, C, H, W] -> [N, classes]
+        logits: Tensor = self.head(self.body(images).relu())
+        return logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """[N, 64], or TrainingError for what is not finite."""
+        found: Tensor = (self.body(images).relu() - self.centre) / self.scale
+        if not bool(found.isfinite().all()):
+            raise TrainingError(f"the extractor {self.name} gives numbers that are not finite: fit it again")
+        return found
+
+    def save(self, path: Path) -> None:
+        facts = {"kind": KIND, "shape": json.dumps(self.shape), "classes": str(self.classes)}
+        save_file({name: value.contiguous().cpu() for name, value in self.state_dict().items()}, path, facts)
+
+
+def find(asked: str, shape: Shape, device: torch.device) -> Extractor:
+    """`pixels`, or the classifier in a file; raise UsageError or DataError for one that does not fit."""
+    return Pixels() if asked == PIXELS else load(as_path(asked), shape).to(device)
+
+
+def load(path: Path, shape: Shape) -> Classifier:
+    """A classifier from its file; raise DataError if it is none, UsageError if it looks at other images."""
+    try:
+        with safe_open(path, "pt") as file:
+            facts: dict[str, Any] = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} is no extractor ({' '.join(str(error).split())}): make one with udl fit-extractor, or "
+                        "say pixels") from None  # fmt: skip
+    if facts.get("kind") != KIND:
+        raise DataError(f"{path} is no extractor that udl fit-extractor wrote: make one, or say pixels")
+    if tuple(json.loads(facts["shape"])) != shape:
+        raise UsageError(f"{path} looks at images of {facts['shape']}, these are {list(shape)}: fit one to such images")
+    made = Classifier(shape, int(facts["classes"]))
+    try:
+        made.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise DataError(f"{path} is damaged ({str(error).splitlines()[0]}): fit it again") from None
+    made.hash = hashlib.sha256(path.read_bytes()).hexdigest()
+    return made.requires_grad_(False).eval()

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from udl_dist.errors import UsageError
+from udl_dist.evaluation.distribution import Distribution
 from udl_dist.evaluation.family import Family, Subject
 from udl_dist.evaluation.likelihood import Likelihood
 from udl_dist.evaluation.reconstruction import Reconstruction
+from udl_dist.evaluation.representation import Representation
 from udl_dist.settings import nearest
 
-FAMILIES: tuple[type[Family], ...] = (Reconstruction, Likelihood)
+FAMILIES: tuple[type[Family], ...] = (Reconstruction, Likelihood, Representation, Distribution)
 
 
 def chosen(subject: Subject, images: int) -> tuple[list[Family], list[str]]:

@@ -39,6 +39,7 @@ class Subject:
     extractor: Extractor
     sample: Callable[[Tensor], Tensor] | None  # [N] int64 keys -> images; None if it makes none
     sampled_from: str  # where its latents come from, in words
+    labelled: bool = False  # whether both held-out and training images have labels
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class Likelihood(Family):
         count, at_once = self.subject.asked.bound_samples, max(1, AT_ONCE // len(batch.images))
         marks = chance.keys(self.subject.asked.seed, count).to(batch.keys.device)
         total = torch.full((len(batch.images),), -math.inf, dtype=torch.float64, device=batch.images.device)
-        for some in marks.split(at_once):
+        for some in torch.split(marks, at_once):
             weights = self.subject.method.log_weights(batch, batch.keys ^ some[:, None]).double()
             total = torch.logaddexp(total, weights.logsumexp(0))
         return total - math.log(count)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from udl_dist import disk
+from udl_dist.evaluation.extractor import PIXELS
 from udl_dist.evaluation.family import HELD_OUT, TRAIN, Figure, Taken, joined
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.models.model import Model
+from udl_dist.settings import as_path
 from udl_dist.using.measuring import Measuring
 from udl_dist.using.outcome import Outcome, outcome, writing
 
@@ -21,6 +24,8 @@ Parts = dict[tuple[str, int], dict[str, Taken]]
 
 def evaluate(model: Model, asked: FigureSettings, out: Path | None, progress: Progress) -> Outcome:
     """Measure, write `evaluation.json` (into the run folder unless told where) and say what came out."""
+    if asked.extractor != PIXELS:
+        asked = replace(asked, extractor=str(as_path(asked.extractor).absolute()))  # workers may be elsewhere
     measuring = Measuring(model, asked)
     made: Parts = {}
     wanted = measuring.parts()

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from udl_dist.errors import TrainingError, UsageError
+from udl_dist.evaluation import extractor as extractors
 from udl_dist.evaluation import families
-from udl_dist.evaluation.extractor import Pixels
 from udl_dist.evaluation.family import HELD_OUT, TRAIN, Family, Seen, Subject, Taken, joined
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.methods import Batch
@@ -39,7 +39,9 @@ class Measuring:
         self.images = {which: min(limits[which] or stream.records, stream.records)
                        for which, stream in self.streams.items()}  # fmt: skip
         sample, sampled_from = _sampler(model)
-        subject = Subject(model.method, model.shape, model.latent_dim, asked, Pixels(), sample, sampled_from)
+        labelled = len(self.streams) == 2 and all(_labelled(stream) for stream in self.streams.values())
+        extractor = extractors.find(asked.extractor, model.shape, model.device)
+        subject = Subject(model.method, model.shape, model.latent_dim, asked, extractor, sample, sampled_from, labelled)
         self.families, self.notes = families.chosen(subject, self.images[HELD_OUT])
         if not self.families:
             raise UsageError(f"{model.origin.folder} has no figures: {'; '.join(self.notes)}")
@@ -117,6 +119,12 @@ def _sampler(model: Model) -> tuple[Callable[[Tensor], Tensor] | None, str]:
         return None, "nothing"
     return (lambda keys: model.method.decode(mixture.draw(keys.cpu()).float().to(model.device)),
             f"a mixture of {len(mixture.weights)} Gaussians over codes")  # fmt: skip
+
+
+def _labelled(stream: Stream) -> bool:
+    """Whether the first image has a label: those of a source have them all, or none."""
+    records = next(iter(stream.once(1)))
+    return int(records.labels[0]) >= 0
 
 
 def _first(records: Records, count: int) -> Records:

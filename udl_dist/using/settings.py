@@ -11,6 +11,20 @@ Kind = Literal["parquet", "npy"]
 
 
 @dataclass(frozen=True)
+class ExtractorSettings:
+    """How a classifier is fitted whose features sets of images are compared by."""
+
+    size: int = setting(28, "height and width in pixels that it sees", low=8, high=4096)
+    channels: Literal[1, 3] = setting(1, "1 for gray, 3 for colour")
+    fit: Literal["crop", "pad"] = setting("crop", "how other shapes become square: crop the middle, or pad with black")
+    epochs: int = setting(10, "times it goes through the images", low=1)
+    batch_size: int = setting(64, "images in a step", low=1)
+    learning_rate: float = setting(2e-3, "of Adam, falling to 0", above=0)
+    seed: int = setting(0, "where first weights and the order come from")
+    readers: int = setting(1, "threads that read and decode ahead", low=0, high=256)
+
+
+@dataclass(frozen=True)
 class EmbedSettings:
     """How the latents of a source are kept."""
 

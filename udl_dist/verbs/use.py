@@ -1,4 +1,4 @@
-"""udl sample, reconstruct, traverse, embed, score, evaluate, fit-prior: what a trained model is good for."""
+"""udl sample, reconstruct, traverse, embed, score, evaluate and what they need: what a trained model is good for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from udl_dist import settings
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import FigureSettings
-from udl_dist.using.settings import EmbedSettings
+from udl_dist.using.settings import EmbedSettings, ExtractorSettings
 from udl_dist.verbs import Verbs, new_verb, progress, show
 
 
@@ -48,6 +48,12 @@ def add(verbs: Verbs) -> None:
     evaluate = _verb(verbs, "evaluate", "figures on held-out images, each with its protocol and its floor", _evaluate,
                      settings=FigureSettings, chance=False)  # fmt: skip
     evaluate.add_argument("--out", type=Path, help="the file to write (evaluation.json in the run folder)")
+
+    fit = new_verb(verbs, "fit-extractor", ExtractorSettings,
+                   help="a small classifier of labelled images, for udl evaluate --extractor")  # fmt: skip
+    fit.add_argument("source", help="labelled shards, IDX files, an .npz or 'digits'")
+    fit.add_argument("dest", type=Path, help="the safetensors file to write")
+    fit.set_defaults(act=_fit_extractor)
 
     prior = _verb(verbs, "fit-prior", "a mixture of Gaussians over a run's codes, to sample from", _fit_prior)
     prior.add_argument("--components", type=int, default=10, help="Gaussians (10)")
@@ -135,6 +141,15 @@ def _evaluate(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 
     wanted = settings.from_flags(FigureSettings, flags)
     done = evaluating.evaluate(_model(asked, {}), wanted, asked.out, progress("evaluating", "parts"))
+    show(done.lines(), done.as_dict(), asked.json)
+    return 0
+
+
+def _fit_extractor(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.using import extracting
+
+    wanted = settings.from_flags(ExtractorSettings, flags)
+    done = extracting.fit_extractor(asked.source, asked.dest, wanted, progress("fitting", "steps"))
     show(done.lines(), done.as_dict(), asked.json)
     return 0
 

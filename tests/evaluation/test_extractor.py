@@ -1,0 +1,54 @@
+"""A classifier from a file: the same features, and a refusal of whatever is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from udl_dist.errors import DataError, TrainingError, UsageError
+from udl_dist.evaluation import extractor
+from udl_dist.evaluation.extractor import Classifier
+from udl_dist.evaluation.representation import purity
+
+CPU = torch.device("cpu")
+SHAPE = (1, 8, 8)
+
+
+def test_a_classifier_comes_back_from_its_file(tmp_path: Path) -> None:
+    made = Classifier(SHAPE, 3)
+    made.scale.fill_(2.0)
+    made.save(tmp_path / "made")
+    read, images = extractor.find(str(tmp_path / "made"), SHAPE, CPU), torch.rand(5, *SHAPE)
+    with torch.no_grad():
+        torch.testing.assert_close(read.features(images), made.features(images))
+    assert len(read.hash) == 64
+    with pytest.raises(UsageError, match=r"looks at images of \[1, 8, 8\], these are \[3, 8, 8\]"):
+        extractor.find(str(tmp_path / "made"), (3, 8, 8), CPU)
+
+
+def test_what_is_no_extractor_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"\x80\x04 no tensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other")
+    for name, why in (("text", "is no extractor"), ("nowhere", "is no extractor"), ("other", "no extractor that udl")):
+        with pytest.raises(DataError, match=why) as refusal:
+            extractor.find(str(tmp_path / name), SHAPE, CPU)
+        assert "\n" not in str(refusal.value)
+    facts = {"kind": extractor.KIND, "shape": "[1, 8, 8]", "classes": "3"}
+    save_file({"a": torch.zeros(1)}, tmp_path / "changed", facts)
+    with pytest.raises(DataError, match="is damaged"):
+        extractor.find(str(tmp_path / "changed"), SHAPE, CPU)
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    made = Classifier(SHAPE, 3)
+    made.scale.fill_(0.0)
+    with pytest.raises(TrainingError, match="not finite"):
+        made.features(torch.rand(2, *SHAPE))
+
+
+def test_purity_is_the_share_of_the_commonest_class_of_each_cluster() -> None:
+    labels, given = torch.tensor([0, 0, 1, 1, 2, 2]).numpy(), torch.tensor([5, 5, 5, 1, 1, 1]).numpy()
+    assert purity(labels, given) == pytest.approx(4 / 6)

@@ -1,0 +1,62 @@
+"""How far two sets of features are from each other: Fréchet, kernel and neighbour distances. Knows no image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+NEIGHBOURS = 5  # Naeem et al. 2020, section 4
+ROWS = 1000  # whose distances to all others are held at a time
+
+
+def frechet(real: Tensor, fake: Tensor) -> float:  # [N, F], [M, F]
+    """|μ - ν|² + tr(S + T - 2 (S½ T S½)½) of the Gaussians of both sets (Dowson & Landau 1982, eq. 4)."""
+    covariance, spread = (torch.cov(rows.double().T).view(rows.shape[1], -1) for rows in (real, fake))
+    values, vectors = torch.linalg.eigh(covariance)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    both = torch.linalg.eigvalsh(root @ spread @ root).clamp(min=0).sqrt().sum()
+    apart = (real.double().mean(0) - fake.double().mean(0)).square().sum()
+    return float(apart + covariance.trace() + spread.trace() - 2 * both)
+
+
+def kernel(real: Tensor, fake: Tensor) -> float:
+    """Squared MMD without bias under the kernel (xᵀy/F + 1)³ (Bińkowski et al. 2018, section 3), over whole sets."""
+    within = [_kernel_sum(rows, rows, True) / (len(rows) * (len(rows) - 1)) for rows in (real, fake)]
+    return sum(within) - 2 * _kernel_sum(real, fake, False) / (len(real) * len(fake))
+
+
+def neighbours(real: Tensor, fake: Tensor) -> dict[str, float]:
+    """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020), of k neighbours."""
+    real, fake = real.double(), fake.double()
+    real_radii, fake_radii = _radii(real), _radii(fake)
+    found = torch.zeros(4, dtype=torch.float64)
+    for distances in _distances(fake, real):
+        inside = distances <= real_radii
+        found[0] += inside.any(1).sum()
+        found[2] += inside.sum() / NEIGHBOURS
+    for start, distances in zip(range(0, len(real), ROWS), _distances(real, fake), strict=True):
+        found[1] += (distances <= fake_radii).any(1).sum()
+        found[3] += (distances.min(1).values <= real_radii[start : start + ROWS]).sum()
+    shares = found / torch.tensor([len(fake), len(real), len(fake), len(real)])
+    return dict(zip(("precision", "recall", "density", "coverage"), shares.tolist(), strict=True))
+
+
+def _kernel_sum(first: Tensor, second: Tensor, same: bool) -> float:
+    """The sum of the kernel over all pairs; of a set and itself without those of one with itself."""
+    first, second = first.double(), second.double()
+    width = first.shape[1]
+    total = sum(((part @ second.T / width + 1) ** 3).sum() for part in torch.split(first, ROWS))
+    own = ((first.square().sum(1) / width + 1) ** 3).sum() if same else 0.0
+    return float(total - own)
+
+
+def _radii(rows: Tensor) -> Tensor:  # [N, F] -> [N]
+    """How far the k-th nearest other one is."""
+    return torch.cat([distances.kthvalue(NEIGHBOURS + 1).values for distances in _distances(rows, rows)])
+
+
+def _distances(first: Tensor, second: Tensor) -> Iterator[Tensor]:
+    for part in torch.split(first, ROWS):
+        yield torch.cdist(part, second)

@@ -1,0 +1,62 @@
+"""How like real images generated ones are as a set, seen through a named extractor; never called FID."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from udl_dist.evaluation import distances
+from udl_dist.evaluation.family import TRAIN, Family, Figure, Seen, Subject, Taken
+from udl_dist.methods import chance
+
+
+class Distribution(Family):
+    """As many images are generated as are held out, in several sets; training images beside held-out ones are a floor.
+
+    Less is better of `frechet` and `kernel_distance`, more of the others.
+    """
+
+    name: ClassVar[str] = "distribution"
+    learns: ClassVar[bool] = True
+    least: ClassVar[int] = 50
+
+    @classmethod
+    def lacking(cls, subject: Subject) -> str:
+        return "" if subject.sample else "it cannot sample (udl fit-prior lets an autoencoder)"
+
+    def take(self, which: str, seen: Seen) -> Taken:
+        count, extractor = len(seen.batch.images), self.subject.extractor
+        rows = {"real": extractor.features(seen.batch.images)}
+        if which != TRAIN and self.subject.sample:
+            for number in range(self.subject.asked.seeds):
+                keys = chance.keys(self.subject.asked.seed + number, count, seen.start).to(seen.batch.keys.device)
+                rows[f"fake {number}"] = extractor.features(self.subject.sample(keys))
+        return Taken(count, rows={name: features.float().cpu() for name, features in rows.items()})
+
+    def figures(self, held_out: Taken, train: Taken | None) -> dict[str, Figure]:
+        real, extractor = held_out.rows["real"], self.subject.extractor
+        drawn = [_compared(real, rows) for name, rows in held_out.rows.items() if name.startswith("fake")]
+        others = self._some(train.rows["real"], len(real)) if train else None
+        floor = _compared(real, others) if others is not None and len(others) > distances.NEIGHBOURS else {}
+        protocol = {"extractor": extractor.name, "extractor_sha256": extractor.hash, "generated": len(real),
+                    "latents": self.subject.sampled_from, "seeds": len(drawn)}  # fmt: skip
+        found = {}
+        for name in drawn[0]:
+            values = torch.tensor([one[name] for one in drawn], dtype=torch.float64)
+            beside = {f"{len(others)} training images": floor[name]} if floor and others is not None else {}
+            own = {} if name in ("frechet", "kernel_distance") else {"neighbours": distances.NEIGHBOURS}
+            found[name] = Figure(float(values.mean()), float(values.std()) if len(values) > 1 else None, beside,
+                                 protocol | own)  # fmt: skip
+        return found
+
+    def _some(self, rows: Tensor, count: int) -> Tensor:
+        """So many rows at random: shards may be sorted."""
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.subject.asked.seed))
+        return rows[order[:count]]
+
+
+def _compared(real: Tensor, fake: Tensor) -> dict[str, float]:
+    near = {"frechet": distances.frechet(real, fake), "kernel_distance": distances.kernel(real, fake)}
+    return near | distances.neighbours(real, fake)

@@ -1,0 +1,117 @@
+"""What codes say of the classes of images, beside what the raw pixels say; needs labels, and scikit-learn."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from udl_dist.evaluation.family import Family, Figure, Seen, Subject, Taken
+
+NEIGHBOURS = 10
+LARGEST_SIDE = 32  # of the raw pixels beside: larger images are averaged
+TURNS = 300  # of the linear probe
+
+Rows = NDArray[np.float32]
+Labels = NDArray[np.int64]
+Set = tuple[Rows, Labels]
+
+
+class Representation(Family):
+    """Neighbours, a linear probe and clusters, all learned from training images and measured on held-out ones."""
+
+    name: ClassVar[str] = "representation"
+    learns: ClassVar[bool] = True
+    least: ClassVar[int] = 50
+
+    @classmethod
+    def lacking(cls, subject: Subject) -> str:
+        if not subject.method.can("encode"):
+            return "it cannot encode"
+        if not subject.labelled:
+            return "its images have no labels (cls), or there are no training images"
+        if importlib.util.find_spec("sklearn") is None:
+            return "it needs scikit-learn: pip install 'udl-dist[evaluate]'"
+        return ""
+
+    def take(self, which: str, seen: Seen) -> Taken:
+        images = seen.batch.images
+        sides = (min(LARGEST_SIDE, images.shape[2]), min(LARGEST_SIDE, images.shape[3]))
+        pixels = functional.adaptive_avg_pool2d(images, sides).flatten(1)
+        rows = {"codes": self.subject.method.encode(images), "pixels": pixels, "labels": seen.labels}
+        return Taken(len(images), rows={name: value.cpu() for name, value in rows.items()})
+
+    def figures(self, held_out: Taken, train: Taken | None) -> dict[str, Figure]:
+        assert train, "without training images the family is lacking"
+        found: dict[str, dict[str, tuple[float, float | None]]] = {}
+        for what in ("codes", "pixels"):
+            found[what] = _measured(_labelled(train, what), _labelled(held_out, what), self.subject.asked.seed,
+                                    self.subject.asked.seeds)  # fmt: skip
+        _, labels = _labelled(held_out, "codes")
+        commonest = float(np.bincount(labels).max() / len(labels))
+        protocol = {"classes": len(np.unique(labels)), "labelled": len(labels)}
+        return {name: Figure(value, spread, {"raw pixels": found["pixels"][name][0]}
+                             | ({"always the commonest class": commonest} if name.endswith("accuracy") else {}),
+                             protocol) for name, (value, spread) in found["codes"].items()}  # fmt: skip
+
+
+def _labelled(taken: Taken, what: str) -> Set:
+    """The rows that have a label."""
+    labels = taken.rows["labels"].numpy()
+    return taken.rows[what].float().numpy()[labels >= 0], labels[labels >= 0]
+
+
+def _measured(train: Set, held_out: Set, seed: int, seeds: int) -> dict[str, tuple[float, float | None]]:
+    """Every figure of one kind of rows, with its deviation over seeds where it starts by chance."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a probe that is stopped early is none the worse for it
+        found: dict[str, tuple[float, float | None]] = {
+            "knn_accuracy": (_neighbours(train, held_out), None), "linear_accuracy": (_linear(train, held_out), None)
+        }  # fmt: skip
+        clustered = [_clusters(train, held_out, seed + number) for number in range(seeds)]
+    for name in clustered[0]:
+        values = [one[name] for one in clustered]
+        found[name] = float(np.mean(values)), float(np.std(values, ddof=1)) if seeds > 1 else None
+    return found
+
+
+def _neighbours(train: Set, held_out: Set) -> float:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    fitted: Any = KNeighborsClassifier(min(NEIGHBOURS, len(train[0]))).fit(*train)
+    return float(fitted.score(*held_out))
+
+
+def _linear(train: Set, held_out: Set) -> float:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if len(np.unique(train[1])) == 1:
+        return float((held_out[1] == train[1][0]).mean())
+    fitted: Any = make_pipeline(StandardScaler(), LogisticRegression(max_iter=TURNS)).fit(*train)
+    return float(fitted.score(*held_out))
+
+
+def _clusters(train: Set, held_out: Set, seed: int) -> dict[str, float]:
+    """As many clusters as there are classes."""
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    fitted: Any = KMeans(len(np.unique(train[1])), n_init=3, random_state=seed).fit(train[0])
+    given, labels = fitted.predict(held_out[0]), held_out[1]
+    return {
+        "cluster_nmi": float(normalized_mutual_info_score(labels, given)),
+        "cluster_ari": float(adjusted_rand_score(labels, given)),
+        "cluster_purity": purity(labels, given),
+    }
+
+
+def purity(labels: Labels, given: Labels) -> float:
+    """The part of images that have the commonest class of their cluster."""
+    counted = sum(int(np.bincount(labels[given == cluster]).max()) for cluster in np.unique(given))
+    return counted / len(labels)
