@@ -132,7 +132,7 @@ def test_what_local_sh_does_not_know_is_refused(tmp_path: Path) -> None:
     environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
 
     def local(verb: str) -> subprocess.CompletedProcess[str]:
-        command = [CLUSTER / "local.sh", verb]
+        command = [str(CLUSTER / "local.sh"), verb]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     done = local("dwon")

@@ -49,8 +49,8 @@ def test_another_release_on_a_node_is_told() -> None:
 
 def test_a_folder_and_shards_that_a_node_does_not_see_are_told_with_the_node() -> None:
     [line] = bad(told(folders={"/runs/a": "is not on a disk that is shared"}))
-    assert line == (f"BAD  folder     /runs/a on {OTHER}: is not on a disk that is shared: choose one on a disk that all "
-                    "nodes share and may write to, or s3://…")  # fmt: skip
+    assert line == (f"BAD  folder     /runs/a on {OTHER}: is not on a disk that is shared: "
+                    "choose one on a disk that all nodes share and may write to, or s3://…")  # fmt: skip
     [line] = bad(told(sources={"/shards": "no shards there"}))
     assert line.startswith(f"BAD  data       /shards on {OTHER}: no shards there: put the shards")
 
