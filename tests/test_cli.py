@@ -110,6 +110,8 @@ def test_verbs_of_use_answer_machines(trained: dict[str, Path], tmp_path: Path) 
     assert (figures["method"], figures["n"], figures["averaged"]) == ("gan", 4, True)
     assert (tmp_path / "grid.png").exists()
     refused(udl("reconstruct", str(trained["gan"]), "digits"), 2, "cannot reconstruct, it can decode, sample")
-    refused(udl("score", str(trained["ae"]), str(tmp_path / "grid.jpg")), 3, "there is no file")
+    refused(udl("score", str(trained["ae"]), str(tmp_path / "grid.jpg"), "--out", str(tmp_path / "scores")), 3,
+            "there is no file")  # fmt: skip
+    refused(udl("evaluate", str(trained["gan"]), "--families", "likelihood,distribution"), 2, "no likelihood")
     done = udl("report", str(trained["ae"]), "--out", str(tmp_path / "page.html"), "--json")
     assert json.loads(done.stdout)["faults"] == []
