@@ -112,5 +112,6 @@ def test_verbs_of_use_answer_machines(trained: dict[str, Path], tmp_path: Path) 
     refused(udl("reconstruct", str(trained["gan"]), "digits"), 2, "cannot reconstruct, it can decode, sample")
     refused(udl("score", str(trained["ae"]), "grid.jpg", cwd=tmp_path), 3, "there is no file")
     assert not (tmp_path / "scores").exists()
+    refused(udl("evaluate", str(trained["gan"]), "--families", "likelihood,distribution"), 2, "no likelihood")
     done = udl("report", str(trained["ae"]), "--out", str(tmp_path / "page.html"), "--json")
     assert json.loads(done.stdout)["faults"] == []
