@@ -94,7 +94,7 @@ def test_a_job_runs_a_file_that_is_in_the_image(name: str) -> None:
 
     verb, file, *flags = documents(name)[0]["spec"]["entrypoint"].removeprefix("udl ").split()
     assert file.startswith("/opt/udl-dist/jobs/")
-    given = dict(zip((flag.removeprefix("--") for flag in flags[::2]), flags[1::2], strict=True))
+    given = dict(zip((flag.removeprefix("--").replace("-", "_") for flag in flags[::2]), flags[1::2], strict=True))
     assert given.pop("run.address") == "auto"
     assert jobs.load(CLUSTER.parent / file.removeprefix("/opt/udl-dist/"), given).verb == verb
 

@@ -206,3 +206,24 @@ def test_too_few_nodes_left_end_the_run_with_asked_and_available(
     with acting(tmp_path, ("workers", nodes.lose)), pytest.raises(ClusterError, match=expected):
         session.train(wanted("vae", source, tmp_path, run__workers="3..4", **FLAGS), io.StringIO())
     assert (tmp_path / "checkpoints").exists()
+
+
+def test_a_start_waits_for_a_node_that_is_on_its_way(source: Path, tmp_path: Path, nodes: Nodes) -> None:
+    """An autoscaler is told what is missing; here the node comes by hand."""
+    many = sum(1 for node in nodes.nodes) + 1
+    flags = {"run__workers": str(many), "run__place_seconds": "120", "train__total_images": "240"}
+    seen: list[Any] = []
+
+    def add() -> None:
+        from ray.util.placement_group import placement_group_table
+
+        while not (pending := [each for each in placement_group_table().values() if each["state"] == "PENDING"]):
+            time.sleep(0.2)
+        seen.extend(pending)
+        nodes.add()
+
+    adding = threading.Thread(target=add)
+    adding.start()
+    assert session.train(wanted("ae", source, tmp_path, **flags), io.StringIO()).complete
+    adding.join()
+    assert len(seen[0]["bundles"]) == many

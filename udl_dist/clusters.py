@@ -7,6 +7,7 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,22 +103,41 @@ def size(experiment: Experiment, before: int = 0, wait_seconds: float = 0.0) -> 
     """The workers to start now, within run.workers; `before` is how many the group had that has just ended.
 
     Raise ClusterError if the cluster has no place for the least of them, not even after `wait_seconds`: a node that
-    was lost may come back. Nodes that others use count as place: the workers wait for their turn.
+    was lost may come back, an autoscaler may start one. Nodes that others use count as place: the workers wait for
+    their turn.
     """
     run = experiment.run
-    deadline = time.monotonic() + wait_seconds
-    while (places := _places(experiment)) < run.least_workers:
-        if time.monotonic() >= deadline:
-            gpu = wants_gpu(experiment)
-            each = 1 if gpu else run.cpus_per_worker
-            kind = "GPUs" if gpu else "CPU cores"
-            raise ClusterError(f"run.workers = {run.workers} needs {run.least_workers * each} {kind}, the cluster has "
-                               f"{places * each}: set run.workers to {places} or fewer")  # fmt: skip
-        time.sleep(POLL_SECONDS)
+    if (places := _places(experiment)) < run.least_workers and wait_seconds > 0:
+        with _missed(experiment):
+            places = _wait_for_places(experiment, time.monotonic() + wait_seconds)
+    if places < run.least_workers:
+        gpu = wants_gpu(experiment)
+        each, kind = (1, "GPUs") if gpu else (run.cpus_per_worker, "CPU cores")
+        raise ClusterError(f"run.workers = {run.workers} needs {run.least_workers * each} {kind}, the cluster has "
+                           f"{places * each}: set run.workers to {places} or fewer")  # fmt: skip
     released = time.monotonic() + RELEASE_SECONDS * (before > 0)
     while (free := _free_places(experiment)) < min(before, places) and time.monotonic() < released:
         time.sleep(POLL_SECONDS)
     return Size(_within(experiment, max(free, run.least_workers)), wants_gpu(experiment))
+
+
+def _wait_for_places(experiment: Experiment, deadline: float) -> int:
+    while (places := _places(experiment)) < experiment.run.least_workers and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    return places
+
+
+@contextlib.contextmanager
+def _missed(experiment: Experiment) -> Iterator[None]:
+    """Meanwhile an autoscaler sees what is missing: a placement that nobody uses, and that ends with this process."""
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    kind, each = _needs(experiment)
+    wanted = placement_group([{kind: float(each)}] * experiment.run.least_workers)
+    try:
+        yield
+    finally:
+        remove_placement_group(wanted)
 
 
 def growth(experiment: Experiment, workers: int) -> int:

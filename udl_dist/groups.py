@@ -51,7 +51,7 @@ def run(launched: Launched, outcome: dict[str, Any]) -> dict[str, Any]:
     `workers` in `outcome` is how many are at work, so that somebody can look whether more can be had.
     """
     experiment, folder = launched.experiment, launched.folder
-    size, placements = clusters.size(experiment), 0
+    size, placements = clusters.size(experiment, wait_seconds=experiment.run.place_seconds), 0
     while True:
         if launched.far:
             launched.far.begin_group()

@@ -33,6 +33,8 @@ class RunSettings:
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: GPUs if the cluster has any")
     cpus_per_worker: int = setting(1, "CPU cores that each worker takes", low=1)
     address: str = setting("", "a Ray cluster to join; empty: a private Ray on this machine, ended with the run")
+    place_seconds: float = setting(0.0, "seconds that the start waits for nodes, which an autoscaler is asked for; "
+                                        "with GPUs say run.device = 'cuda' too", low=0)  # fmt: skip
     max_failures: int = setting(3, "times that Ray starts the workers again after one dies", low=0)
     hang_seconds: float = setting(60.0, "seconds without a step after which a worker hangs, and all start again; "
                                         "0: never", low=0)  # fmt: skip

@@ -59,8 +59,11 @@ def test_what_else_fails_has_its_line() -> None:
     assert bad(told(free_bytes=2**20)) == ["BAD  space      0.0 GiB free at least: make room for checkpoints"]
     assert "of worker-1 (10.0.0.2, node 1234abcd) is 600 s off" in bad(told(time=time.time() - 600))[0]
     assert "/key on worker-1" in bad(told(key="no such file"), track__key_file="/key")[0]
-    assert bad(told() | {"places": "run.workers = 4 needs 4 GPUs"}) == [
-        "BAD  workers    do not fit: run.workers = 4 needs 4 GPUs"]  # fmt: skip
+    few = told() | {"places": "run.workers = 4 needs 4 GPUs"}
+    assert bad(few) == [
+        "BAD  workers    do not fit: run.workers = 4 needs 4 GPUs; nodes that an autoscaler starts: run.place_seconds"
+    ]
+    assert not bad(few, run__place_seconds="60")
     # A missing index costs time and is no failure.
     job = jobs.load(JOBS / "ae_digits.toml", {})
     lines = [check.line() for check in judged(job, told() | {"indexed": []}, time.time())]

@@ -52,8 +52,7 @@ def judged(job: Job, found: dict[str, Any], began: float) -> Iterator[Check]:
     """What the nodes told, as checks; `began` is the time here when they were asked."""
     nodes: dict[str, dict[str, Any]] = found["nodes"]
     yield from _versions(nodes)
-    yield Check("workers", f"run.workers = {job.experiment.run.workers} can be placed") if not found["places"] else \
-        Check("workers", "do not fit", False, found["places"])  # fmt: skip
+    yield _workers(job, found["places"])
     for folder in nodes[HEAD]["folders"]:
         yield _on_all("folder", folder, {name: node["folders"][folder] for name, node in nodes.items()},
                       "choose one on a disk that all nodes share and may write to, or s3://…")  # fmt: skip
@@ -72,6 +71,15 @@ def judged(job: Job, found: dict[str, Any], began: float) -> Iterator[Check]:
     if file := job.experiment.track.key_file:
         yield _on_all("W&B key", file, {name: node["key"] for name, node in nodes.items()},
                       "put the file with the key there, mode 0600")  # fmt: skip
+
+
+def _workers(job: Job, problem: str) -> Check:
+    run = job.experiment.run
+    if problem and run.place_seconds:
+        return Check("workers", f"not yet: {problem}; the start waits {run.place_seconds:g} s for an autoscaler")
+    if problem:
+        return Check("workers", "do not fit", False, f"{problem}; nodes that an autoscaler starts: run.place_seconds")
+    return Check("workers", f"run.workers = {run.workers} can be placed")
 
 
 def _probed(client: Client, job: Job) -> dict[str, Any]:
