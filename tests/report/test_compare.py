@@ -69,7 +69,7 @@ def test_evaluations_are_compared_by_their_own_protocols(pair: tuple[Path, Path]
     for number, (source, folder) in enumerate(zip(pair, folders, strict=True)):
         shutil.copytree(source, folder)
         figures = {"knn": {"value": 0.9 + number / 100, "sd": None, "floor": None,
-                           "protocol": {"n": 10, "checkpoint": f"c{number}"}},
+                           "protocol": {"n": 10, "checkpoint": f"c{number}", "sampled_from": f"prior {number}"}},
                    "fid": {"value": 3.0, "protocol": {"n": 10 + number}}}  # fmt: skip
         (folder / "evaluation.json").write_text(json.dumps({"figures": figures}))
     found = compare(list(map(str, folders)), tmp_path / "curves.png")

@@ -41,7 +41,7 @@ class Distribution(Family):
         others = self._some(train.rows["real"], len(real)) if train else None
         floor = _compared(real, others) if others is not None and len(others) > distances.NEIGHBOURS else {}
         protocol = {"extractor": extractor.name, "extractor_sha256": extractor.hash, "generated": len(real),
-                    "latents": self.subject.sampled_from, "seeds": len(drawn)}  # fmt: skip
+                    "sampled_from": self.subject.sampled_from, "seeds": len(drawn)}  # fmt: skip
         found = {}
         for name in drawn[0]:
             values = torch.tensor([one[name] for one in drawn], dtype=torch.float64)

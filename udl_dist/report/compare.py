@@ -17,7 +17,15 @@ from udl_dist.report import curves
 
 OWN = ("run.folder", "track.", "run.address")  # settings that tell nothing of a run
 SHARED = {"val/mse"}  # per pixel in [0, 1], whatever the method
-MODEL = ("checkpoint", "model", "images_trained", "weights", "device", "seconds")  # of a protocol: what is compared
+MODEL = (
+    "checkpoint",
+    "model",
+    "images_trained",
+    "weights",
+    "sampled_from",
+    "device",
+    "seconds",
+)  # of a protocol: what is compared
 
 
 @dataclass(frozen=True)
