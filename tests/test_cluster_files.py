@@ -160,8 +160,9 @@ def test_a_slurm_job_leaves_a_checkpoint_on_notice_and_goes_back_into_the_queue(
     environment = os.environ | {
         "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}", "SLURM_JOB_ID": job,
         "SLURM_JOB_NODELIST": "here", "SLURM_CPUS_PER_TASK": "1", "UDL_SHARED": str(tmp_path)}  # fmt: skip
-    command = ["bash", str(CLUSTER / "slurm.sbatch"), str(CLUSTER.parent / "jobs" / "ae_digits.toml"), "--run.folder",
-               str(tmp_path / "run"), "--run.workers", "1", "--train.epochs", "3000", "--track.mode", "off"]  # fmt: skip
+    job_file = str(CLUSTER.parent / "jobs" / "ae_digits.toml")
+    command = ["bash", str(CLUSTER / "slurm.sbatch"), job_file, "--run.folder", str(tmp_path / "run"),
+               "--run.workers", "1", "--train.epochs", "3000", "--track.mode", "off"]  # fmt: skip
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "curves.jsonl").exists():
