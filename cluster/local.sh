@@ -2,12 +2,13 @@
 # cluster/local.sh up|down|status
 # A Ray cluster on this machine, a head without CPUs and two workers, that only the holder of its token can use: the
 # token is 256 bits in a 0600 file, the dashboard and the client listen on loopback alone. `down` ends what `up` started
-# and nothing else. UDL_WORKERS, UDL_CPUS: other numbers of workers, and of cores of each.
+# and nothing else. UDL_WORKERS, UDL_CPUS: other numbers of workers, and of cores of each; UDL_PYTHON: another Python.
 set -euo pipefail
 umask 077
 
 state="${XDG_STATE_HOME:-$HOME/.local/state}/udl-dist/cluster"
 python="${UDL_PYTHON:-python3}"
+if [[ -z "${UDL_PYTHON:-}${VIRTUAL_ENV:-}" && -x .venv/bin/python ]]; then python="$PWD/.venv/bin/python"; fi
 workers="${UDL_WORKERS:-2}" cpus="${UDL_CPUS:-1}"
 
 say() { printf '%s\n' "$*"; }

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +127,7 @@ def test_the_scripts_parse_and_are_closed(name: str) -> None:
     text = (CLUSTER / name).read_text()
     assert "set -euo pipefail\numask 077\n" in text
     assert "RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=" in text
-    assert "--dashboard-host=127.0.0.1" in text
+    assert "--dashboard-host=127.0.0.1" in text or "--include-dashboard=false" in text
     assert "ray stop" not in text and "pkill" not in text, "it would end what others started"
 
 
@@ -142,3 +145,34 @@ def test_what_local_sh_does_not_know_is_refused(tmp_path: Path) -> None:
             [CLUSTER / "local.sh", verb], env=environment, capture_output=True, text=True, check=False
         )
         assert (done.returncode, done.stdout) == (code, "is not up\n")
+
+
+@pytest.mark.long
+def test_a_slurm_job_leaves_a_checkpoint_on_notice_and_goes_back_into_the_queue(tmp_path: Path) -> None:
+    """One node, with stand-ins for Slurm's own commands."""
+    stubs = {"srun": 'exec "$@"', "scontrol": '[ "$1" = show ] && hostname -s || echo "$@" >>"$UDL_SHARED/told"',
+             "udl": f'exec {sys.executable} -m udl_dist "$@"'}  # fmt: skip
+    (tmp_path / "bin").mkdir()
+    for name, text in stubs.items():
+        (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    job = str(40_000 + os.getpid() % 1_000)
+    environment = os.environ | {
+        "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}", "SLURM_JOB_ID": job,
+        "SLURM_JOB_NODELIST": "here", "SLURM_CPUS_PER_TASK": "1", "UDL_SHARED": str(tmp_path)}  # fmt: skip
+    job_file = str(CLUSTER.parent / "jobs" / "ae_digits.toml")
+    command = ["bash", str(CLUSTER / "slurm.sbatch"), job_file, "--run.folder", str(tmp_path / "run"),
+               "--run.workers", "1", "--train.epochs", "3000", "--track.mode", "off"]  # fmt: skip
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "curves.jsonl").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.5)
+    assert (tmp_path / f"slurm-{job}" / "token").stat().st_mode & 0o777 == 0o600
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, out
+    assert "stopped; the same command goes on" in out
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
+    assert (tmp_path / "told").read_text() == f"requeue {job}\n"
+    assert not (tmp_path / f"slurm-{job}").exists()
