@@ -210,20 +210,27 @@ def test_too_few_nodes_left_end_the_run_with_asked_and_available(
 
 def test_a_start_waits_for_a_node_that_is_on_its_way(source: Path, tmp_path: Path, nodes: Nodes) -> None:
     """An autoscaler is told what is missing; here the node comes by hand."""
-    many = sum(1 for node in nodes.nodes) + 1
+    many = len(nodes.nodes) + 1
     flags = {"run__workers": str(many), "run__place_seconds": "120", "train__total_images": "240"}
     seen: list[Any] = []
+    ended = threading.Event()
 
     def add() -> None:
         from ray.util.placement_group import placement_group_table
 
-        while not (pending := [each for each in placement_group_table().values() if each["state"] == "PENDING"]):
+        pending: list[Any] = []
+        while not pending and not ended.is_set():
+            pending = [each for each in placement_group_table().values() if each["state"] == "PENDING"]
             time.sleep(0.2)
         seen.extend(pending)
         nodes.add()
+        ended.wait()  # the processes of a node end with the thread that started them
 
-    adding = threading.Thread(target=add)
+    adding = threading.Thread(target=add, daemon=True)
     adding.start()
-    assert session.train(wanted("ae", source, tmp_path, **flags), io.StringIO()).complete
-    adding.join()
+    try:
+        assert session.train(wanted("ae", source, tmp_path, **flags), io.StringIO()).complete
+    finally:
+        ended.set()
+        adding.join()
     assert len(seen[0]["bundles"]) == many
