@@ -12,7 +12,7 @@ from udl_dist.experiment import Experiment
 from udl_dist.recovery import one_line
 from udl_dist.runs import RunFolder
 from udl_dist.storage.objects import read
-from udl_dist.storage.places import is_remote, joined
+from udl_dist.storage.places import is_remote, joined, name_of
 from udl_dist.stream.opening import Prepared
 
 PROBE_SECONDS = 60.0  # for a process to start on a node that is busy
@@ -32,7 +32,7 @@ def refuse_unshared(experiment: Experiment, prepared: Prepared, witness: Path | 
     data = [path for path in (*prepared.train, *prepared.held_out) if Path(path).exists()]  # others are far away
     answers = _ask(others, _look, joined(where, "experiment.toml") if is_remote(where) else str(kept), data)
     if unlike := [name for name, (seen, _) in answers.items() if seen != settings]:
-        raise ClusterError(f"run.folder {mirror.name_of(where)} is not the same on {_listed(unlike)}: "
+        raise ClusterError(f"run.folder {name_of(where)} is not the same on {_listed(unlike)}: "
                            "choose one on a disk that all nodes share")  # fmt: skip
     if without := [name for name, (_, missing) in answers.items() if missing]:
         first = answers[without[0]][1][0]

@@ -15,7 +15,7 @@ from udl_dist.mirror.launcher import Launcher, carried
 from udl_dist.packing.prepare import prepare
 from udl_dist.plan import Plan, plan
 from udl_dist.runs import RunFolder
-from udl_dist.storage.places import is_remote
+from udl_dist.storage.places import is_remote, name_of
 from udl_dist.stream.opening import Prepared
 from udl_dist.terminal import Progress, Terminal
 from udl_dist.tracking import read_key
@@ -52,12 +52,12 @@ class Ended:
         peak = self.figures.get("perf/memory_bytes", 0)
         there = ", ".join(place for place in places if (self.folder / place).exists())
         lines = [
-            f"{mirror.name_of(self.name)}: {state} after {self.images:,} images",
+            f"{name_of(self.name)}: {state} after {self.images:,} images",
             *held_out,
             f"  memory of a worker {peak / 2**20:,.0f} MiB" if peak else "",
             f"  in it: {there}",
             f"  {self.damaged:,} damaged records were replaced by others: damaged.txt" if self.damaged else "",
-            f"  look at {mirror.name_of(self.name)}/pictures; train further: --train.total_images or --train.epochs",
+            f"  look at {name_of(self.name)}/pictures; train further: --train.total_images or --train.epochs",
         ]
         return [line for line in lines if line]
 
@@ -121,9 +121,8 @@ def _refuse_another(folder: RunFolder, experiment: Experiment) -> None:
     before = experiments.load(folder.experiment, {})
     if differing := experiments.differences(before, experiment):
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        name = mirror.name_of(experiment.run.folder)
-        raise UsageError(f"{name} holds another experiment: {'; '.join(differing[:3])}{more}: "
-                         "choose another --run.folder, or the settings it was started with")  # fmt: skip
+        raise UsageError(f"{name_of(experiment.run.folder)} holds another experiment: {'; '.join(differing[:3])}"
+                         f"{more}: choose another --run.folder, or the settings it was started with")  # fmt: skip
 
 
 def _finished(folder: RunFolder, experiment: Experiment, planned: Plan) -> Ended | None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,26 @@ def test_a_checkpoint_that_was_not_carried_to_its_end_is_none(source: Path, tmp_
     assert newest not in [path.name for path in checkpoint.complete(folder.checkpoints)]
 
 
+def test_ranks_of_a_node_fetch_a_checkpoint_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = node()
+    written = checkpoint.save(writer.folder.checkpoints, 12, {"networks": {"w": torch.zeros(3)}}, {})
+    checkpoints.push(writer, written, [written])
+    folder, fetched, real = RunFolder(tmp_path / "other"), list[str](), objects.download
+    folder.path.mkdir()
+
+    def download(uri: str, path: Path) -> None:
+        fetched.append(uri)
+        time.sleep(0.05)  # so that all of them would be at it
+        real(uri, path)
+
+    monkeypatch.setattr(objects, "download", download)
+    with ThreadPoolExecutor(4) as ranks:
+        for rank in [ranks.submit(checkpoints.fetch, Node(FAR, folder, leads=False), 12) for _ in range(4)]:
+            rank.result()
+    checkpoint.verify(checkpoint.path_of(folder.checkpoints, 12))
+    assert len(fetched) == len(set(fetched)) == len(list(written.iterdir()))
+
+
 def test_a_checkpoint_damaged_in_storage_is_passed_over_by_name(source: Path, tmp_path: Path) -> None:
     experiment = far("ae", source, tmp_path, run__keep_checkpoints="9")
     lost_at(experiment, 180)
@@ -142,7 +163,7 @@ def test_a_bucket_that_is_gone_is_an_alarm_until_the_last_checkpoint(
     assert "ALARM: no checkpoint after 60 images" in said
 
 
-def launcher(tmp_path: Path) -> Launcher:
+def launcher() -> Launcher:
     folder = RunFolder(mirror.working(FAR, "launcher"))
     folder.path.mkdir(parents=True, exist_ok=True)
     return Launcher(FAR, folder)
@@ -153,8 +174,8 @@ def node(leads: bool = True) -> Node:
     return Node(FAR, folder, leads)
 
 
-def test_what_a_node_says_comes_to_the_launcher_once_and_what_is_asked_to_the_node(tmp_path: Path) -> None:
-    with launcher(tmp_path).carrying() as here:
+def test_what_a_node_says_comes_to_the_launcher_once_and_what_is_asked_to_the_node() -> None:
+    with launcher().carrying() as here:
         here.begin_group()
         with node().carrying() as there:
             there.folder.say("first")
@@ -171,9 +192,11 @@ def test_what_a_node_says_comes_to_the_launcher_once_and_what_is_asked_to_the_no
         assert here.folder.messages.read_text().count("first") == 1
         assert here.folder.failure() == (4, "a loss that is no number")
         assert here.folder.points() == [{"images": 12, "train/loss": 1.0}]
+        (here.folder.path / "stop").unlink()
         here.begin_group()
         with node().carrying() as there:  # the next group: nothing of the last one is said or asked again
-            assert not there.folder.stop_asked() or here.folder.stop_asked()
+            assert not there.folder.stop_asked()
+            assert there.folder.failure() is None
             there.folder.say("second")
         here.carry()
         said = here.folder.messages.read_text()
@@ -186,7 +209,7 @@ def test_what_a_node_says_comes_to_the_launcher_once_and_what_is_asked_to_the_no
 def test_a_fresh_start_puts_all_of_a_run_aside_in_storage(source: Path, tmp_path: Path) -> None:
     finished(far("ae", source, tmp_path))
     before = {name for name in objects.listing(FAR) if not name.startswith(".live")}
-    with launcher(tmp_path).carrying() as here:
+    with launcher().carrying() as here:
         assert here.set_aside() == f"{FAR}/before-1"
         assert here.folder.points() == []
     assert {name.removeprefix("before-1/") for name in objects.listing(FAR)} - {"messages.log"} == before

@@ -33,11 +33,6 @@ def working(folder: str, role: str) -> Path:
     return cache_folder("") / "runs" / name / role
 
 
-def name_of(folder: str) -> str:
-    """What a person calls a run folder."""
-    return parse(folder).name if is_remote(folder) else str(Path(folder).absolute())
-
-
 class Mirror:
     """One end of the way between a working folder and the storage; what has not changed is not carried again."""
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import fcntl
 import shutil
-import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from udl_dist.mirror import Mirror
 from udl_dist.storage import objects
 
 MANIFEST = "manifest.json"
+TEMPORARY = ".writing-"  # swept with what a writing leaves
 
 
 def push(mirror: Mirror, checkpoint: Path, kept: Iterable[Path]) -> None:
@@ -55,19 +55,20 @@ def manifests_first(names: Iterable[str]) -> list[str]:
 
 def _fetch(mirror: Mirror, images: str, names: Iterable[str]) -> None:
     target = mirror.folder.checkpoints / images
-    manifest = target / MANIFEST
-    if manifest.exists() and manifest.read_bytes() == objects.read(mirror.at(f"checkpoints/{images}/{MANIFEST}")):
-        return
-    coming = mirror.folder.checkpoints / f".writing-{images}-{os.getpid()}-{threading.get_ident()}"
-    coming.mkdir(parents=True)
-    for name in names:
-        if _images(name) == images:
-            objects.download(mirror.at(name), coming / name.rpartition("/")[2])
-    shutil.rmtree(target, ignore_errors=True)
-    try:
+    mirror.folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    with (mirror.folder.path / ".fetching").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one rank of a node fetches, the others find it there
+        manifest = target / MANIFEST
+        if manifest.exists() and manifest.read_bytes() == objects.read(mirror.at(f"checkpoints/{images}/{MANIFEST}")):
+            return
+        coming = mirror.folder.checkpoints / f"{TEMPORARY}{images}"
+        for path in (coming, target):
+            shutil.rmtree(path, ignore_errors=True)
+        coming.mkdir()
+        for name in names:
+            if _images(name) == images:
+                objects.download(mirror.at(name), coming / name.rpartition("/")[2])
         coming.rename(target)
-    except OSError:  # another rank of this node was quicker
-        shutil.rmtree(coming)
 
 
 def _images(name: str) -> str:

@@ -14,7 +14,7 @@ from udl_dist.mirror.checkpoints import manifests_first
 from udl_dist.mirror.lease import Lease
 from udl_dist.runs import RunFolder
 from udl_dist.storage import objects
-from udl_dist.storage.places import is_remote
+from udl_dist.storage.places import is_remote, name_of
 
 KEPT = ("experiment.toml", "curves.jsonl", "messages.log", "damaged.txt", "non_finite.jsonl", "data.json",
         "result.json")  # fmt: skip
@@ -63,7 +63,7 @@ class Launcher(Mirror):
         for name in manifests_first(kept):
             objects.move(self.at(name), self.at(f"{aside}/{name}"))
         self._fetch()
-        return f"{self.uri}/{aside}"
+        return name_of(self.at(aside))
 
     def _fetch(self) -> None:
         """Make the working folder what the storage holds, but for checkpoints and pictures."""
