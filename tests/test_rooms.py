@@ -36,7 +36,7 @@ ALLOWED = {
     "clusters": {"experiment", "guardian", "recovery", "training"},
     "nodes": {"mirror", "storage", "experiment", "recovery", "runs", "stream"},
     "plan": {"experiment", "methods", "packing"},
-    "terminal": {"runs"},
+    "terminal": {"disk", "runs"},
     "scribe": {"mirror", "experiment", "methods", "stream", "training", "evaluation", "runs", "tracking",
                "disk"},
     "iterables": {"packing", "stream"},

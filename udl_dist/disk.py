@@ -47,6 +47,60 @@ def append_line(path: Path, line: str) -> None:
             raise
 
 
+def append_lasting(path: Path, line: str) -> None:
+    """Append one line that lasts a power cut; what a kill left of a line before it is cut off."""
+    new = not path.exists()
+    if not new:
+        _cut_torn(path)
+    append_line(path, line)
+    sync(path)
+    if new:
+        sync(path.parent)
+
+
+def _cut_torn(path: Path) -> None:
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        if end and file.read(1) != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file, but for a last one that a kill has torn; none if there is no file."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    return content[: content.rfind(b"\n") + 1].splitlines()
+
+
+class Tail:
+    """Follows a file that grows; one that was written anew is read from its start."""
+
+    def __init__(self, path: Path, from_end: bool = False) -> None:
+        self._path = path
+        self._inode, self._read = 0, 0
+        if from_end and path.exists():
+            status = path.stat()
+            self._inode, self._read = status.st_ino, status.st_size
+
+    def lines(self) -> list[bytes]:
+        """The whole lines that have come since the last call."""
+        try:
+            with self._path.open("rb") as file:
+                if (inode := os.fstat(file.fileno()).st_ino) != self._inode:
+                    self._inode, self._read = inode, 0
+                file.seek(self._read)
+                content = file.read()
+        except FileNotFoundError:
+            return []
+        whole = content[: content.rfind(b"\n") + 1]
+        self._read += len(whole)
+        return whole.splitlines()
+
+
 def append_new(path: Path, lines: list[str]) -> None:
     """Append the lines that are not in the file."""
     listed = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()

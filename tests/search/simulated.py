@@ -37,7 +37,6 @@ def conductor(search: Search, rule: bool = False) -> Conductor:
     planned = plan(search)
     search.folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(search.folder / "trials.jsonl")
-    journal.mend()
     if rule:
         from udl_dist.search import tuning
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
+
+from udl_dist.disk import Tail
 
 Point = tuple[int, dict[str, float]]
 
@@ -13,23 +14,12 @@ class Follower:
     """Each validation once, though a resumed trial takes points back and makes them again."""
 
     def __init__(self, curves: Path) -> None:
-        self._curves = curves
-        self._inode, self._read, self._images = 0, 0, 0
+        self._tail, self._images = Tail(curves), 0
 
     def fresh(self) -> list[Point]:
         """The validations since the last call: images and held-out figures."""
-        try:
-            with self._curves.open("rb") as file:
-                if (inode := os.fstat(file.fileno()).st_ino) != self._inode:  # written anew
-                    self._inode, self._read = inode, 0
-                file.seek(self._read)
-                content = file.read()
-        except FileNotFoundError:
-            return []
-        whole = content[: content.rfind(b"\n") + 1]
-        self._read += len(whole)
         found: list[Point] = []
-        for line in whole.splitlines():
+        for line in self._tail.lines():
             if b'"val/' not in line:
                 continue
             point = json.loads(line)

@@ -44,11 +44,7 @@ class Gate:
 
 def decisions(folder: Path) -> list[bool]:
     """What was decided about a trial so far, a rung after the other."""
-    try:
-        content = (folder / NAME).read_bytes()
-    except FileNotFoundError:
-        return []
-    return [bool(json.loads(line)["goes_on"]) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+    return [bool(json.loads(line)["goes_on"]) for line in disk.whole_lines(folder / NAME)]
 
 
 def decide(folder: Path, rung: int, images: int, goes_on: bool) -> None:

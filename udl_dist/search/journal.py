@@ -6,7 +6,6 @@ A trial that is not in it has not ended: it goes on from the checkpoint in its f
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -50,40 +49,21 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.torn = False  # the last line was cut off by a kill, and is forgotten
         self.lines: dict[int, Line] = {}
-        for line in self._read():
+        for number, text in enumerate(disk.whole_lines(path), 1):
+            line = self._parsed(number, text)
             self.lines.setdefault(line.trial, line)
 
     def add(self, line: Line) -> None:
         """Append and sync; raise OSError with nothing of the line left in the file."""
         if line.trial in self.lines:
             raise AssertionError(f"trial {line.trial} ended twice")
-        self.append(asdict(line))
+        disk.append_lasting(self.path, json.dumps(asdict(line)))
         self.lines[line.trial] = line
 
-    def append(self, values: Mapping[str, Any]) -> None:
-        new = not self.path.exists()
-        disk.append_line(self.path, json.dumps(values))
-        disk.sync(self.path)
-        if new:
-            disk.sync(self.path.parent)
-
-    def mend(self) -> None:
-        """Cut off what a kill left of a last line, so that the next one is not glued to it; by whoever may write."""
-        if self.torn:
-            content = self.path.read_bytes()
-            with self.path.open("r+b") as file:
-                file.truncate(content.rfind(b"\n") + 1)
-            self.torn = False
-
-    def _read(self) -> Iterator[Line]:
-        content = self.path.read_bytes() if self.path.exists() else b""
-        whole, _, rest = content.rpartition(b"\n")
-        self.torn = bool(rest)
-        for number, text in enumerate(whole.splitlines(), 1):
-            try:
-                yield Line(**json.loads(text))
-            except (ValueError, TypeError):
-                raise UsageError(f"{self.path}, line {number} is no line of a search: give back the file as it was, "
-                                 "or search in another --run.folder") from None  # fmt: skip
+    def _parsed(self, number: int, text: bytes) -> Line:
+        try:
+            return Line(**json.loads(text))
+        except (ValueError, TypeError):
+            raise UsageError(f"{self.path}, line {number} is no line of a search: give back the file as it was, "
+                             "or search in another --run.folder") from None  # fmt: skip

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from udl_dist import methods
+from udl_dist import disk, methods
 from udl_dist.errors import UsageError
 from udl_dist.permutation import chain
 from udl_dist.search.axes import Axis, with_values
-from udl_dist.search.journal import Journal
 from udl_dist.search.sampler import place
 from udl_dist.search.settings import Search
 
@@ -90,18 +89,13 @@ def lineage(generations: list[list[Member]], places: tuple[int, ...], first: Map
 
 def read(path: Path) -> list[list[Member]]:
     """The generations of a file; a torn last line is of one that will be decided again, and alike."""
-    content = path.read_bytes() if path.exists() else b""
-    return [[Member(**member) for member in json.loads(line)["members"]]
-            for line in content[: content.rfind(b"\n") + 1].splitlines()]  # fmt: skip
+    return [[Member(**member) for member in json.loads(line)["members"]] for line in disk.whole_lines(path)]
 
 
 def append(path: Path, generation: int, images: int, members: list[Member]) -> None:
-    """Keep a generation; what a kill left of a line before is cut off."""
-    journal = Journal.__new__(Journal)
-    content = path.read_bytes() if path.exists() else b""
-    journal.path, journal.torn = path, bool(content) and not content.endswith(b"\n")
-    journal.mend()
-    journal.append({"generation": generation, "images": images, "members": [vars(member) for member in members]})
+    """Keep a generation."""
+    told = {"generation": generation, "images": images, "members": [vars(member) for member in members]}
+    disk.append_lasting(path, json.dumps(told))
 
 
 def _changed(axis: Axis, value: Any, key: int) -> Any:

@@ -44,7 +44,6 @@ def search(wanted: Search, out: TextIO, verbose: bool = False, faults: str = "")
         prepare(base.data, Progress("packing", out))
         planned = plan(wanted)
         journal = Journal(folder.path / "trials.jsonl")
-        journal.mend()
         disk.write_whole(folder.path / SOURCE, wanted.to_toml())
         return Session(wanted, planned, journal, out, verbose, by_trial).run()
 

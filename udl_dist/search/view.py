@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from typing import TextIO
 
@@ -10,23 +9,18 @@ from udl_dist.search.journal import Journal, Line
 from udl_dist.search.objective import Objective
 from udl_dist.search.results import short, states
 from udl_dist.search.settings import Search
-from udl_dist.terminal import LOG_SECONDS, clock
+from udl_dist.terminal import LOG_SECONDS, Screen, clock
 
 
 class View:
     """One line that redraws on a terminal, a plain line every ten seconds in a log."""
 
     def __init__(self, search: Search, trials: int, out: TextIO) -> None:
-        self._search, self._trials, self._out = search, trials, out
-        self._redraws, self._drawn = out.isatty(), False
+        self._search, self._trials = search, trials
+        self._screen = Screen(out)
+        self.say = self._screen.say
         self._shown_at, self._began, self._before = float("-inf"), time.monotonic(), -1
         self._told: set[int] = set()
-
-    def say(self, line: str) -> None:
-        """A line that stays."""
-        self._out.write(f"\r\033[K{line}\n" if self._drawn else f"{line}\n")
-        self._drawn = False
-        self._out.flush()
 
     def refresh(self, journal: Journal, running: int, last: bool = False) -> None:
         lines = list(journal.lines.values())
@@ -36,9 +30,9 @@ class View:
             if line.trial not in self._told and line.state == "failed":
                 self.say(f"trial {line.trial} failed after {line.images:,} images: {line.why}")
             self._told.add(line.trial)
-        if last or time.monotonic() - self._shown_at >= (0.5 if self._redraws else LOG_SECONDS):
+        if last or time.monotonic() - self._shown_at >= (0.5 if self._screen.redraws else LOG_SECONDS):
             self._shown_at = time.monotonic()
-            self._show(self._line(lines, running), last)
+            (self.say if last else self._screen.draw)(self._line(lines, running))
 
     def _line(self, lines: list[Line], running: int) -> str:
         done = len(lines) - self._before
@@ -48,14 +42,6 @@ class View:
                  *(f"{number} {state}" for state, number in states(lines).items()),
                  best_in_words(self._search, lines), f"ETA {clock(left)}" if left else ""]  # fmt: skip
         return " · ".join(part for part in parts if part)
-
-    def _show(self, line: str, last: bool) -> None:
-        if self._redraws and not last:
-            self._out.write(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}")
-            self._drawn = True
-            self._out.flush()
-        else:
-            self.say(line)
 
 
 def best_in_words(search: Search, lines: list[Line]) -> str:
