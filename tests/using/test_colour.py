@@ -10,7 +10,7 @@ from PIL import Image
 import udl_dist
 from tests.trained import run
 from udl_dist.export.export import ExportSettings, export
-from udl_dist.models.model import to_pixels
+from udl_dist.methods.pixels import levels
 from udl_dist.packing.pack import pack
 from udl_dist.packing.settings import PackSettings
 from udl_dist.report.report import report
@@ -27,7 +27,7 @@ def test_colour_goes_the_whole_way(tmp_path: Path) -> None:
     Image.fromarray(pixels[0]).save(tmp_path / "one.png")
     drawing.reconstruct(model, [str(tmp_path / "one.png")], 5, tmp_path / "made")
     with Image.open(tmp_path / "made" / "000000-one.png") as rebuilt:
-        assert (np.asarray(rebuilt) == to_pixels(model.reconstruct(pixels[:1]))[0].transpose(1, 2, 0)).all()
+        assert (np.asarray(rebuilt) == levels(model.reconstruct(pixels[:1])).numpy()[0].transpose(1, 2, 0)).all()
     scoring.score(model, [str(tmp_path / "one.png")], "auto", 0.9, None, 0, tmp_path / "scores")
     export(model, tmp_path / "model", ExportSettings())
     assert udl_dist.load(tmp_path / "model").shape == (3, 8, 8)

@@ -13,7 +13,7 @@ import udl_dist
 from tests.trained import METHODS, images
 from udl_dist.errors import DataError, UsageError
 from udl_dist.evaluation.pictures import GAP
-from udl_dist.models.model import to_pixels
+from udl_dist.methods.pixels import levels
 from udl_dist.using import drawing
 
 ENLARGED = 7  # 8 px become 56
@@ -29,7 +29,7 @@ def test_a_grid_holds_the_images_of_the_seed(trained: dict[str, Path], tmp_path:
     model = udl_dist.load(trained["gan"])
     done = drawing.sample(model, 5, 3, "auto", tmp_path / "new" / "grid.png")
     assert (done.figures["n"], done.figures["seed"]) == (5, 3)
-    drawn = to_pixels(model.sample(5, seed=3))
+    drawn = levels(model.sample(5, seed=3)).numpy()
     assert (tile(tmp_path / "new" / "grid.png", 1, 1) == drawn[4, 0]).all()
 
 
@@ -38,7 +38,7 @@ def test_single_images_fill_a_new_folder(trained: dict[str, Path], tmp_path: Pat
     drawing.sample(model, 300, 0, "own", tmp_path / "many")
     assert len(list((tmp_path / "many").iterdir())) == 300
     assert (
-        np.asarray(Image.open(tmp_path / "many" / "000299.png")) == to_pixels(model.sample(1, start=299))[0, 0]
+        np.asarray(Image.open(tmp_path / "many" / "000299.png")) == levels(model.sample(1, start=299)).numpy()[0, 0]
     ).all()
     with pytest.raises(UsageError, match="exists and is not empty"):
         drawing.sample(model, 3, 0, "own", tmp_path / "many")
@@ -75,7 +75,7 @@ def test_originals_stand_over_reconstructions(trained: dict[str, Path], tmp_path
     assert done.figures["n"] == 18
     assert done.figures["mse"] == pytest.approx(error, rel=1e-5)
     assert (tile(tmp_path / "out.png", 0, 3) == given[3]).all()
-    assert (tile(tmp_path / "out.png", 3, 1) == to_pixels(rebuilt)[17, 0]).all()
+    assert (tile(tmp_path / "out.png", 3, 1) == levels(rebuilt).numpy()[17, 0]).all()
 
 
 def test_single_files_of_any_kind_and_size_are_fitted(trained: dict[str, Path], tmp_path: Path) -> None:
@@ -113,8 +113,8 @@ def test_an_interpolation_begins_and_ends_where_it_should(trained: dict[str, Pat
     vae = udl_dist.load(trained["vae"])
     done = drawing.interpolate(vae, str(tmp_path / "one.png"), "seed:3", 4, 0, tmp_path / "way.png")
     assert done.figures["way"] == "spherical"
-    assert (tile(tmp_path / "way.png", 0, 0) == to_pixels(vae.reconstruct(images(1)))[0, 0]).all()
-    assert (tile(tmp_path / "way.png", 0, 3) == to_pixels(vae.sample(1, start=3))[0, 0]).mean() > 0.9
+    assert (tile(tmp_path / "way.png", 0, 0) == levels(vae.reconstruct(images(1))).numpy()[0, 0]).all()
+    assert (tile(tmp_path / "way.png", 0, 3) == levels(vae.sample(1, start=3)).numpy()[0, 0]).mean() > 0.9
     gan = udl_dist.load(trained["gan"])
     with pytest.raises(UsageError, match="cannot encode .*: give seed:N"):
         drawing.interpolate(gan, str(tmp_path / "one.png"), "seed:1", 4, 0, tmp_path / "way.png")

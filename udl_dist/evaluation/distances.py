@@ -7,18 +7,19 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from udl_dist.methods.frechet import between
+
 NEIGHBOURS = 5  # Naeem et al. 2020, section 4
 ROWS = 1000  # whose distances to all others are held at a time
 
 
 def frechet(real: Tensor, fake: Tensor) -> float:  # [N, F], [M, F]
-    """|μ - ν|² + tr(S + T - 2 (S½ T S½)½) of the Gaussians of both sets (Dowson & Landau 1982, eq. 4)."""
-    covariance, spread = (torch.cov(rows.double().T).view(rows.shape[1], -1) for rows in (real, fake))
-    values, vectors = torch.linalg.eigh(covariance)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    both = torch.linalg.eigvalsh(root @ spread @ root).clamp(min=0).sqrt().sum()
-    apart = (real.double().mean(0) - fake.double().mean(0)).square().sum()
-    return float(apart + covariance.trace() + spread.trace() - 2 * both)
+    """The Fréchet distance of the Gaussians of both sets."""
+    return between(*_gaussian(real), *_gaussian(fake))
+
+
+def _gaussian(rows: Tensor) -> tuple[Tensor, Tensor]:
+    return rows.double().mean(0), torch.cov(rows.double().T).view(rows.shape[1], -1)
 
 
 def kernel(real: Tensor, fake: Tensor) -> float:

@@ -14,16 +14,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional
 
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation.family import Extractor
-from udl_dist.methods import Shape
+from udl_dist.methods import Shape, frechet
 from udl_dist.networks import NetworkSettings, encoder
 from udl_dist.settings import as_path
 
 PIXELS = "pixels"
-SIDE = 8
 FEATURES = 64
 KIND = "udl-dist extractor 1"
 
@@ -31,12 +29,11 @@ KIND = "udl-dist extractor 1"
 class Pixels:
     """Averages of pixels in [-1, 1]; says nothing of what is finer than 8×8."""
 
-    name = f"pixels averaged to {SIDE}×{SIDE}"
+    name = f"pixels averaged to {frechet.SIDE}×{frechet.SIDE}"
     hash = "none"
 
     def features(self, images: Tensor) -> Tensor:
-        sides = (min(SIDE, images.shape[2]), min(SIDE, images.shape[3]))
-        return functional.adaptive_avg_pool2d(images, sides).flatten(1)
+        return frechet.small(images)
 
 
 class Classifier(nn.Module):

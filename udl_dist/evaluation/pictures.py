@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from udl_dist.methods import Batch, Method
+from udl_dist.methods.pixels import levels
 
 LEAST_TILE = 56  # pixels; smaller images are enlarged, each pixel a square
 GAP = 2
@@ -37,11 +38,10 @@ def grid(images: Tensor, columns: int) -> Image.Image:
     count, channels, height, width = images.shape
     rows = -(-count // columns)
     scale = max(1, -(-LEAST_TILE // max(height, width)))
-    pixels = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
-    pixels = pixels.repeat(scale, axis=2).repeat(scale, axis=3).transpose(0, 2, 3, 1)
+    tiles = levels(images).numpy().repeat(scale, axis=2).repeat(scale, axis=3).transpose(0, 2, 3, 1)
     tall, wide = height * scale + GAP, width * scale + GAP
     canvas = np.full((rows * tall + GAP, columns * wide + GAP, channels), 96, dtype=np.uint8)
-    for number, tile in enumerate(pixels):
+    for number, tile in enumerate(tiles):
         top, left = GAP + number // columns * tall, GAP + number % columns * wide
         canvas[top : top + height * scale, left : left + width * scale] = tile
     return Image.fromarray(canvas.squeeze(2) if channels == 1 else canvas)

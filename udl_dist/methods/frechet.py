@@ -16,32 +16,35 @@ if TYPE_CHECKING:
 SIDE = 8
 
 
-def moments(images: Tensor, name: str) -> dict[str, Tensor]:  # [B, C, H, W] -> [B, D], [B, D²]
-    """What of each image goes into the mean and the second moments of its set."""
+def small(images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, D]
+    """Images averaged to 8×8 pixels."""
     from torch.nn import functional
 
     sides = (min(SIDE, images.shape[2]), min(SIDE, images.shape[3]))
-    small = functional.adaptive_avg_pool2d(images, sides).flatten(1).double()
-    return {f"{name}_small": small, f"{name}_products": (small[:, :, None] * small[:, None, :]).flatten(1)}
+    return functional.adaptive_avg_pool2d(images, sides).flatten(1)
+
+
+def moments(images: Tensor, name: str) -> dict[str, Tensor]:  # [B, C, H, W] -> [B, D], [B, D²]
+    """What of each image goes into the mean and the second moments of its set."""
+    values = small(images).double()
+    return {f"{name}_small": values, f"{name}_products": (values[:, :, None] * values[:, None, :]).flatten(1)}
 
 
 def distance(means: Mapping[str, Tensor]) -> float:
-    """|μ - ν|² + tr(S + T - 2 (S½ T S½)½) (Dowson & Landau 1982, eq. 4) of the means of `moments`."""
-    centre, covariance = _gaussian(means, "real")
-    other, spread = _gaussian(means, "fake")
-    root = _root(covariance)
-    both = _root(root @ spread @ root)
-    return float((centre - other).square().sum() + (covariance + spread - 2 * both).trace())
+    """The distance of the Gaussians with the means of `moments`."""
+    return between(*_gaussian(means, "real"), *_gaussian(means, "fake"))
+
+
+def between(mean: Tensor, covariance: Tensor, other: Tensor, spread: Tensor) -> float:  # [D], [D, D] twice, float64
+    """|μ - ν|² + tr(S + T - 2 (S½ T S½)½) of two Gaussians (Dowson & Landau 1982, eq. 4)."""
+    import torch
+
+    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
+    root = torch.mm(vectors * values.clamp(min=0).sqrt(), vectors.T)  # below 0 by rounding
+    both = torch.linalg.eigvalsh(root @ spread @ root).clamp(min=0).sqrt().sum()
+    return float((mean - other).square().sum() + covariance.trace() + spread.trace() - 2 * both)
 
 
 def _gaussian(means: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
     mean = means[f"{name}_small"].double()
     return mean, means[f"{name}_products"].double().view(len(mean), len(mean)) - mean.outer(mean)
-
-
-def _root(matrix: Tensor) -> Tensor:
-    """The root of a symmetric matrix without negative eigenvalues, but for rounding."""
-    import torch
-
-    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-    return torch.mm(vectors * values.clamp(min=0).sqrt(), vectors.T)

@@ -19,6 +19,7 @@ from torch import Tensor
 from udl_dist.errors import DataError, UsageError
 from udl_dist.images.coding import Pixels, fit_pixels
 from udl_dist.images.kinds import Fit, Shape
+from udl_dist.methods import pixels
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,9 +53,9 @@ def as_latents(given: Any, latent_dim: int) -> Tensor:  # -> [N, Z] float32
     return latents
 
 
-def scaled(pixels: Pixels) -> Tensor:  # [N, C, H, W] uint8 -> the same, float32 in [-1, 1]
+def scaled(raster: Pixels) -> Tensor:  # [N, C, H, W] uint8 -> the same, float32 in [-1, 1]
     """Pixels as training scales them."""
-    return _scaled(torch.from_numpy(pixels))
+    return pixels.floats(torch.from_numpy(raster))
 
 
 def _listed(given: Sequence[Any], shape: Shape, fit: Fit) -> Tensor:
@@ -84,7 +85,7 @@ def _shaped(images: Tensor, shape: Shape) -> Tensor:  # -> [N, C, H, W]
 
 def _scaled(images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
-        return images.to(torch.float32).mul_(1 / 127.5).sub_(1.0)
+        return pixels.floats(images)
     if not images.is_floating_point():
         raise UsageError(f"images are of type {str(images.dtype).removeprefix('torch.')}: {EXPECTED}")
     floats = images.float()

@@ -7,12 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from udl_dist.errors import TrainingError, UsageError
+from udl_dist.evaluation import similarity
 from udl_dist.methods import Batch, chance
+from udl_dist.methods.pixels import levels
 from udl_dist.models.inputs import as_images, as_latents
 from udl_dist.models.opening import Opened, latent_dim, open_folder
 
@@ -99,7 +100,7 @@ class Model:
 
         def scored(images: Tensor, keys: Tensor, record_keys: Tensor) -> Tensor:
             if which == "reconstruction":
-                return (self.method.reconstruct(images) - images).div(2).square().flatten(1).double().mean(1)
+                return similarity.mse(self.method.reconstruct(images), images)
             return self.method.measure(Batch(images, keys, record_keys, 0))[which].double()
 
         return self._each(scored, batch.images, batch.keys, batch.record_keys)
@@ -121,8 +122,8 @@ class Model:
         """Images the model gave, as PIL images."""
         from PIL import Image
 
-        pixels = to_pixels(images)
-        return [Image.fromarray(one[0] if len(one) == 1 else one.transpose(1, 2, 0).copy()) for one in pixels]
+        rasters = levels(images).numpy()
+        return [Image.fromarray(one[0] if len(one) == 1 else one.transpose(1, 2, 0).copy()) for one in rasters]
 
     def require(self, ability: str, advice: str = "") -> None:
         """Raise UsageError if the model lacks an ability; say which it has."""
@@ -157,14 +158,6 @@ def load(folder: Path | str, device: str = "cpu", checkpoint: str | int = "best"
     No pickle is read. Raises UsageError, DataError or TrainingError, one line each.
     """
     return Model(open_folder(folder, checkpoint), device)
-
-
-def to_pixels(images: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:  # [N, C, H, W] in [-1, 1] -> uint8
-    """Images as bytes from 0 to 255."""
-    pixels: np.ndarray[Any, np.dtype[np.uint8]] = (
-        ((images.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
-    )
-    return pixels
 
 
 def _device(name: str) -> torch.device:

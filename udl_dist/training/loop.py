@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udl_dist.errors import TrainingError
-from udl_dist.methods import Batch, Method
+from udl_dist.methods import Batch, Method, pixels
 from udl_dist.stream.feed import Feed
 from udl_dist.stream.loading import Records
 from udl_dist.training.learner import Learning
@@ -170,8 +170,7 @@ def evaluating(method: Method) -> Iterator[None]:
 
 def to_batch(records: Records, seen: int, device: torch.device, channels_last: bool = False) -> Batch:
     """Records of the stream as what a method sees: uint8 travels to the device, floats in [-1, 1] are made there."""
-    raw = _to_device(records.images, device)
-    images = raw.to(torch.float32).mul_(1 / 127.5).sub_(1.0)
+    images = pixels.floats(_to_device(records.images, device))
     if channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     return Batch(images, _to_device(records.keys, device), _to_device(records.record_keys, device), seen)

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from udl_dist.errors import UsageError
+from udl_dist.evaluation import similarity
 from udl_dist.evaluation.pictures import grid
 from udl_dist.methods import chance
 from udl_dist.models.model import BATCH_IMAGES, Model, Prior
@@ -44,7 +45,7 @@ def reconstruct(model: Model, names: Sequence[str], most: int, out: Path) -> Out
     model.require("reconstruct")
     keys, images = sources.read(model, names, most)
     rebuilt = model.reconstruct(images)
-    errors = (rebuilt - images).div(2).square().flatten(1).double().mean(1)
+    errors = similarity.mse(rebuilt, images)
     if is_picture(out):
         save(_over(images, rebuilt), out)
     else:
@@ -52,7 +53,7 @@ def reconstruct(model: Model, names: Sequence[str], most: int, out: Path) -> Out
         with writing(folder):
             for number, (key, picture) in enumerate(zip(keys, model.pictures(rebuilt), strict=True)):
                 picture.save(folder / f"{number:06d}-{_file_name(key)}.png")
-    psnr = float((-10 * errors.clamp(min=1e-12).log10()).mean())
+    psnr = float(similarity.psnr(errors).mean())
     said = f"{len(keys)} images: mean squared error {float(errors.mean()):.5f} (pixels in [0, 1]), PSNR {psnr:.2f} dB"
     return outcome(model, [f"{said}: {out}"], out=str(out), n=len(keys), mse=float(errors.mean()), psnr=psnr)
 

@@ -16,14 +16,14 @@ from udl_dist.evaluation import extractor as extractors
 from udl_dist.evaluation import families
 from udl_dist.evaluation.family import HELD_OUT, TRAIN, Family, Seen, Subject, Taken, joined
 from udl_dist.evaluation.settings import FigureSettings
-from udl_dist.methods import Batch
 from udl_dist.models.model import BATCH_IMAGES, Model
 from udl_dist.packing.prepare import prepare
 from udl_dist.stream.loading import Records
 from udl_dist.stream.opening import open_streams
 from udl_dist.stream.order import share
 from udl_dist.stream.reader import Stream
-from udl_dist.using.sources import as_batch, open_stream
+from udl_dist.training.loop import to_batch
+from udl_dist.using.sources import open_stream
 
 MOST_PARTS = 64
 
@@ -86,9 +86,7 @@ class Measuring:
                 return
 
     def _seen(self, start: int, records: Records) -> Seen:
-        batch, device = as_batch(records), self.model.device
-        images, keys, own = (given.to(device) for given in (batch.images, batch.keys, batch.record_keys))
-        return Seen(Batch(images, keys, own, 0), torch.from_numpy(records.labels), start)
+        return Seen(to_batch(records, 0, self.model.device), torch.from_numpy(records.labels), start)
 
     def _refuse_odd_numbers(self, name: str, taken: Taken) -> None:
         for what, value in (taken.sums | taken.rows).items():

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from udl_dist.errors import DataError, UsageError
 from udl_dist.evaluation.pictures import grid
+from udl_dist.methods.pixels import floats
 from udl_dist.models.model import Model
 from udl_dist.packing.folders import finish_folder, partial_folder
 from udl_dist.using.calibration import calibration
@@ -108,7 +109,7 @@ def _draw(model: Model, oddest: Sequence[Odd], path: Path) -> None:
     images = torch.stack([odd.image for odd in oddest])
     rebuilt = model.reconstruct(images)
     colour = [part.expand(-1, 3, -1, -1) for part in (images, rebuilt)]
-    maps = torch.from_numpy(heat((images - rebuilt).abs() / 2)).float() / 127.5 - 1
+    maps = floats(torch.from_numpy(heat((images - rebuilt).abs() / 2)))
     picture: Image.Image = grid(torch.cat([*colour, maps]), len(oddest))
     save(picture, path)
 

@@ -19,6 +19,7 @@ from udl_dist.packing.finding import LISTS, TARS
 from udl_dist.settings import as_path
 from udl_dist.stream.loading import Records
 from udl_dist.stream.reader import Stream
+from udl_dist.training.loop import to_batch
 
 ARRAYS = (".npy", ".npz", ".gz")  # names of many images, as those of IDX files, which have no ending
 
@@ -65,7 +66,7 @@ def keys_of(stream: Stream, records: Records) -> list[str]:
 
 def as_batch(records: Records) -> Batch:
     """Records of a stream as a method sees them."""
-    return Batch(scaled(records.images), torch.from_numpy(records.keys), torch.from_numpy(records.record_keys), 0)
+    return to_batch(records, 0, torch.device("cpu"))
 
 
 def open_image(model: Model, path: Path) -> Pixels:  # -> [C, H, W]
