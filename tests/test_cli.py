@@ -66,6 +66,7 @@ def test_help_and_version_answer() -> None:
         (("export", ".", "model", "--license", "mit"), ("neither a run folder",)),
         (("compare", "one"), ("needs two runs or more",)),
         (("report", "no-such-run"), ("is no run folder",)),
+        (("status", "--folow"), ("unknown flag --folow", "udl status --help")),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(arguments: tuple[str, ...], parts: tuple[str, ...]) -> None:

@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import gloo
+from tests.rays import one_ray
 from tests.test_cli import refused, udl
 from tests.test_worker import finished, manifest, wanted
 from tests.training.learn import packed
@@ -35,22 +35,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """One Ray for this module; more cores than there are, so that no test waits for another's."""
-    for name, value in launch_environment().items():
-        os.environ.setdefault(name, value)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import ray
-
-        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    """More cores than there are, so that no test waits for another's."""
+    with one_ray(4):
         yield
-        ray.shutdown()
-
-
-def launch_environment() -> dict[str, str]:
-    from udl_dist import clusters
-
-    return clusters.ENVIRONMENT
 
 
 def workers_of(folder: Path) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ import pytest
 import torch
 
 import udl_dist
+from tests.rays import one_ray
 from tests.training.learn import packed
-from udl_dist import clusters
 from udl_dist.errors import ClusterError, DataError, UsageError
 from udl_dist.models.model import Model
 from udl_dist.shards.index import Index
@@ -104,15 +103,8 @@ def test_a_method_without_an_encoder_embeds_nothing(trained: dict[str, Path], so
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    for name, value in clusters.ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import ray
-
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    with one_ray(2):
         yield
-        ray.shutdown()
 
 
 @pytest.mark.usefixtures("cluster")

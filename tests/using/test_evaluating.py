@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 import udl_dist
+from tests.rays import one_ray
 from tests.trained import run
 from tests.training.learn import packed
 from udl_dist import account
@@ -166,13 +166,8 @@ def test_an_extractor_is_fitted_kept_and_named_by_its_hash(
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import ray
-
-        ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    with one_ray(3):
         yield
-        ray.shutdown()
 
 
 @pytest.mark.usefixtures("cluster")

@@ -1,10 +1,11 @@
-"""Curves as pictures: SVG that takes the page's colours, PNG for a comparison. Only here is matplotlib known."""
+"""Curves as pictures: SVG that takes the page's colours, PNG for a comparison. Knows no run."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 def as_svg(curves: Mapping[str, Curve], number: int) -> str:
     """One panel, curves by label; `number` keeps its names apart from those of other panels of a page."""
-    with _drawing(number, INK, LINE) as figures:
-        figure = figures.new(4.4, 2.6)
+    with _drawing(number, INK, LINE) as new:
+        figure = new(4.4, 2.6)
         axes = figure.subplots()
         _plot(axes, curves)
         kept = io.StringIO()
@@ -36,8 +37,8 @@ def as_svg(curves: Mapping[str, Curve], number: int) -> str:
 def as_png(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
     """Panels with a title each, two in a row, as one PNG."""
     rows = -(-len(panels) // 2)
-    with _drawing(0, "#222222", "#d8d8d8") as figures:
-        figure = figures.new(11, 3.4 * rows)
+    with _drawing(0, "#222222", "#d8d8d8") as new:
+        figure = new(11, 3.4 * rows)
         grid = figure.subplots(rows, 2, squeeze=False)
         for axes, (title, curves) in zip(grid.flat, panels.items(), strict=False):
             _plot(axes, curves)
@@ -64,35 +65,19 @@ def settled(curves: Mapping[str, Curve]) -> tuple[float, float] | None:
     return min(later) - height / 10, max(later) + height / 10
 
 
-class _Figures:
-    def new(self, width: float, height: float) -> Any:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+@contextlib.contextmanager
+def _drawing(number: int, ink: str, line: str) -> Iterator[Callable[[float, float], Any]]:
+    """Gives what makes a figure of a width and a height; nobody else's figures are touched by the settings here."""
+    import matplotlib
+    from matplotlib.figure import Figure
 
-        figure = Figure((width, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        return figure
-
-
-class _drawing:
-    """Matplotlib's settings for the while; nobody else's figures are touched."""
-
-    def __init__(self, number: int, ink: str, line: str) -> None:
-        import matplotlib
-
-        self._context = matplotlib.rc_context({
-            "svg.fonttype": "none", "svg.hashsalt": f"udl-{number}", "text.color": ink, "axes.edgecolor": line,
-            "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink, "grid.color": line, "axes.grid": True,
-            "grid.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9,
-            "legend.frameon": False, "text.usetex": False, "font.family": "sans-serif",
-        })  # fmt: skip
-
-    def __enter__(self) -> _Figures:
-        self._context.__enter__()
-        return _Figures()
-
-    def __exit__(self, *error: Any) -> None:
-        self._context.__exit__(*error)
+    with matplotlib.rc_context({
+        "svg.fonttype": "none", "svg.hashsalt": f"udl-{number}", "text.color": ink, "axes.edgecolor": line,
+        "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink, "grid.color": line, "axes.grid": True,
+        "grid.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9,
+        "legend.frameon": False, "text.usetex": False, "font.family": "sans-serif",
+    }):  # fmt: skip
+        yield lambda width, height: Figure((width, height), layout="constrained")
 
 
 def _plot(axes: Any, curves: Mapping[str, Curve]) -> None:

@@ -48,6 +48,10 @@ class Axis:
             return min(int(below), int(self.high))
         return self._between(self.low, self.high, place)
 
+    def index(self, value: Any) -> int:
+        """Where a value stands among those of a choice; a list, as JSON gives it back, is meant as the tuple it was."""
+        return self.values.index(tuple(value) if isinstance(value, list) else value)
+
     def grid(self) -> tuple[Any, ...]:
         """The values that a grid takes."""
         if self.values:

@@ -30,7 +30,6 @@ class Running:
     seed: int
     rungs: tuple[int, ...]
     images: int = 0
-    seconds: float = 0.0
 
 
 class Conductor:

@@ -70,7 +70,7 @@ def check(search: Search) -> None:
         _refuse_unequal(name, search)
     if found.metric[0] in axes:
         raise UsageError(f"search.metric: the first objective must be a figure, not the setting {found.metric[0]}")
-    if len(found.metric) > 1 and (found.scheduler != "none" or (found.sampler == "optuna" and found.ahead < 1)):
+    if len(found.metric) > 1 and found.scheduler != "none":
         raise UsageError("search.metric has several objectives: at a rung no trial is plainly worse, set "
                          "search.scheduler = none")  # fmt: skip
 

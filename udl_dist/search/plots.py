@@ -1,4 +1,4 @@
-"""The only room that knows matplotlib: what a search came to, as PNG and SVG below `plots`."""
+"""What a search came to, as PNG and SVG below `plots`; beside report/curves.py the only file that knows matplotlib."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _settings(search: Search, good: Sequence[Line], floor: Mapping[int, float]) 
     first, second = _two(search.axes)
     figure = _new(11 if _latent(search) else SIZE[0])
     panels = figure.subplots(1, 2) if _latent(search) else [figure.subplots()]
-    axes, losses = panels[0], _shown(search, good)
+    axes, losses = panels[0], _shown(good)
     order = np.argsort(-losses)
     x, y = (np.asarray(_places(axis, good), float)[order] for axis in (first, second))
     state = np.array([line.state == "complete" for line in good])[order]
@@ -104,7 +104,7 @@ def _one_axis(search: Search, good: Sequence[Line], floor: Mapping[int, float]) 
     if axis.name == LATENT:
         _over_latent(axes, search, good, floor)
         return figure
-    axes.plot(_places(axis, good), _shown(search, good), "o", color="tab:blue")
+    axes.plot(_places(axis, good), _shown(good), "o", color="tab:blue")
     _labelled(axes, axis, None)
     axes.set_ylabel(search.settings.metric[0])
     return figure
@@ -113,14 +113,14 @@ def _one_axis(search: Search, good: Sequence[Line], floor: Mapping[int, float]) 
 def _over_latent(axes: Axes, search: Search, good: Sequence[Line], floor: Mapping[int, float]) -> None:
     for state, mark in (("stopped", "x"), ("complete", "o")):
         some = [line for line in good if line.state == state]
-        axes.plot([line.settings[LATENT] for line in some], _shown(search, some), mark, color="tab:blue", label=state)
+        axes.plot([line.settings[LATENT] for line in some], _shown(some), mark, color="tab:blue", label=state)
     if floor and search.settings.metric[0] == "val/mse":
         axes.plot(list(floor), list(floor.values()), color="black", lw=1, label="PCA")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set(xlabel=LATENT, ylabel=search.settings.metric[0])
     drawn = list(floor.values()) if axes.lines[-1].get_label() == "PCA" else []
-    _readable(axes, [*_shown(search, good), *drawn])
+    _readable(axes, [*_shown(good), *drawn])
     axes.legend()
 
 
@@ -135,7 +135,7 @@ def _importance(shares: Mapping[str, float]) -> Figure:
 def _parallel(search: Search, good: Sequence[Line]) -> Figure:
     """Each trial a line through its settings to its metric, the best ones in colour."""
     figure = _new(9)
-    axes, losses = figure.subplots(), _shown(search, good)
+    axes, losses = figure.subplots(), _shown(good)
     columns = [_unit(axis, good) for axis in search.axes] + [_scaled(_log(losses))]
     ranks = losses.argsort().argsort() / max(1, len(good) - 1)
     for number in np.argsort(-ranks):
@@ -180,14 +180,14 @@ def _latent(search: Search) -> bool:
     return any(axis.name == LATENT for axis in search.axes)
 
 
-def _shown(search: Search, lines: Sequence[Line]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _shown(lines: Sequence[Line]) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.array([line.values[0] for line in lines], float)
 
 
 def _places(axis: Axis, lines: Sequence[Line]) -> Sequence[float]:
     """Where the values of an axis are drawn: numbers where they are, others side by side."""
     found = numbers(axis, lines)
-    return found if found is not None else [axis.values.index(_plain(line.settings[axis.name])) for line in lines]
+    return found if found is not None else [axis.index(line.settings[axis.name]) for line in lines]
 
 
 def _unit(axis: Axis, lines: Sequence[Line]) -> Any:
@@ -236,7 +236,3 @@ def _readable(axes: Axes, values: Sequence[float]) -> None:
     top, low = float(np.quantile(values, 0.97)), min(values)
     if math.isfinite(top) and top > low:
         axes.set_ylim(low - 0.03 * (top - low) if axes.get_yscale() == "linear" else low / 1.05, top * 1.05)
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

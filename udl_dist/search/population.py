@@ -105,7 +105,7 @@ def _changed(axis: Axis, value: Any, key: int) -> Any:
         return axis.at(place(key, 1, axis.name))
     up = draw >= 0.625
     if axis.values:
-        at = min(max(axis.values.index(value) + (1 if up else -1), 0), len(axis.values) - 1)
+        at = min(max(axis.index(value) + (1 if up else -1), 0), len(axis.values) - 1)
         return axis.values[at]
     moved = min(max(value * FACTORS[up], axis.low), axis.high)
     return round(moved) if axis.whole else moved

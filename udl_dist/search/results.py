@@ -40,7 +40,6 @@ class Ended:
     winner: Winner | None
     final: dict[str, tuple[float, float, int]] = field(default_factory=dict)
     signal: int = 0
-    note: str = ""
 
     @property
     def complete(self) -> bool:
@@ -68,7 +67,7 @@ class Ended:
         found = [*table(self.search, self.lines), *self._summary()]
         if self.winner is None and self.complete:
             return [*found, f"no trial has a figure: why each failed is in {self.search.folder}/trials.jsonl"]
-        return [line for line in [*found, *self._winner(), self.note] if line]
+        return [*found, *self._winner()]
 
     def status_lines(self) -> list[str]:
         """The same while it may still go on, with the trials at work."""

@@ -34,7 +34,7 @@ class Tpe:
         self._optuna, self._search, self._objective = optuna, search, Objective(search)
         self._distributions = {axis.name: _distribution(optuna, axis) for axis in search.axes}
         # An entry of a choice that is a list travels by its place.
-        self._lists = {axis.name: axis.values for axis in search.axes if any(type(v) is tuple for v in axis.values)}
+        self._lists = {axis.name: axis for axis in search.axes if any(type(v) is tuple for v in axis.values)}
         self._drawn: dict[int, dict[str, Any]] = {}
 
     def values(self, number: int, outcomes: Mapping[int, list[Line]]) -> dict[str, Any]:
@@ -51,12 +51,14 @@ class Tpe:
             study = optuna.create_study(directions=["minimize"] * len(self._objective.names), sampler=sampler)
             study.add_trials([self._told(lines) for _, lines in sorted(outcomes.items())])
             drawn = study.ask(self._distributions).params
-        return {name: self._lists[name][value] if name in self._lists else value for name, value in drawn.items()}
+        return {
+            name: self._lists[name].values[value] if name in self._lists else value for name, value in drawn.items()
+        }
 
     def _told(self, lines: list[Line]) -> Any:
         """A setting as Optuna keeps it: complete with its mean, stopped at a rung, or failed."""
         optuna, states = self._optuna, {line.state for line in lines}
-        params = {name: self._lists[name].index(_plain(value)) if name in self._lists else value
+        params = {name: self._lists[name].index(value) if name in self._lists else value
                   for name, value in lines[0].settings.items()}  # fmt: skip
         about = {"params": params, "distributions": self._distributions}
         if "failed" in states:
@@ -78,7 +80,3 @@ def _distribution(optuna: Any, axis: Axis) -> Any:
     if axis.whole:
         return optuna.distributions.IntDistribution(int(axis.low), int(axis.high), log=axis.log)
     return optuna.distributions.FloatDistribution(axis.low, axis.high, log=axis.log)
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

@@ -8,8 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from udl_dist.errors import UsageError
 
 Verbs = Any  # what argparse's add_subparsers gives; its type has no public name
 
@@ -24,6 +27,23 @@ def new_verb(verbs: Verbs, name: str, settings: type | None = None, **about: Any
     verb: argparse.ArgumentParser = verbs.add_parser(name, allow_abbrev=False, **about)
     verb.add_argument("--json", action="store_true", help="print figures for machines")
     return verb
+
+
+def new_runner(verbs: Verbs, name: str, job: str, dry: str, faults: str, **about: Any) -> argparse.ArgumentParser:
+    """A parser for a verb that runs a job file: `job`, `dry` and `faults` say what these are to it."""
+    verb = new_verb(verbs, name, **about)
+    verb.add_argument("job", type=Path, nargs="?", help=job)
+    verb.add_argument("--dry-run", action="store_true", help=dry)
+    verb.add_argument("--settings", dest="help_settings", action="store_true", help="list every setting and end")
+    verb.add_argument("--verbose", action="store_true", help="show what Ray says")
+    verb.add_argument("--faults", default="", help=f"{faults}; asks for UDL_FAULTS=1 too (faults.py)")
+    return verb
+
+
+def refuse_flags(flags: Mapping[str, str], verb: str) -> None:
+    """Raise UsageError for flags of a verb that knows none beside its own arguments."""
+    if flags:
+        raise UsageError(f"unknown flag --{next(iter(flags))} (see udl {verb} --help)")
 
 
 def show(lines: Sequence[str], figures: dict[str, Any], as_json: bool) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from udl_dist.errors import UsageError
-from udl_dist.verbs import Verbs, new_verb, show
+from udl_dist.verbs import Verbs, new_verb, refuse_flags, show
 
 
 def add(verbs: Verbs) -> None:
@@ -55,6 +55,8 @@ def _submit(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 def _status(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.submitting import submit
 
+    if not asked.job:
+        refuse_flags(flags, "status")
     name = _named(asked.job, flags) if asked.job else ""
     client = _client(asked)
     found = [submit.newest(client, name)] if name else client.jobs()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from udl_dist.errors import UsageError
-from udl_dist.verbs import Verbs, new_verb, show
+from udl_dist.verbs import Verbs, new_verb, refuse_flags, show
 
 
 def add(verbs: Verbs) -> None:
@@ -34,7 +33,7 @@ def _export(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.export.export import ExportSettings, export
     from udl_dist.models.model import load
 
-    _refuse(flags, "export")
+    refuse_flags(flags, "export")
     wanted = ExportSettings(asked.onnx, asked.torch_export, asked.license)
     done = export(load(asked.run, "cpu", asked.checkpoint), asked.dest, wanted)
     show(done.lines(), done.as_dict(), asked.json)
@@ -44,7 +43,7 @@ def _export(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 def _compare(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.report.compare import compare
 
-    _refuse(flags, "compare")
+    refuse_flags(flags, "compare")
     compared = compare(asked.runs, asked.out)
     show(compared.lines(), compared.as_dict(), asked.json)
     return 0
@@ -53,12 +52,7 @@ def _compare(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 def _report(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.report.report import report
 
-    _refuse(flags, "report")
+    refuse_flags(flags, "report")
     done = report(asked.run, asked.out)
     show(done.lines(), done.as_dict(), asked.json)
     return 0
-
-
-def _refuse(flags: dict[str, str], verb: str) -> None:
-    if flags:
-        raise UsageError(f"unknown flag --{next(iter(flags))} (see udl {verb} --help)")

@@ -7,20 +7,16 @@ import sys
 from pathlib import Path
 
 from udl_dist.errors import UsageError
-from udl_dist.verbs import Verbs, listed, new_verb, show
+from udl_dist.verbs import Verbs, listed, new_runner, show
 
 
 def add(verbs: Verbs) -> None:
-    search = new_verb(verbs, "search", help="find the best settings by trials that stop early; again: resume",
-                      epilog="any setting: --section.name value (udl search --settings lists those of [search])"
-                      )  # fmt: skip
-    search.add_argument("job", type=Path, nargs="?", help="a job file with [search], such as "
-                                                         "jobs/search_vae_digits.toml")  # fmt: skip
-    search.add_argument("--dry-run", action="store_true", help="print trials, rungs and cost, and start nothing")
+    search = new_runner(verbs, "search", "a job file with [search], such as jobs/search_vae_digits.toml",
+                        "print trials, rungs and cost, and start nothing", "break trials on purpose",
+                        help="find the best settings by trials that stop early; again: resume",
+                        epilog="any setting: --section.name value (udl search --settings lists those of [search])"
+                        )  # fmt: skip
     search.add_argument("--status", type=Path, metavar="FOLDER", help="what a search folder holds now, and end")
-    search.add_argument("--settings", dest="help_settings", action="store_true", help="list the settings and end")
-    search.add_argument("--verbose", action="store_true", help="show what Ray says")
-    search.add_argument("--faults", default="", help="break trials on purpose; asks for UDL_FAULTS=1 too (faulty.py)")
     search.set_defaults(act=_search)
 
 

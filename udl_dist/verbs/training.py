@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from udl_dist.errors import UsageError
-from udl_dist.verbs import Verbs, listed, new_verb, show
+from udl_dist.verbs import Verbs, listed, new_runner, show
 
 
 def add(verbs: Verbs) -> None:
-    train = new_verb(verbs, "train", help="train what a job file says; again: resume",
-                     epilog="any setting: --section.name value (udl train --settings lists them)")  # fmt: skip
-    train.add_argument("job", type=Path, nargs="?", help="a job file, such as jobs/vae_digits.toml")
-    train.add_argument("--dry-run", action="store_true", help="print the plan and start nothing")
-    train.add_argument("--settings", dest="help_settings", action="store_true", help="list every setting and end")
-    train.add_argument("--verbose", action="store_true", help="show what Ray says")
-    train.add_argument("--faults", default="", help="break the run on purpose; asks for UDL_FAULTS=1 too (faults.py)")
+    train = new_runner(verbs, "train", "a job file, such as jobs/vae_digits.toml", "print the plan and start nothing",
+                       "break the run on purpose", help="train what a job file says; again: resume",
+                       epilog="any setting: --section.name value (udl train --settings lists them)")  # fmt: skip
     train.set_defaults(act=_train)
 
 

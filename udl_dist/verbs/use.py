@@ -10,7 +10,7 @@ from udl_dist import settings
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.using.settings import EmbedSettings, ExtractorSettings
-from udl_dist.verbs import Verbs, new_verb, progress, show
+from udl_dist.verbs import Verbs, new_verb, progress, refuse_flags, show
 
 
 def add(verbs: Verbs) -> None:
@@ -80,9 +80,7 @@ def _verb(verbs: Verbs, name: str, help: str, act: Any, images: str = "", out: s
 
 def _model(asked: argparse.Namespace, flags: dict[str, str]) -> Any:
     """The model that was asked for; most of these verbs know no settings beside their own flags."""
-    if flags:
-        verb = asked.act.__name__.strip("_").replace("_", "-")
-        raise UsageError(f"unknown flag --{next(iter(flags))} (see udl {verb} --help)")
+    refuse_flags(flags, asked.act.__name__.strip("_").replace("_", "-"))
     from udl_dist.models.model import load
 
     return load(asked.model, asked.device, asked.checkpoint)

@@ -1,0 +1,24 @@
+"""One Ray for a module of tests: started once, ended with the last of them."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from udl_dist.clusters import ENVIRONMENT
+
+
+@contextmanager
+def one_ray(cores: int) -> Iterator[None]:
+    """A Ray that says it has so many cores; it is there already for whatever would start one."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import ray
+
+        ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        yield
+        ray.shutdown()
