@@ -1,4 +1,4 @@
-"""python -m tests.bench.tracking: what a W&B that is not well costs a run: its steps (goal 1 %), its ends (10 and 30 s).
+"""python -m tests.bench.tracking: what a W&B that is not well costs: steps (goal 1 %), start and end (10 and 30 s).
 
 Whole runs of one rank on the embedded digits with a point every 64 steps, by turns with W&B off and with each illness.
 The time of a step is read from the curves; what a run takes besides its steps is its start and its end.
