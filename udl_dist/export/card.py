@@ -30,9 +30,9 @@ class Seen:
     license: str = ""
 
 
-def written(model: Model, license: str, files: Sequence[str], seen: Seen) -> str:
-    """The text of README.md."""
-    title, limits = f"# {plain(model.origin.folder.name)}", "## Limits\n\n" + LIMITS.rstrip()
+def written(model: Model, license: str, files: Sequence[str], seen: Seen, title: str = "") -> str:
+    """The text of README.md; its title is the name of the run folder unless there is another."""
+    title, limits = f"# {plain(title or model.origin.folder.name)}", "## Limits\n\n" + LIMITS.rstrip()
     parts = [_front(model, license), title, _about(model), _use(model, files), _data(model, seen)]
     parts += [_figures(model, seen), _evaluation(model), _pictures(files), limits, _reproduce(), _settings(model)]
     return "\n\n".join(part for part in parts if part) + "\n"

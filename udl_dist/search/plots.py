@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from udl_dist.runs import RunFolder
-from udl_dist.search.axes import Axis
+from udl_dist.search.axes import LATENT, Axis
 from udl_dist.search.importance import importance, numbers
 from udl_dist.search.journal import Line
 from udl_dist.search.objective import Objective
@@ -22,7 +22,6 @@ from udl_dist.search.trial import folder_of
 
 SIZE = (7.0, 4.5)
 GREY, BEST = "0.75", "tab:red"
-LATENT = "method.latent_dim"
 
 
 def draw(search: Search, lines: Sequence[Line], rungs: Sequence[int], floor: Mapping[int, float]) -> list[Path]:

@@ -20,7 +20,8 @@ from udl_dist.storage.places import is_remote
 
 # What may differ when the same folder is searched on: no result depends on it.
 FREE = ("search.trials", "search.seconds", "search.parallel", "search.gpu_share", "search.keep", "search.final_seeds",
-        "search.plots", "run.", "track.", "evaluate.", "data.readers", "data.cache")  # fmt: skip
+        "search.evaluate", "search.export", "search.plots", "run.", "track.", "evaluate.", "data.readers",
+        "data.cache")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class SearchSettings:
     seed: int = setting(0, "where the settings of the trials come from", low=0, high=2**63 - 1)
     seeds: int = setting(1, "trials of each setting, with other seeds; the best one is of the best mean", low=1)
     final_seeds: int = setting(1, "runs of the winner on the full budget, with other seeds; 0: none", low=0)
+    evaluate: bool = setting(True, "measure the winner's runs at the end, as udl evaluate does: a pass over the images")
+    export: bool = setting(True, "export the best of the winner's runs into model/, as udl export does")
     parallel: int = setting(0, "trials at the same time; 0: as many as fit", low=0)
     gpu_share: float = setting(1.0, "part of a GPU that a trial of one worker takes", above=0, high=1)
     keep: int = setting(1, "best trials whose checkpoints stay", low=0)
