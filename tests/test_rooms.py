@@ -58,7 +58,7 @@ ALLOWED = {
     "using": {"models", "methods", "evaluation", "images", "iterables", "packing", "stream", "shards", "disk",
               "clusters", "training"},
     "account": {"runs", "methods"},
-    "report": {"account", "experiment", "shards", "storage"},
+    "report": {"account", "experiment", "search", "shards", "storage"},
     "export": {"account", "models", "using", "methods", "evaluation", "packing", "stream"},
 }  # fmt: skip
 # The only files that may import a library, by its first names.

@@ -34,9 +34,9 @@ class SearchSettings:
     budget_images: int = setting(0, "images of a trial that is not stopped; 0: those of a whole run", low=0)
     seconds: float = setting(0.0, "seconds after which the search stops, to be gone on with; 0: no limit", low=0)
     scheduler: Literal["asha", "median", "pbt", "none"] = setting("asha", "which trials are stopped, and when")
-    least_images: int = setting(0, "images before a trial may be stopped; 0: a 27th of the budget by asha, a tenth by "
+    least_images: int = setting(0, "images before a trial may be stopped; 0: a 64th of the budget by asha, a tenth by "
                                    "median", low=0)  # fmt: skip
-    reduction: int = setting(3, "asha: one of so many trials goes on at each rung", low=2)
+    reduction: int = setting(4, "asha: one of so many trials goes on at each rung", low=2)
     perturb_images: int = setting(0, "pbt: images between two generations; 0: a tenth of the budget", low=0)
     sampler: Literal["random", "grid", "optuna"] = setting("random", "where the settings of a trial come from")
     ahead: int = setting(4, "optuna: a trial is drawn from all but the last so many before it", low=1)
@@ -63,6 +63,12 @@ class Search:
     @property
     def folder(self) -> Path:
         return Path(self.base.run.folder).absolute()
+
+    @property
+    def batches(self) -> list[int]:
+        """The batch sizes that trials may have; of a range its ends."""
+        return [self.base.train.batch_size, *(value for axis in self.axes if axis.name == "train.batch_size"
+                                              for value in axis.ends())]  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         return {**self.base.to_dict(), "search": {**settings.to_dict(self.settings), **self.tables}}
