@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import platform
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from udl_dist import __version__, account, experiment
+from udl_dist import account, environment, experiment
 from udl_dist.account import Account, Figure
 from udl_dist.errors import DataError, UdlError, UsageError
 from udl_dist.report import curves
@@ -27,7 +25,6 @@ MOST_PANELS = 16
 MESSAGES = 200  # lines
 NOT_DRAWN = ("images", "train/learning_rate")
 MACHINE = ("perf/images_per_second", "perf/data_wait_share", "perf/memory_bytes")
-PACKAGES = ("torch", "ray", "numpy", "webdataset", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -72,6 +69,7 @@ def _values(about: Account, shown: list[dict[str, Any]]) -> dict[str, Any]:
         ("pictures", "Pictures"),
         ("data", "Data"),
         ("settings", "Settings"),
+        ("environment", "Environment"),
         ("reproduce", "Reproduce"),
         *[("messages", "Messages")] * bool(about.messages),
     ]
@@ -83,6 +81,7 @@ def _values(about: Account, shown: list[dict[str, Any]]) -> dict[str, Any]:
         "alarms": [line for line in about.messages if "ALARM" in line][:20],
         "held_out": [(name, _number(last), _number(best)) for name, (last, best, _) in held_out.items()],
         "best_by": about.best_by if about.best_by in held_out else "",
+        "held_out_images": f"{about.held_out_images:,} " if about.held_out_images else "",
         "best_images": f"{next((images for _, _, images in held_out.values()), 0):,}",
         "protocol": _joined({name: value for name, value in about.protocol().items() if value not in (None, "")}),
         "evaluation": [_evaluated(name, figure) for name, figure in about.evaluation.items()],
@@ -93,7 +92,8 @@ def _values(about: Account, shown: list[dict[str, Any]]) -> dict[str, Any]:
         "most_shards": MOST_SHARDS,
         "settings": _settings(about),
         "commands": _commands(about),
-        "environment": _environment(),
+        "environments": [(f"{images:,}", words) for images, words in about.environments],
+        "made_with": environment.in_words(environment.releases()),
         "messages": about.messages[-MESSAGES:],
     }
 
@@ -175,16 +175,6 @@ def _commands(about: Account) -> str:
         f"udl export {run} model    # the best checkpoint as safetensors, with a card",
         f"udl report {run}    # this page",
     ])  # fmt: skip
-
-
-def _environment() -> str:
-    there = [f"udl-dist {__version__}", f"Python {platform.python_version()}"]
-    for name in PACKAGES:
-        try:
-            there.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
-    return ", ".join([*there, platform.system()])
 
 
 def _joined(values: Mapping[str, Any]) -> str:
