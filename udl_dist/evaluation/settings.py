@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from udl_dist.settings import setting
+
+MOST = 10  # validations of a run that are made unasked
+COST = 0.75  # of a training image is what a held-out one takes: 0.26 to 0.72 (python -m tests.bench.overhead)
 
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    every_images: int = setting(0, "images between validations and pictures; 0: ten times a run", low=0)
+    every_images: int = setting(0, "images between validations and pictures; 0: ten times a run, or as often as "
+                                   "evaluate.share allows", low=0)  # fmt: skip
+    images: int = setting(10_000, "held-out images that validations see at most, the same ones each time; 0: all",
+                          low=0)  # fmt: skip
+    share: float = setting(0.05, "part of a run that validations may take; one at the end there is always", above=0,
+                           high=1)  # fmt: skip
     at_images: tuple[int, ...] = setting((), "images after which there is a validation too, with a checkpoint", low=1)
     pictures: bool = setting(True, "write PNG grids into the run folder at each validation")
     columns: int = setting(10, "images in a row of a picture", low=1, high=100)
+
+    def interval(self, total: int, held_out: int) -> int:
+        """Images between validations of so many held-out images, in a run of `total`.
+
+        Worked out and never measured, so that the points of a curve depend on no clock.
+        """
+        allowed = self.share * total / max(1.0, held_out * COST)
+        return self.every_images or ceil(total / max(1, min(MOST, int(allowed))))
+
+    def seen(self, held_out: int) -> int:
+        """How many of the held-out images a validation sees."""
+        return min(held_out, self.images or held_out)
 
 
 @dataclass(frozen=True)

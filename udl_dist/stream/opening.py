@@ -61,9 +61,20 @@ def open_streams(
 
 
 def open_feed(
-    prepared: Prepared, seed: int, allocate: Allocate = lambda shape: np.empty(shape, np.uint8)
+    prepared: Prepared, seed: int, allocate: Allocate = lambda shape: np.empty(shape, np.uint8), most: int = 0
 ) -> tuple[Feed, Stream | None]:
-    """What a prepared source gives a training: its streams, or, if it cannot be indexed, what is read in sequence."""
+    """What a prepared source gives a training: its streams, or, if it cannot be indexed, what is read in sequence.
+
+    Held out are `most` images at most, the same ones for every seed; 0: all of them.
+    """
+    feed, held_out = _open_feed(prepared, seed, allocate)
+    if held_out and 0 < most < held_out.records:
+        parts = [each.part(max(1, most * each.records // held_out.records)) for each in held_out.datasets]
+        held_out = Stream(parts, prepared.settings, seed, (), allocate)
+    return feed, held_out
+
+
+def _open_feed(prepared: Prepared, seed: int, allocate: Allocate) -> tuple[Feed, Stream | None]:
     if not prepared.settings.sequential:
         return open_streams(prepared, seed, allocate)
     cache = cache_folder(prepared.settings.cache)
