@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from udl_dist.errors import UsageError
+from udl_dist.evaluation.anomaly import Anomaly
 from udl_dist.evaluation.distribution import Distribution
 from udl_dist.evaluation.family import Family, Subject
 from udl_dist.evaluation.likelihood import Likelihood
@@ -12,7 +13,7 @@ from udl_dist.evaluation.reconstruction import Reconstruction
 from udl_dist.evaluation.representation import Representation
 from udl_dist.settings import nearest
 
-FAMILIES: tuple[type[Family], ...] = (Reconstruction, Likelihood, Representation, Distribution)
+FAMILIES: tuple[type[Family], ...] = (Reconstruction, Likelihood, Representation, Distribution, Anomaly)
 
 
 def chosen(subject: Subject, images: int) -> tuple[list[Family], list[str]]:
@@ -35,6 +36,6 @@ def chosen(subject: Subject, images: int) -> tuple[list[Family], list[str]]:
 
 
 def _lacking(family: type[Family], subject: Subject, images: int) -> str:
-    if images < family.least:
-        return f"it needs {family.least} images or more, there are {images}"
-    return family.lacking(subject)
+    if why := family.lacking(subject):
+        return why
+    return f"it needs {family.least} images or more, there are {images}" if images < family.least else ""
