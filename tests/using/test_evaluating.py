@@ -110,7 +110,8 @@ def test_codes_and_sets_of_images_stand_beside_pixels_and_real_images(labelled: 
     model = udl_dist.load(labelled)
     first, second = (evaluate(model, tmp_path) for _ in range(2))
     assert first["figures"] == second["figures"]  # chance comes from the seed
-    assert [note.split(":")[0] for note in first["skipped"]] == ["no anomaly"]  # no class was left out
+    skipped = [note.split(":")[0].removeprefix("no ") for note in first["skipped"]]
+    assert skipped == ["anomaly", "ssim", "ms_ssim", "class_score"]  # no class left out, small images, no classifier
     figures = first["figures"]
     assert figures["knn_accuracy"]["floor"] == {
         "raw pixels": 1.0,
@@ -149,8 +150,10 @@ def test_an_extractor_is_fitted_kept_and_named_by_its_hash(
     done = fit_extractor(source, made, wanted, lambda done, total: None).as_dict()
     assert done["accuracy"] > 0.9
     model = udl_dist.load(labelled)
-    found = evaluate(model, tmp_path, extractor=str(made), families=("distribution",))["figures"]["frechet"]
-    assert found["protocol"]["extractor_sha256"] == done["sha256"]
+    figures = evaluate(model, tmp_path, extractor=str(made), families=("distribution",))["figures"]
+    assert figures["frechet"]["protocol"]["extractor_sha256"] == done["sha256"]
+    (real,) = figures["class_score"]["floor"].values()
+    assert 3 < real <= 4 and 1 <= figures["class_score"]["value"] <= 4
     with pytest.raises(UsageError, match="exists: name a new file"):
         fit_extractor(source, made, wanted, lambda done, total: None)
     with pytest.raises(DataError, match="no label"):

@@ -32,7 +32,9 @@ def chosen(subject: Subject, images: int) -> tuple[list[Family], list[str]]:
     if missing := [note for note in notes if note.split(":")[0].removeprefix("no ") in subject.asked.families]:
         raise UsageError(f"{missing[0]}; it has {', '.join(has) or 'none'}")
     asked: Sequence[str] = subject.asked.families
-    return [family for family in found if not asked or family.name in asked], [] if asked else notes
+    found = [family for family in found if not asked or family.name in asked]
+    single = [f"no {name}: {why}" for family in found for name, why in family.without(subject).items()]
+    return found, ([] if asked else notes) + single
 
 
 def _lacking(family: type[Family], subject: Subject, images: int) -> str:

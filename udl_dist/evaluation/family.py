@@ -25,8 +25,11 @@ class Extractor(Protocol):
 
     name: str
     hash: str
+    classes: int  # that it tells apart; 0: it is no classifier
 
     def features(self, images: Tensor) -> Tensor: ...  # [N, C, H, W] in [-1, 1] -> [N, F]
+
+    def logits(self, features: Tensor) -> Tensor: ...  # [N, F] -> [N, classes], of a classifier
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,11 @@ class Family:
     def lacking(cls, subject: Subject) -> str:
         """Why this method cannot have these figures, in words; "" if it can."""
         raise NotImplementedError
+
+    @classmethod
+    def without(cls, subject: Subject) -> dict[str, str]:
+        """Figures that this family has of others and not of this one, with the reason."""
+        return {}
 
     def take(self, which: str, seen: Seen) -> Taken:
         """What goes into the figures of one batch of the images `which`."""
