@@ -54,6 +54,7 @@ class FigureSettings:
     bound_samples: int = setting(100, "latents an image in the importance-weighted bound (IWAE)", low=1)
     extractor: str = setting("pixels", "what images are compared by: pixels (averaged to 8×8), or a file that udl "
                                        "fit-extractor wrote")  # fmt: skip
+    quantile: float = setting(0.95, "part of normal images below the threshold of an anomaly", above=0, high=1)
     workers: int = setting(0, "Ray workers that share the images; 0: this process alone", low=0)
     readers: int = setting(1, "threads of each that read and decode ahead", low=0, high=256)
     address: str = setting("", "a Ray cluster to join; empty: a private Ray on this machine")

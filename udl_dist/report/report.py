@@ -105,8 +105,8 @@ def _panels(about: Account) -> list[dict[str, str]]:
 
 def _data(about: Account) -> list[tuple[str, str]]:
     wanted = {"source": "data.source", "further sources": "data.more_sources", "held out": "data.held_out",
-              "held-out fraction": "data.held_out_fraction", "size": "data.size", "channels": "data.channels",
-              "fit": "data.fit"}  # fmt: skip
+              "held-out fraction": "data.held_out_fraction", "classes left out": "data.without_labels",
+              "size": "data.size", "channels": "data.channels", "fit": "data.fit"}  # fmt: skip
     rows = [
         (name, str(value)) for name, key in wanted.items() if (value := about.settings.get(key)) not in (None, "", [])
     ]
