@@ -14,10 +14,8 @@ from udl_dist.verbs import Verbs, new_verb, refuse_flags, show
 
 def add(verbs: Verbs) -> None:
     submit = _verb(verbs, "submit", _submit, help="send a job file to a Ray cluster; again: attach, or resume",
-                   epilog="any setting: --section.name value, as for udl train, udl search and udl evaluate")  # fmt: skip
-    submit.add_argument(
-        "job", type=Path, help="a job file, of a run or with a [search] table; a run folder: its figures"
-    )
+                   epilog="any setting, as for udl train, udl search and udl evaluate")  # fmt: skip
+    submit.add_argument("job", type=Path, help="a job file, of a run or a search; a run folder is evaluated")
     submit.add_argument("--follow", action="store_true", help="show what it prints, and end as it ends")
     status = _verb(verbs, "status", _status, help="how the jobs on a cluster stand")
     status.add_argument("job", nargs="?", help="a job file, a run folder or the id of a job; none: all of them")
