@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation.family import Extractor
+from udl_dist.evaluation.settings import PIXELS
 from udl_dist.methods import Shape, frechet
 from udl_dist.networks import NetworkSettings, encoder
 from udl_dist.settings import as_path
 
-PIXELS = "pixels"
 FEATURES = 64
 KIND = "udl-dist extractor 1"
 

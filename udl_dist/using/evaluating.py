@@ -10,9 +10,8 @@ from typing import Any
 
 from udl_dist import disk
 from udl_dist.evaluation import written
-from udl_dist.evaluation.extractor import PIXELS
 from udl_dist.evaluation.family import HELD_OUT, LEFT_OUT, TRAIN, Figure, Taken, joined
-from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.evaluation.settings import PIXELS, FigureSettings
 from udl_dist.models.model import Model
 from udl_dist.settings import as_path
 from udl_dist.using.measuring import Measuring
