@@ -136,8 +136,8 @@ def main() -> None:
             fine = distinct == loaded == records
             missed += not fine
             print(f"{order:7} {loaded:,} loaded, {distinct:,} different, {records - distinct:,} missing: "
-                  f"{'each once' if fine else 'MISSED'}; {time.perf_counter() - began:.0f} s; its order takes a rank "
-                  f"{np.median(taken):.2f} s of CPU an epoch, at most {max(taken):.2f}", flush=True)  # fmt: skip
+                  f"{'each once' if fine else 'MISSED'}; the order takes a rank {np.median(taken):.2f} s of CPU, "
+                  f"at most {max(taken):.2f} ({time.perf_counter() - began:.0f} s here)", flush=True)  # fmt: skip
     print(f"missed: {missed}")
     sys.exit(bool(missed))
 

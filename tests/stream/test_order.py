@@ -35,6 +35,14 @@ def test_the_place_alone_decides_at_any_number_of_records(seed: int, records: in
     assert len(set(found.tolist())) == len(set(within.tolist()))
 
 
+@given(st.integers(0, 10**12), st.integers(1, 700), st.data())
+def test_a_share_by_lane_is_that_of_a_stable_sort(place: int, count: int, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, count))
+    stop = data.draw(st.integers(start, count))
+    whole = np.argsort((place + np.arange(count)) % order.LANES, kind="stable")
+    assert np.array_equal(order.by_lane(place, count, start, stop), whole[start:stop])
+
+
 @pytest.mark.parametrize("records", [1, 2, 3, 4, 5])
 def test_few_records_take_all_their_orders_equally_often(records: int) -> None:
     epochs = 20 * math.factorial(records)

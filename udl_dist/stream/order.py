@@ -68,6 +68,20 @@ def _lane_rows(places: I64, records: int) -> tuple[I64, I64, I64]:
     return lane * rows + np.minimum(lane, more), row, rows + (lane < more).astype(np.int64)
 
 
+def by_lane(place: int, count: int, start: int, stop: int) -> I64:
+    """Of `count` neighbouring places from `place` on, sorted by lane: how far on the ones from `start` to `stop` are.
+
+    A rank of many takes a small share of a large batch, so the batch itself is not sorted.
+    """
+    first = (np.arange(LANES) - place) % LANES  # of each lane
+    lengths = np.maximum(0, (count - first + LANES - 1) // LANES)
+    ends = np.cumsum(lengths)
+    wanted = np.arange(start, stop)
+    lanes = np.searchsorted(ends, wanted, side="right")
+    found: I64 = first[lanes] + (wanted - (ends - lengths)[lanes]) * LANES
+    return found
+
+
 def _record_of_slot(seed: int, epoch: int, slots: I64, begin: int, whole: int, left: int, run: int) -> I64:
     """Runs of `run` records in random order, the last one, of `left` records, at slot `begin` among them."""
     in_tail = (slots >= begin) & (slots < begin + left)

@@ -129,6 +129,9 @@ class Stream:
         """The positions of one rank's share of a batch; in blocks a share is whole lanes, as far as possible."""
         if not self._in_blocks:
             return np.arange(first + start, first + stop, dtype=np.int64)
+        place = first % self.records
+        if not self._weights and place + batch_images <= self.records:
+            return first + order.by_lane(place, batch_images, start, stop)
         positions = np.arange(first, first + batch_images, dtype=np.int64)
         lanes = self._places(positions)[2] % order.LANES
         return positions[np.argsort(lanes, kind="stable")[start:stop]]
