@@ -78,7 +78,7 @@ ONLY_IN = {
     "jinja2": {"report/page.py"},
     "onnxruntime": {"export/formats.py"},
     "torch.onnx": {"export/formats.py"},
-    "torch.export": {"export/formats.py"},
+    "torch.export": {"export/formats.py", "evaluation/foreign.py"},
     "pickle": set[str](),
 }
 # Files whose import must not bring in torch: it costs a second and a half.

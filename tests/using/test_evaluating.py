@@ -161,6 +161,21 @@ def test_an_extractor_is_fitted_kept_and_named_by_its_hash(
         fit_extractor(str(bare), tmp_path / "other", wanted, lambda done, total: None)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_sets_are_compared_by_a_network_of_one_s_own_that_is_trusted(labelled: Path, tmp_path: Path) -> None:
+    model, mine = udl_dist.load(labelled), tmp_path / "mine.pt"
+    scripted = torch.jit.trace(torch.nn.AvgPool2d(2), torch.zeros(2, 1, 8, 8))  # type: ignore[no-untyped-call]
+    torch.jit.save(scripted, str(mine))
+    asked: dict[str, Any] = {"families": ("distribution",), "extractor": str(mine)}
+    with pytest.raises(UsageError, match="say --trust-extractor true"):
+        evaluate(model, tmp_path, **asked)
+    done = evaluate(model, tmp_path, trust_extractor=True, **asked)
+    protocol = done["figures"]["frechet"]["protocol"]
+    assert (protocol["extractor"], len(protocol["extractor_sha256"])) == ("mine.pt", 64)
+    assert done["skipped"] == ["no class_score: the extractor (mine.pt) is no classifier: make one with udl "
+                               "fit-extractor"]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     with one_ray(3):

@@ -1,4 +1,4 @@
-"""What sets of images are compared by: averaged pixels, or a small classifier of the user's own labelled images.
+"""What sets of images are compared by: averaged pixels, a small classifier of labelled images, a network of one's own.
 
 A classifier is one safetensors file; its sha256 goes into every protocol, for two of them give other distances.
 """
@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from udl_dist.errors import DataError, TrainingError, UsageError
+from udl_dist.evaluation import foreign
 from udl_dist.evaluation.family import Extractor
 from udl_dist.evaluation.settings import PIXELS
 from udl_dist.methods import Shape, frechet
@@ -75,9 +76,12 @@ class Classifier(nn.Module):
         save_file({name: value.contiguous().cpu() for name, value in self.state_dict().items()}, path, facts)
 
 
-def find(asked: str, shape: Shape, device: torch.device) -> Extractor:
-    """`pixels`, or the classifier in a file; raise UsageError or DataError for one that does not fit."""
-    return Pixels() if asked == PIXELS else load(as_path(asked), shape).to(device)
+def find(asked: str, shape: Shape, device: torch.device, trusted: bool = False) -> Extractor:
+    """`pixels`, or the network in a file; raise UsageError or DataError for one that does not fit or is not trusted."""
+    if asked == PIXELS:
+        return Pixels()
+    path = as_path(asked)
+    return foreign.load(path, trusted, shape, device) if foreign.kind(path) else load(path, shape).to(device)
 
 
 def load(path: Path, shape: Shape) -> Classifier:
@@ -90,7 +94,8 @@ def load(path: Path, shape: Shape) -> Classifier:
         raise DataError(f"{path} is no extractor ({' '.join(str(error).split())}): make one with udl fit-extractor, or "
                         "say pixels") from None  # fmt: skip
     if facts.get("kind") != KIND:
-        raise DataError(f"{path} is no extractor that udl fit-extractor wrote: make one, or say pixels")
+        raise DataError(f"{path} is no extractor that udl fit-extractor wrote, and weights alone are no network: "
+                        "make one, export yours by torch.export or TorchScript, or say pixels")  # fmt: skip
     if tuple(json.loads(facts["shape"])) != shape:
         raise UsageError(f"{path} looks at images of {facts['shape']}, these are {list(shape)}: fit one to such images")
     made = Classifier(shape, int(facts["classes"]))

@@ -53,8 +53,9 @@ class FigureSettings:
         (0.1, 0.25, 0.5), "deviations of added noise, pixels in [0, 1], whose removal is measured", above=0
     )
     bound_samples: int = setting(100, "latents an image in the importance-weighted bound (IWAE)", low=1)
-    extractor: str = setting(PIXELS, "what images are compared by: pixels (averaged to 8×8), or a file that udl "
-                                       "fit-extractor wrote")  # fmt: skip
+    extractor: str = setting(PIXELS, "what images are compared by: pixels (averaged to 8×8), a file that udl "
+                                     "fit-extractor wrote, TorchScript, or a .pt2 of torch.export")  # fmt: skip
+    trust_extractor: bool = setting(False, "run an extractor that is code: TorchScript or .pt2 may do whatever you can")
     quantile: float = setting(0.95, "part of normal images below the threshold of an anomaly", above=0, high=1)
     workers: int = setting(0, "Ray workers that share the images; 0: this process alone", low=0)
     readers: int = setting(1, "threads of each that read and decode ahead", low=0, high=256)

@@ -1,6 +1,7 @@
 """The networks of a model for other programs: ONNX and torch.export, each written, read again and compared.
 
-A .pt2 is read here for this comparison only, just after it was written: one of somebody else may hold a pickle.
+A .pt2 is read here for this comparison only, just after it was written: one of somebody else may hold
+a pickle (evaluation/foreign.py looks before it reads one).
 """
 
 from __future__ import annotations

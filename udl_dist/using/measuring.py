@@ -39,7 +39,7 @@ class Measuring:
                        for which, stream in self.streams.items()}  # fmt: skip
         sample, sampled_from = _sampler(model)
         labelled = TRAIN in self.streams and all(_labelled(stream) for stream in self.streams.values())
-        extractor = extractors.find(asked.extractor, model.shape, model.device)
+        extractor = extractors.find(asked.extractor, model.shape, model.device, asked.trust_extractor)
         experiment = model.origin.experiment
         left_out = experiment.data.without_labels if experiment and LEFT_OUT in self.streams else ()
         subject = Subject(model.method, model.shape, model.latent_dim, asked, extractor, sample, sampled_from, labelled,
