@@ -174,7 +174,8 @@ def array_file(path: Path) -> Source:
                 with np.load(file, allow_pickle=False) as stored:
                     parts = _npz(where, stored)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{where} cannot be read as an array ({' '.join(str(error).split())})") from error
+        why = "it holds Python objects, which are code: save numbers" if "pickled" in str(error) else str(error)
+        raise DataError(f"{where} cannot be read as an array ({' '.join(why.split())})") from error
     classes = tuple(str(label) for label in range(max(part.classes for part in parts.values())))
     return Source(path.name, find_license(path.parent), classes, dict(parts), {})
 
