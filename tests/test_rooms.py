@@ -35,14 +35,15 @@ ALLOWED = {
     "guardian": set[str](),
     "clusters": {"experiment", "guardian", "recovery", "training"},
     "nodes": {"mirror", "storage", "experiment", "recovery", "runs", "stream"},
-    "plan": {"experiment", "methods", "packing"},
+    "plan": {"experiment", "evaluation", "methods", "packing"},
     "terminal": {"disk", "runs"},
     "scribe": {"mirror", "experiment", "methods", "stream", "training", "evaluation", "runs", "tracking",
                "disk"},
     "iterables": {"packing", "stream"},
     "mirror": {"disk", "pulse", "runs", "storage", "stream"},
-    "worker": {"faults", "watchdog", "scribe", "experiment", "methods", "mirror", "stream", "training", "evaluation",
-               "runs", "tracking", "disk"},
+    "environment": {"runs", "disk", "training"},
+    "worker": {"environment", "faults", "watchdog", "scribe", "experiment", "methods", "mirror", "stream", "training",
+               "evaluation", "runs", "tracking", "disk"},
     "growing": {"clusters", "pulse", "experiment", "runs"},
     "groups": {"disk", "clusters", "faults", "mirror", "recovery", "pulse", "experiment", "stream", "runs", "storage",
                "worker", "training"},
@@ -51,14 +52,14 @@ ALLOWED = {
     "search": {"clusters", "disk", "evaluation", "experiment", "export", "faults", "launch", "methods", "models",
                "nodes", "packing", "permutation", "plan", "pulse", "recovery", "runs", "signals", "storage", "stream",
                "terminal", "training", "using", "worker"},
-    "session": {"disk", "faults", "experiment", "groups", "plan", "mirror", "runs", "packing", "storage", "stream",
-                "terminal", "tracking", "launch"},
+    "session": {"disk", "faults", "experiment", "methods", "training", "groups", "plan", "mirror", "runs", "packing",
+                "storage", "stream", "terminal", "tracking", "launch"},
     "submitting": {"clusters", "experiment", "nodes", "packing", "recovery", "search", "shards", "storage", "stream"},
     "models": {"evaluation", "experiment", "methods", "training", "runs", "images"},
     "using": {"models", "methods", "evaluation", "images", "iterables", "packing", "stream", "shards", "disk",
               "clusters", "training"},
-    "account": {"runs", "methods"},
-    "report": {"account", "experiment", "search", "shards", "storage"},
+    "account": {"environment", "runs", "methods"},
+    "report": {"account", "environment", "experiment", "search", "shards", "storage"},
     "export": {"account", "models", "using", "methods", "evaluation", "packing", "stream"},
 }  # fmt: skip
 # The only files that may import a library, by its first names.
@@ -83,7 +84,7 @@ ONLY_IN = {
 # Files whose import must not bring in torch: it costs a second and a half.
 SETTINGS_ONLY = {
     "experiment": {"stream.settings", "training.settings", "evaluation.settings", "runs", "tracking", "methods"},
-    "plan": {"packing.survey", "methods", "experiment"},
+    "plan": {"packing.survey", "methods", "experiment", "evaluation.settings"},
 }
 
 

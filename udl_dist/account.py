@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from udl_dist import methods, settings
+from udl_dist import environment, methods, settings
 from udl_dist.errors import UdlError, UsageError
 from udl_dist.runs import RunFolder
 
 EVALUATION = "evaluation.json"
+MOST_ENVIRONMENTS = 20  # the last ones
 LONGEST_FILE = 2**26  # bytes of what is read whole
 
 
@@ -28,6 +29,7 @@ class Kept:
     images: int
     figures: Mapping[str, float]
     data: str
+    held_out: int = 0  # images that the figures are means over; 0: not told
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Account:
     evaluation: dict[str, Figure] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
     shards: dict[str, str] = field(default_factory=dict)
+    environments: list[tuple[int, str]] = field(default_factory=list)  # images before it, and in words
     complete: bool = False
     images: int = 0
     faults: list[str] = field(default_factory=list)
@@ -74,6 +77,11 @@ class Account:
     def data(self) -> str:
         """The fingerprint of what it learned from; "" if no checkpoint says it."""
         return self.checkpoints[-1].data if self.checkpoints else ""
+
+    @property
+    def held_out_images(self) -> int:
+        """How many images the held-out figures are means over; 0 if no checkpoint says it."""
+        return self.checkpoints[-1].held_out if self.checkpoints else 0
 
     def curve(self, name: str) -> tuple[list[float], list[float]]:
         """The images and values of one curve, where it has any that can be drawn."""
@@ -99,7 +107,7 @@ class Account:
         except UdlError:
             measured_by = []
         names = ["data.held_out", "data.held_out_fraction", *(f"method.{name}" for name in measured_by)]
-        return {"data": self.data} | {name: self.settings.get(name) for name in names}
+        return {"data": self.data, "n": self.held_out_images} | {name: self.settings.get(name) for name in names}
 
 
 def read(folder: Path | str) -> Account:
@@ -115,6 +123,8 @@ def read(folder: Path | str) -> Account:
     account.evaluation = figures_in(run.path / EVALUATION, account.faults)
     account.messages = _text(run.messages).splitlines()
     account.shards = {str(name): str(about) for name, about in _json(run.data, account.faults).items()}
+    account.environments = [(entry["images"], environment.in_words(entry))
+                            for entry in environment.kept(run.environment)[-MOST_ENVIRONMENTS:]]  # fmt: skip
     account.complete = bool(_json(run.result, account.faults))
     last = [int(point["images"]) for point in account.points[-1:]]
     account.images = max([*last, *(kept.images for kept in account.checkpoints), 0])
@@ -179,7 +189,9 @@ def _checkpoints(run: RunFolder, account: Account) -> list[Kept]:
             account.faults.append(f"checkpoint {path.name} is damaged")
             continue
         numbers = {str(name): float(value) for name, value in figures.items() if _is_number(value)}
-        kept.append(Kept(int(path.name), numbers, str(state.get("data", ""))))
+        held_out = state.get("held_out")
+        kept.append(Kept(int(path.name), numbers, str(state.get("data", "")),
+                         held_out if isinstance(held_out, int) else 0))  # fmt: skip
     if not kept:
         account.faults.append("there is no checkpoint")
     return kept

@@ -9,6 +9,7 @@ from typing import Any
 
 from udl_dist import methods
 from udl_dist.errors import UsageError
+from udl_dist.evaluation.settings import COST
 from udl_dist.experiment import Experiment
 from udl_dist.packing.survey import survey
 
@@ -38,6 +39,9 @@ class Plan:
     parameters: dict[str, int]
     flops_per_image: int  # multiply-adds of one forward through every network
     memory_bytes: int
+    validation_images: int  # held-out images that a validation sees
+    validate_images: int  # images between validations
+    validation_share: float  # of the run, estimated
 
     def lines(self) -> list[str]:
         """The plan for a person."""
@@ -53,9 +57,17 @@ class Plan:
             *([f"promises     {self.lost} (data.sequential)"] if self.lost else []),
             f"method       {self.method}: {sum(self.parameters.values()):,} parameters ({networks})",
             f"steps        {self.steps:,} of {self.batch_size} images, {self.total_images:,} images in all",
+            *self._validations(),
             f"workers      {self.workers}, {share} images each a step" + elastic * (self.determinism == "elastic"),
             f"memory       about {self.memory_bytes / 2**20:,.0f} MiB a worker",
         ]
+
+    def _validations(self) -> list[str]:
+        if not self.validation_images:
+            return []
+        often = f"every {self.validate_images:,} images and " if self.validate_images < self.total_images else ""
+        return [f"validations  {often}at the end, of {self.validation_images:,} held-out images: about "
+                f"{100 * self.validation_share:.2g} % of the run"]  # fmt: skip
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -78,7 +90,11 @@ def plan(experiment: Experiment) -> Plan:
     networks = method.describe()
     if run.determinism == "elastic":
         _refuse_inelastic(experiment, networks)
+    _refuse_best(run.best, seen.held_out_records)
     total = train.length(seen.records)
+    evaluated = experiment.evaluate.seen(seen.held_out_records)
+    interval = experiment.evaluate.interval(total, evaluated)
+    validations = ceil(total / interval) if evaluated else 0
     share = ceil(train.batch_size / least)
     parameters = {name: network.parameters for name, network in networks.items()}
     # Weights, gradients and the optimiser's two moments; the moving average is one more copy.
@@ -103,7 +119,18 @@ def plan(experiment: Experiment) -> Plan:
         parameters=parameters,
         flops_per_image=sum(network.flops for network in networks.values()),
         memory_bytes=IDLE_BYTES + FLOAT_BYTES * (copies * sum(parameters.values()) + activations),
+        validation_images=evaluated,
+        validate_images=interval,
+        validation_share=validations * evaluated * COST / total,
     )
+
+
+def _refuse_best(best: str, held_out: int) -> None:
+    """Refuse what no validation will report, as far as it can be told without torch."""
+    if best and not best.startswith("val/"):
+        raise UsageError(f"run.best = {best!r} is no held-out figure: those begin with val/")
+    if best and not held_out:
+        raise UsageError(f"run.best = {best!r} needs held-out images: set data.held_out or data.held_out_fraction")
 
 
 def _refuse_inelastic(experiment: Experiment, networks: Mapping[str, Any]) -> None:

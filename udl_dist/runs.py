@@ -38,7 +38,8 @@ class RunSettings:
     max_failures: int = setting(3, "times that Ray starts the workers again after one dies", low=0)
     hang_seconds: float = setting(60.0, "seconds without a step after which a worker hangs, and all start again; "
                                         "0: never", low=0)  # fmt: skip
-    checkpoint_images: int = setting(0, "images between checkpoints; 0: at each validation", low=0)
+    checkpoint_images: int = setting(0, "images between checkpoints beside those of validations; 0: ten times a run, "
+                                      "or evaluate.every_images", low=0)  # fmt: skip
     checkpoint_seconds: float = setting(600.0, "seconds between checkpoints at most; 0: by images alone", low=0)
     keep_checkpoints: int = setting(2, "newest checkpoints that are kept, beside the best one", low=1)
     best: str = setting("", "held-out figure whose least value marks the best checkpoint; empty: the method's own")
@@ -78,6 +79,7 @@ class RunFolder:
         self.damaged = self.path / "damaged.txt"
         self.non_finite = self.path / "non_finite.jsonl"
         self.data = self.path / "data.json"
+        self.environment = self.path / "environment.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.pictures = self.path / "pictures"
         self.ranks = self.path / "ranks"

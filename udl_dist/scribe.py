@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,10 +25,11 @@ from udl_dist.stream.reader import Stream
 from udl_dist.tracking import Tracker
 from udl_dist.training import checkpoint
 from udl_dist.training.learner import Learning
-from udl_dist.training.loop import Report, evaluating, to_batch
+from udl_dist.training.loop import SECONDS, Report, evaluating, to_batch
 from udl_dist.training.numerics import Rejected
 from udl_dist.training.writer import WAIT_SECONDS, Writer
 
+LONG_SECONDS = 60.0  # a run must have gone on for so long before its share of anything is spoken of
 MISSES = 3  # checkpoints in a row that may fail to be written before the run gives up
 
 
@@ -47,7 +50,8 @@ class Scribe:
         self._node = node
         self._folder = folder
         self._learning = learning
-        self._shown = held_out or stream
+        self._shown, self._held_out = held_out or stream, held_out.records if held_out else 0
+        self._validations = Validations(experiment.evaluate.share)
         self._fingerprint = stream.fingerprint
         self._best = experiment.run.best or f"val/{learning.method.best}"
         self._misses, self._missed = 0, ""
@@ -89,8 +93,13 @@ class Scribe:
             return
         self._tracker.point(report.images, report.figures)
         self._advise(report.figures["perf/data_wait_share"])
-        if report.validated and self._experiment.evaluate.pictures:
-            self._attempt(f"no pictures after {report.images} images", self._draw, report.images)
+        if report.validated:
+            began = time.monotonic()
+            if self._experiment.evaluate.pictures:
+                self._attempt(f"no pictures after {report.images} images", self._draw, report.images)
+            took = report.figures.get(SECONDS, 0.0) + time.monotonic() - began
+            if said := self._validations.add(took):
+                self._folder.say(said)
 
     def _write_points(self) -> None:
         while self._unwritten:
@@ -143,7 +152,7 @@ class Scribe:
     def _save(self, report: Report) -> None:
         held_out = {name: value for name, value in report.figures.items() if name.startswith("val/")}
         facts = {"method": self._experiment.method_name, "data": self._fingerprint,
-                 "figures": held_out, "kept": asdict(report.kept)}  # fmt: skip
+                 "figures": held_out, "kept": asdict(report.kept), "held_out": self._held_out}  # fmt: skip
         self._asked = report.images
         try:
             if self._unwritten:  # gone on from, it would lack these points for ever
@@ -202,6 +211,23 @@ class Scribe:
             path: Path = self._folder.pictures / f"{name}-{images:012d}.png"
             picture.save(path)
             self._tracker.picture(images, name, path)
+
+
+class Validations:
+    """What validations and pictures take of the clock: said once where it is too much, never acted upon."""
+
+    def __init__(self, share: float) -> None:
+        self._share, self._seconds, self._began = share, 0.0, time.monotonic()
+
+    def add(self, seconds: float) -> str:
+        """What is to be said after one that took so long; "" for nothing."""
+        self._seconds += seconds
+        share = self._seconds / max(time.monotonic() - self._began, LONG_SECONDS)
+        if share <= self._share:
+            return ""
+        allowed, self._share = self._share, math.inf
+        return (f"validations take {100 * share:.0f} % of the time (evaluate.share = {allowed:g}): raise "
+                "evaluate.every_images, lower evaluate.images, or set evaluate.pictures = false")  # fmt: skip
 
 
 def _keys_of(stream: Feed, numbers: list[int]) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from udl_dist import disk, mirror
+from udl_dist import disk, methods, mirror
 from udl_dist import experiment as experiments
 from udl_dist.errors import UsageError
 from udl_dist.experiment import Experiment
@@ -85,13 +85,24 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False, faults: st
             experiment = replace(experiment, run=replace(experiment.run, fresh=False))
         _refuse_another(folder, experiment)
         prepared = prepare(experiment.data, Progress("packing", out))
-        planned = plan(experiment)
+        planned = planned_of(experiment)
         if (ended := _finished(folder, experiment, planned)) is not None:
             return ended
         disk.write_whole(folder.experiment, experiment.to_toml())
         if far:
             far.carry()
         return _launch(folder, experiment, prepared, planned, out, verbose, faults, far)
+
+
+def planned_of(experiment: Experiment) -> Plan:
+    """The plan; also what `run.best` names is held against what the method will report, which needs torch."""
+    planned = plan(experiment)
+    if experiment.run.best:
+        from udl_dist.training.figures import refuse_unknown
+
+        method = methods.find(experiment.method_name)(experiment.method, experiment.data.shape)
+        refuse_unknown("run.best", experiment.run.best, method)
+    return planned
 
 
 def _launch(

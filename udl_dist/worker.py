@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from udl_dist import disk, faults, methods, mirror
+from udl_dist import disk, environment, faults, methods, mirror
 from udl_dist.errors import DataError, TrainingError, UdlError
 from udl_dist.experiment import Experiment
 from udl_dist.mirror import checkpoints
@@ -89,7 +89,8 @@ def _attempt(task: Task, rollbacks: int) -> dict[str, Any]:
     experiment, prepared, ranks, folder, watchdog = (
         task.experiment, task.prepared, task.ranks, task.folder, task.watchdog
     )  # fmt: skip
-    stream, held_out = open_feed(prepared, experiment.train.seed, batch_memory(ranks.device))
+    stream, held_out = open_feed(prepared, experiment.train.seed, batch_memory(ranks.device),
+                                 experiment.evaluate.images)  # fmt: skip
     learning = _learning(experiment, stream, ranks)
     start, kept = _resume(task, learning, stream)
     if rollbacks > kept.rollbacks:
@@ -104,6 +105,8 @@ def _attempt(task: Task, rollbacks: int) -> dict[str, Any]:
     if start and not _goes_on(task.gate, start, ranks):
         return {"images": start, "stopped": True, "figures": {}}
     scribe = Scribe(experiment, folder, learning, stream, held_out, start, task.node) if ranks.leads else None
+    if ranks.leads:
+        environment.keep(folder, ranks, start)
     figures: dict[str, float] = {}
     images, stopped, alarms = start, False, set[str]()
     clock = Clock(experiment.run.checkpoint_seconds if ranks.leads else 0.0)
@@ -113,7 +116,8 @@ def _attempt(task: Task, rollbacks: int) -> dict[str, Any]:
         faults.reach(images, place)
 
     try:
-        for report in train(learning, stream, held_out, experiment.train, intervals(experiment, total), ranks, start,
+        between = intervals(experiment, total, held_out.records if held_out else 0)
+        for report in train(learning, stream, held_out, experiment.train, between, ranks, start,
                             folder.end_asked if ranks.leads else lambda: False, clock.due, kept, beat):  # fmt: skip
             figures |= report.figures
             images, stopped = report.images, report.stopped
@@ -189,11 +193,12 @@ class Clock:
         return due
 
 
-def intervals(experiment: Experiment, total: int) -> Intervals:
-    """The intervals asked for, or a hundred reports and ten validations a run."""
-    validate = experiment.evaluate.every_images or max(1, total // 10)
-    return Intervals(experiment.train.report_images or max(1, total // 100), validate,
-                     experiment.run.checkpoint_images or validate, experiment.evaluate.at_images)  # fmt: skip
+def intervals(experiment: Experiment, total: int, held_out: int) -> Intervals:
+    """The intervals asked for, or a hundred reports and ten checkpoints a run, and validations as they are paid for."""
+    evaluate = experiment.evaluate
+    checkpoint = experiment.run.checkpoint_images or evaluate.every_images or max(1, total // 10)
+    return Intervals(experiment.train.report_images or max(1, total // 100), evaluate.interval(total, held_out),
+                     checkpoint, evaluate.at_images)  # fmt: skip
 
 
 def _learning(experiment: Experiment, stream: Feed, ranks: Ranks) -> Learning:

@@ -127,6 +127,18 @@ def test_the_card_has_front_matter_figures_and_no_path_of_this_machine(
     assert str(trained["vae"].parent) not in (exported["vae"] / layout.CONFIG).read_text()
 
 
+def test_the_card_tells_what_it_was_trained_in_and_believes_no_word_of_it(
+    trained: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(trained["ae"], tmp_path / "run")
+    with (tmp_path / "run" / "environment.jsonl").open("a") as file:
+        file.write(json.dumps({"images": 60, "GPU": "<b>`x`"}) + "\n")
+    export(udl_dist.load(tmp_path / "run"), tmp_path / "model", ExportSettings())
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert f"* From 0 images on: udl-dist {udl_dist.__version__}, Python " in card
+    assert "* From 60 images on: GPU &lt;b&gt;\\`x\\`." in card
+
+
 def test_an_evaluation_stands_in_the_card_with_its_protocol(trained: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(trained["ae"], tmp_path / "run")
     figure = {"value": 0.25, "sd": 0.01, "floor": {"pca": 0.3}, "protocol": {"n": 14, "data": "<b>"}}

@@ -80,6 +80,9 @@ def test_the_page_tells_figures_settings_and_pictures_of_the_run(run: Path, text
     assert sum("hidden" in image for image in seen.all("img")) == len(seen.all("img")) - len(seen.all("input"))
     assert len(seen.all("svg")) >= 4
     assert "complete" in seen.text
+    assert "Means over 18 held-out images" in seen.text
+    assert "trained from 0 images on with" in seen.text
+    assert "workers 1, backend none, device cpu" in seen.text
 
 
 def test_nothing_is_fetched_and_everything_has_words(text: str) -> None:
@@ -110,6 +113,7 @@ def test_names_from_data_are_text_and_nothing_else(trained: dict[str, Path], tmp
     point = json.loads((folder / "curves.jsonl").read_text().splitlines()[-1])
     with (folder / "curves.jsonl").open("a") as file:
         file.write(json.dumps(point | {f"val/{HOSTILE}": 1.0, "train/$x_1^{$": 2.0, "val/_x": 1.0}) + "\n")
+    (folder / "environment.jsonl").write_text(json.dumps({"images": 7, HOSTILE: HOSTILE}) + "\n[]\n{")
     figure = {"value": 1.0, "sd": 0.5, "floor": {HOSTILE: HOSTILE}, "protocol": {HOSTILE: HOSTILE}}
     (folder / "evaluation.json").write_text(json.dumps({"figures": {HOSTILE: figure}}))
     text = written(folder, tmp_path / "page.html")

@@ -119,7 +119,7 @@ def test_whole_numbers_of_a_range_come_evenly(source: Path, tmp_path: Path) -> N
     [
         ("ae", "val/elbo", r"'val/elbo' is reported by nobody: .*val/mse"),
         ("ae", "train/loss", "a figure of training is not held out"),
-        ("gan", "val/fake_logit", "says nothing of how good a trial is"),
+        ("gan", "val/fake_logit", "says nothing of how good a run is"),
         ("ae", "method.latent_dim", "is an axis"),
     ],
 )

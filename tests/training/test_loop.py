@@ -18,6 +18,7 @@ from udl_dist.errors import TrainingError
 from udl_dist.experiment import Experiment
 from udl_dist.methods import Batch
 from udl_dist.training.ranks import Ranks
+from udl_dist.training.settings import TrainSettings
 
 METHODS = ["ae", "vae", "gan"]
 
@@ -194,6 +195,17 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert rates[10] == max(rates) == 1e-3
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert settings.rate_at(1200, 1200) == pytest.approx(0)
+
+
+def test_eight_stages_are_those_of_the_published_protocol() -> None:
+    settings = TrainSettings(learning_rate=1e-3, batch_size=20, schedule="stages")
+    epoch, total = 60_000, 3280 * 60_000
+    ends = [sum(3**i for i in range(stage + 1)) * epoch for stage in range(8)]
+    assert ends[-1] == total
+    for stage, end in enumerate(ends):
+        rate = pytest.approx(1e-3 * 10 ** (-stage / 7))
+        begin = end - 3**stage * epoch
+        assert settings.rate_at(begin, total) == settings.rate_at(end - 20, total) == rate
 
 
 def test_bfloat16_and_channels_last_train_too(source: Path) -> None:

@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from udl_dist.settings import setting
+
+PIXELS = "pixels"  # what images are compared by without an extractor of one's own
+MOST = 10  # validations of a run that are made unasked
+COST = 0.75  # of a training image is what a held-out one takes: 0.26 to 0.72 (python -m tests.bench.overhead)
 
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    every_images: int = setting(0, "images between validations and pictures; 0: ten times a run", low=0)
+    every_images: int = setting(0, "images between validations and pictures; 0: ten times a run, or as often as "
+                                   "evaluate.share allows", low=0)  # fmt: skip
+    images: int = setting(10_000, "held-out images that validations see at most, the same ones each time; 0: all",
+                          low=0)  # fmt: skip
+    share: float = setting(0.05, "part of a run that validations may take; one at the end there is always", above=0,
+                           high=1)  # fmt: skip
     at_images: tuple[int, ...] = setting((), "images after which there is a validation too, with a checkpoint", low=1)
     pictures: bool = setting(True, "write PNG grids into the run folder at each validation")
     columns: int = setting(10, "images in a row of a picture", low=1, high=100)
+
+    def interval(self, total: int, held_out: int) -> int:
+        """Images between validations of so many held-out images, in a run of `total`.
+
+        Worked out and never measured, so that the points of a curve depend on no clock.
+        """
+        allowed = self.share * total / max(1.0, held_out * COST)
+        return self.every_images or ceil(total / max(1, min(MOST, int(allowed))))
+
+    def seen(self, held_out: int) -> int:
+        """How many of the held-out images a validation sees."""
+        return min(held_out, self.images or held_out)
 
 
 @dataclass(frozen=True)
@@ -31,8 +53,9 @@ class FigureSettings:
         (0.1, 0.25, 0.5), "deviations of added noise, pixels in [0, 1], whose removal is measured", above=0
     )
     bound_samples: int = setting(100, "latents an image in the importance-weighted bound (IWAE)", low=1)
-    extractor: str = setting("pixels", "what images are compared by: pixels (averaged to 8×8), or a file that udl "
+    extractor: str = setting(PIXELS, "what images are compared by: pixels (averaged to 8×8), or a file that udl "
                                        "fit-extractor wrote")  # fmt: skip
+    quantile: float = setting(0.95, "part of normal images below the threshold of an anomaly", above=0, high=1)
     workers: int = setting(0, "Ray workers that share the images; 0: this process alone", low=0)
     readers: int = setting(1, "threads of each that read and decode ahead", low=0, high=256)
     address: str = setting("", "a Ray cluster to join; empty: a private Ray on this machine")

@@ -11,6 +11,7 @@ from typing import Any
 import tomli_w
 
 from udl_dist import __version__, account
+from udl_dist.account import Account
 from udl_dist.models.layout import PRIOR
 from udl_dist.models.model import Model
 
@@ -34,7 +35,9 @@ def written(model: Model, license: str, files: Sequence[str], seen: Seen, title:
     """The text of README.md; its title is the name of the run folder unless there is another."""
     title, limits = f"# {plain(title or model.origin.folder.name)}", "## Limits\n\n" + LIMITS.rstrip()
     parts = [_front(model, license), title, _about(model), _use(model, files), _data(model, seen)]
-    parts += [_figures(model, seen), _evaluation(model), _pictures(files), limits, _reproduce(), _settings(model)]
+    about = account.read(model.origin.folder)
+    parts += [_figures(model, seen, about), _evaluation(about), _pictures(files), limits, _reproduce(about)]
+    parts.append(_settings(model))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -88,19 +91,20 @@ def _data(model: Model, seen: Seen) -> str:
     return "## Data\n\n" + _table(("", ""), [row for row in rows if row[1]])
 
 
-def _figures(model: Model, seen: Seen) -> str:
+def _figures(model: Model, seen: Seen, about: Account) -> str:
     if not model.origin.figures:
         return "## Figures\n\nNone: nothing was held out."
     rows = [(f"`{name}`", f"{value:.6g}") for name, value in model.origin.figures.items()]
-    held_out = f"all {seen.held_out} held-out" if seen.held_out else "all held-out"
+    count = f"{about.held_out_images:,}" if about.held_out_images else seen.held_out
+    held_out = " ".join(filter(None, ["all" * (count == seen.held_out), count, "held-out"]))
     protocol = (f"Means over {held_out} images of the data above, after {model.origin.images:,} images of training "
                 f"({plain(model.origin.chosen)}), one run.")  # fmt: skip
     return f"## Figures\n\n{protocol}\n\n" + _table(("held-out figure", "value"), rows)
 
 
-def _evaluation(model: Model) -> str:
+def _evaluation(about: Account) -> str:
     """The figures of `udl evaluate`, each with what stands beside it and with its protocol."""
-    figures = account.read(model.origin.folder).evaluation
+    figures = about.evaluation
     if not figures:
         return ""
     rows = ["| figure | value | beside it | protocol |", "|---|---|---|---|"]
@@ -122,9 +126,11 @@ def _pictures(files: Iterable[str]) -> str:
     return "## Pictures\n\n" + "\n\n".join(shown) if shown else ""
 
 
-def _reproduce() -> str:
+def _reproduce(about: Account) -> str:
+    trained = [f"* From {images:,} images on: {plain(words)}." for images, words in about.environments]
     return ("## Reproduce\n\nSave the settings below as `job.toml`, let `data.source` name the images, then "
-            "`udl train job.toml --run.folder runs/again`.")  # fmt: skip
+            "`udl train job.toml --run.folder runs/again`."
+            + "\n\nIt was trained with:\n\n" * bool(trained) + "\n".join(trained))  # fmt: skip
 
 
 def _settings(model: Model) -> str:

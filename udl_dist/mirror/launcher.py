@@ -17,7 +17,7 @@ from udl_dist.storage import objects
 from udl_dist.storage.places import is_remote, name_of
 
 KEPT = ("experiment.toml", "curves.jsonl", "messages.log", "damaged.txt", "non_finite.jsonl", "data.json",
-        "result.json")  # fmt: skip
+        "environment.jsonl", "result.json")  # fmt: skip
 RAY = ".ray"  # what Ray keeps meanwhile
 OURS = ("experiment.toml", "messages.log", "damaged.txt", "result.json")
 

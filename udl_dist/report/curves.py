@@ -100,7 +100,7 @@ def _plot(axes: Any, curves: Mapping[str, Curve]) -> None:
     axes.xaxis.set_major_formatter(_thousands)
     axes.margins(x=0.02)
     if len(curves) > 1:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper right")  # looking for the best place may take a second
 
 
 def _thousands(value: float, place: int) -> str:

@@ -1,22 +1,19 @@
-"""What the page of a run and that of a search have in common: figures, settings and environment in words, the file."""
+"""What the page of a run and that of a search have in common: figures, settings in words, the file."""
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from udl_dist import __version__, experiment
+from udl_dist import experiment
 from udl_dist.account import Figure
 from udl_dist.errors import UdlError, UsageError
 from udl_dist.report.page import clean
 
 NAME = "report.html"
 MOST_BYTES = 5_000_000
-PACKAGES = ("torch", "ray", "numpy", "webdataset", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -65,16 +62,6 @@ def tables(method: str, settings: Mapping[str, Any]) -> list[tuple[str, list[tup
         plain = list(default) if isinstance(default, tuple) else default
         found.setdefault(name.split(".")[0], []).append((name, in_words(value), plain != value))
     return list(found.items())
-
-
-def environment() -> str:
-    there = [f"udl-dist {__version__}", f"Python {platform.python_version()}"]
-    for name in PACKAGES:
-        try:
-            there.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
-    return ", ".join([*there, platform.system()])
 
 
 def joined(values: Mapping[str, Any]) -> str:

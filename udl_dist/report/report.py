@@ -7,12 +7,12 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from udl_dist import account, settings
+from udl_dist import account, environment, settings
 from udl_dist.account import Account
 from udl_dist.errors import DataError
 from udl_dist.report import curves, searched
 from udl_dist.report.page import clean, page
-from udl_dist.report.parts import MOST_BYTES, NAME, Reported, environment, evaluated, joined, tables, written
+from udl_dist.report.parts import MOST_BYTES, NAME, Reported, evaluated, joined, tables, written
 from udl_dist.report.pictures import films
 from udl_dist.shards.index import Index
 from udl_dist.storage.places import is_remote, split
@@ -48,6 +48,7 @@ def _values(about: Account, shown: list[dict[str, Any]]) -> dict[str, Any]:
         ("pictures", "Pictures"),
         ("data", "Data"),
         ("settings", "Settings"),
+        ("environment", "Environment"),
         ("reproduce", "Reproduce"),
         *[("messages", "Messages")] * bool(about.messages),
     ]
@@ -61,6 +62,7 @@ def _values(about: Account, shown: list[dict[str, Any]]) -> dict[str, Any]:
             (name, _number(last), _number(best))[: 3 if best_by else 2] for name, (last, best, _) in held_out.items()
         ],
         "best_by": best_by,
+        "held_out_images": f"{about.held_out_images:,} " if about.held_out_images else "",
         "best_images": f"{next((images for _, _, images in held_out.values()), 0):,}",
         "protocol": joined({name: value for name, value in about.protocol().items() if value not in (None, "")}),
         "evaluation": evaluated(about.evaluation),
@@ -71,7 +73,8 @@ def _values(about: Account, shown: list[dict[str, Any]]) -> dict[str, Any]:
         "most_shards": MOST_SHARDS,
         "settings": tables(about.method, about.settings),
         "commands": _commands(about),
-        "environment": environment(),
+        "environments": [(f"{images:,}", words) for images, words in about.environments],
+        "made_with": environment.in_words(environment.releases()),
         "messages": about.messages[-MESSAGES:],
     }
 
@@ -102,8 +105,8 @@ def _panels(about: Account) -> list[dict[str, str]]:
 
 def _data(about: Account) -> list[tuple[str, str]]:
     wanted = {"source": "data.source", "further sources": "data.more_sources", "held out": "data.held_out",
-              "held-out fraction": "data.held_out_fraction", "size": "data.size", "channels": "data.channels",
-              "fit": "data.fit"}  # fmt: skip
+              "held-out fraction": "data.held_out_fraction", "classes left out": "data.without_labels",
+              "size": "data.size", "channels": "data.channels", "fit": "data.fit"}  # fmt: skip
     rows = [
         (name, str(value)) for name, key in wanted.items() if (value := about.settings.get(key)) not in (None, "", [])
     ]

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from udl_dist import account, settings
+from udl_dist import account, environment, settings
 from udl_dist.account import Figure
 from udl_dist.errors import UdlError
 from udl_dist.report import curves
 from udl_dist.report.page import clean, page
-from udl_dist.report.parts import MOST_BYTES, NAME, Reported, environment, evaluated, in_words, tables, written
+from udl_dist.report.parts import MOST_BYTES, NAME, Reported, evaluated, in_words, tables, written
 from udl_dist.report.pictures import films
 from udl_dist.search import ending, handing, results
 from udl_dist.search import settings as asked
@@ -108,7 +108,7 @@ def _values(found: Found, panels: list[dict[str, str]]) -> dict[str, Any]:
         "pictures": shown, "panels": panels, "head": head, "rows": rows[:MOST_ROWS], "more": len(rows[MOST_ROWS:]),
         "search_settings": _search_settings(found),
         "settings": tables(method, settings.flatten(found.search.base.to_dict())) if found.search else [],
-        "commands": _commands(found), "environment": environment(),
+        "commands": _commands(found), "made_with": environment.in_words(environment.releases()),
     }  # fmt: skip
 
 

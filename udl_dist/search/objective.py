@@ -8,7 +8,7 @@ from typing import Any
 
 from udl_dist import methods
 from udl_dist.errors import UsageError
-from udl_dist.experiment import Experiment, kinds, nearest
+from udl_dist.experiment import kinds
 from udl_dist.search.journal import Line
 from udl_dist.search.settings import Search
 
@@ -56,17 +56,19 @@ class Objective:
 
 def check(search: Search) -> None:
     """Raise UsageError for an objective that nobody reports, or that does not compare across an axis."""
-    reported, found = figures_of(search.base), search.settings
+    from udl_dist.training import figures
+
+    found, base = search.settings, search.base
+    method = methods.find(base.method_name)(base.method, base.data.shape)
+    if base.run.best:
+        figures.refuse_unknown("run.best", base.run.best, method)
     axes = {axis.name: axis for axis in search.axes}
     for name in found.metric:
         if name in axes:
             if kinds(search.base.method_name)[name] not in (int, float) or len(found.metric) == 1:
                 raise UsageError(f"search.metric: {name} is an axis: as a further objective it can be any of numbers")
             continue
-        if name not in reported:
-            what = f"; {_why_not(name)}" if not name.startswith("val/") else ""
-            raise UsageError(f"search.metric {name!r} is reported by nobody: {nearest(name, reported)} "
-                             f"(there are {', '.join(reported)}){what}")  # fmt: skip
+        figures.refuse_unknown("search.metric", name, method)
         _refuse_unequal(name, search)
     if found.metric[0] in axes:
         raise UsageError(f"search.metric: the first objective must be a figure, not the setting {found.metric[0]}")
@@ -75,31 +77,10 @@ def check(search: Search) -> None:
                          "search.scheduler = none")  # fmt: skip
 
 
-def figures_of(experiment: Experiment) -> list[str]:
-    """What validation will report, tried on a black image with untrained networks."""
-    import torch
-
-    from udl_dist.training.loop import evaluating
-    from udl_dist.training.step import black
-
-    method = methods.find(experiment.method_name)(experiment.method, experiment.data.shape)
-    method.build()
-    with evaluating(method):
-        measured = method.measure(black(method, 2, torch.device("cpu"))) if method.can("measure") else {}
-        means = {name: value.double().mean(0) for name, value in measured.items()}
-    return [f"val/{name}" for name in method.figures(means)] if measured else []
-
-
-def _why_not(name: str) -> str:
-    return "a figure of training is not held out" if name.startswith("train/") else "figures begin with val/"
-
-
 def _refuse_unequal(name: str, search: Search) -> None:
     """A figure that means another thing for each value of an axis ranks nothing."""
     method = methods.find(search.base.method_name)
     across = method.incomparable.get(name.removeprefix("val/"))
-    if across == ():
-        raise UsageError(f"search.metric {name} says nothing of how good a trial is: take val/{method.best}")
     for axis in search.axes:
         if across and axis.name.removeprefix("method.") in across:
             raise UsageError(f"search.metric {name} does not compare across {axis.name}: its values are of another "

@@ -5,6 +5,7 @@ From object storage runs of neighbours are read at once, ahead of their use, and
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from udl_dist.errors import DataError
 from udl_dist.shards.index import Index
 from udl_dist.shards.reading import Loaded, RemoteAccess, Shards
+from udl_dist.stream import order
 
 I64 = NDArray[np.int64]
 REQUESTS = 16  # runs that are fetched at the same time
@@ -33,8 +35,16 @@ class Dataset:
         self.records = index.records if selection is None else len(selection)
         if not self.records:
             raise DataError(
-                f"{str(index.path)!r}: no record is left to read: change data.held_out_fraction or data.keys"
+                f"{str(index.path)!r}: no record is left to read: change data.held_out_fraction, data.keys or "
+                "data.without_labels"
             )
+
+    def part(self, records: int) -> Dataset:
+        """So many of its records, drawn at random once for all seeds."""
+        drawn = np.sort(order.record_at(0, 0, np.arange(records), self.records))
+        part = copy.copy(self)
+        part._selection, part.records, part._name = self.chosen(drawn), records, f"{self._name} {records}"
+        return part
 
     @property
     def fingerprint(self) -> str:

@@ -29,6 +29,8 @@ from udl_dist.training.ranks import Ranks
 from udl_dist.training.settings import TrainSettings
 from udl_dist.training.step import black, cut, edges_of_parts, take, warm_up
 
+SECONDS = "perf/validation_seconds"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -123,7 +125,9 @@ def train(
             figures = meter.figures(images, rate)
             stream.refuse_damage(int(figures.get("data/damaged", 0)), images - start_images)
             if validate and held_out is not None:
+                began = time.perf_counter()
                 figures |= measure(learning, held_out, batch_size, ranks, partial(beat, images, "validation"))
+                figures |= ranks.total({SECONDS: time.perf_counter() - began}, maximum=True)
             _refuse_nonsense(figures, images)
             yield Report(images, figures, validate, checkpoint or save or stop, stop, Kept({}, skips, kept.rollbacks))
             meter.resume(images)

@@ -30,6 +30,11 @@ class Ranks:
         self._pending: tuple[Tensor, dist.Work] | None = None
 
     @property
+    def backend(self) -> str:
+        """What gradients travel by; "" where nothing does."""
+        return str(dist.get_backend()) if self.world > 1 else ""
+
+    @property
     def leads(self) -> bool:
         """Whether this rank is the one that writes."""
         return self.rank == 0

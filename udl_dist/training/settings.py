@@ -25,7 +25,11 @@ class TrainSettings:
     beta2: float = setting(0.999, "Adam's second decay", low=0, high=1)
     weight_decay: float = setting(0.0, "decay of weights per step, in units of the learning rate for adamw", low=0)
     warmup_images: int = setting(0, "images over which the learning rate rises linearly to its peak", low=0)
-    schedule: Literal["constant", "cosine"] = setting("constant", "after the warm-up: stay, or fall to 0 at the end")
+    schedule: Literal["constant", "cosine", "stages"] = setting(
+        "constant",
+        "after the warm-up: stay, fall to 0 at the end, or fall to a tenth in eight stages, each three times as long "
+        "as the one before (Burda et al. 2016)",
+    )
     accumulate: int = setting(1, "parts in which a rank computes its share of a batch, to save memory", low=1)
     clip_norm: float = setting(0.0, "greatest gradient norm of a learner; 0: no clipping", low=0)
     non_finite: Literal["stop", "skip"] = setting(
@@ -58,4 +62,8 @@ class TrainSettings:
         if self.schedule == "constant":
             return self.learning_rate
         done = (images - self.warmup_images) / max(1, total - self.warmup_images)
+        if self.schedule == "stages":
+            # Stage i lasts 3^i of 3,280 parts, so it begins after (3^i - 1) / 2 of them.
+            stage = sum(done * (3**8 - 1) >= 3**i - 1 for i in range(1, 8))
+            return float(self.learning_rate * 10 ** (-stage / 7))
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from udl_dist import disk
 from udl_dist.evaluation import written
-from udl_dist.evaluation.extractor import PIXELS
-from udl_dist.evaluation.family import HELD_OUT, TRAIN, Figure, Taken, joined
-from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.evaluation.family import HELD_OUT, LEFT_OUT, TRAIN, Figure, Taken, joined
+from udl_dist.evaluation.settings import PIXELS, FigureSettings
 from udl_dist.models.model import Model
 from udl_dist.settings import as_path
 from udl_dist.using.measuring import Measuring
@@ -34,8 +33,8 @@ def evaluate(model: Model, asked: FigureSettings, out: Path | None, progress: Pr
         progress(len(made), len(wanted))
     figures: dict[str, dict[str, Any]] = {}
     for family in measuring.families:
-        held_out = _whole(made, wanted, HELD_OUT, family.name)
-        train = _whole(made, wanted, TRAIN, family.name) if family.learns and TRAIN in measuring.streams else None
+        held_out = _whole(made, wanted, (HELD_OUT, LEFT_OUT) if family.compares else (HELD_OUT,), family.name)
+        train = _whole(made, wanted, (TRAIN,), family.name) if family.learns and TRAIN in measuring.streams else None
         shared = _protocol(measuring, train)
         figures |= {name: _entry(figure, shared) for name, figure in family.figures(held_out, train).items()}
     path = out or (model.origin.folder / written.NAME if model.origin.experiment else None)
@@ -55,9 +54,9 @@ def _made(measuring: Measuring, wanted: list[tuple[str, int]]) -> Iterator[tuple
     yield from workers.measure(measuring.model, measuring.asked, wanted)
 
 
-def _whole(made: Parts, wanted: list[tuple[str, int]], which: str, family: str) -> Taken:
+def _whole(made: Parts, wanted: list[tuple[str, int]], which: Sequence[str], family: str) -> Taken:
     """All parts of a family, in their order: the last bit does not depend on who was quicker."""
-    return joined(made[place][family] for place in wanted if place[0] == which)
+    return joined(made[place][family] for place in wanted if place[0] in which)
 
 
 def _protocol(measuring: Measuring, train: Taken | None) -> dict[str, Any]:

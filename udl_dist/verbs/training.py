@@ -17,7 +17,7 @@ def add(verbs: Verbs) -> None:
 
 
 def _train(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist import experiment, plan, session
+    from udl_dist import experiment, session
 
     if asked.help_settings:
         print(listed(experiment.describe(flags.get("method.name", "vae"))))
@@ -28,7 +28,7 @@ def _train(asked: argparse.Namespace, flags: dict[str, str]) -> int:
         )
     wanted = experiment.load(asked.job, flags)
     if asked.dry_run:
-        planned = plan.plan(wanted)
+        planned = session.planned_of(wanted)
         show(planned.lines(), planned.as_dict(), asked.json)
         return 0
     ended = session.train(wanted, sys.stderr, asked.verbose, asked.faults)
