@@ -62,7 +62,7 @@ def report(folder: str, out: Path | None = None) -> Reported:
 
 def _values(about: Account, shown: list[dict[str, Any]]) -> dict[str, Any]:
     """What the template asks for."""
-    held_out = about.held_out()
+    held_out, shared = about.held_out(), _shared(about.evaluation)
     sections = [
         ("figures", "Figures"),
         ("curves", "Curves"),
@@ -84,7 +84,8 @@ def _values(about: Account, shown: list[dict[str, Any]]) -> dict[str, Any]:
         "held_out_images": f"{about.held_out_images:,} " if about.held_out_images else "",
         "best_images": f"{next((images for _, _, images in held_out.values()), 0):,}",
         "protocol": _joined({name: value for name, value in about.protocol().items() if value not in (None, "")}),
-        "evaluation": [_evaluated(name, figure) for name, figure in about.evaluation.items()],
+        "evaluation": [_evaluated(name, figure, shared) for name, figure in about.evaluation.items()],
+        "shared": _joined(shared),
         "panels": _panels(about),
         "pictures": shown,
         "data": _data(about),
@@ -122,9 +123,17 @@ def _panels(about: Account) -> list[dict[str, str]]:
     return panels
 
 
-def _evaluated(name: str, figure: Figure) -> tuple[str, str, str, str]:
+def _evaluated(name: str, figure: Figure, shared: Mapping[str, Any]) -> tuple[str, str, str, str]:
     spread = f" ± {figure.deviation:.3g}" if figure.deviation is not None else ""
-    return name, f"{figure.value:.6g}{spread}", _joined(figure.floor), _joined(figure.protocol)
+    own = {key: value for key, value in figure.protocol.items() if key not in shared}
+    return name, f"{figure.value:.6g}{spread}", _joined(figure.floor), _joined(own)
+
+
+def _shared(figures: Mapping[str, Figure]) -> dict[str, Any]:
+    """The part of the protocols that is the same for every figure: it is told once."""
+    first, *others = [figure.protocol for figure in figures.values()] or [{}]
+    return {name: value for name, value in first.items()
+            if all(name in other and other[name] == value for other in others)}  # fmt: skip
 
 
 def _data(about: Account) -> list[tuple[str, str]]:
