@@ -1,4 +1,4 @@
-"""A run that was killed ends as one that was not: a part of tests.bench.kills and tests.bench.kinds, same code."""
+"""Each record once, and a run that was killed ends as one that was not: parts of the benches, same code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import kills, kinds
+from tests.bench import epoch, kills, kinds
 
 
 def test_kills_at_random_change_neither_networks_nor_optimisers_nor_curves(tmp_path: Path) -> None:
@@ -17,3 +17,10 @@ def test_kills_at_random_change_neither_networks_nor_optimisers_nor_curves(tmp_p
 @pytest.mark.parametrize("kind", ["SIGSTOP", "endless loop", "reader death", "ten faults"])
 def test_a_kind_of_fault_changes_nothing_either(kind: str, tmp_path: Path) -> None:
     assert kinds.suite(tmp_path, [kind]) == 1
+
+
+@pytest.mark.parametrize(("order", "records", "each"), [("full", 1_000_000, 128), ("blocks", 200_000, 16)])
+def test_512_ranks_load_each_record_once(order: str, records: int, each: int, tmp_path: Path) -> None:
+    folder = epoch.virtual(tmp_path, records, 100)
+    distinct, loaded, _ = epoch.counted(folder, order, 512, 512 * each, processes=1)
+    assert distinct == loaded == records

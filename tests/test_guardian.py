@@ -13,13 +13,20 @@ import pytest
 
 CODE = """
 import subprocess, sys, time
-from udl_dist.guardian import Guardian
+from udl_dist.guardian import LOOK_SECONDS, Guardian
 outside = subprocess.Popen(["sleep", "60"], start_new_session=True)
 guardian = Guardian()
 with guardian.marking():
-    inside = subprocess.Popen(["sh", "-c", "sleep 60 & wait"], start_new_session=True)
+    # The grandchild has no environment, as Ray's agents once they have set their title.
+    inside = subprocess.Popen(["sh", "-c", "env -i sleep 60 & echo $!; wait"], start_new_session=True,
+                              stdout=subprocess.PIPE, text=True)
 later = subprocess.Popen(["sleep", "60"], start_new_session=True)
-print(inside.pid, outside.pid, later.pid, flush=True)
+unmarked = int(inside.stdout.readline())
+if sys.argv[2] == "parent gone":
+    time.sleep(2 * LOOK_SECONDS)
+    inside.kill()
+    inside.wait()
+print(inside.pid, unmarked, outside.pid, later.pid, flush=True)
 if sys.argv[1] == "close":
     guardian.close()
     print("closed", flush=True)
@@ -34,19 +41,21 @@ def alive(process: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("how", ["close", "kill"])
-def test_what_was_started_under_the_mark_ends_with_the_process_that_started_it(how: str) -> None:
-    process = subprocess.Popen([sys.executable, "-c", CODE, how], stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize(
+    ("how", "who"), [("close", "all"), ("kill", "all"), pytest.param("kill", "parent gone", marks=pytest.mark.long)]
+)
+def test_what_was_started_under_the_mark_ends_with_the_process_that_started_it(how: str, who: str) -> None:
+    process = subprocess.Popen([sys.executable, "-c", CODE, how, who], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    inside, outside, later = (int(number) for number in process.stdout.readline().split())
+    inside, unmarked, outside, later = (int(number) for number in process.stdout.readline().split())
     if how == "kill":
         process.kill()
     else:
         assert process.stdout.readline() == "closed\n"
     deadline = time.monotonic() + 10
-    while alive(inside) and time.monotonic() < deadline:
+    while (alive(inside) or alive(unmarked)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert [alive(each) for each in (inside, outside, later)] == [False, True, True]
+    assert [alive(each) for each in (inside, unmarked, outside, later)] == [False, False, True, True]
     for each in (outside, later, process.pid):
         os.kill(each, signal.SIGKILL)
     process.communicate()

@@ -49,9 +49,9 @@ ALLOWED = {
                "worker", "training"},
     "launch": {"clusters", "groups", "growing", "nodes", "recovery", "pulse", "watchdog", "experiment", "stream",
                "signals", "terminal"},
-    "search": {"clusters", "disk", "evaluation", "experiment", "faults", "launch", "methods", "nodes", "packing",
-               "permutation", "plan", "pulse", "recovery", "runs", "signals", "storage", "stream", "terminal",
-               "training", "worker"},
+    "search": {"clusters", "disk", "evaluation", "experiment", "export", "faults", "launch", "methods", "models",
+               "nodes", "packing", "permutation", "plan", "pulse", "recovery", "runs", "signals", "storage", "stream",
+               "terminal", "training", "using", "worker"},
     "session": {"disk", "faults", "experiment", "methods", "training", "groups", "plan", "mirror", "runs", "packing",
                 "storage", "stream", "terminal", "tracking", "launch"},
     "submitting": {"clusters", "experiment", "nodes", "packing", "recovery", "search", "shards", "storage", "stream"},
@@ -59,7 +59,7 @@ ALLOWED = {
     "using": {"models", "methods", "evaluation", "images", "iterables", "packing", "stream", "shards", "disk",
               "clusters", "training"},
     "account": {"environment", "runs", "methods"},
-    "report": {"account", "environment", "experiment", "shards", "storage"},
+    "report": {"account", "environment", "experiment", "search", "shards", "storage"},
     "export": {"account", "models", "using", "methods", "evaluation", "packing", "stream"},
 }  # fmt: skip
 # The only files that may import a library, by its first names.

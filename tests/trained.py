@@ -39,3 +39,13 @@ def runs(folder: Path) -> dict[str, Path]:
 def images(count: int, size: int = 8, seed: int = 0) -> np.ndarray:
     """Random gray images, uint8 [N, H, W]."""
     return np.random.default_rng(seed).integers(0, 256, (count, size, size), dtype=np.uint8)
+
+
+def corners(path: Path) -> None:
+    """An `.npz` of 400 images of four classes, patches of light in four corners with noise."""
+    random = np.random.default_rng(0)
+    labels = np.arange(400) % 4
+    images = random.integers(0, 120, (400, 8, 8), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[4 * (label // 2) :, 4 * (label % 2) :][:4, :4] += 130
+    np.savez(path, images=images, labels=labels)

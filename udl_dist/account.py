@@ -120,12 +120,12 @@ def read(folder: Path | str) -> Account:
     account.points = _points(run, account)
     account.checkpoints = _checkpoints(run, account)
     account.pictures = _pictures(run)
-    account.evaluation = _evaluation(run.path / EVALUATION, account)
+    account.evaluation = figures_in(run.path / EVALUATION, account.faults)
     account.messages = _text(run.messages).splitlines()
-    account.shards = {str(name): str(about) for name, about in _json(run.data, account).items()}
+    account.shards = {str(name): str(about) for name, about in _json(run.data, account.faults).items()}
     account.environments = [(entry["images"], environment.in_words(entry))
                             for entry in environment.kept(run.environment)[-MOST_ENVIRONMENTS:]]  # fmt: skip
-    account.complete = bool(_json(run.result, account))
+    account.complete = bool(_json(run.result, account.faults))
     last = [int(point["images"]) for point in account.points[-1:]]
     account.images = max([*last, *(kept.images for kept in account.checkpoints), 0])
     return account
@@ -142,14 +142,14 @@ def _toml(path: Path, account: Account) -> dict[str, Any]:
         return {}
 
 
-def _json(path: Path, account: Account) -> dict[str, Any]:
+def _json(path: Path, faults: list[str]) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
         loaded = json.loads(_text(path))
         return loaded if isinstance(loaded, dict) else {}
     except (ValueError, RecursionError):
-        account.faults.append(f"{path.name} is damaged")
+        faults.append(f"{path.name} is damaged")
         return {}
 
 
@@ -183,7 +183,7 @@ def _points(run: RunFolder, account: Account) -> list[dict[str, float]]:
 def _checkpoints(run: RunFolder, account: Account) -> list[Kept]:
     kept = []
     for path in sorted(run.checkpoints.glob("[0-9]*")) if run.checkpoints.is_dir() else []:
-        state = _json(path / "state.json", account)
+        state = _json(path / "state.json", account.faults)
         figures = state.get("figures")
         if not path.name.isdecimal() or not isinstance(figures, dict):
             account.faults.append(f"checkpoint {path.name} is damaged")
@@ -207,12 +207,13 @@ def _pictures(run: RunFolder) -> dict[str, list[tuple[int, Path]]]:
     return found
 
 
-def _evaluation(path: Path, account: Account) -> dict[str, Figure]:
-    figures = _json(path, account).get("figures", {})
+def figures_in(path: Path, faults: list[str]) -> dict[str, Figure]:
+    """The figures of an `evaluation.json`; what is none goes to `faults`."""
+    figures = _json(path, faults).get("figures", {})
     found = {}
     for name, entry in figures.items() if isinstance(figures, dict) else ():
         if not isinstance(entry, dict) or not _is_number(entry.get("value")):
-            account.faults.append(f"{path.name}: {name} is no figure")
+            faults.append(f"{path.name}: {name} is no figure")
             continue
         deviation: Any = entry.get("sd")
         found[str(name)] = Figure(float(entry["value"]), float(deviation) if _is_number(deviation) else None,

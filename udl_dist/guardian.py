@@ -1,13 +1,14 @@
 """A process beside a private Ray: when whoever started that Ray is gone, however it went, nothing of it stays.
 
 Ray's own processes watch their parent, but two of its agents try for minutes to tell a head that is gone too. Knows no
-Ray: it finds the processes by a mark in their environment.
+Ray: it finds the processes by a mark in their environment, and by who started them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -15,9 +16,18 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 VARIABLE = "UDL_GUARDED_BY"
 GRACE_SECONDS = 3.0  # for them to end by themselves
+LOOK_SECONDS = 5.0  # between looks at who belongs to it, some hundredths of a second of work each
+
+
+class Process(NamedTuple):
+    """A process, told from a later one of the same number by when it began, in ticks since the machine started."""
+
+    number: int
+    began: int
 
 
 class Guardian:
@@ -46,26 +56,57 @@ class Guardian:
         self._process.communicate()
 
 
-def marked(mark: str) -> list[int]:
-    """The processes with the mark in their environment."""
-    found = []
+def family(mark: str) -> set[Process]:
+    """The processes with the mark in their environment, and all that descend from them.
+
+    A process that sets its title writes over its environment, the mark perhaps with it: Ray's agents do. Who started
+    it is still told, as long as that one lives.
+    """
+    parents: dict[Process, int] = {}
+    found: set[Process] = set()
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has just ended, or it is somebody else's
-            # Anywhere in it: a process that sets its title writes over the start of its environment.
+            process, parent = _read(entry)
+            parents[process] = parent
             if f"{VARIABLE}={mark}".encode() in (entry / "environ").read_bytes():
-                found.append(int(entry.name))
+                found.add(process)
+    while more := {each for each, parent in parents.items() if parent in {one.number for one in found}} - found:
+        found |= more
     return found
 
 
+def _read(entry: Path) -> tuple[Process, int]:
+    """A process and the number of its parent; raise ProcessLookupError if it has ended and waits to be asked for."""
+    number, _, rest = (entry / "stat").read_text().partition(" ")
+    state, parent, *others = rest.rpartition(")")[2].split()
+    if state == "Z":
+        raise ProcessLookupError
+    return Process(int(number), int(others[17])), int(parent)
+
+
+def alive(process: Process) -> bool:
+    try:
+        return _read(Path(f"/proc/{process.number}"))[0] == process
+    except OSError:
+        return False
+
+
 def watch(mark: str) -> None:
-    """Wait until the pipe is closed, then for the processes, and end those that stay."""
-    sys.stdin.buffer.read()
+    """Look who belongs to it until the pipe is closed, then wait for them, and end those that stay."""
+    known = family(mark)
+    while not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
+        known |= family(mark)
+    known |= family(mark)
     deadline = time.monotonic() + GRACE_SECONDS
-    while marked(mark) and time.monotonic() < deadline:
+    while any(map(alive, known)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    for process in marked(mark):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
+    # Again and again: who is ended last may have started somebody meanwhile.
+    while left := {each for each in known | family(mark) if alive(each)}:
+        known |= left
+        for process in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.number, signal.SIGKILL)
+        time.sleep(0.05)
 
 
 if __name__ == "__main__":

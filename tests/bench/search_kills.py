@@ -25,7 +25,7 @@ from tests.search.simulated import conductor, journal_of, trained
 from tests.training.learn import packed
 from udl_dist.search.journal import Journal
 
-IMAGES = 9_600
+IMAGES = 38_400  # so many that the last kill comes before the last trial
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def suite(folder: Path, kills: int, trials: int, chance: random.Random) -> None:
         "final_seeds": 0,
         "plots": False,
     }
-    flags = {"train__total_images": str(IMAGES), "train__report_images": "1200", "run__checkpoint_images": "1200"}
+    flags = {"train__total_images": str(IMAGES), "train__report_images": "1200", "run__checkpoint_images": "2400"}
     trained(whole := conductor(wanted(source, folder / "whole", flags=flags, **plain), rule=True))
     job, journal = folder / "job.toml", folder / "cut" / "trials.jsonl"
     job.write_text(wanted(source, folder / "cut", flags=flags, **plain).to_toml())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -32,6 +34,16 @@ def _slow_kernel(real: torch.Tensor, fake: torch.Tensor) -> float:
         return sum(values) / len(values)
 
     return mean(real, real, True) + mean(fake, fake, True) - 2 * mean(real, fake, False)
+
+
+def test_the_class_score_is_counted_by_hand_and_lies_between_one_and_the_classes() -> None:
+    logits = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)) * 2
+    chances = [[math.exp(one) / sum(map(math.exp, row)) for one in row] for row in logits.double().tolist()]
+    mean = [sum(column) / 20 for column in zip(*chances, strict=True)]
+    each = [sum(p * math.log(p / q) for p, q in zip(row, mean, strict=True)) for row in chances]
+    assert distances.class_score(logits) == pytest.approx(math.exp(sum(each) / 20), abs=1e-6)
+    assert distances.class_score(torch.eye(4) * 1e4) == pytest.approx(4, abs=1e-9)  # sure of each, all alike often
+    assert distances.class_score(torch.eye(4)[:1].repeat(9, 1) * 1e4) == pytest.approx(1, abs=1e-9)
 
 
 def test_the_distance_of_shifted_and_stretched_gaussians_is_its_closed_form() -> None:

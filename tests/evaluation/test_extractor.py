@@ -24,6 +24,8 @@ def test_a_classifier_comes_back_from_its_file(tmp_path: Path) -> None:
     read, images = extractor.find(str(tmp_path / "made"), SHAPE, CPU), torch.rand(5, *SHAPE)
     with torch.no_grad():
         torch.testing.assert_close(read.features(images), made.features(images))
+        logits = made(images)
+        torch.testing.assert_close(read.logits(read.features(images)), logits, atol=1e-5, rtol=0)
     assert len(read.hash) == 64
     with pytest.raises(UsageError, match=r"looks at images of \[1, 8, 8\], these are \[3, 8, 8\]"):
         extractor.find(str(tmp_path / "made"), (3, 8, 8), CPU)

@@ -31,6 +31,25 @@ def test_psnr_and_ssim_are_those_of_torchmetrics(pairs: tuple[torch.Tensor, torc
     torch.testing.assert_close(similarity.ssim(*pairs), whole, atol=1e-6, rtol=0)
 
 
+@pytest.mark.filterwarnings("default")
+def test_ms_ssim_is_that_of_torchmetrics_but_for_the_edges_of_the_last_scale() -> None:
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as of_scales
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    torch.manual_seed(0)
+    first = torch.nn.functional.interpolate(torch.rand(3, 3, 12, 12), (181, 176), mode="bilinear").double() * 2 - 1
+    second = (first + 0.2 * torch.randn_like(first)).clamp(-1, 1)
+    pair = [(images + 1) / 2 for images in (first, second)]
+    theirs = of_scales(*pair, data_range=1.0, reduction="none")
+    last = [torch.nn.functional.avg_pool2d(images, 16) for images in pair]
+    whole, places = structural_similarity_index_measure(*last, data_range=1.0, reduction="none", return_full_image=True)
+    fits = places[..., 5:-5, 5:-5].flatten(1).mean(1)
+    expected = theirs * (fits / whole) ** similarity.SCALES[-1]
+    torch.testing.assert_close(similarity.ms_ssim(first, second), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(similarity.ms_ssim(first, first), torch.ones(3).double())
+    assert similarity.ms_ssim(first, -first).tolist() == [0.0] * 3  # negative structure
+
+
 def test_equal_images_have_a_similarity_of_one_and_a_finite_psnr(pairs: tuple[torch.Tensor, torch.Tensor]) -> None:
     first, _ = pairs
     torch.testing.assert_close(similarity.ssim(first, first), torch.ones(5).double())

@@ -19,7 +19,8 @@ from tests.trained import METHODS
 from udl_dist.errors import UsageError
 from udl_dist.report import page as pages
 from udl_dist.report import pictures
-from udl_dist.report.report import MOST_BYTES, report
+from udl_dist.report.parts import MOST_BYTES
+from udl_dist.report.report import report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)> ../../etc \x1b[31mred\x07"

@@ -18,5 +18,5 @@ def wanted(source: Path, folder: Path, axes: Mapping[str, object] | None = None,
     """A search of 240 images a trial in steps of 12, with rungs at 12, 36 and 84 images."""
     quiet = {"track__mode": "off", "run__folder": str(folder), "train__report_images": "24"}
     base = asked(method, source, **(quiet | (flags or {})))
-    plain = {"trials": 6, "budget_images": 240, "least_images": 24} | plain
+    plain = {"trials": 6, "budget_images": 240, "least_images": 24, "reduction": 3} | plain
     return settings.build(base, plain, AXES if axes is None else axes)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 import warnings
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.search.asked import wanted
+from tests.search.simulated import journal_of, run
 from udl_dist.search.schedule import Board, Rule, rungs
 from udl_dist.search.settings import SearchSettings
 
@@ -107,10 +110,20 @@ def test_a_result_said_twice_is_told_to_the_rule_once() -> None:
 
 
 def test_rungs_are_parts_of_the_budget_or_multiples_of_the_first() -> None:
-    assert rungs(SearchSettings(), 2700) == (100, 300, 900)
+    assert rungs(SearchSettings(), 6400) == (100, 400, 1600)
     assert rungs(SearchSettings(least_images=500, reduction=2), 2700) == (500, 1000, 2000)
     assert rungs(SearchSettings(scheduler="median"), 1000) == tuple(range(100, 1000, 100))
     assert rungs(SearchSettings(scheduler="none"), 1000) == ()
+
+
+def test_no_two_rungs_lie_in_one_step_and_none_in_the_last(source: Path, tmp_path: Path) -> None:
+    assert rungs(SearchSettings(), 500) == (7, 31, 125)
+    assert rungs(SearchSettings(), 500, (64,)) == (7, 125)
+    assert rungs(SearchSettings(scheduler="median"), 500, (64, 200)) == (50, 300)
+    assert rungs(SearchSettings(), 500, (500,)) == ()
+    search = wanted(source, tmp_path, budget_images=36, least_images=0, trials=3)  # three steps
+    run(search, 0, 2)
+    assert {line[0] for line in journal_of(tmp_path).values()} == {"complete", "stopped"}
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "median"])
@@ -120,7 +133,7 @@ def test_what_is_decided_is_what_tunes_own_scheduler_says_of_the_same_sequence(s
         from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 
         from udl_dist.search import tuning
-    settings = SearchSettings(scheduler=scheduler)  # type: ignore[arg-type]
+    settings = SearchSettings(scheduler=scheduler, reduction=3)  # type: ignore[arg-type]
     places = rungs(settings, 2700)
     ours, theirs = tuning.rule(settings, places, 2700), (
         AsyncHyperBandScheduler("images", "metric", "min", max_t=2700, grace_period=100, reduction_factor=3)

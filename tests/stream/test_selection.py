@@ -11,7 +11,7 @@ from tests.stream.made import one_line, shards
 from udl_dist.errors import DataError
 from udl_dist.shards.index import Index
 from udl_dist.shards.indexing import index_shards
-from udl_dist.stream.selection import Wanted, select
+from udl_dist.stream.selection import Wanted, refuse_absent, select
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,17 @@ def test_large_selections_lie_on_disk_and_are_the_same(
     assert numbers is not None and numbers.tolist() == small and not numbers.flags.writeable
     assert len(list((tmp_path / "selections").iterdir())) == 1
     assert select(index, Wanted("train", 0.3), tmp_path)[0] is not numbers
+
+
+def test_classes_are_left_out_of_a_part_or_are_all_of_it(index: Index, tmp_path: Path) -> None:
+    labels = index.rows["label"]
+    without = chosen(index, tmp_path, labels=(0,))
+    alone = chosen(index, tmp_path, labels=(0,), labels_are="all there is")
+    assert sorted(without + alone) == list(range(100)) and set(labels[alone]) == {0} and 0 not in labels[without]
+    assert 0 < len(alone) < 100
+    refuse_absent(index, (0,))
+    with pytest.raises(DataError, match="is of class 7777"):
+        refuse_absent(index, (0, 7777))
 
 
 def test_limit_draws_at_random_and_from_the_part_alone(index: Index, tmp_path: Path) -> None:

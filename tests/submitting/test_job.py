@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,28 @@ def test_a_search_travels_as_a_search(tmp_path: Path) -> None:
     (tmp_path / "job.toml").write_text(job.toml)
     found = searches.load(tmp_path / "job.toml", {})
     assert (found.settings.trials, found.folder, len(found.axes)) == (3, tmp_path, 2)
+
+
+def test_a_run_folder_travels_as_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a run").mkdir()
+    wanted = experiments.load(
+        JOBS / "ae_digits.toml", {"run.folder": "elsewhere", "run.address": "far", "run.workers": "8"}
+    )
+    (tmp_path / "a run" / "experiment.toml").write_text(wanted.to_toml())
+    monkeypatch.chdir(tmp_path)
+    flags = {"families": "likelihood,reconstruction", "noise": "0.1,0.2", "data": "shards", "checkpoint": "last"}
+    job = jobs.load(Path("a run"), flags)
+    verb, folder, *rest = shlex.split(job.command.partition("udl_dist ")[2])
+    assert (verb, folder) == ("evaluate", f"{tmp_path}/a run")
+    assert set(rest) == {"--families=likelihood,reconstruction", "--noise=0.1,0.2", f"--data={tmp_path}/shards",
+                         "--workers=1", "--address=auto", "--checkpoint=last"}  # fmt: skip
+    run = job.experiment.run
+    assert (run.folder, run.workers, run.address) == (folder, 1, "auto")
+    assert job.name == jobs.load(tmp_path / "a run", flags).name != jobs.load(tmp_path / "a run", {}).name
+    with pytest.raises(UsageError, match="address is for udl evaluate: give udl submit --address"):
+        jobs.load(Path("a run"), {"address": "far"})
+    with pytest.raises(UsageError, match="is no run folder: it has no experiment.toml"):
+        jobs.load(tmp_path, {})
 
 
 def test_the_name_is_of_the_job_and_its_folder(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -26,6 +28,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`local.sh up` under the loosest umask; its address."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("UDL_PYTHON", sys.executable)  # whatever is first on PATH
         for name in (*door.ADDRESSES, door.TOKEN_FILE, "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):
             patch.delenv(name, raising=False)
         done = subprocess.run([LOCAL, "up"], umask=0, capture_output=True, text=True, timeout=180, check=False)
@@ -66,6 +69,18 @@ def test_a_job_is_followed_to_its_end_and_is_complete_when_it_is_submitted_again
     again = udl("submit", *asked, "--follow", "--json")
     assert json.loads(again.stdout)["status"] == "SUCCEEDED"
     assert json.loads(again.stdout)["id"].endswith("-2")
+
+
+def test_a_run_that_is_trained_is_evaluated_there(tmp_path: Path) -> None:
+    asked = job(tmp_path / "run", "--train.epochs", "1")
+    assert udl("submit", *asked, "--follow").returncode == 0
+    wanted = [str(tmp_path / "run"), "--families", "reconstruction", "--images", "200"]
+    done = udl("submit", *wanted, "--follow")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^mse +0\.\d+", done.stdout, re.MULTILINE)
+    kept = json.loads((tmp_path / "run" / "evaluation.json").read_text())["figures"]
+    assert kept["mse"]["protocol"]["n"] == 200
+    assert udl("status", *wanted).stdout.endswith("  succeeded, exit code 0\n")
 
 
 def test_the_exit_code_is_the_runs(tmp_path: Path) -> None:

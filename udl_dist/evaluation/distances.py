@@ -10,6 +10,7 @@ from torch import Tensor
 from udl_dist.methods.frechet import between
 
 NEIGHBOURS = 5  # Naeem et al. 2020, section 4
+OF_NEIGHBOURS = ("precision", "recall", "density", "coverage")
 ROWS = 1000  # whose distances to all others are held at a time
 
 
@@ -41,7 +42,14 @@ def neighbours(real: Tensor, fake: Tensor) -> dict[str, float]:
         found[1] += (distances <= fake_radii).any(1).sum()
         found[3] += (distances.min(1).values <= real_radii[start : start + ROWS]).sum()
     shares = found / torch.tensor([len(fake), len(real), len(fake), len(real)])
-    return dict(zip(("precision", "recall", "density", "coverage"), shares.tolist(), strict=True))
+    return dict(zip(OF_NEIGHBOURS, shares.tolist(), strict=True))
+
+
+def class_score(logits: Tensor) -> float:  # [N, classes]
+    """exp of the mean KL of an image's classes from those of all images (Salimans et al. 2016, section 4)."""
+    logs = logits.double().log_softmax(1)
+    chances = logs.exp()
+    return float((chances * (logs - chances.mean(0).log())).nan_to_num(nan=0.0).sum(1).mean().exp())
 
 
 def _kernel_sum(first: Tensor, second: Tensor, same: bool) -> float:

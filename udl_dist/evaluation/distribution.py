@@ -11,6 +11,8 @@ from udl_dist.evaluation import distances
 from udl_dist.evaluation.family import TRAIN, Family, Figure, Seen, Subject, Taken
 from udl_dist.methods import chance
 
+CLASS_SCORE = "class_score"  # the inception score, by any classifier
+
 
 class Distribution(Family):
     """As many images are generated as are held out, in several sets; training images beside held-out ones are a floor.
@@ -26,6 +28,12 @@ class Distribution(Family):
     def lacking(cls, subject: Subject) -> str:
         return "" if subject.sample else "it cannot sample (udl fit-prior lets an autoencoder)"
 
+    @classmethod
+    def without(cls, subject: Subject) -> dict[str, str]:
+        return {} if subject.extractor.classes else {
+            CLASS_SCORE: f"the extractor ({subject.extractor.name}) is no classifier: make one with udl fit-extractor"
+        }  # fmt: skip
+
     def take(self, which: str, seen: Seen) -> Taken:
         count, extractor = len(seen.batch.images), self.subject.extractor
         rows = {"real": extractor.features(seen.batch.images)}
@@ -37,26 +45,27 @@ class Distribution(Family):
 
     def figures(self, held_out: Taken, train: Taken | None) -> dict[str, Figure]:
         real, extractor = held_out.rows["real"], self.subject.extractor
-        drawn = [_compared(real, rows) for name, rows in held_out.rows.items() if name.startswith("fake")]
+        drawn = [self._compared(real, rows) for name, rows in held_out.rows.items() if name.startswith("fake")]
         others = self._some(train.rows["real"], len(real)) if train else None
-        floor = _compared(real, others) if others is not None and len(others) > distances.NEIGHBOURS else {}
+        floor = self._compared(real, others) if others is not None and len(others) > distances.NEIGHBOURS else {}
         protocol = {"extractor": extractor.name, "extractor_sha256": extractor.hash, "generated": len(real),
                     "sampled_from": self.subject.sampled_from, "seeds": len(drawn)}  # fmt: skip
         found = {}
         for name in drawn[0]:
             values = torch.tensor([one[name] for one in drawn], dtype=torch.float64)
             beside = {f"{len(others)} training images": floor[name]} if floor and others is not None else {}
-            own = {} if name in ("frechet", "kernel_distance") else {"neighbours": distances.NEIGHBOURS}
+            own = {"neighbours": distances.NEIGHBOURS} if name in distances.OF_NEIGHBOURS else {}
             found[name] = Figure(float(values.mean()), float(values.std()) if len(values) > 1 else None, beside,
                                  protocol | own)  # fmt: skip
         return found
+
+    def _compared(self, real: Tensor, fake: Tensor) -> dict[str, float]:
+        near = {"frechet": distances.frechet(real, fake), "kernel_distance": distances.kernel(real, fake)}
+        extractor = self.subject.extractor
+        classes = {CLASS_SCORE: distances.class_score(extractor.logits(fake))} if extractor.classes else {}
+        return near | distances.neighbours(real, fake) | classes
 
     def _some(self, rows: Tensor, count: int) -> Tensor:
         """So many rows at random: shards may be sorted."""
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.subject.asked.seed))
         return rows[order[:count]]
-
-
-def _compared(real: Tensor, fake: Tensor) -> dict[str, float]:
-    near = {"frechet": distances.frechet(real, fake), "kernel_distance": distances.kernel(real, fake)}
-    return near | distances.neighbours(real, fake)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation.family import Extractor
+from udl_dist.evaluation.settings import PIXELS
 from udl_dist.methods import Shape, frechet
 from udl_dist.networks import NetworkSettings, encoder
 from udl_dist.settings import as_path
 
-PIXELS = "pixels"
 FEATURES = 64
 KIND = "udl-dist extractor 1"
 
@@ -31,9 +31,13 @@ class Pixels:
 
     name = f"pixels averaged to {frechet.SIDE}×{frechet.SIDE}"
     hash = "none"
+    classes = 0
 
     def features(self, images: Tensor) -> Tensor:
         return frechet.small(images)
+
+    def logits(self, features: Tensor) -> Tensor:
+        raise NotImplementedError
 
 
 class Classifier(nn.Module):
@@ -59,6 +63,11 @@ class Classifier(nn.Module):
         found: Tensor = (self.body(images).relu() - self.centre) / self.scale
         if not bool(found.isfinite().all()):
             raise TrainingError(f"the extractor {self.name} gives numbers that are not finite: fit it again")
+        return found
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Those of images from their features."""
+        found: Tensor = self.head(features.to(self.scale.device) * self.scale + self.centre)
         return found
 
     def save(self, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from udl_dist.errors import UsageError
+from udl_dist.evaluation.anomaly import Anomaly
 from udl_dist.evaluation.distribution import Distribution
 from udl_dist.evaluation.family import Family, Subject
 from udl_dist.evaluation.likelihood import Likelihood
@@ -12,7 +13,7 @@ from udl_dist.evaluation.reconstruction import Reconstruction
 from udl_dist.evaluation.representation import Representation
 from udl_dist.settings import nearest
 
-FAMILIES: tuple[type[Family], ...] = (Reconstruction, Likelihood, Representation, Distribution)
+FAMILIES: tuple[type[Family], ...] = (Reconstruction, Likelihood, Representation, Distribution, Anomaly)
 
 
 def chosen(subject: Subject, images: int) -> tuple[list[Family], list[str]]:
@@ -31,10 +32,12 @@ def chosen(subject: Subject, images: int) -> tuple[list[Family], list[str]]:
     if missing := [note for note in notes if note.split(":")[0].removeprefix("no ") in subject.asked.families]:
         raise UsageError(f"{missing[0]}; it has {', '.join(has) or 'none'}")
     asked: Sequence[str] = subject.asked.families
-    return [family for family in found if not asked or family.name in asked], [] if asked else notes
+    found = [family for family in found if not asked or family.name in asked]
+    single = [f"no {name}: {why}" for family in found for name, why in family.without(subject).items()]
+    return found, ([] if asked else notes) + single
 
 
 def _lacking(family: type[Family], subject: Subject, images: int) -> str:
-    if images < family.least:
-        return f"it needs {family.least} images or more, there are {images}"
-    return family.lacking(subject)
+    if why := family.lacking(subject):
+        return why
+    return f"it needs {family.least} images or more, there are {images}" if images < family.least else ""

@@ -17,6 +17,7 @@ from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.methods import Batch, Method, Shape
 
 HELD_OUT, TRAIN = "held_out", "train"  # what is measured, and what may be learned from
+LEFT_OUT = "left_out"  # held-out images of classes that training never saw
 
 
 class Extractor(Protocol):
@@ -24,8 +25,11 @@ class Extractor(Protocol):
 
     name: str
     hash: str
+    classes: int  # that it tells apart; 0: it is no classifier
 
     def features(self, images: Tensor) -> Tensor: ...  # [N, C, H, W] in [-1, 1] -> [N, F]
+
+    def logits(self, features: Tensor) -> Tensor: ...  # [N, F] -> [N, classes], of a classifier
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Subject:
     sample: Callable[[Tensor], Tensor] | None  # [N] int64 keys -> images; None if it makes none
     sampled_from: str  # where its latents come from, in words
     labelled: bool = False  # whether both held-out and training images have labels
+    left_out: tuple[int, ...] = ()  # classes that training never saw, and of which there are held-out images
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ class Family:
 
     name: ClassVar[str]
     learns: ClassVar[bool] = False  # whether it also goes through training images
+    compares: ClassVar[bool] = False  # whether it also goes through those that were left out: they come last in a whole
     least: ClassVar[int] = 1  # images that its figures need
 
     def __init__(self, subject: Subject) -> None:
@@ -87,6 +93,11 @@ class Family:
     def lacking(cls, subject: Subject) -> str:
         """Why this method cannot have these figures, in words; "" if it can."""
         raise NotImplementedError
+
+    @classmethod
+    def without(cls, subject: Subject) -> dict[str, str]:
+        """Figures that this family has of others and not of this one, with the reason."""
+        return {}
 
     def take(self, which: str, seen: Seen) -> Taken:
         """What goes into the figures of one batch of the images `which`."""

@@ -16,6 +16,13 @@ def moments(images: Tensor) -> dict[str, Tensor]:  # [B, C, H, W] in [-1, 1] -> 
     return {"pixels": pixels.sum(0).cpu(), "products": (pixels.T @ pixels).cpu()}
 
 
+def principal(covariance: Tensor, components: int) -> Tensor:  # [D, D] -> [D, K]
+    """The directions of most variance."""
+    _, vectors = torch.linalg.eigh(covariance)  # in rising order
+    kept: Tensor = vectors[:, max(0, len(covariance) - components) :]
+    return kept
+
+
 def error(fitted: Taken, measured: Taken, components: int) -> float:
     """The mean squared error a pixel of `measured` images behind the first components of the `fitted` ones.
 
@@ -24,8 +31,7 @@ def error(fitted: Taken, measured: Taken, components: int) -> float:
     """
     centre, mean = fitted.mean("pixels"), measured.mean("pixels")
     covariance = fitted.mean("products") - centre.outer(centre)
-    _, vectors = torch.linalg.eigh(covariance)  # in rising order
-    kept = vectors[:, max(0, len(centre) - components) :]
+    kept = principal(covariance, components)
     about = measured.mean("products") - centre.outer(mean) - mean.outer(centre) + centre.outer(centre)
     lost = about.trace() - (kept * (about @ kept)).sum()
     return float(lost.clamp(min=0) / len(centre))

@@ -1,4 +1,4 @@
-"""How well images come back: MSE, PSNR, SSIM, noise removed, beside PCA with as many numbers."""
+"""How well images come back: MSE, PSNR, SSIM, MS-SSIM, noise removed, beside PCA with as many numbers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from udl_dist.evaluation import pca, similarity
 from udl_dist.evaluation.family import TRAIN, Family, Figure, Seen, Subject, Taken, summed
 from udl_dist.methods import chance
 
+# Figures of windows: the least side that they need, and what takes them of images in pairs.
+WINDOWED = {"ssim": (similarity.WINDOW, similarity.ssim), "ms_ssim": (similarity.LEAST_SIDE, similarity.ms_ssim)}
+
 
 class Reconstruction(Family):
-    """Errors are of pixels in [0, 1]; PSNR and SSIM are means over images, the gain is of mean errors, in dB."""
+    """Errors are of pixels in [0, 1]; PSNR and both SSIM are means over images, the gain is of mean errors, in dB."""
 
     name: ClassVar[str] = "reconstruction"
     learns: ClassVar[bool] = True
@@ -19,11 +22,17 @@ class Reconstruction(Family):
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
         self._small = math.prod(subject.shape) <= pca.MOST_PIXELS
-        self._windowed = min(subject.shape[1:]) >= similarity.WINDOW
+        self._windowed = {name: like for name, (least, like) in WINDOWED.items() if min(subject.shape[1:]) >= least}
 
     @classmethod
     def lacking(cls, subject: Subject) -> str:
         return "" if subject.method.can("reconstruct") else "it cannot reconstruct"
+
+    @classmethod
+    def without(cls, subject: Subject) -> dict[str, str]:
+        _, height, width = subject.shape
+        return {name: f"its windows need {least}×{least} pixels or more, these images have {height}×{width}"
+                for name, (least, _) in WINDOWED.items() if min(height, width) < least}  # fmt: skip
 
     def take(self, which: str, seen: Seen) -> Taken:
         images = seen.batch.images
@@ -33,8 +42,8 @@ class Reconstruction(Family):
         rebuilt = self.subject.method.reconstruct(images)
         errors = similarity.mse(rebuilt, images)
         values = {"mse": errors, "psnr": similarity.psnr(errors)}
-        if self._windowed:
-            values["ssim"] = similarity.ssim(rebuilt.clamp(-1, 1), images)
+        for name, like in self._windowed.items():
+            values[name] = like(rebuilt.clamp(-1, 1), images)
         for level in self.subject.asked.noise:
             noise = chance.normal(seen.batch.keys, f"evaluate {level}", self.subject.shape)
             noisy = (images + 2 * level * noise).clamp(-1, 1)
@@ -52,9 +61,9 @@ class Reconstruction(Family):
                     {"this model": float(held_out.mean("mse")), **least}.items()}  # fmt: skip
         found = {"mse": Figure(float(held_out.mean("mse")), beside=least, protocol=pixels),
                  "psnr": Figure(float(held_out.mean("psnr")), beside=decibels, protocol=pixels)}  # fmt: skip
-        if self._windowed:
+        for name in self._windowed:
             window = {"window": f"Gaussian {similarity.WINDOW}×{similarity.WINDOW}, where all of it fits"}
-            found["ssim"] = Figure(float(held_out.mean("ssim")), beside={"an image and itself": 1.0}, protocol=window)
+            found[name] = Figure(float(held_out.mean(name)), beside={"an image and itself": 1.0}, protocol=window)
         for level in self.subject.asked.noise:
             before, after = float(held_out.mean(f"noisy {level}")), float(held_out.mean(f"mended {level}"))
             gain = _decibels(after) - _decibels(before)

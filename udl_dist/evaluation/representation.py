@@ -8,12 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.nn import functional
 
+from udl_dist.evaluation import plain
 from udl_dist.evaluation.family import Family, Figure, Seen, Subject, Taken
 
 NEIGHBOURS = 10
-LARGEST_SIDE = 32  # of the raw pixels beside: larger images are averaged
 TURNS = 300  # of the linear probe
 
 Rows = NDArray[np.float32]
@@ -40,9 +39,7 @@ class Representation(Family):
 
     def take(self, which: str, seen: Seen) -> Taken:
         images = seen.batch.images
-        sides = (min(LARGEST_SIDE, images.shape[2]), min(LARGEST_SIDE, images.shape[3]))
-        pixels = functional.adaptive_avg_pool2d(images, sides).flatten(1)
-        rows = {"codes": self.subject.method.encode(images), "pixels": pixels, "labels": seen.labels}
+        rows = {"codes": self.subject.method.encode(images), "pixels": plain.pixels(images), "labels": seen.labels}
         return Taken(len(images), rows={name: value.cpu() for name, value in rows.items()})
 
     def figures(self, held_out: Taken, train: Taken | None) -> dict[str, Figure]:

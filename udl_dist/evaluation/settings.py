@@ -7,6 +7,7 @@ from math import ceil
 
 from udl_dist.settings import setting
 
+PIXELS = "pixels"  # what images are compared by without an extractor of one's own
 MOST = 10  # validations of a run that are made unasked
 COST = 0.75  # of a training image is what a held-out one takes: 0.27 to 0.67 (python -m tests.bench.validations)
 
@@ -52,8 +53,9 @@ class FigureSettings:
         (0.1, 0.25, 0.5), "deviations of added noise, pixels in [0, 1], whose removal is measured", above=0
     )
     bound_samples: int = setting(100, "latents an image in the importance-weighted bound (IWAE)", low=1)
-    extractor: str = setting("pixels", "what images are compared by: pixels (averaged to 8×8), or a file that udl "
+    extractor: str = setting(PIXELS, "what images are compared by: pixels (averaged to 8×8), or a file that udl "
                                        "fit-extractor wrote")  # fmt: skip
+    quantile: float = setting(0.95, "part of normal images below the threshold of an anomaly", above=0, high=1)
     workers: int = setting(0, "Ray workers that share the images; 0: this process alone", low=0)
     readers: int = setting(1, "threads of each that read and decode ahead", low=0, high=256)
     address: str = setting("", "a Ray cluster to join; empty: a private Ray on this machine")

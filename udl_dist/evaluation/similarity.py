@@ -1,4 +1,4 @@
-"""How like two images are: squared error, PSNR and SSIM of each pair. Knows no method."""
+"""How like two images are: squared error, PSNR, SSIM and MS-SSIM of each pair. Knows no method."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from torch.nn import functional
 
 WINDOW, SIGMA = 11, 1.5  # Wang et al. 2004, section III-B
 K1, K2 = 0.01, 0.03
+SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # exponents (Wang et al. 2003, section 3.2)
+LEAST_SIDE = WINDOW << (len(SCALES) - 1)  # that has a whole window when it was halved so often
 LEAST_ERROR = 1e-10  # of images that are equal: their PSNR is 100 dB instead of infinite
 
 
@@ -23,16 +25,33 @@ def psnr(errors: Tensor) -> Tensor:  # [B] -> [B]
 
 def ssim(images: Tensor, others: Tensor) -> Tensor:  # [B, C, H, W] twice, in [-1, 1] -> [B] float64
     """Structural similarity (Wang et al. 2004, eq. 13), the mean over all places where the whole window fits."""
+    return _terms(images, others)[0]
+
+
+def ms_ssim(images: Tensor, others: Tensor) -> Tensor:  # [B, C, H, W] twice, in [-1, 1] -> [B] float64
+    """SSIM over five scales (Wang et al. 2003, eq. 7): contrast and structure at each, luminance at the last.
+
+    What is negative counts as 0.
+    """
+    images, others = images.double(), others.double()
+    found = torch.ones(len(images), dtype=torch.float64, device=images.device)
+    for exponent in SCALES[:-1]:
+        found *= _terms(images, others)[1].clamp(min=0) ** exponent
+        images, others = (functional.avg_pool2d(each, 2) for each in (images, others))
+    return found * ssim(images, others).clamp(min=0) ** SCALES[-1]
+
+
+def _terms(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """The whole of SSIM, and its contrast and structure alone. -> [B], [B]"""
     first, second = (images.double() + 1) / 2, (others.double() + 1) / 2
     mean_1, mean_2, square_1, square_2, product = _blurred(
         torch.stack([first, second, first.square(), second.square(), first * second])
     )
     variances = square_1 - mean_1.square() + square_2 - mean_2.square()
     covariance = product - mean_1 * mean_2
-    likeness = (2 * mean_1 * mean_2 + K1**2) * (2 * covariance + K2**2)
-    scale = (mean_1.square() + mean_2.square() + K1**2) * (variances + K2**2)
-    likenesses: Tensor = (likeness / scale).flatten(1).mean(1)
-    return likenesses
+    structure = (2 * covariance + K2**2) / (variances + K2**2)
+    luminance = (2 * mean_1 * mean_2 + K1**2) / (mean_1.square() + mean_2.square() + K1**2)
+    return (luminance * structure).flatten(1).mean(1), structure.flatten(1).mean(1)
 
 
 def _blurred(stack: Tensor) -> Tensor:  # [M, B, C, H, W] -> [M, B, C, h, w]

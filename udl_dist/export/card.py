@@ -31,9 +31,9 @@ class Seen:
     license: str = ""
 
 
-def written(model: Model, license: str, files: Sequence[str], seen: Seen) -> str:
-    """The text of README.md."""
-    title, limits = f"# {plain(model.origin.folder.name)}", "## Limits\n\n" + LIMITS.rstrip()
+def written(model: Model, license: str, files: Sequence[str], seen: Seen, title: str = "") -> str:
+    """The text of README.md; its title is the name of the run folder unless there is another."""
+    title, limits = f"# {plain(title or model.origin.folder.name)}", "## Limits\n\n" + LIMITS.rstrip()
     parts = [_front(model, license), title, _about(model), _use(model, files), _data(model, seen)]
     about = account.read(model.origin.folder)
     parts += [_figures(model, seen, about), _evaluation(about), _pictures(files), limits, _reproduce(about)]

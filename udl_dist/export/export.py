@@ -37,6 +37,7 @@ class ExportSettings:
     onnx: bool = False  # also encoder, decoder and whole as ONNX
     torch_export: bool = False  # also the same as .pt2
     license: str = "other"  # of the model, as a hub names it
+    title: str = ""  # of the card; empty: the name of the run folder
 
 
 def export(model: Model, dest: Path, asked: ExportSettings) -> Outcome:
@@ -60,7 +61,8 @@ def export(model: Model, dest: Path, asked: ExportSettings) -> Outcome:
             (folder / layout.CALIBRATION).write_text(calibration(model).as_json())
         config = _config(model, folder)
         (folder / layout.CONFIG).write_text(json.dumps(config, indent=1))
-        (folder / layout.CARD).write_text(card.written(model, asked.license, _files(folder), seen), encoding="utf-8")
+        text = card.written(model, asked.license, _files(folder), seen, asked.title)
+        (folder / layout.CARD).write_text(text, encoding="utf-8")
         differences = {layout.WEIGHTS: _difference(model, load(folder), images.images)} | differences
         _refuse_different(differences)
         written = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
@@ -98,6 +100,7 @@ def _config(model: Model, folder: Path) -> dict[str, Any]:
         "fit": origin.fit,
         "latent_dim": model.latent_dim,
         "images": origin.images,
+        "checkpoint": origin.weights,
         "averaged": origin.averaged,
         "data": origin.data,
         "figures": dict(origin.figures),

@@ -18,7 +18,7 @@ from udl_dist.storage.web import read_whole, url_name
 from udl_dist.stream.settings import DataSettings
 
 # Settings of an order, a selection or a storage that these shards do not have.
-IDLE = ("weights", "keys", "limit", "order", "storage_cache_bytes")
+IDLE = ("weights", "keys", "without_labels", "limit", "order", "storage_cache_bytes")
 
 
 def list_sequence(settings: DataSettings) -> tuple[str, ...]:

@@ -15,18 +15,23 @@ INK, LINE = "#010203", "#040506"  # stand for the page's colours until the SVG i
 COLOURS = ("#2f7ed8", "#e0762a", "#2a9d62", "#b3529e", "#8a7a1f", "#d0434b", "#4aa3b5", "#7a6be0")
 STYLES = ("-", "--", "-.", ":")
 START, FLATTENED = 0.1, 3.0  # part of a run, and how many times as high as the rest it must be to be cut off
+PANEL = (4.8, 3.4)  # inches of a figure that says no other
 MOST_POINTS = 500  # of one curve: more could not be seen
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
 def as_svg(curves: Mapping[str, Curve], number: int) -> str:
     """One panel, curves by label; `number` keeps its names apart from those of other panels of a page."""
-    with _drawing(number, INK, LINE) as new:
+    with drawing(number) as new:
         figure = new(4.4, 2.6)
-        axes = figure.subplots()
-        _plot(axes, curves)
-        kept = io.StringIO()
-        figure.savefig(kept, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        _plot(figure.subplots(), curves)
+        return svg_of(figure)
+
+
+def svg_of(figure: Any) -> str:
+    """A figure that was made within `drawing`, as markup for a page, still within it."""
+    kept = io.StringIO()
+    figure.savefig(kept, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = kept.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
@@ -37,7 +42,7 @@ def as_svg(curves: Mapping[str, Curve], number: int) -> str:
 def as_png(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
     """Panels with a title each, two in a row, as one PNG."""
     rows = -(-len(panels) // 2)
-    with _drawing(0, "#222222", "#d8d8d8") as new:
+    with drawing(0, "#222222", "#d8d8d8") as new:
         figure = new(11, 3.4 * rows)
         grid = figure.subplots(rows, 2, squeeze=False)
         for axes, (title, curves) in zip(grid.flat, panels.items(), strict=False):
@@ -66,7 +71,7 @@ def settled(curves: Mapping[str, Curve]) -> tuple[float, float] | None:
 
 
 @contextlib.contextmanager
-def _drawing(number: int, ink: str, line: str) -> Iterator[Callable[[float, float], Any]]:
+def drawing(number: int, ink: str = INK, line: str = LINE) -> Iterator[Callable[[float, float], Any]]:
     """Gives what makes a figure of a width and a height; nobody else's figures are touched by the settings here."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -75,7 +80,7 @@ def _drawing(number: int, ink: str, line: str) -> Iterator[Callable[[float, floa
         "svg.fonttype": "none", "svg.hashsalt": f"udl-{number}", "text.color": ink, "axes.edgecolor": line,
         "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink, "grid.color": line, "axes.grid": True,
         "grid.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9,
-        "legend.frameon": False, "text.usetex": False, "font.family": "sans-serif",
+        "legend.frameon": False, "figure.figsize": PANEL, "text.usetex": False, "font.family": "sans-serif",
     }):  # fmt: skip
         yield lambda width, height: Figure((width, height), layout="constrained")
 

@@ -1,4 +1,4 @@
-"""The page: a template filled with text that is escaped, and one file out. Knows no run."""
+"""The page: templates filled with text that is escaped, and one file out. Knows no run."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from importlib import resources
 from typing import Any
 
 
-def page(values: Mapping[str, Any], trusted: str = "svg") -> str:
+def page(values: Mapping[str, Any], template: str = "page.html.jinja", trusted: str = "svg") -> str:
     """The HTML of a report; strings in `values` may hold anything, only those called `trusted` are markup of ours."""
     import jinja2
     import markupsafe
 
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_clean,
-                                     trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    environment = jinja2.Environment(loader=jinja2.FunctionLoader(lambda name: _text(name)), autoescape=True,
+                                     undefined=jinja2.StrictUndefined, finalize=_clean, trim_blocks=True,
+                                     lstrip_blocks=True)  # fmt: skip
     script = _text("film.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     ours = {"style": markupsafe.Markup(_text("style.css")), "script": markupsafe.Markup(script),
             "script_hash": f"sha256-{digest}"}  # fmt: skip
     panels = [{**panel, trusted: markupsafe.Markup(panel[trusted])} for panel in values["panels"]]
-    return environment.from_string(_text("page.html.jinja")).render({**values, **ours, "panels": panels})
+    return environment.get_template(template).render({**values, **ours, "panels": panels})
 
 
 def clean(text: str) -> str:

@@ -16,6 +16,7 @@ from udl_dist.errors import UsageError
 from udl_dist.experiment import Experiment, from_dict, kinds, nearest
 from udl_dist.settings import flatten, nest
 
+LATENT = "method.latent_dim"  # the axis that plots know by its name
 KINDS = ("choice", "log", "uniform")
 # Of the data only what leaves the held-out images as they are; nothing else than method and training is learned from.
 DATA = ("data.flip", "data.random_crop", "data.limit", "data.weights")

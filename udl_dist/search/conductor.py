@@ -38,7 +38,7 @@ class Conductor:
     def __init__(self, search: Search, journal: Journal, sampler: Sampler, rule: Rule, trials: int, budget: int,
                  faults: Mapping[int, str] = {}) -> None:  # fmt: skip
         self.search, self.journal, self.budget, self.trials = search, journal, budget, trials
-        self.places = rungs(search.settings, budget)
+        self.places = rungs(search.settings, budget, search.batches)
         self.running: dict[int, Running] = {}
         self.stopping = False
         self._sampler, self._faults = sampler, dict(faults)

@@ -47,12 +47,18 @@ class Line:
 class Journal:
     """The lines of one search; appending is all that is ever done to them."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, strict: bool = True) -> None:
         self.path = path
         self.lines: dict[int, Line] = {}
+        self.odd: list[int] = []  # lines that make no sense, which only whoever looks passes over
         for number, text in enumerate(disk.whole_lines(path), 1):
-            line = self._parsed(number, text)
-            self.lines.setdefault(line.trial, line)
+            if line := _parsed(text):
+                self.lines.setdefault(line.trial, line)
+            elif strict:
+                raise UsageError(f"{self.path}, line {number} is no line of a search: give back the file as it was, "
+                                 "or search in another --run.folder")  # fmt: skip
+            else:
+                self.odd.append(number)
 
     def add(self, line: Line) -> None:
         """Append and sync; raise OSError with nothing of the line left in the file."""
@@ -61,9 +67,13 @@ class Journal:
         disk.append_lasting(self.path, json.dumps(asdict(line)))
         self.lines[line.trial] = line
 
-    def _parsed(self, number: int, text: bytes) -> Line:
-        try:
-            return Line(**json.loads(text))
-        except (ValueError, TypeError):
-            raise UsageError(f"{self.path}, line {number} is no line of a search: give back the file as it was, "
-                             "or search in another --run.folder") from None  # fmt: skip
+
+def _parsed(text: bytes) -> Line | None:
+    """A line, if it is one."""
+    try:
+        line = Line(**json.loads(text))
+        values = line.values
+    except (ValueError, TypeError, RecursionError):
+        return None
+    whole = type(line.trial) is int and type(line.images) is int and type(line.settings) is dict
+    return line if whole and all(type(value) in (int, float) for value in values) else None

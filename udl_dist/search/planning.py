@@ -69,7 +69,7 @@ def plan(search: Search) -> SearchPlan:
     budget = in_steps(min(found.budget_images or whole.total_images, whole.total_images), base.train.batch_size)
     sampler = make_sampler(search)
     settings = settings_asked(sampler, found.trials, found.seeds)
-    trials, places = settings * found.seeds, rungs(found, budget)
+    trials, places = settings * found.seeds, rungs(found, budget, search.batches)
     if found.scheduler == "pbt":
         refuse_lost_weights(search)
         places = boundaries(search, budget, base.train.batch_size)[:-1]

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from udl_dist import disk
+from udl_dist.evaluation import written
 from udl_dist.runs import RunFolder
+from udl_dist.search.handing import MODEL, Handed
 from udl_dist.search.journal import Line
 from udl_dist.search.objective import Objective
 from udl_dist.search.settings import Search
@@ -40,6 +42,7 @@ class Ended:
     winner: Winner | None
     final: dict[str, tuple[float, float, int]] = field(default_factory=dict)
     signal: int = 0
+    handed: Handed = field(default_factory=Handed)
 
     @property
     def complete(self) -> bool:
@@ -49,7 +52,8 @@ class Ended:
     def exit_code(self) -> int:
         if self.signal:
             return 128 + self.signal
-        return 4 if self.complete and self.winner is None else 0
+        unfinished = self.final and self.search.settings.export and not self.handed.model
+        return 4 if self.complete and (self.winner is None or unfinished) else 0
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -61,6 +65,7 @@ class Ended:
             "final": {name: {"mean": mean, "sd": deviation, "runs": runs}
                       for name, (mean, deviation, runs) in self.final.items()},
             "front": [line.trial for line in Objective(self.search).front(self.lines)],
+            **self.handed.as_dict(self.search.folder),
         }  # fmt: skip
 
     def lines_for_people(self) -> list[str]:
@@ -95,9 +100,16 @@ class Ended:
         front = Objective(self.search).front(self.lines) if len(self.search.settings.metric) > 1 else []
         if front:
             lines.append(f"  nothing beats trials {', '.join(str(line.trial) for line in front)}")
-        places = ("winner.toml", "search.csv", "trials.jsonl", "trials", "winner", "plots")
+        places = ("winner.toml", "search.csv", "trials.jsonl", "trials", "winner", "plots", written.NAME, MODEL)
         there = [place for place in places if (self.search.folder / place).exists()]
-        return [*lines, f"  in it: {', '.join(there)}"]
+        return [*lines, *self._handed(), f"  in it: {', '.join(there)}"]
+
+    def _handed(self) -> list[str]:
+        """The figures of the winner's runs, and its model."""
+        told = [f"  {line}" for line in written.table(self.handed.figures)] if self.handed.figures else []
+        model = self.search.folder / MODEL
+        load = [f'  its model: udl_dist.load("{model}"), from {self.handed.model}'] if self.handed.model else []
+        return [*told, *(f"  {line}" for line in self.handed.left_out), *load]
 
 
 def winner(search: Search, lines: Sequence[Line]) -> Winner | None:

@@ -6,7 +6,7 @@ comes early waits for those that are still on their way to the rung. Knows no Ra
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -30,8 +30,11 @@ class Decision:
     goes_on: bool
 
 
-def rungs(settings: SearchSettings, budget: int) -> tuple[int, ...]:
-    """The images at which it is decided whether a trial goes on; none without a scheduler."""
+def rungs(settings: SearchSettings, budget: int, batches: Sequence[int] = ()) -> tuple[int, ...]:
+    """The images at which it is decided whether a trial goes on; none without a scheduler.
+
+    No two lie within one step of any of the `batches` that trials may have, and none within their last one.
+    """
     if settings.scheduler not in ("asha", "median"):
         return ()
     asha, least = settings.scheduler == "asha", settings.least_images
@@ -40,11 +43,20 @@ def rungs(settings: SearchSettings, budget: int) -> tuple[int, ...]:
     if not least:
         parts = ([settings.reduction**-power for power in range(ASHA_RUNGS, 0, -1)] if asha
                  else [part / (MEDIAN_RUNGS + 1) for part in range(1, MEDIAN_RUNGS + 1)])  # fmt: skip
-        return tuple(dict.fromkeys(max(1, int(budget * part)) for part in parts))
+        return _apart(dict.fromkeys(max(1, int(budget * part)) for part in parts), budget, batches)
     found = [least]
     while (images := found[-1] * settings.reduction if asha else found[-1] + least) < budget:
         found.append(images)
-    return tuple(found)
+    return _apart(found, budget, batches)
+
+
+def _apart(places: Iterable[int], budget: int, batches: Sequence[int]) -> tuple[int, ...]:
+    for batch in batches:
+        by_step: dict[int, int] = {}
+        for images in places:
+            by_step.setdefault(-(-images // batch), images)
+        places = [images for step, images in by_step.items() if step < -(-budget // batch)]
+    return tuple(places)
 
 
 @dataclass

@@ -12,14 +12,14 @@ from udl_dist import disk
 from udl_dist.errors import ClusterError, UdlError, UsageError
 from udl_dist.packing.prepare import prepare
 from udl_dist.runs import RunFolder
-from udl_dist.search import faulty, objective, results
+from udl_dist.search import ending, faulty, objective
 from udl_dist.search import settings as asked
 from udl_dist.search.conductor import Conductor
 from udl_dist.search.finals import Finals
 from udl_dist.search.generations import Generations
-from udl_dist.search.journal import Journal, Line
+from udl_dist.search.journal import Journal
 from udl_dist.search.planning import SearchPlan, make_sampler, plan
-from udl_dist.search.results import Ended, Winner
+from udl_dist.search.results import Ended
 from udl_dist.search.settings import Search
 from udl_dist.search.view import View
 from udl_dist.signals import Signals
@@ -122,9 +122,7 @@ class Session:
 
     def _finals(self) -> Finals | None:
         """The winner's runs, once all trials have ended and one of them won."""
-        lines = ended_of(self.journal, self.planned.trials)
-        best = results.winner(self.wanted, lines) if len(lines) == self.planned.trials else None
-        return finals_of(self.wanted, best, self.planned.whole_images) if best else None
+        return ending.finals(self.wanted, self.planned, self.journal)
 
     def _watch(self, thread: threading.Thread, view: View, signals: Signals) -> None:
         settled, limit = False, self.wanted.settings.seconds
@@ -156,26 +154,7 @@ class Session:
             thread.join(clusters.START_SECONDS)
 
     def _ended(self, signal: int) -> Ended:
-        lines = ended_of(self.journal, self.planned.trials)
-        best, finals = results.winner(self.wanted, lines), self._finals()
-        if best:
-            made = finals_of(self.wanted, best, self.planned.whole_images).experiment(0)
-            text = f"# udl train {self.wanted.folder}/winner.toml\n# Trial {best.trial} of the search beside it.\n\n"
-            disk.write_whole(self.wanted.folder / "winner.toml", text + made.to_toml())
-        results.write_csv(self.wanted, lines)
-        if best and self.wanted.settings.plots and len(lines) == self.planned.trials:
-            self._plot(lines)
-        ended = Ended(self.wanted, lines, self.planned.trials, self.planned.budget, best,
-                      finals.figures() if finals else {}, signal)  # fmt: skip
-        return ended
-
-    def _plot(self, lines: list[Line]) -> None:
-        from udl_dist.search import floor, plots
-
-        sizes = sorted({line.settings[plots.LATENT] for line in lines if plots.LATENT in line.settings})
-        wanted = sizes and self.wanted.settings.metric[0] == "val/mse"
-        plots.draw(self.wanted, lines, self.planned.rungs,
-                   floor.pca_floor(self.wanted.base, sizes) if wanted else {})  # fmt: skip
+        return ending.end(self.wanted, self.planned, self.journal, self.out, signal)
 
 
 def _refuse_another(wanted: Search) -> None:
@@ -190,16 +169,6 @@ def _refuse_another(wanted: Search) -> None:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UsageError(f"{wanted.folder} holds another search: {'; '.join(differing[:3])}{more}: "
                          "choose another --run.folder, or the settings it was started with")  # fmt: skip
-
-
-def ended_of(journal: Journal, trials: int) -> list[Line]:
-    """The first so many trials, as far as they have ended, in their order."""
-    return [line for _, line in sorted(journal.lines.items()) if line.trial < trials]
-
-
-def finals_of(wanted: Search, best: Winner, total: int) -> Finals:
-    """The winner's runs on the full budget."""
-    return Finals(wanted, best.values, total, best.schedule)
 
 
 def _explained(error: Exception) -> UdlError:
@@ -221,9 +190,4 @@ def status(folder: Path) -> Ended:
     if not source.exists():
         raise UsageError(f"{folder} holds no search: give the folder of a udl search")
     wanted = asked.load(source, {"run.folder": str(folder.absolute())})
-    journal = Journal(folder / "trials.jsonl")
-    planned = plan(wanted)
-    lines = ended_of(journal, planned.trials)
-    best = results.winner(wanted, lines)
-    final = finals_of(wanted, best, planned.whole_images).figures() if best and len(lines) == planned.trials else {}
-    return Ended(wanted, lines, planned.trials, planned.budget, best, final)
+    return ending.seen(wanted, plan(wanted), Journal(folder / "trials.jsonl"))

@@ -20,7 +20,8 @@ from udl_dist.storage.places import is_remote
 
 # What may differ when the same folder is searched on: no result depends on it.
 FREE = ("search.trials", "search.seconds", "search.parallel", "search.gpu_share", "search.keep", "search.final_seeds",
-        "search.plots", "run.", "track.", "evaluate.", "data.readers", "data.cache")  # fmt: skip
+        "search.evaluate", "search.export", "search.plots", "run.", "track.", "evaluate.", "data.readers",
+        "data.cache")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,17 @@ class SearchSettings:
     budget_images: int = setting(0, "images of a trial that is not stopped; 0: those of a whole run", low=0)
     seconds: float = setting(0.0, "seconds after which the search stops, to be gone on with; 0: no limit", low=0)
     scheduler: Literal["asha", "median", "pbt", "none"] = setting("asha", "which trials are stopped, and when")
-    least_images: int = setting(0, "images before a trial may be stopped; 0: a 27th of the budget by asha, a tenth by "
+    least_images: int = setting(0, "images before a trial may be stopped; 0: a 64th of the budget by asha, a tenth by "
                                    "median", low=0)  # fmt: skip
-    reduction: int = setting(3, "asha: one of so many trials goes on at each rung", low=2)
+    reduction: int = setting(4, "asha: one of so many trials goes on at each rung", low=2)
     perturb_images: int = setting(0, "pbt: images between two generations; 0: a tenth of the budget", low=0)
     sampler: Literal["random", "grid", "optuna"] = setting("random", "where the settings of a trial come from")
     ahead: int = setting(4, "optuna: a trial is drawn from all but the last so many before it", low=1)
     seed: int = setting(0, "where the settings of the trials come from", low=0, high=2**63 - 1)
     seeds: int = setting(1, "trials of each setting, with other seeds; the best one is of the best mean", low=1)
     final_seeds: int = setting(1, "runs of the winner on the full budget, with other seeds; 0: none", low=0)
+    evaluate: bool = setting(True, "measure the winner's runs at the end, as udl evaluate does: a pass over the images")
+    export: bool = setting(True, "export the best of the winner's runs into model/, as udl export does")
     parallel: int = setting(0, "trials at the same time; 0: as many as fit", low=0)
     gpu_share: float = setting(1.0, "part of a GPU that a trial of one worker takes", above=0, high=1)
     keep: int = setting(1, "best trials whose checkpoints stay", low=0)
@@ -60,6 +63,12 @@ class Search:
     @property
     def folder(self) -> Path:
         return Path(self.base.run.folder).absolute()
+
+    @property
+    def batches(self) -> list[int]:
+        """The batch sizes that trials may have; of a range its ends."""
+        return [self.base.train.batch_size, *(value for axis in self.axes if axis.name == "train.batch_size"
+                                              for value in axis.ends())]  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         return {**self.base.to_dict(), "search": {**settings.to_dict(self.settings), **self.tables}}

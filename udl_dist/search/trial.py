@@ -6,6 +6,7 @@ A trial of one worker is trained in the process that calls `train`, one of sever
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -91,7 +92,18 @@ def train(turn: Turn, group: Callable[..., dict[str, Any]] | None, reached: Call
         outcome = Outcome("failed", why=str(error))
     except Exception as error:  # a trial that fails in whatever way costs itself only
         outcome = Outcome("failed", why=f"{type(error).__name__}: {one_line(error)}")
+    if group is None:
+        _let_go()
     return replace(outcome, seconds=time.monotonic() - began)
+
+
+def _let_go() -> None:
+    """Close what a trial has left in circles, such as the shards it read: its process trains others after it.
+
+    What survives is passed over from now on: all of torch would be looked at for each trial.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _train(

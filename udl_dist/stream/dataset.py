@@ -35,7 +35,8 @@ class Dataset:
         self.records = index.records if selection is None else len(selection)
         if not self.records:
             raise DataError(
-                f"{str(index.path)!r}: no record is left to read: change data.held_out_fraction or data.keys"
+                f"{str(index.path)!r}: no record is left to read: change data.held_out_fraction, data.keys or "
+                "data.without_labels"
             )
 
     def part(self, records: int) -> Dataset:

@@ -18,7 +18,7 @@ from udl_dist.stream.dataset import Dataset
 from udl_dist.stream.feed import Feed
 from udl_dist.stream.loading import Allocate
 from udl_dist.stream.reader import Stream
-from udl_dist.stream.selection import Wanted, select
+from udl_dist.stream.selection import Wanted, refuse_absent, select
 from udl_dist.stream.sequential import Sequential
 from udl_dist.stream.settings import DataSettings, cache_folder
 
@@ -47,17 +47,39 @@ def open_streams(
     access = RemoteAccess(settings.storage)
     if settings.storage_cache_bytes:
         access.cache = RangeCache(cache / "ranges", settings.storage_cache_bytes)
-    train, held_out = [], []
+    train, held_out, without = [], [], settings.without_labels
     for where, beside, fraction in zip(prepared.train, prepared.held_out, prepared.fractions, strict=True):
         index = open_index(where, cache)
         part = "train" if fraction else "all"
-        train.append(_dataset(index, Wanted(part, fraction, settings.keys, settings.limit), cache, access))
+        refuse_absent(index, without)
+        train.append(_dataset(index, Wanted(part, fraction, settings.keys, settings.limit, without), cache, access))
         if beside:
-            held_out.append(_dataset(open_index(beside, cache), Wanted(), cache, access))
+            held_out.append(_dataset(open_index(beside, cache), Wanted(labels=without), cache, access))
         elif fraction:
-            held_out.append(_dataset(index, Wanted("held_out", fraction, settings.keys), cache, access))
+            wanted = Wanted("held_out", fraction, settings.keys, labels=without)
+            held_out.append(_dataset(index, wanted, cache, access))
     stream = Stream(train, settings, seed, settings.weights, allocate)
     return stream, Stream(held_out, settings, seed, (), allocate) if held_out else None
+
+
+def open_left_out(prepared: Prepared, seed: int) -> Stream | None:
+    """The held-out images of the classes that training never saw; None if there are none."""
+    settings = prepared.settings
+    if not settings.without_labels or settings.sequential:
+        return None
+    cache = cache_folder(settings.cache)
+    access = RemoteAccess(settings.storage)
+    found = []
+    for where, beside, fraction in zip(prepared.train, prepared.held_out, prepared.fractions, strict=True):
+        if not (beside or fraction):
+            continue
+        keys, part = ("", "all") if beside else (settings.keys, "held_out")
+        wanted = Wanted(part, fraction, keys, labels=settings.without_labels, labels_are="all there is")
+        index = open_index(beside or where, cache)
+        selection, name = select(index, wanted, cache)
+        if selection is not None and len(selection):
+            found.append(Dataset(index, selection, name, access))
+    return Stream(found, settings, seed) if found else None
 
 
 def open_feed(

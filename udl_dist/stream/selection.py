@@ -1,4 +1,4 @@
-"""Which records of an index a stream reads: the hashed fraction or the rest, the keys of a list, at most so many.
+"""Which records of an index a stream reads: the hashed fraction or the rest, keys of a list, classes, at most so many.
 
 A selection is sorted record numbers. Small ones are held in memory, large ones lie in the cache and are mapped, so that
 a hundred million records cost a process nothing. Knows rows and keys, and no payload.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xxhash
@@ -34,10 +34,12 @@ class Wanted:
     fraction: float = 0.0
     keys: str = ""  # path of a list, a key a line
     limit: int = 0
+    labels: tuple[int, ...] = ()
+    labels_are: Literal["left out", "all there is"] = "left out"
 
     @property
     def everything(self) -> bool:
-        return self.part == "all" and not self.keys and not self.limit
+        return self.part == "all" and not self.keys and not self.limit and not self.labels
 
 
 def select(index: Index, wanted: Wanted, cache: Path) -> tuple[NDArray[Any] | None, str]:
@@ -46,8 +48,9 @@ def select(index: Index, wanted: Wanted, cache: Path) -> tuple[NDArray[Any] | No
         return None, "all"
     listed = _listed(as_path(wanted.keys)) if wanted.keys else None
     lines = b"" if listed is None else listed.tobytes()
+    classes = f"labels {sorted(wanted.labels)} {wanted.labels_are} " if wanted.labels else ""
     name = xxhash.xxh3_128_hexdigest(
-        f"{index.fingerprint} {wanted.part} {wanted.fraction} {wanted.limit} ".encode() + lines
+        f"{index.fingerprint} {wanted.part} {wanted.fraction} {wanted.limit} {classes}".encode() + lines
     )
     if index.records <= IN_MEMORY:
         chosen: NDArray[Any] = np.concatenate([*_chosen(index, wanted, listed)])
@@ -65,12 +68,15 @@ def _chosen(index: Index, wanted: Wanted, listed: NDArray[np.uint64] | None) -> 
     """The chosen numbers, a part of the rows at a time."""
     yield np.empty(0, np.int64)
     for start in range(0, index.records, ROWS):
-        hashes = index.read_rows(start, min(start + ROWS, index.records))["key_hash"]
+        rows = index.read_rows(start, min(start + ROWS, index.records))
+        hashes = rows["key_hash"]
         keep = np.ones(len(hashes), bool)
         if wanted.part != "all":
             keep = order.held_out(hashes, wanted.fraction, SEED) == (wanted.part == "held_out")
         if listed is not None:
             keep &= np.isin(hashes, listed)
+        if wanted.labels:
+            keep &= np.isin(rows["label"], wanted.labels) == (wanted.labels_are == "all there is")
         yield np.flatnonzero(keep) + start
 
 
@@ -96,11 +102,24 @@ def _listed(path: Path) -> NDArray[np.uint64]:
     return np.array(sorted(hashes), np.uint64)
 
 
+def refuse_absent(index: Index, labels: tuple[int, ...]) -> None:
+    """Raise DataError for a class that no record is of; rows are looked at until each was seen."""
+    missing = set(labels)
+    for start in range(0, index.records, ROWS):
+        if not missing:
+            return
+        missing -= set(np.unique(index.read_rows(start, min(start + ROWS, index.records))["label"]).tolist())
+    if missing:
+        raise DataError(f"data.without_labels: no record of {str(index.path)!r} is of class {min(missing)}: name "
+                        "one of its labels (cls)")  # fmt: skip
+
+
 def _refuse_unknown(index: Index, chosen: NDArray[Any], listed: NDArray[np.uint64], wanted: Wanted) -> None:
     """A key that no record has is a mistake; those of the other part are not."""
     if wanted.part != "all":
         listed = listed[order.held_out(listed, wanted.fraction, SEED) == (wanted.part == "held_out")]
-    unknown = np.setdiff1d(listed, index.rows["key_hash"][chosen])
+    there = index.rows["key_hash"]
+    unknown = np.setdiff1d(listed, there if wanted.labels else there[chosen])
     if unknown.size:
         wrong = {xxhash.xxh3_64_intdigest(line): line for line in as_path(wanted.keys).read_bytes().splitlines()}
         first = shown(wrong[int(unknown[0])])

@@ -37,6 +37,10 @@ class DataSettings:
         0.1, "part of the images held out by a hash of their keys, where the source has no such part", low=0.0, high=0.9
     )
     keys: str = setting("", "file with one key a line: only those records are read; empty: all")
+    without_labels: tuple[int, ...] = setting(
+        (), "classes that are left out, held-out images too: udl evaluate then tells how odd the held-out ones of them "
+            "look", low=0
+    )  # fmt: skip
     limit: int = setting(0, "train on so many records of each source, drawn at random; 0: all", low=0)
     size: int = setting(28, "height and width in pixels that training sees", low=1, high=4096)
     channels: Literal[1, 3] = setting(1, "1 for gray, 3 for colour")

@@ -47,8 +47,7 @@ def submit(client: Client, job: Job, limit_bytes: int = parcel.LIMIT_BYTES) -> S
     name = f"{job.name}-{len(attempts) + 1}" if attempts else job.name
     with parcel.packed(job.toml, limit_bytes) as made:
         try:
-            # exec: the signal of a stop is for the run, not for a shell around it
-            client.submit(name, f"exec python -m udl_dist {job.verb} {parcel.JOB_FILE}", made.folder)
+            client.submit(name, job.command, made.folder)
         except ClusterError:
             if not any(each.name == name for each in client.jobs()):
                 raise

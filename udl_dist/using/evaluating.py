@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from udl_dist import disk
-from udl_dist.evaluation.extractor import PIXELS
-from udl_dist.evaluation.family import HELD_OUT, TRAIN, Figure, Taken, joined
-from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.evaluation import written
+from udl_dist.evaluation.family import HELD_OUT, LEFT_OUT, TRAIN, Figure, Taken, joined
+from udl_dist.evaluation.settings import PIXELS, FigureSettings
 from udl_dist.models.model import Model
 from udl_dist.settings import as_path
 from udl_dist.using.measuring import Measuring
 from udl_dist.using.outcome import Outcome, outcome, writing
 
-NAME = "evaluation.json"
 Progress = Callable[[int, int], None]
 Parts = dict[tuple[str, int], dict[str, Taken]]
 
@@ -34,12 +33,12 @@ def evaluate(model: Model, asked: FigureSettings, out: Path | None, progress: Pr
         progress(len(made), len(wanted))
     figures: dict[str, dict[str, Any]] = {}
     for family in measuring.families:
-        held_out = _whole(made, wanted, HELD_OUT, family.name)
-        train = _whole(made, wanted, TRAIN, family.name) if family.learns and TRAIN in measuring.streams else None
+        held_out = _whole(made, wanted, (HELD_OUT, LEFT_OUT) if family.compares else (HELD_OUT,), family.name)
+        train = _whole(made, wanted, (TRAIN,), family.name) if family.learns and TRAIN in measuring.streams else None
         shared = _protocol(measuring, train)
         figures |= {name: _entry(figure, shared) for name, figure in family.figures(held_out, train).items()}
-    path = out or (model.origin.folder / NAME if model.origin.experiment else None)
-    said = [*_table(figures), *measuring.notes]
+    path = out or (model.origin.folder / written.NAME if model.origin.experiment else None)
+    said = [*written.table(figures), *measuring.notes]
     if path:
         _keep(path, figures, model.origin.weights)
         said.append(f"each with its protocol: {path}")
@@ -55,9 +54,9 @@ def _made(measuring: Measuring, wanted: list[tuple[str, int]]) -> Iterator[tuple
     yield from workers.measure(measuring.model, measuring.asked, wanted)
 
 
-def _whole(made: Parts, wanted: list[tuple[str, int]], which: str, family: str) -> Taken:
+def _whole(made: Parts, wanted: list[tuple[str, int]], which: Sequence[str], family: str) -> Taken:
     """All parts of a family, in their order: the last bit does not depend on who was quicker."""
-    return joined(made[place][family] for place in wanted if place[0] == which)
+    return joined(made[place][family] for place in wanted if place[0] in which)
 
 
 def _protocol(measuring: Measuring, train: Taken | None) -> dict[str, Any]:
@@ -79,24 +78,7 @@ def _entry(figure: Figure, shared: Mapping[str, Any]) -> dict[str, Any]:
 
 def _keep(path: Path, figures: Mapping[str, Any], weights: str) -> None:
     """Write the figures, and keep others that were measured of the same weights."""
-    kept: dict[str, Any] = {}
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))["figures"]
-        kept = {name: entry for name, entry in before.items() if entry["protocol"]["weights"] == weights}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        pass  # none there, or none that makes sense
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        disk.write_whole(path, json.dumps({"figures": kept | dict(figures)}, indent=1, ensure_ascii=False))
-
-
-def _table(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A line for each figure: its value, its spread, and what to hold it against."""
-    wide = max(len(name) for name in figures)
-    lines = []
-    for name, entry in figures.items():
-        spread = f" ± {entry['sd']:.2g}" if entry["sd"] is not None else ""
-        beside = ", ".join(f"{what} {value:.5g}" for what, value in (entry["floor"] or {}).items())
-        value = f"{entry['value']:.5g}{spread}"
-        lines.append(f"{name:<{wide}}  {value:<18}  {beside}".rstrip())
-    return lines
+        both = written.of_weights(path, weights) | dict(figures)
+        disk.write_whole(path, json.dumps({"figures": both}, indent=1, ensure_ascii=False))

@@ -14,12 +14,12 @@ from torch import Tensor
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.evaluation import extractor as extractors
 from udl_dist.evaluation import families
-from udl_dist.evaluation.family import HELD_OUT, TRAIN, Family, Seen, Subject, Taken, joined
+from udl_dist.evaluation.family import HELD_OUT, LEFT_OUT, TRAIN, Family, Seen, Subject, Taken, joined
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.models.model import BATCH_IMAGES, Model
 from udl_dist.packing.prepare import prepare
 from udl_dist.stream.loading import Records
-from udl_dist.stream.opening import open_streams
+from udl_dist.stream.opening import open_left_out, open_streams
 from udl_dist.stream.order import share
 from udl_dist.stream.reader import Stream
 from udl_dist.training.loop import to_batch
@@ -33,22 +33,24 @@ class Measuring:
 
     def __init__(self, model: Model, asked: FigureSettings) -> None:
         self.model, self.asked = model, asked
-        held_out, train = _streams(model, asked)
-        self.streams = {HELD_OUT: held_out} | ({TRAIN: train} if train else {})
-        limits = {HELD_OUT: asked.images, TRAIN: asked.train_images}
-        self.images = {which: min(limits[which] or stream.records, stream.records)
+        self.streams = _streams(model, asked)
+        limits = {TRAIN: asked.train_images}
+        self.images = {which: min(limits.get(which, asked.images) or stream.records, stream.records)
                        for which, stream in self.streams.items()}  # fmt: skip
         sample, sampled_from = _sampler(model)
-        labelled = len(self.streams) == 2 and all(_labelled(stream) for stream in self.streams.values())
+        labelled = TRAIN in self.streams and all(_labelled(stream) for stream in self.streams.values())
         extractor = extractors.find(asked.extractor, model.shape, model.device)
-        subject = Subject(model.method, model.shape, model.latent_dim, asked, extractor, sample, sampled_from, labelled)
+        experiment = model.origin.experiment
+        left_out = experiment.data.without_labels if experiment and LEFT_OUT in self.streams else ()
+        subject = Subject(model.method, model.shape, model.latent_dim, asked, extractor, sample, sampled_from, labelled,
+                          left_out)  # fmt: skip
         self.families, self.notes = families.chosen(subject, self.images[HELD_OUT])
         if not self.families:
             raise UsageError(f"{model.origin.folder} has no figures: {'; '.join(self.notes)}")
 
     def parts(self) -> list[tuple[str, int]]:
         """Every part that is to be made: of which images, and its number."""
-        needed = [which for which in self.streams if which == HELD_OUT or any(one.learns for one in self.families)]
+        needed = [which for which in self.streams if self._taking(which)]
         return [(which, number) for which in needed for number in range(self._count(which))]
 
     def part(self, which: str, number: int) -> dict[str, Taken]:
@@ -65,7 +67,8 @@ class Measuring:
         return whole
 
     def _taking(self, which: str) -> list[Family]:
-        return [family for family in self.families if which == HELD_OUT or family.learns]
+        return [family for family in self.families
+                if {HELD_OUT: True, TRAIN: family.learns, LEFT_OUT: family.compares}[which]]  # fmt: skip
 
     def _count(self, which: str) -> int:
         return max(1, min(MOST_PARTS, -(-self.images[which] // BATCH_IMAGES)))
@@ -95,18 +98,20 @@ class Measuring:
                                     "use another checkpoint")  # fmt: skip
 
 
-def _streams(model: Model, asked: FigureSettings) -> tuple[Stream, Stream | None]:
-    """The images that are measured, and those the model learned from, where these can be had."""
+def _streams(model: Model, asked: FigureSettings) -> dict[str, Stream]:
+    """The images that are measured, and, where they can be had, those the model learned from and those left out."""
     experiment = model.origin.experiment
-    train = held_out = None
+    found: dict[str, Stream | None] = {}
     if experiment and not experiment.data.sequential:
         plain = replace(experiment.data, random_crop=1.0, flip=False, readers=asked.readers)
-        train, held_out = open_streams(prepare(plain), experiment.train.seed)
+        prepared, seed = prepare(plain), experiment.train.seed
+        found[TRAIN], found[HELD_OUT] = open_streams(prepared, seed)
+        found[LEFT_OUT] = None if asked.data else open_left_out(prepared, seed)
     if asked.data:
-        held_out = open_stream(model, asked.data, asked.readers, asked.seed)
-    if held_out is None:
+        found[HELD_OUT] = open_stream(model, asked.data, asked.readers, asked.seed)
+    if found.get(HELD_OUT) is None:
         raise UsageError(f"{model.origin.folder} holds no images out that can be measured: name some with --data")
-    return held_out, train
+    return {which: stream for which in (HELD_OUT, LEFT_OUT, TRAIN) if (stream := found.get(which))}
 
 
 def _sampler(model: Model) -> tuple[Callable[[Tensor], Tensor] | None, str]:

@@ -14,11 +14,11 @@ from udl_dist.verbs import Verbs, new_verb, refuse_flags, show
 
 def add(verbs: Verbs) -> None:
     submit = _verb(verbs, "submit", _submit, help="send a job file to a Ray cluster; again: attach, or resume",
-                   epilog="any setting: --section.name value, as for udl train and udl search")  # fmt: skip
-    submit.add_argument("job", type=Path, help="a job file, of a run or with a [search] table")
+                   epilog="any setting, as for udl train, udl search and udl evaluate")  # fmt: skip
+    submit.add_argument("job", type=Path, help="a job file, of a run or a search; a run folder is evaluated")
     submit.add_argument("--follow", action="store_true", help="show what it prints, and end as it ends")
     status = _verb(verbs, "status", _status, help="how the jobs on a cluster stand")
-    status.add_argument("job", nargs="?", help="a job file or the id of a job; none: all of them")
+    status.add_argument("job", nargs="?", help="a job file, a run folder or the id of a job; none: all of them")
     logs = _verb(verbs, "logs", _logs, help="what a job on a cluster has printed")
     logs.add_argument("job", help="a job file or the id of a job")
     logs.add_argument("--follow", action="store_true", help="go on until it ends, and end as it ends")
@@ -126,7 +126,7 @@ def _named(asked: str, flags: dict[str, str]) -> str:
     """The id that is meant: of a job file, or itself."""
     from udl_dist.submitting import job as jobs
 
-    if asked.endswith(".toml") or Path(asked).is_file():
+    if asked.endswith(".toml") or Path(asked).exists():
         return jobs.load(Path(asked), flags).name
     if flags:
         raise UsageError(f"settings belong to a job file, not to {asked}")

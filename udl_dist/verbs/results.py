@@ -23,9 +23,9 @@ def add(verbs: Verbs) -> None:
     compare.add_argument("--out", type=Path, default=Path("compared.png"), help="where curves go (compared.png)")
     compare.set_defaults(act=_compare)
 
-    report = new_verb(verbs, "report", help="one page about a run: figures, curves, pictures, settings")
-    report.add_argument("run", help="a run folder")
-    report.add_argument("--out", type=Path, help="the file to write (report.html in the run folder)")
+    report = new_verb(verbs, "report", help="one page about a run or a search: figures, curves, pictures, settings")
+    report.add_argument("run", help="a run folder, or that of a search")
+    report.add_argument("--out", type=Path, help="the file to write (report.html in that folder)")
     report.set_defaults(act=_report)
 
 

@@ -1,0 +1,144 @@
+"""A search ends in a model: its winner's runs are measured, the best is exported, and a kill between costs nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import udl_dist
+from tests.search.asked import wanted
+from tests.search.simulated import conductor, trained
+from udl_dist.evaluation.family import Subject
+from udl_dist.evaluation.reconstruction import Reconstruction
+from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.export.card import plain
+from udl_dist.models import layout
+from udl_dist.runs import RunFolder
+from udl_dist.search import ending
+from udl_dist.search.handing import MODEL
+from udl_dist.search.planning import plan
+from udl_dist.search.results import Ended
+from udl_dist.search.settings import Search
+from udl_dist.using import evaluating
+
+
+@pytest.fixture(scope="module")
+def searched(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Search:
+    """A search whose trials and final runs have ended, and nothing more."""
+    search = wanted(source, tmp_path_factory.mktemp("searched"), trials=2, scheduler="none", final_seeds=2, plots=False)
+    conducted = conductor(search)
+    trained(conducted)
+    finals = ending.finals(search, plan(search), conducted.journal)
+    assert finals
+    trained(finals)
+    return search
+
+
+@pytest.fixture
+def search(searched: Search, tmp_path: Path, source: Path) -> Search:
+    """The same, to be written to."""
+    shutil.copytree(searched.folder, tmp_path, dirs_exist_ok=True)
+    for path in tmp_path.glob("winner/*/experiment.toml"):
+        path.write_text(path.read_text().replace(str(searched.folder), str(tmp_path)))
+    return wanted(source, tmp_path, trials=2, scheduler="none", final_seeds=2, plots=False)
+
+
+def ended(search: Search, said: io.StringIO | None = None) -> Ended:
+    return ending.end(search, plan(search), conductor(search).journal, said or io.StringIO(), 0)
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    """When each file of what was handed over was written."""
+    files = [*folder.glob("evaluation.json"), *folder.glob("winner/*/evaluation.json"), *folder.glob("model/*")]
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
+
+
+def test_the_figures_are_those_of_evaluate_and_the_model_that_of_the_best_run(search: Search) -> None:
+    done = ended(search)
+    runs = [search.folder / "winner" / f"seed-{seed}" for seed in range(2)]
+    of_each = [json.loads((run / "evaluation.json").read_text())["figures"] for run in runs]
+    values = [figures["psnr"]["value"] for figures in of_each]
+    entry = done.handed.figures["psnr"]
+    assert entry["value"] == pytest.approx(sum(values) / 2)
+    assert entry["sd"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert (entry["protocol"]["runs"], entry["protocol"]["n"]) == (2, 18)
+    assert "weights" not in entry["protocol"], "of two runs, it is no protocol of their mean"
+    alone = evaluating.evaluate(udl_dist.load(runs[0]), FigureSettings(), None, lambda done, total: None)
+    assert alone.figures["figures"] == of_each[0]
+
+    last = [(RunFolder(run).finished() or {})["figures"]["val/mse"] for run in runs]
+    best = min(range(2), key=lambda seed: last[seed])
+    model, of_run = udl_dist.load(search.folder / MODEL), udl_dist.load(runs[best])
+    latents = [[0.5] * model.latent_dim]
+    assert model.decode(latents).equal(of_run.decode(latents))
+    assert f"# {plain(search.folder.name)}" in (search.folder / MODEL / layout.CARD).read_text()
+
+    told = "\n".join(done.lines_for_people())
+    assert "psnr" in told
+    assert f'udl_dist.load("{search.folder}/model"), from seed-{best}' in told
+    assert "no representation: its images have no labels" in told
+    as_json = done.as_dict()
+    assert as_json["figures"]["psnr"] == {"mean": entry["value"], "sd": entry["sd"]}
+    assert as_json["model"] == str(search.folder / MODEL)
+    assert done.exit_code == 0
+
+
+@pytest.mark.parametrize("lost", ["winner/seed-1/evaluation.json", "evaluation.json", "model", ""])
+def test_what_a_kill_left_undone_is_made_and_nothing_else(lost: str, search: Search) -> None:
+    first, gone = ended(search).as_dict(), search.folder / lost
+    before = stamps(search.folder)
+    if lost:
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    said = io.StringIO()
+    assert ended(search, said).as_dict() == first
+    made = {name.split("/")[0] if lost == "model" else name for name, stamp in stamps(search.folder).items()
+            if before[name] != stamp}  # fmt: skip
+    expected = {lost} - {""}
+    if lost == "evaluation.json":  # without it nobody knows what the runs' figures lack: they are measured again
+        expected |= {f"winner/seed-{seed}/evaluation.json" for seed in range(2)}
+    assert made == expected
+    assert said.getvalue().count("evaluating the winner") == sum("evaluation.json" in name for name in made) - (
+        lost == "evaluation.json"
+    )
+
+
+def test_what_cannot_be_had_is_said_and_had_as_soon_as_it_can(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacks(cls: type, subject: Subject) -> str:
+        return "it needs a package: pip install it"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reconstruction, "lacking", classmethod(lacks))
+        without = ended(search)
+    assert without.exit_code == 0
+    assert "no figures" in "\n".join(without.lines_for_people()) or without.handed.failed
+    assert without.handed.model, "figures that cannot be had cost no model"
+    assert "psnr" in ended(search).handed.figures
+
+
+def test_it_can_be_switched_off(search: Search) -> None:
+    done = ended(search.replace(evaluate=False, export=False))
+    assert (done.handed.figures, done.handed.model, done.exit_code) == ({}, "", 0)
+    assert not stamps(search.folder)
+    assert done.final["val/mse"][2] == 2
+
+
+def test_a_model_that_cannot_be_exported_is_told_and_ends_with_4(search: Search) -> None:
+    (search.folder / MODEL).mkdir()
+    (search.folder / MODEL / "notes.txt").write_text("mine")
+    done = ended(search)
+    assert done.exit_code == 4
+    assert "no model is exported" in "\n".join(done.lines_for_people())
+    assert "psnr" in done.handed.figures
+    assert [path.name for path in (search.folder / MODEL).iterdir()] == ["notes.txt"], "what is there stays"
+
+
+def test_the_model_of_another_winner_gives_way(search: Search) -> None:
+    ended(search)
+    config = search.folder / MODEL / layout.CONFIG
+    config.write_text(config.read_text().replace('"checkpoint": "', '"checkpoint": "other '))
+    ended(search)
+    assert "other " not in config.read_text()
