@@ -95,6 +95,7 @@ def test_nothing_is_fetched_and_everything_has_words(text: str) -> None:
     assert all(image["alt"] for image in seen.all("img"))
     labels = {label["for"] for label in seen.all("label")}
     assert {slider["id"] for slider in seen.all("input")} == labels
+    assert all(str(slider["aria-valuetext"]).startswith("after ") for slider in seen.all("input"))
     drawn = [attributes for tag, attributes in seen.tags if attributes.get("role") == "img"]
     assert all(attributes["aria-label"] for attributes in drawn)
     assert [level for level in (tag for tag, _ in seen.tags) if level == "h1"] == ["h1"]
@@ -125,6 +126,18 @@ def test_names_from_data_are_text_and_nothing_else(trained: dict[str, Path], tmp
     assert "\x07" not in text
     assert "<script>alert(1)</script>" in seen.text
     assert "1 ± 0.5" in seen.text
+
+
+def test_what_all_figures_depend_on_is_told_once(trained: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(trained["ae"], tmp_path / "run")
+    entries = {name: {"value": 1.0, "protocol": {"data": "of-all", "seed": seed}}
+               for name, seed in (("mse", 1), ("psnr", 2))}  # fmt: skip
+    (tmp_path / "run" / "evaluation.json").write_text(json.dumps({"figures": entries}))
+    text = Seen(written(tmp_path / "run", tmp_path / "page.html")).text
+    assert text.count("of-all") == 1
+    assert "Protocol of all of these: data of-all." in text
+    assert "seed 1" in text
+    assert "seed 2" in text
 
 
 @pytest.mark.parametrize("broken", [
@@ -215,3 +228,4 @@ def test_chromium_shows_the_page_without_a_complaint_or_a_request_and_the_slider
     assert "hidden" not in first
     assert all("hidden" in image for image in others)
     assert str(first["data-said"]) in seen.text
+    assert seen.all("input")[0]["aria-valuetext"] == first["data-said"]

@@ -3,5 +3,6 @@ for (const film of document.querySelectorAll("[data-film]")) {
   slider.addEventListener("input", () => {
     images.forEach((image, number) => { image.hidden = number !== slider.valueAsNumber; });
     said.value = images[slider.valueAsNumber].dataset.said;
+    slider.setAttribute("aria-valuetext", said.value);
   });
 }

@@ -42,12 +42,24 @@ def written(text: str, path: Path, faults: Sequence[str]) -> Reported:
 
 
 def evaluated(figures: Mapping[str, Figure]) -> list[tuple[str, str, str, str]]:
-    """Each figure of an evaluation with its spread, what to hold it against, and its protocol."""
-    rows = []
+    """Each figure of an evaluation with its spread, what to hold it against, and its protocol beside what all share."""
+    rows, told = [], _shared(figures)
     for name, figure in figures.items():
         spread = f" ± {figure.deviation:.3g}" if figure.deviation is not None else ""
-        rows.append((name, f"{figure.value:.6g}{spread}", joined(figure.floor), joined(figure.protocol)))
+        own = {key: value for key, value in figure.protocol.items() if key not in told}
+        rows.append((name, f"{figure.value:.6g}{spread}", joined(figure.floor), joined(own)))
     return rows
+
+
+def shared(figures: Mapping[str, Figure]) -> str:
+    """What the protocols of all figures have in common, told once; "" for nothing."""
+    return joined(_shared(figures))
+
+
+def _shared(figures: Mapping[str, Figure]) -> dict[str, Any]:
+    first, *others = [figure.protocol for figure in figures.values()] or [{}]
+    return {name: value for name, value in first.items()
+            if all(name in other and other[name] == value for other in others)}  # fmt: skip
 
 
 def tables(method: str, settings: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str, bool]]]]:

@@ -12,7 +12,7 @@ from udl_dist.account import Account
 from udl_dist.errors import DataError
 from udl_dist.report import curves, searched
 from udl_dist.report.page import clean, page
-from udl_dist.report.parts import MOST_BYTES, NAME, Reported, evaluated, joined, tables, written
+from udl_dist.report.parts import MOST_BYTES, NAME, Reported, evaluated, joined, shared, tables, written
 from udl_dist.report.pictures import films
 from udl_dist.shards.index import Index
 from udl_dist.storage.places import is_remote, split
@@ -66,6 +66,7 @@ def _values(about: Account, shown: list[dict[str, Any]]) -> dict[str, Any]:
         "best_images": f"{next((images for _, _, images in held_out.values()), 0):,}",
         "protocol": joined({name: value for name, value in about.protocol().items() if value not in (None, "")}),
         "evaluation": evaluated(about.evaluation),
+        "shared": shared(about.evaluation),
         "panels": _panels(about),
         "pictures": shown,
         "data": _data(about),

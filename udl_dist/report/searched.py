@@ -14,7 +14,7 @@ from udl_dist.account import Figure
 from udl_dist.errors import UdlError
 from udl_dist.report import curves
 from udl_dist.report.page import clean, page
-from udl_dist.report.parts import MOST_BYTES, NAME, Reported, evaluated, in_words, tables, written
+from udl_dist.report.parts import MOST_BYTES, NAME, Reported, evaluated, in_words, shared, tables, written
 from udl_dist.report.pictures import films
 from udl_dist.search import ending, handing, results
 from udl_dist.search import settings as asked
@@ -104,7 +104,8 @@ def _values(found: Found, panels: list[dict[str, str]]) -> dict[str, Any]:
         "sections": [(name.lower(), name) for name in sections], "alarms": [], "faults": found.faults + odd,
         "winner": [(name, in_words(value)) for name, value in found.winner.values.items()] if found.winner else [],
         "best_trial": found.winner.trial if found.winner else "", "final": _final(found),
-        "evaluation": evaluated(found.figures), "left_out": list(handing.kept(found.folder).lacking),
+        "evaluation": evaluated(found.figures), "shared": shared(found.figures),
+        "left_out": list(handing.kept(found.folder).lacking),
         "pictures": shown, "panels": panels, "head": head, "rows": rows[:MOST_ROWS], "more": len(rows[MOST_ROWS:]),
         "search_settings": _search_settings(found),
         "settings": tables(method, settings.flatten(found.search.base.to_dict())) if found.search else [],
