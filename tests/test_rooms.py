@@ -74,7 +74,7 @@ ONLY_IN = {
     "torch.distributed": {"training/ranks.py"},
     "torch.nn.parallel": {"training/ranks.py"},
     "pyarrow": {"storage/clients.py", "storage/objects.py", "using/parts.py"},
-    "matplotlib": {"report/curves.py", "search/plots.py"},
+    "matplotlib": {"report/curves.py", "search/plots.py", "using/maps.py"},
     "sklearn": {"evaluation/representation.py"},
     "jinja2": {"report/page.py"},
     "onnxruntime": {"export/formats.py"},

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import udl_dist
 from tests.rays import one_ray
@@ -118,6 +119,10 @@ def test_codes_and_sets_of_images_stand_beside_pixels_and_real_images(labelled: 
         "always the commonest class": pytest.approx(0.3, abs=0.1),
     }
     assert figures["cluster_nmi"]["floor"]["raw pixels"] > 0.9
+    (drawn,) = first["maps"]
+    with Image.open(drawn) as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(10**6) or []}
+    assert picture.format == "PNG" and min(picture.size) > 600 and len(colours) > 100
     (floor,) = figures["frechet"]["floor"].values()
     assert 0 < floor < figures["frechet"]["value"]
     assert figures["frechet"]["sd"] > 0

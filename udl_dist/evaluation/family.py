@@ -78,6 +78,15 @@ class Figure:
     protocol: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Plane:
+    """Points to look at, [N, 2], with their classes, [N] int64, and what each axis is."""
+
+    points: Tensor
+    labels: Tensor
+    axes: tuple[str, str]
+
+
 class Family:
     """Figures that are taken together. A subclass says what it lacks, takes, and makes of what was taken."""
 
@@ -106,6 +115,10 @@ class Family:
     def figures(self, held_out: Taken, train: Taken | None) -> dict[str, Figure]:
         """The figures by name; `train` is None where no training images can be had."""
         raise NotImplementedError
+
+    def maps(self, held_out: Taken, train: Taken | None) -> dict[str, Plane]:
+        """What can be drawn of the same, by name."""
+        return {}
 
 
 def summed(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

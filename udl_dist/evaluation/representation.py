@@ -7,13 +7,16 @@ import warnings
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from udl_dist.evaluation import plain
-from udl_dist.evaluation.family import Family, Figure, Seen, Subject, Taken
+from udl_dist.evaluation import flat, plain
+from udl_dist.evaluation.family import Family, Figure, Plane, Seen, Subject, Taken
 
 NEIGHBOURS = 10
 TURNS = 300  # of the linear probe
+PERPLEXITY, MOST_MAPPED = 30, 5000  # neighbours that t-SNE keeps near, and images: their products go into its time
 
 Rows = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -54,6 +57,23 @@ class Representation(Family):
         return {name: Figure(value, spread, {"raw pixels": found["pixels"][name][0]}
                              | ({"always the commonest class": commonest} if name.endswith("accuracy") else {}),
                              protocol) for name, (value, spread) in found["codes"].items()}  # fmt: skip
+
+    def maps(self, held_out: Taken, train: Taken | None) -> dict[str, Plane]:
+        assert train, "without training images the family is lacking"
+        codes, labels = (torch.from_numpy(one) for one in _labelled(held_out, "codes"))
+        found = {"codes": flat.principal(train.rows["codes"].float(), codes, labels)}
+        if self.subject.asked.tsne:
+            found["codes_tsne"] = _neighbourhoods(codes[:MOST_MAPPED], labels[:MOST_MAPPED], self.subject.asked.seed)
+        return found
+
+
+def _neighbourhoods(codes: Tensor, labels: Tensor, seed: int) -> Plane:
+    """t-SNE (van der Maaten & Hinton 2008): who is near whom; distances and sizes say nothing."""
+    from sklearn.manifold import TSNE
+
+    fitted: Any = TSNE(init="pca", perplexity=min(PERPLEXITY, len(codes) // 3), random_state=seed)
+    points = torch.from_numpy(fitted.fit_transform(codes.numpy()))
+    return Plane(points, labels, ("t-SNE 1", "t-SNE 2"))
 
 
 def _labelled(taken: Taken, what: str) -> Set:

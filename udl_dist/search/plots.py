@@ -1,4 +1,4 @@
-"""What a search came to, as PNG and SVG below `plots`; beside report/curves.py the only file that knows matplotlib."""
+"""What a search came to, as PNG and SVG below `plots`; matplotlib is known here, in report/curves.py, using/maps.py."""
 
 from __future__ import annotations
 

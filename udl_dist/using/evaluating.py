@@ -10,7 +10,7 @@ from typing import Any
 
 from udl_dist import disk
 from udl_dist.evaluation import written
-from udl_dist.evaluation.family import HELD_OUT, LEFT_OUT, TRAIN, Figure, Taken, joined
+from udl_dist.evaluation.family import HELD_OUT, LEFT_OUT, TRAIN, Figure, Plane, Taken, joined
 from udl_dist.evaluation.settings import PIXELS, FigureSettings
 from udl_dist.models.model import Model
 from udl_dist.settings import as_path
@@ -32,17 +32,32 @@ def evaluate(model: Model, asked: FigureSettings, out: Path | None, progress: Pr
         made[place] = taken
         progress(len(made), len(wanted))
     figures: dict[str, dict[str, Any]] = {}
+    planes: dict[str, Plane] = {}
     for family in measuring.families:
         held_out = _whole(made, wanted, (HELD_OUT, LEFT_OUT) if family.compares else (HELD_OUT,), family.name)
         train = _whole(made, wanted, (TRAIN,), family.name) if family.learns and TRAIN in measuring.streams else None
         shared = _protocol(measuring, train)
         figures |= {name: _entry(figure, shared) for name, figure in family.figures(held_out, train).items()}
+        planes |= family.maps(held_out, train)
     path = out or (model.origin.folder / written.NAME if model.origin.experiment else None)
     said = [*written.table(figures), *measuring.notes]
     if path:
         _keep(path, figures, model.origin.weights)
         said.append(f"each with its protocol: {path}")
-    return outcome(model, said, figures=figures, skipped=measuring.notes, path=str(path or ""))
+    drawn = _drawn(planes, model, path.parent) if path else []
+    return outcome(model, [*said, *(f"a map of {name}: {file}" for name, file in zip(planes, drawn, strict=False))],
+                   figures=figures, skipped=measuring.notes, path=str(path or ""), maps=[*map(str, drawn)])  # fmt: skip
+
+
+def _drawn(planes: Mapping[str, Plane], model: Model, folder: Path) -> list[Path]:
+    """Write the maps beside the figures."""
+    from udl_dist.using import maps  # matplotlib takes a while
+
+    files = []
+    for name, plane in planes.items():
+        files.append(folder / f"map_{name}.png")
+        maps.draw(plane, f"{len(plane.points):,} held-out images in {model.latent_dim} numbers each", files[-1])
+    return files
 
 
 def _made(measuring: Measuring, wanted: list[tuple[str, int]]) -> Iterator[tuple[tuple[str, int], dict[str, Taken]]]:
