@@ -31,9 +31,10 @@ from udl_dist.storage.places import joined
 # Ray and its threads warn at will; they are not ours to mend.
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("default")]
 fixtures = (source,)
-IMAGES = 24_000
+IMAGES, CHECKPOINT_IMAGES = 24_000, 1200
 FLAGS = {"run__determinism": "elastic", "train__total_images": str(IMAGES), "evaluate__every_images": "6000",
-         "train__report_images": "240", "run__checkpoint_images": "1200", "run__hang_seconds": "30"}  # fmt: skip
+         "train__report_images": "240", "run__checkpoint_images": str(CHECKPOINT_IMAGES),
+         "run__hang_seconds": "30"}  # fmt: skip
 
 
 class Nodes:
@@ -88,9 +89,14 @@ def said(folder: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
+def reached(folder: Path) -> float:
+    """Images of the last point that is written."""
+    return max((point["images"] for point in RunFolder(folder).points()), default=0)
+
+
 @contextlib.contextmanager
 def acting(folder: Path, *turns: tuple[str, Callable[[], None]]) -> Iterator[None]:
-    """Do each act two seconds after its line is said for the first time after the act before; all of them are done."""
+    """Do each act two checkpoints after its line is said, for the first time after the act before; all are done."""
     over = threading.Event()
 
     def watch() -> None:
@@ -98,10 +104,9 @@ def acting(folder: Path, *turns: tuple[str, Callable[[], None]]) -> Iterator[Non
         for line, do in turns:
             while (found := said(folder).find(line, at)) < 0:
                 time.sleep(0.1)
-            while not RunFolder(folder).points():
+            at, since = found + len(line), reached(folder)
+            while reached(folder) < since + 2 * CHECKPOINT_IMAGES:
                 time.sleep(0.1)
-            at = found + len(line)
-            time.sleep(2)
             do()
         over.wait()  # a node dies with the thread that started it
 
