@@ -84,9 +84,23 @@ def test_a_run_that_is_trained_is_evaluated_there(tmp_path: Path) -> None:
 
 
 def test_the_exit_code_is_the_runs(tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
     done = udl("submit", *job(tmp_path / "run", "--data.source", str(tmp_path / "none")), "--follow")
-    assert done.returncode in (2, 3)
+    assert done.returncode in (2, 3), done.stderr
     assert str(tmp_path / "none") in done.stdout
+
+
+def test_what_a_check_finds_is_told_in_one_line_and_nothing_is_sent(tmp_path: Path) -> None:
+    before = udl("status", "--json").stdout
+    for flags, why in (
+        (("--data.source", "/nowhere"), "data /nowhere on the head: does not exist there"),
+        (("--run.workers", "9"), "run.workers = 9 needs 9 CPU cores, the cluster has 2"),
+        (("--run.device", "cuda"), "GPUs, the cluster has 0"),
+        (("--track.key_file", "/nowhere/key"), "W&B key /nowhere/key on the head"),
+        (("--run.folder", "/proc/run"), "folder /proc/run on the head"),
+    ):
+        refused(udl("submit", *job(tmp_path / "run", *flags)), 5, "nothing is sent: ", why)
+    assert udl("status", "--json").stdout == before
 
 
 def test_a_stopped_job_leaves_a_checkpoint_and_goes_on_when_submitted_again(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class Check:
 
 
 def examine(door: Door, client: Client, job: Job) -> Iterator[Check]:
-    """All checks in their order."""
+    """All checks in their order, as `udl doctor` shows them and `udl submit` asks for them."""
     yield Check("address", f"{door.address} answers")
     yield Check("token", "accepted" if door.closed else "none asked for, on loopback or by --insecure")
     began = time.time()
@@ -46,6 +46,15 @@ def examine(door: Door, client: Client, job: Job) -> Iterator[Check]:
         yield Check("nodes", "could not be asked", False, error)
         return
     yield from judged(job, found, began)
+
+
+def refuse_bad(door: Door, client: Client, job: Job) -> str:
+    """Raise ClusterError for the first thing that would keep the job from running; else say that all is well."""
+    began, checks = time.monotonic(), list(examine(door, client, job))
+    if bad := [check for check in checks if not check.good]:
+        more = f"; {len(bad) - 1} more: udl doctor names them" if len(bad) > 1 else ""
+        raise ClusterError(f"nothing is sent: {bad[0].what} {bad[0].found}: {bad[0].cure}{more}")
+    return f"checked: {len(checks)} of {len(checks)} are well ({time.monotonic() - began:.1f} s)"
 
 
 def judged(job: Job, found: dict[str, Any], began: float) -> Iterator[Check]:

@@ -13,7 +13,7 @@ from udl_dist.verbs import Verbs, new_verb, refuse_flags, show
 
 
 def add(verbs: Verbs) -> None:
-    submit = _verb(verbs, "submit", _submit, help="send a job file to a Ray cluster; again: attach, or resume",
+    submit = _verb(verbs, "submit", _submit, help="check a cluster and send it a job; again: attach, or resume",
                    epilog="any setting, as for udl train, udl search and udl evaluate")  # fmt: skip
     submit.add_argument("job", type=Path, help="a job file, of a run or a search; a run folder is evaluated")
     submit.add_argument("--follow", action="store_true", help="show what it prints, and end as it ends")
@@ -38,12 +38,14 @@ def _verb(verbs: Verbs, name: str, act: Any, **about: Any) -> argparse.ArgumentP
 
 
 def _submit(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.submitting import doctor, submit
     from udl_dist.submitting import job as jobs
-    from udl_dist.submitting import submit
 
     job = jobs.load(asked.job, flags)
-    client = _client(asked)
-    sent = submit.submit(client, job)
+    door, client = _opened(asked)
+    if not (sent := submit.under_way(client, job)):
+        print(doctor.refuse_bad(door, client, job), file=sys.stderr)
+        sent = submit.submit(client, job)
     if not asked.follow:
         show([*sent.lines(), f"next: udl logs {sent.state.name} --follow; udl stop {sent.state.name}"],
              sent.as_dict(), asked.json)  # fmt: skip
@@ -58,7 +60,7 @@ def _status(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     if not asked.job:
         refuse_flags(flags, "status")
     name = _named(asked.job, flags) if asked.job else ""
-    client = _client(asked)
+    _, client = _opened(asked)
     found = [submit.newest(client, name)] if name else client.jobs()
     show([submit.line_of(each) for each in found] or ["no job of ours on this cluster"],
          {"jobs": [submit.as_dict(each) for each in found]}, asked.json)  # fmt: skip
@@ -69,7 +71,7 @@ def _logs(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.submitting import submit
 
     name = _named(asked.job, flags)
-    client = _client(asked)
+    _, client = _opened(asked)
     name = submit.newest(client, name).name
     if asked.follow:
         return _followed(client, name, asked.json)
@@ -82,7 +84,7 @@ def _stop(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.submitting import submit
 
     name = _named(asked.job, flags)
-    client = _client(asked)
+    _, client = _opened(asked)
     state = submit.stop(client, submit.newest(client, name).name)
     show([submit.line_of(state)], submit.as_dict(state), asked.json)
     return 0
@@ -92,13 +94,11 @@ def _doctor(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.errors import ClusterError
     from udl_dist.submitting import doctor
     from udl_dist.submitting import job as jobs
-    from udl_dist.submitting.client import Client
-    from udl_dist.submitting.door import opened
 
     job = jobs.load(asked.job, flags)
-    door = opened(asked.address, asked.insecure)
+    door, client = _opened(asked)
     checks = []
-    for check in doctor.examine(door, Client(door), job):
+    for check in doctor.examine(door, client, job):
         checks.append(check)
         if not asked.json:
             print(check.line(), flush=True)
@@ -133,8 +133,10 @@ def _named(asked: str, flags: dict[str, str]) -> str:
     return asked
 
 
-def _client(asked: argparse.Namespace) -> Any:
+def _opened(asked: argparse.Namespace) -> Any:
+    """The cluster's door, and its jobs."""
     from udl_dist.submitting.client import Client
     from udl_dist.submitting.door import opened
 
-    return Client(opened(asked.address, asked.insecure))
+    door = opened(asked.address, asked.insecure)
+    return door, Client(door)
