@@ -75,7 +75,7 @@ def test_a_search_is_what_its_trials_are_one_after_the_other_and_leaves_all_of_i
     assert experiments.load(tmp_path / "ray" / "winner.toml", {}).method.latent_dim in (2, 3, 4)
     assert len((tmp_path / "ray" / "search.csv").read_text().splitlines()) == 10
     drawn = {path.stem for path in (tmp_path / "ray" / "plots").iterdir()}
-    assert drawn == {"curves", "parallel", "settings", "importance"}
+    assert drawn == {"curves", "parallel", "settings", "importance", "latent"}
     assert not (tmp_path / "ray" / ".tune").exists()
 
     before = (tmp_path / "ray" / "trials.jsonl").read_bytes()
