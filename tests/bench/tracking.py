@@ -53,7 +53,13 @@ def run(kind: str) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder, server(kind) as (url, _):
         flags = FLAGS | {"train.total_images": str(POINTS * EVERY), "train.report_images": str(EVERY),
                          "run.folder": f"{folder}/run", "track.mode": "off" if kind == "off" else "auto"}  # fmt: skip
-        own = {"HOME": folder, "NETRC": f"{folder}/none", "WANDB_API_KEY": "x" * 40, "WANDB_BASE_URL": url}
+        own = {
+            "HOME": folder,
+            "NETRC": f"{folder}/none",
+            "WANDB_API_KEY": "x" * 40,
+            "WANDB_BASE_URL": url,
+            "OMP_NUM_THREADS": "1",
+        }  # a core is left for others: two threads on two cores are slowed by anybody
         began = time.perf_counter()
         done = subprocess.run([sys.executable, "-c", RUN, json.dumps(flags)], env=clean | own, check=True,
                               stdout=subprocess.PIPE, text=True)  # fmt: skip
