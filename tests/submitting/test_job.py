@@ -58,12 +58,13 @@ def test_a_run_folder_travels_as_its_evaluation(tmp_path: Path, monkeypatch: pyt
     )
     (tmp_path / "a run" / "experiment.toml").write_text(wanted.to_toml())
     monkeypatch.chdir(tmp_path)
-    flags = {"families": "likelihood,reconstruction", "noise": "0.1,0.2", "data": "shards", "checkpoint": "last"}
+    flags = {"families": "likelihood,reconstruction", "noise": "0.1,0.2", "data": "shards", "checkpoint": "last",
+             "tsne": "true"}  # fmt: skip
     job = jobs.load(Path("a run"), flags)
     verb, folder, *rest = shlex.split(job.command.partition("udl_dist ")[2])
     assert (verb, folder) == ("evaluate", f"{tmp_path}/a run")
     assert set(rest) == {"--families=likelihood,reconstruction", "--noise=0.1,0.2", f"--data={tmp_path}/shards",
-                         "--workers=1", "--address=auto", "--checkpoint=last"}  # fmt: skip
+                         "--workers=1", "--address=auto", "--checkpoint=last", "--tsne=true"}  # fmt: skip
     run = job.experiment.run
     assert (run.folder, run.workers, run.address) == (folder, 1, "auto")
     assert job.name == jobs.load(tmp_path / "a run", flags).name != jobs.load(tmp_path / "a run", {}).name

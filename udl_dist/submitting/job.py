@@ -79,6 +79,8 @@ def _evaluation(folder: Path, flags: Mapping[str, str]) -> Job:
 
 def _text(value: Any) -> str:
     """A value as a flag has it."""
+    if isinstance(value, bool):
+        return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -86,8 +88,8 @@ def _job(verb: str, experiment: Experiment, toml: str, arguments: tuple[str, ...
     """The name is the same for the same job and run folder, so that it can be submitted again, stopped and watched."""
     last = experiment.run.folder.partition("?")[0].rstrip("/").rpartition("/")[2]
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", last)[:40].strip("-")
-    what = f"{verb} {toml}" + (shlex.join(arguments) if arguments != (parcel.JOB_FILE,) else "")
-    return Job(verb, experiment, toml, f"udl-{plain}-{hashlib.sha256(what.encode()).hexdigest()[:12]}", arguments)
+    what = shlex.join((verb, *arguments, toml)).encode()
+    return Job(verb, experiment, toml, f"udl-{plain}-{hashlib.sha256(what).hexdigest()[:12]}", arguments)
 
 
 def _travelling(experiment: Experiment) -> Experiment:

@@ -25,7 +25,7 @@ def add(verbs: Verbs) -> None:
     stop = _verb(verbs, "stop", _stop, help="have a job write a checkpoint and end; udl submit resumes it")
     stop.add_argument("job", help="a job file or the id of a job")
     doctor = _verb(verbs, "doctor", _doctor, help="whether a job would run on a cluster, check by check")
-    doctor.add_argument("job", type=Path, help="a job file")
+    doctor.add_argument("job", type=Path, help="a job file, or a run folder")
 
 
 def _verb(verbs: Verbs, name: str, act: Any, **about: Any) -> argparse.ArgumentParser:
