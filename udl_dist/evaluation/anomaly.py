@@ -87,7 +87,7 @@ class Anomaly(Family):
         """The outlier factors under one name; none where training images are too few for neighbours."""
         if train.images <= oddness.NEIGHBOURS:
             return {}
-        return {name: oddness.Crowd(self._some(train.rows[what])).outlier_factors(rows)}
+        return {name: oddness.Crowd(self.some(train.rows[what], MOST_NEIGHBOURS)).outlier_factors(rows)}
 
     def _detected(self, odd: Tensor, normal: Tensor, protocol: dict[str, object]) -> Figure:
         """The part that is found by a threshold from one half of the normal images; the other half is the check."""
@@ -98,11 +98,6 @@ class Anomaly(Family):
         alarms = float((normal[order[half:]] > threshold).double().mean())
         return Figure(float((odd > threshold).double().mean()), None, {"false alarms": alarms},
                       protocol | {"quantile": quantile, "threshold": threshold})  # fmt: skip
-
-    def _some(self, rows: Tensor) -> Tensor:
-        """So many rows at random: shards may be sorted."""
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.subject.asked.seed))
-        return rows[order[:MOST_NEIGHBOURS].sort().values]
 
 
 def _gaussian(train: Taken, name: str) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,7 @@ class Distribution(Family):
     def figures(self, held_out: Taken, train: Taken | None) -> dict[str, Figure]:
         real, extractor = held_out.rows["real"], self.subject.extractor
         drawn = [self._compared(real, rows) for name, rows in held_out.rows.items() if name.startswith("fake")]
-        others = self._some(train.rows["real"], len(real)) if train else None
+        others = self.some(train.rows["real"], len(real)) if train else None
         floor = self._compared(real, others) if others is not None and len(others) > distances.NEIGHBOURS else {}
         protocol = {"extractor": extractor.name, "extractor_sha256": extractor.hash, "generated": len(real),
                     "sampled_from": self.subject.sampled_from, "seeds": len(drawn)}  # fmt: skip
@@ -64,8 +64,3 @@ class Distribution(Family):
         extractor = self.subject.extractor
         classes = {CLASS_SCORE: distances.class_score(extractor.logits(fake))} if extractor.classes else {}
         return near | distances.neighbours(real, fake) | classes
-
-    def _some(self, rows: Tensor, count: int) -> Tensor:
-        """So many rows at random: shards may be sorted."""
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.subject.asked.seed))
-        return rows[order[:count]]

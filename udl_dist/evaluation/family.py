@@ -116,6 +116,11 @@ class Family:
         """The figures by name; `train` is None where no training images can be had."""
         raise NotImplementedError
 
+    def some(self, rows: Tensor, count: int) -> Tensor:
+        """So many rows at random, or all of fewer, the same ones each time: shards may be sorted."""
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.subject.asked.seed))
+        return rows[order[:count]]
+
     def maps(self, held_out: Taken, train: Taken | None) -> dict[str, Plane]:
         """What can be drawn of the same, by name."""
         return {}

@@ -39,17 +39,12 @@ class Submitted:
         return {**as_dict(self.state), "fresh": self.fresh, "bytes": self.bytes}
 
 
-def under_way(client: Client, job: Job) -> Submitted | None:
-    """The job if it is on the cluster and has not ended."""
+def submit(client: Client, job: Job, check: Callable[[], Any], limit_bytes: int = parcel.LIMIT_BYTES) -> Submitted:
+    """Send a job, unless it is there and has not ended; `check` comes before and raises where it would not run."""
     attempts = _attempts(client, job.name)
-    return Submitted(attempts[-1], False) if attempts and not attempts[-1].ended else None
-
-
-def submit(client: Client, job: Job, limit_bytes: int = parcel.LIMIT_BYTES) -> Submitted:
-    """Send a job, unless it is there and has not ended."""
-    if there := under_way(client, job):
-        return there
-    attempts = _attempts(client, job.name)
+    if attempts and not attempts[-1].ended:
+        return Submitted(attempts[-1], False)
+    check()
     name = f"{job.name}-{len(attempts) + 1}" if attempts else job.name
     with parcel.packed(job.toml, limit_bytes) as made:
         try:

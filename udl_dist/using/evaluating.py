@@ -44,20 +44,18 @@ def evaluate(model: Model, asked: FigureSettings, out: Path | None, progress: Pr
     if path:
         _keep(path, figures, model.origin.weights)
         said.append(f"each with its protocol: {path}")
-    drawn = _drawn(planes, model, path.parent) if path else []
-    return outcome(model, [*said, *(f"a map of {name}: {file}" for name, file in zip(planes, drawn, strict=False))],
-                   figures=figures, skipped=measuring.notes, path=str(path or ""), maps=[*map(str, drawn)])  # fmt: skip
+    drawn = {name: str(_drawn(name, plane, model, path.parent)) for name, plane in planes.items() if path}
+    return outcome(model, [*said, *(f"a map of {name}: {file}" for name, file in drawn.items())],
+                   figures=figures, skipped=measuring.notes, path=str(path or ""), maps=[*drawn.values()])  # fmt: skip
 
 
-def _drawn(planes: Mapping[str, Plane], model: Model, folder: Path) -> list[Path]:
-    """Write the maps beside the figures."""
+def _drawn(name: str, plane: Plane, model: Model, folder: Path) -> Path:
+    """Write a map beside the figures."""
     from udl_dist.using import maps  # matplotlib takes a while
 
-    files = []
-    for name, plane in planes.items():
-        files.append(folder / f"map_{name}.png")
-        maps.draw(plane, f"{len(plane.points):,} held-out images in {model.latent_dim} numbers each", files[-1])
-    return files
+    file = folder / f"map_{name}.png"
+    maps.draw(plane, f"{len(plane.points):,} held-out images in {model.latent_dim} numbers each", file)
+    return file
 
 
 def _made(measuring: Measuring, wanted: list[tuple[str, int]]) -> Iterator[tuple[tuple[str, int], dict[str, Taken]]]:

@@ -43,9 +43,7 @@ def _submit(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 
     job = jobs.load(asked.job, flags)
     door, client = _opened(asked)
-    if not (sent := submit.under_way(client, job)):
-        print(doctor.refuse_bad(door, client, job), file=sys.stderr)
-        sent = submit.submit(client, job)
+    sent = submit.submit(client, job, lambda: print(doctor.refuse_bad(door, client, job), file=sys.stderr))
     if not asked.follow:
         show([*sent.lines(), f"next: udl logs {sent.state.name} --follow; udl stop {sent.state.name}"],
              sent.as_dict(), asked.json)  # fmt: skip
