@@ -59,8 +59,8 @@ ALLOWED = {
     "models": {"evaluation", "experiment", "methods", "training", "runs", "images"},
     "using": {"models", "methods", "evaluation", "images", "iterables", "packing", "stream", "shards", "disk",
               "clusters", "training"},
-    "account": {"environment", "runs", "methods"},
-    "report": {"account", "environment", "experiment", "search", "shards", "storage"},
+    "account": {"environment", "evaluation", "runs", "methods"},
+    "report": {"account", "environment", "evaluation", "experiment", "search", "shards", "storage"},
     "export": {"account", "models", "using", "methods", "evaluation", "packing", "stream"},
 }  # fmt: skip
 # The only files that may import a library, by its first names.

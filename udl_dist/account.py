@@ -15,9 +15,9 @@ from typing import Any
 
 from udl_dist import environment, methods, settings
 from udl_dist.errors import UdlError, UsageError
+from udl_dist.evaluation import written
 from udl_dist.runs import RunFolder
 
-EVALUATION = "evaluation.json"
 MOST_ENVIRONMENTS = 20  # the last ones
 LONGEST_FILE = 2**26  # bytes of what is read whole
 
@@ -120,7 +120,7 @@ def read(folder: Path | str) -> Account:
     account.points = _points(run, account)
     account.checkpoints = _checkpoints(run, account)
     account.pictures = _pictures(run)
-    account.evaluation = figures_in(run.path / EVALUATION, account.faults)
+    account.evaluation = figures_in(run.path / written.NAME, account.faults)
     account.messages = _text(run.messages).splitlines()
     account.shards = {str(name): str(about) for name, about in _json(run.data, account.faults).items()}
     account.environments = [(entry["images"], environment.in_words(entry))

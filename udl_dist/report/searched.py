@@ -12,12 +12,14 @@ from typing import Any
 from udl_dist import account, environment, settings
 from udl_dist.account import Figure
 from udl_dist.errors import UdlError
+from udl_dist.evaluation import written as evaluations
 from udl_dist.report import curves
 from udl_dist.report.page import clean, page
 from udl_dist.report.parts import MOST_BYTES, NAME, Reported, evaluated, in_words, shared, tables, written
 from udl_dist.report.pictures import films
 from udl_dist.search import ending, handing, results
 from udl_dist.search import settings as asked
+from udl_dist.search.handing import MODEL, Handed
 from udl_dist.search.journal import Journal, Line
 from udl_dist.search.objective import Objective
 from udl_dist.search.planning import SearchPlan, plan
@@ -48,6 +50,7 @@ class Found:
     winner: Winner | None = None
     final: Mapping[str, tuple[float, float, int]] = field(default_factory=dict)
     figures: Mapping[str, Figure] = field(default_factory=dict)
+    handed: Handed = field(default_factory=Handed)
     faults: list[str] = field(default_factory=list)
 
     @property
@@ -86,8 +89,9 @@ def read(folder: Path) -> Found:
     except (UdlError, OSError, ValueError, TypeError, KeyError) as error:
         what = "the search cannot be planned again" if found.search else f"{SOURCE} cannot be read"
         found.faults.append(f"{what} ({' '.join(str(error).split())[:300]})")
-    found.figures = account.figures_in(folder / account.EVALUATION, found.faults)
-    found.faults += [f"of the winner: {line}" for line in handing.kept(folder).failed]
+    found.figures = account.figures_in(folder / evaluations.NAME, found.faults)
+    found.handed = handing.kept(folder)
+    found.faults += [f"of the winner: {line}" for line in found.handed.failed]
     if found.search and len(found.lines) < found.trials:
         found.faults.append(f"{len(found.lines)} of {found.trials} trials have ended: the same command goes on")
     return found
@@ -105,7 +109,7 @@ def _values(found: Found, panels: list[dict[str, str]]) -> dict[str, Any]:
         "winner": [(name, in_words(value)) for name, value in found.winner.values.items()] if found.winner else [],
         "best_trial": found.winner.trial if found.winner else "", "final": _final(found),
         "evaluation": evaluated(found.figures), "shared": shared(found.figures),
-        "left_out": list(handing.kept(found.folder).lacking),
+        "left_out": list(found.handed.lacking),
         "pictures": shown, "panels": panels, "head": head, "rows": rows[:MOST_ROWS], "more": len(rows[MOST_ROWS:]),
         "search_settings": _search_settings(found),
         "settings": tables(method, settings.flatten(found.search.base.to_dict())) if found.search else [],
@@ -181,10 +185,10 @@ def _floor(folder: Path) -> dict[int, float]:
 def _pictures(folder: Path) -> dict[str, list[tuple[int, Path]]]:
     """What the exported model draws, with the images it was trained on."""
     try:
-        images = int(json.loads((folder / handing.MODEL / "config.json").read_text())["images"])
+        images = int(json.loads((folder / MODEL / "config.json").read_text())["images"])
     except (OSError, ValueError, TypeError, KeyError):
         return {}
-    return {path.stem: [(images, path)] for path in sorted((folder / handing.MODEL).glob("*.png"))}
+    return {path.stem: [(images, path)] for path in sorted((folder / MODEL).glob("*.png"))}
 
 
 def _search_settings(found: Found) -> list[tuple[str, str]]:
@@ -203,6 +207,6 @@ def _commands(found: Found) -> str:
     lines = [f"udl search {place(SOURCE)} --run.folder runs/again    # the same search, from its start"]
     if (found.folder / "winner.toml").exists():
         lines.append(f"udl train {place('winner.toml')} --run.folder runs/winner    # its winner, trained anew")
-    if (found.folder / handing.MODEL).exists():
-        lines.append(f"udl evaluate {place(handing.MODEL)} --data SOURCE    # its model, on other images")
+    if (found.folder / MODEL).exists():
+        lines.append(f"udl evaluate {place(MODEL)} --data SOURCE    # its model, on other images")
     return "\n".join([*lines, f"udl report {place()}    # this page"])
