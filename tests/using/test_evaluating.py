@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 from PIL import Image
 
 import udl_dist
-from tests.rays import one_ray
 from tests.trained import corners, run
 from tests.training.learn import packed
 from udl_dist import account
@@ -179,12 +177,6 @@ def test_sets_are_compared_by_a_network_of_one_s_own_that_is_trusted(labelled: P
     assert (protocol["extractor"], len(protocol["extractor_sha256"])) == ("mine.pt", 64)
     assert done["skipped"] == ["no class_score: the extractor (mine.pt) is no classifier: make one with udl "
                                "fit-extractor"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    with one_ray(3):
-        yield
 
 
 @pytest.mark.usefixtures("cluster")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import pytest
 import torch
 
 import udl_dist
-from tests.rays import one_ray
 from tests.trained import corners, run
 from tests.training.learn import asked, packed
 from udl_dist.errors import DataError, UsageError
@@ -115,12 +113,6 @@ def test_a_class_that_is_nowhere_and_images_without_labels_are_refused(tmp_path:
         with pytest.raises(DataError, match=r"data\.without_labels: no record of .* is of class [07]: name one") as why:
             open_streams(prepare(data), 0)
         assert "\n" not in str(why.value)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    with one_ray(2):
-        yield
 
 
 @pytest.mark.usefixtures("cluster")

@@ -44,9 +44,7 @@ def open_streams(
     if settings.sequential:
         raise UsageError("data.sequential is for udl train: in a loop of your own webdataset reads such shards")
     cache = cache_folder(settings.cache)
-    access = RemoteAccess(settings.storage)
-    if settings.storage_cache_bytes:
-        access.cache = RangeCache(cache / "ranges", settings.storage_cache_bytes)
+    access = _access(settings, cache)
     train, held_out, without = [], [], settings.without_labels
     for where, beside, fraction in zip(prepared.train, prepared.held_out, prepared.fractions, strict=True):
         index = open_index(where, cache)
@@ -68,7 +66,7 @@ def open_left_out(prepared: Prepared, seed: int) -> Stream | None:
     if not settings.without_labels or settings.sequential:
         return None
     cache = cache_folder(settings.cache)
-    access = RemoteAccess(settings.storage)
+    access = _access(settings, cache)
     found = []
     for where, beside, fraction in zip(prepared.train, prepared.held_out, prepared.fractions, strict=True):
         if not (beside or fraction):
@@ -80,6 +78,14 @@ def open_left_out(prepared: Prepared, seed: int) -> Stream | None:
         if selection is not None and len(selection):
             found.append(Dataset(index, selection, name, access))
     return Stream(found, settings, seed) if found else None
+
+
+def _access(settings: DataSettings, cache: Path) -> RemoteAccess:
+    """How object storage is read, with a local copy of what was read if there is place for one."""
+    access = RemoteAccess(settings.storage)
+    if settings.storage_cache_bytes:
+        access.cache = RangeCache(cache / "ranges", settings.storage_cache_bytes)
+    return access
 
 
 def open_feed(
