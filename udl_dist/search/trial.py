@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,18 +28,30 @@ from udl_dist.search.settings import Search
 from udl_dist.stream.opening import Prepared
 from udl_dist.stream.settings import DataSettings
 
+TURN = "turn.json"
 LOCK_SECONDS = 20.0  # that the process of a search which was killed may take to go
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one trial has to do next: plain values, so that it travels. `rungs` are in its own steps."""
+    """What one trial has to do next: plain values, so that it travels by its folder. `rungs` are in its own steps."""
 
     trial: int
     experiment: dict[str, Any]
     rungs: tuple[int, ...] = ()
     until: int = 0
     faults: str = ""
+
+    def write(self) -> Path:
+        """Leave it in the folder of the trial, which is returned."""
+        folder = Path(self.experiment["run"]["folder"])
+        (folder / TURN).write_text(json.dumps(asdict(self)), "utf-8")
+        return folder
+
+    @classmethod
+    def read(cls, folder: Path) -> Turn:
+        values = json.loads((folder / TURN).read_text("utf-8"))
+        return cls(**values | {"rungs": tuple(values["rungs"])})
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,8 @@ class _Asker(Searcher):  # type: ignore[misc]
         if turn is None:
             return Searcher.FINISHED if self._conductor.over and not self._live else None
         self._live[trial_id] = turn.trial
-        return {"turn": json.dumps(asdict(turn)), "grouped": self._grouped}
+        # Not in the settings that Tune is given: it keeps those of every trial, several times over.
+        return {"folder": str(turn.write()), "grouped": self._grouped}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         number = self._live.pop(trial_id)
@@ -193,6 +194,8 @@ class _Desk(FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         self._take(result)
+        for kept in (trial.metric_analysis, trial.metric_n_steps):  # 15 of the 25 KB that Tune holds of a trial for ever
+            kept.clear()
 
     def _take(self, result: dict[str, Any]) -> None:
         for images, figures in json.loads(result.get("points", "[]")):
@@ -224,9 +227,9 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             self._wake.clear()
 
     def _begin(self, config: dict[str, Any]) -> None:
-        values = json.loads(config["turn"])
-        self._turn = Turn(**values | {"rungs": tuple(values["rungs"])})
-        self._follower = Follower(Path(values["experiment"]["run"]["folder"]) / "curves.jsonl")
+        folder = Path(config["folder"])
+        self._turn = Turn.read(folder)
+        self._follower = Follower(folder / "curves.jsonl")
         self._outcome = Outcome("failed", why="it did not begin")
         self._thread = threading.Thread(target=self._train, args=(self._group(config["grouped"]),), daemon=True)
         self._thread.start()
