@@ -6,6 +6,8 @@ import contextlib
 import shutil
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 from udl_dist.disk import append_new
 from udl_dist.errors import DataError
@@ -13,8 +15,10 @@ from udl_dist.mirror import ASKED, LIVE, Courier, Mirror
 from udl_dist.mirror.checkpoints import manifests_first
 from udl_dist.mirror.lease import Lease
 from udl_dist.runs import RunFolder
+from udl_dist.shards.index import Index
 from udl_dist.storage import objects
 from udl_dist.storage.places import is_remote, name_of
+from udl_dist.stream.opening import Prepared
 
 KEPT = ("experiment.toml", "curves.jsonl", "messages.log", "damaged.txt", "non_finite.jsonl", "data.json",
         "environment.jsonl", "result.json")  # fmt: skip
@@ -52,6 +56,18 @@ class Launcher(Mirror):
         """Forget what was asked of the workers and what they told; the next ones know theirs by a new name."""
         self._clear()
         objects.write(self.at(f"{LIVE}/group"), uuid.uuid4().hex[:8].encode())
+
+    def shared(self, prepared: Prepared) -> Prepared:
+        """The same data by indexes that each node finds: those made here of far shards are put into the run."""
+        train = prepared.train if prepared.settings.sequential else tuple(map(self._reachable, prepared.train))
+        return replace(prepared, train=train, held_out=tuple(map(self._reachable, prepared.held_out)))
+
+    def _reachable(self, index: str) -> str:
+        if not index or is_remote(index) or not is_remote(Index.open(index).shard_path(0)):
+            return index
+        there = self.at(f"indexes/{Path(index).name}")
+        objects.upload(Path(index), there)
+        return there
 
     def set_aside(self) -> str:
         """Move all of the run into `before-…` in the storage; say where, "" if there was nothing."""
