@@ -24,6 +24,7 @@ REPOSITORY = Path(__file__).parent.parent
 HOME = Path.home()
 OWN = ("/tmp", "/var/tmp", "/dev/shm", str(HOME))  # folders of which each node has another one
 SERVER = "10.77.0.1"
+SECONDS = 240  # for a command on a node
 HUB = """set -eu
 ip link set lo up
 ip link add br0 type bridge && ip addr add 10.77.0.1/24 dev br0 && ip link set br0 up
@@ -47,6 +48,7 @@ for path in $own; do mount -t tmpfs -o mode=1777 none "$path"; done
 number=0; for path; do number=$((number + 1)); mkdir -p "$path"; mount --move "/mnt/$number" "$path"; done
 mount -o remount,bind,ro /
 printf '127.0.0.1 localhost\\n127.0.1.1 %s\\n' "$name" >/tmp/hosts && mount --bind /tmp/hosts /etc/hosts
+: >/tmp/resolv.conf && mount --bind /tmp/resolv.conf /etc/resolv.conf # else torch asks a server that cannot be reached
 if [ -n "$token" ]; then
     umask 077; mkdir "$HOME/.ray"; printf %s "$token" >"$HOME/.ray/auth_token"
 fi
@@ -88,6 +90,8 @@ class Node:
     keeper: subprocess.Popen[str]
     first: int
     environment: dict[str, str]
+    wire: str
+    hub: int
 
     def start(self, *command: str, **more: Any) -> subprocess.Popen[str]:
         """A command on it, with nothing of our own environment."""
@@ -95,19 +99,19 @@ class Node:
         piped: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen([*enter, *command], env=self.environment, text=True, **(piped | more))
 
-    def run(self, *command: str, seconds: float = 180, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """The same, waited for."""
         words = ["env", *(f"{name}={value}" for name, value in environment.items()), *command]
         with self.start(*words) as process:
             try:
-                out, err = process.communicate(timeout=seconds)
+                out, err = process.communicate(timeout=SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
-    def udl(self, *arguments: str, seconds: float = 180, **environment: str) -> subprocess.CompletedProcess[str]:
-        return self.run("python", "-m", "udl_dist", *arguments, seconds=seconds, **environment)
+    def udl(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.run("python", "-m", "udl_dist", *arguments, **environment)
 
     def ray(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """`ray start`, which leaves Ray at work there."""
@@ -120,8 +124,13 @@ class Node:
         _, said = done.communicate(text)
         assert done.returncode == 0, said
 
-    def lose(self) -> None:
-        """kill -9 of everything that runs there: so the kernel does it when the first process of a namespace dies."""
+    def lose(self, unplugged: bool = False) -> None:
+        """kill -9 of everything that runs there: so the kernel does it when the first process of a namespace dies.
+
+        With its wire unplugged before, nobody is told by a closed connection.
+        """
+        if unplugged:
+            _in_hub(self.hub, f"ip link set {self.wire} down")
         os.kill(self.first, signal.SIGKILL)
         self.keeper.communicate()
 
@@ -151,10 +160,11 @@ class Network:
                                   env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
                                   )  # fmt: skip
         first = _child(keeper.pid)
-        wire = f"ip link add v{number} type veth peer name eth0 netns {first} && ip link set v{number} master br0 up"
-        subprocess.run(["nsenter", "-t", str(self.hub.pid), "-n", "sh", "-c", wire], check=True)
+        wire = f"v{number}"
+        _in_hub(self.hub.pid, f"ip link add {wire} type veth peer name eth0 netns {first}")
+        _in_hub(self.hub.pid, f"ip link set {wire} master br0 up")
         _begin(keeper, (self.token if knows_token else "") + "\n")
-        self.nodes.append(Node(name, address, keeper, first, environment))
+        self.nodes.append(Node(name, address, keeper, first, environment, wire, self.hub.pid))
         return self.nodes[-1]
 
 
@@ -179,6 +189,10 @@ def network() -> Iterator[Network]:
                 server.stop()
     finally:
         hub.communicate()
+
+
+def _in_hub(hub: int, command: str) -> None:
+    subprocess.run(["nsenter", "-t", str(hub), "-n", *command.split()], check=True)
 
 
 def _begin(process: subprocess.Popen[str], word: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,32 +92,36 @@ def until_reached(far: str, images: int, running: Any) -> None:
         time.sleep(0.2)
 
 
+TRAIN, SUBMIT = ("train", JOB, "--run.address", "auto"), ("submit", JOB, "--follow", "--address", DASHBOARD)
+
+
 @pytest.mark.parametrize(
-    ("method", "command"),
+    ("method", "command", "unplugged", "told"),
     [
-        ("ae", ("train", JOB, "--run.address", "auto")),
-        ("vae", ("submit", JOB, "--follow", "--address", DASHBOARD)),
-        ("gan", ("train", JOB, "--run.address", "auto")),
+        ("ae", TRAIN, False, ""),
+        ("vae", SUBMIT, False, ""),
+        ("gan", TRAIN, False, ""),
+        ("ae", TRAIN, True, "made no step for 30 s"),
     ],
+    ids=["ae", "vae-submitted", "gan", "ae-unplugged"],
 )
-def test_a_run_whose_node_is_killed_ends_with_the_weights_of_the_undisturbed_one(
-    method: str, command: tuple[str, ...], cluster: Cluster, tmp_path: Path
+def test_a_run_whose_node_is_lost_ends_with_the_weights_of_the_undisturbed_one(
+    method: str, command: tuple[str, ...], unplugged: bool, told: str, cluster: Cluster, tmp_path: Path
 ) -> None:
-    far = f"s3://bucket/runs/{method}"
+    far = f"s3://bucket/runs/{tmp_path.name}"
     cluster.job(method, far, run__workers="2..3")
     with cluster.head.start("python", "-m", "udl_dist", *command) as running:
         try:
             until_reached(far, 3600, running)
-            cluster.nodes.pop(0).lose()
+            cluster.nodes.pop(0).lose(unplugged)
             out, err = running.communicate(timeout=240)
         finally:
             running.kill()
     assert running.returncode == 0, out + err
     run = brought(far, tmp_path / "run")
-    told = RunFolder(run).messages.read_text()
-    assert told.index(" 3 workers") < told.index("start again from the newest checkpoint (1 of 3)")
-    assert told.index("(1 of 3)") < told.index(" 2 workers")
-    assert "resumed after" in told
+    heard = RunFolder(run).messages.read_text()
+    turns = (" 3 workers", told, "start again from the newest checkpoint (1 of 3)", " 2 workers", "resumed after")
+    assert [heard.index(turn) for turn in turns if turn] == sorted(heard.index(turn) for turn in turns if turn), heard
     whole = wanted(method, cluster.data, tmp_path / "whole", **{"data__source": cluster.source, **FLAGS})
     gloo.run(1, finished, whole, seconds=300)
     assert manifest(run, IMAGES) == manifest(tmp_path / "whole", IMAGES)
@@ -131,6 +136,11 @@ def test_doctor_asks_every_node_by_its_own_address(cluster: Cluster) -> None:
                  "data       s3://bucket/nodes on all 4 nodes", "workers    run.workers = 3 can be placed"
                  ):  # fmt: skip
         assert f"ok   {line}\n" in done.stdout
+    cluster.job("ae", "/tmp/run", run__workers="3")
+    done = cluster.head.udl("doctor", JOB, "--address", DASHBOARD)
+    assert done.returncode == 5
+    assert re.search(r"^BAD  folder     /tmp/run on node-\d \(10\.77\.0\.\d, node .* and 2 more: ", done.stdout, re.M)
+    assert re.search(rf"^BAD  folder     {HOME}/.cache/udl-dist on node-", done.stdout, re.M)
 
 
 @pytest.mark.parametrize(
@@ -164,13 +174,20 @@ def test_what_the_head_alone_has_is_refused_with_the_names_of_the_others(
 
 
 def test_a_machine_without_the_token_can_neither_join_nor_train(cluster: Cluster) -> None:
+    cluster.job("ae", "s3://bucket/runs/strange", run__workers="3")
     stranger, before = cluster.network.add(knows_token=False), cluster.alive()
     for environment, why in (
         ({}, "no authentication token was found"),
-        ({"RAY_AUTH_MODE": "disabled"}, ""),
-        ({"RAY_AUTH_TOKEN": "0" * 64}, ""),
+        ({"RAY_AUTH_MODE": "disabled"}, "token is missing or incorrect"),
+        ({"RAY_AUTH_TOKEN": "0" * 64}, "token is missing or incorrect"),
     ):
         done = stranger.ray("--address", cluster.address, "--num-cpus", "1", **environment)
         assert done.returncode != 0
-        assert why in done.stdout + done.stderr
-        assert cluster.alive() == before
+        assert why in done.stderr
+    assert cluster.alive() == before
+    stranger.write(JOB, cluster.head.run("cat", JOB).stdout)
+    done = stranger.udl("train", JOB, "--run.address", cluster.address)
+    (told,) = [line for line in done.stderr.splitlines() if line.startswith("udl: ")]
+    assert done.returncode == 5
+    assert f"no Ray at {cluster.address}" in told
+    assert "token" in told

@@ -15,7 +15,7 @@ def having(address: str) -> str:
     """The name of the interface whose first address this is; "" if there is none, or that cannot be told."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
         for _, name in socket.if_nameindex():
-            if _first_address(asked, name) == address:
+            if address and _first_address(asked, name) == address:
                 return name
     return ""
 

@@ -15,10 +15,10 @@ from udl_dist.mirror import ASKED, LIVE, Courier, Mirror
 from udl_dist.mirror.checkpoints import manifests_first
 from udl_dist.mirror.lease import Lease
 from udl_dist.runs import RunFolder
-from udl_dist.shards.index import Index
 from udl_dist.storage import objects
 from udl_dist.storage.places import is_remote, name_of
-from udl_dist.stream.opening import Prepared
+from udl_dist.stream.opening import Prepared, open_index
+from udl_dist.stream.settings import cache_folder
 
 KEPT = ("experiment.toml", "curves.jsonl", "messages.log", "damaged.txt", "non_finite.jsonl", "data.json",
         "environment.jsonl", "result.json")  # fmt: skip
@@ -59,11 +59,15 @@ class Launcher(Mirror):
 
     def shared(self, prepared: Prepared) -> Prepared:
         """The same data by indexes that each node finds: those made here of far shards are put into the run."""
-        train = prepared.train if prepared.settings.sequential else tuple(map(self._reachable, prepared.train))
-        return replace(prepared, train=train, held_out=tuple(map(self._reachable, prepared.held_out)))
 
-    def _reachable(self, index: str) -> str:
-        if not index or is_remote(index) or not is_remote(Index.open(index).shard_path(0)):
+        def reachable(index: str) -> str:
+            return self._put(index) if index and not is_remote(index) else index
+
+        train = prepared.train if prepared.settings.sequential else tuple(map(reachable, prepared.train))
+        return replace(prepared, train=train, held_out=tuple(map(reachable, prepared.held_out)))
+
+    def _put(self, index: str) -> str:
+        if not is_remote(open_index(index, cache_folder("")).shard_path(0)):
             return index
         there = self.at(f"indexes/{Path(index).name}")
         objects.upload(Path(index), there)
