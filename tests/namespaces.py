@@ -25,6 +25,7 @@ HOME = Path.home()
 OWN = ("/tmp", "/var/tmp", "/dev/shm", str(HOME))  # folders of which each node has another one
 SERVER = "10.77.0.1"
 SECONDS = 240  # for a command on a node
+PIPED: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
 HUB = """set -eu
 ip link set lo up
 ip link add br0 type bridge && ip addr add 10.77.0.1/24 dev br0 && ip link set br0 up
@@ -96,8 +97,8 @@ class Node:
     def start(self, *command: str, **more: Any) -> subprocess.Popen[str]:
         """A command on it, with nothing of our own environment."""
         enter = ["nsenter", "-t", str(self.first), "-m", "-u", "-n", "-i", "-p", f"--wd={HOME}"]
-        piped: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen([*enter, *command], env=self.environment, text=True, **(piped | more))
+        piped = PIPED | {"stdin": subprocess.DEVNULL} | more
+        return subprocess.Popen([*enter, *command], env=self.environment, text=True, **piped)
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """The same, waited for."""
@@ -157,8 +158,7 @@ class Network:
                               "RAY_worker_niceness": "0"}  # fmt: skip
         spaces = ["unshare", "-n", "-m", "-p", "-u", "-i", "-f", "--mount-proc", "--kill-child"]
         keeper = subprocess.Popen([*spaces, "sh", "-c", NODE, "sh", name, address, " ".join(OWN), *kept],
-                                  env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-                                  )  # fmt: skip
+                                  env=environment, text=True, **PIPED)  # fmt: skip
         first = _child(keeper.pid)
         wire = f"v{number}"
         _in_hub(self.hub.pid, f"ip link add {wire} type veth peer name eth0 netns {first}")
@@ -171,12 +171,12 @@ class Network:
 @contextlib.contextmanager
 def network() -> Iterator[Network]:
     """A network without nodes; object storage is at 127.0.0.1 here, as ever, and at an address of its own for nodes."""
-    from moto.server import ThreadedMotoServer
-
-    hub = subprocess.Popen(["unshare", "-n", "sh", "-c", HUB], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    hub = subprocess.Popen(["unshare", "-n", "sh", "-c", HUB], text=True, **PIPED)
     try:
         _begin(hub, "")
         with served():
+            from moto.server import ThreadedMotoServer
+
             server = ThreadedMotoServer(SERVER, 5000, verbose=False)  # of the same buckets
             entered(hub.pid, server.start)
             made = Network(hub, f"http://{SERVER}:5000")
@@ -200,7 +200,8 @@ def _begin(process: subprocess.Popen[str], word: str) -> None:
     assert process.stdin and process.stdout
     process.stdin.write(word)
     process.stdin.flush()
-    assert process.stdout.readline() == "ready\n", "a namespace could not be made"
+    if process.stdout.readline() != "ready\n":
+        raise AssertionError(f"a namespace could not be made: {process.communicate()[1]}")
 
 
 def _child(process: int) -> int:

@@ -153,6 +153,7 @@ def test_doctor_asks_every_node_by_its_own_address(cluster: Cluster) -> None:
         ),
         ("/tmp/run", {}, "run.folder /tmp/run is not the same on "),
     ],
+    ids=["shards", "run-folder"],
 )
 def test_what_the_head_alone_has_is_refused_with_the_names_of_the_others(
     folder: str, flags: dict[str, str], expected: str, cluster: Cluster
