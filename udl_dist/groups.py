@@ -5,12 +5,13 @@ Each group is as large as there is place for. Workers and driver speak through t
 
 from __future__ import annotations
 
+import os
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from udl_dist import clusters, disk, mirror, pulse
+from udl_dist import clusters, disk, interfaces, mirror, pulse
 from udl_dist.clusters import PLACEMENTS, START_SECONDS, Size
 from udl_dist.experiment import Experiment
 from udl_dist.mirror.launcher import Launcher
@@ -90,7 +91,7 @@ def run(launched: Launched, outcome: dict[str, Any]) -> dict[str, Any]:
 def _trainer(launched: Launched, size: Size) -> Any:
     """Ray's trainer for one group of workers."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     experiment = launched.experiment
     return TorchTrainer(
@@ -101,7 +102,7 @@ def _trainer(launched: Launched, size: Size) -> Any:
             "faults": launched.faults,
             "gate": launched.gate,
         },
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if size.gpu else "gloo"),
+        torch_config=_meeting("cpu:gloo,cuda:nccl" if size.gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=size.workers,
             use_gpu=size.gpu,
@@ -115,6 +116,34 @@ def _trainer(launched: Launched, size: Size) -> Any:
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
     )
+
+
+def _meeting(backend: str) -> Any:
+    """How the workers meet: as Ray has it, but that each first tells gloo which interface its node's address is on.
+
+    Gloo by itself takes what the machine's name means, which often is loopback, or another network than Ray's.
+    """
+    from ray.train.torch import TorchConfig
+
+    class Backend(TorchConfig().backend_cls):  # type: ignore[misc]
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(_choose_interface)
+            super().on_start(worker_group, backend_config)
+
+    class Meeting(TorchConfig):  # type: ignore[misc]
+        @property
+        def backend_cls(self) -> type:
+            return Backend
+
+    return Meeting(backend=backend)
+
+
+def _choose_interface() -> None:
+    """Runs in each worker; whoever has set the variable on the nodes knows better."""
+    import ray
+
+    if name := interfaces.having(ray.util.get_node_ip_address()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def _rank(config: dict[str, Any]) -> dict[str, Any]:

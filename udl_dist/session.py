@@ -90,6 +90,7 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False, faults: st
             return ended
         disk.write_whole(folder.experiment, experiment.to_toml())
         if far:
+            prepared = far.shared(prepared)
             far.carry()
         return _launch(folder, experiment, prepared, planned, out, verbose, faults, far)
 

@@ -6,6 +6,8 @@ import contextlib
 import shutil
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 from udl_dist.disk import append_new
 from udl_dist.errors import DataError
@@ -15,6 +17,8 @@ from udl_dist.mirror.lease import Lease
 from udl_dist.runs import RunFolder
 from udl_dist.storage import objects
 from udl_dist.storage.places import is_remote, name_of
+from udl_dist.stream.opening import Prepared, open_index
+from udl_dist.stream.settings import cache_folder
 
 KEPT = ("experiment.toml", "curves.jsonl", "messages.log", "damaged.txt", "non_finite.jsonl", "data.json",
         "environment.jsonl", "result.json")  # fmt: skip
@@ -52,6 +56,22 @@ class Launcher(Mirror):
         """Forget what was asked of the workers and what they told; the next ones know theirs by a new name."""
         self._clear()
         objects.write(self.at(f"{LIVE}/group"), uuid.uuid4().hex[:8].encode())
+
+    def shared(self, prepared: Prepared) -> Prepared:
+        """The same data by indexes that each node finds: those made here of far shards are put into the run."""
+
+        def reachable(index: str) -> str:
+            return self._put(index) if index and not is_remote(index) else index
+
+        train = prepared.train if prepared.settings.sequential else tuple(map(reachable, prepared.train))
+        return replace(prepared, train=train, held_out=tuple(map(reachable, prepared.held_out)))
+
+    def _put(self, index: str) -> str:
+        if not is_remote(open_index(index, cache_folder("")).shard_path(0)):
+            return index
+        there = self.at(f"indexes/{Path(index).name}")
+        objects.upload(Path(index), there)
+        return there
 
     def set_aside(self) -> str:
         """Move all of the run into `before-…` in the storage; say where, "" if there was nothing."""

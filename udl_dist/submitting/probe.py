@@ -56,7 +56,9 @@ def _probe(experiment: Any) -> dict[str, Any]:
     streamed = () if data.sequential else (data.source, *data.more_sources)  # that is read once: not touched here
     sources = [source for source in (*streamed, data.held_out) if source]
     packed = [source for source in sources if source == "digits" or is_packed_at_first_use(source)]
-    folders = [experiment.run.folder, *([str(cache_folder(data.cache))] if packed else [])]
+    indexed = [source for source in sources if _is_indexed(source)]
+    made_here = packed or (not is_remote(experiment.run.folder) and len(indexed) < len(sources))
+    folders = [experiment.run.folder, *([str(cache_folder(data.cache))] if made_here else [])]
     secret = uuid.uuid4().hex
     made = [_leave(folder, secret) for folder in folders]
     try:
@@ -64,7 +66,7 @@ def _probe(experiment: Any) -> dict[str, Any]:
         arguments = (folders, secret, shards, experiment.track.key_file)
         here = survey(*arguments)
         here["sources"] |= {source: _told(_packable, source) for source in packed}  # nobody else packs
-        return {"places": _places(experiment), "indexed": [source for source in sources if _is_indexed(source)],
+        return {"places": _places(experiment), "indexed": indexed,
                 "sources": sources, "nodes": {HEAD: here, **nodes.ask(survey, *arguments)}}  # fmt: skip
     finally:
         for folder, ours in zip(folders, made, strict=True):
