@@ -21,11 +21,7 @@ fail() {
 
 # The processes that have this cluster's mark in their environment: what was started here and what that started.
 ours() {
-    local mark entry
-    mark="UDL_LOCAL_CLUSTER=$(cat "$state/mark")"
-    for entry in /proc/[0-9]*; do
-        if grep -qaF "$mark" "$entry/environ" 2>/dev/null; then printf '%s\n' "${entry#/proc/}"; fi
-    done
+    grep -laF "UDL_LOCAL_CLUSTER=$(cat "$state/mark")" /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3 || true
 }
 
 running() { [[ -e "$state/mark" && -n "$(ours)" ]]; }

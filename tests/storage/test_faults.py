@@ -82,7 +82,8 @@ def test_a_fault_that_stays_is_given_up_in_bounded_time_and_one_line(server: Fau
     one_line(raised.value, "s3://bucket/a.tar", "check the network")
 
 
-@pytest.mark.parametrize(("fault", "words"), [("403", "access denied: check credentials"), ("404", "is missing")])
+@pytest.mark.parametrize(("fault", "words"), [("403", "access denied: check credentials"), ("404", "is missing"),
+                                             ("400", "credentials have expired")])  # fmt: skip
 def test_what_is_denied_or_missing_is_asked_for_once(server: Faulty, blob: Blob, fault: str, words: str) -> None:
     server.always = fault
     for ask in (lambda: blob.read(0, 5000), lambda: open_blob(server.uri("bucket/a.tar"), QUICK)):
