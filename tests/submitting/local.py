@@ -49,7 +49,7 @@ def up(state: Path, **environment: str) -> Iterator[str]:
         try:
             yield (door.state() / "address").read_text()
         finally:
-            done = subprocess.run([SCRIPT, "down"], capture_output=True, text=True, timeout=120, check=False)
+            done = subprocess.run([SCRIPT, "down"], capture_output=True, text=True, timeout=300, check=False)
             assert done.stdout == "down: nothing is left\n", done.stderr
             assert not list(door.state().iterdir())
 

@@ -171,9 +171,9 @@ def test_secrets_are_nowhere_but_where_they_were_put(
             for name in (listed := objects.listing("s3://bucket/")):
                 canaries.look(f"s3 {name}", objects.read(f"s3://bucket/{name}"))
             assert any(name.startswith("run/checkpoints/") for name in listed)
-    for told in heard:
-        canaries.look("the W&B server", told)
-    canaries.look("what was printed", "".join(said).encode())
-    assert (tmp_path / "run" / "report.html").exists() and (tmp_path / "exported").exists()
-    assert canaries.searched > 1000
-    assert not canaries.hits
+            for told in heard:
+                canaries.look("the W&B server", told)
+            canaries.look("what was printed", "".join(said).encode())
+            assert (tmp_path / "run" / "report.html").exists() and (tmp_path / "exported").exists()
+            assert canaries.searched > 1000
+            assert not canaries.hits
