@@ -95,6 +95,15 @@ def test_what_is_denied_or_missing_is_asked_for_once(server: Faulty, blob: Blob,
         assert len(server.seen) == 1
 
 
+def test_credentials_that_have_expired_are_told_as_that(server: Faulty) -> None:
+    """By whatever brings a body: of a read pyarrow loses it now and then, and a HEAD has none."""
+    server.always = "400"
+    with pytest.raises(
+        DataError, match="bucket': the credentials have expired: renew them .*; the same command goes on"
+    ):
+        list_tars(server.uri("bucket"), QUICK)
+
+
 @pytest.mark.parametrize(("fault", "words"), [("403", "access denied"), ("404", "is missing")])
 def test_an_error_longer_than_the_range_is_understood_too(server: Faulty, blob: Blob, fault: str, words: str) -> None:
     server.always = fault

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from tests.test_cli import udl
 from udl_dist.errors import ClusterError, UsageError
 from udl_dist.submitting import door
-from udl_dist.submitting.client import Client
 
 TOKEN = "0123456789abcdef" * 4
 
@@ -82,10 +82,12 @@ def test_neither_a_proxy_nor_netrc_comes_between(
     thief = Dashboard()
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, thief.address)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     dashboard.jobs = [{"submission_id": "udl-a-0123456789ab", "status": "RUNNING", "start_time": 1}]
-    found = Client(door.opened(dashboard.address)).jobs()
-    assert [each.name for each in found] == ["udl-a-0123456789ab"]
+    done = udl("status", "--address", dashboard.address)
+    assert done.stdout == "udl-a-0123456789ab  running\n", done.stderr
     assert {*dashboard.heard} == {"", f"Bearer {TOKEN}"} and thief.heard == []
     thief.server.shutdown()
     thief.server.server_close()
