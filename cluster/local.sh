@@ -10,6 +10,7 @@ state="${XDG_STATE_HOME:-$HOME/.local/state}/udl-dist/cluster"
 python="${UDL_PYTHON:-python3}"
 if [[ -z "${UDL_PYTHON:-}${VIRTUAL_ENV:-}" && -x .venv/bin/python ]]; then python="$PWD/.venv/bin/python"; fi
 workers="${UDL_WORKERS:-2}" cpus="${UDL_CPUS:-1}"
+node=127.0.0.2 # on loopback too; 127.0.0.1 Ray takes for the address of this machine on the network
 
 say() { printf '%s\n' "$*"; }
 
@@ -20,11 +21,7 @@ fail() {
 
 # The processes that have this cluster's mark in their environment: what was started here and what that started.
 ours() {
-    local mark entry
-    mark="UDL_LOCAL_CLUSTER=$(cat "$state/mark")"
-    for entry in /proc/[0-9]*; do
-        if grep -qaF "$mark" "$entry/environ" 2>/dev/null; then printf '%s\n' "${entry#/proc/}"; fi
-    done
+    grep -laF "UDL_LOCAL_CLUSTER=$(cat "$state/mark")" /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3 || true
 }
 
 running() { [[ -e "$state/mark" && -n "$(ours)" ]]; }
@@ -49,7 +46,7 @@ make_folder() {
 
 ray_start() {
     # Without a terminal and in a session of its own: Ctrl-C here is not meant for it.
-    setsid "$python" -m ray.scripts.scripts start --node-ip-address=127.0.0.1 --object-store-memory=100000000 \
+    setsid "$python" -m ray.scripts.scripts start --node-ip-address="$node" --object-store-memory=100000000 \
         --disable-usage-stats "$@" </dev/null >>"$state/log" 2>&1 || {
         tail -n 5 "$state/log" >&2
         down >/dev/null
@@ -69,6 +66,8 @@ up() {
     read -r -a port <<<"$(ports $((4 + workers)))" # free ones: another Ray may have the usual ones
     unset RAY_AUTH_TOKEN RAY_ADDRESS RAY_API_SERVER_ADDRESS
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$state/token" RAY_worker_niceness=0
+    # Figures for Prometheus are given to whoever asks, on all interfaces and without a token: not served at all.
+    export RAY_enable_metrics_collection=0 DASHBOARD_METRIC_PORT=-1 AUTOSCALER_METRIC_PORT=-1
     UDL_LOCAL_CLUSTER="$(cat "$state/mark")" && export UDL_LOCAL_CLUSTER
     PATH="$("$python" -c 'import sys; print(sys.prefix)')/bin:$PATH" && export PATH # jobs run `python`: this one
     say "starting a head and $workers workers"
@@ -77,7 +76,7 @@ up() {
         --ray-client-server-port="${port[2]}" --dashboard-agent-listen-port="${port[3]}"
     for ((worker = 0; worker < workers; worker++)); do
         # A temporary folder of its own: nodes that share one take the files of a running job from under each other.
-        ray_start --address="127.0.0.1:${port[0]}" --num-cpus="$cpus" --temp-dir="$(cat "$state/temporary")/$worker" \
+        ray_start --address="$node:${port[0]}" --num-cpus="$cpus" --temp-dir="$(cat "$state/temporary")/$worker" \
             --dashboard-agent-listen-port="${port[4 + worker]}"
     done
     printf 'http://127.0.0.1:%s' "${port[1]}" >"$state/address"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
 from collections.abc import Iterator
@@ -18,10 +19,12 @@ STARTED = {"viewer": VIEWER, "upsertBucket": {"bucket": BUCKET, "inserted": True
 
 
 @contextmanager
-def unwell(status: int = 500, stall_seconds: float = 0.0, starts: bool = False) -> Iterator[tuple[str, list[str]]]:
+def unwell(
+    status: int = 500, stall_seconds: float = 0.0, starts: bool = False, heard: list[bytes] | None = None
+) -> Iterator[tuple[str, list[str]]]:
     """Its address and the requests it has had; each is answered with `status` after `stall_seconds`.
 
-    With `starts` it lets a run begin, and falls ill then.
+    With `starts` it lets a run begin, and falls ill then. `heard` gets all of each request but its Authorization.
     """
     asked: list[str] = []
 
@@ -34,6 +37,11 @@ def unwell(status: int = 500, stall_seconds: float = 0.0, starts: bool = False) 
 
         def answer(self, question: bytes) -> None:
             asked.append(self.path)
+            if heard is not None:
+                zipped = self.headers.get("Content-Encoding") == "gzip"
+                del self.headers["Authorization"]
+                told = f"{self.path}\n{self.headers}".encode()
+                heard.append(told + (gzip.decompress(question) if zipped else question))
             well = starts and self.path == "/graphql"
             if not well:
                 time.sleep(stall_seconds)

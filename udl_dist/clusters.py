@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import logging
 import os
+import secrets
+import shutil
+import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from udl_dist.errors import ClusterError
@@ -46,16 +53,17 @@ class Size:
 def start(address: str, verbose: bool) -> bool:
     """Join the cluster at `address`, or start a private Ray that opens no dashboard; say whether it is ours to end.
 
+    The private one asks for a token that this process alone has, and listens on loopback if Ray was not imported yet.
     A Ray that is there already is somebody's own session or a test's cluster: theirs to end.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    with warnings.catch_warnings():
+    if (known := sys.modules.get("ray")) and known.is_initialized():
+        return False
+    with warnings.catch_warnings(), contextlib.nullcontext() if address else _closed():
         warnings.simplefilter("ignore")
         import ray
 
-        if ray.is_initialized():
-            return False
         where: dict[str, Any] = {"address": address or "local"}
         if not address:
             where |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
@@ -69,6 +77,36 @@ def start(address: str, verbose: bool) -> bool:
     if not verbose:
         _hush()
     return True
+
+
+@contextlib.contextmanager
+def _closed() -> Iterator[None]:
+    """While Ray is imported and started, here and by whatever it starts."""
+    own = {"RAY_AUTH_TOKEN_PATH": str(_token_file())}
+    own["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # no cluster of machines: loopback will do for an address
+    if "ray" not in sys.modules:  # read at the import; afterwards Ray's own default has to do
+        own["RAY_AUTH_MODE"] = os.environ.get("RAY_AUTH_MODE", "token")
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@functools.cache  # as Ray does: one process, one token
+def _token_file() -> Path:
+    """A new token, for its owner's eyes: the one that Ray would make may be read by all users of the machine."""
+    folder = tempfile.mkdtemp(prefix="udl-token-")  # 0700
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    file = Path(folder) / "token"
+    file.touch(0o600)
+    file.write_text(secrets.token_hex(32))
+    return file
 
 
 def _guarded() -> contextlib.AbstractContextManager[None]:

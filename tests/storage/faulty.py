@@ -1,8 +1,8 @@
 """A server on loopback that speaks enough S3 for a reader (HEAD, ranged GET, PUT, a flat list) and fails when told to.
 
-A fault is a word: a status ("403", "404", "503"), "short" (half of the body, then the end), "reset" (half of it, then
-a reset), "stall" (half of it, then nothing until the server closes), "slow" (all of it after 0.6 s), "301 URL" and
-"307 URL" (a redirect).
+A fault is a word: a status ("400": credentials that have expired, "403", "404", "503"), "short" (half of the body, then
+the end), "reset" (half of it, then a reset), "stall" (half of it, then nothing until the server closes), "slow" (all
+of it after 0.6 s), "301 URL" and "307 URL" (a redirect).
 `faults` holds words for the next requests, one each; `always` one for every request.
 """
 
@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.storage.loopback import Loopback
 
-ERRORS = {"403": "AccessDenied", "404": "NoSuchKey", "503": "SlowDown", "500": "InternalError",
+ERRORS = {"400": "ExpiredToken", "403": "AccessDenied", "404": "NoSuchKey", "503": "SlowDown", "500": "InternalError",
           "501": "NotImplemented"}  # fmt: skip
 
 

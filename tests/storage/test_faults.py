@@ -11,7 +11,7 @@ import pytest
 
 from tests.storage.faulty import Faulty
 from tests.stream.made import one_line
-from udl_dist.errors import DataError
+from udl_dist.errors import DataError, UsageError
 from udl_dist.storage.fetching import Limits
 from udl_dist.storage.objects import download, exists, list_tars, open_blob
 from udl_dist.storage.ranges import PIECE, Blob, Window, read_ranges
@@ -82,7 +82,8 @@ def test_a_fault_that_stays_is_given_up_in_bounded_time_and_one_line(server: Fau
     one_line(raised.value, "s3://bucket/a.tar", "check the network")
 
 
-@pytest.mark.parametrize(("fault", "words"), [("403", "access denied: check credentials"), ("404", "is missing")])
+@pytest.mark.parametrize(("fault", "words"), [("403", "access denied: check credentials"), ("404", "is missing"),
+                                             ("400", "credentials have expired")])  # fmt: skip
 def test_what_is_denied_or_missing_is_asked_for_once(server: Faulty, blob: Blob, fault: str, words: str) -> None:
     server.always = fault
     for ask in (lambda: blob.read(0, 5000), lambda: open_blob(server.uri("bucket/a.tar"), QUICK)):
@@ -92,6 +93,22 @@ def test_what_is_denied_or_missing_is_asked_for_once(server: Faulty, blob: Blob,
         one_line(raised.value, "s3://bucket/a.tar")
         assert "s3cr3tword" not in str(raised.value) and "AKIATEST" not in str(raised.value)
         assert len(server.seen) == 1
+
+
+def test_credentials_in_the_endpoint_are_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:s3cr3tword@127.0.0.1:9")
+    with pytest.raises(UsageError, match="AWS_ENDPOINT_URL must not hold credentials") as raised:
+        open_blob("s3://bucket/a.tar", QUICK)
+    assert "s3cr3tword" not in str(raised.value)
+
+
+def test_credentials_that_have_expired_are_told_as_that(server: Faulty) -> None:
+    """By whatever brings a body: of a read pyarrow loses it now and then, and a HEAD has none."""
+    server.always = "400"
+    with pytest.raises(
+        DataError, match="bucket': the credentials have expired: renew them .*; the same command goes on"
+    ):
+        list_tars(server.uri("bucket"), QUICK)
 
 
 @pytest.mark.parametrize(("fault", "words"), [("403", "access denied"), ("404", "is missing")])

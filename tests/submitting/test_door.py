@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.test_cli import udl
 from udl_dist.errors import ClusterError, UsageError
 from udl_dist.submitting import door
 
@@ -24,6 +25,7 @@ class Dashboard:
 
     def __init__(self) -> None:
         self.mode, self.version, self.elsewhere, self.heard = "token", version("ray"), "", list[str]()
+        self.jobs = list[dict[str, Any]]()
         dashboard = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -48,6 +50,8 @@ class Dashboard:
             return 200, {"authentication_mode": self.mode}
         if self.mode == "token" and shown != f"Bearer {TOKEN}":
             return 403 if shown else 401, {}
+        if path == "/api/jobs/":
+            return 200, self.jobs
         return (302 if self.elsewhere else 200), {"ray_version": self.version}
 
 
@@ -68,6 +72,25 @@ def test_the_right_token_opens(dashboard: Dashboard) -> None:
     opened = door.opened(dashboard.address)
     assert (opened.closed, opened.ray_version) == (True, version("ray"))
     assert dashboard.heard == ["", f"Bearer {TOKEN}"], "the token is shown only where it is asked for"
+
+
+def test_neither_a_proxy_nor_netrc_comes_between(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of the environment of whoever asks: HTTP libraries send the token there, or a password here, by themselves."""
+    (tmp_path / ".netrc").write_text("default login me password hunter2\n")
+    thief = Dashboard()
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, thief.address)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    dashboard.jobs = [{"submission_id": "udl-a-0123456789ab", "status": "RUNNING", "start_time": 1}]
+    done = udl("status", "--address", dashboard.address)
+    assert done.stdout == "udl-a-0123456789ab  running\n", done.stderr
+    assert {*dashboard.heard} == {"", f"Bearer {TOKEN}"} and thief.heard == []
+    thief.server.shutdown()
+    thief.server.server_close()
 
 
 def test_the_cluster_of_this_machine_is_found(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:

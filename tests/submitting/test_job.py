@@ -89,6 +89,9 @@ def test_a_job_that_makes_no_sense_never_leaves(tmp_path: Path) -> None:
         file.truncate(2**30)
     with pytest.raises(UsageError, match="is no job file: it has 1,073,741,824 bytes"):
         jobs.load(large, {})
+    large.rename(tmp_path / "experiment.toml")  # of a run folder
+    with pytest.raises(UsageError, match="experiment.toml is no job file: it has 1,073,741,824 bytes"):
+        jobs.load(tmp_path, {})
 
 
 def test_the_parcel_holds_the_package_and_the_job_alone(tmp_path: Path) -> None:
@@ -115,6 +118,18 @@ def test_what_lies_in_the_package_and_is_not_ours_stays(monkeypatch: pytest.Monk
 
 def test_a_parcel_that_is_too_large_is_refused_with_its_size() -> None:
     with pytest.raises(UsageError, match=r"package and job are [\d,]+ bytes, more than 1,000"), parcel.packed("", 1000):
+        pass
+
+
+def test_a_file_of_a_gigabyte_in_the_package_is_refused_before_it_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "udl_dist").mkdir()
+    with (tmp_path / "udl_dist" / "large.py").open("wb") as file:
+        file.truncate(2**30)
+    monkeypatch.setattr(parcel, "PACKAGE", tmp_path / "udl_dist")
+    monkeypatch.setattr("shutil.copyfile", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(UsageError, match=r"package and job are 1,073,741,825 bytes, more than"), parcel.packed("x"):
         pass
 
 

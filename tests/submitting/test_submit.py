@@ -5,40 +5,24 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.submitting.local import temporary, up
 from tests.submitting.test_job import JOBS
 from tests.test_cli import refused, udl
 from udl_dist.submitting import door
 
 pytestmark = pytest.mark.long
-LOCAL = JOBS.parent / "cluster" / "local.sh"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`local.sh up` under the loosest umask; its address."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
-        patch.setenv("UDL_PYTHON", sys.executable)  # whatever is first on PATH
-        for name in (*door.ADDRESSES, door.TOKEN_FILE, "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):
-            patch.delenv(name, raising=False)
-        done = subprocess.run([LOCAL, "up"], umask=0, capture_output=True, text=True, timeout=180, check=False)
-        assert done.returncode == 0, done.stderr
-        try:
-            yield (door.state() / "address").read_text()
-        finally:
-            done = subprocess.run([LOCAL, "down"], capture_output=True, text=True, timeout=120, check=False)
-            assert done.stdout == "down: nothing is left\n", done.stderr
-            assert not list(door.state().iterdir())
+    with up(tmp_path_factory.mktemp("state")) as address:
+        yield address
 
 
 def job(folder: Path, *more: str) -> list[str]:
@@ -138,23 +122,12 @@ def test_doctor_asks_each_node(tmp_path: Path) -> None:
     assert "BAD  workers    do not fit: run.workers = 9 needs 9 CPU cores, the cluster has 2" in done.stdout
 
 
-def test_every_route_asks_for_the_token(cluster: str) -> None:
-    for path in ("/api/version", "/api/jobs/", "/api/cluster_status", "/nodes?view=summary", "/logical/actors",
-                 "/api/v0/nodes", "/api/v0/logs", "/events", "/api/packages/gcs/x.zip", "/api/component_activities",
-                 "/worker/traceback?pid=1"):  # fmt: skip
-        for shown, codes in (({}, {401}), ({"Authorization": "Bearer wrong"}, {401, 403})):
-            with pytest.raises(urllib.error.HTTPError) as refusal:
-                urllib.request.urlopen(urllib.request.Request(cluster + path, headers=shown), timeout=10)
-            assert refusal.value.code in codes, path
-            refusal.value.close()
-
-
 def test_the_token_is_nowhere_but_in_its_file(tmp_path: Path) -> None:
     """Searched: what was printed, Ray's logs, the run, every command line and environment on this machine."""
     token = (door.state() / "token").read_bytes()
     done = udl("submit", *job(tmp_path / "run", "--train.epochs", "1"), "--follow")
     assert token.decode() not in done.stdout + done.stderr
-    logs = [door.state() / "log", *Path((door.state() / "temporary").read_text().strip()).rglob("*"),
+    logs = [door.state() / "log", *temporary().rglob("*"),
             *(tmp_path / "run").rglob("*")]  # fmt: skip
     processes = [entry / name for entry in Path("/proc").glob("[0-9]*") for name in ("cmdline", "environ")]
     searched = 0

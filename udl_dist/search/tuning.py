@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -62,6 +63,8 @@ def run(conductor: Conducts, parallel: int, resources: dict[str, float], storage
         os.environ.setdefault(name, value)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(parallel)  # all actors start at once, not one after the other
     told = _Guarded(conductor)
+    # Ray would put the AWS keys of this process into the runtime_env of a trial: into logs, arguments, the dashboard.
+    class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
     shutil.rmtree(storage, ignore_errors=True)
     try:
         tune.Tuner(

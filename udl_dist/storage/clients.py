@@ -12,6 +12,7 @@ from collections.abc import Hashable
 from datetime import timedelta
 from typing import Any
 
+from udl_dist.errors import UsageError
 from udl_dist.storage.fetching import Limits
 from udl_dist.storage.places import Place
 
@@ -62,8 +63,12 @@ def _s3_options(place: Place, limits: Limits) -> dict[str, Any]:
 
 
 def _ambient() -> str:
-    """The endpoint that the environment names."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    """The endpoint that the environment names; messages may show it, so raise UsageError for credentials in it."""
+    named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    if "@" in named:
+        raise UsageError("AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL must not hold credentials: set AWS_ACCESS_KEY_ID "
+                         "and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")  # fmt: skip
+    return named
 
 
 def _is_aws(host: str) -> bool:

@@ -8,11 +8,12 @@ from udl_dist.errors import DataError
 from udl_dist.storage.fetching import PassingError
 
 ERROR = re.compile(r"AWS Error ([A-Z_]+)(?: \(HTTP status (\d+)\))?|Status\(([A-Z_]+)")
-DENIED = {"ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_SIGNATURE", "EXPIRED_TOKEN",
+DENIED = {"ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_SIGNATURE", 
           "INVALID_CLIENT_TOKEN_ID", "UNRECOGNIZED_CLIENT", "MISSING_AUTHENTICATION_TOKEN", "NOT_SIGNED_UP", "401",
-          "403", "PERMISSION_DENIED", "UNAUTHENTICATED", "REQUEST_EXPIRED", "ACCESS_DENIED_EXCEPTION"}  # fmt: skip
+          "403", "PERMISSION_DENIED", "UNAUTHENTICATED", "ACCESS_DENIED_EXCEPTION"}  # fmt: skip
 MISSING = {"NO_SUCH_KEY", "NO_SUCH_BUCKET", "RESOURCE_NOT_FOUND", "404", "NOT_FOUND"}
 MAY_PASS = {"408", "429"}
+EXPIRED = re.compile(r"ExpiredToken|EXPIRED_TOKEN|TokenRefreshRequired|RequestExpired|REQUEST_EXPIRED")
 
 
 def meaning(error: OSError, name: str) -> Exception:
@@ -23,6 +24,9 @@ def meaning(error: OSError, name: str) -> Exception:
     status = found[2] or "" if found else ""
     if isinstance(error, FileNotFoundError) or codes & MISSING:
         return DataError(f"{name!r} is missing: check the path")
+    if EXPIRED.search(text):
+        return DataError(f"{name!r}: the credentials have expired: renew them (AWS_SESSION_TOKEN, AWS_PROFILE); "
+                         "the same command goes on")  # fmt: skip
     if codes & DENIED:
         return DataError(f"{name!r}: access denied: check credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE, "
                          "GOOGLE_APPLICATION_CREDENTIALS) and what they may read")  # fmt: skip
@@ -31,5 +35,8 @@ def meaning(error: OSError, name: str) -> Exception:
                          "name the right endpoint_override, or the region")  # fmt: skip
     said = " ".join(re.sub(r"//[^/@\s]+@", "//", text.partition("operation: ")[2] or text).split())[:160]
     if status == "501" or (status.startswith("4") and status not in MAY_PASS):
-        return DataError(f"{name!r}: refused (HTTP {status}, {said}): check the URI, the region and the endpoint")
+        expired = "whether the credentials have expired, " if status == "400" else ""  # a HEAD does not tell why
+        return DataError(
+            f"{name!r}: refused (HTTP {status}, {said}): check {expired}the URI, the region and the endpoint"
+        )
     return PassingError(" ".join([*sorted(codes), said]))

@@ -1,24 +1,28 @@
-"""Ray's job API, and here only: a job sent, looked at, followed and stopped."""
+"""Ray's job API, and here only: a job sent, looked at, followed and stopped, by plain HTTP through the door.
+
+Ray's own client takes seconds to import, and would send the token through a proxy of the environment, or in its stead
+what `~/.netrc` has for that machine.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
-import os
+import hashlib
+import io
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from udl_dist.errors import ClusterError
-from udl_dist.submitting.door import ADDRESSES, TOKEN_FILE, Door
+from udl_dist.submitting.door import Door
 
 STOP_SECONDS = 120  # for a checkpoint, before Ray kills
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 AGENT_SECONDS = 30.0  # for a cluster that has just been started
 POLL_SECONDS = 0.5
+POLL_BYTES = 2**20  # of a log are asked for once a second at most: each time all of it comes
 TRIES = 5  # to follow on after the connection broke
 
 
@@ -41,95 +45,74 @@ class Client:
     """The jobs of the cluster behind a door."""
 
     def __init__(self, door: Door) -> None:
-        for name in ADDRESSES:  # Ray would let them win over the address given
-            os.environ.pop(name, None)
-        os.environ["RAY_AUTH_MODE"] = "token" if door.closed else "disabled"
-        if door.closed and door.token_file and not os.environ.get("RAY_AUTH_TOKEN"):
-            os.environ[TOKEN_FILE] = str(door.token_file)
-        try:
-            from ray.job_submission import JobSubmissionClient
-
-            logging.getLogger("ray").setLevel(logging.ERROR)
-            for name in ("sdk", "dashboard_sdk"):
-                logging.getLogger(f"ray.dashboard.modules.{'job.sdk' if name == 'sdk' else name}").setLevel("ERROR")
-            with _told(door.address):
-                self._client = JobSubmissionClient(door.address)
-        except ImportError:
-            raise ClusterError("Ray's job client is not installed: pip install 'udl-dist[cluster]'") from None
-        self._address = door.address
+        self._door = door
 
     def submit(self, name: str, command: str, folder: Path) -> None:
         """Start a command in a copy of `folder`; raise ClusterError if there is a job of that name."""
-        environment = {"working_dir": str(folder), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}
+        environment = {"working_dir": self._send(folder), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}
+        job = {"entrypoint": command, "submission_id": name, "runtime_env": environment}
         deadline = time.monotonic() + AGENT_SECONDS
         while True:
             try:
-                with _told(self._address):
-                    self._client.submit_job(entrypoint=command, submission_id=name, runtime_env=environment)
+                self._door.ask("POST", "/api/jobs/", job)
                 return
             except ClusterError as error:
                 if "No available agent" not in str(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(POLL_SECONDS)
 
+    def _send(self, folder: Path) -> str:
+        """Have the files of a folder on the cluster, as Ray packs them; how a job calls them."""
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+                entry = zipfile.ZipInfo(str(file.relative_to(folder)))  # without a time: the same files, the same name
+                entry.external_attr = 0o644 << 16
+                archive.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED)
+        package = f"_ray_pkg_{hashlib.sha256(packed.getvalue()).hexdigest()[:16]}.zip"
+        place = f"/api/packages/gcs/{package}"
+        if self._door.ask("GET", place, missing=False) is False:
+            self._door.ask("PUT", place, packed.getvalue())
+        return f"gcs://{package}"
+
     def jobs(self) -> list[State]:
         """All jobs of ours, the oldest first."""
-        with _told(self._address):
-            listed = self._client.list_jobs()
-        found = [_state(each) for each in listed if (each.submission_id or "").startswith("udl-")]
-        return sorted(found, key=lambda state: state.started_ms)
+        found = [_state(each) for each in self._door.ask("GET", "/api/jobs/")]
+        return sorted((each for each in found if each.name.startswith("udl-")), key=lambda state: state.started_ms)
 
     def look(self, name: str) -> State:
-        with _told(self._address):
-            return _state(self._client.get_job_info(name))
+        return _state(self._door.ask("GET", f"/api/jobs/{name}"))
 
     def stop(self, name: str) -> None:
         """Send the command SIGTERM; Ray kills it if it has not ended in time for a checkpoint."""
-        with _told(self._address):
-            self._client.stop_job(name)
+        self._door.ask("POST", f"/api/jobs/{name}/stop")
 
     def forget(self, name: str) -> None:
         """Take a job that has ended off the list."""
-        with _told(self._address):
-            self._client.delete_job(name)
+        self._door.ask("DELETE", f"/api/jobs/{name}")
 
     def logs(self, name: str) -> str:
         """All that the command has printed."""
-        with _told(self._address):
-            return str(self._client.get_job_logs(name))
+        return str(self._door.ask("GET", f"/api/jobs/{name}/logs")["logs"])
 
     def follow(self, name: str) -> Iterator[str]:
         """What the command prints, until it ends; goes on where it was after a connection broke."""
         shown, tries = 0, 0
-        while tries < TRIES:
-            seen = 0
-            with contextlib.suppress(Exception):  # any kind, of several libraries: asked again below
-                for text in self._tail(name):
-                    seen += len(text)
-                    if seen > shown:
-                        yield text[-(seen - shown) :]
-                        shown, tries = seen, 0
-            if self.look(name).ended:
-                rest = self.logs(name)[shown:]
-                if rest:
-                    yield rest
+        while True:
+            try:
+                ended = self.look(name).ended
+                text = self.logs(name)
+                tries = 0
+            except ClusterError as error:
+                if (tries := tries + 1) == TRIES:
+                    raise ClusterError(f"{error}; {name} may go on: udl status {name}") from None
+                ended, text = False, ""
+            if text[shown:]:
+                yield text[shown:]
+                shown = len(text)
+            if ended:
                 return
-            tries += 1
-            time.sleep(POLL_SECONDS)
-        raise ClusterError(f"{self._address} no longer sends what {name} prints; it may go on: udl status {name}")
-
-    def _tail(self, name: str) -> Iterator[str]:
-        loop = asyncio.new_event_loop()
-        pieces = self._client.tail_job_logs(name)
-        try:
-            while True:
-                try:
-                    yield loop.run_until_complete(pieces.__anext__())
-                except StopAsyncIteration:
-                    return
-        finally:
-            loop.run_until_complete(pieces.aclose())
-            loop.close()
+            time.sleep(POLL_SECONDS + len(text) / POLL_BYTES)
 
     def wait(self, name: str, seconds: float) -> State:
         """How a job ended, or how it stands after so long."""
@@ -139,18 +122,7 @@ class Client:
         return state
 
 
-@contextlib.contextmanager
-def _told(address: str) -> Iterator[None]:
-    """What Ray raises, as one line."""
-    try:
-        yield
-    except (RuntimeError, ConnectionError, OSError, ValueError) as error:
-        said = " ".join(str(error).split())
-        raise ClusterError(f"{address}: {said[:300]}") from None
-
-
-def _state(details: Any) -> State:
-    status = getattr(details.status, "value", details.status)
-    code = details.driver_exit_code
-    return State(details.submission_id or "", str(status), int(code) if code is not None else None,
-                 details.message or "", int(details.start_time or 0))  # fmt: skip
+def _state(told: dict[str, Any]) -> State:
+    code = told.get("driver_exit_code")
+    return State(told.get("submission_id") or "", str(told["status"]), int(code) if code is not None else None,
+                 told.get("message") or "", int(told.get("start_time") or 0))  # fmt: skip

@@ -5,6 +5,7 @@ The token is read from a file, sent to the cluster in a header, and shown to nob
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ipaddress
 import json
@@ -20,6 +21,7 @@ from udl_dist.errors import ClusterError, UsageError
 from udl_dist.settings import as_path
 
 WAIT_SECONDS = 5.0
+JOB_SECONDS = 60.0  # once it is known to answer: it may have to wait for a node
 TOKEN_FILE = "RAY_AUTH_TOKEN_PATH"
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
@@ -33,15 +35,16 @@ class Door:
     closed: bool
     ray_version: str
 
-    def get(self, path: str) -> Any:
-        """What the dashboard answers; raise ClusterError, in one line, if it does not."""
-        return _get(self.address, path, _token(self.token_file) if self.closed else "")
+    def ask(self, method: str, path: str, content: bytes | dict[str, Any] | None = None, missing: Any = None) -> Any:
+        """What the dashboard answers, `missing` if it does not know the path; raise ClusterError, in one line, else."""
+        token = _token(self.token_file) if self.closed else ""
+        return _ask(self.address, path, token, missing, method, content, JOB_SECONDS)
 
 
 def opened(address: str, insecure: bool = False) -> Door:
     """Find the cluster, show the token, and compare versions; raise UsageError or ClusterError for what fails."""
     address, token_file = _found(address)
-    closed = _get(address, "/api/authentication_mode", "", missing={}).get("authentication_mode") not in (
+    closed = _ask(address, "/api/authentication_mode", "", missing={}).get("authentication_mode") not in (
         None, "disabled")  # fmt: skip
     if not (closed or insecure or _is_loopback(address)):
         raise ClusterError(f"{address} asks for no token, so anybody who reaches it runs code there: start it with "
@@ -50,7 +53,7 @@ def opened(address: str, insecure: bool = False) -> Door:
         raise ClusterError(f"the token would go to {address} in clear: use https, or a tunnel (ssh -L "
                            "8265:localhost:8265) and --address http://127.0.0.1:8265, or say --insecure"
                            )  # fmt: skip
-    version = _get(address, "/api/version", _token(token_file) if closed else "").get("ray_version", "")
+    version = _ask(address, "/api/version", _token(token_file) if closed else "").get("ray_version", "")
     door = Door(address, token_file, closed, str(version))
     _refuse_version(door)
     return door
@@ -112,23 +115,39 @@ def _token(file: Path | None) -> str:
     return token
 
 
-def _get(address: str, path: str, token: str, missing: Any = None) -> Any:
-    """Ask the dashboard; `missing` is the answer if it does not know the path."""
-    request = urllib.request.Request(address + path, headers={"Authorization": f"Bearer {token}"} if token else {})
+def _ask(
+    address: str, path: str, token: str, missing: Any = None, method: str = "GET",
+    content: bytes | dict[str, Any] | None = None, seconds: float = 0.0,
+) -> Any:  # fmt: skip
+    """Ask the dashboard; `missing` is the answer if it does not know the path. A dictionary goes as JSON."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    if isinstance(content, dict):
+        content = json.dumps(content).encode()
+        headers["Content-Type"] = "application/json"
+    request = urllib.request.Request(address + path, content, headers, method=method)
     try:
-        with _OPENER.open(request, timeout=WAIT_SECONDS) as answer:
-            return json.load(answer)
+        with _OPENER.open(request, timeout=seconds or WAIT_SECONDS) as answer:
+            return json.loads(answer.read() or b"null")
     except urllib.error.HTTPError as error:
-        error.close()
+        said = _last_line(error)
         if error.code in (401, 403):
             raise ClusterError(f"{address} does not accept the token: is it this cluster's? ({error.code})") from None
         if error.code == 404 and missing is not None:
             return missing
-        raise ClusterError(f"{address} answered {error.code}: is it the dashboard of a Ray cluster?") from None
+        raise ClusterError(f"{address} answered {error.code}{said}: is it the dashboard of a Ray cluster?") from None
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise ClusterError(f"no Ray dashboard at {address} ({_plain(reason)}): is it up, is the address right, does "
                            "the tunnel stand?") from None  # fmt: skip
+
+
+def _last_line(error: urllib.error.HTTPError) -> str:
+    """What a refusal says for itself: it may be a whole traceback."""
+    with contextlib.suppress(OSError, http.client.HTTPException), error:
+        lines = error.read(2**16).decode(errors="replace").split("\n")
+        if said := [line.strip() for line in lines if line.strip()]:
+            return f" ({''.join(each for each in said[-1][:200] if each.isprintable())})"
+    return ""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

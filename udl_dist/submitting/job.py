@@ -45,10 +45,11 @@ class Job:
 
 def load(path: Path, flags: Mapping[str, str]) -> Job:
     """Read a job file, of a run or of a search, as it is to be run on the cluster; a run folder is to be evaluated."""
+    file = path / "experiment.toml" if path.is_dir() else path
+    if file.is_file() and file.stat().st_size > JOB_BYTES:
+        raise UsageError(f"{file} is no job file: it has {file.stat().st_size:,} bytes")
     if path.is_dir():
         return _evaluation(path, flags)
-    if path.is_file() and path.stat().st_size > JOB_BYTES:
-        raise UsageError(f"{path} is no job file: it has {path.stat().st_size:,} bytes")
     if "search" not in experiments.read(path):
         wanted = _travelling(experiments.load(path, flags))
         return _job("train", wanted, wanted.to_toml())

@@ -32,14 +32,14 @@ def packed(toml: str, limit_bytes: int = LIMIT_BYTES) -> Iterator[Parcel]:
     with tempfile.TemporaryDirectory(prefix="udl-parcel-") as made:
         folder = Path(made)
         (folder / JOB_FILE).write_text(toml, encoding="utf-8")
+        sizes = [len(toml.encode()), *(file.stat().st_size for file in files())]
+        if sum(sizes) > limit_bytes:
+            raise UsageError(f"package and job are {sum(sizes):,} bytes, more than {limit_bytes:,}: something that "
+                             f"is not ours lies in {PACKAGE}")  # fmt: skip
         for file in files():
             target = folder / PACKAGE.name / file.relative_to(PACKAGE)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
-        sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
-        if sum(sizes) > limit_bytes:
-            raise UsageError(f"package and job are {sum(sizes):,} bytes, more than {limit_bytes:,}: something that "
-                             f"is not ours lies in {PACKAGE}")  # fmt: skip
         yield Parcel(folder, len(sizes), sum(sizes))
 
 
