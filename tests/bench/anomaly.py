@@ -2,8 +2,8 @@
 
 Each class is left out of training in turn; held-out images of it are odd, those of the others normal. AUROC and what a
 threshold finds of each score, as means over the classes. Settings of the job have a dot (`--data.source MNIST`,
-`--train.epochs 3`), those of `udl evaluate` have none (`--neighbours 5`, `--train-images 0`). One worker, in this process,
-one run after the other; runs in the folder that is kept are measured again, not trained again.
+`--train.epochs 3`), those of `udl evaluate` have none (`--neighbours 5`, `--train-images 0`). One worker, in this
+process, one run after the other; runs in the folder that is kept are measured again, not trained again.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def flags(words: list[str]) -> tuple[dict[str, str], FigureSettings]:
     return job, settings.from_flags(FigureSettings, {"families": "anomaly", **figures})
 
 
-def without(label: str, asked: argparse.Namespace, job: dict[str, str], wanted: FigureSettings, folder: Path) -> Figures:
+def without(label: str, path: Path, job: dict[str, str], wanted: FigureSettings, folder: Path) -> Figures:
     """The figures of a run that never saw one class; trained unless it is there."""
     own = QUIET | job | {"data.without_labels": label, "run.folder": str(folder / label)}
     if not (folder / label).exists():
-        finished(experiments.load(asked.job, own))
+        finished(experiments.load(path, own))
     model = udl_dist.load(folder / label, checkpoint="last")
     found: Figures = evaluate(model, wanted, folder / label / "evaluation.json", lambda *_: None).as_dict()["figures"]
     return found
@@ -70,7 +70,7 @@ def main() -> None:
         for label in labels:
             began = time.perf_counter()
             try:
-                found.append(rows(without(label, asked, *flags(rest), asked.keep or Path(place))))
+                found.append(rows(without(label, asked.job, *flags(rest), asked.keep or Path(place))))
             except UdlError as error:
                 sys.exit(f"{error}")
             print(f"without {label}: {time.perf_counter() - began:.0f} s", flush=True)
