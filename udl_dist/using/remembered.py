@@ -39,7 +39,8 @@ class Remembered:
         path, name = self._place(which, number)
         try:
             with safe_open(path, "pt") as file:
-                facts, rows = file.metadata() or {}, file.get_tensor("features")
+                facts: dict[str, str] = file.metadata() or {}
+                rows: Tensor = file.get_tensor("features")
         except (OSError, SafetensorError):
             return None
         if facts != _facts(name, rows) or rows.dtype != torch.float32 or rows.ndim != 2 or len(rows) != images:
