@@ -132,9 +132,7 @@ def frechet(model: Model, folder: Path, images: int) -> str:
 
     own, others = medians(ours, theirs)
     away = abs(values["ours"] / values["theirs"] - 1)
-    return (
-        f"Fréchet distance of {images:,} × 64: {away:.1e} away, {others / own:.2f} times torchmetrics (goal 1)"
-    )
+    return f"Fréchet distance of {images:,} × 64: {away:.1e} away, {others / own:.2f} times torchmetrics (goal 1)"
 
 
 def wanted(only: str) -> Iterator[Callable[[Model, Path, int], str]]:
