@@ -1,9 +1,8 @@
 """python -m tests.bench.evaluation [--mnist FOLDER] [--images 10000] [--only WHAT]: what figures cost.
 
     forward    an evaluation (reconstruction, ELBO with one latent, distances by a classifier's features) over bare
-               forward passes of the same model on as many images in memory; goal 2
+               forward passes of the same model on as many images in memory; real features known; goal 2
     memory     most memory of a process that takes the bound of 5,000 latents of 256 images; goal 1 GB
-    ranks      one worker under Ray against two of one core each; goal 1.7
     frechet    our Fréchet distance of features against torchmetrics': value and time; goals 1e-6, 1
 
 A dense VAE of 28 px, trained for a few steps; of random blocks of grey unless --mnist names the four IDX files. Times
@@ -28,7 +27,6 @@ import torch
 
 import udl_dist
 from tests.trained import run
-from udl_dist import clusters
 from udl_dist.evaluation import distances
 from udl_dist.evaluation.extractor import Classifier
 from udl_dist.evaluation.settings import FigureSettings
@@ -106,16 +104,6 @@ def memory(model: Model, folder: Path, images: int) -> str:
     return f"bound of 5,000 latents: {float(done.stdout):,.0f} MiB at most (goal 954)"
 
 
-def ranks(model: Model, folder: Path, images: int) -> str:
-    clusters.start("", verbose=False)
-    try:
-        one, two = medians(*(lambda count=count: figures(model, folder, images, workers=count, bound_samples=100)
-                             for count in (1, 2)), turns=1)  # fmt: skip
-    finally:
-        clusters.end()
-    return f"{images:,} images, 100 latents: one worker {one:.1f} s, two {two:.1f} s: {one / two:.2f} times (goal 1.7)"
-
-
 def frechet(model: Model, folder: Path, images: int) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -136,7 +124,7 @@ def frechet(model: Model, folder: Path, images: int) -> str:
 
 
 def wanted(only: str) -> Iterator[Callable[[Model, Path, int], str]]:
-    for work in (forward, memory, ranks, frechet):
+    for work in (forward, memory, frechet):
         if not only or work.__name__ == only:
             yield work
 
@@ -145,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--mnist", default="")
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--only", choices=("forward", "memory", "ranks", "frechet"), default="")
+    parser.add_argument("--only", choices=("forward", "memory", "frechet"), default="")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
