@@ -20,13 +20,17 @@ def run(method: str, source: Path, folder: Path, **flags: str) -> Path:
     """A finished run folder, as `udl train` leaves it."""
     quiet = {"track__mode": "off", "train__report_images": "24", "evaluate__every_images": "60",
              "run__keep_checkpoints": "9", "train__total_images": "480"}  # fmt: skip
-    folder.mkdir(parents=True)
-    experiment: Experiment = asked(method, source, run__folder=str(folder), **(quiet | flags))
-    kept = RunFolder(folder)
+    return finished(asked(method, source, run__folder=str(folder), **(quiet | flags)))
+
+
+def finished(experiment: Experiment) -> Path:
+    """The same of any experiment, trained by one worker in this process."""
+    kept = RunFolder(Path(experiment.run.folder))
+    kept.path.mkdir(parents=True)
     kept.experiment.write_text(experiment.to_toml())
     ended = work(experiment, prepare(experiment.data), Ranks())
     kept.finish({"images": ended["images"], "figures": ended["figures"]})
-    return folder
+    return kept.path
 
 
 def runs(folder: Path) -> dict[str, Path]:

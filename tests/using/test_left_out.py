@@ -90,6 +90,13 @@ def test_the_scores_are_those_of_the_images_themselves(without: Path, tmp_path: 
     assert found == pytest.approx(oddness.auroc(*errors), abs=1e-6)
 
 
+def test_neighbours_are_as_many_as_are_asked_for(without: Path, tmp_path: Path) -> None:
+    few, many = (figures(without, tmp_path / "out.json", neighbours=count)["anomaly_auroc_code_outlier_factor"]
+                 for count in (2, 40))  # fmt: skip
+    assert (few["protocol"]["neighbours"], many["protocol"]["neighbours"]) == (2, 40)
+    assert few["value"] != many["value"]
+
+
 def test_a_run_that_saw_every_class_has_no_such_figures_and_says_why(trained: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no anomaly: no class was left out of its training \(data.without_labels\)"):
         figures(trained["vae"], tmp_path / "out.json")
@@ -102,7 +109,7 @@ def test_too_few_images_are_refused_and_too_few_to_learn_from_leave_neighbours_o
 ) -> None:
     with pytest.raises(UsageError, match="no anomaly: it needs 20 images or more, there are 1; it has "):
         figures(without, tmp_path / "out.json", images=1)
-    found = figures(without, tmp_path / "out.json", train_images=20)
+    found = figures(without, tmp_path / "out.json", train_images=20, neighbours=20)
     assert "anomaly_auroc_code_distance" in found and not any("outlier" in name for name in found)
 
 

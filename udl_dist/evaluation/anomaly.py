@@ -10,7 +10,7 @@ from torch import Tensor
 from udl_dist.evaluation import oddness, pca, plain, similarity
 from udl_dist.evaluation.family import LEFT_OUT, TRAIN, Family, Figure, Seen, Subject, Taken, summed
 
-MOST_NEIGHBOURS = 10_000  # training images that neighbours are looked for among: distances go with their product
+MOST_NEIGHBOURS = 30_000  # training images that neighbours are looked for among: distances go with their product
 Scores = dict[str, Tensor]
 
 
@@ -60,7 +60,8 @@ class Anomaly(Family):
             scores |= self._of_codes(held_out.rows["codes"], train)
         beside = {what: oddness.auroc(score[odd], score[~odd]) for what, score in self._floors(held_out, train).items()}
         left_out = ", ".join(map(str, self.subject.left_out))
-        protocol = {"left_out": left_out, "left_out_n": int(odd.sum()), "neighbours": oddness.NEIGHBOURS}
+        protocol = {"left_out": left_out, "left_out_n": int(odd.sum()), "neighbours": self.subject.asked.neighbours,
+                    "crowd": min(train.images, MOST_NEIGHBOURS)}  # fmt: skip
         found = {f"anomaly_auroc_{name}": Figure(oddness.auroc(score[odd], score[~odd]), None, beside, protocol)
                  for name, score in scores.items()}  # fmt: skip
         return found | {f"anomaly_detected_{name}": self._detected(score[odd], score[~odd], protocol)
@@ -85,9 +86,10 @@ class Anomaly(Family):
 
     def _crowded(self, name: str, rows: Tensor, train: Taken, what: str) -> Scores:
         """The outlier factors under one name; none where training images are too few for neighbours."""
-        if train.images <= oddness.NEIGHBOURS:
+        neighbours = self.subject.asked.neighbours
+        if train.images <= neighbours:
             return {}
-        return {name: oddness.Crowd(self.some(train.rows[what], MOST_NEIGHBOURS)).outlier_factors(rows)}
+        return {name: oddness.Crowd(self.some(train.rows[what], MOST_NEIGHBOURS), neighbours).outlier_factors(rows)}
 
     def _detected(self, odd: Tensor, normal: Tensor, protocol: dict[str, object]) -> Figure:
         """The part that is found by a threshold from one half of the normal images; the other half is the check."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from udl_dist.evaluation import distances
-from udl_dist.evaluation.family import TRAIN, Family, Figure, Seen, Subject, Taken
+from udl_dist.evaluation.family import REAL, TRAIN, Family, Figure, Seen, Subject, Taken
 from udl_dist.methods import chance
 
 CLASS_SCORE = "class_score"  # the inception score, by any classifier
@@ -22,6 +22,7 @@ class Distribution(Family):
 
     name: ClassVar[str] = "distribution"
     learns: ClassVar[bool] = True
+    extracts: ClassVar[bool] = True
     least: ClassVar[int] = 50
 
     @classmethod
@@ -36,7 +37,7 @@ class Distribution(Family):
 
     def take(self, which: str, seen: Seen) -> Taken:
         count, extractor = len(seen.batch.images), self.subject.extractor
-        rows = {"real": extractor.features(seen.batch.images)}
+        rows = {REAL: extractor.features(seen.batch.images) if seen.features is None else seen.features}
         if which != TRAIN and self.subject.sample:
             for number in range(self.subject.asked.seeds):
                 keys = chance.keys(self.subject.asked.seed + number, count, seen.start).to(seen.batch.keys.device)
@@ -44,9 +45,9 @@ class Distribution(Family):
         return Taken(count, rows={name: features.float().cpu() for name, features in rows.items()})
 
     def figures(self, held_out: Taken, train: Taken | None) -> dict[str, Figure]:
-        real, extractor = held_out.rows["real"], self.subject.extractor
+        real, extractor = held_out.rows[REAL], self.subject.extractor
         drawn = [self._compared(real, rows) for name, rows in held_out.rows.items() if name.startswith("fake")]
-        others = self.some(train.rows["real"], len(real)) if train else None
+        others = self.some(train.rows[REAL], len(real)) if train else None
         floor = self._compared(real, others) if others is not None and len(others) > distances.NEIGHBOURS else {}
         protocol = {"extractor": extractor.name, "extractor_sha256": extractor.hash, "generated": len(real),
                     "sampled_from": self.subject.sampled_from, "seeds": len(drawn)}  # fmt: skip

@@ -17,6 +17,7 @@ from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.methods import Batch, Method, Shape
 
 HELD_OUT, TRAIN = "held_out", "train"  # what is measured, and what may be learned from
+REAL = "real"  # rows of features of the images themselves: they depend on no model
 LEFT_OUT = "left_out"  # held-out images of classes that training never saw
 
 
@@ -54,6 +55,7 @@ class Seen:
     batch: Batch
     labels: Tensor  # [B] int64
     start: int
+    features: Tensor | None = None  # [B, F] float32 on the CPU: what the extractor said of these images before
 
 
 @dataclass
@@ -93,6 +95,7 @@ class Family:
     name: ClassVar[str]
     learns: ClassVar[bool] = False  # whether it also goes through training images
     compares: ClassVar[bool] = False  # whether it also goes through those that were left out: they come last in a whole
+    extracts: ClassVar[bool] = False  # whether its rows REAL are what the extractor says of the images
     least: ClassVar[int] = 1  # images that its figures need
 
     def __init__(self, subject: Subject) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-NEIGHBOURS = 20  # Breunig et al. 2000, section 7.1: 10 to 50
 ROWS = 1000  # whose distances to all others are held at a time
 TINY = 1e-10  # a density without bound where rows are equal
 RIDGE = 1e-6  # part of the mean variance added to each: directions without variance say nothing
@@ -32,10 +31,10 @@ def mahalanobis(rows: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:  # [N
 class Crowd:
     """Rows that are normal, and how dense they lie around each of them."""
 
-    def __init__(self, rows: Tensor) -> None:  # [N, F]
+    def __init__(self, rows: Tensor, neighbours: int) -> None:  # [N, F]
         self._centre = rows.double().mean(0)  # distances of rows far from 0 would lose digits
         self._rows = self._centred(rows)
-        self._count = min(NEIGHBOURS, len(rows) - 1)
+        self._count = min(neighbours, len(rows) - 1)
         near = [self._nearest(part, start) for start, part in self._parts(self._rows)]
         distances, places = (torch.cat(found) for found in zip(*near, strict=True))
         self._reach = distances[:, -1]

@@ -57,6 +57,7 @@ class FigureSettings:
                                      "fit-extractor wrote, TorchScript, or a .pt2 of torch.export")  # fmt: skip
     trust_extractor: bool = setting(False, "run an extractor that is code: TorchScript or .pt2 may do whatever you can")
     quantile: float = setting(0.95, "part of normal images below the threshold of an anomaly", above=0, high=1)
+    neighbours: int = setting(10, "neighbours of an outlier factor, among at most 30,000 training images", low=1)
     tsne: bool = setting(False, "a second map of codes, by t-SNE, beside that of their two main directions")
     workers: int = setting(0, "Ray workers that share the images; 0: this process alone", low=0)
     readers: int = setting(1, "threads of each that read and decode ahead", low=0, high=256)
