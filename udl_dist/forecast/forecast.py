@@ -171,7 +171,7 @@ def _joined(
     node = value("node_bytes_per_second", "B/s", note=cached)
     every = value("storage_bytes_per_second", "B/s", node * asked.nodes, f"{ASSUMED}: to each machine as to one")
     gradients = value("gradient_bytes", "B")
-    sync = link = inf
+    sync, link = 0.0, inf
     if asked.nodes * workers > 1:
         within = f"{origin}, within one machine" * bool(asked.nodes > 1)
         sync, link = value("sync_seconds", "s", note=within), value("link_bytes_per_second", "B/s", note=within)

@@ -1,8 +1,8 @@
 """One worker while it is measured: python -m udl_dist.forecast.measure, its task on stdin, its figures on stdout.
 
-The steps are those of the real loop on the job's own images and networks, read and decoded in the loop itself so that
-each second has its place: alone first, then together with the other workers, turn by turn, so that the machine's moods
-meet both.
+The steps are those of the real loop on the job's own images and networks, with its readers at work beside it: alone, and
+together with the other workers, turn by turn, so that the machine's moods meet both. What they wait for data is left out;
+decoding is measured by itself.
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ def steps(task: Task, stream: Stream, learning: Learning, alone: Ranks, together
     group = solo
     if task.world > 1:
         group = Turns(task, stream, new_learning(asked(task, task.world), stream, together), together)
-    batches = stream.batches(0, task.images)
+    here = replace(task.prepared, settings=replace(task.prepared.settings, readers=0))
+    batches = open_streams(here, 0)[0].batches(0, task.images)
     times: dict[str, list[float]] = {"solo": [], "group": [], "decode": [], "host": [], "message": []}
     ends = time.perf_counter() + task.seconds
     while together.from_leader(len(times["solo"]) < LEAST_TURNS or time.perf_counter() < ends):

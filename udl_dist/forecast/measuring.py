@@ -46,9 +46,8 @@ def measure(experiment: Experiment, prepared: Prepared, images: int, workers: in
 
 
 def _bare(experiment: Experiment) -> dict[str, Any]:
-    """The experiment as it is measured: read in the loop itself, gradients averaged, stopped by nothing."""
+    """The experiment as it is measured: stopped by nothing."""
     bare = experiment.to_dict()
-    bare["data"]["readers"] = 0
     bare["train"] |= {"non_finite": "skip", "schedule": "constant"}
     return bare
 

@@ -87,8 +87,6 @@ def reduce_seconds(given: Inputs) -> float:
     Patarasuk & Yuan 2009: no all-reduce sends fewer bytes from each worker.
     """
     workers = given.workers
-    if workers == 1:
-        return 0.0
     messages = given.reduces * given.sync_seconds * log2(workers)
     return messages + 2 * (workers - 1) / workers * given.gradient_bytes / given.link_bytes_per_second
 

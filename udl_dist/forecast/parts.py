@@ -32,7 +32,9 @@ class Parts:
     images: int = setting(0, "of one worker in one step", low=1)
     device: str = setting("", "what computed: cpu, or the name of a GPU")
     processes: int = setting(0, "that worked at the same time, one a worker", low=1)
-    compute_seconds: float = setting(0.0, "a step without data and gradients of others", above=0)
+    compute_seconds: float = setting(
+        0.0, "a step with readers beside it, without its waits for data and gradients", above=0
+    )
     host_seconds: float = setting(0.0, "CPU seconds of a step besides decoding", low=0)
     decode_seconds: float = setting(0.0, "CPU seconds to read, check and decode one image", above=0)
     record_bytes: float = setting(0.0, "mean bytes of an encoded image", above=0)
