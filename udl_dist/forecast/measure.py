@@ -1,8 +1,8 @@
 """One worker while it is measured: python -m udl_dist.forecast.measure, its task on stdin, its figures on stdout.
 
-The steps are those of the real loop on the job's own images and networks, with its readers at work beside it: alone, and
-together with the other workers, turn by turn, so that the machine's moods meet both. What they wait for data is left out;
-decoding is measured by itself.
+The steps are those of the real loop on the job's own images and networks, with its readers at work beside it: alone,
+and together with the other workers, turn by turn, so that the machine's moods meet both. What they wait for data is left
+out; decoding is measured by itself.
 """
 
 from __future__ import annotations
