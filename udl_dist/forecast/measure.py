@@ -1,8 +1,8 @@
 """One worker while it is measured: python -m udl_dist.forecast.measure, its task on stdin, its figures on stdout.
 
 The steps are those of the real loop on the job's own images and networks, with its readers at work beside it: alone,
-and together with the other workers, turn by turn, so that the machine's moods meet both. What they wait for data is left
-out; decoding is measured by itself.
+and together with the other workers, turn by turn, so that the machine's moods meet both. Waits for data are left out,
+decoding is measured by itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -38,8 +38,9 @@ from udl_dist.training.ranks import Ranks, joined
 from udl_dist.training.writer import Copies
 from udl_dist.worker import new_learning
 
+Middle = Callable[[Sequence[float]], float]
 ENDLESS = 10**12  # images
-TURN_SECONDS, LEAST_TURNS, WARM_STEPS, MOST_STEPS = 0.25, 5, 3, 10_000
+LEAST_TURNS, WARM_STEPS, MOST_STEPS = 5, 3, 10_000
 WAIT = "perf/data_wait_seconds"
 READ_SECONDS, REQUESTS, SHARDS, BLOCK_BYTES = 2.0, 16, 64, 2**22
 QUICKEST = 1e12  # bytes a second: a link whose time is lost in the noise
@@ -58,6 +59,7 @@ class Task:
     seconds: float
     meeting: Path
     folder: Path
+    turn_seconds: float = 0.25  # at most
 
 
 def measured(task: Task) -> dict[str, float | str]:
@@ -94,7 +96,7 @@ class Turns:
         began = time.perf_counter()
         next(self._reports(WARM_STEPS))
         each = (time.perf_counter() - began) / WARM_STEPS
-        within = min(TURN_SECONDS, task.seconds / LEAST_TURNS)
+        within = min(task.turn_seconds, task.seconds / LEAST_TURNS)
         self.steps = ranks.from_leader(max(1, min(MOST_STEPS, int(within / each))))
         self._endless = self._reports(self.steps)
 
@@ -103,19 +105,22 @@ class Turns:
         between = Intervals(steps * settings.batch_size, ENDLESS, ENDLESS)
         return train(self._learning, self._stream, None, settings, between, self._ranks)
 
-    def take(self) -> tuple[float, float]:
-        """Seconds of a step without its wait for data, and CPU seconds of it with all."""
+    def take(self) -> tuple[float, float, float]:
+        """Seconds of a step without its wait for data, those of the wait, and CPU seconds of both."""
         began = time.process_time()
         report = next(self._endless)
         while WAIT not in report.figures:  # a step that was left out is told apart
             report = next(self._endless)
         cpu = time.process_time() - began
         images = self.steps * self._task.images * self._ranks.world
-        seconds = images / report.figures["perf/images_per_second"] - report.figures[WAIT]
-        return seconds / self.steps, cpu / self.steps
+        waited = report.figures[WAIT]
+        seconds = images / report.figures["perf/images_per_second"] - waited
+        return seconds / self.steps, waited / self.steps, cpu / self.steps
 
 
-def steps(task: Task, stream: Stream, learning: Learning, alone: Ranks, together: Ranks) -> dict[str, float]:
+def steps(
+    task: Task, stream: Stream, learning: Learning, alone: Ranks, together: Ranks, middle_of: Middle = statistics.median
+) -> dict[str, float]:
     """Seconds of a step by what they are for; medians over turns."""
     solo = Turns(task, stream, learning, alone)
     group = solo
@@ -126,18 +131,18 @@ def steps(task: Task, stream: Stream, learning: Learning, alone: Ranks, together
     times: dict[str, list[float]] = {"solo": [], "group": [], "decode": [], "host": [], "message": []}
     ends = time.perf_counter() + task.seconds
     while together.from_leader(len(times["solo"]) < LEAST_TURNS or time.perf_counter() < ends):
-        took, cpu = solo.take()
+        took, _, cpu = solo.take()
         times["solo"].append(took)
         began = time.perf_counter()
         for _batch in islice(batches, solo.steps):
             pass
         times["decode"].append((time.perf_counter() - began) / solo.steps)
         if task.world > 1:
-            took, cpu = group.take()
+            took, _, cpu = group.take()
             times["group"].append(took)
             times["message"].append(message(together))
         times["host"].append(cpu)
-    middle = {name: statistics.median(values or [0.0]) for name, values in times.items()}
+    middle = {name: middle_of(values or [0.0]) for name, values in times.items()}
     sums = [(sum(value.nbytes for value in each.parameters()), 1 / each.phase.every) for each in learning.turns]
     gradients, reduces = sum(size * often for size, often in sums), sum(often for _, often in sums)
     found = {
