@@ -37,6 +37,8 @@ ALLOWED = {
     "clusters": {"experiment", "guardian", "recovery", "training"},
     "nodes": {"mirror", "storage", "experiment", "recovery", "runs", "stream"},
     "plan": {"experiment", "evaluation", "methods", "packing"},
+    "forecast": {"session", "plan", "experiment", "packing", "stream", "training", "worker", "recovery", "storage",
+                 "shards", "disk"},
     "terminal": {"disk", "runs"},
     "scribe": {"mirror", "experiment", "methods", "stream", "training", "evaluation", "runs", "tracking",
                "disk"},

@@ -11,7 +11,7 @@ from udl_dist import methods
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import COST
 from udl_dist.experiment import Experiment
-from udl_dist.packing.survey import survey
+from udl_dist.packing.survey import Survey, survey
 
 FLOAT_BYTES = 4
 # A rank before it has a network: Python, torch, Ray and W&B, measured as the least `perf/memory_bytes` of small runs.
@@ -73,15 +73,18 @@ class Plan:
         return asdict(self)
 
 
-def plan(experiment: Experiment) -> Plan:
-    """Work out the plan; raise UsageError or DataError for whatever can be refused before a machine is taken."""
+def plan(experiment: Experiment, seen: Survey | None = None) -> Plan:
+    """Work out the plan; raise UsageError or DataError for whatever can be refused before a machine is taken.
+
+    `seen` stands in for the counts of its data.
+    """
     train, run = experiment.train, experiment.run
     least, workers = run.least_workers, run.most_workers
     if train.batch_size < workers * train.accumulate:
         parts = f" x train.accumulate = {train.accumulate}" if train.accumulate > 1 else ""
         raise UsageError(f"train.batch_size = {train.batch_size} is less than run.workers = {run.workers}{parts}: "
                          "every worker needs an image in every step")  # fmt: skip
-    seen = survey(experiment.data)
+    seen = seen or survey(experiment.data)
     if 0 < seen.held_out_records < workers:
         raise UsageError(f"{seen.held_out_records} held-out images cannot be shared by run.workers = {run.workers}: "
                          "raise data.held_out_fraction")  # fmt: skip

@@ -155,7 +155,7 @@ def _value(kind: Any, value: Any, name: str, limits: Mapping[str, Any]) -> Any:
         return from_dict(kind, value, name + ".")  # type: ignore[arg-type]
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(_value(get_args(kind)[0], entry, name, limits) for entry in value)
-    if kind is float and type(value) is int:
+    if type(value) is int and not _fits(kind, value) and _fits(kind, float(value)):
         value = float(value)
     if not _fits(kind, value):
         raise UsageError(f"{name} must be {in_words(kind)}, not {value!r}")

@@ -91,7 +91,7 @@ def _attempt(task: Task, rollbacks: int) -> dict[str, Any]:
     )  # fmt: skip
     stream, held_out = open_feed(prepared, experiment.train.seed, batch_memory(ranks.device),
                                  experiment.evaluate.images)  # fmt: skip
-    learning = _learning(experiment, stream, ranks)
+    learning = new_learning(experiment, stream, ranks)
     start, kept = _resume(task, learning, stream)
     if rollbacks > kept.rollbacks:
         kept = replace(kept, rollbacks=rollbacks, skips=0)
@@ -201,7 +201,8 @@ def intervals(experiment: Experiment, total: int, held_out: int) -> Intervals:
                      checkpoint, evaluate.at_images)  # fmt: skip
 
 
-def _learning(experiment: Experiment, stream: Feed, ranks: Ranks) -> Learning:
+def new_learning(experiment: Experiment, stream: Feed, ranks: Ranks) -> Learning:
+    """The method of an experiment with its first weights, as it learns from this stream."""
     method = methods.find(experiment.method_name)(experiment.method, stream.shape)
     torch.manual_seed(experiment.train.seed)  # the same first weights on every rank
     method.build()
