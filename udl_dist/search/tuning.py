@@ -197,7 +197,7 @@ class _Desk(FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         self._take(result)
-        for kept in (trial.metric_analysis, trial.metric_n_steps):  # 15 of the 25 KB that Tune holds of a trial for ever
+        for kept in (trial.metric_analysis, trial.metric_n_steps):  # 15 of 25 KB that Tune holds of a trial
             kept.clear()
 
     def _take(self, result: dict[str, Any]) -> None:
