@@ -1,7 +1,8 @@
 """python -m tests.bench.search_kills [--kills 20] [--trials 32]: kill -9 to the head of a search at random.
 
-Each start is the whole command with a Ray of its own. In the end all trials have ended, none twice, and every line of
-the journal is that of a search that was never disturbed (trained in this process, one trial after the other).
+The kills are spread over the search: each comes within two seconds after a random number of trials have ended. Each
+start is the whole command with a Ray of its own. In the end all trials have ended, none twice, and every line of the
+journal is that of a search that was never disturbed (trained in this process, one trial after the other).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tests.search.simulated import conductor, journal_of, trained
 from tests.training.learn import packed
 from udl_dist.search.journal import Journal
 
-IMAGES = 38_400  # so many that the last kill comes before the last trial
+IMAGES = 19_200
 
 
 def main() -> None:
@@ -55,13 +56,13 @@ def suite(folder: Path, kills: int, trials: int, chance: random.Random) -> None:
     trained(whole := conductor(wanted(source, folder / "whole", flags=flags, **plain), rule=True))
     job, journal = folder / "job.toml", folder / "cut" / "trials.jsonl"
     job.write_text(wanted(source, folder / "cut", flags=flags, **plain).to_toml())
-    killed = starts = 0
+    moments, killed, starts = sorted(chance.randrange(trials - 1) for _ in range(kills)), 0, 0
     while True:
         starts += 1
         process = subprocess.Popen([sys.executable, "-m", "udl_dist", "search", str(job)], stdout=subprocess.PIPE,
                                    stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
         if killed < kills:
-            at_work(process, folder / "cut" / "trials")
+            at_work(process, folder / "cut", moments[killed])
         try:
             out, _ = process.communicate(timeout=chance.uniform(0, 2) if killed < kills else 900)
             break
@@ -77,14 +78,17 @@ def suite(folder: Path, kills: int, trials: int, chance: random.Random) -> None:
     print(f"{killed} kills, {starts} starts: {len(lines)} lines, {len(Journal(journal).lines)} trials, "
           f"{'all as undisturbed' if same else 'DIFFERENT'}")  # fmt: skip
     assert same
+    assert killed == kills, "the search ended before the last kill"
     assert len(lines) == len(whole.journal.lines) == trials
 
 
-def at_work(process: subprocess.Popen[bytes], trials: Path) -> None:
-    """Wait until a trial gets somewhere in this start, or the search has ended."""
-    began = time.time()
+def at_work(process: subprocess.Popen[bytes], search: Path, ended: int) -> None:
+    """Wait until so many trials have ended and one gets somewhere in this start, or the search is over."""
+    began, journal = time.time(), search / "trials.jsonl"
     while process.poll() is None:
-        if any(path.stat().st_mtime > began for path in trials.glob("*/curves.jsonl")):
+        if (not ended or (journal.exists() and journal.read_bytes().count(b"\n") >= ended)) and any(
+            path.stat().st_mtime > began for path in (search / "trials").glob("*/curves.jsonl")
+        ):
             return
         time.sleep(0.1)
 

@@ -127,7 +127,8 @@ def _latent(search: Search, good: Sequence[Line], floor: Mapping[int, float]) ->
     axes = figure.subplots()
     for state, mark in (("stopped", "x"), ("complete", "o")):
         some = [line for line in good if line.state == state]
-        axes.plot([line.settings[LATENT] for line in some], shown(some), mark, color="tab:blue", label=state)
+        if some:
+            axes.plot([line.settings[LATENT] for line in some], shown(some), mark, color="tab:blue", label=state)
     drawn = floor if search.settings.metric[0] == "val/mse" else {}
     if drawn:
         axes.plot(list(drawn), list(drawn.values()), color=matplotlib.rcParams["text.color"], lw=1, label="PCA")
@@ -135,6 +136,8 @@ def _latent(search: Search, good: Sequence[Line], floor: Mapping[int, float]) ->
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set(xlabel=LATENT, ylabel=search.settings.metric[0])
     _readable(axes, [*shown(good), *drawn.values()], search.settings.mode == "min")
+    if drawn:  # the worst trials may be out of sight, no part of this line
+        axes.set_ylim(top=max(axes.get_ylim()[1], 1.05 * max(drawn.values())))
     axes.legend()
     return figure
 
@@ -213,7 +216,7 @@ def _labelled(axes: Axes, first: Axis, second: Axis | None) -> None:
 
 
 def _readable(axes: Axes, values: Sequence[float], least_is_best: bool = True) -> None:
-    """A scale on which the best can be told apart: logarithmic where all are positive, cut above the worst tenth."""
+    """A scale on which the best can be told apart: logarithmic where all are positive, the worst are cut off."""
     if not values:
         return
     low, top = min(values), float(np.quantile(values, 0.97)) if least_is_best else max(values)
