@@ -105,7 +105,8 @@ def test_a_stopped_job_leaves_a_checkpoint_and_goes_on_when_submitted_again(tmp_
     refused(udl("stop", first["id"]), 2, "has ended already: stopped")
     refused(udl("stop", "udl-unknown-0123456789ab"), 2, "no job udl-unknown-0123456789ab on this cluster")
     udl("submit", *asked)
-    until(lambda: "resumed after" in (folder / "messages.log").read_text())
+    messages = folder / "messages.log"
+    until(lambda: messages.exists() and "resumed after" in messages.read_text())
     assert udl("status", *asked).stdout == f"{first['id']}-2  running\n"
     udl("stop", *asked)
 
