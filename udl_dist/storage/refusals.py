@@ -8,7 +8,7 @@ from udl_dist.errors import DataError
 from udl_dist.storage.fetching import PassingError
 
 ERROR = re.compile(r"AWS Error ([A-Z_]+)(?: \(HTTP status (\d+)\))?|Status\(([A-Z_]+)")
-DENIED = {"ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_SIGNATURE", 
+DENIED = {"ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_SIGNATURE",
           "INVALID_CLIENT_TOKEN_ID", "UNRECOGNIZED_CLIENT", "MISSING_AUTHENTICATION_TOKEN", "NOT_SIGNED_UP", "401",
           "403", "PERMISSION_DENIED", "UNAUTHENTICATED", "ACCESS_DENIED_EXCEPTION"}  # fmt: skip
 MISSING = {"NO_SUCH_KEY", "NO_SUCH_BUCKET", "RESOURCE_NOT_FOUND", "404", "NOT_FOUND"}
@@ -36,7 +36,6 @@ def meaning(error: OSError, name: str) -> Exception:
     said = " ".join(re.sub(r"//[^/@\s]+@", "//", text.partition("operation: ")[2] or text).split())[:160]
     if status == "501" or (status.startswith("4") and status not in MAY_PASS):
         expired = "whether the credentials have expired, " if status == "400" else ""  # a HEAD does not tell why
-        return DataError(
-            f"{name!r}: refused (HTTP {status}, {said}): check {expired}the URI, the region and the endpoint"
-        )
+        return DataError(f"{name!r}: refused (HTTP {status}, {said}): check {expired}the URI, the region and the "
+                         "endpoint")  # fmt: skip
     return PassingError(" ".join([*sorted(codes), said]))
