@@ -11,7 +11,7 @@ from udl_dist.methods.frechet import between
 
 NEIGHBOURS = 5  # Naeem et al. 2020, section 4
 OF_NEIGHBOURS = ("precision", "recall", "density", "coverage")
-ROWS = 1000  # whose distances to all others are held at a time
+ROWS = 200  # whose distances to all others are held at a time: with 1000 most time went into getting memory
 
 
 def frechet(real: Tensor, fake: Tensor) -> float:  # [N, F], [M, F]
@@ -37,11 +37,11 @@ def neighbours(real: Tensor, fake: Tensor) -> dict[str, float]:
     for distances in _distances(fake, real):
         inside = distances <= real_radii
         found[0] += inside.any(1).sum()
-        found[2] += inside.sum() / NEIGHBOURS
+        found[2] += inside.sum()
     for start, distances in zip(range(0, len(real), ROWS), _distances(real, fake), strict=True):
         found[1] += (distances <= fake_radii).any(1).sum()
         found[3] += (distances.min(1).values <= real_radii[start : start + ROWS]).sum()
-    shares = found / torch.tensor([len(fake), len(real), len(fake), len(real)])
+    shares = found / torch.tensor([len(fake), len(real), NEIGHBOURS * len(fake), len(real)])
     return dict(zip(OF_NEIGHBOURS, shares.tolist(), strict=True))
 
 
@@ -55,15 +55,16 @@ def class_score(logits: Tensor) -> float:  # [N, classes]
 def _kernel_sum(first: Tensor, second: Tensor, same: bool) -> float:
     """The sum of the kernel over all pairs; of a set and itself without those of one with itself."""
     first, second = first.double(), second.double()
-    width = first.shape[1]
-    total = sum(((part @ second.T / width + 1) ** 3).sum() for part in torch.split(first, ROWS))
+    width, one = first.shape[1], torch.ones((), dtype=first.dtype, device=first.device)
+    total = sum(torch.addmm(one, part, second.T, alpha=1 / width).pow_(3).sum() for part in torch.split(first, ROWS))
     own = ((first.square().sum(1) / width + 1) ** 3).sum() if same else 0.0
     return float(total - own)
 
 
 def _radii(rows: Tensor) -> Tensor:  # [N, F] -> [N]
     """How far the k-th nearest other one is."""
-    return torch.cat([distances.kthvalue(NEIGHBOURS + 1).values for distances in _distances(rows, rows)])
+    nearest = [distances.topk(NEIGHBOURS + 1, largest=False).values for distances in _distances(rows, rows)]
+    return torch.cat(nearest)[:, -1]
 
 
 def _distances(first: Tensor, second: Tensor) -> Iterator[Tensor]:
