@@ -8,6 +8,11 @@ import pytest
 import torch
 
 from udl_dist.evaluation import distances
+from udl_dist.evaluation.distances import Real
+
+
+def of(rows: torch.Tensor) -> Real:
+    return Real.of(rows, rows)
 
 
 def sets(real: int = 60, fake: int = 50, width: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
@@ -22,9 +27,9 @@ def test_frechet_and_kernel_distances_are_those_of_torchmetrics() -> None:
 
     real, fake = (rows.double() for rows in sets())
     expected = _compute_fid(real.mean(0), torch.cov(real.T), fake.mean(0), torch.cov(fake.T))
-    assert distances.frechet(real, fake) == pytest.approx(float(expected), abs=1e-6)
-    assert distances.kernel(real, fake[:60]) == pytest.approx(_slow_kernel(real, fake), abs=1e-9)
-    assert distances.kernel(real[:50], fake) == pytest.approx(float(poly_mmd(real[:50], fake)), abs=1e-6)
+    assert of(real).frechet(fake) == pytest.approx(float(expected), abs=1e-6)
+    assert of(real).kernel(fake[:60]) == pytest.approx(_slow_kernel(real, fake), abs=1e-9)
+    assert of(real[:50]).kernel(fake) == pytest.approx(float(poly_mmd(real[:50], fake)), abs=1e-6)
 
 
 def _slow_kernel(real: torch.Tensor, fake: torch.Tensor) -> float:
@@ -51,11 +56,11 @@ def test_the_distance_of_shifted_and_stretched_gaussians_is_its_closed_form() ->
     rows = torch.randn(200, 4, dtype=torch.float64)
     rows = (rows - rows.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(rows.T))).T  # exactly N(0, 1)
     shift = torch.tensor([3.0, 0.0, -1.0, 0.5], dtype=torch.float64)
-    assert distances.frechet(rows, rows + shift) == pytest.approx(float(shift.square().sum()), abs=1e-9)
-    assert distances.frechet(rows, 2 * rows) == pytest.approx(4.0, abs=1e-9)  # Σ (2 - 1)²
-    assert distances.frechet(rows, rows) == pytest.approx(0.0, abs=1e-9)
+    assert of(rows).frechet(rows + shift) == pytest.approx(float(shift.square().sum()), abs=1e-9)
+    assert of(rows).frechet(2 * rows) == pytest.approx(4.0, abs=1e-9)  # Σ (2 - 1)²
+    assert of(rows).frechet(rows) == pytest.approx(0.0, abs=1e-9)
     flat = rows * torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64)  # no variance in two directions
-    assert distances.frechet(rows, flat) == pytest.approx(2.0, abs=1e-9)
+    assert of(rows).frechet(flat) == pytest.approx(2.0, abs=1e-9)
 
 
 def test_neighbours_are_those_that_are_counted_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,12 +73,12 @@ def test_neighbours_are_those_that_are_counted_by_hand(monkeypatch: pytest.Monke
                 "density": float((across <= radii).float().sum() / (k * len(fake))),
                 "coverage": float((across.T.min(1).values <= radii).float().mean())}  # fmt: skip
     monkeypatch.setattr(distances, "ROWS", 4)
-    assert distances.neighbours(real, fake) == pytest.approx(expected)
+    assert of(real).neighbours(fake) == pytest.approx(expected)
 
 
 def test_a_set_covers_itself_and_nothing_far_away() -> None:
     real, _ = sets()
-    assert distances.neighbours(real, real) == pytest.approx(
+    assert of(real).neighbours(real) == pytest.approx(
         {"precision": 1, "recall": 1, "coverage": 1, "density": 1.2}, rel=0.2
     )
-    assert distances.neighbours(real, real + 100) == dict.fromkeys(("precision", "recall", "density", "coverage"), 0.0)
+    assert of(real).neighbours(real + 100) == dict.fromkeys(("precision", "recall", "density", "coverage"), 0.0)

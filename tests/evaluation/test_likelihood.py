@@ -67,7 +67,7 @@ def measured(method: Any, some: Batch, shape: tuple[int, int, int] = SHAPE, **as
     family = Likelihood(Subject(method, shape, method.settings.latent_dim, wanted, Pixels(), None, ""))
     with torch.no_grad():
         taken = family.take(HELD_OUT, Seen(some, torch.zeros(len(some.images), dtype=torch.int64), 0))
-    return family.figures(taken, None)
+    return family.figures(taken, None, {})
 
 
 def test_the_bound_of_many_latents_is_the_likelihood_of_a_linear_model(linear: Any) -> None:

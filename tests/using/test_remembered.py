@@ -1,12 +1,14 @@
-"""Features of real images are extracted once; figures are the same to the bit, whatever lies in the cache."""
+"""What real images alone say is worked out once; figures are the same to the bit, whatever lies in the cache."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 import udl_dist
@@ -15,6 +17,7 @@ from udl_dist.evaluation.extractor import Classifier
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.using import remembered
 from udl_dist.using.evaluating import evaluate
+from udl_dist.using.measuring import Measuring, Part
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def trained_here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cache(trained_here: Path) -> Path:
-    folder = trained_here.parent / "features"
+    folder = trained_here.parent / "references"
     for path in folder.glob("*"):
         path.unlink()
     return folder
@@ -49,9 +52,10 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def measured(run_folder: Path, out: Path, workers: int = 0, seed: int = 0) -> bytes:
-    asked = FigureSettings(families=("distribution",), seeds=1, seed=seed, workers=workers,
-                           extractor=str(run_folder.parent / "extractor.safetensors"))  # fmt: skip
+def measured(run_folder: Path, out: Path, **asked_for: Any) -> bytes:
+    wanted: dict[str, Any] = {"families": ("distribution",), "seeds": 1,
+              "extractor": str(run_folder.parent / "extractor.safetensors")} | asked_for  # fmt: skip
+    asked = FigureSettings(**wanted)
     evaluate(udl_dist.load(run_folder), asked, out, lambda done, total: None)
     return out.read_bytes()
 
@@ -65,7 +69,38 @@ def test_a_second_evaluation_looks_at_generated_images_alone(
     assert measured(trained_here, tmp_path / "2.json") == first
     held_out = everything - 400  # real ones, training and held out, are 400
     assert sum(looked) == held_out
-    assert len(list(cache.iterdir())) == 3  # two parts of training images, one of held-out ones
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_what_is_known_costs_no_training_image(
+    trained_here: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    original = Measuring.part
+
+    def part(self: Measuring, which: str, number: int) -> Part:
+        made.append(which)
+        return original(self, which, number)
+
+    monkeypatch.setattr(Measuring, "part", part)
+    asked: dict[str, Any] = {"families": ("reconstruction", "likelihood", "distribution")}
+    first = measured(trained_here, tmp_path / "1.json", **asked)
+    assert {"held_out", "train"} == set(made)
+    assert len(list(cache.iterdir())) == 3
+    made.clear()
+    assert measured(trained_here, tmp_path / "2.json", **asked) == first
+    assert {"held_out"} == set(made)
+    made.clear()
+    measured(trained_here, tmp_path / "3.json", seed=1, **asked)  # other training images in the floor
+    assert {"held_out", "train"} == set(made)
+
+
+def test_codes_are_measured_anew_and_pixels_are_not(trained_here: Path, cache: Path, tmp_path: Path) -> None:
+    first = measured(trained_here, tmp_path / "1.json", families=("representation",))
+    assert len(list(cache.iterdir())) == 1
+    assert measured(trained_here, tmp_path / "2.json", families=("representation",)) == first
+    figures = json.loads(first)["figures"]
+    assert all("raw pixels" in one["floor"] for one in figures.values())
 
 
 def test_a_damaged_or_foreign_file_is_made_anew(
@@ -73,34 +108,44 @@ def test_a_damaged_or_foreign_file_is_made_anew(
 ) -> None:
     first = measured(trained_here, tmp_path / "1.json")
     everything = sum(looked)
-    kept = sorted(cache.iterdir())
-    good = [path.read_bytes() for path in kept]
-    flipped = bytearray(good[0])
+    (kept,) = cache.iterdir()
+    good = kept.read_bytes()
+    measured(trained_here, tmp_path / "other.json", seed=1)
+    (other,) = (path.read_bytes() for path in cache.iterdir() if path != kept)
+    flipped = bytearray(good)
     flipped[-3] ^= 1
-    kept[0].write_bytes(flipped)
-    kept[1].write_bytes(good[0])  # whole, and of another part
-    save_file({"features": load_file(kept[2])["features"] + 1}, kept[2])  # without its facts
+    without_facts = save({name: value + 1 for name, value in load(good).items()})
+    for bad in (bytes(flipped), other, without_facts, b"torn", b""):
+        kept.write_bytes(bad)
+        looked.clear()
+        assert measured(trained_here, tmp_path / "2.json") == first
+        assert sum(looked) == everything
+        looked.clear()
+        assert measured(trained_here, tmp_path / "3.json") == first
+        assert sum(looked) == everything - 400  # mended
+
+
+def test_what_another_program_worked_out_is_not_taken(
+    trained_here: Path, cache: Path, looked: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured(trained_here, tmp_path / "1.json")
+    everything = sum(looked)
     looked.clear()
-    assert measured(trained_here, tmp_path / "2.json") == first
+    monkeypatch.setattr(remembered, "_program", lambda: "a later version")
+    measured(trained_here, tmp_path / "2.json")
     assert sum(looked) == everything
-    looked.clear()
-    assert measured(trained_here, tmp_path / "4.json") == first
-    assert sum(looked) == everything - 400  # mended
-    for path in kept:
-        path.write_bytes(b"torn")
-    assert measured(trained_here, tmp_path / "3.json") == first
+    assert len(list(cache.iterdir())) == 2
 
 
 def test_no_more_is_kept_than_is_allowed_and_a_cache_that_cannot_be_written_costs_no_figure(
     trained_here: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = measured(trained_here, tmp_path / "1.json")
-    largest = max(path.stat().st_size for path in cache.iterdir())
-    for path in cache.iterdir():
-        path.unlink()
-    monkeypatch.setattr(remembered, "MOST_BYTES", largest)
-    measured(trained_here, tmp_path / "2.json")
+    (kept,) = cache.iterdir()
+    monkeypatch.setattr(remembered, "MOST_BYTES", kept.stat().st_size)
+    measured(trained_here, tmp_path / "2.json", seed=1)
     assert len(list(cache.iterdir())) == 1
+    assert not kept.exists()
     next(cache.iterdir()).unlink()
     cache.rmdir()
     cache.write_text("a file where a folder should be")
@@ -116,9 +161,9 @@ def test_two_workers_make_the_same_bytes_with_and_without_what_is_remembered(
     trained_here: Path, cache: Path, looked: list[int], tmp_path: Path
 ) -> None:
     bare = measured(trained_here, tmp_path / "1.json", workers=2)
-    assert len(list(cache.iterdir())) == 3
+    assert len(list(cache.iterdir())) == 1
     assert measured(trained_here, tmp_path / "2.json", workers=2) == bare
-    assert measured(trained_here, tmp_path / "3.json") == bare  # from what the workers kept
+    assert measured(trained_here, tmp_path / "3.json") == bare
     for path in cache.iterdir():
         path.unlink()
     assert measured(trained_here, tmp_path / "4.json") == bare

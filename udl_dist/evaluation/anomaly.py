@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -39,7 +40,7 @@ class Anomaly(Family):
 
     def take(self, which: str, seen: Seen) -> Taken:
         images, method = seen.batch.images, self.subject.method
-        rows = {"pixels": plain.pixels(images)}
+        rows = {} if self.known else {"pixels": plain.pixels(images)}
         if self._encodes:
             rows["codes"] = method.encode(images)
         if which == TRAIN:
@@ -51,14 +52,26 @@ class Anomaly(Family):
         rows["left_out"] = torch.full((len(images),), float(which == LEFT_OUT))
         return Taken(len(images), rows={name: value.cpu() for name, value in rows.items()})
 
-    def figures(self, held_out: Taken, train: Taken | None) -> dict[str, Figure]:
+    def refers_to(self) -> dict[str, object]:
+        asked = self.subject.asked
+        return {"left_out": self.subject.left_out, "latent_dim": self.subject.latent_dim,
+                "neighbours": asked.neighbours, "seed": asked.seed}  # fmt: skip
+
+    def reference(self, held_out: Taken, train: Taken | None) -> dict[str, Tensor]:
+        """The AUROCs of PCA with as many numbers and of the pixels themselves."""
+        assert train, "a run in which classes were left out has training images"
+        odd = held_out.rows["left_out"] > 0
+        return {what: torch.tensor(oddness.auroc(score[odd], score[~odd]), dtype=torch.float64)
+                for what, score in self._floors(held_out, train).items()}  # fmt: skip
+
+    def figures(self, held_out: Taken, train: Taken | None, reference: Mapping[str, Tensor]) -> dict[str, Figure]:
         assert train, "a run in which classes were left out has training images"
         odd = held_out.rows["left_out"] > 0
         scores: Scores = {name: held_out.rows[name].double() for name in ("reconstruction", "negative_elbo")
                   if name in held_out.rows}  # fmt: skip
         if self._encodes:
             scores |= self._of_codes(held_out.rows["codes"], train)
-        beside = {what: oddness.auroc(score[odd], score[~odd]) for what, score in self._floors(held_out, train).items()}
+        beside = {what: float(value) for what, value in reference.items()}
         left_out = ", ".join(map(str, self.subject.left_out))
         protocol = {"left_out": left_out, "left_out_n": int(odd.sum()), "neighbours": self.subject.asked.neighbours,
                     "crowd": min(train.images, MOST_NEIGHBOURS)}  # fmt: skip
@@ -74,7 +87,7 @@ class Anomaly(Family):
         return found
 
     def _floors(self, held_out: Taken, train: Taken) -> Scores:
-        """What needs no network: PCA with as many numbers, and the pixels themselves."""
+        """What needs no network."""
         pixels, count = held_out.rows["pixels"], self.subject.latent_dim
         away = pixels.double() - train.mean("pixels")
         found = {"raw pixels, distance from the mean": away.square().sum(1)}

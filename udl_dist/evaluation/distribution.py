@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from udl_dist.evaluation import distances
-from udl_dist.evaluation.family import REAL, TRAIN, Family, Figure, Seen, Subject, Taken
+from udl_dist.evaluation.distances import Real
+from udl_dist.evaluation.family import TRAIN, Family, Figure, Seen, Subject, Taken
 from udl_dist.methods import chance
 
+REAL = "real"  # rows of features of the images themselves
+FLOOR = "floor of "  # what training images have in the place of generated ones
 CLASS_SCORE = "class_score"  # the inception score, by any classifier
 
 
@@ -21,8 +26,7 @@ class Distribution(Family):
     """
 
     name: ClassVar[str] = "distribution"
-    learns: ClassVar[bool] = True
-    extracts: ClassVar[bool] = True
+    refers: ClassVar[bool] = True
     least: ClassVar[int] = 50
 
     @classmethod
@@ -35,33 +39,48 @@ class Distribution(Family):
             CLASS_SCORE: f"the extractor ({subject.extractor.name}) is no classifier: make one with udl fit-extractor"
         }  # fmt: skip
 
+    def refers_to(self) -> dict[str, object]:
+        asked, extractor = self.subject.asked, self.subject.extractor
+        return {"extractor": [extractor.name, extractor.hash], "pairs": asked.pairs, "seed": asked.seed}
+
     def take(self, which: str, seen: Seen) -> Taken:
         count, extractor = len(seen.batch.images), self.subject.extractor
-        rows = {REAL: extractor.features(seen.batch.images) if seen.features is None else seen.features}
+        rows = {} if self.known else {REAL: extractor.features(seen.batch.images)}
         if which != TRAIN and self.subject.sample:
             for number in range(self.subject.asked.seeds):
                 keys = chance.keys(self.subject.asked.seed + number, count, seen.start).to(seen.batch.keys.device)
                 rows[f"fake {number}"] = extractor.features(self.subject.sample(keys))
         return Taken(count, rows={name: features.float().cpu() for name, features in rows.items()})
 
-    def figures(self, held_out: Taken, train: Taken | None) -> dict[str, Figure]:
-        real, extractor = held_out.rows[REAL], self.subject.extractor
+    def reference(self, held_out: Taken, train: Taken | None) -> dict[str, Tensor]:
+        rows = held_out.rows[REAL]
+        real = Real.of(rows, self._near(rows))
+        others = self.some(train.rows[REAL], len(rows)) if train else rows[:0]
+        floor = self._compared(real, others) if len(others) > distances.NEIGHBOURS else {}
+        return vars(real) | {"others": torch.tensor(len(others))} | {
+            FLOOR + name: torch.tensor(value, dtype=torch.float64) for name, value in floor.items()}  # fmt: skip
+
+    def figures(self, held_out: Taken, train: Taken | None, reference: Mapping[str, Tensor]) -> dict[str, Figure]:
+        real, extractor = Real(**{field.name: reference[field.name] for field in fields(Real)}), self.subject.extractor
         drawn = [self._compared(real, rows) for name, rows in held_out.rows.items() if name.startswith("fake")]
-        others = self.some(train.rows[REAL], len(real)) if train else None
-        floor = self._compared(real, others) if others is not None and len(others) > distances.NEIGHBOURS else {}
-        protocol = {"extractor": extractor.name, "extractor_sha256": extractor.hash, "generated": len(real),
+        protocol = {"extractor": extractor.name, "extractor_sha256": extractor.hash, "generated": held_out.images,
                     "sampled_from": self.subject.sampled_from, "seeds": len(drawn)}  # fmt: skip
         found = {}
         for name in drawn[0]:
             values = torch.tensor([one[name] for one in drawn], dtype=torch.float64)
-            beside = {f"{len(others)} training images": floor[name]} if floor and others is not None else {}
-            own = {"neighbours": distances.NEIGHBOURS} if name in distances.OF_NEIGHBOURS else {}
+            floor = reference.get(FLOOR + name)
+            beside = {} if floor is None else {f"{int(reference['others'])} training images": float(floor)}
+            own: dict[str, object] = {"pairs_of": len(real.near)} if name in distances.OF_PAIRS else {}
+            own |= {"neighbours": distances.NEIGHBOURS} if name in distances.OF_NEIGHBOURS else {}
             found[name] = Figure(float(values.mean()), float(values.std()) if len(values) > 1 else None, beside,
                                  protocol | own)  # fmt: skip
         return found
 
-    def _compared(self, real: Tensor, fake: Tensor) -> dict[str, float]:
-        near = {"frechet": distances.frechet(real, fake), "kernel_distance": distances.kernel(real, fake)}
+    def _compared(self, real: Real, fake: Tensor) -> dict[str, float]:
         extractor = self.subject.extractor
         classes = {CLASS_SCORE: distances.class_score(extractor.logits(fake))} if extractor.classes else {}
-        return near | distances.neighbours(real, fake) | classes
+        return {"frechet": real.frechet(fake), **real.of_pairs(self._near(fake)), **classes}
+
+    def _near(self, rows: Tensor) -> Tensor:
+        """Those of a set that pairs are made of."""
+        return self.some(rows, self.subject.asked.pairs)

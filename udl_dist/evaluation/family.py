@@ -17,7 +17,6 @@ from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.methods import Batch, Method, Shape
 
 HELD_OUT, TRAIN = "held_out", "train"  # what is measured, and what may be learned from
-REAL = "real"  # rows of features of the images themselves: they depend on no model
 LEFT_OUT = "left_out"  # held-out images of classes that training never saw
 
 
@@ -55,7 +54,6 @@ class Seen:
     batch: Batch
     labels: Tensor  # [B] int64
     start: int
-    features: Tensor | None = None  # [B, F] float32 on the CPU: what the extractor said of these images before
 
 
 @dataclass
@@ -90,16 +88,26 @@ class Plane:
 
 
 class Family:
-    """Figures that are taken together. A subclass says what it lacks, takes, and makes of what was taken."""
+    """Figures that are taken together. A subclass says what it lacks, takes, and makes of what was taken.
+
+    Its *reference* is what real images alone say, no model asked: floors, and statistics that figures are worked out
+    from. It is made of what was taken of them, or `known` from an evaluation before; then nothing is taken for it.
+    """
 
     name: ClassVar[str]
-    learns: ClassVar[bool] = False  # whether it also goes through training images
+    learns: ClassVar[bool] = False  # whether the model is asked about training images too
+    refers: ClassVar[bool] = False  # whether its reference is made of training images too, where there are some
     compares: ClassVar[bool] = False  # whether it also goes through those that were left out: they come last in a whole
-    extracts: ClassVar[bool] = False  # whether its rows REAL are what the extractor says of the images
     least: ClassVar[int] = 1  # images that its figures need
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
+        self.known = False
+
+    def goes_through(self, which: str) -> bool:
+        """Whether something is taken of the images `which`."""
+        return {HELD_OUT: True, TRAIN: self.learns or (self.refers and not self.known),
+                LEFT_OUT: self.compares}[which]  # fmt: skip
 
     @classmethod
     def lacking(cls, subject: Subject) -> str:
@@ -115,8 +123,16 @@ class Family:
         """What goes into the figures of one batch of the images `which`."""
         raise NotImplementedError
 
-    def figures(self, held_out: Taken, train: Taken | None) -> dict[str, Figure]:
-        """The figures by name; `train` is None where no training images can be had."""
+    def refers_to(self) -> Mapping[str, object]:
+        """What its reference depends on besides the images."""
+        return {}
+
+    def reference(self, held_out: Taken, train: Taken | None) -> dict[str, Tensor]:
+        """What real images alone say, by name; `train` is None where no training images can be had."""
+        return {}
+
+    def figures(self, held_out: Taken, train: Taken | None, reference: Mapping[str, Tensor]) -> dict[str, Figure]:
+        """The figures by name; `train` is None where no training images can be had, or none were gone through."""
         raise NotImplementedError
 
     def some(self, rows: Tensor, count: int) -> Tensor:

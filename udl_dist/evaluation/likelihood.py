@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -29,24 +30,26 @@ class Likelihood(Family):
 
     def take(self, which: str, seen: Seen) -> Taken:
         values = self.subject.method.measure(seen.batch)
-        weights = self._bound(seen.batch)
-        return Taken(len(weights), summed(values | {"bound": -weights}))
+        if self.subject.asked.bound_samples:
+            values |= {"bound": -self._bound(seen.batch)}
+        return Taken(len(seen.batch.images), summed(values))
 
-    def figures(self, held_out: Taken, train: Taken | None) -> dict[str, Figure]:
+    def figures(self, held_out: Taken, train: Taken | None, reference: Mapping[str, Tensor]) -> dict[str, Figure]:
         method, count = self.subject.method, self.subject.asked.bound_samples
         known = method.figures({name: held_out.mean(name) for name in held_out.sums if name != "bound"})
-        bound = float(held_out.mean("bound"))
+        elbo = known["negative_elbo"]
         settings = {name: getattr(method.settings, name) for name in method.incomparable.get("negative_elbo", ())}
-        name = f"iwae_{count}"
-        found = {"negative_elbo": Figure(known["negative_elbo"], beside={f"bound of {count} latents": bound},
-                                         protocol=settings | {"latents": 1}),
-                 name: Figure(bound, beside={"negative ELBO": known["negative_elbo"]},
-                              protocol=settings | {"latents": count}),
-                 "kl": Figure(known["kl"], beside={"collapsed": 0.0})}  # fmt: skip
+        bound = float(held_out.mean("bound")) if count else elbo
+        beside = {f"bound of {count} latents": bound} if count else {}
+        found = {"negative_elbo": Figure(elbo, beside=beside, protocol=settings | {"latents": 1})}
+        if count:
+            found[f"iwae_{count}"] = Figure(bound, beside={"negative ELBO": elbo},
+                                            protocol=settings | {"latents": count})  # fmt: skip
+        found["kl"] = Figure(known["kl"], beside={"collapsed": 0.0})
         if "active_units" in known:
             found["active_units"] = Figure(known["active_units"], beside={"all": float(self.subject.latent_dim)})
         if levels := method.pixel_levels():
-            found["bits_per_dimension"] = self._bits(bound, levels, settings | {"latents": count})
+            found["bits_per_dimension"] = self._bits(bound, levels, settings | {"latents": count or 1})
         return found
 
     def _bound(self, batch: Batch) -> Tensor:  # -> [B] float64

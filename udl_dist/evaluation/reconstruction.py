@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar
+
+import torch
+from torch import Tensor
 
 from udl_dist.evaluation import pca, similarity
 from udl_dist.evaluation.family import TRAIN, Family, Figure, Seen, Subject, Taken, summed
 from udl_dist.methods import chance
 
+PCA = "pca"  # its error, in the reference
 # Figures of windows: the least side that they need, and what takes them of images in pairs.
 WINDOWED = {"ssim": (similarity.WINDOW, similarity.ssim), "ms_ssim": (similarity.LEAST_SIDE, similarity.ms_ssim)}
 
@@ -17,7 +22,7 @@ class Reconstruction(Family):
     """Errors are of pixels in [0, 1]; PSNR and both SSIM are means over images, the gain is of mean errors, in dB."""
 
     name: ClassVar[str] = "reconstruction"
-    learns: ClassVar[bool] = True
+    refers: ClassVar[bool] = True
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
@@ -36,7 +41,7 @@ class Reconstruction(Family):
 
     def take(self, which: str, seen: Seen) -> Taken:
         images = seen.batch.images
-        moments = pca.moments(images) if self._small else {}
+        moments = pca.moments(images) if self._small and not self.known else {}
         if which == TRAIN:
             return Taken(len(images), moments)
         rebuilt = self.subject.method.reconstruct(images)
@@ -51,11 +56,20 @@ class Reconstruction(Family):
             values[f"mended {level}"] = similarity.mse(self.subject.method.reconstruct(noisy), images)
         return Taken(len(images), summed(values) | moments)
 
-    def figures(self, held_out: Taken, train: Taken | None) -> dict[str, Figure]:
-        floor = self._floor(held_out, train)
-        name = f"PCA of {self.subject.latent_dim} numbers"
-        pixels = {"pixels": "in [0, 1]", "pca": floor if isinstance(floor, str) else f"fitted to {_count(train)}"}
-        least = {} if isinstance(floor, str) else {name: floor}
+    def refers_to(self) -> dict[str, object]:
+        return {"latent_dim": self.subject.latent_dim}
+
+    def reference(self, held_out: Taken, train: Taken | None) -> dict[str, Tensor]:
+        """PCA's error, where it can be had, and how many images it was fitted to."""
+        fitted = {"fitted_to": torch.tensor(train.images if train else 0)}
+        if not self._small or train is None or train.images <= self.subject.latent_dim:
+            return fitted
+        found = pca.error(train, held_out, self.subject.latent_dim)
+        return fitted | {PCA: torch.tensor(found, dtype=torch.float64)}
+
+    def figures(self, held_out: Taken, train: Taken | None, reference: Mapping[str, Tensor]) -> dict[str, Figure]:
+        least = {f"PCA of {self.subject.latent_dim} numbers": float(reference[PCA])} if PCA in reference else {}
+        pixels = {"pixels": "in [0, 1]", "pca": self._fitted(reference)}
         # A mean of logarithms and the logarithm of a mean are no rivals, so each has its like beside it.
         decibels = {f"of the mean error: {what}": _decibels(value) for what, value in
                     {"this model": float(held_out.mean("mse")), **least}.items()}  # fmt: skip
@@ -71,20 +85,15 @@ class Reconstruction(Family):
             found[f"denoising_gain_{level:g}"] = Figure(gain, beside={"the noisy image": 0.0}, protocol=noise)
         return found
 
-    def _floor(self, held_out: Taken, train: Taken | None) -> float | str:
-        """PCA's error, or why there is none."""
+    def _fitted(self, reference: Mapping[str, Tensor]) -> str:
+        """What PCA was fitted to, or why there is none."""
+        count = int(reference["fitted_to"])
+        if PCA in reference:
+            return f"fitted to {count:,} training images"
         if not self._small:
             return f"none: more than {pca.MOST_PIXELS:,} pixels"
-        if train is None:
-            return "none: no training images"
-        if train.images <= self.subject.latent_dim:
-            return f"none: {train.images} training images are too few"
-        return pca.error(train, held_out, self.subject.latent_dim)
+        return f"none: {count} training images are too few" if count else "none: no training images"
 
 
 def _decibels(error: float) -> float:
     return -10 * math.log10(max(error, similarity.LEAST_ERROR))
-
-
-def _count(train: Taken | None) -> str:
-    return f"{train.images:,} training images" if train else "nothing"

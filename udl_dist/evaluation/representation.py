@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import warnings
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import Tensor
 from udl_dist.evaluation import flat, plain
 from udl_dist.evaluation.family import Family, Figure, Plane, Seen, Subject, Taken
 
+CODES, PIXELS = "codes", "pixels"  # rows that classes are looked for in
 NEIGHBOURS = 10
 TURNS = 300  # of the linear probe
 PERPLEXITY, MOST_MAPPED = 30, 5000  # neighbours that t-SNE keeps near, and images: their products go into its time
@@ -42,26 +45,38 @@ class Representation(Family):
 
     def take(self, which: str, seen: Seen) -> Taken:
         images = seen.batch.images
-        rows = {"codes": self.subject.method.encode(images), "pixels": plain.pixels(images), "labels": seen.labels}
+        rows = {CODES: self.subject.method.encode(images), "labels": seen.labels}
+        if not self.known:
+            rows[PIXELS] = plain.pixels(images)
         return Taken(len(images), rows={name: value.cpu() for name, value in rows.items()})
 
-    def figures(self, held_out: Taken, train: Taken | None) -> dict[str, Figure]:
-        assert train, "without training images the family is lacking"
-        found: dict[str, dict[str, tuple[float, float | None]]] = {}
-        for what in ("codes", "pixels"):
-            found[what] = _measured(_labelled(train, what), _labelled(held_out, what), self.subject.asked.seed,
-                                    self.subject.asked.seeds)  # fmt: skip
-        _, labels = _labelled(held_out, "codes")
+    def refers_to(self) -> dict[str, object]:
+        asked = self.subject.asked
+        return {"seed": asked.seed, "seeds": asked.seeds, "scikit-learn": importlib.metadata.version("scikit-learn")}
+
+    def reference(self, held_out: Taken, train: Taken | None) -> dict[str, Tensor]:
+        """The same figures of raw pixels."""
+        return {name: torch.tensor(value, dtype=torch.float64)
+                for name, (value, _) in self._measured(held_out, train, PIXELS).items()}  # fmt: skip
+
+    def figures(self, held_out: Taken, train: Taken | None, reference: Mapping[str, Tensor]) -> dict[str, Figure]:
+        _, labels = _labelled(held_out, CODES)
         commonest = float(np.bincount(labels).max() / len(labels))
         protocol = {"classes": len(np.unique(labels)), "labelled": len(labels)}
-        return {name: Figure(value, spread, {"raw pixels": found["pixels"][name][0]}
+        return {name: Figure(value, spread, {"raw pixels": float(reference[name])}
                              | ({"always the commonest class": commonest} if name.endswith("accuracy") else {}),
-                             protocol) for name, (value, spread) in found["codes"].items()}  # fmt: skip
+                             protocol) for name, (value, spread) in self._measured(held_out, train, CODES).items()
+                }  # fmt: skip
+
+    def _measured(self, held_out: Taken, train: Taken | None, what: str) -> dict[str, tuple[float, float | None]]:
+        assert train, "without training images the family is lacking"
+        return _measured(_labelled(train, what), _labelled(held_out, what), self.subject.asked.seed,
+                         self.subject.asked.seeds)  # fmt: skip
 
     def maps(self, held_out: Taken, train: Taken | None) -> dict[str, Plane]:
         assert train, "without training images the family is lacking"
-        codes, labels = (torch.from_numpy(one) for one in _labelled(held_out, "codes"))
-        found = {"codes": flat.principal(train.rows["codes"].float(), codes, labels)}
+        codes, labels = (torch.from_numpy(one) for one in _labelled(held_out, CODES))
+        found = {"codes": flat.principal(train.rows[CODES].float(), codes, labels)}
         if self.subject.asked.tsne:
             found["codes_tsne"] = _neighbourhoods(codes[:MOST_MAPPED], labels[:MOST_MAPPED], self.subject.asked.seed)
         return found

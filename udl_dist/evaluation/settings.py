@@ -49,10 +49,12 @@ class FigureSettings:
     data: str = setting("", "another source whose images are measured; empty: the run's held-out images")
     seed: int = setting(0, "where noise, latents and clusters come from")
     seeds: int = setting(3, "sets of generated images; figures of them have a ± over these", low=1)
+    pairs: int = setting(10_000, "images of each set at most that kernel and neighbour distances compare with all "
+                                 "others, in a time that goes with the square; 0: none", low=0)  # fmt: skip
     noise: tuple[float, ...] = setting(
         (0.1, 0.25, 0.5), "deviations of added noise, pixels in [0, 1], whose removal is measured", above=0
     )
-    bound_samples: int = setting(100, "latents an image in the importance-weighted bound (IWAE)", low=1)
+    bound_samples: int = setting(100, "latents an image in the importance-weighted bound (IWAE); 0: none", low=0)
     extractor: str = setting(PIXELS, "what images are compared by: pixels (averaged to 8×8), a file that udl "
                                      "fit-extractor wrote, TorchScript, or a .pt2 of torch.export")  # fmt: skip
     trust_extractor: bool = setting(False, "run an extractor that is code: TorchScript or .pt2 may do whatever you can")

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from udl_dist import disk
 from udl_dist.evaluation import written
-from udl_dist.evaluation.family import HELD_OUT, LEFT_OUT, TRAIN, Figure, Plane, Taken, joined
+from udl_dist.evaluation.family import HELD_OUT, LEFT_OUT, TRAIN, Family, Figure, Plane, Taken, joined
 from udl_dist.evaluation.settings import PIXELS, FigureSettings
 from udl_dist.models.model import Model
 from udl_dist.settings import as_path
-from udl_dist.using.measuring import Measuring
+from udl_dist.using.measuring import Measuring, Part
 from udl_dist.using.outcome import Outcome, outcome, writing
 
 Progress = Callable[[int, int], None]
-Parts = dict[tuple[str, int], dict[str, Taken]]
+Parts = dict[tuple[str, int], Part]
 
 
 def evaluate(model: Model, asked: FigureSettings, out: Path | None, progress: Progress) -> Outcome:
@@ -26,18 +26,26 @@ def evaluate(model: Model, asked: FigureSettings, out: Path | None, progress: Pr
     if asked.extractor != PIXELS:
         asked = replace(asked, extractor=str(as_path(asked.extractor).absolute()))  # workers may be elsewhere
     measuring = Measuring(model, asked)
+    remembered = measuring.remembered()
+    references = {family.name: found for family in measuring.families if (found := remembered.read(family))}
+    measuring.know(references.keys())
     made: Parts = {}
-    wanted = measuring.parts()
-    for place, taken in _made(measuring, wanted):
-        made[place] = taken
-        progress(len(made), len(wanted))
+    for place, part in _made(measuring, list(references)):
+        made[place] = part
+        progress(len(made), len(measuring.parts()))
     figures: dict[str, dict[str, Any]] = {}
     planes: dict[str, Plane] = {}
     for family in measuring.families:
-        held_out = _whole(made, wanted, (HELD_OUT, LEFT_OUT) if family.compares else (HELD_OUT,), family.name)
-        train = _whole(made, wanted, (TRAIN,), family.name) if family.learns and TRAIN in measuring.streams else None
-        shared = _protocol(measuring, train)
-        figures |= {name: _entry(figure, shared) for name, figure in family.figures(held_out, train).items()}
+        held_out = _whole(made, measuring, family, HELD_OUT, LEFT_OUT)
+        seen = family.goes_through(TRAIN) and TRAIN in measuring.streams
+        train = _whole(made, measuring, family, TRAIN) if seen else None
+        if family.name not in references:
+            references[family.name] = dict(sorted(family.reference(held_out, train).items()))
+            if not any(part.damaged for part in made.values()):  # they may be mended
+                remembered.write(family, references[family.name])
+        shared = _protocol(measuring, family)
+        own = family.figures(held_out, train, references[family.name])
+        figures |= {name: _entry(figure, shared) for name, figure in own.items()}
         planes |= family.maps(held_out, train)
     path = out or (model.origin.folder / written.NAME if model.origin.experiment else None)
     said = [*written.table(figures), *measuring.notes]
@@ -58,29 +66,30 @@ def _drawn(name: str, plane: Plane, model: Model, folder: Path) -> Path:
     return file
 
 
-def _made(measuring: Measuring, wanted: list[tuple[str, int]]) -> Iterator[tuple[tuple[str, int], dict[str, Taken]]]:
+def _made(measuring: Measuring, known: list[str]) -> Iterator[tuple[tuple[str, int], Part]]:
     if not measuring.asked.workers:
-        yield from ((place, measuring.part(*place)) for place in wanted)
+        yield from ((place, measuring.part(*place)) for place in measuring.parts())
         return
     from udl_dist.using import workers
 
-    yield from workers.measure(measuring.model, measuring.asked, wanted)
+    yield from workers.measure(measuring, known)
 
 
-def _whole(made: Parts, wanted: list[tuple[str, int]], which: Sequence[str], family: str) -> Taken:
+def _whole(made: Parts, measuring: Measuring, family: Family, *which: str) -> Taken:
     """All parts of a family, in their order: the last bit does not depend on who was quicker."""
-    return joined(made[place][family] for place in wanted if place[0] in which)
+    return joined(made[place].taken[family.name] for place in measuring.parts()
+                  if place[0] in which and family.goes_through(place[0]))  # fmt: skip
 
 
-def _protocol(measuring: Measuring, train: Taken | None) -> dict[str, Any]:
-    """What every figure depends on."""
+def _protocol(measuring: Measuring, family: Family) -> dict[str, Any]:
+    """What every figure of a family depends on."""
     model, asked = measuring.model, measuring.asked
     channels, height, width = model.shape
     shared = {"data": measuring.streams[HELD_OUT].fingerprint, "split": "all of the source" if asked.data else HELD_OUT,
               "n": measuring.images[HELD_OUT], "size": f"{channels}×{height}×{width}", "seed": asked.seed,
               "checkpoint": model.origin.images, "weights": model.origin.weights}  # fmt: skip
-    if train:
-        shared |= {"train": measuring.streams[TRAIN].fingerprint, "train_n": train.images}
+    if TRAIN in measuring.streams and (family.learns or family.refers):
+        shared |= {"train": measuring.streams[TRAIN].fingerprint, "train_n": measuring.images[TRAIN]}
     return shared
 
 

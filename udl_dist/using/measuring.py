@@ -5,8 +5,8 @@ Parts depend on the images alone, so whoever makes them, in whatever number, mak
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.evaluation import extractor as extractors
 from udl_dist.evaluation import families
-from udl_dist.evaluation.family import HELD_OUT, LEFT_OUT, REAL, TRAIN, Extractor, Family, Seen, Subject, Taken, joined
+from udl_dist.evaluation.family import HELD_OUT, LEFT_OUT, TRAIN, Family, Seen, Subject, Taken, joined
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.models.model import BATCH_IMAGES, Model
 from udl_dist.packing.prepare import prepare
@@ -28,6 +28,14 @@ from udl_dist.using.remembered import Remembered
 from udl_dist.using.sources import open_stream
 
 MOST_PARTS = 64
+
+
+@dataclass(frozen=True)
+class Part:
+    """What was taken of a part, by family, and whether its worker has met records that others stood in for."""
+
+    taken: dict[str, Taken]
+    damaged: bool
 
 
 class Measuring:
@@ -46,59 +54,43 @@ class Measuring:
         left_out = experiment.data.without_labels if experiment and LEFT_OUT in self.streams else ()
         subject = Subject(model.method, model.shape, model.latent_dim, asked, extractor, sample, sampled_from, labelled,
                           left_out)  # fmt: skip
-        quick = extractor.hash == extractors.Pixels.hash  # as quick as a file of them
-        self._remembered = None if quick else self._cache(extractor)
         self.families, self.notes = families.chosen(subject, self.images[HELD_OUT])
         if not self.families:
             raise UsageError(f"{model.origin.folder} has no figures: {'; '.join(self.notes)}")
+
+    def know(self, names: Collection[str]) -> None:
+        """The references of these families are there already: nothing is to be taken for them."""
+        for family in self.families:
+            family.known = family.name in names
 
     def parts(self) -> list[tuple[str, int]]:
         """Every part that is to be made: of which images, and its number."""
         needed = [which for which in self.streams if self._taking(which)]
         return [(which, number) for which in needed for number in range(self._count(which))]
 
-    def part(self, which: str, number: int) -> dict[str, Taken]:
-        """What the families take of one part, by their names; raise TrainingError for what is not finite."""
+    def part(self, which: str, number: int) -> Part:
+        """What the families take of one part; raise TrainingError for what is not finite."""
         taken: dict[str, list[Taken]] = {family.name: [] for family in self._taking(which)}
-        first, stop = share(self.images[which], number, self._count(which))
-        features = self._features(which, number, stop - first)
         with torch.no_grad():
             for start, records in self._records(which, number):
-                seen = self._seen(start, records)
-                if features is not None:
-                    seen = replace(seen, features=features[start - first :][: len(records.images)])
+                seen = Seen(to_batch(records, 0, self.model.device), torch.from_numpy(records.labels), start)
                 for family in self._taking(which):
                     taken[family.name].append(family.take(which, seen))
         whole = {name: joined(batches) for name, batches in taken.items()}
         for name, one in whole.items():
             self._refuse_odd_numbers(name, one)
-        if features is None:
-            self._keep(which, number, whole)
-        return whole
+        return Part(whole, bool(self.streams[which].damage))
 
-    def _cache(self, extractor: Extractor) -> Remembered:
-        """Where the features of real images are kept, under all that they depend on but the part."""
+    def remembered(self) -> Remembered:
+        """Where the references of these images are kept."""
         experiment, model = self.model.origin.experiment, self.model
         streams = {which: [stream.fingerprint, stream.seed, self.images[which], self._count(which), BATCH_IMAGES]
                    for which, stream in self.streams.items()}  # fmt: skip
-        about = {"extractor": [extractor.name, extractor.hash], "device": model.device.type, "torch": torch.__version__}
-        return Remembered(cache_folder(experiment.data.cache if experiment else "") / "features", about, streams)
-
-    def _features(self, which: str, number: int, images: int) -> Tensor | None:
-        """What the extractor said of a part before, if any family asks."""
-        if self._remembered is None or not any(family.extracts for family in self._taking(which)):
-            return None
-        return self._remembered.read(which, number, images)
-
-    def _keep(self, which: str, number: int, whole: dict[str, Taken]) -> None:
-        """Remember what was extracted, but not of records that others stood in for: they may be mended."""
-        for family in self._taking(which):
-            if self._remembered and family.extracts and not self.streams[which].damage:
-                self._remembered.write(which, number, whole[family.name].rows[REAL])
+        about = {"streams": streams, "shape": model.shape, "device": model.device.type}
+        return Remembered(cache_folder(experiment.data.cache if experiment else "") / "references", about)
 
     def _taking(self, which: str) -> list[Family]:
-        return [family for family in self.families
-                if {HELD_OUT: True, TRAIN: family.learns, LEFT_OUT: family.compares}[which]]  # fmt: skip
+        return [family for family in self.families if family.goes_through(which)]
 
     def _count(self, which: str) -> int:
         return max(1, min(MOST_PARTS, -(-self.images[which] // BATCH_IMAGES)))
@@ -117,9 +109,6 @@ class Measuring:
             start += BATCH_IMAGES
             if start >= stop:
                 return
-
-    def _seen(self, start: int, records: Records) -> Seen:
-        return Seen(to_batch(records, 0, self.model.device), torch.from_numpy(records.labels), start)
 
     def _refuse_odd_numbers(self, name: str, taken: Taken) -> None:
         for what, value in (taken.sums | taken.rows).items():

@@ -1,7 +1,7 @@
-"""What an extractor said of real images, kept in the cache for the next evaluation on the same images.
+"""References of families, what real images alone say, kept in the cache for the next evaluation on the same images.
 
-A file for each part of the images, named after all that its numbers depend on; no model is among it. One that is
-damaged, or of anything else, is as good as none.
+A file for each, named after all that its numbers depend on: images, extractor and settings, libraries and this program;
+no model is among it. One that is damaged, or of anything else, is as good as none.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,46 +21,49 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+import udl_dist
+from udl_dist.evaluation.family import Family
 from udl_dist.shards.index import written
 
-KIND = "udl-dist features 1"
+KIND = "udl-dist reference 1"
 MOST_BYTES = 2**30  # the files that were not used for longest make place
+Reference = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Remembered:
-    """The features of parts of images; `about` is what all of them have in common."""
+    """References of families in a folder; `about` is what all of them depend on."""
 
     folder: Path
     about: Mapping[str, Any]
-    streams: Mapping[str, Any]  # what is said of each stream beside
 
-    def read(self, which: str, number: int, images: int) -> Tensor | None:  # [images, F] float32
-        """Those of a part, to the bit as they were written; None if they are not there, or not whole."""
-        path, name = self._place(which, number)
+    def read(self, family: Family) -> Reference | None:
+        """That of a family, to the bit as it was written; None if it is not there, or not whole."""
+        path, name = self._place(family)
         try:
             with safe_open(path, "pt") as file:
                 facts: dict[str, str] = file.metadata() or {}
-                rows: Tensor = file.get_tensor("features")
+                found = {key: file.get_tensor(key) for key in sorted(file.keys())}
         except (OSError, SafetensorError):
             return None
-        if facts != _facts(name, rows) or rows.dtype != torch.float32 or rows.ndim != 2 or len(rows) != images:
+        if facts != _facts(name, found):
             return None
         with contextlib.suppress(OSError):
             os.utime(path)
-        return rows
+        return found
 
-    def write(self, which: str, number: int, rows: Tensor) -> None:
-        """Keep those of a part; a cache that cannot be written to costs time and no figure."""
-        path, name = self._place(which, number)
+    def write(self, family: Family, reference: Reference) -> None:
+        """Keep that of a family; a cache that cannot be written to costs time and no figure."""
+        path, name = self._place(family)
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
             with written(path) as file:
-                file.write(save({"features": rows.contiguous()}, _facts(name, rows)))
+                file.write(save({key: value.contiguous() for key, value in reference.items()}, _facts(name, reference)))
             self._make_place()
 
-    def _place(self, which: str, number: int) -> tuple[Path, str]:
-        name = json.dumps({**self.about, "images": self.streams[which], "part": number}, sort_keys=True)
+    def _place(self, family: Family) -> tuple[Path, str]:
+        name = json.dumps({**self.about, "family": family.name, **family.refers_to(), "torch": torch.__version__,
+                           "program": _program()}, sort_keys=True)  # fmt: skip
         return self.folder / f"{xxhash.xxh3_128_hexdigest(name.encode())}.safetensors", name
 
     def _make_place(self) -> None:
@@ -75,5 +79,17 @@ class Remembered:
                 path.unlink(missing_ok=True)
 
 
-def _facts(name: str, rows: Tensor) -> dict[str, str]:
-    return {"kind": KIND, "of": name, "xxh3": xxhash.xxh3_128_hexdigest(rows.numpy().tobytes())}
+@cache
+def _program() -> str:
+    """All of our code by its bytes: what another version worked out is not taken for our own."""
+    own = Path(udl_dist.__file__).parent
+    texts = [path.read_bytes() for path in sorted(own.rglob("*.py"))]
+    return xxhash.xxh3_128_hexdigest(b"\0".join(texts))
+
+
+def _facts(name: str, reference: Reference) -> dict[str, str]:
+    mark = xxhash.xxh3_128()
+    for key, value in sorted(reference.items()):
+        mark.update(f"{key} {value.dtype} {list(value.shape)}".encode())
+        mark.update(value.contiguous().numpy().tobytes())
+    return {"kind": KIND, "of": name, "xxh3": mark.hexdigest()}

@@ -5,15 +5,15 @@ All nodes must see the model, the images and the destination under the same path
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from udl_dist import clusters
 from udl_dist.errors import ClusterError, UdlError
-from udl_dist.evaluation.family import Taken
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.models.model import Model
+from udl_dist.using.measuring import Measuring, Part
 from udl_dist.using.parts import Layout
 
 RETRIES = 2  # of a part whose worker died
@@ -41,16 +41,18 @@ class Embedder:
 class Measurer:
     """One worker of an evaluation."""
 
-    def __init__(self, folder: str, checkpoint: str | int, device: str, asked: FigureSettings) -> None:
+    def __init__(
+        self, folder: str, checkpoint: str | int, device: str, asked: FigureSettings, known: Collection[str]
+    ) -> None:
         from udl_dist.models.model import load
-        from udl_dist.using.measuring import Measuring
 
         self._measuring = Measuring(load(folder, device, checkpoint), asked)
+        self._measuring.know(known)
 
     def ready(self) -> None:
         """Answered once the worker is at work."""
 
-    def part(self, which: str, number: int) -> dict[str, Taken]:
+    def part(self, which: str, number: int) -> Part:
         return self._measuring.part(which, number)
 
 
@@ -63,11 +65,10 @@ def embed(
         yield int(images)
 
 
-def measure(
-    model: Model, asked: FigureSettings, parts: Sequence[tuple[str, int]]
-) -> Iterator[tuple[tuple[str, int], dict[str, Taken]]]:
+def measure(measuring: Measuring, known: Collection[str]) -> Iterator[tuple[tuple[str, int], Part]]:
     """The same with the parts of an evaluation; give each part and what was taken of it."""
-    yield from _shared(Measurer, model, (asked,), parts, asked.workers, asked.address)
+    asked = measuring.asked
+    yield from _shared(Measurer, measuring.model, (asked, known), measuring.parts(), asked.workers, asked.address)
 
 
 def _shared(
