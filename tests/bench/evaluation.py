@@ -125,7 +125,7 @@ def ranks(model: Model, folder: Path, images: int) -> str:
         one, two = medians(*works)
     finally:
         clusters.end()
-    return (f"bound of 100 latents of {images:,} images: one worker {one:.1f} s, two {two:.1f} s: {one / two:.2f} times "
+    return (f"bound of 100 latents of {images:,} images: a worker {one:.1f} s, two {two:.1f} s: {one / two:.2f} times "
             "(goal 1.7)")  # fmt: skip
 
 

@@ -127,6 +127,21 @@ def test_codes_and_sets_of_images_stand_beside_pixels_and_real_images(labelled: 
     assert figures["frechet"]["protocol"]["extractor"] == "pixels averaged to 8×8"
 
 
+def test_pairs_and_the_bound_can_be_left_out_and_pairs_be_fewer(labelled: Path, tmp_path: Path) -> None:
+    model = udl_dist.load(labelled)
+    families = ("likelihood", "distribution")
+    lean = evaluate(model, tmp_path / "lean", families=families, pairs=0, bound_samples=0)["figures"]
+    assert {"negative_elbo", "kl", "active_units", "frechet"} == set(lean) - {"bits_per_dimension"}
+    some = evaluate(model, tmp_path / "some", families=families, pairs=60, bound_samples=2)["figures"]
+    assert some["frechet"] == lean["frechet"]
+    assert some["negative_elbo"]["floor"] == {"bound of 2 latents": some["iwae_2"]["value"]}
+    every = evaluate(model, tmp_path / "every", families=families)["figures"]
+    for name in ("kernel_distance", "precision", "recall", "density", "coverage"):
+        assert some[name]["protocol"]["pairs_of"] == 60
+        assert every[name]["protocol"]["pairs_of"] == every[name]["protocol"]["n"]
+    assert some["kernel_distance"]["value"] != every["kernel_distance"]["value"]
+
+
 def test_a_family_without_labels_or_images_enough_is_left_out_and_refused_when_asked_for(
     trained: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 import udl_dist
+from tests.test_worker_data import spoilt
 from tests.trained import corners, run
 from udl_dist.evaluation.extractor import Classifier
 from udl_dist.evaluation.settings import FigureSettings
@@ -135,6 +136,15 @@ def test_what_another_program_worked_out_is_not_taken(
     measured(trained_here, tmp_path / "2.json")
     assert sum(looked) == everything
     assert len(list(cache.iterdir())) == 2
+
+
+def test_what_was_taken_of_stand_ins_is_not_kept(cache: Path, tmp_path: Path) -> None:
+    """Records that cannot be read may be mended by the next evaluation."""
+    source = spoilt(tmp_path / "data", (2,))
+    skipping = {"data__damaged": "skip", "data__damaged_limit": "0.5", "data__cache": str(cache.parent)}
+    model = udl_dist.load(run("ae", source, tmp_path / "ae", **skipping))
+    evaluate(model, FigureSettings(families=("reconstruction",)), tmp_path / "1.json", lambda done, total: None)
+    assert not list(cache.glob("*"))
 
 
 def test_no_more_is_kept_than_is_allowed_and_a_cache_that_cannot_be_written_costs_no_figure(
