@@ -19,7 +19,8 @@ METHODS = ("ae", "vae", "gan")
 def run(method: str, source: Path, folder: Path, **flags: str) -> Path:
     """A finished run folder, as `udl train` leaves it."""
     quiet = {"track__mode": "off", "train__report_images": "24", "evaluate__every_images": "60",
-             "run__keep_checkpoints": "9", "train__total_images": "480"}  # fmt: skip
+             "run__keep_checkpoints": "9", "train__total_images": "480",
+             "data__cache": str(folder.parent / "cache")}  # fmt: skip
     return finished(asked(method, source, run__folder=str(folder), **(quiet | flags)))
 
 
