@@ -1,6 +1,6 @@
 """python -m tests.bench.use: seconds of `udl_dist.load` besides importing torch (goal 1.5); `embed` in bounded memory.
 
-The embedding is of 50,000 and 400,000 images of 8 px, each in a process of its own.
+The embedding is of 50,000 and a million images of 8 px, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
         model = str(run("vae", packed(folder / "data"), folder / "vae"))
         times = [said(LOAD, model)[0] for _ in range(TURNS + 1)][1:]
         print(f"udl_dist.load besides importing torch: median {statistics.median(times):.2f} s, most {max(times):.2f}")
-        for records in (50_000, 400_000):
+        for records in (50_000, 1_000_000):
             np.save(folder / "many.npy", np.random.default_rng(0).integers(0, 256, (records, 8, 8), dtype=np.uint8))
             shards = folder / f"shards-{records}"
             pack(str(folder / "many.npy"), str(shards), PackSettings(size=8, format="raw"))
