@@ -49,9 +49,9 @@ def test_classes_are_left_out_of_a_part_or_are_all_of_it(index: Index, tmp_path:
     alone = chosen(index, tmp_path, labels=(0,), labels_are="all there is")
     assert sorted(without + alone) == list(range(100)) and set(labels[alone]) == {0} and 0 not in labels[without]
     assert 0 < len(alone) < 100
-    refuse_absent(index, (0,))
+    refuse_absent([index], (0,))
     with pytest.raises(DataError, match="is of class 7777"):
-        refuse_absent(index, (0, 7777))
+        refuse_absent([index], (0, 7777))
 
 
 def test_limit_draws_at_random_and_from_the_part_alone(index: Index, tmp_path: Path) -> None:

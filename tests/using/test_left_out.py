@@ -114,12 +114,30 @@ def test_too_few_images_are_refused_and_too_few_to_learn_from_leave_neighbours_o
 
 
 def test_a_class_that_is_nowhere_and_images_without_labels_are_refused(tmp_path: Path) -> None:
-    for source in (packed(tmp_path / "data"), tmp_path / "made.npz"):
-        corners(tmp_path / "made.npz")
+    corners(tmp_path / "made.npz")
+    for source, said in ((packed(tmp_path / "data"), "has no labels"),
+                         (tmp_path / "made.npz", "no record of .* is of class 7: name one")):  # fmt: skip
         data = asked("ae", source, data__without_labels="0,7", data__cache=str(tmp_path)).data
-        with pytest.raises(DataError, match=r"data\.without_labels: no record of .* is of class [07]: name one") as why:
+        with pytest.raises(DataError, match=rf"data\.without_labels: .*{said}") as why:
             open_streams(prepare(data), 0)
         assert "\n" not in str(why.value)
+
+
+def test_a_class_of_one_of_two_sources_is_left_out_and_one_without_labels_is_refused(tmp_path: Path) -> None:
+    """Images that have no label may be of the class that is to be left out."""
+    corners(tmp_path / "four.npz")
+    both = np.load(tmp_path / "four.npz")
+    few = both["labels"] < 2
+    np.savez(tmp_path / "two.npz", images=both["images"][few], labels=both["labels"][few])
+    flags = {"data__without_labels": "3", "data__cache": str(tmp_path)}
+    data = asked("ae", tmp_path / "two.npz", data__more_sources=str(tmp_path / "four.npz"), **flags).data
+    train, _ = open_streams(prepare(data), 0)
+    seen = [label for records in train.once(50) for label in records.labels.tolist()]
+    assert set(seen) == {0, 1, 2} and len(seen) == train.records
+    np.save(tmp_path / "bare.npy", both["images"])
+    bare = asked("ae", tmp_path / "four.npz", data__more_sources=str(tmp_path / "bare.npy"), **flags).data
+    with pytest.raises(DataError, match="has no labels"):
+        open_streams(prepare(bare), 0)
 
 
 @pytest.mark.usefixtures("cluster")

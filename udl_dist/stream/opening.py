@@ -46,10 +46,10 @@ def open_streams(
     cache = cache_folder(settings.cache)
     access = _access(settings, cache)
     train, held_out, without = [], [], settings.without_labels
-    for where, beside, fraction in zip(prepared.train, prepared.held_out, prepared.fractions, strict=True):
-        index = open_index(where, cache)
+    indexes = [open_index(where, cache) for where in prepared.train]
+    refuse_absent(indexes, without)
+    for index, beside, fraction in zip(indexes, prepared.held_out, prepared.fractions, strict=True):
         part = "train" if fraction else "all"
-        refuse_absent(index, without)
         train.append(_dataset(index, Wanted(part, fraction, settings.keys, settings.limit, without), cache, access))
         if beside:
             held_out.append(_dataset(open_index(beside, cache), Wanted(labels=without), cache, access))

@@ -6,7 +6,7 @@ a hundred million records cost a process nothing. Knows rows and keys, and no pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -102,16 +102,22 @@ def _listed(path: Path) -> NDArray[np.uint64]:
     return np.array(sorted(hashes), np.uint64)
 
 
-def refuse_absent(index: Index, labels: tuple[int, ...]) -> None:
-    """Raise DataError for a class that no record is of; rows are looked at until each was seen."""
+def refuse_absent(indexes: Sequence[Index], labels: tuple[int, ...]) -> None:
+    """Raise DataError for a class that no record is of, or for images without labels: they may be of any class.
+
+    Of a source all records have labels or none has; rows are looked at until each class was seen.
+    """
     missing = set(labels)
-    for start in range(0, index.records, ROWS):
-        if not missing:
-            return
-        missing -= set(np.unique(index.read_rows(start, min(start + ROWS, index.records))["label"]).tolist())
+    for index in indexes:
+        if labels and index.read_rows(0, 1)["label"][0] < 0:
+            raise DataError(f"data.without_labels: {str(index.path)!r} has no labels (cls): leave it out, or label it")
+        for start in range(0, index.records, ROWS):
+            if not missing:
+                break
+            missing -= set(np.unique(index.read_rows(start, min(start + ROWS, index.records))["label"]).tolist())
     if missing:
-        raise DataError(f"data.without_labels: no record of {str(index.path)!r} is of class {min(missing)}: name "
-                        "one of its labels (cls)")  # fmt: skip
+        where = " or ".join(repr(str(index.path)) for index in indexes[:3]) + (" …" if len(indexes) > 3 else "")
+        raise DataError(f"data.without_labels: no record of {where} is of class {min(missing)}: name one of its labels")
 
 
 def _refuse_unknown(index: Index, chosen: NDArray[Any], listed: NDArray[np.uint64], wanted: Wanted) -> None:
