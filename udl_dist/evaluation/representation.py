@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import warnings
 from collections.abc import Mapping
@@ -51,8 +50,7 @@ class Representation(Family):
         return Taken(len(images), rows={name: value.cpu() for name, value in rows.items()})
 
     def refers_to(self) -> dict[str, object]:
-        asked = self.subject.asked
-        return {"seed": asked.seed, "seeds": asked.seeds, "scikit-learn": importlib.metadata.version("scikit-learn")}
+        return {"seed": self.subject.asked.seed, "seeds": self.subject.asked.seeds}
 
     def reference(self, held_out: Taken, train: Taken | None) -> dict[str, Tensor]:
         """The same figures of raw pixels."""

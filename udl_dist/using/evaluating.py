@@ -26,6 +26,19 @@ def evaluate(model: Model, asked: FigureSettings, out: Path | None, progress: Pr
     if asked.extractor != PIXELS:
         asked = replace(asked, extractor=str(as_path(asked.extractor).absolute()))  # workers may be elsewhere
     measuring = Measuring(model, asked)
+    figures, planes = _measured(measuring, progress)
+    path = out or (model.origin.folder / written.NAME if model.origin.experiment else None)
+    said = [*written.table(figures), *measuring.notes]
+    if path:
+        _keep(path, figures, model.origin.weights)
+        said.append(f"each with its protocol: {path}")
+    drawn = {name: str(_drawn(name, plane, model, path.parent)) for name, plane in planes.items() if path}
+    return outcome(model, [*said, *(f"a map of {name}: {file}" for name, file in drawn.items())],
+                   figures=figures, skipped=measuring.notes, path=str(path or ""), maps=[*drawn.values()])  # fmt: skip
+
+
+def _measured(measuring: Measuring, progress: Progress) -> tuple[dict[str, dict[str, Any]], dict[str, Plane]]:
+    """Figures and maps; what real images alone say is looked up, or worked out and kept."""
     remembered = measuring.remembered()
     references = {family.name: found for family in measuring.families if (found := remembered.read(family))}
     measuring.know(references.keys())
@@ -41,20 +54,13 @@ def evaluate(model: Model, asked: FigureSettings, out: Path | None, progress: Pr
         train = _whole(made, measuring, family, TRAIN) if seen else None
         if family.name not in references:
             references[family.name] = dict(sorted(family.reference(held_out, train).items()))
-            if not any(part.damaged for part in made.values()):  # they may be mended
+            if references[family.name] and not any(part.damaged for part in made.values()):  # those may be mended
                 remembered.write(family, references[family.name])
         shared = _protocol(measuring, family)
         own = family.figures(held_out, train, references[family.name])
         figures |= {name: _entry(figure, shared) for name, figure in own.items()}
         planes |= family.maps(held_out, train)
-    path = out or (model.origin.folder / written.NAME if model.origin.experiment else None)
-    said = [*written.table(figures), *measuring.notes]
-    if path:
-        _keep(path, figures, model.origin.weights)
-        said.append(f"each with its protocol: {path}")
-    drawn = {name: str(_drawn(name, plane, model, path.parent)) for name, plane in planes.items() if path}
-    return outcome(model, [*said, *(f"a map of {name}: {file}" for name, file in drawn.items())],
-                   figures=figures, skipped=measuring.notes, path=str(path or ""), maps=[*drawn.values()])  # fmt: skip
+    return figures, planes
 
 
 def _drawn(name: str, plane: Plane, model: Model, folder: Path) -> Path:

@@ -12,10 +12,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -26,6 +26,7 @@ from udl_dist.evaluation.family import Family
 from udl_dist.shards.index import written
 
 KIND = "udl-dist reference 1"
+LIBRARIES = ("numpy", "torch", "pillow", "opencv-python-headless", "simplejpeg", "scikit-learn")
 MOST_BYTES = 2**30  # the files that were not used for longest make place
 Reference = dict[str, Tensor]
 
@@ -62,8 +63,8 @@ class Remembered:
             self._make_place()
 
     def _place(self, family: Family) -> tuple[Path, str]:
-        name = json.dumps({**self.about, "family": family.name, **family.refers_to(), "torch": torch.__version__,
-                           "program": _program()}, sort_keys=True)  # fmt: skip
+        about = {**self.about, "family": family.name, **family.refers_to(), "program": _program()}
+        name = json.dumps(about, sort_keys=True)
         return self.folder / f"{xxhash.xxh3_128_hexdigest(name.encode())}.safetensors", name
 
     def _make_place(self) -> None:
@@ -81,10 +82,18 @@ class Remembered:
 
 @cache
 def _program() -> str:
-    """All of our code by its bytes: what another version worked out is not taken for our own."""
+    """All of our code by its bytes, and who decodes and reckons: what others worked out is not taken for our own."""
     own = Path(udl_dist.__file__).parent
     texts = [path.read_bytes() for path in sorted(own.rglob("*.py"))]
-    return xxhash.xxh3_128_hexdigest(b"\0".join(texts))
+    versions = [f"{name} {_version(name)}".encode() for name in LIBRARIES]
+    return xxhash.xxh3_128_hexdigest(b"\0".join([*texts, *versions]))
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "none"
 
 
 def _facts(name: str, reference: Reference) -> dict[str, str]:
