@@ -27,7 +27,7 @@ def run(method: str, source: Path, folder: Path, **flags: str) -> Path:
 def finished(experiment: Experiment) -> Path:
     """The same of any experiment, trained by one worker in this process."""
     kept = RunFolder(Path(experiment.run.folder))
-    kept.path.mkdir(parents=True)
+    kept.path.mkdir(parents=True, exist_ok=True)
     kept.experiment.write_text(experiment.to_toml())
     ended = work(experiment, prepare(experiment.data), Ranks())
     kept.finish({"images": ended["images"], "figures": ended["figures"]})

@@ -82,6 +82,7 @@ class RunFolder:
         self.environment = self.path / "environment.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.pictures = self.path / "pictures"
+        self.followed = self.path / "followed"  # figures of checkpoints by `udl evaluate --follow`
         self.ranks = self.path / "ranks"
         self._restarts = self.path / "restarts.jsonl"
         self._lock = self.path / "lock"
@@ -116,6 +117,17 @@ class RunFolder:
             finally:
                 with contextlib.suppress(OSError):  # the lock itself goes with the file
                     os.ftruncate(file.fileno(), 0)
+
+    def in_use(self) -> bool:
+        """Whether a run holds the folder now; looked at without waiting."""
+        try:
+            with self._lock.open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
 
     def set_aside(self) -> Path | None:
         """Move all of a run but its lock into `before-…` in the folder; say where, or None if there was nothing."""

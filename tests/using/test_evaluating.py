@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,7 +17,9 @@ from tests.trained import corners, run
 from tests.training.learn import packed
 from udl_dist import account
 from udl_dist.errors import DataError, TrainingError, UsageError
+from udl_dist.evaluation import extractor
 from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.models.inputs import scaled
 from udl_dist.models.model import Model
 from udl_dist.using import evaluating
 from udl_dist.using.extracting import fit_extractor
@@ -168,6 +171,11 @@ def test_an_extractor_is_fitted_kept_and_named_by_its_hash(
     source = str(labelled.parent / "made.npz")
     done = fit_extractor(source, made, wanted, lambda done, total: None).as_dict()
     assert done["accuracy"] > 0.9
+    read, images = extractor.load(made, (1, 8, 8)), torch.from_numpy(np.load(source)["images"])[:, None]
+    with torch.no_grad():
+        bare, brought = read.body(scaled(images.numpy())).relu().var(0), read.features(scaled(images.numpy())).var(0)
+    assert float(brought.mean()) == pytest.approx(1, abs=0.1)
+    torch.testing.assert_close(brought / brought.mean(), bare / bare.mean())  # none is made louder than another
     model = udl_dist.load(labelled)
     figures = evaluate(model, tmp_path, extractor=str(made), families=("distribution",))["figures"]
     assert figures["frechet"]["protocol"]["extractor_sha256"] == done["sha256"]

@@ -96,8 +96,7 @@ def _open_run(run: RunFolder, checkpoint: str | int) -> Opened:
     shape = experiment.data.shape
     method = methods.find(experiment.method_name)(experiment.method, shape)
     _fill(method, files["networks"] | files.get("average", {}), path)
-    manifest = json.loads((path / "manifest.json").read_text())["files"]
-    used = " ".join(manifest[f"{name}.safetensors"]["sha256"] for name in ("networks", "average") if name in files)
+    used = checkpoints.weights(path)
     mixture = _mixture_of_run(run.path, method, shape, used, notes)
     origin = Origin(run.path, experiment.method_name, int(facts["images"]), chosen, "average" in files,
                     experiment.data.fit, used, dict(facts.get("figures", {})), str(facts.get("data", "")),
@@ -117,11 +116,23 @@ def _choose(run: RunFolder, experiment: Experiment, asked: str | int, notes: lis
         newest = checkpoints.newest(run.checkpoints, notes.append)
         assert newest, "there is one, or newest has raised"
         return newest, "the last checkpoint"
-    path = checkpoints.path_of(run.checkpoints, int(asked)) if str(asked).isdecimal() else Path()
-    if path not in found:
-        there = ", ".join(str(int(one.name)) for one in found)
+    path = _numbered(run, int(asked)) if str(asked).isdecimal() else None
+    if path is None:
+        every = {int(one.name) for one in [*found, *checkpoints.complete(run.followed)]}
+        there = ", ".join(map(str, sorted(every)))
         raise UsageError(f"{run.path} has no checkpoint {asked!r}: there are best, last, {there}")
     return path, "as asked"
+
+
+def _numbered(run: RunFolder, images: int) -> Path | None:
+    """The checkpoint after so many images; its copy, which no run deletes, where it is of the same weights."""
+    own, copy = (checkpoints.path_of(folder, images) for folder in (run.checkpoints, run.followed))
+    if not copy.is_dir():
+        return own if own.is_dir() else None
+    try:
+        return copy if checkpoints.weights(own) == checkpoints.weights(copy) else own
+    except OSError:  # the run has deleted its own
+        return copy
 
 
 def _open_model(folder: Path) -> Opened:

@@ -7,12 +7,12 @@ it when the process dies, however it dies.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from udl_dist import disk
 from udl_dist.disk import sync
 from udl_dist.errors import DataError, UsageError
 
@@ -54,7 +54,7 @@ def finish_folder(folder: Path, dest: Path) -> int:
 def remove_stale(dest: Path) -> None:
     """Remove hidden folders of packs to `dest` whose process is gone."""
     for folder in dest.parent.glob(f".{_escaped(dest.name)}.partial-*"):
-        lock = _lock(folder)
+        lock = disk.lock(folder)
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
@@ -65,23 +65,9 @@ def _locked_folder(dest: Path) -> tuple[Path, int]:
     while True:
         folder = dest.with_name(f".{dest.name}.partial-{os.urandom(6).hex()}")
         folder.mkdir()
-        lock = _lock(folder)
+        lock = disk.lock(folder)
         if lock is not None and folder.exists():
             return folder, lock
-
-
-def _lock(folder: Path) -> int | None:
-    """Lock a folder without waiting; None if somebody holds it, or if it is gone."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
 
 
 def _escaped(name: str) -> str:

@@ -56,7 +56,7 @@ def save(folder: Path, images: int, files: Files, facts: Mapping[str, Any]) -> P
         (temporary / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": manifest}, indent=1))
         for path in (*temporary.iterdir(), temporary):
             sync(path)
-        _discard(target)
+        discard(target)
         temporary.rename(target)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
         shutil.rmtree(temporary, ignore_errors=True)
@@ -87,7 +87,7 @@ def adopt(source: Path, folder: Path) -> Path:
     for path in (*temporary.iterdir(), temporary):
         sync(path)
     verify(temporary)
-    _discard(target)
+    discard(target)
     temporary.rename(target)
     sync(folder)
     return target
@@ -96,6 +96,13 @@ def adopt(source: Path, folder: Path) -> Path:
 def hash_of(checkpoint: Path, name: str) -> str:
     """The sha256 of one of its files of tensors, as its manifest has it."""
     return str(json.loads((checkpoint / "manifest.json").read_text())["files"][f"{name}.safetensors"]["sha256"])
+
+
+def weights(checkpoint: Path) -> str:
+    """The sha256 of the weights that are used: those of the networks, and of the average where there is one."""
+    files = json.loads((checkpoint / "manifest.json").read_text())["files"]
+    return " ".join(files[f"{name}.safetensors"]["sha256"] for name in ("networks", "average")
+                    if f"{name}.safetensors" in files)  # fmt: skip
 
 
 def path_of(folder: Path, images: int) -> Path:
@@ -194,7 +201,7 @@ def prune(folder: Path, keep: int, metric: str, images: int) -> None:
         kept.add(best)
     for path in found:
         if path not in kept:
-            _discard(path)
+            discard(path)
 
 
 def best_of(found: Collection[Path], metric: str) -> Path | None:
@@ -218,7 +225,7 @@ def _figure(checkpoint: Path, metric: str) -> float | None:
     return float(figure) if isinstance(figure, int | float) else None
 
 
-def _discard(checkpoint: Path) -> None:
+def discard(checkpoint: Path) -> None:
     """Delete a checkpoint, renamed first: a deletion that is cut short must not look like one."""
     if checkpoint.exists():
         doomed = checkpoint.with_name(f"{TEMPORARY}doomed-{checkpoint.name}")

@@ -40,7 +40,7 @@ def fit_extractor(source: str, dest: Path, asked: ExtractorSettings, progress: P
     with torch.no_grad():
         features = torch.cat([made.body(images).relu() for images, _ in _once(stream)])
         made.centre.copy_(features.mean(0))
-        made.scale.copy_(features.std(0).clamp(min=1e-3))
+        made.scale.copy_(features.var(0).mean().sqrt().clamp(min=1e-6))
         right = [made(images).argmax(1) == labels for images, labels in _once(held_out or stream)]
     accuracy = float(torch.cat(right).float().mean())
     with writing(dest):

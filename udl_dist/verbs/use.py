@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,12 @@ def add(verbs: Verbs) -> None:
     evaluate = _verb(verbs, "evaluate", "figures on held-out images, each with its protocol and its floor", _evaluate,
                      settings=FigureSettings, chance=False)  # fmt: skip
     evaluate.add_argument("--out", type=Path, help="the file to write (evaluation.json in the run folder)")
+    evaluate.add_argument(
+        "--follow",
+        action="store_true",
+        help="every checkpoint as it is written, beside the training, until the run has ended",
+    )
+    evaluate.add_argument("--best", default="", help="with --follow: a figure, whose best checkpoint is kept")
 
     fit = new_verb(verbs, "fit-extractor", ExtractorSettings,
                    help="a small classifier of labelled images, for udl evaluate --extractor")  # fmt: skip
@@ -135,12 +142,23 @@ def _score(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 
 
 def _evaluate(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist.using import evaluating
+    from udl_dist.using import evaluating, following
 
-    wanted = settings.from_flags(FigureSettings, flags)
-    done = evaluating.evaluate(_model(asked, {}), wanted, asked.out, progress("evaluating", "parts"))
+    wanted, bar = settings.from_flags(FigureSettings, flags), progress("evaluating", "parts")
+    if asked.follow:
+        if asked.out or asked.checkpoint != "best":
+            raise UsageError("--follow measures every checkpoint into the run folder: leave --out and --checkpoint out")
+        done = following.follow(asked.model, asked.device, wanted, asked.best, bar, _tell)
+    elif asked.best:
+        raise UsageError("--best chooses among checkpoints that --follow measures: give both")
+    else:
+        done = evaluating.evaluate(_model(asked, {}), wanted, asked.out, bar)
     show(done.lines(), done.as_dict(), asked.json)
     return 0
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _fit_extractor(asked: argparse.Namespace, flags: dict[str, str]) -> int:
