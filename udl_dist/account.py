@@ -52,6 +52,7 @@ class Account:
     checkpoints: list[Kept] = field(default_factory=list)
     pictures: dict[str, list[tuple[int, Path]]] = field(default_factory=dict)
     evaluation: dict[str, Figure] = field(default_factory=dict)
+    followed: dict[int, dict[str, Figure]] = field(default_factory=dict)  # of checkpoints, by images trained on
     messages: list[str] = field(default_factory=list)
     shards: dict[str, str] = field(default_factory=dict)
     environments: list[tuple[int, str]] = field(default_factory=list)  # images before it, and in words
@@ -88,6 +89,11 @@ class Account:
         pairs = [(point["images"], point[name]) for point in self.points if _is_number(point.get(name))]
         return [float(images) for images, _ in pairs], [float(value) for _, value in pairs]
 
+    def followed_curve(self, name: str) -> tuple[list[float], list[float]]:
+        """The same of a figure that `udl evaluate --follow` measured."""
+        kept = {images: figures[name].value for images, figures in self.followed.items() if name in figures}
+        return [float(images) for images in kept], list(kept.values())
+
     def held_out(self) -> dict[str, tuple[float, float, int]]:
         """Of each held-out figure its last value, its value at the best point, and the images of that point."""
         validated = [point for point in self.points if any(name.startswith("val/") for name in point)]
@@ -121,6 +127,8 @@ def read(folder: Path | str) -> Account:
     account.checkpoints = _checkpoints(run, account)
     account.pictures = _pictures(run)
     account.evaluation = figures_in(run.path / written.NAME, account.faults)
+    account.followed = {int(path.stem): figures_in(path, account.faults)
+                        for path in sorted(run.followed.glob("[0-9]*.json")) if path.stem.isdecimal()}  # fmt: skip
     account.messages = _text(run.messages).splitlines()
     account.shards = {str(name): str(about) for name, about in _json(run.data, account.faults).items()}
     account.environments = [(entry["images"], environment.in_words(entry))

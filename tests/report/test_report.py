@@ -17,10 +17,12 @@ from PIL import Image
 
 from tests.trained import METHODS
 from udl_dist.errors import UsageError
+from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.report import page as pages
 from udl_dist.report import pictures
 from udl_dist.report.parts import MOST_BYTES
 from udl_dist.report.report import report
+from udl_dist.using.following import follow
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)> ../../etc \x1b[31mred\x07"
@@ -126,6 +128,19 @@ def test_names_from_data_are_text_and_nothing_else(trained: dict[str, Path], tmp
     assert "\x07" not in text
     assert "<script>alert(1)</script>" in seen.text
     assert "1 ± 0.5" in seen.text
+
+
+def test_figures_of_checkpoints_are_curves_and_damaged_ones_are_named(trained: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(trained["ae"], tmp_path / "ae"))
+    follow(str(folder), "cpu", FigureSettings(families=("reconstruction",), noise=()), "", lambda *_: None, print)
+    figures = {path: json.loads(path.read_text())["figures"]["psnr"]["value"]
+               for path in sorted((folder / "followed").glob("[0-9]*.json"))}  # fmt: skip
+    first, *_, last = figures.values()
+    said = f"psnr from {first:.4g} to {last:.4g}"
+    seen = Seen(written(folder, tmp_path / "page.html"))
+    assert "psnr, udl evaluate --follow" in seen.text and said in seen.text
+    next(iter(figures)).write_text("torn")
+    assert f"{next(iter(figures)).name} is damaged" in Seen(written(folder, tmp_path / "page.html")).text
 
 
 def test_what_all_figures_depend_on_is_told_once(trained: dict[str, Path], tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def load(path: Path, shape: Shape) -> Classifier:
                         "say pixels") from None  # fmt: skip
     if facts.get("kind") != KIND:
         raise DataError(f"{path} is no extractor that udl fit-extractor of this version wrote, and weights alone "
-                        "are no network: make one, export yours by torch.export or TorchScript, or say pixels")  # fmt: skip
+                        "are no network: make one, export yours by torch.export, or say pixels")  # fmt: skip
     if tuple(json.loads(facts["shape"])) != shape:
         raise UsageError(f"{path} looks at images of {facts['shape']}, these are {list(shape)}: fit one to such images")
     made = Classifier(shape, int(facts["classes"]))

@@ -15,7 +15,7 @@ from udl_dist.account import Account
 from udl_dist.errors import UsageError
 from udl_dist.report import curves
 
-OWN = ("run.folder", "track.", "run.address")  # settings that tell nothing of a run
+OWN = ("run.folder", "data.cache", "track.", "run.address")  # settings that tell nothing of a run
 SHARED = {"val/mse"}  # per pixel in [0, 1], whatever the method
 MODEL = (
     "checkpoint",
