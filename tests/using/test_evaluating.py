@@ -23,6 +23,7 @@ from udl_dist.models.inputs import scaled
 from udl_dist.models.model import Model
 from udl_dist.using import evaluating
 from udl_dist.using.extracting import fit_extractor
+from udl_dist.using.fitting import fit_prior
 from udl_dist.using.settings import ExtractorSettings
 
 
@@ -144,6 +145,19 @@ def test_pairs_and_the_bound_can_be_left_out_and_pairs_be_fewer(labelled: Path, 
         assert some[name]["protocol"]["pairs_of"] == 60
         assert every[name]["protocol"]["pairs_of"] == every[name]["protocol"]["n"]
     assert some["kernel_distance"]["value"] != every["kernel_distance"]["value"]
+
+
+def test_a_vae_is_measured_as_it_draws_from_its_own_prior_or_from_a_mixture(labelled: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(labelled, tmp_path / "vae"))
+    families = ("distribution",)
+    with pytest.raises(UsageError, match="no mixture to draw from: run udl fit-prior first"):
+        evaluate(udl_dist.load(own), tmp_path, families=families, prior="mixture")
+    fit_prior(udl_dist.load(own), 3, 50, 0, lambda done, total: None)
+    first, mixed, again = (evaluate(udl_dist.load(own), tmp_path, families=families, prior=prior)["figures"]["frechet"]
+                           for prior in ("auto", "mixture", "own"))  # fmt: skip
+    assert first == again
+    assert mixed["value"] != first["value"]
+    assert mixed["protocol"]["sampled_from"] == "a mixture of 3 Gaussians over codes"
 
 
 def test_a_family_without_labels_or_images_enough_is_left_out_and_refused_when_asked_for(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
+from typing import Literal
 
 from udl_dist.settings import setting
 
@@ -49,6 +50,9 @@ class FigureSettings:
     data: str = setting("", "another source whose images are measured; empty: the run's held-out images")
     seed: int = setting(0, "where noise, latents and clusters come from")
     seeds: int = setting(3, "sets of generated images; figures of them have a ± over these", low=1)
+    prior: Literal["auto", "own", "mixture"] = setting(
+        "auto", "where latents of generated images come from: the method's own, else the mixture of udl fit-prior"
+    )
     pairs: int = setting(10_000, "images of each set at most that kernel and neighbour distances compare with all "
                                  "others, in a time that goes with the square; 0: none", low=0)  # fmt: skip
     noise: tuple[float, ...] = setting(

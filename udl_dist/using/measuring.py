@@ -47,7 +47,7 @@ class Measuring:
         limits = {TRAIN: asked.train_images}
         self.images = {which: min(limits.get(which, asked.images) or stream.records, stream.records)
                        for which, stream in self.streams.items()}  # fmt: skip
-        sample, sampled_from = _sampler(model)
+        sample, sampled_from = _sampler(model, asked.prior)
         labelled = TRAIN in self.streams and all(_labelled(stream) for stream in self.streams.values())
         extractor = extractors.find(asked.extractor, model.shape, model.device, asked.trust_extractor)
         experiment = model.origin.experiment
@@ -133,14 +133,15 @@ def _streams(model: Model, asked: FigureSettings) -> dict[str, Stream]:
     return {which: stream for which in (HELD_OUT, LEFT_OUT, TRAIN) if (stream := found.get(which))}
 
 
-def _sampler(model: Model) -> tuple[Callable[[Tensor], Tensor] | None, str]:
-    """What draws images for random keys, and where its latents come from."""
-    if model.method.can("sample"):
-        return model.method.sample, "the method's own prior"
-    if (mixture := model.mixture) is None:
-        return None, "nothing"
-    return (lambda keys: model.method.decode(mixture.draw(keys.cpu()).float().to(model.device)),
-            f"a mixture of {len(mixture.weights)} Gaussians over codes")  # fmt: skip
+def _sampler(model: Model, prior: str) -> tuple[Callable[[Tensor], Tensor] | None, str]:
+    """What draws images for random keys, and where its latents come from; raise UsageError for a mixture not there."""
+    own, mixture = model.method.can("sample"), model.mixture
+    if prior == "mixture" and mixture is None:
+        raise UsageError(f"{model.origin.folder} has no mixture to draw from: run udl fit-prior first")
+    if mixture is not None and (prior == "mixture" or (prior == "auto" and not own)):
+        return (lambda keys: model.method.decode(mixture.draw(keys.cpu()).float().to(model.device)),
+                f"a mixture of {len(mixture.weights)} Gaussians over codes")  # fmt: skip
+    return (model.method.sample, "the method's own prior") if own else (None, "nothing")
 
 
 def _labelled(stream: Stream) -> bool:
