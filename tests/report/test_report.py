@@ -145,14 +145,15 @@ def test_figures_of_checkpoints_are_curves_and_damaged_ones_are_named(trained: d
 
 def test_what_all_figures_depend_on_is_told_once(trained: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(trained["ae"], tmp_path / "run")
-    entries = {name: {"value": 1.0, "protocol": {"data": "of-all", "seed": seed}}
-               for name, seed in (("mse", 1), ("psnr", 2))}  # fmt: skip
+    entries = {name: {"value": 1.0, "protocol": {"data": "of-all", "seed": seed, **own}}
+               for name, seed, own in (("mse", 1, {}), ("recall", 2, {"extractor": "of-two", "k": 7}),
+                                       ("precision", 3, {"extractor": "of-two"}))}  # fmt: skip
     (tmp_path / "run" / "evaluation.json").write_text(json.dumps({"figures": entries}))
     text = Seen(written(tmp_path / "run", tmp_path / "page.html")).text
     assert text.count("of-all") == 1
     assert "Protocol of all of these: data of-all." in text
-    assert "seed 1" in text
-    assert "seed 2" in text
+    assert text.count("of-two") == 1 and "Where it is named: extractor of-two." in text
+    assert "seed 2, extractor, k 7" in text and "seed 3, extractor" in text and "seed 1" in text
 
 
 @pytest.mark.parametrize("broken", [

@@ -42,24 +42,35 @@ def written(text: str, path: Path, faults: Sequence[str]) -> Reported:
 
 
 def evaluated(figures: Mapping[str, Figure]) -> list[tuple[str, str, str, str]]:
-    """Each figure of an evaluation with its spread, what to hold it against, and its protocol beside what all share."""
-    rows, told = [], _shared(figures)
+    """Each figure of an evaluation with its spread, what to hold it against, and its protocol beside what all share.
+
+    What several figures have alike is named here, and told with its value in `shared`.
+    """
+    of_all, of_some = _shared(figures)
+    rows = []
     for name, figure in figures.items():
         spread = f" ± {figure.deviation:.3g}" if figure.deviation is not None else ""
-        own = {key: value for key, value in figure.protocol.items() if key not in told}
-        rows.append((name, f"{figure.value:.6g}{spread}", joined(figure.floor), joined(own)))
+        own = [key if key in of_some else joined({key: value})
+               for key, value in figure.protocol.items() if key not in of_all]  # fmt: skip
+        rows.append((name, f"{figure.value:.6g}{spread}", joined(figure.floor), ", ".join(own)))
     return rows
 
 
-def shared(figures: Mapping[str, Figure]) -> str:
-    """What the protocols of all figures have in common, told once; "" for nothing."""
-    return joined(_shared(figures))
+def shared(figures: Mapping[str, Figure]) -> list[str]:
+    """What the protocols of all figures have in common, told once, and then what those of several have."""
+    return [joined(told) for told in _shared(figures)]
 
 
-def _shared(figures: Mapping[str, Figure]) -> dict[str, Any]:
-    first, *others = [figure.protocol for figure in figures.values()] or [{}]
-    return {name: value for name, value in first.items()
-            if all(name in other and other[name] == value for other in others)}  # fmt: skip
+def _shared(figures: Mapping[str, Figure]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the protocols of all have alike, and what all have alike of those that have it: two or more."""
+    values: dict[str, list[Any]] = {}
+    for figure in figures.values():
+        for name, value in figure.protocol.items():
+            values.setdefault(name, []).append(value)
+    alike = {name: found[0] for name, found in values.items() if all(one == found[0] for one in found)}
+    of_all = {name: value for name, value in alike.items() if len(values[name]) == len(figures)}
+    of_some = {name: value for name, value in alike.items() if 1 < len(values[name]) < len(figures)}
+    return of_all, of_some
 
 
 def tables(method: str, settings: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str, bool]]]]:

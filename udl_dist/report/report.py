@@ -18,7 +18,7 @@ from udl_dist.shards.index import Index
 from udl_dist.storage.places import is_remote, split
 
 MOST_SHARDS = 100  # that are listed
-MOST_PANELS = 16
+MOST_PANELS = 24
 MESSAGES = 200  # lines
 NOT_DRAWN = ("images", "train/learning_rate")
 MACHINE = ("perf/images_per_second", "perf/data_wait_share", "perf/memory_bytes")
