@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from udl_dist import methods, settings
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import EvaluateSettings
@@ -55,6 +53,8 @@ class Experiment:
 
     def to_toml(self) -> str:
         """The same as a TOML file that can be fed back."""
+        import tomli_w  # a model is loaded with torch, safetensors and numpy alone
+
         return tomli_w.dumps(self.to_dict())
 
     def replace(self, **changes: Any) -> Experiment:
