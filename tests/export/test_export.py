@@ -43,11 +43,9 @@ def test_an_exported_model_gives_what_the_run_gives(
         assert torch.equal(model.sample(4, seed=5), run.sample(4, seed=5))
 
 
-def test_it_loads_with_torch_numpy_and_safetensors_alone(
-    exported: dict[str, Path], tmp_path: Path
-) -> None:
-    for name in ("ray", "wandb", "webdataset", "braceexpand", "cv2", "PIL", "simplejpeg", "pyarrow", "xxhash", "tomli_w",
-                 "google_crc32c", "sklearn", "matplotlib", "mlxtend"):  # fmt: skip
+def test_it_loads_with_torch_numpy_and_safetensors_alone(exported: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("ray", "wandb", "webdataset", "braceexpand", "cv2", "PIL", "simplejpeg", "pyarrow", "xxhash",
+                 "tomli_w", "google_crc32c", "sklearn", "matplotlib", "mlxtend"):  # fmt: skip
         (tmp_path / f"{name}.py").write_text("raise ImportError('not installed here')")
     code = ("import sys, udl_dist\nfor folder in sys.argv[1:]:\n    model = udl_dist.load(folder)\n"
             "    print(model.decode(model.latent_dim * [0.0]).shape[0])")  # fmt: skip
