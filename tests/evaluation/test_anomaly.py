@@ -29,7 +29,7 @@ def test_outlier_factors_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPat
     fitted = LocalOutlierFactor(n_neighbors=20, novelty=True, algorithm="brute")
     fitted.fit(normal.double().numpy())
     expected = torch.from_numpy(-fitted.score_samples(others.double().numpy()))
-    torch.testing.assert_close(oddness.Crowd(normal, 20).outlier_factors(others), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(oddness.Crowd.of(normal, 20).outlier_factors(others), expected, atol=1e-6, rtol=0)
 
 
 def test_the_distance_from_a_gaussian_is_that_of_scikit_learn_and_allows_a_dead_code() -> None:
@@ -45,4 +45,4 @@ def test_the_distance_from_a_gaussian_is_that_of_scikit_learn_and_allows_a_dead_
 
 
 def test_rows_that_are_all_equal_have_finite_factors() -> None:
-    assert bool(oddness.Crowd(torch.ones(30, 3), 20).outlier_factors(torch.zeros(2, 3)).isfinite().all())
+    assert bool(oddness.Crowd.of(torch.ones(30, 3), 20).outlier_factors(torch.zeros(2, 3)).isfinite().all())

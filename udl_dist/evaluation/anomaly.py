@@ -11,7 +11,6 @@ from torch import Tensor
 from udl_dist.evaluation import oddness, pca, plain, similarity
 from udl_dist.evaluation.family import LEFT_OUT, TRAIN, Family, Figure, Seen, Subject, Taken, summed
 
-MOST_NEIGHBOURS = 30_000  # training images that neighbours are looked for among: distances go with their product
 Scores = dict[str, Tensor]
 
 
@@ -74,7 +73,7 @@ class Anomaly(Family):
         beside = {what: float(value) for what, value in reference.items()}
         left_out = ", ".join(map(str, self.subject.left_out))
         protocol = {"left_out": left_out, "left_out_n": int(odd.sum()), "neighbours": self.subject.asked.neighbours,
-                    "crowd": min(train.images, MOST_NEIGHBOURS)}  # fmt: skip
+                    "crowd": min(train.images, oddness.MOST_NEIGHBOURS)}  # fmt: skip
         found = {f"anomaly_auroc_{name}": Figure(oddness.auroc(score[odd], score[~odd]), None, beside, protocol)
                  for name, score in scores.items()}  # fmt: skip
         return found | {f"anomaly_detected_{name}": self._detected(score[odd], score[~odd], protocol)
@@ -102,7 +101,11 @@ class Anomaly(Family):
         neighbours = self.subject.asked.neighbours
         if train.images <= neighbours:
             return {}
-        return {name: oddness.Crowd(self.some(train.rows[what], MOST_NEIGHBOURS), neighbours).outlier_factors(rows)}
+        return {
+            name: oddness.Crowd.of(self.some(train.rows[what], oddness.MOST_NEIGHBOURS), neighbours).outlier_factors(
+                rows
+            )
+        }
 
     def _detected(self, odd: Tensor, normal: Tensor, protocol: dict[str, object]) -> Figure:
         """The part that is found by a threshold from one half of the normal images; the other half is the check."""

@@ -12,9 +12,12 @@ import tomli_w
 
 from udl_dist import __version__, account
 from udl_dist.account import Account
-from udl_dist.models.layout import PRIOR
+from udl_dist.models.layout import CROWD, PRIOR
 from udl_dist.models.model import Model
 
+FITTED = {PRIOR: "is a mixture of Gaussians over the codes of training images",
+          CROWD: "holds the codes of training images themselves, to tell what lies outside of them: "
+                 "`model.score(images)`, the local outlier factor"}  # fmt: skip
 LIMITS = """\
 * It was trained on images of one size and kind; images that differ from them are squeezed into what it knows.
 * It has learned whatever the data holds: also what is wrong, private or unfair in it.
@@ -75,8 +78,8 @@ def _use(model: Model, files: Sequence[str]) -> str:
         lines.append("drawn = model.sample(16, seed=0)   # [N, C, H, W] in [-1, 1]")
     others = [name for name in files if name.endswith((".onnx", ".pt2"))]
     more = f"\n\nFor other programs: {', '.join(f'`{name}`' for name in others)}, images or latents in any number."
-    mixture = f"\n\n`{PRIOR}` is a mixture of Gaussians over the codes of training images." * (PRIOR in files)
-    return "## Use\n\n```python\n" + "\n".join(lines) + "\n```" + more * bool(others) + mixture
+    kept = "".join(f"\n\n`{name}` {what}." for name, what in FITTED.items() if name in files)
+    return "## Use\n\n```python\n" + "\n".join(lines) + "\n```" + more * bool(others) + kept
 
 
 def _data(model: Model, seen: Seen) -> str:

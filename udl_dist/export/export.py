@@ -16,6 +16,7 @@ from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation import pictures
 from udl_dist.export import card, formats
 from udl_dist.methods import Batch, chance
+from udl_dist.models import crowd as crowds
 from udl_dist.models import layout
 from udl_dist.models.model import Model, load
 from udl_dist.packing.folders import finish_folder, partial_folder
@@ -54,6 +55,8 @@ def export(model: Model, dest: Path, asked: ExportSettings) -> Outcome:
                   folder / layout.WEIGHTS)  # fmt: skip
         if model.mixture:
             model.mixture.save(folder / layout.PRIOR)
+        if model.crowd:
+            crowds.save(model.crowd, folder / layout.CROWD, model.origin.weights)
         differences = formats.write(model, images, folder, asked.onnx, asked.torch_export)
         for name, picture in pictures.draw(model.method, images, chance.keys(0, 64), 8).items():
             picture.save(folder / f"{name}.png")

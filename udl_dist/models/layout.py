@@ -3,6 +3,7 @@
     config.json            what the model is, and size and sha256 of every file below
     model.safetensors      the weights in use (averaged ones where the run keeps an average)
     prior.safetensors      a mixture over latents, if one was fitted
+    crowd.safetensors      codes of training images, if they were kept to tell what lies outside of them
     calibration.json       how held-out images look to the model: quantiles of scores, spread of latents
     README.md              the card, for people
     *.onnx, *.pt2          the same networks for other programs; never read here
@@ -21,8 +22,8 @@ from udl_dist.errors import DataError, UsageError
 
 FORMAT = 1
 CONFIG, WEIGHTS, PRIOR, CARD = "config.json", "model.safetensors", "prior.safetensors", "README.md"
-CALIBRATION = "calibration.json"
-READ = (WEIGHTS, PRIOR, CALIBRATION)  # here, and so held against their sha256
+CALIBRATION, CROWD = "calibration.json", "crowd.safetensors"
+READ = (WEIGHTS, PRIOR, CALIBRATION, CROWD)  # here, and so held against their sha256
 PICKLES = (".pkl", ".pickle", ".bin", ".pt", ".pth", ".ckpt", ".joblib", ".dill", ".npz")
 LONGEST_CONFIG = 2**22  # bytes
 KEYS = {"method": str, "settings": dict, "shape": list, "fit": str, "images": int, "files": dict}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 BATCH_IMAGES = 256  # that go through the networks at once, so that memory is bounded however many are given
 ABILITIES = ("encode", "decode", "reconstruct", "sample", "score")
+OUTLIER_FACTOR = "code_outlier_factor"
 Prior = Literal["auto", "own", "mixture"]
 
 
@@ -33,7 +34,8 @@ class Model:
     """
 
     def __init__(self, opened: Opened, device: str = "cpu") -> None:
-        self.method, self.shape, self.origin, self.mixture = opened.method, opened.shape, opened.origin, opened.mixture
+        self.method, self.shape, self.origin = opened.method, opened.shape, opened.origin
+        self.mixture, self.crowd = opened.mixture, opened.crowd
         self.device = _device(device)
         self.method.networks.to(self.device)
         self.latent_dim = latent_dim(self.method, self.shape)
@@ -46,15 +48,19 @@ class Model:
 
     @cached_property
     def scores(self) -> tuple[str, ...]:
-        """The anomaly scores it has: squared error of the reconstruction, and a bound on the likelihood."""
-        rebuilds = ("reconstruction",) if self.method.can("reconstruct") else ()
+        """The anomaly scores it has: squared error of the reconstruction, a bound on the likelihood, and the outlier
+        factor of the code where codes were kept."""
+        crowd = (OUTLIER_FACTOR,) if self.crowd else ()
+        return (*(("reconstruction",) if self.method.can("reconstruct") else ()), *self._bound(), *crowd)
+
+    def _bound(self) -> tuple[str, ...]:
         if not self.method.can("measure") or self.method.best in ("", "mse"):
-            return rebuilds
+            return ()
         key = torch.zeros(1, dtype=torch.int64, device=self.device)
         with torch.no_grad():
             measured = self.method.measure(Batch(torch.zeros(1, *self.shape, device=self.device), key, key, 0))
         of_one = self.method.best in measured and measured[self.method.best].dim() == 1  # else of many together
-        return (*rebuilds, self.method.best) if of_one else rebuilds
+        return (self.method.best,) if of_one else ()
 
     def encode(self, images: Any) -> Tensor:  # -> [N, Z]
         """The latents of images, without chance."""
@@ -88,7 +94,8 @@ class Model:
     def score(self, images: Any, by: str = "auto", seed: int = 0) -> Tensor:  # -> [N] float64
         """How unlike the training images each is; more is odder. `by` is one of `scores`, `auto` the last of them.
 
-        `reconstruction` is the mean squared error per pixel in [0, 1]; a bound is in nats, with noise from `seed`.
+        `reconstruction` is the mean squared error per pixel in [0, 1]; a bound is in nats, with noise from `seed`;
+        `code_outlier_factor` is the local outlier factor of the code among those that `udl fit-outliers` kept.
         """
         ready = self.images(images)
         keys = chance.keys(seed, len(ready))
@@ -97,6 +104,9 @@ class Model:
     def score_batch(self, batch: Batch, by: str = "auto") -> Tensor:  # -> [N] float64
         """The same of a batch that brings its own random keys."""
         which = self.scored_by(by)
+
+        if which == OUTLIER_FACTOR and self.crowd:
+            return self.crowd.outlier_factors(self._each(self.method.encode, batch.images))
 
         def scored(images: Tensor, keys: Tensor, record_keys: Tensor) -> Tensor:
             if which == "reconstruction":

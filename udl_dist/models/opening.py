@@ -17,9 +17,11 @@ from torch.overrides import TorchFunctionMode
 from udl_dist import experiment as experiments
 from udl_dist import methods, settings
 from udl_dist.errors import DataError, TrainingError, UsageError
+from udl_dist.evaluation.oddness import Crowd
 from udl_dist.experiment import Experiment
 from udl_dist.images.kinds import Fit, Shape
 from udl_dist.methods import Method
+from udl_dist.models import crowd as crowds
 from udl_dist.models import layout
 from udl_dist.models.prior import Mixture
 from udl_dist.runs import RunFolder
@@ -60,6 +62,7 @@ class Opened:
     shape: Shape
     origin: Origin
     mixture: Mixture | None
+    crowd: Crowd | None
 
 
 def open_folder(folder: Path | str, checkpoint: str | int = "best") -> Opened:
@@ -98,10 +101,11 @@ def _open_run(run: RunFolder, checkpoint: str | int) -> Opened:
     _fill(method, files["networks"] | files.get("average", {}), path)
     used = checkpoints.weights(path)
     mixture = _mixture_of_run(run.path, method, shape, used, notes)
+    crowd = _crowd_of_run(run.path, method, shape, used, notes)
     origin = Origin(run.path, experiment.method_name, int(facts["images"]), chosen, "average" in files,
                     experiment.data.fit, used, dict(facts.get("figures", {})), str(facts.get("data", "")),
                     experiment, notes=tuple(notes))  # fmt: skip
-    return Opened(method, shape, origin, mixture)
+    return Opened(method, shape, origin, mixture, crowd)
 
 
 def _choose(run: RunFolder, experiment: Experiment, asked: str | int, notes: list[str]) -> tuple[Path, str]:
@@ -149,10 +153,12 @@ def _open_model(folder: Path) -> Opened:
     origin = Origin(folder, config["method"], config["images"], "an exported model", bool(config.get("averaged")),
                     "pad" if config["fit"] == "pad" else "crop", config["files"][layout.WEIGHTS]["sha256"],
                     dict(config.get("figures", {})), str(config.get("data", "")), config=config)  # fmt: skip
-    mixture = None
+    mixture = crowd = None
     if layout.PRIOR in config["files"]:
         mixture = Mixture.load(folder / layout.PRIOR, latent_dim(method, shape))
-    return Opened(method, shape, origin, mixture)
+    if layout.CROWD in config["files"]:
+        crowd, _ = crowds.load(folder / layout.CROWD, latent_dim(method, shape))
+    return Opened(method, shape, origin, mixture, crowd)
 
 
 def _fill(method: Method, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -196,6 +202,17 @@ def _mixture_of_run(folder: Path, method: Method, shape: Shape, weights: str, no
                      "run udl fit-prior again to use one")  # fmt: skip
         return None
     return Mixture.load(folder / layout.PRIOR, latent_dim(method, shape))
+
+
+def _crowd_of_run(folder: Path, method: Method, shape: Shape, weights: str, notes: list[str]) -> Crowd | None:
+    """The codes that were kept of this checkpoint; those of another are left alone, with a note."""
+    if not (folder / layout.CROWD).exists():
+        return None
+    crowd, fitted = crowds.load(folder / layout.CROWD, latent_dim(method, shape))
+    if fitted != weights:
+        notes.append(f"{layout.CROWD} is of another checkpoint: run udl fit-outliers again to use one")
+        return None
+    return crowd
 
 
 def _shape(given: list[Any], folder: Path) -> Shape:

@@ -28,7 +28,7 @@ PARTS = 1000  # quantiles of a score are kept at every thousandth
 
 @dataclass(frozen=True)
 class Calibration:
-    """Figures of `images` held-out images; `data` names them, `weights` the checkpoint."""
+    """Figures of `images` held-out images; `data` names them, `weights` the checkpoint and the codes kept of it."""
 
     weights: str
     images: int
@@ -55,7 +55,7 @@ def calibration(model: Model) -> Calibration:
     if model.origin.experiment is None:
         return _exported(model)
     path = model.origin.folder / CALIBRATION
-    if path.exists() and (known := _read(path)).weights == model.origin.weights:
+    if path.exists() and (known := _read(path)).weights == _measured(model):
         return known
     computed = compute(model)
     with contextlib.suppress(OSError):  # a run that cannot be written to is measured again each time
@@ -85,10 +85,16 @@ def compute(model: Model) -> Calibration:
             break
     steps = torch.linspace(0, 1, PARTS + 1, dtype=torch.float64)
     codes = torch.cat(latents).double() if latents else torch.zeros(1, model.latent_dim, dtype=torch.float64)
-    return Calibration(model.origin.weights, images, (held_out or stream).fingerprint, held_out is not None,
+    return Calibration(_measured(model), images, (held_out or stream).fingerprint, held_out is not None,
                        _short(codes.mean(0)), _short(codes.std(0, correction=0)),
                        {name: _short(torch.cat(values).quantile(steps)) for name, values in scores.items()}
                        )  # fmt: skip
+
+
+def _measured(model: Model) -> str:
+    """What its quantiles depend on: the checkpoint, and the codes that outliers are told by."""
+    of = f" {len(model.crowd.rows)} codes {int(model.crowd.neighbours)} neighbours" if model.crowd else ""
+    return model.origin.weights + of
 
 
 def _exported(model: Model) -> Calibration:

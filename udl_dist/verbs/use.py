@@ -41,7 +41,9 @@ def add(verbs: Verbs) -> None:
     score = _verb(
         verbs, "score", "how odd each image is, flagged against held-out ones", _score, "images", out="scores"
     )
-    score.add_argument("--by", default="auto", help="which score: reconstruction, or the bound a method has")
+    score.add_argument(
+        "--by", default="auto", help="which score: reconstruction, the bound a method has, code_outlier_factor"
+    )
     score.add_argument("--quantile", type=float, default=0.99,
                        help="part of the run's held-out images that is not flagged (0.99)")  # fmt: skip
     score.add_argument("--threshold", type=float, help="a score above which an image is flagged, instead")
@@ -65,6 +67,10 @@ def add(verbs: Verbs) -> None:
     prior = _verb(verbs, "fit-prior", "a mixture of Gaussians over a run's codes, to sample from", _fit_prior)
     prior.add_argument("--components", type=int, default=10, help="Gaussians (10)")
     prior.add_argument("--turns", type=int, default=200, help="at most so many over all codes (200)")
+
+    outliers = _verb(verbs, "fit-outliers", "codes of training images, to tell outliers by", _fit_outliers,
+                     chance=False)  # fmt: skip
+    outliers.add_argument("--neighbours", type=int, default=10, help="of a code, that its density is told by (10)")
 
 
 def _verb(verbs: Verbs, name: str, help: str, act: Any, images: str = "", out: str = "",
@@ -175,5 +181,13 @@ def _fit_prior(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 
     model = _model(asked, flags)
     done = fitting.fit_prior(model, asked.components, asked.turns, asked.seed, progress("encoding"))
+    show(done.lines(), done.as_dict(), asked.json)
+    return 0
+
+
+def _fit_outliers(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.using import outliers
+
+    done = outliers.fit_outliers(_model(asked, flags), asked.neighbours, progress("encoding"))
     show(done.lines(), done.as_dict(), asked.json)
     return 0
