@@ -41,9 +41,8 @@ def add(verbs: Verbs) -> None:
     score = _verb(
         verbs, "score", "how odd each image is, flagged against held-out ones", _score, "images", out="scores"
     )
-    score.add_argument(
-        "--by", default="auto", help="which score: reconstruction, the bound a method has, code_outlier_factor"
-    )
+    score.add_argument("--by", default="auto",
+                       help="reconstruction, the method's bound, code_outlier_factor; auto: its last")  # fmt: skip
     score.add_argument("--quantile", type=float, default=0.99,
                        help="part of the run's held-out images that is not flagged (0.99)")  # fmt: skip
     score.add_argument("--threshold", type=float, help="a score above which an image is flagged, instead")
