@@ -53,7 +53,7 @@ class Anomaly(Family):
 
     def refers_to(self) -> dict[str, object]:
         asked = self.subject.asked
-        return {"left_out": self.subject.left_out, "latent_dim": self.subject.latent_dim,
+        return {"left_out": self.subject.left_out, "latent_dim": self.subject.latent_dim, "pca": self._encodes,
                 "neighbours": asked.neighbours, "seed": asked.seed}  # fmt: skip
 
     def reference(self, held_out: Taken, train: Taken | None) -> dict[str, Tensor]:
@@ -101,11 +101,8 @@ class Anomaly(Family):
         neighbours = self.subject.asked.neighbours
         if train.images <= neighbours:
             return {}
-        return {
-            name: oddness.Crowd.of(self.some(train.rows[what], oddness.MOST_NEIGHBOURS), neighbours).outlier_factors(
-                rows
-            )
-        }
+        crowd = oddness.Crowd.of(self.some(train.rows[what], oddness.MOST_NEIGHBOURS), neighbours)
+        return {name: crowd.outlier_factors(rows)}
 
     def _detected(self, odd: Tensor, normal: Tensor, protocol: dict[str, object]) -> Figure:
         """The part that is found by a threshold from one half of the normal images; the other half is the check."""
