@@ -112,6 +112,10 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(own: Path) -> None:
     figures = follow(own, say=said.append).as_dict()["figures"]
     assert sorted(figures) == [int(path.name) for path in others]
     assert said[0].startswith(f"passed over: {first.name}: ") and "damaged" in said[0]
+    checkpoint.discard(others[0])  # as the run does with all but the newest
+    (own / "followed" / f"{others[0].name}.json").write_text("torn")
+    figures = follow(own, "mse").as_dict()["figures"]
+    assert sorted(figures) == [int(path.name) for path in others[1:]]
 
 
 def test_what_cannot_be_followed_is_refused_in_one_line(own: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ checkpoint is copied into `followed/` first, so that the run may delete its own 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -71,11 +72,12 @@ def _until_the_end(run: RunFolder, best: str, measured: Callable[[Path], bool]) 
 
 
 def found(folder: Path) -> dict[int, dict[str, float]]:
-    """What is in `followed/`: the figures by images trained on."""
+    """What is in `followed/`: the figures by images trained on; a file that makes no sense is none."""
     figures = {}
     for path in sorted(folder.glob("[0-9]*.json")):
-        kept = json.loads(path.read_text(encoding="utf-8"))["figures"]
-        figures[int(path.stem)] = {name: float(entry["value"]) for name, entry in kept.items()}
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+            kept = json.loads(path.read_text(encoding="utf-8"))["figures"]
+            figures[int(path.stem)] = {name: float(entry["value"]) for name, entry in kept.items()}
     return figures
 
 
