@@ -61,7 +61,7 @@ ALLOWED = {
                    "storage", "stream"},
     "models": {"evaluation", "experiment", "methods", "training", "runs", "images"},
     "using": {"models", "methods", "evaluation", "images", "iterables", "packing", "stream", "shards", "disk",
-              "clusters", "training", "runs"},
+              "clusters", "training", "runs", "account"},
     "account": {"environment", "evaluation", "runs", "methods"},
     "report": {"account", "environment", "evaluation", "experiment", "search", "shards", "storage"},
     "export": {"account", "models", "using", "methods", "evaluation", "packing", "stream"},

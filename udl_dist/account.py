@@ -127,8 +127,7 @@ def read(folder: Path | str) -> Account:
     account.checkpoints = _checkpoints(run, account)
     account.pictures = _pictures(run)
     account.evaluation = figures_in(run.path / written.NAME, account.faults)
-    account.followed = {int(path.stem): figures_in(path, account.faults)
-                        for path in sorted(run.followed.glob("[0-9]*.json")) if path.stem.isdecimal()}  # fmt: skip
+    account.followed = followed_in(run.followed, account.faults)
     account.messages = _text(run.messages).splitlines()
     account.shards = {str(name): str(about) for name, about in _json(run.data, account.faults).items()}
     account.environments = [(entry["images"], environment.in_words(entry))
@@ -227,6 +226,13 @@ def figures_in(path: Path, faults: list[str]) -> dict[str, Figure]:
         found[str(name)] = Figure(float(entry["value"]), float(deviation) if _is_number(deviation) else None,
                                   _table(entry.get("floor")), _table(entry.get("protocol")))  # fmt: skip
     return found
+
+
+def followed_in(folder: Path, faults: list[str]) -> dict[int, dict[str, Figure]]:
+    """The figures of checkpoints that `udl evaluate --follow` measured, by images; what is none goes to `faults`."""
+    found = {int(path.stem): figures_in(path, faults) for path in sorted(folder.glob("[0-9]*.json"))
+             if path.stem.isdecimal()}  # fmt: skip
+    return {images: figures for images, figures in found.items() if figures}
 
 
 def _table(value: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import threading
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import udl_dist
 from tests.trained import run
@@ -119,6 +121,35 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(own: Path) -> None:
     (own / "followed" / f"{others[0].name}.json").write_text("torn")
     figures = follow(own, "mse").as_dict()["figures"]
     assert sorted(figures) == [int(path.name) for path in others[1:]]
+
+
+def test_a_disk_that_refuses_a_copy_ends_it_in_one_line_and_the_same_command_goes_on(own: Path) -> None:
+    checkpoints = checkpoint.complete(own / "checkpoints")
+    follow(own, say=lambda line: None)
+    for path in checkpoints[1:]:
+        (own / "followed" / f"{path.name}.json").unlink()
+    most = checkpoint.path_of(own / "checkpoints", int(checkpoints[1].name)) / "networks.safetensors"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most.stat().st_size - 1, resource.RLIM_INFINITY))
+    try:
+        with pytest.raises(UsageError, match="cannot write .*followed") as refusal:
+            follow(own)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert "File too large" in str(refusal.value)
+    assert not list((own / "followed").glob(f"{checkpoint.TEMPORARY}*"))
+    assert len(follow(own).as_dict()["figures"]) == len(checkpoints)
+
+
+def test_a_checkpoint_that_gives_no_numbers_is_passed_over(own: Path) -> None:
+    first, *others = checkpoint.complete(own / "checkpoints")
+    files, facts = checkpoint.load(first)
+    broken = {name: value * torch.nan for name, value in files["networks"].items()}
+    checkpoint.save(own / "checkpoints", int(first.name), files | {"networks": broken}, facts)
+    (others[0] / "manifest.json").write_text("torn")
+    said: list[str] = []
+    figures = follow(own, say=said.append).as_dict()["figures"]
+    assert sorted(figures) == [int(path.name) for path in others[1:]]
+    assert "not finite" in said[0] and "damaged" in said[1]
 
 
 def test_what_cannot_be_followed_is_refused_in_one_line(own: Path, tmp_path: Path) -> None:

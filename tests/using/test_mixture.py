@@ -108,7 +108,7 @@ def test_a_mixture_of_another_checkpoint_is_left_alone_with_a_word(run: Path) ->
 def test_a_damaged_mixture_is_refused(run: Path) -> None:
     fit_prior(udl_dist.load(run), 2, 5, 0, lambda done, total: None)
     (run / "prior.safetensors").write_bytes(b"\x80\x04K\x01.")
-    with pytest.raises(DataError, match="is no mixture .*: run udl fit-prior again"):
+    with pytest.raises(DataError, match="is no mixture .*: delete it, then run udl fit-prior again"):
         udl_dist.load(run)
     Mixture(torch.ones(1), torch.zeros(1, 9), torch.eye(9)[None]).save(run / "prior.safetensors")
     with pytest.raises(DataError, match="a mixture over other latents than 4"):

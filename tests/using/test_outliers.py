@@ -103,11 +103,14 @@ def test_codes_of_another_checkpoint_are_left_alone_and_damaged_ones_are_refused
                          ({"density": whole["density"] * torch.nan}, "not finite"),
                          ({"more": torch.ones(1)}, "holds no codes")):  # fmt: skip
         save_file(whole | changed, own / CROWD)
-        with pytest.raises(DataError, match=f"{why}.*: run udl fit-outliers again"):
+        with pytest.raises(DataError, match=f"{why}.*: delete it, then run udl fit-outliers again"):
             udl_dist.load(own)
     (own / CROWD).write_bytes(b"\x80\x04K\x01.")
     with pytest.raises(DataError, match="holds no codes"):
         udl_dist.load(own)
+    (own / CROWD).unlink()  # the cure that is named
+    fit(udl_dist.load(own))
+    assert udl_dist.load(own).crowd is not None
 
 
 def test_what_cannot_be_kept_is_refused(trained: dict[str, Path], own: Path) -> None:

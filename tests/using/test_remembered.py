@@ -96,10 +96,23 @@ def test_what_is_known_costs_no_training_image(
     assert {"held_out", "train"} == set(made)
 
 
-def test_codes_are_measured_anew_and_pixels_are_not(trained_here: Path, cache: Path, tmp_path: Path) -> None:
+def test_codes_are_measured_anew_and_pixels_are_not(
+    trained_here: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[set[str]] = []
+    original = Measuring.part
+
+    def part(self: Measuring, which: str, number: int) -> Part:
+        made = original(self, which, number)
+        rows.append(set(made.taken["representation"].rows))
+        return made
+
+    monkeypatch.setattr(Measuring, "part", part)
     first = measured(trained_here, tmp_path / "1.json", families=("representation",))
-    assert len(list(cache.iterdir())) == 1
+    assert len(list(cache.iterdir())) == 1 and all(names == {"codes", "pixels", "labels"} for names in rows)
+    rows.clear()
     assert measured(trained_here, tmp_path / "2.json", families=("representation",)) == first
+    assert rows and all(names == {"codes", "labels"} for names in rows)
     figures = json.loads(first)["figures"]
     assert all("raw pixels" in one["floor"] for one in figures.values())
 

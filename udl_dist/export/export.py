@@ -56,7 +56,7 @@ def export(model: Model, dest: Path, asked: ExportSettings) -> Outcome:
         if model.mixture:
             model.mixture.save(folder / layout.PRIOR)
         if model.crowd:
-            crowds.save(model.crowd, folder / layout.CROWD, model.origin.weights)
+            (folder / layout.CROWD).write_bytes(crowds.as_bytes(model.crowd, model.origin.weights))
         differences = formats.write(model, images, folder, asked.onnx, asked.torch_export)
         for name, picture in pictures.draw(model.method, images, chance.keys(0, 64), 8).items():
             picture.save(folder / f"{name}.png")

@@ -135,7 +135,7 @@ def _numbered(run: RunFolder, images: int) -> Path | None:
         return own if own.is_dir() else None
     try:
         return copy if checkpoints.weights(own) == checkpoints.weights(copy) else own
-    except OSError:  # the run has deleted its own
+    except (OSError, ValueError, KeyError, TypeError):  # the run has deleted its own, or it is damaged
         return copy
 
 

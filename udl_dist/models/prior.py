@@ -17,6 +17,8 @@ from torch import Tensor
 from udl_dist.errors import DataError
 from udl_dist.methods import chance
 
+CURE = "delete it, then run udl fit-prior again"
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -60,10 +62,10 @@ class Mixture:
         try:
             mixture = cls(**load_file(path))
         except (OSError, SafetensorError, TypeError) as error:
-            raise DataError(f"{path} is no mixture ({' '.join(str(error).split())}): run udl fit-prior again") from None
+            raise DataError(f"{path} is no mixture ({' '.join(str(error).split())}): {CURE}") from None
         count = len(mixture.weights)
         if mixture.means.shape != (count, latent_dim) or mixture.factors.shape != (count, latent_dim, latent_dim):
-            raise DataError(f"{path} is a mixture over other latents than {latent_dim}: run udl fit-prior again")
+            raise DataError(f"{path} is a mixture over other latents than {latent_dim}: {CURE}")
         if not all(bool(value.isfinite().all()) for value in vars(mixture).values()):
-            raise DataError(f"{path} holds numbers that are not finite: run udl fit-prior again")
+            raise DataError(f"{path} holds numbers that are not finite: {CURE}")
         return mixture

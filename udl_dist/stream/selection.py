@@ -109,7 +109,7 @@ def refuse_absent(indexes: Sequence[Index], labels: tuple[int, ...]) -> None:
     """
     missing = set(labels)
     for index in indexes:
-        if labels and index.read_rows(0, 1)["label"][0] < 0:
+        if labels and index.records and index.read_rows(0, 1)["label"][0] < 0:
             raise DataError(f"data.without_labels: {str(index.path)!r} has no labels (cls): leave it out, or label it")
         for start in range(0, index.records, ROWS):
             if not missing:

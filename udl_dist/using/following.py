@@ -6,7 +6,6 @@ checkpoint is copied into `followed/` first, so that the run may delete its own 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
@@ -15,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from udl_dist import disk
+from udl_dist import account, disk
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.evaluation import written
 from udl_dist.evaluation.settings import FigureSettings
@@ -71,14 +70,10 @@ def _until_the_end(run: RunFolder, best: str, measured: Callable[[Path], bool]) 
             time.sleep(POLL_SECONDS)
 
 
-def found(folder: Path) -> dict[int, dict[str, float]]:
-    """What is in `followed/`: the figures by images trained on; a file that makes no sense is none."""
-    figures = {}
-    for path in sorted(folder.glob("[0-9]*.json")):
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-            kept = json.loads(path.read_text(encoding="utf-8"))["figures"]
-            figures[int(path.stem)] = {name: float(entry["value"]) for name, entry in kept.items()}
-    return figures
+def _found(run: RunFolder) -> dict[int, dict[str, float]]:
+    """The figures that are there, by images trained on; a file that makes no sense is none."""
+    kept = account.followed_in(run.followed, [])
+    return {images: {name: figure.value for name, figure in figures.items()} for images, figures in kept.items()}
 
 
 def _refuse_others(run: RunFolder, asked: FigureSettings) -> None:
@@ -96,6 +91,8 @@ def _is_new(run: RunFolder, path: Path) -> bool:
         return not written.of_weights(_figures_of(run, path), checkpoint.weights(path))
     except OSError:  # deleted meanwhile
         return False
+    except (ValueError, KeyError, TypeError):  # damaged: told where it is copied
+        return True
 
 
 def _figures_of(run: RunFolder, path: Path) -> Path:
@@ -104,13 +101,16 @@ def _figures_of(run: RunFolder, path: Path) -> Path:
 
 def _measured(run: RunFolder, path: Path, device: str, asked: FigureSettings, progress: Progress,
               say: Callable[[str], None]) -> bool:  # fmt: skip
-    """Measure one checkpoint; tell and return False where it is damaged, or was deleted before it was copied."""
+    """Measure one checkpoint; tell and return False where it is damaged, gives what is no number, or was deleted."""
     try:
         checkpoint.adopt(path, run.followed)
+        done = evaluate(load(run.path, device, int(path.name)), asked, _figures_of(run, path), progress)
     except (TrainingError, OSError) as error:
-        say(f"passed over: {path.name}: {error}")
+        checkpoint.sweep(run.followed)
+        if isinstance(error, OSError) and path.exists():  # the disk refuses the copy
+            raise
+        say(f"passed over: {path.name}: {' '.join(str(error).split())}")
         return False
-    done = evaluate(load(run.path, device, int(path.name)), asked, _figures_of(run, path), progress)
     figures = done.as_dict()["figures"]
     some = [f"{name} {entry['value']:.5g}" for name, entry in list(figures.items())[:COLUMNS]]
     say(f"after {int(path.name):,} images: {', '.join(some)}")
@@ -119,7 +119,7 @@ def _measured(run: RunFolder, path: Path, device: str, asked: FigureSettings, pr
 
 def _keep_best(run: RunFolder, best: str) -> None:
     """Delete all copies but the best one's."""
-    kept = _best(found(run.followed), best)
+    kept = _best(_found(run), best)
     for path in checkpoint.complete(run.followed):
         if int(path.name) != kept:
             checkpoint.discard(path)
@@ -137,7 +137,7 @@ def _best(figures: dict[int, dict[str, float]], best: str) -> int | None:
 
 
 def _outcome(run: RunFolder, best: str) -> Outcome:
-    figures = found(run.followed)
+    figures = _found(run)
     if not figures:
         raise TrainingError(f"{run.path} has no whole checkpoint and nobody trains it: train it first")
     kept = _best(figures, best)

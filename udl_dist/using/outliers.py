@@ -13,6 +13,7 @@ from udl_dist.models.inputs import scaled
 from udl_dist.models.layout import CROWD
 from udl_dist.models.model import BATCH_IMAGES, OUTLIER_FACTOR, Model
 from udl_dist.packing.prepare import prepare
+from udl_dist.shards.index import written
 from udl_dist.stream.opening import open_streams
 from udl_dist.using.outcome import Outcome, outcome, writing
 
@@ -44,8 +45,7 @@ def fit_outliers(model: Model, neighbours: int, progress: Progress) -> Outcome:
     crowd = Crowd.of(torch.cat(codes)[:count], neighbours)
     with writing(origin.folder):
         path = origin.folder / CROWD
-        temporary = path.with_name(f".{CROWD}.writing")
-        crowds.save(crowd, temporary, origin.weights)
-        temporary.replace(path)
+        with written(path) as file:
+            file.write(crowds.as_bytes(crowd, origin.weights))
     said = [f"{count:,} codes, {neighbours} neighbours: {path}", f"use it: udl score RUN IMAGES --by {OUTLIER_FACTOR}"]
     return outcome(model, said, codes=count, neighbours=neighbours, path=str(path))
