@@ -100,7 +100,7 @@ class Learning:
                 self.average.networks.load_state_dict(own | files["average"])
             for number, turn in enumerate(self.turns):
                 _restore(turn.optimizer, files[f"optimizer-{number}"])
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (KeyError, IndexError, RuntimeError, ValueError) as error:
             raise TrainingError(f"the checkpoint is of other networks: {' '.join(str(error).split())[:300]}") from None
 
 
@@ -124,6 +124,16 @@ def _optimizer(parameters: list[nn.Parameter], settings: TrainSettings, device: 
     return kind(parameters, rate, betas=(settings.beta1, settings.beta2), weight_decay=decay, fused=fused)
 
 
+def like(parameter: Tensor, value: Tensor) -> Tensor:
+    """`value` in the memory format of `parameter`, if it has its shape.
+
+    Fused optimisers walk raw memory: a moment or a gradient in another order would meet other weights.
+    """
+    if value.shape != parameter.shape or value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 def _flat(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
     """The optimiser's tensors as `parameter.name`; its hyperparameters come from the settings at each step."""
     for parameter, entries in optimizer.state_dict()["state"].items():
@@ -133,9 +143,10 @@ def _flat(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
 
 
 def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for dotted, value in tensors.items():
-        parameter, name = dotted.split(".", 1)
-        state.setdefault(int(parameter), {})[name] = value
+        number, name = dotted.split(".", 1)
+        state.setdefault(int(number), {})[name] = like(parameters[int(number)], value)
     kept = optimizer.state_dict()
     optimizer.load_state_dict({"state": state, "param_groups": kept["param_groups"]})

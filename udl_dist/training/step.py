@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from udl_dist.methods import Batch, Method
-from udl_dist.training.learner import Learning, Turn
+from udl_dist.training.learner import Learning, Turn, like
 from udl_dist.training.numerics import Guard
 from udl_dist.training.ranks import Ranks
 from udl_dist.training.settings import TrainSettings
@@ -112,7 +112,7 @@ def _elastic(
     if ranks.world > 1:
         total = ranks.fold(shares if shares else [_taken(parameters)])
         for parameter, gradient in zip(parameters, torch.split(total, [p.numel() for p in parameters]), strict=True):
-            parameter.grad = gradient.view_as(parameter)
+            parameter.grad = like(parameter, gradient.view_as(parameter))
 
 
 def _taken(parameters: list[torch.nn.Parameter]) -> Tensor:
