@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -214,16 +213,3 @@ def test_bfloat16_and_channels_last_train_too(source: Path) -> None:
     reports = list(run.reports())
     assert reports[-1].figures["train/loss"] < reports[0].figures["train/loss"]
     assert all(value.dtype == torch.float32 for value in run.learning.method.networks.parameters())
-
-
-@pytest.mark.filterwarnings("default::DeprecationWarning")  # torch's compiler uses what torch itself deprecates
-def test_compiled_networks_train_and_keep_their_names(source: Path) -> None:
-    """torch.compile for real: the same figures, and checkpoints that both can read."""
-    if not shutil.which("g++"):
-        pytest.skip("no g++, which torch.compile needs on a CPU")
-    compiled = Run(asked("ae", source, train__compile="true", train__total_images="36"))
-    plain = Run(asked("ae", source, train__total_images="36"))
-    figures = [[report.figures["train/loss"] for report in run.reports()] for run in (compiled, plain)]
-    assert figures[0] == pytest.approx(figures[1], rel=1e-4)
-    plain.learning.restore(compiled.learning.tensors())
-    assert plain.hash() == compiled.hash()

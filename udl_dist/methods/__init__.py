@@ -89,6 +89,10 @@ class Method:
         """The networks that the moving average follows; all of them unless a method says otherwise."""
         return tuple(self.describe())
 
+    def differentiated_twice(self) -> tuple[str, ...]:
+        """The networks whose input gradient is part of a loss (gradient penalties): they are never compiled."""
+        return ()
+
     def build(self) -> None:
         """Make `networks`, initialised from torch's current random state, on the CPU."""
         from torch import nn

@@ -88,6 +88,9 @@ class GenerativeAdversarialNetwork(Method):
     def averaged(self) -> tuple[str, ...]:
         return ("generator",)
 
+    def differentiated_twice(self) -> tuple[str, ...]:
+        return ("discriminator",) if self.settings.r1 else ()
+
     def discriminator_loss(self, batch: Batch) -> Losses:
         """The discriminator's side; `r1` is what the penalty adds, 0 in the steps that leave it out."""
         import torch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +49,7 @@ class Learning:
         method.networks.to(device=ranks.device, memory_format=layout)  # type: ignore[call-overload]
         self.average = _averaged(method) if settings.average_half_life else None
         if settings.compile:
-            for network in method.networks.values():
-                network.compile()
+            _compile(method)
         self.turns = [self._turn(phase, settings, ranks) for phase in method.phases()]
 
     def _turn(self, phase: Phase, settings: TrainSettings, ranks: Ranks) -> Turn:
@@ -102,6 +101,22 @@ class Learning:
                 _restore(turn.optimizer, files[f"optimizer-{number}"])
         except (KeyError, IndexError, RuntimeError, ValueError) as error:
             raise TrainingError(f"the checkpoint is of other networks: {' '.join(str(error).split())[:300]}") from None
+
+
+def _compile(method: Method) -> None:
+    """Compile the training forward of each network in place; one that a loss differentiates twice stays eager.
+
+    Evaluation stays eager too: it runs seldom, and with batches of other sizes, each of which would be compiled anew.
+    """
+    for name, network in method.networks.items():
+        if name not in method.differentiated_twice():
+            network.forward = _compiled_in_training(network)
+
+
+def _compiled_in_training(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    # Its forward, not the module: Dynamo passes over the frames of nn.Sequential, and would compile nothing.
+    eager, compiled = network.forward, torch.compile(network.forward)
+    return lambda inputs: (compiled if network.training else eager)(inputs)
 
 
 def _averaged(method: Method) -> Method:

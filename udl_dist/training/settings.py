@@ -39,7 +39,7 @@ class TrainSettings:
     )
     on_collapse: Literal["warn", "stop"] = setting("warn", "what an alarm does, such as posterior collapse")
     precision: Literal["float32", "bfloat16"] = setting("float32", "bfloat16: autocast of networks and losses")
-    compile: bool = setting(False, "torch.compile the networks")
+    compile: bool = setting(False, "torch.compile the networks, but for one that a penalty differentiates twice")
     channels_last: bool = setting(False, "keep convolutions in channels-last memory format")
     average_half_life: int = setting(0, "half-life, in images, of the moving average of the weights; 0: none", low=0)
     report_images: int = setting(0, "images between points of the curves; 0: a hundred a run", low=0)

@@ -1,0 +1,94 @@
+"""torch.compile for real: what is compiled, what stays eager, and the same numbers either way."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from tests.training.learn import Run, asked, packed
+
+pytestmark = [
+    pytest.mark.skipif(not shutil.which("g++"), reason="no g++, which torch.compile needs on a CPU"),
+    pytest.mark.filterwarnings("default"),  # torch's compiler warns of what torch itself deprecates
+]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def compiled_frames() -> int:
+    return int(counters["frames"]["ok"])
+
+
+def pair(method: str, source: Path, **flags: str) -> tuple[Run, Run]:
+    """The same run compiled and eager."""
+    flags = {"train__total_images": "36"} | flags
+    return Run(asked(method, source, train__compile="true", **flags)), Run(asked(method, source, **flags))
+
+
+def losses(run: Run, name: str = "train/loss") -> list[float]:
+    return [report.figures[name] for report in run.reports(validate=10**6)]
+
+
+@pytest.mark.parametrize("method", ["ae", pytest.param("vae", marks=pytest.mark.long)])
+def test_networks_are_compiled_and_keep_their_names(method: str, source: Path) -> None:
+    compiled, eager = pair(method, source)
+    assert losses(compiled) == pytest.approx(losses(eager), rel=1e-4)
+    assert compiled_frames() >= len(compiled.learning.method.networks)
+    assert set(compiled.learning.tensors()["networks"]) == set(eager.learning.tensors()["networks"])
+    eager.learning.restore(compiled.learning.tensors())
+    assert eager.hash() == compiled.hash()
+
+
+@pytest.mark.long
+def test_validation_is_eager_and_compiles_nothing_more(source: Path) -> None:
+    run = Run(asked("ae", source, train__compile="true", train__total_images="48"))
+    reports = run.reports(validate=24)
+    first, _ = next(reports), next(reports)
+    before = compiled_frames()
+    assert not first.validated and before > 0
+    validated = [report for report in reports if report.validated]
+    assert validated and compiled_frames() == before
+
+
+def test_a_network_that_is_differentiated_twice_stays_eager(source: Path) -> None:
+    """Compiled code has no second derivative: R1 would be an error, or its gradient silently zero."""
+    flags = {"method__discriminator": "conv", "method__dropout": "0.3", "method__network__activation": "silu"}
+    compiled, eager = pair("gan", source, **flags)
+    assert compiled.experiment.method.r1 > 0
+    assert losses(compiled, "train/discriminator") == pytest.approx(losses(eager, "train/discriminator"), rel=1e-3)
+    networks = compiled.learning.method.networks
+    assert compiled_frames() > 0 and "forward" in vars(networks["generator"])
+    assert "forward" not in vars(networks["discriminator"])
+    assert gradient_of_the_penalty(compiled) == pytest.approx(gradient_of_the_penalty(eager), rel=1e-3)
+    assert gradient_of_the_penalty(compiled) > 0
+
+
+@pytest.mark.long
+def test_without_a_penalty_both_networks_of_a_gan_are_compiled(source: Path) -> None:
+    flags = {"method__discriminator": "conv", "method__dropout": "0.3", "method__r1": "0"}
+    compiled, eager = pair("gan", source, **flags)
+    assert losses(compiled, "train/discriminator") == pytest.approx(losses(eager, "train/discriminator"), rel=1e-3)
+    assert compiled_frames() >= 2
+
+
+def gradient_of_the_penalty(run: Run) -> float:
+    """The norm of what R1 alone asks of the discriminator's weights."""
+    method = run.learning.method
+    real = torch.linspace(-1, 1, 4 * 64).view(4, 1, 8, 8).requires_grad_(True)
+    discriminator = method.networks["discriminator"].requires_grad_(True)
+    penalty = method._penalty(real, method._logits(real))  # type: ignore[attr-defined]
+    gradients = torch.autograd.grad(penalty, list(discriminator.parameters()), allow_unused=True)
+    return float(sum(gradient.square().sum() for gradient in gradients if gradient is not None))
