@@ -22,6 +22,7 @@ from udl_dist.training.meter import Sums
 from udl_dist.training.ranks import Ranks
 
 SKIPS = 3  # steps in a row that may be left out
+LAG = {"cuda": 1}  # steps that the host reads verdicts behind the device, by its type; else it reads them at once
 ROLLBACKS = 2  # times that a run may go back to its last checkpoint
 
 
@@ -115,7 +116,7 @@ class Guard:
 
     def read(self, all_of_them: bool) -> Iterator[tuple[Step, Rejected | None]]:
         """The steps whose verdict can be read without waiting for the last one, or all, oldest first."""
-        lag = 0 if all_of_them or self._ranks.device.type != "cuda" else 1
+        lag = 0 if all_of_them else LAG.get(self._ranks.device.type, 0)
         while len(self._unread) > lag:
             step = self._unread.popleft()
             if step.copied is not None:
@@ -127,6 +128,10 @@ class Guard:
         """Give back the running statistics, and gather what each rank had."""
         for buffer, kept in zip(self._buffers, step.buffers, strict=True):
             buffer.copy_(kept)
+        # A step that began before this verdict was read has copied statistics that this one had spoiled. If it was a
+        # good one, what it added to them is lost.
+        for later in self._unread:
+            later.buffers = step.buffers
         losses = self._ranks.gather([float(loss) for loss in step.losses])
         records = self._ranks.gather([float(number) for number in step.records.records.tolist()])
         return Rejected(step.images, losses, [[int(number) for number in numbers] for numbers in records])
