@@ -53,13 +53,13 @@ def test_the_age_of_a_pulse_is_not_a_difference_of_dates(jump: float, tmp_path: 
     pulses = [Pulse(folder, rank) for rank in range(2)]
     for each in pulses:
         each.beat(12, "phase")
-    others, path = Others(folder), tmp_path / "ranks" / "000000"
+    others, paths = Others(folder), sorted((tmp_path / "ranks").glob("*/*"))
     assert not others.silent(0.2)
     later = time.time() + jump
     silent: list[int] = []
     for beat in range(4):
-        os.utime(path, (later + beat, later + beat))  # rank 0 beats after the jump
-        os.utime(tmp_path / "ranks" / "000001", (later, later))
+        os.utime(paths[0], (later + beat, later + beat))  # rank 0 beats after the jump
+        os.utime(paths[1], (later, later))
         silent += [life.rank for life in others.silent(0.2)]
         threading.Event().wait(0.12)
     for each in pulses:

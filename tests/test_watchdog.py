@@ -94,7 +94,7 @@ def test_who_beats_is_left_alone_and_leaves_nothing(tmp_path: Path) -> None:
     process = rank(tmp_path, 0, "none", steps=100)  # five seconds, more than it may hang
     ended(process, time.monotonic())
     assert process.returncode == 0
-    assert [path.name for path in tmp_path.rglob("*")] == ["ranks"]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_the_first_step_may_take_longer(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_ranks_of_a_launcher_that_is_gone_are_cleared_away(tmp_path: Path) -> No
 def test_a_process_of_the_same_number_is_another(tmp_path: Path) -> None:
     with Watchdog(RunFolder(tmp_path), 0, 0) as watchdog:
         watchdog.beat(12, "data")
-        path = tmp_path / "ranks" / "000000"
+        (path,) = (tmp_path / "ranks").glob("*/000000")
         life = pulse.lives(RunFolder(tmp_path))[0]
         assert life.here
         path.write_text(

@@ -10,16 +10,20 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from tests import gloo
 from tests.training.learn import asked, packed
+from udl_dist import methods
 from udl_dist.errors import DataError, TrainingError
 from udl_dist.experiment import Experiment
+from udl_dist.methods import Phase
 from udl_dist.packing.prepare import prepare
 from udl_dist.runs import RunFolder
 from udl_dist.training import checkpoint
@@ -226,3 +230,57 @@ def on_a_disk_that_fills_for_a_while(experiment: Experiment, failing: int = 2) -
         return "", work(experiment, prepare(experiment.data), Ranks(), hear)["images"]
     except TrainingError as error:
         return str(error), 0
+
+
+def resumed_alone(source: Path, folder: Path) -> int:
+    """A rank with a run folder of its own, as on a machine that shares no disk: only rank 0's has a checkpoint."""
+    ranks = Ranks()
+    experiment = wanted("ae", source, folder / str(ranks.rank))
+    started: list[int] = []
+    work(experiment, prepare(experiment.data), ranks, lambda report: started.append(report.images))
+    return started[0]
+
+
+def test_on_resume_rank_zero_alone_reads_the_checkpoint(source: Path, tmp_path: Path) -> None:
+    stopped = finished(wanted("ae", source, tmp_path / "0"), stop_after=2)["images"]
+    (tmp_path / "0" / "stop").unlink()
+    shutil.copytree(tmp_path / "0", tmp_path / "alone" / "0")
+    assert all(first > stopped for first in gloo.run(3, resumed_alone, source, tmp_path))
+    assert not list((tmp_path / "1").glob("checkpoints/*"))
+    finished(wanted("ae", source, tmp_path / "alone" / "0"))
+    one, three = (checkpoint.load(checkpoint.path_of(path / "checkpoints", 240))[0]["networks"]
+                  for path in (tmp_path / "alone" / "0", tmp_path / "0"))  # fmt: skip
+    for name, value in one.items():
+        assert (value - three[name]).abs().max() < 1e-5
+
+
+def test_what_does_not_fit_into_memory_is_refused_with_what_helps(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The allocator itself says no; to start again would end in the same place, so the run fails by name."""
+    kind = methods.find("ae")
+    phases = kind.phases
+
+    def hungry(self: Any) -> tuple[Phase, ...]:
+        (phase,) = phases(self)
+        return (replace(phase, loss=lambda batch: (torch.empty(10**15, device=batch.images.device).sum(), {})),)
+
+    monkeypatch.setattr(kind, "phases", hungry)
+    with pytest.raises(TrainingError, match=r"too small for 12 images at once: raise train.accumulate"):
+        finished(wanted("ae", source, tmp_path))
+    assert RunFolder(tmp_path).failure() is not None
+
+
+def test_another_error_of_torch_stays_what_it_is(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = methods.find("ae")
+    phases = kind.phases
+
+    def wrong(self: Any) -> tuple[Phase, ...]:
+        (phase,) = phases(self)
+        return (replace(phase, loss=lambda batch: (batch.images @ torch.ones(3, 2), {})),)
+
+    monkeypatch.setattr(kind, "phases", wrong)
+    with pytest.raises(RuntimeError, match="mat1|size|dimension"):
+        finished(wanted("ae", source, tmp_path))

@@ -33,8 +33,11 @@ def releases() -> dict[str, str]:
     return found | {"system": f"{platform.system()} {platform.machine()}"}
 
 
-def here(ranks: Ranks) -> dict[str, Any]:
-    """What this rank sees of it; the machines of other ranks are taken to be like its own."""
+def here(ranks: Ranks, arithmetic: Mapping[str, str]) -> dict[str, Any]:
+    """What this rank sees of it; the machines of other ranks are taken to be like its own.
+
+    `arithmetic` is what was set for repeatable bits and for precision.
+    """
     import torch
 
     found = {**releases(), "workers": ranks.world, "backend": ranks.backend or "none",
@@ -42,12 +45,12 @@ def here(ranks: Ranks) -> dict[str, Any]:
     if ranks.device.type == "cuda":
         found["GPU"] = torch.cuda.get_device_name(ranks.device)
         found["CUDA"] = str(torch.version.cuda or torch.version.hip)
-    return found
+    return {**found, **arithmetic}
 
 
-def keep(folder: RunFolder, ranks: Ranks, images: int) -> None:
+def keep(folder: RunFolder, ranks: Ranks, arithmetic: Mapping[str, str], images: int) -> None:
     """Keep what the run goes on in after `images`, and say what is another than before."""
-    before, now = kept(folder.environment), here(ranks)
+    before, now = kept(folder.environment), here(ranks, arithmetic)
     last = before[-1] if before else {}
     if all(last.get(name) == value for name, value in now.items()):
         return

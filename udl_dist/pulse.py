@@ -7,9 +7,12 @@ stop it. Whoever waits for a rank can end its process here, if it is on the same
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import json
 import mmap
 import os
+import shutil
 import signal
 import time
 from dataclasses import dataclass
@@ -57,8 +60,8 @@ class Pulse:
     """The writing end, one a rank."""
 
     def __init__(self, folder: RunFolder, rank: int, stacks_from: int = 0) -> None:
-        folder.ranks.mkdir(parents=True, exist_ok=True)
         self._path = _path(folder, rank)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         who = {"rank": rank, "process": os.getpid(), "started": started(os.getpid()), "machine": machine(),
                "stacks_from": stacks_from}  # fmt: skip
         fresh = self._path.with_name(f".{self._path.name}")
@@ -95,7 +98,10 @@ class Pulse:
 
 
 class Others:
-    """The reading end: which ranks have shown no life for how long, by this process's own clock."""
+    """The reading end: which ranks of this machine have shown no life for how long, by this process's own clock.
+
+    Those of other machines cannot be ended from here, and 512 ranks that look at 512 files are a load on a shared disk.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
@@ -104,7 +110,7 @@ class Others:
     def silent(self, seconds: float) -> list[Life]:
         """The living processes on this machine whose pulse has not moved for `seconds`."""
         found, now = [], time.monotonic()
-        for path in _paths(self._folder):
+        for path in _paths(self._folder, _machine_name()):
             try:
                 stat = path.stat()
             except FileNotFoundError:
@@ -133,10 +139,7 @@ def clear(folder: RunFolder) -> None:
         life.kill()
         while life.here and not life.state().startswith("Z"):
             time.sleep(0.01)
-    for path in folder.ranks.glob("*"):
-        path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        folder.ranks.rmdir()
+    shutil.rmtree(folder.ranks, ignore_errors=True)
 
 
 def machine() -> str:
@@ -157,11 +160,17 @@ def started(process: int) -> str:
 
 
 def _path(folder: RunFolder, rank: int) -> Path:
-    return folder.ranks / f"{rank:06d}"
+    return folder.ranks / _machine_name() / f"{rank:06d}"
 
 
-def _paths(folder: RunFolder) -> list[Path]:
-    return sorted(path for path in folder.ranks.glob("*") if path.name.isdecimal())
+def _paths(folder: RunFolder, machine_name: str = "*") -> list[Path]:
+    return sorted(path for path in folder.ranks.glob(f"{machine_name}/*") if path.name.isdecimal())
+
+
+@functools.cache
+def _machine_name() -> str:
+    """A folder name for the heartbeats of this machine."""
+    return hashlib.sha256(machine().encode()).hexdigest()[:12]
 
 
 def _read(path: Path) -> Life | None:

@@ -43,8 +43,10 @@ class RunSettings:
     checkpoint_seconds: float = setting(600.0, "seconds between checkpoints at most; 0: by images alone", low=0)
     keep_checkpoints: int = setting(2, "newest checkpoints that are kept, beside the best one", low=1)
     best: str = setting("", "held-out figure whose least value marks the best checkpoint; empty: the method's own")
-    determinism: Literal["world", "elastic"] = setting(
-        "world", "weights are the same to the bit with the same workers; elastic: with 1, 2, 3, 4, 6 or 12, slower"
+    determinism: Literal["none", "world", "elastic"] = setting(
+        "world",
+        "weights are the same to the bit with the same workers; elastic: with 1, 2, 3, 4, 6 or 12, slower; none: a GPU "
+        "takes its fastest algorithms, which differ in their last bits each time",
     )
     fresh: bool = setting(False, "put aside whatever the folder holds, and start again")
 

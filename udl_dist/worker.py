@@ -6,10 +6,12 @@ torch.distributed or in a Ray worker alike. Rank 0 alone writes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ from udl_dist.runs import RunFolder
 from udl_dist.scribe import Scribe
 from udl_dist.stream.feed import Feed
 from udl_dist.stream.opening import Prepared, open_feed
-from udl_dist.training import checkpoint
+from udl_dist.training import arithmetic, checkpoint
 from udl_dist.training.learner import Learning
 from udl_dist.training.loop import Intervals, Report, batch_memory, train
 from udl_dist.training.numerics import ROLLBACKS, Diverged, Kept
@@ -47,6 +49,7 @@ class Task:
     folder: RunFolder
     watchdog: Watchdog
     node: Node | None  # where the run folder is in object storage
+    arithmetic: Mapping[str, str]  # as `arithmetic.set_up` says
 
 
 def work(
@@ -59,10 +62,11 @@ def work(
     on rank 0, after each validation and where the run goes on from, whether to go on; None: that is not known yet.
     """
     folder = RunFolder(mirror.working(experiment.run.folder, "node"))
+    used = arithmetic.set_up(ranks.device, experiment.run.determinism, experiment.train.precision)
     with carried(experiment.run.folder, folder, ranks.leads) as node:
         try:
             with disk.errors_named(folder.path), Watchdog(folder, ranks.rank, experiment.run.hang_seconds) as watchdog:
-                return _attempts(Task(experiment, prepared, ranks, hand_over, gate, folder, watchdog, node))
+                return _attempts(Task(experiment, prepared, ranks, hand_over, gate, folder, watchdog, node, used))
         except UdlError as error:
             folder.fail(error)
             raise
@@ -73,7 +77,8 @@ def _attempts(task: Task) -> dict[str, Any]:
     rollbacks = 0
     while True:
         try:
-            return _attempt(task, rollbacks)
+            with _memory_named(task):
+                return _attempt(task, rollbacks)
         except Diverged as error:
             rollbacks = error.rollbacks + 1
             if rollbacks > ROLLBACKS:
@@ -82,6 +87,24 @@ def _attempts(task: Task) -> dict[str, Any]:
             if task.ranks.leads:
                 task.folder.say(f"{error}: back to the last checkpoint, with another order of the images from there "
                                 f"on ({rollbacks} of {ROLLBACKS} times)")  # fmt: skip
+
+
+@contextlib.contextmanager
+def _memory_named(task: Task) -> Iterator[None]:
+    """Refuse what does not fit into memory: to start again would end in the same place."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        train, ranks = task.experiment.train, task.ranks
+        rows = -(-train.batch_size // (ranks.world * train.accumulate))
+        where = "GPU" if ranks.device.type == "cuda" else "memory"
+        raise TrainingError(
+            f"rank {ranks.rank}: the {where} is too small for {rows} images at once: raise train.accumulate (parts of "
+            "a step, computed one after the other), lower train.batch_size, or set train.precision = bfloat16; the "
+            "last checkpoint is kept"
+        ) from error
 
 
 def _attempt(task: Task, rollbacks: int) -> dict[str, Any]:
@@ -106,7 +129,7 @@ def _attempt(task: Task, rollbacks: int) -> dict[str, Any]:
         return {"images": start, "stopped": True, "figures": {}}
     scribe = Scribe(experiment, folder, learning, stream, held_out, start, task.node) if ranks.leads else None
     if ranks.leads:
-        environment.keep(folder, ranks, start)
+        environment.keep(folder, ranks, task.arithmetic, start)
     figures: dict[str, float] = {}
     images, stopped, alarms = start, False, set[str]()
     clock = Clock(experiment.run.checkpoint_seconds if ranks.leads else 0.0)
@@ -134,7 +157,7 @@ def _attempt(task: Task, rollbacks: int) -> dict[str, Any]:
                 watchdog.rest()
                 if not _goes_on(task.gate, images, ranks):
                     stopped = True
-                    ranks.count_votes()
+                    ranks.await_announced()
                     break
             beat(images, "report")
         watchdog.rest()
@@ -223,9 +246,7 @@ def _resume(task: Task, learning: Learning, stream: Feed) -> tuple[int, Kept]:
     images = ranks.from_leader(found)
     if images < 0:
         return 0, Kept()
-    if task.node:
-        checkpoints.fetch(task.node, images)
-    files, facts = checkpoint.load(checkpoint.path_of(folder.checkpoints, images))
+    files, facts = checkpoint.parsed(_from_leader(checkpoint.path_of(folder.checkpoints, images), ranks))
     if facts.get("method", experiment.method_name) != experiment.method_name:
         raise TrainingError(f"the checkpoints in {folder.checkpoints} are of method {facts['method']}, not "
                             f"{experiment.method_name}: choose another --run.folder")  # fmt: skip
@@ -234,6 +255,13 @@ def _resume(task: Task, learning: Learning, stream: Feed) -> tuple[int, Kept]:
                         "give back the shards it was started with, or choose another --run.folder")  # fmt: skip
     learning.restore(files)
     return images, Kept(**facts.get("kept", {}))
+
+
+def _from_leader(path: Path, ranks: Ranks) -> dict[str, bytes]:
+    """The files of a checkpoint that rank 0 has verified: it alone reads them, whatever the number of ranks."""
+    files = checkpoint.contents(path) if ranks.leads else {}
+    names = json.loads(ranks.bytes_from_leader(json.dumps(list(files)).encode()))
+    return {name: ranks.bytes_from_leader(files.get(name, b"")) for name in names}
 
 
 def _difference(folder: RunFolder, stream: Feed) -> str:

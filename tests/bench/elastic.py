@@ -33,7 +33,7 @@ def step(flags: dict[str, str]) -> float:
     for report in run.reports(every=BATCH, validate=10**9):
         times.append(time.perf_counter() - started)
         if report.images >= STEPS * BATCH:
-            run.ranks.count_votes()
+            run.ranks.await_announced()
             return statistics.median(times[2:])
         started = time.perf_counter()
     raise AssertionError("not reached")

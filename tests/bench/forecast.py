@@ -58,7 +58,7 @@ def worker(job: str, workers: int, turns: int) -> list[tuple[dict[str, Any], flo
     experiment = loaded(job)
     prepared, images = prepare(experiment.data), share(experiment)
     together, alone = Ranks(), Ranks()
-    alone.rank, alone.world, alone._votes = 0, 1, None
+    alone.rank, alone.world, alone._words = 0, 1, None
     found = []
     with tempfile.TemporaryDirectory() as folder:
         task = Task(experiment, prepared, together.rank, workers, False, images, SECONDS, Path(folder), Path(folder),
@@ -74,7 +74,7 @@ def worker(job: str, workers: int, turns: int) -> list[tuple[dict[str, Any], flo
             while together.from_leader(time.perf_counter() < ends):
                 taken.append(sum(real.take()[:2]))
             found.append((parts, quickest(taken)))
-    together.count_votes()
+    together.await_announced()
     return found
 
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -109,26 +108,6 @@ def test_a_checkpoint_that_was_not_carried_to_its_end_is_none(source: Path, tmp_
     folder = RunFolder(mirror.working(FAR, "node"))
     checkpoints.fetch_all(Node(FAR, folder, leads=True))
     assert newest not in [path.name for path in checkpoint.complete(folder.checkpoints)]
-
-
-def test_ranks_of_a_node_fetch_a_checkpoint_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = node()
-    written = checkpoint.save(writer.folder.checkpoints, 12, {"networks": {"w": torch.zeros(3)}}, {})
-    checkpoints.push(writer, written, [written])
-    folder, fetched, real = RunFolder(tmp_path / "other"), list[str](), objects.download
-    folder.path.mkdir()
-
-    def download(uri: str, path: Path) -> None:
-        fetched.append(uri)
-        time.sleep(0.05)  # so that all of them would be at it
-        real(uri, path)
-
-    monkeypatch.setattr(objects, "download", download)
-    with ThreadPoolExecutor(4) as ranks:
-        for rank in [ranks.submit(checkpoints.fetch, Node(FAR, folder, leads=False), 12) for _ in range(4)]:
-            rank.result()
-    checkpoint.verify(checkpoint.path_of(folder.checkpoints, 12))
-    assert len(fetched) == len(set(fetched)) == len(list(written.iterdir()))
 
 
 def test_a_checkpoint_damaged_in_storage_is_passed_over_by_name(source: Path, tmp_path: Path) -> None:

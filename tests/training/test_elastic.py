@@ -41,7 +41,7 @@ def leg(experiment: Experiment, state: Any, start: int, stop: int) -> tuple[str,
         run.learning.restore(copy.deepcopy(state))  # tensors that came from another process are shared by all ranks
     for report in run.reports(start, every=30, validate=300):
         if report.images == stop:
-            run.ranks.count_votes()
+            run.ranks.await_announced()
             return run.hash(), run.state()
     raise AssertionError("not reached")
 

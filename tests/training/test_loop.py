@@ -143,18 +143,18 @@ def test_validation_counts_each_held_out_image_once_and_moves_nothing(source: Pa
     assert unseen.hash() == run.hash()
 
 
-def test_a_vote_stops_every_rank_at_the_same_images(source: Path) -> None:
-    outcomes = gloo.run(3, stopped_by_rank_two, asked("ae", source))
+def test_rank_zero_stops_every_rank_at_the_same_images(source: Path) -> None:
+    outcomes = gloo.run(3, stopped_by_rank_zero, asked("ae", source))
     assert len(set(outcomes)) == 1
     images, stopped = outcomes[0]
     assert stopped
     assert 60 <= images <= 84
 
 
-def stopped_by_rank_two(experiment: Experiment) -> tuple[int, bool]:
+def stopped_by_rank_zero(experiment: Experiment) -> tuple[int, bool]:
     run = Run(experiment, Ranks())
     asked_at = iter(range(1000))
-    *_, last = run.reports(every=1000, stop_asked=lambda: run.ranks.rank == 2 and next(asked_at) >= 4)
+    *_, last = run.reports(every=1000, stop_asked=lambda: run.ranks.leads and next(asked_at) >= 4)
     return last.images, last.stopped
 
 

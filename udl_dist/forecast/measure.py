@@ -75,7 +75,7 @@ def measured(task: Task) -> dict[str, float | str]:
         together = Ranks(device)
         learning = new_learning(asked(task, 1), stream, alone)
         found |= steps(task, stream, learning, alone, together)
-        together.count_votes()
+        together.await_announced()
     if task.rank == 0:
         found |= saves(learning, task.folder)
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,11 +42,6 @@ def fetch_all(mirror: Mirror) -> None:
         _fetch(mirror, images, there)
 
 
-def fetch(mirror: Mirror, images: int) -> None:
-    """Have one checkpoint in the working folder; other ranks of this node may do the same."""
-    _fetch(mirror, f"{images:012d}", mirror.listing(f"checkpoints/{images:012d}"))
-
-
 def manifests_first(names: Iterable[str]) -> list[str]:
     """In an order in which a deletion that is cut short leaves no checkpoint that looks whole."""
     return sorted(names, key=lambda name: (not name.endswith(f"/{MANIFEST}"), name))
@@ -56,19 +50,17 @@ def manifests_first(names: Iterable[str]) -> list[str]:
 def _fetch(mirror: Mirror, images: str, names: Iterable[str]) -> None:
     target = mirror.folder.checkpoints / images
     mirror.folder.checkpoints.mkdir(parents=True, exist_ok=True)
-    with (mirror.folder.path / ".fetching").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one rank of a node fetches, the others find it there
-        manifest = target / MANIFEST
-        if manifest.exists() and manifest.read_bytes() == objects.read(mirror.at(f"checkpoints/{images}/{MANIFEST}")):
-            return
-        coming = mirror.folder.checkpoints / f"{TEMPORARY}{images}"
-        for path in (coming, target):
-            shutil.rmtree(path, ignore_errors=True)
-        coming.mkdir()
-        for name in names:
-            if _images(name) == images:
-                objects.download(mirror.at(name), coming / name.rpartition("/")[2])
-        coming.rename(target)
+    manifest = target / MANIFEST
+    if manifest.exists() and manifest.read_bytes() == objects.read(mirror.at(f"checkpoints/{images}/{MANIFEST}")):
+        return
+    coming = mirror.folder.checkpoints / f"{TEMPORARY}{images}"
+    for path in (coming, target):
+        shutil.rmtree(path, ignore_errors=True)
+    coming.mkdir()
+    for name in names:
+        if _images(name) == images:
+            objects.download(mirror.at(name), coming / name.rpartition("/")[2])
+    coming.rename(target)
 
 
 def _images(name: str) -> str:

@@ -17,7 +17,7 @@ from udl_dist.storage.places import is_remote
 
 STAYS = ("checkpoints", ".faults", "wandb", "lock")  # in the working folder from one group of workers to the next
 OF_LEADER = ("curves.jsonl", "data.json", "environment.jsonl", "non_finite.jsonl", "wandb/run_id", "wandb/sent")
-TOLD = ("messages.log", "damaged.txt", "failure.json", "stacks-*.txt", "ranks/*")
+TOLD = ("messages.log", "damaged.txt", "failure.json", "stacks-*.txt", "ranks/*/*")
 
 
 class Node(Mirror):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -121,6 +122,21 @@ def load(checkpoint: Path, only: Collection[str] = ()) -> tuple[dict[str, dict[s
         return {path.stem: load_file(path) for path in files}, facts(checkpoint)
     except (OSError, ValueError, SafetensorError) as error:  # cut short or taken away since it was verified
         raise TrainingError(f"{checkpoint} is damaged: {error}") from None
+
+
+def contents(checkpoint: Path) -> dict[str, bytes]:
+    """The files of a verified checkpoint by name, for ranks that need not read them again."""
+    try:
+        return {path.name: path.read_bytes() for path in sorted(checkpoint.iterdir()) if path.name != "manifest.json"}
+    except OSError as error:
+        raise TrainingError(f"{checkpoint} is damaged: {error}") from None
+
+
+def parsed(files: Mapping[str, bytes]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The tensors by file and name, and the facts, of what `contents` gave."""
+    tensors = {name.removesuffix(".safetensors"): load_bytes(content) for name, content in files.items()
+               if name.endswith(".safetensors")}  # fmt: skip
+    return tensors, dict(json.loads(files["state.json"]))
 
 
 def facts(checkpoint: Path) -> dict[str, Any]:

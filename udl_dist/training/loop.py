@@ -43,7 +43,7 @@ class Report:
     figures: dict[str, float]
     validated: bool = False
     checkpoint: bool = False
-    stopped: bool = False  # by a vote, before the end
+    stopped: bool = False  # because it was asked for, before the end
     kept: Kept = field(default_factory=Kept)
     rejected: Rejected | None = None
 
@@ -73,7 +73,7 @@ def train(
 ) -> Iterator[Report]:
     """Train from `start_images` to the end, yielding at the same images on every rank; the state is in `learning`.
 
-    One rank that asks for a stop or a checkpoint is enough; `kept` came with the checkpoint that is gone on from.
+    Rank 0 alone is asked for a stop or a checkpoint; `kept` came with the checkpoint that is gone on from.
     `beat` hears of each progress: the images done, and the place: data, phase or validation.
     """
     total = settings.length(stream.records)
@@ -107,7 +107,7 @@ def train(
             learning.follow(1 - 0.5 ** (batch_size / settings.average_half_life))
 
         # ── report
-        stop, save = ranks.vote(stop_asked(), save_asked())
+        stop, save = ranks.announce(stop_asked(), save_asked())
         last = images >= total
         stop = stop and not last
         validate = last or _crossed(images, batch_size, intervals.validate) or _passed(images, batch_size, intervals)
@@ -135,7 +135,7 @@ def train(
             yield Report(images, {}, False, True, stop, Kept(meter.sums(), skips, kept.rollbacks))
         if stop:
             break
-    ranks.count_votes()
+    ranks.await_announced()
 
 
 def measure(
@@ -184,7 +184,12 @@ def batch_memory(device: torch.device) -> Callable[[tuple[int, ...]], NDArray[np
     """How the stream is to make the memory of a batch: pinned where it travels to a GPU, so that the copy overlaps."""
     if device.type != "cuda":
         return lambda shape: np.empty(shape, np.uint8)
-    return lambda shape: torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+
+    def pinned(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        torch.cuda.set_device(device)  # of this thread: pinning makes a context on its current device
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+
+    return pinned
 
 
 def _to_device(array: NDArray[Any], device: torch.device) -> Tensor:

@@ -40,8 +40,10 @@ class Ranks:
         self.rank = dist.get_rank() if joined else 0
         self.world = dist.get_world_size() if joined else 1
         self.device = device or torch.device("cpu")
-        # Votes travel apart from gradients, and on the CPU: reading them must not wait for the device.
-        self._votes = dist.new_group(backend="gloo") if self.world > 1 else None
+        if self.device.type == "cuda":  # events, generators and pinned memory belong to the current device
+            torch.cuda.set_device(self.device)
+        # Words travel apart from gradients, and on the CPU: reading them must not wait for the device.
+        self._words = dist.new_group(backend="gloo") if self.world > 1 else None
         self._pending: tuple[Tensor, dist.Work] | None = None
 
     @property
@@ -86,24 +88,27 @@ class Ranks:
     def _reduced(self, flat: Tensor, maximum: bool = False) -> Tensor:
         flat = flat.cpu()  # one wait for the device, not one a value
         if self.world > 1:
-            dist.all_reduce(flat, dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM, group=self._votes)
+            dist.all_reduce(flat, dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM, group=self._words)
         return flat
 
-    def vote(self, *yes: bool) -> tuple[bool, ...]:
-        """Cast this step's votes and hear the outcome of the *last* ones: one yes is enough. Nobody waits in a step."""
-        if self._votes is None:
-            return yes
-        outcome = (False,) * len(yes)
+    def announce(self, *flags: bool) -> tuple[bool, ...]:
+        """Send rank 0's flags of this step to all ranks; return those of the *last* step, so that nobody waits.
+
+        A broadcast goes down a tree: 9 hops to 512 ranks, where a sum over them goes around a ring of 1,022.
+        """
+        if self._words is None:
+            return flags
+        outcome = (False,) * len(flags)
         if self._pending:
-            flags, work = self._pending
+            sent, work = self._pending
             work.wait()
-            outcome = tuple(bool(flag) for flag in flags.tolist())
-        flags = torch.tensor(yes, dtype=torch.int32)
-        self._pending = flags, dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._votes, async_op=True)
+            outcome = tuple(bool(flag) for flag in sent.tolist())
+        mine = torch.tensor(flags, dtype=torch.int32)
+        self._pending = mine, dist.broadcast(mine, 0, group=self._words, async_op=True)
         return outcome
 
-    def count_votes(self) -> None:
-        """Hear the last vote out, so that no message is left on its way."""
+    def await_announced(self) -> None:
+        """Receive the last announcement, so that no message is left on its way."""
         if self._pending:
             self._pending[1].wait()
             self._pending = None
@@ -113,11 +118,11 @@ class Ranks:
         if self.world == 1:
             return [numbers]
         counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
-        dist.all_gather(counts, torch.tensor([len(numbers)]), group=self._votes)
+        dist.all_gather(counts, torch.tensor([len(numbers)]), group=self._words)
         mine = torch.zeros(max(int(count) for count in counts), dtype=torch.float64)
         mine[: len(numbers)] = torch.tensor(numbers, dtype=torch.float64)
         everybody = [torch.empty_like(mine) for _ in range(self.world)]
-        dist.all_gather(everybody, mine, group=self._votes)
+        dist.all_gather(everybody, mine, group=self._words)
         return [theirs[: int(count)].tolist() for theirs, count in zip(everybody, counts, strict=True)]
 
     def fold(self, shares: list[Tensor]) -> Tensor:
@@ -146,8 +151,18 @@ class Ranks:
         """Rank 0's number, on every rank."""
         told = torch.tensor([number], dtype=torch.int64)
         if self.world > 1:
-            dist.broadcast(told, 0, group=self._votes)
+            dist.broadcast(told, 0, group=self._words)
         return int(told.item())
+
+    def bytes_from_leader(self, content: bytes) -> bytes:
+        """Rank 0's bytes, on every rank; what the others give is not looked at."""
+        if self.world == 1:
+            return content
+        size = self.from_leader(len(content))
+        buffer = torch.frombuffer(bytearray(content if self.leads else size), dtype=torch.uint8) if size else None
+        if buffer is not None:
+            dist.broadcast(buffer, 0, group=self._words)
+        return b"" if buffer is None else buffer.numpy().tobytes()
 
     def agree_on_buffers(self, networks: nn.Module) -> None:
         """Give every rank rank 0's buffers (running statistics of BatchNorm), which no gradient makes equal."""

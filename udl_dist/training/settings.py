@@ -38,7 +38,11 @@ class TrainSettings:
         "to its last checkpoint with another order, at most twice",
     )
     on_collapse: Literal["warn", "stop"] = setting("warn", "what an alarm does, such as posterior collapse")
-    precision: Literal["float32", "bfloat16"] = setting("float32", "bfloat16: autocast of networks and losses")
+    precision: Literal["float32", "tf32", "bfloat16"] = setting(
+        "float32",
+        "of all layers alike; tf32: 10-bit mantissas in a GPU's matrix products (a CPU computes float32); bfloat16: "
+        "autocast of networks and losses",
+    )
     compile: bool = setting(False, "torch.compile the networks, but for one that a penalty differentiates twice")
     channels_last: bool = setting(False, "keep convolutions in channels-last memory format")
     average_half_life: int = setting(0, "half-life, in images, of the moving average of the weights; 0: none", low=0)

@@ -28,7 +28,7 @@ class Copies:
         """Copy the tensors as they are now, in the order of what the device has to do."""
         self._kept = {file: {name: self._copy(file, name, value) for name, value in tensors.items()}
                       for file, tensors in files.items()}  # fmt: skip
-        if torch.cuda.is_available():
+        if any(value.is_cuda for tensors in files.values() for value in tensors.values()):
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
 
