@@ -11,14 +11,15 @@ from udl_dist.clusters import ENVIRONMENT
 
 
 @contextmanager
-def one_ray(cores: int) -> Iterator[None]:
-    """A Ray that says it has so many cores; it is there already for whatever would start one."""
+def one_ray(cores: int, gpus: int = 0) -> Iterator[None]:
+    """A Ray that says it has so many cores and GPUs; it is there already for whatever would start one."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import ray
 
-        ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+        ray.init(address="local", num_cpus=cores, num_gpus=gpus, **quiet)
         yield
         ray.shutdown()

@@ -117,10 +117,10 @@ def test_a_killed_rank_changes_nothing_in_the_end(source: Path, tmp_path: Path) 
 @pytest.mark.usefixtures("cluster")
 def test_more_workers_than_cores_are_refused_at_once(source: Path, tmp_path: Path) -> None:
     began = time.monotonic()
-    expected = r"run.workers = 5 needs 5 CPU cores, the cluster has 4: set run.workers to 4 or fewer"
+    expected = r"run.workers = 5 needs 5 CPU cores, the cluster has 4 CPU cores: set run.workers to 4 or fewer"
     with pytest.raises(ClusterError, match=expected):
         session.train(wanted("ae", source, tmp_path, run__workers="5"), io.StringIO())
-    expected = r"run.workers = 2 needs 2 GPUs, the cluster has 0"
+    expected = r"run.workers = 2 needs 2 CPU cores and 2 GPUs, the cluster has 4 CPU cores and 0 GPUs"
     with pytest.raises(ClusterError, match=expected):
         session.train(wanted("ae", source, tmp_path, run__workers="2", run__device="cuda"), io.StringIO())
     assert time.monotonic() - began < 10

@@ -207,7 +207,7 @@ def test_too_few_nodes_left_end_the_run_with_asked_and_available(
     source: Path, tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(groups, "START_SECONDS", 1.0)
-    expected = "run.workers = 3..4 needs 3 CPU cores, the cluster has 2"
+    expected = "run.workers = 3..4 needs 3 CPU cores, the cluster has 2 CPU cores"
     with acting(tmp_path, ("workers", nodes.lose)), pytest.raises(ClusterError, match=expected):
         session.train(wanted("vae", source, tmp_path, run__workers="3..4", **FLAGS), io.StringIO())
     assert (tmp_path / "checkpoints").exists()

@@ -9,8 +9,8 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -271,9 +271,7 @@ def test_what_does_not_fit_into_memory_is_refused_with_what_helps(
     assert RunFolder(tmp_path).failure() is not None
 
 
-def test_another_error_of_torch_stays_what_it_is(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_error_of_torch_stays_what_it_is(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = methods.find("ae")
     phases = kind.phases
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from udl_dist import capacity
 from udl_dist.errors import ClusterError
 from udl_dist.experiment import Experiment
 from udl_dist.guardian import Guardian
@@ -149,10 +150,12 @@ def size(experiment: Experiment, before: int = 0, wait_seconds: float = 0.0) -> 
         with _missed(experiment):
             places = _wait_for_places(experiment, time.monotonic() + wait_seconds)
     if places < run.least_workers:
-        gpu = wants_gpu(experiment)
-        each, kind = (1, "GPUs") if gpu else (run.cpus_per_worker, "CPU cores")
-        raise ClusterError(f"run.workers = {run.workers} needs {run.least_workers * each} {kind}, the cluster has "
-                           f"{places * each}: set run.workers to {places} or fewer")  # fmt: skip
+        needs, there = (
+            capacity.in_kinds(_needs(experiment), run.least_workers),
+            capacity.in_kinds(capacity.totals(_needs(experiment))),
+        )
+        raise ClusterError(f"run.workers = {run.workers} needs {needs}, the cluster has {there}: set run.workers to "
+                           f"{places} or fewer")  # fmt: skip
     released = time.monotonic() + RELEASE_SECONDS * (before > 0)
     while (free := _free_places(experiment)) < min(before, places) and time.monotonic() < released:
         time.sleep(POLL_SECONDS)
@@ -170,8 +173,7 @@ def _missed(experiment: Experiment) -> Iterator[None]:
     """Meanwhile an autoscaler sees what is missing: a placement that nobody uses, and that ends with this process."""
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    kind, each = _needs(experiment)
-    wanted = placement_group([{kind: float(each)}] * experiment.run.least_workers)
+    wanted = placement_group([_needs(experiment)] * experiment.run.least_workers)
     try:
         yield
     finally:
@@ -201,7 +203,7 @@ def in_words() -> str:
     import ray
 
     free = ray.available_resources() if ray.is_initialized() else {}
-    return f"{free.get('CPU', 0):g} CPU cores, {free.get('GPU', 0):g} GPUs"
+    return capacity.in_kinds({kind: free.get(kind, 0.0) for kind in ("CPU", "GPU")})
 
 
 def wants_gpu(experiment: Experiment) -> bool:
@@ -210,13 +212,6 @@ def wants_gpu(experiment: Experiment) -> bool:
 
     asked = experiment.run.device
     return asked == "cuda" or (asked == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
-
-
-def total(kind: str) -> float:
-    """How many CPU or GPU the cluster has, in use or not."""
-    import ray
-
-    return float(ray.cluster_resources().get(kind, 0))
 
 
 def _within(experiment: Experiment, places: int) -> int:
@@ -230,18 +225,16 @@ def _within(experiment: Experiment, places: int) -> int:
 
 def _places(experiment: Experiment) -> int:
     """Workers that fit on the nodes that live, if nobody else used them."""
-    import ray
-
-    kind, each = _needs(experiment)
-    return sum(int(node["Resources"].get(kind, 0) // each) for node in ray.nodes() if node["Alive"])
+    return capacity.of_cluster(_needs(experiment))
 
 
 def _free_places(experiment: Experiment) -> int:
     import ray
 
-    kind, each = _needs(experiment)
-    return min(_places(experiment), int(ray.available_resources().get(kind, 0) // each))
+    return min(_places(experiment), capacity.fitting(ray.available_resources(), _needs(experiment)))
 
 
-def _needs(experiment: Experiment) -> tuple[str, int]:
-    return ("GPU", 1) if wants_gpu(experiment) else ("CPU", experiment.run.cpus_per_worker)
+def _needs(experiment: Experiment) -> dict[str, float]:
+    """What one worker takes."""
+    cores = {"CPU": float(experiment.run.cpus_per_worker)}
+    return cores | {"GPU": 1.0} if wants_gpu(experiment) else cores

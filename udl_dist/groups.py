@@ -119,9 +119,10 @@ def _trainer(launched: Launched, size: Size) -> Any:
 
 
 def _meeting(backend: str) -> Any:
-    """How the workers meet: as Ray has it, but that each first tells gloo which interface its node's address is on.
+    """How the workers meet: as Ray has it, but that each first says which interface its node's address is on.
 
-    Gloo by itself takes what the machine's name means, which often is loopback, or another network than Ray's.
+    By itself gloo takes what the machine's name means, often loopback, and NCCL the first interface that looks right,
+    often one of containers or a VPN.
     """
     from ray.train.torch import TorchConfig
 
@@ -144,6 +145,7 @@ def _choose_interface() -> None:
 
     if name := interfaces.having(ray.util.get_node_ip_address()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # exactly this one, not all that begin like it
 
 
 def _rank(config: dict[str, Any]) -> dict[str, Any]:

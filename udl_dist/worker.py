@@ -7,21 +7,19 @@ torch.distributed or in a Ray worker alike. Rank 0 alone writes.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from udl_dist import disk, environment, faults, methods, mirror
-from udl_dist.errors import DataError, TrainingError, UdlError
+from udl_dist.errors import TrainingError, UdlError
 from udl_dist.experiment import Experiment
-from udl_dist.mirror import checkpoints
 from udl_dist.mirror.node import Node, carried
+from udl_dist.resume import resume
 from udl_dist.runs import RunFolder
 from udl_dist.scribe import Scribe
 from udl_dist.stream.feed import Feed
@@ -29,7 +27,7 @@ from udl_dist.stream.opening import Prepared, open_feed
 from udl_dist.training import arithmetic, checkpoint
 from udl_dist.training.learner import Learning
 from udl_dist.training.loop import Intervals, Report, batch_memory, train
-from udl_dist.training.numerics import ROLLBACKS, Diverged, Kept
+from udl_dist.training.numerics import ROLLBACKS, Diverged
 from udl_dist.training.ranks import Ranks
 from udl_dist.watchdog import Watchdog
 
@@ -115,7 +113,7 @@ def _attempt(task: Task, rollbacks: int) -> dict[str, Any]:
     stream, held_out = open_feed(prepared, experiment.train.seed, batch_memory(ranks.device),
                                  experiment.evaluate.images)  # fmt: skip
     learning = new_learning(experiment, stream, ranks)
-    start, kept = _resume(task, learning, stream)
+    start, kept = resume(experiment, folder, task.node, ranks, learning, stream)
     if rollbacks > kept.rollbacks:
         kept = replace(kept, rollbacks=rollbacks, skips=0)
     if kept.rollbacks:
@@ -231,45 +229,3 @@ def new_learning(experiment: Experiment, stream: Feed, ranks: Ranks) -> Learning
     method.build()
     shares = experiment.train.SHARES if experiment.run.determinism == "elastic" else 0
     return Learning(method, experiment.train, ranks, shares)
-
-
-def _resume(task: Task, learning: Learning, stream: Feed) -> tuple[int, Kept]:
-    """Take up the newest whole checkpoint, the same on every rank; return its images and what came with it."""
-    experiment, folder, ranks = task.experiment, task.folder, task.ranks
-    found = -1
-    if ranks.leads:
-        checkpoint.sweep(folder.checkpoints)
-        if task.node:
-            checkpoints.fetch_all(task.node)
-        newest = checkpoint.newest(folder.checkpoints, folder.say)
-        found = int(newest.name) if newest else -1
-    images = ranks.from_leader(found)
-    if images < 0:
-        return 0, Kept()
-    files, facts = checkpoint.parsed(_from_leader(checkpoint.path_of(folder.checkpoints, images), ranks))
-    if facts.get("method", experiment.method_name) != experiment.method_name:
-        raise TrainingError(f"the checkpoints in {folder.checkpoints} are of method {facts['method']}, not "
-                            f"{experiment.method_name}: choose another --run.folder")  # fmt: skip
-    if facts["data"] != stream.fingerprint:
-        raise DataError(f"the first {images:,} images of this run were others ({_difference(folder, stream)}): "
-                        "give back the shards it was started with, or choose another --run.folder")  # fmt: skip
-    learning.restore(files)
-    return images, Kept(**facts.get("kept", {}))
-
-
-def _from_leader(path: Path, ranks: Ranks) -> dict[str, bytes]:
-    """The files of a checkpoint that rank 0 has verified: it alone reads them, whatever the number of ranks."""
-    files = checkpoint.contents(path) if ranks.leads else {}
-    names = json.loads(ranks.bytes_from_leader(json.dumps(list(files)).encode()))
-    return {name: ranks.bytes_from_leader(files.get(name, b"")) for name in names}
-
-
-def _difference(folder: RunFolder, stream: Feed) -> str:
-    """The first shard that is not what it was when the run began."""
-    if not folder.data.exists():
-        return "their list is gone"
-    before, now = json.loads(folder.data.read_text(encoding="utf-8")), stream.shards()
-    for path in sorted(before | now):
-        if before.get(path) != now.get(path):
-            return f"shard {path!r} was: {before.get(path, 'not there')}; is: {now.get(path, 'not there')}"
-    return "the shards are the same: another selection, size or order of them is asked for"

@@ -202,7 +202,9 @@ def test_a_search_whose_time_is_over_is_gone_on_with_by_the_same_command(source:
 def test_more_workers_a_trial_than_the_cluster_has_are_refused(source: Path, tmp_path: Path) -> None:
     from udl_dist.errors import ClusterError
 
-    with pytest.raises(ClusterError, match=r"a trial of run.workers = 9 needs 9 CPU cores, the cluster has 4"):
+    with pytest.raises(
+        ClusterError, match=r"a trial of run.workers = 9 needs 9 CPU cores, the cluster has 4 CPU cores"
+    ):
         searched(wanted(source, tmp_path, flags={"run__workers": "9"}))
 
 

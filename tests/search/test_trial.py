@@ -6,8 +6,12 @@ import gc
 import os
 from pathlib import Path
 
+import pytest
+import torch
+
 from tests.search.asked import wanted
 from tests.search.simulated import conductor, trained
+from udl_dist.search import trial
 
 
 def open_below(folder: Path) -> list[str]:
@@ -25,3 +29,12 @@ def test_trials_leave_no_file_open_however_many_there_are(source: Path, tmp_path
         assert open_below(source) == before
     finally:
         gc.enable()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here: this is about having none")
+def test_a_trial_that_asks_for_a_gpu_is_not_trained_on_a_cpu(source: Path, tmp_path: Path) -> None:
+    search = wanted(source, tmp_path, flags={"run__device": "cuda"}, scheduler="none")
+    turn = conductor(search).next()
+    assert turn
+    outcome = trial.train(turn, None, lambda: None)
+    assert outcome.state == "failed" and "PyTorch sees no GPU here" in outcome.why

@@ -78,8 +78,8 @@ def test_what_a_check_finds_is_told_in_one_line_and_nothing_is_sent(tmp_path: Pa
     before = udl("status", "--json").stdout
     for flags, why in (
         (("--data.source", "/nowhere"), "data /nowhere on the head: does not exist there"),
-        (("--run.workers", "9"), "run.workers = 9 needs 9 CPU cores, the cluster has 2"),
-        (("--run.device", "cuda"), "GPUs, the cluster has 0"),
+        (("--run.workers", "9"), "run.workers = 9 needs 9 CPU cores, the cluster has 2 CPU cores"),
+        (("--run.device", "cuda"), "GPUs, the cluster has 2 CPU cores and 0 GPUs"),
         (("--track.key_file", "/nowhere/key"), "W&B key /nowhere/key on the head"),
         (("--run.folder", "/proc/run"), "folder /proc/run on the head"),
     ):
@@ -120,7 +120,7 @@ def test_doctor_asks_each_node(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
     done = udl("doctor", *job(tmp_path / "run", "--run.workers", "9"))
     assert done.returncode == 5
-    assert "BAD  workers    do not fit: run.workers = 9 needs 9 CPU cores, the cluster has 2" in done.stdout
+    assert "BAD  workers    do not fit: run.workers = 9 needs 9 CPU cores, the cluster has 2 CPU cores" in done.stdout
 
 
 def test_the_token_is_nowhere_but_in_its_file(tmp_path: Path) -> None:

@@ -17,8 +17,12 @@ CONV = {"method__network__kind": "conv", "method__network__widths": "4,8"}
 FLAGS = {
     "ae": CONV,
     "vae": CONV | {"train__optimizer": "sgd"},
-    "gan": {"method__discriminator": "conv", "method__dropout": "0.3", "method__network__widths": "4,8",
-            "train__average_half_life": "100"},
+    "gan": {
+        "method__discriminator": "conv",
+        "method__dropout": "0.3",
+        "method__network__widths": "4,8",
+        "train__average_half_life": "100",
+    },
 }
 
 

@@ -42,13 +42,15 @@ class ExportSettings:
 
 
 def export(model: Model, dest: Path, asked: ExportSettings) -> Outcome:
-    """Write the model folder `dest`; raise UsageError for a folder that holds something, TrainingError if what was
-    written does not give what the model gives."""
+    """Write the model folder `dest`, always on the CPU; raise UsageError for a folder that holds something,
+    TrainingError if what was written does not give what the model gives."""
     experiment = model.origin.experiment
     if experiment is None:
         raise UsageError(f"{model.origin.folder} is an exported model already: give its run folder")
     if asked.onnx:
         formats.require_onnx()
+    if model.device.type != "cpu":  # files must open everywhere, and are compared within less than TF32 keeps
+        model = load(model.origin.folder, "cpu", model.origin.images)
     images, seen, notes = _real_images(model)
     with partial_folder(dest) as folder:
         save_file({name: value.cpu().contiguous() for name, value in model.method.networks.state_dict().items()},

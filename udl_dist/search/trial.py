@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from udl_dist import disk, faults, pulse
-from udl_dist.errors import TrainingError, UdlError, UsageError
+from udl_dist.errors import ClusterError, TrainingError, UdlError, UsageError
 from udl_dist.experiment import Experiment, from_dict
 from udl_dist.packing.prepare import prepare
 from udl_dist.recovery import one_line
@@ -93,13 +93,18 @@ def in_steps(images: int, batch_size: int) -> int:
     return -(-images // batch_size) * batch_size
 
 
-def train(turn: Turn, group: Callable[..., dict[str, Any]] | None, reached: Callable[[], None]) -> Outcome:
+def train(
+    turn: Turn, group: Callable[..., dict[str, Any]] | None, reached: Callable[[], None], gpu_share: float = 1.0
+) -> Outcome:
     """Train a trial until it ends, is stopped or fails, in its folder; whatever happens is an outcome, not an error.
 
-    `group` trains it by several workers, None: it is trained here. `reached` is called where it waits at a rung.
+    `group` trains it by several workers, None: it is trained here, with no more than `gpu_share` of a GPU's memory.
+    `reached` is called where it waits at a rung.
     """
     began = time.monotonic()
     try:
+        if group is None:
+            _bound_memory(gpu_share)
         outcome = _train(from_dict(turn.experiment), turn, group, reached)
     except UdlError as error:
         outcome = Outcome("failed", why=str(error))
@@ -110,13 +115,24 @@ def train(turn: Turn, group: Callable[..., dict[str, Any]] | None, reached: Call
     return replace(outcome, seconds=time.monotonic() - began)
 
 
+def _bound_memory(gpu_share: float) -> None:
+    """Trials that share a GPU share its memory: the peak of one must not starve the others."""
+    import torch
+
+    if gpu_share < 1 and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(gpu_share)
+
+
 def _let_go() -> None:
     """Close what a trial has left in circles, such as the shards it read: its process trains others after it.
 
     What survives is passed over from now on: all of torch would be looked at for each trial.
     """
+    import torch
+
     gc.collect()
     gc.freeze()
+    torch.cuda.empty_cache()  # does nothing in a process that has used no GPU
 
 
 def _train(
@@ -161,6 +177,9 @@ def _alone(
 
     faults.arm(faulty, folder, 0)
     wanted = experiment.run.device != "cpu" and torch.cuda.is_available()
+    if experiment.run.device == "cuda" and not wanted:
+        raise ClusterError("run.device = cuda, but PyTorch sees no GPU here: install a CUDA build, or set run.device "
+                           "to auto")  # fmt: skip
     result = work(experiment, prepared, Ranks(torch.device("cuda" if wanted else "cpu")), gate=asked)
     return result | {"waited": waited}
 

@@ -71,7 +71,7 @@ def run(conductor: Conducts, parallel: int, resources: dict[str, float], storage
             tune.with_resources(Slot, DRIVER if grouped else resources),
             param_space=None,
             tune_config=tune.TuneConfig(
-                search_alg=_Asker(told, parallel, grouped),
+                search_alg=_Asker(told, parallel, grouped, resources.get("GPU", 1.0)),
                 scheduler=_Desk(told),
                 num_samples=-1,
                 reuse_actors=True,
@@ -155,9 +155,10 @@ class _Guarded:
 class _Asker(Searcher):  # type: ignore[misc]
     """Asks the conductor for the next trial, never for more than have a place."""
 
-    def __init__(self, conductor: _Guarded, parallel: int, grouped: bool) -> None:
+    def __init__(self, conductor: _Guarded, parallel: int, grouped: bool, gpu_share: float) -> None:
         super().__init__()
-        self._conductor, self._parallel, self._grouped = conductor, parallel, grouped
+        self._conductor, self._parallel = conductor, parallel
+        self._grouped, self._gpu_share = grouped, gpu_share
         self._live: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
@@ -168,7 +169,7 @@ class _Asker(Searcher):  # type: ignore[misc]
             return Searcher.FINISHED if self._conductor.over and not self._live else None
         self._live[trial_id] = turn.trial
         # Not in the settings that Tune is given: it keeps those of every trial, several times over.
-        return {"folder": str(turn.write()), "grouped": self._grouped}
+        return {"folder": str(turn.write()), "grouped": self._grouped, "gpu_share": self._gpu_share}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         number = self._live.pop(trial_id)
@@ -231,7 +232,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
 
     def _begin(self, config: dict[str, Any]) -> None:
         folder = Path(config["folder"])
-        self._turn = Turn.read(folder)
+        self._turn, self._gpu_share = Turn.read(folder), config["gpu_share"]
         self._follower = Follower(folder / "curves.jsonl")
         self._outcome = Outcome("failed", why="it did not begin")
         self._thread = threading.Thread(target=self._train, args=(self._group(config["grouped"]),), daemon=True)
@@ -245,5 +246,5 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         return train_within
 
     def _train(self, group: Callable[..., dict[str, Any]] | None) -> None:
-        self._outcome = trial.train(self._turn, group, self._wake.set)
+        self._outcome = trial.train(self._turn, group, self._wake.set, self._gpu_share)
         self._wake.set()

@@ -1,4 +1,4 @@
-"""How a device computes: what `run.determinism` and `train.precision` promise is set here, once, when a worker starts."""
+"""How a device computes: what `run.determinism` and `train.precision` promise is set here, when a worker starts."""
 
 from __future__ import annotations
 
@@ -27,13 +27,16 @@ def set_up(device: torch.device, determinism: str, precision: str) -> dict[str, 
         for name, value in REPEATABLE.items():
             os.environ.setdefault(name, value)
     torch.use_deterministic_algorithms(repeatable)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads memory that it has not written
+    # Nothing here reads memory that it has not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = repeatable
     torch.backends.cudnn.benchmark = not repeatable
     # One choice for all layers: torch's own defaults are TF32 in convolutions and IEEE float32 in Linear.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "float32"
     used = {name: os.environ[name] for name in REPEATABLE if name in os.environ}
-    versions = {"cuDNN": str(torch.backends.cudnn.version())}  # type: ignore[no-untyped-call]
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    versions = {"cuDNN": str(cudnn)}
     if torch.cuda.is_available():
-        versions["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
+        nccl = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
+        versions["NCCL"] = ".".join(map(str, nccl))
     return {"precision": precision, "determinism": determinism, **versions, **used}

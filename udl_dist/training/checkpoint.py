@@ -126,17 +126,13 @@ def load(checkpoint: Path, only: Collection[str] = ()) -> tuple[dict[str, dict[s
 
 def contents(checkpoint: Path) -> dict[str, bytes]:
     """The files of a verified checkpoint by name, for ranks that need not read them again."""
-    try:
-        return {path.name: path.read_bytes() for path in sorted(checkpoint.iterdir()) if path.name != "manifest.json"}
-    except OSError as error:
-        raise TrainingError(f"{checkpoint} is damaged: {error}") from None
+    return {path.name: path.read_bytes() for path in sorted(checkpoint.iterdir()) if path.name != "manifest.json"}
 
 
 def parsed(files: Mapping[str, bytes]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """The tensors by file and name, and the facts, of what `contents` gave."""
-    tensors = {name.removesuffix(".safetensors"): load_bytes(content) for name, content in files.items()
-               if name.endswith(".safetensors")}  # fmt: skip
-    return tensors, dict(json.loads(files["state.json"]))
+    named = {name.removesuffix(".safetensors"): load_bytes(files[name]) for name in files if name != "state.json"}
+    return named, dict(json.loads(files["state.json"]))
 
 
 def facts(checkpoint: Path) -> dict[str, Any]:
