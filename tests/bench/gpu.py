@@ -1,0 +1,420 @@
+"""python -m tests.bench.gpu: does it train, repeat, resume, feed and export on one GPU? A JSON line a check, < 8 min.
+
+The most valuable checks come first; after LIMIT seconds (450) those that are left are skipped. Without a GPU, or with
+SMALL=1, everything runs small on the CPU: that tries the script, and shows nothing of a GPU. `expect` stands beside
+what was seen; nothing is asserted here, so that one surprise does not hide the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+import udl_dist
+from udl_dist import experiment as experiments
+from udl_dist import methods
+from udl_dist.errors import TrainingError
+from udl_dist.experiment import Experiment
+from udl_dist.export.export import ExportSettings, export
+from udl_dist.methods import Batch
+from udl_dist.packing.pack import pack
+from udl_dist.packing.prepare import prepare
+from udl_dist.packing.settings import PackSettings
+from udl_dist.stream.opening import open_feed
+from udl_dist.training import arithmetic, checkpoint
+from udl_dist.training.loop import Intervals, Report, batch_memory, train
+from udl_dist.training.ranks import Ranks
+from udl_dist.worker import new_learning, work
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda", 0) if GPU else torch.device("cpu")
+SMALL = bool(os.environ.get("SMALL")) or not GPU
+BEGAN, LIMIT = time.monotonic(), float(os.environ.get("LIMIT", "450"))
+STEPS = 8 if SMALL else 20
+FOLDER = Path(tempfile.mkdtemp(prefix="gpu-"))
+CONV = {"method.network.kind": "conv", "method.latent_dim": "32"}
+KINDS: dict[str, dict[str, str]] = {
+    "ae": CONV,
+    "vae": CONV | {"method.likelihood": "gaussian", "method.variance": "learned"},
+    "gan": {"method.latent_dim": "64"},  # the article's: batch normalisation, dropout
+    "gan_r1": {"method.generator": "conv", "method.discriminator": "conv", "method.r1": "0.3", "method.r1_every": "2",
+               "method.network.activation": "leaky_relu", "train.average_half_life": "2000"},
+}  # fmt: skip
+
+
+def say(check: str, **found: Any) -> None:
+    print(json.dumps({"check": check, "s": round(time.monotonic() - BEGAN), **found}), flush=True)
+
+
+def check(name: str, run: Callable[..., dict[str, Any]], *arguments: Any) -> None:
+    """Run one check and say what it found, also when it fails; after LIMIT seconds say that it was skipped."""
+    if time.monotonic() - BEGAN > LIMIT:
+        return say(name, skipped="no time")
+    try:
+        say(name, **run(*arguments))
+    except BaseException as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        say(name, failed=f"{type(error).__name__}: {str(error)[:300]}", at=f"{where.filename}:{where.lineno}")
+
+
+def source(size: int, channels: int = 3, kind: str = "raw") -> Path:
+    """Soft random images, packed as raw, npy or jpeg."""
+    where = FOLDER / f"{kind}{size}{channels}"
+    if not where.exists():
+        random = np.random.default_rng(0)
+        coarse = random.integers(0, 256, (512 if SMALL else 4096, size // 4, size // 4, channels), dtype=np.uint8)
+        images = coarse.repeat(4, 1).repeat(4, 2)
+        np.save(FOLDER / "images.npy", images[..., 0] if channels == 1 else images)
+        settings = PackSettings(size=size, channels=channels, format=kind, held_out_fraction=0.1)  # type: ignore[arg-type]
+        pack(str(FOLDER / "images.npy"), str(where), settings)
+    return where
+
+
+def asked(kind: str, size: int = 32, channels: int = 3, batch: int = 48, steps: int = STEPS, data: str = "raw",
+          **flags: object) -> Experiment:  # fmt: skip
+    dotted = {name.replace("__", "."): str(value) for name, value in flags.items()}
+    base = {"method.name": kind.split("_")[0], "data.source": str(source(size, channels, data)), "data.size": str(size),
+            "data.channels": str(channels), "data.readers": "2", "train.batch_size": str(batch), "track.mode": "off",
+            "train.total_images": str(batch * steps), "run.folder": str(FOLDER / "none")}  # fmt: skip
+    return experiments.load(None, base | KINDS[kind] | dotted)
+
+
+class Run:
+    """A training and its reports on a device, with the arithmetic that a worker would set."""
+
+    def __init__(self, experiment: Experiment, device: torch.device = DEVICE) -> None:
+        self.experiment, self.ranks = experiment, Ranks(device)
+        arithmetic.set_up(device, experiment.run.determinism, experiment.train.precision)
+        self.stream, self.held_out = open_feed(prepare(experiment.data), 0, batch_memory(device), 64)
+        self.learning = new_learning(experiment, self.stream, self.ranks)
+
+    def reports(self, start: int = 0, every: int = 1, validate: int = 10**12) -> Iterator[Report]:
+        batch = self.experiment.train.batch_size
+        intervals = Intervals(every * batch, validate, validate)
+        return train(self.learning, self.stream, self.held_out, self.experiment.train, intervals, self.ranks, start)
+
+    def losses(self) -> list[float]:
+        name = "train/discriminator" if self.experiment.method_name == "gan" else "train/loss"
+        return [report.figures[name] for report in self.reports()]
+
+    def hash(self) -> str:
+        digest = hashlib.sha256()
+        for file, tensors in sorted(self.learning.tensors().items()):
+            for name, value in sorted(tensors.items()):
+                digest.update(f"{file}/{name}".encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def apart(one: list[float], other: list[float]) -> float:
+    return max(abs(a - b) / max(1, abs(a)) for a, b in zip(one, other, strict=True))
+
+
+def worker(kind: str) -> dict[str, Any]:
+    """What a worker does: checkpoints, curves, pictures, validation; nothing of Ray."""
+    folder = FOLDER / f"run_{kind}"
+    experiment = asked(kind, steps=STEPS * 3, run__folder=folder)
+    folder.mkdir()
+    (folder / "experiment.toml").write_text(experiment.to_toml())
+    done = work(experiment, prepare(experiment.data), Ranks(DEVICE))
+    return {"images": done["images"], "memory_mib": round(done["figures"]["perf/memory_bytes"] / 2**20),
+            "val": {name: round(value, 4) for name, value in done["figures"].items() if name.startswith("val/")},
+            "environment": json.loads((folder / "environment.jsonl").read_text().splitlines()[-1]),
+            "pictures": len(list((folder / "pictures").glob("*")))}  # fmt: skip
+
+
+def ray(verb: str, *flags: str) -> dict[str, Any]:
+    """The real command, with Ray and NCCL."""
+    began = time.monotonic()
+    base = ("--track.mode", "off", "--run.folder", str(FOLDER / f"ray_{verb}"))
+    done = subprocess.run([sys.executable, "-m", "udl_dist", verb, *flags, *base], capture_output=True, text=True)
+    environments = sorted(FOLDER.glob(f"ray_{verb}/**/environment.jsonl"))
+    device = json.loads(environments[0].read_text().splitlines()[-1]).get("GPU") if environments else None
+    return {"rc": done.returncode, "seconds": round(time.monotonic() - began, 1), "device": device,
+            "tail": (done.stdout + done.stderr)[-300:]}  # fmt: skip
+
+
+def agree(kind: str) -> dict[str, Any]:
+    """The losses of 20 steps on the CPU and on the GPU, by precision."""
+    flags: dict[str, object] = {"method__dropout": 0} if kind == "gan" else {}
+    cpu = Run(asked(kind, **flags), torch.device("cpu")).losses()
+    found = {precision: apart(cpu, Run(asked(kind, train__precision=precision, **flags)).losses())
+             for precision in ("float32", "tf32", "bfloat16")}  # fmt: skip
+    return found | {"expect": "1e-4 (GANs 5e-2: batch normalisation and kinks), 1e-2, 5e-2"}
+
+
+def bits(kind: str, determinism: str, size: int, channels: int, **flags: object) -> dict[str, Any]:
+    """Whether three runs end with the same bits, and one that goes on from a file."""
+    experiment = asked(kind, size, channels, steps=2 * STEPS, run__determinism=determinism, **flags)
+    half, hashes = STEPS * experiment.train.batch_size, []
+    folder = FOLDER / f"checkpoints_{time.monotonic()}"
+    for turn in range(3):
+        run = Run(experiment)
+        for report in run.reports(every=STEPS, validate=half):
+            if turn == 0 and report.images == half:
+                checkpoint.save(folder, half, run.learning.tensors(), {})
+        hashes.append(run.hash())
+    again = Run(experiment)
+    again.learning.restore(checkpoint.load(checkpoint.path_of(folder, half))[0])
+    list(again.reports(half, STEPS, half))
+    return {"repeats": len(set(hashes)) == 1, "resumes": again.hash() == hashes[0],
+            "expect": "anything" if determinism == "none" else "true, true"}  # fmt: skip
+
+
+def compiled(kind: str) -> dict[str, Any]:
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    flags: dict[str, object] = {"method__dropout": 0} if kind == "gan" else {}  # compiled code draws its own noise
+    eager, fused = (Run(asked(kind, steps=4, train__compile=on, **flags)).losses() for on in ("false", "true"))
+    found = apart(eager, fused)
+    return {"frames": dict(counters["frames"]), "apart": found, "expect": "ok > 0, 1e-3"}
+
+
+def two_bad_steps() -> dict[str, Any]:
+    """Two steps of NaN images in a row with batch normalisation: verdicts come a step late on a GPU."""
+    run = Run(asked("ae", steps=10, method__network__norm="batch", train__non_finite="skip"))
+    (turn,) = run.learning.turns
+    loss = turn.phase.loss
+
+    def spoiled(batch: Batch) -> Any:
+        if 144 <= batch.seen < 240:
+            batch.images.fill_(float("nan"))
+        return loss(batch)
+
+    object.__setattr__(turn.phase, "loss", spoiled)
+    rejected = [report.images for report in run.reports(every=10) if report.rejected]
+    finite = all(bool(buffer.isfinite().all()) for buffer in run.learning.method.networks.buffers())
+    return {"rejected": rejected, "finite": finite, "expect": "[192, 240], true"}
+
+
+def too_large() -> dict[str, Any]:
+    """A batch that no GPU holds is a refusal with the cure."""
+    if not GPU:
+        return {"skipped": "no GPU"}
+    torch.cuda.set_per_process_memory_fraction(0.002)
+    try:
+        work(asked("vae", 128, batch=512, steps=1, run__folder=FOLDER / "large"),
+             prepare(asked("vae", 128).data), Ranks(DEVICE))  # fmt: skip
+    except TrainingError as error:
+        return {"refused": str(error)[:120]}
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
+    return {"refused": False}
+
+
+def rate(step: Callable[[], object], images: int, turns: int = 3) -> int:
+    step()
+    seconds = []
+    for _ in range(turns):
+        began = time.perf_counter()
+        step()
+        if GPU:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return round(images / statistics.median(seconds))
+
+
+def bare(size: int, batch: int, steps: int, flags: dict[str, str]) -> Callable[[], None]:
+    """The loop that a person writes first: the same networks, data on the device, torch's noise, fused Adam."""
+    experiment = asked("vae", size, batch=batch)
+    method = methods.find("vae")(experiment.method, experiment.data.shape)
+    method.build()
+    method.networks.to(DEVICE)
+    encoder, decoder = method.networks["encoder"], method.networks["decoder"]
+    optimizer = torch.optim.Adam(method.networks.parameters(), 1e-3, fused=True)
+    images = torch.rand(2 * batch, 3, size, size, device=DEVICE) * 2 - 1
+    half = flags.get("train__precision") == "bfloat16"
+    if flags.get("train__compile"):
+        encoder, decoder = torch.compile(encoder.forward), torch.compile(decoder.forward)
+
+    def steps_of_it() -> None:
+        for _ in range(steps):
+            seen = images[torch.randint(len(images), (batch,), device=DEVICE)]
+            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=half):
+                mean, logvar = encoder(seen).float().chunk(2, 1)
+                output = decoder(mean + (logvar / 2).exp() * torch.randn_like(mean)).float()
+                error = functional.mse_loss(output.tanh(), seen, reduction="none").flatten(1).sum(1)
+                loss = (error + (mean.square() + logvar.exp() - 1 - logvar).sum(1) / 2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return steps_of_it
+
+
+def speed(size: int, batch: int, flags: dict[str, str]) -> dict[str, Any]:
+    steps = 3 if SMALL else 40
+    run = Run(asked("vae", size, batch=batch, steps=10**6, **flags))
+    reports = run.reports(every=steps)
+    ours = rate(lambda: next(reports), steps * batch)
+    last = next(reports).figures
+    theirs = rate(bare(size, batch, steps, flags), steps * batch)
+    flops = 6 * sum(network.flops for network in run.learning.method.describe().values())
+    return {"size": size, "batch": batch, **flags, "ours": ours, "bare": theirs, "ratio": round(ours / theirs, 2),
+            "tflops": round(ours * flops / 1e12, 1), "wait": round(last["perf/data_wait_share"], 3),
+            "memory_mib": round(last["perf/memory_bytes"] / 2**20)}  # fmt: skip
+
+
+def profile(kind: str) -> dict[str, Any]:
+    """Where a step's time goes: launches, copies and waits of the host, and how busy the GPU is."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiled
+
+    reports = Run(asked(kind, 64, batch=128, steps=10**6)).reports(every=STEPS)
+    next(reports)
+    began = time.perf_counter()
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if GPU else [])]
+    with profiled(activities=kinds) as seen:
+        next(reports)
+        if GPU:
+            torch.cuda.synchronize()
+    wall = time.perf_counter() - began
+    calls, busy = Counter[str](), 0.0
+    for event in seen.events() or ():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            busy += event.device_time_total
+        elif event.name.startswith(("cuda", "cu")):
+            calls[event.name] += 1
+    return {"ms_a_step": round(wall / STEPS * 1e3, 2), "gpu_busy": round(busy / 1e6 / wall, 2),
+            "calls": {name: round(count / STEPS, 1) for name, count in calls.most_common(8)}}  # fmt: skip
+
+
+def ddp() -> dict[str, Any]:
+    """DDP by NCCL with one rank against none; NCCL is told the interface as workers are."""
+    import torch.distributed as dist
+
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", "=lo")
+    plain = Run(asked("gan")).losses()
+    dist.init_process_group("nccl" if GPU else "gloo", init_method=f"file://{FOLDER}/meet", rank=0, world_size=1)
+    try:
+        run = Run(asked("gan"))
+        where = [DEVICE] if GPU else None
+        warnings.simplefilter("ignore", FutureWarning)  # `broadcast_buffers` has a new name from torch 2.13 on
+        for turn in run.learning.turns:
+            turn.learner = torch.nn.parallel.DistributedDataParallel(
+                turn.learner, device_ids=where, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        return {"apart": apart(plain, run.losses()), "expect": "0 to 1e-6"}
+    finally:
+        dist.destroy_process_group()
+
+
+def two_ranks() -> dict[str, Any]:
+    """Two ranks by gloo on one GPU (NCCL refuses two ranks of a GPU) against one."""
+    queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    experiment = asked("vae")
+    torch.multiprocessing.spawn(_rank_of_two, (str(FOLDER), experiment, queue), nprocs=2, join=True)  # type: ignore[no-untyped-call]
+    both = [queue.get() for _ in range(2)]
+    return {"equal": both[0] == both[1], "apart": apart(Run(experiment).losses(), both[0]), "expect": "true, 1e-3"}
+
+
+def _rank_of_two(rank: int, folder: str, experiment: Experiment, queue: Any) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet_two", rank=rank, world_size=2)
+    queue.put(Run(experiment).losses())
+    dist.destroy_process_group()
+
+
+def use() -> dict[str, Any]:
+    """A model that was trained here, on the CPU and on the GPU."""
+    cpu, gpu = (udl_dist.load(FOLDER / "run_vae", device) for device in ("cpu", str(DEVICE)))
+    images = torch.rand(300, 3, 32, 32) * 2 - 1
+    off = {name: float((getattr(cpu, name)(images) - getattr(gpu, name)(images)).abs().max())
+           for name in ("encode", "reconstruct")}  # fmt: skip
+    return off | {"sample": float((cpu.sample(64) - gpu.sample(64)).abs().max()), "expect": "1e-4, with TF32 1e-2"}
+
+
+def exported(kind: str) -> dict[str, Any]:
+    """A model that lies on the GPU becomes files that open on a CPU."""
+    model = udl_dist.load(FOLDER / f"run_{kind}", str(DEVICE))
+    export(model, FOLDER / f"exported_{kind}", ExportSettings(torch_export=True))
+    again = udl_dist.load(FOLDER / f"exported_{kind}", "cpu").sample(4)
+    return {"apart": float((again - model.sample(4)).abs().max()), "expect": "1e-4, with TF32 1e-2"}
+
+
+def verb(*words: str) -> dict[str, Any]:
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "udl_dist", *words], capture_output=True, text=True, cwd=FOLDER)
+    return {"rc": done.returncode, "seconds": round(time.monotonic() - began, 1),
+            "tail": (done.stdout + done.stderr)[-200:]}  # fmt: skip
+
+
+def loader(data: str, size: int, readers: int) -> dict[str, Any]:
+    experiment = asked("ae", size, batch=256, data=data, data__readers=readers)
+    batches = open_feed(prepare(experiment.data), 0, batch_memory(DEVICE))[0].batches(0, 256)
+    count = 4 if SMALL else 40
+    next(batches)
+    began = time.perf_counter()
+    for _ in range(count):
+        next(batches)
+    seconds = time.perf_counter() - began
+    with contextlib.suppress(AttributeError):
+        batches.close()  # type: ignore[attr-defined]
+    return {"data": data, "size": size, "readers": readers, "images_per_second": round(count * 256 / seconds)}
+
+
+def main() -> None:
+    say("machine", torch=torch.__version__, gpu=torch.cuda.get_device_name(0) if GPU else "none", cores=os.cpu_count())
+    for kind in KINDS:
+        check(f"worker {kind}", worker, kind)
+    for kind in KINDS:
+        check(f"bits {kind}", bits, kind, "world", 32, 3)
+    last = {"train__channels_last": "true"}
+    check("bits vae channels_last", lambda: bits("vae", "world", 32, 3, **last))
+    check("bits ae channels_last, one channel", lambda: bits("ae", "world", 28, 1, **last))
+    check("bits vae elastic, channels_last", lambda: bits("vae", "elastic", 32, 3, **last))
+    check("bits vae compiled", lambda: bits("vae", "world", 32, 3, train__compile="true"))
+    check("bits vae, determinism none", bits, "vae", "none", 32, 3)
+    for kind in KINDS:
+        check(f"compile {kind}", compiled, kind)
+    check("two bad steps", two_bad_steps)
+    check("out of memory", too_large)
+    check("ddp by NCCL, one rank", ddp)
+    check("two ranks by gloo", two_ranks)
+    check("use", use)
+    for kind in ("vae", "gan"):
+        check(f"export {kind}", exported, kind)
+    check("evaluate", verb, "evaluate", str(FOLDER / "run_vae"), "--device", DEVICE.type)
+    for kind in KINDS:
+        check(f"agree {kind}", agree, kind)
+    if not SMALL:
+        check("ray train", ray, "train", "jobs/ae_digits.toml", "--run.workers", "1", "--train.epochs", "4")
+        check("ray search", ray, "search", "jobs/search_vae_digits.toml", "--search.trials", "4", "--search.gpu-share",
+              "0.5", "--search.budget-images", "4000", "--search.final-seeds", "1")  # fmt: skip
+    half = {"train__precision": "bfloat16"}
+    variants: list[dict[str, str]] = [{}, {"train__precision": "tf32"}, half, half | last,
+                                      half | {"train__compile": "true"}, half | last | {"train__compile": "true"},
+                                      {"train__precision": "tf32", "run__determinism": "none"}]  # fmt: skip
+    for size, batch in ((32, 32),) if SMALL else ((64, 512), (128, 256)):
+        for flags in variants[:3] if SMALL else variants:
+            check("speed", speed, size, batch, flags)
+    for kind in ("vae", "gan"):
+        check(f"profile {kind}", profile, kind)
+    for data, size in (("jpeg", 64), ("npy", 64), ("jpeg", 128)):
+        for readers in (1, 4, 16):
+            check("loader", loader, data, size, readers)
+    say("end", gpu_peak_mib=round(torch.cuda.max_memory_reserved() / 2**20) if GPU else 0)
+
+
+if __name__ == "__main__":
+    main()
