@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import multiprocessing
 from torch.nn import functional
 
 import udl_dist
@@ -88,7 +89,7 @@ def source(size: int, channels: int = 3, kind: str = "raw") -> Path:
 
 
 def asked(kind: str, size: int = 32, channels: int = 3, batch: int = 48, steps: int = STEPS, data: str = "raw",
-          **flags: object) -> Experiment:  # fmt: skip
+          **flags: Any) -> Experiment:  # fmt: skip
     dotted = {name.replace("__", "."): str(value) for name, value in flags.items()}
     base = {"method.name": kind.split("_")[0], "data.source": str(source(size, channels, data)), "data.size": str(size),
             "data.channels": str(channels), "data.readers": "2", "train.batch_size": str(batch), "track.mode": "off",
@@ -152,14 +153,14 @@ def ray(verb: str, *flags: str) -> dict[str, Any]:
 
 def agree(kind: str) -> dict[str, Any]:
     """The losses of 20 steps on the CPU and on the GPU, by precision."""
-    flags: dict[str, object] = {"method__dropout": 0} if kind == "gan" else {}
+    flags: dict[str, Any] = {"method__dropout": 0} if kind == "gan" else {}
     cpu = Run(asked(kind, **flags), torch.device("cpu")).losses()
     found = {precision: apart(cpu, Run(asked(kind, train__precision=precision, **flags)).losses())
              for precision in ("float32", "tf32", "bfloat16")}  # fmt: skip
     return found | {"expect": "1e-4 (GANs 5e-2: batch normalisation and kinks), 1e-2, 5e-2"}
 
 
-def bits(kind: str, determinism: str, size: int, channels: int, **flags: object) -> dict[str, Any]:
+def bits(kind: str, determinism: str, size: int, channels: int, **flags: Any) -> dict[str, Any]:
     """Whether three runs end with the same bits, and one that goes on from a file."""
     experiment = asked(kind, size, channels, steps=2 * STEPS, run__determinism=determinism, **flags)
     half, hashes = STEPS * experiment.train.batch_size, []
@@ -182,7 +183,7 @@ def compiled(kind: str) -> dict[str, Any]:
 
     torch._dynamo.reset()
     counters.clear()
-    flags: dict[str, object] = {"method__dropout": 0} if kind == "gan" else {}  # compiled code draws its own noise
+    flags: dict[str, Any] = {"method__dropout": 0} if kind == "gan" else {}  # compiled code draws its own noise
     eager, fused = (Run(asked(kind, steps=4, train__compile=on, **flags)).losses() for on in ("false", "true"))
     found = apart(eager, fused)
     return {"frames": dict(counters["frames"]), "apart": found, "expect": "ok > 0, 1e-3"}
@@ -233,18 +234,19 @@ def rate(step: Callable[[], object], images: int, turns: int = 3) -> int:
     return round(images / statistics.median(seconds))
 
 
-def bare(size: int, batch: int, steps: int, flags: dict[str, str]) -> Callable[[], None]:
+def bare(size: int, batch: int, steps: int, flags: dict[str, Any]) -> Callable[[], None]:
     """The loop that a person writes first: the same networks, data on the device, torch's noise, fused Adam."""
     experiment = asked("vae", size, batch=batch)
     method = methods.find("vae")(experiment.method, experiment.data.shape)
     method.build()
     method.networks.to(DEVICE)
-    encoder, decoder = method.networks["encoder"], method.networks["decoder"]
+    encoder: Callable[..., Any] = method.networks["encoder"]
+    decoder: Callable[..., Any] = method.networks["decoder"]
     optimizer = torch.optim.Adam(method.networks.parameters(), 1e-3, fused=True)
     images = torch.rand(2 * batch, 3, size, size, device=DEVICE) * 2 - 1
     half = flags.get("train__precision") == "bfloat16"
     if flags.get("train__compile"):
-        encoder, decoder = torch.compile(encoder.forward), torch.compile(decoder.forward)
+        encoder, decoder = (torch.compile(method.networks[name].forward) for name in ("encoder", "decoder"))
 
     def steps_of_it() -> None:
         for _ in range(steps):
@@ -261,7 +263,7 @@ def bare(size: int, batch: int, steps: int, flags: dict[str, str]) -> Callable[[
     return steps_of_it
 
 
-def speed(size: int, batch: int, flags: dict[str, str]) -> dict[str, Any]:
+def speed(size: int, batch: int, flags: dict[str, Any]) -> dict[str, Any]:
     steps = 3 if SMALL else 40
     run = Run(asked("vae", size, batch=batch, steps=10**6, **flags))
     reports = run.reports(every=steps)
@@ -290,7 +292,7 @@ def profile(kind: str) -> dict[str, Any]:
     wall = time.perf_counter() - began
     calls, busy = Counter[str](), 0.0
     for event in seen.events() or ():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.device_type == torch._C._autograd.DeviceType.CUDA:
             busy += event.device_time_total
         elif event.name.startswith(("cuda", "cu")):
             calls[event.name] += 1
@@ -320,9 +322,9 @@ def ddp() -> dict[str, Any]:
 
 def two_ranks() -> dict[str, Any]:
     """Two ranks by gloo on one GPU (NCCL refuses two ranks of a GPU) against one."""
-    queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    queue = multiprocessing.get_context("spawn").SimpleQueue()
     experiment = asked("vae")
-    torch.multiprocessing.spawn(_rank_of_two, (str(FOLDER), experiment, queue), nprocs=2, join=True)  # type: ignore[no-untyped-call]
+    multiprocessing.spawn(_rank_of_two, (str(FOLDER), experiment, queue), nprocs=2)  # type: ignore[attr-defined]
     both = [queue.get() for _ in range(2)]
     return {"equal": both[0] == both[1], "apart": apart(Run(experiment).losses(), both[0]), "expect": "true, 1e-3"}
 
