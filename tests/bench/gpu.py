@@ -324,7 +324,7 @@ def two_ranks() -> dict[str, Any]:
     """Two ranks by gloo on one GPU (NCCL refuses two ranks of a GPU) against one."""
     queue = multiprocessing.get_context("spawn").SimpleQueue()
     experiment = asked("vae")
-    multiprocessing.spawn(_rank_of_two, (str(FOLDER), experiment, queue), nprocs=2)  # type: ignore[attr-defined]
+    multiprocessing.spawn(_rank_of_two, (str(FOLDER), experiment, queue), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
     both = [queue.get() for _ in range(2)]
     return {"equal": both[0] == both[1], "apart": apart(Run(experiment).losses(), both[0]), "expect": "true, 1e-3"}
 
@@ -371,7 +371,7 @@ def loader(data: str, size: int, readers: int) -> dict[str, Any]:
         next(batches)
     seconds = time.perf_counter() - began
     with contextlib.suppress(AttributeError):
-        batches.close()  # type: ignore[attr-defined]
+        batches.close()  # type: ignore[attr-defined, no-untyped-call]
     return {"data": data, "size": size, "readers": readers, "images_per_second": round(count * 256 / seconds)}
 
 
