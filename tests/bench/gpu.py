@@ -371,7 +371,7 @@ def loader(data: str, size: int, readers: int) -> dict[str, Any]:
         next(batches)
     seconds = time.perf_counter() - began
     with contextlib.suppress(AttributeError):
-        batches.close()  # type: ignore[attr-defined, no-untyped-call]
+        batches.close()  # type: ignore[attr-defined]
     return {"data": data, "size": size, "readers": readers, "images_per_second": round(count * 256 / seconds)}
 
 
