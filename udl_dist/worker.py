@@ -75,7 +75,7 @@ def _attempts(task: Task) -> dict[str, Any]:
     rollbacks = 0
     while True:
         try:
-            with _memory_named(task):
+            with _refusing(task):
                 return _attempt(task, rollbacks)
         except Diverged as error:
             rollbacks = error.rollbacks + 1
@@ -88,21 +88,27 @@ def _attempts(task: Task) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _memory_named(task: Task) -> Iterator[None]:
-    """Refuse what does not fit into memory: to start again would end in the same place."""
+def _refusing(task: Task) -> Iterator[None]:
+    """Turn errors of torch that would come again after every restart into refusals with the cure."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
         train, ranks = task.experiment.train, task.ranks
-        rows = -(-train.batch_size // (ranks.world * train.accumulate))
-        where = "GPU" if ranks.device.type == "cuda" else "memory"
-        raise TrainingError(
-            f"rank {ranks.rank}: the {where} is too small for {rows} images at once: raise train.accumulate (parts of "
-            "a step, computed one after the other), lower train.batch_size, or set train.precision = bfloat16; the "
-            "last checkpoint is kept"
-        ) from error
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            rows = -(-train.batch_size // (ranks.world * train.accumulate))
+            where = "GPU" if ranks.device.type == "cuda" else "memory"
+            raise TrainingError(
+                f"rank {ranks.rank}: the {where} is too small for {rows} images at once: raise train.accumulate (parts "
+                "of a step, computed one after the other), lower train.batch_size, or set train.precision = bfloat16; "
+                "the last checkpoint is kept"
+            ) from error
+        if train.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            why = " ".join(str(error).split())[:200]
+            raise TrainingError(
+                f"train.compile: PyTorch's compiler failed ({why}): install the C++ compiler that it needs, or leave "
+                "train.compile out"
+            ) from error
+        raise
 
 
 def _attempt(task: Task, rollbacks: int) -> dict[str, Any]:

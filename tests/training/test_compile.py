@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,3 +95,20 @@ def gradient_of_the_penalty(run: Run) -> float:
     penalty = method._penalty(real, method._logits(real))  # type: ignore[attr-defined]
     gradients = torch.autograd.grad(penalty, list(discriminator.parameters()), allow_unused=True)
     return float(sum(gradient.square().sum() for gradient in gradients if gradient is not None))
+
+
+@pytest.mark.long
+def test_without_a_compiler_the_run_is_refused_with_what_to_do(source: Path, tmp_path: Path) -> None:
+    experiment = asked("ae", source, train__compile="true", track__mode="off", run__folder=str(tmp_path / "run"))
+    (tmp_path / "job.toml").write_text(experiment.to_toml())
+    program = (
+        "import sys; from pathlib import Path; from udl_dist import experiment\n"
+        "from udl_dist.packing.prepare import prepare\n"
+        "from udl_dist.training.ranks import Ranks; from udl_dist.worker import work\n"
+        "asked = experiment.load(Path(sys.argv[1]), {}); work(asked, prepare(asked.data), Ranks())"
+    )
+    without = {**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "job.toml")], capture_output=True, text=True,
+                          env=without)  # fmt: skip
+    assert "TrainingError: train.compile: PyTorch's compiler failed" in done.stderr
+    assert "leave train.compile out" in done.stderr.splitlines()[-1]

@@ -29,7 +29,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 Outcome = tuple[torch.Tensor, str, list[dict[str, float]]]
 PLAIN = {"train__optimizer": "sgd", "train__beta1": "0", "train__learning_rate": "1e-4", "train__clip_norm": "1"}
-# Adam divides by the size of a gradient: where that is rounding alone, it is rounding that moves a weight, by the rate.
+# Adam divides by the size of a gradient: where that is rounding alone, it is rounding that moves a weight, by the rate
+# at most; which weights these are depends on the processor.
 ADAM = {"train__learning_rate": "1e-4"}
 WORLDS = (1, 2, 5)
 
@@ -68,7 +69,9 @@ def test_ranks_equal_one_rank_of_the_whole_batch_even_if_shares_are_uneven(
         ranks = worlds[world, method, optimizer]
         assert len({hash_ for _, hash_, _ in ranks}) == 1, "weights differ between ranks"
         assert all(figures_ == ranks[0][2] for _, _, figures_ in ranks), "figures differ between ranks"
-        assert (ranks[0][0] - alone).abs().max().item() <= 1e-6
+        apart = (ranks[0][0] - alone).abs()
+        assert apart.quantile(0.99).item() <= 1e-6
+        assert apart.max().item() <= (1e-6 if optimizer == "plain" else 1e-4)
         for ours, theirs in zip(figures, ranks[0][2], strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
 
