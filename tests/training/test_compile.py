@@ -80,6 +80,14 @@ def test_a_network_that_is_differentiated_twice_stays_eager(source: Path) -> Non
 
 
 @pytest.mark.long
+def test_the_tenth_training_of_a_process_is_compiled_too(source: Path) -> None:
+    for number in range(10):
+        before = compiled_frames()
+        losses(pair("ae", source, train__seed=str(number))[0])
+        assert compiled_frames() > before, number
+
+
+@pytest.mark.long
 def test_without_a_penalty_both_networks_of_a_gan_are_compiled(source: Path) -> None:
     flags = {"method__discriminator": "conv", "method__dropout": "0.3", "method__r1": "0"}
     compiled, eager = pair("gan", source, **flags)

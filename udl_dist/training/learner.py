@@ -107,7 +107,10 @@ def _compile(method: Method) -> None:
     """Compile the training forward of each network in place; one that a loss differentiates twice stays eager.
 
     Evaluation stays eager too: it runs seldom, and with batches of other sizes, each of which would be compiled anew.
+    What this process compiled before, such as for another trial, counts towards Dynamo's limit of 8 variants, beyond
+    which it runs eager without a word: it is forgotten.
     """
+    torch.compiler.reset()
     for name, network in method.networks.items():
         if name not in method.differentiated_twice():
             network.forward = _compiled_in_training(network)

@@ -41,6 +41,7 @@ class Ranks:
         self.world = dist.get_world_size() if joined else 1
         self.device = device or torch.device("cpu")
         if self.device.type == "cuda":  # events, generators and pinned memory belong to the current device
+            self.device = torch.device("cuda", self.device.index or 0)
             torch.cuda.set_device(self.device)
         # Words travel apart from gradients, and on the CPU: reading them must not wait for the device.
         self._words = dist.new_group(backend="gloo") if self.world > 1 else None
