@@ -27,4 +27,5 @@ def test_the_check_for_a_gpu_runs_small_on_a_cpu() -> None:
         assert line["frames"]["ok"] > 0 and line["apart"] < 1e-3, line
     by_name = {line["check"]: line for line in found}
     assert by_name["two bad steps"]["rejected"] == [192, 240] and by_name["two bad steps"]["finite"]
+    assert by_name["CPU run"]["cuda"] == "False"
     assert found[-1]["check"] == "end"

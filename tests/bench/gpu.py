@@ -189,6 +189,20 @@ def compiled(kind: str) -> dict[str, Any]:
     return {"frames": dict(counters["frames"]), "apart": found, "expect": "ok > 0, 1e-3"}
 
 
+def cpu_run() -> dict[str, Any]:
+    """A run on the CPU of a machine with a GPU leaves the GPU alone."""
+    program = (
+        "import sys; from pathlib import Path; import torch; from udl_dist import experiment\n"
+        "from udl_dist.packing.prepare import prepare; from udl_dist.training.ranks import Ranks\n"
+        "from udl_dist.worker import work; asked = experiment.load(Path(sys.argv[1]), {})\n"
+        "work(asked, prepare(asked.data), Ranks()); print(torch.cuda.is_initialized())"
+    )
+    job = FOLDER / "cpu.toml"
+    job.write_text(asked("ae", run__folder=FOLDER / "cpu").to_toml())
+    done = subprocess.run([sys.executable, "-c", program, str(job)], capture_output=True, text=True)
+    return {"cuda": done.stdout.strip(), "expect": "False", "tail": done.stderr[-200:]}
+
+
 def two_bad_steps() -> dict[str, Any]:
     """Two steps of NaN images in a row with batch normalisation: verdicts come a step late on a GPU."""
     run = Run(asked("ae", steps=10, method__network__norm="batch", train__non_finite="skip"))
@@ -390,6 +404,7 @@ def main() -> None:
     for kind in KINDS:
         check(f"compile {kind}", compiled, kind)
     check("two bad steps", two_bad_steps)
+    check("CPU run", cpu_run)
     check("out of memory", too_large)
     check("ddp by NCCL, one rank", ddp)
     check("two ranks by gloo", two_ranks)
@@ -403,6 +418,11 @@ def main() -> None:
         check("ray train", ray, "train", "jobs/ae_digits.toml", "--run.workers", "1", "--train.epochs", "4")
         check("ray search", ray, "search", "jobs/search_vae_digits.toml", "--search.trials", "4", "--search.gpu-share",
               "0.5", "--search.budget-images", "4000", "--search.final-seeds", "1")  # fmt: skip
+    for kind in ("vae", "gan"):
+        check(f"profile {kind}", profile, kind)
+    for data, size in (("jpeg", 64), ("npy", 64), ("jpeg", 128)):
+        for readers in (1, 4, 16):
+            check("loader", loader, data, size, readers)
     half = {"train__precision": "bfloat16"}
     variants: list[dict[str, str]] = [{}, {"train__precision": "tf32"}, half, half | last,
                                       half | {"train__compile": "true"}, half | last | {"train__compile": "true"},
@@ -410,11 +430,6 @@ def main() -> None:
     for size, batch in ((32, 32),) if SMALL else ((64, 512), (128, 256)):
         for flags in variants[:3] if SMALL else variants:
             check("speed", speed, size, batch, flags)
-    for kind in ("vae", "gan"):
-        check(f"profile {kind}", profile, kind)
-    for data, size in (("jpeg", 64), ("npy", 64), ("jpeg", 128)):
-        for readers in (1, 4, 16):
-            check("loader", loader, data, size, readers)
     say("end", gpu_peak_mib=round(torch.cuda.max_memory_reserved() / 2**20) if GPU else 0)
 
 
