@@ -45,6 +45,8 @@ class Subject:
     sampled_from: str  # where its latents come from, in words
     labelled: bool = False  # whether both held-out and training images have labels
     left_out: tuple[int, ...] = ()  # classes that training never saw, and of which there are held-out images
+    # The real images in batches [B, C, H, W], held-out and training ones, for references that need several passes.
+    real: Mapping[str, Callable[[], Iterable[Tensor]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,8 @@ def _measured(measuring: Measuring, progress: Progress) -> tuple[dict[str, dict[
         train = _whole(made, measuring, family, TRAIN) if seen else None
         if family.name not in references:
             references[family.name] = dict(sorted(family.reference(held_out, train).items()))
-            if references[family.name] and not any(part.damaged for part in made.values()):  # those may be mended
+            damaged = any(part.damaged for part in made.values()) or measuring.damaged  # those may be mended
+            if references[family.name] and not damaged:
                 remembered.write(family, references[family.name])
         shared = _protocol(measuring, family)
         own = family.figures(held_out, train, references[family.name])
