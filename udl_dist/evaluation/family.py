@@ -26,6 +26,8 @@ class Extractor(Protocol):
     name: str
     hash: str
     classes: int  # that it tells apart; 0: it is no classifier
+    sees_detail: bool  # if not, neighbours would call a blurred image a perfect one, and are left out
+    cannot_see: str  # in words, for the protocol; "" where nobody can say
 
     def features(self, images: Tensor) -> Tensor: ...  # [N, C, H, W] in [-1, 1] -> [N, F]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, int, int]  # C, H, W of an image
 
-HELPERS = ("chance", "frechet", "pixels")  # files of this folder that hold no method
+HELPERS = ("chance", "descriptor", "frechet", "pixels")  # files of this folder that hold no method
 EXPLODED = 100.0  # root mean square of latents or logits: healthy ones stay below 10
 
 

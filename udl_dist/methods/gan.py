@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from udl_dist.errors import UsageError
-from udl_dist.methods import Batch, Method, Phase, Shape, chance, exploding, frechet
+from udl_dist.methods import Batch, Method, Phase, Shape, chance, descriptor, exploding, frechet
 from udl_dist.networks import GAINS, Network, NetworkSettings, decoder, encoder, halvings, kernel
 from udl_dist.networks.layers import Activation, Conv, ConvTranspose, Dropout, Layer, Linear, Norm, Reshape
 from udl_dist.settings import setting
@@ -60,10 +60,10 @@ class GenerativeAdversarialNetwork(Method):
     """
 
     Settings = GANSettings
-    best = "frechet_8x8"
+    best = "frechet_detail"
     # Each discriminator judges by a scale of its own, and a share of nothing but variance is had by noise too.
     incomparable: ClassVar = dict.fromkeys(
-        ("real_logit", "fake_logit", "logit_scale", "spread", "contrast", "headroom"), ()
+        ("real_logit", "fake_logit", "logit_scale", "spread", "contrast", "detail", "headroom"), ()
     )
     settings: GANSettings
 
@@ -128,25 +128,31 @@ class GenerativeAdversarialNetwork(Method):
                   "logit_scale": (real_logit.square() + fake_logit.square()) / 2}  # fmt: skip
         for name, images in (("real", batch.images), ("fake", fake)):
             pixels = images.flatten(1)
-            values |= frechet.moments(images, name)
+            values |= frechet.moments(frechet.small(images), f"{name}_small")
+            values |= frechet.moments(descriptor.describe(images), f"{name}_described")
             values |= {name: pixels, f"{name}_square": pixels.square(),
-                       f"{name}_contrast": images.flatten(2).var(2, correction=0).mean(1)}  # fmt: skip
+                       f"{name}_contrast": images.flatten(2).var(2, correction=0).mean(1),
+                       f"{name}_detail": descriptor.fine_energy(images)}  # fmt: skip
         return values
 
     def figures(self, means: Mapping[str, Tensor]) -> dict[str, float]:
         """The logits and their root mean square, and shares: of generated images in what real ones have of each.
 
-        `spread`: the variance of a pixel over images; `contrast`: that within an image; `headroom`: 1 - x², the slope
-        of tanh, without which no gradient comes to the generator. A share of nothing is left out. `frechet_8x8`: how
-        far the two sets are from each other, each seen as a Gaussian of 8×8 pixels; no FID.
+        `spread`: the variance of a pixel over images; `contrast`: that within an image; `detail`: the energy of what is
+        finer than 3×3 pixels; `headroom`: 1 - x², the slope of tanh, without which no gradient comes to the generator.
+        A share of nothing is left out. `frechet_detail`: how far the two sets are from each other, each seen as a
+        Gaussian of the numbers of `descriptor`; `frechet_8x8`: of 8×8 pixels, blind to what is finer. No FID.
         """
         logits = {name: float(means[name]) for name in ("real_logit", "fake_logit")}
         of = {name: {"spread": float((means[f"{name}_square"] - means[name].square()).sum()),
                      "contrast": float(means[f"{name}_contrast"]),
+                     "detail": float(means[f"{name}_detail"]),
                      "headroom": float((1 - means[f"{name}_square"]).mean())} for name in ("real", "fake")}  # fmt: skip
         shares = {name: of["fake"][name] / real for name, real in of["real"].items() if real > 1e-6}
-        scale = {"logit_scale": float(means["logit_scale"].sqrt()), "frechet_8x8": frechet.distance(means)}
-        return logits | scale | shares
+        scale = {"logit_scale": float(means["logit_scale"].sqrt())}
+        far = {"frechet_detail": frechet.distance(means, "real_described", "fake_described"),
+               "frechet_8x8": frechet.distance(means, "real_small", "fake_small")}  # fmt: skip
+        return logits | scale | far | shares
 
     def alarms(self, figures: Mapping[str, float], seen: int) -> dict[str, str]:
         """Who has won, which images are lost, and what has exploded."""
