@@ -89,7 +89,7 @@ def _grid(plane: Tensor, period: int) -> Tensor:  # [B, 1, H, W] -> [B, 1]
     plane = plane[:, :, :height, :width]
     padded = functional.pad(plane, (period // 2,) * 4, mode="replicate")
     fine = plane - functional.avg_pool2d(padded, period + 1, 1)  # an odd window: it has a middle
-    cells = fine.unflatten(3, (width // period, period)).unflatten(2, (height // period, period))
+    cells = fine.reshape(len(fine), 1, height // period, period, width // period, period)
     return torch.log(cells.mean((1, 2, 4)).square().mean((1, 2)) + LEAST_GRID)[:, None]
 
 
