@@ -57,6 +57,7 @@ class Account:
     shards: dict[str, str] = field(default_factory=dict)
     environments: list[tuple[int, str]] = field(default_factory=list)  # images before it, and in words
     complete: bool = False
+    failure: str = ""  # why the run ended before its end, if it refused to go on
     images: int = 0
     faults: list[str] = field(default_factory=list)
 
@@ -67,12 +68,16 @@ class Account:
     @property
     def best_by(self) -> str:
         """The held-out figure whose least value is best; "" if there is none."""
-        asked = str(self.settings.get("run.best") or "")
-        try:
-            own = methods.find(self.method).best
-        except UdlError:
-            own = ""
+        asked, own = str(self.settings.get("run.best") or ""), self.kind.best
         return asked or (f"val/{own}" if own else "")
+
+    @property
+    def kind(self) -> type[methods.Method]:
+        """The class of its method; the bare contract where that is not known here."""
+        try:
+            return methods.find(self.method)
+        except UdlError:
+            return methods.Method
 
     @property
     def data(self) -> str:
@@ -107,11 +112,7 @@ class Account:
 
     def protocol(self) -> dict[str, Any]:
         """What the held-out figures depend on beside the weights: the data, and settings that say what is measured."""
-        try:
-            across = methods.find(self.method).incomparable.values()
-            measured_by = sorted({name for names in across for name in names})
-        except UdlError:
-            measured_by = []
+        measured_by = sorted({name for names in self.kind.incomparable.values() for name in names})
         names = ["data.held_out", "data.held_out_fraction", *(f"method.{name}" for name in measured_by)]
         return {"data": self.data, "n": self.held_out_images} | {name: self.settings.get(name) for name in names}
 
@@ -133,6 +134,7 @@ def read(folder: Path | str) -> Account:
     account.environments = [(entry["images"], environment.in_words(entry))
                             for entry in environment.kept(run.environment)[-MOST_ENVIRONMENTS:]]  # fmt: skip
     account.complete = bool(_json(run.result, account.faults))
+    account.failure = "" if account.complete else (run.failure() or (0, ""))[1]
     last = [int(point["images"]) for point in account.points[-1:]]
     account.images = max([*last, *(kept.images for kept in account.checkpoints), 0])
     return account

@@ -213,8 +213,8 @@ class RunFolder:
             json.dump({"exit_code": error.exit_code, "message": str(error)}, file)
 
     def failure(self) -> tuple[int, str] | None:
-        """The exit code and message of `fail`, if the run has failed."""
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        """The exit code and message of `fail`, if the run has failed and they can be read."""
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             kept = json.loads(self._failure.read_text(encoding="utf-8"))
             return int(kept["exit_code"]), str(kept["message"])
         return None

@@ -34,6 +34,7 @@ class Ended:
     figures: dict[str, float]
     signal: int = 0
     complete: bool = True
+    about_samples: str = ""  # what to know of generated images, with commands on RUN
 
     @property
     def damaged(self) -> int:
@@ -58,6 +59,7 @@ class Ended:
             f"  in it: {there}",
             f"  {self.damaged:,} damaged records were replaced by others: damaged.txt" if self.damaged else "",
             f"  look at {name_of(self.name)}/pictures; train further: --train.total_images or --train.epochs",
+            f"  {self.about_samples.replace('RUN', name_of(self.name))}" if self.about_samples else "",
         ]
         return [line for line in lines if line]
 
@@ -120,7 +122,7 @@ def _launch(
     if far:
         far.carry()
     ended = Ended(experiment.run.folder, folder.path, result["images"], result["figures"], result["signal"],
-                  not result["stopped"])  # fmt: skip
+                  not result["stopped"], _about_samples(experiment))  # fmt: skip
     if ended.complete:
         folder.finish({"images": ended.images, "figures": ended.figures})
     return ended
@@ -142,4 +144,9 @@ def _finished(folder: RunFolder, experiment: Experiment, planned: Plan) -> Ended
     result = folder.finished()
     if result is None or result["images"] < planned.total_images:
         return None
-    return Ended(experiment.run.folder, folder.path, result["images"], result["figures"])
+    return Ended(experiment.run.folder, folder.path, result["images"], result["figures"],
+                 about_samples=_about_samples(experiment))  # fmt: skip
+
+
+def _about_samples(experiment: Experiment) -> str:
+    return methods.find(experiment.method_name).about_samples

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from udl_dist.errors import UsageError
-from udl_dist.methods import Batch, Method, Phase, Shape, chance, descriptor, exploding, frechet
+from udl_dist.methods import Batch, Method, Phase, Shape, chance, descriptor, frechet, gan_alarms
 from udl_dist.networks import GAINS, Network, NetworkSettings, decoder, encoder, halvings, kernel
 from udl_dist.networks.layers import Activation, Conv, ConvTranspose, Dropout, Layer, Linear, Norm, Reshape
 from udl_dist.settings import setting
@@ -25,18 +25,6 @@ if TYPE_CHECKING:
 LEAKY = GAINS["leaky_relu"]
 # A generator that starts with nearly equal images is answered by one shift of them all, and never leaves that image.
 DIVERSE = 1.0
-SURE = 8.0  # a logit: one error in 3,000
-# Mean softplus loss of a discriminator that has won; of two equals it is 1.4, of healthy runs 0.09 at its least, soon
-# after the start. Two runs that made garbage for 25,000 images had 0.003 to 0.02, with logits of ±6.
-WON = 0.05
-# Shares of what real images have. On digits a healthy generator has 0.16 of the spread and 0.18 of the contrast at its
-# worst, some 1,000 images after the start; one that is lost has less than 0.03 and 0.0001 (README: how provoked).
-COLLAPSED = 0.05
-DEAD = 0.01
-# Too much of them, or too little detail, is as bad, but a generator starts with noise: it is given time to lose it.
-SETTLED_IMAGES = 10_000
-CRUDE = 2.0  # of the contrast: a healthy one has 0.2 to 1.3, those that made garbage 3.5 to 5.4
-NOISY, BLURRED = 5.0, 0.1  # of the detail: healthy ones have 0.8 to 4
 
 
 @dataclass(frozen=True)
@@ -72,6 +60,7 @@ class GenerativeAdversarialNetwork(Method):
     incomparable: ClassVar = dict.fromkeys(
         ("real_logit", "fake_logit", "logit_scale", "spread", "contrast", "detail", "headroom"), ()
     )
+    cannot_see: ClassVar = {"frechet_8x8": "anything finer than 8×8 pixels: blur, noise, grids of dots"}
     settings: GANSettings
 
     def __init__(self, settings: GANSettings, shape: Shape) -> None:
@@ -163,40 +152,7 @@ class GenerativeAdversarialNetwork(Method):
 
     def alarms(self, figures: Mapping[str, float], seen: int) -> dict[str, str]:
         """Who has won, which images are lost, and what has exploded."""
-        scale = max(abs(figures.get(name, 0.0)) for name in ("val/logit_scale", "train/real_logit", "train/fake_logit"))
-        crude = self._unlike(figures) if seen >= SETTLED_IMAGES else {}
-        return exploding("logits", scale) | self._lost_images(figures) | self._won(figures) | crude
-
-    def _won(self, figures: Mapping[str, float]) -> dict[str, str]:
-        """The discriminator is so sure of everything that the generator learns nothing from it."""
-        real, fake = figures.get("train/real_logit", 0.0), figures.get("train/fake_logit", 0.0)
-        loss = figures.get("train/discriminator", math.inf)
-        if loss >= WON and (real < SURE or fake > -SURE):
-            return {}
-        return {"the discriminator wins": f"real {real:.2g}, generated {fake:.2g} (logits), its loss {loss:.2g}: lower "
-                                          "method.discriminator_rate, or set method.r1"}  # fmt: skip
-
-    def _unlike(self, figures: Mapping[str, float]) -> dict[str, str]:
-        """Generated images are plainly not of the kind of the real ones, whatever the discriminator says."""
-        contrast, detail = figures.get("val/contrast", 1.0), figures.get("val/detail", 1.0)
-        said = f"generated images have {contrast:.2g} times the contrast and {detail:.2g} times the fine detail of real"
-        if contrast > CRUDE or detail > NOISY:
-            return {"unlike real images": f"{said} ones: set method.r1, or lower train.learning_rate"}
-        if detail < BLURRED:
-            return {"unlike real images": f"{said} ones, they are blurred: train longer, or widen method.network"}
-        return {}
-
-    def _lost_images(self, figures: Mapping[str, float]) -> dict[str, str]:
-        """Every image is blank or at the ends of tanh, or all of them are nearly the same."""
-        contrast, headroom = figures.get("val/contrast", 1.0), figures.get("val/headroom", 1.0)
-        if contrast < DEAD or headroom < DEAD:
-            return {"dead generator": f"contrast {contrast:.2g}, headroom {headroom:.2g} of the real images': lower "
-                                      "train.learning_rate, then start again with --run.fresh true"}  # fmt: skip
-        spread = figures.get("val/spread", 1.0)
-        if spread >= COLLAPSED:
-            return {}
-        return {"mode collapse": f"generated images have {spread:.2g} of the spread of real ones: lower "
-                                 "train.learning_rate, set method.r1, or raise train.batch_size"}  # fmt: skip
+        return gan_alarms.alarms(figures, seen)
 
     def is_penalised(self, seen: int) -> bool:
         """Whether R1's turn has come: drawn from the images seen, so all ranks and a resumed run agree."""
