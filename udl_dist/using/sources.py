@@ -72,8 +72,9 @@ def batches(
             random = chance.keys(seed, len(part), files)
             files += len(part)
             yield list(part), Batch(scaled(pixels), random, random, 0)
-        for records in one.stream.once(at_once) if one.stream else ():
-            yield keys_of(one.stream, records), as_batch(records)
+        if one.stream:
+            for records in one.stream.once(at_once):
+                yield keys_of(one.stream, records), as_batch(records)
 
 
 def _named(model: Model, name: str, seed: int) -> Named:

@@ -103,7 +103,7 @@ def _out(model: Any, asked: argparse.Namespace, name: str) -> Path:
     """Where to write: as asked, else into the run folder; an exported model is left as it is, so the folder here."""
     if asked.out is not None:
         return Path(asked.out)
-    return model.origin.folder / name if model.origin.experiment else Path(name)
+    return Path(model.origin.folder if model.origin.experiment else "") / name
 
 
 def _sample(asked: argparse.Namespace, flags: dict[str, str]) -> int:
