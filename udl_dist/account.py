@@ -16,7 +16,7 @@ from typing import Any
 from udl_dist import environment, methods, settings
 from udl_dist.errors import UdlError, UsageError
 from udl_dist.evaluation import written
-from udl_dist.runs import RunFolder
+from udl_dist.runs import RunFolder, winner_of
 
 MOST_ENVIRONMENTS = 20  # the last ones
 LONGEST_FILE = 2**26  # bytes of what is read whole
@@ -118,8 +118,8 @@ class Account:
 
 
 def read(folder: Path | str) -> Account:
-    """Read what there is; raise UsageError for a folder that is no run at all."""
-    run = RunFolder(settings.as_path(str(folder)))
+    """Read what there is, of a search what its winner's run is; raise UsageError for a folder that is no run at all."""
+    run = RunFolder(winner_of(settings.as_path(str(folder))))
     if not any(path.exists() for path in (run.experiment, run.curves, run.checkpoints, run.pictures)):
         raise UsageError(f"{run.path} is no run folder: it has no experiment.toml, curves or checkpoints")
     account = Account(run.path)

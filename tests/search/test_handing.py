@@ -12,11 +12,14 @@ import pytest
 import udl_dist
 from tests.search.asked import wanted
 from tests.search.simulated import conductor, trained
+from udl_dist.errors import UsageError
 from udl_dist.evaluation.family import Subject
 from udl_dist.evaluation.reconstruction import Reconstruction
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.export.card import plain
+from udl_dist.export.export import ExportSettings, export
 from udl_dist.models import layout
+from udl_dist.report.compare import compare
 from udl_dist.runs import RunFolder
 from udl_dist.search import ending
 from udl_dist.search.handing import MODEL
@@ -85,6 +88,25 @@ def test_the_figures_are_those_of_evaluate_and_the_model_that_of_the_best_run(se
     assert as_json["figures"]["psnr"] == {"mean": entry["value"], "sd": entry["sd"]}
     assert as_json["model"] == str(search.folder / MODEL)
     assert done.exit_code == 0
+
+
+def test_a_search_folder_stands_for_the_best_run_of_its_winner(search: Search, tmp_path: Path) -> None:
+    (search.folder / "search.toml").write_text(search.to_toml())
+    best = search.folder / "winner" / ended(search).handed.model
+    opened = udl_dist.load(search.folder)
+    assert opened.origin.folder == best
+    assert f"{search.folder} is a search: this is the best run of its winner" in opened.origin.notes
+    export(opened, tmp_path / "exported", ExportSettings())
+    latents = [[0.5] * opened.latent_dim]
+    assert udl_dist.load(tmp_path / "exported").decode(latents).equal(udl_dist.load(best).decode(latents))
+    trial = next((search.folder / "trials").glob("*"))
+    compared = compare([str(search.folder), str(trial)], tmp_path / "compared.png")
+    assert compared.folders == [str(best), str(trial)]
+
+    shutil.rmtree(search.folder / "winner")
+    for act in (lambda: udl_dist.load(search.folder), lambda: compare([str(search.folder), str(trial)], tmp_path)):
+        with pytest.raises(UsageError, match=r"is a search whose winner is not trained yet: .*trials/"):
+            act()
 
 
 @pytest.mark.parametrize("lost", ["winner/seed-1/evaluation.json", "evaluation.json", "model", ""])
