@@ -21,11 +21,12 @@ from udl_dist.export.export import ExportSettings, export
 from udl_dist.models import layout
 from udl_dist.report.compare import compare
 from udl_dist.runs import RunFolder
-from udl_dist.search import ending
+from udl_dist.search import ending, trial
 from udl_dist.search.handing import MODEL
 from udl_dist.search.planning import plan
 from udl_dist.search.results import Ended
 from udl_dist.search.settings import Search
+from udl_dist.search.view import View
 from udl_dist.using import evaluating
 
 
@@ -107,6 +108,29 @@ def test_a_search_folder_stands_for_the_best_run_of_its_winner(search: Search, t
     for act in (lambda: udl_dist.load(search.folder), lambda: compare([str(search.folder), str(trial)], tmp_path)):
         with pytest.raises(UsageError, match=r"is a search whose winner is not trained yet: .*trials/"):
             act()
+
+
+def test_what_takes_time_after_the_last_trial_is_said(source: Path, tmp_path: Path) -> None:
+    search = wanted(source, tmp_path, trials=2, scheduler="none", final_seeds=2)
+    conducted = conductor(search)
+    trained(conducted)
+    finals = ending.finals(search, plan(search), conducted.journal)
+    assert finals
+    out = io.StringIO()
+    view = View(search, 2, out)
+    view.refresh_finals(finals)
+    turn = finals.next()
+    assert turn
+    finals.arrived(turn.trial, 120, {})
+    assert finals.progress() == "training the winner anew: 0 of 2 runs complete · seed-0 120 of 240 images"
+    finals.ended(turn.trial, trial.train(turn, None, lambda: None))
+    trained(finals)
+    assert finals.progress() == "training the winner anew: 2 of 2 runs complete"
+    ending.end(search, plan(search), conducted.journal, out, 0)
+    said = out.getvalue().splitlines()
+    assert said[0] == "training the winner anew: 0 of 2 runs complete"
+    assert said.index("drawing the plots of the search") < said.index("evaluating the winner, seed-0: 1 of 1 parts") + 1
+    assert any(line.startswith("exporting the winner, seed-") for line in said)
 
 
 @pytest.mark.parametrize("lost", ["winner/seed-1/evaluation.json", "evaluation.json", "model", ""])
