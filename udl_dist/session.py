@@ -13,7 +13,7 @@ from udl_dist.experiment import Experiment
 from udl_dist.faults import checked
 from udl_dist.mirror.launcher import Launcher, carried
 from udl_dist.packing.prepare import prepare
-from udl_dist.plan import Plan, plan
+from udl_dist.plan import Plan, plan_here
 from udl_dist.runs import RunFolder
 from udl_dist.storage.places import is_remote, name_of
 from udl_dist.stream.opening import Prepared
@@ -99,7 +99,7 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False, faults: st
 
 def planned_of(experiment: Experiment) -> Plan:
     """The plan; also what `run.best` names is held against what the method will report, which needs torch."""
-    planned = plan(experiment)
+    planned = plan_here(experiment)
     if experiment.run.best:
         from udl_dist.training.figures import refuse_unknown
 

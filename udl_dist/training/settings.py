@@ -21,8 +21,8 @@ class TrainSettings:
     seed: int = setting(0, "where all chance comes from: weights, order, flips, noise", low=0, high=2**63 - 1)
     optimizer: Literal["adam", "adamw", "sgd"] = setting("adam", "the optimiser of every learner")
     learning_rate: float = setting(1e-3, "its peak", above=0)
-    beta1: float = setting(0.9, "Adam's first decay; the momentum of sgd", low=0, high=1)
-    beta2: float = setting(0.999, "Adam's second decay", low=0, high=1)
+    beta1: float = setting(0.9, "Adam's first decay; the momentum of sgd", low=0, below=1)
+    beta2: float = setting(0.999, "Adam's second decay", low=0, below=1)
     weight_decay: float = setting(0.0, "decay of weights per step, in units of the learning rate for adamw", low=0)
     warmup_images: int = setting(0, "images over which the learning rate rises linearly to its peak", low=0)
     schedule: Literal["constant", "cosine", "stages"] = setting(
