@@ -100,6 +100,10 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False, faults: st
 def planned_of(experiment: Experiment) -> Plan:
     """The plan; also what `run.best` names is held against what the method will report, which needs torch."""
     planned = plan_here(experiment)
+    if experiment.train.init_from:
+        from udl_dist.models import warm_start
+
+        warm_start.check(experiment)
     if experiment.run.best:
         from udl_dist.training.figures import refuse_unknown
 

@@ -20,6 +20,7 @@ from udl_dist.errors import DataError, TrainingError, UdlError
 from udl_dist.experiment import Experiment
 from udl_dist.mirror import checkpoints
 from udl_dist.mirror.node import Node, carried
+from udl_dist.models import warm_start
 from udl_dist.runs import RunFolder
 from udl_dist.scribe import Scribe
 from udl_dist.stream.feed import Feed
@@ -222,6 +223,8 @@ def _resume(task: Task, learning: Learning, stream: Feed) -> tuple[int, Kept]:
         found = int(newest.name) if newest else -1
     images = ranks.from_leader(found)
     if images < 0:
+        if experiment.train.init_from:
+            warm_start.start(experiment.train.init_from, learning, ranks, folder)
         return 0, Kept()
     if task.node:
         checkpoints.fetch(task.node, images)

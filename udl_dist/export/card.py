@@ -151,6 +151,7 @@ def _settings(model: Model) -> str:
     told["data"] = {name: value for name, value in told["data"].items() if name not in ("cache", "storage", "readers")}
     for name in ("source", "held_out", "keys"):
         told["data"][name] = _last(told["data"][name])
+    told["train"]["init_from"] = _last(told["train"]["init_from"])
     told["data"]["more_sources"] = [_last(source) for source in told["data"]["more_sources"]]
     return "## Settings\n\n```toml\n" + _shown(tomli_w.dumps(told)).rstrip() + "\n```"
 

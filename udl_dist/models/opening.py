@@ -164,7 +164,7 @@ def _open_model(folder: Path) -> Opened:
 
 def _fill(method: Method, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Build the method around its weights: on torch's meta device, so that no claim of a size takes memory."""
-    with torch.device("meta"), _Unfilled():
+    with torch.device("meta"), unfilled():
         method.build()
     wanted = {name: (value.shape, value.dtype) for name, value in method.networks.state_dict().items()}
     given = {name: (value.shape, value.dtype) for name, value in tensors.items()}
@@ -179,7 +179,7 @@ def _fill(method: Method, tensors: Mapping[str, Tensor], path: Path) -> None:
     method.networks.requires_grad_(False).eval()
 
 
-class _Unfilled(TorchFunctionMode):
+class unfilled(TorchFunctionMode):
     """Leaves first weights undrawn: on the meta device a draw does nothing but import torch's compiler, for 1 s."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -65,6 +65,10 @@ def plan(search: Search) -> SearchPlan:
     """Work out the plan; raise UsageError or DataError for whatever can be refused before a machine is taken."""
     found, base = search.settings, search.base
     whole = plan_run(base)
+    if base.train.init_from:
+        from udl_dist.models import warm_start
+
+        warm_start.check(base)
     if not whole.held_out_records:
         raise UsageError("a search needs held-out images: set data.held_out or data.held_out_fraction")
     if base.run.least_workers != base.run.most_workers:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from udl_dist.errors import UsageError
-from udl_dist.settings import setting
+from udl_dist.settings import as_path, setting
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,16 @@ class TrainSettings:
     compile: bool = setting(False, "torch.compile the networks")
     channels_last: bool = setting(False, "keep convolutions in channels-last memory format")
     average_half_life: int = setting(0, "half-life, in images, of the moving average of the weights; 0: none", low=0)
+    init_from: str = setting(
+        "", "a run folder or an exported model whose weights are the first ones; nothing else of it is taken"
+    )
     report_images: int = setting(0, "images between points of the curves; 0: a hundred a run", low=0)
+
+    def __post_init__(self) -> None:
+        if "://" in self.init_from:
+            raise UsageError(f"train.init_from {self.init_from!r} must be a folder on a disk: copy the model there")
+        if self.init_from:  # workers run in folders of their own
+            object.__setattr__(self, "init_from", str(as_path(self.init_from)))
 
     def length(self, records: int) -> int:
         """The images of the whole run: whole steps, the least number that reaches what was asked."""
