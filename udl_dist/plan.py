@@ -80,9 +80,11 @@ def plan_here(experiment: Experiment) -> Plan:
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     # The estimate is too high rather than too low, and a GPU has memory of its own: twice what is here is sure to fail.
     if not experiment.run.address and made.memory_bytes > 2 * machine:
-        raise UsageError(f"a worker would need about {made.memory_bytes / 2**30:,.0f} GiB of memory, this machine has "
-                         f"{machine / 2**30:,.0f}: lower train.batch_size, data.size, method.latent_dim or the widths "
-                         "of the networks")  # fmt: skip
+        raise UsageError(
+            f"a worker would need about {made.memory_bytes / 2**30:,.0f} GiB of memory, this machine has "
+            f"{machine / 2**30:,.0f}: lower train.batch_size, data.size, method.latent_dim or the widths "
+            "of the networks"
+        )
     return made
 
 
@@ -155,9 +157,11 @@ def _refuse_lone_images(experiment: Experiment, networks: Mapping[str, Any]) -> 
     train, workers = experiment.train, experiment.run.most_workers
     mixing = [name for name, network in networks.items() if network.mixes_images]
     if mixing and train.batch_size // workers // train.accumulate < 2:
-        raise UsageError(f"batch normalisation ({', '.join(mixing)}) needs two images or more at a time: raise "
-                         f"train.batch_size to {2 * workers * train.accumulate}, or choose networks without it, such "
-                         "as method.network.norm = group")  # fmt: skip
+        raise UsageError(
+            f"batch normalisation ({', '.join(mixing)}) needs two images or more at a time: raise "
+            f"train.batch_size to {2 * workers * train.accumulate}, or choose networks without it, such "
+            "as method.network.norm = group"
+        )
 
 
 def _refuse_inelastic(experiment: Experiment, networks: Mapping[str, Any]) -> None:

@@ -125,8 +125,15 @@ def _launch(
     result = launch.run(Launched(experiment, prepared, faults, far=far), terminal, verbose)
     if far:
         far.carry()
-    ended = Ended(experiment.run.folder, folder.path, result["images"], result["figures"], result["signal"],
-                  not result["stopped"], _about_samples(experiment))  # fmt: skip
+    ended = Ended(
+        experiment.run.folder,
+        folder.path,
+        result["images"],
+        result["figures"],
+        result["signal"],
+        not result["stopped"],
+        _about_samples(experiment),
+    )
     if ended.complete:
         folder.finish({"images": ended.images, "figures": ended.figures})
     return ended
@@ -148,8 +155,13 @@ def _finished(folder: RunFolder, experiment: Experiment, planned: Plan) -> Ended
     result = folder.finished()
     if result is None or result["images"] < planned.total_images:
         return None
-    return Ended(experiment.run.folder, folder.path, result["images"], result["figures"],
-                 about_samples=_about_samples(experiment))  # fmt: skip
+    return Ended(
+        experiment.run.folder,
+        folder.path,
+        result["images"],
+        result["figures"],
+        about_samples=_about_samples(experiment),
+    )
 
 
 def _about_samples(experiment: Experiment) -> str:

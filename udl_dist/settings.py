@@ -21,8 +21,15 @@ from udl_dist.errors import UsageError
 T = TypeVar("T")
 
 
-def setting(default: Any, meaning: str, *, low: float | None = None, above: float | None = None,
-            high: float | None = None, below: float | None = None) -> Any:  # fmt: skip
+def setting(
+    default: Any,
+    meaning: str,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
+) -> Any:
     """Declare a setting: its default, one line of meaning, and bounds: `low` and `high` are allowed themselves, `above`
     and `below` are not.
 

@@ -30,8 +30,15 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def still(method: str, source: Path, folder: Path, init_from: Path, **flags: str) -> Path:
     """A run of one step that moves next to nothing."""
-    return run(method, source, folder, train__init_from=str(init_from), train__total_images="12",
-               train__learning_rate="1e-12", **flags)  # fmt: skip
+    return run(
+        method,
+        source,
+        folder,
+        train__init_from=str(init_from),
+        train__total_images="12",
+        train__learning_rate="1e-12",
+        **flags,
+    )
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -62,7 +69,7 @@ def test_what_does_not_fit_starts_anew_and_is_said(trained: dict[str, Path], sou
     made = still("ae", source, tmp_path / "new", trained["ae"], method__latent_dim="5")
     kept = json.loads((made / "init.json").read_text())
     assert kept["taken"] and kept["anew"]
-    assert all(("[4" in why and "[5" in why) or ("4]" in why and "5]" in why) for why in kept["anew"].values())
+    assert all(why.endswith(" here") for why in kept["anew"].values())  # of other shapes
     before, after = weights(trained["ae"]), weights(made)
     for name in kept["taken"]:
         torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)
@@ -71,8 +78,11 @@ def test_what_does_not_fit_starts_anew_and_is_said(trained: dict[str, Path], sou
 
 def test_networks_that_have_nothing_in_common_are_refused_by_the_plan(trained: dict[str, Path], source: Path) -> None:
     with pytest.raises(UsageError, match="is of other networks, none of its tensors fits"):
-        planned_of(asked("ae", source, train__init_from=str(trained["ae"]), method__network__widths="9,7",
-                         method__latent_dim="3"))  # fmt: skip
+        planned_of(
+            asked(
+                "ae", source, train__init_from=str(trained["ae"]), method__network__widths="9,7", method__latent_dim="3"
+            )
+        )
     with pytest.raises(UsageError, match="there is no folder"):
         planned_of(asked("ae", source, train__init_from="nowhere"))
     with pytest.raises(UsageError, match="must be a folder on a disk"):
@@ -96,8 +106,14 @@ def test_a_resumed_run_takes_nothing_again_and_its_source_may_be_gone(
 
 
 def still_running(method: str, source: Path, folder: Path, init_from: Path, images: int) -> Experiment:
-    flags = {"train__init_from": str(init_from), "train__total_images": str(images), "run__folder": str(folder),
-             "track__mode": "off", "run__best": "val/mse", "evaluate__every_images": "60"}  # fmt: skip
+    flags = {
+        "train__init_from": str(init_from),
+        "train__total_images": str(images),
+        "run__folder": str(folder),
+        "track__mode": "off",
+        "run__best": "val/mse",
+        "evaluate__every_images": "60",
+    }
     return asked(method, source, **flags)
 
 

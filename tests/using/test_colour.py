@@ -41,10 +41,14 @@ def test_colour_goes_the_whole_way(tmp_path: Path) -> None:
 def test_colour_images_of_any_size_stand_beside_pca(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (60, 40, 40, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", pixels)
-    pack(str(tmp_path / "images.npy"), str(tmp_path / "packed"),
-         PackSettings(size=40, channels=3, format="npy", held_out_fraction=0.2))  # fmt: skip
-    folder = run("ae", tmp_path / "packed", tmp_path / "run", data__channels="3", data__size="40",
-                 train__total_images="120")  # fmt: skip
+    pack(
+        str(tmp_path / "images.npy"),
+        str(tmp_path / "packed"),
+        PackSettings(size=40, channels=3, format="npy", held_out_fraction=0.2),
+    )
+    folder = run(
+        "ae", tmp_path / "packed", tmp_path / "run", data__channels="3", data__size="40", train__total_images="120"
+    )
     wanted = FigureSettings(families=("reconstruction",))
     done = evaluating.evaluate(udl_dist.load(folder), wanted, None, lambda done, total: None)
     mse = done.as_dict()["figures"]["mse"]

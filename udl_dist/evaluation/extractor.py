@@ -116,11 +116,14 @@ def load(path: Path, shape: Shape) -> Classifier:
             facts: dict[str, Any] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} is no extractor ({' '.join(str(error).split())}): make one with udl fit-extractor, or "
-                        "say detail") from None  # fmt: skip
+        raise DataError(
+            f"{path} is no extractor ({' '.join(str(error).split())}): make one with udl fit-extractor, or say detail"
+        ) from None
     if facts.get("kind") != KIND:
-        raise DataError(f"{path} is no extractor that udl fit-extractor of this version wrote, and weights alone "
-                        "are no network: make one, export yours by torch.export, or say detail")  # fmt: skip
+        raise DataError(
+            f"{path} is no extractor that udl fit-extractor of this version wrote, and weights alone "
+            "are no network: make one, export yours by torch.export, or say detail"
+        )
     if tuple(json.loads(facts["shape"])) != shape:
         raise UsageError(f"{path} looks at images of {facts['shape']}, these are {list(shape)}: fit one to such images")
     made = Classifier(shape, int(facts["classes"]))

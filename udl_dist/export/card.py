@@ -117,8 +117,11 @@ def _evaluation(about: Account) -> str:
     rows = ["| figure | value | beside it | further protocol |", "|---|---|---|---|"]
     for name, figure in figures.items():
         spread = f" ± {figure.deviation:.3g}" if figure.deviation is not None else ""
-        own = [plain(key) if key in of_some else _pairs({key: value})
-               for key, value in figure.protocol.items() if key not in of_all]  # fmt: skip
+        own = [
+            plain(key) if key in of_some else _pairs({key: value})
+            for key, value in figure.protocol.items()
+            if key not in of_all
+        ]
         rows.append(
             f"| {plain(name)} | {figure.value:.6g}{spread} | {_pairs(figure.floor)} | {', '.join(own) or '–'} |"
         )

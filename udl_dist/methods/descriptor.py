@@ -61,8 +61,11 @@ def _texture(images: Tensor) -> list[Tensor]:  # -> [B, ...] each
     detail = energy.mean(1, keepdim=True)  # [B, 1, H, W]
     whole = detail.mean((2, 3))
     even = brightness.abs().mean((1, 2, 3))[:, None].square()  # equals the energy if it is the same everywhere
-    found = [_log(energy.mean((2, 3))), _log(functional.adaptive_avg_pool2d(detail, 2).flatten(1)),
-             _log(whole) - _log(even)]  # fmt: skip
+    found = [
+        _log(energy.mean((2, 3))),
+        _log(functional.adaptive_avg_pool2d(detail, 2).flatten(1)),
+        _log(whole) - _log(even),
+    ]
     if images.shape[1] > 1:
         colour = _responses((images - images.mean(1, keepdim=True)).flatten(0, 1)[:, None])
         found.append(_log(colour.square().mean((1, 2, 3)).view(len(images), -1).sum(1, keepdim=True)))
@@ -74,8 +77,11 @@ def _responses(plane: Tensor) -> Tensor:  # [B, 1, H, W] -> [B, 8, H, W]
     import torch
     from torch.nn import functional
 
-    kernels = torch.tensor([[[a * b for b in across] for a in down] for down in FILTERS for across in FILTERS][1:],
-                           dtype=plane.dtype, device=plane.device)  # fmt: skip
+    kernels = torch.tensor(
+        [[[a * b for b in across] for a in down] for down in FILTERS for across in FILTERS][1:],
+        dtype=plane.dtype,
+        device=plane.device,
+    )
     kernels = kernels / kernels.square().sum((1, 2), keepdim=True).sqrt()
     return functional.conv2d(functional.pad(plane, (1, 1, 1, 1), mode="replicate"), kernels[:, None])
 

@@ -126,9 +126,12 @@ class GenerativeAdversarialNetwork(Method):
             pixels = images.flatten(1)
             values |= frechet.moments(frechet.small(images), f"{name}_small")
             values |= frechet.moments(descriptor.describe(images), f"{name}_described")
-            values |= {name: pixels, f"{name}_square": pixels.square(),
-                       f"{name}_contrast": images.flatten(2).var(2, correction=0).mean(1),
-                       f"{name}_detail": descriptor.fine_energy(images)}  # fmt: skip
+            values |= {
+                name: pixels,
+                f"{name}_square": pixels.square(),
+                f"{name}_contrast": images.flatten(2).var(2, correction=0).mean(1),
+                f"{name}_detail": descriptor.fine_energy(images),
+            }
         return values
 
     def figures(self, means: Mapping[str, Tensor]) -> dict[str, float]:
@@ -146,8 +149,10 @@ class GenerativeAdversarialNetwork(Method):
                      "headroom": float((1 - means[f"{name}_square"]).mean())} for name in ("real", "fake")}  # fmt: skip
         shares = {name: of["fake"][name] / real for name, real in of["real"].items() if real > 1e-6}
         scale = {"logit_scale": float(means["logit_scale"].sqrt())}
-        far = {"frechet_detail": frechet.distance(means, "real_described", "fake_described"),
-               "frechet_8x8": frechet.distance(means, "real_small", "fake_small")}  # fmt: skip
+        far = {
+            "frechet_detail": frechet.distance(means, "real_described", "fake_described"),
+            "frechet_8x8": frechet.distance(means, "real_small", "fake_small"),
+        }
         return logits | scale | far | shares
 
     def alarms(self, figures: Mapping[str, float], seen: int) -> dict[str, str]:

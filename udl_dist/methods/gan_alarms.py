@@ -35,8 +35,10 @@ def _won(figures: Mapping[str, float]) -> dict[str, str]:
     loss = figures.get("train/discriminator", math.inf)
     if loss >= WON and (real < SURE or fake > -SURE):
         return {}
-    return {"the discriminator wins": f"real {real:.2g}, generated {fake:.2g} (logits), its loss {loss:.2g}: lower "
-                                      "method.discriminator_rate, or set method.r1"}  # fmt: skip
+    return {
+        "the discriminator wins": f"real {real:.2g}, generated {fake:.2g} (logits), its loss {loss:.2g}: lower "
+        "method.discriminator_rate, or set method.r1"
+    }
 
 
 def _unlike(figures: Mapping[str, float]) -> dict[str, str]:
@@ -54,10 +56,14 @@ def _lost_images(figures: Mapping[str, float]) -> dict[str, str]:
     """Every image is blank or at the ends of tanh, or all of them are nearly the same."""
     contrast, headroom = figures.get("val/contrast", 1.0), figures.get("val/headroom", 1.0)
     if contrast < DEAD or headroom < DEAD:
-        return {"dead generator": f"contrast {contrast:.2g}, headroom {headroom:.2g} of the real images': lower "
-                                  "train.learning_rate, then start again with --run.fresh true"}  # fmt: skip
+        return {
+            "dead generator": f"contrast {contrast:.2g}, headroom {headroom:.2g} of the real images': lower "
+            "train.learning_rate, then start again with --run.fresh true"
+        }
     spread = figures.get("val/spread", 1.0)
     if spread >= COLLAPSED:
         return {}
-    return {"mode collapse": f"generated images have {spread:.2g} of the spread of real ones: lower "
-                             "train.learning_rate, set method.r1, or raise train.batch_size"}  # fmt: skip
+    return {
+        "mode collapse": f"generated images have {spread:.2g} of the spread of real ones: lower "
+        "train.learning_rate, set method.r1, or raise train.batch_size"
+    }

@@ -36,8 +36,11 @@ def as_images(given: Any, shape: Shape, fit: Fit = "crop") -> Tensor:  # -> [N, 
     """
     images = _converted(given, shape, fit)
     if images.numel() and 0 <= float(images.min()) < float(images.max()):
-        warnings.warn("no pixel of these images is below 0, and floats are taken to be in [-1, 1]: if yours are in "
-                      "[0, 1], give 2 * images - 1, or uint8", stacklevel=2)  # fmt: skip
+        warnings.warn(
+            "no pixel of these images is below 0, and floats are taken to be in [-1, 1]: if yours are in "
+            "[0, 1], give 2 * images - 1, or uint8",
+            stacklevel=2,
+        )
     return images
 
 

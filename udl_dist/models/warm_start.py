@@ -41,8 +41,14 @@ class WarmStart:
     def facts(self) -> dict[str, Any]:
         """What is kept in the run folder."""
         origin = self.origin
-        return {"from": str(origin.folder), "weights": origin.weights, "method": origin.method,
-                "images": origin.images, "taken": sorted(self.tensors), "anew": dict(self.anew)}  # fmt: skip
+        return {
+            "from": str(origin.folder),
+            "weights": origin.weights,
+            "method": origin.method,
+            "images": origin.images,
+            "taken": sorted(self.tensors),
+            "anew": dict(self.anew),
+        }
 
 
 def read(source: str, networks: Mapping[str, Tensor]) -> WarmStart:
@@ -56,8 +62,10 @@ def read(source: str, networks: Mapping[str, Tensor]) -> WarmStart:
         elif given[name].shape != value.shape:
             anew[name] = f"{list(given[name].shape)} there, {list(value.shape)} here"
     if len(anew) == len(networks):
-        raise UsageError(f"train.init_from {source!r} is of other networks, none of its tensors fits: name a run with "
-                         "the same method.network, or leave it out")  # fmt: skip
+        raise UsageError(
+            f"train.init_from {source!r} is of other networks, none of its tensors fits: name a run with "
+            "the same method.network, or leave it out"
+        )
     return WarmStart({name: given[name] for name in networks if name not in anew}, opened.origin, anew)
 
 
@@ -77,8 +85,10 @@ def start(source: str, learning: Learning, ranks: Ranks, folder: RunFolder) -> N
     found = read(source, learning.method.networks.state_dict())
     marks = ranks.gather([float(int(found.origin.weights[:12], 16))])
     if any(mark != marks[0] for mark in marks):
-        raise TrainingError(f"train.init_from {source!r} is still being trained, its best checkpoint changed while it "
-                            "was read: wait for it, or export it")  # fmt: skip
+        raise TrainingError(
+            f"train.init_from {source!r} is still being trained, its best checkpoint changed while it "
+            "was read: wait for it, or export it"
+        )
     learning.start_from(found.tensors)
     if ranks.leads:
         disk.write_whole(folder.path / "init.json", json.dumps(found.facts(), indent=1))

@@ -98,8 +98,10 @@ def _facts(about: Account) -> list[str]:
 def _panels(about: Account) -> list[dict[str, str]]:
     """A panel for each term, training and held out together, then figures of checkpoints, then the machine's."""
     names = sorted({name for point in about.points for name in point} - set(NOT_DRAWN))
-    terms = sorted({name.split("/", 1)[-1] for name in names if name.startswith(("val/", "train/"))},
-                   key=lambda term: (f"val/{term}" != about.best_by, f"val/{term}" not in names, term))  # fmt: skip
+    terms = sorted(
+        {name.split("/", 1)[-1] for name in names if name.startswith(("val/", "train/"))},
+        key=lambda term: (f"val/{term}" != about.best_by, f"val/{term}" not in names, term),
+    )
     wanted = {term: {f"{part}/{term}": about.curve(f"{part}/{term}") for part in ("train", "val")} for term in terms}
     followed = sorted(set().union(*about.followed.values()))
     wanted |= {f"{name}, udl evaluate --follow": {name: about.followed_curve(name)} for name in followed}

@@ -57,8 +57,18 @@ class Measuring:
         extractor = extractors.find(asked.extractor, model.shape, model.device, asked.trust_extractor)
         experiment = model.origin.experiment
         left_out = experiment.data.without_labels if experiment and LEFT_OUT in self.streams else ()
-        subject = Subject(model.method, model.shape, model.latent_dim, asked, extractor, sample, sampled_from, labelled,
-                          left_out, {which: self._images(which) for which in self.streams})  # fmt: skip
+        subject = Subject(
+            model.method,
+            model.shape,
+            model.latent_dim,
+            asked,
+            extractor,
+            sample,
+            sampled_from,
+            labelled,
+            left_out,
+            {which: self._images(which) for which in self.streams},
+        )
         self.families, self.notes = families.chosen(subject, self.images[HELD_OUT])
         if not self.families:
             raise UsageError(f"{model.origin.folder} has no figures: {'; '.join(self.notes)}")
@@ -98,8 +108,10 @@ class Measuring:
         """Passes over the images that are measured."""
         count = self.images[which]
         parts = range(self._count(which))
-        return passes(lambda: (records for number in parts for _, records in self._records(which, number)),
-                      count * math.prod(self.model.shape))  # fmt: skip
+        return passes(
+            lambda: (records for number in parts for _, records in self._records(which, number)),
+            count * math.prod(self.model.shape),
+        )
 
     @property
     def damaged(self) -> bool:

@@ -23,12 +23,20 @@ def add(verbs: Verbs) -> None:
     sample.add_argument("--prior", choices=("auto", "own", "mixture"), default="auto",
                         help="where latents come from: the method's own, or the mixture of udl fit-prior")  # fmt: skip
 
-    rebuild = _verb(verbs, "reconstruct", "send images through a model and back", _reconstruct, "images",
-                    out=RECONSTRUCTION, chance=False)  # fmt: skip
+    rebuild = _verb(
+        verbs,
+        "reconstruct",
+        "send images through a model and back",
+        _reconstruct,
+        "images",
+        out=RECONSTRUCTION,
+        chance=False,
+    )
     rebuild.add_argument("--n", type=int, default=64, help="at most so many of them (64)")
 
-    traverse = _verb(verbs, "traverse", "walk through the latents, or from one image to another", _traverse,
-                     out=TRAVERSE)  # fmt: skip
+    traverse = _verb(
+        verbs, "traverse", "walk through the latents, or from one image to another", _traverse, out=TRAVERSE
+    )
     traverse.add_argument("--axes", type=int, default=8, help="latents to walk along, a row each (8)")
     traverse.add_argument("--steps", type=int, default=11, help="images in a row (11)")
     traverse.add_argument("--reach", type=float, default=3.0, help="deviations to either side (3)")
