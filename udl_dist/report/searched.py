@@ -107,7 +107,8 @@ def _values(found: Found, panels: list[dict[str, str]]) -> dict[str, Any]:
     method = found.search.base.method_name if found.search else ""
     return {
         "title": found.folder.absolute().name, "facts": _facts(found),
-        "sections": [(name.lower(), name) for name in sections], "alarms": _alarms(found.folder), "faults": found.faults + odd,
+        "sections": [(name.lower(), name) for name in sections], "alarms": _alarms(found.folder),
+        "faults": found.faults + odd,
         "winner": [(name, in_words(value)) for name, value in found.winner.values.items()] if found.winner else [],
         "best_trial": found.winner.trial if found.winner else "", "final": _final(found),
         "evaluation": evaluated(found.figures), "shared": shared(found.figures),
