@@ -27,6 +27,8 @@ LEAST_SIDE = 8  # pixels of the coarsest scale
 PERIODS = (2, 4, 8)
 LEAST_ENERGY = 1e-4  # about the square of one level of 256: what lies below cannot be seen
 LEAST_GRID = 1e-6
+# Logarithms are taken of multiples of these, so that they lie about 0, as a polynomial kernel needs it.
+TYPICAL_ENERGY, TYPICAL_GRID = 1e-2, 1e-5
 FILTERS = ((1, 2, 1), (-1, 0, 1), (-1, 2, -1))  # level, edge, spot
 
 
@@ -96,8 +98,9 @@ def _grid(plane: Tensor, period: int) -> Tensor:  # [B, 1, H, W] -> [B, 1]
     padded = functional.pad(plane, (period // 2,) * 4, mode="replicate")
     fine = plane - functional.avg_pool2d(padded, period + 1, 1)  # an odd window: it has a middle
     cells = fine.reshape(len(fine), 1, height // period, period, width // period, period)
-    return torch.log(cells.mean((1, 2, 4)).square().mean((1, 2)) + LEAST_GRID)[:, None]
+    repeated = cells.mean((1, 2, 4)).square().mean((1, 2))
+    return torch.log((repeated + LEAST_GRID) / TYPICAL_GRID)[:, None]
 
 
 def _log(energy: Tensor) -> Tensor:
-    return (energy + LEAST_ENERGY).log()
+    return ((energy + LEAST_ENERGY) / TYPICAL_ENERGY).log()
