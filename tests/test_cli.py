@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,10 @@ def test_verbs_of_use_answer_machines(trained: dict[str, Path], tmp_path: Path) 
     figures = json.loads(done.stdout)
     assert (figures["method"], figures["n"], figures["averaged"]) == ("gan", 4, True)
     assert (tmp_path / "grid.png").exists()
+    run = Path(shutil.copytree(trained["gan"], tmp_path / "run"))
+    done = udl("sample", str(run), "--n", "4", cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == f"4 images, seed 0: {run}/samples.png", done.stderr
+    assert (run / "samples.png").exists() and not (tmp_path / "samples.png").exists()
     refused(udl("reconstruct", str(trained["gan"]), "digits"), 2, "cannot reconstruct, it can decode, sample")
     refused(udl("score", str(trained["ae"]), "grid.jpg", cwd=tmp_path), 3, "there is no file")
     assert not (tmp_path / "scores").exists()

@@ -42,7 +42,31 @@ def test_a_discriminator_that_wins_is_seen() -> None:
     method = made("gan")
     assert method.alarms({"train/real_logit": 2.0, "train/fake_logit": -9.0}, 0) == {}
     line = method.alarms({"train/real_logit": 9.0, "train/fake_logit": -12.0}, 0)["the discriminator wins"]
-    assert line.startswith("real 9, generated -12 (logits): lower method.discriminator_rate")
+    assert line.startswith("real 9, generated -12 (logits), its loss inf: lower method.discriminator_rate")
+
+
+@pytest.mark.parametrize("loss", [0.003, 0.02])
+def test_a_discriminator_that_makes_no_error_has_won_at_smaller_logits(loss: float) -> None:
+    """As seen for 25,000 images of two runs that made garbage."""
+    figures = {"train/real_logit": 6.0, "train/fake_logit": -5.0, "train/discriminator": loss}
+    assert list(made("gan").alarms(figures, 5_000)) == ["the discriminator wins"]
+    assert made("gan").alarms(figures | {"train/discriminator": 0.09}, 5_000) == {}  # healthy, soon after the start
+
+
+@pytest.mark.parametrize(
+    ("figures", "words"),
+    [
+        ({"val/contrast": 3.5}, "3.5 times the contrast and 1 times the fine detail of real ones: set method.r1"),
+        ({"val/contrast": 5.4}, "5.4 times the contrast"),
+        ({"val/detail": 12.0}, "12 times the fine detail of real ones: set method.r1"),
+        ({"val/detail": 0.04}, "0.04 times the fine detail of real ones, they are blurred: train longer"),
+    ],
+)
+def test_generated_images_unlike_real_ones_are_told_from_both_sides(figures: dict[str, float], words: str) -> None:
+    assert made("gan").alarms(HEALTHY | figures, 5_000) == {}  # a generator starts with noise
+    alarms = made("gan").alarms(HEALTHY | figures, 25_000)
+    assert list(alarms) == ["unlike real images"]
+    assert words in alarms["unlike real images"]
 
 
 def test_a_vae_that_collapses_is_told_once_or_stopped(source: Path, tmp_path: Path) -> None:
@@ -59,7 +83,7 @@ def test_a_vae_that_collapses_is_told_once_or_stopped(source: Path, tmp_path: Pa
         work(experiment, prepare(experiment.data), Ranks())
 
 
-HEALTHY = {"val/spread": 0.2, "val/contrast": 0.2, "val/headroom": 0.8, "val/logit_scale": 20.0}
+HEALTHY = {"val/spread": 0.2, "val/contrast": 0.2, "val/detail": 1.0, "val/headroom": 0.8, "val/logit_scale": 20.0}
 
 
 @pytest.mark.parametrize(("figures", "name", "line"), [
@@ -78,7 +102,7 @@ def test_a_lost_gan_is_told_by_the_one_name_it_has(figures: dict[str, float], na
 @pytest.mark.parametrize("name", ["ae", "vae", "gan"])
 def test_neither_healthy_figures_nor_none_alarm(name: str) -> None:
     healthy = HEALTHY | {"val/latent_scale": 10.0, "val/kl": 5.0, "val/active_units": 1.0}
-    assert made(name).alarms(healthy, 0) == made(name).alarms({}, 0) == {}
+    assert made(name).alarms(healthy, 25_000) == made(name).alarms({}, 25_000) == {}
 
 
 @pytest.mark.parametrize("name", ["ae", "vae"])
@@ -106,9 +130,10 @@ def crafted(images: torch.Tensor, generated: torch.Tensor) -> dict[str, float]:
 
 def test_shares_of_the_real_images_are_those_by_hand() -> None:
     real = torch.rand(50, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    assert [crafted(real, real)[name] for name in ("spread", "contrast", "headroom")] == pytest.approx([1, 1, 1])
+    same = crafted(real, real)
+    assert [same[name] for name in ("spread", "contrast", "detail", "headroom")] == pytest.approx([1, 1, 1, 1])
     half = crafted(real, real / 2)
-    assert (half["spread"], half["contrast"]) == pytest.approx((0.25, 0.25))
+    assert (half["spread"], half["contrast"], half["detail"]) == pytest.approx((0.25, 0.25, 0.25))
     same = crafted(real, real[:1].expand_as(real))
     assert same["spread"] == pytest.approx(0, abs=1e-6)
     assert same["contrast"] > 0.5

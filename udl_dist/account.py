@@ -16,7 +16,7 @@ from typing import Any
 from udl_dist import environment, methods, settings
 from udl_dist.errors import UdlError, UsageError
 from udl_dist.evaluation import written
-from udl_dist.runs import RunFolder
+from udl_dist.runs import RunFolder, winner_of
 
 MOST_ENVIRONMENTS = 20  # the last ones
 LONGEST_FILE = 2**26  # bytes of what is read whole
@@ -57,6 +57,7 @@ class Account:
     shards: dict[str, str] = field(default_factory=dict)
     environments: list[tuple[int, str]] = field(default_factory=list)  # images before it, and in words
     complete: bool = False
+    failure: str = ""  # why the run ended before its end, if it refused to go on
     images: int = 0
     faults: list[str] = field(default_factory=list)
 
@@ -67,12 +68,16 @@ class Account:
     @property
     def best_by(self) -> str:
         """The held-out figure whose least value is best; "" if there is none."""
-        asked = str(self.settings.get("run.best") or "")
-        try:
-            own = methods.find(self.method).best
-        except UdlError:
-            own = ""
+        asked, own = str(self.settings.get("run.best") or ""), self.kind.best
         return asked or (f"val/{own}" if own else "")
+
+    @property
+    def kind(self) -> type[methods.Method]:
+        """The class of its method; the bare contract where that is not known here."""
+        try:
+            return methods.find(self.method)
+        except UdlError:
+            return methods.Method
 
     @property
     def data(self) -> str:
@@ -107,18 +112,14 @@ class Account:
 
     def protocol(self) -> dict[str, Any]:
         """What the held-out figures depend on beside the weights: the data, and settings that say what is measured."""
-        try:
-            across = methods.find(self.method).incomparable.values()
-            measured_by = sorted({name for names in across for name in names})
-        except UdlError:
-            measured_by = []
+        measured_by = sorted({name for names in self.kind.incomparable.values() for name in names})
         names = ["data.held_out", "data.held_out_fraction", *(f"method.{name}" for name in measured_by)]
         return {"data": self.data, "n": self.held_out_images} | {name: self.settings.get(name) for name in names}
 
 
 def read(folder: Path | str) -> Account:
-    """Read what there is; raise UsageError for a folder that is no run at all."""
-    run = RunFolder(settings.as_path(str(folder)))
+    """Read what there is, of a search what its winner's run is; raise UsageError for a folder that is no run at all."""
+    run = RunFolder(winner_of(settings.as_path(str(folder))))
     if not any(path.exists() for path in (run.experiment, run.curves, run.checkpoints, run.pictures)):
         raise UsageError(f"{run.path} is no run folder: it has no experiment.toml, curves or checkpoints")
     account = Account(run.path)
@@ -133,6 +134,7 @@ def read(folder: Path | str) -> Account:
     account.environments = [(entry["images"], environment.in_words(entry))
                             for entry in environment.kept(run.environment)[-MOST_ENVIRONMENTS:]]  # fmt: skip
     account.complete = bool(_json(run.result, account.faults))
+    account.failure = "" if account.complete else (run.failure() or (0, ""))[1]
     last = [int(point["images"]) for point in account.points[-1:]]
     account.images = max([*last, *(kept.images for kept in account.checkpoints), 0])
     return account

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import ceil
@@ -73,6 +74,20 @@ class Plan:
         return asdict(self)
 
 
+def plan_here(experiment: Experiment) -> Plan:
+    """The plan of a run on this machine or on a cluster; raise UsageError for one that plainly does not fit here."""
+    made = plan(experiment)
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # The estimate is too high rather than too low, and a GPU has memory of its own: twice what is here is sure to fail.
+    if not experiment.run.address and made.memory_bytes > 2 * machine:
+        raise UsageError(
+            f"a worker would need about {made.memory_bytes / 2**30:,.0f} GiB of memory, this machine has "
+            f"{machine / 2**30:,.0f}: lower train.batch_size, data.size, method.latent_dim or the widths "
+            "of the networks"
+        )
+    return made
+
+
 def plan(experiment: Experiment, seen: Survey | None = None) -> Plan:
     """Work out the plan; raise UsageError or DataError for whatever can be refused before a machine is taken.
 
@@ -93,6 +108,7 @@ def plan(experiment: Experiment, seen: Survey | None = None) -> Plan:
     networks = method.describe()
     if run.determinism == "elastic":
         _refuse_inelastic(experiment, networks)
+    _refuse_lone_images(experiment, networks)
     _refuse_best(run.best, seen.held_out_records)
     total = train.length(seen.records)
     evaluated = experiment.evaluate.seen(seen.held_out_records)
@@ -134,6 +150,18 @@ def _refuse_best(best: str, held_out: int) -> None:
         raise UsageError(f"run.best = {best!r} is no held-out figure: those begin with val/")
     if best and not held_out:
         raise UsageError(f"run.best = {best!r} needs held-out images: set data.held_out or data.held_out_fraction")
+
+
+def _refuse_lone_images(experiment: Experiment, networks: Mapping[str, Any]) -> None:
+    """Batch normalisation of one image has no variance to divide by: torch raises in the worker."""
+    train, workers = experiment.train, experiment.run.most_workers
+    mixing = [name for name, network in networks.items() if network.mixes_images]
+    if mixing and train.batch_size // workers // train.accumulate < 2:
+        raise UsageError(
+            f"batch normalisation ({', '.join(mixing)}) needs two images or more at a time: raise "
+            f"train.batch_size to {2 * workers * train.accumulate}, or choose networks without it, such "
+            "as method.network.norm = group"
+        )
 
 
 def _refuse_inelastic(experiment: Experiment, networks: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from udl_dist.errors import DataError, TrainingError
 from udl_dist.experiment import Experiment
 from udl_dist.mirror import checkpoints
 from udl_dist.mirror.node import Node
+from udl_dist.models import warm_start
 from udl_dist.runs import RunFolder
 from udl_dist.stream.feed import Feed
 from udl_dist.training import checkpoint
@@ -34,6 +35,8 @@ def resume(
         found = int(newest.name) if newest else -1
     images = ranks.from_leader(found)
     if images < 0:
+        if experiment.train.init_from:
+            warm_start.start(experiment.train.init_from, learning, ranks, folder)
         return 0, Kept()
     files, facts = checkpoint.parsed(_from_leader(checkpoint.path_of(folder.checkpoints, images), ranks))
     if facts.get("method", experiment.method_name) != experiment.method_name:

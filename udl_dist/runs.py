@@ -215,8 +215,8 @@ class RunFolder:
             json.dump({"exit_code": error.exit_code, "message": str(error)}, file)
 
     def failure(self) -> tuple[int, str] | None:
-        """The exit code and message of `fail`, if the run has failed."""
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        """The exit code and message of `fail`, if the run has failed and they can be read."""
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             kept = json.loads(self._failure.read_text(encoding="utf-8"))
             return int(kept["exit_code"]), str(kept["message"])
         return None
@@ -233,3 +233,20 @@ class RunFolder:
     def finished(self) -> dict[str, Any] | None:
         """What the run ended with, or None while it has not."""
         return dict(json.loads(self.result.read_text())) if self.result.exists() else None
+
+
+def winner_of(folder: Path) -> Path:
+    """`folder` itself; of a search, the best run of its winner. Raises UsageError where that is not trained yet."""
+    if not (folder / "search.toml").is_file():
+        return folder
+    ended = [run for run in sorted(folder.glob("winner/seed-*")) if (run / "result.json").is_file()]
+    if not ended:
+        trials = ", ".join(str(trial) for trial in sorted(folder.glob("trials/*"))[:3])
+        raise UsageError(
+            f"{folder} is a search whose winner is not trained yet: let udl search go on, or name a "
+            f"run of it ({trials or 'there is none yet'})"
+        )
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        best = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["model"]
+        return next((run for run in ended if run.name == best), ended[0])
+    return ended[0]

@@ -208,6 +208,8 @@ class Scribe:
         with evaluating(method):
             drawn = pictures.draw(method, batch, keys, columns)
         for name, picture in drawn.items():
+            if name == "samples" and method.about_samples:
+                picture = pictures.captioned(picture, method.about_samples)
             path: Path = self._folder.pictures / f"{name}-{images:012d}.png"
             picture.save(path)
             self._tracker.picture(images, name, path)

@@ -13,7 +13,7 @@ from udl_dist.experiment import Experiment
 from udl_dist.faults import checked
 from udl_dist.mirror.launcher import Launcher, carried
 from udl_dist.packing.prepare import prepare
-from udl_dist.plan import Plan, plan
+from udl_dist.plan import Plan, plan_here
 from udl_dist.runs import RunFolder
 from udl_dist.storage.places import is_remote, name_of
 from udl_dist.stream.opening import Prepared
@@ -34,6 +34,7 @@ class Ended:
     figures: dict[str, float]
     signal: int = 0
     complete: bool = True
+    about_samples: str = ""  # what to know of generated images, with commands on RUN
 
     @property
     def damaged(self) -> int:
@@ -58,6 +59,7 @@ class Ended:
             f"  in it: {there}",
             f"  {self.damaged:,} damaged records were replaced by others: damaged.txt" if self.damaged else "",
             f"  look at {name_of(self.name)}/pictures; train further: --train.total_images or --train.epochs",
+            f"  {self.about_samples.replace('RUN', name_of(self.name))}" if self.about_samples else "",
         ]
         return [line for line in lines if line]
 
@@ -97,7 +99,11 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False, faults: st
 
 def planned_of(experiment: Experiment) -> Plan:
     """The plan; also what `run.best` names is held against what the method will report, which needs torch."""
-    planned = plan(experiment)
+    planned = plan_here(experiment)
+    if experiment.train.init_from:
+        from udl_dist.models import warm_start
+
+        warm_start.check(experiment)
     if experiment.run.best:
         from udl_dist.training.figures import refuse_unknown
 
@@ -119,8 +125,15 @@ def _launch(
     result = launch.run(Launched(experiment, prepared, faults, far=far), terminal, verbose)
     if far:
         far.carry()
-    ended = Ended(experiment.run.folder, folder.path, result["images"], result["figures"], result["signal"],
-                  not result["stopped"])  # fmt: skip
+    ended = Ended(
+        experiment.run.folder,
+        folder.path,
+        result["images"],
+        result["figures"],
+        result["signal"],
+        not result["stopped"],
+        _about_samples(experiment),
+    )
     if ended.complete:
         folder.finish({"images": ended.images, "figures": ended.figures})
     return ended
@@ -142,4 +155,14 @@ def _finished(folder: RunFolder, experiment: Experiment, planned: Plan) -> Ended
     result = folder.finished()
     if result is None or result["images"] < planned.total_images:
         return None
-    return Ended(experiment.run.folder, folder.path, result["images"], result["figures"])
+    return Ended(
+        experiment.run.folder,
+        folder.path,
+        result["images"],
+        result["figures"],
+        about_samples=_about_samples(experiment),
+    )
+
+
+def _about_samples(experiment: Experiment) -> str:
+    return methods.find(experiment.method_name).about_samples

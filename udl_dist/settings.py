@@ -21,13 +21,21 @@ from udl_dist.errors import UsageError
 T = TypeVar("T")
 
 
-def setting(default: Any, meaning: str, *, low: float | None = None, above: float | None = None,
-            high: float | None = None) -> Any:  # fmt: skip
-    """Declare a setting: its default, one line of meaning, and bounds (`low` and `high` are allowed, `above` is not).
+def setting(
+    default: Any,
+    meaning: str,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """Declare a setting: its default, one line of meaning, and bounds: `low` and `high` are allowed themselves, `above`
+    and `below` are not.
 
     Bounds hold for each entry of a tuple. A dataclass as default (the class itself) makes a nested table.
     """
-    metadata = {"meaning": meaning, "low": low, "above": above, "high": high}
+    metadata = {"meaning": meaning, "low": low, "above": above, "high": high, "below": below}
     if isinstance(default, type):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -181,6 +189,8 @@ def _check_range(value: float, name: str, limits: Mapping[str, Any]) -> None:
         raise UsageError(f"{name} must be greater than {limits['above']}, not {value}")
     if limits.get("high") is not None and value > limits["high"]:
         raise UsageError(f"{name} must be at most {limits['high']}, not {value}")
+    if limits.get("below") is not None and value >= limits["below"]:
+        raise UsageError(f"{name} must be less than {limits['below']}, not {value}")
 
 
 def _plain(value: Any) -> Any:

@@ -61,3 +61,13 @@ def test_a_denoising_method_shows_what_it_saw_between_original_and_output() -> N
     assert picture.height == 3 * 58 + GAP
     assert set(np.unique(tile(picture, 0, 0, 56))) == {128}
     assert set(np.unique(tile(picture, 1, 0, 56))) == {0, 128}
+
+
+def test_a_caption_stands_below_and_changes_no_pixel_above() -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 120), dtype=np.uint8))
+    whole = pictures.captioned(picture, "Samples are drawn from the prior N(0, 1), and this takes several lines.")
+    assert whole.width == 120
+    assert (np.asarray(whole)[:40] == np.asarray(picture)).all()
+    below = np.asarray(whole)[40:]
+    assert below.max() == 255 and below.min() < 100  # white, with letters
+    assert (below[:, -1] == 255).all()  # none is cut off at the edge

@@ -9,6 +9,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -140,11 +141,19 @@ def test_the_card_tells_what_it_was_trained_in_and_believes_no_word_of_it(
 
 def test_an_evaluation_stands_in_the_card_with_its_protocol(trained: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(trained["ae"], tmp_path / "run")
-    figure = {"value": 0.25, "sd": 0.01, "floor": {"pca": 0.3}, "protocol": {"n": 14, "data": "<b>"}}
-    (tmp_path / "run" / "evaluation.json").write_text(json.dumps({"figures": {"a|b": figure}}))
+    protocols: dict[str, dict[str, Any]] = {"a|b": {"seeds": 3}, "other": {"seeds": 3}, "last": {"window": 11}}
+    common: dict[str, Any] = {"n": 14, "data": "<b>"}
+    figures = {
+        name: {"value": 0.25, "sd": 0.01, "floor": {"pca": 0.3}, "protocol": common | own}
+        for name, own in protocols.items()
+    }
+    (tmp_path / "run" / "evaluation.json").write_text(json.dumps({"figures": figures}))
     export(udl_dist.load(tmp_path / "run"), tmp_path / "model", ExportSettings())
     card = (tmp_path / "model" / layout.CARD).read_text()
-    assert "| a\\|b | 0.25 ± 0.01 | pca 0.3 | n 14, data &lt;b&gt; |" in card
+    assert card.count("n 14, data &lt;b&gt;") == 1  # what all have alike is said once
+    assert "Protocol of all of these: n 14, data &lt;b&gt;.\n\nWhere it is named: seeds 3.\n" in card
+    assert "| a\\|b | 0.25 ± 0.01 | pca 0.3 | seeds |" in card
+    assert "| last | 0.25 ± 0.01 | pca 0.3 | window 11 |" in card
 
 
 def test_names_from_data_are_no_markup_in_the_card() -> None:

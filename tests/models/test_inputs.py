@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,18 @@ def test_a_pil_image_of_another_kind_and_size_is_fitted_as_in_training() -> None
     assert float(padded.min()) == -1
     transparent = Image.new("RGBA", (4, 4), (0, 0, 0, 0))  # laid on white
     assert float(as_images(transparent, COLOUR).min()) == 1
+
+
+def test_floats_from_0_to_1_are_warned_of_once() -> None:
+    half = (floats(PIXELS) + 1) / 2
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            as_images(half, COLOUR)
+        as_images(floats(PIXELS), COLOUR)
+        as_images([half, floats(PIXELS)], COLOUR)  # one bright image among others
+    (warning,) = heard
+    assert "if yours are in [0, 1], give 2 * images - 1, or uint8" in str(warning.message)
 
 
 def test_a_batch_of_none_is_a_batch() -> None:

@@ -16,12 +16,13 @@ import pytest
 from PIL import Image
 
 from tests.trained import METHODS
-from udl_dist.errors import UsageError
+from udl_dist.errors import TrainingError, UsageError
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.report import page as pages
 from udl_dist.report import pictures
 from udl_dist.report.parts import MOST_BYTES
 from udl_dist.report.report import report
+from udl_dist.runs import RunFolder
 from udl_dist.using.following import follow
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -85,6 +86,37 @@ def test_the_page_tells_figures_settings_and_pictures_of_the_run(run: Path, text
     assert "Means over 18 held-out images" in seen.text
     assert "trained from 0 images on with" in seen.text
     assert "workers 1, backend none, device cpu" in seen.text
+
+
+def test_pictures_come_first_and_the_figure_that_chooses_the_best_leads(
+    run: Path, text: str, trained: dict[str, Path]
+) -> None:
+    best = {"ae": "val/mse", "vae": "val/negative_elbo", "gan": "val/frechet_detail"}
+    (name,) = (best[method] for method, folder in trained.items() if folder == run)
+    assert re.findall(r'<section id="(\w+)"', text)[:3] == ["pictures", "figures", "curves"]
+    assert re.findall(r'<th scope="row">([^<]*)</th>', text)[0] == name
+    assert re.findall(r"<figcaption>([^<]*)</figcaption>", text)[0] == name.removeprefix("val/")
+
+
+def test_the_page_says_what_a_figure_cannot_see_and_where_better_samples_are(trained: dict[str, Path]) -> None:
+    gan, vae = (Seen(written(trained[name], trained[name] / "page.html")).text for name in ("gan", "vae"))
+    assert "val/frechet_8x8 cannot see anything finer than 8×8 pixels: blur" in gan
+    assert f"udl fit-prior {trained['vae']}, then udl sample {trained['vae']} --prior mixture" in vae
+    assert "fit-prior" not in gan
+
+
+def test_a_failed_run_says_so_at_the_top(trained: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(trained["gan"], tmp_path / "run"))
+    (folder / "result.json").unlink()
+    (folder / "messages.log").write_text("00:00:00 resumed\n00:00:01 ALARM: the discriminator wins after 40 images\n")
+    RunFolder(folder).fail(TrainingError("dead generator after 480 images: lower train.learning_rate"))
+    text = written(folder, tmp_path / "page.html")
+    top = Seen(text.split('<section id="pictures"')[0]).text
+    failed, alarm = top.index("The run failed after 480 images: dead generator"), top.index("ALARM: the discriminator")
+    assert failed < alarm
+    assert "failed" in Seen(text).text.split("To know first")[0]
+    (folder / "failure.json").write_text("{}")  # damaged: the page is there nevertheless
+    assert "The run failed" not in written(folder, tmp_path / "page.html")
 
 
 def test_nothing_is_fetched_and_everything_has_words(text: str) -> None:

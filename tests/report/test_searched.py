@@ -69,6 +69,15 @@ def test_a_search_that_lacks_something_has_a_page_that_says_so(broken: str, said
     assert ("Evaluation of these runs" in text) == (broken != "evaluation.json")
 
 
+def test_alarms_of_the_winner_s_runs_stand_at_the_top(copied: Path, tmp_path: Path) -> None:
+    (run,) = copied.glob("winner/seed-0")
+    with (run / "messages.log").open("a") as log:
+        log.write("00:00:01 ALARM: exploding scale after 40 images: latents of size 2e+02\n")
+    text = written(copied, tmp_path / "page.html")
+    top = Seen(text.split('<section id="result"')[0]).text
+    assert "seed-0: 00:00:01 ALARM: exploding scale after 40 images" in top
+
+
 def test_a_search_that_goes_on_or_whose_data_is_gone_has_a_page(copied: Path, tmp_path: Path) -> None:
     journal, source = copied / "trials.jsonl", copied / "search.toml"
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:4]))

@@ -12,17 +12,21 @@ import pytest
 import udl_dist
 from tests.search.asked import wanted
 from tests.search.simulated import conductor, trained
+from udl_dist.errors import UsageError
 from udl_dist.evaluation.family import Subject
 from udl_dist.evaluation.reconstruction import Reconstruction
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.export.card import plain
+from udl_dist.export.export import ExportSettings, export
 from udl_dist.models import layout
+from udl_dist.report.compare import compare
 from udl_dist.runs import RunFolder
-from udl_dist.search import ending
+from udl_dist.search import ending, trial
 from udl_dist.search.handing import MODEL
 from udl_dist.search.planning import plan
 from udl_dist.search.results import Ended
 from udl_dist.search.settings import Search
+from udl_dist.search.view import View
 from udl_dist.using import evaluating
 
 
@@ -85,6 +89,48 @@ def test_the_figures_are_those_of_evaluate_and_the_model_that_of_the_best_run(se
     assert as_json["figures"]["psnr"] == {"mean": entry["value"], "sd": entry["sd"]}
     assert as_json["model"] == str(search.folder / MODEL)
     assert done.exit_code == 0
+
+
+def test_a_search_folder_stands_for_the_best_run_of_its_winner(search: Search, tmp_path: Path) -> None:
+    (search.folder / "search.toml").write_text(search.to_toml())
+    best = search.folder / "winner" / ended(search).handed.model
+    opened = udl_dist.load(search.folder)
+    assert opened.origin.folder == best
+    assert f"{search.folder} is a search: this is the best run of its winner" in opened.origin.notes
+    export(opened, tmp_path / "exported", ExportSettings())
+    latents = [[0.5] * opened.latent_dim]
+    assert udl_dist.load(tmp_path / "exported").decode(latents).equal(udl_dist.load(best).decode(latents))
+    trial = next((search.folder / "trials").glob("*"))
+    compared = compare([str(search.folder), str(trial)], tmp_path / "compared.png")
+    assert compared.folders == [str(best), str(trial)]
+
+    shutil.rmtree(search.folder / "winner")
+    for act in (lambda: udl_dist.load(search.folder), lambda: compare([str(search.folder), str(trial)], tmp_path)):
+        with pytest.raises(UsageError, match=r"is a search whose winner is not trained yet: .*trials/"):
+            act()
+
+
+def test_what_takes_time_after_the_last_trial_is_said(source: Path, tmp_path: Path) -> None:
+    search = wanted(source, tmp_path, trials=2, scheduler="none", final_seeds=2)
+    conducted = conductor(search)
+    trained(conducted)
+    finals = ending.finals(search, plan(search), conducted.journal)
+    assert finals
+    out = io.StringIO()
+    view = View(search, 2, out)
+    view.refresh_finals(finals)
+    turn = finals.next()
+    assert turn
+    finals.arrived(turn.trial, 120, {})
+    assert finals.progress() == "training the winner anew: 0 of 2 runs complete · seed-0 120 of 240 images"
+    finals.ended(turn.trial, trial.train(turn, None, lambda: None))
+    trained(finals)
+    assert finals.progress() == "training the winner anew: 2 of 2 runs complete"
+    ending.end(search, plan(search), conducted.journal, out, 0)
+    said = out.getvalue().splitlines()
+    assert said[0] == "training the winner anew: 0 of 2 runs complete"
+    assert said.index("drawing the plots of the search") < said.index("evaluating the winner, seed-0: 1 of 1 parts") + 1
+    assert any(line.startswith("exporting the winner, seed-") for line in said)
 
 
 @pytest.mark.parametrize("lost", ["winner/seed-1/evaluation.json", "evaluation.json", "model", ""])

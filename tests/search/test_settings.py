@@ -17,6 +17,15 @@ SEARCHES = [path for path in sorted(JOBS.glob("*.toml")) if "[search]" in path.r
 HEAD = '[method]\nname = "vae"\n[train]\nepochs = 1\n[search]\ntrials = 3\n'
 
 
+def test_a_budget_beyond_a_whole_run_is_said_to_be_cut(source: Path, tmp_path: Path) -> None:
+    cut = planning.plan(wanted(source, tmp_path, budget_images=5_000))
+    assert (cut.budget, cut.capped) == (240, 5_000)
+    (line,) = (line for line in cut.lines() if line.startswith("budget "))
+    assert "search.budget_images = 5,000 is more than a whole run (240 images by train.epochs or" in line
+    whole = planning.plan(wanted(source, tmp_path, budget_images=240))
+    assert not any(line.startswith("budget ") for line in whole.lines())
+
+
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
 def test_each_job_is_read_and_written_back_the_same(path: Path, tmp_path: Path) -> None:
     search = settings.load(path, {})

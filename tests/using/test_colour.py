@@ -5,16 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import udl_dist
 from tests.trained import run
+from udl_dist import experiment as experiments
+from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.export.export import ExportSettings, export
 from udl_dist.methods.pixels import levels
 from udl_dist.packing.pack import pack
 from udl_dist.packing.settings import PackSettings
 from udl_dist.report.report import report
-from udl_dist.using import drawing, scoring
+from udl_dist.search.floor import pca_floor
+from udl_dist.using import drawing, evaluating, scoring
 
 
 def test_colour_goes_the_whole_way(tmp_path: Path) -> None:
@@ -32,3 +36,23 @@ def test_colour_goes_the_whole_way(tmp_path: Path) -> None:
     export(model, tmp_path / "model", ExportSettings())
     assert udl_dist.load(tmp_path / "model").shape == (3, 8, 8)
     assert report(str(folder)).faults == []
+
+
+def test_colour_images_of_any_size_stand_beside_pca(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 40, 40, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", pixels)
+    pack(
+        str(tmp_path / "images.npy"),
+        str(tmp_path / "packed"),
+        PackSettings(size=40, channels=3, format="npy", held_out_fraction=0.2),
+    )
+    folder = run(
+        "ae", tmp_path / "packed", tmp_path / "run", data__channels="3", data__size="40", train__total_images="120"
+    )
+    wanted = FigureSettings(families=("reconstruction",))
+    done = evaluating.evaluate(udl_dist.load(folder), wanted, None, lambda done, total: None)
+    mse = done.as_dict()["figures"]["mse"]
+    assert mse["floor"]["PCA of 4 numbers"] > 0
+    assert mse["protocol"]["pca"].startswith("fitted to 4")
+    experiment = experiments.load(folder / "experiment.toml", {})
+    assert pca_floor(experiment, [4])[4] == pytest.approx(mse["floor"]["PCA of 4 numbers"], rel=1e-3)

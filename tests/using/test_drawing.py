@@ -97,6 +97,19 @@ def test_single_files_of_any_kind_and_size_are_fitted(trained: dict[str, Path], 
         drawing.reconstruct(udl_dist.load(trained["gan"]), [str(names[0])], 5, tmp_path / "out.png")
 
 
+def test_that_some_of_many_images_are_taken_is_said(trained: dict[str, Path], tmp_path: Path) -> None:
+    model = udl_dist.load(trained["ae"])
+    (tmp_path / "photos").mkdir()
+    for number, one in enumerate(images(9)):
+        Image.fromarray(one).save(tmp_path / "photos" / f"{number}.png")
+    some = drawing.reconstruct(model, [str(tmp_path / "photos")], 5, tmp_path / "some")
+    assert "the first 5 of 9 images (--n 9 takes all): mean squared error" in some.lines()[-1]
+    assert (some.figures["n"], some.figures["images"]) == (5, 9)
+    assert min(path.name for path in (tmp_path / "some").iterdir()) == "000000-0.png"
+    every = drawing.reconstruct(model, [str(tmp_path / "photos")], 64, tmp_path / "all.png")
+    assert every.lines()[-1].startswith("9 images: mean squared error")
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_walk_moves_one_latent_a_row(trained: dict[str, Path], tmp_path: Path, method: str) -> None:
     model = udl_dist.load(trained[method])

@@ -39,7 +39,7 @@ def test_figures_are_those_of_the_run_s_own_validation(trained: dict[str, Path],
         model = udl_dist.load(trained[method])
         found = evaluate(model, tmp_path, families=("reconstruction",))["figures"]
         assert found["mse"]["value"] == pytest.approx(model.origin.figures["val/mse"], rel=1e-5)
-        assert found["mse"]["floor"]["PCA of 4 numbers"] > 0
+        assert "PCA of 4 numbers" in found["mse"]["floor"]  # of images of rank 4: rounding
         assert "ssim" not in found  # of images smaller than its window
 
 
@@ -129,7 +129,17 @@ def test_codes_and_sets_of_images_stand_beside_pixels_and_real_images(labelled: 
     (floor,) = figures["frechet"]["floor"].values()
     assert 0 < floor < figures["frechet"]["value"]
     assert figures["frechet"]["sd"] > 0
-    assert figures["frechet"]["protocol"]["extractor"] == "pixels averaged to 8×8"
+    assert figures["frechet"]["protocol"]["extractor"] == "multi-scale descriptor 1"
+
+
+def test_averaged_pixels_tell_one_distance_and_what_they_cannot_see(labelled: Path, tmp_path: Path) -> None:
+    done = evaluate(udl_dist.load(labelled), tmp_path, families=("distribution",), extractor="pixels")
+    assert list(done["figures"]) == ["frechet"]
+    protocol = done["figures"]["frechet"]["protocol"]
+    assert protocol["extractor"] == "pixels averaged to 8×8"
+    assert protocol["cannot_see"].startswith("anything finer than 8×8 pixels")
+    (skipped,) = (note for note in done["skipped"] if "precision" in note)
+    assert "cannot see anything finer than 8×8 pixels" in skipped
 
 
 def test_pairs_and_the_bound_can_be_left_out_and_pairs_be_fewer(labelled: Path, tmp_path: Path) -> None:

@@ -40,13 +40,31 @@ def test_scores_are_the_model_s_and_flags_stand_above_the_threshold(
     done = scoring.score(model, names, "auto", 0.9, None, 0, tmp_path / "out").as_dict()
     expected = model.score(images(20))
     found = lines(tmp_path / "out")
-    assert [line["key"] for line in found] == [Path(name).stem for name in names]
+    assert [line["key"] for line in found] == names
     torch.testing.assert_close(torch.tensor([line["score"] for line in found]), expected.float(), atol=1e-6, rtol=1e-5)
     assert [line["flag"] for line in found] == (expected > done["threshold"]).tolist()
     assert (done["score"], done["images"]) == ("reconstruction", 20)
     assert done["oddest"][0]["score"] == pytest.approx(float(expected.max()))
     with Image.open(tmp_path / "out" / "oddest.png") as picture:
         assert picture.mode == "RGB"
+
+
+def test_every_image_of_a_folder_is_scored_by_the_path_it_was_given(
+    trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below = [f"photos/{folder}/{number}.png" for folder in ("cats", "train", "val") for number in (1, 2)]
+    for name, pixels in zip(below, images(6), strict=True):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / name)
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    monkeypatch.chdir(tmp_path)
+    model = udl_dist.load(trained["ae"])
+    done = scoring.score(model, ["photos", "photos/cats/2.png"], "auto", 0.9, None, 0, tmp_path / "out").as_dict()
+    found = lines(tmp_path / "out")
+    assert [line["key"] for line in found] == [*below, "photos/cats/2.png"]
+    assert done["images"] == 7
+    assert found[1]["score"] == pytest.approx(found[6]["score"])  # the same image
+    assert model.score(images(6)).tolist() == pytest.approx([line["score"] for line in found[:6]])
 
 
 def test_the_threshold_is_what_that_part_of_the_held_out_images_stays_below(trained: dict[str, Path]) -> None:

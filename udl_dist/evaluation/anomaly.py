@@ -13,6 +13,8 @@ from udl_dist.evaluation.family import LEFT_OUT, TRAIN, Family, Figure, Seen, Su
 
 Scores = dict[str, Tensor]
 
+MOST_NUMBERS = 4096  # in a row whose second moments are taken: those of more would not fit
+
 
 class Anomaly(Family):
     """AUROC of each score, and what a threshold that was set on half of the normal images does to all others.
@@ -125,6 +127,6 @@ def _moments(rows: dict[str, Tensor]) -> dict[str, Tensor]:
     """First and second moments of rows, summed over the images."""
     sums = summed(rows)
     for name, value in rows.items():
-        if value.shape[1] <= pca.MOST_PIXELS:
+        if value.shape[1] <= MOST_NUMBERS:
             sums[f"{name}_products"] = (value.double().T @ value.double()).cpu()
     return sums

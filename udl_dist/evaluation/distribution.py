@@ -35,9 +35,14 @@ class Distribution(Family):
 
     @classmethod
     def without(cls, subject: Subject) -> dict[str, str]:
-        return {} if subject.extractor.classes else {
-            CLASS_SCORE: f"the extractor ({subject.extractor.name}) is no classifier: make one with udl fit-extractor"
-        }  # fmt: skip
+        extractor = subject.extractor
+        found = {}
+        if not extractor.classes:
+            found[CLASS_SCORE] = f"the extractor ({extractor.name}) is no classifier: make one with udl fit-extractor"
+        if not extractor.sees_detail:
+            names = ", ".join(distances.OF_PAIRS)
+            found[names] = f"the extractor ({extractor.name}) cannot see {extractor.cannot_see}"
+        return found
 
     def refers_to(self) -> dict[str, object]:
         asked, extractor = self.subject.asked, self.subject.extractor
@@ -65,6 +70,7 @@ class Distribution(Family):
         drawn = [self._compared(real, rows) for name, rows in held_out.rows.items() if name.startswith("fake")]
         protocol = {"extractor": extractor.name, "extractor_sha256": extractor.hash, "generated": held_out.images,
                     "sampled_from": self.subject.sampled_from, "seeds": len(drawn)}  # fmt: skip
+        protocol |= {"cannot_see": extractor.cannot_see} if extractor.cannot_see else {}
         found = {}
         for name in drawn[0]:
             values = torch.tensor([one[name] for one in drawn], dtype=torch.float64)
@@ -79,7 +85,8 @@ class Distribution(Family):
     def _compared(self, real: Real, fake: Tensor) -> dict[str, float]:
         extractor = self.subject.extractor
         classes = {CLASS_SCORE: distances.class_score(extractor.logits(fake))} if extractor.classes else {}
-        return {"frechet": real.frechet(fake), **real.of_pairs(self._near(fake)), **classes}
+        pairs = real.of_pairs(self._near(fake)) if extractor.sees_detail else {}
+        return {"frechet": real.frechet(fake), **pairs, **classes}
 
     def _near(self, rows: Tensor) -> Tensor:
         """Those of a set that pairs are made of."""

@@ -1,4 +1,4 @@
-"""What sets of images are compared by: averaged pixels, a small classifier of labelled images, a network of one's own.
+"""What sets of images are compared by: a fixed descriptor, averaged pixels, a classifier, or a network of one's own.
 
 A classifier is one safetensors file; its sha256 goes into every protocol, for two of them give other distances.
 """
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation import foreign
 from udl_dist.evaluation.family import Extractor
-from udl_dist.evaluation.settings import PIXELS
-from udl_dist.methods import Shape, frechet
+from udl_dist.evaluation.settings import DETAIL, OWN
+from udl_dist.methods import Shape, descriptor, frechet
 from udl_dist.networks import NetworkSettings, encoder
 from udl_dist.settings import as_path
 
@@ -27,12 +27,30 @@ FEATURES = 64
 KIND = "udl-dist extractor 2"
 
 
+class Detail:
+    """Layout, texture and grids at every scale (see `methods/descriptor.py`); the default, it needs no labels."""
+
+    name = descriptor.NAME
+    hash = "none"
+    classes = 0
+    sees_detail = True
+    cannot_see = "objects: parts that are each lifelike may be put together wrongly"
+
+    def features(self, images: Tensor) -> Tensor:
+        return descriptor.describe(images)
+
+    def logits(self, features: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
 class Pixels:
-    """Averages of pixels in [-1, 1]; says nothing of what is finer than 8×8."""
+    """Averages of pixels in [-1, 1]: a blurred image and a sharp one are the same."""
 
     name = f"pixels averaged to {frechet.SIDE}×{frechet.SIDE}"
     hash = "none"
     classes = 0
+    sees_detail = False
+    cannot_see = f"anything finer than {frechet.SIDE}×{frechet.SIDE} pixels: blur, noise, grids of dots"
 
     def features(self, images: Tensor) -> Tensor:
         return frechet.small(images)
@@ -59,6 +77,7 @@ class Classifier(nn.Module):
         self.register_buffer("centre", torch.zeros(FEATURES))
         self.register_buffer("scale", torch.ones(()))
         self.name, self.hash = f"classifier of {classes} classes", ""
+        self.sees_detail, self.cannot_see = True, ""
 
     def forward(self, images: Tensor) -> Tensor:  # [N, C, H, W] -> [N, classes]
         logits: Tensor = self.head(self.body(images).relu())
@@ -82,9 +101,10 @@ class Classifier(nn.Module):
 
 
 def find(asked: str, shape: Shape, device: torch.device, trusted: bool = False) -> Extractor:
-    """`pixels`, or the network in a file; raise UsageError or DataError for one that does not fit or is not trusted."""
-    if asked == PIXELS:
-        return Pixels()
+    """`detail`, `pixels`, or the network in a file; raise UsageError or DataError for one that does not fit or is not
+    trusted."""
+    if asked in OWN:
+        return Detail() if asked == DETAIL else Pixels()
     path = as_path(asked)
     return foreign.load(path, trusted, shape, device) if foreign.kind(path) else load(path, shape).to(device)
 
@@ -96,11 +116,14 @@ def load(path: Path, shape: Shape) -> Classifier:
             facts: dict[str, Any] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} is no extractor ({' '.join(str(error).split())}): make one with udl fit-extractor, or "
-                        "say pixels") from None  # fmt: skip
+        raise DataError(
+            f"{path} is no extractor ({' '.join(str(error).split())}): make one with udl fit-extractor, or say detail"
+        ) from None
     if facts.get("kind") != KIND:
-        raise DataError(f"{path} is no extractor that udl fit-extractor of this version wrote, and weights alone "
-                        "are no network: make one, export yours by torch.export, or say pixels")  # fmt: skip
+        raise DataError(
+            f"{path} is no extractor that udl fit-extractor of this version wrote, and weights alone "
+            "are no network: make one, export yours by torch.export, or say detail"
+        )
     if tuple(json.loads(facts["shape"])) != shape:
         raise UsageError(f"{path} looks at images of {facts['shape']}, these are {list(shape)}: fit one to such images")
     made = Classifier(shape, int(facts["classes"]))

@@ -26,6 +26,8 @@ class Extractor(Protocol):
     name: str
     hash: str
     classes: int  # that it tells apart; 0: it is no classifier
+    sees_detail: bool  # if not, neighbours would call a blurred image a perfect one, and are left out
+    cannot_see: str  # in words, for the protocol; "" where nobody can say
 
     def features(self, images: Tensor) -> Tensor: ...  # [N, C, H, W] in [-1, 1] -> [N, F]
 
@@ -45,6 +47,8 @@ class Subject:
     sampled_from: str  # where its latents come from, in words
     labelled: bool = False  # whether both held-out and training images have labels
     left_out: tuple[int, ...] = ()  # classes that training never saw, and of which there are held-out images
+    # The real images in batches [B, C, H, W], held-out and training ones, for references that need several passes.
+    real: Mapping[str, Callable[[], Iterable[Tensor]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ class Foreign:
     """A network of somebody else, [N, C, H, W] in [-1, 1] -> [N, F]; further dimensions are laid flat."""
 
     classes = 0
+    sees_detail = True
+    cannot_see = ""
 
     def __init__(self, path: Path, data: bytes, network: Callable[[Tensor], Any], device: torch.device) -> None:
         self._where, self._network, self._device = path, network, device

@@ -1,37 +1,83 @@
-"""Principal components from sums that any number of ranks can add up: the floor under every autoencoder."""
+"""Principal components of images of any size, in bounded memory: the floor under every autoencoder."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from udl_dist.evaluation.family import Taken
+Images = Callable[[], Iterable[Tensor]]  # batches [B, C, H, W] in [-1, 1]; each call starts again from the first image
 
-MOST_PIXELS = 4096  # second moments of more would not fit
+EXTRA = 16  # directions beyond those asked for: the last ones wanted then converge as fast as the others
+MOST_PASSES = 8  # over the images
+SETTLED = 2e-3  # iteration ends when a pass lowers the error by less than this share of it
+CHUNK_FLOATS = 2**23  # pixels that are held as floats at a time: 32 MiB
 
 
-def moments(images: Tensor) -> dict[str, Tensor]:  # [B, C, H, W] in [-1, 1] -> sums over images
-    """First and second moments of pixels in [0, 1]."""
-    pixels = (images.flatten(1).double() + 1) / 2
-    return {"pixels": pixels.sum(0).cpu(), "products": (pixels.T @ pixels).cpu()}
+def errors(fitted: Images, measured: Images, components: Sequence[int]) -> tuple[dict[int, float], int]:
+    """Mean squared error per pixel, in [0, 1], of `measured` images behind so many components of the `fitted` ones.
+
+    Returns the errors by number of components, and how many images were fitted to. Counts that are not below that
+    number are left out: so many components do not exist. Memory is that of a few matrices of pixels × components; the
+    covariance, which has pixels² entries, is never made.
+    """
+    mean, count = _mean(fitted)
+    wanted = [size for size in components if size < count]
+    if not wanted:
+        return {}, count
+    basis = _basis(fitted, mean, count, max(wanted))  # [D, K], the greatest variance first
+    kept = torch.zeros(basis.shape[1], dtype=torch.float64)
+    total, seen = 0.0, 0
+    for rows in _centred(measured, mean):
+        kept += (rows @ basis).double().square().sum(0)
+        total += float(rows.double().square().sum())
+        seen += len(rows)
+    explained = kept.cumsum(0)
+    left = {size: max(0.0, total - float(explained[min(size, len(kept)) - 1])) for size in wanted}
+    return {size: value / (seen * len(mean)) for size, value in left.items()}, count
 
 
 def principal(covariance: Tensor, components: int) -> Tensor:  # [D, D] -> [D, K]
-    """The directions of most variance."""
+    """The directions of most variance, of a covariance that is small enough to be had; the greatest comes last."""
     _, vectors = torch.linalg.eigh(covariance)  # in rising order
     kept: Tensor = vectors[:, max(0, len(covariance) - components) :]
     return kept
 
 
-def error(fitted: Taken, measured: Taken, components: int) -> float:
-    """The mean squared error a pixel of `measured` images behind the first components of the `fitted` ones.
+def _basis(images: Images, mean: Tensor, count: int, components: int) -> Tensor:  # -> [D, K] float32
+    """Orthonormal directions by subspace iteration from a seeded start (Halko et al. 2011, algorithm 4.4)."""
+    pixels = len(mean)
+    width = min(components + EXTRA + components // 4, pixels, count)
+    start = torch.randn(pixels, width, generator=torch.Generator().manual_seed(0))
+    basis: Tensor = torch.linalg.qr(start).Q
+    before = float("inf")
+    for _ in range(MOST_PASSES):
+        product, total = torch.zeros_like(basis), 0.0  # covariance × basis, and the variance of all pixels
+        for rows in _centred(images, mean):
+            product.addmm_(rows.T, rows @ basis)
+            total += float(rows.double().square().sum())
+        # Rayleigh-Ritz: the eigenvectors of the covariance as far as it acts within the basis.
+        values, vectors = torch.linalg.eigh((basis.T @ product).double())
+        best: Tensor = basis @ vectors.flip(1)[:, :components].float()
+        error = total - float(values.flip(0)[:components].sum())
+        if width == pixels or error >= before * (1 - SETTLED) or error <= total * 1e-9:
+            break
+        basis, before = torch.linalg.qr(product).Q, error
+    return best
 
-    With m their mean, V their components and M the second moment of the measured images about m it is
-    (tr M - tr VᵀMV) / pixels.
-    """
-    centre, mean = fitted.mean("pixels"), measured.mean("pixels")
-    covariance = fitted.mean("products") - centre.outer(centre)
-    kept = principal(covariance, components)
-    about = measured.mean("products") - centre.outer(mean) - mean.outer(centre) + centre.outer(centre)
-    lost = about.trace() - (kept * (about @ kept)).sum()
-    return float(lost.clamp(min=0) / len(centre))
+
+def _mean(images: Images) -> tuple[Tensor, int]:
+    """The mean image, [D] in [0, 1], and how many images there are."""
+    total, count = torch.zeros(()), 0
+    for batch in images():
+        total = total + (batch.flatten(1).double().cpu().sum(0) + len(batch)) / 2
+        count += len(batch)
+    return (total / max(1, count)).float(), count
+
+
+def _centred(images: Images, mean: Tensor) -> Iterable[Tensor]:
+    """Pixels in [0, 1] without their mean, [B, D] float32, few enough rows at a time."""
+    for batch in images():
+        for part in torch.split(batch.flatten(1), max(1, CHUNK_FLOATS // len(mean))):
+            yield (part.float().cpu() + 1) / 2 - mean

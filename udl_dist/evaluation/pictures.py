@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from udl_dist.methods import Batch, Method
@@ -12,6 +14,7 @@ from udl_dist.methods.pixels import levels
 
 LEAST_TILE = 56  # pixels; smaller images are enlarged, each pixel a square
 GAP = 2
+LETTER_WIDTH, LINE_HEIGHT = 7, 13  # of Pillow's own font, at most
 
 
 def draw(method: Method, batch: Batch, keys: Tensor, columns: int) -> dict[str, Image.Image]:
@@ -31,6 +34,17 @@ def draw(method: Method, batch: Batch, keys: Tensor, columns: int) -> dict[str, 
         generated, real = method.sample(keys), batch.images[: columns * columns]
         pictures["samples"] = beside(grid(generated, columns), grid(real, columns))
     return pictures
+
+
+def captioned(picture: Image.Image, text: str) -> Image.Image:
+    """A picture with lines of small text below it."""
+    lines = textwrap.wrap(text, max(20, picture.width // LETTER_WIDTH))
+    whole = Image.new(picture.mode, (picture.width, picture.height + GAP + LINE_HEIGHT * len(lines)), "white")
+    whole.paste(picture, (0, 0))
+    pen = ImageDraw.Draw(whole)
+    for number, line in enumerate(lines):
+        pen.text((GAP, picture.height + GAP + LINE_HEIGHT * number), line, fill="black")
+    return whole
 
 
 def grid(images: Tensor, columns: int) -> Image.Image:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from udl_dist.evaluation import pca, similarity
-from udl_dist.evaluation.family import TRAIN, Family, Figure, Seen, Subject, Taken, summed
+from udl_dist.evaluation.family import HELD_OUT, TRAIN, Family, Figure, Seen, Subject, Taken, summed
 from udl_dist.methods import chance
 
 PCA = "pca"  # its error, in the reference
@@ -22,11 +22,9 @@ class Reconstruction(Family):
     """Errors are of pixels in [0, 1]; PSNR and both SSIM are means over images, the gain is of mean errors, in dB."""
 
     name: ClassVar[str] = "reconstruction"
-    refers: ClassVar[bool] = True
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
-        self._small = math.prod(subject.shape) <= pca.MOST_PIXELS
         self._windowed = {name: like for name, (least, like) in WINDOWED.items() if min(subject.shape[1:]) >= least}
 
     @classmethod
@@ -41,9 +39,6 @@ class Reconstruction(Family):
 
     def take(self, which: str, seen: Seen) -> Taken:
         images = seen.batch.images
-        moments = pca.moments(images) if self._small and not self.known else {}
-        if which == TRAIN:
-            return Taken(len(images), moments)
         rebuilt = self.subject.method.reconstruct(images)
         errors = similarity.mse(rebuilt, images)
         values = {"mse": errors, "psnr": similarity.psnr(errors)}
@@ -54,18 +49,17 @@ class Reconstruction(Family):
             noisy = (images + 2 * level * noise).clamp(-1, 1)
             values[f"noisy {level}"] = similarity.mse(noisy, images)
             values[f"mended {level}"] = similarity.mse(self.subject.method.reconstruct(noisy), images)
-        return Taken(len(images), summed(values) | moments)
+        return Taken(len(images), summed(values))
 
     def refers_to(self) -> dict[str, object]:
         return {"latent_dim": self.subject.latent_dim}
 
     def reference(self, held_out: Taken, train: Taken | None) -> dict[str, Tensor]:
-        """PCA's error, where it can be had, and how many images it was fitted to."""
-        fitted = {"fitted_to": torch.tensor(train.images if train else 0)}
-        if not self._small or train is None or train.images <= self.subject.latent_dim:
-            return fitted
-        found = pca.error(train, held_out, self.subject.latent_dim)
-        return fitted | {PCA: torch.tensor(found, dtype=torch.float64)}
+        """PCA's error, where there are enough training images; it goes through the images by itself, several times."""
+        real, size = self.subject.real, self.subject.latent_dim
+        reached, count = pca.errors(real[TRAIN], real[HELD_OUT], [size]) if TRAIN in real else ({}, 0)
+        found = {PCA: torch.tensor(reached[size], dtype=torch.float64)} if size in reached else {}
+        return found | {"fitted_to": torch.tensor(count)}
 
     def figures(self, held_out: Taken, train: Taken | None, reference: Mapping[str, Tensor]) -> dict[str, Figure]:
         least = {f"PCA of {self.subject.latent_dim} numbers": float(reference[PCA])} if PCA in reference else {}
@@ -90,8 +84,6 @@ class Reconstruction(Family):
         count = int(reference["fitted_to"])
         if PCA in reference:
             return f"fitted to {count:,} training images"
-        if not self._small:
-            return f"none: more than {pca.MOST_PIXELS:,} pixels"
         return f"none: {count} training images are too few" if count else "none: no training images"
 
 

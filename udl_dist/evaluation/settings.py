@@ -8,7 +8,8 @@ from typing import Literal
 
 from udl_dist.settings import setting
 
-PIXELS = "pixels"  # what images are compared by without an extractor of one's own
+DETAIL, PIXELS = "detail", "pixels"  # what images are compared by without an extractor of one's own
+OWN = (DETAIL, PIXELS)
 MOST = 10  # validations of a run that are made unasked
 COST = 0.75  # of a training image is what a held-out one takes: 0.24 to 0.70 (python -m tests.bench.validations)
 
@@ -59,8 +60,11 @@ class FigureSettings:
         (0.1, 0.25, 0.5), "deviations of added noise, pixels in [0, 1], whose removal is measured", above=0
     )
     bound_samples: int = setting(100, "latents an image in the importance-weighted bound (IWAE); 0: none", low=0)
-    extractor: str = setting(PIXELS, "what images are compared by: pixels (averaged to 8×8), a file that udl "
-                                     "fit-extractor wrote, TorchScript, or a .pt2 of torch.export")  # fmt: skip
+    extractor: str = setting(
+        DETAIL,
+        "what images are compared by: detail (a fixed multi-scale descriptor), pixels (averaged to 8×8, which see no "
+        "detail), a file that udl fit-extractor wrote, TorchScript, or a .pt2 of torch.export",
+    )
     trust_extractor: bool = setting(False, "run an extractor that is code: TorchScript or .pt2 may do whatever you can")
     quantile: float = setting(0.95, "part of normal images below the threshold of an anomaly", above=0, high=1)
     neighbours: int = setting(10, "neighbours of an outlier factor, among at most 30,000 training images", low=1)

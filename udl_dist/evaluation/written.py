@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,3 +29,16 @@ def table(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
         value = f"{entry['value']:.5g}{spread}"
         lines.append(f"{name:<{wide}}  {value:<18}  {beside}".rstrip())
     return lines
+
+
+def shared_protocols(protocols: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What all protocols have alike, and what is alike in those that have it: two or more, but not all."""
+    every = list(protocols)
+    values: dict[str, list[Any]] = {}
+    for protocol in every:
+        for name, value in protocol.items():
+            values.setdefault(name, []).append(value)
+    alike = {name: found[0] for name, found in values.items() if all(one == found[0] for one in found)}
+    of_all = {name: value for name, value in alike.items() if len(values[name]) == len(every)}
+    of_some = {name: value for name, value in alike.items() if 1 < len(values[name]) < len(every)}
+    return of_all, of_some

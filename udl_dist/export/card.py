@@ -12,6 +12,7 @@ import tomli_w
 
 from udl_dist import __version__, account
 from udl_dist.account import Account
+from udl_dist.evaluation.written import shared_protocols
 from udl_dist.models.layout import CROWD, PRIOR
 from udl_dist.models.model import Model
 
@@ -106,16 +107,25 @@ def _figures(model: Model, seen: Seen, about: Account) -> str:
 
 
 def _evaluation(about: Account) -> str:
-    """The figures of `udl evaluate`, each with what stands beside it and with its protocol."""
+    """The figures of `udl evaluate`, each with what stands beside it; what their protocols share is said once."""
     figures = about.evaluation
     if not figures:
         return ""
-    rows = ["| figure | value | beside it | protocol |", "|---|---|---|---|"]
+    of_all, of_some = shared_protocols(figure.protocol for figure in figures.values())
+    said = [f"Protocol of all of these: {_pairs(of_all)}."] * bool(of_all)
+    said += [f"Where it is named: {_pairs(of_some)}."] * bool(of_some)
+    rows = ["| figure | value | beside it | further protocol |", "|---|---|---|---|"]
     for name, figure in figures.items():
         spread = f" ± {figure.deviation:.3g}" if figure.deviation is not None else ""
-        rows.append(f"| {plain(name)} | {figure.value:.6g}{spread} | {_pairs(figure.floor)} | "
-                    f"{_pairs(figure.protocol)} |")  # fmt: skip
-    return "### Evaluation\n\n" + "\n".join(rows)
+        own = [
+            plain(key) if key in of_some else _pairs({key: value})
+            for key, value in figure.protocol.items()
+            if key not in of_all
+        ]
+        rows.append(
+            f"| {plain(name)} | {figure.value:.6g}{spread} | {_pairs(figure.floor)} | {', '.join(own) or '–'} |"
+        )
+    return "\n\n".join(["### Evaluation", *said, "\n".join(rows)])
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
@@ -144,6 +154,7 @@ def _settings(model: Model) -> str:
     told["data"] = {name: value for name, value in told["data"].items() if name not in ("cache", "storage", "readers")}
     for name in ("source", "held_out", "keys"):
         told["data"][name] = _last(told["data"][name])
+    told["train"]["init_from"] = _last(told["train"]["init_from"])
     told["data"]["more_sources"] = [_last(source) for source in told["data"]["more_sources"]]
     return "## Settings\n\n```toml\n" + _shown(tomli_w.dumps(told)).rstrip() + "\n```"
 

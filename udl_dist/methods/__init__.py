@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, int, int]  # C, H, W of an image
 
-HELPERS = ("chance", "frechet", "pixels")  # files of this folder that hold no method
+HELPERS = ("chance", "descriptor", "frechet", "gan_alarms", "pixels")  # files of this folder that hold no method
 EXPLODED = 100.0  # root mean square of latents or logits: healthy ones stay below 10
 
 
@@ -71,6 +71,9 @@ class Method:
     best: ClassVar[str] = ""  # the measured figure whose least value marks the best checkpoint; "" if there is none
     # Figures that are of another scale for other values of these settings; (): they say nothing of how good a run is.
     incomparable: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    cannot_see: ClassVar[Mapping[str, str]] = {}  # figure -> what it is blind to, for people who read it
+    # What to know of generated images, with the commands that draw better ones of the run folder RUN; "" for nothing.
+    about_samples: ClassVar[str] = ""
     networks: nn.ModuleDict
 
     def __init__(self, settings: Any, shape: Shape) -> None:

@@ -1,7 +1,7 @@
-"""The Fréchet distance of two sets of small images: no FID, for no network looks at them, but it can be had everywhere.
+"""The Fréchet distance of two sets of rows, from means that any number of ranks can add up; and 8×8 pixels as rows.
 
-Images are averaged down to 8×8 pixels (in [-1, 1]). Of each set a Gaussian is taken; means and second moments are means
-over images, so the distance is exact over any number of ranks, and it says nothing of what is finer than 8×8.
+Of each set a Gaussian is taken; means and second moments are means over images, so the distance is exact over any
+number of ranks. It is no FID: no network looks at the images. Rows of 8×8 pixels say nothing of what is finer.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ def small(images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, D]
     return functional.adaptive_avg_pool2d(images, sides).flatten(1)
 
 
-def moments(images: Tensor, name: str) -> dict[str, Tensor]:  # [B, C, H, W] -> [B, D], [B, D²]
-    """What of each image goes into the mean and the second moments of its set."""
-    values = small(images).double()
-    return {f"{name}_small": values, f"{name}_products": (values[:, :, None] * values[:, None, :]).flatten(1)}
+def moments(rows: Tensor, name: str) -> dict[str, Tensor]:  # [B, D] -> [B, D], [B, D²]
+    """What of each row goes into the mean and the second moments of its set."""
+    values = rows.double()
+    return {name: values, f"{name}_products": (values[:, :, None] * values[:, None, :]).flatten(1)}
 
 
-def distance(means: Mapping[str, Tensor]) -> float:
-    """The distance of the Gaussians with the means of `moments`."""
-    return between(*_gaussian(means, "real"), *_gaussian(means, "fake"))
+def distance(means: Mapping[str, Tensor], real: str, fake: str) -> float:
+    """The distance of the Gaussians of two sets, by the names that `moments` gave them."""
+    return between(*_gaussian(means, real), *_gaussian(means, fake))
 
 
 def between(mean: Tensor, covariance: Tensor, other: Tensor, spread: Tensor) -> float:  # [D], [D, D] twice, float64
@@ -46,5 +46,5 @@ def between(mean: Tensor, covariance: Tensor, other: Tensor, spread: Tensor) -> 
 
 
 def _gaussian(means: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
-    mean = means[f"{name}_small"].double()
+    mean = means[name].double()
     return mean, means[f"{name}_products"].double().view(len(mean), len(mean)) - mean.outer(mean)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from udl_dist.errors import UsageError
-from udl_dist.methods import Batch, Method, Phase, Shape, chance, exploding, frechet
+from udl_dist.methods import Batch, Method, Phase, Shape, chance, descriptor, frechet, gan_alarms
 from udl_dist.networks import GAINS, Network, NetworkSettings, decoder, encoder, halvings, kernel
 from udl_dist.networks.layers import Activation, Conv, ConvTranspose, Dropout, Layer, Linear, Norm, Reshape
 from udl_dist.settings import setting
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 LEAKY = GAINS["leaky_relu"]
 # A generator that starts with nearly equal images is answered by one shift of them all, and never leaves that image.
 DIVERSE = 1.0
-SURE = 8.0  # a logit: one error in 3,000
-# Shares of what real images have. On digits a healthy generator has 0.16 of the spread and 0.18 of the contrast at its
-# worst, some 1,000 images after the start; one that is lost has less than 0.03 and 0.0001 (README: how provoked).
-COLLAPSED = 0.05
-DEAD = 0.01
 
 
 @dataclass(frozen=True)
@@ -60,11 +55,12 @@ class GenerativeAdversarialNetwork(Method):
     """
 
     Settings = GANSettings
-    best = "frechet_8x8"
+    best = "frechet_detail"
     # Each discriminator judges by a scale of its own, and a share of nothing but variance is had by noise too.
     incomparable: ClassVar = dict.fromkeys(
-        ("real_logit", "fake_logit", "logit_scale", "spread", "contrast", "headroom"), ()
+        ("real_logit", "fake_logit", "logit_scale", "spread", "contrast", "detail", "headroom"), ()
     )
+    cannot_see: ClassVar = {"frechet_8x8": "anything finer than 8×8 pixels: blur, noise, grids of dots"}
     settings: GANSettings
 
     def __init__(self, settings: GANSettings, shape: Shape) -> None:
@@ -131,50 +127,40 @@ class GenerativeAdversarialNetwork(Method):
                   "logit_scale": (real_logit.square() + fake_logit.square()) / 2}  # fmt: skip
         for name, images in (("real", batch.images), ("fake", fake)):
             pixels = images.flatten(1)
-            values |= frechet.moments(images, name)
-            values |= {name: pixels, f"{name}_square": pixels.square(),
-                       f"{name}_contrast": images.flatten(2).var(2, correction=0).mean(1)}  # fmt: skip
+            values |= frechet.moments(frechet.small(images), f"{name}_small")
+            values |= frechet.moments(descriptor.describe(images), f"{name}_described")
+            values |= {
+                name: pixels,
+                f"{name}_square": pixels.square(),
+                f"{name}_contrast": images.flatten(2).var(2, correction=0).mean(1),
+                f"{name}_detail": descriptor.fine_energy(images),
+            }
         return values
 
     def figures(self, means: Mapping[str, Tensor]) -> dict[str, float]:
         """The logits and their root mean square, and shares: of generated images in what real ones have of each.
 
-        `spread`: the variance of a pixel over images; `contrast`: that within an image; `headroom`: 1 - x², the slope
-        of tanh, without which no gradient comes to the generator. A share of nothing is left out. `frechet_8x8`: how
-        far the two sets are from each other, each seen as a Gaussian of 8×8 pixels; no FID.
+        `spread`: the variance of a pixel over images; `contrast`: that within an image; `detail`: the energy of what is
+        finer than 3×3 pixels; `headroom`: 1 - x², the slope of tanh, without which no gradient comes to the generator.
+        A share of nothing is left out. `frechet_detail`: how far the two sets are from each other, each seen as a
+        Gaussian of the numbers of `descriptor`; `frechet_8x8`: of 8×8 pixels, blind to what is finer. No FID.
         """
         logits = {name: float(means[name]) for name in ("real_logit", "fake_logit")}
         of = {name: {"spread": float((means[f"{name}_square"] - means[name].square()).sum()),
                      "contrast": float(means[f"{name}_contrast"]),
+                     "detail": float(means[f"{name}_detail"]),
                      "headroom": float((1 - means[f"{name}_square"]).mean())} for name in ("real", "fake")}  # fmt: skip
         shares = {name: of["fake"][name] / real for name, real in of["real"].items() if real > 1e-6}
-        scale = {"logit_scale": float(means["logit_scale"].sqrt()), "frechet_8x8": frechet.distance(means)}
-        return logits | scale | shares
+        scale = {"logit_scale": float(means["logit_scale"].sqrt())}
+        far = {
+            "frechet_detail": frechet.distance(means, "real_described", "fake_described"),
+            "frechet_8x8": frechet.distance(means, "real_small", "fake_small"),
+        }
+        return logits | scale | far | shares
 
     def alarms(self, figures: Mapping[str, float], seen: int) -> dict[str, str]:
         """Who has won, which images are lost, and what has exploded."""
-        scale = max(abs(figures.get(name, 0.0)) for name in ("val/logit_scale", "train/real_logit", "train/fake_logit"))
-        return exploding("logits", scale) | self._lost_images(figures) | self._won(figures)
-
-    def _won(self, figures: Mapping[str, float]) -> dict[str, str]:
-        """The discriminator is so sure of everything that the generator learns nothing from it."""
-        real, fake = figures.get("train/real_logit", 0.0), figures.get("train/fake_logit", 0.0)
-        if real < SURE or fake > -SURE:
-            return {}
-        return {"the discriminator wins": f"real {real:.2g}, generated {fake:.2g} (logits): lower "
-                                          "method.discriminator_rate, or set method.r1"}  # fmt: skip
-
-    def _lost_images(self, figures: Mapping[str, float]) -> dict[str, str]:
-        """Every image is blank or at the ends of tanh, or all of them are nearly the same."""
-        contrast, headroom = figures.get("val/contrast", 1.0), figures.get("val/headroom", 1.0)
-        if contrast < DEAD or headroom < DEAD:
-            return {"dead generator": f"contrast {contrast:.2g}, headroom {headroom:.2g} of the real images': lower "
-                                      "train.learning_rate, then start again with --run.fresh true"}  # fmt: skip
-        spread = figures.get("val/spread", 1.0)
-        if spread >= COLLAPSED:
-            return {}
-        return {"mode collapse": f"generated images have {spread:.2g} of the spread of real ones: lower "
-                                 "train.learning_rate, set method.r1, or raise train.batch_size"}  # fmt: skip
+        return gan_alarms.alarms(figures, seen)
 
     def is_penalised(self, seen: int) -> bool:
         """Whether R1's turn has come: drawn from the images seen, so all ranks and a resumed run agree."""

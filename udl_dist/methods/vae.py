@@ -66,6 +66,10 @@ class VariationalAutoencoder(Method):
         **dict.fromkeys(("negative_elbo", "reconstruction"), ("likelihood", "binarise")),
         **dict.fromkeys(("kl", "active_units", "latent_scale"), ()),
     }
+    about_samples = (
+        "Samples are drawn from the prior N(0, 1). Where they are mere texture, draw from the codes of the training "
+        "images instead: udl fit-prior RUN, then udl sample RUN --prior mixture"
+    )
     settings: VAESettings
 
     def __init__(self, settings: VAESettings, shape: Shape) -> None:

@@ -9,6 +9,7 @@ A list may mix nothing else. Knows no model: its shape is told.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,21 @@ EXPECTED = "give uint8 from 0 to 255, floats in [-1, 1], or PIL images"
 
 
 def as_images(given: Any, shape: Shape, fit: Fit = "crop") -> Tensor:  # -> [N, C, H, W] float32 in [-1, 1]
-    """Images as a method takes them; raise UsageError for another shape, DataError for values that are none."""
+    """Images as a method takes them; raise UsageError for another shape, DataError for values that are none.
+
+    Warns once of images without a pixel below 0: they are most likely floats in [0, 1].
+    """
+    images = _converted(given, shape, fit)
+    if images.numel() and 0 <= float(images.min()) < float(images.max()):
+        warnings.warn(
+            "no pixel of these images is below 0, and floats are taken to be in [-1, 1]: if yours are in "
+            "[0, 1], give 2 * images - 1, or uint8",
+            stacklevel=2,
+        )
+    return images
+
+
+def _converted(given: Any, shape: Shape, fit: Fit) -> Tensor:
     if isinstance(given, list | tuple):
         return _listed(given, shape, fit)
     if isinstance(given, np.ndarray):
@@ -61,7 +76,7 @@ def scaled(raster: Pixels) -> Tensor:  # [N, C, H, W] uint8 -> the same, float32
 def _listed(given: Sequence[Any], shape: Shape, fit: Fit) -> Tensor:
     if not given:
         return torch.empty(0, *shape)
-    return torch.cat([as_images(one, shape, fit) for one in given])
+    return torch.cat([_converted(one, shape, fit) for one in given])
 
 
 def _from_numpy(array: np.ndarray[Any, Any]) -> Tensor:

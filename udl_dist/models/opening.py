@@ -24,7 +24,7 @@ from udl_dist.methods import Method
 from udl_dist.models import crowd as crowds
 from udl_dist.models import layout
 from udl_dist.models.prior import Mixture
-from udl_dist.runs import RunFolder
+from udl_dist.runs import RunFolder, winner_of
 from udl_dist.training import checkpoint as checkpoints
 
 LARGEST_SIDE = 4096
@@ -66,10 +66,12 @@ class Opened:
 
 
 def open_folder(folder: Path | str, checkpoint: str | int = "best") -> Opened:
-    """Open a run folder or an exported model; raise UsageError for a folder that is neither."""
-    path = settings.as_path(str(folder))
+    """Open a run folder, an exported model, or the winner of a search; raise UsageError for a folder that is none."""
+    asked = settings.as_path(str(folder))
+    path = winner_of(asked)
     if (path / "experiment.toml").is_file():
-        return _open_run(RunFolder(path), checkpoint)
+        notes = [f"{asked} is a search: this is the best run of its winner"] if path != asked else []
+        return _open_run(RunFolder(path), checkpoint, notes)
     if not path.is_dir():
         raise UsageError(f"there is no folder {path}: give a run folder or an exported model")
     if not layout.is_model(path):
@@ -91,9 +93,8 @@ def latent_dim(method: Method, shape: Shape) -> int:
     return 0
 
 
-def _open_run(run: RunFolder, checkpoint: str | int) -> Opened:
+def _open_run(run: RunFolder, checkpoint: str | int, notes: list[str]) -> Opened:
     experiment = experiments.load(run.experiment, {})
-    notes: list[str] = []
     path, chosen = _choose(run, experiment, checkpoint, notes)
     files, facts = checkpoints.load(path, ("networks", "average"))
     shape = experiment.data.shape
@@ -163,7 +164,7 @@ def _open_model(folder: Path) -> Opened:
 
 def _fill(method: Method, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Build the method around its weights: on torch's meta device, so that no claim of a size takes memory."""
-    with torch.device("meta"), _Unfilled():
+    with torch.device("meta"), unfilled():
         method.build()
     wanted = {name: (value.shape, value.dtype) for name, value in method.networks.state_dict().items()}
     given = {name: (value.shape, value.dtype) for name, value in tensors.items()}
@@ -178,7 +179,7 @@ def _fill(method: Method, tensors: Mapping[str, Tensor], path: Path) -> None:
     method.networks.requires_grad_(False).eval()
 
 
-class _Unfilled(TorchFunctionMode):
+class unfilled(TorchFunctionMode):
     """Leaves first weights undrawn: on the meta device a draw does nothing but import torch's compiler, for 1 s."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

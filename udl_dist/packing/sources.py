@@ -94,6 +94,11 @@ def image_folder(root: Path) -> Source:
     return Source(root.name, find_license(root), safe, images, ignored)
 
 
+def files_below(folder: Path) -> list[str]:
+    """The image files of a folder of images, whatever part they are of, by their paths below it; none of IDX files."""
+    return [] if arrays.idx_files(folder) else _listed(folder)[0]
+
+
 def identify(source: str) -> str:
     """A hash that changes whenever the images of a source do: of names, sizes and times, without opening a file."""
     if source == "digits":

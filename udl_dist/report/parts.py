@@ -10,6 +10,7 @@ from typing import Any
 from udl_dist import experiment
 from udl_dist.account import Figure
 from udl_dist.errors import UdlError, UsageError
+from udl_dist.evaluation.written import shared_protocols
 from udl_dist.report.page import clean
 
 NAME = "report.html"
@@ -46,7 +47,7 @@ def evaluated(figures: Mapping[str, Figure]) -> list[tuple[str, str, str, str]]:
 
     What several figures have alike is named here, and told with its value in `shared`.
     """
-    of_all, of_some = _shared(figures)
+    of_all, of_some = shared_protocols(figure.protocol for figure in figures.values())
     rows = []
     for name, figure in figures.items():
         spread = f" ± {figure.deviation:.3g}" if figure.deviation is not None else ""
@@ -58,19 +59,7 @@ def evaluated(figures: Mapping[str, Figure]) -> list[tuple[str, str, str, str]]:
 
 def shared(figures: Mapping[str, Figure]) -> list[str]:
     """What the protocols of all figures have in common, told once, and then what those of several have."""
-    return [joined(told) for told in _shared(figures)]
-
-
-def _shared(figures: Mapping[str, Figure]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the protocols of all have alike, and what all have alike of those that have it: two or more."""
-    values: dict[str, list[Any]] = {}
-    for figure in figures.values():
-        for name, value in figure.protocol.items():
-            values.setdefault(name, []).append(value)
-    alike = {name: found[0] for name, found in values.items() if all(one == found[0] for one in found)}
-    of_all = {name: value for name, value in alike.items() if len(values[name]) == len(figures)}
-    of_some = {name: value for name, value in alike.items() if 1 < len(values[name]) < len(figures)}
-    return of_all, of_some
+    return [joined(told) for told in shared_protocols(figure.protocol for figure in figures.values())]
 
 
 def tables(method: str, settings: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str, bool]]]]:

@@ -43,9 +43,9 @@ def _values(about: Account, shown: list[dict[str, Any]]) -> dict[str, Any]:
     held_out = about.held_out()
     best_by = about.best_by if about.best_by in held_out else ""
     sections = [
+        ("pictures", "Pictures"),
         ("figures", "Figures"),
         ("curves", "Curves"),
-        ("pictures", "Pictures"),
         ("data", "Data"),
         ("settings", "Settings"),
         ("environment", "Environment"),
@@ -57,10 +57,15 @@ def _values(about: Account, shown: list[dict[str, Any]]) -> dict[str, Any]:
         "facts": _facts(about),
         "sections": sections,
         "faults": about.faults,
-        "alarms": [line for line in about.messages if "ALARM" in line][:20],
+        "alarms": [*_failed(about), *[line for line in about.messages if "ALARM" in line][:20]],
         "held_out": [
-            (name, _number(last), _number(best))[: 3 if best_by else 2] for name, (last, best, _) in held_out.items()
+            (name, _number(last), _number(best))[: 3 if best_by else 2]
+            for name, (last, best, _) in sorted(held_out.items(), key=lambda item: item[0] != best_by)
         ],
+        "cannot_see": [
+            (f"val/{name}", what) for name, what in about.kind.cannot_see.items() if f"val/{name}" in held_out
+        ],
+        "about_samples": of_run(about.kind.about_samples, str(about.folder)) if "samples" in about.pictures else "",
         "best_by": best_by,
         "held_out_images": f"{about.held_out_images:,} " if about.held_out_images else "",
         "best_images": f"{next((images for _, _, images in held_out.values()), 0):,}",
@@ -80,8 +85,12 @@ def _values(about: Account, shown: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _failed(about: Account) -> list[str]:
+    return [f"The run failed after {about.images:,} images: {about.failure}"] if about.failure else []
+
+
 def _facts(about: Account) -> list[str]:
-    state = "complete" if about.complete else "not complete"
+    state = "complete" if about.complete else "failed" if about.failure else "not complete"
     kept = f"{len(about.checkpoints)} checkpoints kept"
     return [f"method {about.method}", f"{about.images:,} images seen", state, kept]
 
@@ -89,8 +98,10 @@ def _facts(about: Account) -> list[str]:
 def _panels(about: Account) -> list[dict[str, str]]:
     """A panel for each term, training and held out together, then figures of checkpoints, then the machine's."""
     names = sorted({name for point in about.points for name in point} - set(NOT_DRAWN))
-    terms = sorted({name.split("/", 1)[-1] for name in names if name.startswith(("val/", "train/"))},
-                   key=lambda term: (f"val/{term}" not in names, term))  # fmt: skip
+    terms = sorted(
+        {name.split("/", 1)[-1] for name in names if name.startswith(("val/", "train/"))},
+        key=lambda term: (f"val/{term}" != about.best_by, f"val/{term}" not in names, term),
+    )
     wanted = {term: {f"{part}/{term}": about.curve(f"{part}/{term}") for part in ("train", "val")} for term in terms}
     followed = sorted(set().union(*about.followed.values()))
     wanted |= {f"{name}, udl evaluate --follow": {name: about.followed_curve(name)} for name in followed}
@@ -134,12 +145,17 @@ def _commands(about: Account) -> str:
     if not about.settings:
         return "the settings are not known"
     job = shlex.quote(clean(str(about.folder / "experiment.toml")))
-    run = shlex.quote(clean(str(about.folder)))
+    run = of_run("RUN", str(about.folder))
     return "\n".join([
         f"udl train {job} --run.folder runs/again    # the same run, from its start",
         f"udl export {run} model    # the best checkpoint as safetensors, with a card",
         f"udl report {run}    # this page",
     ])  # fmt: skip
+
+
+def of_run(text: str, folder: str) -> str:
+    """A text with commands on RUN, about the run in `folder`."""
+    return text.replace("RUN", shlex.quote(clean(folder)))
 
 
 def _number(value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from udl_dist.search.results import Winner
 from udl_dist.search.settings import Search
 
 SOURCE, JOURNAL = "search.toml", "trials.jsonl"
+MOST_ALARMS = 20
 MOST_ROWS = 300  # of the table; all are in search.csv
 PLOTS = {
     "curves": ("Trials", "the metric of each trial over the images it was trained on; the best one is red, dotted "
@@ -105,7 +107,8 @@ def _values(found: Found, panels: list[dict[str, str]]) -> dict[str, Any]:
     method = found.search.base.method_name if found.search else ""
     return {
         "title": found.folder.absolute().name, "facts": _facts(found),
-        "sections": [(name.lower(), name) for name in sections], "alarms": [], "faults": found.faults + odd,
+        "sections": [(name.lower(), name) for name in sections], "alarms": _alarms(found.folder),
+        "faults": found.faults + odd,
         "winner": [(name, in_words(value)) for name, value in found.winner.values.items()] if found.winner else [],
         "best_trial": found.winner.trial if found.winner else "", "final": _final(found),
         "evaluation": evaluated(found.figures), "shared": shared(found.figures),
@@ -115,6 +118,16 @@ def _values(found: Found, panels: list[dict[str, str]]) -> dict[str, Any]:
         "settings": tables(method, settings.flatten(found.search.base.to_dict())) if found.search else [],
         "commands": _commands(found), "made_with": environment.in_words(environment.releases()),
     }  # fmt: skip
+
+
+def _alarms(folder: Path) -> list[str]:
+    """The alarms of the winner's runs."""
+    found = []
+    for log in sorted(folder.glob("winner/*/messages.log")):
+        with contextlib.suppress(OSError):
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+            found += [f"{log.parent.name}: {line}" for line in lines if "ALARM" in line]
+    return found[:MOST_ALARMS]
 
 
 def _facts(found: Found) -> list[str]:

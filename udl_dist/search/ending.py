@@ -15,6 +15,7 @@ from udl_dist.search.journal import Journal, Line
 from udl_dist.search.planning import SearchPlan
 from udl_dist.search.results import Ended, Winner
 from udl_dist.search.settings import Search
+from udl_dist.terminal import Screen
 
 FLOOR = "floor.json"  # what PCA reaches, by number of components
 
@@ -38,6 +39,7 @@ def end(wanted: Search, planned: SearchPlan, journal: Journal, out: TextIO, sign
     results.write_csv(wanted, lines)
     final = finals(wanted, planned, journal)
     if final and wanted.settings.plots:
+        Screen(out).say("drawing the plots of the search")
         _plot(wanted, planned, lines)
     if final and wanted.settings.final_seeds and not signal:
         handing.hand_over(wanted, final, out)

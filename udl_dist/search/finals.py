@@ -30,6 +30,8 @@ class Finals:
     def __init__(self, search: Search, values: Mapping[str, Any], total: int, schedule: Sequence[Piece] = ()) -> None:
         self.search, self.running, self.stopping = search, dict[int, int](), False
         self.failed: dict[int, str] = {}
+        self.total_images = total
+        self.images = dict[int, int]()  # that each run was trained on, as far as it has told
         self._deaths = 0
         batch, budget = search.base.train.batch_size, schedule[-1][0] if schedule else total
         self._pieces = [(in_steps(round(until * total / budget), batch), values) for until, values in schedule]
@@ -79,6 +81,7 @@ class Finals:
 
     def arrived(self, number: int, images: int, figures: Mapping[str, float]) -> None:
         """Nothing is decided about a final run."""
+        self.images[number] = images
 
     def ended(self, number: int, outcome: Outcome) -> None:
         piece = self.running.pop(number)
@@ -99,6 +102,13 @@ class Finals:
         self.stopping = True
         for seed in list(self.running):
             RunFolder(self.folder(seed)).ask_stop()
+
+    def progress(self) -> str:
+        """How far the runs are, in words."""
+        runs = range(self.search.settings.final_seeds)
+        done = sum(self.finished(seed) is not None for seed in runs)
+        moving = [f"seed-{seed} {self.images.get(seed, 0):,} of {self.total_images:,} images" for seed in self.running]
+        return " · ".join([f"training the winner anew: {done} of {len(runs)} runs complete", *sorted(moving)])
 
     def figures(self) -> dict[str, tuple[float, float, int]]:
         """Mean, deviation and number of runs of each held-out figure over the runs that are complete."""

@@ -19,7 +19,7 @@ from udl_dist.evaluation import written
 from udl_dist.search.finals import Finals, spread
 from udl_dist.search.objective import Objective
 from udl_dist.search.settings import Search
-from udl_dist.terminal import Progress
+from udl_dist.terminal import Progress, Screen
 
 if TYPE_CHECKING:
     from udl_dist.models.model import Model
@@ -73,7 +73,7 @@ def hand_over(wanted: Search, finals: Finals, out: TextIO) -> Handed:
         except UdlError as error:
             failed.append(f"{name} is not evaluated: {error}")
     weights = {name: runs[name].origin.weights for name in measured}
-    exported = _exported(wanted, runs, failed) if wanted.settings.export and runs else ""
+    exported = _exported(wanted, runs, failed, out) if wanted.settings.export and runs else ""
     handed = Handed(_over_runs(measured), weights, tuple(lacking), tuple(failed), exported)
     if handed != before:
         disk.write_whole(wanted.folder / written.NAME, json.dumps(vars(handed), indent=1, ensure_ascii=False))
@@ -134,7 +134,7 @@ def _over_runs(measured: Mapping[str, Mapping[str, Entry]]) -> dict[str, Entry]:
     return found
 
 
-def _exported(wanted: Search, runs: Mapping[str, Model], failed: list[str]) -> str:
+def _exported(wanted: Search, runs: Mapping[str, Model], failed: list[str], out: TextIO) -> str:
     """Export the best run, unless it lies there already; give its name, or "" and tell why it failed."""
     from udl_dist.export.export import ExportSettings, export
 
@@ -143,6 +143,7 @@ def _exported(wanted: Search, runs: Mapping[str, Model], failed: list[str]) -> s
         if (there := _there(dest)) != runs[best].origin.weights:
             if there:  # of another winner, before there were more trials
                 shutil.rmtree(dest)
+            Screen(out).say(f"exporting the winner, {best}")
             export(runs[best], dest, ExportSettings(title=wanted.folder.name))
         return best
     except UdlError as error:

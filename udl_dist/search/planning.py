@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from udl_dist.errors import UsageError
-from udl_dist.plan import plan as plan_run
+from udl_dist.plan import plan_here as plan_run
 from udl_dist.search.axes import with_values
 from udl_dist.search.population import boundaries, refuse_lost_weights
 from udl_dist.search.sampler import Grid, Random, Sampler, settings_asked
@@ -31,6 +31,7 @@ class SearchPlan:
     trials: int
     settings: int
     budget: int
+    capped: int  # the budget that was asked for, where a whole run is shorter; else 0
     rungs: tuple[int, ...]
     images: int
     expected_images: int
@@ -44,12 +45,14 @@ class SearchPlan:
         fewer = self.expected_images < self.images
         share = f" (about {self.expected_images:,} with {self.scheduler})" if fewer else ""
         cost = f"{self.images:,} images if none is stopped{share}, then {self.final_images:,} for the winner"
+        longer = f"search.budget_images = {self.capped:,} is more than a whole run ({self.whole_images:,} images by "
         return [
             f"search folder {self.folder}",
             f"metric        {' and '.join(self.metric)}",
             *(f"axis          {axis}" for axis in self.axes),
             f"trials        {self.trials} ({self.settings} settings by {self.sampler}), {self.budget:,} images each "
             f"at most{stopped}",
+            *([f"budget        {longer}train.epochs or train.total_images): trials end there"] if self.capped else []),
             f"cost          {cost}",
             f"workers       {self.workers} a trial; on this machine {self.at_once} trials at once",
         ]
@@ -62,11 +65,16 @@ def plan(search: Search) -> SearchPlan:
     """Work out the plan; raise UsageError or DataError for whatever can be refused before a machine is taken."""
     found, base = search.settings, search.base
     whole = plan_run(base)
+    if base.train.init_from:
+        from udl_dist.models import warm_start
+
+        warm_start.check(base)
     if not whole.held_out_records:
         raise UsageError("a search needs held-out images: set data.held_out or data.held_out_fraction")
     if base.run.least_workers != base.run.most_workers:
         raise UsageError(f"run.workers = {base.run.workers!r}: the trials of a search have a fixed number of workers")
     budget = in_steps(min(found.budget_images or whole.total_images, whole.total_images), base.train.batch_size)
+    capped = found.budget_images if found.budget_images > whole.total_images else 0
     sampler = make_sampler(search)
     settings = settings_asked(sampler, found.trials, found.seeds)
     trials, places = settings * found.seeds, rungs(found, budget, search.batches)
@@ -77,7 +85,7 @@ def plan(search: Search) -> SearchPlan:
     return SearchPlan(
         folder=str(search.folder), method=base.method_name, metric=found.metric,
         axes=tuple(axis.in_words() for axis in search.axes), sampler=found.sampler, scheduler=found.scheduler,
-        trials=trials, settings=settings, budget=budget, rungs=places, images=trials * budget,
+        trials=trials, settings=settings, budget=budget, capped=capped, rungs=places, images=trials * budget,
         expected_images=_expected(trials, budget, places, found),
         whole_images=whole.total_images, final_images=whole.total_images * found.final_seeds, workers=base.run.workers,
         at_once=(os.cpu_count() or 1) // (base.run.cpus_per_worker * base.run.most_workers),

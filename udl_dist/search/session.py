@@ -132,7 +132,9 @@ class Session:
                 signals.install()
                 settled = True
             conductor = self._conductor
-            if conductor and not isinstance(conductor, Finals):
+            if isinstance(conductor, Finals):
+                view.refresh_finals(conductor)
+            elif conductor:
                 view.refresh(self.journal, len(conductor.running))
             if limit and time.monotonic() - self._began > limit and conductor and not conductor.stopping:
                 view.say(f"search.seconds = {limit:g} are over: what runs writes a checkpoint and ends")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TextIO
 
+from udl_dist.search.finals import Finals
 from udl_dist.search.journal import Journal, Line
 from udl_dist.search.objective import Objective
 from udl_dist.search.results import short, states
@@ -21,6 +22,7 @@ class View:
         self.say = self._screen.say
         self._shown_at, self._began, self._before = float("-inf"), time.monotonic(), -1
         self._told: set[int] = set()
+        self._trials_over = False
 
     def refresh(self, journal: Journal, running: int, last: bool = False) -> None:
         lines = list(journal.lines.values())
@@ -33,6 +35,13 @@ class View:
         if last or time.monotonic() - self._shown_at >= (0.5 if self._screen.redraws else LOG_SECONDS):
             self._shown_at = time.monotonic()
             (self.say if last else self._screen.draw)(self._line(lines, running))
+
+    def refresh_finals(self, finals: Finals) -> None:
+        """How far the winner's runs are."""
+        quiet = 0.5 if self._screen.redraws else LOG_SECONDS
+        if not self._trials_over or time.monotonic() - self._shown_at >= quiet:
+            self._trials_over, self._shown_at = True, time.monotonic()
+            self._screen.draw(finals.progress())
 
     def _line(self, lines: list[Line], running: int) -> str:
         done = len(lines) - self._before

@@ -12,7 +12,7 @@ from typing import Any
 
 from udl_dist import experiment as experiments
 from udl_dist.errors import UsageError
-from udl_dist.evaluation.settings import PIXELS, FigureSettings
+from udl_dist.evaluation.settings import OWN, FigureSettings
 from udl_dist.experiment import Experiment
 from udl_dist.search import settings as searches
 from udl_dist.settings import as_path, from_flags, to_dict
@@ -67,7 +67,7 @@ def _evaluation(folder: Path, flags: Mapping[str, str]) -> Job:
     if wanted.address:
         raise UsageError("address is for udl evaluate: give udl submit --address, the cluster's dashboard")
     wanted = replace(wanted, data=_source(wanted.data), workers=max(1, wanted.workers), address=THERE,
-                     extractor=wanted.extractor if wanted.extractor == PIXELS else _absolute(wanted.extractor)
+                     extractor=wanted.extractor if wanted.extractor in OWN else _absolute(wanted.extractor)
                      )  # fmt: skip
     defaults = to_dict(FigureSettings())
     asked = {name: value for name, value in to_dict(wanted).items() if value != defaults[name]} | own

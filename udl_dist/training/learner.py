@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +88,13 @@ class Learning:
         """What a checkpoint of all this takes, moments that the optimisers do not have yet included."""
         missing = sum(value.nbytes for turn in self.turns if not turn.optimizer.state for value in turn.parameters())
         return bytes_of(self.tensors()) + self._moments * missing
+
+    def start_from(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take some of the weights from elsewhere, before the first step; optimisers are as new as they were."""
+        own = self.method.networks.state_dict()
+        self.method.networks.load_state_dict(own | dict(tensors))
+        if self.average is not None:
+            self.average.networks.load_state_dict(self.method.networks.state_dict())
 
     def restore(self, files: dict[str, dict[str, Tensor]]) -> None:
         """Take up the state that `tensors` gave; raise TrainingError if it is of other networks."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from udl_dist.errors import UsageError
-from udl_dist.settings import setting
+from udl_dist.settings import as_path, setting
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class TrainSettings:
     seed: int = setting(0, "where all chance comes from: weights, order, flips, noise", low=0, high=2**63 - 1)
     optimizer: Literal["adam", "adamw", "sgd"] = setting("adam", "the optimiser of every learner")
     learning_rate: float = setting(1e-3, "its peak", above=0)
-    beta1: float = setting(0.9, "Adam's first decay; the momentum of sgd", low=0, high=1)
-    beta2: float = setting(0.999, "Adam's second decay", low=0, high=1)
+    beta1: float = setting(0.9, "Adam's first decay; the momentum of sgd", low=0, below=1)
+    beta2: float = setting(0.999, "Adam's second decay", low=0, below=1)
     weight_decay: float = setting(0.0, "decay of weights per step, in units of the learning rate for adamw", low=0)
     warmup_images: int = setting(0, "images over which the learning rate rises linearly to its peak", low=0)
     schedule: Literal["constant", "cosine", "stages"] = setting(
@@ -46,7 +46,16 @@ class TrainSettings:
     compile: bool = setting(False, "torch.compile the networks, but for one that a penalty differentiates twice")
     channels_last: bool = setting(False, "keep convolutions in channels-last memory format")
     average_half_life: int = setting(0, "half-life, in images, of the moving average of the weights; 0: none", low=0)
+    init_from: str = setting(
+        "", "a run folder or an exported model whose weights are the first ones; nothing else of it is taken"
+    )
     report_images: int = setting(0, "images between points of the curves; 0: a hundred a run", low=0)
+
+    def __post_init__(self) -> None:
+        if "://" in self.init_from:
+            raise UsageError(f"train.init_from {self.init_from!r} must be a folder on a disk: copy the model there")
+        if self.init_from:  # workers run in folders of their own
+            object.__setattr__(self, "init_from", str(as_path(self.init_from)))
 
     def length(self, records: int) -> int:
         """The images of the whole run: whole steps, the least number that reaches what was asked."""

@@ -15,6 +15,7 @@ from udl_dist.evaluation import similarity
 from udl_dist.evaluation.pictures import grid
 from udl_dist.methods import chance
 from udl_dist.models.model import BATCH_IMAGES, Model, Prior
+from udl_dist.packing.sources import READ
 from udl_dist.using import sources
 from udl_dist.using.calibration import calibration
 from udl_dist.using.outcome import Outcome, is_picture, new_folder, outcome, save, writing
@@ -43,7 +44,7 @@ def sample(model: Model, count: int, seed: int, prior: Prior, out: Path) -> Outc
 def reconstruct(model: Model, names: Sequence[str], most: int, out: Path) -> Outcome:
     """Images over what the model makes of them, in one PNG grid, or each reconstruction into a folder."""
     model.require("reconstruct")
-    keys, images = sources.read(model, names, most)
+    keys, images, there = sources.read(model, names, most)
     rebuilt = model.reconstruct(images)
     errors = similarity.mse(rebuilt, images)
     if is_picture(out):
@@ -54,8 +55,12 @@ def reconstruct(model: Model, names: Sequence[str], most: int, out: Path) -> Out
             for number, (key, picture) in enumerate(zip(keys, model.pictures(rebuilt), strict=True)):
                 picture.save(folder / f"{number:06d}-{_file_name(key)}.png")
     psnr = float(similarity.psnr(errors).mean())
-    said = f"{len(keys)} images: mean squared error {float(errors.mean()):.5f} (pixels in [0, 1]), PSNR {psnr:.2f} dB"
-    return outcome(model, [f"{said}: {out}"], out=str(out), n=len(keys), mse=float(errors.mean()), psnr=psnr)
+    some = f"the first {len(keys):,} of {there:,} images (--n {there} takes all)"
+    which = f"{len(keys)} images" if len(keys) == there else some
+    said = f"{which}: mean squared error {float(errors.mean()):.5f} (pixels in [0, 1]), PSNR {psnr:.2f} dB"
+    return outcome(
+        model, [f"{said}: {out}"], out=str(out), n=len(keys), images=there, mse=float(errors.mean()), psnr=psnr
+    )
 
 
 def traverse(model: Model, axes: int, steps: int, reach: float, base: str, seed: int, out: Path) -> Outcome:
@@ -151,5 +156,7 @@ def _padded(row: Tensor, columns: int) -> Tensor:
 
 
 def _file_name(key: str) -> str:
-    """A key that came from data, as part of a file's name: nothing in it leads elsewhere."""
+    """A key that came from data, or the name of a file, as part of a file's name: nothing in it leads elsewhere."""
+    if key.lower().endswith(READ):
+        key = Path(key).stem
     return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in key)[:80]

@@ -11,7 +11,7 @@ from typing import Any
 from udl_dist import disk
 from udl_dist.evaluation import written
 from udl_dist.evaluation.family import HELD_OUT, LEFT_OUT, TRAIN, Family, Figure, Plane, Taken, joined
-from udl_dist.evaluation.settings import PIXELS, FigureSettings
+from udl_dist.evaluation.settings import OWN, FigureSettings
 from udl_dist.models.model import Model
 from udl_dist.settings import as_path
 from udl_dist.using.measuring import Measuring, Part
@@ -23,7 +23,7 @@ Parts = dict[tuple[str, int], Part]
 
 def evaluate(model: Model, asked: FigureSettings, out: Path | None, progress: Progress) -> Outcome:
     """Measure, write `evaluation.json` (into the run folder unless told where) and say what came out."""
-    if asked.extractor != PIXELS:
+    if asked.extractor not in OWN:
         asked = replace(asked, extractor=str(as_path(asked.extractor).absolute()))  # workers may be elsewhere
     measuring = Measuring(model, asked)
     figures, planes = _measured(measuring, progress)
@@ -54,7 +54,8 @@ def _measured(measuring: Measuring, progress: Progress) -> tuple[dict[str, dict[
         train = _whole(made, measuring, family, TRAIN) if seen else None
         if family.name not in references:
             references[family.name] = dict(sorted(family.reference(held_out, train).items()))
-            if references[family.name] and not any(part.damaged for part in made.values()):  # those may be mended
+            damaged = any(part.damaged for part in made.values()) or measuring.damaged  # those may be mended
+            if references[family.name] and not damaged:
                 remembered.write(family, references[family.name])
         shared = _protocol(measuring, family)
         own = family.figures(held_out, train, references[family.name])

@@ -5,10 +5,13 @@ Parts depend on the images alone, so whoever makes them, in whatever number, mak
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from udl_dist.errors import TrainingError, UsageError
@@ -16,6 +19,7 @@ from udl_dist.evaluation import extractor as extractors
 from udl_dist.evaluation import families
 from udl_dist.evaluation.family import HELD_OUT, LEFT_OUT, TRAIN, Family, Seen, Subject, Taken, joined
 from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.models.inputs import scaled
 from udl_dist.models.model import BATCH_IMAGES, Model
 from udl_dist.packing.prepare import prepare
 from udl_dist.stream.loading import Records
@@ -28,6 +32,7 @@ from udl_dist.using.remembered import Remembered
 from udl_dist.using.sources import open_stream
 
 MOST_PARTS = 64
+MOST_DECODED_BYTES = 2**28  # 10,000 images of 64 px in colour take half of it
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,18 @@ class Measuring:
         extractor = extractors.find(asked.extractor, model.shape, model.device, asked.trust_extractor)
         experiment = model.origin.experiment
         left_out = experiment.data.without_labels if experiment and LEFT_OUT in self.streams else ()
-        subject = Subject(model.method, model.shape, model.latent_dim, asked, extractor, sample, sampled_from, labelled,
-                          left_out)  # fmt: skip
+        subject = Subject(
+            model.method,
+            model.shape,
+            model.latent_dim,
+            asked,
+            extractor,
+            sample,
+            sampled_from,
+            labelled,
+            left_out,
+            {which: self._images(which) for which in self.streams},
+        )
         self.families, self.notes = families.chosen(subject, self.images[HELD_OUT])
         if not self.families:
             raise UsageError(f"{model.origin.folder} has no figures: {'; '.join(self.notes)}")
@@ -89,6 +104,20 @@ class Measuring:
         about = {"streams": streams, "shape": model.shape, "device": model.device.type}
         return Remembered(cache_folder(experiment.data.cache if experiment else "") / "references", about)
 
+    def _images(self, which: str) -> Callable[[], Iterator[Tensor]]:
+        """Passes over the images that are measured."""
+        count = self.images[which]
+        parts = range(self._count(which))
+        return passes(
+            lambda: (records for number in parts for _, records in self._records(which, number)),
+            count * math.prod(self.model.shape),
+        )
+
+    @property
+    def damaged(self) -> bool:
+        """Whether this process has met records that others stood in for."""
+        return any(stream.damage for stream in self.streams.values())
+
     def _taking(self, which: str) -> list[Family]:
         return [family for family in self.families if family.goes_through(which)]
 
@@ -115,6 +144,24 @@ class Measuring:
             if not bool(value.isfinite().all()):
                 raise TrainingError(f"{self.model.origin.line()}: {name} ({what}) has numbers that are not finite: "
                                     "use another checkpoint")  # fmt: skip
+
+
+def passes(batches: Callable[[], Iterator[Records]], total_bytes: int) -> Callable[[], Iterator[Tensor]]:
+    """Passes over the same images, [B, C, H, W] in [-1, 1]; they are decoded once where they fit into memory."""
+    kept: list[NDArray[np.uint8]] = []
+
+    def once() -> Iterator[Tensor]:
+        if kept:
+            yield from map(scaled, kept)
+            return
+        decoded = []
+        for records in batches():
+            if total_bytes <= MOST_DECODED_BYTES:
+                decoded.append(records.images.copy())
+            yield scaled(records.images)
+        kept.extend(decoded)
+
+    return once
 
 
 def _streams(model: Model, asked: FigureSettings) -> dict[str, Stream]:

@@ -21,7 +21,7 @@ from udl_dist.models.model import Model
 from udl_dist.packing.folders import finish_folder, partial_folder
 from udl_dist.using.calibration import calibration
 from udl_dist.using.outcome import Outcome, outcome, save
-from udl_dist.using.sources import batches
+from udl_dist.using.sources import batches, named
 
 SHOWN = 16  # of the oddest in the picture
 NAMED = 5  # of them in words
@@ -87,7 +87,7 @@ def _write(
 
 
 def _scored(model: Model, names: Sequence[str], which: str, seed: int) -> Iterator[tuple[str, float, Tensor]]:
-    for keys, batch in batches(model, names, seed=seed):
+    for keys, batch in batches(model, named(model, names, seed), seed=seed):
         values = model.score_batch(batch, which)
         yield from zip(keys, values.tolist(), batch.images, strict=True)
 

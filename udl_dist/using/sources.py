@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from udl_dist.methods import Batch, chance
 from udl_dist.models.inputs import scaled
 from udl_dist.models.model import BATCH_IMAGES, Model
 from udl_dist.packing.finding import LISTS, TARS
+from udl_dist.packing.prepare import is_packed_at_first_use
+from udl_dist.packing.sources import files_below
 from udl_dist.settings import as_path
 from udl_dist.stream.loading import Records
 from udl_dist.stream.reader import Stream
@@ -24,31 +27,64 @@ from udl_dist.training.loop import to_batch
 ARRAYS = (".npy", ".npz", ".gz")  # names of many images, as those of IDX files, which have no ending
 
 
-def read(model: Model, names: Sequence[str], most: int) -> tuple[list[str], Tensor]:
-    """The first `most` images of all names, with their keys: [N] and [N, C, H, W] in [-1, 1]; at least one."""
+@dataclass(frozen=True)
+class Named:
+    """What one name stands for: image files, by their paths as given, or a stream of all its images."""
+
+    files: tuple[str, ...] = ()
+    stream: Stream | None = None
+
+    @property
+    def images(self) -> int:
+        return self.stream.records if self.stream else len(self.files)
+
+
+def named(model: Model, names: Sequence[str], seed: int = 0) -> list[Named]:
+    """What each name stands for; raise DataError for one that holds no image before any is decoded."""
+    return [_named(model, name, seed) for name in names]
+
+
+def read(model: Model, names: Sequence[str], most: int) -> tuple[list[str], Tensor, int]:
+    """The first `most` images of all names: their keys, [N, C, H, W] in [-1, 1], at least one, and how many there are.
+
+    The key of a file is its path as it was given, that of a record its own.
+    """
+    every = named(model, names)
     keys: list[str] = []
     parts: list[Tensor] = []
-    for found, batch in batches(model, names, most):
+    for found, batch in batches(model, every, most):
         keys += found
         parts.append(batch.images)
         if len(keys) >= most:
             break
-    return keys[:most], torch.cat(parts)[:most]
+    return keys[:most], torch.cat(parts)[:most], sum(one.images for one in every)
 
 
 def batches(
-    model: Model, names: Sequence[str], most: int = BATCH_IMAGES, seed: int = 0
+    model: Model, every: Sequence[Named], most: int = BATCH_IMAGES, seed: int = 0
 ) -> Iterator[tuple[list[str], Batch]]:
-    """Every image of all names, once, with its key and random keys from `seed`; at most `most` at a time."""
-    for number, name in enumerate(names):
-        path = as_path(name) if "://" not in name else Path(name)
+    """Every image once, with its key and random keys from `seed`; at most `most` at a time."""
+    at_once, files = min(BATCH_IMAGES, most), 0
+    for one in every:
+        for start in range(0, len(one.files), at_once):
+            part = one.files[start : start + at_once]
+            pixels = np.stack([open_image(model, as_path(file)) for file in part])
+            random = chance.keys(seed, len(part), files)
+            files += len(part)
+            yield list(part), Batch(scaled(pixels), random, random, 0)
+        if one.stream:
+            for records in one.stream.once(at_once):
+                yield keys_of(one.stream, records), as_batch(records)
+
+
+def _named(model: Model, name: str, seed: int) -> Named:
+    if "://" not in name:
+        path = as_path(name)
         if path.suffix and path.is_file() and not name.endswith((*TARS, *LISTS, *ARRAYS)):
-            key = chance.keys(seed, 1, number)
-            yield [path.stem], Batch(scaled(np.array(open_image(model, path))[None]), key, key, 0)
-            continue
-        stream = open_stream(model, name, seed=seed)
-        for records in stream.once(min(BATCH_IMAGES, most)):
-            yield keys_of(stream, records), as_batch(records)
+            return Named((name,))
+        if path.is_dir() and is_packed_at_first_use(name) and (below := files_below(path)):
+            return Named(tuple(str(Path(name) / file) for file in below))
+    return Named(stream=open_stream(model, name, seed=seed))
 
 
 def open_stream(model: Model, source: str, readers: int = 1, seed: int = 0) -> Stream:

@@ -13,19 +13,30 @@ from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.using.settings import EmbedSettings, ExtractorSettings
 from udl_dist.verbs import Verbs, new_verb, progress, refuse_flags, show
 
+# Names of what is written where nobody says another.
+SAMPLES, RECONSTRUCTION, TRAVERSE, SCORES = "samples.png", "reconstruction.png", "traverse.png", "scores"
+
 
 def add(verbs: Verbs) -> None:
-    sample = _verb(verbs, "sample", "draw new images", _sample, out="samples.png")
+    sample = _verb(verbs, "sample", "draw new images", _sample, out=SAMPLES)
     sample.add_argument("--n", type=int, default=64, help="how many (64)")
     sample.add_argument("--prior", choices=("auto", "own", "mixture"), default="auto",
                         help="where latents come from: the method's own, or the mixture of udl fit-prior")  # fmt: skip
 
-    rebuild = _verb(verbs, "reconstruct", "send images through a model and back", _reconstruct, "images",
-                    out="reconstruction.png", chance=False)  # fmt: skip
+    rebuild = _verb(
+        verbs,
+        "reconstruct",
+        "send images through a model and back",
+        _reconstruct,
+        "images",
+        out=RECONSTRUCTION,
+        chance=False,
+    )
     rebuild.add_argument("--n", type=int, default=64, help="at most so many of them (64)")
 
-    traverse = _verb(verbs, "traverse", "walk through the latents, or from one image to another", _traverse,
-                     out="traverse.png")  # fmt: skip
+    traverse = _verb(
+        verbs, "traverse", "walk through the latents, or from one image to another", _traverse, out=TRAVERSE
+    )
     traverse.add_argument("--axes", type=int, default=8, help="latents to walk along, a row each (8)")
     traverse.add_argument("--steps", type=int, default=11, help="images in a row (11)")
     traverse.add_argument("--reach", type=float, default=3.0, help="deviations to either side (3)")
@@ -38,9 +49,7 @@ def add(verbs: Verbs) -> None:
     embed.add_argument("source", help="a folder of images, shards, IDX files, .npy/.npz or 'digits'")
     embed.add_argument("dest", type=Path, help="the folder to make, or to go on with")
 
-    score = _verb(
-        verbs, "score", "how odd each image is, flagged against held-out ones", _score, "images", out="scores"
-    )
+    score = _verb(verbs, "score", "how odd each image is, flagged against held-out ones", _score, "images", out=SCORES)
     score.add_argument("--by", default="auto",
                        help="reconstruction, the method's bound, code_outlier_factor; auto: its last")  # fmt: skip
     score.add_argument("--quantile", type=float, default=0.99,
@@ -81,7 +90,7 @@ def _verb(verbs: Verbs, name: str, help: str, act: Any, images: str = "", out: s
         verb.add_argument("images", nargs="+", metavar="IMAGES",
                           help="image files, a folder of them, shards, IDX files, .npy or 'digits'")  # fmt: skip
     if out:
-        verb.add_argument("--out", type=Path, default=Path(out), help=f"where to write it ({out})")
+        verb.add_argument("--out", type=Path, help=f"where to write it ({out} in the run folder)")
     if chance:
         verb.add_argument("--seed", type=int, default=0, help="where chance comes from (0)")
     verb.add_argument("--device", default="cpu", help="cpu, cuda or auto (cpu)")
@@ -98,10 +107,18 @@ def _model(asked: argparse.Namespace, flags: dict[str, str]) -> Any:
     return load(asked.model, asked.device, asked.checkpoint)
 
 
+def _out(model: Any, asked: argparse.Namespace, name: str) -> Path:
+    """Where to write: as asked, else into the run folder; an exported model is left as it is, so the folder here."""
+    if asked.out is not None:
+        return Path(asked.out)
+    return Path(model.origin.folder if model.origin.experiment else "") / name
+
+
 def _sample(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.using import drawing
 
-    done = drawing.sample(_model(asked, flags), asked.n, asked.seed, asked.prior, asked.out)
+    model = _model(asked, flags)
+    done = drawing.sample(model, asked.n, asked.seed, asked.prior, _out(model, asked, SAMPLES))
     show(done.lines(), done.as_dict(), asked.json)
     return 0
 
@@ -109,7 +126,8 @@ def _sample(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 def _reconstruct(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.using import drawing
 
-    done = drawing.reconstruct(_model(asked, flags), asked.images, asked.n, asked.out)
+    model = _model(asked, flags)
+    done = drawing.reconstruct(model, asked.images, asked.n, _out(model, asked, RECONSTRUCTION))
     show(done.lines(), done.as_dict(), asked.json)
     return 0
 
@@ -120,10 +138,11 @@ def _traverse(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     model = _model(asked, flags)
     if bool(asked.start) != bool(asked.end):
         raise UsageError("an interpolation has two ends: give both --from and --to")
+    out = _out(model, asked, TRAVERSE)
     if asked.start:
-        done = drawing.interpolate(model, asked.start, asked.end, asked.steps, asked.seed, asked.out)
+        done = drawing.interpolate(model, asked.start, asked.end, asked.steps, asked.seed, out)
     else:
-        done = drawing.traverse(model, asked.axes, asked.steps, asked.reach, asked.image, asked.seed, asked.out)
+        done = drawing.traverse(model, asked.axes, asked.steps, asked.reach, asked.image, asked.seed, out)
     show(done.lines(), done.as_dict(), asked.json)
     return 0
 
@@ -141,7 +160,8 @@ def _score(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.using import scoring
 
     model = _model(asked, flags)
-    done = scoring.score(model, asked.images, asked.by, asked.quantile, asked.threshold, asked.seed, asked.out)
+    out = _out(model, asked, SCORES)
+    done = scoring.score(model, asked.images, asked.by, asked.quantile, asked.threshold, asked.seed, out)
     show(done.lines(), done.as_dict(), asked.json)
     return 0
 

@@ -1,0 +1,76 @@
+"""What the plan accepts can be trained, and what would die in a worker is refused before one is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.learn import asked, packed
+from udl_dist import experiment as experiments
+from udl_dist import methods
+from udl_dist import plan as plans
+from udl_dist.errors import UsageError
+from udl_dist.methods import Batch, chance
+from udl_dist.session import planned_of
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(tmp_path_factory.mktemp("data"))
+
+
+@pytest.mark.parametrize("setting", ["train__beta1", "train__beta2"])
+def test_a_decay_of_one_is_refused(setting: str, source: Path) -> None:
+    with pytest.raises(UsageError, match=r"train.beta[12] must be less than 1, not 1.0"):
+        asked("ae", source, **{setting: "1"})
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"method__latent_dim": "1000000000000"},
+        {"method__network__widths": "10000000000"},
+        {"train__batch_size": "1000000000000", "train__total_images": "1000000000000"},
+    ],
+)
+def test_a_run_that_no_memory_here_can_hold_is_refused(flags: dict[str, str], source: Path) -> None:
+    with pytest.raises(UsageError, match=r"a worker would need about [\d,]+ GiB of memory, this machine has [\d,]+: "):
+        planned_of(asked("ae", source, **flags))
+    assert planned_of(asked("ae", source, run__address="elsewhere:6379", **flags)).memory_bytes > 0
+
+
+def test_images_at_the_end_of_their_sizes_are_refused_too(source: Path) -> None:
+    with pytest.raises(UsageError, match="a worker would need about"):
+        planned_of(asked("ae", source, data__size="4096", method__network__widths="30000"))
+
+
+@pytest.mark.parametrize("flags", [{}, {"run__workers": "2"}, {"train__accumulate": "2"}])
+def test_batch_normalisation_of_one_image_is_refused(flags: dict[str, str], source: Path) -> None:
+    share = 2 if flags else 1
+    norm = {"method__network__norm": "batch", **flags}
+    with pytest.raises(UsageError, match=rf"batch normalisation .* raise train.batch_size to {2 * share}, or"):
+        plans.plan(asked("ae", source, train__batch_size=str(share), **norm))
+    plans.plan(asked("ae", source, train__batch_size=str(2 * share), **norm))
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 7])
+@pytest.mark.parametrize("method", ["ae", "vae", "gan"])
+def test_the_smallest_images_and_latents_can_be_learned_or_are_refused(method: str, size: int, source: Path) -> None:
+    flags = {"method.name": method, "method.latent_dim": "1", "train.epochs": "1"}
+    experiment = experiments.load(None, flags | {"data.source": str(source), "data.size": str(size)})
+    if size == 1:
+        with pytest.raises(UsageError, match="can be halved"):
+            plans.plan(experiment)
+        return
+    plans.plan(experiment)
+    made = methods.find(method)(experiment.method, experiment.data.shape)
+    made.build()
+    keys = chance.keys(0, 4)
+    batch = Batch(torch.zeros(4, *experiment.data.shape), keys, keys, 0)
+    for phase in made.phases():
+        assert phase.loss(batch)[0].isfinite()
+    with torch.no_grad():
+        figures = made.figures({name: value.double().mean(0) for name, value in made.measure(batch).items()})
+    assert all(value == value for value in figures.values())
