@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import pty
 from pathlib import Path
 
 from udl_dist.runs import RunFolder
@@ -90,3 +93,15 @@ def test_progress_is_counted_on_one_line(tmp_path: Path) -> None:
             progress(done, 100)
     assert screen.getvalue().count("\n") == 1
     assert log.getvalue() == "packing: 100 of 100 images\n"
+
+
+def test_a_terminal_that_has_been_closed_ends_no_run(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as screen:
+        terminal = Terminal(RunFolder(tmp_path), 1000, screen)
+        os.close(ours)
+        terminal.say("stopping")
+        terminal.say("stopped")
+        Progress("packing", screen)(10, 10)
+        with contextlib.suppress(OSError):
+            screen.close()

@@ -18,25 +18,34 @@ SHOWN = 4  # loss terms that fit on the line
 
 
 class Screen:
-    """Lines that stay, and on a terminal one below them that is drawn anew; in a log that one is a line like others."""
+    """Lines that stay, and on a terminal one below them that is drawn anew; in a log that one is a line like others.
+
+    A terminal that has been closed, or a pipe whose reader has ended, ends no run: all of it is in the run folder too.
+    """
 
     def __init__(self, out: TextIO) -> None:
-        self._out, self.redraws, self._drawn = out, out.isatty(), False
+        self._out, self.redraws, self._drawn, self._gone = out, out.isatty(), False, False
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        self._out.write(f"\r\033[K{line}\n" if self._drawn else f"{line}\n")
+        self._write(f"\r\033[K{line}\n" if self._drawn else f"{line}\n")
         self._drawn = False
-        self._out.flush()
 
     def draw(self, line: str) -> None:
         """A line that gives way to the next one."""
         if not self.redraws:
             self.say(line)
             return
-        self._out.write(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}")
+        self._write(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}")
         self._drawn = True
-        self._out.flush()
+
+    def _write(self, text: str) -> None:
+        if not self._gone:
+            try:
+                self._out.write(text)
+                self._out.flush()
+            except OSError:
+                self._gone = True
 
 
 class Terminal:
