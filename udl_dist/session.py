@@ -18,7 +18,7 @@ from udl_dist.runs import RunFolder
 from udl_dist.storage.places import is_remote, name_of
 from udl_dist.stream.opening import Prepared
 from udl_dist.terminal import Progress, Terminal
-from udl_dist.tracking import read_key
+from udl_dist.tracking import read_key, resolved
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False, faults: st
         experiment = replace(experiment, run=replace(experiment.run, folder=str(folder.path)))
     if experiment.track.key_file:
         read_key(experiment.track)
+    resolved(experiment.track)  # refuses a mode that W&B does not have
     with folder.held(), disk.errors_named(folder.path), carried(experiment.run.folder, folder) as far:
         if experiment.run.fresh:
             if aside := (far or folder).set_aside():
@@ -116,6 +117,11 @@ def _launch(
     terminal = Terminal(folder, planned.total_images, out)
     for line in planned.lines():
         terminal.say(line)
+    # The folder keeps what was asked; the workers, which may be on other machines, get what holds on this one.
+    track, tracked = resolved(experiment.track)
+    experiment = experiment.replace(track=track)
+    if tracked:
+        terminal.say(tracked)
     result = launch.run(Launched(experiment, prepared, faults, far=far), terminal, verbose)
     if far:
         far.carry()

@@ -1,4 +1,4 @@
-"""What SIGINT, SIGTERM and SIGHUP mean to a run: first a checkpoint, then, asked again, an end at once. Knows no Ray."""
+"""What SIGINT, SIGTERM and SIGHUP mean to a run: first a checkpoint, then, asked again, an end. Knows no Ray."""
 
 from __future__ import annotations
 
