@@ -17,7 +17,7 @@ from udl_dist.plan import Plan, plan
 from udl_dist.runs import RunFolder
 from udl_dist.storage.places import is_remote, name_of
 from udl_dist.stream.opening import Prepared
-from udl_dist.terminal import Progress, Terminal
+from udl_dist.terminal import Progress, Terminal, page_hint
 from udl_dist.tracking import read_key, resolved
 
 
@@ -107,6 +107,12 @@ def planned_of(experiment: Experiment) -> Plan:
     return planned
 
 
+def best_of(experiment: Experiment) -> str:
+    """The held-out metric that chooses the best checkpoint; "" if the method has none."""
+    own = methods.find(experiment.method_name).best
+    return experiment.run.best or (f"val/{own}" if own else "")
+
+
 def _launch(
     folder: RunFolder, experiment: Experiment, prepared: Prepared, planned: Plan, out: TextIO, verbose: bool,
     faults: str, far: Launcher | None,
@@ -114,9 +120,10 @@ def _launch(
     from udl_dist import launch
     from udl_dist.groups import Launched
 
-    terminal = Terminal(folder, planned.total_images, out)
+    terminal = Terminal(folder, planned.total_images, out, best_of(experiment))
     for line in planned.lines():
         terminal.say(line)
+    terminal.say(page_hint(folder.path))
     # The folder keeps what was asked; the workers, which may be on other machines, get what holds on this one.
     track, tracked = resolved(experiment.track)
     experiment = experiment.replace(track=track)

@@ -23,7 +23,7 @@ from udl_dist.search.results import Ended
 from udl_dist.search.settings import Search
 from udl_dist.search.view import View
 from udl_dist.signals import Signals
-from udl_dist.terminal import Progress
+from udl_dist.terminal import Progress, page_hint
 from udl_dist.tracking import resolved
 
 POLL_SECONDS = 0.2
@@ -66,13 +66,14 @@ class Session:
 
     def run(self) -> Ended:
         view = View(self.wanted, self.planned.trials, self.out)
-        for line in [*self.planned.lines(), *([self.tracked] if self.tracked else [])]:
+        for line in [*self.planned.lines(), *([self.tracked] if self.tracked else []), page_hint(self.wanted.folder)]:
             view.say(line)
         left = [number for number in range(self.planned.trials) if number not in self.journal.lines]
         self._outcome: dict[str, Any] = {}
         self._asked_to_stop = False
         self._conductor: Conductor | Generations | Finals | None = None
         self._began = time.monotonic()
+        view.draw("starting Ray")
         with Signals(self._stop, view.say, lambda: "ours" in self._outcome) as signals:
             thread = threading.Thread(target=self._work, args=(bool(left),), daemon=True)
             thread.start()

@@ -58,6 +58,11 @@ def show(lines: Sequence[str], figures: dict[str, Any], as_json: bool) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print at the exit
 
 
+def tell(line: str) -> None:
+    """A line on stderr, beside what a verb prints in the end."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def progress(what: str, unit: str = "images") -> Any:
     """A line that counts, on stderr: callable with (done, total)."""
     from udl_dist.terminal import Progress
