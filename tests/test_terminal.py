@@ -106,6 +106,16 @@ def test_a_terminal_redraws_one_line_and_messages_stay_above_it(tmp_path: Path) 
     assert drawn.rstrip().endswith("resumed")
 
 
+def test_the_last_line_stays_on_a_terminal_and_is_ended(tmp_path: Path) -> None:
+    folder, screen = RunFolder(tmp_path), Screen()
+    terminal = Terminal(folder, 1000, screen)
+    folder.add_point(1000, POINT)
+    terminal.refresh()
+    terminal.refresh(last=True)
+    assert screen.getvalue().endswith("wait 0.4 %\n") or screen.getvalue().endswith(" images\n")
+    assert screen.getvalue().count("\n") == 1
+
+
 def test_a_log_gets_a_line_now_and_then_and_the_last_one_always(tmp_path: Path) -> None:
     folder, log = RunFolder(tmp_path), io.StringIO()
     terminal = Terminal(folder, 1000, log)

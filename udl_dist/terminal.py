@@ -45,6 +45,12 @@ class Screen:
         self._write(f"\r\033[K{line[: self.width]}")
         self._drawn = True
 
+    def end(self) -> None:
+        """What was drawn last stays, and whoever writes next begins a line."""
+        if self._drawn:
+            self._write("\n")
+        self._drawn = False
+
     @property
     def width(self) -> int:
         """Letters that fit in one line; of a log as many as there are."""
@@ -98,6 +104,8 @@ class Terminal:
             self._screen.draw(progress_line(self._unshown, self._total, self._held_out, self._screen.width))
             self._unshown = {}
             self._last_line_at = time.monotonic()
+        if last:
+            self._screen.end()
 
 
 def progress_line(point: Mapping[str, float], total: int, held_out: str = "", width: int = sys.maxsize) -> str:

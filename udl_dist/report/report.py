@@ -33,9 +33,8 @@ def follow(folder: str, out: Path | None, say: Callable[[str], None]) -> Reporte
     run = RunFolder(settings.as_path(folder))
     try:
         if run.in_use():
-            say(
-                f"the page is written anew every {FOLLOW_SECONDS} s until the run ends, or Ctrl-C: {out or run.path / NAME}"
-            )
+            page_file = out or run.path / NAME
+            say(f"the page is written anew every {FOLLOW_SECONDS} s until the run ends, or Ctrl-C: {page_file}")
         while run.in_use():
             report(folder, out, FOLLOW_SECONDS)
             time.sleep(FOLLOW_SECONDS)
