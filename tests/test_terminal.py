@@ -112,7 +112,7 @@ def test_the_last_line_stays_on_a_terminal_and_is_ended(tmp_path: Path) -> None:
     folder.add_point(1000, POINT)
     terminal.refresh()
     terminal.refresh(last=True)
-    assert screen.getvalue().endswith("wait 0.4 %\n") or screen.getvalue().endswith(" images\n")
+    assert screen.getvalue().endswith("kl 20.5\n")
     assert screen.getvalue().count("\n") == 1
 
 
