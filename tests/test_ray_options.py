@@ -16,6 +16,7 @@ from threading import Thread
 
 import pytest
 
+from tests.submitting.local import up
 from tests.submitting.test_job import JOBS
 from tests.test_worker import wanted
 from tests.training.learn import packed
@@ -117,6 +118,12 @@ def test_workers_of_somebody_elses_ray_that_import_another_udl_dist_are_refused(
     assert f"imports udl_dist from {here / 'udl_dist' / '__init__.py'}, the command from " in done.stdout, done.stdout
 
 
+def test_processes_that_udl_plan_measures_with_import_the_modules_of_the_command(tmp_path: Path) -> None:
+    small = ["--measure-seconds", "0.1", "--run.workers", "1"]
+    done = udl("plan", str(JOBS / "ae_digits.toml"), *small, cwd=bad_modules(tmp_path / "here"))
+    assert done.returncode == 0, done.stderr
+
+
 def test_python_m_takes_no_module_from_the_current_folder(tmp_path: Path) -> None:
     (tmp_path / "numpy.py").write_text("raise ImportError('numpy.py of the current folder was imported')\n")
     command = [sys.executable, "-m", "udl_dist", "pack", "digits", "packed"]
@@ -197,3 +204,16 @@ def test_a_run_whose_terminal_is_closed_writes_a_checkpoint(tmp_path: Path) -> N
     (newest, *_) = sorted(checkpoint.complete(folder.checkpoints), reverse=True)
     assert int(newest.name) >= points[-1]["images"]
     assert os.waitstatus_to_exitcode(status) == 129
+
+
+@pytest.mark.long
+def test_a_submitted_job_takes_nothing_from_where_it_or_its_cluster_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = bad_modules(tmp_path / "here")
+    monkeypatch.chdir(here)
+    with up(tmp_path / "state"):
+        small = ["--train.epochs", "1", "--run.workers", "1", "--run.folder", str(tmp_path / "run")]
+        done = udl("submit", str(JOBS / "ae_digits.toml"), *small, "--follow", cwd=here)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "complete after" in done.stdout

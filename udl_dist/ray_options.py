@@ -30,6 +30,11 @@ HTTP2_OPENING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0
 SETTINGS_FRAME = 4
 
 
+def search_path() -> list[str]:
+    """Where this process looks for modules, for processes that are to use the same."""
+    return [str(Path(entry).absolute()) for entry in sys.path]
+
+
 def job_config() -> Any:
     """The configuration of our job on a Ray: its workers search for modules where this process does.
 
@@ -41,7 +46,7 @@ def job_config() -> Any:
     class WithOurPath(JobConfig):  # type: ignore[misc]
         @property
         def _py_driver_sys_path(self) -> list[str]:  # each worker inserts one after the other at the front
-            return [str(Path(entry).absolute()) for entry in reversed(sys.path)]
+            return search_path()[::-1]
 
         @_py_driver_sys_path.setter
         def _py_driver_sys_path(self, _: object) -> None: ...
