@@ -78,8 +78,9 @@ def script(folder: Path, code: str) -> Path:
 def udl(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """The installed command: `python -m` would look for modules in the current folder."""
     command = [str(Path(sysconfig.get_path("scripts")) / "udl"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | environment,
-                          timeout=240, check=False)  # fmt: skip
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=os.environ | environment, timeout=240, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +90,15 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], d
     long = folder / ("long" * 20)
     long.mkdir()
     command = [sys.executable, str(script(folder / "program", START))]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=bad_modules(folder / "here"), timeout=120,
-                          env=os.environ | {"TMPDIR": str(long)}, check=False)  # fmt: skip
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=bad_modules(folder / "here"),
+        timeout=120,
+        env=os.environ | {"TMPDIR": str(long)},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     here, there, alive = json.loads(done.stdout.splitlines()[-1])
     return here, there, alive
@@ -175,11 +183,25 @@ def test_each_verb_with_workers_takes_nothing_from_the_current_folder(trained: d
     small = ["--train.epochs", "1", "--run.workers", "1"]
     for arguments in (
         ("train", str(job), *small, "--run.folder", "run"),
-        ("search", str(search), "--search.trials", "2", "--search.budget_images", "4000", "--run.folder", "found",
-         "--search.final_seeds", "1", "--search.evaluate", "false", "--search.export", "false"),
+        (
+            "search",
+            str(search),
+            "--search.trials",
+            "2",
+            "--search.budget_images",
+            "4000",
+            "--run.folder",
+            "found",
+            "--search.final_seeds",
+            "1",
+            "--search.evaluate",
+            "false",
+            "--search.export",
+            "false",
+        ),
         ("evaluate", str(trained["vae"]), "--workers", "1", "--families", "reconstruction", "--out", "evaluation.json"),
         ("embed", str(trained["vae"]), "digits", "codes", "--workers", "1"),
-    ):  # fmt: skip
+    ):
         done = udl(*arguments, cwd=here, TMPDIR=str(long))
         assert done.returncode == 0, done.stderr
         assert "W&B stopped" not in done.stderr

@@ -15,9 +15,14 @@ PROJECT = {"id": "p", "name": "udl-dist", "entity": {"id": "e", "name": "me"}}
 BUCKET = {"id": "b", "name": "b", "displayName": "b", "config": "{}", "sweepName": None, "project": PROJECT,
           "historyLineCount": 0}  # fmt: skip
 VIEWER = {"id": "me", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}
-STARTED = {"viewer": VIEWER, "upsertBucket": {"bucket": BUCKET, "inserted": True}, "serverInfo": {"features": []},
-           "model": {"bucket": None}, "project": PROJECT,
-           "createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []}}  # fmt: skip
+STARTED = {
+    "viewer": VIEWER,
+    "upsertBucket": {"bucket": BUCKET, "inserted": True},
+    "serverInfo": {"features": []},
+    "model": {"bucket": None},
+    "project": PROJECT,
+    "createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []},
+}
 
 
 @contextmanager

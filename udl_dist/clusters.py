@@ -75,8 +75,13 @@ def start(address: str, verbose: bool) -> bool:
         level = logging.INFO if verbose else logging.ERROR
         try:
             with ray_options.hangups_blocked(), contextlib.nullcontext() if address else _guarded():
-                ray.init(**where, log_to_driver=verbose, logging_level=level, namespace="udl-dist",
-                         job_config=ray_options.job_config())  # fmt: skip
+                ray.init(
+                    **where,
+                    log_to_driver=verbose,
+                    logging_level=level,
+                    namespace="udl-dist",
+                    job_config=ray_options.job_config(),
+                )
         except Exception as error:  # Ray raises many kinds here
             end()
             raise ClusterError(f"no Ray at {address or 'this machine'}: {one_line(error)}") from None

@@ -34,8 +34,10 @@ class Batches:
 
     def __iter__(self) -> Iterator[Records]:
         if _loader_worker()[1] > 1:
-            raise UsageError("Batches in a DataLoader with several workers would give every batch once a worker: set "
-                             "num_workers = 0 (it reads ahead with threads of its own: readers = 2)")  # fmt: skip
+            raise UsageError(
+                "Batches in a DataLoader with several workers would give every batch once a worker: set "
+                "num_workers = 0 (it reads ahead with threads of its own: readers = 2)"
+            )
         for records in self.stream.batches(self.position, self._batch_images, self._rank, self._world):
             self.position += self._batch_images
             yield records

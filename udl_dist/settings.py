@@ -22,8 +22,15 @@ T = TypeVar("T")
 MOST_LISTED = 12  # names in a refusal
 
 
-def setting(default: Any, meaning: str, *, low: float | None = None, above: float | None = None,
-            high: float | None = None, filled: bool = False) -> Any:  # fmt: skip
+def setting(
+    default: Any,
+    meaning: str,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    filled: bool = False,
+) -> Any:
     """Declare a setting: its default, one line of meaning, and bounds (`low` and `high` are allowed, `above` is not).
 
     Bounds hold for each entry of a tuple. `filled` text must not be empty: without it "" is taken for "none given". A

@@ -116,7 +116,7 @@ class Tracker:
             key = read_key(self._settings) if self._settings.key_file else wandb_environment.key_for(base.base_url)
             ways = {"http": base.http_proxy, "https": base.https_proxy}
             proxies = {scheme: way for scheme, way in ways.items() if way}
-            why = wandb_environment.answers(base.base_url, key, proxies) if key else "there is no key"
+            why = wandb_environment.why_unreachable(base.base_url, key, proxies) if key else "there is no key"
             online = not why
             if self._settings.mode == "online" and why:
                 self._say(f"W&B is offline although online was asked: {why}")

@@ -17,8 +17,14 @@ from pathlib import Path
 from udl_dist.errors import UsageError
 
 PROBE_SECONDS = 3.0
-MODES = {"online": "online", "run": "online", "shared": "online", "offline": "offline", "dryrun": "offline",
-         "disabled": "off"}  # fmt: skip
+MODES = {
+    "online": "online",
+    "run": "online",
+    "shared": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "off",
+}
 HOSTED = ("api.forge.coreweave.com", "api.wandb.ai")  # W&B's own servers, now and before: a key is for both
 
 
@@ -56,8 +62,8 @@ def key_for(base_url: str) -> str:
     return (found[2] or "") if found else ""
 
 
-def answers(base_url: str, key: str, proxies: Mapping[str, str]) -> str:
-    """ "" if the server knows the key, asked within seconds and by the way that W&B goes; else why not.
+def why_unreachable(base_url: str, key: str, proxies: Mapping[str, str]) -> str:
+    """Why the server cannot be used, "" if it knows the key; asked within seconds, by the way that W&B goes.
 
     A server may be up and refuse the key, or everybody. `proxies` are W&B's own, by scheme, beside the environment's.
     """
@@ -68,7 +74,7 @@ def answers(base_url: str, key: str, proxies: Mapping[str, str]) -> str:
     host = url.hostname or ""
     direct = host in ("localhost", "::1") or host.startswith("127.") or urllib.request.proxy_bypass(host)
     ways = {} if direct else {**urllib.request.getproxies(), **proxies}
-    through = ways.get(url.scheme, "").rpartition("@")[2].rpartition("/")[2]  # without name and password
+    through = ways.get(url.scheme, "").rstrip("/").rpartition("@")[2].rpartition("/")[2]  # without name and password
     who = f"{host} through the proxy {through}" if through else host
     opener = urllib.request.build_opener(urllib.request.ProxyHandler(ways))
     try:

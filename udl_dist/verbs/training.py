@@ -39,8 +39,10 @@ def _train(asked: argparse.Namespace, flags: dict[str, str]) -> int:
         print(listed(experiment.describe(flags.get("method.name", "vae"))))
         return 0
     if asked.job is None and "method.name" not in flags:
-        raise UsageError("udl train needs a job file, such as jobs/vae_digits.toml, or --method.name and --data.source "
-                         "(udl train --settings lists settings)")  # fmt: skip
+        raise UsageError(
+            "udl train needs a job file, such as jobs/vae_digits.toml, or --method.name and --data.source "
+            "(udl train --settings lists settings)"
+        )
     wanted = experiment.load(asked.job, flags)
     if asked.dry_run:
         planned = session.planned_of(wanted)
