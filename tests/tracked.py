@@ -21,7 +21,6 @@ STARTED = {
     "serverInfo": {"features": []},
     "model": {"bucket": None},
     "project": PROJECT,
-    "createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []},
 }
 
 
@@ -39,6 +38,8 @@ def unwell(
     `below` it is a server of other things too, whose W&B is below that path. It stands in for a proxy as well.
     """
     asked: list[str] = []
+    stays_well = status == 200 and not stall_seconds
+    files = {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []}} if stays_well else {}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -58,7 +59,7 @@ def unwell(
             well = starts and path == f"{below}/graphql"
             if not well:
                 time.sleep(stall_seconds)
-            body = json.dumps({"data": STARTED} if well else {"errors": [{"message": "not well"}]}).encode()
+            body = json.dumps({"data": STARTED | files} if well else {"errors": [{"message": "not well"}]}).encode()
             self.send_response(200 if well else status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
