@@ -27,7 +27,7 @@ ours() {
 running() { [[ -e "$state/mark" && -n "$(ours)" ]]; }
 
 ports() {
-    "$python" - "$1" <<'PYTHON'
+    "$python" -P - "$1" <<'PYTHON'
 import socket, sys
 held = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(sys.argv[1]))]
 print(*(each.getsockname()[1] for each in held))
@@ -38,15 +38,15 @@ make_folder() {
     mkdir -p "$state"
     chmod 700 "$state"
     rm -f "$state/token"
-    "$python" -c 'import secrets; print(secrets.token_hex(32), end="")' >"$state/token" # by no argument: argv is public
+    "$python" -P -c 'import secrets; print(secrets.token_hex(32), end="")' >"$state/token" # by no argument: argv is public
     chmod 600 "$state/token"
-    "$python" -c 'import uuid; print(uuid.uuid4().hex, end="")' >"$state/mark"
+    "$python" -P -c 'import uuid; print(uuid.uuid4().hex, end="")' >"$state/mark"
     mktemp -d /tmp/udl-ray-XXXXXX >"$state/temporary" # short: the paths of sockets have 107 bytes
 }
 
 ray_start() {
     # Without a terminal and in a session of its own: Ctrl-C here is not meant for it.
-    setsid "$python" -m ray.scripts.scripts start --node-ip-address="$node" --object-store-memory=100000000 \
+    setsid "$python" -P -m ray.scripts.scripts start --node-ip-address="$node" --object-store-memory=100000000 \
         --disable-usage-stats "$@" </dev/null >>"$state/log" 2>&1 || {
         tail -n 5 "$state/log" >&2
         down >/dev/null
@@ -59,7 +59,7 @@ up() {
         say "is up already: $(cat "$state/address")"
         return
     fi
-    "$python" -c 'import ray, aiohttp' 2>/dev/null || fail "no Ray with a dashboard for $python: pip install 'udl-dist[cluster]', or set UDL_PYTHON"
+    "$python" -P -c 'import ray, aiohttp' 2>/dev/null || fail "no Ray with a dashboard for $python: pip install 'udl-dist[cluster]', or set UDL_PYTHON"
     make_folder
     : >"$state/log"
     local port worker
@@ -69,7 +69,7 @@ up() {
     # Figures for Prometheus are given to whoever asks, on all interfaces and without a token: not served at all.
     export RAY_enable_metrics_collection=0 DASHBOARD_METRIC_PORT=-1 AUTOSCALER_METRIC_PORT=-1
     UDL_LOCAL_CLUSTER="$(cat "$state/mark")" && export UDL_LOCAL_CLUSTER
-    PATH="$("$python" -c 'import sys; print(sys.prefix)')/bin:$PATH" && export PATH # jobs run `python`: this one
+    PATH="$("$python" -P -c 'import sys; print(sys.prefix)')/bin:$PATH" && export PATH # jobs run `python`: this one
     say "starting a head and $workers workers"
     ray_start --head --port="${port[0]}" --num-cpus=0 --num-gpus=0 --temp-dir="$(cat "$state/temporary")" \
         --include-dashboard=true --dashboard-host=127.0.0.1 --dashboard-port="${port[1]}" \

@@ -57,7 +57,27 @@ def test_help_and_version_answer() -> None:
             ("train", str(JOBS / "vae_digits.toml"), "--train.batch_size", "1", "--dry-run"),
             ("train.batch_size = 1 is less than run.workers = 2",),
         ),
-        (("train", str(JOBS / "vae_digits.toml"), "--train.total-images", "9", "--dry-run"), ("not both",)),
+        (("train", "--train.total-images", "9", "--train.epochs", "1", str(JOBS / "vae_digits.toml")), ("not both",)),
+        (("train", str(JOBS)), ("jobs is a folder without experiment.toml", "--data.source")),
+        (("search", str(JOBS)), ("jobs is a folder without search.toml",)),
+        (("train", str(JOBS / "pictures" / "mnist_samples.png")), ("is not a job file", "--data.source")),
+        (("check", "--decod", "shards/"), ("required: source", "'shards/' was taken as the value of --decod")),
+        (("train", "--method.name", "vae", "--data.source", ""), ("data.source is empty", "shell")),
+        (("train", "--method.name", "vae", "--data.more-sources", "['']"), ("data.more_sources is empty",)),
+        (("train", ""), ("an argument is empty after train",)),
+        (("train", "--run.folder", "", "--method.name", "vae"), ("run.folder is empty",)),
+        (("pack", "", "packed"), ("an argument is empty after pack", "shell")),
+        (("pack", "digits", ""), ("an argument is empty after digits",)),
+        (("pack", "digits", "packed", "--license", ""), ("--license is empty",)),
+        (("index", ""), ("an argument is empty after index",)),
+        (("check", "shards", "--fix", ""), ("an argument is empty after --fix",)),
+        (("check", "shards", "--fix="), ("--fix= is empty",)),
+        (("embed", "run", ""), ("an argument is empty after run",)),
+        (("evaluate", "run", "--data", ""), ("--data is empty",)),
+        (("sample", "run", "--out", ""), ("an argument is empty after --out",)),
+        (("submit", ""), ("an argument is empty after submit",)),
+        (("train", "--method.name", "vae", "--lr", "1"), ("unknown setting lr: did you mean train.learning_rate?",)),
+        (("train", "--method.name", "vae", "--zzzz", "1"), ("the nearest are", "--settings")),
         (("pack", "digits"), ("required: dest",)),
         (("sample", "no-such-run"), ("there is no folder", "no-such-run")),
         (("sample", "tests", "--nn", "3"), ("unknown flag --nn", "udl sample --help")),
@@ -72,6 +92,46 @@ def test_help_and_version_answer() -> None:
 )
 def test_what_makes_no_sense_is_refused_in_one_line(arguments: tuple[str, ...], parts: tuple[str, ...]) -> None:
     refused(udl(*arguments), 2, *parts)
+
+
+def test_a_refusal_names_no_more_than_a_few_settings() -> None:
+    (line,) = udl("train", "--method.name", "vae", "--zzzz", "1").stderr.splitlines()
+    assert len(line) < 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--train.total-images", "1024", "--run.workers=1", "--dry-run", "JOB"),
+        ("train", "--dry-run", "JOB", "--train.total-images", "1024", "--run.workers", "1"),
+        ("train", "--dry-run", "--method.name", "vae", "--data.source", "digits", "--train.total-images", "1024"),
+    ],
+)
+def test_flags_stand_before_a_job_file_or_without_one(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    job = tmp_path / "vae_digits.toml"
+    job.write_bytes(b"\xef\xbb\xbf" + (JOBS / "vae_digits.toml").read_bytes())  # as an editor on Windows writes it
+    done = udl(*(str(job) if each == "JOB" else each for each in arguments), "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert (plan["method"], plan["total_images"], plan["workers"]) == ("vae", 1024, 1)
+    assert plan["folder"] == "runs/vae_digits"
+
+
+def test_settings_of_other_verbs_stand_before_their_arguments(tmp_path: Path) -> None:
+    done = udl("pack", "--held-out-fraction", "0.2", "digits", str(tmp_path / "packed"), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["records"]["val"] > 800
+
+
+def test_a_run_without_a_job_file_is_as_long_as_is_usual_and_lies_by_its_data(tmp_path: Path) -> None:
+    done = udl("train", "--method.name", "gan", "--data.source", f"{JOBS / 'pictures'}/", "--dry-run", "--json")
+    plan = json.loads(done.stdout)
+    assert (plan["folder"], plan["total_images"]) == ("runs/gan_pictures", 500_096)
+
+
+def test_a_run_folder_is_a_job_file(trained: dict[str, Path]) -> None:
+    done = udl("train", str(trained["ae"]), "--dry-run", "--json")
+    assert json.loads(done.stdout)["folder"] == str(trained["ae"])
 
 
 def test_a_missing_source_is_a_matter_of_data(tmp_path: Path) -> None:

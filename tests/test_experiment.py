@@ -72,6 +72,17 @@ def test_a_file_that_is_no_toml_or_not_there_is_named(tmp_path: Path) -> None:
         experiment.load(tmp_path / "missing.toml", {})
 
 
+def test_a_flag_for_the_length_of_a_run_counts_and_not_the_other_measure_of_the_file(tmp_path: Path) -> None:
+    path = job(tmp_path, '[method]\nname = "vae"\n[train]\nepochs = 2\n')
+    train = experiment.load(path, {"train.total_images": "1000"}).train
+    assert (train.total_images, train.epochs, train.length(500)) == (1000, 0.0, 1024)
+    path = job(tmp_path, '[method]\nname = "vae"\n[train]\ntotal_images = 9000\n')
+    train = experiment.load(path, {"train.epochs": "2"}).train
+    assert (train.total_images, train.epochs, train.length(500)) == (0, 2.0, 1024)
+    with pytest.raises(UsageError, match="not both"):
+        experiment.load(path, {"train.epochs": "2", "train.total_images": "8"}).train.length(500)
+
+
 def test_an_unknown_flag_names_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"unknown setting train.learning_rat: did you mean train.learning_rate\?"):
         experiment.load(None, {"method.name": "vae", "train.learning_rat": "1"})

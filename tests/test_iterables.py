@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from itertools import islice
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, IterableDataset
 
 from tests.stream.made import pixels, shards
+from udl_dist.errors import UsageError
 from udl_dist.iterables import Batches, Samples
 
 
@@ -57,3 +60,37 @@ def test_samples_start_at_a_position(folder: str) -> None:
     keys = [sample["__key__"] for sample in islice(Samples(folder), 60)]
     assert [sample["__key__"] for sample in islice(Samples(folder, position=21), 39)] == keys[21:]
     assert next(iter(Samples(folder)))["__url__"].endswith(".tar")
+
+
+@pytest.mark.filterwarnings("default")  # PyTorch's on the number of cores, Python's on forks beside threads
+@pytest.mark.parametrize("world", [1, 2])
+def test_workers_of_a_data_loader_share_the_samples_of_a_rank(folder: str, world: int) -> None:
+    for rank in range(world):
+        alone = [each["__key__"] for each in islice(Samples(folder, position=5, rank=rank, world=world), 30)]
+        loader = DataLoader(Shared(folder, position=5, rank=rank, world=world), batch_size=None, num_workers=2)
+        together = iter(loader)
+        assert [next(together) for _ in range(30)] == alone, "the same, in the same order"
+        del together
+
+
+@pytest.mark.filterwarnings("default")
+def test_batches_are_refused_in_several_workers_of_a_data_loader(folder: str) -> None:
+    with pytest.raises(UsageError, match="would give every batch once a worker: set num_workers = 0"):
+        next(iter(DataLoader(Whole(folder), batch_size=None, num_workers=2)))
+    assert len(next(iter(DataLoader(Whole(folder), batch_size=None, num_workers=1)))) == 10
+
+
+class Shared(IterableDataset[str]):
+    def __init__(self, folder: str, **options: int) -> None:
+        self._samples = Samples(folder, **options)
+
+    def __iter__(self) -> Iterator[str]:
+        return (each["__key__"] for each in self._samples)
+
+
+class Whole(IterableDataset[list[int]]):
+    def __init__(self, folder: str) -> None:
+        self._batches = Batches(folder, 10, size=8)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (records.keys.tolist() for records in self._batches)

@@ -61,7 +61,9 @@ def test_two_ray_workers_train_and_say_where_everything_lies(source: Path, tmp_p
     ended = session.train(experiment, out)
     assert (ended.images, ended.complete, ended.exit_code) == (240, True, 0)
     assert ended.figures["val/negative_elbo"] > 0
-    assert "240 of 240 images 100 %" in out.getvalue()
+    assert "100 % · " in out.getvalue() and "240 of 240 images" in out.getvalue()
+    assert "starting 2 workers" in out.getvalue().splitlines()
+    assert f"udl report {tmp_path}/run --follow" in out.getvalue()
     assert "2, 6 images each a step" in out.getvalue()
     folder = RunFolder(tmp_path / "run")
     assert [point["images"] for point in folder.points()] == sorted({*range(24, 241, 24), 60, 120, 180, 240})

@@ -84,3 +84,8 @@ def test_the_home_of_nobody_is_no_path() -> None:
     assert settings.as_path("~/a").is_absolute() and settings.as_path("a").is_absolute()
     with pytest.raises(UsageError, match="'~nobody-here/a': there is no such user"):
         settings.as_path("~nobody-here/a")
+
+
+def test_an_empty_name_is_no_path() -> None:
+    with pytest.raises(UsageError, match="a name is empty where a file or folder is to be named"):
+        settings.as_path("")

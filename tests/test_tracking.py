@@ -13,7 +13,7 @@ import pytest
 
 from tests.tracked import unwell
 from udl_dist.errors import UsageError
-from udl_dist.tracking import TrackSettings, read_key
+from udl_dist.tracking import TrackSettings, read_key, resolved
 
 TRACK = """
 import contextlib, os, signal, sys, time
@@ -46,7 +46,7 @@ for line in said:
 def track(folder: Path, mode: str = "auto", after: int = 0, **environment: str) -> tuple[float, float, list[str]]:
     """Seconds until three points were handed over, seconds until the end, what was said; in a process of its own."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
-    clean |= {"HOME": str(folder), "NETRC": str(folder / "none"), **environment}
+    clean |= {"HOME": str(folder), "NETRC": str(folder / ".netrc"), **environment}
     command = [sys.executable, "-c", TRACK, str(folder), mode, str(after)]
     done = subprocess.run(command, capture_output=True, text=True, env=clean, timeout=90, check=False)
     assert done.returncode == 0, done.stderr
@@ -149,3 +149,96 @@ def test_a_service_that_is_killed_costs_no_point(tmp_path: Path) -> None:
     assert now.startswith("W&B is offline now; to upload: wandb sync ")
     content = content_of(now)
     assert all(f"loss{images}".encode() in content for images in (100, 200, 300, 400))
+
+
+@pytest.fixture
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user and a current folder that know nothing of W&B."""
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "mode"),
+    [
+        ("WANDB_MODE", "offline", "offline"),
+        ("WANDB_MODE", "dryrun", "offline"),
+        ("WANDB_MODE", "disabled", "off"),
+        ("WANDB_MODE", "online", "online"),
+        ("WANDB_DISABLED", "true", "off"),
+    ],
+)
+def test_the_variables_of_wandb_are_heeded_and_a_flag_wins(
+    variable: str, value: str, mode: str, own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert resolved(TrackSettings()) == (TrackSettings(), "")
+    monkeypatch.setenv(variable, value)
+    settings, line = resolved(TrackSettings())
+    assert (settings.mode, line) == (mode, f"W&B is {mode}: {variable}={value}")
+    other = TrackSettings(mode="offline" if mode != "offline" else "online")
+    assert resolved(other) == (other, f"W&B: track.mode = {other.mode} counts, not {variable}={value}")
+
+
+def test_wandb_disabled_may_say_false(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_DISABLED", "false")
+    assert resolved(TrackSettings()) == (TrackSettings(), "")
+
+
+def test_what_the_command_of_wandb_has_set_is_heeded(own_home: Path) -> None:
+    """By W&B's own command, so that the file is where this release writes it."""
+    for command, mode in (("disabled", "off"), ("offline", "offline")):
+        subprocess.run([sys.executable, "-m", "wandb", command], check=True, capture_output=True)
+        settings, line = resolved(TrackSettings())
+        assert settings.mode == mode
+        assert line == f"W&B is {mode}: mode = {command} in {own_home}/wandb/settings"
+    subprocess.run([sys.executable, "-m", "wandb", "online"], check=True, capture_output=True)
+    assert resolved(TrackSettings())[0].mode in ("auto", "online")  # some releases write it, others clear the entry
+
+
+def test_a_mode_that_wandb_does_not_have_is_refused(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "of")
+    with pytest.raises(UsageError, match="WANDB_MODE=of: there is no such mode of W&B: set it to online, offline or"):
+        resolved(TrackSettings())
+
+
+def test_a_key_that_the_server_refuses_is_said(tmp_path: Path) -> None:
+    with unwell(401) as (url, _):
+        *_, said = track(tmp_path, WANDB_API_KEY="x" * 40, WANDB_BASE_URL=url)
+    assert said[0].startswith("W&B is offline (127.0.0.1 answers 401 Unauthorized); to upload: wandb sync ")
+
+
+def test_a_server_with_a_path_is_asked_below_it_with_the_key_of_its_host(tmp_path: Path) -> None:
+    with unwell(200, starts=True, below="/wandb") as (url, requests):
+        host = url.removeprefix("http://")
+        (tmp_path / ".netrc").write_text(f"machine {host}\nlogin user\npassword {'x' * 40}\n")
+        *_, said = track(tmp_path, WANDB_BASE_URL=f"{url}/wandb")
+    assert said == []
+    assert any("file_stream" in path for path in requests), "it was online"
+
+
+def test_the_server_that_wandb_login_was_told_is_asked(tmp_path: Path) -> None:
+    with unwell(200, starts=True) as (url, requests):
+        (tmp_path / ".config" / "wandb").mkdir(parents=True)
+        (tmp_path / ".config" / "wandb" / "settings").write_text(f"[default]\nbase_url = {url}\n")
+        *_, said = track(tmp_path, WANDB_API_KEY="x" * 40)
+    assert said == []
+    assert any("file_stream" in path for path in requests), "it was online"
+
+
+def test_a_server_behind_a_proxy_is_reached_through_it(tmp_path: Path) -> None:
+    base_url = "http://wandb.example.invalid"
+    with unwell(200, starts=True) as (url, requests):  # a proxy is asked for whole addresses
+        *_, said = track(tmp_path, WANDB_API_KEY="x" * 40, WANDB_BASE_URL=base_url, http_proxy=url)
+    assert said == []
+    assert requests[0] == "http://wandb.example.invalid/graphql"
+    assert any("file_stream" in path for path in requests), "it was online"
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        proxy = f"127.0.0.1:{unused.getsockname()[1]}"
+        way = f"http://user:secret@{proxy}"
+        *_, said = track(tmp_path, WANDB_API_KEY="x" * 40, WANDB_BASE_URL=base_url, http_proxy=way)
+    assert said[0].startswith(f"W&B is offline (wandb.example.invalid through the proxy {proxy} does not answer (")
+    assert "secret" not in said[0]

@@ -9,24 +9,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from urllib.parse import urlsplit
 
 PROJECT = {"id": "p", "name": "udl-dist", "entity": {"id": "e", "name": "me"}}
 BUCKET = {"id": "b", "name": "b", "displayName": "b", "config": "{}", "sweepName": None, "project": PROJECT,
           "historyLineCount": 0}  # fmt: skip
 VIEWER = {"id": "me", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}
-STARTED = {"viewer": VIEWER, "upsertBucket": {"bucket": BUCKET, "inserted": True}, "serverInfo": {"features": []},
-           "model": {"bucket": None}, "project": PROJECT}  # fmt: skip
+STARTED = {
+    "viewer": VIEWER,
+    "upsertBucket": {"bucket": BUCKET, "inserted": True},
+    "serverInfo": {"features": []},
+    "model": {"bucket": None},
+    "project": PROJECT,
+}
 
 
 @contextmanager
 def unwell(
-    status: int = 500, stall_seconds: float = 0.0, starts: bool = False, heard: list[bytes] | None = None
+    status: int = 500,
+    stall_seconds: float = 0.0,
+    starts: bool = False,
+    heard: list[bytes] | None = None,
+    below: str = "",
 ) -> Iterator[tuple[str, list[str]]]:
     """Its address and the requests it has had; each is answered with `status` after `stall_seconds`.
 
-    With `starts` it lets a run begin, and falls ill then. `heard` gets all of each request but its Authorization.
+    With `starts` it lets a run begin, and falls ill then. `heard` gets all of each request but its Authorization. With
+    `below` it is a server of other things too, whose W&B is below that path. It stands in for a proxy as well.
     """
     asked: list[str] = []
+    stays_well = status == 200 and not stall_seconds
+    files = {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []}} if stays_well else {}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -42,10 +55,11 @@ def unwell(
                 del self.headers["Authorization"]
                 told = f"{self.path}\n{self.headers}".encode()
                 heard.append(told + (gzip.decompress(question) if zipped else question))
-            well = starts and self.path == "/graphql"
+            path = urlsplit(self.path).path
+            well = starts and path == f"{below}/graphql"
             if not well:
                 time.sleep(stall_seconds)
-            body = json.dumps({"data": STARTED} if well else {"errors": [{"message": "not well"}]}).encode()
+            body = json.dumps({"data": STARTED | files} if well else {"errors": [{"message": "not well"}]}).encode()
             self.send_response(200 if well else status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))

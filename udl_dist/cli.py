@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 from udl_dist import __version__
 from udl_dist.errors import UdlError, UsageError
@@ -15,8 +15,10 @@ from udl_dist.verbs import clusters, data, results, searching, training, use
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a verb and end with its exit code: 0, 2 usage, 3 data, 4 training, 5 cluster, 130 and 143 after a signal."""
     try:
-        asked, rest = _parser().parse_known_args(arguments)
-        sys.exit(asked.act(asked, _flags(rest)))
+        parser, verbs = _parser()
+        own, flags = _split(sys.argv[1:] if arguments is None else arguments, verbs)
+        asked = _asked(parser, own, flags)
+        sys.exit(asked.act(asked, flags))
     except UdlError as error:
         print(f"udl: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -26,33 +28,68 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(141)
 
 
-def _flags(rest: Sequence[str]) -> dict[str, str]:
-    """`--section.name value` and `--section.name=value` by dotted name; dashes within a name are underscores."""
+def _split(arguments: Sequence[str], verbs: Mapping[str, _Parser]) -> tuple[list[str], dict[str, str]]:
+    """The verb's own arguments, and settings by dotted name: what begins with -- and is not one of the verb's options.
+
+    `--section.name value`, `--section.name=value` and `--section.name` (true) may stand anywhere behind the verb;
+    dashes within a name are underscores.
+    """
+    own: list[str] = []
     flags: dict[str, str] = {}
-    waiting = list(rest)
+    verb, waiting = None, list(arguments)
     while waiting:
         token = waiting.pop(0)
-        if not token.startswith("--"):
-            raise UsageError(f"what is {token!r}? settings are given as --section.name value")
-        name, equals, value = token[2:].partition("=")
+        option, equals, value = token.partition("=")
+        if verb is None or not option.startswith("--") or option in verb.options:
+            if not token or (equals and not value and option.startswith("--")):
+                before = f" after {own[-1]}" if own else ""
+                raise UsageError(f"{token or 'an argument'} is empty{before}: is a variable of the shell not set?")
+            own.append(token)
+            verb = verb or verbs.get(token)
+            continue
         if not equals:
             value = waiting.pop(0) if waiting and not waiting[0].startswith("--") else "true"
-        flags[name.replace("-", "_")] = value
-    return flags
+        name = option[2:].replace("-", "_")
+        if not value and "." not in name:
+            raise UsageError(f"{option} is empty: is a variable of the shell not set?")
+        flags[name] = value
+    return own, flags
+
+
+def _asked(parser: _Parser, own: Sequence[str], flags: Mapping[str, str]) -> argparse.Namespace:
+    """What the verb's own arguments ask for; where one is missing, a setting may have taken it for its value."""
+    try:
+        asked, rest = parser.parse_known_args(own)
+    except UsageError as error:
+        taken = [f"{value!r} was taken as the value of --{name}" for name, value in flags.items() if value != "true"]
+        raise UsageError("; ".join([str(error), *taken])) from None
+    if rest:
+        raise UsageError(f"what is {rest[0]!r}? settings are given as --section.name value")
+    return asked
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line."""
+    """A parser that says what is wrong in one line, and knows the options it has."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self.options: set[str] = set()
+        super().__init__(*arguments, **named)
+
+    def add_argument(self, *names: Any, **about: Any) -> argparse.Action:
+        self.options.update(names)
+        return super().add_argument(*names, **about)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser("udl", description="Images to trained AE, VAE and GAN, on one machine or a Ray cluster.",
-                     allow_abbrev=False)  # fmt: skip
+def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
+    """The parser of the whole command, and those of its verbs by name."""
+    parser = _Parser(
+        "udl", description="Images to trained AE, VAE and GAN, on one machine or a Ray cluster.", allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"udl-dist {__version__}")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     for family in (training, searching, clusters, data, use, results):
         family.add(verbs)
-    return parser
+    return parser, verbs.choices

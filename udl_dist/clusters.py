@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from udl_dist import capacity
+from udl_dist import capacity, modules, ray_options
 from udl_dist.errors import ClusterError
 from udl_dist.experiment import Experiment
 from udl_dist.guardian import Guardian
@@ -60,23 +60,32 @@ def start(address: str, verbose: bool) -> bool:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if (known := sys.modules.get("ray")) and known.is_initialized():
+        modules.refuse_others()
         return False
+    if address:
+        ray_options.refuse_silent(address)
     with warnings.catch_warnings(), contextlib.nullcontext() if address else _closed():
         warnings.simplefilter("ignore")
         import ray
 
-        where: dict[str, Any] = {"address": address or "local"}
+        options: dict[str, Any] = {"address": address or "local", "job_config": ray_options.job_config()}
+        options |= {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
         if not address:
-            where |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        level = logging.INFO if verbose else logging.ERROR
+            options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+            options |= {"_temp_dir": folder} if (folder := ray_options.short_folder()) else {}
         try:
-            with contextlib.nullcontext() if address else _guarded():
-                ray.init(**where, log_to_driver=verbose, logging_level=level, namespace="udl-dist")
+            with ray_options.hangups_blocked(), contextlib.nullcontext() if address else _guarded():
+                ray.init(**options, namespace="udl-dist")
         except Exception as error:  # Ray raises many kinds here
             end()
             raise ClusterError(f"no Ray at {address or 'this machine'}: {one_line(error)}") from None
     if not verbose:
         _hush()
+    try:
+        modules.refuse_others()
+    except ClusterError:
+        end()
+        raise
     return True
 
 

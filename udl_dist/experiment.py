@@ -7,6 +7,7 @@ refused, a wrong type is refused. Knows the owners' settings; knows no torch, no
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ SECTIONS: dict[str, type] = {
 FREE_ON_RESUME = ("run.", "track.", "evaluate.", "data.readers", "data.cache", "train.total_images", "train.epochs",
                   "train.report_images")  # fmt: skip
 BOUND = ("run.determinism",)
+LENGTHS = ("train.total_images", "train.epochs")  # of a run, of which one holds
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Experiment:
 
 
 def load(path: Path | None, flags: Mapping[str, str]) -> Experiment:
-    """Read a job file (none: only flags) and apply flags, dotted names with their values as text."""
+    """Read a job file or that of a run folder (none: only flags) and apply flags, dotted names with values as text."""
+    path = job_file(path, "experiment.toml") if path else None
     values = read(path) if path else {}
     if "search" in values:
         raise UsageError(f"{path} has a [search] table, it is for udl search: udl search {path}")
@@ -73,16 +76,35 @@ def load(path: Path | None, flags: Mapping[str, str]) -> Experiment:
 def join(values: dict[str, Any], flags: Mapping[str, str], path: Path | None) -> Experiment:
     """The same of values that were read from `path`."""
     _refuse_tables(values)
-    if path and not values.get("run", {}).get("folder"):
-        values.setdefault("run", {})["folder"] = f"runs/{path.stem}"
     flat = settings.flatten(values)
     name = flags.get("method.name", flat.get("method.name"))
     known = kinds(name)  # type: ignore[arg-type]  # refuses what is no name
+    if not flat.get("run.folder"):
+        source = str(flags.get("data.source", flat.get("data.source", DataSettings.source)))
+        flat["run.folder"] = f"runs/{path.stem if path else f'{name}_{_name_of(source)}'}"
     for dotted, text in flags.items():
         if dotted not in known:
             raise UsageError(f"unknown setting {dotted}: {nearest(dotted, list(known))}")
         flat[dotted] = settings.from_text(known[dotted], text)
+    for one, other in (LENGTHS, LENGTHS[::-1]):  # a flag counts, not the other measure that the file has
+        if one in flags and other not in flags:
+            flat.pop(other, None)
     return from_dict(settings.nest(flat))
+
+
+def job_file(path: Path, kept: str) -> Path:
+    """The file itself; of a run or search folder the file `kept` in it, which holds what was asked."""
+    if not path.is_dir():
+        return path
+    if not (path / kept).is_file():
+        raise UsageError(f"{path} is a folder without {kept}, not a job file: images are given as --data.source {path}")
+    return path / kept
+
+
+def _name_of(source: str) -> str:
+    """A word for a source of images: the last part of its name."""
+    last = source.partition("?")[0].rstrip("/").rpartition("/")[2].partition(".")[0]
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", last).strip("-") or "images"
 
 
 def from_dict(values: Mapping[str, Any]) -> Experiment:
@@ -118,11 +140,13 @@ def describe(method_name: str) -> Iterator[tuple[str, str, Any, str]]:
 def read(path: Path) -> dict[str, Any]:
     """The tables of a TOML file as they stand there."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows put a mark first
     except FileNotFoundError:
         raise UsageError(f"no such job file: {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read job file {path}: {error}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not a job file, which is UTF-8 text: images are given as --data.source") from None
+    except OSError as error:
+        raise UsageError(f"cannot read job file {path}: {error.strerror}") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is no TOML: {error}") from None
 
@@ -143,10 +167,16 @@ def kinds(method_name: str) -> dict[str, Any]:
 
 
 def nearest(dotted: str, known: Sequence[str]) -> str:
-    """The nearest dotted name: one of the same last part in another table before one that is merely spelled alike."""
-    last = dotted.rsplit(".", 1)[-1]
-    namesakes = [name for name in known if name.rsplit(".", 1)[-1] == last]
-    return f"did you mean {namesakes[0]}?" if namesakes else settings.nearest(dotted, list(known))
+    """The nearest dotted names: with the same last part, then with its initials (`lr`), then with a part of it."""
+    asked = dotted.rsplit(".", 1)[-1]
+    last = {name: name.rsplit(".", 1)[-1] for name in known}
+    for alike in (
+        [name for name, own in last.items() if own == asked],
+        [name for name, own in last.items() if "".join(word[:1] for word in own.split("_")) == asked],
+    ):
+        if alike:
+            return f"did you mean {alike[0]}?"
+    return settings.nearest(dotted, list(known))
 
 
 def _refuse_tables(values: Mapping[str, Any]) -> None:

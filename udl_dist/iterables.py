@@ -5,10 +5,12 @@ Both start at any position, share the work over ranks by themselves and repeat n
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from udl_dist.errors import UsageError
 from udl_dist.packing.prepare import prepare
 from udl_dist.stream.loading import Records
 from udl_dist.stream.opening import open_streams
@@ -31,6 +33,11 @@ class Batches:
         self._batch_images, self._rank, self._world = batch_images, rank, world
 
     def __iter__(self) -> Iterator[Records]:
+        if _loader_worker()[1] > 1:
+            raise UsageError(
+                "Batches in a DataLoader with several workers would give every batch once a worker: set "
+                "num_workers = 0 (it reads ahead with threads of its own: readers = 2)"
+            )
         for records in self.stream.batches(self.position, self._batch_images, self._rank, self._world):
             self.position += self._batch_images
             yield records
@@ -64,9 +71,18 @@ class Samples:
         self._position, self._rank, self._world = position, rank, world
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return self._stream.samples(self._position, self._rank, self._world)
+        """The workers of a DataLoader take turns, so that together they give what the rank would give without them."""
+        worker, workers = _loader_worker()
+        return self._stream.samples(self._position, self._rank + self._world * worker, self._world * workers)
 
     __call__ = __iter__  # how a DataPipeline begins
+
+
+def _loader_worker() -> tuple[int, int]:
+    """Which worker of a PyTorch DataLoader this process is, of how many; the only one elsewhere."""
+    data = sys.modules.get("torch.utils.data")  # there in every such worker, and not imported for this alone
+    about = data.get_worker_info() if data else None
+    return (about.id, about.num_workers) if about else (0, 1)
 
 
 def _opened(source: str, seed: int, settings: dict[str, Any]) -> Stream:

@@ -86,6 +86,7 @@ def _watch(
     while thread.is_alive():
         thread.join(POLL_SECONDS)
         terminal.refresh()
+        terminal.starting(_phase(launched, outcome))
         if "ours" in outcome and not settled:
             signals.install()
             settled = True
@@ -93,6 +94,22 @@ def _watch(
         if failure := launched.folder.failure():
             raise as_error(*failure)
         growing.look(outcome.get("workers", 0))
+
+
+def _phase(launched: Launched, outcome: dict[str, Any]) -> str:
+    """What the start of a run is at, as far as can be seen from here."""
+    if "ours" not in outcome:
+        address = launched.experiment.run.address
+        return f"joining the Ray cluster at {address}" if address else "starting Ray"
+    if not (workers := outcome.get("workers", 0)):
+        return "Ray is up: looking for places for the workers"
+    many = f"{workers} workers" if workers > 1 else "1 worker"
+    lives = pulse.lives(launched.folder).values()
+    if len(lives) < workers:
+        return f"starting {many}"
+    if any(life.place == "start" for life in lives):
+        return f"{many} at work: opening data, building networks"
+    return "training: the first steps"
 
 
 def _train(launched: Launched, verbose: bool, outcome: dict[str, Any]) -> None:

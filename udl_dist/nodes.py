@@ -45,13 +45,24 @@ def ask(look: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
     return _ask(_others(), look, *arguments)
 
 
+def ask_all(look: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    """The same of every node that workers may be placed on, this one included."""
+    return _ask(_all(), look, *arguments)
+
+
+def _all() -> list[dict[str, Any]]:
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]
+            and node["Resources"].get("CPU", 0) + node["Resources"].get("GPU", 0) > 0]  # fmt: skip
+
+
 def _others() -> list[dict[str, Any]]:
     """The nodes that workers may be placed on, but for this one."""
     import ray
 
     here = ray.get_runtime_context().get_node_id()
-    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here
-            and node["Resources"].get("CPU", 0) + node["Resources"].get("GPU", 0) > 0]  # fmt: skip
+    return [node for node in _all() if node["NodeID"] != here]
 
 
 def _ask(nodes: Sequence[dict[str, Any]], look: Callable[..., Any], *arguments: Any) -> dict[str, Any]:

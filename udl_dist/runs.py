@@ -242,10 +242,8 @@ def winner_of(folder: Path) -> Path:
     ended = [run for run in sorted(folder.glob("winner/seed-*")) if (run / "result.json").is_file()]
     if not ended:
         trials = ", ".join(str(trial) for trial in sorted(folder.glob("trials/*"))[:3])
-        raise UsageError(
-            f"{folder} is a search whose winner is not trained yet: let udl search go on, or name a "
-            f"run of it ({trials or 'there is none yet'})"
-        )
+        named = trials or "there is none yet"
+        raise UsageError(f"{folder} is a search without a trained winner: let it go on, or name a run of it ({named})")
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         best = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["model"]
         return next((run for run in ended if run.name == best), ended[0])

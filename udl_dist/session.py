@@ -17,8 +17,8 @@ from udl_dist.plan import Plan, plan_here
 from udl_dist.runs import RunFolder
 from udl_dist.storage.places import is_remote, name_of
 from udl_dist.stream.opening import Prepared
-from udl_dist.terminal import Progress, Terminal
-from udl_dist.tracking import read_key
+from udl_dist.terminal import Progress, Terminal, page_hint
+from udl_dist.tracking import read_key, resolved
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False, faults: st
         experiment = replace(experiment, run=replace(experiment.run, folder=str(folder.path)))
     if experiment.track.key_file:
         read_key(experiment.track)
+    resolved(experiment.track)  # refuses a mode that W&B does not have
     with folder.held(), disk.errors_named(folder.path), carried(experiment.run.folder, folder) as far:
         if experiment.run.fresh:
             if aside := (far or folder).set_aside():
@@ -112,6 +113,12 @@ def planned_of(experiment: Experiment) -> Plan:
     return planned
 
 
+def best_of(experiment: Experiment) -> str:
+    """The held-out metric that chooses the best checkpoint; "" if the method has none."""
+    own = methods.find(experiment.method_name).best
+    return experiment.run.best or (f"val/{own}" if own else "")
+
+
 def _launch(
     folder: RunFolder, experiment: Experiment, prepared: Prepared, planned: Plan, out: TextIO, verbose: bool,
     faults: str, far: Launcher | None,
@@ -119,9 +126,15 @@ def _launch(
     from udl_dist import launch
     from udl_dist.groups import Launched
 
-    terminal = Terminal(folder, planned.total_images, out)
+    terminal = Terminal(folder, planned.total_images, out, best_of(experiment))
     for line in planned.lines():
         terminal.say(line)
+    terminal.say(page_hint(folder.path))
+    # The folder keeps what was asked; the workers, which may be on other machines, get what holds on this one.
+    track, tracked = resolved(experiment.track)
+    experiment = experiment.replace(track=track)
+    if tracked:
+        terminal.say(tracked)
     result = launch.run(Launched(experiment, prepared, faults, far=far), terminal, verbose)
     if far:
         far.carry()

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from udl_dist.errors import UsageError
 
 T = TypeVar("T")
+MOST_LISTED = 12  # names in a refusal
 
 
 def setting(
@@ -29,13 +30,15 @@ def setting(
     above: float | None = None,
     high: float | None = None,
     below: float | None = None,
+    filled: bool = False,
 ) -> Any:
     """Declare a setting: its default, one line of meaning, and bounds: `low` and `high` are allowed themselves, `above`
     and `below` are not.
 
-    Bounds hold for each entry of a tuple. A dataclass as default (the class itself) makes a nested table.
+    Bounds hold for each entry of a tuple. `filled` text must not be empty: without it "" is taken for "none given". A
+    dataclass as default (the class itself) makes a nested table.
     """
-    metadata = {"meaning": meaning, "low": low, "above": above, "high": high, "below": below}
+    metadata = {"meaning": meaning, "low": low, "above": above, "high": high, "below": below, "filled": filled}
     if isinstance(default, type):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -53,7 +56,9 @@ def from_dict(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
 
 
 def as_path(text: str) -> Path:
-    """The absolute path that somebody wrote, `~` for a home folder; raise UsageError for the home of nobody."""
+    """The absolute path that somebody wrote, `~` for a home folder; raise UsageError for "" and the home of nobody."""
+    if not text:
+        raise UsageError("a name is empty where a file or folder is to be named: is a variable of the shell not set?")
     try:
         return Path(text).expanduser().absolute()
     except RuntimeError:
@@ -136,9 +141,15 @@ def describe(cls: type, prefix: str = "") -> Iterator[tuple[str, str, Any, str]]
 
 
 def nearest(name: str, known: Mapping[str, Any] | list[str]) -> str:
-    """What to do about a name nobody knows: the nearest one, else all of them."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+    """What to do about a name nobody knows: the nearest one, else all of them, or the nearest few of many."""
+    if close := difflib.get_close_matches(name, list(known), n=1, cutoff=0.5):
+        return f"did you mean {close[0]}?"
+    if len(known) <= MOST_LISTED:
+        return f"there are {', '.join(known)}"
+    # By the last part alone: the tables before it make all of them unlike.
+    last = name.rpartition(".")[2]
+    few = sorted(known, key=lambda each: -difflib.SequenceMatcher(None, last, each.rpartition(".")[2]).ratio())[:4]
+    return f"there are {len(known)}, the nearest are {', '.join(few)} (--settings or --help lists them)"
 
 
 def in_words(kind: Any) -> str:
@@ -169,6 +180,8 @@ def _value(kind: Any, value: Any, name: str, limits: Mapping[str, Any]) -> Any:
         raise UsageError(f"{name} must be {in_words(kind)}, not {value!r}")
     if type(value) in (int, float):
         _check_range(value, name, limits)
+    if value == "" and limits.get("filled"):
+        raise UsageError(f"{name} is empty: is a variable of the shell not set?")
     return value
 
 

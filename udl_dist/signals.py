@@ -1,4 +1,4 @@
-"""What SIGINT and SIGTERM mean to a run: first a checkpoint, then, asked again, an end at once. Knows no Ray."""
+"""What SIGINT, SIGTERM and SIGHUP mean to a run: first a checkpoint, then, asked again, an end. Knows no Ray."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ class Signals:
     def install(self) -> None:
         """Take the signals; again once Ray is up, whose core takes SIGTERM for a crash and prints its stack."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # nohup: the run is to go on when its terminal closes
                 self._before.setdefault(number, signal.signal(number, self._handle))
 
     def __enter__(self) -> Signals:

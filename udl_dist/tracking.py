@@ -6,24 +6,19 @@ else offline for a later `wandb sync`.
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import http.client
-import json
-import os
 import queue
 import threading
-import urllib.parse
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from udl_dist import wandb_environment
 from udl_dist.errors import UsageError
 from udl_dist.settings import as_path, setting
 
-PROBE_SECONDS = 3.0
 INIT_SECONDS = 8.0
 FINISH_SECONDS = 20.0
 STARTS = 3  # of W&B's service, in one start of ours
@@ -33,7 +28,9 @@ Item = tuple[int, dict[str, Any]]  # images, and figures or pictures
 @dataclass(frozen=True)
 class TrackSettings:
     mode: Literal["auto", "online", "offline", "off"] = setting(
-        "auto", "Weights & Biases: auto is online where there is a key and the server answers, else offline"
+        "auto",
+        "Weights & Biases: auto is what WANDB_MODE or `wandb offline` says, else online where there is a key and the "
+        "server answers, else offline",
     )
     project: str = setting("udl-dist", "the W&B project")
     group: str = setting("", "the W&B group; empty: none")
@@ -113,11 +110,17 @@ class Tracker:
         return f"every point is in curves.jsonl{upload}"
 
     def _start(self, wandb: Any, again: bool) -> Any:
-        key, online = self._key(), False
+        key, online, why = "", False, ""
         if self._settings.mode != "offline" and not again:
-            online, why = _reachable(key)
-            if not online and self._settings.mode == "online":
+            base = wandb.setup(wandb.Settings(silent=True)).settings  # what `wandb login --host` has set is in it
+            key = read_key(self._settings) if self._settings.key_file else wandb_environment.key_for(base.base_url)
+            ways = {"http": base.http_proxy, "https": base.https_proxy}
+            proxies = {scheme: way for scheme, way in ways.items() if way}
+            why = wandb_environment.why_unreachable(base.base_url, key, proxies) if key else "there is no key"
+            online = not why
+            if self._settings.mode == "online" and why:
                 self._say(f"W&B is offline although online was asked: {why}")
+            why = f" ({why})" if key and why else ""
         run = wandb.init(
             project=self._settings.project, group=self._settings.group or None, name=self._folder.name,
             id=self._run_id(), resume="allow" if online else None, dir=str(self._folder), config=self._config,
@@ -129,13 +132,8 @@ class Tracker:
         run.define_metric("*", step_metric="images")
         self._kept = Path(run.dir).parent
         if not online:
-            self._say(f"W&B is offline{' now' if again else ''}; to upload: wandb sync {self._kept}")
+            self._say(f"W&B is offline{' now' if again else why}; to upload: wandb sync {self._kept}")
         return run
-
-    def _key(self) -> str:
-        if self._settings.key_file:
-            return read_key(self._settings)
-        return os.environ.get("WANDB_API_KEY", "") or _key_from_netrc()
 
     def _run_id(self) -> str:
         """The same id for every start of the run, kept in the run folder."""
@@ -154,42 +152,16 @@ def read_key(settings: TrackSettings) -> str:
         raise UsageError(f"cannot read track.key_file {settings.key_file}: {error.strerror}") from None
 
 
-def _reachable(key: str) -> tuple[bool, str]:
-    """Whether there is a key and a server that knows it, within a few seconds; else why not.
-
-    Asked of the interface that W&B itself will use: a server may be up and refuse the key, or everybody.
-    """
-    if not key:
-        return False, "there is no key"
-    url = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-    connection = kind(url.hostname or "", url.port, timeout=PROBE_SECONDS)
-    login = base64.b64encode(f"api:{key}".encode()).decode()
-    try:
-        connection.request("POST", "/graphql", json.dumps({"query": "query Viewer { viewer { id } }"}),
-                           {"Authorization": f"Basic {login}", "Content-Type": "application/json"})  # fmt: skip
-        answer = connection.getresponse()
-        if answer.status != 200:
-            return False, f"{url.hostname} answers {answer.status} {answer.reason}"
-        known = (json.loads(answer.read(1 << 16)).get("data") or {}).get("viewer")
-        return bool(known), "" if known else f"{url.hostname} does not know the key"
-    except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
-        return False, f"{url.hostname} does not answer ({error})"
-    finally:
-        connection.close()
+def resolved(settings: TrackSettings) -> tuple[TrackSettings, str]:
+    """The settings with the mode that W&B's own variables and files ask for, where ours leaves it open; and a line."""
+    asked, where = wandb_environment.mode_asked()
+    if not asked or asked == settings.mode:
+        return settings, ""
+    if settings.mode != "auto":
+        return settings, f"W&B: track.mode = {settings.mode} counts, not {where}"
+    return replace(settings, mode=asked), f"W&B is {asked}: {where}"  # type: ignore[arg-type]
 
 
 def _number_in(path: Path, otherwise: int) -> int:
     text = path.read_text() if path.exists() else ""
     return int(text) if text.isdecimal() else otherwise
-
-
-def _key_from_netrc() -> str:
-    import netrc
-
-    host = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        found = netrc.netrc().authenticators(host)
-    except (OSError, netrc.NetrcParseError):
-        return ""
-    return found[2] or "" if found else ""

@@ -7,8 +7,10 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from html.parser import HTMLParser
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from udl_dist.errors import TrainingError, UsageError
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.report import page as pages
 from udl_dist.report import pictures
+from udl_dist.report import report as reports
 from udl_dist.report.parts import MOST_BYTES
 from udl_dist.report.report import report
 from udl_dist.runs import RunFolder
@@ -277,3 +280,24 @@ def test_chromium_shows_the_page_without_a_complaint_or_a_request_and_the_slider
     assert all("hidden" in image for image in others)
     assert str(first["data-said"]) in seen.text
     assert seen.all("input")[0]["aria-valuetext"] == first["data-said"]
+
+
+def test_a_page_is_written_anew_while_somebody_trains(
+    trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reports, "FOLLOW_SECONDS", 1)
+    folder = RunFolder(shutil.copytree(trained["vae"], tmp_path / "run"))
+    page = tmp_path / "page.html"
+    said: list[str] = []
+    with folder.held():
+        follower = Thread(target=reports.follow, args=(str(folder.path), page, said.append))
+        follower.start()
+        while not page.exists() or b"</html>" not in page.read_bytes():
+            time.sleep(0.01)
+        assert '<meta http-equiv="refresh" content="1">' in page.read_text()
+        folder.say("a message that comes while it trains")
+        while "a message that comes while it trains" not in page.read_text():
+            time.sleep(0.01)
+    follower.join()
+    assert "</html>" in page.read_text() and "refresh" not in page.read_text().partition("</head>")[0]
+    assert said == [f"the page is written anew every 1 s until the run ends, or Ctrl-C: {page}"]

@@ -15,6 +15,7 @@ from typing import Any
 from udl_dist.errors import ClusterError
 from udl_dist.experiment import Experiment
 from udl_dist.forecast.parts import Parts, fingerprint
+from udl_dist.ray_options import search_path
 from udl_dist.recovery import as_error
 from udl_dist.storage.places import is_remote
 from udl_dist.stream.opening import Prepared
@@ -54,13 +55,15 @@ def _bare(experiment: Experiment) -> dict[str, Any]:
 
 def _together(folder: Path, task: dict[str, Any], world: int, threads: int, seconds: float) -> list[dict[str, Any]]:
     """What each of `world` processes found."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(search_path())}
+    command = [sys.executable, "-P", "-m", "udl_dist.forecast.measure"]  # -P: not from the current folder
     ends, processes = time.monotonic() + seconds, []
     try:
         for rank in range(world):
             with (folder / f"out-{rank}").open("w") as out, (folder / f"err-{rank}").open("w") as err:
-                process = subprocess.Popen([sys.executable, "-m", "udl_dist.forecast.measure"], stdin=subprocess.PIPE,
-                                           stdout=out, stderr=err, text=True, env=environment)  # fmt: skip
+                process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=out, stderr=err, text=True, env=environment
+                )
             processes.append(process)
             assert process.stdin
             with process.stdin as stdin:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import shlex
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +16,46 @@ from udl_dist.report import curves, searched
 from udl_dist.report.page import clean, page
 from udl_dist.report.parts import MOST_BYTES, NAME, Reported, evaluated, joined, shared, tables, written
 from udl_dist.report.pictures import films
+from udl_dist.runs import RunFolder
 from udl_dist.shards.index import Index
 from udl_dist.storage.places import is_remote, split
 
 MOST_SHARDS = 100  # that are listed
 MOST_PANELS = 24
 MESSAGES = 200  # lines
+FOLLOW_SECONDS = 10
 NOT_DRAWN = ("images", "train/learning_rate")
 MACHINE = ("perf/images_per_second", "perf/data_wait_share", "perf/memory_bytes")
 
 
-def report(folder: str, out: Path | None = None) -> Reported:
-    """Write the page, into the folder unless told where; raise UsageError for one that is neither run nor search."""
+def follow(folder: str, out: Path | None, say: Callable[[str], None]) -> Reported:
+    """Write the page again and again while a run or a search is at work; a browser that shows it loads it anew."""
+    run = RunFolder(settings.as_path(folder))
+    try:
+        if run.in_use():
+            page_file = out or run.path / NAME
+            say(f"the page is written anew every {FOLLOW_SECONDS} s until the run ends, or Ctrl-C: {page_file}")
+        while run.in_use():
+            report(folder, out, FOLLOW_SECONDS)
+            time.sleep(FOLLOW_SECONDS)
+    finally:
+        done = report(folder, out)  # which is not loaded anew any more
+    return done
+
+
+def report(folder: str, out: Path | None = None, refresh: int = 0) -> Reported:
+    """Write the page, into the folder unless told where; raise UsageError for one that is neither run nor search.
+
+    A browser loads it anew every `refresh` seconds; 0: never.
+    """
     if searched.is_search(settings.as_path(folder)):
-        return searched.report(settings.as_path(folder), out)
+        return searched.report(settings.as_path(folder), out, refresh)
     about = account.read(folder)
     shown, faults = films(about.pictures)
     about.faults += faults
-    text = page(_values(about, shown))
+    text = page(_values(about, shown) | {"refresh": refresh})
     if len(text.encode()) > MOST_BYTES:
-        text = page(_values(about, []))
+        text = page(_values(about, []) | {"refresh": refresh})
         about.faults.append("the pictures were left out: the page would have been too large")
     return written(text, out or about.folder / NAME, about.faults)
 
@@ -149,7 +171,7 @@ def _commands(about: Account) -> str:
     return "\n".join([
         f"udl train {job} --run.folder runs/again    # the same run, from its start",
         f"udl export {run} model    # the best checkpoint as safetensors, with a card",
-        f"udl report {run}    # this page",
+        f"udl report {run}    # this page; --follow while it trains",
     ])  # fmt: skip
 
 

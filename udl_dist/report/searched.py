@@ -66,13 +66,13 @@ def is_search(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (SOURCE, JOURNAL))
 
 
-def report(folder: Path, out: Path | None) -> Reported:
+def report(folder: Path, out: Path | None, refresh: int = 0) -> Reported:
     """Write the page, into the search folder unless told where."""
     found = read(folder)
-    text = page(_values(found, _panels(found)), "search.html.jinja")
+    text = page(_values(found, _panels(found)) | {"refresh": refresh}, "search.html.jinja")
     if len(text.encode()) > MOST_BYTES:
         found.faults.append("the plots were left out, they are in the folder plots: the page would have been too large")
-        text = page(_values(found, []), "search.html.jinja")
+        text = page(_values(found, []) | {"refresh": refresh}, "search.html.jinja")
     return written(text, out or folder / NAME, found.faults)
 
 

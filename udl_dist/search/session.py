@@ -23,7 +23,8 @@ from udl_dist.search.results import Ended
 from udl_dist.search.settings import Search
 from udl_dist.search.view import View
 from udl_dist.signals import Signals
-from udl_dist.terminal import Progress
+from udl_dist.terminal import Progress, page_hint
+from udl_dist.tracking import resolved
 
 POLL_SECONDS = 0.2
 SOURCE = "search.toml"
@@ -32,6 +33,7 @@ SOURCE = "search.toml"
 def search(wanted: Search, out: TextIO, verbose: bool = False, faults: str = "") -> Ended:
     """Run or resume a search in its folder; what a person should see while it runs goes to `out`."""
     by_trial = faulty.parse(faults)
+    resolved(wanted.base.track)  # refuses a mode that W&B does not have
     folder = RunFolder(wanted.folder)
     base = replace(wanted.base, run=replace(wanted.base.run, folder=str(folder.path)))
     wanted = replace(wanted, base=base)
@@ -45,7 +47,9 @@ def search(wanted: Search, out: TextIO, verbose: bool = False, faults: str = "")
         planned = plan(wanted)
         journal = Journal(folder.path / "trials.jsonl")
         disk.write_whole(folder.path / SOURCE, wanted.to_toml())
-        return Session(wanted, planned, journal, out, verbose, by_trial).run()
+        track, tracked = resolved(base.track)
+        wanted = replace(wanted, base=wanted.base.replace(track=track))
+        return Session(wanted, planned, journal, out, verbose, by_trial, tracked).run()
 
 
 @dataclass
@@ -58,16 +62,18 @@ class Session:
     out: TextIO
     verbose: bool
     faults: dict[int, str]
+    tracked: str = ""  # what W&B's own settings say, where they count
 
     def run(self) -> Ended:
         view = View(self.wanted, self.planned.trials, self.out)
-        for line in self.planned.lines():
+        for line in [*self.planned.lines(), *([self.tracked] if self.tracked else []), page_hint(self.wanted.folder)]:
             view.say(line)
         left = [number for number in range(self.planned.trials) if number not in self.journal.lines]
         self._outcome: dict[str, Any] = {}
         self._asked_to_stop = False
         self._conductor: Conductor | Generations | Finals | None = None
         self._began = time.monotonic()
+        view.draw("starting Ray")
         with Signals(self._stop, view.say, lambda: "ours" in self._outcome) as signals:
             thread = threading.Thread(target=self._work, args=(bool(left),), daemon=True)
             thread.start()

@@ -84,6 +84,7 @@ class Search:
 
 def load(path: Path, flags: Mapping[str, str]) -> Search:
     """Read a job file and apply flags; raise UsageError, in one line, for whatever makes no sense."""
+    path = experiments.job_file(path, "search.toml")
     values = experiments.read(path)
     table = values.pop("search", None)
     if not isinstance(table, Mapping):

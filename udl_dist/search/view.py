@@ -19,7 +19,7 @@ class View:
     def __init__(self, search: Search, trials: int, out: TextIO) -> None:
         self._search, self._trials = search, trials
         self._screen = Screen(out)
-        self.say = self._screen.say
+        self.say, self.draw = self._screen.say, self._screen.draw
         self._shown_at, self._began, self._before = float("-inf"), time.monotonic(), -1
         self._told: set[int] = set()
         self._trials_over = False

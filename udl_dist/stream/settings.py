@@ -20,13 +20,14 @@ class DataSettings:
         "digits",
         "'digits' (5,000 embedded ones), an image folder, IDX files, .npy/.npz, a packed folder, "
         "or tar shards: a folder, a brace pattern, a list file or s3://...",
+        filled=True,
     )
     sequential: bool = setting(
         False,
         "read tars from http:, https: or pipe:COMMAND (which is run) from start to end; exact order, resume within an "
         "epoch, checksums and equal batches at other world sizes are lost",
     )
-    more_sources: tuple[str, ...] = setting((), "further sources that are trained on together with it")
+    more_sources: tuple[str, ...] = setting((), "further sources that are trained on together with it", filled=True)
     weights: tuple[float, ...] = setting(
         (), "part of each source in what is seen; empty: each record of all of them once an epoch", above=0.0
     )

@@ -14,9 +14,12 @@ from udl_dist.settings import as_path, setting
 class TrainSettings:
     # Shares of a global batch in an elastic run: each is learned by itself, so the world must divide them.
     SHARES: ClassVar[int] = 12
+    DEFAULT_IMAGES: ClassVar[int] = 500_000  # of a run that is asked for without a length
 
     batch_size: int = setting(128, "images of one step, over all ranks together", low=1)
-    total_images: int = setting(0, "stop after so many images (whole steps); this or train.epochs", low=0)
+    total_images: int = setting(
+        0, "stop after so many images (whole steps); this or train.epochs; 0 and no epochs: 500,000", low=0
+    )
     epochs: float = setting(0.0, "stop after so many passes over the data; this or train.total_images", low=0)
     seed: int = setting(0, "where all chance comes from: weights, order, flips, noise", low=0, high=2**63 - 1)
     optimizer: Literal["adam", "adamw", "sgd"] = setting("adam", "the optimiser of every learner")
@@ -59,13 +62,12 @@ class TrainSettings:
 
     def length(self, records: int) -> int:
         """The images of the whole run: whole steps, the least number that reaches what was asked."""
-        if bool(self.total_images) == bool(self.epochs):
-            raise UsageError("set one of train.total_images and train.epochs, not "
-                             + ("both" if self.epochs else "neither"))  # fmt: skip
-        if not self.total_images and not records:
+        if self.total_images and self.epochs:
+            raise UsageError("set one of train.total_images and train.epochs, not both")
+        if self.epochs and not records:
             raise UsageError(f"train.epochs = {self.epochs:g} cannot be counted: how many records there are is unknown "
                              "with data.sequential: set train.total_images")  # fmt: skip
-        asked = self.total_images or math.ceil(self.epochs * records)
+        asked = self.total_images or math.ceil(self.epochs * records) or self.DEFAULT_IMAGES
         return math.ceil(asked / self.batch_size) * self.batch_size
 
     def rate_at(self, images: int, total: int) -> float:

@@ -6,7 +6,9 @@ A file's `add` hands its parsers over. What a verb does is imported when it runs
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -47,8 +49,18 @@ def refuse_flags(flags: Mapping[str, str], verb: str) -> None:
 
 
 def show(lines: Sequence[str], figures: dict[str, Any], as_json: bool) -> None:
-    """Print what a verb found."""
-    print(json.dumps(figures) if as_json else "\n".join(lines))
+    """Print what a verb found; a terminal that has been closed meanwhile changes no exit code."""
+    try:
+        print(json.dumps(figures) if as_json else "\n".join(lines), flush=True)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print at the exit
+
+
+def tell(line: str) -> None:
+    """A line on stderr, beside what a verb prints in the end."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def progress(what: str, unit: str = "images") -> Any:

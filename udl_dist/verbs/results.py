@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from udl_dist.verbs import Verbs, new_verb, refuse_flags, show
+from udl_dist.verbs import Verbs, new_verb, refuse_flags, show, tell
 
 
 def add(verbs: Verbs) -> None:
@@ -26,6 +26,7 @@ def add(verbs: Verbs) -> None:
     report = new_verb(verbs, "report", help="one page about a run or a search: figures, curves, pictures, settings")
     report.add_argument("run", help="a run folder, or that of a search")
     report.add_argument("--out", type=Path, help="the file to write (report.html in that folder)")
+    report.add_argument("--follow", action="store_true", help="write it anew while the run or search is at work")
     report.set_defaults(act=_report)
 
 
@@ -50,9 +51,9 @@ def _compare(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 
 
 def _report(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist.report.report import report
+    from udl_dist.report.report import follow, report
 
     refuse_flags(flags, "report")
-    done = report(asked.run, asked.out)
+    done = follow(asked.run, asked.out, tell) if asked.follow else report(asked.run, asked.out)
     show(done.lines(), done.as_dict(), asked.json)
     return 0

@@ -12,15 +12,21 @@ from udl_dist.verbs import Verbs, listed, new_runner, new_verb, progress, show
 
 
 def add(verbs: Verbs) -> None:
-    train = new_runner(verbs, "train", "a job file, such as jobs/vae_digits.toml", "print the plan and start nothing",
-                       "break the run on purpose", help="train what a job file says; again: resume",
-                       epilog="any setting: --section.name value (udl train --settings lists them)")  # fmt: skip
+    train = new_runner(
+        verbs,
+        "train",
+        "a job file, such as jobs/vae_digits.toml, or a run folder; none: --method.name and --data.source",
+        "print the plan and start nothing",
+        "break the run on purpose",
+        help="train what a job file says; again: resume",
+        epilog="any setting: --section.name value (udl train --settings lists them)",
+    )
     train.set_defaults(act=_train)
 
     plan = new_verb(verbs, "plan", ForecastSettings, help="what a job would do on machines that are not here",
                     description="Measures parts of the job on this machine and works out how it would go elsewhere; "
                     "settings of the job are --section.name value, as for udl train.")  # fmt: skip
-    plan.add_argument("job", type=Path, help="a job file, such as jobs/vae_digits.toml")
+    plan.add_argument("job", type=Path, nargs="?", help="a job file, such as jobs/vae_digits.toml, or a run folder")
     plan.add_argument("--save", type=Path, metavar="FILE", help="keep the measured parts")
     plan.add_argument("--parts", type=Path, metavar="FILE", help="take up parts that were kept; nothing is measured")
     plan.set_defaults(act=_plan)
@@ -32,9 +38,10 @@ def _train(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     if asked.help_settings:
         print(listed(experiment.describe(flags.get("method.name", "vae"))))
         return 0
-    if asked.job is None:
+    if asked.job is None and "method.name" not in flags:
         raise UsageError(
-            "udl train needs a job file, such as jobs/vae_digits.toml (udl train --settings lists settings)"
+            "udl train needs a job file, such as jobs/vae_digits.toml, or --method.name and --data.source "
+            "(udl train --settings lists settings)"
         )
     wanted = experiment.load(asked.job, flags)
     if asked.dry_run:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from udl_dist import settings
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.using.settings import EmbedSettings, ExtractorSettings
-from udl_dist.verbs import Verbs, new_verb, progress, refuse_flags, show
+from udl_dist.verbs import Verbs, new_verb, progress, refuse_flags, show, tell
 
 # Names of what is written where nobody says another.
 SAMPLES, RECONSTRUCTION, TRAVERSE, SCORES = "samples.png", "reconstruction.png", "traverse.png", "scores"
@@ -173,17 +172,13 @@ def _evaluate(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     if asked.follow:
         if asked.out or asked.checkpoint != "best":
             raise UsageError("--follow measures every checkpoint into the run folder: leave --out and --checkpoint out")
-        done = following.follow(asked.model, asked.device, wanted, asked.best, bar, _tell)
+        done = following.follow(asked.model, asked.device, wanted, asked.best, bar, tell)
     elif asked.best:
         raise UsageError("--best chooses among checkpoints that --follow measures: give both")
     else:
         done = evaluating.evaluate(_model(asked, {}), wanted, asked.out, bar)
     show(done.lines(), done.as_dict(), asked.json)
     return 0
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _fit_extractor(asked: argparse.Namespace, flags: dict[str, str]) -> int:

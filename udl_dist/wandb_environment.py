@@ -1,0 +1,102 @@
+"""What the environment says of Weights & Biases: mode, key, and whether its server answers. Imports no wandb."""
+
+from __future__ import annotations
+
+import base64
+import configparser
+import http.client
+import json
+import netrc
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+from udl_dist.errors import UsageError
+
+PROBE_SECONDS = 3.0
+MODES = {
+    "online": "online",
+    "run": "online",
+    "shared": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "off",
+}
+HOSTED = ("api.forge.coreweave.com", "api.wandb.ai")  # W&B's own servers, now and before: a key is for both
+
+
+def mode_asked() -> tuple[str, str]:
+    """`online`, `offline` or `off` and who asks for it: a variable or a settings file; "" and "" if nobody does."""
+    disabled = os.environ.get("WANDB_DISABLED", "")
+    if disabled.lower() not in ("", "0", "false", "no", "off"):
+        return "off", f"WANDB_DISABLED={disabled}"
+    if mode := os.environ.get("WANDB_MODE", ""):
+        return _known(mode, f"WANDB_MODE={mode}"), f"WANDB_MODE={mode}"
+    for file in _settings_files():
+        parser = configparser.ConfigParser(interpolation=None)
+        try:
+            parser.read(file, encoding="utf-8")
+            mode = parser.get("default", "mode", fallback="")
+        except (OSError, UnicodeDecodeError, configparser.Error) as error:
+            raise UsageError(f"cannot read W&B's settings file {file}: {' '.join(str(error).split())}") from None
+        if mode:
+            return _known(mode, f"mode = {mode} in {file}"), f"mode = {mode} in {file}"
+    return "", ""
+
+
+def key_for(base_url: str) -> str:
+    """The key for a server, from the environment or from netrc; "" if there is none."""
+    if key := os.environ.get("WANDB_API_KEY", ""):
+        return key
+    url = urllib.parse.urlsplit(base_url)
+    file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    try:
+        known = netrc.netrc(file)
+    except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
+        return ""
+    names = [url.netloc, url.hostname or "", *(HOSTED if url.hostname in HOSTED else ())]
+    found = next((entry for name in names if (entry := known.hosts.get(name))), None)
+    return (found[2] or "") if found else ""
+
+
+def why_unreachable(base_url: str, key: str, proxies: Mapping[str, str]) -> str:
+    """Why the server cannot be used, "" if it knows the key; asked within seconds, by the way that W&B goes.
+
+    A server may be up and refuse the key, or everybody. `proxies` are W&B's own, by scheme, beside the environment's.
+    """
+    url = urllib.parse.urlsplit(base_url)
+    login = base64.b64encode(f"api:{key}".encode()).decode()
+    headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
+    question = json.dumps({"query": "query Viewer { viewer { id } }"}).encode()
+    host = url.hostname or ""
+    direct = host in ("localhost", "::1") or host.startswith("127.") or urllib.request.proxy_bypass(host)
+    ways = {} if direct else {**urllib.request.getproxies(), **proxies}
+    through = ways.get(url.scheme, "").rstrip("/").rpartition("@")[2].rpartition("/")[2]  # without name and password
+    who = f"{host} through the proxy {through}" if through else host
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler(ways))
+    try:
+        request = urllib.request.Request(f"{base_url.rstrip('/')}/graphql", question, headers)
+        with opener.open(request, timeout=PROBE_SECONDS) as answer:
+            known = (json.loads(answer.read(1 << 16)).get("data") or {}).get("viewer")
+        return "" if known else f"{who} does not know the key"
+    except urllib.error.HTTPError as error:
+        return f"{who} answers {error.code} {error.reason}"
+    except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
+        return f"{who} does not answer ({getattr(error, 'reason', error)})"
+
+
+def _known(mode: str, where: str) -> str:
+    if mode not in MODES:
+        raise UsageError(f"{where}: there is no such mode of W&B: set it to online, offline or disabled")
+    return MODES[mode]
+
+
+def _settings_files() -> list[Path]:
+    """Where `wandb offline` and `wandb login` keep what was set: this folder's file counts before the user's."""
+    root = Path(os.environ.get("WANDB_DIR") or ".").expanduser()
+    own = root / (".wandb" if (root / ".wandb").is_dir() else "wandb")
+    user = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
+    return [own.absolute() / "settings", user / "settings"]
