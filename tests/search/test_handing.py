@@ -106,7 +106,7 @@ def test_a_search_folder_stands_for_the_best_run_of_its_winner(search: Search, t
 
     shutil.rmtree(search.folder / "winner")
     for act in (lambda: udl_dist.load(search.folder), lambda: compare([str(search.folder), str(trial)], tmp_path)):
-        with pytest.raises(UsageError, match=r"is a search whose winner is not trained yet: .*trials/"):
+        with pytest.raises(UsageError, match=r"is a search without a trained winner: .*trials/"):
             act()
 
 
