@@ -1,6 +1,6 @@
 """A set of shards checked: each shard gone through in a thread, then what only all of them together can show.
 
-Holds one image a thread, the rows and keys of the shards in work, and 45 bytes of each record.
+Holds one image a thread, the rows and keys of the shards in work, and 49 bytes of each record.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ def _through(job: Job, sources: Sources, settings: CheckSettings, done: Callable
     """One shard."""
     shape = sources.about.shape if job.index is None else job.index.about.shape
     rows, damage, readable = [], [], 0
-    examination = Examination(job, shape, settings.decode, near=settings.near_bits >= 0)
+    examination = Examination(
+        job, shape, settings.decode, near=settings.near_bits >= 0, most_pixels=settings.most_pixels
+    )
     for found in examination.run():
         if isinstance(found, Whole):
             rows.append(as_row(found, job))

@@ -55,7 +55,7 @@ def _stem(job: Job) -> str:
 def _copy(job: Job, path: Path, settings: CheckSettings, sources: Sources) -> tuple[int, list[str]]:
     """Write what can be kept of one shard; give the count of its records and a line for each thing left out."""
     shape = sources.about.shape if job.index is None else job.index.about.shape
-    examination = Examination(job, shape, settings.decode, decode_unknown=True)
+    examination = Examination(job, shape, settings.decode, decode_unknown=True, most_pixels=settings.most_pixels)
     kept, places, damage, lines = 0, set[int](), list[Damaged](), list[str]()
     with path.open("wb") as file, ExitStack() as stack:
         data: Data | None = None

@@ -167,7 +167,7 @@ def _write(job: Job, settings: PackSettings, done: Callable[[int], None]) -> lis
 
 def _record(images: Images, number: int, settings: PackSettings) -> dict[str, str | bytes]:
     """A record as webdataset's writer takes it; the extension is the format's name."""
-    pixels = images.pixels(number, settings.shape, settings.fit)
+    pixels = images.pixels(number, settings.shape, settings.fit, settings.most_pixels)
     record: dict[str, str | bytes] = {"__key__": images.key(number)}
     record["jpg" if settings.format == "jpeg" else settings.format] = encode(pixels, settings.format, settings.quality)
     label = images.label(number)

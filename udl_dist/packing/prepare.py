@@ -117,7 +117,8 @@ def cached(source: str, settings: DataSettings) -> tuple[Path, PackSettings]:
     """Where the packed form of a source lies in the cache, or will, and how it is packed."""
     packing = PackSettings(size=settings.size, channels=settings.channels, fit=settings.fit,
                            format="npy" if settings.size <= SMALL else "png",
-                           held_out_fraction=settings.held_out_fraction)  # fmt: skip
+                           held_out_fraction=settings.held_out_fraction, most_pixels=settings.most_pixels
+                           )  # fmt: skip
     name = xxhash.xxh3_128_hexdigest(f"{CACHE_VERSION} {identify(source)} {packing}".encode())
     return cache_folder(settings.cache) / "packed" / name, packing
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from udl_dist.images.headers import HIGHEST_LIMIT, LIMIT_IN_WORDS, MOST_PIXELS
 from udl_dist.images.kinds import Shape
 from udl_dist.settings import setting
 
@@ -25,6 +26,7 @@ class PackSettings:
     held_out_fraction: float = setting(0.0, "part of the images packed as `val`, by a seeded hash", low=0.0, high=0.9)
     seed: int = setting(0, "seed of the held-out hash and of the order in which images are packed", low=0)
     threads: int = setting(0, "threads that pack, one shard each at a time; 0: one per CPU", low=0, high=256)
+    most_pixels: int = setting(MOST_PIXELS, LIMIT_IN_WORDS, low=1, high=HIGHEST_LIMIT)
     skip_damaged: bool = setting(False, "leave out images that cannot be read, and list them, instead of stopping")
     license: str = setting("", "licence of the images, kept in the index; empty: the text of a LICENSE file")
 

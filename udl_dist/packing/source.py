@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from udl_dist.images.coding import Pixels
+from udl_dist.images.headers import MOST_PIXELS
 from udl_dist.images.kinds import Fit, Shape
 
 LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "license.txt")
@@ -24,7 +25,7 @@ class Images(Protocol):
     def label(self, number: int) -> int:
         """The class, or -1 if there is none."""
 
-    def pixels(self, number: int, shape: Shape, fit: Fit) -> Pixels:  # -> [C, H, W]
+    def pixels(self, number: int, shape: Shape, fit: Fit, most_pixels: int = MOST_PIXELS) -> Pixels:  # -> [C, H, W]
         """The decoded image; raise DataError that names it if it cannot be read."""
 
     def name(self, number: int) -> str:

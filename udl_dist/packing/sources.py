@@ -16,6 +16,7 @@ import xxhash
 
 from udl_dist.errors import DataError
 from udl_dist.images.coding import Pixels, decode
+from udl_dist.images.headers import MOST_PIXELS
 from udl_dist.images.kinds import Fit, Shape
 from udl_dist.packing import arrays
 from udl_dist.packing.source import LICENSES, Images, Source, find_license
@@ -45,10 +46,10 @@ class Folder:
     def label(self, number: int) -> int:
         return self.labels[number]
 
-    def pixels(self, number: int, shape: Shape, fit: Fit) -> Pixels:
+    def pixels(self, number: int, shape: Shape, fit: Fit, most_pixels: int = MOST_PIXELS) -> Pixels:
         path = self.root / self.names[number]
         try:
-            return decode(path.read_bytes(), shape, fit)
+            return decode(path.read_bytes(), shape, fit, most_pixels=most_pixels)
         except DataError as error:
             raise DataError(f"image {str(path)!r} {error}: repair or remove it, or pack with --skip-damaged") from error
         except OSError as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from udl_dist.images.headers import HIGHEST_LIMIT, LIMIT_IN_WORDS, MOST_PIXELS
 from udl_dist.images.kinds import Shape
 from udl_dist.settings import as_path, setting
 from udl_dist.storage.fetching import Limits
@@ -53,6 +54,7 @@ class DataSettings:
         "auto", "full shuffles all records; blocks reads runs of neighbours; auto: blocks on object storage"
     )
     block_bytes: int = setting(2**19, "bytes of a run of neighbours in the order of blocks", low=1)
+    most_pixels: int = setting(MOST_PIXELS, LIMIT_IN_WORDS, low=1, high=HIGHEST_LIMIT)
     damaged: Literal["stop", "skip"] = setting("stop", "what a damaged record does; skip: another one stands in for it")
     damaged_limit: float = setting(0.01, "part of the records that may be damaged and skipped", low=0.0, high=1.0)
     damaged_in_a_row: int = setting(100, "damaged records one after the other that stop a run", low=1)
