@@ -59,7 +59,7 @@ def virtual(folder: Path, records: int, shards: int) -> Path:
 
 
 def opened(folder: Path, order: str) -> Stream:
-    settings = DataSettings(str(folder), size=64, readers=0, order=order)  # type: ignore[arg-type]
+    settings = DataSettings(str(folder), size=64, channels=1, readers=0, order=order)  # type: ignore[arg-type]
     return Stream([Dataset(Index.open(folder))], settings, 0)
 
 

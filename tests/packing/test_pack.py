@@ -130,7 +130,7 @@ def test_damaged_images_are_left_out_and_listed_if_asked(tmp_path: Path) -> None
     for path in source.rglob("*.png"):
         path.write_bytes(b"hello")
     with pytest.raises(DataError, match="not one image"):
-        pack(str(source), str(tmp_path / "none"), PackSettings(size=16, skip_damaged=True))
+        pack(str(source), str(tmp_path / "none"), PackSettings(size=16, channels=1, skip_damaged=True))
     assert not (tmp_path / "none").exists()
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Pixels = NDArray[np.uint8]
+THUMBNAIL: Shape = (3, 32, 32)
 WHOLE = 2**24  # pixels up to which `decode` decodes all of a JPEG
 
 
@@ -73,6 +74,15 @@ def decode_into(row: Pixels, data: bytes, fit: Fit, raw_shape: Shape | None = No
     if not header.plain:  # Pillow turned it
         planned = plan(decoded.raster.shape[1], decoded.raster.shape[0], row, fit, crop)
     fit_into(row, decoded, planned, mirrored)
+
+
+def stored_shape(data: bytes, most_pixels: int = MOST_PIXELS) -> Shape:
+    """Channels, height and width of an encoded image, upright; it has 3 channels only if a pixel has colour."""
+    header = read_header(data, most_pixels)
+    thumbnail = np.empty(THUMBNAIL, np.uint8)
+    decode_into(thumbnail, data, "pad", most_pixels=most_pixels)
+    width, height = header.upright
+    return 3 if (thumbnail != thumbnail[:1]).any() else 1, height, width
 
 
 def encode(pixels: Pixels, kind: Format, quality: int) -> bytes:  # [C, H, W] ->

@@ -59,6 +59,12 @@ class Arrays:
         image = image[None] if image.ndim == 2 else image if self.channels_first else image.transpose(2, 0, 1)
         return fit_pixels(image, shape, fit)
 
+    def shape(self, number: int, most_pixels: int) -> Shape:
+        stored = self.images.shape[1:]
+        if len(stored) == 2:
+            return (1, *stored)
+        return stored if self.channels_first else (stored[2], *stored[:2])
+
     def name(self, number: int) -> str:
         return f"image {number} of {self.where}"
 

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from udl_dist.errors import DataError, UsageError
 from udl_dist.images.coding import encode
+from udl_dist.images.kinds import Shape
 from udl_dist.packing.folders import finish_folder, partial_folder
+from udl_dist.packing.looking import settled
 from udl_dist.packing.settings import PackSettings
 from udl_dist.packing.source import Images, Source
 from udl_dist.packing.sources import open_source
@@ -38,6 +40,7 @@ class Summary:
     """What was packed."""
 
     folder: str
+    shape: Shape  # C, H, W of every image
     records: dict[str, int]  # of each part
     shards: int
     total_bytes: int
@@ -53,6 +56,8 @@ class Summary:
     def lines(self) -> list[str]:
         """The figures for people, what was not packed included."""
         parts = ", ".join(f"{part} {records:,}" for part, records in sorted(self.records.items()))
+        channels, size, _ = self.shape
+        parts += f", {size} x {size} pixels in {'colour' if channels == 3 else 'gray'},"
         lines = [f"packed {parts} into {self.shards} shards of {self.total_bytes / 1e6:.1f} MB in all, "
                  f"in {self.seconds:.1f} s: {self.folder!r}"]  # fmt: skip
         if self.left_out:
@@ -80,7 +85,7 @@ def pack(source: str, dest: str, settings: PackSettings, progress: Progress | No
     opened = open_source(source)
     if settings.held_out_fraction and "val" in opened.parts:
         raise UsageError(f"{source!r} has a val part: set held_out_fraction to 0")
-    return pack_source(opened, as_path(dest), settings, progress)
+    return pack_source(opened, as_path(dest), settled(settings, opened), progress)
 
 
 def pack_source(source: Source, dest: Path, settings: PackSettings, progress: Progress | None = None) -> Summary:
@@ -96,8 +101,8 @@ def pack_source(source: Source, dest: Path, settings: PackSettings, progress: Pr
         if left_out:
             (folder / LEFT_OUT).write_text("".join(line + "\n" for line in left_out), encoding="utf-8")
         total_bytes = finish_folder(folder, dest)
-    return Summary(str(dest), records, len(jobs), total_bytes, source.classes, tuple(left_out), source.ignored,
-                   time.monotonic() - began)  # fmt: skip
+    return Summary(str(dest), settings.shape, records, len(jobs), total_bytes, source.classes, tuple(left_out),
+                   source.ignored, time.monotonic() - began)  # fmt: skip
 
 
 def _split(parts: dict[str, Images], settings: PackSettings) -> dict[str, tuple[Images, NDArray[np.int64]]]:

@@ -12,6 +12,8 @@ from pathlib import Path
 import xxhash
 
 from udl_dist.errors import DataError, UsageError
+from udl_dist.images.kinds import Shape
+from udl_dist.packing import looking
 from udl_dist.packing.finding import is_prefix, list_shards
 from udl_dist.packing.indexes import index_of, writable
 from udl_dist.packing.pack import pack_source
@@ -22,7 +24,7 @@ from udl_dist.settings import as_path
 from udl_dist.shards.index import NAME
 from udl_dist.shards.indexing import Progress
 from udl_dist.storage.places import is_remote, joined, refuse_scheme
-from udl_dist.stream.opening import Prepared
+from udl_dist.stream.opening import Prepared, open_index
 from udl_dist.stream.settings import DataSettings, cache_folder
 
 CACHE_VERSION = 2
@@ -43,6 +45,7 @@ def prepare(settings: DataSettings, progress: Progress | None = None) -> Prepare
 
     Raises DataError for what is missing or damaged, UsageError for what cannot be meant.
     """
+    settings = settled(settings, progress)
     if settings.sequential:
         beside = (_parts(settings.held_out, indexed(settings), progress).train,) if settings.held_out else ()
         return Prepared(settings, list_sequence(settings), beside, ())
@@ -60,6 +63,31 @@ def prepare(settings: DataSettings, progress: Progress | None = None) -> Prepare
     if set(train) & set(held_out):
         raise UsageError(f"data.held_out {settings.held_out!r} holds the very images of data.source: name others")
     return Prepared(settings, train, held_out, tuple(0.0 if held else fraction for held in held_out))
+
+
+def settled(settings: DataSettings, progress: Progress | None = None) -> DataSettings:
+    """The same settings with `size` and `channels` taken from the images where they are 0; shards get their index."""
+    if settings.size and settings.channels:
+        return settings
+    if settings.sequential:
+        raise UsageError(
+            "data.sequential: images cannot be looked at before they are read: set data.size and data.channels"
+        )
+    sources = (settings.source, *settings.more_sources)
+    shapes = [_stored_shape(source, settings, progress) for source in sources]
+    channels = max(shape[0] for shape in shapes)
+    return replace(
+        settings, size=settings.size or shapes[0][1], channels=settings.channels or looking.gray_or_colour(channels)
+    )
+
+
+def _stored_shape(source: str, settings: DataSettings, progress: Progress | None) -> Shape:
+    """The shape of the images of one source, from a look at some of them."""
+    cache = cache_folder(settings.cache)
+    if is_packed_at_first_use(source):
+        return looking.shape_of_source(open_source(source), settings.fit, settings.most_pixels)
+    where = _parts(source, settings, progress).train
+    return looking.shape_of_index(open_index(where, cache), settings.fit, settings.most_pixels)
 
 
 def _parts(source: str, settings: DataSettings, progress: Progress | None) -> Parts:

@@ -14,8 +14,10 @@ from udl_dist.settings import setting
 class PackSettings:
     """How a source of images becomes shards."""
 
-    size: int = setting(28, "height and width in pixels of the packed images", low=1, high=4096)
-    channels: Literal[1, 3] = setting(1, "1 for gray, 3 for colour")
+    size: int = setting(
+        0, "height and width in pixels of the packed images; 0: as they are, 128 at most", low=0, high=4096
+    )
+    channels: Literal[0, 1, 3] = setting(0, "1 for gray, 3 for colour; 0: as the images are")
     fit: Literal["crop", "pad"] = setting("crop", "how other shapes become square: crop the middle, or pad with black")
     format: Literal["png", "jpeg", "webp", "npy", "raw"] = setting(
         "png", "png, npy and raw keep every pixel; npy and raw are the fastest to read"
@@ -33,6 +35,7 @@ class PackSettings:
     @property
     def shape(self) -> Shape:
         """C, H, W of a packed image."""
+        assert self.size and self.channels, "they are taken from the images first"
         return self.channels, self.size, self.size
 
 

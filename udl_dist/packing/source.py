@@ -28,6 +28,9 @@ class Images(Protocol):
     def pixels(self, number: int, shape: Shape, fit: Fit, most_pixels: int = MOST_PIXELS) -> Pixels:  # -> [C, H, W]
         """The decoded image; raise DataError that names it if it cannot be read."""
 
+    def shape(self, number: int, most_pixels: int) -> Shape:
+        """Channels, height and width as they are stored; raise DataError if the image cannot be read."""
+
     def name(self, number: int) -> str:
         """The image in words, for people."""
 

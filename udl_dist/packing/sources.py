@@ -6,6 +6,7 @@ shard; the folder of images is here, all that comes as one array is in `arrays`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import Counter
@@ -15,7 +16,7 @@ from pathlib import Path
 import xxhash
 
 from udl_dist.errors import DataError
-from udl_dist.images.coding import Pixels, decode
+from udl_dist.images.coding import Pixels, decode, stored_shape
 from udl_dist.images.headers import MOST_PIXELS
 from udl_dist.images.kinds import Fit, Shape
 from udl_dist.packing import arrays
@@ -47,9 +48,19 @@ class Folder:
         return self.labels[number]
 
     def pixels(self, number: int, shape: Shape, fit: Fit, most_pixels: int = MOST_PIXELS) -> Pixels:
+        with self._named(number) as path:
+            return decode(path.read_bytes(), shape, fit, most_pixels=most_pixels)
+
+    def shape(self, number: int, most_pixels: int) -> Shape:
+        with self._named(number) as path:
+            return stored_shape(path.read_bytes(), most_pixels)
+
+    @contextlib.contextmanager
+    def _named(self, number: int) -> Iterator[Path]:
+        """The path of an image; what is wrong with it is said with its name."""
         path = self.root / self.names[number]
         try:
-            return decode(path.read_bytes(), shape, fit, most_pixels=most_pixels)
+            yield path
         except DataError as error:
             raise DataError(f"image {str(path)!r} {error}: repair or remove it, or pack with --skip-damaged") from error
         except OSError as error:

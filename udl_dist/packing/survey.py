@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
-from udl_dist.packing.prepare import cached, is_packed_at_first_use, prepare
+from udl_dist.packing.prepare import cached, is_packed_at_first_use, prepare, settled
 from udl_dist.packing.sequences import indexed, list_sequence
 from udl_dist.packing.settings import PackSettings
 from udl_dist.packing.sources import open_source
@@ -37,6 +37,7 @@ def survey(settings: DataSettings) -> Survey:
 
     Raises what `prepare` raises.
     """
+    settings = settled(settings)
     if settings.sequential:
         return _in_sequence(settings)
     sources = (settings.source, *settings.more_sources)

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from udl_dist import disk
 from udl_dist.errors import ClusterError, UdlError, UsageError
-from udl_dist.packing.prepare import prepare
+from udl_dist.packing.prepare import prepare, settled
 from udl_dist.runs import RunFolder
 from udl_dist.search import ending, faulty, objective
 from udl_dist.search import settings as asked
@@ -39,6 +39,8 @@ def search(wanted: Search, out: TextIO, verbose: bool = False, faults: str = "")
         if base.run.fresh:
             folder.set_aside()
             wanted = replace(wanted, base=replace(base, run=replace(base.run, fresh=False)))
+        wanted = _settled(wanted, Progress("packing", out))
+        base = wanted.base
         _refuse_another(wanted)
         objective.check(wanted)
         prepare(base.data, Progress("packing", out))
@@ -177,8 +179,15 @@ def _explained(error: Exception) -> UdlError:
     return ClusterError(f"Ray failed: {type(error).__name__}: {one_line(error)}: the same command goes on")
 
 
+def _settled(wanted: Search, progress: Progress | None = None) -> Search:
+    """The same search with the size and channels of its images known."""
+    base = wanted.base
+    return wanted.replace(base=base.replace(data=settled(base.data, progress)))
+
+
 def dry_run(wanted: Search) -> SearchPlan:
     """What a search would do; nothing is started."""
+    wanted = _settled(wanted)
     planned = plan(wanted)
     objective.check(wanted)
     return planned

@@ -43,8 +43,11 @@ class DataSettings:
             "look", low=0
     )  # fmt: skip
     limit: int = setting(0, "train on so many records of each source, drawn at random; 0: all", low=0)
-    size: int = setting(28, "height and width in pixels that training sees", low=1, high=4096)
-    channels: Literal[1, 3] = setting(1, "1 for gray, 3 for colour")
+    size: int = setting(
+        0, "height and width in pixels that training sees; 0: as packed, else as the images are, 128 at most", low=0,
+        high=4096,
+    )  # fmt: skip
+    channels: Literal[0, 1, 3] = setting(0, "1 for gray, 3 for colour; 0: as the images are")
     fit: Literal["crop", "pad"] = setting("crop", "how other shapes become square: crop the middle, or pad with black")
     random_crop: float = setting(
         1.0, "train on random crops of at least this part of the area, resized; 1: none", above=0.0, high=1.0
@@ -67,6 +70,7 @@ class DataSettings:
     @property
     def shape(self) -> Shape:
         """C, H, W of an image as training sees it."""
+        assert self.size and self.channels, "they are taken from the images first, by packing.prepare.settled"
         return self.channels, self.size, self.size
 
 
