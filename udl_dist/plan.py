@@ -12,6 +12,7 @@ from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import COST
 from udl_dist.experiment import Experiment
 from udl_dist.packing.prepare import settled
+from udl_dist.packing.source import in_words
 from udl_dist.packing.survey import Survey, survey
 
 FLOAT_BYTES = 4
@@ -31,6 +32,8 @@ class Plan:
     lost: str  # the promises that cannot be given
     records: int  # 0: unknown
     held_out_records: int
+    held_out_is: str  # where they come from
+    classes: tuple[str, ...]
     shards: int
     workers: int | str  # a range: as many as can be had
     determinism: str
@@ -54,10 +57,13 @@ class Plan:
         seen = "" if self.packed else " (not packed yet: an estimate)"
         elastic = "; elastic: a step takes about 1.1 (1 worker) to 1.4 (4 workers) times as long"
         channels, height, width = self.shape
+        whence = f" ({self.held_out_is})" if self.held_out_records and self.held_out_is else ""
+        held_out = f"{self.held_out_records:,} held out{whence}"
         colour = "colour" if channels == 3 else "gray"
         return [
             f"run folder   {self.folder}",
-            f"data         {self.source}: {records} in {self.shards} shards, {self.held_out_records:,} held out{seen}",
+            f"data         {self.source}: {records} in {self.shards} shards, {held_out}{seen}",
+            *([f"classes      {len(self.classes)}: {in_words(self.classes)}"] if self.classes else []),
             f"images       {height} x {width} pixels, {colour} (others: data.size, data.channels)",
             *([f"promises     {self.lost} (data.sequential)"] if self.lost else []),
             f"method       {self.method}: {sum(self.parameters.values()):,} parameters ({networks})",
@@ -119,6 +125,8 @@ def plan(experiment: Experiment, seen: Survey | None = None) -> Plan:
         lost=seen.lost,
         records=seen.records,
         held_out_records=seen.held_out_records,
+        held_out_is=seen.held_out_is,
+        classes=seen.classes,
         shards=seen.shards,
         workers=run.workers,
         determinism=run.determinism,

@@ -99,8 +99,8 @@ def remembered(path: Path) -> None:
 
 
 def prepared(folder: Path, fraction: float, order: str) -> Prepared:
-    settings = DataSettings(str(folder / "shards"), size=8, channels=1, readers=0, held_out_fraction=fraction, order=order,  # type: ignore[arg-type]
-                            cache=str(folder / "cache"))  # fmt: skip
+    settings = DataSettings(str(folder / "shards"), size=8, channels=1, readers=0, held_out_fraction=fraction,
+                            order=order, cache=str(folder / "cache"))  # type: ignore[arg-type]  # fmt: skip
     return Prepared(settings, (str(folder / "shards" / NAME),), ("",), (fraction,))
 
 

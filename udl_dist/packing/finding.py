@@ -51,6 +51,17 @@ def _list_remote(uri: str) -> list[str]:
     return list_tars(uri) if is_prefix(uri) else expanded(uri)
 
 
+def subfolders(source: str) -> list[str]:
+    """The names of the folders directly below a folder or prefix, hidden ones left out."""
+    if is_remote(source):
+        from udl_dist.storage.objects import list_folders
+
+        names = list_folders(source)
+    else:
+        names = [entry.name for entry in os.scandir(as_path(source)) if entry.is_dir()]
+    return sorted(name for name in names if not name.startswith("."))
+
+
 def _read_list(path: Path) -> bytes:
     try:
         _refuse_long(str(path), path.stat().st_size)

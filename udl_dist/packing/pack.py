@@ -24,7 +24,7 @@ from udl_dist.images.kinds import Shape
 from udl_dist.packing.folders import finish_folder, partial_folder
 from udl_dist.packing.looking import settled
 from udl_dist.packing.settings import PackSettings
-from udl_dist.packing.source import Images, Source
+from udl_dist.packing.source import Images, Source, in_words
 from udl_dist.packing.sources import open_source
 from udl_dist.packing.threads import on_each
 from udl_dist.settings import as_path
@@ -60,6 +60,8 @@ class Summary:
         parts += f", {size} x {size} pixels in {'colour' if channels == 3 else 'gray'},"
         lines = [f"packed {parts} into {self.shards} shards of {self.total_bytes / 1e6:.1f} MB in all, "
                  f"in {self.seconds:.1f} s: {self.folder!r}"]  # fmt: skip
+        if self.classes:
+            lines.append(f"{len(self.classes)} classes: {in_words(self.classes)}")
         if self.left_out:
             lines.append(f"left out {len(self.left_out)} damaged images, listed in {LEFT_OUT}")
         if self.ignored:

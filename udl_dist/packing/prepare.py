@@ -14,16 +14,17 @@ import xxhash
 from udl_dist.errors import DataError, UsageError
 from udl_dist.images.kinds import Shape
 from udl_dist.packing import looking
-from udl_dist.packing.finding import is_prefix, list_shards
+from udl_dist.packing.finding import is_prefix, list_shards, subfolders
 from udl_dist.packing.indexes import index_of, writable
 from udl_dist.packing.pack import pack_source
+from udl_dist.packing.parts import divided, divided_by_name, part_named
 from udl_dist.packing.sequences import indexed, list_sequence
 from udl_dist.packing.settings import PackSettings
 from udl_dist.packing.sources import identify, open_source
 from udl_dist.settings import as_path
 from udl_dist.shards.index import NAME
 from udl_dist.shards.indexing import Progress
-from udl_dist.storage.places import is_remote, joined, refuse_scheme
+from udl_dist.storage.places import is_remote, joined, name_of, refuse_scheme, split
 from udl_dist.stream.opening import Prepared, open_index
 from udl_dist.stream.settings import DataSettings, cache_folder
 
@@ -47,14 +48,14 @@ def prepare(settings: DataSettings, progress: Progress | None = None) -> Prepare
     """
     settings = settled(settings, progress)
     if settings.sequential:
-        beside = (_parts(settings.held_out, indexed(settings), progress).train,) if settings.held_out else ()
+        beside = (parts_of(settings.held_out, indexed(settings), progress).train,) if settings.held_out else ()
         return Prepared(settings, list_sequence(settings), beside, ())
     fraction = 0.0 if settings.held_out else settings.held_out_fraction
     own = replace(settings, held_out_fraction=fraction)
-    sources = [_parts(source, own, progress) for source in (settings.source, *settings.more_sources)]
+    sources = [parts_of(source, own, progress) for source in (settings.source, *settings.more_sources)]
     train = tuple(parts.train for parts in sources)
     if settings.held_out:
-        found = _parts(settings.held_out, replace(settings, held_out_fraction=0.0), progress).train
+        found = parts_of(settings.held_out, replace(settings, held_out_fraction=0.0), progress).train
         held_out: tuple[str, ...] = (found,) + ("",) * (len(train) - 1)
     else:
         held_out = tuple(parts.val or parts.test for parts in sources)
@@ -86,11 +87,11 @@ def _stored_shape(source: str, settings: DataSettings, progress: Progress | None
     cache = cache_folder(settings.cache)
     if is_packed_at_first_use(source):
         return looking.shape_of_source(open_source(source), settings.fit, settings.most_pixels)
-    where = _parts(source, settings, progress).train
+    where = parts_of(source, settings, progress).train
     return looking.shape_of_index(open_index(where, cache), settings.fit, settings.most_pixels)
 
 
-def _parts(source: str, settings: DataSettings, progress: Progress | None) -> Parts:
+def parts_of(source: str, settings: DataSettings, progress: Progress | None) -> Parts:
     """The indexes of whatever a source is."""
     cache = cache_folder(settings.cache)
     if source == "digits":
@@ -104,25 +105,25 @@ def _parts(source: str, settings: DataSettings, progress: Progress | None) -> Pa
 
 
 def shards_of_parts(source: str) -> dict[str, list[str]]:
-    """The shards of train, val and test, if the source is a folder that has a train."""
-    found: dict[str, list[str]] = {}
+    """The shards of train, val and test, by folders or by the names of shards; empty if a source has no such parts.
+
+    Raises DataError if it cannot be told which shards are for training.
+    """
     if is_remote(source) and not is_prefix(source):  # a pattern with a name behind it would be one of other shards
-        return found
-    for part in ("train", "val", "test"):
-        folder = joined(source, part) if is_remote(source) else str(as_path(source) / part)
-        if not is_remote(source) and not Path(folder).is_dir():
-            continue
-        try:
-            shards = list_shards(folder)
-        except DataError:
-            if not is_remote(source):
-                raise
-            shards = []  # a prefix that does not exist
-        if shards:
-            found[part] = shards
-        elif part == "train":
-            return {}
-    return found if "train" in found else {}
+        return {}
+    if not is_remote(source) and not as_path(source).is_dir():
+        return {}
+    folders = subfolders(source)
+    shards = {folder: found for folder in folders if part_named(folder) and (found := _below(source, folder))}
+    if not shards:
+        return divided_by_name(list_shards(source))
+    others = {folder for folder in folders if not part_named(folder) and _below(source, folder)}
+    beside = [split(shard)[1] for shard in list_shards(source)]
+    return {part: shards[folder] for part, folder in divided(name_of(source), {*shards, *others}, beside).items()}
+
+
+def _below(source: str, folder: str) -> list[str]:
+    return list_shards(joined(source, folder) if is_remote(source) else str(as_path(source) / folder))
 
 
 def _packed(source: str, settings: DataSettings, progress: Progress | None) -> Parts:

@@ -12,6 +12,7 @@ from udl_dist.images.kinds import Fit, Shape
 
 LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "license.txt")
 LONGEST_LICENSE = 64 * 2**10  # bytes
+SHOWN = 12  # names of classes
 
 
 class Images(Protocol):
@@ -44,6 +45,12 @@ class Source:
     classes: tuple[str, ...]
     parts: dict[str, Images]
     ignored: dict[str, int]  # files that are no images we read: how many of each extension
+
+
+def in_words(classes: tuple[str, ...]) -> str:
+    """The names of classes in one line, the first of many."""
+    names = ", ".join(name if name.isprintable() else ascii(name) for name in classes[:SHOWN])
+    return names + (", …" if len(classes) > SHOWN else "")
 
 
 def find_license(root: Path) -> str:

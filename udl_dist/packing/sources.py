@@ -20,12 +20,12 @@ from udl_dist.images.coding import Pixels, decode, stored_shape
 from udl_dist.images.headers import MOST_PIXELS
 from udl_dist.images.kinds import Fit, Shape
 from udl_dist.packing import arrays
+from udl_dist.packing.parts import divided, part_named, refuse_nested
 from udl_dist.packing.source import LICENSES, Images, Source, find_license
 from udl_dist.settings import as_path
 
 READ = (".png", ".jpg", ".jpeg", ".webp", ".npy")
 UNREAD = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".ppm", ".pgm", ".ico")
-PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -87,15 +87,20 @@ def open_source(source: str) -> Source:
 
 
 def image_folder(root: Path) -> Source:
-    """A folder of images; the first folder below the root, or below its train, val and test, names the class."""
+    """A folder of images; the first folder below the root, or below its train, val and test, names the class.
+
+    Raises DataError if it holds none, or if it cannot be told which are held out.
+    """
     names, ignored = _listed(root)
     if not names:
         raise DataError(f"folder {str(root)!r} holds no image we read ({', '.join(READ)}){_instead(ignored)}")
     parts: dict[str, list[str]] = {}
-    top = {name.split("/")[0] if "/" in name else "" for name in names}
-    split = "train" in {PARTS.get(folder) for folder in top} and top <= set(PARTS)
+    split = divided(str(root), {name.split("/")[0] for name in names if "/" in name},
+                    [name for name in names if "/" not in name])  # fmt: skip
+    if not split:
+        refuse_nested(str(root), names)
     for name in names:
-        parts.setdefault(PARTS[name.split("/")[0]] if split else "train", []).append(name)
+        parts.setdefault(part_named(name.split("/")[0]) if split else "train", []).append(name)
     depth = 1 if split else 0
     classes = sorted({name.split("/")[depth] for name in names if name.count("/") > depth}, key=os.fsencode)
     numbers = {name: number for number, name in enumerate(classes)}

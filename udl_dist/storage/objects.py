@@ -34,6 +34,16 @@ def list_tars(uri: str, limits: Limits | None = None) -> list[str]:
     return [place.uri(path) for path in sorted(paths, key=os.fsencode)]
 
 
+def list_folders(uri: str, limits: Limits | None = None) -> list[str]:
+    """The names of all prefixes directly below one, sorted; DataError if there is no such prefix."""
+    from pyarrow import fs
+
+    place = parse(uri)
+    selector = fs.FileSelector(place.path.rstrip("/"), recursive=False)
+    found = _patiently(place, limits or Limits(), lambda system: system.get_file_info(selector))
+    return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+
+
 def listing(uri: str, limits: Limits | None = None) -> dict[str, str]:
     """The objects below a prefix: name from there on -> what tells one writing of it from the next."""
     from pyarrow import fs
