@@ -17,7 +17,6 @@ import xxhash
 from udl_dist.checking.duplicates import Table, exact_groups, near_records
 from udl_dist.checking.examine import TABLE, Damaged, Examination, Whole, as_row
 from udl_dist.checking.findings import LISTED, Findings, Looked
-from udl_dist.checking.records import key_at
 from udl_dist.checking.settings import CheckSettings
 from udl_dist.checking.sources import Job, Sources, find
 from udl_dist.errors import UsageError
@@ -27,6 +26,7 @@ from udl_dist.settings import as_path
 from udl_dist.shards.index import shown
 from udl_dist.shards.indexing import Progress
 from udl_dist.shards.reading import cut_out
+from udl_dist.shards.records import key_at
 from udl_dist.shards.tar import BLOCK
 from udl_dist.storage.places import SCHEME, name_of
 from udl_dist.stream.settings import cache_folder
@@ -100,7 +100,9 @@ def _together(source: str, sources: Sources, settings: CheckSettings, gone: list
     damage += [entry for _, found, *_ in gone for entry in found]
     return Findings(
         source=source, shards=len(sources.jobs), total_bytes=sum(shard_bytes for *_, shard_bytes in gone),
-        compared=sum(job.index is not None for job in sources.jobs), indexed=sum(job.indexed for job in sources.jobs),
+        compared=sum(job.index is not None for job in sources.jobs),
+        undigested=sum(job.index is not None and not job.index.shards[job.shard].digest for job in sources.jobs),
+        indexed=sum(job.indexed for job in sources.jobs),
         readable=sum(readable for _, _, readable, _ in gone),
         records={part: int((parts == part).sum()) for part in dict.fromkeys(job.part for job in sources.jobs)},
         classes=_classes(table, sources), keys_again=len(table) - len(np.unique(table["key_hash"])),
@@ -139,5 +141,5 @@ def _named(sources: Sources, table: Table, group: list[int]) -> list[str]:
     for row in table[group[:LISTED]]:
         path, start = sources.jobs[int(row["shard"])].path, int(row["offset"])
         header = cut_out(path, max(0, start - BLOCK), start)
-        named.append(f"{name_of(path)} at byte {start}, key {shown(key_at(header, 0))}")
+        named.append(f"{name_of(path)} at byte {start}, key {shown(key_at(header, 0, sources.about.naming))}")
     return named

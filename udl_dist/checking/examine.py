@@ -16,21 +16,27 @@ import numpy as np
 import xxhash
 
 from udl_dist.checking.looks import Looks, look
-from udl_dist.checking.records import Group, grouped, key_at, label_of, wrong_with
 from udl_dist.checking.sources import Job
 from udl_dist.errors import DataError
 from udl_dist.images.headers import HIGHEST_LIMIT, MOST_PIXELS, read_header
 from udl_dist.images.kinds import Shape
 from udl_dist.shards.index import shown
-from udl_dist.shards.indexing import LARGEST_IMAGE, checksum_of
-from udl_dist.shards.reading import opened
-from udl_dist.shards.tar import BLOCK, Damage, Data
+from udl_dist.shards.indexing import checksum_of
+from udl_dist.shards.naming import Naming
+from udl_dist.shards.reading import Hashed, opened
+from udl_dist.shards.records import LARGEST_IMAGE, Group, grouped, key_at, label_of, wrong_with
+from udl_dist.shards.tar import BLOCK, Damage, Data, salvage
 from udl_dist.storage.places import name_of
 
 # What is kept of each record while a set is checked: 49 bytes.
 TABLE = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("length", "<u4"), ("checksum", "<u4"), ("key_hash", "<u8"),
                   ("label", "<i4"), ("width", "<u4"), ("height", "<u4"), ("channels", "u1"), ("constant", "?"),
                   ("hash", "<u8")])  # fmt: skip
+
+
+CHANGED = (
+    "bytes outside of images and headers were changed since it was indexed: copy it again, or run udl index --again"
+)
 
 
 class Damaged(NamedTuple):
@@ -86,7 +92,12 @@ class Examination:
             yield from self._load_rows()
             with opened(self.job.path) as (data, _):
                 self.shard_bytes = len(data)
-                yield from self._run(data)
+                hashed, whole = Hashed(data), True
+                for found in self._run(hashed):
+                    whole = whole and isinstance(found, Whole)
+                    yield found
+                if whole and self.digest not in ("", hashed.hexdigest()):
+                    yield self._damaged(0, b"", CHANGED)
         except DataError as error:
             yield self._damaged(0, b"", str(error), len(self.rows))
 
@@ -94,7 +105,7 @@ class Examination:
         expected = self.job.index.shards[self.job.shard].shard_bytes if self.job.index else len(data)
         if len(data) != expected:
             yield self._damaged(0, b"", f"has {len(data)} bytes, its index says {expected}")
-        for found in grouped(data):
+        for found in grouped(salvage(data), self.naming):
             if isinstance(found, Damage):
                 self.wounds.add(found.at)
                 yield self._damaged(found.at, self._key_near(data, found.at), found.what)
@@ -103,6 +114,16 @@ class Examination:
         if not (self.seen or self.wounds or self.rows_known):
             yield self._damaged(0, b"", "holds no record")
         yield from self._unmet(data)
+
+    @property
+    def digest(self) -> str:
+        """The digest of the whole shard that its index has; empty if it has none."""
+        return self.job.index.shards[self.job.shard].digest if self.job.index else ""
+
+    @property
+    def naming(self) -> Naming:
+        """How its members become records."""
+        return self.job.index.about.naming if self.job.index else Naming()
 
     def _load_rows(self) -> Iterator[Damaged]:
         """The rows of the index, if they are whole."""
@@ -126,7 +147,8 @@ class Examination:
 
     def _record(self, data: Data, group: Group) -> Iterator[Whole | Damaged]:
         """What a group of members is: a record, or damage."""
-        wrong, row = wrong_with(group, self.shape is not None), None
+        fault, row = wrong_with(group, self.shape is not None), None
+        wrong = fault.what if fault else ""
         if len(group.images) == 1:
             row = self.rows.pop(group.images[0][1].offset, None)
         hashed = xxhash.xxh3_64_intdigest(group.key)
@@ -205,7 +227,7 @@ class Examination:
 
     def _key_near(self, data: Data, at: int) -> bytes:
         """The key of the record that a damaged header is of: as it says itself, if the index agrees, else by place."""
-        key = key_at(data, at)
+        key = key_at(data, at, self.naming)
         if not self.rows_known or xxhash.xxh3_64_intdigest(key) in self.keys:
             return key
         place = bisect.bisect_left(self.places, (at + BLOCK, -1))

@@ -19,8 +19,10 @@ from udl_dist.checking.settings import CheckSettings
 from udl_dist.checking.sources import Job, Sources
 from udl_dist.errors import DataError
 from udl_dist.shards.index import NAME, shown
-from udl_dist.shards.indexing import IMAGES, LABEL, LARGEST_IMAGE, index_shards
+from udl_dist.shards.indexing import index_shards
+from udl_dist.shards.naming import LABEL
 from udl_dist.shards.reading import opened
+from udl_dist.shards.records import LARGEST_IMAGE
 from udl_dist.shards.tar import BLOCK, Data
 from udl_dist.storage.places import name_of, split
 
@@ -96,7 +98,7 @@ def _add_others(record: dict[str, str | bytes], data: Data, whole: Whole) -> lis
     """Add the members that are neither image nor label, unopened; give those that are left out."""
     odd = []
     for extension, member in whole.group.members if whole.group else ():
-        if extension in IMAGES or (extension == LABEL and "cls" in record):
+        if extension == whole.extension or (extension == LABEL and "cls" in record):
             continue
         name = extension.decode("ascii", "replace")
         if name in record or name.startswith("_") or not is_plain(extension) or member.length > LARGEST_IMAGE:

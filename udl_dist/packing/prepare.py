@@ -15,14 +15,14 @@ from udl_dist.errors import DataError, UsageError
 from udl_dist.images.kinds import Shape
 from udl_dist.packing import looking
 from udl_dist.packing.finding import is_prefix, list_shards, subfolders
-from udl_dist.packing.indexes import index_of, writable
+from udl_dist.packing.indexes import index_of, refuse_left_out, writable
 from udl_dist.packing.pack import pack_source
 from udl_dist.packing.parts import divided, divided_by_name, part_named
 from udl_dist.packing.sequences import indexed, list_sequence
 from udl_dist.packing.settings import PackSettings
 from udl_dist.packing.sources import identify, open_source
 from udl_dist.settings import as_path
-from udl_dist.shards.index import NAME
+from udl_dist.shards.index import NAME, About, Index
 from udl_dist.shards.indexing import Progress
 from udl_dist.storage.places import is_remote, joined, name_of, refuse_scheme, split
 from udl_dist.stream.opening import Prepared, open_index
@@ -101,7 +101,20 @@ def parts_of(source: str, settings: DataSettings, progress: Progress | None) -> 
         if is_remote(source):
             raise DataError(f"{source!r} holds no tar shards: pack images on a disk, and copy the shards there")
         return _packed(source, settings, progress)
-    return Parts(**{part: index_of(listed, cache, progress) for part, listed in shards.items()})
+    about, skip = About(image=settings.image, key_dot=settings.key_dot), settings.damaged == "skip"
+    found = {part: index_of(listed, cache, progress, about, skip) for part, listed in shards.items()}
+    for where in found.values():
+        _refuse_damage(open_index(where, cache), settings)
+    return Parts(**found)
+
+
+def _refuse_damage(index: Index, settings: DataSettings) -> None:
+    """Raise DataError if records are missing from an index, unless they may be skipped and are few enough."""
+    refuse_left_out(index, settings.damaged == "skip")
+    if index.left_out > settings.damaged_limit * (index.records + index.left_out):
+        raise DataError(f"{str(index.path)!r} left out {index.left_out:,} records that cannot be read, beside "
+                        f"{index.records:,}: more than data.damaged_limit = {settings.damaged_limit:g} allows: run "
+                        "udl check")  # fmt: skip
 
 
 def shards_of_parts(source: str) -> dict[str, list[str]]:

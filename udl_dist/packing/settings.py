@@ -8,6 +8,7 @@ from typing import Literal
 from udl_dist.images.headers import HIGHEST_LIMIT, LIMIT_IN_WORDS, MOST_PIXELS
 from udl_dist.images.kinds import Shape
 from udl_dist.settings import setting
+from udl_dist.shards.naming import IMAGE_IN_WORDS, KEY_DOT_IN_WORDS, KeyDot, Naming
 
 
 @dataclass(frozen=True)
@@ -45,3 +46,11 @@ class IndexSettings:
 
     cache: str = setting("", "folder for the index of shards whose own cannot be written; empty: ~/.cache/udl-dist")
     again: bool = setting(False, "index anew, also if there is an index")
+    image: str = setting("", IMAGE_IN_WORDS)
+    key_dot: KeyDot = setting("first", KEY_DOT_IN_WORDS)
+    damaged: Literal["stop", "skip"] = setting("stop", "what records that cannot be read do; skip: they are left out")
+
+    @property
+    def naming(self) -> Naming:
+        """How members of a tar become records."""
+        return Naming(self.image, self.key_dot)

@@ -26,6 +26,8 @@ from udl_dist.settings import as_path
 
 READ = (".png", ".jpg", ".jpeg", ".webp", ".npy")
 UNREAD = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".ppm", ".pgm", ".ico")
+COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+UNPACK = "unpack them (gunzip, for instance): positions within compressed tars cannot be found"
 UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -166,5 +168,7 @@ def _instead(ignored: dict[str, int]) -> str:
     if not ignored:
         return ": it is empty"
     counts = ", ".join(f"{count} {kind!a}" for kind, count in sorted(ignored.items())[:5])
+    if any(f".tar{kind}".endswith(COMPRESSED) for kind in ignored):
+        return f" but {counts}, compressed tars: {UNPACK}"
     convertible = any(kind in UNREAD for kind in ignored)
     return f" but {counts}: " + ("convert them to PNG, JPEG or WebP" if convertible else "check the path")

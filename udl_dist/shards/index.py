@@ -18,10 +18,10 @@ import json
 import mmap
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -29,14 +29,26 @@ from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
 from udl_dist.images.kinds import Shape
-from udl_dist.storage.places import is_remote, joined, split
+from udl_dist.shards.naming import KeyDot, Naming
+from udl_dist.storage.places import is_remote, joined, name_of, split
 
 NAME = "index.udl"
-MAGIC, VERSION = b"UDLINDEX", 2
+MAGIC, VERSION = b"UDLINDEX", 3
+OLDER = (2,)  # versions that are still read: they know no digest of whole shards, and left nothing out
 PREAMBLE = struct.Struct("<8sIIQ")
 ROW = np.dtype([("offset", "<u8"), ("length", "<u4"), ("checksum", "<u4"), ("key_hash", "<u8"), ("key_end", "<u4"),
                 ("label", "<i4")])  # fmt: skip
 AGAIN = "delete the index and build it again"
+NAMED = 3  # faults that a refusal names
+SKIP = "data.damaged = skip leaves out what cannot be read, udl check --fix writes a clean copy"
+
+
+class Fault(NamedTuple):
+    """Something that keeps a record, or what may be one, from being read."""
+
+    at: int  # byte
+    what: str
+    cure: str
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,12 @@ class About:
     format: str = ""  # of every record, if `pack` wrote them
     shape: Shape | None = None  # C, H, W of every record, likewise
     left_out: int = 0  # images that `pack` was told to skip
+    image: str = ""  # which members are images, and where their keys end: see Naming
+    key_dot: KeyDot = "first"
+
+    @property
+    def naming(self) -> Naming:
+        return Naming(self.image, self.key_dot)
 
 
 @dataclass(frozen=True)
@@ -62,6 +80,8 @@ class Shard:
     rows_hash: str
     ignored: int  # members that belong to no record or are never read
     stamp: str = ""  # when it was written, or its ETag: another one says that it may have changed
+    digest: str = ""  # XXH3-128 of all its bytes
+    left_out: int = 0  # records that could not be indexed
 
 
 class Index:
@@ -71,6 +91,7 @@ class Index:
                  base: str = "") -> None:  # fmt: skip
         self.path, self.about, self.shards, self.fingerprint = path, about, shards, fingerprint
         self.base = base or str(path.parent)
+        self.faults: tuple[tuple[str, Fault], ...] = ()
         self.starts = np.cumsum([0] + [shard.records for shard in shards])
         self.records = int(self.starts[-1])
         self._key_starts = np.cumsum([0] + [shard.key_bytes for shard in shards])
@@ -109,11 +130,18 @@ class Index:
             about = {**header["about"], "classes": tuple(header["about"]["classes"])}
             about["shape"] = tuple(about["shape"]) if about["shape"] else None
             believed = _believable(About(**about), shards)
-            return cls(path.absolute(), believed, shards, header["fingerprint"], rows_start, base)
+            index = cls(path.absolute(), believed, shards, header["fingerprint"], rows_start, base)
+            index.faults = tuple((str(name), Fault(*fault)) for name, fault in header.get("faults", ()))
+            return index
         except OSError as error:
             raise DataError(f"index {str(path)!r} cannot be read ({error.strerror}): {AGAIN}") from None
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
             raise DataError(f"index {str(path)!r} has a header that makes no sense: {AGAIN}") from error
+
+    @property
+    def left_out(self) -> int:
+        """How many records could not be indexed."""
+        return sum(shard.left_out for shard in self.shards)
 
     def shard_of(self, records: NDArray[np.int64]) -> NDArray[np.int64]:  # [B] -> [B]
         """The number of the shard in which each record lies."""
@@ -149,39 +177,65 @@ class Index:
 def write_index(path: Path, about: About, parts: list[Path]) -> None:
     """Join the parts of shards, in order, into one index: complete or absent, and never held in memory."""
     fingerprint = xxhash.xxh3_128()
-    shards = []
+    shards, faults = [], list[tuple[str, Fault]]()
     for part in parts:
-        shard, _, keys = read_part(part)
+        shard, _, keys, found = read_part(part)
         shards.append(shard)
+        faults += [(shard.name, fault) for fault in found]
         fingerprint.update(f"{split(shard.name)[1]!r} {shard.shard_bytes} {shard.rows_hash}\n".encode() + keys)
-    header = json.dumps({"about": dataclasses.asdict(about), "fingerprint": fingerprint.hexdigest(),
+    header = json.dumps({"about": dataclasses.asdict(about), "fingerprint": fingerprint.hexdigest(), "faults": faults,
                          "shards": [dataclasses.astuple(shard) for shard in shards]}).encode()  # fmt: skip
     with written(path) as file:
         _write_header(file, header)
         for part in parts:
-            file.write(read_part(part)[1])
+            file.write(read_part(part).rows)
         for part in parts:
-            file.write(read_part(part)[2])
+            file.write(read_part(part).keys)
 
 
-def write_part(path: Path, shard: Shard, rows: bytes, keys: bytes) -> None:
+class Part(NamedTuple):
+    """What an index will hold of one shard."""
+
+    shard: Shard
+    rows: bytes
+    keys: bytes
+    faults: list[Fault]
+
+
+def refusal(faults: Sequence[tuple[str, Fault]], total: int) -> DataError:
+    """The refusal of shards with records that cannot be read: (shard, fault) of the first ones, and how many in all."""
+    if total == 1:
+        shard, (at, what, cure) = faults[0]
+        return DataError(f"shard {name_of(shard)!r} at byte {at}: {what}: {cure}; or {SKIP}")
+    each = "; ".join(f"{split(shard)[1]!r} at byte {at}: {what}" for shard, (at, what, _) in faults[:NAMED])
+    more = f"; and {total - NAMED:,} more (udl check lists all)" if total > NAMED else ""
+    cures = {fault.cure for _, fault in faults}
+    cure = f"{cures.pop()}; or {SKIP}" if len(cures) == 1 else SKIP
+    return DataError(
+        f"{name_of(split(faults[0][0])[0])!r} has {total:,} things that cannot be read: {each}{more}: {cure}"
+    )
+
+
+def write_part(path: Path, shard: Shard, rows: bytes, keys: bytes, faults: Sequence[Fault] = ()) -> None:
     """Keep what the index will hold of one shard: complete or absent."""
     body = rows + keys
-    header = {"shard": dataclasses.astuple(shard), "rows": len(rows), "checksum": xxhash.xxh3_64_hexdigest(body)}
+    header = {"shard": dataclasses.astuple(shard), "rows": len(rows), "checksum": xxhash.xxh3_64_hexdigest(body),
+              "faults": list(faults)}  # fmt: skip
     with written(path) as file:
         _write_header(file, json.dumps(header).encode())
         file.write(body)
 
 
-def read_part(path: Path) -> tuple[Shard, bytes, bytes]:
-    """The shard, its rows and its keys, as `write_part` kept them; raise DataError if they are damaged."""
+def read_part(path: Path) -> Part:
+    """What `write_part` kept of a shard; raise DataError if it is damaged."""
     header, start = _read_header(path)
     with path.open("rb") as file:
         file.seek(start)
         body = file.read()
     if xxhash.xxh3_64_hexdigest(body) != header["checksum"]:
         raise DataError(f"index {str(path)!r} is damaged: {AGAIN}")
-    return Shard(*header["shard"]), body[: header["rows"]], body[header["rows"] :]
+    faults = [Fault(*fault) for fault in header["faults"]]
+    return Part(Shard(*header["shard"]), body[: header["rows"]], body[header["rows"] :], faults)
 
 
 @contextlib.contextmanager
@@ -219,14 +273,16 @@ def _believable(about: About, shards: tuple[Shard, ...]) -> About:
     if not shards:
         raise ValueError("no shard")
     for shard in shards:
-        counts = (shard.shard_bytes, shard.records, shard.key_bytes, shard.ignored)
+        counts = (shard.shard_bytes, shard.records, shard.key_bytes, shard.ignored, shard.left_out)
         if not all(type(count) is int and 0 <= count < 2**62 for count in counts):
             raise ValueError("a count that is none")
         if not (
-            isinstance(shard.name, str) and shard.name.isprintable() and isinstance(shard.rows_hash + shard.stamp, str)
+            isinstance(shard.name, str)
+            and shard.name.isprintable()
+            and isinstance(shard.rows_hash + shard.stamp + shard.digest, str)
         ):
             raise ValueError("a name that is none")
-    texts = (about.source, about.license, about.format, *about.classes)
+    texts = (about.source, about.license, about.format, about.image, about.key_dot, *about.classes)
     if not all(isinstance(text, str) for text in texts) or type(about.left_out) is not int:
         raise ValueError("facts that are none")
     if about.shape and not (len(about.shape) == 3 and all(type(side) is int and side > 0 for side in about.shape)):
@@ -241,7 +297,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         if len(preamble) < PREAMBLE.size or preamble[:8] != MAGIC:
             raise DataError(f"{str(path)!r} is no index: name a folder of shards, or delete the file")
         _, version, header_bytes, checksum = PREAMBLE.unpack(preamble)
-        if version != VERSION:
+        if version not in (VERSION, *OLDER):
             raise DataError(f"index {str(path)!r} has version {version}, this program reads {VERSION}: {AGAIN}")
         header = file.read(header_bytes)
     if xxhash.xxh3_64_intdigest(header) != checksum:

@@ -49,9 +49,10 @@ def is_sequential(source: str) -> bool:
 
 
 def scheme_of(source: str) -> str:
-    """The scheme of a source in small letters; "" for a path."""
+    """The scheme of a source in small letters; "" for a path, also as the URI of a file."""
     found = SCHEME.match(source)
-    return (found[1] or found[2]).lower() if found else ""
+    scheme = (found[1] or found[2]).lower() if found else ""
+    return "" if scheme == "file" else scheme
 
 
 def refuse_scheme(source: str) -> None:

@@ -93,7 +93,7 @@ class Sequential:
 
     def _read(self, shards: Sequence[str], stopping: threading.Event) -> Iterator[Entry]:
         for shard in shards:
-            for entry in entries(shard, self.settings.storage):
+            for entry in entries(shard, self.settings.storage, self.settings.naming):
                 if stopping.is_set():
                     return
                 if entry.fault and self.settings.damaged == "stop":

@@ -10,6 +10,7 @@ from typing import Literal
 from udl_dist.images.headers import HIGHEST_LIMIT, LIMIT_IN_WORDS, MOST_PIXELS
 from udl_dist.images.kinds import Shape
 from udl_dist.settings import as_path, setting
+from udl_dist.shards.naming import IMAGE_IN_WORDS, KEY_DOT_IN_WORDS, KeyDot, Naming
 from udl_dist.storage.fetching import Limits
 
 
@@ -58,6 +59,8 @@ class DataSettings:
     )
     block_bytes: int = setting(2**19, "bytes of a run of neighbours in the order of blocks", low=1)
     most_pixels: int = setting(MOST_PIXELS, LIMIT_IN_WORDS, low=1, high=HIGHEST_LIMIT)
+    image: str = setting("", IMAGE_IN_WORDS)
+    key_dot: KeyDot = setting("first", KEY_DOT_IN_WORDS)
     damaged: Literal["stop", "skip"] = setting("stop", "what a damaged record does; skip: another one stands in for it")
     damaged_limit: float = setting(0.01, "part of the records that may be damaged and skipped", low=0.0, high=1.0)
     damaged_in_a_row: int = setting(100, "damaged records one after the other that stop a run", low=1)
@@ -66,6 +69,11 @@ class DataSettings:
     storage: Limits = setting(Limits, "how long object storage is waited for")
     readers: int = setting(1, "threads that read and decode ahead; 0: in the training loop itself", low=0, high=256)
     read_ahead_bytes: int = setting(2**28, "memory for what is read and decoded ahead", low=1)
+
+    @property
+    def naming(self) -> Naming:
+        """How members of a tar become records."""
+        return Naming(self.image, self.key_dot)
 
     @property
     def shape(self) -> Shape:
