@@ -10,6 +10,7 @@ from tests.stream.made import folder_of_images, one_line, shards
 from udl_dist.errors import DataError, UsageError
 from udl_dist.packing.finding import list_shards
 from udl_dist.packing.prepare import prepare
+from udl_dist.storage.places import parse
 from udl_dist.stream.opening import open_streams
 from udl_dist.stream.settings import DataSettings
 
@@ -56,6 +57,10 @@ def test_uris_of_files_are_paths(tmp_path: Path) -> None:
     tars = shards(tmp_path / "my tars", [2])
     assert list_shards(f"file://{tmp_path}/my%20tars") == [str(tars[0])]
     assert records(f"file://{tmp_path}/my tars/000000.tar", tmp_path) == 2
+    (tmp_path / "some.txt").write_text(f"file://{tmp_path}/my%20tars/000000.tar\n")
+    assert list_shards(str(tmp_path / "some.txt")) == [str(tars[0])]
+    with pytest.raises(UsageError):
+        parse(f"file://{tmp_path}/my tars")
     folder_of_images(tmp_path / "photos", ["a.png", "b.png"])
     assert records(f"file://localhost{tmp_path}/photos", tmp_path) == 2
 

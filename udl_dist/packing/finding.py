@@ -150,7 +150,7 @@ def _beside(source: str, name: str) -> str:
         return name
     if is_remote(source):
         return joined(split(source)[0], name)
-    return str(as_path(name) if name.startswith("~") else as_path(source).parent / name)
+    return str(as_path(name) if name.startswith(("~", "file://")) else as_path(source).parent / name)
 
 
 def _tars(folder: Path) -> list[str]:

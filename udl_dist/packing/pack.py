@@ -31,6 +31,7 @@ from udl_dist.settings import as_path
 from udl_dist.shards.index import NAME, About
 from udl_dist.shards.indexing import Progress, index_shards
 from udl_dist.stream import order
+from udl_dist.stream.selection import nobody
 
 LEFT_OUT = "left_out.txt"
 
@@ -93,7 +94,7 @@ def pack(source: str, dest: str, settings: PackSettings, progress: Progress | No
 def pack_source(source: Source, dest: Path, settings: PackSettings, progress: Progress | None = None) -> Summary:
     """Pack an opened source; see `pack`."""
     began = time.monotonic()
-    parts = _split(source.parts, settings)
+    parts = _split(source, settings)
     with partial_folder(dest) as folder:
         jobs = [job for part, chosen in parts.items() for job in _jobs(folder / part, *chosen, settings)]
         left_out = _write_all(jobs, settings, progress)
@@ -107,12 +108,12 @@ def pack_source(source: Source, dest: Path, settings: PackSettings, progress: Pr
                    source.ignored, time.monotonic() - began)  # fmt: skip
 
 
-def _split(parts: dict[str, Images], settings: PackSettings) -> dict[str, tuple[Images, NDArray[np.int64]]]:
+def _split(source: Source, settings: PackSettings) -> dict[str, tuple[Images, NDArray[np.int64]]]:
     """The numbers of each part's images in the order in which they are packed, a part of train held out if asked.
 
     The order is mixed, so that a shard read from its start has all classes, and so have the first images of a part.
     """
-    mixed = {}
+    mixed, parts = {}, source.parts
     for part, images in parts.items():
         numbers = order.record_at(settings.seed, 0, np.arange(len(images)), len(images))
         mixed[part] = (images, numbers)
@@ -124,7 +125,7 @@ def _split(parts: dict[str, Images], settings: PackSettings) -> dict[str, tuple[
     for part, chosen in mixed.items():
         if not chosen[1].size:
             there = len(parts.get(part, parts["train"]))
-            raise DataError(f"part {part!r} gets none of {there} images: change held_out_fraction, or add images")
+            raise nobody(part == "val", settings.held_out_fraction, there, source.name)
     return mixed
 
 

@@ -90,7 +90,7 @@ def parse(uri: str) -> Place:
     """A URI taken apart; raise UsageError for another scheme, an unknown option or credentials within it."""
     refuse_scheme(uri)
     scheme, separator, rest = uri.partition("://")
-    if not separator:
+    if not separator or not is_remote(uri):
         raise UsageError(f"{uri!r} is no URI of object storage: {' or '.join(name + '://' for name in SCHEMES)}")
     path, mark, query = rest.rpartition("?")
     path, query = (path, query) if mark and "=" in query else (rest, "")

@@ -42,6 +42,13 @@ class Wanted:
         return self.part == "all" and not self.keys and not self.limit and not self.labels
 
 
+def nobody(held_out: bool, fraction: float, records: int, where: str) -> DataError:
+    """The refusal of a fraction by hash that leaves nothing to hold out, or nothing to train on."""
+    share = "none" if held_out else "all"
+    return DataError(f"held_out_fraction = {fraction:g} holds out {share} of {records:,} images in {where!r}: set it "
+                     "to 0 to hold out none, or to another fraction, or let data.held_out name images")  # fmt: skip
+
+
 def select(index: Index, wanted: Wanted, cache: Path) -> tuple[NDArray[Any] | None, str]:
     """Sorted record numbers (None: all), and a name for exactly this choice; raise DataError if none is left."""
     if wanted.everything:
