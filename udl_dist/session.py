@@ -83,7 +83,7 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False, faults: st
             if aside := (far or folder).set_aside():
                 folder.say(f"a fresh start: what was here lies in {aside}")
             experiment = replace(experiment, run=replace(experiment.run, fresh=False))
-        experiment = experiment.replace(data=settled(experiment.data, Progress("packing", out)))
+        experiment = experiment.replace(data=settled(experiment.data.absolute(), Progress("packing", out)))
         _refuse_another(folder, experiment)
         prepared = prepare(experiment.data, Progress("packing", out))
         planned = planned_of(experiment)
@@ -133,6 +133,7 @@ def _refuse_another(folder: RunFolder, experiment: Experiment) -> None:
     if not folder.experiment.exists():
         return
     before = experiments.load(folder.experiment, {})
+    before = before.replace(data=before.data.absolute())
     if differing := experiments.differences(before, experiment):
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UsageError(f"{name_of(experiment.run.folder)} holds another experiment: {'; '.join(differing[:3])}"

@@ -42,8 +42,9 @@ def check(source: str, settings: CheckSettings, progress: Progress | None = None
     """
     began = time.monotonic()
     sources = find(source, cache_folder(settings.cache))
+    _refuse_idle(settings, {job.part for job in sources.jobs})
     if not settings.fix:
-        findings = _together(source, sources, settings, _go_through(sources, settings, progress))
+        findings, _ = _together(source, sources, settings, _go_through(sources, settings, progress))
         return dataclasses.replace(findings, seconds=time.monotonic() - began)
     if SCHEME.match(settings.fix):
         raise UsageError(
@@ -53,10 +54,18 @@ def check(source: str, settings: CheckSettings, progress: Progress | None = None
     with partial_folder(dest) as folder:
         from udl_dist.checking.fix import write_clean  # webdataset takes two seconds to import
 
-        findings = _together(source, sources, settings, _go_through(sources, settings, progress))
-        fixed = write_clean(sources, settings, folder)
+        findings, dropped = _together(source, sources, settings, _go_through(sources, settings, progress))
+        fixed = write_clean(sources, settings, folder, dropped)
         finish_folder(folder, dest)
     return dataclasses.replace(findings, fixed=fixed, seconds=time.monotonic() - began)
+
+
+def _refuse_idle(settings: CheckSettings, parts: set[str]) -> None:
+    """Raise UsageError for a setting that would do nothing."""
+    if (settings.drop_copies or settings.drop_leaks) and not settings.fix:
+        raise UsageError("drop_copies and drop_leaks are for the clean copy: name a folder for it with --fix")
+    if settings.drop_leaks and len(parts) < 2:
+        raise UsageError("drop_leaks compares training images with held-out ones: name a folder with train and val")
 
 
 def _go_through(sources: Sources, settings: CheckSettings, progress: Progress | None) -> list[Gone]:
@@ -86,8 +95,10 @@ def _through(job: Job, sources: Sources, settings: CheckSettings, done: Callable
     return np.array(rows, TABLE), damage, readable, examination.shard_bytes
 
 
-def _together(source: str, sources: Sources, settings: CheckSettings, gone: list[Gone]) -> Findings:
-    """What all shards show together."""
+def _together(
+    source: str, sources: Sources, settings: CheckSettings, gone: list[Gone]
+) -> tuple[Findings, dict[tuple[int, int], str]]:
+    """What all shards show together, and which records a clean copy leaves out: (shard, offset) -> why."""
     table = np.concatenate([records for records, *_ in gone])
     parts = np.array([job.part for job in sources.jobs])[table["shard"]]
     held_out = (parts != "train") & (parts != "")
@@ -98,7 +109,7 @@ def _together(source: str, sources: Sources, settings: CheckSettings, gone: list
         leaked[group] = held_out[group] & bool((~held_out[group]).any())
     damage = [Damaged(where, 0, "", what, 0) for where, what in sources.broken]
     damage += [entry for _, found, *_ in gone for entry in found]
-    return Findings(
+    found = Findings(
         source=source, shards=len(sources.jobs), total_bytes=sum(shard_bytes for *_, shard_bytes in gone),
         compared=sum(job.index is not None for job in sources.jobs),
         undigested=sum(job.index is not None and not job.index.shards[job.shard].digest for job in sources.jobs),
@@ -110,6 +121,25 @@ def _together(source: str, sources: Sources, settings: CheckSettings, gone: list
         leaks=int(leaked.sum()), damage=damage,
         looked=_looked(table, held_out, ~again, settings) if settings.decode else None, fixed="", seconds=0.0,
     )  # fmt: skip
+    return found, _dropped(sources, table, held_out, groups, settings)
+
+
+def _dropped(
+    sources: Sources, table: Table, held_out: Any, groups: list[list[int]], settings: CheckSettings
+) -> dict[tuple[int, int], str]:
+    """The copies that a clean copy leaves out."""
+    dropped = {}
+    for group in groups if settings.drop_copies or settings.drop_leaks else ():
+        trained = [record for record in group if not held_out[record]]
+        stays = (trained or group)[0]
+        for record in group:
+            leak = bool(held_out[record] and trained)
+            if record != stays and (settings.drop_copies or leak):
+                row = table[record]
+                what = "is held out and a copy of" if leak else "is a copy of"
+                place = int(row["shard"]), int(row["offset"])
+                dropped[place] = f"{what} the image at {_named(sources, table, [stays])[0]}"
+    return dropped
 
 
 def _looked(table: Table, held_out: Any, first: Any, settings: CheckSettings) -> Looked:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +12,7 @@ from udl_dist.images.kinds import Shape
 from udl_dist.settings import as_path, setting
 from udl_dist.shards.naming import IMAGE_IN_WORDS, KEY_DOT_IN_WORDS, KeyDot, Naming
 from udl_dist.storage.fetching import Limits
+from udl_dist.storage.places import SEQUENTIAL, scheme_of
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,13 @@ class DataSettings:
     readers: int = setting(1, "threads that read and decode ahead; 0: in the training loop itself", low=0, high=256)
     read_ahead_bytes: int = setting(2**28, "memory for what is read and decoded ahead", low=1)
 
+    def absolute(self) -> DataSettings:
+        """The same for whoever reads it in another folder."""
+        return replace(
+            self, source=_absolute(self.source), more_sources=tuple(map(_absolute, self.more_sources)),
+            held_out=_absolute(self.held_out), keys=_absolute(self.keys), cache=_absolute(self.cache),
+        )  # fmt: skip
+
     @property
     def naming(self) -> Naming:
         """How members of a tar become records."""
@@ -80,6 +88,14 @@ class DataSettings:
         """C, H, W of an image as training sees it."""
         assert self.size and self.channels, "they are taken from the images first, by packing.prepare.settled"
         return self.channels, self.size, self.size
+
+
+def _absolute(source: str) -> str:
+    """A path as a whole one, each of several that `::` joins; what is no path stays."""
+    if source in ("", "digits") or scheme_of(source) in SEQUENTIAL:
+        return source
+    parts = source.split("::") if "::" in source and not as_path(source).exists() else [source]
+    return "::".join(part if scheme_of(part) else str(as_path(part)) for part in parts)
 
 
 def cache_folder(cache: str) -> Path:
