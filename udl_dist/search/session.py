@@ -167,7 +167,7 @@ def _refuse_another(wanted: Search) -> None:
     if not source.exists():
         return
     before = asked.load(source, {})
-    before = before.replace(base=before.base.replace(data=before.base.data.absolute()))
+    before = replace(before, base=before.base.replace(data=before.base.data.absolute()))
     if differing := asked.differences(before, wanted):
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UsageError(f"{wanted.folder} holds another search: {'; '.join(differing[:3])}{more}: "
@@ -183,7 +183,7 @@ def _explained(error: Exception) -> UdlError:
 def _settled(wanted: Search, progress: Progress | None = None) -> Search:
     """The same search with the size and channels of its images known."""
     base = wanted.base
-    return wanted.replace(base=base.replace(data=settled(base.data.absolute(), progress)))
+    return replace(wanted, base=base.replace(data=settled(base.data.absolute(), progress)))
 
 
 def dry_run(wanted: Search) -> SearchPlan:
