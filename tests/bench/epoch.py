@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.bench.scale import apart, own
-from udl_dist.shards.index import NAME, ROW, About, Index, Shard, _write_header
+from udl_dist.shards.index import NAME, ROW, About, Index, Shard
+from udl_dist.shards.writing import _write_header
 from udl_dist.stream.dataset import LOOKED_AT, Dataset
 from udl_dist.stream.reader import Stream
 from udl_dist.stream.settings import DataSettings

@@ -25,8 +25,9 @@ import xxhash
 from tests.bench import resume
 from udl_dist.packing.prepare import prepare
 from udl_dist.permutation import mix64
-from udl_dist.shards.index import NAME, About, Index, Shard, write_index, write_part
+from udl_dist.shards.index import NAME, About, Index, Shard
 from udl_dist.shards.indexing import index_shards
+from udl_dist.shards.writing import write_index, write_part
 from udl_dist.stream.opening import Prepared, open_streams
 from udl_dist.stream.reader import Stream
 from udl_dist.stream.settings import DataSettings

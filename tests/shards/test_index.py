@@ -14,10 +14,11 @@ import xxhash
 
 from tests.stream.made import encoded, one_line, pixels, seen_by_webdataset, shards, tar
 from udl_dist.errors import DataError
-from udl_dist.shards.index import NAME, ROW, About, Index, Shard, write_index, write_part
+from udl_dist.shards.index import NAME, ROW, About, Index, Shard
 from udl_dist.shards.indexing import index_shards
 from udl_dist.shards.naming import Naming
 from udl_dist.shards.reading import Shards
+from udl_dist.shards.writing import write_index, write_part
 
 PNG = encoded(pixels(1, 8, 8))
 

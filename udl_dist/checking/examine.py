@@ -23,8 +23,8 @@ from udl_dist.images.kinds import Shape
 from udl_dist.shards.index import shown
 from udl_dist.shards.indexing import checksum_of
 from udl_dist.shards.naming import Naming
-from udl_dist.shards.reading import Hashed, opened
-from udl_dist.shards.records import LARGEST_IMAGE, Group, grouped, key_at, label_of, wrong_with
+from udl_dist.shards.reading import opened
+from udl_dist.shards.records import LARGEST_IMAGE, Group, Hashed, grouped, key_at, label_of, wrong_with
 from udl_dist.shards.tar import BLOCK, Damage, Data, salvage
 from udl_dist.storage.places import name_of
 
@@ -96,7 +96,8 @@ class Examination:
                 for found in self._run(hashed):
                     whole = whole and isinstance(found, Whole)
                     yield found
-                if whole and self.digest not in ("", hashed.hexdigest()):
+                digest = self.job.index.shards[self.job.shard].digest if self.job.index else ""
+                if whole and digest not in ("", hashed.hexdigest()):
                     yield self._damaged(0, b"", CHANGED)
         except DataError as error:
             yield self._damaged(0, b"", str(error), len(self.rows))
@@ -114,11 +115,6 @@ class Examination:
         if not (self.seen or self.wounds or self.rows_known):
             yield self._damaged(0, b"", "holds no record")
         yield from self._unmet(data)
-
-    @property
-    def digest(self) -> str:
-        """The digest of the whole shard that its index has; empty if it has none."""
-        return self.job.index.shards[self.job.shard].digest if self.job.index else ""
 
     @property
     def naming(self) -> Naming:

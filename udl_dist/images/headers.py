@@ -18,6 +18,7 @@ from udl_dist.errors import DataError
 MOST_PIXELS = 2**25
 # A JPEG that libjpeg decodes at an eighth of its size, row by row, may have as many times more: 268 megapixels.
 SCALED = 8
+SMALL = 2**18  # pixels that any limit lets pass
 MOST_SCANS = 100  # of a progressive JPEG: each costs a pass over all pixels, and ten is usual
 MOST_PARTS = 2**14  # chunks of a PNG, segments and fill bytes of a JPEG: 33.5 megapixels in 8 kB chunks are 12,000
 ORIENTATION = 0x0112  # EXIF tag
@@ -148,7 +149,9 @@ def _jpeg(data: bytes) -> Header:
         raise DataError(f"is a JPEG of more than {MOST_SCANS} scans")
     orientation = 0 if several else _orientation(exif)
     plain = depth == 8 and components in (1, 3) and orientation > 0
-    in_one_scan = marker in (0xC0, 0xC1) and _components_of_scan(data, at) == components
+    # Of a small image it does not matter, and to look would cost a twentieth of its decoding.
+    large = width * height > SMALL and marker in (0xC0, 0xC1)
+    in_one_scan = large and _components_of_scan(data, at) == components
     return Header("jpeg", width, height, plain, components, orientation or 1, scalable=plain and in_one_scan)
 
 

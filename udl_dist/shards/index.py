@@ -12,16 +12,13 @@ certain, and processors and object stores compute it themselves. Knows the layou
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
 import mmap
-import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -123,7 +120,7 @@ class Index:
         path = Path(where)
         path = path / NAME if path.is_dir() else path
         try:
-            header, rows_start = _read_header(path)
+            header, rows_start = read_header(path)
             shards = tuple(Shard(*entry) for entry in header["shards"])
             if any("/" in shard.name and not _is_whole(shard.name) for shard in shards):
                 raise DataError(f"index {str(path)!r} names shards outside its folder: {AGAIN}")
@@ -174,34 +171,6 @@ class Index:
         self._checked[shard] = True
 
 
-def write_index(path: Path, about: About, parts: list[Path]) -> None:
-    """Join the parts of shards, in order, into one index: complete or absent, and never held in memory."""
-    fingerprint = xxhash.xxh3_128()
-    shards, faults = [], list[tuple[str, Fault]]()
-    for part in parts:
-        shard, _, keys, found = read_part(part)
-        shards.append(shard)
-        faults += [(shard.name, fault) for fault in found]
-        fingerprint.update(f"{split(shard.name)[1]!r} {shard.shard_bytes} {shard.rows_hash}\n".encode() + keys)
-    header = json.dumps({"about": dataclasses.asdict(about), "fingerprint": fingerprint.hexdigest(), "faults": faults,
-                         "shards": [dataclasses.astuple(shard) for shard in shards]}).encode()  # fmt: skip
-    with written(path) as file:
-        _write_header(file, header)
-        for part in parts:
-            file.write(read_part(part).rows)
-        for part in parts:
-            file.write(read_part(part).keys)
-
-
-class Part(NamedTuple):
-    """What an index will hold of one shard."""
-
-    shard: Shard
-    rows: bytes
-    keys: bytes
-    faults: list[Fault]
-
-
 def refusal(faults: Sequence[tuple[str, Fault]], total: int) -> DataError:
     """The refusal of shards with records that cannot be read: (shard, fault) of the first ones, and how many in all."""
     if total == 1:
@@ -214,47 +183,6 @@ def refusal(faults: Sequence[tuple[str, Fault]], total: int) -> DataError:
     return DataError(
         f"{name_of(split(faults[0][0])[0])!r} has {total:,} things that cannot be read: {each}{more}: {cure}"
     )
-
-
-def write_part(path: Path, shard: Shard, rows: bytes, keys: bytes, faults: Sequence[Fault] = ()) -> None:
-    """Keep what the index will hold of one shard: complete or absent."""
-    body = rows + keys
-    header = {"shard": dataclasses.astuple(shard), "rows": len(rows), "checksum": xxhash.xxh3_64_hexdigest(body),
-              "faults": list(faults)}  # fmt: skip
-    with written(path) as file:
-        _write_header(file, json.dumps(header).encode())
-        file.write(body)
-
-
-def read_part(path: Path) -> Part:
-    """What `write_part` kept of a shard; raise DataError if it is damaged."""
-    header, start = _read_header(path)
-    with path.open("rb") as file:
-        file.seek(start)
-        body = file.read()
-    if xxhash.xxh3_64_hexdigest(body) != header["checksum"]:
-        raise DataError(f"index {str(path)!r} is damaged: {AGAIN}")
-    faults = [Fault(*fault) for fault in header["faults"]]
-    return Part(Shard(*header["shard"]), body[: header["rows"]], body[header["rows"] :], faults)
-
-
-@contextlib.contextmanager
-def written(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name when its last byte is on disk, or not at all."""
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}-{os.urandom(4).hex()}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write_header(file: IO[bytes], header: bytes) -> None:
-    preamble = PREAMBLE.pack(MAGIC, VERSION, len(header), xxhash.xxh3_64_intdigest(header))
-    file.write(preamble + header + bytes(-(len(preamble) + len(header)) % 64))
 
 
 def _is_whole(name: str) -> bool:
@@ -290,7 +218,7 @@ def _believable(about: About, shards: tuple[Shard, ...]) -> About:
     return about
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
     """The JSON header, checked, and where the rows start."""
     with path.open("rb") as file:
         preamble = file.read(PREAMBLE.size)

@@ -22,24 +22,12 @@ import xxhash
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
-from udl_dist.shards.index import (
-    NAME,
-    ROW,
-    VERSION,
-    About,
-    Fault,
-    Index,
-    Shard,
-    read_part,
-    refusal,
-    shown,
-    write_index,
-    write_part,
-)
+from udl_dist.shards.index import NAME, ROW, VERSION, About, Fault, Index, Shard, refusal, shown
 from udl_dist.shards.naming import LABEL, Naming
-from udl_dist.shards.reading import Hashed, opened
-from udl_dist.shards.records import Group, grouped, label_of, wrong_with
+from udl_dist.shards.reading import opened
+from udl_dist.shards.records import Group, Hashed, grouped, label_of, wrong_with
 from udl_dist.shards.tar import REPACK, Damage, Data, Member, salvage
+from udl_dist.shards.writing import read_part, write_index, write_part
 from udl_dist.storage.places import is_remote, split
 
 MOST_LISTED = 1000  # faults of a shard that the index names; all are counted

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, Protocol
 
 import google_crc32c
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
@@ -31,7 +30,6 @@ from udl_dist.storage.ranges import Blob, Window, read_ranges
 
 I64 = NDArray[np.int64]
 MOST_OPEN = 256  # shards held open at a time: each takes a file descriptor, and a process has 1,024 as a rule
-HASHED = 2**20  # bytes at a time
 LOOKED_AT = 16  # records of a shard whose time has changed
 COPY = "copy or pack the shard again"
 
@@ -116,33 +114,6 @@ class Remote:
 
     def changed(self) -> str:
         return self.blob.changed()
-
-
-class Hashed:
-    """A shard each of whose bytes is hashed once and in order, while somebody walks through it from its start."""
-
-    def __init__(self, data: Data) -> None:
-        self._data, self._at, self._hash = data, 0, xxhash.xxh3_128()
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def __getitem__(self, span: slice) -> bytes:
-        if span.stop > self._at:
-            self._reach(span.stop)
-        return self._data[span]
-
-    def hexdigest(self) -> str:
-        """XXH3-128 of all bytes."""
-        self._reach(len(self._data))
-        return self._hash.hexdigest()
-
-    def _reach(self, stop: int) -> None:
-        stop = min(stop, len(self._data))
-        while self._at < stop:
-            part = self._data[self._at : min(stop, self._at + HASHED)]
-            self._hash.update(part)
-            self._at += len(part)
 
 
 @contextlib.contextmanager

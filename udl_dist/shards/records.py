@@ -9,12 +9,42 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import xxhash
+
 from udl_dist.shards.index import Fault, shown
 from udl_dist.shards.naming import IMAGES, LABEL, UNREAD, Naming, kind_of
 from udl_dist.shards.tar import BLOCK, LONGEST_NAME, REPACK, Damage, Data, Member, name_of
 
 LARGEST_IMAGE = 2**28  # bytes, encoded
+HASHED = 2**20  # bytes at a time
 LISTED = 8  # extensions that a refusal names
+
+
+class Hashed:
+    """A shard each of whose bytes is hashed once and in order, while somebody walks through it from its start."""
+
+    def __init__(self, data: Data) -> None:
+        self._data, self._at, self._hash = data, 0, xxhash.xxh3_128()
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, span: slice) -> bytes:
+        if span.stop > self._at:
+            self._reach(span.stop)
+        return self._data[span]
+
+    def hexdigest(self) -> str:
+        """XXH3-128 of all bytes."""
+        self._reach(len(self._data))
+        return self._hash.hexdigest()
+
+    def _reach(self, stop: int) -> None:
+        stop = min(stop, len(self._data))
+        while self._at < stop:
+            part = self._data[self._at : min(stop, self._at + HASHED)]
+            self._hash.update(part)
+            self._at += len(part)
 
 
 class Group(NamedTuple):

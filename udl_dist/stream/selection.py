@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
 from udl_dist.settings import as_path
-from udl_dist.shards.index import Index, shown, written
+from udl_dist.shards.index import Index, shown
+from udl_dist.shards.writing import written
 from udl_dist.stream import order
 
 I64 = NDArray[np.int64]
