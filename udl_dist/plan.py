@@ -33,6 +33,7 @@ class Plan:
     records: int  # 0: unknown
     held_out_records: int
     held_out_is: str  # where they come from
+    left_out: int  # records that cannot be read
     classes: tuple[str, ...]
     shards: int
     workers: int | str  # a range: as many as can be had
@@ -65,6 +66,7 @@ class Plan:
             f"data         {self.source}: {records} in {self.shards} shards, {held_out}{seen}",
             *([f"classes      {len(self.classes)}: {in_words(self.classes)}"] if self.classes else []),
             f"images       {height} x {width} pixels, {colour} (others: data.size, data.channels)",
+            *([f"left out     {self.left_out:,} records that cannot be read (data.damaged)"] if self.left_out else []),
             *([f"promises     {self.lost} (data.sequential)"] if self.lost else []),
             f"method       {self.method}: {sum(self.parameters.values()):,} parameters ({networks})",
             f"steps        {self.steps:,} of {self.batch_size} images, {self.total_images:,} images in all",
@@ -126,6 +128,7 @@ def plan(experiment: Experiment, seen: Survey | None = None) -> Plan:
         records=seen.records,
         held_out_records=seen.held_out_records,
         held_out_is=seen.held_out_is,
+        left_out=seen.left_out,
         classes=seen.classes,
         shards=seen.shards,
         workers=run.workers,

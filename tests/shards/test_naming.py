@@ -10,6 +10,8 @@ import pytest
 
 from tests.stream.made import encoded, one_line, pixels, shards, tar
 from tests.test_cli import udl
+from udl_dist import experiment as experiments
+from udl_dist import session
 from udl_dist.errors import DataError
 from udl_dist.packing.finding import list_shards
 from udl_dist.packing.indexes import index
@@ -128,6 +130,11 @@ def test_damaged_records_are_left_out_of_the_index_if_that_is_asked(tmp_path: Pa
     assert stream.records == 201
     assert sum(len(batch.records) for batch in stream.once(50)) == 201
     assert Index.open(folder).left_out == 3
+    flags = {"method.name": "ae", "data.source": str(folder), "data.cache": str(tmp_path / "cache"),
+             "data.damaged": "skip", "data.damaged_limit": "0.02", "train.epochs": "1"}  # fmt: skip
+    assert any(
+        "3 records that cannot be read" in line for line in session.planned_of(experiments.load(None, flags)).lines()
+    )
     with pytest.raises(DataError) as raised:
         opened(folder, tmp_path)
     one_line(raised.value, "3 things", "n01440764")

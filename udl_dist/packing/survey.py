@@ -26,6 +26,7 @@ class Survey:
     packed: bool
     classes: tuple[str, ...] = ()  # their names, if they have any
     held_out_is: str = ""  # where held-out images come from
+    left_out: int = 0  # records that cannot be read and are not in the index
     lost: str = ""  # the promises that cannot be given
 
     def refuse_few_shards(self, workers: int) -> None:
@@ -47,9 +48,11 @@ def survey(settings: DataSettings) -> Survey:
         train, held_out = open_streams(prepare(settings), 0)
         shards = sum(len(dataset.index.shards) for dataset in train.datasets)
         parts = parts_of(settings.source, settings, None)
+        datasets = [*train.datasets, *(held_out.datasets if held_out else ())]
+        left_out = sum({str(each.index.path): each.index.left_out for each in datasets}.values())
         part = "val" if parts.val else "test" if parts.test else ""
         return Survey(train.records, held_out.records if held_out else 0, shards, True,
-                      train.datasets[0].index.about.classes, _held_out_is(settings, part))  # fmt: skip
+                      train.datasets[0].index.about.classes, _held_out_is(settings, part), left_out)  # fmt: skip
     alone = [replace(settings, source=source, more_sources=(), weights=()) for source in sources]
     each = [_promised(one) if not _is_ready(one.source, one) else survey(one) for one in alone]
     held = each[0].held_out_records if settings.held_out else sum(one.held_out_records for one in each)
