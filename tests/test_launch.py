@@ -19,6 +19,7 @@ from tests.rays import one_ray
 from tests.test_cli import refused, udl
 from tests.test_worker import finished, manifest, wanted
 from tests.training.learn import packed
+from udl_dist import experiment as experiments
 from udl_dist import session
 from udl_dist.errors import ClusterError, DataError, UsageError
 from udl_dist.runs import RunFolder
@@ -55,8 +56,11 @@ def workers_of(folder: Path) -> list[int]:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_two_ray_workers_train_and_say_where_everything_lies(source: Path, tmp_path: Path) -> None:
-    experiment = wanted("vae", source, tmp_path / "run", run__workers="2")
+def test_two_ray_workers_train_and_say_where_everything_lies(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(source.parent)
+    experiment = wanted("vae", Path(source.name), tmp_path / "run", run__workers="2")
     out = io.StringIO()
     ended = session.train(experiment, out)
     assert (ended.images, ended.complete, ended.exit_code) == (240, True, 0)
@@ -68,6 +72,7 @@ def test_two_ray_workers_train_and_say_where_everything_lies(source: Path, tmp_p
     folder = RunFolder(tmp_path / "run")
     assert [point["images"] for point in folder.points()] == sorted({*range(24, 241, 24), 60, 120, 180, 240})
     assert not (tmp_path / "run" / ".ray").exists()
+    assert experiments.load(folder.experiment, {}).data.source == str(source), "found from any other folder"
     # Complete: said at once, without workers; more images asked: it goes on.
     again = session.train(experiment, io.StringIO())
     assert (again.images, again.figures) == (240, ended.figures)
@@ -76,8 +81,6 @@ def test_two_ray_workers_train_and_say_where_everything_lies(source: Path, tmp_p
 @pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_the_written_experiment_fed_back_gives_the_same_run(source: Path, tmp_path: Path) -> None:
-    from udl_dist import experiment as experiments
-
     first = wanted("ae", source, tmp_path / "first", run__workers="2")
     session.train(first, io.StringIO())
     again = experiments.load(tmp_path / "first" / "experiment.toml", {"run.folder": str(tmp_path / "again")})
@@ -143,6 +146,18 @@ def test_a_worker_that_refuses_ends_the_run_with_its_own_words(tmp_path: Path) -
     with pytest.raises(DataError, match=r"000000\.tar"):
         session.train(wanted("ae", damaged, tmp_path / "run", run__workers="2"), io.StringIO())
     assert time.monotonic() - began < 60
+
+
+def test_a_source_is_the_same_by_its_relative_and_its_whole_path(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(source.parent)
+    for saved, asked in ((source, source.name), (source.name, source), (source.name, source.name)):
+        first = wanted("ae", Path(saved), tmp_path, train__total_images="24")
+        finished(first)
+        (tmp_path / "experiment.toml").write_text(first.to_toml())
+        ended = session.train(wanted("ae", Path(asked), tmp_path, train__total_images="24"), io.StringIO())
+        assert ended.complete
 
 
 def test_a_folder_that_holds_another_experiment_is_left_alone(source: Path, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ ONLY_IN = {
 # Files whose import must not bring in torch: it costs a second and a half.
 SETTINGS_ONLY = {
     "experiment": {"stream.settings", "training.settings", "evaluation.settings", "runs", "tracking", "methods"},
-    "plan": {"packing.survey", "methods", "experiment", "evaluation.settings"},
+    "plan": {"packing.survey", "packing.prepare", "packing.source", "methods", "experiment", "evaluation.settings"},
 }
 
 

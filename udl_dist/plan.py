@@ -12,6 +12,8 @@ from udl_dist import methods
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import COST
 from udl_dist.experiment import Experiment
+from udl_dist.packing.prepare import settled
+from udl_dist.packing.source import in_words
 from udl_dist.packing.survey import Survey, survey
 
 FLOAT_BYTES = 4
@@ -26,10 +28,14 @@ class Plan:
     folder: str
     method: str
     source: str
+    shape: tuple[int, int, int]  # channels, height, width
     packed: bool
     lost: str  # the promises that cannot be given
     records: int  # 0: unknown
     held_out_records: int
+    held_out_is: str  # where they come from
+    left_out: int  # records that cannot be read
+    classes: tuple[str, ...]
     shards: int
     workers: int | str  # a range: as many as can be had
     determinism: str
@@ -52,9 +58,16 @@ class Plan:
         records = f"{self.records:,} records" if self.records else "an unknown number of records"
         seen = "" if self.packed else " (not packed yet: an estimate)"
         elastic = "; elastic: a step takes about 1.1 (1 worker) to 1.4 (4 workers) times as long"
+        channels, height, width = self.shape
+        whence = f" ({self.held_out_is})" if self.held_out_records and self.held_out_is else ""
+        held_out = f"{self.held_out_records:,} held out{whence}"
+        colour = "colour" if channels == 3 else "gray"
         return [
             f"run folder   {self.folder}",
-            f"data         {self.source}: {records} in {self.shards} shards, {self.held_out_records:,} held out{seen}",
+            f"data         {self.source}: {records} in {self.shards} shards, {held_out}{seen}",
+            *([f"classes      {len(self.classes)}: {in_words(self.classes)}"] if self.classes else []),
+            f"images       {height} x {width} pixels, {colour} (others: data.size, data.channels)",
+            *([f"left out     {self.left_out:,} records that cannot be read (data.damaged)"] if self.left_out else []),
             *([f"promises     {self.lost} (data.sequential)"] if self.lost else []),
             f"method       {self.method}: {sum(self.parameters.values()):,} parameters ({networks})",
             f"steps        {self.steps:,} of {self.batch_size} images, {self.total_images:,} images in all",
@@ -93,6 +106,7 @@ def plan(experiment: Experiment, seen: Survey | None = None) -> Plan:
 
     `seen` stands in for the counts of its data.
     """
+    experiment = experiment.replace(data=settled(experiment.data))
     train, run = experiment.train, experiment.run
     least, workers = run.least_workers, run.most_workers
     if train.batch_size < workers * train.accumulate:
@@ -124,10 +138,14 @@ def plan(experiment: Experiment, seen: Survey | None = None) -> Plan:
         folder=run.folder,
         method=experiment.method_name,
         source=experiment.data.source,
+        shape=experiment.data.shape,
         packed=seen.packed,
         lost=seen.lost,
         records=seen.records,
         held_out_records=seen.held_out_records,
+        held_out_is=seen.held_out_is,
+        left_out=seen.left_out,
+        classes=seen.classes,
         shards=seen.shards,
         workers=run.workers,
         determinism=run.determinism,

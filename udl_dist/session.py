@@ -12,7 +12,7 @@ from udl_dist.errors import UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.faults import checked
 from udl_dist.mirror.launcher import Launcher, carried
-from udl_dist.packing.prepare import prepare
+from udl_dist.packing.prepare import prepare, settled
 from udl_dist.plan import Plan, plan_here
 from udl_dist.runs import RunFolder
 from udl_dist.storage.places import is_remote, name_of
@@ -86,6 +86,7 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False, faults: st
             if aside := (far or folder).set_aside():
                 folder.say(f"a fresh start: what was here lies in {aside}")
             experiment = replace(experiment, run=replace(experiment.run, fresh=False))
+        experiment = experiment.replace(data=settled(experiment.data.absolute(), Progress("packing", out)))
         _refuse_another(folder, experiment)
         prepared = prepare(experiment.data, Progress("packing", out))
         planned = planned_of(experiment)
@@ -100,6 +101,7 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False, faults: st
 
 def planned_of(experiment: Experiment) -> Plan:
     """The plan; also what `run.best` names is held against what the method will report, which needs torch."""
+    experiment = experiment.replace(data=settled(experiment.data))
     planned = plan_here(experiment)
     if experiment.train.init_from:
         from udl_dist.models import warm_start
@@ -157,6 +159,7 @@ def _refuse_another(folder: RunFolder, experiment: Experiment) -> None:
     if not folder.experiment.exists():
         return
     before = experiments.load(folder.experiment, {})
+    before = before.replace(data=before.data.absolute())
     if differing := experiments.differences(before, experiment):
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UsageError(f"{name_of(experiment.run.folder)} holds another experiment: {'; '.join(differing[:3])}"

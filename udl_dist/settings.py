@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from urllib.parse import unquote
 
 from udl_dist.errors import UsageError
 
@@ -56,9 +57,14 @@ def from_dict(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
 
 
 def as_path(text: str) -> Path:
-    """The absolute path that somebody wrote, `~` for a home folder; raise UsageError for "" and the home of nobody."""
+    """The absolute path that somebody wrote, `~` for a home folder; raise UsageError for "" and the home of nobody.
+
+    The URI of a file is a path too.
+    """
     if not text:
         raise UsageError("a name is empty where a file or folder is to be named: is a variable of the shell not set?")
+    if text.lower().startswith("file://"):
+        text = unquote(text[len("file://") :].removeprefix("localhost"))
     try:
         return Path(text).expanduser().absolute()
     except RuntimeError:

@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.bench.scale import apart, own
-from udl_dist.shards.index import NAME, ROW, About, Index, Shard, _write_header
+from udl_dist.shards.index import NAME, ROW, About, Index, Shard
+from udl_dist.shards.writing import _write_header
 from udl_dist.stream.dataset import LOOKED_AT, Dataset
 from udl_dist.stream.reader import Stream
 from udl_dist.stream.settings import DataSettings
@@ -59,7 +60,7 @@ def virtual(folder: Path, records: int, shards: int) -> Path:
 
 
 def opened(folder: Path, order: str) -> Stream:
-    settings = DataSettings(str(folder), size=64, readers=0, order=order)  # type: ignore[arg-type]
+    settings = DataSettings(str(folder), size=64, channels=1, readers=0, order=order)  # type: ignore[arg-type]
     return Stream([Dataset(Index.open(folder))], settings, 0)
 
 

@@ -40,8 +40,8 @@ FIELDS = ("images", "records", "keys", "record_keys", "labels")
 
 
 def opened(indexes: list[Index], order_name: str, weights: tuple[float, ...] = (), **changes: Any) -> Stream:
-    settings: dict[str, Any] = {"size": 8, "readers": 0, "flip": True, "random_crop": 0.5, "order": order_name,
-                                "block_bytes": 700, **changes}  # fmt: skip
+    settings: dict[str, Any] = {"size": 8, "channels": 1, "readers": 0, "flip": True, "random_crop": 0.5,
+                                "order": order_name, "block_bytes": 700, **changes}  # fmt: skip
     return Stream([Dataset(index) for index in indexes], DataSettings(**settings), 7, weights)
 
 

@@ -25,8 +25,9 @@ import xxhash
 from tests.bench import resume
 from udl_dist.packing.prepare import prepare
 from udl_dist.permutation import mix64
-from udl_dist.shards.index import NAME, About, Index, Shard, write_index, write_part
+from udl_dist.shards.index import NAME, About, Index, Shard
 from udl_dist.shards.indexing import index_shards
+from udl_dist.shards.writing import write_index, write_part
 from udl_dist.stream.opening import Prepared, open_streams
 from udl_dist.stream.reader import Stream
 from udl_dist.stream.settings import DataSettings
@@ -99,8 +100,8 @@ def remembered(path: Path) -> None:
 
 
 def prepared(folder: Path, fraction: float, order: str) -> Prepared:
-    settings = DataSettings(str(folder / "shards"), size=8, readers=0, held_out_fraction=fraction, order=order,  # type: ignore[arg-type]
-                            cache=str(folder / "cache"))  # fmt: skip
+    settings = DataSettings(str(folder / "shards"), size=8, channels=1, readers=0, held_out_fraction=fraction,
+                            order=order, cache=str(folder / "cache"))  # type: ignore[arg-type]  # fmt: skip
     return Prepared(settings, (str(folder / "shards" / NAME),), ("",), (fraction,))
 
 

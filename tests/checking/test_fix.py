@@ -85,3 +85,44 @@ def test_nothing_is_written_where_something_is_or_where_nothing_can_be_kept(tmp_
 )  # fmt: skip
 def test_plain_names_stay_in_their_folder(name: bytes, plain: bool) -> None:
     assert is_plain(name) == plain
+
+
+def with_copies(root: Path) -> Path:
+    """Training images 0 … 5 with 1 twice; held out are 6 twice, and copies of 0 and 1."""
+    images = [encoded(pixels(number, 8, 8)) for number in range(7)]
+    train = {f"t{number}.png": images[number] for number in range(6)} | {"t1_again.png": images[1]}
+    val = {"v0.png": images[0], "v6.png": images[6], "v1.png": images[1], "v6_again.png": images[6]}
+    index_shards([tar(root / "train" / "0.tar", train)])
+    index_shards([tar(root / "val" / "0.tar", val)])
+    return root
+
+
+CLEAN = {
+    "neither": ({}, 7, ["v0", "v6", "v1", "v6_again"]),
+    "copies": ({"drop_copies": True}, 6, ["v6"]),
+    "leaks": ({"drop_leaks": True}, 7, ["v6", "v6_again"]),
+    "both": ({"drop_copies": True, "drop_leaks": True}, 6, ["v6"]),
+}
+
+
+@pytest.mark.parametrize("name", CLEAN)
+def test_copies_and_held_out_copies_of_training_images_are_dropped_if_asked(tmp_path: Path, name: str) -> None:
+    settings, train, val = CLEAN[name]
+    found = checked(with_copies(tmp_path / "old"), fix=str(tmp_path / "new"), **settings)
+    assert (found.copies, found.leaks) == (4, 2)
+    assert len(keys(tmp_path / "new" / "train")) == train and keys(tmp_path / "new" / "val") == val
+    assert len(left_out(tmp_path / "new")) == 11 - train - len(val)
+    again = checked(tmp_path / "new")
+    assert again.leaks == (0 if settings else 2)
+    assert again.copies == 0 or not settings.get("drop_copies")
+    for line in left_out(tmp_path / "new"):
+        assert "is a copy of" in line or "is held out and a copy of" in line
+
+
+def test_what_cannot_be_dropped_is_refused(tmp_path: Path) -> None:
+    source = with_copies(tmp_path / "old")
+    idle = {"drop_leaks": True, "fix": str(tmp_path / "n")}
+    for folder, settings, said in ((source, {"drop_copies": True}, "fix"), (source / "train", idle, "val")):
+        with pytest.raises(UsageError, match=said):
+            checked(folder, **settings)
+    assert not (tmp_path / "n").exists()

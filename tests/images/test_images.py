@@ -197,7 +197,7 @@ BAD = {
     "short npy": (npy(np.zeros((8, 8), np.uint8))[:-1], "63 bytes"),
     "either axis": (npy(np.zeros((3, 9, 3), np.uint8)), "first or last"),
     "bomb png": (png(20_000, 20_000, 8, 0, b""), "20000 x 20000 pixels"),
-    "bomb one over": (png(4096, 4097, 8, 0, b""), "4096 x 4097 pixels"),
+    "bomb one over": (png(8192, 4097, 8, 0, b""), "8192 x 4097 pixels"),
     "no pixels": (png(0, 5, 8, 0, b""), "0 x 5"),
     "bomb npy": (npy(np.zeros((8, 8), np.uint8)).replace(b"(8, 8), }    ", b"(90000, 90000), }"), "bytes of pixels"),
 }

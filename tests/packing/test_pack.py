@@ -130,7 +130,7 @@ def test_damaged_images_are_left_out_and_listed_if_asked(tmp_path: Path) -> None
     for path in source.rglob("*.png"):
         path.write_bytes(b"hello")
     with pytest.raises(DataError, match="not one image"):
-        pack(str(source), str(tmp_path / "none"), PackSettings(size=16, skip_damaged=True))
+        pack(str(source), str(tmp_path / "none"), PackSettings(size=16, channels=1, skip_damaged=True))
     assert not (tmp_path / "none").exists()
 
 
@@ -171,7 +171,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("fraction", [0.0001, 0.9])
 def test_a_part_without_images_is_refused(tmp_path: Path, fraction: float) -> None:
     source = str(folder_of_images(tmp_path / "pets", NAMES[:1]))
-    with pytest.raises(DataError, match="gets none of 1 images"):
+    with pytest.raises(DataError, match="of 1 images"):
         pack(source, str(tmp_path / "out"), PackSettings(size=16, held_out_fraction=fraction))
 
 

@@ -148,7 +148,7 @@ def test_bad_sources_are_named(tmp_path: Path) -> None:
     folder_of_images(tmp_path / "one", ["1.png"])
     cases = {"nowhere": "there is no file or folder", "empty": "it is empty", "missing.tar": "is missing",
              "{0..1}.tar": "is missing", "empty.tar": "is empty", "text.tar": "is no tar",
-             "list.txt": "names no shard", "one": "gets none of 1 images"}  # fmt: skip
+             "list.txt": "names no shard", "one": "none of 1 images"}  # fmt: skip
     for name, said in cases.items():
         with pytest.raises(DataError) as raised:
             prepare(asked(tmp_path, tmp_path / name, held_out_fraction=0.001))
@@ -227,3 +227,24 @@ def test_a_survey_promises_what_packing_keeps(tmp_path: Path) -> None:
         prepare(settings)
         kept = survey(settings)
         assert (kept.records, kept.held_out_records, kept.shards, kept.packed) == (60, 20, promised.shards, True)
+
+
+@pytest.mark.parametrize("records", [1, 8])
+@pytest.mark.parametrize("kind", ["tars", "images"])
+def test_a_source_too_small_to_hold_anything_out_says_what_to_do(tmp_path: Path, kind: str, records: int) -> None:
+    if kind == "tars":
+        source = shards(tmp_path / "few", [records], 16)[0].parent
+    else:
+        source = folder_of_images(tmp_path / "few", [f"{number}.png" for number in range(records)])
+    with pytest.raises(DataError) as raised:
+        opened(asked(tmp_path, source, held_out_fraction=0.0001))
+    one_line(raised.value, "few", f"none of {records} ", "held_out_fraction", "to 0 to hold out none")
+    assert str(tmp_path / "cache") not in str(raised.value) and ".udl" not in str(raised.value)
+    assert counts(asked(tmp_path, source, held_out_fraction=0.0)) == (records, 0)
+
+
+def test_a_selection_of_nothing_names_its_cause(tmp_path: Path) -> None:
+    source = shards(tmp_path / "few", [6], 16)[0].parent
+    with pytest.raises(DataError) as raised:
+        opened(asked(tmp_path, source, held_out_fraction=0.0, without_labels=tuple(range(6))))
+    one_line(raised.value, "few", "data.without_labels")

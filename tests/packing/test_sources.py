@@ -17,7 +17,7 @@ from tests.stream.made import encoded, folder_of_images, idx, mnist_like, one_li
 from udl_dist.errors import DataError, UsageError
 from udl_dist.packing.source import Source
 from udl_dist.packing.sources import identify, open_source
-from udl_dist.shards.indexing import key_and_extension
+from udl_dist.shards.naming import Naming
 
 
 def all_pixels(source: Source, part: str = "train", size: int = 28, channels: int = 1) -> NDArray[np.uint8]:
@@ -80,7 +80,7 @@ def test_keys_are_safe_unique_and_independent_of_the_rest(tmp_path: Path) -> Non
     assert len(set(keys[0].values())) == 5
     for key in keys[0].values():
         assert re.fullmatch(r"[A-Za-z0-9_-]{1,77}", key)
-        found = key_and_extension(key.encode() + b".png")
+        found = Naming().parts(key.encode() + b".png")
         assert found == (key.encode(), b"png")
 
 

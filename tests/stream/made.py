@@ -93,7 +93,7 @@ def seen_by_webdataset(*paths: Path) -> list[dict[str, Any]]:
 
 def stream(root: Path, counts: list[int], seed: int = 0, **settings: Any) -> Stream:
     index = index_shards(shards(root, counts))
-    return Stream([Dataset(index)], DataSettings(**{"size": 8, "readers": 0, **settings}), seed)
+    return Stream([Dataset(index)], DataSettings(**{"size": 8, "channels": 1, "readers": 0, **settings}), seed)
 
 
 def one_line(error: UdlError, *parts: object) -> None:

@@ -29,7 +29,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def opened(folder: Path, **changes: Any) -> Stream:
-    settings: dict[str, Any] = {"size": 8, "readers": 0, "damaged": "skip", "damaged_limit": 1.0, **changes}
+    settings: dict[str, Any] = {
+        "size": 8,
+        "channels": 1,
+        "readers": 0,
+        "damaged": "skip",
+        "damaged_limit": 1.0,
+        **changes,
+    }
     return Stream([Dataset(Index.open(folder))], DataSettings(**settings), 0)
 
 

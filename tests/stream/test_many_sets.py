@@ -25,7 +25,7 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> list[Dataset]:
 
 
 def streamed(datasets: list[Dataset], weights: tuple[float, ...] = (), **changes: Any) -> Stream:
-    return Stream(datasets, DataSettings(size=8, readers=0, **changes), 4, weights)
+    return Stream(datasets, DataSettings(size=8, channels=1, readers=0, **changes), 4, weights)
 
 
 def seen(stream: Stream, position: int, batch: int, steps: int, world: int = 1) -> list[list[int]]:

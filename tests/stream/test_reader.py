@@ -37,7 +37,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 
 def open_stream(index: Index, seed: int = 0, **changes: object) -> Stream:
-    return Stream([Dataset(index)], DataSettings(**{"size": 8, "readers": 0, **changes}), seed)  # type: ignore[arg-type]
+    return Stream([Dataset(index)], DataSettings(**{"size": 8, "channels": 1, "readers": 0, **changes}), seed)  # type: ignore[arg-type]
 
 
 def take(stream: Stream, position: int, batch: int, steps: int, world: int = 1) -> list[Records]:
@@ -161,19 +161,19 @@ def test_seeds_give_other_orders(index: Index) -> None:
 
 def test_selection_is_an_epoch_of_its_own(index: Index) -> None:
     chosen = np.array([1, 5, 8, 28])
-    stream = Stream([Dataset(index, chosen, "some")], DataSettings(size=8, readers=0), 0)
+    stream = Stream([Dataset(index, chosen, "some")], DataSettings(size=8, channels=1, readers=0), 0)
     assert stream.records == 4
     for batch in take(stream, 0, 4, 3):
         assert sorted(batch.records.tolist()) == chosen.tolist() == sorted(batch.labels.tolist())
     assert np.concatenate([part.records for part in stream.once(3)]).tolist() == chosen.tolist()
     with pytest.raises(DataError, match="no record is left"):
-        Stream([Dataset(index, chosen[:0])], DataSettings(size=8), 0)
+        Stream([Dataset(index, chosen[:0])], DataSettings(size=8, channels=1), 0)
 
 
 def test_fingerprint_names_images_and_shape_and_selection(index: Index) -> None:
     streams = [open_stream(index), open_stream(index, size=9), open_stream(index, fit="pad"),
                open_stream(index, channels=3),
-               Stream([Dataset(index, np.arange(3), "three")], DataSettings(size=8), 0)]  # fmt: skip
+               Stream([Dataset(index, np.arange(3), "three")], DataSettings(size=8, channels=1), 0)]  # fmt: skip
     assert len({stream.fingerprint for stream in streams}) == 5
     assert open_stream(index, 5, readers=2, flip=True).fingerprint == streams[0].fingerprint
 
@@ -211,7 +211,7 @@ def test_damage_reaches_the_consumer_by_name(tmp_path: Path, readers: int) -> No
 
 def test_image_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     path = made.tar(tmp_path / "a.tar", {"page.jpg": b"<!DOCTYPE html>" * 9})
-    stream = Stream([Dataset(index_shards([path]))], DataSettings(size=8, readers=0), 0)
+    stream = Stream([Dataset(index_shards([path]))], DataSettings(size=8, channels=1, readers=0), 0)
     with pytest.raises(DataError) as raised:
         next(stream.batches(0, 1))
     one_line(raised.value, repr(str(path)), "'page'", "is no PNG")

@@ -123,3 +123,21 @@ def test_nothing_at_a_prefix_and_images_in_storage_are_named(tmp_path: Path) -> 
         with pytest.raises(DataError) as raised:
             opened(source, tmp_path / "cache")
         made.one_line(raised.value, source, said)
+
+
+def test_globs_parts_and_digests_hold_in_object_storage_too(tmp_path: Path) -> None:
+    tars = made.shards(tmp_path / "tars", [4, 3, 2])
+    for path, name in zip(tars, ("x-train-0.tar", "x-train-1.TAR", "x-val-0.tar"), strict=True):
+        path.rename(path.with_name(name))
+    (tmp_path / "tars" / "._x-train-0.tar").write_bytes(b"x")
+    source = put(tmp_path / "tars", "named")
+    upload(tmp_path / "tars" / "x-train-1.TAR", f"{source}/x-train-1.TAR")
+    train, held_out = opened(source, tmp_path / "cache")
+    assert held_out and (train.records, held_out.records) == (7, 2)
+    glob, none = opened(source.rstrip("/") + "/x-train-*", tmp_path / "cache", held_out_fraction=0.0)
+    assert glob.records == 7 and none is None
+    with pytest.raises(DataError, match="matches no tar"):
+        opened(source.rstrip("/") + "/y*.tar", tmp_path / "cache")
+    local = opened(tmp_path / "tars" / "x-train-*", tmp_path / "cache2", held_out_fraction=0.0)[0]
+    digests = [[shard.digest for shard in stream.datasets[0].index.shards] for stream in (glob, local)]
+    assert digests[0] == digests[1] and all(digests[0])

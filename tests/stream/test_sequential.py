@@ -40,7 +40,7 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
 
 
 def settings(source: str, **asked: Any) -> DataSettings:
-    return DataSettings(**{"source": source, "sequential": True, "size": 8, "readers": 0, **asked})
+    return DataSettings(**{"source": source, "sequential": True, "size": 8, "channels": 1, "readers": 0, **asked})
 
 
 def feed(source: str, seed: int = 0, **asked: Any) -> Sequential:

@@ -43,7 +43,7 @@ def packed(folder: Path, records: int = 70, size: int = 8) -> Path:
 def asked(method: str, source: Path, **flags: str) -> Experiment:
     """An experiment on `source` with a small network; flags have `__` for the dot."""
     dotted = {name.replace("__", "."): value for name, value in flags.items()}
-    data = {"data.source": str(source), "data.size": "8", "data.readers": "0"}
+    data = {"data.source": str(source), "data.size": "8", "data.channels": "1", "data.readers": "0"}
     train = {"train.batch_size": "12", "train.total_images": "240", "train.learning_rate": "1e-3"}
     return experiments.load(None, {"method.name": method, **SMALL[method], **data, **train, **dotted})
 

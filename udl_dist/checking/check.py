@@ -1,6 +1,6 @@
 """A set of shards checked: each shard gone through in a thread, then what only all of them together can show.
 
-Holds one image a thread, the rows and keys of the shards in work, and 45 bytes of each record.
+Holds one image a thread, the rows and keys of the shards in work, and 49 bytes of each record.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import xxhash
 from udl_dist.checking.duplicates import Table, exact_groups, near_records
 from udl_dist.checking.examine import TABLE, Damaged, Examination, Whole, as_row
 from udl_dist.checking.findings import LISTED, Findings, Looked
-from udl_dist.checking.records import key_at
 from udl_dist.checking.settings import CheckSettings
 from udl_dist.checking.sources import Job, Sources, find
 from udl_dist.errors import UsageError
@@ -27,6 +26,7 @@ from udl_dist.settings import as_path
 from udl_dist.shards.index import shown
 from udl_dist.shards.indexing import Progress
 from udl_dist.shards.reading import cut_out
+from udl_dist.shards.records import key_at
 from udl_dist.shards.tar import BLOCK
 from udl_dist.storage.places import SCHEME, name_of
 from udl_dist.stream.settings import cache_folder
@@ -42,8 +42,9 @@ def check(source: str, settings: CheckSettings, progress: Progress | None = None
     """
     began = time.monotonic()
     sources = find(source, cache_folder(settings.cache))
+    _refuse_idle(settings, {job.part for job in sources.jobs})
     if not settings.fix:
-        findings = _together(source, sources, settings, _go_through(sources, settings, progress))
+        findings, _ = _together(source, sources, settings, _go_through(sources, settings, progress))
         return dataclasses.replace(findings, seconds=time.monotonic() - began)
     if SCHEME.match(settings.fix):
         raise UsageError(
@@ -53,10 +54,18 @@ def check(source: str, settings: CheckSettings, progress: Progress | None = None
     with partial_folder(dest) as folder:
         from udl_dist.checking.fix import write_clean  # webdataset takes two seconds to import
 
-        findings = _together(source, sources, settings, _go_through(sources, settings, progress))
-        fixed = write_clean(sources, settings, folder)
+        findings, dropped = _together(source, sources, settings, _go_through(sources, settings, progress))
+        fixed = write_clean(sources, settings, folder, dropped)
         finish_folder(folder, dest)
     return dataclasses.replace(findings, fixed=fixed, seconds=time.monotonic() - began)
+
+
+def _refuse_idle(settings: CheckSettings, parts: set[str]) -> None:
+    """Raise UsageError for a setting that would do nothing."""
+    if (settings.drop_copies or settings.drop_leaks) and not settings.fix:
+        raise UsageError("drop_copies and drop_leaks are for the clean copy: name a folder for it with --fix")
+    if settings.drop_leaks and len(parts) < 2:
+        raise UsageError("drop_leaks compares training images with held-out ones: name a folder with train and val")
 
 
 def _go_through(sources: Sources, settings: CheckSettings, progress: Progress | None) -> list[Gone]:
@@ -72,7 +81,9 @@ def _through(job: Job, sources: Sources, settings: CheckSettings, done: Callable
     """One shard."""
     shape = sources.about.shape if job.index is None else job.index.about.shape
     rows, damage, readable = [], [], 0
-    examination = Examination(job, shape, settings.decode, near=settings.near_bits >= 0)
+    examination = Examination(
+        job, shape, settings.decode, near=settings.near_bits >= 0, most_pixels=settings.most_pixels
+    )
     for found in examination.run():
         if isinstance(found, Whole):
             rows.append(as_row(found, job))
@@ -84,8 +95,10 @@ def _through(job: Job, sources: Sources, settings: CheckSettings, done: Callable
     return np.array(rows, TABLE), damage, readable, examination.shard_bytes
 
 
-def _together(source: str, sources: Sources, settings: CheckSettings, gone: list[Gone]) -> Findings:
-    """What all shards show together."""
+def _together(
+    source: str, sources: Sources, settings: CheckSettings, gone: list[Gone]
+) -> tuple[Findings, dict[tuple[int, int], str]]:
+    """What all shards show together, and which records a clean copy leaves out: (shard, offset) -> why."""
     table = np.concatenate([records for records, *_ in gone])
     parts = np.array([job.part for job in sources.jobs])[table["shard"]]
     held_out = (parts != "train") & (parts != "")
@@ -96,9 +109,11 @@ def _together(source: str, sources: Sources, settings: CheckSettings, gone: list
         leaked[group] = held_out[group] & bool((~held_out[group]).any())
     damage = [Damaged(where, 0, "", what, 0) for where, what in sources.broken]
     damage += [entry for _, found, *_ in gone for entry in found]
-    return Findings(
+    found = Findings(
         source=source, shards=len(sources.jobs), total_bytes=sum(shard_bytes for *_, shard_bytes in gone),
-        compared=sum(job.index is not None for job in sources.jobs), indexed=sum(job.indexed for job in sources.jobs),
+        compared=sum(job.index is not None for job in sources.jobs),
+        undigested=sum(job.index is not None and not job.index.shards[job.shard].digest for job in sources.jobs),
+        indexed=sum(job.indexed for job in sources.jobs),
         readable=sum(readable for _, _, readable, _ in gone),
         records={part: int((parts == part).sum()) for part in dict.fromkeys(job.part for job in sources.jobs)},
         classes=_classes(table, sources), keys_again=len(table) - len(np.unique(table["key_hash"])),
@@ -106,6 +121,25 @@ def _together(source: str, sources: Sources, settings: CheckSettings, gone: list
         leaks=int(leaked.sum()), damage=damage,
         looked=_looked(table, held_out, ~again, settings) if settings.decode else None, fixed="", seconds=0.0,
     )  # fmt: skip
+    return found, _dropped(sources, table, held_out, groups, settings)
+
+
+def _dropped(
+    sources: Sources, table: Table, held_out: Any, groups: list[list[int]], settings: CheckSettings
+) -> dict[tuple[int, int], str]:
+    """The copies that a clean copy leaves out."""
+    dropped = {}
+    for group in groups if settings.drop_copies or settings.drop_leaks else ():
+        trained = [record for record in group if not held_out[record]]
+        stays = (trained or group)[0]
+        for record in group:
+            leak = bool(held_out[record] and trained)
+            if record != stays and (settings.drop_copies or leak):
+                row = table[record]
+                what = "is held out and a copy of" if leak else "is a copy of"
+                place = int(row["shard"]), int(row["offset"])
+                dropped[place] = f"{what} the image at {_named(sources, table, [stays])[0]}"
+    return dropped
 
 
 def _looked(table: Table, held_out: Any, first: Any, settings: CheckSettings) -> Looked:
@@ -137,5 +171,5 @@ def _named(sources: Sources, table: Table, group: list[int]) -> list[str]:
     for row in table[group[:LISTED]]:
         path, start = sources.jobs[int(row["shard"])].path, int(row["offset"])
         header = cut_out(path, max(0, start - BLOCK), start)
-        named.append(f"{name_of(path)} at byte {start}, key {shown(key_at(header, 0))}")
+        named.append(f"{name_of(path)} at byte {start}, key {shown(key_at(header, 0, sources.about.naming))}")
     return named

@@ -16,21 +16,27 @@ import numpy as np
 import xxhash
 
 from udl_dist.checking.looks import Looks, look
-from udl_dist.checking.records import Group, grouped, key_at, label_of, wrong_with
 from udl_dist.checking.sources import Job
 from udl_dist.errors import DataError
-from udl_dist.images.headers import read_header
+from udl_dist.images.headers import HIGHEST_LIMIT, MOST_PIXELS, read_header
 from udl_dist.images.kinds import Shape
 from udl_dist.shards.index import shown
-from udl_dist.shards.indexing import LARGEST_IMAGE, checksum_of
+from udl_dist.shards.indexing import checksum_of
+from udl_dist.shards.naming import Naming
 from udl_dist.shards.reading import opened
-from udl_dist.shards.tar import BLOCK, Damage, Data
+from udl_dist.shards.records import LARGEST_IMAGE, Group, Hashed, grouped, key_at, label_of, wrong_with
+from udl_dist.shards.tar import BLOCK, Damage, Data, salvage
 from udl_dist.storage.places import name_of
 
-# What is kept of each record while a set is checked: 45 bytes.
+# What is kept of each record while a set is checked: 49 bytes.
 TABLE = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("length", "<u4"), ("checksum", "<u4"), ("key_hash", "<u8"),
-                  ("label", "<i4"), ("width", "<u2"), ("height", "<u2"), ("channels", "u1"), ("constant", "?"),
+                  ("label", "<i4"), ("width", "<u4"), ("height", "<u4"), ("channels", "u1"), ("constant", "?"),
                   ("hash", "<u8")])  # fmt: skip
+
+
+CHANGED = (
+    "bytes outside of images and headers were changed since it was indexed: copy it again, or run udl index --again"
+)
 
 
 class Damaged(NamedTuple):
@@ -71,6 +77,7 @@ class Examination:
     decode: bool = False
     decode_unknown: bool = False
     near: bool = False
+    most_pixels: int = MOST_PIXELS
     wounds: set[int] = field(default_factory=set)  # bytes where headers are damaged
     seen: set[int] = field(default_factory=set)  # hashes of keys
     rows: dict[int, Any] = field(default_factory=dict)  # rows of the index that were not met yet, by offset
@@ -85,7 +92,13 @@ class Examination:
             yield from self._load_rows()
             with opened(self.job.path) as (data, _):
                 self.shard_bytes = len(data)
-                yield from self._run(data)
+                hashed, whole = Hashed(data), True
+                for found in self._run(hashed):
+                    whole = whole and isinstance(found, Whole)
+                    yield found
+                digest = self.job.index.shards[self.job.shard].digest if self.job.index else ""
+                if whole and digest not in ("", hashed.hexdigest()):
+                    yield self._damaged(0, b"", CHANGED)
         except DataError as error:
             yield self._damaged(0, b"", str(error), len(self.rows))
 
@@ -93,7 +106,7 @@ class Examination:
         expected = self.job.index.shards[self.job.shard].shard_bytes if self.job.index else len(data)
         if len(data) != expected:
             yield self._damaged(0, b"", f"has {len(data)} bytes, its index says {expected}")
-        for found in grouped(data):
+        for found in grouped(salvage(data), self.naming):
             if isinstance(found, Damage):
                 self.wounds.add(found.at)
                 yield self._damaged(found.at, self._key_near(data, found.at), found.what)
@@ -102,6 +115,11 @@ class Examination:
         if not (self.seen or self.wounds or self.rows_known):
             yield self._damaged(0, b"", "holds no record")
         yield from self._unmet(data)
+
+    @property
+    def naming(self) -> Naming:
+        """How its members become records."""
+        return self.job.index.about.naming if self.job.index else Naming()
 
     def _load_rows(self) -> Iterator[Damaged]:
         """The rows of the index, if they are whole."""
@@ -125,7 +143,8 @@ class Examination:
 
     def _record(self, data: Data, group: Group) -> Iterator[Whole | Damaged]:
         """What a group of members is: a record, or damage."""
-        wrong, row = wrong_with(group, self.shape is not None), None
+        fault, row = wrong_with(group, self.shape is not None), None
+        wrong = fault.what if fault else ""
         if len(group.images) == 1:
             row = self.rows.pop(group.images[0][1].offset, None)
         hashed = xxhash.xxh3_64_intdigest(group.key)
@@ -179,11 +198,14 @@ class Examination:
             return self._damaged(at, key, "what is there does not match its checksum", 1)
         try:
             wanted = self.decode or (self.decode_unknown and not indexed)
-            looks = look(payload, self.shape if extension == b"raw" else None, self.near) if wanted else None
+            looks = self._look(payload, extension) if wanted else None
             extension = extension or _extension(payload)
         except DataError as error:
             return self._damaged(at, key, str(error), int(indexed))
         return Whole(key, extension, offset, length, checksum, label, indexed, group, looks)
+
+    def _look(self, payload: bytes, extension: bytes) -> Looks:
+        return look(payload, self.shape if extension == b"raw" else None, self.near, self.most_pixels)
 
     def _unmet(self, data: Data) -> Iterator[Whole | Damaged]:
         """The records of the index that no member was found for; their images may be whole all the same."""
@@ -201,7 +223,7 @@ class Examination:
 
     def _key_near(self, data: Data, at: int) -> bytes:
         """The key of the record that a damaged header is of: as it says itself, if the index agrees, else by place."""
-        key = key_at(data, at)
+        key = key_at(data, at, self.naming)
         if not self.rows_known or xxhash.xxh3_64_intdigest(key) in self.keys:
             return key
         place = bisect.bisect_left(self.places, (at + BLOCK, -1))
@@ -217,7 +239,7 @@ class Examination:
 
 def _extension(payload: bytes) -> bytes:
     """The extension of an image whose name is lost."""
-    kind = read_header(payload).kind
+    kind = read_header(payload, HIGHEST_LIMIT).kind
     return b"jpg" if kind == "jpeg" else kind.encode()
 
 

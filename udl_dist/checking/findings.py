@@ -32,6 +32,7 @@ class Findings:
     shards: int
     total_bytes: int
     compared: int  # shards that an index has something of
+    undigested: int  # of those, shards of which the index has no digest, as older releases wrote it
     indexed: int  # records that the indexes have
     readable: int  # of those, the ones whose bytes are what was indexed, and decode if that was asked for
     records: dict[str, int]  # that can be read, by part, whether indexed or not
@@ -77,6 +78,13 @@ class Findings:
         rows = [("records", parts)]
         if self.compared:
             rows.append(("index", f"{self.indexed:,} records, {self.readable:,} as indexed, {self.lost:,} lost"))
+        if self.undigested:
+            rows.append(
+                (
+                    "older index",
+                    f"of {self.undigested:,} shards: bytes outside of images are not compared (udl index --again)",
+                )
+            )
         if self.compared < self.shards:
             rows.append(
                 ("no index", f"of {self.shards - self.compared:,} shards: nothing to compare their images with")

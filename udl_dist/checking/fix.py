@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
@@ -19,16 +20,21 @@ from udl_dist.checking.settings import CheckSettings
 from udl_dist.checking.sources import Job, Sources
 from udl_dist.errors import DataError
 from udl_dist.shards.index import NAME, shown
-from udl_dist.shards.indexing import IMAGES, LABEL, LARGEST_IMAGE, index_shards
+from udl_dist.shards.indexing import index_shards
+from udl_dist.shards.naming import LABEL
 from udl_dist.shards.reading import opened
+from udl_dist.shards.records import LARGEST_IMAGE
 from udl_dist.shards.tar import BLOCK, Data
 from udl_dist.storage.places import name_of, split
 
 LEFT_OUT = "left_out.txt"
 
 
-def write_clean(sources: Sources, settings: CheckSettings, folder: Path) -> str:
-    """Write what can be kept of every shard into `folder`; give what was written in words."""
+Dropped = Mapping[tuple[int, int], str]  # (number of the shard, offset of the image): why it is left out
+
+
+def write_clean(sources: Sources, settings: CheckSettings, folder: Path, dropped: Dropped) -> str:
+    """Write what can be kept of every shard into `folder`, without what is `dropped`; say in words what was."""
     kept, left_out, parts = 0, list[str](), dict[str, list[Path]]()
     taken = Counter((job.part, _stem(job)) for job in sources.jobs)
     for job in sources.jobs:
@@ -36,7 +42,7 @@ def write_clean(sources: Sources, settings: CheckSettings, folder: Path) -> str:
         stem = own if taken[job.part, own] == 1 else f"{job.number:06d}"
         path = folder / job.part / f"{stem}.tar"
         path.parent.mkdir(exist_ok=True)
-        records, lines = _copy(job, path, settings, sources)
+        records, lines = _copy(job, path, settings, sources, dropped)
         kept, left_out = kept + records, left_out + lines
         parts.setdefault(job.part, []).extend([path] if records else [])
     for part, shards in parts.items():
@@ -52,10 +58,10 @@ def _stem(job: Job) -> str:
     return Path(split(job.path)[1]).stem
 
 
-def _copy(job: Job, path: Path, settings: CheckSettings, sources: Sources) -> tuple[int, list[str]]:
+def _copy(job: Job, path: Path, settings: CheckSettings, sources: Sources, dropped: Dropped) -> tuple[int, list[str]]:
     """Write what can be kept of one shard; give the count of its records and a line for each thing left out."""
     shape = sources.about.shape if job.index is None else job.index.about.shape
-    examination = Examination(job, shape, settings.decode, decode_unknown=True)
+    examination = Examination(job, shape, settings.decode, decode_unknown=True, most_pixels=settings.most_pixels)
     kept, places, damage, lines = 0, set[int](), list[Damaged](), list[str]()
     with path.open("wb") as file, ExitStack() as stack:
         data: Data | None = None
@@ -63,6 +69,9 @@ def _copy(job: Job, path: Path, settings: CheckSettings, sources: Sources) -> tu
             for found in examination.run():
                 if isinstance(found, Damaged):
                     damage.append(found)
+                    continue
+                if why := dropped.get((job.number, found.offset)):
+                    lines.append(f"{_where(job, found)} {why}")
                     continue
                 data = data or stack.enter_context(opened(job.path))[0]  # a walk of its own, behind the examination
                 written, odd = _write(writer, data, job, found)
@@ -78,7 +87,7 @@ def _copy(job: Job, path: Path, settings: CheckSettings, sources: Sources) -> tu
 
 def _write(writer: TarWriter, data: Data, job: Job, whole: Whole) -> tuple[int, list[str]]:
     """Write one record; give 1 if it was written, and a line for each member left out."""
-    where = f"shard {name_of(job.path)!r} at byte {whole.offset - BLOCK}, key {shown(whole.key)}"
+    where = _where(job, whole)
     if not is_plain(whole.key):
         return 0, [f"{where}: its key is no plain relative name in UTF-8"]
     record: dict[str, str | bytes] = {
@@ -92,11 +101,15 @@ def _write(writer: TarWriter, data: Data, job: Job, whole: Whole) -> tuple[int, 
     return 1, [f"{where}: its member {shown(extension)} is left out" for extension in odd]
 
 
+def _where(job: Job, whole: Whole) -> str:
+    return f"shard {name_of(job.path)!r} at byte {whole.offset - BLOCK}, key {shown(whole.key)}"
+
+
 def _add_others(record: dict[str, str | bytes], data: Data, whole: Whole) -> list[bytes]:
     """Add the members that are neither image nor label, unopened; give those that are left out."""
     odd = []
     for extension, member in whole.group.members if whole.group else ():
-        if extension in IMAGES or (extension == LABEL and "cls" in record):
+        if extension == whole.extension or (extension == LABEL and "cls" in record):
             continue
         name = extension.decode("ascii", "replace")
         if name in record or name.startswith("_") or not is_plain(extension) or member.length > LARGEST_IMAGE:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from udl_dist.images.coding import Pixels, decode
-from udl_dist.images.headers import read_header
+from udl_dist.images.coding import WHOLE, Pixels, decode
+from udl_dist.images.headers import MOST_PIXELS, read_header
 from udl_dist.images.kinds import Shape
 
 SIDE = 32  # pixels of the thumbnail that is hashed
@@ -23,14 +23,18 @@ class Looks(NamedTuple):
     hash: int  # 64 bit; 0: not taken
 
 
-def look(payload: bytes, raw_shape: Shape | None, near: bool) -> Looks:
-    """Decode an image at its own size; raise DataError with what is wrong if it cannot be."""
+def look(payload: bytes, raw_shape: Shape | None, near: bool, most_pixels: int = MOST_PIXELS) -> Looks:
+    """Decode all of an image, a large one at a part of its size; raise DataError with what is wrong if it cannot be."""
     if raw_shape is None:
-        header = read_header(payload)
+        header = read_header(payload, most_pixels)
         width, height = header.width, header.height
     else:
         _, height, width = raw_shape
-    pixels = decode(payload, (3, height, width), "pad", raw_shape)
+    part = 1
+    while width * height > part * part * WHOLE:
+        part *= 2
+    pixels = decode(payload, (3, max(1, height // part), max(1, width // part)), "pad", raw_shape, most_pixels)
+    pixels = pixels[:, 1:-1, 1:-1] if part > 1 else pixels  # rounded sizes may leave a black edge
     gray = bool((pixels[0] == pixels[1]).all() and (pixels[0] == pixels[2]).all())
     constant = bool((pixels == pixels[:, :1, :1]).all())
     hashed = perceptual_hash(pixels) if near and not constant else 0

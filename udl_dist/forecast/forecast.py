@@ -17,7 +17,7 @@ from udl_dist.forecast.model import Inputs, Step
 from udl_dist.forecast.parts import Parts
 from udl_dist.forecast.settings import ForecastSettings
 from udl_dist.forecast.table import Row, told
-from udl_dist.packing.prepare import prepare
+from udl_dist.packing.prepare import prepare, settled
 from udl_dist.packing.survey import survey
 from udl_dist.plan import Plan, plan
 
@@ -107,6 +107,7 @@ def forecast(
     Raises what `udl train` would refuse too, UsageError for parts that do not fit, ClusterError where measuring fails.
     """
     _refuse(experiment, asked)
+    experiment = experiment.replace(data=settled(experiment.data, progress))
     session.planned_of(experiment)
     workers = asked.workers_of_node(experiment.run.most_workers)
     world = asked.nodes * workers

@@ -1,7 +1,8 @@
 """Encoded images to uint8 pixels of the training shape and back; knows neither tar nor folder.
 
-`decode` is exact, for packing: the whole image is decoded, and resized by Pillow. `decode_into` is quick, for training:
-a JPEG is decoded at the smallest power of two that holds enough pixels, and resized into the row of the batch.
+`decode` is exact, for packing: the whole image is decoded, and resized by Pillow; JPEGs above 16.7 megapixels alone are
+decoded at a power of two of their size, with twice the pixels that are wanted. `decode_into` is quick, for training: a
+JPEG is decoded at the smallest power of two that holds enough pixels, and resized into the row of the batch.
 
 With both, `crop` takes the middle square, or `pad` fits the whole image on black; colour becomes gray by luma (ITU-R
 601); resizing is bilinear with antialiasing. The rules for odd kinds are in `decoders`.
@@ -17,32 +18,44 @@ from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
 from udl_dist.images.augment import F64
-from udl_dist.images.decoders import Decoded, Raster, decode_raster, opencv
+from udl_dist.images.decoders import Decoded, Raster, decode_raster, opencv, pixels_at
 from udl_dist.images.fitting import copy_into, fit_into, plan
-from udl_dist.images.headers import read_header, read_npy
+from udl_dist.images.headers import MOST_PIXELS, Header, read_header, read_npy
 from udl_dist.images.kinds import Fit, Format, Shape
 
 if TYPE_CHECKING:
     from PIL import Image
 
 Pixels = NDArray[np.uint8]
+THUMBNAIL: Shape = (3, 32, 32)
+WHOLE = 2**24  # pixels up to which `decode` decodes all of a JPEG
 
 
-def decode(data: bytes, shape: Shape, fit: Fit, raw_shape: Shape | None = None) -> Pixels:  # -> [C, H, W]
+def decode(
+    data: bytes, shape: Shape, fit: Fit, raw_shape: Shape | None = None, most_pixels: int = MOST_PIXELS
+) -> Pixels:  # -> [C, H, W]
     """Decode one image to the training shape; `raw_shape` says that the bytes are bare pixels of that shape.
 
     Raises DataError with what is wrong ("is a truncated PNG"); the caller knows where and puts that in front.
     """
     if raw_shape is not None:
         return fit_pixels(_raw(data, raw_shape), shape, fit)
-    header = read_header(data)
+    header = read_header(data, most_pixels)
     if header.kind == "npy":
         return fit_pixels(_npy(data, shape), shape, fit)
-    return fit_pixels(_channels_first(decode_raster(data, header).raster), shape, fit)
+    least = _scale_for(header, shape, fit, most_pixels) if header.scalable and header.pixels > WHOLE else 1.0
+    raster = decode_raster(data, header, least=least, most_pixels=most_pixels).raster
+    return fit_pixels(_channels_first(raster), shape, fit)
+
+
+def _scale_for(header: Header, shape: Shape, fit: Fit, most_pixels: int) -> float:
+    """The part of its size at which a large JPEG has twice the pixels wanted along each side; half that if too many."""
+    least = plan(*header.upright, np.empty(shape, np.uint8), fit).least
+    return 2 * least if pixels_at(header, 2 * least) <= most_pixels else least
 
 
 def decode_into(row: Pixels, data: bytes, fit: Fit, raw_shape: Shape | None = None, crop: F64 | None = None,
-                mirrored: bool = False) -> None:  # fmt: skip
+                mirrored: bool = False, most_pixels: int = MOST_PIXELS) -> None:  # fmt: skip
     """Decode one image into `row` [C, H, W] of a batch, mirrored if asked; a `crop` drawn by `augment` replaces `fit`.
 
     Photos of 500 x 375 as JPEGs come within 43 dB at 64 px and 44 dB at 128 px of Pillow's full decode and antialiased
@@ -51,16 +64,25 @@ def decode_into(row: Pixels, data: bytes, fit: Fit, raw_shape: Shape | None = No
     """
     if raw_shape is not None:
         return _pixels_into(row, _raw(data, raw_shape), fit, crop, mirrored)
-    header = read_header(data)
+    header = read_header(data, most_pixels)
     if header.kind == "npy":
         return _pixels_into(row, _npy(data, (row.shape[0], row.shape[1], row.shape[2])), fit, crop, mirrored)
     if crop is None and header.upright == row.shape[:0:-1]:  # nothing to cut or resize, so nothing to plan
-        return copy_into(row, decode_raster(data, header, row.shape[0] == 1).raster, mirrored)
+        return copy_into(row, decode_raster(data, header, row.shape[0] == 1, 1.0, most_pixels).raster, mirrored)
     planned = plan(*header.upright, row, fit, crop)
-    decoded = decode_raster(data, header, row.shape[0] == 1, planned.least)
+    decoded = decode_raster(data, header, row.shape[0] == 1, planned.least, most_pixels)
     if not header.plain:  # Pillow turned it
         planned = plan(decoded.raster.shape[1], decoded.raster.shape[0], row, fit, crop)
     fit_into(row, decoded, planned, mirrored)
+
+
+def stored_shape(data: bytes, most_pixels: int = MOST_PIXELS) -> Shape:
+    """Channels, height and width of an encoded image, upright; it has 3 channels only if a pixel has colour."""
+    header = read_header(data, most_pixels)
+    thumbnail = np.empty(THUMBNAIL, np.uint8)
+    decode_into(thumbnail, data, "pad", most_pixels=most_pixels)
+    width, height = header.upright
+    return 3 if (thumbnail != thumbnail[:1]).any() else 1, height, width
 
 
 def encode(pixels: Pixels, kind: Format, quality: int) -> bytes:  # [C, H, W] ->

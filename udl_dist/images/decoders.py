@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
-from udl_dist.images.headers import ORIENTATION, Header, bare_png
+from udl_dist.images.headers import MOST_PIXELS, ORIENTATION, Header, bare_png, too_large
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,16 +38,32 @@ class Decoded(NamedTuple):
     top: float = 0.0
 
 
-def decode_raster(data: bytes, header: Header, gray: bool = False, least: float = 1.0) -> Decoded:
+def decode_raster(
+    data: bytes, header: Header, gray: bool = False, least: float = 1.0, most_pixels: int = MOST_PIXELS
+) -> Decoded:
     """Decode a PNG, JPEG or WebP at `least` of its size or more; `gray` says that only luma is wanted, if that is less.
 
-    Raises DataError with what is wrong.
+    Raises DataError with what is wrong, or if more than `most_pixels` would come out.
     """
+    if pixels_at(header, least) > most_pixels:
+        raise too_large(header, most_pixels)
     if header.plain and header.kind == "jpeg" and (decoded := _libjpeg(data, header, gray, least)) is not None:
         return decoded
+    if header.pixels > most_pixels:  # only libjpeg could have decoded a part of it
+        raise DataError("is a damaged JPEG")
     if header.plain and header.kind != "jpeg" and (raster := _opencv(data, header)) is not None:
         return Decoded(raster)
     return Decoded(np.asarray(pillow_image(data, header)))
+
+
+def pixels_at(header: Header, least: float) -> int:
+    """How many pixels are decoded where `least` of the size of an image is asked for."""
+    eighths = _eighths(least) if header.scalable else 8
+    return -(-header.width * eighths // 8) * -(-header.height * eighths // 8)
+
+
+def _eighths(least: float) -> int:
+    return next((eighths for eighths in EIGHTHS if eighths / 8 >= least), 8)
 
 
 def pillow_image(data: bytes, header: Header) -> Image.Image:
@@ -87,13 +103,13 @@ def opencv() -> Any:
 
 def _libjpeg(data: bytes, header: Header, gray: bool, least: float) -> Decoded | None:
     """Decode a JPEG at a power of two of its size; None where libjpeg does not say what is wrong: let Pillow try."""
-    eighths = next((eighths for eighths in EIGHTHS if eighths / 8 >= least), 8)
+    eighths = _eighths(least)
     space = "GRAY" if gray or header.components == 1 else "RGB"
     raster = _simplejpeg(data, space, -(-header.width * eighths // 8), -(-header.height * eighths // 8))
     if raster is None:
         return None
     if raster.shape[:2] != (-(-header.height * eighths // 8), -(-header.width * eighths // 8)):
-        return None if eighths == 8 else _libjpeg(data, header, gray, 1.0)
+        return None if eighths == 8 or header.pixels > MOST_PIXELS else _libjpeg(data, header, gray, 1.0)
     return _upright(raster[:, :, 0] if space == "GRAY" else raster, header, eighths / 8)
 
 

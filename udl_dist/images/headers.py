@@ -14,15 +14,23 @@ from typing import NamedTuple
 
 from udl_dist.errors import DataError
 
-MOST_PIXELS = 2**24  # 16.7 megapixels: 4096 x 4096
+# Pixels that are decoded of one image unless a setting `most_pixels` says otherwise: 33.5 megapixels, 100 MB as RGB.
+MOST_PIXELS = 2**25
+# A JPEG that libjpeg decodes at an eighth of its size, row by row, may have as many times more: 268 megapixels.
+SCALED = 8
+SMALL = 2**18  # pixels that any limit lets pass
 MOST_SCANS = 100  # of a progressive JPEG: each costs a pass over all pixels, and ten is usual
-MOST_PARTS = 2**14  # chunks of a PNG, segments and fill bytes of a JPEG: 16.7 megapixels in 8 kB chunks are 8,000
+MOST_PARTS = 2**14  # chunks of a PNG, segments and fill bytes of a JPEG: 33.5 megapixels in 8 kB chunks are 12,000
 ORIENTATION = 0x0112  # EXIF tag
 PNG = b"\x89PNG\r\n\x1a\n"
 BARE_CHUNKS = frozenset((b"IHDR", b"IDAT", b"IEND"))
 ODD_CHUNKS = frozenset((b"tRNS", b"eXIf", b"acTL"))  # transparent, perhaps turned, animated
 PNG_START = struct.Struct(">I4sIIBB")
 PNG_CHUNK = struct.Struct(">I4s")
+LIMIT_IN_WORDS = (
+    f"pixels decoded of one image, at most; a JPEG, decoded at the scale needed, may have {SCALED} times as many"
+)
+HIGHEST_LIMIT = 2**26  # Pillow warns of more than 89 megapixels
 CRC = struct.Struct(">I")
 NPY = b"\x93NUMPY"
 
@@ -37,6 +45,11 @@ class Header(NamedTuple):
     components: int = 0  # of a JPEG: 1 gray, 3 colour, 4 CMYK
     orientation: int = 1  # of a plain JPEG, as EXIF says: 1 upright … 8
     bare: bool = True  # PNG: holds nothing but header, pixels and end
+    scalable: bool = False  # a plain JPEG whose decoding at a part of its size takes that part of the memory
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -44,8 +57,8 @@ class Header(NamedTuple):
         return (self.height, self.width) if self.orientation > 4 else (self.width, self.height)
 
 
-def read_header(data: bytes) -> Header:
-    """The header of an encoded image; raise DataError if it is no allowed kind, cut off, or larger than 2^24 pixels."""
+def read_header(data: bytes, most_pixels: int = MOST_PIXELS) -> Header:
+    """The header of an encoded image; raise DataError if it is no allowed kind, cut off, or too large to be decoded."""
     if not data:
         raise DataError("is empty")
     try:
@@ -56,9 +69,15 @@ def read_header(data: bytes) -> Header:
         raise DataError("is no PNG, JPEG, WebP or npy image")
     if header.width < 1 or header.height < 1:
         raise DataError(f"claims {header.width} x {header.height} pixels")
-    if header.width * header.height > MOST_PIXELS:
-        raise DataError(f"has {header.width} x {header.height} pixels; {MOST_PIXELS} are the most that is decoded")
+    if header.pixels > most_pixels * (SCALED if header.scalable else 1):
+        raise too_large(header, most_pixels)
     return header
+
+
+def too_large(header: Header, most_pixels: int) -> DataError:
+    """The refusal of an image that would take too much memory."""
+    times = f" (times {SCALED}, as a JPEG)" if header.scalable else ""
+    return DataError(f"has {header.width} x {header.height} pixels, more than most_pixels = {most_pixels:,}{times}")
 
 
 def _sniff(data: bytes) -> Header | None:
@@ -129,8 +148,25 @@ def _jpeg(data: bytes) -> Header:
     if marker & 3 == 2 and data.count(b"\xff\xda") > MOST_SCANS:
         raise DataError(f"is a JPEG of more than {MOST_SCANS} scans")
     orientation = 0 if several else _orientation(exif)
-    return Header("jpeg", width, height, depth == 8 and components in (1, 3) and orientation > 0, components,
-                  orientation or 1)  # fmt: skip
+    plain = depth == 8 and components in (1, 3) and orientation > 0
+    # Of a small image it does not matter, and to look would cost a twentieth of its decoding.
+    large = width * height > SMALL and marker in (0xC0, 0xC1)
+    in_one_scan = large and _components_of_scan(data, at) == components
+    return Header("jpeg", width, height, plain, components, orientation or 1, scalable=plain and in_one_scan)
+
+
+def _components_of_scan(data: bytes, at: int) -> int:
+    """How many components the first scan behind the frame header at `at` has; 0 if it cannot be found.
+
+    With fewer than all, as in progressive files, libjpeg holds the coefficients of the whole image in memory.
+    """
+    for _ in range(MOST_PARTS):
+        if data[at : at + 1] != b"\xff" or len(data) < at + 5:
+            return 0
+        if data[at + 1] == 0xDA:
+            return data[at + 4]
+        at += 1 if data[at + 1] == 0xFF else 2 + max(2, struct.unpack_from(">H", data, at + 2)[0])
+    return 0
 
 
 def _orientation(exif: bytes) -> int:

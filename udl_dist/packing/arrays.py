@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from udl_dist.errors import DataError, UsageError
 from udl_dist.images.coding import Pixels, fit_pixels
-from udl_dist.images.headers import NPY
+from udl_dist.images.headers import MOST_PIXELS, NPY
 from udl_dist.images.kinds import Fit, Shape
 from udl_dist.packing.scaling import scale_of
 from udl_dist.packing.source import Images, Source, find_license
@@ -54,10 +54,16 @@ class Arrays:
     def label(self, number: int) -> int:
         return -1 if self.labels is None else int(self.labels[number])
 
-    def pixels(self, number: int, shape: Shape, fit: Fit) -> Pixels:
+    def pixels(self, number: int, shape: Shape, fit: Fit, most_pixels: int = MOST_PIXELS) -> Pixels:
         image = self.scale(np.asarray(self.images[number]))
         image = image[None] if image.ndim == 2 else image if self.channels_first else image.transpose(2, 0, 1)
         return fit_pixels(image, shape, fit)
+
+    def shape(self, number: int, most_pixels: int) -> Shape:
+        stored = self.images.shape[1:]
+        if len(stored) == 2:
+            return (1, *stored)
+        return stored if self.channels_first else (stored[2], *stored[:2])
 
     def name(self, number: int) -> str:
         return f"image {number} of {self.where}"

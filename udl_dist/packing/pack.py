@@ -20,15 +20,18 @@ from numpy.typing import NDArray
 
 from udl_dist.errors import DataError, UsageError
 from udl_dist.images.coding import encode
+from udl_dist.images.kinds import Shape
 from udl_dist.packing.folders import finish_folder, partial_folder
+from udl_dist.packing.looking import settled
 from udl_dist.packing.settings import PackSettings
-from udl_dist.packing.source import Images, Source
+from udl_dist.packing.source import Images, Source, in_words
 from udl_dist.packing.sources import open_source
 from udl_dist.packing.threads import on_each
 from udl_dist.settings import as_path
 from udl_dist.shards.index import NAME, About
 from udl_dist.shards.indexing import Progress, index_shards
 from udl_dist.stream import order
+from udl_dist.stream.selection import nobody
 
 LEFT_OUT = "left_out.txt"
 
@@ -38,6 +41,7 @@ class Summary:
     """What was packed."""
 
     folder: str
+    shape: Shape  # C, H, W of every image
     records: dict[str, int]  # of each part
     shards: int
     total_bytes: int
@@ -53,8 +57,12 @@ class Summary:
     def lines(self) -> list[str]:
         """The figures for people, what was not packed included."""
         parts = ", ".join(f"{part} {records:,}" for part, records in sorted(self.records.items()))
+        channels, size, _ = self.shape
+        parts += f", {size} x {size} pixels in {'colour' if channels == 3 else 'gray'},"
         lines = [f"packed {parts} into {self.shards} shards of {self.total_bytes / 1e6:.1f} MB in all, "
                  f"in {self.seconds:.1f} s: {self.folder!r}"]  # fmt: skip
+        if self.classes:
+            lines.append(f"{len(self.classes)} classes: {in_words(self.classes)}")
         if self.left_out:
             lines.append(f"left out {len(self.left_out)} damaged images, listed in {LEFT_OUT}")
         if self.ignored:
@@ -80,13 +88,13 @@ def pack(source: str, dest: str, settings: PackSettings, progress: Progress | No
     opened = open_source(source)
     if settings.held_out_fraction and "val" in opened.parts:
         raise UsageError(f"{source!r} has a val part: set held_out_fraction to 0")
-    return pack_source(opened, as_path(dest), settings, progress)
+    return pack_source(opened, as_path(dest), settled(settings, opened), progress)
 
 
 def pack_source(source: Source, dest: Path, settings: PackSettings, progress: Progress | None = None) -> Summary:
     """Pack an opened source; see `pack`."""
     began = time.monotonic()
-    parts = _split(source.parts, settings)
+    parts = _split(source, settings)
     with partial_folder(dest) as folder:
         jobs = [job for part, chosen in parts.items() for job in _jobs(folder / part, *chosen, settings)]
         left_out = _write_all(jobs, settings, progress)
@@ -96,16 +104,16 @@ def pack_source(source: Source, dest: Path, settings: PackSettings, progress: Pr
         if left_out:
             (folder / LEFT_OUT).write_text("".join(line + "\n" for line in left_out), encoding="utf-8")
         total_bytes = finish_folder(folder, dest)
-    return Summary(str(dest), records, len(jobs), total_bytes, source.classes, tuple(left_out), source.ignored,
-                   time.monotonic() - began)  # fmt: skip
+    return Summary(str(dest), settings.shape, records, len(jobs), total_bytes, source.classes, tuple(left_out),
+                   source.ignored, time.monotonic() - began)  # fmt: skip
 
 
-def _split(parts: dict[str, Images], settings: PackSettings) -> dict[str, tuple[Images, NDArray[np.int64]]]:
+def _split(source: Source, settings: PackSettings) -> dict[str, tuple[Images, NDArray[np.int64]]]:
     """The numbers of each part's images in the order in which they are packed, a part of train held out if asked.
 
     The order is mixed, so that a shard read from its start has all classes, and so have the first images of a part.
     """
-    mixed = {}
+    mixed, parts = {}, source.parts
     for part, images in parts.items():
         numbers = order.record_at(settings.seed, 0, np.arange(len(images)), len(images))
         mixed[part] = (images, numbers)
@@ -117,7 +125,7 @@ def _split(parts: dict[str, Images], settings: PackSettings) -> dict[str, tuple[
     for part, chosen in mixed.items():
         if not chosen[1].size:
             there = len(parts.get(part, parts["train"]))
-            raise DataError(f"part {part!r} gets none of {there} images: change held_out_fraction, or add images")
+            raise nobody(part == "val", settings.held_out_fraction, there, source.name)
     return mixed
 
 
@@ -167,7 +175,7 @@ def _write(job: Job, settings: PackSettings, done: Callable[[int], None]) -> lis
 
 def _record(images: Images, number: int, settings: PackSettings) -> dict[str, str | bytes]:
     """A record as webdataset's writer takes it; the extension is the format's name."""
-    pixels = images.pixels(number, settings.shape, settings.fit)
+    pixels = images.pixels(number, settings.shape, settings.fit, settings.most_pixels)
     record: dict[str, str | bytes] = {"__key__": images.key(number)}
     record["jpg" if settings.format == "jpeg" else settings.format] = encode(pixels, settings.format, settings.quality)
     label = images.label(number)

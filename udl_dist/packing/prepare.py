@@ -12,17 +12,20 @@ from pathlib import Path
 import xxhash
 
 from udl_dist.errors import DataError, UsageError
-from udl_dist.packing.finding import is_prefix, list_shards
-from udl_dist.packing.indexes import index_of, writable
+from udl_dist.images.kinds import Shape
+from udl_dist.packing import looking
+from udl_dist.packing.finding import is_prefix, list_shards, subfolders
+from udl_dist.packing.indexes import index_of, refuse_left_out, writable
 from udl_dist.packing.pack import pack_source
+from udl_dist.packing.parts import divided, divided_by_name, part_named
 from udl_dist.packing.sequences import indexed, list_sequence
 from udl_dist.packing.settings import PackSettings
 from udl_dist.packing.sources import identify, open_source
 from udl_dist.settings import as_path
-from udl_dist.shards.index import NAME
+from udl_dist.shards.index import NAME, About, Index
 from udl_dist.shards.indexing import Progress
-from udl_dist.storage.places import is_remote, joined, refuse_scheme
-from udl_dist.stream.opening import Prepared
+from udl_dist.storage.places import is_remote, joined, name_of, refuse_scheme, split
+from udl_dist.stream.opening import Prepared, open_index
 from udl_dist.stream.settings import DataSettings, cache_folder
 
 CACHE_VERSION = 2
@@ -43,15 +46,16 @@ def prepare(settings: DataSettings, progress: Progress | None = None) -> Prepare
 
     Raises DataError for what is missing or damaged, UsageError for what cannot be meant.
     """
+    settings = settled(settings, progress)
     if settings.sequential:
-        beside = (_parts(settings.held_out, indexed(settings), progress).train,) if settings.held_out else ()
+        beside = (parts_of(settings.held_out, indexed(settings), progress).train,) if settings.held_out else ()
         return Prepared(settings, list_sequence(settings), beside, ())
     fraction = 0.0 if settings.held_out else settings.held_out_fraction
     own = replace(settings, held_out_fraction=fraction)
-    sources = [_parts(source, own, progress) for source in (settings.source, *settings.more_sources)]
+    sources = [parts_of(source, own, progress) for source in (settings.source, *settings.more_sources)]
     train = tuple(parts.train for parts in sources)
     if settings.held_out:
-        found = _parts(settings.held_out, replace(settings, held_out_fraction=0.0), progress).train
+        found = parts_of(settings.held_out, replace(settings, held_out_fraction=0.0), progress).train
         held_out: tuple[str, ...] = (found,) + ("",) * (len(train) - 1)
     else:
         held_out = tuple(parts.val or parts.test for parts in sources)
@@ -62,7 +66,32 @@ def prepare(settings: DataSettings, progress: Progress | None = None) -> Prepare
     return Prepared(settings, train, held_out, tuple(0.0 if held else fraction for held in held_out))
 
 
-def _parts(source: str, settings: DataSettings, progress: Progress | None) -> Parts:
+def settled(settings: DataSettings, progress: Progress | None = None) -> DataSettings:
+    """The same settings with `size` and `channels` taken from the images where they are 0; shards get their index."""
+    if settings.size and settings.channels:
+        return settings
+    if settings.sequential:
+        raise UsageError(
+            "data.sequential: images cannot be looked at before they are read: set data.size and data.channels"
+        )
+    sources = (settings.source, *settings.more_sources)
+    shapes = [_stored_shape(source, settings, progress) for source in sources]
+    channels = max(shape[0] for shape in shapes)
+    return replace(
+        settings, size=settings.size or shapes[0][1], channels=settings.channels or looking.gray_or_colour(channels)
+    )
+
+
+def _stored_shape(source: str, settings: DataSettings, progress: Progress | None) -> Shape:
+    """The shape of the images of one source, from a look at some of them."""
+    cache = cache_folder(settings.cache)
+    if is_packed_at_first_use(source):
+        return looking.shape_of_source(open_source(source), settings.fit, settings.most_pixels)
+    where = parts_of(source, settings, progress).train
+    return looking.shape_of_index(open_index(where, cache), settings.fit, settings.most_pixels)
+
+
+def parts_of(source: str, settings: DataSettings, progress: Progress | None) -> Parts:
     """The indexes of whatever a source is."""
     cache = cache_folder(settings.cache)
     if source == "digits":
@@ -72,29 +101,42 @@ def _parts(source: str, settings: DataSettings, progress: Progress | None) -> Pa
         if is_remote(source):
             raise DataError(f"{source!r} holds no tar shards: pack images on a disk, and copy the shards there")
         return _packed(source, settings, progress)
-    return Parts(**{part: index_of(listed, cache, progress) for part, listed in shards.items()})
+    about, skip = About(image=settings.image, key_dot=settings.key_dot), settings.damaged == "skip"
+    found = {part: index_of(listed, cache, progress, about, skip) for part, listed in shards.items()}
+    for where in found.values():
+        _refuse_damage(open_index(where, cache), settings)
+    return Parts(**found)
+
+
+def _refuse_damage(index: Index, settings: DataSettings) -> None:
+    """Raise DataError if records are missing from an index, unless they may be skipped and are few enough."""
+    refuse_left_out(index, settings.damaged == "skip")
+    if index.left_out > settings.damaged_limit * (index.records + index.left_out):
+        raise DataError(f"{str(index.path)!r} left out {index.left_out:,} records that cannot be read, beside "
+                        f"{index.records:,}: more than data.damaged_limit = {settings.damaged_limit:g} allows: run "
+                        "udl check")  # fmt: skip
 
 
 def shards_of_parts(source: str) -> dict[str, list[str]]:
-    """The shards of train, val and test, if the source is a folder that has a train."""
-    found: dict[str, list[str]] = {}
+    """The shards of train, val and test, by folders or by the names of shards; empty if a source has no such parts.
+
+    Raises DataError if it cannot be told which shards are for training.
+    """
     if is_remote(source) and not is_prefix(source):  # a pattern with a name behind it would be one of other shards
-        return found
-    for part in ("train", "val", "test"):
-        folder = joined(source, part) if is_remote(source) else str(as_path(source) / part)
-        if not is_remote(source) and not Path(folder).is_dir():
-            continue
-        try:
-            shards = list_shards(folder)
-        except DataError:
-            if not is_remote(source):
-                raise
-            shards = []  # a prefix that does not exist
-        if shards:
-            found[part] = shards
-        elif part == "train":
-            return {}
-    return found if "train" in found else {}
+        return {}
+    if not is_remote(source) and not as_path(source).is_dir():
+        return {}
+    folders = subfolders(source)
+    shards = {folder: found for folder in folders if part_named(folder) and (found := _below(source, folder))}
+    if not shards:
+        return divided_by_name(list_shards(source))
+    others = {folder for folder in folders if not part_named(folder) and _below(source, folder)}
+    beside = [split(shard)[1] for shard in list_shards(source)]
+    return {part: shards[folder] for part, folder in divided(name_of(source), {*shards, *others}, beside).items()}
+
+
+def _below(source: str, folder: str) -> list[str]:
+    return list_shards(joined(source, folder) if is_remote(source) else str(as_path(source) / folder))
 
 
 def _packed(source: str, settings: DataSettings, progress: Progress | None) -> Parts:
@@ -117,7 +159,8 @@ def cached(source: str, settings: DataSettings) -> tuple[Path, PackSettings]:
     """Where the packed form of a source lies in the cache, or will, and how it is packed."""
     packing = PackSettings(size=settings.size, channels=settings.channels, fit=settings.fit,
                            format="npy" if settings.size <= SMALL else "png",
-                           held_out_fraction=settings.held_out_fraction)  # fmt: skip
+                           held_out_fraction=settings.held_out_fraction, most_pixels=settings.most_pixels
+                           )  # fmt: skip
     name = xxhash.xxh3_128_hexdigest(f"{CACHE_VERSION} {identify(source)} {packing}".encode())
     return cache_folder(settings.cache) / "packed" / name, packing
 

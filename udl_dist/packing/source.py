@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Protocol
 
 from udl_dist.images.coding import Pixels
+from udl_dist.images.headers import MOST_PIXELS
 from udl_dist.images.kinds import Fit, Shape
 
 LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "license.txt")
 LONGEST_LICENSE = 64 * 2**10  # bytes
+SHOWN = 12  # names of classes
 
 
 class Images(Protocol):
@@ -24,8 +26,11 @@ class Images(Protocol):
     def label(self, number: int) -> int:
         """The class, or -1 if there is none."""
 
-    def pixels(self, number: int, shape: Shape, fit: Fit) -> Pixels:  # -> [C, H, W]
+    def pixels(self, number: int, shape: Shape, fit: Fit, most_pixels: int = MOST_PIXELS) -> Pixels:  # -> [C, H, W]
         """The decoded image; raise DataError that names it if it cannot be read."""
+
+    def shape(self, number: int, most_pixels: int) -> Shape:
+        """Channels, height and width as they are stored; raise DataError if the image cannot be read."""
 
     def name(self, number: int) -> str:
         """The image in words, for people."""
@@ -40,6 +45,12 @@ class Source:
     classes: tuple[str, ...]
     parts: dict[str, Images]
     ignored: dict[str, int]  # files that are no images we read: how many of each extension
+
+
+def in_words(classes: tuple[str, ...]) -> str:
+    """The names of classes in one line, the first of many."""
+    names = ", ".join(name if name.isprintable() else ascii(name) for name in classes[:SHOWN])
+    return names + (", …" if len(classes) > SHOWN else "")
 
 
 def find_license(root: Path) -> str:

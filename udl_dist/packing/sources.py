@@ -6,6 +6,7 @@ shard; the folder of images is here, all that comes as one array is in `arrays`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import Counter
@@ -15,15 +16,18 @@ from pathlib import Path
 import xxhash
 
 from udl_dist.errors import DataError
-from udl_dist.images.coding import Pixels, decode
+from udl_dist.images.coding import Pixels, decode, stored_shape
+from udl_dist.images.headers import MOST_PIXELS
 from udl_dist.images.kinds import Fit, Shape
 from udl_dist.packing import arrays
+from udl_dist.packing.parts import divided, part_named, refuse_nested
 from udl_dist.packing.source import LICENSES, Images, Source, find_license
 from udl_dist.settings import as_path
 
 READ = (".png", ".jpg", ".jpeg", ".webp", ".npy")
 UNREAD = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".ppm", ".pgm", ".ico")
-PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+UNPACK = "unpack them (gunzip, for instance): positions within compressed tars cannot be found"
 UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -45,10 +49,20 @@ class Folder:
     def label(self, number: int) -> int:
         return self.labels[number]
 
-    def pixels(self, number: int, shape: Shape, fit: Fit) -> Pixels:
+    def pixels(self, number: int, shape: Shape, fit: Fit, most_pixels: int = MOST_PIXELS) -> Pixels:
+        with self._named(number) as path:
+            return decode(path.read_bytes(), shape, fit, most_pixels=most_pixels)
+
+    def shape(self, number: int, most_pixels: int) -> Shape:
+        with self._named(number) as path:
+            return stored_shape(path.read_bytes(), most_pixels)
+
+    @contextlib.contextmanager
+    def _named(self, number: int) -> Iterator[Path]:
+        """The path of an image; what is wrong with it is said with its name."""
         path = self.root / self.names[number]
         try:
-            return decode(path.read_bytes(), shape, fit)
+            yield path
         except DataError as error:
             raise DataError(f"image {str(path)!r} {error}: repair or remove it, or pack with --skip-damaged") from error
         except OSError as error:
@@ -75,15 +89,20 @@ def open_source(source: str) -> Source:
 
 
 def image_folder(root: Path) -> Source:
-    """A folder of images; the first folder below the root, or below its train, val and test, names the class."""
+    """A folder of images; the first folder below the root, or below its train, val and test, names the class.
+
+    Raises DataError if it holds none, or if it cannot be told which are held out.
+    """
     names, ignored = _listed(root)
     if not names:
         raise DataError(f"folder {str(root)!r} holds no image we read ({', '.join(READ)}){_instead(ignored)}")
     parts: dict[str, list[str]] = {}
-    top = {name.split("/")[0] if "/" in name else "" for name in names}
-    split = "train" in {PARTS.get(folder) for folder in top} and top <= set(PARTS)
+    split = divided(str(root), {name.split("/")[0] for name in names if "/" in name},
+                    [name for name in names if "/" not in name])  # fmt: skip
+    if not split:
+        refuse_nested(str(root), names)
     for name in names:
-        parts.setdefault(PARTS[name.split("/")[0]] if split else "train", []).append(name)
+        parts.setdefault(part_named(name.split("/")[0]) if split else "train", []).append(name)
     depth = 1 if split else 0
     classes = sorted({name.split("/")[depth] for name in names if name.count("/") > depth}, key=os.fsencode)
     numbers = {name: number for number, name in enumerate(classes)}
@@ -154,5 +173,7 @@ def _instead(ignored: dict[str, int]) -> str:
     if not ignored:
         return ": it is empty"
     counts = ", ".join(f"{count} {kind!a}" for kind, count in sorted(ignored.items())[:5])
+    if any(f".tar{kind}".endswith(COMPRESSED) for kind in ignored):
+        return f" but {counts}, compressed tars: {UNPACK}"
     convertible = any(kind in UNREAD for kind in ignored)
     return f" but {counts}: " + ("convert them to PNG, JPEG or WebP" if convertible else "check the path")

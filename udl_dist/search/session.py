@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from udl_dist import disk
 from udl_dist.errors import ClusterError, UdlError, UsageError
-from udl_dist.packing.prepare import prepare
+from udl_dist.packing.prepare import prepare, settled
 from udl_dist.runs import RunFolder
 from udl_dist.search import ending, faulty, objective
 from udl_dist.search import settings as asked
@@ -41,6 +41,8 @@ def search(wanted: Search, out: TextIO, verbose: bool = False, faults: str = "")
         if base.run.fresh:
             folder.set_aside()
             wanted = replace(wanted, base=replace(base, run=replace(base.run, fresh=False)))
+        wanted = _settled(wanted, Progress("packing", out))
+        base = wanted.base
         _refuse_another(wanted)
         objective.check(wanted)
         prepare(base.data, Progress("packing", out))
@@ -173,6 +175,7 @@ def _refuse_another(wanted: Search) -> None:
     if not source.exists():
         return
     before = asked.load(source, {})
+    before = replace(before, base=before.base.replace(data=before.base.data.absolute()))
     if differing := asked.differences(before, wanted):
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UsageError(f"{wanted.folder} holds another search: {'; '.join(differing[:3])}{more}: "
@@ -185,8 +188,15 @@ def _explained(error: Exception) -> UdlError:
     return ClusterError(f"Ray failed: {type(error).__name__}: {one_line(error)}: the same command goes on")
 
 
+def _settled(wanted: Search, progress: Progress | None = None) -> Search:
+    """The same search with the size and channels of its images known."""
+    base = wanted.base
+    return replace(wanted, base=base.replace(data=settled(base.data.absolute(), progress)))
+
+
 def dry_run(wanted: Search) -> SearchPlan:
     """What a search would do; nothing is started."""
+    wanted = _settled(wanted)
     planned = plan(wanted)
     objective.check(wanted)
     return planned

@@ -12,16 +12,13 @@ certain, and processors and object stores compute it themselves. Knows the layou
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
 import mmap
-import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -29,14 +26,26 @@ from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
 from udl_dist.images.kinds import Shape
-from udl_dist.storage.places import is_remote, joined, split
+from udl_dist.shards.naming import KeyDot, Naming
+from udl_dist.storage.places import is_remote, joined, name_of, split
 
 NAME = "index.udl"
-MAGIC, VERSION = b"UDLINDEX", 2
+MAGIC, VERSION = b"UDLINDEX", 3
+OLDER = (2,)  # versions that are still read: they know no digest of whole shards, and left nothing out
 PREAMBLE = struct.Struct("<8sIIQ")
 ROW = np.dtype([("offset", "<u8"), ("length", "<u4"), ("checksum", "<u4"), ("key_hash", "<u8"), ("key_end", "<u4"),
                 ("label", "<i4")])  # fmt: skip
 AGAIN = "delete the index and build it again"
+NAMED = 3  # faults that a refusal names
+SKIP = "data.damaged = skip leaves out what cannot be read, udl check --fix writes a clean copy"
+
+
+class Fault(NamedTuple):
+    """Something that keeps a record, or what may be one, from being read."""
+
+    at: int  # byte
+    what: str
+    cure: str
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,12 @@ class About:
     format: str = ""  # of every record, if `pack` wrote them
     shape: Shape | None = None  # C, H, W of every record, likewise
     left_out: int = 0  # images that `pack` was told to skip
+    image: str = ""  # which members are images, and where their keys end: see Naming
+    key_dot: KeyDot = "first"
+
+    @property
+    def naming(self) -> Naming:
+        return Naming(self.image, self.key_dot)
 
 
 @dataclass(frozen=True)
@@ -62,6 +77,8 @@ class Shard:
     rows_hash: str
     ignored: int  # members that belong to no record or are never read
     stamp: str = ""  # when it was written, or its ETag: another one says that it may have changed
+    digest: str = ""  # XXH3-128 of all its bytes
+    left_out: int = 0  # records that could not be indexed
 
 
 class Index:
@@ -71,6 +88,7 @@ class Index:
                  base: str = "") -> None:  # fmt: skip
         self.path, self.about, self.shards, self.fingerprint = path, about, shards, fingerprint
         self.base = base or str(path.parent)
+        self.faults: tuple[tuple[str, Fault], ...] = ()
         self.starts = np.cumsum([0] + [shard.records for shard in shards])
         self.records = int(self.starts[-1])
         self._key_starts = np.cumsum([0] + [shard.key_bytes for shard in shards])
@@ -102,18 +120,25 @@ class Index:
         path = Path(where)
         path = path / NAME if path.is_dir() else path
         try:
-            header, rows_start = _read_header(path)
+            header, rows_start = read_header(path)
             shards = tuple(Shard(*entry) for entry in header["shards"])
             if any("/" in shard.name and not _is_whole(shard.name) for shard in shards):
                 raise DataError(f"index {str(path)!r} names shards outside its folder: {AGAIN}")
             about = {**header["about"], "classes": tuple(header["about"]["classes"])}
             about["shape"] = tuple(about["shape"]) if about["shape"] else None
             believed = _believable(About(**about), shards)
-            return cls(path.absolute(), believed, shards, header["fingerprint"], rows_start, base)
+            index = cls(path.absolute(), believed, shards, header["fingerprint"], rows_start, base)
+            index.faults = tuple((str(name), Fault(*fault)) for name, fault in header.get("faults", ()))
+            return index
         except OSError as error:
             raise DataError(f"index {str(path)!r} cannot be read ({error.strerror}): {AGAIN}") from None
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
             raise DataError(f"index {str(path)!r} has a header that makes no sense: {AGAIN}") from error
+
+    @property
+    def left_out(self) -> int:
+        """How many records could not be indexed."""
+        return sum(shard.left_out for shard in self.shards)
 
     def shard_of(self, records: NDArray[np.int64]) -> NDArray[np.int64]:  # [B] -> [B]
         """The number of the shard in which each record lies."""
@@ -146,61 +171,18 @@ class Index:
         self._checked[shard] = True
 
 
-def write_index(path: Path, about: About, parts: list[Path]) -> None:
-    """Join the parts of shards, in order, into one index: complete or absent, and never held in memory."""
-    fingerprint = xxhash.xxh3_128()
-    shards = []
-    for part in parts:
-        shard, _, keys = read_part(part)
-        shards.append(shard)
-        fingerprint.update(f"{split(shard.name)[1]!r} {shard.shard_bytes} {shard.rows_hash}\n".encode() + keys)
-    header = json.dumps({"about": dataclasses.asdict(about), "fingerprint": fingerprint.hexdigest(),
-                         "shards": [dataclasses.astuple(shard) for shard in shards]}).encode()  # fmt: skip
-    with written(path) as file:
-        _write_header(file, header)
-        for part in parts:
-            file.write(read_part(part)[1])
-        for part in parts:
-            file.write(read_part(part)[2])
-
-
-def write_part(path: Path, shard: Shard, rows: bytes, keys: bytes) -> None:
-    """Keep what the index will hold of one shard: complete or absent."""
-    body = rows + keys
-    header = {"shard": dataclasses.astuple(shard), "rows": len(rows), "checksum": xxhash.xxh3_64_hexdigest(body)}
-    with written(path) as file:
-        _write_header(file, json.dumps(header).encode())
-        file.write(body)
-
-
-def read_part(path: Path) -> tuple[Shard, bytes, bytes]:
-    """The shard, its rows and its keys, as `write_part` kept them; raise DataError if they are damaged."""
-    header, start = _read_header(path)
-    with path.open("rb") as file:
-        file.seek(start)
-        body = file.read()
-    if xxhash.xxh3_64_hexdigest(body) != header["checksum"]:
-        raise DataError(f"index {str(path)!r} is damaged: {AGAIN}")
-    return Shard(*header["shard"]), body[: header["rows"]], body[header["rows"] :]
-
-
-@contextlib.contextmanager
-def written(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name when its last byte is on disk, or not at all."""
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}-{os.urandom(4).hex()}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write_header(file: IO[bytes], header: bytes) -> None:
-    preamble = PREAMBLE.pack(MAGIC, VERSION, len(header), xxhash.xxh3_64_intdigest(header))
-    file.write(preamble + header + bytes(-(len(preamble) + len(header)) % 64))
+def refusal(faults: Sequence[tuple[str, Fault]], total: int) -> DataError:
+    """The refusal of shards with records that cannot be read: (shard, fault) of the first ones, and how many in all."""
+    if total == 1:
+        shard, (at, what, cure) = faults[0]
+        return DataError(f"shard {name_of(shard)!r} at byte {at}: {what}: {cure}; or {SKIP}")
+    each = "; ".join(f"{split(shard)[1]!r} at byte {at}: {what}" for shard, (at, what, _) in faults[:NAMED])
+    more = f"; and {total - NAMED:,} more (udl check lists all)" if total > NAMED else ""
+    cures = {fault.cure for _, fault in faults}
+    cure = f"{cures.pop()}; or {SKIP}" if len(cures) == 1 else SKIP
+    return DataError(
+        f"{name_of(split(faults[0][0])[0])!r} has {total:,} things that cannot be read: {each}{more}: {cure}"
+    )
 
 
 def _is_whole(name: str) -> bool:
@@ -219,14 +201,16 @@ def _believable(about: About, shards: tuple[Shard, ...]) -> About:
     if not shards:
         raise ValueError("no shard")
     for shard in shards:
-        counts = (shard.shard_bytes, shard.records, shard.key_bytes, shard.ignored)
+        counts = (shard.shard_bytes, shard.records, shard.key_bytes, shard.ignored, shard.left_out)
         if not all(type(count) is int and 0 <= count < 2**62 for count in counts):
             raise ValueError("a count that is none")
         if not (
-            isinstance(shard.name, str) and shard.name.isprintable() and isinstance(shard.rows_hash + shard.stamp, str)
+            isinstance(shard.name, str)
+            and shard.name.isprintable()
+            and isinstance(shard.rows_hash + shard.stamp + shard.digest, str)
         ):
             raise ValueError("a name that is none")
-    texts = (about.source, about.license, about.format, *about.classes)
+    texts = (about.source, about.license, about.format, about.image, about.key_dot, *about.classes)
     if not all(isinstance(text, str) for text in texts) or type(about.left_out) is not int:
         raise ValueError("facts that are none")
     if about.shape and not (len(about.shape) == 3 and all(type(side) is int and side > 0 for side in about.shape)):
@@ -234,14 +218,14 @@ def _believable(about: About, shards: tuple[Shard, ...]) -> About:
     return about
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
     """The JSON header, checked, and where the rows start."""
     with path.open("rb") as file:
         preamble = file.read(PREAMBLE.size)
         if len(preamble) < PREAMBLE.size or preamble[:8] != MAGIC:
             raise DataError(f"{str(path)!r} is no index: name a folder of shards, or delete the file")
         _, version, header_bytes, checksum = PREAMBLE.unpack(preamble)
-        if version != VERSION:
+        if version not in (VERSION, *OLDER):
             raise DataError(f"index {str(path)!r} has version {version}, this program reads {VERSION}: {AGAIN}")
         header = file.read(header_bytes)
     if xxhash.xxh3_64_intdigest(header) != checksum:

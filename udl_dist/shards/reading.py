@@ -117,9 +117,11 @@ class Remote:
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[tuple[Data, str]]:
-    """A shard to be walked once from its start, and its stamp."""
-    if is_remote(path):
+def opened(path: str, empty: bool = False) -> Iterator[tuple[Data, str]]:
+    """A shard to be walked once from its start, and its stamp; with `empty` one of no bytes may be opened."""
+    if empty and not is_remote(path) and os.path.isfile(path) and not os.path.getsize(path):
+        yield b"", f"mtime:{os.stat(path).st_mtime_ns}"
+    elif is_remote(path):
         blob = Remote(path, RemoteAccess()).blob
         try:
             yield Window(blob), blob.stamp

@@ -24,14 +24,28 @@ def open_blob(uri: str, limits: Limits | None = None, traffic: Traffic | None = 
 
 
 def list_tars(uri: str, limits: Limits | None = None) -> list[str]:
-    """The URIs of all `*.tar` directly below a prefix, sorted by bytes; DataError if there is no such prefix."""
+    """The URIs of all `*.tar` directly below a prefix, sorted by bytes; DataError if there is no such prefix.
+
+    What macOS puts beside files, `._x.tar`, is passed by.
+    """
     from pyarrow import fs
 
     place = parse(uri)
     selector = fs.FileSelector(place.path.rstrip("/"), recursive=False)
     found = _patiently(place, limits or Limits(), lambda system: system.get_file_info(selector))
-    paths = [info.path for info in found if info.type == fs.FileType.File and info.path.endswith(".tar")]
+    paths = [info.path for info in found if info.type == fs.FileType.File and info.path.lower().endswith(".tar")
+             and not info.base_name.startswith(".")]  # fmt: skip
     return [place.uri(path) for path in sorted(paths, key=os.fsencode)]
+
+
+def list_folders(uri: str, limits: Limits | None = None) -> list[str]:
+    """The names of all prefixes directly below one, sorted; DataError if there is no such prefix."""
+    from pyarrow import fs
+
+    place = parse(uri)
+    selector = fs.FileSelector(place.path.rstrip("/"), recursive=False)
+    found = _patiently(place, limits or Limits(), lambda system: system.get_file_info(selector))
+    return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
 
 def listing(uri: str, limits: Limits | None = None) -> dict[str, str]:

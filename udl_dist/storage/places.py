@@ -49,9 +49,10 @@ def is_sequential(source: str) -> bool:
 
 
 def scheme_of(source: str) -> str:
-    """The scheme of a source in small letters; "" for a path."""
+    """The scheme of a source in small letters; "" for a path, also as the URI of a file."""
     found = SCHEME.match(source)
-    return (found[1] or found[2]).lower() if found else ""
+    scheme = (found[1] or found[2]).lower() if found else ""
+    return "" if scheme == "file" else scheme
 
 
 def refuse_scheme(source: str) -> None:
@@ -89,7 +90,7 @@ def parse(uri: str) -> Place:
     """A URI taken apart; raise UsageError for another scheme, an unknown option or credentials within it."""
     refuse_scheme(uri)
     scheme, separator, rest = uri.partition("://")
-    if not separator:
+    if not separator or not is_remote(uri):
         raise UsageError(f"{uri!r} is no URI of object storage: {' or '.join(name + '://' for name in SCHEMES)}")
     path, mark, query = rest.rpartition("?")
     path, query = (path, query) if mark and "=" in query else (rest, "")

@@ -16,7 +16,7 @@ from udl_dist.errors import DataError
 from udl_dist.shards.index import shown
 from udl_dist.shards.tar import BLOCK, SLICE, Member, damaged, walk
 
-LARGEST_MEMBER = 2**26  # bytes, of those that are read: the largest image that is decoded is 50 MB as bare pixels
+LARGEST_MEMBER = 2**26  # bytes, of those that are read: an encoded image of more is refused
 MOST_WAITING = 2**24  # bytes without a member: headers of folders, long names, zeros behind the end mark
 ENDLESS = 2**62  # no stream is longer, and none says how long it is
 

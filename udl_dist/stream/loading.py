@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from udl_dist.errors import DataError
 from udl_dist.images.augment import crops
 from udl_dist.images.coding import Pixels, decode_into
-from udl_dist.images.headers import read_header
+from udl_dist.images.headers import HIGHEST_LIMIT, read_header
 from udl_dist.permutation import chain
 from udl_dist.shards.reading import Loaded
 from udl_dist.stream import order
@@ -150,7 +150,8 @@ class Loader:
                 continue
             try:
                 crop = None if cut is None else cut[place]
-                decode_into(batch.images[row], payload, settings.fit, raw_shape, crop, bool(mirrored[place]))
+                decode_into(batch.images[row], payload, settings.fit, raw_shape, crop, bool(mirrored[place]),
+                            settings.most_pixels)  # fmt: skip
             except DataError as error:
                 record = int(batch.records[row] - self._record_starts[self.datasets.index(dataset)])
                 faults[place] = f"{dataset.shards.where(record)}: the image {error}: pack the images again without it"
@@ -174,7 +175,7 @@ class Loader:
 
 def _sample(dataset: Dataset, record: int, loaded: Loaded) -> dict[str, Any]:
     index, payload = dataset.index, loaded.payloads[0]
-    kind = "raw" if index.about.format == "raw" else read_header(payload).kind
+    kind = "raw" if index.about.format == "raw" else read_header(payload, HIGHEST_LIMIT).kind
     shard = index.shard_path(int(index.shard_of(np.array([record]))[0]))
     sample: dict[str, Any] = {"__key__": index.key(record), "__url__": shard}
     sample["jpg" if kind == "jpeg" else kind] = payload

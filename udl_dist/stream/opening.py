@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from udl_dist.errors import UsageError
+from udl_dist.errors import DataError, UsageError
 from udl_dist.shards.index import NAME, Index
 from udl_dist.shards.reading import RemoteAccess
-from udl_dist.storage.places import is_remote, joined, split
+from udl_dist.storage.places import is_remote, joined, name_of, split
 from udl_dist.storage.range_cache import RangeCache
 from udl_dist.stream.dataset import Dataset
 from udl_dist.stream.feed import Feed
 from udl_dist.stream.loading import Allocate
 from udl_dist.stream.reader import Stream
-from udl_dist.stream.selection import Wanted, refuse_absent, select
+from udl_dist.stream.selection import Wanted, nobody, refuse_absent, select
 from udl_dist.stream.sequential import Sequential
 from udl_dist.stream.settings import DataSettings, cache_folder
 
@@ -139,4 +139,13 @@ def open_index(where: str, cache: Path) -> Index:
 
 
 def _dataset(index: Index, wanted: Wanted, cache: Path, access: RemoteAccess) -> Dataset:
-    return Dataset(index, *select(index, wanted, cache), access)
+    """The wanted records of an index; raise DataError that names the cause if there are none."""
+    selection, name = select(index, wanted, cache)
+    if selection is not None and not len(selection):
+        where = index.about.source or name_of(split(index.shard_path(0))[0])
+        if not wanted.keys and not wanted.labels:
+            raise nobody(wanted.part == "held_out", wanted.fraction, index.records, where)
+        cause = "data.keys" if wanted.keys else "data.without_labels"
+        raise DataError(f"{cause} leaves none of the {index.records:,} images in {where!r} here: change it, or "
+                        "data.held_out_fraction")  # fmt: skip
+    return Dataset(index, selection, name, access)

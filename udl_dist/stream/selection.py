@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from udl_dist.errors import DataError
 from udl_dist.settings import as_path
-from udl_dist.shards.index import Index, shown, written
+from udl_dist.shards.index import Index, shown
+from udl_dist.shards.writing import written
 from udl_dist.stream import order
 
 I64 = NDArray[np.int64]
@@ -40,6 +41,13 @@ class Wanted:
     @property
     def everything(self) -> bool:
         return self.part == "all" and not self.keys and not self.limit and not self.labels
+
+
+def nobody(held_out: bool, fraction: float, records: int, where: str) -> DataError:
+    """The refusal of a fraction by hash that leaves nothing to hold out, or nothing to train on."""
+    share = "none" if held_out else "all"
+    return DataError(f"held_out_fraction = {fraction:g} holds out {share} of {records:,} images in {where!r}: set it "
+                     "to 0 to hold out none, or to another fraction, or let data.held_out name images")  # fmt: skip
 
 
 def select(index: Index, wanted: Wanted, cache: Path) -> tuple[NDArray[Any] | None, str]:

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 
 from udl_dist.errors import DataError
 from udl_dist.shards.index import shown
-from udl_dist.shards.indexing import IMAGES, LABEL, key_and_extension
+from udl_dist.shards.naming import IMAGES, LABEL, Naming, kind_of
 from udl_dist.storage.fetching import Limits
 from udl_dist.storage.pipes import Pipe
 from udl_dist.storage.places import scheme_of
 from udl_dist.storage.web import Body, url_name
 from udl_dist.stream.guard import Guard
 
-READ = (*IMAGES, LABEL)
 LONGEST_LABEL = 32
+PLAIN = Naming()
 
 
 class Entry(NamedTuple):
@@ -33,7 +33,7 @@ class Entry(NamedTuple):
     fault: str = ""
 
 
-def entries(shard: str, limits: Limits) -> Iterator[Entry]:
+def entries(shard: str, limits: Limits, naming: Naming = PLAIN) -> Iterator[Entry]:
     """The records of a shard in order; a shard that breaks off ends with a fault that says where."""
     name = name_of_shard(shard)
     try:
@@ -43,7 +43,7 @@ def entries(shard: str, limits: Limits) -> Iterator[Entry]:
         return
     records = 0
     try:
-        for entry in _taken_apart(name, Guard(name, source, is_read)):
+        for entry in _taken_apart(name, Guard(name, source, lambda member: is_read(member, naming)), naming):
             yield entry
             records += 1
     finally:
@@ -57,17 +57,19 @@ def name_of_shard(shard: str) -> str:
     return shard if scheme_of(shard) == "pipe" else url_name(shard)
 
 
-def is_read(name: bytes) -> bool:
+def is_read(name: bytes, naming: Naming = PLAIN) -> bool:
     """Whether a member is read at all: an image or a label."""
-    found = key_and_extension(name)
-    return found is not None and found[1] in READ
+    found = naming.parts(name)
+    return found is not None and (found[1] == LABEL or bool(naming.images([found[1]])) or kind_of(found[1]) in IMAGES)
 
 
-def _taken_apart(name: str, guard: Guard) -> Iterator[Entry]:
+def _taken_apart(name: str, guard: Guard, naming: Naming) -> Iterator[Entry]:
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
-    files = tar_file_expander([{"url": name, "stream": guard}], select_files=lambda file: is_read(os.fsencode(file)))
-    samples = group_by_keys(files, keys=_key_and_extension)
+    files = tar_file_expander(
+        [{"url": name, "stream": guard}], select_files=lambda file: is_read(os.fsencode(file), naming)
+    )
+    samples = group_by_keys(files, keys=lambda name: _key_and_extension(name, naming))
     while True:
         try:
             sample = next(samples, None)
@@ -76,28 +78,28 @@ def _taken_apart(name: str, guard: Guard) -> Iterator[Entry]:
             return
         if sample is None:
             return
-        yield _entry(name, sample)
+        yield _entry(name, sample, naming)
 
 
-def _key_and_extension(name: str) -> tuple[str | None, str | None]:
+def _key_and_extension(name: str, naming: Naming) -> tuple[str | None, str | None]:
     """As webdataset's base_plus_ext, by our own rule: its pattern takes seconds for some names."""
-    found = key_and_extension(os.fsencode(name))
+    found = naming.parts(os.fsencode(name))
     return (os.fsdecode(found[0]), os.fsdecode(found[1])) if found else (None, None)
 
 
-def _entry(name: str, sample: dict[str, Any]) -> Entry:
+def _entry(name: str, sample: dict[str, Any], naming: Naming) -> Entry:
     """A sample of webdataset's as a record of ours: one image, perhaps a label."""
     key = os.fsencode(sample["__key__"])
-    images = [kind for kind in IMAGES if kind.decode() in sample]
+    images = naming.images(os.fsencode(kind) for kind in sample if not kind.startswith("__") and kind != "cls")
     where = f"shard {name!r}, key {shown(key)}"
     if len(images) != 1:
         return Entry(key, b"", fault=f"{where} has {len(images)} images, not one")
-    if images[0] == b"raw":
+    if kind_of(images[0]) == b"raw":
         return Entry(key, b"", fault=f"{where} is raw pixels, whose shape only an index by `udl pack` knows")
     label = sample.get("cls", b"-1")[: LONGEST_LABEL + 1].strip()
     if not re.fullmatch(rb"-?\d{1,9}", label):
         return Entry(key, b"", fault=f"{where}: its label is {shown(label)}, no whole number")
-    return Entry(key, sample[images[0].decode()], max(-1, int(label)))
+    return Entry(key, sample[os.fsdecode(images[0])], max(-1, int(label)))
 
 
 def _one_line(error: Exception) -> str:

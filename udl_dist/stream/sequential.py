@@ -93,7 +93,7 @@ class Sequential:
 
     def _read(self, shards: Sequence[str], stopping: threading.Event) -> Iterator[Entry]:
         for shard in shards:
-            for entry in entries(shard, self.settings.storage):
+            for entry in entries(shard, self.settings.storage, self.settings.naming):
                 if stopping.is_set():
                     return
                 if entry.fault and self.settings.damaged == "stop":
@@ -140,7 +140,7 @@ class Sequential:
                 if entry.fault:
                     raise DataError(entry.fault)
                 decode_into(images[place], entry.payload, self.settings.fit, None, None if cut is None else cut[place],
-                            bool(mirrored[place]))  # fmt: skip
+                            bool(mirrored[place]), self.settings.most_pixels)  # fmt: skip
             except DataError as error:
                 damaged[place] = entry.fault or f"key {entry.key!a}: the image {error}"
         labels = np.array([entry.label for _, entry in batch], np.int64)

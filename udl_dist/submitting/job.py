@@ -97,12 +97,9 @@ def _travelling(experiment: Experiment) -> Experiment:
     """The same experiment for whoever runs it elsewhere, in another working directory."""
     if experiment.run.address:
         raise UsageError("run.address is for udl train: give udl submit --address, the cluster's dashboard")
-    data, run, track = experiment.data, experiment.run, experiment.track
-    data = replace(data, source=_source(data.source), held_out=_source(data.held_out), keys=_absolute(data.keys),
-                   more_sources=tuple(_source(each) for each in data.more_sources), cache=_absolute(data.cache)
-                   )  # fmt: skip
+    run, track = experiment.run, experiment.track
     return experiment.replace(
-        data=data, track=replace(track, key_file=_absolute(track.key_file)),
+        data=experiment.data.absolute(), track=replace(track, key_file=_absolute(track.key_file)),
         run=replace(run, folder=_absolute(run.folder), address=THERE),
     )  # fmt: skip
 

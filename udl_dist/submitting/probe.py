@@ -19,7 +19,7 @@ from typing import Any
 from udl_dist import clusters, nodes
 from udl_dist.errors import UdlError
 from udl_dist.packing.finding import list_shards
-from udl_dist.packing.prepare import is_packed_at_first_use
+from udl_dist.packing.prepare import is_packed_at_first_use, shards_of_parts
 from udl_dist.recovery import one_line
 from udl_dist.settings import as_path
 from udl_dist.shards.index import NAME
@@ -143,7 +143,7 @@ def _free(folder: str) -> int:
 
 def _see(source: str) -> str:
     """Whether this node can read the shards."""
-    shards = list_shards(source) or list_shards(joined(source, "train") if is_remote(source) else f"{source}/train")
+    shards = shards_of_parts(source).get("train") or list_shards(source)
     return "" if shards else "no shards there"
 
 

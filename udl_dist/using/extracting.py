@@ -23,6 +23,7 @@ from udl_dist.using.outcome import Outcome, writing
 from udl_dist.using.settings import ExtractorSettings
 
 MOST_CLASSES = 10_000
+LEAST_SIZE = 8  # pixels
 Progress = Callable[[int, int], None]
 
 
@@ -32,6 +33,8 @@ def fit_extractor(source: str, dest: Path, asked: ExtractorSettings, progress: P
         raise UsageError(f"{str(dest)!r} exists: name a new file")
     data = DataSettings(source=source, size=asked.size, channels=asked.channels, fit=asked.fit, readers=asked.readers)
     stream, held_out = open_streams(prepare(data), asked.seed)
+    if stream.shape[1] < LEAST_SIZE:
+        raise UsageError(f"an extractor sees {LEAST_SIZE} pixels at least, not {stream.shape[1]}: give --size")
     classes = _classes(source, stream)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(asked.seed)

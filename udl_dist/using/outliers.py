@@ -13,7 +13,7 @@ from udl_dist.models.inputs import scaled
 from udl_dist.models.layout import CROWD
 from udl_dist.models.model import BATCH_IMAGES, OUTLIER_FACTOR, Model
 from udl_dist.packing.prepare import prepare
-from udl_dist.shards.index import written
+from udl_dist.shards.writing import written
 from udl_dist.stream.opening import open_streams
 from udl_dist.using.outcome import Outcome, outcome, writing
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from udl_dist.disk import write_whole
 from udl_dist.errors import UsageError
-from udl_dist.shards.index import written
+from udl_dist.shards.writing import written
 from udl_dist.using.settings import Kind
 
 FACTS = "embedding.json"

@@ -14,8 +14,10 @@ Kind = Literal["parquet", "npy"]
 class ExtractorSettings:
     """How a classifier is fitted whose features sets of images are compared by."""
 
-    size: int = setting(28, "height and width in pixels that it sees", low=8, high=4096)
-    channels: Literal[1, 3] = setting(1, "1 for gray, 3 for colour")
+    size: int = setting(
+        0, "height and width in pixels that it sees, at least 8; 0: as the images are", low=0, high=4096
+    )
+    channels: Literal[0, 1, 3] = setting(0, "1 for gray, 3 for colour; 0: as the images are")
     fit: Literal["crop", "pad"] = setting("crop", "how other shapes become square: crop the middle, or pad with black")
     epochs: int = setting(10, "times it goes through the images", low=1)
     batch_size: int = setting(64, "images in a step", low=1)
