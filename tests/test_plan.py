@@ -74,3 +74,11 @@ def test_the_smallest_images_and_latents_can_be_learned_or_are_refused(method: s
     with torch.no_grad():
         figures = made.figures({name: value.double().mean(0) for name, value in made.measure(batch).items()})
     assert all(value == value for value in figures.values())
+
+
+def test_the_plan_names_the_network_that_is_not_compiled(source: Path) -> None:
+    flags = {"method__discriminator": "conv", "method__dropout": "0.3", "train__compile": "true"}
+    (said,) = [line for line in plans.plan(asked("gan", source, **flags)).lines() if line.startswith("compile")]
+    assert "all but discriminator" in said
+    compiled = plans.plan(asked("ae", source, train__compile="true")).lines()
+    assert not [line for line in compiled if line.startswith("compile")]

@@ -44,6 +44,7 @@ class Plan:
     steps: int
     total_images: int
     parameters: dict[str, int]
+    eager: tuple[str, ...]  # networks that train.compile leaves out
     flops_per_image: int  # multiply-adds of one forward through every network
     memory_bytes: int
     validation_images: int  # held-out images that a validation sees
@@ -70,6 +71,11 @@ class Plan:
             *([f"left out     {self.left_out:,} records that cannot be read (data.damaged)"] if self.left_out else []),
             *([f"promises     {self.lost} (data.sequential)"] if self.lost else []),
             f"method       {self.method}: {sum(self.parameters.values()):,} parameters ({networks})",
+            *(
+                [f"compile      all but {', '.join(self.eager)}: a penalty differentiates it twice"]
+                if self.eager
+                else []
+            ),
             f"steps        {self.steps:,} of {self.batch_size} images, {self.total_images:,} images in all",
             *self._validations(),
             f"workers      {self.workers}, {share} images each a step" + elastic * (self.determinism == "elastic"),
@@ -154,6 +160,7 @@ def plan(experiment: Experiment, seen: Survey | None = None) -> Plan:
         steps=total // train.batch_size,
         total_images=total,
         parameters=parameters,
+        eager=method.differentiated_twice() if train.compile else (),
         flops_per_image=sum(network.flops for network in networks.values()),
         memory_bytes=IDLE_BYTES + FLOAT_BYTES * (copies * sum(parameters.values()) + activations),
         validation_images=evaluated,
