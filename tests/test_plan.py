@@ -58,7 +58,7 @@ def test_batch_normalisation_of_one_image_is_refused(flags: dict[str, str], sour
 @pytest.mark.parametrize("size", [1, 3, 5, 7])
 @pytest.mark.parametrize("method", ["ae", "vae", "gan"])
 def test_the_smallest_images_and_latents_can_be_learned_or_are_refused(method: str, size: int, source: Path) -> None:
-    flags = {"method.name": method, "method.latent_dim": "1", "train.epochs": "1"}
+    flags = {"method.name": method, "method.latent_dim": "1", "train.epochs": "1", "data.channels": "1"}
     experiment = experiments.load(None, flags | {"data.source": str(source), "data.size": str(size)})
     if size == 1:
         with pytest.raises(UsageError, match="can be halved"):

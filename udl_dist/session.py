@@ -88,6 +88,7 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False, faults: st
             experiment = replace(experiment, run=replace(experiment.run, fresh=False))
         experiment = experiment.replace(data=settled(experiment.data.absolute(), Progress("packing", out)))
         _refuse_another(folder, experiment)
+        plan_here(experiment)  # refuses what it can before a million images are packed
         prepared = prepare(experiment.data, Progress("packing", out))
         planned = planned_of(experiment)
         if (ended := _finished(folder, experiment, planned)) is not None:
