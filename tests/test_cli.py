@@ -40,6 +40,7 @@ def test_help_and_version_answer() -> None:
     [
         (("tarin",), ("invalid choice: 'tarin'", "udl --help")),
         ((), ("required: VERB",)),
+        (("plan", "job.toml", "--nodes", "64"), ("udl plan was removed", "udl train JOB --dry-run")),
         (("train",), ("needs a job file",)),
         (("train", "no.toml"), ("no such job file: no.toml",)),
         (

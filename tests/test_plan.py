@@ -82,3 +82,28 @@ def test_the_plan_names_the_network_that_is_not_compiled(source: Path) -> None:
     assert "all but discriminator" in said
     compiled = plans.plan(asked("ae", source, train__compile="true")).lines()
     assert not [line for line in compiled if line.startswith("compile")]
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "expected"),
+    [
+        ("ae", {"data__size": "28", "method__network__kind": "conv", "method__network__widths": "32,64"},
+         "encoder conv 32-64-4, decoder conv 3136-32-1"),
+        ("vae", {}, "encoder dense 16-8, decoder dense 16-64"),
+        ("vae", {"method__network__depth": "2"},
+         "encoder dense 16-8 with 2 residual blocks, decoder dense 16-64 with 2 residual blocks"),
+        ("vae", {"method__likelihood": "gaussian", "method__variance": "learned"},
+         "encoder dense 16-8, decoder dense 16-64, logsigma bias"),
+    ],
+)  # fmt: skip
+def test_the_plan_prints_each_network_by_kind_and_widths(
+    method: str, flags: dict[str, str], expected: str, source: Path
+) -> None:
+    lines = plans.plan(asked(method, source, **flags)).lines()
+    assert f"networks     {expected}" in lines
+
+
+def test_the_plan_prints_the_multiply_adds_of_an_image(source: Path) -> None:
+    planned = plans.plan(asked("ae", source))
+    assert planned.flops_per_image == 2 * (64 * 16 + 16 * 4)  # two dense layers, and their mirror image
+    assert "flops        2,176 multiply-adds an image, in one forward pass through every network" in planned.lines()

@@ -41,8 +41,6 @@ ALLOWED = {
     "clusters": {"capacity", "experiment", "guardian", "modules", "ray_options", "recovery", "training"},
     "nodes": {"mirror", "storage", "experiment", "recovery", "runs", "stream"},
     "plan": {"experiment", "evaluation", "methods", "packing"},
-    "forecast": {"disk", "experiment", "packing", "plan", "ray_options", "recovery", "session", "shards", "storage",
-                 "stream", "training", "worker"},
     "terminal": {"disk", "runs"},
     "scribe": {"mirror", "experiment", "methods", "stream", "training", "evaluation", "runs", "tracking",
                "disk"},

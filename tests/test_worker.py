@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -282,3 +283,26 @@ def test_another_error_of_torch_stays_what_it_is(source: Path, tmp_path: Path, m
     monkeypatch.setattr(kind, "phases", wrong)
     with pytest.raises(RuntimeError, match="mat1|size|dimension"):
         finished(wanted("ae", source, tmp_path))
+
+
+def test_after_200_steps_a_run_says_its_speed_time_to_go_and_memory_once(source: Path, tmp_path: Path) -> None:
+    """The figures are those of the first point of the curves behind 200 steps of 12 images."""
+    flags = {"train__total_images": "3600", "train__report_images": "500", "evaluate__every_images": "3600"}
+    finished(wanted("ae", source, tmp_path, **flags))
+    folder = RunFolder(tmp_path)
+    points = [point for point in folder.points() if point["images"] <= 2508]
+    point = points[-1]
+    assert point["images"] == 2508  # the first multiple of 12 from 2,500 on
+    seconds = round((3600 - 2508) / point["perf/images_per_second"])
+    peak = max(point["perf/memory_bytes"] for point in points)
+    (said,) = [line for line in folder.messages.read_text().splitlines() if "images/s" in line]
+    assert said.endswith(
+        f"after 2,508 images: {point['perf/images_per_second']:,.0f} images/s, {timedelta(seconds=seconds)} to go, "
+        f"peak memory of a worker {peak / 2**20:,.0f} MiB"
+    )
+
+
+def test_a_run_of_fewer_than_200_steps_says_no_speed(source: Path, tmp_path: Path) -> None:
+    finished(wanted("ae", source, tmp_path, train__total_images="2400", evaluate__every_images="2400"))
+    messages = RunFolder(tmp_path).messages
+    assert not messages.exists() or "images/s" not in messages.read_text()

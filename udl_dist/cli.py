@@ -11,6 +11,11 @@ from udl_dist import __version__
 from udl_dist.errors import UdlError, UsageError
 from udl_dist.verbs import clusters, data, results, searching, training, use
 
+REMOVED = {
+    "plan": "udl plan was removed: udl train JOB --dry-run prints networks, FLOPs and memory, and a run says images/s, "
+    "time to go and peak memory after its first 200 steps"
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a verb and end with its exit code: 0, 2 usage, 3 data, 4 training, 5 cluster, 130 and 143 after a signal."""
@@ -44,6 +49,8 @@ def _split(arguments: Sequence[str], verbs: Mapping[str, _Parser]) -> tuple[list
             if not token or (equals and not value and option.startswith("--")):
                 before = f" after {own[-1]}" if own else ""
                 raise UsageError(f"{token or 'an argument'} is empty{before}: is a variable of the shell not set?")
+            if not own and token in REMOVED:
+                raise UsageError(REMOVED[token])
             own.append(token)
             verb = verb or verbs.get(token)
             continue

@@ -14,7 +14,7 @@ from udl_dist.evaluation.settings import COST
 from udl_dist.experiment import Experiment
 from udl_dist.packing.prepare import settled
 from udl_dist.packing.source import in_words
-from udl_dist.packing.survey import Survey, survey
+from udl_dist.packing.survey import survey
 
 FLOAT_BYTES = 4
 # A rank before it has a network: Python, torch, Ray and W&B, measured as the least `perf/memory_bytes` of small runs.
@@ -44,6 +44,7 @@ class Plan:
     steps: int
     total_images: int
     parameters: dict[str, int]
+    networks: dict[str, str]  # kind and widths of each
     eager: tuple[str, ...]  # networks that train.compile leaves out
     flops_per_image: int  # multiply-adds of one forward through every network
     memory_bytes: int
@@ -71,6 +72,8 @@ class Plan:
             *([f"left out     {self.left_out:,} records that cannot be read (data.damaged)"] if self.left_out else []),
             *([f"promises     {self.lost} (data.sequential)"] if self.lost else []),
             f"method       {self.method}: {sum(self.parameters.values()):,} parameters ({networks})",
+            f"networks     {', '.join(f'{name} {kind}' for name, kind in self.networks.items())}",
+            f"flops        {self.flops_per_image:,} multiply-adds an image, in one forward pass through every network",
             *(
                 [f"compile      all but {', '.join(self.eager)}: a penalty differentiates it twice"]
                 if self.eager
@@ -107,11 +110,8 @@ def plan_here(experiment: Experiment) -> Plan:
     return made
 
 
-def plan(experiment: Experiment, seen: Survey | None = None) -> Plan:
-    """Work out the plan; raise UsageError or DataError for whatever can be refused before a machine is taken.
-
-    `seen` stands in for the counts of its data.
-    """
+def plan(experiment: Experiment) -> Plan:
+    """Work out the plan; raise UsageError or DataError for whatever can be refused before a machine is taken."""
     experiment = experiment.replace(data=settled(experiment.data))
     train, run = experiment.train, experiment.run
     least, workers = run.least_workers, run.most_workers
@@ -119,7 +119,7 @@ def plan(experiment: Experiment, seen: Survey | None = None) -> Plan:
         parts = f" x train.accumulate = {train.accumulate}" if train.accumulate > 1 else ""
         raise UsageError(f"train.batch_size = {train.batch_size} is less than run.workers = {run.workers}{parts}: "
                          "every worker needs an image in every step")  # fmt: skip
-    seen = seen or survey(experiment.data)
+    seen = survey(experiment.data)
     if 0 < seen.held_out_records < workers:
         raise UsageError(f"{seen.held_out_records} held-out images cannot be shared by run.workers = {run.workers}: "
                          "raise data.held_out_fraction")  # fmt: skip
@@ -160,6 +160,7 @@ def plan(experiment: Experiment, seen: Survey | None = None) -> Plan:
         steps=total // train.batch_size,
         total_images=total,
         parameters=parameters,
+        networks={name: network.in_words() for name, network in networks.items()},
         eager=method.differentiated_twice() if train.compile else (),
         flops_per_image=sum(network.flops for network in networks.values()),
         memory_bytes=IDLE_BYTES + FLOAT_BYTES * (copies * sum(parameters.values()) + activations),

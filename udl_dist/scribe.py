@@ -26,6 +26,7 @@ from udl_dist.tracking import Tracker
 from udl_dist.training import checkpoint
 from udl_dist.training.learner import Learning
 from udl_dist.training.loop import SECONDS, Report, evaluating, to_batch
+from udl_dist.training.meter import Pace
 from udl_dist.training.numerics import Rejected
 from udl_dist.training.writer import WAIT_SECONDS, Writer
 
@@ -60,11 +61,12 @@ class Scribe:
         self._writer = Writer(self._write, self._told)
         self._stream, self._waits = stream, 0  # reports in a row whose time was waited away
         self._advised = False
+        self._pace = Pace(start, experiment.train.batch_size, experiment.train.length(stream.records))
         self._refuse_small_disk()
         last = folder.rewind(start)
         if not start:
             write_whole(folder.data, json.dumps(stream.shards()))
-        if start:
+        else:
             anew = ", in an order drawn anew" if stream.lost else ""
             folder.say(f"resumed after {start} images{anew}")
         if stream.lost:
@@ -93,6 +95,8 @@ class Scribe:
             return
         self._tracker.point(report.images, report.figures)
         self._advise(report.figures["perf/data_wait_share"])
+        if said := self._pace.add(report.images, report.figures):
+            self._folder.say(said)
         if report.validated:
             began = time.monotonic()
             if self._experiment.evaluate.pictures:

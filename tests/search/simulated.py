@@ -9,7 +9,6 @@ from udl_dist.search import gate, trial
 from udl_dist.search.conductor import Conductor
 from udl_dist.search.finals import Finals
 from udl_dist.search.follow import Follower
-from udl_dist.search.generations import Generations
 from udl_dist.search.journal import Journal
 from udl_dist.search.planning import make_sampler, plan
 from udl_dist.search.settings import Search
@@ -45,7 +44,7 @@ def conductor(search: Search, rule: bool = False) -> Conductor:
     return Conductor(search, journal, make_sampler(search), Third(), planned.trials, planned.budget)
 
 
-def trained(conducted: Conductor | Generations | Finals) -> None:
+def trained(conducted: Conductor | Finals) -> None:
     """Really train what a conductor has, in this process, one turn after the other."""
     while turn := conducted.next():
         follower = Follower(Path(turn.experiment["run"]["folder"]) / "curves.jsonl")
@@ -58,13 +57,6 @@ def trained(conducted: Conductor | Generations | Finals) -> None:
         tell()
         conducted.ended(turn.trial, outcome)
     assert conducted.over
-
-
-def population(search: Search) -> Generations:
-    planned = plan(search)
-    search.folder.mkdir(parents=True, exist_ok=True)
-    journal = Journal(search.folder / "trials.jsonl")
-    return Generations(search, journal, make_sampler(search), planned.trials, planned.budget)
 
 
 def run(search: Search, seed: int, slots: int, kill: float = 0.0, die: float = 0.0) -> Conductor:

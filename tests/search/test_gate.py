@@ -31,11 +31,6 @@ def test_it_says_not_yet_and_no_once_a_stop_is_asked(tmp_path: Path, monkeypatch
     assert asked(12) is False
 
 
-def test_a_turn_ends_where_it_is_to(tmp_path: Path) -> None:
-    asked = Gate(str(tmp_path), (), until=24)
-    assert (asked(12), asked(24)) == (True, False)
-
-
 def test_a_torn_decision_is_not_read(tmp_path: Path) -> None:
     decide(tmp_path, 0, 12, True)
     with (tmp_path / gate.NAME).open("a") as file:

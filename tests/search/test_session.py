@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.search.asked import wanted
-from tests.search.simulated import conductor, journal_of, population, trained
+from tests.search.simulated import conductor, journal_of, trained
 from tests.test_cli import refused, udl
 from tests.test_launch import cluster as cluster  # a fixture: one Ray for this module
 from tests.test_launch import descendants
@@ -26,7 +26,6 @@ from udl_dist import experiment as experiments
 from udl_dist.errors import UsageError
 from udl_dist.runs import RunFolder
 from udl_dist.search import session
-from udl_dist.search.generations import NAME
 from udl_dist.search.journal import Journal
 from udl_dist.search.results import Ended
 from udl_dist.search.settings import Search
@@ -147,18 +146,6 @@ def test_trials_of_two_workers_are_decided_as_those_of_one_and_six_end_where_one
     assert [line.state for line in ended.lines] == [line.state for line in one.lines]
     assert [line.images for line in ended.lines] == [line.images for line in one.lines]
     assert [line.metric for line in ended.lines] == pytest.approx([line.metric for line in one.lines], rel=1e-3)
-
-
-@pytest.mark.long
-@pytest.mark.usefixtures("cluster")
-def test_a_population_is_the_same_under_ray_and_its_winner_is_played_again(source: Path, tmp_path: Path) -> None:
-    axes = {"train.learning_rate": {"log": [1e-4, 1e-1]}}
-    plain: dict[str, Any] = {"scheduler": "pbt", "trials": 4, "perturb_images": 120, "least_images": 0, "parallel": 2}
-    ended, _ = searched(wanted(source, tmp_path / "ray", axes, **plain))
-    trained(population(wanted(source, tmp_path / "alone", axes, **plain)))
-    assert (tmp_path / "ray" / NAME).read_bytes() == (tmp_path / "alone" / NAME).read_bytes()
-    assert ended.winner
-    assert ended.final["val/mse"][0] == ended.winner.metric
 
 
 @pytest.mark.long

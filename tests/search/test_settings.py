@@ -12,6 +12,7 @@ from tests.test_cli import JOBS, refused, udl
 from tests.test_experiment import job
 from udl_dist.errors import UsageError
 from udl_dist.search import objective, planning, settings
+from udl_dist.search.journal import Journal
 
 SEARCHES = [path for path in sorted(JOBS.glob("*.toml")) if "[search]" in path.read_text()]
 HEAD = '[method]\nname = "vae"\n[train]\nepochs = 1\n[search]\ntrials = 3\n'
@@ -57,6 +58,8 @@ def test_each_job_is_read_and_written_back_the_same(path: Path, tmp_path: Path) 
         ('"train.seed" = {choice = [1]}', "search.seeds"),
         ('"data.size" = {choice = [28, 32]}', "trials that differ in it cannot be compared"),
         ('"run.workers" = {choice = [1, 2]}', "trials that differ in it cannot be compared"),
+        ('scheduler = "pbt"', "search.scheduler = pbt .* was removed: use asha or median"),
+        ("perturb_images = 60", "search.perturb_images was removed with .*: leave it out"),
         ("trails = 4", "unknown setting search.trails: did you mean trials?"),
         ("", "has no axis: add one"),
     ],
@@ -64,6 +67,23 @@ def test_each_job_is_read_and_written_back_the_same(path: Path, tmp_path: Path) 
 def test_what_makes_no_sense_is_refused_by_name(axis: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message.replace("{", r"\{").replace("?", r"\?").replace(r"\\?", r"\?")):
         settings.load(job(tmp_path, HEAD + axis + "\n"), {})
+
+
+def test_population_based_training_is_refused_with_what_to_use(tmp_path: Path) -> None:
+    path = str(JOBS / "search_vae_digits.toml")
+    for flag, value in (("--search.scheduler", "pbt"), ("--search.perturb-images", "0")):
+        refused(udl("search", path, flag, value, "--dry-run", cwd=tmp_path), 2, "was removed")
+
+
+def test_a_search_of_the_release_before_is_read(tmp_path: Path) -> None:
+    """Its search.toml spells out every setting, and each line of its journal has what only a population filled."""
+    text = settings.load(job(tmp_path, HEAD + '"method.latent_dim" = {choice = [2]}\n'), {}).to_toml()
+    before = text.replace("[search]\n", "[search]\nperturb_images = 0\n")
+    assert before != text
+    assert settings.load(job(tmp_path, before), {}).to_toml() == text
+    (tmp_path / "trials.jsonl").write_text('{"trial": 0, "state": "complete", "images": 240, "metric": 0.5, '
+                                           '"settings": {"method.latent_dim": 2}, "more": {}}\n')  # fmt: skip
+    assert Journal(tmp_path / "trials.jsonl").lines[0].metric == 0.5
 
 
 def test_an_axis_may_be_written_quoted_or_as_a_table_or_be_a_flag(tmp_path: Path) -> None:

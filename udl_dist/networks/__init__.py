@@ -70,6 +70,16 @@ class Network:
         """Multiply-adds of a forward pass for one image; forward and backward take about three times as many."""
         return sum(layer.flops(shape) for layer, shape in walk(self.layers, self.inputs))
 
+    def in_words(self) -> str:
+        """The kind, and the width of each layer of weights: "conv 32-64-8"; residual blocks keep the width."""
+        weights = [layer for layer in self.layers if isinstance(layer, Linear | Conv | ConvTranspose)]
+        if not weights:  # the decoder of tied weights, a learned variance
+            return "bias"
+        kind = "dense" if all(isinstance(layer, Linear) for layer in weights) else "conv"
+        widths = "-".join(str(layer.features if isinstance(layer, Linear) else layer.channels) for layer in weights)
+        blocks = sum(isinstance(layer, Residual) for layer in self.layers)
+        return f"{kind} {widths}" + (f" with {blocks} residual blocks" if blocks else "")
+
     def build(self) -> nn.Sequential:
         """The network as a torch module on the CPU, initialised from torch's current random state."""
         from udl_dist.networks.modules import chain

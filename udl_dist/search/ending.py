@@ -59,7 +59,7 @@ def ended_of(journal: Journal, trials: int) -> list[Line]:
 
 
 def _finals_of(wanted: Search, best: Winner, planned: SearchPlan) -> Finals:
-    return Finals(wanted, best.values, planned.whole_images, best.schedule)
+    return Finals(wanted, best.values, planned.whole_images)
 
 
 def _plot(wanted: Search, planned: SearchPlan, lines: Sequence[Line]) -> None:

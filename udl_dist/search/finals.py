@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,40 +16,30 @@ from udl_dist.runs import RunFolder
 from udl_dist.search.axes import with_values
 from udl_dist.search.conductor import LOST
 from udl_dist.search.settings import Search
-from udl_dist.search.trial import Outcome, Turn, in_steps
-
-Piece = tuple[int, Mapping[str, Any]]
+from udl_dist.search.trial import Outcome, Turn
 
 
 class Finals:
-    """Conducts the final runs; each has a folder of its own below `winner`.
+    """Conducts the final runs; each has a folder of its own below `winner`."""
 
-    The winner of a population has a schedule of settings, piece after piece; it is stretched to the whole run.
-    """
-
-    def __init__(self, search: Search, values: Mapping[str, Any], total: int, schedule: Sequence[Piece] = ()) -> None:
-        self.search, self.running, self.stopping = search, dict[int, int](), False
+    def __init__(self, search: Search, values: Mapping[str, Any], total: int) -> None:
+        self.search, self.running, self.stopping = search, set[int](), False
         self.failed: dict[int, str] = {}
         self.total_images = total
         self.images = dict[int, int]()  # that each run was trained on, as far as it has told
         self._deaths = 0
-        batch, budget = search.base.train.batch_size, schedule[-1][0] if schedule else total
-        self._pieces = [(in_steps(round(until * total / budget), batch), values) for until, values in schedule]
-        self._pieces = [*self._pieces[:-1], (total, values)]
-        # A run that was cut short goes through its pieces again: those that are behind it end at once.
-        self._waiting = [(seed, 0) for seed in range(search.settings.final_seeds) if self.finished(seed) is None]
+        self._values = values
+        self._waiting = [seed for seed in range(search.settings.final_seeds) if self.finished(seed) is None]
 
     def folder(self, seed: int) -> Path:
         return self.search.folder / "winner" / f"seed-{seed}"
 
-    def experiment(self, seed: int, piece: int = -1) -> Experiment:
-        """The winner as an experiment of a whole run, with the settings of one piece."""
-        made = with_values(self.search.base, self._pieces[piece][1])
-        places = tuple(until for until, _ in self._pieces[:-1])
+    def experiment(self, seed: int) -> Experiment:
+        """The winner as an experiment of a whole run."""
+        made = with_values(self.search.base, self._values)
         return made.replace(
             train=replace(made.train, seed=made.train.seed + seed),
             run=replace(made.run, folder=str(self.folder(seed)), fresh=False),
-            evaluate=replace(made.evaluate, at_images=places or made.evaluate.at_images),
         )
 
     def finished(self, seed: int) -> dict[str, Any] | None:
@@ -60,9 +50,8 @@ class Finals:
         kept = RunFolder(self.folder(seed)).experiment
         if not kept.exists():
             return True
-        before = experiments.load(kept, {})
-        return any(_length(before) == _length(now) and not experiments.differences(before, now)
-                   for piece in range(len(self._pieces)) for now in [self.experiment(seed, piece)])  # fmt: skip
+        before, now = experiments.load(kept, {}), self.experiment(seed)
+        return _length(before) == _length(now) and not experiments.differences(before, now)
 
     @property
     def over(self) -> bool:
@@ -71,32 +60,29 @@ class Finals:
     def next(self) -> Turn | None:
         if self.stopping or not self._waiting:
             return None
-        seed, piece = self._waiting.pop(0)
-        self.running[seed] = piece
+        seed = self._waiting.pop(0)
+        self.running.add(seed)
         self.folder(seed).mkdir(parents=True, exist_ok=True)
         if not self._same(seed):  # of another winner, before there were more trials
             RunFolder(self.folder(seed)).set_aside()
-        last = piece == len(self._pieces) - 1
-        return Turn(seed, self.experiment(seed, piece).to_dict(), until=0 if last else self._pieces[piece][0])
+        return Turn(seed, self.experiment(seed).to_dict())
 
     def arrived(self, number: int, images: int, figures: Mapping[str, float]) -> None:
         """Nothing is decided about a final run."""
         self.images[number] = images
 
     def ended(self, number: int, outcome: Outcome) -> None:
-        piece = self.running.pop(number)
+        self.running.discard(number)
         if outcome.state == "failed":
             self.failed[number] = outcome.why
-        elif outcome.state == "stopped":
-            self._waiting = sorted([*self._waiting, (number, piece + 1)])
 
     def died(self, number: int) -> None:
-        piece = self.running.pop(number)
+        self.running.discard(number)
         self._deaths += 1
         if self._deaths > self.search.base.run.max_failures:
             self.failed[number] = LOST
         else:
-            self._waiting = sorted([*self._waiting, (number, piece)])
+            self._waiting = sorted([*self._waiting, number])
 
     def stop(self) -> None:
         self.stopping = True

@@ -25,12 +25,9 @@ class Gate:
 
     folder: str
     rungs: tuple[int, ...]
-    until: int = 0  # images after which this turn of the trial ends; 0: not before the run does
 
     def __call__(self, images: int) -> bool | None:
         """Whether to go on after so many images; no once a stop is asked for, None after a while of waiting."""
-        if self.until and images >= self.until:
-            return False
         passed = sum(rung <= images for rung in self.rungs)
         began = time.monotonic()
         while len(answers := decisions(Path(self.folder))) < passed and all(answers):

@@ -34,7 +34,6 @@ class Line:
     seconds: float = 0.0
     waited_seconds: float = 0.0  # of them at rungs, for what was decided there
     why: str = ""
-    more: dict[str, Any] = field(default_factory=dict)
 
     @property
     def values(self) -> list[float]:
@@ -71,9 +70,11 @@ class Journal:
 def _parsed(text: bytes) -> Line | None:
     """A line, if it is one."""
     try:
-        line = Line(**json.loads(text))
+        told = json.loads(text)
+        told.pop("more", None)  # empty but for population-based training, in journals of releases that had it
+        line = Line(**told)
         values = line.values
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
     whole = type(line.trial) is int and type(line.images) is int and type(line.settings) is dict
     return line if whole and all(type(value) in (int, float) for value in values) else None

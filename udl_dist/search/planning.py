@@ -9,7 +9,6 @@ from typing import Any
 from udl_dist.errors import UsageError
 from udl_dist.plan import plan_here as plan_run
 from udl_dist.search.axes import with_values
-from udl_dist.search.population import boundaries, refuse_lost_weights
 from udl_dist.search.sampler import Grid, Random, Sampler, settings_asked
 from udl_dist.search.schedule import rungs
 from udl_dist.search.settings import Search, SearchSettings
@@ -78,9 +77,6 @@ def plan(search: Search) -> SearchPlan:
     sampler = make_sampler(search)
     settings = settings_asked(sampler, found.trials, found.seeds)
     trials, places = settings * found.seeds, rungs(found, budget, search.batches)
-    if found.scheduler == "pbt":
-        refuse_lost_weights(search)
-        places = boundaries(search, budget, base.train.batch_size)[:-1]
     _check_trials(search, sampler, settings, budget, places)
     return SearchPlan(
         folder=str(search.folder), method=base.method_name, metric=found.metric,

@@ -28,7 +28,6 @@ class Winner:
     trial: int
     values: dict[str, Any]
     metric: float | list[float]
-    schedule: tuple[tuple[int, dict[str, Any]], ...] = ()  # of a population: until how many images which settings
 
 
 @dataclass(frozen=True)
@@ -128,8 +127,7 @@ def winner(search: Search, lines: Sequence[Line]) -> Winner | None:
              for which, each in some.items() if whole or min(line.images for line in each) == images}  # fmt: skip
     best = min(means, key=lambda which: (objective.loss(means[which]), which))
     first = some[best][0]
-    schedule = tuple((until, values) for until, values in first.more.get("schedule", []))
-    return Winner(first.trial, first.settings, objective.told(means[best]), schedule)
+    return Winner(first.trial, first.settings, objective.told(means[best]))
 
 
 def table(search: Search, lines: Sequence[Line]) -> list[str]:

@@ -16,7 +16,6 @@ from udl_dist.search import ending, faulty, objective
 from udl_dist.search import settings as asked
 from udl_dist.search.conductor import Conductor
 from udl_dist.search.finals import Finals
-from udl_dist.search.generations import Generations
 from udl_dist.search.journal import Journal
 from udl_dist.search.planning import SearchPlan, make_sampler, plan
 from udl_dist.search.results import Ended
@@ -73,7 +72,7 @@ class Session:
         left = [number for number in range(self.planned.trials) if number not in self.journal.lines]
         self._outcome: dict[str, Any] = {}
         self._asked_to_stop = False
-        self._conductor: Conductor | Generations | Finals | None = None
+        self._conductor: Conductor | Finals | None = None
         self._began = time.monotonic()
         view.draw("starting Ray")
         with Signals(self._stop, view.say, lambda: "ours" in self._outcome) as signals:
@@ -119,12 +118,10 @@ class Session:
             tuning.run(finals, slots.parallel, slots.resources, storage, slots.grouped)
             finals.refuse_failures()
 
-    def _new_conductor(self) -> Conductor | Generations:
+    def _new_conductor(self) -> Conductor:
         from udl_dist.search import tuning
 
         sampler, planned = make_sampler(self.wanted), self.planned
-        if self.wanted.settings.scheduler == "pbt":
-            return Generations(self.wanted, self.journal, sampler, planned.trials, planned.budget, self.faults)
         rule = tuning.rule(self.wanted.settings, planned.rungs, planned.budget)
         return Conductor(self.wanted, self.journal, sampler, rule, planned.trials, planned.budget, self.faults)
 

@@ -33,11 +33,10 @@ class SearchSettings:
     trials: int = setting(0, "trials in all; 0 with a grid: all of it", low=0)
     budget_images: int = setting(0, "images of a trial that is not stopped; 0: those of a whole run", low=0)
     seconds: float = setting(0.0, "seconds after which the search stops, to be gone on with; 0: no limit", low=0)
-    scheduler: Literal["asha", "median", "pbt", "none"] = setting("asha", "which trials are stopped, and when")
+    scheduler: Literal["asha", "median", "none"] = setting("asha", "which trials are stopped, and when")
     least_images: int = setting(0, "images before a trial may be stopped; 0: a 64th of the budget by asha, a tenth by "
                                    "median", low=0)  # fmt: skip
     reduction: int = setting(4, "asha: one of so many trials goes on at each rung", low=2)
-    perturb_images: int = setting(0, "pbt: images between two generations; 0: a tenth of the budget", low=0)
     sampler: Literal["random", "grid", "optuna"] = setting("random", "where the settings of a trial come from")
     ahead: int = setting(4, "optuna: a trial is drawn from all but the last so many before it", low=1)
     seed: int = setting(0, "where the settings of the trials come from", low=0, high=2**63 - 1)
@@ -109,6 +108,7 @@ def build(base: Experiment, plain: Mapping[str, Any], tables: Mapping[str, Any])
     if is_remote(base.run.folder):
         raise UsageError(f"a search lies on a disk, not in {base.run.folder}: give --run.folder a path that all nodes "
                          "see; data may lie in object storage")  # fmt: skip
+    plain = _without_removed(plain)
     one = plain.get("metric")  # one metric need not be a list
     found = settings.from_dict(SearchSettings, {**plain, "metric": one.split(",")} if isinstance(one, str) else plain,
                                "search.")  # fmt: skip
@@ -118,6 +118,16 @@ def build(base: Experiment, plain: Mapping[str, Any], tables: Mapping[str, Any])
             raise UsageError(f"search.metric is missing: method {base.method_name} has no figure of its own")
         found = replace(found, metric=(f"val/{own}",))
     return Search(base, found, parse(tables, base), dict(tables))
+
+
+def _without_removed(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuse the settings of population-based training; drop the default that older search.toml files spell."""
+    if plain.get("scheduler") == "pbt":
+        raise UsageError("search.scheduler = pbt (population-based training) was removed: use asha or median, in a "
+                         "new --run.folder")  # fmt: skip
+    if plain.get("perturb_images", 0) != 0:
+        raise UsageError("search.perturb_images was removed with population-based training: leave it out")
+    return {name: value for name, value in plain.items() if name != "perturb_images"}
 
 
 def differences(old: Search, new: Search) -> list[str]:

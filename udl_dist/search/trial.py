@@ -39,7 +39,6 @@ class Turn:
     trial: int
     experiment: dict[str, Any]
     rungs: tuple[int, ...] = ()
-    until: int = 0
     faults: str = ""
 
     def write(self) -> Path:
@@ -56,7 +55,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a turn ended: `state` is complete, stopped (by a decision or at `until`), paused (by a signal) or failed."""
+    """How a turn ended: `state` is complete, stopped (by a decision), paused (by a signal) or failed."""
 
     state: str
     images: int = 0
@@ -139,7 +138,7 @@ def _train(
     experiment: Experiment, turn: Turn, group: Callable[..., dict[str, Any]] | None, reached: Callable[[], None]
 ) -> Outcome:
     folder = RunFolder(experiment.run.folder)
-    gate = Gate(str(folder.path), turn.rungs, turn.until)
+    gate = Gate(str(folder.path), turn.rungs)
     with disk.errors_named(folder.path), _held(folder):
         if (done := folder.finished()) is not None:
             return Outcome("complete", done["images"], done["figures"])

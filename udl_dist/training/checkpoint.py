@@ -94,11 +94,6 @@ def adopt(source: Path, folder: Path) -> Path:
     return target
 
 
-def hash_of(checkpoint: Path, name: str) -> str:
-    """The sha256 of one of its files of tensors, as its manifest has it."""
-    return str(json.loads((checkpoint / "manifest.json").read_text())["files"][f"{name}.safetensors"]["sha256"])
-
-
 def weights(checkpoint: Path) -> str:
     """The sha256 of the weights that are used: those of the networks, and of the average where there is one."""
     files = json.loads((checkpoint / "manifest.json").read_text())["files"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from udl_dist.training.ranks import Ranks
 
 Sums = dict[str, list[list[float]]]
 DAMAGED = "damaged records"  # no figure has a blank in its name
+STEADY_STEPS = 200  # by then kernels are chosen, networks compiled, and what was read ahead at the start is used up
 
 
 class Meter:
@@ -85,6 +88,26 @@ class Meter:
         self._rows: dict[str, int] = {}
         self._wait_seconds = 0.0
         self._started = time.perf_counter()
+
+
+class Pace:
+    """Speed, time to go and peak memory of a run, said once for each start: another one may be on other machines."""
+
+    def __init__(self, start: int, batch_size: int, total: int) -> None:
+        self._steady, self._total, self._peak, self._said = start + STEADY_STEPS * batch_size, total, 0.0, False
+
+    def add(self, images: int, figures: Mapping[str, float]) -> str:
+        """What is to be said after a point of the curves; "" for nothing."""
+        self._peak = max(self._peak, figures["perf/memory_bytes"])
+        if self._said or not self._steady <= images < self._total:
+            return ""
+        self._said = True
+        speed = figures["perf/images_per_second"]
+        left = timedelta(seconds=round((self._total - images) / speed))
+        return (
+            f"after {images:,} images: {speed:,.0f} images/s, {left} to go, "
+            f"peak memory of a worker {self._peak / 2**20:,.0f} MiB"
+        )
 
 
 def _memory_bytes(device: torch.device) -> int:

@@ -6,9 +6,8 @@ Every act is called by all ranks in the same order. With one rank nothing is sen
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -16,20 +15,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 BUCKET = 2**18  # numbers that travel at once in an elastic sum
-
-
-@contextmanager
-def joined(rank: int, world: int, meeting: Path, gpu: bool) -> Iterator[None]:
-    """For the while, this process is one of `world` that meet through a file; those of Ray have met already."""
-    if world == 1:
-        yield
-        return
-    backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
-    dist.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=world)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 class Ranks:

@@ -1,14 +1,12 @@
-"""udl train and udl plan: what is learned, and what that would take elsewhere."""
+"""udl train: one run of a job, or its plan (--dry-run)."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from udl_dist.errors import UsageError
-from udl_dist.forecast.settings import ForecastSettings
-from udl_dist.verbs import Verbs, listed, new_runner, new_verb, progress, show
+from udl_dist.verbs import Verbs, listed, new_runner, show
 
 
 def add(verbs: Verbs) -> None:
@@ -22,14 +20,6 @@ def add(verbs: Verbs) -> None:
         epilog="any setting: --section.name value (udl train --settings lists them)",
     )
     train.set_defaults(act=_train)
-
-    plan = new_verb(verbs, "plan", ForecastSettings, help="what a job would do on machines that are not here",
-                    description="Measures parts of the job on this machine and works out how it would go elsewhere; "
-                    "settings of the job are --section.name value, as for udl train.")  # fmt: skip
-    plan.add_argument("job", type=Path, nargs="?", help="a job file, such as jobs/vae_digits.toml, or a run folder")
-    plan.add_argument("--save", type=Path, metavar="FILE", help="keep the measured parts")
-    plan.add_argument("--parts", type=Path, metavar="FILE", help="take up parts that were kept; nothing is measured")
-    plan.set_defaults(act=_plan)
 
 
 def _train(asked: argparse.Namespace, flags: dict[str, str]) -> int:
@@ -51,15 +41,3 @@ def _train(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     ended = session.train(wanted, sys.stderr, asked.verbose, asked.faults)
     show(ended.lines(), ended.as_dict(), asked.json)
     return ended.exit_code
-
-
-def _plan(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist import experiment, settings
-    from udl_dist.forecast import forecast
-
-    machines = {name: text for name, text in flags.items() if "." not in name}
-    wanted = settings.from_flags(ForecastSettings, machines)
-    job = experiment.load(asked.job, {name: text for name, text in flags.items() if "." in name})
-    found = forecast.forecast(job, wanted, asked.parts, asked.save, progress("packing"))
-    show(found.lines(), found.as_dict(), asked.json)
-    return 0

@@ -1,1 +1,0 @@
-"""What a job would do on machines that are not here, worked out from parts that are measured on one that is."""
