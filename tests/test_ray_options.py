@@ -126,12 +126,6 @@ def test_workers_of_somebody_elses_ray_that_import_another_udl_dist_are_refused(
     assert f"imports udl_dist from {here / 'udl_dist' / '__init__.py'}, the command from " in done.stdout, done.stdout
 
 
-def test_processes_that_udl_plan_measures_with_import_the_modules_of_the_command(tmp_path: Path) -> None:
-    small = ["--measure-seconds", "0.1", "--run.workers", "1"]
-    done = udl("plan", str(JOBS / "ae_digits.toml"), *small, cwd=bad_modules(tmp_path / "here"))
-    assert done.returncode == 0, done.stderr
-
-
 def test_python_m_takes_no_module_from_the_current_folder(tmp_path: Path) -> None:
     (tmp_path / "numpy.py").write_text("raise ImportError('numpy.py of the current folder was imported')\n")
     command = [sys.executable, "-m", "udl_dist", "pack", "digits", "packed"]
