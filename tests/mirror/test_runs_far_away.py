@@ -18,7 +18,7 @@ import torch
 from tests import gloo
 from tests.storage.served import served
 from tests.test_worker import curves, finished, manifest, source, wanted
-from udl_dist import mirror
+from udl_dist import mirror, pulse
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.mirror import checkpoints
@@ -26,6 +26,7 @@ from udl_dist.mirror.launcher import Launcher
 from udl_dist.mirror.lease import Lease
 from udl_dist.mirror.node import Node
 from udl_dist.packing.prepare import prepare
+from udl_dist.pulse import Pulse
 from udl_dist.runs import RunFolder
 from udl_dist.storage import objects
 from udl_dist.training import checkpoint
@@ -151,6 +152,21 @@ def launcher() -> Launcher:
 def node(leads: bool = True) -> Node:
     folder = RunFolder(mirror.working(FAR, "node"))
     return Node(FAR, folder, leads)
+
+
+def test_heartbeats_of_a_node_come_to_the_launcher() -> None:
+    with launcher().carrying() as here:
+        here.begin_group()
+        with node().carrying() as there:
+            heartbeats = [Pulse(there.folder, rank) for rank in range(2)]
+            for heartbeat in heartbeats:
+                heartbeat.beat(24, "phase")
+            there._carry()
+            here.carry()
+            assert {rank: life.images for rank, life in pulse.lives(here.folder).items()} == {0: 24, 1: 24}
+            assert not here.folder.messages.exists(), "no alarm"
+            for heartbeat in heartbeats:
+                heartbeat.close()
 
 
 def test_what_a_node_says_comes_to_the_launcher_once_and_what_is_asked_to_the_node() -> None:

@@ -131,7 +131,7 @@ class Launcher(Mirror):
         elif what == "damaged.txt":
             append_new(self.folder.damaged, told.read_text(encoding="utf-8").splitlines())
         elif what != "failure.json" or not self.folder.failure():
-            (self.folder.path / what).parent.mkdir(exist_ok=True)
+            (self.folder.path / what).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(told, self.folder.path / what)
 
 
