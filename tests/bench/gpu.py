@@ -55,9 +55,15 @@ KINDS: dict[str, dict[str, str]] = {
     "ae": CONV,
     "vae": CONV | {"method.likelihood": "gaussian", "method.variance": "learned"},
     "gan": {"method.latent_dim": "64"},  # the article's: batch normalisation, dropout
-    "gan_r1": {"method.generator": "conv", "method.discriminator": "conv", "method.r1": "0.3", "method.r1_every": "2",
-               "method.network.activation": "leaky_relu", "train.average_half_life": "2000"},
-}  # fmt: skip
+    "gan_r1": {
+        "method.generator": "conv",
+        "method.discriminator": "conv",
+        "method.r1": "0.3",
+        "method.r1_every": "2",
+        "method.network.activation": "leaky_relu",
+        "train.average_half_life": "2000",
+    },
+}
 
 
 def say(check: str, **found: Any) -> None:
@@ -88,12 +94,21 @@ def source(size: int, channels: int = 3, kind: str = "raw") -> Path:
     return where
 
 
-def asked(kind: str, size: int = 32, channels: int = 3, batch: int = 48, steps: int = STEPS, data: str = "raw",
-          **flags: Any) -> Experiment:  # fmt: skip
+def asked(
+    kind: str, size: int = 32, channels: int = 3, batch: int = 48, steps: int = STEPS, data: str = "raw", **flags: Any
+) -> Experiment:
     dotted = {name.replace("__", "."): str(value) for name, value in flags.items()}
-    base = {"method.name": kind.split("_")[0], "data.source": str(source(size, channels, data)), "data.size": str(size),
-            "data.channels": str(channels), "data.readers": "2", "train.batch_size": str(batch), "track.mode": "off",
-            "train.total_images": str(batch * steps), "run.folder": str(FOLDER / "none")}  # fmt: skip
+    base = {
+        "method.name": kind.split("_")[0],
+        "data.source": str(source(size, channels, data)),
+        "data.size": str(size),
+        "data.channels": str(channels),
+        "data.readers": "2",
+        "train.batch_size": str(batch),
+        "track.mode": "off",
+        "train.total_images": str(batch * steps),
+        "run.folder": str(FOLDER / "none"),
+    }
     return experiments.load(None, base | KINDS[kind] | dotted)
 
 
@@ -134,10 +149,13 @@ def worker(kind: str) -> dict[str, Any]:
     folder.mkdir()
     (folder / "experiment.toml").write_text(experiment.to_toml())
     done = work(experiment, prepare(experiment.data), Ranks(DEVICE))
-    return {"images": done["images"], "memory_mib": round(done["figures"]["perf/memory_bytes"] / 2**20),
-            "val": {name: round(value, 4) for name, value in done["figures"].items() if name.startswith("val/")},
-            "environment": json.loads((folder / "environment.jsonl").read_text().splitlines()[-1]),
-            "pictures": len(list((folder / "pictures").glob("*")))}  # fmt: skip
+    return {
+        "images": done["images"],
+        "memory_mib": round(done["figures"]["perf/memory_bytes"] / 2**20),
+        "val": {name: round(value, 4) for name, value in done["figures"].items() if name.startswith("val/")},
+        "environment": json.loads((folder / "environment.jsonl").read_text().splitlines()[-1]),
+        "pictures": len(list((folder / "pictures").glob("*"))),
+    }
 
 
 def ray(verb: str, *flags: str) -> dict[str, Any]:
@@ -147,16 +165,22 @@ def ray(verb: str, *flags: str) -> dict[str, Any]:
     done = subprocess.run([sys.executable, "-m", "udl_dist", verb, *flags, *base], capture_output=True, text=True)
     environments = sorted(FOLDER.glob(f"ray_{verb}/**/environment.jsonl"))
     device = json.loads(environments[0].read_text().splitlines()[-1]).get("GPU") if environments else None
-    return {"rc": done.returncode, "seconds": round(time.monotonic() - began, 1), "device": device,
-            "tail": (done.stdout + done.stderr)[-300:]}  # fmt: skip
+    return {
+        "rc": done.returncode,
+        "seconds": round(time.monotonic() - began, 1),
+        "device": device,
+        "tail": (done.stdout + done.stderr)[-300:],
+    }
 
 
 def agree(kind: str) -> dict[str, Any]:
     """The losses of 20 steps on the CPU and on the GPU, by precision."""
     flags: dict[str, Any] = {"method__dropout": 0} if kind == "gan" else {}
     cpu = Run(asked(kind, **flags), torch.device("cpu")).losses()
-    found = {precision: apart(cpu, Run(asked(kind, train__precision=precision, **flags)).losses())
-             for precision in ("float32", "tf32", "bfloat16")}  # fmt: skip
+    found = {
+        precision: apart(cpu, Run(asked(kind, train__precision=precision, **flags)).losses())
+        for precision in ("float32", "tf32", "bfloat16")
+    }
     return found | {"expect": "1e-4 (GANs 5e-2: batch normalisation and kinks), 1e-2, 5e-2"}
 
 
@@ -174,8 +198,11 @@ def bits(kind: str, determinism: str, size: int, channels: int, **flags: Any) ->
     again = Run(experiment)
     again.learning.restore(checkpoint.load(checkpoint.path_of(folder, half))[0])
     list(again.reports(half, STEPS, half))
-    return {"repeats": len(set(hashes)) == 1, "resumes": again.hash() == hashes[0],
-            "expect": "anything" if determinism == "none" else "true, true"}  # fmt: skip
+    return {
+        "repeats": len(set(hashes)) == 1,
+        "resumes": again.hash() == hashes[0],
+        "expect": "anything" if determinism == "none" else "true, true",
+    }
 
 
 def compiled(kind: str) -> dict[str, Any]:
@@ -226,8 +253,11 @@ def too_large() -> dict[str, Any]:
         return {"skipped": "no GPU"}
     torch.cuda.set_per_process_memory_fraction(0.002)
     try:
-        work(asked("vae", 128, batch=512, steps=1, run__folder=FOLDER / "large"),
-             prepare(asked("vae", 128).data), Ranks(DEVICE))  # fmt: skip
+        work(
+            asked("vae", 128, batch=512, steps=1, run__folder=FOLDER / "large"),
+            prepare(asked("vae", 128).data),
+            Ranks(DEVICE),
+        )
     except TrainingError as error:
         return {"refused": str(error)[:120]}
     finally:
@@ -285,9 +315,17 @@ def speed(size: int, batch: int, flags: dict[str, Any]) -> dict[str, Any]:
     last = next(reports).figures
     theirs = rate(bare(size, batch, steps, flags), steps * batch)
     flops = 6 * sum(network.flops for network in run.learning.method.describe().values())
-    return {"size": size, "batch": batch, **flags, "ours": ours, "bare": theirs, "ratio": round(ours / theirs, 2),
-            "tflops": round(ours * flops / 1e12, 1), "wait": round(last["perf/data_wait_share"], 3),
-            "memory_mib": round(last["perf/memory_bytes"] / 2**20)}  # fmt: skip
+    return {
+        "size": size,
+        "batch": batch,
+        **flags,
+        "ours": ours,
+        "bare": theirs,
+        "ratio": round(ours / theirs, 2),
+        "tflops": round(ours * flops / 1e12, 1),
+        "wait": round(last["perf/data_wait_share"], 3),
+        "memory_mib": round(last["perf/memory_bytes"] / 2**20),
+    }
 
 
 def profile(kind: str) -> dict[str, Any]:
@@ -310,8 +348,11 @@ def profile(kind: str) -> dict[str, Any]:
             busy += event.device_time_total
         elif event.name.startswith(("cuda", "cu")):
             calls[event.name] += 1
-    return {"ms_a_step": round(wall / STEPS * 1e3, 2), "gpu_busy": round(busy / 1e6 / wall, 2),
-            "calls": {name: round(count / STEPS, 1) for name, count in calls.most_common(8)}}  # fmt: skip
+    return {
+        "ms_a_step": round(wall / STEPS * 1e3, 2),
+        "gpu_busy": round(busy / 1e6 / wall, 2),
+        "calls": {name: round(count / STEPS, 1) for name, count in calls.most_common(8)},
+    }
 
 
 def ddp() -> dict[str, Any]:
@@ -355,8 +396,10 @@ def use() -> dict[str, Any]:
     """A model that was trained here, on the CPU and on the GPU."""
     cpu, gpu = (udl_dist.load(FOLDER / "run_vae", device) for device in ("cpu", str(DEVICE)))
     images = torch.rand(300, 3, 32, 32) * 2 - 1
-    off = {name: float((getattr(cpu, name)(images) - getattr(gpu, name)(images)).abs().max())
-           for name in ("encode", "reconstruct")}  # fmt: skip
+    off = {
+        name: float((getattr(cpu, name)(images) - getattr(gpu, name)(images)).abs().max())
+        for name in ("encode", "reconstruct")
+    }
     return off | {"sample": float((cpu.sample(64) - gpu.sample(64)).abs().max()), "expect": "1e-4, with TF32 1e-2"}
 
 
@@ -371,8 +414,11 @@ def exported(kind: str) -> dict[str, Any]:
 def verb(*words: str) -> dict[str, Any]:
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "udl_dist", *words], capture_output=True, text=True, cwd=FOLDER)
-    return {"rc": done.returncode, "seconds": round(time.monotonic() - began, 1),
-            "tail": (done.stdout + done.stderr)[-200:]}  # fmt: skip
+    return {
+        "rc": done.returncode,
+        "seconds": round(time.monotonic() - began, 1),
+        "tail": (done.stdout + done.stderr)[-200:],
+    }
 
 
 def loader(data: str, size: int, readers: int) -> dict[str, Any]:
@@ -416,17 +462,35 @@ def main() -> None:
         check(f"agree {kind}", agree, kind)
     if not SMALL:
         check("ray train", ray, "train", "jobs/ae_digits.toml", "--run.workers", "1", "--train.epochs", "4")
-        check("ray search", ray, "search", "jobs/search_vae_digits.toml", "--search.trials", "4", "--search.gpu-share",
-              "0.5", "--search.budget-images", "4000", "--search.final-seeds", "1")  # fmt: skip
+        check(
+            "ray search",
+            ray,
+            "search",
+            "jobs/search_vae_digits.toml",
+            "--search.trials",
+            "4",
+            "--search.gpu-share",
+            "0.5",
+            "--search.budget-images",
+            "4000",
+            "--search.final-seeds",
+            "1",
+        )
     for kind in ("vae", "gan"):
         check(f"profile {kind}", profile, kind)
     for data, size in (("jpeg", 64), ("npy", 64), ("jpeg", 128)):
         for readers in (1, 4, 16):
             check("loader", loader, data, size, readers)
     half = {"train__precision": "bfloat16"}
-    variants: list[dict[str, str]] = [{}, {"train__precision": "tf32"}, half, half | last,
-                                      half | {"train__compile": "true"}, half | last | {"train__compile": "true"},
-                                      {"train__precision": "tf32", "run__determinism": "none"}]  # fmt: skip
+    variants: list[dict[str, str]] = [
+        {},
+        {"train__precision": "tf32"},
+        half,
+        half | last,
+        half | {"train__compile": "true"},
+        half | last | {"train__compile": "true"},
+        {"train__precision": "tf32", "run__determinism": "none"},
+    ]
     for size, batch in ((32, 32),) if SMALL else ((64, 512), (128, 256)):
         for flags in variants[:3] if SMALL else variants:
             check("speed", speed, size, batch, flags)
