@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from udl_dist import experiment, settings
+from udl_dist import experiment
+from udl_dist.core import config_schema
 from udl_dist.errors import UsageError
 
 FILES = sorted((Path(__file__).parent.parent / "jobs").glob("*.toml"))
@@ -116,7 +117,7 @@ def test_the_resolved_experiment_spells_out_every_default(tmp_path: Path) -> Non
     written = tomllib.loads(wanted.to_toml())
     assert set(written) == {"method", *experiment.SECTIONS}
     names = [name for name, *_ in experiment.describe("gan")]
-    assert sorted(settings.flatten(written)) == sorted(names)
+    assert sorted(config_schema.flatten(written)) == sorted(names)
 
 
 def test_reading_an_experiment_imports_neither_torch_nor_ray() -> None:

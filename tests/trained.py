@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from tests.training.learn import asked, packed
+from udl_dist.data.packing.prepare import prepare
 from udl_dist.experiment import Experiment
-from udl_dist.packing.prepare import prepare
-from udl_dist.runs import RunFolder
-from udl_dist.training.ranks import Ranks
-from udl_dist.worker import work
+from udl_dist.launch.worker import work
+from udl_dist.runs.run_folder import RunFolder
+from udl_dist.training.distributed import Ranks
 
 METHODS = ("ae", "vae", "gan")
 

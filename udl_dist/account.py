@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from udl_dist import environment, methods, settings
+from udl_dist import methods
+from udl_dist.core import config_schema as settings
 from udl_dist.errors import UdlError, UsageError
 from udl_dist.evaluation import written
-from udl_dist.runs import RunFolder, winner_of
+from udl_dist.runs import environment
+from udl_dist.runs.run_folder import RunFolder, winner_of
 
 MOST_ENVIRONMENTS = 20  # the last ones
 LONGEST_FILE = 2**26  # bytes of what is read whole

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from udl_dist import __version__
+from udl_dist.commands import clusters, data, results, searching, training, use
 from udl_dist.errors import UdlError, UsageError
-from udl_dist.verbs import clusters, data, results, searching, training, use
 
 REMOVED = {
     "plan": "udl plan was removed: udl train JOB --dry-run prints networks, FLOPs and memory, and a run says images/s, "

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from udl_dist import methods, settings
+from udl_dist import methods
+from udl_dist.core import config_schema
+from udl_dist.data.settings import DataSettings
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import EvaluateSettings
-from udl_dist.runs import RunSettings
-from udl_dist.stream.settings import DataSettings
-from udl_dist.tracking import TrackSettings
+from udl_dist.runs.run_folder import RunSettings
+from udl_dist.runs.tracking import TrackSettings
 from udl_dist.training.settings import TrainSettings
 
 SECTIONS: dict[str, type] = {
@@ -50,8 +51,8 @@ class Experiment:
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting, defaults spelled out; `from_dict` reads it back."""
-        method = {"name": self.method_name, **settings.to_dict(self.method)}
-        return {"method": method, **{name: settings.to_dict(getattr(self, name)) for name in SECTIONS}}
+        method = {"name": self.method_name, **config_schema.to_dict(self.method)}
+        return {"method": method, **{name: config_schema.to_dict(getattr(self, name)) for name in SECTIONS}}
 
     def to_toml(self) -> str:
         """The same as a TOML file that can be fed back."""
@@ -76,7 +77,7 @@ def load(path: Path | None, flags: Mapping[str, str]) -> Experiment:
 def join(values: dict[str, Any], flags: Mapping[str, str], path: Path | None) -> Experiment:
     """The same of values that were read from `path`."""
     _refuse_tables(values)
-    flat = settings.flatten(values)
+    flat = config_schema.flatten(values)
     name = flags.get("method.name", flat.get("method.name"))
     known = kinds(name)  # type: ignore[arg-type]  # refuses what is no name
     if not flat.get("run.folder"):
@@ -85,11 +86,11 @@ def join(values: dict[str, Any], flags: Mapping[str, str], path: Path | None) ->
     for dotted, text in flags.items():
         if dotted not in known:
             raise UsageError(f"unknown setting {dotted}: {nearest(dotted, list(known))}")
-        flat[dotted] = settings.from_text(known[dotted], text)
+        flat[dotted] = config_schema.from_text(known[dotted], text)
     for one, other in (LENGTHS, LENGTHS[::-1]):  # a flag counts, not the other measure that the file has
         if one in flags and other not in flags:
             flat.pop(other, None)
-    return from_dict(settings.nest(flat))
+    return from_dict(config_schema.nest(flat))
 
 
 def job_file(path: Path, kept: str) -> Path:
@@ -115,14 +116,14 @@ def from_dict(values: Mapping[str, Any]) -> Experiment:
     method_settings = _method(name).Settings
     _refuse_misplaced(values, name)
     sections: dict[str, Any] = {
-        section: settings.from_dict(owner, values.get(section, {}), f"{section}.")
+        section: config_schema.from_dict(owner, values.get(section, {}), f"{section}.")
                 for section, owner in SECTIONS.items()}  # fmt: skip
-    return Experiment(name, settings.from_dict(method_settings, method_table, "method."), **sections)
+    return Experiment(name, config_schema.from_dict(method_settings, method_table, "method."), **sections)
 
 
 def differences(old: Experiment, new: Experiment) -> list[str]:
     """What differs between two experiments that a resumed run must not change, as `name: old, now new`."""
-    before, after = settings.flatten(old.to_dict()), settings.flatten(new.to_dict())
+    before, after = config_schema.flatten(old.to_dict()), config_schema.flatten(new.to_dict())
     names = sorted(set(before) | set(after))
     return [f"{name} was {before.get(name)!r}, now {after.get(name)!r}" for name in names
             if before.get(name) != after.get(name)
@@ -132,9 +133,9 @@ def differences(old: Experiment, new: Experiment) -> list[str]:
 def describe(method_name: str) -> Iterator[tuple[str, str, Any, str]]:
     """Every setting of an experiment with that method: (dotted name, type, default, meaning)."""
     yield "method.name", " or ".join(methods.names()), method_name, "what is learned"
-    yield from settings.describe(_method(method_name).Settings, "method.")
+    yield from config_schema.describe(_method(method_name).Settings, "method.")
     for section, owner in SECTIONS.items():
-        yield from settings.describe(owner, f"{section}.")
+        yield from config_schema.describe(owner, f"{section}.")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -162,7 +163,7 @@ def kinds(method_name: str) -> dict[str, Any]:
     """The type of every setting of an experiment with that method, by its dotted name."""
     found: dict[str, Any] = {"method.name": str}
     for section, owner in {"method": _method(method_name).Settings, **SECTIONS}.items():
-        found |= settings.kinds(owner, f"{section}.")
+        found |= config_schema.kinds(owner, f"{section}.")
     return found
 
 
@@ -176,7 +177,7 @@ def nearest(dotted: str, known: Sequence[str]) -> str:
     ):
         if alike:
             return f"did you mean {alike[0]}?"
-    return settings.nearest(dotted, list(known))
+    return config_schema.nearest(dotted, list(known))
 
 
 def _refuse_tables(values: Mapping[str, Any]) -> None:
@@ -184,7 +185,7 @@ def _refuse_tables(values: Mapping[str, Any]) -> None:
     tables = ["method", *SECTIONS]
     for table, content in values.items():
         if table not in tables:
-            raise UsageError(f"unknown table [{table}]: {settings.nearest(table, tables)}")
+            raise UsageError(f"unknown table [{table}]: {config_schema.nearest(table, tables)}")
         if not isinstance(content, Mapping):
             raise UsageError(f"{table} is a table of settings, not {content!r}")
 
@@ -192,6 +193,6 @@ def _refuse_tables(values: Mapping[str, Any]) -> None:
 def _refuse_misplaced(values: Mapping[str, Any], method_name: str) -> None:
     """A key in the wrong table gets the name of the right one (never ignored)."""
     known = kinds(method_name)
-    for dotted in settings.flatten(values):
+    for dotted in config_schema.flatten(values):
         if dotted not in known and not any(name.startswith(dotted + ".") for name in known):
             raise UsageError(f"unknown setting {dotted}: {nearest(dotted, list(known))}")

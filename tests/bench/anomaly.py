@@ -18,7 +18,7 @@ from typing import Any
 import udl_dist
 from tests.trained import finished
 from udl_dist import experiment as experiments
-from udl_dist import settings
+from udl_dist.core import config_schema
 from udl_dist.errors import UdlError
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.using.evaluating import evaluate
@@ -34,7 +34,7 @@ def flags(words: list[str]) -> tuple[dict[str, str], FigureSettings]:
              for name, value in zip(words[::2], words[1::2], strict=True)}  # fmt: skip
     figures = {name: value for name, value in given.items() if "." not in name}
     job = {name: value for name, value in given.items() if "." in name}
-    return job, settings.from_flags(FigureSettings, {"families": "anomaly", **figures})
+    return job, config_schema.from_flags(FigureSettings, {"families": "anomaly", **figures})
 
 
 def without(label: str, path: Path, job: dict[str, str], wanted: FigureSettings, folder: Path) -> Figures:

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from udl_dist.images.coding import decode_into
-from udl_dist.images.kinds import Shape
-from udl_dist.packing.prepare import prepare
-from udl_dist.stream.opening import open_streams
-from udl_dist.stream.settings import DataSettings
+from udl_dist.data.images.coding import decode_into
+from udl_dist.data.images.kinds import Shape
+from udl_dist.data.loader.opening import open_streams
+from udl_dist.data.packing.prepare import prepare
+from udl_dist.data.settings import DataSettings
 
 BATCH = 64
 Batches = Iterator[Any]
@@ -88,8 +88,8 @@ def litdata(source: Path, shape: Shape, folder: Path) -> Batches:
     from litdata import StreamingDataLoader, StreamingDataset
     from litdata.streaming.writer import BinaryWriter
 
-    from udl_dist.images.decoders import pillow_image
-    from udl_dist.images.headers import read_header
+    from udl_dist.data.images.decoders import pillow_image
+    from udl_dist.data.images.headers import read_header
 
     class Photos(StreamingDataset):  # type: ignore[misc]
         def __getitem__(self, index: Any) -> Any:

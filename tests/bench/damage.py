@@ -16,7 +16,7 @@ import numpy as np
 
 from tests.bench.bombs import BOMBS, MEGABYTES, SECONDS, explode_apart
 from tests.bench.wounds import KINDS, Base, base, inflict, rows_of
-from udl_dist.shards.reading import Shards
+from udl_dist.data.shards.reading import Shards
 
 SHARDS, FLIPS = 200, 10_000
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.bench.photos import HEIGHT, WIDTH, jpeg
-from udl_dist.images.coding import decode, decode_into
+from udl_dist.data.images.coding import decode, decode_into
 
 PHOTOS, TURNS = 60, 9
 Pixels = NDArray[np.uint8]

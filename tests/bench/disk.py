@@ -32,7 +32,7 @@ from tests.bench import relaunch, saves
 from tests.training.learn import packed
 from udl_dist import experiment as experiments
 from udl_dist.errors import TrainingError
-from udl_dist.runs import RunFolder
+from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import checkpoint
 
 FLAGS = {"train__total_images": "480", "train__report_images": "48", "evaluate__every_images": "120",
@@ -126,9 +126,9 @@ def ranked(values: dict[str, Any], at: int, how: str, said: str) -> None:
     """One start of a run, in a process of its own: exit code 0, or 4 if it ended by name."""
     import torch
 
-    from udl_dist.packing.prepare import prepare
-    from udl_dist.training.ranks import Ranks
-    from udl_dist.worker import work
+    from udl_dist.data.packing.prepare import prepare
+    from udl_dist.launch.worker import work
+    from udl_dist.training.distributed import Ranks
 
     os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
     torch.set_num_threads(1)

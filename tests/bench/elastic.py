@@ -10,13 +10,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests import gloo
 from tests.bench.step import FLAGS
+from tests.training import gloo
 from tests.training.learn import Run
 from udl_dist import experiment
-from udl_dist.packing.pack import pack
-from udl_dist.packing.settings import PackSettings
-from udl_dist.training.ranks import Ranks
+from udl_dist.data.packing.pack import pack
+from udl_dist.data.packing.settings import PackSettings
+from udl_dist.training.distributed import Ranks
 
 STEPS, TURNS, BATCH = 20, 3, 480
 

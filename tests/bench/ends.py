@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tests.bench import relaunch
 from tests.training.learn import packed
-from udl_dist.runs import RunFolder
+from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import checkpoint
 
 MARK = "UDL_END_MARK"

@@ -27,11 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.bench.scale import apart, own
-from udl_dist.shards.index import NAME, ROW, About, Index, Shard
-from udl_dist.shards.writing import _write_header
-from udl_dist.stream.dataset import LOOKED_AT, Dataset
-from udl_dist.stream.reader import Stream
-from udl_dist.stream.settings import DataSettings
+from udl_dist.data.loader.dataset import LOOKED_AT, Dataset
+from udl_dist.data.loader.reader import Stream
+from udl_dist.data.settings import DataSettings
+from udl_dist.data.shards.index import NAME, ROW, About, Index, Shard
+from udl_dist.data.shards.writing import _write_header
 
 WORLD, IMAGES = 512, 128  # ranks, and images of one of them in a step
 RECORDS, SHARDS, KEY_BYTES, RECORD_BYTES = 1_000_000_000, 10_000, 4, 100_000

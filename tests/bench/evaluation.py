@@ -30,11 +30,11 @@ import torch
 
 import udl_dist
 from tests.trained import run
-from udl_dist import clusters
 from udl_dist.evaluation.distances import Real
 from udl_dist.evaluation.extractor import Classifier
 from udl_dist.evaluation.extractor import load as load_extractor
 from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.launch import ray_runtime
 from udl_dist.methods import Batch
 from udl_dist.models.model import BATCH_IMAGES, Model
 from udl_dist.using.evaluating import evaluate
@@ -118,13 +118,13 @@ def forward(model: Model, folder: Path, images: int) -> str:
 
 
 def ranks(model: Model, folder: Path, images: int) -> str:
-    clusters.start("", verbose=False)
+    ray_runtime.start("", verbose=False)
     try:
         works = [partial(figures, model, folder, images, families=("likelihood",), bound_samples=100, workers=count)
                  for count in (1, 2)]  # fmt: skip
         one, two = medians(*works)
     finally:
-        clusters.end()
+        ray_runtime.end()
     return (f"bound of 100 latents of {images:,} images: a worker {one:.1f} s, two {two:.1f} s: {one / two:.2f} times "
             "(goal 1.7)")  # fmt: skip
 

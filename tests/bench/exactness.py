@@ -20,15 +20,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
-from tests.stream.made import shards
-from udl_dist.permutation import chain
-from udl_dist.shards.index import Index
-from udl_dist.shards.indexing import index_shards
-from udl_dist.stream import order
-from udl_dist.stream.dataset import Dataset
-from udl_dist.stream.loading import Records
-from udl_dist.stream.reader import Stream
-from udl_dist.stream.settings import DataSettings
+from tests.data.loader.made import shards
+from udl_dist.core.permutation import chain
+from udl_dist.data.loader import order
+from udl_dist.data.loader.dataset import Dataset
+from udl_dist.data.loader.loading import Records
+from udl_dist.data.loader.reader import Stream
+from udl_dist.data.settings import DataSettings
+from udl_dist.data.shards.index import Index
+from udl_dist.data.shards.indexing import index_shards
 
 STEPS, BATCH, BEYOND = 120, 4, 5  # of an epoch; and steps of the next one that tails reach into
 EVERY = {"full": 1, "blocks": 4}  # steps between resumes

@@ -25,15 +25,15 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from tests.stream.made import encoded, pixels, tar
-from udl_dist.checking.check import check
-from udl_dist.checking.settings import CheckSettings
+from tests.data.loader.made import encoded, pixels, tar
+from udl_dist.data.checking.check import check
+from udl_dist.data.checking.settings import CheckSettings
+from udl_dist.data.images.coding import decode, encode
+from udl_dist.data.shards.index import NAME, PREAMBLE, Index
+from udl_dist.data.shards.indexing import index_shards
+from udl_dist.data.shards.reading import Shards, opened
+from udl_dist.data.shards.tar import BLOCK, walk
 from udl_dist.errors import DataError, UdlError
-from udl_dist.images.coding import decode, encode
-from udl_dist.shards.index import NAME, PREAMBLE, Index
-from udl_dist.shards.indexing import index_shards
-from udl_dist.shards.reading import Shards, opened
-from udl_dist.shards.tar import BLOCK, walk
 
 MOST_SECONDS, EACH = 5.0, 1000
 SHAPE = (1, 6, 6)

@@ -31,18 +31,18 @@ from torch.nn import functional
 import udl_dist
 from udl_dist import experiment as experiments
 from udl_dist import methods
+from udl_dist.data.loader.opening import open_feed
+from udl_dist.data.packing.pack import pack
+from udl_dist.data.packing.prepare import prepare
+from udl_dist.data.packing.settings import PackSettings
 from udl_dist.errors import TrainingError
 from udl_dist.experiment import Experiment
 from udl_dist.export.export import ExportSettings, export
+from udl_dist.launch.worker import new_learning, work
 from udl_dist.methods import Batch
-from udl_dist.packing.pack import pack
-from udl_dist.packing.prepare import prepare
-from udl_dist.packing.settings import PackSettings
-from udl_dist.stream.opening import open_feed
 from udl_dist.training import arithmetic, checkpoint
+from udl_dist.training.distributed import Ranks
 from udl_dist.training.loop import Intervals, Report, batch_memory, train
-from udl_dist.training.ranks import Ranks
-from udl_dist.worker import new_learning, work
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda", 0) if GPU else torch.device("cpu")
@@ -220,8 +220,8 @@ def cpu_run() -> dict[str, Any]:
     """A run on the CPU of a machine with a GPU leaves the GPU alone."""
     program = (
         "import sys; from pathlib import Path; import torch; from udl_dist import experiment\n"
-        "from udl_dist.packing.prepare import prepare; from udl_dist.training.ranks import Ranks\n"
-        "from udl_dist.worker import work; asked = experiment.load(Path(sys.argv[1]), {})\n"
+        "from udl_dist.data.packing.prepare import prepare; from udl_dist.training.distributed import Ranks\n"
+        "from udl_dist.launch.worker import work; asked = experiment.load(Path(sys.argv[1]), {})\n"
         "work(asked, prepare(asked.data), Ranks()); print(torch.cuda.is_initialized())"
     )
     job = FOLDER / "cpu.toml"

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from tests.bench import relaunch
 from tests.training.learn import packed
-from udl_dist import faults
+from udl_dist.core import faults
 from udl_dist.experiment import Experiment
-from udl_dist.runs import RunFolder
+from udl_dist.runs.run_folder import RunFolder
 
 METHODS = ("ae", "vae", "gan")
 BATCH, STEPS, VALIDATE = 12, 40, 120

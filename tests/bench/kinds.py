@@ -15,7 +15,7 @@ from typing import Any
 from tests.bench import relaunch
 from tests.training.learn import packed
 from udl_dist.experiment import Experiment
-from udl_dist.runs import RunFolder
+from udl_dist.runs.run_folder import RunFolder
 
 BATCH, STEPS = 12, 200
 FLAGS = {"run__workers": "2", "train__total_images": str(BATCH * STEPS), "train__average_half_life": "100",
@@ -43,7 +43,7 @@ KINDS = {
 
 def reader_dies(rank: int, start: int) -> None:
     """On the first start, rank 1's reading threads run out of memory at their thirtieth batch."""
-    from udl_dist.stream.loading import Loader
+    from udl_dist.data.loader.loading import Loader
 
     real, calls = Loader.load, iter(range(10**9))
 

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from udl_dist.data.loader import order
 from udl_dist.storage.objects import open_blob, upload
 from udl_dist.storage.ranges import Blob, Range, read_ranges
-from udl_dist.stream import order
 
 THREADS, TURNS, BATCH = 8, 7, 64
 SHARD_BYTES = 2**24  # moto copies the whole object for each range of it: a large one would measure that

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from tests.bench.step import FLAGS
 from udl_dist import experiment
-from udl_dist.packing.prepare import prepare
-from udl_dist.runs import RunFolder
+from udl_dist.data.packing.prepare import prepare
+from udl_dist.launch.worker import work
+from udl_dist.runs.run_folder import RunFolder
+from udl_dist.training.distributed import Ranks
 from udl_dist.training.loop import Report
-from udl_dist.training.ranks import Ranks
-from udl_dist.worker import work
 
 IMAGES = 1_200_000
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from tests.stream.made import tar
+from tests.data.loader.made import tar
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 90  # the commonest shape of ImageNet
 SOURCES = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field")

@@ -22,14 +22,15 @@ from typing import Any
 
 from tests.training.learn import asked
 from udl_dist import experiment as experiments
-from udl_dist import faults, pulse
+from udl_dist.core import faults
+from udl_dist.data.packing.prepare import prepare
 from udl_dist.experiment import Experiment
-from udl_dist.packing.prepare import prepare
-from udl_dist.runs import RunFolder
+from udl_dist.runs import heartbeat
+from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import checkpoint
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["torch._dynamo", "torch.distributed.optim", "udl_dist.worker", "udl_dist.methods.ae",
+context.set_forkserver_preload(["torch._dynamo", "torch.distributed.optim", "udl_dist.launch.worker", "udl_dist.methods.ae",
                                 "udl_dist.methods.vae", "udl_dist.methods.gan", "tests.bench.relaunch"])  # fmt: skip
 QUIET = {"track__mode": "off", "evaluate__pictures": "false"}
 
@@ -42,7 +43,7 @@ def run(experiment: Experiment, wanted: str = "", starts: int = 5, seconds: floa
     folder = RunFolder(experiment.run.folder)
     with folder.held():
         for start in range(1, starts + 1):
-            pulse.clear(folder)
+            heartbeat.clear(folder)
             if _group(experiment, wanted, start, seconds, hook):
                 return start
     raise AssertionError(f"{wanted!r}: not done after {starts} starts: {folder.messages.read_text()}")
@@ -77,8 +78,8 @@ def _rank(rank: int, meet: str, values: dict[str, Any], wanted: str, start: int,
     import torch
     import torch.distributed as dist
 
-    from udl_dist.training.ranks import Ranks
-    from udl_dist.worker import work
+    from udl_dist.launch.worker import work
+    from udl_dist.training.distributed import Ranks
 
     with contextlib.suppress(FileNotFoundError), open(Path(values["run"]["folder"]) / "stderr.txt", "a") as file:
         os.dup2(file.fileno(), 2)  # of a rank that ends badly on purpose nobody wants to read

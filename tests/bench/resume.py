@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from udl_dist.packing.prepare import prepare
-from udl_dist.stream.opening import open_streams
-from udl_dist.stream.settings import DataSettings
+from udl_dist.data.loader.opening import open_streams
+from udl_dist.data.packing.prepare import prepare
+from udl_dist.data.settings import DataSettings
 
 RECORDS, SHARDS, TURNS, BATCH = 1_000_000, 10, 5, 64
 RECORD_BYTES = 1024  # a header and one block

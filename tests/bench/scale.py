@@ -23,14 +23,14 @@ import numpy as np
 import xxhash
 
 from tests.bench import resume
-from udl_dist.packing.prepare import prepare
-from udl_dist.permutation import mix64
-from udl_dist.shards.index import NAME, About, Index, Shard
-from udl_dist.shards.indexing import index_shards
-from udl_dist.shards.writing import write_index, write_part
-from udl_dist.stream.opening import Prepared, open_streams
-from udl_dist.stream.reader import Stream
-from udl_dist.stream.settings import DataSettings
+from udl_dist.core.permutation import mix64
+from udl_dist.data.loader.opening import Prepared, open_streams
+from udl_dist.data.loader.reader import Stream
+from udl_dist.data.packing.prepare import prepare
+from udl_dist.data.settings import DataSettings
+from udl_dist.data.shards.index import NAME, About, Index, Shard
+from udl_dist.data.shards.indexing import index_shards
+from udl_dist.data.shards.writing import write_index, write_part
 
 SHARDS, EACH = 10_000, 10_000
 BATCH, TURNS = 64, 5

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.training.learn import asked, packed
-from udl_dist import clusters
 from udl_dist import experiment as experiments
+from udl_dist.launch import ray_runtime
 from udl_dist.search import session, settings
 
 STEPS, BATCH = 100, 32
@@ -203,11 +203,11 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        clusters.start("", False)
+        ray_runtime.start("", False)
         for suite in (rates, asha, reports, tiny):
             if asked_for.only in (None, suite.__name__):
                 suite(Path(folder) / suite.__name__, asked_for)
-        clusters.end()
+        ray_runtime.end()
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from typing import Any
 
 from tests.bench import relaunch
 from tests.training.learn import packed
-from udl_dist import pulse
-from udl_dist.runs import RunFolder
+from udl_dist.runs import heartbeat
+from udl_dist.runs.run_folder import RunFolder
 
 BATCH = 12
 GOAL = 0.02  # growth of memory
@@ -38,7 +38,7 @@ class Watch:
     def _watch(self, rank: int) -> None:
         with (self._folder / f"soak-{rank}.jsonl").open("a") as file:
             while True:
-                life = pulse.lives(RunFolder(self._folder)).get(rank)
+                life = heartbeat.lives(RunFolder(self._folder)).get(rank)
                 memory = own_memory()
                 descriptors = len(os.listdir("/proc/self/fd"))
                 print(json.dumps({"step": life.images // BATCH if life else 0, "memory": memory,

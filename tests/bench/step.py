@@ -19,9 +19,9 @@ from torch.nn import functional
 
 from tests.training.learn import Run
 from udl_dist import experiment
-from udl_dist.packing.pack import pack
-from udl_dist.packing.settings import PackSettings
-from udl_dist.settings import to_dict
+from udl_dist.core.config_schema import to_dict
+from udl_dist.data.packing.pack import pack
+from udl_dist.data.packing.settings import PackSettings
 
 STEPS, TURNS, BATCH = 150, 7, 128
 FLAGS = {

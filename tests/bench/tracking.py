@@ -16,7 +16,7 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 
 from tests.bench.step import BATCH, FLAGS
-from tests.tracked import unwell
+from tests.runs.tracked import unwell
 
 TURNS, POINTS = 5, 60
 EVERY = 64 * BATCH
@@ -32,10 +32,10 @@ RUN = """
 import json, sys
 from pathlib import Path
 from udl_dist import experiment
-from udl_dist.packing.prepare import prepare
-from udl_dist.runs import RunFolder
-from udl_dist.training.ranks import Ranks
-from udl_dist.worker import work
+from udl_dist.data.packing.prepare import prepare
+from udl_dist.runs.run_folder import RunFolder
+from udl_dist.training.distributed import Ranks
+from udl_dist.launch.worker import work
 wanted = experiment.load(None, json.loads(sys.argv[1]))
 work(wanted, prepare(wanted.data), Ranks())
 print(json.dumps([point["perf/images_per_second"] for point in RunFolder(Path(wanted.run.folder)).points()]))

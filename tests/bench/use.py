@@ -15,8 +15,8 @@ import numpy as np
 
 from tests.trained import run
 from tests.training.learn import packed
-from udl_dist.packing.pack import pack
-from udl_dist.packing.settings import PackSettings
+from udl_dist.data.packing.pack import pack
+from udl_dist.data.packing.settings import PackSettings
 
 TURNS = 5
 LOAD = """

@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tests.stream.made import encoded, pixels, tar
-from udl_dist.checking.check import check
-from udl_dist.checking.settings import CheckSettings
-from udl_dist.shards.index import NAME, Index
-from udl_dist.shards.indexing import index_shards
-from udl_dist.shards.reading import opened
-from udl_dist.shards.tar import BLOCK, walk
+from tests.data.loader.made import encoded, pixels, tar
+from udl_dist.data.checking.check import check
+from udl_dist.data.checking.settings import CheckSettings
+from udl_dist.data.shards.index import NAME, Index
+from udl_dist.data.shards.indexing import index_shards
+from udl_dist.data.shards.reading import opened
+from udl_dist.data.shards.tar import BLOCK, walk
 
 
 class Base(NamedTuple):

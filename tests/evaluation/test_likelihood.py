@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from tests.methods.cases import batch, made
+from udl_dist.core import rng
 from udl_dist.evaluation.extractor import Pixels
 from udl_dist.evaluation.family import HELD_OUT, Figure, Seen, Subject
 from udl_dist.evaluation.likelihood import Likelihood
 from udl_dist.evaluation.settings import FigureSettings
-from udl_dist.methods import Batch, chance
+from udl_dist.methods import Batch
 
 SHAPE = (1, 2, 3)
 SIGMA = 0.3
@@ -58,7 +59,7 @@ def linear() -> Any:
 
 def images(method: Any, count: int = 8) -> Batch:
     covariance = method.weights @ method.weights.T + SIGMA**2 * torch.eye(6)
-    factor, keys = torch.linalg.cholesky(covariance), chance.keys(5, count)
+    factor, keys = torch.linalg.cholesky(covariance), rng.keys(5, count)
     return Batch((torch.randn(count, 6) @ factor.T).view(-1, *SHAPE), keys, keys, 0)
 
 

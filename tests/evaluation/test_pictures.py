@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from udl_dist import methods
+from udl_dist.core import rng
 from udl_dist.evaluation import pictures
 from udl_dist.evaluation.pictures import GAP
-from udl_dist.methods import Batch, chance
+from udl_dist.methods import Batch
 
 
 def tile(picture: Image.Image, row: int, column: int, side: int) -> np.ndarray:
@@ -35,7 +36,7 @@ def test_values_out_of_range_are_cut_and_large_images_are_not_enlarged() -> None
 
 
 def batch_of(images: torch.Tensor) -> Batch:
-    keys = chance.keys(0, len(images))
+    keys = rng.keys(0, len(images))
     return Batch(images, keys, keys, 0)
 
 
@@ -49,7 +50,7 @@ def built(name: str, **settings: object) -> methods.Method:
 
 
 def test_each_method_is_drawn_as_far_as_it_can() -> None:
-    batch, keys = batch_of(torch.rand(4, 1, 28, 28) * 2 - 1), chance.keys(0, 4)
+    batch, keys = batch_of(torch.rand(4, 1, 28, 28) * 2 - 1), rng.keys(0, 4)
     drawn = {name: set(pictures.draw(built(name), batch, keys, 2)) for name in ("ae", "vae", "gan")}
     assert drawn == {"ae": {"reconstruction"}, "vae": {"reconstruction", "samples"}, "gan": {"samples"}}
 

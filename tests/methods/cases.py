@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from udl_dist.methods import Batch, Method, chance, find, names
-from udl_dist.settings import from_dict, nest
+from udl_dist.core import rng
+from udl_dist.core.config_schema import from_dict, nest
+from udl_dist.methods import Batch, Method, find, names
 
 SHAPE = (1, 8, 8)
 DENSE = {"latent_dim": 3, "network.kind": "dense", "network.widths": [7]}
@@ -42,7 +43,7 @@ def batch(count: int = 6, shape: tuple[int, int, int] = SHAPE, dtype: torch.dtyp
     """Images of four random patches each, so that there is something to learn; the same ones each time."""
     patches = torch.rand(count, shape[0], 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     images = patches.repeat_interleave(shape[1] // 2, 2).repeat_interleave(shape[2] // 2, 3) * 2 - 1
-    return Batch(images.to(dtype), chance.keys(2, count), chance.keys(3, count), seen=100)
+    return Batch(images.to(dtype), rng.keys(2, count), rng.keys(3, count), seen=100)
 
 
 def part(whole: Batch, places: slice) -> Batch:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.methods.cases import DENSE, batch, made
-from udl_dist.methods import Batch, chance
+from udl_dist.core import rng
+from udl_dist.methods import Batch
 
 TIED = {"latent_dim": 3, "network.kind": "dense", "tied": True}
 
@@ -56,7 +57,7 @@ def test_the_target_of_denoising_is_clean() -> None:
 
 
 def greys(count: int = 400) -> Batch:
-    return Batch(torch.full((count, 1, 8, 8), 0.25), chance.keys(0, count), chance.keys(1, count), 0)
+    return Batch(torch.full((count, 1, 8, 8), 0.25), rng.keys(0, count), rng.keys(1, count), 0)
 
 
 def test_gaussian_noise_has_the_level_asked() -> None:
@@ -81,7 +82,7 @@ def test_salt_and_pepper_are_as_many_and_the_share_asked() -> None:
 @pytest.mark.parametrize("noise", ["gaussian", "mask", "salt_and_pepper"])
 def test_noise_depends_on_the_key_and_on_nothing_else(noise: str) -> None:
     method, data = made("ae", DENSE | {"noise": noise, "noise_level": 0.5}), greys(20)
-    later = Batch(data.images, data.keys, chance.keys(9, 20), 5000)
+    later = Batch(data.images, data.keys, rng.keys(9, 20), 5000)
     assert torch.equal(method.damage(data), method.damage(later))
-    other = Batch(data.images, chance.keys(9, 20), data.record_keys, 0)
+    other = Batch(data.images, rng.keys(9, 20), data.record_keys, 0)
     assert not torch.equal(method.damage(data), method.damage(other))

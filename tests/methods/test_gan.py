@@ -9,13 +9,14 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from tests.methods.cases import batch, made
-from udl_dist.methods import Batch, chance
+from udl_dist.core import rng
+from udl_dist.methods import Batch
 
 CONV = {"latent_dim": 4, "generator": "conv", "discriminator": "conv", "network.widths": [4, 8]}
 
 
 def fakes(method: object, data: Batch, draw: str) -> torch.Tensor:
-    latents = chance.normal(data.keys, draw, (4,))
+    latents = rng.normal(data.keys, draw, (4,))
     return torch.tanh(method.networks["generator"](latents))  # type: ignore[attr-defined]
 
 
@@ -81,7 +82,7 @@ def after(seen: int) -> Batch:
 def test_both_generators_reach_every_size(generator: str, shape: tuple[int, int, int]) -> None:
     settings = {"generator": generator} | ({"network.widths": [4, 4]} if generator == "conv" else {})
     method = made("gan", settings, shape)
-    assert method.sample(chance.keys(0, 2)).shape == (2, *shape)
+    assert method.sample(rng.keys(0, 2)).shape == (2, *shape)
     for name, network in method.describe().items():
         assert network.parameters == sum(value.numel() for value in method.networks[name].parameters())
 

@@ -201,9 +201,9 @@ def test_an_unknown_method_names_the_nearest() -> None:
 NEW = '''
 from dataclasses import dataclass
 from udl_dist.methods import Method, Phase
-from udl_dist.networks import Network
-from udl_dist.networks.layers import Bias
-from udl_dist.settings import setting
+from udl_dist.methods.networks import Network
+from udl_dist.methods.networks.layers import Bias
+from udl_dist.core.config_schema import setting
 
 @dataclass(frozen=True)
 class MeanSettings:

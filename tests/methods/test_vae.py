@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Normal, kl_divergence
 
 from tests.methods.cases import DENSE, batch, made
-from udl_dist.methods import Batch, chance
+from udl_dist.core import rng
+from udl_dist.methods import Batch
 
 GAUSSIAN = DENSE | {"likelihood": "gaussian", "sigma": 0.3}
 
@@ -24,7 +25,7 @@ def by_hand(method: object, data: Batch, images: Tensor) -> tuple[Tensor, Tensor
     """q(z|x), a draw of it as the method draws, and the raw output of the decoder."""
     mean, logvar = method.networks["encoder"](images).chunk(2, 1)  # type: ignore[attr-defined]
     deviation = torch.exp(20 * torch.tanh(logvar / 20) / 2)
-    latents = mean + deviation * chance.normal(data.keys, "latent", (3,))
+    latents = mean + deviation * rng.normal(data.keys, "latent", (3,))
     return mean, deviation, method.networks["decoder"](latents)  # type: ignore[attr-defined]
 
 
@@ -62,7 +63,7 @@ def test_the_closed_kl_equals_monte_carlo() -> None:
         method.networks["encoder"][-1].weight.mul_(3)
         mean, logvar = method.posterior(data.images)
         q = Normal(mean, (logvar / 2).exp())
-        draws = q.mean + q.stddev * chance.normal(chance.keys(0, count), "mc", (3,))
+        draws = q.mean + q.stddev * rng.normal(rng.keys(0, count), "mc", (3,))
         log_ratio = (log_density(q, draws) - log_density(Normal(0.0, 1.0), draws)).sum(1)
         closed = method.measure(data)["kl"]
     assert closed > 1
@@ -96,7 +97,7 @@ def test_binarisation_is_drawn_with_the_pixel_s_probability() -> None:
     count = 500
     images = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8).expand(count, -1, -1, -1)
     drawn = made("vae", DENSE | {"binarise": "epoch"}).targets(
-        Batch(images, chance.keys(0, count), chance.keys(1, count), 0)
+        Batch(images, rng.keys(0, count), rng.keys(1, count), 0)
     )
     assert set(drawn.unique().tolist()) == {-1.0, 1.0}
     assert torch.equal(drawn[:, 0, 0, 0], -torch.ones(count))
@@ -107,7 +108,7 @@ def test_binarisation_is_drawn_with_the_pixel_s_probability() -> None:
 @pytest.mark.parametrize(("binarise", "changes"), [("static", False), ("epoch", True)])
 def test_static_binarisation_stays_and_the_other_changes_with_the_epoch(binarise: str, changes: bool) -> None:
     method, first = made("vae", DENSE | {"binarise": binarise}), batch()
-    second = Batch(first.images, chance.keys(50, 6), first.record_keys, 1000)
+    second = Batch(first.images, rng.keys(50, 6), first.record_keys, 1000)
     assert torch.equal(method.targets(first), method.targets(first))
     assert torch.equal(method.targets(first), method.targets(second)) is not changes
 

@@ -13,14 +13,14 @@ import udl_dist
 from tests.trained import finished, run
 from tests.training.learn import asked, packed
 from udl_dist import experiment as experiments
+from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.export.export import ExportSettings, export
-from udl_dist.packing.prepare import prepare
-from udl_dist.runs import RunFolder
-from udl_dist.session import planned_of
-from udl_dist.training.ranks import Ranks
-from udl_dist.worker import work
+from udl_dist.launch.session import planned_of
+from udl_dist.launch.worker import work
+from udl_dist.runs.run_folder import RunFolder
+from udl_dist.training.distributed import Ranks
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from udl_dist.report import pictures
 from udl_dist.report import report as reports
 from udl_dist.report.parts import MOST_BYTES
 from udl_dist.report.report import report
-from udl_dist.runs import RunFolder
+from udl_dist.runs.run_folder import RunFolder
 from udl_dist.using.following import follow
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from udl_dist.runs import RunFolder
+from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search import gate
 from udl_dist.search.follow import Follower
 from udl_dist.search.gate import Gate, decide, decisions

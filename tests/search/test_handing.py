@@ -20,7 +20,7 @@ from udl_dist.export.card import plain
 from udl_dist.export.export import ExportSettings, export
 from udl_dist.models import layout
 from udl_dist.report.compare import compare
-from udl_dist.runs import RunFolder
+from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search import ending, trial
 from udl_dist.search.handing import MODEL
 from udl_dist.search.planning import plan

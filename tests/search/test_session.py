@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 
+from tests.launch.test_supervisor import cluster as cluster  # a fixture: one Ray for this module
+from tests.launch.test_supervisor import descendants
+from tests.launch.test_worker import finished, manifest
 from tests.search.asked import wanted
 from tests.search.simulated import conductor, journal_of, trained
 from tests.test_cli import refused, udl
-from tests.test_launch import cluster as cluster  # a fixture: one Ray for this module
-from tests.test_launch import descendants
-from tests.test_worker import finished, manifest
 from udl_dist import experiment as experiments
 from udl_dist.errors import UsageError
-from udl_dist.runs import RunFolder
+from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search import session
 from udl_dist.search.journal import Journal
 from udl_dist.search.results import Ended

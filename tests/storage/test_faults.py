@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.loader.made import one_line
 from tests.storage.faulty import Faulty
-from tests.stream.made import one_line
 from udl_dist.errors import DataError, UsageError
 from udl_dist.storage.fetching import Limits
 from udl_dist.storage.objects import download, exists, list_tars, open_blob

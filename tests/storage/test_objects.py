@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.data.loader.made import tar
 from tests.storage.served import served
-from tests.stream.made import tar
 from udl_dist.errors import DataError
 from udl_dist.storage.objects import download, exists, list_tars, open_blob, upload
 from udl_dist.storage.places import name_of

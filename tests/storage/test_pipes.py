@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stream.made import one_line
+from tests.data.loader.made import one_line
 from udl_dist.errors import DataError
 from udl_dist.storage.fetching import Limits
 from udl_dist.storage.pipes import Pipe

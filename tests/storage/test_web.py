@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.data.loader.made import one_line
 from tests.storage.web import Web
-from tests.stream.made import one_line
 from udl_dist.errors import DataError, UsageError
 from udl_dist.storage import web as rooms
 from udl_dist.storage.fetching import Limits

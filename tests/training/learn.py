@@ -12,14 +12,14 @@ import torch
 
 from udl_dist import experiment as experiments
 from udl_dist import methods
+from udl_dist.data.loader.opening import open_streams
+from udl_dist.data.packing.pack import pack
+from udl_dist.data.packing.prepare import prepare
+from udl_dist.data.packing.settings import PackSettings
 from udl_dist.experiment import Experiment
-from udl_dist.packing.pack import pack
-from udl_dist.packing.prepare import prepare
-from udl_dist.packing.settings import PackSettings
-from udl_dist.stream.opening import open_streams
-from udl_dist.training.learner import Learning
+from udl_dist.training.distributed import Ranks
 from udl_dist.training.loop import Intervals, Report, train
-from udl_dist.training.ranks import Ranks
+from udl_dist.training.train_state import Learning
 
 SMALL = {
     "ae": {"method.network.kind": "dense", "method.network.widths": "16", "method.latent_dim": "4"},

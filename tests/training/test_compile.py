@@ -111,8 +111,8 @@ def test_without_a_compiler_the_run_is_refused_with_what_to_do(source: Path, tmp
     (tmp_path / "job.toml").write_text(experiment.to_toml())
     program = (
         "import sys; from pathlib import Path; from udl_dist import experiment\n"
-        "from udl_dist.packing.prepare import prepare\n"
-        "from udl_dist.training.ranks import Ranks; from udl_dist.worker import work\n"
+        "from udl_dist.data.packing.prepare import prepare\n"
+        "from udl_dist.training.distributed import Ranks; from udl_dist.launch.worker import work\n"
         "asked = experiment.load(Path(sys.argv[1]), {}); work(asked, prepare(asked.data), Ranks())"
     )
     without = {**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests import gloo
+from tests.training import gloo
 from tests.training.learn import Run, asked, packed
 from udl_dist.errors import UsageError
 from udl_dist.experiment import Experiment
-from udl_dist.plan import plan
-from udl_dist.training.ranks import Ranks
+from udl_dist.launch.plan import plan
+from udl_dist.training.distributed import Ranks
 
 pytestmark = pytest.mark.long
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import gloo
+from tests.training import gloo
 from tests.training.learn import Run, asked, packed
 from udl_dist.experiment import Experiment
 from udl_dist.training import checkpoint
-from udl_dist.training.ranks import Ranks
+from udl_dist.training.distributed import Ranks
 
 CONV = {"method__network__kind": "conv", "method__network__widths": "4,8"}
 FLAGS = {

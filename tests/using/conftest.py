@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.rays import one_ray
+from tests.launch.rays import one_ray
 
 
 @pytest.fixture(scope="package")

@@ -11,11 +11,11 @@ from PIL import Image
 import udl_dist
 from tests.trained import run
 from udl_dist import experiment as experiments
+from udl_dist.data.packing.pack import pack
+from udl_dist.data.packing.settings import PackSettings
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.export.export import ExportSettings, export
 from udl_dist.methods.pixels import levels
-from udl_dist.packing.pack import pack
-from udl_dist.packing.settings import PackSettings
 from udl_dist.report.report import report
 from udl_dist.search.floor import pca_floor
 from udl_dist.using import drawing, evaluating, scoring

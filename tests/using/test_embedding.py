@@ -14,9 +14,9 @@ import torch
 
 import udl_dist
 from tests.training.learn import packed
+from udl_dist.data.shards.index import Index
 from udl_dist.errors import ClusterError, DataError, UsageError
 from udl_dist.models.model import Model
-from udl_dist.shards.index import Index
 from udl_dist.using import embedding
 from udl_dist.using.settings import EmbedSettings
 

@@ -17,11 +17,11 @@ import torch
 import udl_dist
 from tests.trained import run
 from tests.training.learn import packed
-from udl_dist import disk
 from udl_dist.cli import main
+from udl_dist.core import files as disk
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.evaluation.settings import FigureSettings
-from udl_dist.runs import RunFolder
+from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import checkpoint
 from udl_dist.using import evaluating, following
 

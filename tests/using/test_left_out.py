@@ -13,12 +13,12 @@ import torch
 import udl_dist
 from tests.trained import corners, run
 from tests.training.learn import asked, packed
+from udl_dist.data.loader.opening import Prepared, open_left_out, open_streams
+from udl_dist.data.loader.reader import Stream
+from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import DataError, UsageError
 from udl_dist.evaluation import oddness
 from udl_dist.evaluation.settings import FigureSettings
-from udl_dist.packing.prepare import prepare
-from udl_dist.stream.opening import Prepared, open_left_out, open_streams
-from udl_dist.stream.reader import Stream
 from udl_dist.using.evaluating import evaluate
 
 

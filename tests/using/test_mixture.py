@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import udl_dist
+from udl_dist.core import rng
 from udl_dist.errors import DataError, UsageError
-from udl_dist.methods import chance
 from udl_dist.models.prior import Mixture
 from udl_dist.training import checkpoint
 from udl_dist.using import mixture
@@ -58,10 +58,10 @@ def test_the_size_of_the_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_is_drawn_is_spread_as_what_was_fitted() -> None:
     fitted = mixture.fit(codes(), 3, 0, 50).mixture
-    drawn = fitted.draw(chance.keys(1, 20_000))
+    drawn = fitted.draw(rng.keys(1, 20_000))
     np.testing.assert_allclose(drawn.mean(0), codes().mean(0), atol=0.15)
     np.testing.assert_allclose(np.cov(drawn.T.numpy()), np.cov(codes().T), atol=0.4)
-    torch.testing.assert_close(fitted.draw(chance.keys(1, 3, 5)), drawn[5:8])
+    torch.testing.assert_close(fitted.draw(rng.keys(1, 3, 5)), drawn[5:8])
 
 
 def test_too_few_or_equal_codes_are_refused() -> None:

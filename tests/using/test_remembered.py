@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 import udl_dist
-from tests.test_worker_data import spoilt
+from tests.launch.test_worker_data import spoilt
 from tests.trained import corners, run
 from udl_dist.evaluation.extractor import Classifier
 from udl_dist.evaluation.settings import FigureSettings

@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from udl_dist.core import rng
 from udl_dist.evaluation import distances
 from udl_dist.evaluation.distances import Real
 from udl_dist.evaluation.family import TRAIN, Family, Figure, Seen, Subject, Taken
-from udl_dist.methods import chance
 
 REAL = "real"  # rows of features of the images themselves
 FLOOR = "floor of "  # what training images have in the place of generated ones
@@ -53,7 +53,7 @@ class Distribution(Family):
         rows = {} if self.known else {REAL: extractor.features(seen.batch.images)}
         if which != TRAIN and self.subject.sample:
             for number in range(self.subject.asked.seeds):
-                keys = chance.keys(self.subject.asked.seed + number, count, seen.start).to(seen.batch.keys.device)
+                keys = rng.keys(self.subject.asked.seed + number, count, seen.start).to(seen.batch.keys.device)
                 rows[f"fake {number}"] = extractor.features(self.subject.sample(keys))
         return Taken(count, rows={name: features.float().cpu() for name, features in rows.items()})
 

@@ -15,13 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from udl_dist.core.config_schema import as_path
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation import foreign
 from udl_dist.evaluation.family import Extractor
 from udl_dist.evaluation.settings import DETAIL, OWN
 from udl_dist.methods import Shape, descriptor, frechet
-from udl_dist.networks import NetworkSettings, encoder
-from udl_dist.settings import as_path
+from udl_dist.methods.networks import NetworkSettings, encoder
 
 FEATURES = 64
 KIND = "udl-dist extractor 2"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from udl_dist.core.config_schema import nearest
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.anomaly import Anomaly
 from udl_dist.evaluation.distribution import Distribution
@@ -11,7 +12,6 @@ from udl_dist.evaluation.family import Family, Subject
 from udl_dist.evaluation.likelihood import Likelihood
 from udl_dist.evaluation.reconstruction import Reconstruction
 from udl_dist.evaluation.representation import Representation
-from udl_dist.settings import nearest
 
 FAMILIES: tuple[type[Family], ...] = (Reconstruction, Likelihood, Representation, Distribution, Anomaly)
 

@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from udl_dist.core import rng
 from udl_dist.evaluation.family import Family, Figure, Seen, Subject, Taken, summed
-from udl_dist.methods import Batch, chance
+from udl_dist.methods import Batch
 
 AT_ONCE = 4096  # images that are decoded at a time, however many latents the bound takes
 LEVEL = 2 / 255  # how far apart the values of a pixel are, in [-1, 1]
@@ -55,7 +56,7 @@ class Likelihood(Family):
     def _bound(self, batch: Batch) -> Tensor:  # -> [B] float64
         """log of the mean weight of k latents of each image, so many at a time that memory stays bounded."""
         count, at_once = self.subject.asked.bound_samples, max(1, AT_ONCE // len(batch.images))
-        marks = chance.keys(self.subject.asked.seed, count).to(batch.keys.device)
+        marks = rng.keys(self.subject.asked.seed, count).to(batch.keys.device)
         total = torch.full((len(batch.images),), -math.inf, dtype=torch.float64, device=batch.images.device)
         for some in torch.split(marks, at_once):
             weights = self.subject.method.log_weights(batch, batch.keys ^ some[:, None]).double()

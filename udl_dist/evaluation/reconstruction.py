@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from udl_dist.core import rng
 from udl_dist.evaluation import pca, similarity
 from udl_dist.evaluation.family import HELD_OUT, TRAIN, Family, Figure, Seen, Subject, Taken, summed
-from udl_dist.methods import chance
 
 PCA = "pca"  # its error, in the reference
 # Figures of windows: the least side that they need, and what takes them of images in pairs.
@@ -45,7 +45,7 @@ class Reconstruction(Family):
         for name, like in self._windowed.items():
             values[name] = like(rebuilt.clamp(-1, 1), images)
         for level in self.subject.asked.noise:
-            noise = chance.normal(seen.batch.keys, f"evaluate {level}", self.subject.shape)
+            noise = rng.normal(seen.batch.keys, f"evaluate {level}", self.subject.shape)
             noisy = (images + 2 * level * noise).clamp(-1, 1)
             values[f"noisy {level}"] = similarity.mse(noisy, images)
             values[f"mended {level}"] = similarity.mse(self.subject.method.reconstruct(noisy), images)

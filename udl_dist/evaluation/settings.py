@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
-from udl_dist.settings import setting
+from udl_dist.core.config_schema import setting
 
 DETAIL, PIXELS = "detail", "pixels"  # what images are compared by without an extractor of one's own
 OWN = (DETAIL, PIXELS)

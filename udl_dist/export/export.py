@@ -11,17 +11,18 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from udl_dist import __version__, settings
+from udl_dist import __version__
+from udl_dist.core import config_schema, rng
+from udl_dist.data.loader.opening import open_streams
+from udl_dist.data.packing.folders import finish_folder, partial_folder
+from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation import pictures
 from udl_dist.export import card, formats
-from udl_dist.methods import Batch, chance
+from udl_dist.methods import Batch
 from udl_dist.models import crowd as crowds
 from udl_dist.models import layout
 from udl_dist.models.model import Model, load
-from udl_dist.packing.folders import finish_folder, partial_folder
-from udl_dist.packing.prepare import prepare
-from udl_dist.stream.opening import open_streams
 from udl_dist.using.calibration import calibration
 from udl_dist.using.outcome import Outcome, outcome
 from udl_dist.using.sources import as_batch
@@ -60,7 +61,7 @@ def export(model: Model, dest: Path, asked: ExportSettings) -> Outcome:
         if model.crowd:
             (folder / layout.CROWD).write_bytes(crowds.as_bytes(model.crowd, model.origin.weights))
         differences = formats.write(model, images, folder, asked.onnx, asked.torch_export)
-        for name, picture in pictures.draw(model.method, images, chance.keys(0, 64), 8).items():
+        for name, picture in pictures.draw(model.method, images, rng.keys(0, 64), 8).items():
             picture.save(folder / f"{name}.png")
         if not notes:
             (folder / layout.CALIBRATION).write_text(calibration(model).as_json())
@@ -88,9 +89,9 @@ def _real_images(model: Model) -> tuple[Batch, card.Seen, list[str]]:
         licenses = {dataset.index.about.license for dataset in stream.datasets} - {""}
         return batch, card.Seen(f"{stream.records:,}", kept, " ".join(sorted(licenses))[:LONGEST_LICENSE]), []
     except (DataError, UsageError) as error:
-        drawn = chance.uniform(chance.keys(0, 64), "images", model.shape) * 2 - 1
+        drawn = rng.uniform(rng.keys(0, 64), "images", model.shape) * 2 - 1
         note = f"the data cannot be read ({error}): compared on noise, and the card has no figures of held-out images"
-        return Batch(drawn, chance.keys(0, 64), chance.keys(0, 64), 0), card.Seen(), [note]
+        return Batch(drawn, rng.keys(0, 64), rng.keys(0, 64), 0), card.Seen(), [note]
 
 
 def _config(model: Model, folder: Path) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def _config(model: Model, folder: Path) -> dict[str, Any]:
         "format": layout.FORMAT,
         "library": f"udl-dist {__version__}",
         "method": origin.method,
-        "settings": settings.to_dict(model.method.settings),
+        "settings": config_schema.to_dict(model.method.settings),
         "shape": list(model.shape),
         "fit": origin.fit,
         "latent_dim": model.latent_dim,

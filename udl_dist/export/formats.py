@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from udl_dist.core import rng
 from udl_dist.errors import TrainingError, UsageError
-from udl_dist.methods import Batch, chance
+from udl_dist.methods import Batch
 from udl_dist.models.model import Model
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -64,7 +65,7 @@ def _parts(model: Model, batch: Batch) -> dict[str, tuple[Part, Tensor]]:
         parts["encoder"] = Part(method.networks, method.encode), images
     if model.can("decode"):
         generates = not model.can("encode")
-        latents = method.prior(chance.keys(0, len(images))) if generates else method.encode(images)
+        latents = method.prior(rng.keys(0, len(images))) if generates else method.encode(images)
         parts["generator" if generates else "decoder"] = Part(method.networks, method.decode), latents
     if model.can("reconstruct"):
         parts["whole"] = Part(method.networks, method.reconstruct), images

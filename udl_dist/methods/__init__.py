@@ -15,19 +15,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from udl_dist.core.config_schema import nearest
 from udl_dist.errors import UsageError
-from udl_dist.settings import nearest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from udl_dist.networks import Network
+    from udl_dist.methods.networks import Network
 
     Losses = tuple[Tensor, dict[str, Tensor]]
 
 Shape = tuple[int, int, int]  # C, H, W of an image
 
-HELPERS = ("chance", "descriptor", "frechet", "gan_alarms", "pixels")  # files of this folder that hold no method
+HELPERS = ("descriptor", "frechet", "gan_alarms", "networks", "pixels")  # modules here that hold no method
 EXPLODED = 100.0  # root mean square of latents or logits: healthy ones stay below 10
 
 

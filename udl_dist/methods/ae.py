@@ -9,11 +9,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from udl_dist.core import rng
+from udl_dist.core.config_schema import setting
 from udl_dist.errors import UsageError
-from udl_dist.methods import Batch, Method, Phase, Shape, chance, exploding
-from udl_dist.networks import GAINS, Network, NetworkSettings, decoder, encoder
-from udl_dist.networks.layers import Activation, Bias, Linear, Reshape
-from udl_dist.settings import setting
+from udl_dist.methods import Batch, Method, Phase, Shape, exploding
+from udl_dist.methods.networks import GAINS, Network, NetworkSettings, decoder, encoder
+from udl_dist.methods.networks.layers import Activation, Bias, Linear, Reshape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,8 +84,8 @@ class Autoencoder(Method):
         if self.settings.noise == "none":
             return images
         if self.settings.noise == "gaussian":
-            return images + level * chance.normal(batch.keys, "noise", shape).to(images.dtype)
-        draw = chance.uniform(batch.keys, "noise", shape)
+            return images + level * rng.normal(batch.keys, "noise", shape).to(images.dtype)
+        draw = rng.uniform(batch.keys, "noise", shape)
         black = draw < (level if self.settings.noise == "mask" else level / 2)
         damaged = images.masked_fill(black, -1.0)
         return damaged if self.settings.noise == "mask" else damaged.masked_fill((draw < level) & ~black, 1.0)

@@ -9,11 +9,21 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from udl_dist.core import rng
+from udl_dist.core.config_schema import setting
 from udl_dist.errors import UsageError
-from udl_dist.methods import Batch, Method, Phase, Shape, chance, descriptor, frechet, gan_alarms
-from udl_dist.networks import GAINS, Network, NetworkSettings, decoder, encoder, halvings, kernel
-from udl_dist.networks.layers import Activation, Conv, ConvTranspose, Dropout, Layer, Linear, Norm, Reshape
-from udl_dist.settings import setting
+from udl_dist.methods import Batch, Method, Phase, Shape, descriptor, frechet, gan_alarms
+from udl_dist.methods.networks import GAINS, Network, NetworkSettings, decoder, encoder, halvings, kernel
+from udl_dist.methods.networks.layers import (
+    Activation,
+    Conv,
+    ConvTranspose,
+    Dropout,
+    Layer,
+    Linear,
+    Norm,
+    Reshape,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -164,13 +174,13 @@ class GenerativeAdversarialNetwork(Method):
 
     def is_penalised(self, seen: int) -> bool:
         """Whether R1's turn has come: drawn from the images seen, so all ranks and a resumed run agree."""
-        return self.settings.r1 > 0 and int(chance.keys(seen, 1)) % self.settings.r1_every == 0
+        return self.settings.r1 > 0 and int(rng.keys(seen, 1)) % self.settings.r1_every == 0
 
     def _generate(self, keys: Tensor, draw: str) -> Tensor:
         return self.decode(self._latents(keys, draw))
 
     def _latents(self, keys: Tensor, draw: str) -> Tensor:  # -> [N, Z]
-        latents = chance.normal(keys, draw, (self.settings.latent_dim,))
+        latents = rng.normal(keys, draw, (self.settings.latent_dim,))
         return latents.to(next(self.networks["generator"].parameters()).dtype)
 
     def _logits(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B]

@@ -9,11 +9,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from udl_dist.core import rng
+from udl_dist.core.config_schema import setting
 from udl_dist.errors import UsageError
-from udl_dist.methods import Batch, Method, Phase, Shape, chance, exploding
-from udl_dist.networks import Network, NetworkSettings, decoder, encoder
-from udl_dist.networks.layers import Bias
-from udl_dist.settings import setting
+from udl_dist.methods import Batch, Method, Phase, Shape, exploding
+from udl_dist.methods.networks import Network, NetworkSettings, decoder, encoder
+from udl_dist.methods.networks.layers import Bias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -115,7 +116,7 @@ class VariationalAutoencoder(Method):
         return self._mean(self.networks["decoder"](latents))
 
     def prior(self, keys: Tensor) -> Tensor:
-        return chance.normal(keys, "latent", (self.settings.latent_dim,))
+        return rng.normal(keys, "latent", (self.settings.latent_dim,))
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """The bound and its terms with full weight, and the squared error per pixel in [0, 1] of `reconstruct`."""
@@ -137,7 +138,7 @@ class VariationalAutoencoder(Method):
     def log_weights(self, batch: Batch, keys: Tensor) -> Tensor:
         images = self.targets(batch)
         mean, logvar = self.posterior(images)
-        noise = chance.normal(keys.flatten(), "latent", (self.settings.latent_dim,)).to(mean.dtype)
+        noise = rng.normal(keys.flatten(), "latent", (self.settings.latent_dim,)).to(mean.dtype)
         noise = noise.view(*keys.shape, -1)
         latents = mean + (logvar / 2).exp() * noise  # [K, B, Z]
         output = self.networks["decoder"](latents.flatten(0, 1)).to(images.dtype)
@@ -165,14 +166,14 @@ class VariationalAutoencoder(Method):
         if self.settings.binarise == "none":
             return batch.images
         keys = batch.record_keys if self.settings.binarise == "static" else batch.keys
-        draw = chance.uniform(keys, "binarise", tuple(batch.images.shape[1:]))
+        draw = rng.uniform(keys, "binarise", tuple(batch.images.shape[1:]))
         return (draw < (batch.images + 1) / 2).to(batch.images.dtype) * 2 - 1
 
     def _terms(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """-log p(x|z) of each image, [B], and the KL of each image and dimension, [B, Z]."""
         images = self.targets(batch)
         mean, logvar = self.posterior(images)
-        noise = chance.normal(batch.keys, "latent", (self.settings.latent_dim,)).to(mean.dtype)
+        noise = rng.normal(batch.keys, "latent", (self.settings.latent_dim,)).to(mean.dtype)
         output = self.networks["decoder"](mean + (logvar / 2).exp() * noise).to(images.dtype)
         # Kingma & Welling 2014, eq. 10: both Gaussians diagonal, so the KL is closed.
         return self._surprise(images, output), (mean.square() + logvar.exp() - 1 - logvar) / 2

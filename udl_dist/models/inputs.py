@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from udl_dist.data.images.coding import Pixels, fit_pixels
+from udl_dist.data.images.kinds import Fit, Shape
 from udl_dist.errors import DataError, UsageError
-from udl_dist.images.coding import Pixels, fit_pixels
-from udl_dist.images.kinds import Fit, Shape
 from udl_dist.methods import pixels
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _scaled(images: Tensor) -> Tensor:
 
 
 def _fitted(image: Image.Image, shape: Shape, fit: Fit) -> Pixels:  # -> [C, H, W]
-    from udl_dist.images.decoders import upright
+    from udl_dist.data.images.decoders import upright
 
     raster = np.asarray(upright(image))
     return fit_pixels(raster[None] if raster.ndim == 2 else raster.transpose(2, 0, 1), shape, fit).copy()

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from udl_dist.core import rng
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.evaluation import similarity
-from udl_dist.methods import Batch, chance
+from udl_dist.methods import Batch
 from udl_dist.methods.pixels import levels
 from udl_dist.models.inputs import as_images, as_latents
 from udl_dist.models.opening import Opened, latent_dim, open_folder
@@ -85,7 +86,7 @@ class Model:
         """
         if count < 0:
             raise UsageError(f"{count} images cannot be drawn: ask for 0 or more")
-        keys = chance.keys(seed, count, start)
+        keys = rng.keys(seed, count, start)
         if prior == "mixture" or (prior == "auto" and not self.method.can("sample") and self.mixture):
             return self.decode(self._mixture().draw(keys))
         self.require("sample", "run udl fit-prior first, and it can be sampled" if self.can("encode") else "")
@@ -98,7 +99,7 @@ class Model:
         `code_outlier_factor` is the local outlier factor of the code among those that `udl fit-outliers` kept.
         """
         ready = self.images(images)
-        keys = chance.keys(seed, len(ready))
+        keys = rng.keys(seed, len(ready))
         return self.score_batch(Batch(ready, keys, keys, 0), by)
 
     def score_batch(self, batch: Batch, by: str = "auto") -> Tensor:  # -> [N] float64

@@ -15,16 +15,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from udl_dist import experiment as experiments
-from udl_dist import methods, settings
+from udl_dist import methods
+from udl_dist.core import config_schema
+from udl_dist.data.images.kinds import Fit, Shape
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation.oddness import Crowd
 from udl_dist.experiment import Experiment
-from udl_dist.images.kinds import Fit, Shape
 from udl_dist.methods import Method
 from udl_dist.models import crowd as crowds
 from udl_dist.models import layout
 from udl_dist.models.prior import Mixture
-from udl_dist.runs import RunFolder, winner_of
+from udl_dist.runs.run_folder import RunFolder, winner_of
 from udl_dist.training import checkpoint as checkpoints
 
 LARGEST_SIDE = 4096
@@ -67,7 +68,7 @@ class Opened:
 
 def open_folder(folder: Path | str, checkpoint: str | int = "best") -> Opened:
     """Open a run folder, an exported model, or the winner of a search; raise UsageError for a folder that is none."""
-    asked = settings.as_path(str(folder))
+    asked = config_schema.as_path(str(folder))
     path = winner_of(asked)
     if (path / "experiment.toml").is_file():
         notes = [f"{asked} is a search: this is the best run of its winner"] if path != asked else []
@@ -144,7 +145,7 @@ def _open_model(folder: Path) -> Opened:
     config = layout.read_config(folder)
     shape = _shape(config["shape"], folder)
     kind = methods.find(config["method"])
-    method = kind(settings.from_dict(kind.Settings, config["settings"], "method."), shape)
+    method = kind(config_schema.from_dict(kind.Settings, config["settings"], "method."), shape)
     path = folder / layout.WEIGHTS
     try:
         tensors = load_file(path)

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from udl_dist.core import rng
 from udl_dist.errors import DataError
-from udl_dist.methods import chance
 
 CURE = "delete it, then run udl fit-prior again"
 
@@ -34,10 +34,10 @@ class Mixture:
 
     def draw(self, keys: Tensor) -> Tensor:  # [N] int64 -> [N, Z]
         """Latents, one for each random key: the same key gives the same latents."""
-        uniform = chance.uniform(keys, "component", (1,)).double()[:, 0]
+        uniform = rng.uniform(keys, "component", (1,)).double()[:, 0]
         last = len(self.weights) - 1
         chosen = torch.searchsorted(self.weights.double().cumsum(0), uniform).clamp(max=last)
-        noise = chance.normal(keys, "mixture", (self.latent_dim,)).to(self.means.dtype)
+        noise = rng.normal(keys, "mixture", (self.latent_dim,)).to(self.means.dtype)
         return self.means[chosen] + torch.einsum("nij,nj->ni", self.factors[chosen], noise)
 
     def log_density(self, latents: Tensor) -> Tensor:  # [N, Z] -> [N]

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from udl_dist import disk, methods
+from udl_dist import methods
+from udl_dist.core import files
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.models.opening import Origin, open_folder, unfilled
-from udl_dist.runs import RunFolder
+from udl_dist.runs.run_folder import RunFolder
 from udl_dist.storage.places import is_remote
-from udl_dist.training.learner import Learning
-from udl_dist.training.ranks import Ranks
+from udl_dist.training.distributed import Ranks
+from udl_dist.training.train_state import Learning
 
 NAMED = 5  # tensors that are named in a line
 
@@ -91,5 +92,5 @@ def start(source: str, learning: Learning, ranks: Ranks, folder: RunFolder) -> N
         )
     learning.start_from(found.tensors)
     if ranks.leads:
-        disk.write_whole(folder.path / "init.json", json.dumps(found.facts(), indent=1))
+        files.write_whole(folder.path / "init.json", json.dumps(found.facts(), indent=1))
         folder.say(found.line())

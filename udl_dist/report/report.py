@@ -9,15 +9,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from udl_dist import account, environment, settings
+from udl_dist import account
 from udl_dist.account import Account
+from udl_dist.core import config_schema
+from udl_dist.data.shards.index import Index
 from udl_dist.errors import DataError
 from udl_dist.report import curves, searched
 from udl_dist.report.page import clean, page
-from udl_dist.report.parts import MOST_BYTES, NAME, Reported, evaluated, joined, shared, tables, written
+from udl_dist.report.parts import (
+    MOST_BYTES,
+    NAME,
+    Reported,
+    evaluated,
+    joined,
+    shared,
+    tables,
+    written,
+)
 from udl_dist.report.pictures import films
-from udl_dist.runs import RunFolder
-from udl_dist.shards.index import Index
+from udl_dist.runs import environment
+from udl_dist.runs.run_folder import RunFolder
 from udl_dist.storage.places import is_remote, split
 
 MOST_SHARDS = 100  # that are listed
@@ -30,7 +41,7 @@ MACHINE = ("perf/images_per_second", "perf/data_wait_share", "perf/memory_bytes"
 
 def follow(folder: str, out: Path | None, say: Callable[[str], None]) -> Reported:
     """Write the page again and again while a run or a search is at work; a browser that shows it loads it anew."""
-    run = RunFolder(settings.as_path(folder))
+    run = RunFolder(config_schema.as_path(folder))
     try:
         if run.in_use():
             page_file = out or run.path / NAME
@@ -48,8 +59,8 @@ def report(folder: str, out: Path | None = None, refresh: int = 0) -> Reported:
 
     A browser loads it anew every `refresh` seconds; 0: never.
     """
-    if searched.is_search(settings.as_path(folder)):
-        return searched.report(settings.as_path(folder), out, refresh)
+    if searched.is_search(config_schema.as_path(folder)):
+        return searched.report(config_schema.as_path(folder), out, refresh)
     about = account.read(folder)
     shown, faults = films(about.pictures)
     about.faults += faults

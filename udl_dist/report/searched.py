@@ -10,14 +10,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from udl_dist import account, environment, settings
+from udl_dist import account
 from udl_dist.account import Figure
+from udl_dist.core import config_schema
 from udl_dist.errors import UdlError
 from udl_dist.evaluation import written as evaluations
 from udl_dist.report import curves
 from udl_dist.report.page import clean, page
-from udl_dist.report.parts import MOST_BYTES, NAME, Reported, evaluated, in_words, shared, tables, written
+from udl_dist.report.parts import (
+    MOST_BYTES,
+    NAME,
+    Reported,
+    evaluated,
+    in_words,
+    shared,
+    tables,
+    written,
+)
 from udl_dist.report.pictures import films
+from udl_dist.runs import environment
 from udl_dist.search import ending, handing, results
 from udl_dist.search import settings as asked
 from udl_dist.search.handing import MODEL, Handed
@@ -115,7 +126,7 @@ def _values(found: Found, panels: list[dict[str, str]]) -> dict[str, Any]:
         "left_out": list(found.handed.lacking),
         "pictures": shown, "panels": panels, "head": head, "rows": rows[:MOST_ROWS], "more": len(rows[MOST_ROWS:]),
         "search_settings": _search_settings(found),
-        "settings": tables(method, settings.flatten(found.search.base.to_dict())) if found.search else [],
+        "settings": tables(method, config_schema.flatten(found.search.base.to_dict())) if found.search else [],
         "commands": _commands(found), "made_with": environment.in_words(environment.releases()),
     }  # fmt: skip
 
@@ -208,7 +219,7 @@ def _search_settings(found: Found) -> list[tuple[str, str]]:
     """What was searched, and how."""
     if not found.search:
         return []
-    plain = settings.to_dict(found.search.settings).items()
+    plain = config_schema.to_dict(found.search.settings).items()
     return [*((axis.name, axis.in_words().partition(": ")[2]) for axis in found.search.axes),
             *((f"search.{name}", in_words(value)) for name, value in plain)]  # fmt: skip
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from udl_dist.core.config_schema import flatten, nest
 from udl_dist.errors import UsageError
 from udl_dist.experiment import Experiment, from_dict, kinds, nearest
-from udl_dist.settings import flatten, nest
 
 LATENT = "method.latent_dim"  # the axis that plots know by its name
 KINDS = ("choice", "log", "uniform")

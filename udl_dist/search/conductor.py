@@ -114,7 +114,7 @@ class Conductor:
 
     def stop(self) -> None:
         """Start nothing more, and have what runs write a checkpoint and end; to be called again until it has."""
-        from udl_dist.runs import RunFolder
+        from udl_dist.runs.run_folder import RunFolder
 
         self.stopping = True
         for number in list(self.running):

@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import TextIO
 
-from udl_dist import disk
+from udl_dist.core import files
+from udl_dist.runs.terminal import Screen
 from udl_dist.search import handing, results
 from udl_dist.search.axes import LATENT
 from udl_dist.search.finals import Finals
@@ -15,7 +16,6 @@ from udl_dist.search.journal import Journal, Line
 from udl_dist.search.planning import SearchPlan
 from udl_dist.search.results import Ended, Winner
 from udl_dist.search.settings import Search
-from udl_dist.terminal import Screen
 
 FLOOR = "floor.json"  # what PCA reaches, by number of components
 
@@ -35,7 +35,7 @@ def end(wanted: Search, planned: SearchPlan, journal: Journal, out: TextIO, sign
     if best := results.winner(wanted, lines):
         made = _finals_of(wanted, best, planned).experiment(0)
         text = f"# udl train {wanted.folder}/winner.toml\n# Trial {best.trial} of the search beside it.\n\n"
-        disk.write_whole(wanted.folder / "winner.toml", text + made.to_toml())
+        files.write_whole(wanted.folder / "winner.toml", text + made.to_toml())
     results.write_csv(wanted, lines)
     final = finals(wanted, planned, journal)
     if final and wanted.settings.plots:
@@ -69,5 +69,5 @@ def _plot(wanted: Search, planned: SearchPlan, lines: Sequence[Line]) -> None:
     reached = {}
     if sizes and wanted.settings.metric[0] == "val/mse":
         reached = floor.pca_floor(wanted.base, sizes)
-        disk.write_whole(wanted.folder / FLOOR, json.dumps(reached))
+        files.write_whole(wanted.folder / FLOOR, json.dumps(reached))
     plots.draw(wanted, lines, planned.rungs, reached)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from udl_dist import faults
+from udl_dist.core import faults
 from udl_dist.errors import UsageError
 
 

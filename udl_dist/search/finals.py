@@ -12,7 +12,7 @@ from typing import Any
 from udl_dist import experiment as experiments
 from udl_dist.errors import TrainingError
 from udl_dist.experiment import Experiment
-from udl_dist.runs import RunFolder
+from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search.axes import with_values
 from udl_dist.search.conductor import LOST
 from udl_dist.search.settings import Search

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
+from udl_dist.data.loader.opening import open_streams
+from udl_dist.data.loader.reader import Stream
+from udl_dist.data.packing.prepare import prepare
 from udl_dist.evaluation import pca
 from udl_dist.experiment import Experiment
-from udl_dist.packing.prepare import prepare
-from udl_dist.stream.opening import open_streams
-from udl_dist.stream.reader import Stream
 from udl_dist.using.measuring import passes
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from udl_dist.disk import Tail
+from udl_dist.core.files import Tail
 
 Point = tuple[int, dict[str, float]]
 

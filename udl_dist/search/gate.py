@@ -10,8 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from udl_dist import disk
-from udl_dist.runs import RunFolder
+from udl_dist.core import files
+from udl_dist.runs.run_folder import RunFolder
 
 POLL_SECONDS = 0.001
 SLOW_POLL_SECONDS = 0.05  # after the first moments: it is others that are waited for
@@ -41,10 +41,10 @@ class Gate:
 
 def decisions(folder: Path) -> list[bool]:
     """What was decided about a trial so far, a rung after the other."""
-    return [bool(json.loads(line)["goes_on"]) for line in disk.whole_lines(folder / NAME)]
+    return [bool(json.loads(line)["goes_on"]) for line in files.whole_lines(folder / NAME)]
 
 
 def decide(folder: Path, rung: int, images: int, goes_on: bool) -> None:
     """Tell a trial what was decided, once."""
     if len(decisions(folder)) == rung:
-        disk.append_line(folder / NAME, json.dumps({"images": images, "goes_on": goes_on}))
+        files.append_line(folder / NAME, json.dumps({"images": images, "goes_on": goes_on}))

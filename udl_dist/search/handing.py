@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from udl_dist import disk
+from udl_dist.core import files
 from udl_dist.errors import UdlError, UsageError
 from udl_dist.evaluation import written
+from udl_dist.runs.terminal import Progress, Screen
 from udl_dist.search.finals import Finals, spread
 from udl_dist.search.objective import Objective
 from udl_dist.search.settings import Search
-from udl_dist.terminal import Progress, Screen
 
 if TYPE_CHECKING:
     from udl_dist.models.model import Model
@@ -76,7 +76,7 @@ def hand_over(wanted: Search, finals: Finals, out: TextIO) -> Handed:
     exported = _exported(wanted, runs, failed, out) if wanted.settings.export and runs else ""
     handed = Handed(_over_runs(measured), weights, tuple(lacking), tuple(failed), exported)
     if handed != before:
-        disk.write_whole(wanted.folder / written.NAME, json.dumps(vars(handed), indent=1, ensure_ascii=False))
+        files.write_whole(wanted.folder / written.NAME, json.dumps(vars(handed), indent=1, ensure_ascii=False))
     return handed
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from udl_dist import disk
+from udl_dist.core import files
 from udl_dist.errors import UsageError
 
 State = Literal["complete", "stopped", "failed"]
@@ -50,7 +50,7 @@ class Journal:
         self.path = path
         self.lines: dict[int, Line] = {}
         self.odd: list[int] = []  # lines that make no sense, which only whoever looks passes over
-        for number, text in enumerate(disk.whole_lines(path), 1):
+        for number, text in enumerate(files.whole_lines(path), 1):
             if line := _parsed(text):
                 self.lines.setdefault(line.trial, line)
             elif strict:
@@ -63,7 +63,7 @@ class Journal:
         """Append and sync; raise OSError with nothing of the line left in the file."""
         if line.trial in self.lines:
             raise AssertionError(f"trial {line.trial} ended twice")
-        disk.append_lasting(self.path, json.dumps(asdict(line)))
+        files.append_lasting(self.path, json.dumps(asdict(line)))
         self.lines[line.trial] = line
 
 

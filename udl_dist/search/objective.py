@@ -56,7 +56,7 @@ class Objective:
 
 def check(search: Search) -> None:
     """Raise UsageError for an objective that nobody reports, or that does not compare across an axis."""
-    from udl_dist.training import figures
+    from udl_dist.training import metric_names as figures
 
     found, base = search.settings, search.base
     method = methods.find(base.method_name)(base.method, base.data.shape)

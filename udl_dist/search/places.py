@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from udl_dist import capacity, clusters
 from udl_dist.errors import ClusterError
+from udl_dist.launch import capacity, ray_runtime
 from udl_dist.search.settings import Search
 
 
@@ -19,7 +19,7 @@ class Slots:
 def slots(search: Search) -> Slots:
     """The places of this cluster; raise ClusterError if it has none for a trial. Ray must have been joined."""
     base, run = search.base, search.base.run
-    gpu, workers = clusters.wants_gpu(base), run.most_workers
+    gpu, workers = ray_runtime.wants_gpu(base), run.most_workers
     share = search.settings.gpu_share if workers == 1 else 1.0
     resources = {"CPU": float(run.cpus_per_worker)} | ({"GPU": share} if gpu else {})
     places = capacity.of_cluster(resources) // workers

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from udl_dist.errors import UsageError
-from udl_dist.plan import plan_here as plan_run
+from udl_dist.launch.plan import plan_here as plan_run
 from udl_dist.search.axes import with_values
 from udl_dist.search.sampler import Grid, Random, Sampler, settings_asked
 from udl_dist.search.schedule import rungs

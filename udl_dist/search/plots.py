@@ -14,7 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from udl_dist.runs import RunFolder
+from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search.axes import LATENT, Axis
 from udl_dist.search.coordinates import logarithm, losses, places, scaled, shown, unit
 from udl_dist.search.importance import importance, numbers

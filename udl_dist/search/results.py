@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from udl_dist import disk
+from udl_dist.core import files
 from udl_dist.evaluation import written
-from udl_dist.runs import RunFolder
+from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search.handing import MODEL, Handed
 from udl_dist.search.journal import Line
 from udl_dist.search.objective import Objective
@@ -160,7 +160,7 @@ def write_csv(search: Search, lines: Sequence[Line]) -> None:
         writer.writerow([line.trial, line.state, line.images, *values,
                          *(line.settings.get(name, "") for name in names), line.seed, line.seconds,
                          *(line.figures.get(name, "") for name in figures), line.why])  # fmt: skip
-    disk.write_whole(search.folder / "search.csv", text.getvalue())
+    files.write_whole(search.folder / "search.csv", text.getvalue())
 
 
 def states(lines: Sequence[Line]) -> dict[str, int]:

@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from udl_dist import disk
+from udl_dist.core import files
+from udl_dist.data.packing.prepare import prepare, settled
 from udl_dist.errors import ClusterError, UdlError, UsageError
-from udl_dist.packing.prepare import prepare, settled
-from udl_dist.runs import RunFolder
+from udl_dist.launch.signals import Signals
+from udl_dist.runs.run_folder import RunFolder
+from udl_dist.runs.terminal import Progress, page_hint
+from udl_dist.runs.tracking import resolved
 from udl_dist.search import ending, faulty, objective
 from udl_dist.search import settings as asked
 from udl_dist.search.conductor import Conductor
@@ -21,9 +24,6 @@ from udl_dist.search.planning import SearchPlan, make_sampler, plan
 from udl_dist.search.results import Ended
 from udl_dist.search.settings import Search
 from udl_dist.search.view import View
-from udl_dist.signals import Signals
-from udl_dist.terminal import Progress, page_hint
-from udl_dist.tracking import resolved
 
 POLL_SECONDS = 0.2
 SOURCE = "search.toml"
@@ -36,7 +36,7 @@ def search(wanted: Search, out: TextIO, verbose: bool = False, faults: str = "")
     folder = RunFolder(wanted.folder)
     base = replace(wanted.base, run=replace(wanted.base.run, folder=str(folder.path)))
     wanted = replace(wanted, base=base)
-    with folder.held(), disk.errors_named(folder.path):
+    with folder.held(), files.errors_named(folder.path):
         if base.run.fresh:
             folder.set_aside()
             wanted = replace(wanted, base=replace(base, run=replace(base.run, fresh=False)))
@@ -47,7 +47,7 @@ def search(wanted: Search, out: TextIO, verbose: bool = False, faults: str = "")
         prepare(base.data, Progress("packing", out))
         planned = plan(wanted)
         journal = Journal(folder.path / "trials.jsonl")
-        disk.write_whole(folder.path / SOURCE, wanted.to_toml())
+        files.write_whole(folder.path / SOURCE, wanted.to_toml())
         track, tracked = resolved(base.track)
         wanted = replace(wanted, base=wanted.base.replace(track=track))
         return Session(wanted, planned, journal, out, verbose, by_trial, tracked).run()
@@ -89,21 +89,21 @@ class Session:
 
     def _work(self, trials_left: bool) -> None:
         """In a thread: Ray from start to end, the trials, then the winner's runs."""
-        from udl_dist import clusters
+        from udl_dist.launch import ray_runtime
 
         try:
             finals = self._finals()
             if trials_left or (finals and not finals.over):
-                self._outcome["ours"] = clusters.start(self.wanted.base.run.address, self.verbose)
+                self._outcome["ours"] = ray_runtime.start(self.wanted.base.run.address, self.verbose)
                 self._under_ray(trials_left)
         except Exception as error:  # carried to the main thread, which explains it
             self._outcome["error"] = error
         finally:
             if self._outcome.get("ours"):
-                clusters.end()
+                ray_runtime.end()
 
     def _under_ray(self, trials_left: bool) -> None:
-        from udl_dist import nodes
+        from udl_dist.launch import nodes
         from udl_dist.search import places, tuning
 
         slots = places.slots(self.wanted)
@@ -155,10 +155,10 @@ class Session:
 
     def _end(self, thread: threading.Thread) -> None:
         if thread.is_alive() and self._outcome.get("ours"):
-            from udl_dist import clusters
+            from udl_dist.launch import ray_runtime
 
-            clusters.end()
-            thread.join(clusters.START_SECONDS)
+            ray_runtime.end()
+            thread.join(ray_runtime.START_SECONDS)
 
     def _ended(self, signal: int) -> Ended:
         return ending.end(self.wanted, self.planned, self.journal, self.out, signal)
@@ -180,7 +180,7 @@ def _refuse_another(wanted: Search) -> None:
 
 
 def _explained(error: Exception) -> UdlError:
-    from udl_dist.recovery import one_line
+    from udl_dist.launch.recovery import one_line
 
     return ClusterError(f"Ray failed: {type(error).__name__}: {one_line(error)}: the same command goes on")
 

@@ -11,11 +11,11 @@ from typing import Any, Literal
 import tomli_w
 
 from udl_dist import experiment as experiments
-from udl_dist import settings
+from udl_dist.core import config_schema as settings
+from udl_dist.core.config_schema import setting
 from udl_dist.errors import UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.search.axes import Axis, parse
-from udl_dist.settings import setting
 from udl_dist.storage.places import is_remote
 
 # What may differ when the same folder is searched on: no result depends on it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from udl_dist.runs import RunFolder
+from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search.journal import Journal
 from udl_dist.search.objective import Objective
 from udl_dist.search.settings import Search

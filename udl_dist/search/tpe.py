@@ -11,8 +11,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from udl_dist.core.permutation import chain
 from udl_dist.errors import UsageError
-from udl_dist.permutation import chain
 from udl_dist.search.axes import Axis
 from udl_dist.search.journal import Line
 from udl_dist.search.objective import Objective

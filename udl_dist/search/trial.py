@@ -16,17 +16,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from udl_dist import disk, faults, pulse
+from udl_dist.core import faults, files
+from udl_dist.data.loader.opening import Prepared
+from udl_dist.data.packing.prepare import prepare
+from udl_dist.data.settings import DataSettings
 from udl_dist.errors import ClusterError, TrainingError, UdlError, UsageError
 from udl_dist.experiment import Experiment, from_dict
-from udl_dist.packing.prepare import prepare
-from udl_dist.recovery import one_line
-from udl_dist.runs import RunFolder
+from udl_dist.launch.recovery import one_line
+from udl_dist.runs import heartbeat
+from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search.axes import with_values
 from udl_dist.search.gate import Gate
 from udl_dist.search.settings import Search
-from udl_dist.stream.opening import Prepared
-from udl_dist.stream.settings import DataSettings
 
 TURN = "turn.json"
 LOCK_SECONDS = 20.0  # that the process of a search which was killed may take to go
@@ -139,10 +140,10 @@ def _train(
 ) -> Outcome:
     folder = RunFolder(experiment.run.folder)
     gate = Gate(str(folder.path), turn.rungs)
-    with disk.errors_named(folder.path), _held(folder):
+    with files.errors_named(folder.path), _held(folder):
         if (done := folder.finished()) is not None:
             return Outcome("complete", done["images"], done["figures"])
-        disk.write_whole(folder.experiment, experiment.to_toml())
+        files.write_whole(folder.experiment, experiment.to_toml())
         prepared = _prepared(experiment.data)
         if group:
             result = group(experiment, prepared, turn.faults, gate)
@@ -161,8 +162,8 @@ def _alone(
     """Train by the one worker that this process is."""
     import torch
 
-    from udl_dist.training.ranks import Ranks
-    from udl_dist.worker import work
+    from udl_dist.launch.worker import work
+    from udl_dist.training.distributed import Ranks
 
     waited = 0.0
 
@@ -187,7 +188,7 @@ def _alone(
 def _held(folder: RunFolder) -> Iterator[None]:
     """Hold the folder; what a killed search left at work in it is ended first."""
     deadline = time.monotonic() + LOCK_SECONDS
-    for life in pulse.lives(folder).values():
+    for life in heartbeat.lives(folder).values():
         if life.process != os.getpid():
             life.kill()
     with contextlib.ExitStack() as stack:

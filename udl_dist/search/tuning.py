@@ -241,7 +241,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
     def _group(self, grouped: bool) -> Callable[..., dict[str, Any]] | None:
         if not grouped:
             return None
-        from udl_dist.launch import train_within
+        from udl_dist.launch.supervisor import train_within
 
         return train_within
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import TextIO
 
+from udl_dist.runs.terminal import LOG_SECONDS, Screen, clock
 from udl_dist.search.finals import Finals
 from udl_dist.search.journal import Journal, Line
 from udl_dist.search.objective import Objective
 from udl_dist.search.results import short, states
 from udl_dist.search.settings import Search
-from udl_dist.terminal import LOG_SECONDS, Screen, clock
 
 
 class View:

@@ -17,8 +17,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from udl_dist.core.config_schema import setting
 from udl_dist.errors import DataError
-from udl_dist.settings import setting
 
 T = TypeVar("T")
 

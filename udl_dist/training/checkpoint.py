@@ -18,8 +18,8 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from udl_dist import faults
-from udl_dist.disk import sync
+from udl_dist.core import faults
+from udl_dist.core.files import sync
 from udl_dist.errors import TrainingError
 
 FORMAT = 1

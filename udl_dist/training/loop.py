@@ -18,16 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from udl_dist.data.loader.feed import Feed
+from udl_dist.data.loader.loading import Records
 from udl_dist.errors import TrainingError
 from udl_dist.methods import Batch, Method, pixels
-from udl_dist.stream.feed import Feed
-from udl_dist.stream.loading import Records
-from udl_dist.training.learner import Learning
+from udl_dist.training.distributed import Ranks
+from udl_dist.training.finite_guard import SKIPS, Diverged, Guard, Kept, Rejected
 from udl_dist.training.meter import Meter
-from udl_dist.training.numerics import SKIPS, Diverged, Guard, Kept, Rejected
-from udl_dist.training.ranks import Ranks
 from udl_dist.training.settings import TrainSettings
 from udl_dist.training.step import black, cut, edges_of_parts, take, warm_up
+from udl_dist.training.train_state import Learning
 
 SECONDS = "perf/validation_seconds"
 

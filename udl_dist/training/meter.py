@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from udl_dist.training.ranks import Ranks
+from udl_dist.training.distributed import Ranks
 
 Sums = dict[str, list[list[float]]]
 DAMAGED = "damaged records"  # no figure has a blank in its name

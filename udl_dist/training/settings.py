@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from udl_dist.core.config_schema import as_path, setting
 from udl_dist.errors import UsageError
-from udl_dist.settings import as_path, setting
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from udl_dist.methods import Batch, Method
-from udl_dist.training.learner import Learning, Turn, like
-from udl_dist.training.numerics import Guard
-from udl_dist.training.ranks import Ranks
+from udl_dist.training.distributed import Ranks
+from udl_dist.training.finite_guard import Guard
 from udl_dist.training.settings import TrainSettings
+from udl_dist.training.train_state import Learning, Turn, like
 
 
 def edges_of_parts(batch_size: int, shares: int, accumulate: int, ranks: Ranks) -> list[int]:

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from udl_dist import disk
+from udl_dist.core import files
+from udl_dist.data.loader.opening import open_streams
+from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import DataError, UsageError
 from udl_dist.models.layout import CALIBRATION
 from udl_dist.models.model import BATCH_IMAGES, Model
-from udl_dist.packing.prepare import prepare
-from udl_dist.stream.opening import open_streams
 from udl_dist.using.sources import as_batch
 
 MOST_IMAGES = 20_000
@@ -59,7 +59,7 @@ def calibration(model: Model) -> Calibration:
         return known
     computed = compute(model)
     with contextlib.suppress(OSError):  # a run that cannot be written to is measured again each time
-        disk.write_whole(path, computed.as_json())
+        files.write_whole(path, computed.as_json())
     return computed
 
 

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from udl_dist.core import rng
+from udl_dist.data.packing.sources import READ
 from udl_dist.errors import UsageError
 from udl_dist.evaluation import similarity
 from udl_dist.evaluation.pictures import grid
-from udl_dist.methods import chance
 from udl_dist.models.model import BATCH_IMAGES, Model, Prior
-from udl_dist.packing.sources import READ
 from udl_dist.using import sources
 from udl_dist.using.calibration import calibration
 from udl_dist.using.outcome import Outcome, is_picture, new_folder, outcome, save, writing
@@ -127,7 +127,7 @@ def _end(model: Model, name: str, seed: int) -> Tensor:  # -> [1, Z]
     number = name.removeprefix(SEED)
     if not number.isdecimal():
         raise UsageError(f"{name!r}: write {SEED}N with a whole number N")
-    key = chance.keys(seed, 1, int(number))
+    key = rng.keys(seed, 1, int(number))
     if model.method.can("prior"):
         return model.method.prior(key.to(model.device)).cpu()
     if model.mixture:

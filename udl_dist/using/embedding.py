@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from udl_dist.data.loader.reader import Stream
 from udl_dist.models.inputs import scaled
 from udl_dist.models.model import BATCH_IMAGES, Model
-from udl_dist.stream.reader import Stream
 from udl_dist.using import parts
 from udl_dist.using.outcome import Outcome, outcome
 from udl_dist.using.parts import Layout

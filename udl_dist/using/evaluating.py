@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from udl_dist import disk
+from udl_dist.core import files
+from udl_dist.core.config_schema import as_path
 from udl_dist.evaluation import written
 from udl_dist.evaluation.family import HELD_OUT, LEFT_OUT, TRAIN, Family, Figure, Plane, Taken, joined
 from udl_dist.evaluation.settings import OWN, FigureSettings
 from udl_dist.models.model import Model
-from udl_dist.settings import as_path
 from udl_dist.using.measuring import Measuring, Part
 from udl_dist.using.outcome import Outcome, outcome, writing
 
@@ -110,4 +110,4 @@ def _keep(path: Path, figures: Mapping[str, Any], weights: str) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         both = written.of_weights(path, weights) | dict(figures)
-        disk.write_whole(path, json.dumps({"figures": both}, indent=1, ensure_ascii=False))
+        files.write_whole(path, json.dumps({"figures": both}, indent=1, ensure_ascii=False))

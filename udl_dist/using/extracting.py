@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from udl_dist.data.loader.opening import open_streams
+from udl_dist.data.loader.reader import Stream
+from udl_dist.data.packing.prepare import prepare
+from udl_dist.data.settings import DataSettings
 from udl_dist.errors import DataError, UsageError
 from udl_dist.evaluation.extractor import Classifier
 from udl_dist.models.inputs import scaled
 from udl_dist.models.model import BATCH_IMAGES
-from udl_dist.packing.prepare import prepare
-from udl_dist.stream.opening import open_streams
-from udl_dist.stream.reader import Stream
-from udl_dist.stream.settings import DataSettings
 from udl_dist.using.outcome import Outcome, writing
 from udl_dist.using.settings import ExtractorSettings
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from udl_dist import disk
+from udl_dist.core import files
+from udl_dist.data.loader.opening import open_streams
+from udl_dist.data.loader.reader import Stream
+from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import UsageError
 from udl_dist.models.inputs import scaled
 from udl_dist.models.layout import PRIOR
 from udl_dist.models.model import BATCH_IMAGES, Model
 from udl_dist.models.opening import PRIOR_FACTS
-from udl_dist.packing.prepare import prepare
-from udl_dist.stream.opening import open_streams
-from udl_dist.stream.reader import Stream
 from udl_dist.using import mixture
 from udl_dist.using.outcome import Outcome, outcome, writing
 
@@ -57,7 +57,7 @@ def fit_prior(model: Model, components: int, turns: int, seed: int, progress: Pr
         fitted.mixture.save(kept)
         (origin.folder / PRIOR_FACTS).unlink(missing_ok=True)  # of the one before
         kept.replace(origin.folder / PRIOR)
-        disk.write_whole(origin.folder / PRIOR_FACTS, json.dumps(facts, indent=1))
+        files.write_whole(origin.folder / PRIOR_FACTS, json.dumps(facts, indent=1))
     return outcome(model, _said(facts), **facts)
 
 

@@ -14,13 +14,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from udl_dist import account, disk
+from udl_dist import account
+from udl_dist.core import files
+from udl_dist.core.config_schema import as_path, nearest
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.evaluation import written
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.models.model import load
-from udl_dist.runs import RunFolder
-from udl_dist.settings import as_path, nearest
+from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import checkpoint
 from udl_dist.using.evaluating import Progress, evaluate
 from udl_dist.using.outcome import Outcome, writing
@@ -44,7 +45,7 @@ def follow(
         raise UsageError(f"{run.path} is no run folder: it has no experiment.toml")
     with writing(run.followed):
         run.followed.mkdir(exist_ok=True)
-        held = disk.lock(run.followed)
+        held = files.lock(run.followed)
         if held is None:
             raise UsageError(f"{run.followed} is written by another udl evaluate --follow: wait for it, or stop it")
         try:
@@ -82,7 +83,7 @@ def _refuse_others(run: RunFolder, asked: FigureSettings) -> None:
     kept = run.followed / "asked.json"
     if kept.exists() and kept.read_text(encoding="utf-8") != said:
         raise UsageError(f"{run.followed} holds figures of other settings ({kept.name}): give those, or remove it")
-    disk.write_whole(kept, said)
+    files.write_whole(kept, said)
 
 
 def _is_new(run: RunFolder, path: Path) -> bool:

@@ -14,6 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from udl_dist.data.loader.loading import Records
+from udl_dist.data.loader.opening import open_left_out, open_streams
+from udl_dist.data.loader.order import share
+from udl_dist.data.loader.reader import Stream
+from udl_dist.data.packing.prepare import prepare
+from udl_dist.data.settings import cache_folder
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.evaluation import extractor as extractors
 from udl_dist.evaluation import families
@@ -21,12 +27,6 @@ from udl_dist.evaluation.family import HELD_OUT, LEFT_OUT, TRAIN, Family, Seen, 
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.models.inputs import scaled
 from udl_dist.models.model import BATCH_IMAGES, Model
-from udl_dist.packing.prepare import prepare
-from udl_dist.stream.loading import Records
-from udl_dist.stream.opening import open_left_out, open_streams
-from udl_dist.stream.order import share
-from udl_dist.stream.reader import Stream
-from udl_dist.stream.settings import cache_folder
 from udl_dist.training.loop import to_batch
 from udl_dist.using.remembered import Remembered
 from udl_dist.using.sources import open_stream

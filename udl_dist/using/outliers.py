@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 import torch
 
+from udl_dist.data.loader.opening import open_streams
+from udl_dist.data.packing.prepare import prepare
+from udl_dist.data.shards.writing import written
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.oddness import MOST_NEIGHBOURS, Crowd
 from udl_dist.models import crowd as crowds
 from udl_dist.models.inputs import scaled
 from udl_dist.models.layout import CROWD
 from udl_dist.models.model import BATCH_IMAGES, OUTLIER_FACTOR, Model
-from udl_dist.packing.prepare import prepare
-from udl_dist.shards.writing import written
-from udl_dist.stream.opening import open_streams
 from udl_dist.using.outcome import Outcome, outcome, writing
 
 Progress = Callable[[int, int], None]

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from udl_dist.disk import write_whole
+from udl_dist.core.files import write_whole
+from udl_dist.data.shards.writing import written
 from udl_dist.errors import UsageError
-from udl_dist.shards.writing import written
 from udl_dist.using.settings import Kind
 
 FACTS = "embedding.json"

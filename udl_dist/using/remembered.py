@@ -22,8 +22,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 import udl_dist
+from udl_dist.data.shards.writing import written
 from udl_dist.evaluation.family import Family
-from udl_dist.shards.writing import written
 
 KIND = "udl-dist reference 1"
 LIBRARIES = ("numpy", "torch", "pillow", "opencv-python-headless", "simplejpeg", "scikit-learn")

@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from udl_dist.data.packing.folders import finish_folder, partial_folder
 from udl_dist.errors import DataError, UsageError
 from udl_dist.evaluation.pictures import grid
 from udl_dist.methods.pixels import floats
 from udl_dist.models.model import Model
-from udl_dist.packing.folders import finish_folder, partial_folder
 from udl_dist.using.calibration import calibration
 from udl_dist.using.outcome import Outcome, outcome, save
 from udl_dist.using.sources import batches, named

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from udl_dist.settings import setting
+from udl_dist.core.config_schema import setting
 
 Kind = Literal["parquet", "npy"]
 

@@ -10,18 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from udl_dist.core import rng
+from udl_dist.core.config_schema import as_path
+from udl_dist.data.images.coding import Pixels, decode
+from udl_dist.data.iterables import Batches
+from udl_dist.data.loader.loading import Records
+from udl_dist.data.loader.reader import Stream
+from udl_dist.data.packing.finding import LISTS, TARS
+from udl_dist.data.packing.prepare import is_packed_at_first_use
+from udl_dist.data.packing.sources import files_below
 from udl_dist.errors import DataError
-from udl_dist.images.coding import Pixels, decode
-from udl_dist.iterables import Batches
-from udl_dist.methods import Batch, chance
+from udl_dist.methods import Batch
 from udl_dist.models.inputs import scaled
 from udl_dist.models.model import BATCH_IMAGES, Model
-from udl_dist.packing.finding import LISTS, TARS
-from udl_dist.packing.prepare import is_packed_at_first_use
-from udl_dist.packing.sources import files_below
-from udl_dist.settings import as_path
-from udl_dist.stream.loading import Records
-from udl_dist.stream.reader import Stream
 from udl_dist.training.loop import to_batch
 
 ARRAYS = (".npy", ".npz", ".gz")  # names of many images, as those of IDX files, which have no ending
@@ -69,7 +70,7 @@ def batches(
         for start in range(0, len(one.files), at_once):
             part = one.files[start : start + at_once]
             pixels = np.stack([open_image(model, as_path(file)) for file in part])
-            random = chance.keys(seed, len(part), files)
+            random = rng.keys(seed, len(part), files)
             files += len(part)
             yield list(part), Batch(scaled(pixels), random, random, 0)
         if one.stream:

@@ -9,9 +9,9 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from udl_dist import clusters
 from udl_dist.errors import ClusterError, UdlError
 from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.launch import ray_runtime
 from udl_dist.models.model import Model
 from udl_dist.using.measuring import Measuring, Part
 from udl_dist.using.parts import Layout
@@ -74,12 +74,12 @@ def measure(measuring: Measuring, known: Collection[str]) -> Iterator[tuple[tupl
 def _shared(
     kind: type, model: Model, opened_with: tuple[Any, ...], parts: Sequence[Any], workers: int, address: str
 ) -> Iterator[tuple[Any, Any]]:
-    ours = clusters.start(address, verbose=False)
+    ours = ray_runtime.start(address, verbose=False)
     try:
         yield from _handed_out(kind, model, opened_with, parts, workers)
     finally:
         if ours:
-            clusters.end()
+            ray_runtime.end()
 
 
 def _handed_out(
@@ -114,9 +114,9 @@ def _refuse_unplaced(workers: list[Any]) -> None:
     """Raise ClusterError unless one worker is at work in time; the others may wait for their turn."""
     import ray
 
-    done, _ = ray.wait([worker.ready.remote() for worker in workers], num_returns=1, timeout=clusters.START_SECONDS)
+    done, _ = ray.wait([worker.ready.remote() for worker in workers], num_returns=1, timeout=ray_runtime.START_SECONDS)
     if not done:
-        raise ClusterError(f"no worker found a place in {clusters.START_SECONDS:g} s, free now: {clusters.in_words()}: "
+        raise ClusterError(f"no worker found a place in {ray_runtime.START_SECONDS:g} s, free now: {ray_runtime.in_words()}: "
                            "wait for the others, or leave workers out")  # fmt: skip
     _result(done[0])
 

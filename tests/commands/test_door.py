@@ -1,0 +1,185 @@
+"""The door of a cluster: who is let in, who is refused, and that the token goes to nobody else."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_cli import udl
+from udl_dist.commands import connection
+from udl_dist.errors import ClusterError, UsageError
+
+TOKEN = "0123456789abcdef" * 4
+
+
+class Dashboard:
+    """What a Ray dashboard answers, from a server of our own: with it no test waits for a Ray."""
+
+    def __init__(self) -> None:
+        self.mode, self.version, self.elsewhere, self.heard = "token", version("ray"), "", list[str]()
+        self.jobs = list[dict[str, Any]]()
+        dashboard = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                code, answer = dashboard.answer(self.path, self.headers.get("Authorization", ""))
+                self.send_response(code)
+                if dashboard.elsewhere:
+                    self.send_header("Location", dashboard.elsewhere)
+                self.end_headers()
+                self.wfile.write(json.dumps(answer).encode())
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def answer(self, path: str, shown: str) -> tuple[int, Any]:
+        self.heard.append(shown)
+        if path == "/api/authentication_mode":
+            return 200, {"authentication_mode": self.mode}
+        if self.mode == "token" and shown != f"Bearer {TOKEN}":
+            return 403 if shown else 401, {}
+        if path == "/api/jobs/":
+            return 200, self.jobs
+        return (302 if self.elsewhere else 200), {"ray_version": self.version}
+
+
+@pytest.fixture
+def dashboard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Dashboard]:
+    for name in (*connection.ADDRESSES, "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv(connection.TOKEN_FILE, str(tmp_path / "token"))
+    (tmp_path / "token").write_text(TOKEN + "\n")
+    made = Dashboard()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+def test_the_right_token_opens(dashboard: Dashboard) -> None:
+    opened = connection.opened(dashboard.address)
+    assert (opened.closed, opened.ray_version) == (True, version("ray"))
+    assert dashboard.heard == ["", f"Bearer {TOKEN}"], "the token is shown only where it is asked for"
+
+
+def test_neither_a_proxy_nor_netrc_comes_between(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of the environment of whoever asks: HTTP libraries send the token there, or a password here, by themselves."""
+    (tmp_path / ".netrc").write_text("default login me password hunter2\n")
+    thief = Dashboard()
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, thief.address)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    dashboard.jobs = [{"submission_id": "udl-a-0123456789ab", "status": "RUNNING", "start_time": 1}]
+    done = udl("status", "--address", dashboard.address)
+    assert done.stdout == "udl-a-0123456789ab  running\n", done.stderr
+    assert {*dashboard.heard} == {"", f"Bearer {TOKEN}"} and thief.heard == []
+    thief.server.shutdown()
+    thief.server.server_close()
+
+
+def test_the_cluster_of_this_machine_is_found(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(connection.TOKEN_FILE)
+    connection.state().mkdir(parents=True)
+    (connection.state() / "address").write_text(dashboard.address)
+    (connection.state() / "token").write_text(TOKEN)
+    assert connection.opened("").address == dashboard.address
+
+
+def test_an_address_that_was_asked_for_wins(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", dashboard.address)
+    assert connection.opened("").address == dashboard.address
+    with pytest.raises(ClusterError, match="no Ray dashboard at http://127.0.0.1:1"):
+        connection.opened("127.0.0.1:1")
+
+
+def test_wrong_and_missing_tokens_are_refused_without_telling_them(dashboard: Dashboard, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("wrong-token")
+    with pytest.raises(ClusterError, match=r"does not accept the token: is it this cluster's\? \(403\)") as wrong:
+        connection.opened(dashboard.address)
+    assert "wrong-token" not in str(wrong.value)
+    for content in ("", "two\nlines", "not ascii: é"):
+        (tmp_path / "token").write_text(content)
+        with pytest.raises(ClusterError, match="asks for a token, and there is none in"):
+            connection.opened(dashboard.address)
+    (tmp_path / "token").unlink()
+    with pytest.raises(ClusterError, match="put it there with mode 0600"):
+        connection.opened(dashboard.address)
+
+
+def test_a_cluster_of_another_ray_is_refused(dashboard: Dashboard) -> None:
+    dashboard.version = "2.9.0"
+    with pytest.raises(ClusterError, match=rf"runs Ray 2\.9\.0, here is {version('ray')}: install the same"):
+        connection.opened(dashboard.address)
+
+
+def test_no_redirect_carries_the_token_away(dashboard: Dashboard) -> None:
+    dashboard.elsewhere = (thief := Dashboard()).address + "/stolen"
+    with pytest.raises(ClusterError, match="answered 302"):
+        connection.opened(dashboard.address)
+    assert thief.heard == []
+    thief.server.shutdown()
+    thief.server.server_close()
+
+
+def test_what_is_no_dashboard_is_said_in_one_line(dashboard: Dashboard) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        door_seconds, connection.WAIT_SECONDS = connection.WAIT_SECONDS, 0.2
+        try:
+            with pytest.raises(ClusterError, match="is the address right, does the tunnel stand"):
+                connection.opened(f"127.0.0.1:{port}")
+        finally:
+            connection.WAIT_SECONDS = door_seconds
+    with pytest.raises(ClusterError, match="connection refused"):
+        connection.opened(f"http://127.0.0.1:{port}")
+    with pytest.raises(ClusterError, match=r"no Ray dashboard at http://nowhere\.invalid:8265"):
+        connection.opened("nowhere.invalid:8265")
+
+
+@pytest.mark.parametrize(
+    "address", ["ray://head:10001", "head", "http://head:port", "auto", "http://:8265", "ftp://a:1"]
+)
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(UsageError, match=r"is no address of a dashboard: give http://HOST:8265"):
+        connection.opened(address)
+
+
+def test_an_address_with_credentials_is_refused_without_telling_them() -> None:
+    with pytest.raises(UsageError, match="must not hold credentials") as refused:
+        connection.opened("http://me:hunter2@head:8265")
+    assert "hunter2" not in str(refused.value)
+
+
+def test_an_open_cluster_far_away_is_refused_and_so_is_a_token_in_clear(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_is_loopback", lambda address: False)
+    with pytest.raises(ClusterError, match="token would go to .* in clear: use https, or a tunnel"):
+        connection.opened(dashboard.address)
+    assert dashboard.heard == [""]
+    dashboard.mode = "disabled"
+    with pytest.raises(ClusterError, match="asks for no token, so anybody who reaches it runs code there"):
+        connection.opened(dashboard.address)
+    assert not connection.opened(dashboard.address, insecure=True).closed
+    assert dashboard.heard.count(f"Bearer {TOKEN}") == 0, "an open cluster is shown no token"
+
+
+def test_loopback_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(connection._is_loopback(f"http://{host}:1") for host in ("127.0.0.1", "127.1.2.3", "[::1]", "localhost"))
+    assert not any(connection._is_loopback(f"http://{host}:1") for host in ("10.0.0.1", "head", "127.0.0.1.evil.example"))

@@ -1,0 +1,65 @@
+"""How many workers and trials fit: CPU cores and GPUs are both counted, on a real Ray that says it has them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.launch.rays import one_ray
+from tests.search.asked import wanted
+from tests.training.learn import asked, packed
+from udl_dist.errors import ClusterError
+from udl_dist.experiment import Experiment
+from udl_dist.launch import ray_runtime, train_group
+from udl_dist.search import places
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """96 cores and 8 GPUs would be a usual node; here a sixth of the cores."""
+    with one_ray(cores=16, gpus=8):
+        yield
+
+
+def run(source: Path, workers: str, cores: int) -> Experiment:
+    return asked("ae", source, run__workers=workers, run__cpus_per_worker=str(cores), run__device="cuda")
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 8), (2, 8), (4, 4), (6, 2), (16, 1)])
+def test_the_scarcer_of_cores_and_gpus_decides(cores: int, workers: int, source: Path) -> None:
+    assert ray_runtime.size(run(source, "1..8", cores)).workers == workers
+
+
+def test_what_does_not_fit_is_refused_with_both_kinds(source: Path) -> None:
+    with pytest.raises(ClusterError, match="8 needs 32 CPU cores and 8 GPUs, the cluster has 16 CPU cores and 8 GPUs: "
+                                           "set run.workers to 4 or fewer"):  # fmt: skip
+        ray_runtime.size(run(source, "8", 4))
+
+
+@pytest.mark.parametrize(("share", "trials"), [(1.0, 8), (0.6, 8), (0.5, 16), (0.34, 16), (0.1, 16)])
+def test_trials_share_a_gpu_but_no_trial_lies_on_two(share: float, trials: int, source: Path, tmp_path: Path) -> None:
+    search = wanted(source, tmp_path)
+    settings = replace(search.settings, gpu_share=share)
+    assert places.slots(replace(search, settings=settings)).parallel == trials
+
+
+def test_workers_tell_both_libraries_the_interface_of_ray(source: Path) -> None:
+    import ray
+
+    def told() -> tuple[str | None, str | None]:
+        train_group._choose_interface()
+        return os.environ.get("GLOO_SOCKET_IFNAME"), os.environ.get("NCCL_SOCKET_IFNAME")
+
+    gloo, nccl = ray.get(ray.remote(num_cpus=1)(told).remote())
+    assert gloo and nccl == f"={gloo}"

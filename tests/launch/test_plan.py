@@ -1,0 +1,110 @@
+"""What the plan accepts can be trained, and what would die in a worker is refused before one is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.learn import asked, packed
+from udl_dist import experiment as experiments
+from udl_dist import methods
+from udl_dist.core import rng
+from udl_dist.errors import UsageError
+from udl_dist.launch import plan as plans
+from udl_dist.launch.session import planned_of
+from udl_dist.methods import Batch
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(tmp_path_factory.mktemp("data"))
+
+
+@pytest.mark.parametrize("setting", ["train__beta1", "train__beta2"])
+def test_a_decay_of_one_is_refused(setting: str, source: Path) -> None:
+    with pytest.raises(UsageError, match=r"train.beta[12] must be less than 1, not 1.0"):
+        asked("ae", source, **{setting: "1"})
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"method__latent_dim": "1000000000000"},
+        {"method__network__widths": "10000000000"},
+        {"train__batch_size": "1000000000000", "train__total_images": "1000000000000"},
+    ],
+)
+def test_a_run_that_no_memory_here_can_hold_is_refused(flags: dict[str, str], source: Path) -> None:
+    with pytest.raises(UsageError, match=r"a worker would need about [\d,]+ GiB of memory, this machine has [\d,]+: "):
+        planned_of(asked("ae", source, **flags))
+    assert planned_of(asked("ae", source, run__address="elsewhere:6379", **flags)).memory_bytes > 0
+
+
+def test_images_at_the_end_of_their_sizes_are_refused_too(source: Path) -> None:
+    with pytest.raises(UsageError, match="a worker would need about"):
+        planned_of(asked("ae", source, data__size="4096", method__network__widths="30000"))
+
+
+@pytest.mark.parametrize("flags", [{}, {"run__workers": "2"}, {"train__accumulate": "2"}])
+def test_batch_normalisation_of_one_image_is_refused(flags: dict[str, str], source: Path) -> None:
+    share = 2 if flags else 1
+    norm = {"method__network__norm": "batch", **flags}
+    with pytest.raises(UsageError, match=rf"batch normalisation .* raise train.batch_size to {2 * share}, or"):
+        plans.plan(asked("ae", source, train__batch_size=str(share), **norm))
+    plans.plan(asked("ae", source, train__batch_size=str(2 * share), **norm))
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 7])
+@pytest.mark.parametrize("method", ["ae", "vae", "gan"])
+def test_the_smallest_images_and_latents_can_be_learned_or_are_refused(method: str, size: int, source: Path) -> None:
+    flags = {"method.name": method, "method.latent_dim": "1", "train.epochs": "1", "data.channels": "1"}
+    experiment = experiments.load(None, flags | {"data.source": str(source), "data.size": str(size)})
+    if size == 1:
+        with pytest.raises(UsageError, match="can be halved"):
+            plans.plan(experiment)
+        return
+    plans.plan(experiment)
+    made = methods.find(method)(experiment.method, experiment.data.shape)
+    made.build()
+    keys = rng.keys(0, 4)
+    batch = Batch(torch.zeros(4, *experiment.data.shape), keys, keys, 0)
+    for phase in made.phases():
+        assert phase.loss(batch)[0].isfinite()
+    with torch.no_grad():
+        figures = made.figures({name: value.double().mean(0) for name, value in made.measure(batch).items()})
+    assert all(value == value for value in figures.values())
+
+
+def test_the_plan_names_the_network_that_is_not_compiled(source: Path) -> None:
+    flags = {"method__discriminator": "conv", "method__dropout": "0.3", "train__compile": "true"}
+    (said,) = [line for line in plans.plan(asked("gan", source, **flags)).lines() if line.startswith("compile")]
+    assert "all but discriminator" in said
+    compiled = plans.plan(asked("ae", source, train__compile="true")).lines()
+    assert not [line for line in compiled if line.startswith("compile")]
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "expected"),
+    [
+        ("ae", {"data__size": "28", "method__network__kind": "conv", "method__network__widths": "32,64"},
+         "encoder conv 32-64-4, decoder conv 3136-32-1"),
+        ("vae", {}, "encoder dense 16-8, decoder dense 16-64"),
+        ("vae", {"method__network__depth": "2"},
+         "encoder dense 16-8 with 2 residual blocks, decoder dense 16-64 with 2 residual blocks"),
+        ("vae", {"method__likelihood": "gaussian", "method__variance": "learned"},
+         "encoder dense 16-8, decoder dense 16-64, logsigma bias"),
+    ],
+)  # fmt: skip
+def test_the_plan_prints_each_network_by_kind_and_widths(
+    method: str, flags: dict[str, str], expected: str, source: Path
+) -> None:
+    lines = plans.plan(asked(method, source, **flags)).lines()
+    assert f"networks     {expected}" in lines
+
+
+def test_the_plan_prints_the_multiply_adds_of_an_image(source: Path) -> None:
+    planned = plans.plan(asked("ae", source))
+    assert planned.flops_per_image == 2 * (64 * 16 + 16 * 4)  # two dense layers, and their mirror image
+    assert "flops        2,176 multiply-adds an image, in one forward pass through every network" in planned.lines()

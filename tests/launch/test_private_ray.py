@@ -1,0 +1,56 @@
+"""The Ray that `udl train` starts for itself: nobody else gets in, by the network or as another user of the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.sockets import is_loopback
+
+START = """
+import json, os, subprocess, sys
+from pathlib import Path
+from udl_dist.launch import ray_runtime
+from udl_dist.launch.process_reaper import VARIABLE
+from tests.sockets import listening
+from tests.commands.local import marked
+before = dict(os.environ)
+clusters.start("", False)
+import ray
+head = ray.get_runtime_context().gcs_address
+there = ray.get(ray.remote(lambda: os.environ[VARIABLE]).remote())
+token = clusters._token_file()
+code = f"from ray._raylet import GcsClient; GcsClient(address='{head}').internal_kv_keys(b'', None, 9)"
+joined = {}
+for name, shown in (("none", ""), ("wrong", "0" * 64), ("own", token.read_text())):
+    mode = {"RAY_AUTH_MODE": "token" if shown else "disabled", "RAY_AUTH_TOKEN": shown}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | mode, capture_output=True, text=True)
+    joined[name] = (done.returncode, done.stderr)
+found = listening([os.getpid(), *marked(f"{VARIABLE}={there}".encode())])
+modes = [path.stat().st_mode & 0o777 for path in (token.parent, token)]
+left = {name: os.environ.get(name) for name in {*before, *os.environ} if os.environ.get(name) != before.get(name)}
+print(json.dumps({"sockets": sorted(found), "modes": modes, "joined": joined, "left": left, "token": str(token)}))
+clusters.end()
+"""
+
+
+def test_a_private_ray_is_on_loopback_and_asks_for_a_token_that_only_its_owner_can_read(tmp_path: Path) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    clean |= {"HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", START], env=clean, umask=0, capture_output=True, text=True,
+                          timeout=120, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["sockets"]
+    assert all(is_loopback(address) for address, _ in found["sockets"]), found["sockets"]
+    assert found["modes"] == [0o700, 0o600]
+    for name in ("none", "wrong"):
+        code, said = found["joined"][name]
+        assert code and "InvalidAuthToken" in said
+    assert found["joined"]["own"][0] == 0
+    assert not [name for name in found["left"] if re.search("TOKEN|WINDOWS|UDL", name)], "what it starts for itself"
+    assert not Path(found["token"]).parent.exists() and not (tmp_path / ".ray").exists()

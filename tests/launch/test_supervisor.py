@@ -1,0 +1,218 @@
+"""Real Ray, real workers: two ranks end to end, a killed rank, a refusing rank, signals, and nothing left behind."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.launch.rays import one_ray
+from tests.launch.test_worker import finished, manifest, wanted
+from tests.test_cli import refused, udl
+from tests.training import gloo
+from tests.training.learn import packed
+from udl_dist import experiment as experiments
+from udl_dist.data.shards.index import Index
+from udl_dist.errors import ClusterError, DataError, UsageError
+from udl_dist.launch import session
+from udl_dist.runs.run_folder import RunFolder
+from udl_dist.training import checkpoint
+
+pytestmark = pytest.mark.filterwarnings("default")  # Ray and its threads warn at will; they are not ours to mend
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """More cores than there are, so that no test waits for another's."""
+    with one_ray(4):
+        yield
+
+
+def workers_of(folder: Path) -> list[int]:
+    """The processes of Ray's workers that train in `folder`, by the files they hold or the name Ray gives them."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if "RayTrainWorker" in command:
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_two_ray_workers_train_and_say_where_everything_lies(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(source.parent)
+    experiment = wanted("vae", Path(source.name), tmp_path / "run", run__workers="2")
+    out = io.StringIO()
+    ended = session.train(experiment, out)
+    assert (ended.images, ended.complete, ended.exit_code) == (240, True, 0)
+    assert ended.figures["val/negative_elbo"] > 0
+    assert "100 % · " in out.getvalue() and "240 of 240 images" in out.getvalue()
+    assert "starting 2 workers" in out.getvalue().splitlines()
+    assert f"udl report {tmp_path}/run --follow" in out.getvalue()
+    assert "2, 6 images each a step" in out.getvalue()
+    folder = RunFolder(tmp_path / "run")
+    assert [point["images"] for point in folder.points()] == sorted({*range(24, 241, 24), 60, 120, 180, 240})
+    assert not (tmp_path / "run" / ".ray").exists()
+    assert experiments.load(folder.experiment, {}).data.source == str(source), "found from any other folder"
+    # Complete: said at once, without workers; more images asked: it goes on.
+    again = session.train(experiment, io.StringIO())
+    assert (again.images, again.figures) == (240, ended.figures)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("cluster")
+def test_the_written_experiment_fed_back_gives_the_same_run(source: Path, tmp_path: Path) -> None:
+    first = wanted("ae", source, tmp_path / "first", run__workers="2")
+    session.train(first, io.StringIO())
+    again = experiments.load(tmp_path / "first" / "experiment.toml", {"run.folder": str(tmp_path / "again")})
+    gloo.run(2, finished, again)  # and without Ray, which changes nothing either
+    assert manifest(tmp_path / "first") == manifest(tmp_path / "again")
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("cluster")
+def test_a_killed_rank_changes_nothing_in_the_end(source: Path, tmp_path: Path) -> None:
+    """SIGKILL to a worker in mid-run: Ray starts the group again, the weights are those of an undisturbed run."""
+    import threading
+
+    flags = {"run__workers": "2", "train__total_images": "24000", "evaluate__every_images": "3600"}
+    gloo.run(2, finished, wanted("ae", source, tmp_path / "whole", **flags))
+    experiment = wanted("ae", source, tmp_path / "killed", **flags)
+    killed: list[int] = []
+
+    def kill() -> None:
+        folder = RunFolder(tmp_path / "killed")
+        while not folder.points() or folder.points()[-1]["images"] < 5000:
+            time.sleep(0.02)
+        killed.extend(workers_of(tmp_path)[-1:])
+        for process in killed:
+            os.kill(process, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    ended = session.train(experiment, io.StringIO())
+    killer.join()
+    assert killed
+    assert ended.complete
+    assert "resumed after" in (tmp_path / "killed" / "messages.log").read_text(), "the kill came too late to matter"
+    assert manifest(tmp_path / "killed", 24000) == manifest(tmp_path / "whole", 24000)
+    images = [point["images"] for point in RunFolder(tmp_path / "killed").points()]
+    assert images == sorted(set(images))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_more_workers_than_cores_are_refused_at_once(source: Path, tmp_path: Path) -> None:
+    began = time.monotonic()
+    expected = r"run.workers = 5 needs 5 CPU cores, the cluster has 4 CPU cores: set run.workers to 4 or fewer"
+    with pytest.raises(ClusterError, match=expected):
+        session.train(wanted("ae", source, tmp_path, run__workers="5"), io.StringIO())
+    expected = r"run.workers = 2 needs 2 CPU cores and 2 GPUs, the cluster has 4 CPU cores and 0 GPUs"
+    with pytest.raises(ClusterError, match=expected):
+        session.train(wanted("ae", source, tmp_path, run__workers="2", run__device="cuda"), io.StringIO())
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_that_refuses_ends_the_run_with_its_own_words(tmp_path: Path) -> None:
+    """A record damaged on disk after it was indexed: the rank that reads it says which, nobody retries or waits."""
+    damaged = packed(tmp_path)
+    shard = damaged / "train" / "000000.tar"
+    content = bytearray(shard.read_bytes())
+    content[int(Index.open(damaged / "train").rows["offset"][3]) + 150] ^= 1
+    stat = shard.stat()
+    shard.write_bytes(content)
+    os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    began = time.monotonic()
+    with pytest.raises(DataError, match=r"000000\.tar"):
+        session.train(wanted("ae", damaged, tmp_path / "run", run__workers="2"), io.StringIO())
+    assert time.monotonic() - began < 60
+
+
+def test_a_source_is_the_same_by_its_relative_and_its_whole_path(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(source.parent)
+    for saved, asked in ((source, source.name), (source.name, source), (source.name, source.name)):
+        first = wanted("ae", Path(saved), tmp_path, train__total_images="24")
+        finished(first)
+        (tmp_path / "experiment.toml").write_text(first.to_toml())
+        ended = session.train(wanted("ae", Path(asked), tmp_path, train__total_images="24"), io.StringIO())
+        assert ended.complete
+
+
+def test_a_folder_that_holds_another_experiment_is_left_alone(source: Path, tmp_path: Path) -> None:
+    first = wanted("ae", source, tmp_path, train__total_images="24")
+    finished(first)
+    (tmp_path / "experiment.toml").write_text(first.to_toml())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"}
+    with pytest.raises(UsageError, match=r"holds another experiment: method.latent_dim was 4, now 5: choose another"):
+        session.train(wanted("ae", source, tmp_path, method__latent_dim="5"), io.StringIO())
+    with pytest.raises(UsageError, match=r"holds another experiment: method.* and \d+ more"):
+        session.train(wanted("vae", source, tmp_path), io.StringIO())
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"}
+
+
+def test_a_signal_ends_a_run_with_a_checkpoint_and_the_same_command_goes_on(source: Path, tmp_path: Path) -> None:
+    """The whole command, its own Ray: Ctrl-C, exit 130, nothing left alive; then on to the same weights."""
+    flags = {"run__workers": "2", "train__total_images": "24000", "evaluate__every_images": "1200"}
+    whole = wanted("ae", source, tmp_path / "whole", **flags)
+    finished(whole)
+    job = tmp_path / "job.toml"
+    job.write_text(wanted("ae", source, tmp_path / "run", **(flags | {"run__workers": "1"})).to_toml())
+    command = [sys.executable, "-m", "udl_dist", "train", str(job)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    folder = RunFolder(tmp_path / "run")
+    deadline = time.monotonic() + 90
+    while not folder.points():
+        assert time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "stopping: a checkpoint is written first" in err
+    assert "stopped; the same command goes on" in out
+    deadline = time.monotonic() + 10
+    while descendants(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not descendants(process.pid)
+    assert checkpoint.complete(folder.checkpoints)
+    busy_then_done = udl("train", str(job), "--json")
+    assert busy_then_done.returncode == 0, busy_then_done.stderr
+    assert json.loads(busy_then_done.stdout)["images"] == 24000
+    assert manifest(tmp_path / "run", 24000) == manifest(tmp_path / "whole", 24000)
+    refused(udl("train", str(job), "--method.latent_dim", "9"), 2, "method.latent_dim was 4, now 9")
+
+
+def descendants(session_id: int) -> list[str]:
+    """Command lines of processes that still live and belong to a session (a dead one that nobody reaped has none)."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                if os.getsid(int(entry.name)) == session_id and (command := (entry / "cmdline").read_text()):
+                    found.append(command)
+            except (OSError, ProcessLookupError):
+                continue
+    return found

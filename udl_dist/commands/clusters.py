@@ -1,0 +1,140 @@
+"""udl submit, status, logs, stop, doctor: a job on a Ray cluster that is there already."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from udl_dist.commands import Verbs, new_verb, refuse_flags, show
+from udl_dist.errors import UsageError
+
+
+def add(verbs: Verbs) -> None:
+    submit = _verb(verbs, "submit", _submit, help="check a cluster and send it a job; again: attach, or resume",
+                   epilog="any setting, as for udl train, udl search and udl evaluate")  # fmt: skip
+    submit.add_argument("job", type=Path, help="a job file, of a run or a search; a run folder is evaluated")
+    submit.add_argument("--follow", action="store_true", help="show what it prints, and end as it ends")
+    status = _verb(verbs, "status", _status, help="how the jobs on a cluster stand")
+    status.add_argument("job", nargs="?", help="a job file, a run folder or the id of a job; none: all of them")
+    logs = _verb(verbs, "logs", _logs, help="what a job on a cluster has printed")
+    logs.add_argument("job", help="a job file or the id of a job")
+    logs.add_argument("--follow", action="store_true", help="go on until it ends, and end as it ends")
+    stop = _verb(verbs, "stop", _stop, help="have a job write a checkpoint and end; udl submit resumes it")
+    stop.add_argument("job", help="a job file or the id of a job")
+    doctor = _verb(verbs, "doctor", _doctor, help="whether a job would run on a cluster, check by check")
+    doctor.add_argument("job", type=Path, help="a job file, or a run folder")
+
+
+def _verb(verbs: Verbs, name: str, act: Any, **about: Any) -> argparse.ArgumentParser:
+    verb = new_verb(verbs, name, **about)
+    verb.add_argument("--address", default="", help="the cluster's dashboard, http://HOST:8265; none: RAY_ADDRESS, "
+                                                    "else that of cluster/local.sh")  # fmt: skip
+    verb.add_argument("--insecure", action="store_true", help="go to a cluster far away without a token or encryption")
+    verb.set_defaults(act=act)
+    return verb
+
+
+def _submit(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.commands import doctor, submit
+    from udl_dist.commands import job as jobs
+
+    job = jobs.load(asked.job, flags)
+    door, client = _opened(asked)
+    sent = submit.submit(client, job, lambda: print(doctor.refuse_bad(door, client, job), file=sys.stderr))
+    if not asked.follow:
+        show([*sent.lines(), f"next: udl logs {sent.state.name} --follow; udl stop {sent.state.name}"],
+             sent.as_dict(), asked.json)  # fmt: skip
+        return 0
+    print("\n".join(sent.lines()), file=sys.stderr)
+    return _followed(client, sent.state.name, asked.json)
+
+
+def _status(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.commands import submit
+
+    if not asked.job:
+        refuse_flags(flags, "status")
+    name = _named(asked.job, flags) if asked.job else ""
+    _, client = _opened(asked)
+    found = [submit.newest(client, name)] if name else client.jobs()
+    show([submit.line_of(each) for each in found] or ["no job of ours on this cluster"],
+         {"jobs": [submit.as_dict(each) for each in found]}, asked.json)  # fmt: skip
+    return 0
+
+
+def _logs(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.commands import submit
+
+    name = _named(asked.job, flags)
+    _, client = _opened(asked)
+    name = submit.newest(client, name).name
+    if asked.follow:
+        return _followed(client, name, asked.json)
+    text = submit.logs(client, name)
+    print(json.dumps({"id": name, "lines": text.splitlines()}) if asked.json else text, end="\n" if asked.json else "")
+    return 0
+
+
+def _stop(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.commands import submit
+
+    name = _named(asked.job, flags)
+    _, client = _opened(asked)
+    state = submit.stop(client, submit.newest(client, name).name)
+    show([submit.line_of(state)], submit.as_dict(state), asked.json)
+    return 0
+
+
+def _doctor(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+    from udl_dist.commands import doctor
+    from udl_dist.commands import job as jobs
+    from udl_dist.errors import ClusterError
+
+    job = jobs.load(asked.job, flags)
+    door, client = _opened(asked)
+    checks = []
+    for check in doctor.examine(door, client, job):
+        checks.append(check)
+        if not asked.json:
+            print(check.line(), flush=True)
+    if asked.json:
+        print(json.dumps({"checks": [vars(check) for check in checks]}))
+    return 0 if all(check.good for check in checks) else ClusterError.exit_code
+
+
+def _followed(client: Any, name: str, as_json: bool) -> int:
+    """With --json the lines of the job go to stderr, and how it ended to stdout."""
+    from udl_dist.commands import submit
+
+    out = sys.stderr if as_json else sys.stdout
+    try:
+        code = submit.follow(client, name, lambda line: print(line, end="", file=out, flush=True))
+    except KeyboardInterrupt:
+        print(f"{name} goes on: udl logs {name} --follow; udl stop {name}", file=sys.stderr)
+        return 130
+    if as_json:
+        print(json.dumps(submit.as_dict(client.look(name))))
+    return code
+
+
+def _named(asked: str, flags: dict[str, str]) -> str:
+    """The id that is meant: of a job file, or itself."""
+    from udl_dist.commands import job as jobs
+
+    if asked.endswith(".toml") or Path(asked).exists():
+        return jobs.load(Path(asked), flags).name
+    if flags:
+        raise UsageError(f"settings belong to a job file, not to {asked}")
+    return asked
+
+
+def _opened(asked: argparse.Namespace) -> Any:
+    """The cluster's door, and its jobs."""
+    from udl_dist.commands.connection import opened
+    from udl_dist.commands.job_client import Client
+
+    door = opened(asked.address, asked.insecure)
+    return door, Client(door)

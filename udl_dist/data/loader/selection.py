@@ -1,0 +1,142 @@
+"""Which records of an index a stream reads: the hashed fraction or the rest, keys of a list, classes, at most so many.
+
+A selection is sorted record numbers. Small ones are held in memory, large ones lie in the cache and are mapped, so that
+a hundred million records cost a process nothing. Knows rows and keys, and no payload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from udl_dist.core.config_schema import as_path
+from udl_dist.data.loader import order
+from udl_dist.data.shards.index import Index, shown
+from udl_dist.data.shards.writing import written
+from udl_dist.errors import DataError
+
+I64 = NDArray[np.int64]
+SEED = 1  # not that of packing, which may have taken just these records out already
+IN_MEMORY = 2**20  # record numbers
+ROWS = 2**18  # looked at at a time
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be selected; `part` is 'all', or 'train' or 'held_out' of the hashed `fraction`."""
+
+    part: str = "all"
+    fraction: float = 0.0
+    keys: str = ""  # path of a list, a key a line
+    limit: int = 0
+    labels: tuple[int, ...] = ()
+    labels_are: Literal["left out", "all there is"] = "left out"
+
+    @property
+    def everything(self) -> bool:
+        return self.part == "all" and not self.keys and not self.limit and not self.labels
+
+
+def nobody(held_out: bool, fraction: float, records: int, where: str) -> DataError:
+    """The refusal of a fraction by hash that leaves nothing to hold out, or nothing to train on."""
+    share = "none" if held_out else "all"
+    return DataError(f"held_out_fraction = {fraction:g} holds out {share} of {records:,} images in {where!r}: set it "
+                     "to 0 to hold out none, or to another fraction, or let data.held_out name images")  # fmt: skip
+
+
+def select(index: Index, wanted: Wanted, cache: Path) -> tuple[NDArray[Any] | None, str]:
+    """Sorted record numbers (None: all), and a name for exactly this choice; raise DataError if none is left."""
+    if wanted.everything:
+        return None, "all"
+    listed = _listed(as_path(wanted.keys)) if wanted.keys else None
+    lines = b"" if listed is None else listed.tobytes()
+    classes = f"labels {sorted(wanted.labels)} {wanted.labels_are} " if wanted.labels else ""
+    name = xxhash.xxh3_128_hexdigest(
+        f"{index.fingerprint} {wanted.part} {wanted.fraction} {wanted.limit} {classes}".encode() + lines
+    )
+    if index.records <= IN_MEMORY:
+        chosen: NDArray[Any] = np.concatenate([*_chosen(index, wanted, listed)])
+    else:
+        chosen = _mapped(cache / "selections" / f"{name}.u64", index, wanted, listed)
+    if listed is not None:
+        _refuse_unknown(index, chosen, listed, wanted)
+    if 0 < wanted.limit < len(chosen):
+        places = order.record_at(0, 0, np.arange(wanted.limit), len(chosen))
+        chosen = np.sort(np.asarray(chosen[places]))
+    return chosen, name
+
+
+def _chosen(index: Index, wanted: Wanted, listed: NDArray[np.uint64] | None) -> Iterator[I64]:
+    """The chosen numbers, a part of the rows at a time."""
+    yield np.empty(0, np.int64)
+    for start in range(0, index.records, ROWS):
+        rows = index.read_rows(start, min(start + ROWS, index.records))
+        hashes = rows["key_hash"]
+        keep = np.ones(len(hashes), bool)
+        if wanted.part != "all":
+            keep = order.held_out(hashes, wanted.fraction, SEED) == (wanted.part == "held_out")
+        if listed is not None:
+            keep &= np.isin(hashes, listed)
+        if wanted.labels:
+            keep &= np.isin(rows["label"], wanted.labels) == (wanted.labels_are == "all there is")
+        yield np.flatnonzero(keep) + start
+
+
+def _mapped(path: Path, index: Index, wanted: Wanted, listed: NDArray[np.uint64] | None) -> NDArray[Any]:
+    """The chosen numbers in a file of the cache, written once by whoever is first."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written(path) as file:
+            for numbers in _chosen(index, wanted, listed):
+                file.write(numbers.tobytes())
+    return np.asarray(np.memmap(path, np.int64, "r")) if path.stat().st_size else np.empty(0, np.int64)
+
+
+def _listed(path: Path) -> NDArray[np.uint64]:
+    """The hashes of the keys of a list file, sorted."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(f"data.keys {str(path)!r} cannot be read ({error.strerror}): write one key a line") from None
+    hashes = {xxhash.xxh3_64_intdigest(line) for line in lines if line}
+    if not hashes:
+        raise DataError(f"data.keys {str(path)!r} names no key: write one a line")
+    return np.array(sorted(hashes), np.uint64)
+
+
+def refuse_absent(indexes: Sequence[Index], labels: tuple[int, ...]) -> None:
+    """Raise DataError for a class that no record is of, or for images without labels: they may be of any class.
+
+    Of a source all records have labels or none has; rows are looked at until each class was seen.
+    """
+    missing = set(labels)
+    for index in indexes:
+        if labels and index.records and index.read_rows(0, 1)["label"][0] < 0:
+            raise DataError(f"data.without_labels: {str(index.path)!r} has no labels (cls): leave it out, or label it")
+        for start in range(0, index.records, ROWS):
+            if not missing:
+                break
+            missing -= set(np.unique(index.read_rows(start, min(start + ROWS, index.records))["label"]).tolist())
+    if missing:
+        where = " or ".join(repr(str(index.path)) for index in indexes[:3]) + (" …" if len(indexes) > 3 else "")
+        raise DataError(f"data.without_labels: no record of {where} is of class {min(missing)}: name one of its labels")
+
+
+def _refuse_unknown(index: Index, chosen: NDArray[Any], listed: NDArray[np.uint64], wanted: Wanted) -> None:
+    """A key that no record has is a mistake; those of the other part are not."""
+    if wanted.part != "all":
+        listed = listed[order.held_out(listed, wanted.fraction, SEED) == (wanted.part == "held_out")]
+    there = index.rows["key_hash"]
+    unknown = np.setdiff1d(listed, there if wanted.labels else there[chosen])
+    if unknown.size:
+        wrong = {xxhash.xxh3_64_intdigest(line): line for line in as_path(wanted.keys).read_bytes().splitlines()}
+        first = shown(wrong[int(unknown[0])])
+        raise DataError(
+            f"data.keys {wanted.keys!r}: {unknown.size} of its keys are in no shard, as {first}: correct it"
+        )

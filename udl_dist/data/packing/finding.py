@@ -1,0 +1,180 @@
+"""Which shards a source names: a tar, a folder, a brace pattern, a list file; on disk or in object storage."""
+
+from __future__ import annotations
+
+import os
+from fnmatch import fnmatchcase
+from glob import glob, has_magic
+from itertools import islice
+from pathlib import Path
+
+from udl_dist.core.config_schema import as_path
+from udl_dist.data.packing.sources import COMPRESSED, READ, UNPACK
+from udl_dist.errors import DataError, UsageError
+from udl_dist.storage.places import is_remote, joined, name_of, parse, refuse_scheme, split
+
+TARS = (".tar", *COMPRESSED)
+JOINED = "::"  # between shards, as webdataset writes it
+LISTS = (".txt", ".list")
+LONGEST_LIST = 2**26  # bytes of a list file
+MOST_SHARDS = 2**20  # that a brace pattern may stand for
+
+
+def list_shards(source: str) -> list[str]:
+    """The shards that a source names, as absolute paths or URIs; empty if it is none.
+
+    Raises DataError for a list or a glob that names nothing and a folder that mixes shards and images, UsageError for a
+    scheme that is never opened and for braces that do not match.
+    """
+    refuse_scheme(source)
+    if JOINED in source and (is_remote(source) or not as_path(source).exists()):
+        return [shard for part in source.split(JOINED) for shard in _some(part)]
+    if is_remote(source):
+        return _list_remote(source)
+    path = as_path(source)
+    if path.is_dir():
+        return _tars(path)
+    if path.suffix in LISTS and path.is_file():
+        return _listed(source, _read_list(path))
+    if "{" in source or has_magic(source):
+        return [shard for pattern in expanded(str(path)) for shard in _matching(pattern)]
+    return [str(path)] if path.name.lower().endswith(TARS) else []
+
+
+def _some(source: str) -> list[str]:
+    shards = list_shards(source)
+    if not shards:
+        raise DataError(f"{source!r} names no tar shard: check the path")
+    return shards
+
+
+def _matching(pattern: str) -> list[str]:
+    """The shards that a glob stands for; a path that is none, or that exists, stands for itself."""
+    if not has_magic(pattern) or os.path.exists(pattern):
+        return [pattern]
+    found = [Path(path) for path in sorted(glob(pattern), key=os.fsencode)]
+    shards = [str(path) for path in found if _is_shard(path)]
+    if not shards:
+        raise DataError(f"{pattern!r} matches no tar shard: check it, or name a folder")
+    return shards
+
+
+def _is_shard(path: Path) -> bool:
+    """Whether a file is called like a shard and is none of the `._` files of macOS; so are folders, at times."""
+    return path.name.lower().endswith(".tar") and not path.name.startswith(".") and path.is_file()
+
+
+def passed_by(source: str) -> int:
+    """How many hidden files and folders of a folder of shards are called like a shard and are none."""
+    if is_remote(source) or not as_path(source).is_dir():
+        return 0
+    return sum(path.name.lower().endswith(".tar") and not _is_shard(path) for path in as_path(source).iterdir())
+
+
+def is_prefix(uri: str) -> bool:
+    """Whether a URI names what is below it, rather than a shard, a pattern of them or a list."""
+    path = parse(uri).path
+    return not path.lower().endswith((*TARS, *LISTS)) and not any(sign in path for sign in ("{", "*", JOINED))
+
+
+def _list_remote(uri: str) -> list[str]:
+    from udl_dist.storage.objects import list_tars, open_blob
+
+    path = parse(uri).path
+    if path.endswith(LISTS):
+        blob = open_blob(uri)
+        _refuse_long(blob.name, blob.size)
+        return _listed(uri, blob.read(0, blob.size))
+    return (
+        list_tars(uri) if is_prefix(uri) else [shard for pattern in expanded(uri) for shard in _matching_far(pattern)]
+    )
+
+
+def _matching_far(uri: str) -> list[str]:
+    """The objects that a glob in the last part of a URI stands for."""
+    from udl_dist.storage.objects import list_tars
+
+    folder, pattern = split(uri)
+    if "*" not in parse(uri).path:
+        return [uri]
+    if "*" in parse(folder).path:
+        raise UsageError(f"{name_of(uri)!r}: in object storage only the last part of a name may be a pattern")
+    shards = [shard for shard in list_tars(folder) if fnmatchcase(split(shard)[1], pattern)]
+    if not shards:
+        raise DataError(f"{name_of(uri)!r} matches no tar shard: check it, or name a prefix")
+    return shards
+
+
+def subfolders(source: str) -> list[str]:
+    """The names of the folders directly below a folder or prefix, hidden ones left out."""
+    if is_remote(source):
+        from udl_dist.storage.objects import list_folders
+
+        names = list_folders(source)
+    else:
+        names = [entry.name for entry in os.scandir(as_path(source)) if entry.is_dir()]
+    return sorted(name for name in names if not name.startswith("."))
+
+
+def _read_list(path: Path) -> bytes:
+    try:
+        _refuse_long(str(path), path.stat().st_size)
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"list file {str(path)!r} cannot be read ({error.strerror}): put it right") from None
+
+
+def _refuse_long(name: str, size: int) -> None:
+    if size > LONGEST_LIST:
+        raise DataError(f"list file {name!r} has {size} bytes, {LONGEST_LIST} are the most: is it a list?")
+
+
+def _listed(source: str, content: bytes) -> list[str]:
+    """The shards of a list file; names are relative to it."""
+    try:
+        lines = [line.strip() for line in content.decode().splitlines()]
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"list file {source!r} is no text in UTF-8 (byte {error.start}): write one path a line"
+        ) from None
+    names = [line for line in lines if line and not line.startswith("#")]
+    if not names:
+        raise DataError(f"list file {source!r} names no shard: write one path a line")
+    for name in names:
+        refuse_scheme(name)
+    return [shard for name in names for shard in expanded(_beside(source, name))]
+
+
+def _beside(source: str, name: str) -> str:
+    if is_remote(name) or Path(name).is_absolute():
+        return name
+    if is_remote(source):
+        return joined(split(source)[0], name)
+    return str(as_path(name) if name.startswith(("~", "file://")) else as_path(source).parent / name)
+
+
+def _tars(folder: Path) -> list[str]:
+    """The tars of a folder, which must not hold images as well: one of the two would be passed over."""
+    shards = sorted((path for path in folder.iterdir() if _is_shard(path)), key=os.fsencode)
+    compressed = [path.name for path in folder.iterdir() if path.name.lower().endswith(COMPRESSED)]
+    if shards and compressed:
+        raise DataError(f"folder {str(folder)!r} holds compressed tars ({min(compressed)!r}) beside others: {UNPACK}")
+    odd = next((path for path in folder.iterdir() if path.suffix.lower() in READ), None) if shards else None
+    if odd is not None:
+        raise DataError(f"folder {str(folder)!r} holds shards and images ({odd.name!r}): keep them apart")
+    return [str(shard) for shard in shards]
+
+
+def expanded(pattern: str) -> list[str]:
+    """A brace pattern as webdataset expands it; raise UsageError if it makes no sense."""
+    if "{" not in pattern:
+        return [pattern]
+    import braceexpand  # what webdataset itself calls
+
+    try:
+        found = list(islice(braceexpand.braceexpand(pattern), MOST_SHARDS + 1))
+    except ValueError:
+        raise UsageError(f"{pattern!r} is no pattern of shards, its braces do not match: write {{000..099}}") from None
+    if len(found) > MOST_SHARDS:
+        raise UsageError(f"{pattern!r} stands for more than {MOST_SHARDS:,} shards: name them in a list file")
+    return found

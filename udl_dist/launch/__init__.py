@@ -1,0 +1,1 @@
+"""Ray Train: workers started, watched and restarted, and what each of them does."""

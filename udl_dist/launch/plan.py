@@ -1,0 +1,208 @@
+"""What a run will do, known before it starts: records, steps, shares, parameters, memory. Needs no torch, no Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import ceil
+from typing import Any
+
+from udl_dist import methods
+from udl_dist.data.packing.prepare import settled
+from udl_dist.data.packing.source import in_words
+from udl_dist.data.packing.survey import survey
+from udl_dist.errors import UsageError
+from udl_dist.evaluation.settings import COST
+from udl_dist.experiment import Experiment
+
+FLOAT_BYTES = 4
+# A rank before it has a network: Python, torch, Ray and W&B, measured as the least `perf/memory_bytes` of small runs.
+IDLE_BYTES = 320 * 2**20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The figures of a plan; `memory_bytes` is an estimate of one rank's peak, on its device and its host together."""
+
+    folder: str
+    method: str
+    source: str
+    shape: tuple[int, int, int]  # channels, height, width
+    packed: bool
+    lost: str  # the promises that cannot be given
+    records: int  # 0: unknown
+    held_out_records: int
+    held_out_is: str  # where they come from
+    left_out: int  # records that cannot be read
+    classes: tuple[str, ...]
+    shards: int
+    workers: int | str  # a range: as many as can be had
+    determinism: str
+    batch_size: int
+    images_per_rank: tuple[int, int]  # least and most of one step
+    steps: int
+    total_images: int
+    parameters: dict[str, int]
+    networks: dict[str, str]  # kind and widths of each
+    eager: tuple[str, ...]  # networks that train.compile leaves out
+    flops_per_image: int  # multiply-adds of one forward through every network
+    memory_bytes: int
+    validation_images: int  # held-out images that a validation sees
+    validate_images: int  # images between validations
+    validation_share: float  # of the run, estimated
+
+    def lines(self) -> list[str]:
+        """The plan for a person."""
+        least, most = self.images_per_rank
+        share = str(least) if least == most else f"{least} to {most}"
+        networks = ", ".join(f"{name} {count:,}" for name, count in self.parameters.items())
+        records = f"{self.records:,} records" if self.records else "an unknown number of records"
+        seen = "" if self.packed else " (not packed yet: an estimate)"
+        elastic = "; elastic: a step takes about 1.1 (1 worker) to 1.4 (4 workers) times as long"
+        channels, height, width = self.shape
+        whence = f" ({self.held_out_is})" if self.held_out_records and self.held_out_is else ""
+        held_out = f"{self.held_out_records:,} held out{whence}"
+        colour = "colour" if channels == 3 else "gray"
+        return [
+            f"run folder   {self.folder}",
+            f"data         {self.source}: {records} in {self.shards} shards, {held_out}{seen}",
+            *([f"classes      {len(self.classes)}: {in_words(self.classes)}"] if self.classes else []),
+            f"images       {height} x {width} pixels, {colour} (others: data.size, data.channels)",
+            *([f"left out     {self.left_out:,} records that cannot be read (data.damaged)"] if self.left_out else []),
+            *([f"promises     {self.lost} (data.sequential)"] if self.lost else []),
+            f"method       {self.method}: {sum(self.parameters.values()):,} parameters ({networks})",
+            f"networks     {', '.join(f'{name} {kind}' for name, kind in self.networks.items())}",
+            f"flops        {self.flops_per_image:,} multiply-adds an image, in one forward pass through every network",
+            *(
+                [f"compile      all but {', '.join(self.eager)}: a penalty differentiates it twice"]
+                if self.eager
+                else []
+            ),
+            f"steps        {self.steps:,} of {self.batch_size} images, {self.total_images:,} images in all",
+            *self._validations(),
+            f"workers      {self.workers}, {share} images each a step" + elastic * (self.determinism == "elastic"),
+            f"memory       about {self.memory_bytes / 2**20:,.0f} MiB a worker",
+        ]
+
+    def _validations(self) -> list[str]:
+        if not self.validation_images:
+            return []
+        often = f"every {self.validate_images:,} images and " if self.validate_images < self.total_images else ""
+        return [f"validations  {often}at the end, of {self.validation_images:,} held-out images: about "
+                f"{100 * self.validation_share:.2g} % of the run"]  # fmt: skip
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def plan_here(experiment: Experiment) -> Plan:
+    """The plan of a run on this machine or on a cluster; raise UsageError for one that plainly does not fit here."""
+    made = plan(experiment)
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # The estimate is too high rather than too low, and a GPU has memory of its own: twice what is here is sure to fail.
+    if not experiment.run.address and made.memory_bytes > 2 * machine:
+        raise UsageError(
+            f"a worker would need about {made.memory_bytes / 2**30:,.0f} GiB of memory, this machine has "
+            f"{machine / 2**30:,.0f}: lower train.batch_size, data.size, method.latent_dim or the widths "
+            "of the networks"
+        )
+    return made
+
+
+def plan(experiment: Experiment) -> Plan:
+    """Work out the plan; raise UsageError or DataError for whatever can be refused before a machine is taken."""
+    experiment = experiment.replace(data=settled(experiment.data))
+    train, run = experiment.train, experiment.run
+    least, workers = run.least_workers, run.most_workers
+    if train.batch_size < workers * train.accumulate:
+        parts = f" x train.accumulate = {train.accumulate}" if train.accumulate > 1 else ""
+        raise UsageError(f"train.batch_size = {train.batch_size} is less than run.workers = {run.workers}{parts}: "
+                         "every worker needs an image in every step")  # fmt: skip
+    seen = survey(experiment.data)
+    if 0 < seen.held_out_records < workers:
+        raise UsageError(f"{seen.held_out_records} held-out images cannot be shared by run.workers = {run.workers}: "
+                         "raise data.held_out_fraction")  # fmt: skip
+    seen.refuse_few_shards(workers)
+    method = methods.find(experiment.method_name)(experiment.method, experiment.data.shape)
+    networks = method.describe()
+    if run.determinism == "elastic":
+        _refuse_inelastic(experiment, networks)
+    _refuse_lone_images(experiment, networks)
+    _refuse_best(run.best, seen.held_out_records)
+    total = train.length(seen.records)
+    evaluated = experiment.evaluate.seen(seen.held_out_records)
+    interval = experiment.evaluate.interval(total, evaluated)
+    validations = ceil(total / interval) if evaluated else 0
+    share = ceil(train.batch_size / least)
+    parameters = {name: network.parameters for name, network in networks.items()}
+    # Weights, gradients and the optimiser's two moments; the moving average is one more copy.
+    copies = 4 + bool(train.average_half_life)
+    rows = ceil(share / train.accumulate)
+    activations = rows * sum(network.activations for network in networks.values())
+    return Plan(
+        folder=run.folder,
+        method=experiment.method_name,
+        source=experiment.data.source,
+        shape=experiment.data.shape,
+        packed=seen.packed,
+        lost=seen.lost,
+        records=seen.records,
+        held_out_records=seen.held_out_records,
+        held_out_is=seen.held_out_is,
+        left_out=seen.left_out,
+        classes=seen.classes,
+        shards=seen.shards,
+        workers=run.workers,
+        determinism=run.determinism,
+        batch_size=train.batch_size,
+        images_per_rank=(train.batch_size // workers, share),
+        steps=total // train.batch_size,
+        total_images=total,
+        parameters=parameters,
+        networks={name: network.in_words() for name, network in networks.items()},
+        eager=method.differentiated_twice() if train.compile else (),
+        flops_per_image=sum(network.flops for network in networks.values()),
+        memory_bytes=IDLE_BYTES + FLOAT_BYTES * (copies * sum(parameters.values()) + activations),
+        validation_images=evaluated,
+        validate_images=interval,
+        validation_share=validations * evaluated * COST / total,
+    )
+
+
+def _refuse_best(best: str, held_out: int) -> None:
+    """Refuse what no validation will report, as far as it can be told without torch."""
+    if best and not best.startswith("val/"):
+        raise UsageError(f"run.best = {best!r} is no held-out figure: those begin with val/")
+    if best and not held_out:
+        raise UsageError(f"run.best = {best!r} needs held-out images: set data.held_out or data.held_out_fraction")
+
+
+def _refuse_lone_images(experiment: Experiment, networks: Mapping[str, Any]) -> None:
+    """Batch normalisation of one image has no variance to divide by: torch raises in the worker."""
+    train, workers = experiment.train, experiment.run.most_workers
+    mixing = [name for name, network in networks.items() if network.mixes_images]
+    if mixing and train.batch_size // workers // train.accumulate < 2:
+        raise UsageError(
+            f"batch normalisation ({', '.join(mixing)}) needs two images or more at a time: raise "
+            f"train.batch_size to {2 * workers * train.accumulate}, or choose networks without it, such "
+            "as method.network.norm = group"
+        )
+
+
+def _refuse_inelastic(experiment: Experiment, networks: Mapping[str, Any]) -> None:
+    """Whatever stands in the way of the same bits in any world."""
+    train, run = experiment.train, experiment.run
+    asked = "run.determinism = elastic learns a batch in 12 shares"
+    if train.SHARES % run.least_workers:
+        raise UsageError(
+            f"{asked}, which {run.least_workers} workers cannot share: set run.workers to 1, 2, 3, 4, 6 or 12"
+        )
+    if train.batch_size < train.SHARES:
+        raise UsageError(f"{asked}: set train.batch_size to {train.SHARES} or more, not {train.batch_size}")
+    if train.accumulate > 1:
+        raise UsageError(f"{asked}, one after the other: train.accumulate has no meaning there, leave it out")
+    if mixing := [name for name, network in networks.items() if network.mixes_images]:
+        where = ", ".join(mixing)
+        raise UsageError(f"{asked}, and batch normalisation ({where}) would see each alone: choose networks without "
+                         "it, such as method.network.norm = group, or leave run.determinism out")  # fmt: skip

@@ -1,0 +1,67 @@
+"""Go on from the newest checkpoint: rank 0 finds, verifies and reads it, the others receive it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from udl_dist.data.loader.feed import Feed
+from udl_dist.errors import DataError, TrainingError
+from udl_dist.experiment import Experiment
+from udl_dist.models import warm_start
+from udl_dist.runs import remote_checkpoints
+from udl_dist.runs.remote_node import Node
+from udl_dist.runs.run_folder import RunFolder
+from udl_dist.training import checkpoint
+from udl_dist.training.distributed import Ranks
+from udl_dist.training.finite_guard import Kept
+from udl_dist.training.train_state import Learning
+
+
+def resume(
+    experiment: Experiment, folder: RunFolder, node: Node | None, ranks: Ranks, learning: Learning, stream: Feed
+) -> tuple[int, Kept]:
+    """Restore the newest whole checkpoint, the same on every rank; return its images and what came with it.
+
+    `node` is there if the run folder is in object storage. Raise TrainingError for a checkpoint of another method or
+    of other networks, DataError where the images seen so far were others.
+    """
+    found = -1
+    if ranks.leads:
+        checkpoint.sweep(folder.checkpoints)
+        if node:
+            remote_checkpoints.fetch_all(node)
+        newest = checkpoint.newest(folder.checkpoints, folder.say)
+        found = int(newest.name) if newest else -1
+    images = ranks.from_leader(found)
+    if images < 0:
+        if experiment.train.init_from:
+            warm_start.start(experiment.train.init_from, learning, ranks, folder)
+        return 0, Kept()
+    files, facts = checkpoint.parsed(_from_leader(checkpoint.path_of(folder.checkpoints, images), ranks))
+    if facts.get("method", experiment.method_name) != experiment.method_name:
+        raise TrainingError(f"the checkpoints in {folder.checkpoints} are of method {facts['method']}, not "
+                            f"{experiment.method_name}: choose another --run.folder")  # fmt: skip
+    if facts["data"] != stream.fingerprint:
+        raise DataError(f"the first {images:,} images of this run were others ({_difference(folder, stream)}): "
+                        "give back the shards it was started with, or choose another --run.folder")  # fmt: skip
+    learning.restore(files)
+    return images, Kept(**facts.get("kept", {}))
+
+
+def _from_leader(path: Path, ranks: Ranks) -> dict[str, bytes]:
+    """The files of a checkpoint that rank 0 has verified: it alone reads them, whatever the number of ranks."""
+    files = checkpoint.contents(path) if ranks.leads else {}
+    names = json.loads(ranks.bytes_from_leader(json.dumps(list(files)).encode()))
+    return {name: ranks.bytes_from_leader(files.get(name, b"")) for name in names}
+
+
+def _difference(folder: RunFolder, stream: Feed) -> str:
+    """The first shard that is not what it was when the run began."""
+    if not folder.data.exists():
+        return "their list is gone"
+    before, now = json.loads(folder.data.read_text(encoding="utf-8")), stream.shards()
+    for path in sorted(before | now):
+        if before.get(path) != now.get(path):
+            return f"shard {path!r} was: {before.get(path, 'not there')}; is: {now.get(path, 'not there')}"
+    return "the shards are the same: another selection, size or order of them is asked for"
