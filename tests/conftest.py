@@ -1,4 +1,6 @@
-"""Shared by all tests: one torch thread (tiny tensors gain nothing from more, and lose much on a busy machine)."""
+"""Shared by all tests: one torch thread (tiny tensors gain nothing from more, and lose much on a
+busy machine).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before torch is imported, here and in child processes
+# before torch is imported, here and in child processes
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
 
 # No test is timed: a busy machine fails nobody.

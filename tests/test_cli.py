@@ -15,7 +15,9 @@ JOBS = Path(__file__).parent.parent / "jobs"
 
 def udl(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "udl_dist", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, timeout=120)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, check=False, timeout=120
+    )
 
 
 def refused(done: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
@@ -40,7 +42,10 @@ def test_help_and_version_answer() -> None:
     [
         (("tarin",), ("invalid choice: 'tarin'", "udl --help")),
         ((), ("required: VERB",)),
-        (("plan", "job.toml", "--nodes", "64"), ("udl plan was removed", "udl train JOB --dry-run")),
+        (
+            ("plan", "job.toml", "--nodes", "64"),
+            ("udl plan was removed", "udl train JOB --dry-run"),
+        ),
         (("train",), ("needs a job file",)),
         (("train", "no.toml"), ("no such job file: no.toml",)),
         (
@@ -48,8 +53,14 @@ def test_help_and_version_answer() -> None:
             ("unknown setting train.epoch", "train.epochs"),
         ),
         (("train", str(JOBS / "vae_digits.toml"), "stray"), ("what is 'stray'?",)),
-        (("train", str(JOBS / "vae_digits.toml"), "--method.name", "vea"), ("unknown method.name 'vea'", "vae")),
-        (("train", str(JOBS / "vae_digits.toml"), "--method.latent-dim", "0"), ("method.latent_dim", "at least 1")),
+        (
+            ("train", str(JOBS / "vae_digits.toml"), "--method.name", "vea"),
+            ("unknown method.name 'vea'", "vae"),
+        ),
+        (
+            ("train", str(JOBS / "vae_digits.toml"), "--method.latent-dim", "0"),
+            ("method.latent_dim", "at least 1"),
+        ),
         (
             ("train", str(JOBS / "vae_digits.toml"), "--train.epochs", "ten"),
             ("train.epochs must be number, not 'ten'",),
@@ -58,13 +69,32 @@ def test_help_and_version_answer() -> None:
             ("train", str(JOBS / "vae_digits.toml"), "--train.batch_size", "1", "--dry-run"),
             ("train.batch_size = 1 is less than run.workers = 2",),
         ),
-        (("train", "--train.total-images", "9", "--train.epochs", "1", str(JOBS / "vae_digits.toml")), ("not both",)),
+        (
+            (
+                "train",
+                "--train.total-images",
+                "9",
+                "--train.epochs",
+                "1",
+                str(JOBS / "vae_digits.toml"),
+            ),
+            ("not both",),
+        ),
         (("train", str(JOBS)), ("jobs is a folder without experiment.toml", "--data.source")),
         (("search", str(JOBS)), ("jobs is a folder without search.toml",)),
-        (("train", str(JOBS / "pictures" / "mnist_samples.png")), ("is not a job file", "--data.source")),
-        (("check", "--decod", "shards/"), ("required: source", "'shards/' was taken as the value of --decod")),
+        (
+            ("train", str(JOBS / "pictures" / "mnist_samples.png")),
+            ("is not a job file", "--data.source"),
+        ),
+        (
+            ("check", "--decod", "shards/"),
+            ("required: source", "'shards/' was taken as the value of --decod"),
+        ),
         (("train", "--method.name", "vae", "--data.source", ""), ("data.source is empty", "shell")),
-        (("train", "--method.name", "vae", "--data.more-sources", "['']"), ("data.more_sources is empty",)),
+        (
+            ("train", "--method.name", "vae", "--data.more-sources", "['']"),
+            ("data.more_sources is empty",),
+        ),
         (("train", ""), ("an argument is empty after train",)),
         (("train", "--run.folder", "", "--method.name", "vae"), ("run.folder is empty",)),
         (("pack", "", "packed"), ("an argument is empty after pack", "shell")),
@@ -77,21 +107,29 @@ def test_help_and_version_answer() -> None:
         (("evaluate", "run", "--data", ""), ("--data is empty",)),
         (("sample", "run", "--out", ""), ("an argument is empty after --out",)),
         (("submit", ""), ("an argument is empty after submit",)),
-        (("train", "--method.name", "vae", "--lr", "1"), ("unknown setting lr: did you mean train.learning_rate?",)),
+        (
+            ("train", "--method.name", "vae", "--lr", "1"),
+            ("unknown setting lr: did you mean train.learning_rate?",),
+        ),
         (("train", "--method.name", "vae", "--zzzz", "1"), ("the nearest are", "--settings")),
         (("pack", "digits"), ("required: dest",)),
         (("sample", "no-such-run"), ("there is no folder", "no-such-run")),
         (("sample", "tests", "--nn", "3"), ("unknown flag --nn", "udl sample --help")),
         (("fit-prior", "tests", "--nn", "3"), ("unknown flag --nn", "udl fit-prior --help")),
         (("traverse", ".", "--from", "a.png"), ("neither a run folder nor an exported model",)),
-        (("embed", ".", "digits", "out", "--part_images", "0"), ("part_images must be at least 1",)),
+        (
+            ("embed", ".", "digits", "out", "--part_images", "0"),
+            ("part_images must be at least 1",),
+        ),
         (("export", ".", "model", "--license", "mit"), ("neither a run folder",)),
         (("compare", "one"), ("needs two runs or more",)),
         (("report", "no-such-run"), ("is no run folder",)),
         (("status", "--folow"), ("unknown flag --folow", "udl status --help")),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_line(arguments: tuple[str, ...], parts: tuple[str, ...]) -> None:
+def test_what_makes_no_sense_is_refused_in_one_line(
+    arguments: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
     refused(udl(*arguments), 2, *parts)
 
 
@@ -105,12 +143,24 @@ def test_a_refusal_names_no_more_than_a_few_settings() -> None:
     [
         ("train", "--train.total-images", "1024", "--run.workers=1", "--dry-run", "JOB"),
         ("train", "--dry-run", "JOB", "--train.total-images", "1024", "--run.workers", "1"),
-        ("train", "--dry-run", "--method.name", "vae", "--data.source", "digits", "--train.total-images", "1024"),
+        (
+            "train",
+            "--dry-run",
+            "--method.name",
+            "vae",
+            "--data.source",
+            "digits",
+            "--train.total-images",
+            "1024",
+        ),
     ],
 )
-def test_flags_stand_before_a_job_file_or_without_one(arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_flags_stand_before_a_job_file_or_without_one(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
     job = tmp_path / "vae_digits.toml"
-    job.write_bytes(b"\xef\xbb\xbf" + (JOBS / "vae_digits.toml").read_bytes())  # as an editor on Windows writes it
+    # as an editor on Windows writes it
+    job.write_bytes(b"\xef\xbb\xbf" + (JOBS / "vae_digits.toml").read_bytes())
     done = udl(*(str(job) if each == "JOB" else each for each in arguments), "--json")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
@@ -124,8 +174,18 @@ def test_settings_of_other_verbs_stand_before_their_arguments(tmp_path: Path) ->
     assert json.loads(done.stdout)["records"]["val"] > 800
 
 
-def test_a_run_without_a_job_file_is_as_long_as_is_usual_and_lies_by_its_data(tmp_path: Path) -> None:
-    done = udl("train", "--method.name", "gan", "--data.source", f"{JOBS / 'pictures'}/", "--dry-run", "--json")
+def test_a_run_without_a_job_file_is_as_long_as_is_usual_and_lies_by_its_data(
+    tmp_path: Path,
+) -> None:
+    done = udl(
+        "train",
+        "--method.name",
+        "gan",
+        "--data.source",
+        f"{JOBS / 'pictures'}/",
+        "--dry-run",
+        "--json",
+    )
     plan = json.loads(done.stdout)
     assert (plan["folder"], plan["total_images"]) == ("runs/gan_pictures", 500_096)
 
@@ -136,7 +196,14 @@ def test_a_run_folder_is_a_job_file(trained: dict[str, Path]) -> None:
 
 
 def test_a_missing_source_is_a_matter_of_data(tmp_path: Path) -> None:
-    done = udl("train", str(JOBS / "vae_digits.toml"), "--data.source", "nowhere", "--run.folder", str(tmp_path / "r"))
+    done = udl(
+        "train",
+        str(JOBS / "vae_digits.toml"),
+        "--data.source",
+        "nowhere",
+        "--run.folder",
+        str(tmp_path / "r"),
+    )
     refused(done, 3, "nowhere")
     refused(udl("pack", "nowhere", str(tmp_path / "p")), 3, "nowhere")
 
@@ -152,8 +219,11 @@ def test_a_dry_run_says_what_would_happen_and_starts_nothing(tmp_path: Path) -> 
 
 
 def test_a_dry_run_imports_neither_torch_nor_ray(tmp_path: Path) -> None:
-    code = ("import sys; from udl_dist import cli\ntry:\n    cli.main(['train', sys.argv[1], '--dry-run'])\n"
-            "except SystemExit: print(sorted({'torch', 'ray', 'wandb', 'webdataset'} & set(sys.modules)))")  # fmt: skip
+    code = (
+        "import sys; from udl_dist import cli\ntry:\n    cli.main(['train', sys.argv[1],"
+        " '--dry-run'])\nexcept SystemExit: print(sorted({'torch', 'ray', 'wandb', 'webdataset'} &"
+        " set(sys.modules)))"
+    )
     command = [sys.executable, "-c", code, str(JOBS / "gan_digits.toml")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.splitlines()[-1] == "[]"
@@ -168,7 +238,9 @@ def test_pack_says_what_it_made(tmp_path: Path) -> None:
 
 
 def test_verbs_of_use_answer_machines(trained: dict[str, Path], tmp_path: Path) -> None:
-    done = udl("sample", str(trained["gan"]), "--n", "4", "--out", str(tmp_path / "grid.png"), "--json")
+    done = udl(
+        "sample", str(trained["gan"]), "--n", "4", "--out", str(tmp_path / "grid.png"), "--json"
+    )
     figures = json.loads(done.stdout)
     assert (figures["method"], figures["n"], figures["averaged"]) == ("gan", 4, True)
     assert (tmp_path / "grid.png").exists()
@@ -176,9 +248,17 @@ def test_verbs_of_use_answer_machines(trained: dict[str, Path], tmp_path: Path) 
     done = udl("sample", str(run), "--n", "4", cwd=tmp_path)
     assert done.stdout.splitlines()[-1] == f"4 images, seed 0: {run}/samples.png", done.stderr
     assert (run / "samples.png").exists() and not (tmp_path / "samples.png").exists()
-    refused(udl("reconstruct", str(trained["gan"]), "digits"), 2, "cannot reconstruct, it can decode, sample")
+    refused(
+        udl("reconstruct", str(trained["gan"]), "digits"),
+        2,
+        "cannot reconstruct, it can decode, sample",
+    )
     refused(udl("score", str(trained["ae"]), "grid.jpg", cwd=tmp_path), 3, "there is no file")
     assert not (tmp_path / "scores").exists()
-    refused(udl("evaluate", str(trained["gan"]), "--families", "likelihood,distribution"), 2, "no likelihood")
+    refused(
+        udl("evaluate", str(trained["gan"]), "--families", "likelihood,distribution"),
+        2,
+        "no likelihood",
+    )
     done = udl("report", str(trained["ae"]), "--out", str(tmp_path / "page.html"), "--json")
     assert json.loads(done.stdout)["faults"] == []

@@ -1,4 +1,6 @@
-"""Each record once, and a run that was killed ends as one that was not: parts of the benches, same code."""
+"""Each record once, and a run that was killed ends as one that was not: parts of the benches, same
+code.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,12 @@ def test_a_kind_of_fault_changes_nothing_either(kind: str, tmp_path: Path) -> No
     assert kinds.suite(tmp_path, [kind]) == 1
 
 
-@pytest.mark.parametrize(("order", "records", "each"), [("full", 1_000_000, 128), ("blocks", 200_000, 16)])
-def test_512_ranks_load_each_record_once(order: str, records: int, each: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("order", "records", "each"), [("full", 1_000_000, 128), ("blocks", 200_000, 16)]
+)
+def test_512_ranks_load_each_record_once(
+    order: str, records: int, each: int, tmp_path: Path
+) -> None:
     folder = epoch.virtual(tmp_path, records, 100)
     distinct, loaded, _ = epoch.counted(folder, order, 512, 512 * each, processes=1)
     assert distinct == loaded == records

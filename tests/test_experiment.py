@@ -25,7 +25,9 @@ def job(folder: Path, text: str) -> Path:
 
 
 def test_a_flag_beats_the_file_and_the_file_beats_the_default(tmp_path: Path) -> None:
-    path = job(tmp_path, '[method]\nname = "vae"\nlatent_dim = 7\n[train]\nepochs = 2\nbatch_size = 64\n')
+    path = job(
+        tmp_path, '[method]\nname = "vae"\nlatent_dim = 7\n[train]\nepochs = 2\nbatch_size = 64\n'
+    )
     wanted = experiment.load(path, {"train.batch_size": "32"})
     assert (wanted.method.latent_dim, wanted.train.batch_size, wanted.train.seed) == (7, 32, 0)
     assert wanted.run.folder == "runs/job"
@@ -36,7 +38,9 @@ def test_each_job_is_read_and_written_back_the_same(path: Path, tmp_path: Path) 
     wanted = experiment.load(path, {})
     again = experiment.load(job(tmp_path, wanted.to_toml()), {})
     assert again == wanted
-    assert f"udl train jobs/{path.name}" in path.read_text().splitlines()[0], "a job opens with its command"
+    assert f"udl train jobs/{path.name}" in path.read_text().splitlines()[0], (
+        "a job opens with its command"
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,7 +49,10 @@ def test_each_job_is_read_and_written_back_the_same(path: Path, tmp_path: Path) 
         ('[method]\nname = "vea"\n', "unknown method.name 'vea': did you mean vae?"),
         ("[train]\nepochs = 1\n", "method.name is missing: there are ae, gan, vae"),
         ("[method]\nname = 5\n", "method.name must be text, not 5: there are ae, gan, vae"),
-        ('[method]\nname = "vae"\n[trian]\nepochs = 1\n', "unknown table [trian]: did you mean train?"),
+        (
+            '[method]\nname = "vae"\n[trian]\nepochs = 1\n',
+            "unknown table [trian]: did you mean train?",
+        ),
         ('[method]\nname = "vae"\n[trian]\n', "unknown table [trian]: did you mean train?"),
         ('method = "vae"\n', "method is a table of settings, not 'vae'"),
         (
@@ -57,9 +64,12 @@ def test_each_job_is_read_and_written_back_the_same(path: Path, tmp_path: Path) 
             "unknown setting method.netwrok.kind: did you mean method.network.kind?",
         ),
         ('[method]\nname = "vae"\nlatent_dim = 0\n', "method.latent_dim must be at least 1, not 0"),
-        ('[method]\nname = "vae"\nlatent_dim = "8"\n', "method.latent_dim must be whole number, not '8'"),
+        (
+            '[method]\nname = "vae"\nlatent_dim = "8"\n',
+            "method.latent_dim must be whole number, not '8'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UsageError) as refusal:
         experiment.load(job(tmp_path, text), {})
@@ -73,7 +83,9 @@ def test_a_file_that_is_no_toml_or_not_there_is_named(tmp_path: Path) -> None:
         experiment.load(tmp_path / "missing.toml", {})
 
 
-def test_a_flag_for_the_length_of_a_run_counts_and_not_the_other_measure_of_the_file(tmp_path: Path) -> None:
+def test_a_flag_for_the_length_of_a_run_counts_and_not_the_other_measure_of_the_file(
+    tmp_path: Path,
+) -> None:
     path = job(tmp_path, '[method]\nname = "vae"\n[train]\nepochs = 2\n')
     train = experiment.load(path, {"train.total_images": "1000"}).train
     assert (train.total_images, train.epochs, train.length(500)) == (1000, 0.0, 1024)
@@ -85,9 +97,13 @@ def test_a_flag_for_the_length_of_a_run_counts_and_not_the_other_measure_of_the_
 
 
 def test_an_unknown_flag_names_the_nearest() -> None:
-    with pytest.raises(UsageError, match=r"unknown setting train.learning_rat: did you mean train.learning_rate\?"):
+    with pytest.raises(
+        UsageError, match=r"unknown setting train.learning_rat: did you mean train.learning_rate\?"
+    ):
         experiment.load(None, {"method.name": "vae", "train.learning_rat": "1"})
-    with pytest.raises(UsageError, match=r"unknown setting method.batch_size: did you mean train.batch_size\?"):
+    with pytest.raises(
+        UsageError, match=r"unknown setting method.batch_size: did you mean train.batch_size\?"
+    ):
         experiment.load(None, {"method.name": "vae", "method.batch_size": "1"})
 
 
@@ -107,8 +123,12 @@ def test_workers_that_are_neither_are_refused_in_one_line(text: str) -> None:
 def test_differences_name_both_values_and_leave_out_what_may_change(tmp_path: Path) -> None:
     path = job(tmp_path, '[method]\nname = "vae"\n[train]\nepochs = 2\n')
     before = experiment.load(path, {})
-    after = experiment.load(path, {"method.latent_dim": "5", "run.workers": "3", "train.epochs": "4"})
-    assert experiment.differences(before, after) == [f"method.latent_dim was {before.method.latent_dim}, now 5"]
+    after = experiment.load(
+        path, {"method.latent_dim": "5", "run.workers": "3", "train.epochs": "4"}
+    )
+    assert experiment.differences(before, after) == [
+        f"method.latent_dim was {before.method.latent_dim}, now 5"
+    ]
     assert experiment.differences(before, before) == []
 
 
@@ -121,6 +141,8 @@ def test_the_resolved_experiment_spells_out_every_default(tmp_path: Path) -> Non
 
 
 def test_reading_an_experiment_imports_neither_torch_nor_ray() -> None:
-    code = ("import sys; from udl_dist import experiment; experiment.load(None, {'method.name': 'gan'});"
-            "sys.exit(bool({'torch', 'ray', 'wandb', 'webdataset'} & set(sys.modules)))")  # fmt: skip
+    code = (
+        "import sys; from udl_dist import experiment; experiment.load(None, {'method.name':"
+        " 'gan'});sys.exit(bool({'torch', 'ray', 'wandb', 'webdataset'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0

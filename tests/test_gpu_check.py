@@ -1,4 +1,6 @@
-"""The check for a GPU runs, small, where there is none: so that it works on the day when there is one."""
+"""The check for a GPU runs, small, where there is none: so that it works on the day when there is
+one.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,13 @@ pytestmark = pytest.mark.long
 
 def test_the_check_for_a_gpu_runs_small_on_a_cpu() -> None:
     environment = {**os.environ, "SMALL": "1", "LIMIT": "900"}
-    done = subprocess.run([sys.executable, "-m", "tests.bench.gpu"], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.gpu"], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    found: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    found: list[dict[str, Any]] = [
+        json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")
+    ]
     assert [line for line in found if "failed" in line or line.get("rc")] == []
     bits = [line for line in found if line["check"].startswith("bits")]
     assert len(bits) == 9 and all(line["repeats"] and line["resumes"] for line in bits)

@@ -1,4 +1,5 @@
-"""Hostile files at every door of the product: nothing in them runs, each is refused in one line or left alone.
+"""Hostile files at every door of the product: nothing in them runs, each is refused in one line or
+left alone.
 
 What would run makes a file, the canary. The doors are those of the `udl` command, in this process.
 """
@@ -62,7 +63,9 @@ def _object_array(canary: Path) -> bytes:
 
 def _object_arrays(canary: Path) -> bytes:
     file = io.BytesIO()
-    np.savez(file, images=np.array([Bomb(canary)] * 8, object), labels=np.arange(8), allow_pickle=True)
+    np.savez(
+        file, images=np.array([Bomb(canary)] * 8, object), labels=np.arange(8), allow_pickle=True
+    )
     return file.getvalue()
 
 
@@ -85,8 +88,12 @@ def _polyglot(canary: Path) -> bytes:
 
 
 PAYLOADS: dict[str, Callable[[Path], bytes]] = {
-    **{f"pickle, protocol {number}": lambda canary, number=number: pickle.dumps(Bomb(canary), number)  # type: ignore[misc]
-       for number in range(6)},
+    **{
+        f"pickle, protocol {number}": lambda canary, number=number: pickle.dumps(
+            Bomb(canary), number
+        )  # type: ignore[misc]
+        for number in range(6)
+    },
     "pickle that executes": lambda canary: pickle.dumps(Executed(canary)),
     "pickle that is optimised": lambda canary: pickletools.optimize(pickle.dumps(Bomb(canary), 2)),
     "what torch.save writes": _torch_file,
@@ -96,9 +103,11 @@ PAYLOADS: dict[str, Callable[[Path], bytes]] = {
     "script": lambda canary: f"#!/bin/sh\nmkdir {canary}\n".encode(),
     "python": lambda canary: f"import os\nos.mkdir({str(canary)!r})\n".encode(),
     "yaml object": lambda canary: f"!!python/object/apply:os.mkdir ['{canary}']\n".encode(),
-    "toml with code": lambda canary: f'[method]\nname = "__import__(\'os\').mkdir(\'{canary}\')"\n'.encode(),
+    "toml with code": lambda canary: (
+        f"[method]\nname = \"__import__('os').mkdir('{canary}')\"\n".encode()
+    ),
     "pickle before an image": _polyglot,
-}  # fmt: skip
+}
 
 
 def _shard(folder: Path, members: dict[str, bytes]) -> Path:
@@ -111,14 +120,20 @@ def _shard(folder: Path, members: dict[str, bytes]) -> Path:
 
 
 def in_a_shard(suffix: str) -> Door:
-    return lambda folder, payload, _: ["check", str(_shard(folder, {f"a{suffix}": payload, "a.cls": b"0"})), "--decode"]
+    return lambda folder, payload, _: [
+        "check",
+        str(_shard(folder, {f"a{suffix}": payload, "a.cls": b"0"})),
+        "--decode",
+    ]
 
 
 def as_a_file(name: str, *verb: str) -> Door:
     def door(folder: Path, payload: bytes, _: dict[str, Path]) -> list[str]:
         (folder / name).write_bytes(payload)
-        return [str(folder / name) if word == "HERE" else str(folder / "out") if word == "OUT" else word
-                for word in verb]  # fmt: skip
+        return [
+            str(folder / name) if word == "HERE" else str(folder / "out") if word == "OUT" else word
+            for word in verb
+        ]
 
     return door
 
@@ -130,7 +145,9 @@ def as_an_index(folder: Path, payload: bytes, made: dict[str, Path]) -> list[str
 
 
 def in_a_run(pattern: str, *verb: str, believed: bool = False) -> Door:
-    """All files of a run that the pattern finds take the payload; `believed`: the manifest says so too."""
+    """All files of a run that the pattern finds take the payload; `believed`: the manifest says so
+    too.
+    """
 
     def door(folder: Path, payload: bytes, made: dict[str, Path]) -> list[str]:
         run = folder / "run"
@@ -142,7 +159,10 @@ def in_a_run(pattern: str, *verb: str, believed: bool = False) -> Door:
                 facts = json.loads(listing.read_text())
                 facts["files"][path.name] = layout.described(path)
                 listing.write_text(json.dumps(facts))
-        return [str(run) if word == "HERE" else str(folder / "out.png") if word == "OUT" else word for word in verb]
+        return [
+            str(run) if word == "HERE" else str(folder / "out.png") if word == "OUT" else word
+            for word in verb
+        ]
 
     return door
 
@@ -162,8 +182,16 @@ def in_a_model(name: str, believed: bool = False) -> Door:
 
 def as_an_extractor(folder: Path, payload: bytes, made: dict[str, Path]) -> list[str]:
     (folder / "x.safetensors").write_bytes(payload)
-    return ["evaluate", str(made["vae"]), "--extractor", str(folder / "x.safetensors"), "--families", "distribution",
-            "--out", str(folder / "figures.json")]  # fmt: skip
+    return [
+        "evaluate",
+        str(made["vae"]),
+        "--extractor",
+        str(folder / "x.safetensors"),
+        "--families",
+        "distribution",
+        "--out",
+        str(folder / "figures.json"),
+    ]
 
 
 def as_a_journal(folder: Path, payload: bytes, made: dict[str, Path]) -> list[str]:
@@ -174,14 +202,19 @@ def as_a_journal(folder: Path, payload: bytes, made: dict[str, Path]) -> list[st
 
 SAMPLE = ("sample", "HERE", "--out", "OUT")
 DOORS: dict[str, Door] = {
-    **{f"shard, {suffix}": in_a_shard(suffix) for suffix in (".png", ".npy", ".pkl", ".pyd", ".pth", ".json", ".cls")},
+    **{
+        f"shard, {suffix}": in_a_shard(suffix)
+        for suffix in (".png", ".npy", ".pkl", ".pyd", ".pth", ".json", ".cls")
+    },
     "shard itself": as_a_file("000000.tar", "check", "HERE", "--decode"),
     "index": as_an_index,
     "array": as_a_file("a.npy", "pack", "HERE", "OUT"),
     "arrays": as_a_file("a.npz", "pack", "HERE", "OUT"),
     "job": as_a_file("job.toml", "train", "HERE", "--dry-run"),
     "weights of all checkpoints": in_a_run("checkpoints/*/*.safetensors", *SAMPLE),
-    "weights, with their sha256": in_a_run("checkpoints/*/networks.safetensors", *SAMPLE, believed=True),
+    "weights, with their sha256": in_a_run(
+        "checkpoints/*/networks.safetensors", *SAMPLE, believed=True
+    ),
     "manifests of all checkpoints": in_a_run("checkpoints/*/manifest.json", *SAMPLE),
     "states of all checkpoints": in_a_run("checkpoints/*/state.json", *SAMPLE),
     "experiment of a run": in_a_run("experiment.toml", *SAMPLE),
@@ -210,7 +243,14 @@ def made(trained: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     (folder / "search").mkdir()
     (folder / "search" / "search.toml").write_text(search.to_toml())
     job = trained["vae"] / "experiment.toml"
-    return {**trained, "run": run, "model": folder / "model", "search": folder / "search", "shards": shards, "job": job}
+    return {
+        **trained,
+        "run": run,
+        "model": folder / "model",
+        "search": folder / "search",
+        "shards": shards,
+        "job": job,
+    }
 
 
 @pytest.mark.parametrize("door", DOORS)

@@ -1,4 +1,6 @@
-"""Short real runs for tests of what comes after training: one of each method, made once for all of them."""
+"""Short real runs for tests of what comes after training: one of each method, made once for all of
+them.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,14 @@ METHODS = ("ae", "vae", "gan")
 
 def run(method: str, source: Path, folder: Path, **flags: str) -> Path:
     """A finished run folder, as `udl train` leaves it."""
-    quiet = {"track__mode": "off", "train__report_images": "24", "evaluate__every_images": "60",
-             "run__keep_checkpoints": "9", "train__total_images": "480",
-             "data__cache": str(folder.parent / "cache")}  # fmt: skip
+    quiet = {
+        "track__mode": "off",
+        "train__report_images": "24",
+        "evaluate__every_images": "60",
+        "run__keep_checkpoints": "9",
+        "train__total_images": "480",
+        "data__cache": str(folder.parent / "cache"),
+    }
     return finished(asked(method, source, run__folder=str(folder), **(quiet | flags)))
 
 
@@ -38,7 +45,10 @@ def runs(folder: Path) -> dict[str, Path]:
     """A run of each method, on the same 70 images of 8 px; the GAN keeps an average."""
     source = packed(folder / "data")
     average = {"gan": {"train__average_half_life": "100"}}
-    return {method: run(method, source, folder / method, **average.get(method, {})) for method in METHODS}
+    return {
+        method: run(method, source, folder / method, **average.get(method, {}))
+        for method in METHODS
+    }
 
 
 def images(count: int, size: int = 8, seed: int = 0) -> np.ndarray:

@@ -13,9 +13,11 @@ __version__ = "0.1.0"
 
 
 def load(folder: Path | str, device: str = "cpu", checkpoint: str | int = "best") -> Model:
-    """A trained model, from a run folder or an exported one: `.encode .decode .reconstruct .sample .score`.
+    """A trained model, from a run folder or an exported one: `.encode .decode .reconstruct .sample
+    .score`.
 
-    `checkpoint` is `best`, `last` or a number of images. See `udl_dist.models.model.Model` for what it takes and gives.
+    `checkpoint` is `best`, `last` or a number of images. See `udl_dist.models.model.Model` for what
+    it takes and gives.
     """
     from udl_dist.models import model
 

@@ -1,4 +1,6 @@
-"""`python -m udl_dist` is `udl`: modules come from where this package was found, not from the current folder."""
+"""`python -m udl_dist` is `udl`: modules come from where this package was found, not from the
+current folder.
+"""
 
 import sys
 from pathlib import Path

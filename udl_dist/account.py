@@ -1,6 +1,8 @@
-"""What a run folder says of itself, for pages and comparisons: whatever of it can be read, and what cannot, in words.
+"""What a run folder says of itself, for pages and comparisons: whatever of it can be read, and what
+cannot, in words.
 
-Nothing here is believed to be whole: a run may have been cut short anywhere. Knows no torch, Ray or method by name.
+Nothing here is believed to be whole: a run may have been cut short anywhere. Knows no torch, Ray or
+method by name.
 """
 
 from __future__ import annotations
@@ -54,10 +56,12 @@ class Account:
     checkpoints: list[Kept] = field(default_factory=list)
     pictures: dict[str, list[tuple[int, Path]]] = field(default_factory=dict)
     evaluation: dict[str, Figure] = field(default_factory=dict)
-    followed: dict[int, dict[str, Figure]] = field(default_factory=dict)  # of checkpoints, by images trained on
+    # of checkpoints, by images trained on
+    followed: dict[int, dict[str, Figure]] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
     shards: dict[str, str] = field(default_factory=dict)
-    environments: list[tuple[int, str]] = field(default_factory=list)  # images before it, and in words
+    # images before it, and in words
+    environments: list[tuple[int, str]] = field(default_factory=list)
     complete: bool = False
     failure: str = ""  # why the run ended before its end, if it refused to go on
     images: int = 0
@@ -93,37 +97,64 @@ class Account:
 
     def curve(self, name: str) -> tuple[list[float], list[float]]:
         """The images and values of one curve, where it has any that can be drawn."""
-        pairs = [(point["images"], point[name]) for point in self.points if _is_number(point.get(name))]
+        pairs = [
+            (point["images"], point[name]) for point in self.points if _is_number(point.get(name))
+        ]
         return [float(images) for images, _ in pairs], [float(value) for _, value in pairs]
 
     def followed_curve(self, name: str) -> tuple[list[float], list[float]]:
         """The same of a figure that `udl evaluate --follow` measured."""
-        kept = {images: figures[name].value for images, figures in self.followed.items() if name in figures}
+        kept = {
+            images: figures[name].value
+            for images, figures in self.followed.items()
+            if name in figures
+        }
         return [float(images) for images in kept], list(kept.values())
 
     def held_out(self) -> dict[str, tuple[float, float, int]]:
-        """Of each held-out figure its last value, its value at the best point, and the images of that point."""
-        validated = [point for point in self.points if any(name.startswith("val/") for name in point)]
+        """Of each held-out figure its last value, its value at the best point, and the images of
+        that point.
+        """
+        validated = [
+            point for point in self.points if any(name.startswith("val/") for name in point)
+        ]
         if not validated:
             return {}
         scored = [point for point in validated if _is_number(point.get(self.best_by))]
         best = min(scored, key=lambda point: point[self.best_by]) if scored else validated[-1]
         last = validated[-1]
-        return {name: (last[name], best.get(name, math.nan), int(best["images"]))
-                for name in sorted(last) if name.startswith("val/")}  # fmt: skip
+        return {
+            name: (last[name], best.get(name, math.nan), int(best["images"]))
+            for name in sorted(last)
+            if name.startswith("val/")
+        }
 
     def protocol(self) -> dict[str, Any]:
-        """What the held-out figures depend on beside the weights: the data, and settings that say what is measured."""
+        """What the held-out figures depend on beside the weights: the data, and settings that say
+        what is measured.
+        """
         measured_by = sorted({name for names in self.kind.incomparable.values() for name in names})
-        names = ["data.held_out", "data.held_out_fraction", *(f"method.{name}" for name in measured_by)]
-        return {"data": self.data, "n": self.held_out_images} | {name: self.settings.get(name) for name in names}
+        names = [
+            "data.held_out",
+            "data.held_out_fraction",
+            *(f"method.{name}" for name in measured_by),
+        ]
+        return {"data": self.data, "n": self.held_out_images} | {
+            name: self.settings.get(name) for name in names
+        }
 
 
 def read(folder: Path | str) -> Account:
-    """Read what there is, of a search what its winner's run is; raise UsageError for a folder that is no run at all."""
+    """Read what there is, of a search what its winner's run is; raise UsageError for a folder that
+    is no run at all.
+    """
     run = RunFolder(winner_of(settings.as_path(str(folder))))
-    if not any(path.exists() for path in (run.experiment, run.curves, run.checkpoints, run.pictures)):
-        raise UsageError(f"{run.path} is no run folder: it has no experiment.toml, curves or checkpoints")
+    if not any(
+        path.exists() for path in (run.experiment, run.curves, run.checkpoints, run.pictures)
+    ):
+        raise UsageError(
+            f"{run.path} is no run folder: it has no experiment.toml, curves or checkpoints"
+        )
     account = Account(run.path)
     account.settings = settings.flatten(_toml(run.experiment, account))
     account.points = _points(run, account)
@@ -132,9 +163,13 @@ def read(folder: Path | str) -> Account:
     account.evaluation = figures_in(run.path / written.NAME, account.faults)
     account.followed = followed_in(run.followed, account.faults)
     account.messages = _text(run.messages).splitlines()
-    account.shards = {str(name): str(about) for name, about in _json(run.data, account.faults).items()}
-    account.environments = [(entry["images"], environment.in_words(entry))
-                            for entry in environment.kept(run.environment)[-MOST_ENVIRONMENTS:]]  # fmt: skip
+    account.shards = {
+        str(name): str(about) for name, about in _json(run.data, account.faults).items()
+    }
+    account.environments = [
+        (entry["images"], environment.in_words(entry))
+        for entry in environment.kept(run.environment)[-MOST_ENVIRONMENTS:]
+    ]
     account.complete = bool(_json(run.result, account.faults))
     account.failure = "" if account.complete else (run.failure() or (0, ""))[1]
     last = [int(point["images"]) for point in account.points[-1:]]
@@ -201,8 +236,14 @@ def _checkpoints(run: RunFolder, account: Account) -> list[Kept]:
             continue
         numbers = {str(name): float(value) for name, value in figures.items() if _is_number(value)}
         held_out = state.get("held_out")
-        kept.append(Kept(int(path.name), numbers, str(state.get("data", "")),
-                         held_out if isinstance(held_out, int) else 0))  # fmt: skip
+        kept.append(
+            Kept(
+                int(path.name),
+                numbers,
+                str(state.get("data", "")),
+                held_out if isinstance(held_out, int) else 0,
+            )
+        )
     if not kept:
         account.faults.append("there is no checkpoint")
     return kept
@@ -227,15 +268,24 @@ def figures_in(path: Path, faults: list[str]) -> dict[str, Figure]:
             faults.append(f"{path.name}: {name} is no figure")
             continue
         deviation: Any = entry.get("sd")
-        found[str(name)] = Figure(float(entry["value"]), float(deviation) if _is_number(deviation) else None,
-                                  _table(entry.get("floor")), _table(entry.get("protocol")))  # fmt: skip
+        found[str(name)] = Figure(
+            float(entry["value"]),
+            float(deviation) if _is_number(deviation) else None,
+            _table(entry.get("floor")),
+            _table(entry.get("protocol")),
+        )
     return found
 
 
 def followed_in(folder: Path, faults: list[str]) -> dict[int, dict[str, Figure]]:
-    """The figures of checkpoints that `udl evaluate --follow` measured, by images; what is none goes to `faults`."""
-    found = {int(path.stem): figures_in(path, faults) for path in sorted(folder.glob("[0-9]*.json"))
-             if path.stem.isdecimal()}  # fmt: skip
+    """The figures of checkpoints that `udl evaluate --follow` measured, by images; what is none
+    goes to `faults`.
+    """
+    found = {
+        int(path.stem): figures_in(path, faults)
+        for path in sorted(folder.glob("[0-9]*.json"))
+        if path.stem.isdecimal()
+    }
     return {images: figures for images, figures in found.items() if figures}
 
 

@@ -12,13 +12,17 @@ from udl_dist.commands import clusters, data, results, searching, training, use
 from udl_dist.errors import UdlError, UsageError
 
 REMOVED = {
-    "plan": "udl plan was removed: udl train JOB --dry-run prints networks, FLOPs and memory, and a run says images/s, "
-    "time to go and peak memory after its first 200 steps"
+    "plan": (
+        "udl plan was removed: udl train JOB --dry-run prints networks, FLOPs and memory, and a run"
+        " says images/s, time to go and peak memory after its first 200 steps"
+    )
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a verb and end with its exit code: 0, 2 usage, 3 data, 4 training, 5 cluster, 130 and 143 after a signal."""
+    """Run a verb and end with its exit code: 0, 2 usage, 3 data, 4 training, 5 cluster, 130 and 143
+    after a signal.
+    """
     try:
         parser, verbs = _parser()
         own, flags = _split(sys.argv[1:] if arguments is None else arguments, verbs)
@@ -33,11 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(141)
 
 
-def _split(arguments: Sequence[str], verbs: Mapping[str, _Parser]) -> tuple[list[str], dict[str, str]]:
-    """The verb's own arguments, and settings by dotted name: what begins with -- and is not one of the verb's options.
+def _split(
+    arguments: Sequence[str], verbs: Mapping[str, _Parser]
+) -> tuple[list[str], dict[str, str]]:
+    """The verb's own arguments, and settings by dotted name: what begins with -- and is not one of
+    the verb's options.
 
-    `--section.name value`, `--section.name=value` and `--section.name` (true) may stand anywhere behind the verb;
-    dashes within a name are underscores.
+    `--section.name value`, `--section.name=value` and `--section.name` (true) may stand anywhere
+    behind the verb; dashes within a name are underscores.
     """
     own: list[str] = []
     flags: dict[str, str] = {}
@@ -48,7 +55,10 @@ def _split(arguments: Sequence[str], verbs: Mapping[str, _Parser]) -> tuple[list
         if verb is None or not option.startswith("--") or option in verb.options:
             if not token or (equals and not value and option.startswith("--")):
                 before = f" after {own[-1]}" if own else ""
-                raise UsageError(f"{token or 'an argument'} is empty{before}: is a variable of the shell not set?")
+                raise UsageError(
+                    f"{token or 'an argument'} is empty{before}: is a variable of the shell not"
+                    " set?"
+                )
             if not own and token in REMOVED:
                 raise UsageError(REMOVED[token])
             own.append(token)
@@ -64,11 +74,17 @@ def _split(arguments: Sequence[str], verbs: Mapping[str, _Parser]) -> tuple[list
 
 
 def _asked(parser: _Parser, own: Sequence[str], flags: Mapping[str, str]) -> argparse.Namespace:
-    """What the verb's own arguments ask for; where one is missing, a setting may have taken it for its value."""
+    """What the verb's own arguments ask for; where one is missing, a setting may have taken it for
+    its value.
+    """
     try:
         asked, rest = parser.parse_known_args(own)
     except UsageError as error:
-        taken = [f"{value!r} was taken as the value of --{name}" for name, value in flags.items() if value != "true"]
+        taken = [
+            f"{value!r} was taken as the value of --{name}"
+            for name, value in flags.items()
+            if value != "true"
+        ]
         raise UsageError("; ".join([str(error), *taken])) from None
     if rest:
         raise UsageError(f"what is {rest[0]!r}? settings are given as --section.name value")
@@ -93,7 +109,9 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     """The parser of the whole command, and those of its verbs by name."""
     parser = _Parser(
-        "udl", description="Images to trained AE, VAE and GAN, on one machine or a Ray cluster.", allow_abbrev=False
+        "udl",
+        description="Images to trained AE, VAE and GAN, on one machine or a Ray cluster.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"udl-dist {__version__}")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")

@@ -1,6 +1,8 @@
-"""Every refusal the product makes: one line that says what, where and what to do, and its exit code.
+"""Every refusal the product makes: one line that says what, where and what to do, and its exit
+code.
 
-Knows nothing else of ours. `udl` prints the message and ends with `exit_code`; a library user catches the class.
+Knows nothing else of ours. `udl` prints the message and ends with `exit_code`; a library user
+catches the class.
 """
 
 
@@ -11,7 +13,9 @@ class UdlError(Exception):
 
 
 class UsageError(UdlError, ValueError):
-    """What was asked makes no sense: an unknown setting, a wrong type, a folder that holds something else."""
+    """What was asked makes no sense: an unknown setting, a wrong type, a folder that holds
+    something else.
+    """
 
     exit_code = 2
 

@@ -1,7 +1,8 @@
 """An experiment, what we want: the settings of every owner joined under one dotted name each.
 
-Defaults < a TOML file < flags. Everything is strict: an unknown key names the nearest one, a key in the wrong table is
-refused, a wrong type is refused. Knows the owners' settings; knows no torch, no Ray and no method by name.
+Defaults < a TOML file < flags. Everything is strict: an unknown key names the nearest one, a key in
+the wrong table is refused, a wrong type is refused. Knows the owners' settings; knows no torch, no
+Ray and no method by name.
 """
 
 from __future__ import annotations
@@ -30,9 +31,18 @@ SECTIONS: dict[str, type] = {
     "run": RunSettings,
     "track": TrackSettings,
 }
-# What may differ between a run and its resumption, because the weights after n images do not depend on it.
-FREE_ON_RESUME = ("run.", "track.", "evaluate.", "data.readers", "data.cache", "train.total_images", "train.epochs",
-                  "train.report_images")  # fmt: skip
+# What may differ between a run and its resumption, because the weights after n images do not depend
+# on it.
+FREE_ON_RESUME = (
+    "run.",
+    "track.",
+    "evaluate.",
+    "data.readers",
+    "data.cache",
+    "train.total_images",
+    "train.epochs",
+    "train.report_images",
+)
 BOUND = ("run.determinism",)
 LENGTHS = ("train.total_images", "train.epochs")  # of a run, of which one holds
 
@@ -52,7 +62,10 @@ class Experiment:
     def to_dict(self) -> dict[str, Any]:
         """Every setting, defaults spelled out; `from_dict` reads it back."""
         method = {"name": self.method_name, **config_schema.to_dict(self.method)}
-        return {"method": method, **{name: config_schema.to_dict(getattr(self, name)) for name in SECTIONS}}
+        return {
+            "method": method,
+            **{name: config_schema.to_dict(getattr(self, name)) for name in SECTIONS},
+        }
 
     def to_toml(self) -> str:
         """The same as a TOML file that can be fed back."""
@@ -66,7 +79,9 @@ class Experiment:
 
 
 def load(path: Path | None, flags: Mapping[str, str]) -> Experiment:
-    """Read a job file or that of a run folder (none: only flags) and apply flags, dotted names with values as text."""
+    """Read a job file or that of a run folder (none: only flags) and apply flags, dotted names with
+    values as text.
+    """
     path = job_file(path, "experiment.toml") if path else None
     values = read(path) if path else {}
     if "search" in values:
@@ -87,18 +102,24 @@ def join(values: dict[str, Any], flags: Mapping[str, str], path: Path | None) ->
         if dotted not in known:
             raise UsageError(f"unknown setting {dotted}: {nearest(dotted, list(known))}")
         flat[dotted] = config_schema.from_text(known[dotted], text)
-    for one, other in (LENGTHS, LENGTHS[::-1]):  # a flag counts, not the other measure that the file has
+    # a flag counts, not the other measure that the file has
+    for one, other in (LENGTHS, LENGTHS[::-1]):
         if one in flags and other not in flags:
             flat.pop(other, None)
     return from_dict(config_schema.nest(flat))
 
 
 def job_file(path: Path, kept: str) -> Path:
-    """The file itself; of a run or search folder the file `kept` in it, which holds what was asked."""
+    """The file itself; of a run or search folder the file `kept` in it, which holds what was
+    asked.
+    """
     if not path.is_dir():
         return path
     if not (path / kept).is_file():
-        raise UsageError(f"{path} is a folder without {kept}, not a job file: images are given as --data.source {path}")
+        raise UsageError(
+            f"{path} is a folder without {kept}, not a job file: images are given as --data.source"
+            f" {path}"
+        )
     return path / kept
 
 
@@ -117,17 +138,25 @@ def from_dict(values: Mapping[str, Any]) -> Experiment:
     _refuse_misplaced(values, name)
     sections: dict[str, Any] = {
         section: config_schema.from_dict(owner, values.get(section, {}), f"{section}.")
-                for section, owner in SECTIONS.items()}  # fmt: skip
-    return Experiment(name, config_schema.from_dict(method_settings, method_table, "method."), **sections)
+        for section, owner in SECTIONS.items()
+    }
+    return Experiment(
+        name, config_schema.from_dict(method_settings, method_table, "method."), **sections
+    )
 
 
 def differences(old: Experiment, new: Experiment) -> list[str]:
-    """What differs between two experiments that a resumed run must not change, as `name: old, now new`."""
+    """What differs between two experiments that a resumed run must not change, as `name: old, now
+    new`.
+    """
     before, after = config_schema.flatten(old.to_dict()), config_schema.flatten(new.to_dict())
     names = sorted(set(before) | set(after))
-    return [f"{name} was {before.get(name)!r}, now {after.get(name)!r}" for name in names
-            if before.get(name) != after.get(name)
-            and (name in BOUND or not name.startswith(FREE_ON_RESUME))]  # fmt: skip
+    return [
+        f"{name} was {before.get(name)!r}, now {after.get(name)!r}"
+        for name in names
+        if before.get(name) != after.get(name)
+        and (name in BOUND or not name.startswith(FREE_ON_RESUME))
+    ]
 
 
 def describe(method_name: str) -> Iterator[tuple[str, str, Any, str]]:
@@ -141,11 +170,14 @@ def describe(method_name: str) -> Iterator[tuple[str, str, Any, str]]:
 def read(path: Path) -> dict[str, Any]:
     """The tables of a TOML file as they stand there."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows put a mark first
+        # editors on Windows put a mark first
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UsageError(f"no such job file: {path}") from None
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is not a job file, which is UTF-8 text: images are given as --data.source") from None
+        raise UsageError(
+            f"{path} is not a job file, which is UTF-8 text: images are given as --data.source"
+        ) from None
     except OSError as error:
         raise UsageError(f"cannot read job file {path}: {error.strerror}") from None
     except tomllib.TOMLDecodeError as error:
@@ -168,12 +200,18 @@ def kinds(method_name: str) -> dict[str, Any]:
 
 
 def nearest(dotted: str, known: Sequence[str]) -> str:
-    """The nearest dotted names: with the same last part, then with its initials (`lr`), then with a part of it."""
+    """The nearest dotted names: with the same last part, then with its initials (`lr`), then with a
+    part of it.
+    """
     asked = dotted.rsplit(".", 1)[-1]
     last = {name: name.rsplit(".", 1)[-1] for name in known}
     for alike in (
         [name for name, own in last.items() if own == asked],
-        [name for name, own in last.items() if "".join(word[:1] for word in own.split("_")) == asked],
+        [
+            name
+            for name, own in last.items()
+            if "".join(word[:1] for word in own.split("_")) == asked
+        ],
     ):
         if alike:
             return f"did you mean {alike[0]}?"

@@ -1,9 +1,11 @@
-"""python -m tests.bench.anomaly [--job JOB.toml] [--keep FOLDER] [--classes 0,1] [any setting]: odd classes told apart.
+"""python -m tests.bench.anomaly [--job JOB.toml] [--keep FOLDER] [--classes 0,1] [any setting]: odd
+classes told apart.
 
-Each class is left out of training in turn; held-out images of it are odd, those of the others normal. AUROC and what a
-threshold finds of each score, as means over the classes. Settings of the job have a dot (`--data.source MNIST`,
-`--train.epochs 3`), those of `udl evaluate` have none (`--neighbours 5`, `--train-images 0`). One worker, in this
-process, one run after the other; runs in the folder that is kept are measured again, not trained again.
+Each class is left out of training in turn; held-out images of it are odd, those of the others
+normal. AUROC and what a threshold finds of each score, as means over the classes. Settings of the
+job have a dot (`--data.source MNIST`, `--train.epochs 3`), those of `udl evaluate` have none
+(`--neighbours 5`, `--train-images 0`). One worker, in this process, one run after the other; runs
+in the folder that is kept are measured again, not trained again.
 """
 
 from __future__ import annotations
@@ -24,26 +26,37 @@ from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.using.evaluating import evaluate
 
 JOB = Path(__file__).parent.parent.parent / "jobs" / "ae_digits.toml"
-QUIET = {"track.mode": "off", "evaluate.pictures": "false", "run.workers": "1", "run.keep_checkpoints": "1"}
+QUIET = {
+    "track.mode": "off",
+    "evaluate.pictures": "false",
+    "run.workers": "1",
+    "run.keep_checkpoints": "1",
+}
 Figures = dict[str, dict[str, Any]]
 
 
 def flags(words: list[str]) -> tuple[dict[str, str], FigureSettings]:
     """`--name value` in pairs: those of the job, and those of the figures."""
-    given = {name.removeprefix("--").replace("-", "_"): value
-             for name, value in zip(words[::2], words[1::2], strict=True)}  # fmt: skip
+    given = {
+        name.removeprefix("--").replace("-", "_"): value
+        for name, value in zip(words[::2], words[1::2], strict=True)
+    }
     figures = {name: value for name, value in given.items() if "." not in name}
     job = {name: value for name, value in given.items() if "." in name}
     return job, config_schema.from_flags(FigureSettings, {"families": "anomaly", **figures})
 
 
-def without(label: str, path: Path, job: dict[str, str], wanted: FigureSettings, folder: Path) -> Figures:
+def without(
+    label: str, path: Path, job: dict[str, str], wanted: FigureSettings, folder: Path
+) -> Figures:
     """The figures of a run that never saw one class; trained unless it is there."""
     own = QUIET | job | {"data.without_labels": label, "run.folder": str(folder / label)}
     if not (folder / label).exists():
         finished(experiments.load(path, own))
     model = udl_dist.load(folder / label, checkpoint="last")
-    found: Figures = evaluate(model, wanted, folder / label / "evaluation.json", lambda *_: None).as_dict()["figures"]
+    found: Figures = evaluate(
+        model, wanted, folder / label / "evaluation.json", lambda *_: None
+    ).as_dict()["figures"]
     return found
 
 
@@ -61,7 +74,9 @@ def rows(figures: Figures) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--job", type=Path, default=JOB)
-    parser.add_argument("--keep", type=Path, help="folder of the runs; without it they are thrown away")
+    parser.add_argument(
+        "--keep", type=Path, help="folder of the runs; without it they are thrown away"
+    )
     parser.add_argument("--classes", default="0,1,2,3,4,5,6,7,8,9")
     asked, rest = parser.parse_known_args()
     labels = asked.classes.split(",")
@@ -70,7 +85,9 @@ def main() -> None:
         for label in labels:
             began = time.perf_counter()
             try:
-                found.append(rows(without(label, asked.job, *flags(rest), asked.keep or Path(place))))
+                found.append(
+                    rows(without(label, asked.job, *flags(rest), asked.keep or Path(place)))
+                )
             except UdlError as error:
                 sys.exit(f"{error}")
             print(f"without {label}: {time.perf_counter() - began:.0f} s", flush=True)
@@ -78,7 +95,10 @@ def main() -> None:
     print(f"{'':{wide}}   mean   " + " ".join(f"{label:>5}" for label in labels))
     for name in found[0]:
         values = [one[name] for one in found]
-        print(f"{name:{wide}}  {sum(values) / len(values):.3f}   " + " ".join(f"{value:.3f}" for value in values))
+        print(
+            f"{name:{wide}}  {sum(values) / len(values):.3f}   "
+            + " ".join(f"{value:.3f}" for value in values)
+        )
 
 
 if __name__ == "__main__":

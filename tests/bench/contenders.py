@@ -1,7 +1,9 @@
-"""Ways to get batches of images out of a folder of shards, each an endless iterator of uint8 [B, C, H, W].
+"""Ways to get batches of images out of a folder of shards, each an endless iterator of uint8 [B, C,
+H, W].
 
-Ours through the public way in; webdataset's usual pipeline; the bare loop that knows where the images lie; litdata and
-MosaicML streaming, which want the images converted first and are not among our dependencies.
+Ours through the public way in; webdataset's usual pipeline; the bare loop that knows where the
+images lie; litdata and MosaicML streaming, which want the images converted first and are not among
+our dependencies.
 """
 
 from __future__ import annotations
@@ -29,24 +31,32 @@ Batches = Iterator[Any]
 
 def ours(source: Path, shape: Shape, readers: int = 0) -> Batches:
     """udl_dist, checksums on and order mixed, as always."""
-    settings = DataSettings(str(source), size=shape[1], channels=shape[0], readers=readers, held_out_fraction=0.0)  # type: ignore[arg-type]
+    settings = DataSettings(
+        str(source), size=shape[1], channels=shape[0], readers=readers, held_out_fraction=0.0
+    )  # type: ignore[arg-type]
     stream, _ = open_streams(prepare(settings), 0)
     yield from (records.images for records in stream.batches(0, BATCH))
 
 
 def fitted(image: Image.Image, shape: Shape) -> np.ndarray[Any, Any]:
-    """The middle square, resized with antialiasing: what people write around webdataset, but in one step."""
+    """The middle square, resized with antialiasing: what people write around webdataset, but in one
+    step.
+    """
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.convert("L" if shape[0] == 1 else "RGB")
     if image.size != shape[:0:-1]:
-        image = image.resize(shape[:0:-1], Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+        image = image.resize(
+            shape[:0:-1], Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
+        )
     pixels = np.asarray(image)
     return pixels[None] if shape[0] == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def webdataset(source: Path, shape: Shape, workers: int = 0, key: str = "jpg") -> Batches:
-    """Its usual pipeline, in its favour: without a shuffle buffer, and uint8, not floats. It checks nothing."""
+    """Its usual pipeline, in its favour: without a shuffle buffer, and uint8, not floats. It checks
+    nothing.
+    """
     import webdataset as wds
 
     warnings.simplefilter("ignore", ResourceWarning)  # it leaves its files to the garbage collector
@@ -59,13 +69,18 @@ def webdataset(source: Path, shape: Shape, workers: int = 0, key: str = "jpg") -
 
 
 def bare(source: Path, shape: Shape) -> Batches:
-    """Our decoder and nothing else: shards mapped, places known, one image after the other, no checksum."""
+    """Our decoder and nothing else: shards mapped, places known, one image after the other, no
+    checksum.
+    """
     places: list[tuple[mmap.mmap, int, int]] = []
     for path in sorted(source.rglob("*.tar")):
         with path.open("rb") as file, tarfile.open(path) as members:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            places += [(mapped, each.offset_data, each.offset_data + each.size) for each in members.getmembers()
-                       if not each.name.endswith(".cls")]  # fmt: skip
+            places += [
+                (mapped, each.offset_data, each.offset_data + each.size)
+                for each in members.getmembers()
+                if not each.name.endswith(".cls")
+            ]
     endless = itertools.cycle(places)
     while True:
         images = np.empty((BATCH, *shape), np.uint8)

@@ -1,8 +1,9 @@
-"""python -m tests.bench.damage: 1,000 damaged shards of 5 kinds, 10,000 flipped bits and the bombs, in about 2 minutes.
+"""python -m tests.bench.damage: 1,000 damaged shards of 5 kinds, 10,000 flipped bits and the bombs,
+in about 2 minutes.
 
-Noticed: `udl check` ends with 3. Named: the shard, a byte at or before the damage, and just the keys that are lost.
-Exact: what the index can still read, counted by comparing bytes, plus what is reported lost is what was indexed. Ends
-with 1 if anything is missed.
+Noticed: `udl check` ends with 3. Named: the shard, a byte at or before the damage, and just the
+keys that are lost. Exact: what the index can still read, counted by comparing bytes, plus what is
+reported lost is what was indexed. Ends with 1 if anything is missed.
 """
 
 from __future__ import annotations
@@ -22,18 +23,25 @@ SHARDS, FLIPS = 200, 10_000
 
 
 def damaged_shards(whole: Base, folder: Path, count: int) -> int:
-    """`count` shards of each kind; give how many were not noticed, named and accounted for exactly."""
+    """`count` shards of each kind; give how many were not noticed, named and accounted for
+    exactly.
+    """
     missed = 0
     for kind in KINDS:
         outcomes = [inflict(whole, kind, folder / "wounded", seed) for seed in range(count)]
         noticed, named, exact = (sum(column) for column in zip(*outcomes, strict=True))
-        print(f"{kind:<40}{count:6} shards: noticed {noticed}, named {named}, exact {exact}", flush=True)
+        print(
+            f"{kind:<40}{count:6} shards: noticed {noticed}, named {named}, exact {exact}",
+            flush=True,
+        )
         missed += 3 * count - noticed - named - exact
     return missed
 
 
 def payload_flips(whole: Base, count: int, seed: int = 0) -> int:
-    """Flip one bit of a payload at a time under the reader that trains; give how many it did not notice."""
+    """Flip one bit of a payload at a time under the reader that trains; give how many it did not
+    notice.
+    """
     chance, missed, shards = Random(seed), 0, Shards(rows_of(whole))
     with whole.path.open("r+b", buffering=0) as file:
         for _ in range(count):
@@ -60,7 +68,11 @@ def bombs() -> int:
         said, megabytes, seconds = explode_apart(name)
         fine = bool(said) and megabytes < MEGABYTES and seconds < SECONDS
         missed += not fine
-        print(f"{name:<40}{megabytes:6.1f} MB {seconds:5.2f} s {'' if fine else 'MISSED '}{said[:90]}", flush=True)
+        print(
+            f"{name:<40}{megabytes:6.1f} MB {seconds:5.2f} s"
+            f" {'' if fine else 'MISSED '}{said[:90]}",
+            flush=True,
+        )
     return missed
 
 

@@ -1,7 +1,9 @@
-"""python -m tests.bench.data_wait: what part of a run waits for its data: conv VAE at 64 px on JPEG shards, one rank.
+"""python -m tests.bench.data_wait: what part of a run waits for its data: conv VAE at 64 px on JPEG
+shards, one rank.
 
-Photos of 500 x 375 from scikit-image (extra `bench`), read and decoded by `data.readers` threads beside the training.
-The first interval, in which reading has no head start, is left out. Goal: under 2 %.
+Photos of 500 x 375 from scikit-image (extra `bench`), read and decoded by `data.readers` threads
+beside the training. The first interval, in which reading has no head start, is left out. Goal:
+under 2 %.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ FLAGS = {
 
 def shares(source: Path, readers: int) -> list[float]:
     """The part of the time that was waited, of each interval but the first."""
-    run = Run(experiment.load(None, FLAGS | {"data.source": str(source), "data.readers": str(readers)}))
+    run = Run(
+        experiment.load(None, FLAGS | {"data.source": str(source), "data.readers": str(readers)})
+    )
     reports = run.reports(every=STEPS * BATCH, validate=10**9)
     return [report.figures["perf/data_wait_share"] for report in reports][1:]
 

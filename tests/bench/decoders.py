@@ -1,8 +1,10 @@
-"""python -m tests.bench.decoders: which decoder is the soonest at training size, and how near to the exact pixels.
+"""python -m tests.bench.decoders: which decoder is the soonest at training size, and how near to
+the exact pixels.
 
-Photos of 500 x 375 as JPEG q90 become their middle square of 64 or 128 px, as uint8 [C, H, W]. One thread, CPU time;
-the contenders take turns, and what is printed is the median ratio to Pillow's full decode and antialiased resize,
-which is webdataset's usual way. PSNR is against its pixels: mean, and the least of all photos. Needs the extra `bench`.
+Photos of 500 x 375 as JPEG q90 become their middle square of 64 or 128 px, as uint8 [C, H, W]. One
+thread, CPU time; the contenders take turns, and what is printed is the median ratio to Pillow's
+full decode and antialiased resize, which is webdataset's usual way. PSNR is against its pixels:
+mean, and the least of all photos. Needs the extra `bench`.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ LEFT = (WIDTH - HEIGHT) // 2
 def resized(image: Image.Image, scale: float, size: int) -> Pixels:
     """The middle square by Pillow, out of an image that was decoded at `scale`."""
     box = (LEFT * scale, 0, (LEFT + HEIGHT) * scale, HEIGHT * scale)
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box)).transpose(2, 0, 1)
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box)).transpose(
+        2, 0, 1
+    )
 
 
 def pillow(data: bytes, size: int) -> Pixels:
@@ -49,7 +53,9 @@ def eighths(size: int, steps: tuple[int, ...] = (1, 2, 4, 8)) -> int:
 
 
 def scaled(data: bytes, step: int) -> Pixels:  # -> [H, W, C]
-    raster: Pixels = simplejpeg.decode_jpeg(data, min_width=-(-WIDTH * step // 8), min_height=-(-HEIGHT * step // 8))
+    raster: Pixels = simplejpeg.decode_jpeg(
+        data, min_width=-(-WIDTH * step // 8), min_height=-(-HEIGHT * step // 8)
+    )
     return raster
 
 
@@ -76,7 +82,11 @@ def area(raster: Any, size: int) -> Pixels:  # [H, W, C] -> [size, size, C]
 
 def opencv_area(data: bytes, size: int) -> Pixels:
     step = eighths(size)
-    flag = {1: cv2.IMREAD_REDUCED_COLOR_8, 2: cv2.IMREAD_REDUCED_COLOR_4, 4: cv2.IMREAD_REDUCED_COLOR_2}[step]
+    flag = {
+        1: cv2.IMREAD_REDUCED_COLOR_8,
+        2: cv2.IMREAD_REDUCED_COLOR_4,
+        4: cv2.IMREAD_REDUCED_COLOR_2,
+    }[step]
     raster: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     raster = raster[:, LEFT * step // 8 : (LEFT + HEIGHT) * step // 8]
     return area(raster, size)[:, :, ::-1].transpose(2, 0, 1)
@@ -122,19 +132,25 @@ def seconds(way: Way, photos: list[bytes], size: int) -> float:
 
 
 def row(name: str, size: int, photos: list[bytes], times: dict[str, list[float]]) -> str:
-    ratio = statistics.median(base / own for base, own in zip(times["Pillow, full decode"], times[name], strict=True))
+    ratio = statistics.median(
+        base / own for base, own in zip(times["Pillow, full decode"], times[name], strict=True)
+    )
     rate = len(photos) / statistics.median(times[name])
     if WAYS[name] is decode_alone:
         return f"{name:40}{size:5}{rate:10,.0f}{ratio:8.2f}"
     apart = [decibels(WAYS[name](data, size), pillow(data, size)) for data in photos]
-    return f"{name:40}{size:5}{rate:10,.0f}{ratio:8.2f}{statistics.mean(apart):8.1f}{min(apart):8.1f}"
+    return (
+        f"{name:40}{size:5}{rate:10,.0f}{ratio:8.2f}{statistics.mean(apart):8.1f}{min(apart):8.1f}"
+    )
 
 
 def main() -> None:
     cv2.setNumThreads(1)
     photos = [jpeg(number) for number in range(PHOTOS)]
-    print(f"{PHOTOS} photos of {WIDTH} x {HEIGHT}, {sum(map(len, photos)) / PHOTOS / 1000:.0f} KB each; "
-          f"simplejpeg {simplejpeg.__version__}, OpenCV {cv2.__version__}")  # fmt: skip
+    print(
+        f"{PHOTOS} photos of {WIDTH} x {HEIGHT}, {sum(map(len, photos)) / PHOTOS / 1000:.0f} KB"
+        f" each; simplejpeg {simplejpeg.__version__}, OpenCV {cv2.__version__}"
+    )
     print(f"{'decoder':40}{'px':>5}{'images/s':>10}{'ratio':>8}{'PSNR':>8}{'least':>8}")
     for size in (64, 128):
         times: dict[str, list[float]] = {name: [] for name in WAYS}

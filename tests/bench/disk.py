@@ -1,12 +1,15 @@
-"""python -m tests.bench.disk [--every 1]: a disk that fails at the n-th write call of a run, for every n.
+"""python -m tests.bench.disk [--every 1]: a disk that fails at the n-th write call of a run, for
+every n.
 
-Goals: 0 complete checkpoints lost, 0 tracebacks, the run goes on with an alarm or ends by name, and a rerun on a disk
-that is well ends with the same sha256 (networks, averages, optimisers, curves) as a run that was never disturbed.
+Goals: 0 complete checkpoints lost, 0 tracebacks, the run goes on with an alarm or ends by name, and
+a rerun on a disk that is well ends with the same sha256 (networks, averages, optimisers, curves) as
+a run that was never disturbed.
 
-A rank of 40 steps with four checkpoints runs in a process of its own. At its n-th call into the system that has to do
-with files, the disk breaks under it: `full` and `full a while` are a real tmpfs that is filled up to the last page (and
-emptied again a hundred calls later); `ENOSPC`, `EIO` and `EROFS` are a seccomp filter, by which the kernel itself
-refuses every further open for writing, write, fsync, mkdir, rename … of the process.
+A rank of 40 steps with four checkpoints runs in a process of its own. At its n-th call into the
+system that has to do with files, the disk breaks under it: `full` and `full a while` are a real
+tmpfs that is filled up to the last page (and emptied again a hundred calls later); `ENOSPC`, `EIO`
+and `EROFS` are a seccomp filter, by which the kernel itself refuses every further open for writing,
+write, fsync, mkdir, rename … of the process.
 """
 
 from __future__ import annotations
@@ -35,22 +38,54 @@ from udl_dist.errors import TrainingError
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import checkpoint
 
-FLAGS = {"train__total_images": "480", "train__report_images": "48", "evaluate__every_images": "120",
-         "train__average_half_life": "100", "evaluate__pictures": "true"}  # fmt: skip
-CALLS = ("open", "write", "fsync", "replace", "rename", "mkdir", "unlink", "rmdir", "serialize_file", "close", "flush",
-         "__exit__", "ftruncate", "truncate", "utime", "encode_to_file", "encode_to_pyfd")  # fmt: skip
+FLAGS = {
+    "train__total_images": "480",
+    "train__report_images": "48",
+    "evaluate__every_images": "120",
+    "train__average_half_life": "100",
+    "evaluate__pictures": "true",
+}
+CALLS = (
+    "open",
+    "write",
+    "fsync",
+    "replace",
+    "rename",
+    "mkdir",
+    "unlink",
+    "rmdir",
+    "serialize_file",
+    "close",
+    "flush",
+    "__exit__",
+    "ftruncate",
+    "truncate",
+    "utime",
+    "encode_to_file",
+    "encode_to_pyfd",
+)
 FILTERED, FULL = ("ENOSPC", "EIO", "EROFS"), ("full", "full a while")
 WHILE = 100  # calls
 ENDED_BY_NAME, FAULT = 4, "the disk breaks with"
 
-# System calls of x86_64: those that change a disk, those that a full one still takes, and open's flags.
+# System calls of x86_64: those that change a disk, those that a full one still takes, and open's
+# flags.
 REFUSED = (82, 83, 85, 88, 86, 258, 264, 316, 265, 266)
 ALSO_WHEN_BROKEN = (74, 75, 76, 77, 84, 87, 263, 280, 26)
-WRITES, OPENS, FOR_WRITING = (1, 18, 20, 296), {257: 2, 2: 1}, os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+WRITES, OPENS, FOR_WRITING = (
+    (1, 18, 20, 296),
+    {257: 2, 2: 1},
+    os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC,
+)
 
 
 class Instruction(ctypes.Structure):
-    _fields_ = (("code", ctypes.c_ushort), ("yes", ctypes.c_ubyte), ("no", ctypes.c_ubyte), ("k", ctypes.c_uint32))
+    _fields_ = (
+        ("code", ctypes.c_ushort),
+        ("yes", ctypes.c_ubyte),
+        ("no", ctypes.c_ubyte),
+        ("k", ctypes.c_uint32),
+    )
 
 
 class Program(ctypes.Structure):
@@ -58,15 +93,27 @@ class Program(ctypes.Structure):
 
 
 def refuse_writes(code: str) -> None:
-    """From here on the kernel answers every call of this process that changes a file with an error; not stderr's."""
-    refuse, allow, load = (0x06, 0, 0, 0x00050000 | getattr(errno, code)), (0x06, 0, 0, 0x7FFF0000), 0x20
+    """From here on the kernel answers every call of this process that changes a file with an error;
+    not stderr's.
+    """
+    refuse, allow, load = (
+        (0x06, 0, 0, 0x00050000 | getattr(errno, code)),
+        (0x06, 0, 0, 0x7FFF0000),
+        0x20,
+    )
     program = [(load, 0, 0, 0)]
     for call in REFUSED + (() if code == "ENOSPC" else ALSO_WHEN_BROKEN):
         program += [(0x15, 0, 1, call), refuse]
     for call in WRITES:
         program += [(0x15, 0, 4, call), (load, 0, 0, 16), (0x25, 0, 1, 2), refuse, allow]
     for call, place in OPENS.items():
-        program += [(0x15, 0, 4, call), (load, 0, 0, 16 + 8 * place), (0x45, 0, 1, FOR_WRITING), refuse, allow]
+        program += [
+            (0x15, 0, 4, call),
+            (load, 0, 0, 16 + 8 * place),
+            (0x45, 0, 1, FOR_WRITING),
+            refuse,
+            allow,
+        ]
     listed = (Instruction * (len(program) + 1))(*(Instruction(*line) for line in [*program, allow]))
     library = ctypes.CDLL(None, use_errno=True)
     library.prctl(38, 1, 0, 0, 0)  # no new privileges: what lets anybody filter
@@ -90,9 +137,14 @@ def clear(folder: Path) -> None:
 
 
 def may_write(frame: FrameType, called: Any) -> bool:
-    """Whether a call is one of `os` or of a file that is open for writing; not a lock's, not a text's `replace`."""
+    """Whether a call is one of `os` or of a file that is open for writing; not a lock's, not a
+    text's `replace`.
+    """
     if called.__name__ == "open":
-        reads = str(frame.f_locals.get("mode", "w")).strip("bt") == "r" or frame.f_locals.get("flags") == os.O_RDONLY
+        reads = (
+            str(frame.f_locals.get("mode", "w")).strip("bt") == "r"
+            or frame.f_locals.get("flags") == os.O_RDONLY
+        )
         return not reads
     owner = called.__self__
     return (
@@ -104,7 +156,9 @@ def may_write(frame: FrameType, called: Any) -> bool:
 
 
 def broken(at: int, how: str, folder: Path) -> Callable[[FrameType, str, Any], None]:
-    """A profiler that breaks the disk at call number `at`, and tells stderr which checkpoints are there then."""
+    """A profiler that breaks the disk at call number `at`, and tells stderr which checkpoints are
+    there then.
+    """
     counted = 0
 
     def profile(frame: FrameType, event: str, called: Any) -> None:
@@ -161,7 +215,9 @@ class Suite:
         self.whole = relaunch.fingerprint(folder / "whole")
 
     def once(self, at: int, how: str) -> tuple[str, str]:
-        """How a run ended whose disk broke at call `at` ("" if it ended before), and what was wrong with that."""
+        """How a run ended whose disk broke at call `at` ("" if it ended before), and what was wrong
+        with that.
+        """
         shutil.rmtree(self.run, ignore_errors=True)
         self.run.mkdir()
         arguments = (self.experiment.to_dict(), at, how, str(self.said))
@@ -173,9 +229,16 @@ class Suite:
         clear(self.run)
         said = self.said.read_text()
         if FAULT not in said:
-            return "", "" if relaunch.fingerprint(self.run) == self.whole else "no fault, and other bits"
-        ended = "ended by name" if code == ENDED_BY_NAME else "went on with an alarm" if "ALARM" in self._told() else (
-            "went on, nothing was written any more" if code == 0 else "died")  # fmt: skip
+            return "", "" if relaunch.fingerprint(
+                self.run
+            ) == self.whole else "no fault, and other bits"
+        ended = (
+            "ended by name"
+            if code == ENDED_BY_NAME
+            else "went on with an alarm"
+            if "ALARM" in self._told()
+            else ("went on, nothing was written any more" if code == 0 else "died")
+        )
         return ended, self._wrong(code, said) or self._again()
 
     def _told(self) -> str:
@@ -185,8 +248,16 @@ class Suite:
     def _wrong(self, code: int | None, said: str) -> str:
         if code not in (0, ENDED_BY_NAME) or "Traceback" in said:
             return f"exit code {code}: {said[-1500:]}"
-        there = next(line for line in said.splitlines() if line.startswith(FAULT)).split(": ")[1].split()
-        before = sorted(int(name) for name in there if checkpoint.path_of(self.run / "checkpoints", int(name)).exists())
+        there = (
+            next(line for line in said.splitlines() if line.startswith(FAULT))
+            .split(": ")[1]
+            .split()
+        )
+        before = sorted(
+            int(name)
+            for name in there
+            if checkpoint.path_of(self.run / "checkpoints", int(name)).exists()
+        )
         passed: list[str] = []
         found = checkpoint.newest(self.run / "checkpoints", passed.append)
         newest = int(found.name) if found else 0
@@ -202,7 +273,9 @@ class Suite:
             return "the rerun has other bits"
         return f"left behind: {left}" if left else ""
 
-    def calls(self, how: str, every: int, first: int = 1, most: int = 10**9) -> tuple[Counter[str], list[str]]:
+    def calls(
+        self, how: str, every: int, first: int = 1, most: int = 10**9
+    ) -> tuple[Counter[str], list[str]]:
         """Break the disk at every so many calls; how the runs ended, and all that was wrong."""
         ends, wrong = Counter[str](), list[str]()
         for at in range(first, most, every):

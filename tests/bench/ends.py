@@ -1,8 +1,9 @@
-"""python -m tests.bench.ends [--ends 50]: end `udl train` in nine ways and look for what is left behind: nothing.
+"""python -m tests.bench.ends [--ends 50]: end `udl train` in nine ways and look for what is left
+behind: nothing.
 
-Looked for within twenty seconds after the command is gone: processes that descend from it (by a mark in their
-environment), with them their ports; files in /dev/shm that are new and that no process has open; a run folder
-that cannot be taken.
+Looked for within twenty seconds after the command is gone: processes that descend from it (by a
+mark in their environment), with them their ports; files in /dev/shm that are new and that no
+process has open; a run folder that cannot be taken.
 """
 
 from __future__ import annotations
@@ -27,13 +28,19 @@ from udl_dist.training import checkpoint
 
 MARK = "UDL_END_MARK"
 GONE_SECONDS = 20.0
-FLAGS = {"run__workers": "2", "train__total_images": "600000", "evaluate__every_images": "60000",
-         "run__hang_seconds": "5"}  # fmt: skip
+FLAGS = {
+    "run__workers": "2",
+    "train__total_images": "600000",
+    "evaluate__every_images": "60000",
+    "run__hang_seconds": "5",
+}
 
 
 @dataclass(frozen=True)
 class End:
-    """A way to end: what is done to the command, at which of its states, and the exit codes that are right."""
+    """A way to end: what is done to the command, at which of its states, and the exit codes that
+    are right.
+    """
 
     act: Callable[[subprocess.Popen[bytes]], None]
     codes: tuple[int, ...]
@@ -69,7 +76,9 @@ ENDS = {
     "SIGKILL": End(once(signal.SIGKILL), (-9,)),
     "while starting": End(once(signal.SIGTERM), (143,), early=True),
     "failed": End(lambda process: None, (4,), faults="raise rank 1 at image 600 always"),
-    "SIGKILL, a rank stopped": End(once(signal.SIGKILL), (-9,), faults="freeze rank 1 at image 600"),
+    "SIGKILL, a rank stopped": End(
+        once(signal.SIGKILL), (-9,), faults="freeze rank 1 at image 600"
+    ),
 }
 
 
@@ -78,8 +87,13 @@ def marked(mark: str) -> list[str]:
     found = []
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdecimal() and f"{MARK}={mark}".encode() in (entry / "environ").read_bytes():
-                found.append(f"{entry.name} {(entry / 'cmdline').read_text().replace(chr(0), ' ')[:200]}")
+            if (
+                entry.name.isdecimal()
+                and f"{MARK}={mark}".encode() in (entry / "environ").read_bytes()
+            ):
+                found.append(
+                    f"{entry.name} {(entry / 'cmdline').read_text().replace(chr(0), ' ')[:200]}"
+                )
         except OSError:
             continue
     return found
@@ -101,15 +115,22 @@ def orphaned_memory(before: set[str]) -> set[str]:
 
 def end(kind: End, source: Path, folder: Path) -> tuple[int, float, list[str]]:
     """Run and end once: exit code, seconds from the act to the exit, what is left behind."""
-    flags = FLAGS | ({"train__total_images": "1200", "evaluate__every_images": "600"} if kind.short else {})
+    flags = FLAGS | (
+        {"train__total_images": "1200", "evaluate__every_images": "600"} if kind.short else {}
+    )
     experiment = relaunch.wanted("ae", source, folder, **flags)
     job = folder.with_suffix(".toml")
     job.write_text(experiment.to_toml())
     mark, before = uuid.uuid4().hex, {f"/dev/shm/{name}" for name in os.listdir("/dev/shm")}
     command = [sys.executable, "-m", "udl_dist", "train", str(job)]
     command += ["--faults", kind.faults] if kind.faults else []
-    process = subprocess.Popen(command, env=os.environ | {MARK: mark, "UDL_FAULTS": "1"}, start_new_session=True,
-                               stdout=subprocess.DEVNULL, stderr=folder.with_suffix(".err").open("wb"))  # fmt: skip
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {MARK: mark, "UDL_FAULTS": "1"},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=folder.with_suffix(".err").open("wb"),
+    )
     run = RunFolder(folder)
     wait(process, lambda: len(marked(mark)) > 3 if kind.early else len(run.points()) > 0)
     if kind.faults:
@@ -134,7 +155,9 @@ def left_behind(mark: str, before: set[str], run: RunFolder) -> list[str]:
     left = [*marked(mark), *orphaned_memory(before)]
     with run.held():  # raises if the lock is still held
         left += (
-            [str(path) for path in run.checkpoints.glob(".writing-*")] if checkpoint.complete(run.checkpoints) else []
+            [str(path) for path in run.checkpoints.glob(".writing-*")]
+            if checkpoint.complete(run.checkpoints)
+            else []
         )
     for process in marked(mark):
         os.kill(int(process.split()[0]), signal.SIGKILL)
@@ -156,14 +179,24 @@ def main() -> None:
             slowest[name] = max(slowest[name], seconds)
             wrong["orphans"] += bool(left)
             wrong["codes"] += code not in kind.codes
-            error = (Path(folder) / f"run{number}.err").read_text()[-300:] if code not in kind.codes else ""
+            error = (
+                (Path(folder) / f"run{number}.err").read_text()[-300:]
+                if code not in kind.codes
+                else ""
+            )
             print(
-                f"{number + 1:3} {name:24} exit {code}, {seconds:.1f} s, left {left or 'nothing'} {error}", flush=True
+                f"{number + 1:3} {name:24} exit {code}, {seconds:.1f} s, left {left or 'nothing'}"
+                f" {error}",
+                flush=True,
             )
     print(
-        f"ends: {asked.ends} of {len(kinds)} kinds, {wrong['orphans']} with orphans, {wrong['codes']} wrong exit codes"
+        f"ends: {asked.ends} of {len(kinds)} kinds, {wrong['orphans']} with orphans,"
+        f" {wrong['codes']} wrong exit codes"
     )
-    print("slowest: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in slowest.items() if seconds))
+    print(
+        "slowest: "
+        + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in slowest.items() if seconds)
+    )
     assert not wrong.total()
 
 

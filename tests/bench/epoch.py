@@ -1,12 +1,14 @@
-"""python -m tests.bench.epoch: an epoch of 1 G records shared by 512 ranks, each record once; exits 1 if not.
+"""python -m tests.bench.epoch: an epoch of 1 G records shared by 512 ranks, each record once; exits
+1 if not.
 
-What each rank plans to load is worked out by the stream's own code for the whole epoch, and each number is marked in a
-bitmap of a bit a record: as many numbers as records, all of them below that, and every bit set is each record once.
-Beside it, for single ranks in a process each: seconds and memory from opening the index to the first plan.
+What each rank plans to load is worked out by the stream's own code for the whole epoch, and each
+number is marked in a bitmap of a bit a record: as many numbers as records, all of them below that,
+and every bit set is each record once. Beside it, for single ranks in a process each: seconds and
+memory from opening the index to the first plan.
 
-The index is virtual: a real header of 10,000 shards over a file of 36 GB that is holes, but for the rows whose lengths
-a stream looks at. No payload is read; tests.bench.scale reads real ones out of 100 M records.
-`--records 1e6 --order blocks --world 64` and the like take other figures.
+The index is virtual: a real header of 10,000 shards over a file of 36 GB that is holes, but for the
+rows whose lengths a stream looks at. No payload is read; tests.bench.scale reads real ones out of
+100 M records. `--records 1e6 --order blocks --world 64` and the like take other figures.
 """
 
 from __future__ import annotations
@@ -43,9 +45,17 @@ def virtual(folder: Path, records: int, shards: int) -> Path:
     """An index of so many records that takes next to no disk."""
     edges = np.arange(shards + 1) * records // shards
     each = enumerate(np.diff(edges).tolist())
-    listed = [dataclasses.astuple(Shard(f"{number:06d}.tar", RECORD_BYTES * count, count, KEY_BYTES * count, "", 0))
-              for number, count in each]  # fmt: skip
-    header = {"about": dataclasses.asdict(About(source="made")), "fingerprint": "0" * 32, "shards": listed}
+    listed = [
+        dataclasses.astuple(
+            Shard(f"{number:06d}.tar", RECORD_BYTES * count, count, KEY_BYTES * count, "", 0)
+        )
+        for number, count in each
+    ]
+    header = {
+        "about": dataclasses.asdict(About(source="made")),
+        "fingerprint": "0" * 32,
+        "shards": listed,
+    }
     with (folder / NAME).open("wb") as file:
         _write_header(file, json.dumps(header).encode())
         file.truncate(file.tell() + records * (ROW.itemsize + KEY_BYTES))
@@ -65,7 +75,9 @@ def opened(folder: Path, order: str) -> Stream:
 
 
 def shares(stream: Stream, rank: int, world: int, batch: int) -> NDArray[np.int64]:
-    """The numbers that a rank loads in the first epoch, in order; its last batch may reach into the next one."""
+    """The numbers that a rank loads in the first epoch, in order; its last batch may reach into the
+    next one.
+    """
     steps = -(-stream.records // batch)
     plans = stream._plans(0, batch, rank, world)
     both = [(plan.numbers[plan.epochs == 0]) for plan, _ in zip(plans, range(steps), strict=False)]
@@ -75,7 +87,9 @@ def shares(stream: Stream, rank: int, world: int, batch: int) -> NDArray[np.int6
 def marked(
     folder: Path, order: str, world: int, batch: int, ranks: range
 ) -> tuple[NDArray[np.uint8], int, list[float]]:
-    """The bitmap of what some ranks load, how many numbers that were, and the seconds of each rank."""
+    """The bitmap of what some ranks load, how many numbers that were, and the seconds of each
+    rank.
+    """
     stream = opened(folder, order)
     bits, count, taken = np.zeros(-(-stream.records // 8), np.uint8), 0, []
     for rank in ranks:
@@ -88,9 +102,16 @@ def marked(
     return bits, count, taken
 
 
-def counted(folder: Path, order: str, world: int, batch: int, processes: int) -> tuple[int, int, list[float]]:
-    """Records that are loaded by any rank, numbers that are loaded in all, and the CPU seconds of each rank."""
-    parts = [range(world * part // processes, world * (part + 1) // processes) for part in range(processes)]
+def counted(
+    folder: Path, order: str, world: int, batch: int, processes: int
+) -> tuple[int, int, list[float]]:
+    """Records that are loaded by any rank, numbers that are loaded in all, and the CPU seconds of
+    each rank.
+    """
+    parts = [
+        range(world * part // processes, world * (part + 1) // processes)
+        for part in range(processes)
+    ]
     if processes == 1:
         found = [marked(folder, order, world, batch, parts[0])]
     else:
@@ -105,7 +126,9 @@ def counted(folder: Path, order: str, world: int, batch: int, processes: int) ->
 
 
 def starting(folder: Path, order: str, rank: int, world: int, batch: int) -> tuple[float, int]:
-    """Seconds and growth of own memory from nothing to the first plan in the middle of the epoch."""
+    """Seconds and growth of own memory from nothing to the first plan in the middle of the
+    epoch.
+    """
     before, began = own(), time.perf_counter()
     stream = opened(folder, order)
     next(stream._plans(stream.records // 2, batch, rank, world))
@@ -123,22 +146,32 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = virtual(Path(name), records, min(SHARDS, records // 100))
         file = (folder / NAME).stat()
-        print(f"{records:,} records, {world} ranks of {IMAGES} images a step; an index of {file.st_size / 1e9:.1f} GB, "
-              f"{file.st_blocks * 512 / 1e6:.1f} MB of it on disk; load {os.getloadavg()[0]:.0f}")  # fmt: skip
+        print(
+            f"{records:,} records, {world} ranks of {IMAGES} images a step; an index of"
+            f" {file.st_size / 1e9:.1f} GB, {file.st_blocks * 512 / 1e6:.1f} MB of it on disk; load"
+            f" {os.getloadavg()[0]:.0f}"
+        )
         for order in given.order or ("full", "blocks"):
             for rank in [rank for rank in LOOKED if rank < world]:
                 seconds, grown = apart(starting, folder, order, rank, world, world * IMAGES)
                 fine = seconds < MOST_SECONDS and grown < MOST_BYTES
                 missed += not fine
-                print(f"{order:7} rank {rank:3}: first plan {seconds:.3f} s, {grown / 1e6:.1f} MB of own memory"
-                      f"{'' if fine else '  MISSED'}", flush=True)  # fmt: skip
+                print(
+                    f"{order:7} rank {rank:3}: first plan {seconds:.3f} s, {grown / 1e6:.1f} MB of"
+                    f" own memory{'' if fine else '  MISSED'}",
+                    flush=True,
+                )
             began = time.perf_counter()
             distinct, loaded, taken = counted(folder, order, world, world * IMAGES, given.processes)
             fine = distinct == loaded == records
             missed += not fine
-            print(f"{order:7} {loaded:,} loaded, {distinct:,} different, {records - distinct:,} missing: "
-                  f"{'each once' if fine else 'MISSED'}; the order takes a rank {np.median(taken):.2f} s of CPU, "
-                  f"at most {max(taken):.2f} ({time.perf_counter() - began:.0f} s here)", flush=True)  # fmt: skip
+            print(
+                f"{order:7} {loaded:,} loaded, {distinct:,} different, {records - distinct:,}"
+                f" missing: {'each once' if fine else 'MISSED'}; the order takes a rank"
+                f" {np.median(taken):.2f} s of CPU, at most {max(taken):.2f}"
+                f" ({time.perf_counter() - began:.0f} s here)",
+                flush=True,
+            )
     print(f"missed: {missed}")
     sys.exit(bool(missed))
 

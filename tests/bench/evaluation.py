@@ -1,14 +1,20 @@
-"""python -m tests.bench.evaluation [--mnist FOLDER] [--images 10000] [--only WHAT]: what figures cost.
+"""python -m tests.bench.evaluation [--mnist FOLDER] [--images 10000] [--only WHAT]: what figures
+cost.
 
-    forward    an evaluation (MSE, PSNR, SSIM; ELBO; Fréchet distance by a classifier's features) over the passes of
-               networks that it needs, on as many images in memory, what real images say known; goal 2. And the same
-               with pairs of all images (kernel distance, precision, recall), and over reconstructions alone
-    ranks      the bound of so many latents that the networks have most of the work, one worker against two; goal 1.7
-    memory     most memory of a process that takes the bound of 5,000 latents of 256 images; goal 1 GB
+    forward    an evaluation (MSE, PSNR, SSIM; ELBO; Fréchet distance by a classifier's features)
+    over the passes of
+               networks that it needs, on as many images in memory, what real images say known; goal
+               2. And the same
+               with pairs of all images (kernel distance, precision, recall), and over
+               reconstructions alone
+    ranks      the bound of so many latents that the networks have most of the work, one worker
+    against two; goal 1.7
+    memory     most memory of a process that takes the bound of 5,000 latents of 256 images; goal 1
+    GB
     frechet    our Fréchet distance of features against torchmetrics': value and time; goals 1e-6, 1
 
-A dense VAE of 28 px, trained for a few steps; of random blocks of grey unless --mnist names the four IDX files. Times
-are medians of turns; each process has one thread.
+A dense VAE of 28 px, trained for a few steps; of random blocks of grey unless --mnist names the
+four IDX files. Times are medians of turns; each process has one thread.
 """
 
 from __future__ import annotations
@@ -69,14 +75,33 @@ def model_of(folder: Path, mnist: str, images: int) -> Model:
     torch.manual_seed(0)
     Classifier((1, 28, 28), 10).save(folder / "extractor.safetensors")
     held_out = "0" if mnist else "0.5"
-    return udl_dist.load(run("vae", Path(source), folder / "vae", data__size="28", method__network__widths="512,256",
-                             method__latent_dim="32", data__held_out_fraction=held_out, data__cache=str(folder),
-                             data__readers="1"))  # fmt: skip
+    return udl_dist.load(
+        run(
+            "vae",
+            Path(source),
+            folder / "vae",
+            data__size="28",
+            method__network__widths="512,256",
+            method__latent_dim="32",
+            data__held_out_fraction=held_out,
+            data__cache=str(folder),
+            data__readers="1",
+        )
+    )
 
 
 def figures(model: Model, folder: Path, images: int, **more: Any) -> None:
-    asked = FigureSettings(**{"families": FAMILIES, "images": images, "seeds": 1, "noise": (), "bound_samples": 0,
-                              "extractor": str(folder / "extractor.safetensors"), **more})  # fmt: skip
+    asked = FigureSettings(
+        **{
+            "families": FAMILIES,
+            "images": images,
+            "seeds": 1,
+            "noise": (),
+            "bound_samples": 0,
+            "extractor": str(folder / "extractor.safetensors"),
+            **more,
+        }
+    )
     evaluate(model, asked, folder / "evaluation.json", lambda *_: None)
 
 
@@ -104,7 +129,9 @@ def forward(model: Model, folder: Path, images: int) -> str:
 
     def passes() -> None:
         with torch.no_grad():
-            for part, own in zip(torch.split(ready, BATCH_IMAGES), torch.split(keys, BATCH_IMAGES), strict=True):
+            for part, own in zip(
+                torch.split(ready, BATCH_IMAGES), torch.split(keys, BATCH_IMAGES), strict=True
+            ):
                 method.reconstruct(part)
                 method.measure(Batch(part, own, own, 0))
                 extractor.features(method.sample(own))
@@ -112,26 +139,43 @@ def forward(model: Model, folder: Path, images: int) -> str:
     lean = partial(figures, model, folder, images, pairs=0)
     whole = partial(figures, model, folder, images)
     a_lean, a_whole, of_all, of_one = medians(lean, whole, passes, reconstructed)
-    return (f"{images:,} images: {a_lean:.2f} s, with pairs {a_whole:.2f} s; passes of networks {of_all:.2f} s, "
-            f"reconstructions alone {of_one:.2f} s: {a_lean / of_all:.2f} and {a_whole / of_all:.2f} times all passes "
-            f"(goal 2), {a_lean / of_one:.1f} and {a_whole / of_one:.1f} times reconstructions")  # fmt: skip
+    return (
+        f"{images:,} images: {a_lean:.2f} s, with pairs {a_whole:.2f} s; passes of networks"
+        f" {of_all:.2f} s, reconstructions alone {of_one:.2f} s: {a_lean / of_all:.2f} and"
+        f" {a_whole / of_all:.2f} times all passes (goal 2), {a_lean / of_one:.1f} and"
+        f" {a_whole / of_one:.1f} times reconstructions"
+    )
 
 
 def ranks(model: Model, folder: Path, images: int) -> str:
     ray_runtime.start("", verbose=False)
     try:
-        works = [partial(figures, model, folder, images, families=("likelihood",), bound_samples=100, workers=count)
-                 for count in (1, 2)]  # fmt: skip
+        works = [
+            partial(
+                figures,
+                model,
+                folder,
+                images,
+                families=("likelihood",),
+                bound_samples=100,
+                workers=count,
+            )
+            for count in (1, 2)
+        ]
         one, two = medians(*works)
     finally:
         ray_runtime.end()
-    return (f"bound of 100 latents of {images:,} images: a worker {one:.1f} s, two {two:.1f} s: {one / two:.2f} times "
-            "(goal 1.7)")  # fmt: skip
+    return (
+        f"bound of 100 latents of {images:,} images: a worker {one:.1f} s, two {two:.1f} s:"
+        f" {one / two:.2f} times (goal 1.7)"
+    )
 
 
 def memory(model: Model, folder: Path, images: int) -> str:
     words = [str(model.origin.folder), str(min(images, 256)), str(folder / "bound.json")]
-    done = subprocess.run([sys.executable, "-c", MEMORY, *words], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, *words], check=True, capture_output=True, text=True
+    )
     return f"bound of 5,000 latents: {float(done.stdout):,.0f} MiB at most (goal 954)"
 
 
@@ -147,11 +191,16 @@ def frechet(model: Model, folder: Path, images: int) -> str:
 
     def theirs() -> None:
         sets = [rows.double() for rows in (real, fake)]
-        values["theirs"] = float(_compute_fid(*(of for rows in sets for of in (rows.mean(0), torch.cov(rows.T)))))
+        values["theirs"] = float(
+            _compute_fid(*(of for rows in sets for of in (rows.mean(0), torch.cov(rows.T))))
+        )
 
     own, others = medians(ours, theirs)
     away = abs(values["ours"] / values["theirs"] - 1)
-    return f"Fréchet distance of {images:,} × 64: {away:.1e} away, {others / own:.2f} times torchmetrics (goal 1)"
+    return (
+        f"Fréchet distance of {images:,} × 64: {away:.1e} away, {others / own:.2f} times"
+        " torchmetrics (goal 1)"
+    )
 
 
 def wanted(only: str) -> Iterator[Callable[[Model, Path, int], str]]:

@@ -1,7 +1,9 @@
-"""python -m tests.bench.exactness: resumes, resizes, mixed sets and damage, counted exactly; ends with 1 on a miss.
+"""python -m tests.bench.exactness: resumes, resizes, mixed sets and damage, counted exactly; ends
+with 1 on a miss.
 
-Which epoch a delivered record belongs to is told by its key, a hash of seed, epoch and record; so what is counted is
-(set, epoch, record), with a Counter: whatever comes twice or not at all shows, also where a batch straddles epochs.
+Which epoch a delivered record belongs to is told by its key, a hash of seed, epoch and record; so
+what is counted is (set, epoch, record), with a Counter: whatever comes twice or not at all shows,
+also where a batch straddles epochs.
 """
 
 from __future__ import annotations
@@ -39,13 +41,25 @@ Delivered = tuple[int, int, int]  # set, epoch, record
 FIELDS = ("images", "records", "keys", "record_keys", "labels")
 
 
-def opened(indexes: list[Index], order_name: str, weights: tuple[float, ...] = (), **changes: Any) -> Stream:
-    settings: dict[str, Any] = {"size": 8, "channels": 1, "readers": 0, "flip": True, "random_crop": 0.5,
-                                "order": order_name, "block_bytes": 700, **changes}  # fmt: skip
+def opened(
+    indexes: list[Index], order_name: str, weights: tuple[float, ...] = (), **changes: Any
+) -> Stream:
+    settings: dict[str, Any] = {
+        "size": 8,
+        "channels": 1,
+        "readers": 0,
+        "flip": True,
+        "random_crop": 0.5,
+        "order": order_name,
+        "block_bytes": 700,
+        **changes,
+    }
     return Stream([Dataset(index) for index in indexes], DataSettings(**settings), 7, weights)
 
 
-def global_batches(stream: Stream, position: int, batch: int, world: int) -> Iterator[list[Records]]:
+def global_batches(
+    stream: Stream, position: int, batch: int, world: int
+) -> Iterator[list[Records]]:
     """The shares of all ranks, step after step."""
     ranks = [stream.batches(position, batch, rank, world) for rank in range(world)]
     try:
@@ -71,8 +85,12 @@ def digests(stream: Stream, position: int, batch: int, world: int, steps: int) -
     return found
 
 
-def resumes(index: Index, order_name: str, readers: int, world: int, every: int = 1) -> tuple[int, int]:
-    """Resume at each step of an epoch; how often that was, and tails that are not the whole run's (one rank's)."""
+def resumes(
+    index: Index, order_name: str, readers: int, world: int, every: int = 1
+) -> tuple[int, int]:
+    """Resume at each step of an epoch; how often that was, and tails that are not the whole run's
+    (one rank's).
+    """
     whole = digests(opened([index], order_name), 0, BATCH, 1, STEPS + BEYOND)
     stream, tried, missed = opened([index], order_name, readers=readers), 0, 0
     for step in range(0, STEPS, every):
@@ -91,24 +109,36 @@ class Seen(NamedTuple):
 
 
 def resized(stream: Stream, chance: Random, epochs: float = 1.3, most_world: int = 8) -> Seen:
-    """Deliver some epochs, each segment of steps at a world and a batch size of its own, as if started anew."""
+    """Deliver some epochs, each segment of steps at a world and a batch size of its own, as if
+    started anew.
+    """
     counted, position, foreign, other = Counter[Delivered](), 0, 0, 0
     known = names(stream, int(epochs * stream.records) + 1)
     while position < epochs * stream.records:
         batch, world = chance.randint(1, 40), chance.randint(1, most_world)
         steps = chance.randint(1, max(1, int(epochs * stream.records) // batch // SEGMENTS))
         alone = digests(stream, position, batch, 1, steps)
-        for number, shares in enumerate(islice(global_batches(stream, position, batch, world), steps)):
+        for number, shares in enumerate(
+            islice(global_batches(stream, position, batch, world), steps)
+        ):
             other += digest(shares) != alone[number]
-            pairs = [pair for each in shares for pair in zip(each.keys.tolist(), each.records.tolist(), strict=True)]
+            pairs = [
+                pair
+                for each in shares
+                for pair in zip(each.keys.tolist(), each.records.tolist(), strict=True)
+            ]
             foreign += sum(pair not in known for pair in pairs)
             counted.update(known[pair] for pair in pairs if pair in known)
         position += batch * steps
-    return Seen(missing(stream, counted), sum(count > 1 for count in counted.values()), foreign, other)
+    return Seen(
+        missing(stream, counted), sum(count > 1 for count in counted.values()), foreign, other
+    )
 
 
 def names(stream: Stream, positions: int) -> dict[tuple[int, int], Delivered]:
-    """What each pair of key and record number means, for all epochs that so many positions can reach, and more."""
+    """What each pair of key and record number means, for all epochs that so many positions can
+    reach, and more.
+    """
     known, start = dict[tuple[int, int], Delivered](), 0
     for number, dataset in enumerate(stream.datasets):
         hashes, records = np.asarray(dataset.index.rows["key_hash"]), dataset.records
@@ -130,24 +160,40 @@ def missing(stream: Stream, counted: Counter[Delivered]) -> int:
     return lacking
 
 
-def damage(index: Index, order_name: str, broken: set[int], worlds: tuple[int, ...] = (1, 2, 3, 4, 8),
-           steps: int = 2 * STEPS) -> tuple[int, int]:  # fmt: skip
-    """Two epochs over damaged records in each of these worlds; how many there were, and those that are not alike."""
+def damage(
+    index: Index,
+    order_name: str,
+    broken: set[int],
+    worlds: tuple[int, ...] = (1, 2, 3, 4, 8),
+    steps: int = 2 * STEPS,
+) -> tuple[int, int]:
+    """Two epochs over damaged records in each of these worlds; how many there were, and those that
+    are not alike.
+    """
     skipping: dict[str, Any] = {"damaged": "skip", "damaged_limit": 1.0}
-    whole, tried, missed = digests(opened([index], order_name, **skipping), 0, BATCH, 1, steps), 0, 0
+    whole, tried, missed = (
+        digests(opened([index], order_name, **skipping), 0, BATCH, 1, steps),
+        0,
+        0,
+    )
     for world in worlds:
         for readers in (0, 2):
             stream = opened([index], order_name, readers=readers, **skipping)
             batches = list(islice(global_batches(stream, 0, BATCH, world), steps))
-            came = Counter(int(record) for shares in batches for share in shares for record in share.records)
+            came = Counter(
+                int(record) for shares in batches for share in shares for record in share.records
+            )
             stood_in = sum(len(share.damaged) for shares in batches for share in shares)
             tried += 1
             missed += not (
-                [digest(shares) for shares in batches] == whole and not broken & set(came)
-                and len(stream.damage) == len(broken) and stood_in == 2 * len(broken)
-                and sum(came.values()) == steps * BATCH and min(came.values()) >= 2
+                [digest(shares) for shares in batches] == whole
+                and not broken & set(came)
+                and len(stream.damage) == len(broken)
+                and stood_in == 2 * len(broken)
+                and sum(came.values()) == steps * BATCH
+                and min(came.values()) >= 2
                 and len(came) == index.records - len(broken)
-            )  # fmt: skip
+            )
     return tried, missed
 
 
@@ -173,11 +219,20 @@ class Tally:
 
     def line(self, name: str, tried: int, missed: int, more: str = "") -> None:
         self.missed += missed
-        print(f"{name:58}{tried:6} tried {missed:4} missed {time.monotonic() - self._began:6.0f} s  {more}", flush=True)
+        print(
+            f"{name:58}{tried:6} tried {missed:4} missed {time.monotonic() - self._began:6.0f} s "
+            f" {more}",
+            flush=True,
+        )
 
 
-def resizes(indexes: list[Index], order_name: str, weights: tuple[tuple[float, ...], ...], count: int,
-            seed: int) -> tuple[int, Seen]:  # fmt: skip
+def resizes(
+    indexes: list[Index],
+    order_name: str,
+    weights: tuple[tuple[float, ...], ...],
+    count: int,
+    seed: int,
+) -> tuple[int, Seen]:
     """Random schedules over random sets; how many are not exact, and all figures added up."""
     chance, wrong, total = Random(seed), 0, Seen(0, 0, 0, 0)
     for _ in range(count):
@@ -194,12 +249,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         epoch = index_shards(shards(folder / "epoch", [100, 1, 260, 119]))
-        uneven = [index_shards(shards(folder / str(number), counts)) for number, counts in enumerate(UNEVEN)]
+        uneven = [
+            index_shards(shards(folder / str(number), counts))
+            for number, counts in enumerate(UNEVEN)
+        ]
         for order_name in ("full", "blocks"):
             for world in (1, 2, 4):
                 for readers in (0, 2):
                     done = resumes(epoch, order_name, readers, world, EVERY[order_name])
-                    tally.line(f"resume within an epoch, {order_name}, {world} ranks, {readers} readers", *done)
+                    tally.line(
+                        f"resume within an epoch, {order_name}, {world} ranks, {readers} readers",
+                        *done,
+                    )
             for label, sets, weights, count in [
                 ("resizes, worlds 1-8", uneven, ((),), SCHEDULES // 2),
                 ("resizes of weighted mixes", uneven[2:], MIXES, SCHEDULES // 8),

@@ -1,9 +1,11 @@
-"""python -m tests.bench.fuzz --count 100000: mutated shards and indexes through everything that reads them.
+"""python -m tests.bench.fuzz --count 100000: mutated shards and indexes through everything that
+reads them.
 
-Each case mutates a tiny shard (headers, with their checksums put right half of the time; payloads; its length) or its
-index, then indexes it, opens the index, reads and decodes the records, and checks both. Only UdlError may come out, and
-a case may take 5 seconds at most. Cases run in child processes, a thousand each, so that a crash costs one; the same
-seed makes the same cases (--seed, --first to see one again). Prints counts; ends with 1 if anything was found.
+Each case mutates a tiny shard (headers, with their checksums put right half of the time; payloads;
+its length) or its index, then indexes it, opens the index, reads and decodes the records, and
+checks both. Only UdlError may come out, and a case may take 5 seconds at most. Cases run in child
+processes, a thousand each, so that a crash costs one; the same seed makes the same cases (--seed,
+--first to see one again). Prints counts; ends with 1 if anything was found.
 """
 
 from __future__ import annotations
@@ -37,17 +39,42 @@ from udl_dist.errors import DataError, UdlError
 
 MOST_SECONDS, EACH = 5.0, 1000
 SHAPE = (1, 6, 6)
-TELLING = [b"\0", b"\xff", b"\x80", b"/", b"0", b"7", b"L", b"x", b"g", b"S", b"5", b" ", b"9", b"../", b"\n",
-           b"\xff" * 11, b"\x80" + bytes(6) + b"\xff" * 4, b"77777777777\0", b"00000000000\0"]  # fmt: skip
+TELLING = [
+    b"\0",
+    b"\xff",
+    b"\x80",
+    b"/",
+    b"0",
+    b"7",
+    b"L",
+    b"x",
+    b"g",
+    b"S",
+    b"5",
+    b" ",
+    b"9",
+    b"../",
+    b"\n",
+    b"\xff" * 11,
+    b"\x80" + bytes(6) + b"\xff" * 4,
+    b"77777777777\0",
+    b"00000000000\0",
+]
 
 
 def makings(folder: Path) -> list[tuple[bytes, bytes, list[int]]]:
     """Tiny shards, each with its index and the places of its headers."""
     small = pixels(1, 6, 6)
-    images = {"png": encoded(small), "jpg": encoded(small, "JPEG"), "webp": encoded(small, "WEBP"),
-              "npy": encode(small[None], "npy", 90)}  # fmt: skip
+    images = {
+        "png": encoded(small),
+        "jpg": encoded(small, "JPEG"),
+        "webp": encoded(small, "WEBP"),
+        "npy": encode(small[None], "npy", 90),
+    }
     made = []
-    for place, (format, kinds) in enumerate([(0, ["png", "npy"]), (1, ["jpg", "png"]), (2, ["webp", "npy", "png"])]):
+    for place, (format, kinds) in enumerate(
+        [(0, ["png", "npy"]), (1, ["jpg", "png"]), (2, ["webp", "npy", "png"])]
+    ):
         members: dict[str, bytes] = {}
         for number, kind in enumerate(kinds):
             key = f"k{number}" + "long" * 30 * (number == 1 and format > 0)
@@ -57,7 +84,13 @@ def makings(folder: Path) -> list[tuple[bytes, bytes, list[int]]]:
         with opened(str(path)) as (data, _):
             headers = [member.offset - BLOCK for member in walk(path, data)]
         data_bytes = path.read_bytes()
-        made.append((data_bytes[: len(data_bytes.rstrip(b"\0")) // BLOCK * BLOCK + 3 * BLOCK], index, headers))
+        made.append(
+            (
+                data_bytes[: len(data_bytes.rstrip(b"\0")) // BLOCK * BLOCK + 3 * BLOCK],
+                index,
+                headers,
+            )
+        )
     return made
 
 
@@ -82,7 +115,9 @@ def mutate(data: bytearray, chance: Random, low: int, high: int) -> None:
 def mutated_header(data: bytearray, headers: list[int], chance: Random) -> None:
     """A header, in its fields mostly, with the checksum put right half of the time."""
     at = chance.choice([0, *headers])
-    low, high = chance.choice([(0, 100), (100, 156), (124, 136), (124, 136), (156, 157), (257, 265), (345, 500)])
+    low, high = chance.choice(
+        [(0, 100), (100, 156), (124, 136), (124, 136), (156, 157), (257, 265), (345, 500)]
+    )
     mutate(data, chance, at + low, at + high)
     if chance.random() < 0.5:
         block = data[at : at + BLOCK]
@@ -107,7 +142,9 @@ def mutated_blocks(data: bytearray, chance: Random) -> None:
 
 
 def mutated_index(index: bytearray, chance: Random) -> None:
-    """The index; half of the time with the header's checksum put right, so that what it says is believed."""
+    """The index; half of the time with the header's checksum put right, so that what it says is
+    believed.
+    """
     header_bytes = PREAMBLE.unpack(index[: PREAMBLE.size])[2]
     end = PREAMBLE.size + header_bytes
     kind = chance.randrange(4)
@@ -118,10 +155,14 @@ def mutated_index(index: bytearray, chance: Random) -> None:
     else:
         mutate(index, chance, PREAMBLE.size if kind == 2 else 0, end)
         if kind == 2:
-            index[16:24] = xxhash.xxh3_64_intdigest(bytes(index[PREAMBLE.size : end])).to_bytes(8, "little")
+            index[16:24] = xxhash.xxh3_64_intdigest(bytes(index[PREAMBLE.size : end])).to_bytes(
+                8, "little"
+            )
 
 
-def case(made: list[tuple[bytes, bytes, list[int]]], folder: Path, chance: Random) -> list[Callable[[], Any]]:
+def case(
+    made: list[tuple[bytes, bytes, list[int]]], folder: Path, chance: Random
+) -> list[Callable[[], Any]]:
     """Write a mutated shard and its index; give what is to be tried on them."""
     shard, written, headers = chance.choice(made)
     data, index = bytearray(shard), bytearray(written)
@@ -138,7 +179,9 @@ def case(made: list[tuple[bytes, bytes, list[int]]], folder: Path, chance: Rando
     path.write_bytes(data)
     (folder / NAME).write_bytes(index)
     decoded = kind < 2 or chance.random() < 0.1
-    tries: list[Callable[[], Any]] = [lambda: check(str(folder), CheckSettings(decode=decoded, threads=1))]
+    tries: list[Callable[[], Any]] = [
+        lambda: check(str(folder), CheckSettings(decode=decoded, threads=1))
+    ]
     if kind == 3:
         return [lambda: read(folder), *tries]
     return [lambda: index_shards([path], folder / "again.udl"), lambda: read_anew(path), *tries]
@@ -160,7 +203,9 @@ def read_anew(path: Path) -> None:
     with opened(str(path)) as (data, _):
         for member in walk(path, data):
             with contextlib.suppress(UdlError):
-                decode(data[member.offset : member.offset + min(member.length, 2**20)], SHAPE, "crop")
+                decode(
+                    data[member.offset : member.offset + min(member.length, 2**20)], SHAPE, "crop"
+                )
 
 
 def run_cases(seed: int, first: int, count: int) -> dict[str, int]:
@@ -210,10 +255,22 @@ def main() -> None:
 
 
 def _child(seed: int, first: int, count: int) -> dict[str, int]:
-    command = [sys.executable, "-m", "tests.bench.fuzz", "--here", "--seed", str(seed), "--first", str(first),
-               "--count", str(count)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "tests.bench.fuzz",
+        "--here",
+        "--seed",
+        str(seed),
+        "--first",
+        str(first),
+        "--count",
+        str(count),
+    ]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60 + count, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60 + count, check=False
+        )
     except subprocess.TimeoutExpired:
         print(f"cases {first} to {first + count}: hang", file=sys.stderr)
         return {"slow": 1}

@@ -1,8 +1,10 @@
-"""python -m tests.bench.gpu: does it train, repeat, resume, feed and export on one GPU? A JSON line a check, < 8 min.
+"""python -m tests.bench.gpu: does it train, repeat, resume, feed and export on one GPU? A JSON line
+a check, < 8 min.
 
-The most valuable checks come first; after LIMIT seconds (450) those that are left are skipped. Without a GPU, or with
-SMALL=1, everything runs small on the CPU: that tries the script, and shows nothing of a GPU. `expect` stands beside
-what was seen; nothing is asserted here, so that one surprise does not hide the next.
+The most valuable checks come first; after LIMIT seconds (450) those that are left are skipped.
+Without a GPU, or with SMALL=1, everything runs small on the CPU: that tries the script, and shows
+nothing of a GPU. `expect` stands beside what was seen; nothing is asserted here, so that one
+surprise does not hide the next.
 """
 
 from __future__ import annotations
@@ -71,14 +73,20 @@ def say(check: str, **found: Any) -> None:
 
 
 def check(name: str, run: Callable[..., dict[str, Any]], *arguments: Any) -> None:
-    """Run one check and say what it found, also when it fails; after LIMIT seconds say that it was skipped."""
+    """Run one check and say what it found, also when it fails; after LIMIT seconds say that it was
+    skipped.
+    """
     if time.monotonic() - BEGAN > LIMIT:
         return say(name, skipped="no time")
     try:
         say(name, **run(*arguments))
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        say(name, failed=f"{type(error).__name__}: {str(error)[:300]}", at=f"{where.filename}:{where.lineno}")
+        say(
+            name,
+            failed=f"{type(error).__name__}: {str(error)[:300]}",
+            at=f"{where.filename}:{where.lineno}",
+        )
 
 
 def source(size: int, channels: int = 3, kind: str = "raw") -> Path:
@@ -86,7 +94,9 @@ def source(size: int, channels: int = 3, kind: str = "raw") -> Path:
     where = FOLDER / f"{kind}{size}{channels}"
     if not where.exists():
         random = np.random.default_rng(0)
-        coarse = random.integers(0, 256, (512 if SMALL else 4096, size // 4, size // 4, channels), dtype=np.uint8)
+        coarse = random.integers(
+            0, 256, (512 if SMALL else 4096, size // 4, size // 4, channels), dtype=np.uint8
+        )
         images = coarse.repeat(4, 1).repeat(4, 2)
         np.save(FOLDER / "images.npy", images[..., 0] if channels == 1 else images)
         settings = PackSettings(size=size, channels=channels, format=kind, held_out_fraction=0.1)  # type: ignore[arg-type]
@@ -95,7 +105,13 @@ def source(size: int, channels: int = 3, kind: str = "raw") -> Path:
 
 
 def asked(
-    kind: str, size: int = 32, channels: int = 3, batch: int = 48, steps: int = STEPS, data: str = "raw", **flags: Any
+    kind: str,
+    size: int = 32,
+    channels: int = 3,
+    batch: int = 48,
+    steps: int = STEPS,
+    data: str = "raw",
+    **flags: Any,
 ) -> Experiment:
     dotted = {name.replace("__", "."): str(value) for name, value in flags.items()}
     base = {
@@ -118,13 +134,23 @@ class Run:
     def __init__(self, experiment: Experiment, device: torch.device = DEVICE) -> None:
         self.experiment, self.ranks = experiment, Ranks(device)
         arithmetic.set_up(device, experiment.run.determinism, experiment.train.precision)
-        self.stream, self.held_out = open_feed(prepare(experiment.data), 0, batch_memory(device), 64)
+        self.stream, self.held_out = open_feed(
+            prepare(experiment.data), 0, batch_memory(device), 64
+        )
         self.learning = new_learning(experiment, self.stream, self.ranks)
 
     def reports(self, start: int = 0, every: int = 1, validate: int = 10**12) -> Iterator[Report]:
         batch = self.experiment.train.batch_size
         intervals = Intervals(every * batch, validate, validate)
-        return train(self.learning, self.stream, self.held_out, self.experiment.train, intervals, self.ranks, start)
+        return train(
+            self.learning,
+            self.stream,
+            self.held_out,
+            self.experiment.train,
+            intervals,
+            self.ranks,
+            start,
+        )
 
     def losses(self) -> list[float]:
         name = "train/discriminator" if self.experiment.method_name == "gan" else "train/loss"
@@ -134,7 +160,9 @@ class Run:
         digest = hashlib.sha256()
         for file, tensors in sorted(self.learning.tensors().items()):
             for name, value in sorted(tensors.items()):
-                digest.update(f"{file}/{name}".encode() + value.detach().cpu().contiguous().numpy().tobytes())
+                digest.update(
+                    f"{file}/{name}".encode() + value.detach().cpu().contiguous().numpy().tobytes()
+                )
         return digest.hexdigest()[:16]
 
 
@@ -152,7 +180,11 @@ def worker(kind: str) -> dict[str, Any]:
     return {
         "images": done["images"],
         "memory_mib": round(done["figures"]["perf/memory_bytes"] / 2**20),
-        "val": {name: round(value, 4) for name, value in done["figures"].items() if name.startswith("val/")},
+        "val": {
+            name: round(value, 4)
+            for name, value in done["figures"].items()
+            if name.startswith("val/")
+        },
         "environment": json.loads((folder / "environment.jsonl").read_text().splitlines()[-1]),
         "pictures": len(list((folder / "pictures").glob("*"))),
     }
@@ -162,9 +194,15 @@ def ray(verb: str, *flags: str) -> dict[str, Any]:
     """The real command, with Ray and NCCL."""
     began = time.monotonic()
     base = ("--track.mode", "off", "--run.folder", str(FOLDER / f"ray_{verb}"))
-    done = subprocess.run([sys.executable, "-m", "udl_dist", verb, *flags, *base], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "udl_dist", verb, *flags, *base], capture_output=True, text=True
+    )
     environments = sorted(FOLDER.glob(f"ray_{verb}/**/environment.jsonl"))
-    device = json.loads(environments[0].read_text().splitlines()[-1]).get("GPU") if environments else None
+    device = (
+        json.loads(environments[0].read_text().splitlines()[-1]).get("GPU")
+        if environments
+        else None
+    )
     return {
         "rc": done.returncode,
         "seconds": round(time.monotonic() - began, 1),
@@ -210,8 +248,11 @@ def compiled(kind: str) -> dict[str, Any]:
 
     torch._dynamo.reset()
     counters.clear()
-    flags: dict[str, Any] = {"method__dropout": 0} if kind == "gan" else {}  # compiled code draws its own noise
-    eager, fused = (Run(asked(kind, steps=4, train__compile=on, **flags)).losses() for on in ("false", "true"))
+    # compiled code draws its own noise
+    flags: dict[str, Any] = {"method__dropout": 0} if kind == "gan" else {}
+    eager, fused = (
+        Run(asked(kind, steps=4, train__compile=on, **flags)).losses() for on in ("false", "true")
+    )
     found = apart(eager, fused)
     return {"frames": dict(counters["frames"]), "apart": found, "expect": "ok > 0, 1e-3"}
 
@@ -219,10 +260,11 @@ def compiled(kind: str) -> dict[str, Any]:
 def cpu_run() -> dict[str, Any]:
     """A run on the CPU of a machine with a GPU leaves the GPU alone."""
     program = (
-        "import sys; from pathlib import Path; import torch; from udl_dist import experiment\n"
-        "from udl_dist.data.packing.prepare import prepare; from udl_dist.training.distributed import Ranks\n"
-        "from udl_dist.launch.worker import work; asked = experiment.load(Path(sys.argv[1]), {})\n"
-        "work(asked, prepare(asked.data), Ranks()); print(torch.cuda.is_initialized())"
+        "import sys; from pathlib import Path; import torch; from udl_dist import experiment\nfrom"
+        " udl_dist.data.packing.prepare import prepare; from udl_dist.training.distributed import"
+        " Ranks\nfrom udl_dist.launch.worker import work; asked ="
+        " experiment.load(Path(sys.argv[1]), {})\nwork(asked, prepare(asked.data), Ranks());"
+        " print(torch.cuda.is_initialized())"
     )
     job = FOLDER / "cpu.toml"
     job.write_text(asked("ae", run__folder=FOLDER / "cpu").to_toml())
@@ -231,7 +273,9 @@ def cpu_run() -> dict[str, Any]:
 
 
 def two_bad_steps() -> dict[str, Any]:
-    """Two steps of NaN images in a row with batch normalisation: verdicts come a step late on a GPU."""
+    """Two steps of NaN images in a row with batch normalisation: verdicts come a step late on a
+    GPU.
+    """
     run = Run(asked("ae", steps=10, method__network__norm="batch", train__non_finite="skip"))
     (turn,) = run.learning.turns
     loss = turn.phase.loss
@@ -279,7 +323,9 @@ def rate(step: Callable[[], object], images: int, turns: int = 3) -> int:
 
 
 def bare(size: int, batch: int, steps: int, flags: dict[str, Any]) -> Callable[[], None]:
-    """The loop that a person writes first: the same networks, data on the device, torch's noise, fused Adam."""
+    """The loop that a person writes first: the same networks, data on the device, torch's noise,
+    fused Adam.
+    """
     experiment = asked("vae", size, batch=batch)
     method = methods.find("vae")(experiment.method, experiment.data.shape)
     method.build()
@@ -290,7 +336,9 @@ def bare(size: int, batch: int, steps: int, flags: dict[str, Any]) -> Callable[[
     images = torch.rand(2 * batch, 3, size, size, device=DEVICE) * 2 - 1
     half = flags.get("train__precision") == "bfloat16"
     if flags.get("train__compile"):
-        encoder, decoder = (torch.compile(method.networks[name].forward) for name in ("encoder", "decoder"))
+        encoder, decoder = (
+            torch.compile(method.networks[name].forward) for name in ("encoder", "decoder")
+        )
 
     def steps_of_it() -> None:
         for _ in range(steps):
@@ -361,14 +409,20 @@ def ddp() -> dict[str, Any]:
 
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "=lo")
     plain = Run(asked("gan")).losses()
-    dist.init_process_group("nccl" if GPU else "gloo", init_method=f"file://{FOLDER}/meet", rank=0, world_size=1)
+    dist.init_process_group(
+        "nccl" if GPU else "gloo", init_method=f"file://{FOLDER}/meet", rank=0, world_size=1
+    )
     try:
         run = Run(asked("gan"))
         where = [DEVICE] if GPU else None
-        warnings.simplefilter("ignore", FutureWarning)  # `broadcast_buffers` has a new name from torch 2.13 on
+        # `broadcast_buffers` has a new name from torch 2.13 on
+        warnings.simplefilter("ignore", FutureWarning)
         for turn in run.learning.turns:
             turn.learner = torch.nn.parallel.DistributedDataParallel(
-                turn.learner, device_ids=where, broadcast_buffers=False, gradient_as_bucket_view=True
+                turn.learner,
+                device_ids=where,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
             )
         return {"apart": apart(plain, run.losses()), "expect": "0 to 1e-6"}
     finally:
@@ -381,13 +435,19 @@ def two_ranks() -> dict[str, Any]:
     experiment = asked("vae")
     multiprocessing.spawn(_rank_of_two, (str(FOLDER), experiment, queue), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
     both = [queue.get() for _ in range(2)]
-    return {"equal": both[0] == both[1], "apart": apart(Run(experiment).losses(), both[0]), "expect": "true, 1e-3"}
+    return {
+        "equal": both[0] == both[1],
+        "apart": apart(Run(experiment).losses(), both[0]),
+        "expect": "true, 1e-3",
+    }
 
 
 def _rank_of_two(rank: int, folder: str, experiment: Experiment, queue: Any) -> None:
     import torch.distributed as dist
 
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet_two", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet_two", rank=rank, world_size=2
+    )
     queue.put(Run(experiment).losses())
     dist.destroy_process_group()
 
@@ -400,7 +460,10 @@ def use() -> dict[str, Any]:
         name: float((getattr(cpu, name)(images) - getattr(gpu, name)(images)).abs().max())
         for name in ("encode", "reconstruct")
     }
-    return off | {"sample": float((cpu.sample(64) - gpu.sample(64)).abs().max()), "expect": "1e-4, with TF32 1e-2"}
+    return off | {
+        "sample": float((cpu.sample(64) - gpu.sample(64)).abs().max()),
+        "expect": "1e-4, with TF32 1e-2",
+    }
 
 
 def exported(kind: str) -> dict[str, Any]:
@@ -413,7 +476,9 @@ def exported(kind: str) -> dict[str, Any]:
 
 def verb(*words: str) -> dict[str, Any]:
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "udl_dist", *words], capture_output=True, text=True, cwd=FOLDER)
+    done = subprocess.run(
+        [sys.executable, "-m", "udl_dist", *words], capture_output=True, text=True, cwd=FOLDER
+    )
     return {
         "rc": done.returncode,
         "seconds": round(time.monotonic() - began, 1),
@@ -432,11 +497,21 @@ def loader(data: str, size: int, readers: int) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     with contextlib.suppress(AttributeError):
         batches.close()  # type: ignore[attr-defined]
-    return {"data": data, "size": size, "readers": readers, "images_per_second": round(count * 256 / seconds)}
+    return {
+        "data": data,
+        "size": size,
+        "readers": readers,
+        "images_per_second": round(count * 256 / seconds),
+    }
 
 
 def main() -> None:
-    say("machine", torch=torch.__version__, gpu=torch.cuda.get_device_name(0) if GPU else "none", cores=os.cpu_count())
+    say(
+        "machine",
+        torch=torch.__version__,
+        gpu=torch.cuda.get_device_name(0) if GPU else "none",
+        cores=os.cpu_count(),
+    )
     for kind in KINDS:
         check(f"worker {kind}", worker, kind)
     for kind in KINDS:
@@ -461,7 +536,16 @@ def main() -> None:
     for kind in KINDS:
         check(f"agree {kind}", agree, kind)
     if not SMALL:
-        check("ray train", ray, "train", "jobs/ae_digits.toml", "--run.workers", "1", "--train.epochs", "4")
+        check(
+            "ray train",
+            ray,
+            "train",
+            "jobs/ae_digits.toml",
+            "--run.workers",
+            "1",
+            "--train.epochs",
+            "4",
+        )
         check(
             "ray search",
             ray,

@@ -1,8 +1,10 @@
-"""python -m tests.bench.kills [--runs 200] [--ray]: kill -9 at random, and the same networks in the end, to the bit.
+"""python -m tests.bench.kills [--runs 200] [--ray]: kill -9 at random, and the same networks in the
+end, to the bit.
 
-Method, rank, image, place within the step and seed are drawn at random; a run that was never disturbed has the same
-seed. Compared by one sha256: networks, moving averages, optimisers and curves. Without Ray the ranks are gloo
-processes that are started again all together; with it they are Ray's workers.
+Method, rank, image, place within the step and seed are drawn at random; a run that was never
+disturbed has the same seed. Compared by one sha256: networks, moving averages, optimisers and
+curves. Without Ray the ranks are gloo processes that are started again all together; with it they
+are Ray's workers.
 """
 
 from __future__ import annotations
@@ -24,8 +26,14 @@ from udl_dist.runs.run_folder import RunFolder
 
 METHODS = ("ae", "vae", "gan")
 BATCH, STEPS, VALIDATE = 12, 40, 120
-FLAGS = {"run__workers": "2", "train__total_images": str(BATCH * STEPS), "train__average_half_life": "100",
-         "train__report_images": "24", "evaluate__every_images": str(VALIDATE), "run__max_failures": "3"}  # fmt: skip
+FLAGS = {
+    "run__workers": "2",
+    "train__total_images": str(BATCH * STEPS),
+    "train__average_half_life": "100",
+    "train__report_images": "24",
+    "evaluate__every_images": str(VALIDATE),
+    "run__max_failures": "3",
+}
 
 
 def drawn(chance: random.Random) -> tuple[str, dict[str, str], str]:
@@ -68,18 +76,25 @@ def suite(folder: Path, runs: int, under_ray: bool = False, seed: int = 0) -> No
             whole[key] = relaunch.fingerprint(place)
         place = folder / "killed"
         began = time.perf_counter()
-        starts = disturbed(relaunch.wanted(method, source, place, **FLAGS, **flags), fault, under_ray)
+        starts = disturbed(
+            relaunch.wanted(method, source, place, **FLAGS, **flags), fault, under_ray
+        )
         times.append(time.perf_counter() - began)
         same = relaunch.fingerprint(place) == whole[key]
         equal, killed = equal + same, killed + (starts > 1)
         if not same or starts < 2:
-            print(f"run {number}: {method}, seed {key[1]}, {fault}: starts {starts}, {'equal' if same else 'DIFFERS'}")
+            print(
+                f"run {number}: {method}, seed {key[1]}, {fault}: starts {starts},"
+                f" {'equal' if same else 'DIFFERS'}"
+            )
             print(RunFolder(place).messages.read_text())
         shutil.rmtree(place)
         if number % 20 == 19:
             print(f"{number + 1} of {runs}: {equal} equal", flush=True)
-    print(f"kill -9: {equal}/{runs} equal sha256, {killed}/{runs} killed and started again, "
-          f"{statistics.median(times):.1f} s a run (median)")  # fmt: skip
+    print(
+        f"kill -9: {equal}/{runs} equal sha256, {killed}/{runs} killed and started again, "
+        f"{statistics.median(times):.1f} s a run (median)"
+    )
     assert equal == killed == runs
 
 

@@ -1,6 +1,8 @@
-"""python -m tests.bench.kinds [--ray]: each kind of fault, and the same networks, optimisers and curves in the end.
+"""python -m tests.bench.kinds [--ray]: each kind of fault, and the same networks, optimisers and
+curves in the end.
 
-Without Ray the ranks are gloo processes; with it they are Ray's workers, and the driver is killed too and run again.
+Without Ray the ranks are gloo processes; with it they are Ray's workers, and the driver is killed
+too and run again.
 """
 
 from __future__ import annotations
@@ -18,9 +20,16 @@ from udl_dist.experiment import Experiment
 from udl_dist.runs.run_folder import RunFolder
 
 BATCH, STEPS = 12, 200
-FLAGS = {"run__workers": "2", "train__total_images": str(BATCH * STEPS), "train__average_half_life": "100",
-         "train__report_images": "60", "evaluate__every_images": "240", "run__max_failures": "12",
-         "run__hang_seconds": "3", "data__readers": "2"}  # fmt: skip
+FLAGS = {
+    "run__workers": "2",
+    "train__total_images": str(BATCH * STEPS),
+    "train__average_half_life": "100",
+    "train__report_images": "60",
+    "evaluate__every_images": "240",
+    "run__max_failures": "12",
+    "run__hang_seconds": "3",
+    "data__readers": "2",
+}
 KINDS = {
     "SIGKILL": "kill rank 1 at image 900 in phase",
     "SIGSEGV": "segfault rank 0 at image 900 in phase",
@@ -34,11 +43,21 @@ KINDS = {
     "ten faults": "; ".join(
         f"{act} rank {number % 2} at image {240 * number + 130} in {place}"
         for number, (act, place) in enumerate(
-            [("kill", "phase"), ("raise", "data"), ("exit", "save"), ("segfault", "phase"), ("kill", "validation"),
-             ("exit", "phase"), ("loop", "data"), ("kill", "save"), ("raise", "phase"), ("kill", "data")]
+            [
+                ("kill", "phase"),
+                ("raise", "data"),
+                ("exit", "save"),
+                ("segfault", "phase"),
+                ("kill", "validation"),
+                ("exit", "phase"),
+                ("loop", "data"),
+                ("kill", "save"),
+                ("raise", "phase"),
+                ("kill", "data"),
+            ]
         )
     ),
-}  # fmt: skip
+}
 
 
 def reader_dies(rank: int, start: int) -> None:
@@ -86,11 +105,18 @@ def suite(folder: Path, kinds: list[str], under_ray: bool = False, method: str =
         what = disturbed(kind, relaunch.wanted(method, source, place, **FLAGS), under_ray)
         same = relaunch.fingerprint(place) == relaunch.fingerprint(whole)
         equal += same
-        print(f"{kind:14} {'equal' if same else 'DIFFERS'}, {what}, {time.perf_counter() - began:.0f} s", flush=True)
+        print(
+            f"{kind:14} {'equal' if same else 'DIFFERS'}, {what},"
+            f" {time.perf_counter() - began:.0f} s",
+            flush=True,
+        )
         if not same:
             print(RunFolder(place).messages.read_text())
         shutil.rmtree(place)
-    print(f"kinds of fault: {equal}/{len(kinds)} equal sha256 {'under Ray' if under_ray else 'on gloo processes'}")
+    print(
+        f"kinds of fault: {equal}/{len(kinds)} equal sha256"
+        f" {'under Ray' if under_ray else 'on gloo processes'}"
+    )
     return equal
 
 

@@ -1,7 +1,9 @@
-"""python -m tests.bench.memory: the memory that a rank has of its own, over data sets of different sizes.
+"""python -m tests.bench.memory: the memory that a rank has of its own, over data sets of different
+sizes.
 
-One rank each, a process of its own, the same small VAE and number of steps; only the records differ. What is printed is
-the most that any report saw; the pages of mapped shards are the kernel's and do not count.
+One rank each, a process of its own, the same small VAE and number of steps; only the records
+differ. What is printed is the most that any report saw; the pages of mapped shards are the kernel's
+and do not count.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ STEPS, BATCH = 600, 128
 
 def most_bytes(flags: dict[str, str]) -> float:
     run = Run(experiment.load(None, flags), Ranks())
-    return max(report.figures["perf/memory_bytes"] for report in run.reports(every=50 * BATCH, validate=10**9))
+    return max(
+        report.figures["perf/memory_bytes"]
+        for report in run.reports(every=50 * BATCH, validate=10**9)
+    )
 
 
 def main() -> None:
@@ -35,7 +40,9 @@ def main() -> None:
             pack(f"{folder}/images.npy", f"{folder}/packed", PackSettings(format="raw"))
             del images
             length = {"train.total_images": str(STEPS * BATCH), "data.held_out_fraction": "0"}
-            (peak,) = gloo.run(1, most_bytes, FLAGS | length | {"data.source": f"{folder}/packed"}, seconds=300)
+            (peak,) = gloo.run(
+                1, most_bytes, FLAGS | length | {"data.source": f"{folder}/packed"}, seconds=300
+            )
             print(f"{records:9,} records: {peak / 2**20:6.0f} MiB")
 
 

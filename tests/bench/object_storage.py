@@ -1,8 +1,10 @@
-"""python -m tests.bench.object_storage: our ranged reads against pyarrow's own, on a server that speaks S3.
+"""python -m tests.bench.object_storage: our ranged reads against pyarrow's own, on a server that
+speaks S3.
 
-moto on loopback, in its own process. 128 ranged GETs of 1 MiB from 8 threads, and 512 of 100 KB, our Blob.read against
-a bare loop over `read_at`; the two take turns and the median ratio of neighbouring turns is printed (goal: 0.9).
-Then bytes read ÷ bytes needed of shuffled and of straight epochs over photo-sized and tiny records (goal: 1.1).
+moto on loopback, in its own process. 128 ranged GETs of 1 MiB from 8 threads, and 512 of 100 KB,
+our Blob.read against a bare loop over `read_at`; the two take turns and the median ratio of
+neighbouring turns is printed (goal: 0.9). Then bytes read ÷ bytes needed of shuffled and of
+straight epochs over photo-sized and tiny records (goal: 1.1).
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from udl_dist.storage.objects import open_blob, upload
 from udl_dist.storage.ranges import Blob, Range, read_ranges
 
 THREADS, TURNS, BATCH = 8, 7, 64
-SHARD_BYTES = 2**24  # moto copies the whole object for each range of it: a large one would measure that
+# moto copies the whole object for each range of it: a large one would measure that
+SHARD_BYTES = 2**24
 URI = "s3://bucket/shard.tar"
 SERVER = """
 import sys, time
@@ -42,7 +45,9 @@ def bare(address: str) -> Any:
     """A file as a person opens it with pyarrow."""
     from pyarrow import fs
 
-    system: Any = fs.S3FileSystem(endpoint_override=address.removeprefix("http://"), scheme="http", region="us-east-1")
+    system: Any = fs.S3FileSystem(
+        endpoint_override=address.removeprefix("http://"), scheme="http", region="us-east-1"
+    )
     return system.open_input_file(URI.removeprefix("s3://"))
 
 
@@ -69,9 +74,14 @@ def compare(blob: Blob, file: Any, length: int, count: int) -> None:
         times.append(pair)
     times = times[1:]  # the first turn opens connections
     ratio = statistics.median(theirs / ours for ours, theirs in times)
-    rates = [count * length / 2**20 / statistics.median(column) for column in zip(*times, strict=True)]
-    print(f"{count} x {length:,} bytes: ours {rates[0]:.0f} MiB/s, bare {rates[1]:.0f} MiB/s, ratio {ratio:.2f} "
-          f"(turns {min(b / a for a, b in times):.2f} to {max(b / a for a, b in times):.2f})")  # fmt: skip
+    rates = [
+        count * length / 2**20 / statistics.median(column) for column in zip(*times, strict=True)
+    ]
+    print(
+        f"{count} x {length:,} bytes: ours {rates[0]:.0f} MiB/s, bare {rates[1]:.0f} MiB/s, ratio"
+        f" {ratio:.2f} (turns {min(b / a for a, b in times):.2f} to"
+        f" {max(b / a for a, b in times):.2f})"
+    )
 
 
 def records(least: int, most: int) -> list[Range]:
@@ -99,9 +109,18 @@ def epoch(ranges: list[Range], shuffled: bool) -> str:
 
 
 def main() -> None:
-    os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
-    server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL, text=True)  # fmt: skip
+    os.environ |= {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     assert server.stdout is not None and server.stdin is not None
     try:
         address = server.stdout.readline().strip()
@@ -120,7 +139,10 @@ def main() -> None:
         ):
             ranges = records(least, most)
             for shuffled in (True, False):
-                print(f"{name}, {'shuffled' if shuffled else 'straight'}: read / needed {epoch(ranges, shuffled)}")
+                print(
+                    f"{name}, {'shuffled' if shuffled else 'straight'}: read / needed"
+                    f" {epoch(ranges, shuffled)}"
+                )
     finally:
         server.stdin.close()
         server.wait()

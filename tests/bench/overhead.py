@@ -1,9 +1,10 @@
-"""python -m tests.bench.overhead: the share of a run that checkpoints, reports, validations and pictures take.
+"""python -m tests.bench.overhead: the share of a run that checkpoints, reports, validations and
+pictures take.
 
 Goal: 1 % for checkpoints and reports together.
 
-A whole run of a rank on the embedded digits, 20 checkpoints in it, with W&B offline. What the loop spent between
-reports is in the curves; the rest of the wall clock is what was spent on them.
+A whole run of a rank on the embedded digits, 20 checkpoints in it, with W&B offline. What the loop
+spent between reports is in the curves; the rest of the wall clock is what was spent on them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ IMAGES = 1_200_000
 def share(**flags: str) -> tuple[float, float, int]:
     """Share of the wall clock outside the steps, seconds of the run, checkpoints written."""
     with tempfile.TemporaryDirectory() as folder:
-        length = {"train.total_images": str(IMAGES), "evaluate.every_images": str(IMAGES // 20), "run.folder": folder}
+        length = {
+            "train.total_images": str(IMAGES),
+            "evaluate.every_images": str(IMAGES // 20),
+            "run.folder": folder,
+        }
         wanted = experiment.load(
             None, FLAGS | length | {name.replace("__", "."): value for name, value in flags.items()}
         )
@@ -40,17 +45,29 @@ def share(**flags: str) -> tuple[float, float, int]:
         (first, after), (last, _) = heard[0], heard[-1]
         points = RunFolder(Path(folder)).points()
         spans = itertools.pairwise(points)
-        inside = sum((point["images"] - before["images"]) / point["perf/images_per_second"]
-                     for before, point in spans if before["images"] >= after)  # fmt: skip
+        inside = sum(
+            (point["images"] - before["images"]) / point["perf/images_per_second"]
+            for before, point in spans
+            if before["images"] >= after
+        )
         return 1 - inside / (last - first), last - first, len(heard)
 
 
 def main() -> None:
     everything, seconds, written = share()
-    print(f"all, with validations and pictures: {100 * everything:.2f} % of {seconds:.1f} s ({written} checkpoints)")
-    bare, seconds, written = share(evaluate__pictures="false", evaluate__every_images=str(IMAGES),
-                                   run__checkpoint_images=str(IMAGES // 20))  # fmt: skip
-    print(f"checkpoints and reports alone: {100 * bare:.2f} % of {seconds:.1f} s ({written} checkpoints)")
+    print(
+        f"all, with validations and pictures: {100 * everything:.2f} % of {seconds:.1f} s"
+        f" ({written} checkpoints)"
+    )
+    bare, seconds, written = share(
+        evaluate__pictures="false",
+        evaluate__every_images=str(IMAGES),
+        run__checkpoint_images=str(IMAGES // 20),
+    )
+    print(
+        f"checkpoints and reports alone: {100 * bare:.2f} % of {seconds:.1f} s ({written}"
+        " checkpoints)"
+    )
 
 
 if __name__ == "__main__":

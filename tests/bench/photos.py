@@ -1,4 +1,6 @@
-"""Photographic JPEGs for the benches, cut out of photos in scikit-image's wheel (CC0 or public domain)."""
+"""Photographic JPEGs for the benches, cut out of photos in scikit-image's wheel (CC0 or public
+domain).
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,17 @@ def sources() -> list[Image.Image]:
 
 
 def photo(number: int) -> Image.Image:
-    """A crop of one of the photos, never the same twice: place, size, side and light are drawn by `number`."""
+    """A crop of one of the photos, never the same twice: place, size, side and light are drawn by
+    `number`.
+    """
     chance = np.random.default_rng(number)
     image = sources()[number % len(SOURCES)]
     scale = min(image.width / WIDTH, image.height / HEIGHT) * chance.uniform(0.7, 1.0)
     width, height = scale * WIDTH, scale * HEIGHT
     left, top = chance.uniform(0, image.width - width), chance.uniform(0, image.height - height)
-    cut = image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
+    cut = image.resize(
+        (WIDTH, HEIGHT), Image.Resampling.LANCZOS, box=(left, top, left + width, top + height)
+    )
     if chance.random() < 0.5:
         cut = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return ImageEnhance.Brightness(cut).enhance(chance.uniform(0.8, 1.2))

@@ -1,6 +1,8 @@
-"""python -m tests.bench.ranks: two ranks on two cores against twice one rank on one core. Goal: 0.9.
+"""python -m tests.bench.ranks: two ranks on two cores against twice one rank on one core. Goal:
+0.9.
 
-Each rank has one thread. VAE 784-512-256-32, 128 images a rank and step; the two set-ups take turns.
+Each rank has one thread. VAE 784-512-256-32, 128 images a rank and step; the two set-ups take
+turns.
 """
 
 from __future__ import annotations

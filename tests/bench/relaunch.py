@@ -1,6 +1,8 @@
-"""A launcher for tests that is not Ray: forked gloo ranks, started again all together while any of them ends badly.
+"""A launcher for tests that is not Ray: forked gloo ranks, started again all together while any of
+them ends badly.
 
-Ranks are forked from a server that has imported everything, so a start costs a fraction of a second.
+Ranks are forked from a server that has imported everything, so a start costs a fraction of a
+second.
 """
 
 from __future__ import annotations
@@ -30,13 +32,25 @@ from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import checkpoint
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["torch._dynamo", "torch.distributed.optim", "udl_dist.launch.worker", "udl_dist.methods.ae",
-                                "udl_dist.methods.vae", "udl_dist.methods.gan", "tests.bench.relaunch"])  # fmt: skip
+context.set_forkserver_preload(
+    [
+        "torch._dynamo",
+        "torch.distributed.optim",
+        "udl_dist.launch.worker",
+        "udl_dist.methods.ae",
+        "udl_dist.methods.vae",
+        "udl_dist.methods.gan",
+        "tests.bench.relaunch",
+    ]
+)
 QUIET = {"track__mode": "off", "evaluate__pictures": "false"}
 
 
-def run(experiment: Experiment, wanted: str = "", starts: int = 5, seconds: float = 90, hook: Any = None) -> int:
-    """Train in `run.workers` ranks to the end, starting again up to `starts` times; return how often it started.
+def run(
+    experiment: Experiment, wanted: str = "", starts: int = 5, seconds: float = 90, hook: Any = None
+) -> int:
+    """Train in `run.workers` ranks to the end, starting again up to `starts` times; return how
+    often it started.
 
     `wanted` are faults; `hook(turn)` runs in each rank before its work.
     """
@@ -46,18 +60,27 @@ def run(experiment: Experiment, wanted: str = "", starts: int = 5, seconds: floa
             heartbeat.clear(folder)
             if _group(experiment, wanted, start, seconds, hook):
                 return start
-    raise AssertionError(f"{wanted!r}: not done after {starts} starts: {folder.messages.read_text()}")
+    raise AssertionError(
+        f"{wanted!r}: not done after {starts} starts: {folder.messages.read_text()}"
+    )
 
 
 def _group(experiment: Experiment, wanted: str, start: int, seconds: float, hook: Any) -> bool:
-    """One start of all ranks; whether all of them ended well. When one has failed the others get no grace."""
+    """One start of all ranks; whether all of them ended well. When one has failed the others get no
+    grace.
+    """
     with tempfile.TemporaryDirectory() as meet:
         arguments = (meet, experiment.to_dict(), wanted, start, hook)
-        ranks = [context.Process(target=_rank, args=(rank, *arguments)) for rank in range(experiment.run.most_workers)]
+        ranks = [
+            context.Process(target=_rank, args=(rank, *arguments))
+            for rank in range(experiment.run.most_workers)
+        ]
         for rank in ranks:
             rank.start()
         deadline = time.monotonic() + seconds
-        while any(rank.exitcode is None for rank in ranks) and not any(rank.exitcode for rank in ranks):
+        while any(rank.exitcode is None for rank in ranks) and not any(
+            rank.exitcode for rank in ranks
+        ):
             if time.monotonic() > deadline:
                 break
             time.sleep(0.005)
@@ -81,14 +104,21 @@ def _rank(rank: int, meet: str, values: dict[str, Any], wanted: str, start: int,
     from udl_dist.launch.worker import work
     from udl_dist.training.distributed import Ranks
 
-    with contextlib.suppress(FileNotFoundError), open(Path(values["run"]["folder"]) / "stderr.txt", "a") as file:
+    with (
+        contextlib.suppress(FileNotFoundError),
+        open(Path(values["run"]["folder"]) / "stderr.txt", "a") as file,
+    ):
         os.dup2(file.fileno(), 2)  # of a rank that ends badly on purpose nobody wants to read
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "Grad strides do not match", UserWarning)
     experiment = experiments.from_dict(values)
     if experiment.run.most_workers > 1:
-        dist.init_process_group("gloo", init_method=f"file://{meet}/meet", rank=rank,
-                                world_size=experiment.run.most_workers)  # fmt: skip
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{meet}/meet",
+            rank=rank,
+            world_size=experiment.run.most_workers,
+        )
     faults.arm(wanted, RunFolder(experiment.run.folder), rank)
     if hook:
         hook(rank, start)
@@ -104,13 +134,21 @@ def wanted(method: str, source: Path, folder: Path, **flags: str) -> Experiment:
 
 
 def command(experiment: Experiment, fault: str) -> int:
-    """`udl train` as a person runs it, again after its driver was killed; how often it was started."""
+    """`udl train` as a person runs it, again after its driver was killed; how often it was
+    started.
+    """
     job = Path(experiment.run.folder).with_suffix(".toml")
     job.write_text(experiment.to_toml())
     arguments = [sys.executable, "-m", "udl_dist", "train", str(job), "--faults", fault]
     for turn in range(1, 4):
-        done = subprocess.run(arguments, env=os.environ | {"UDL_FAULTS": "1"}, capture_output=True, text=True,
-                              timeout=300, check=False)  # fmt: skip
+        done = subprocess.run(
+            arguments,
+            env=os.environ | {"UDL_FAULTS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
         if done.returncode == 0:
             return turn
         assert done.returncode == -9, done.stderr
@@ -123,7 +161,9 @@ def restarts(experiment: Experiment) -> int:
 
 
 def fingerprint(folder: Path) -> str:
-    """One sha256 over the last checkpoint (networks, averages, optimisers) and the curves, times left out."""
+    """One sha256 over the last checkpoint (networks, averages, optimisers) and the curves, times
+    left out.
+    """
     run = RunFolder(folder)
     last = checkpoint.complete(run.checkpoints)[-1]
     checkpoint.verify(last)
@@ -139,4 +179,7 @@ def curves(folder: Path) -> list[dict[str, float]]:
     points = RunFolder(folder).points()
     images = [point["images"] for point in points]
     assert images == sorted(set(images)), f"points twice or out of order: {images}"
-    return [{name: value for name, value in point.items() if not name.startswith("perf/")} for point in points]
+    return [
+        {name: value for name, value in point.items() if not name.startswith("perf/")}
+        for point in points
+    ]

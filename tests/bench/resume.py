@@ -1,4 +1,6 @@
-"""How long a resume takes within an epoch of a million records: opening the index, the order, and the first batch."""
+"""How long a resume takes within an epoch of a million records: opening the index, the order, and
+the first batch.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ RECORD_BYTES = 1024  # a header and one block
 
 
 def million(folder: Path) -> Path:
-    """A million tiny npy images in ten tars, laid out by arithmetic: a tar writer would take minutes."""
+    """A million tiny npy images in ten tars, laid out by arithmetic: a tar writer would take
+    minutes.
+    """
     folder.mkdir(parents=True)
     each = RECORDS // SHARDS
     for shard in range(SHARDS):
@@ -44,12 +48,23 @@ def tar_of(path: Path, first: int, records: int) -> Path:
 
 def header(size: int) -> bytes:
     """An ustar header but for its number and its checksum."""
-    fields = b"0000000.npy".ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + f"{size:011o}\0".encode()
-    return (fields + b"00000000000\0" + b"000000\0 " + b"0").ljust(257, b"\0") + b"ustar\x0000" + bytes(247)
+    fields = (
+        b"0000000.npy".ljust(100, b"\0")
+        + b"0000644\0"
+        + b"0000000\0" * 2
+        + f"{size:011o}\0".encode()
+    )
+    return (
+        (fields + b"00000000000\0" + b"000000\0 " + b"0").ljust(257, b"\0")
+        + b"ustar\x0000"
+        + bytes(247)
+    )
 
 
 def resume_seconds(source: Path) -> dict[int, float]:
-    """Median seconds to the first batch, by percent of the epoch; prepared once, as every start does."""
+    """Median seconds to the first batch, by percent of the epoch; prepared once, as every start
+    does.
+    """
     prepared = prepare(DataSettings(str(source), size=8, readers=0, held_out_fraction=0.0))
     taken: dict[int, list[float]] = {1: [], 50: [], 99: []}
     for _ in range(TURNS):

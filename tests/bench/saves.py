@@ -1,12 +1,14 @@
-"""python -m tests.bench.saves [N]: N (500) kills by SIGKILL inside save and prune, each with a restart; full disks.
+"""python -m tests.bench.saves [N]: N (500) kills by SIGKILL inside save and prune, each with a
+restart; full disks.
 
-Goals: 500 of 500 restarts find a complete checkpoint, 0 stale files; no complete checkpoint lost on a full disk.
+Goals: 500 of 500 restarts find a complete checkpoint, 0 stale files; no complete checkpoint lost on
+a full disk.
 
-A child process saves a checkpoint of three small files and prunes. It kills itself before and after each of its calls
-into the system (open, write, fsync, rename, mkdir, unlink …), at one point after the other, and is killed at random
-instants when all points have had their turn. Each restart sweeps, verifies every hash, loads, saves again and looks for
-strays.
-Then the same save runs on a tmpfs that is full after 0, 4, 8 … KiB (without rights to mount: RLIMIT_FSIZE).
+A child process saves a checkpoint of three small files and prunes. It kills itself before and after
+each of its calls into the system (open, write, fsync, rename, mkdir, unlink …), at one point after
+the other, and is killed at random instants when all points have had their turn. Each restart
+sweeps, verifies every hash, loads, saves again and looks for strays. Then the same save runs on a
+tmpfs that is full after 0, 4, 8 … KiB (without rights to mount: RLIMIT_FSIZE).
 """
 
 from __future__ import annotations
@@ -32,12 +34,28 @@ import torch
 from udl_dist.errors import TrainingError
 from udl_dist.training import checkpoint
 
-FILES = {name: {"a": torch.randn(3, 900), "b": torch.tensor(3)} for name in ("networks", "average", "optimizer-0")}
-WATCHED = ("open", "write", "write_text", "fsync", "rename", "mkdir", "unlink", "rmdir", "serialize_file", "close")
+FILES = {
+    name: {"a": torch.randn(3, 900), "b": torch.tensor(3)}
+    for name in ("networks", "average", "optimizer-0")
+}
+WATCHED = (
+    "open",
+    "write",
+    "write_text",
+    "fsync",
+    "rename",
+    "mkdir",
+    "unlink",
+    "rmdir",
+    "serialize_file",
+    "close",
+)
 
 
 def act(folder: Path) -> None:
-    """What is cut short: the third checkpoint, whose pruning deletes the second (the first is the best)."""
+    """What is cut short: the third checkpoint, whose pruning deletes the second (the first is the
+    best).
+    """
     checkpoint.save(folder, 300, FILES, {"figures": {"val/mse": 0.5}})
     checkpoint.prune(folder, 1, "val/mse", 300)
 
@@ -75,7 +93,9 @@ def killed(folder: Path, kill_at: int, after_seconds: float = 0.0) -> bool:
 
 
 def restarted(folder: Path) -> str:
-    """What is wrong after a restart; "" if a complete checkpoint was found, taken up, and no stray file is left."""
+    """What is wrong after a restart; "" if a complete checkpoint was found, taken up, and no stray
+    file is left.
+    """
     said: list[str] = []
     checkpoint.sweep(folder)
     try:
@@ -118,7 +138,10 @@ def kills(number: int) -> tuple[int, list[str]]:
         point = turn + 1 if turn < len(there) else 0
         with tempfile.TemporaryDirectory() as folder:
             where = prepared(Path(folder))
-            while not (dead := killed(where, point, 0.0 if point else chance.uniform(0.0, span))) and not point:
+            while (
+                not (dead := killed(where, point, 0.0 if point else chance.uniform(0.0, span)))
+                and not point
+            ):
                 prepared(where)  # it was through before it was to die
                 span *= 0.9
             died += dead
@@ -129,7 +152,9 @@ def kills(number: int) -> tuple[int, list[str]]:
 
 @contextmanager
 def full_after(free_bytes: int, where: Path) -> Iterator[bool]:
-    """At `where` a tmpfs with two checkpoints and so many bytes free; False where nothing may be mounted."""
+    """At `where` a tmpfs with two checkpoints and so many bytes free; False where nothing may be
+    mounted.
+    """
     if not mounted("size=16m", where):
         yield False
         return
@@ -147,7 +172,9 @@ def mounted(options: str, where: Path) -> bool:
 
 
 def refused(folder: Path) -> str:
-    """The error of an act on a full disk, or "" if it went through; strays and lost checkpoints are an assertion."""
+    """The error of an act on a full disk, or "" if it went through; strays and lost checkpoints are
+    an assertion.
+    """
     try:
         act(folder)
     except OSError as error:
@@ -160,7 +187,9 @@ def refused(folder: Path) -> str:
 
 
 def full_disks(ask_first: bool) -> Counter[str]:
-    """How saves ended on disks that are full after more and more bytes; `ask_first`: look at the free space first."""
+    """How saves ended on disks that are full after more and more bytes; `ask_first`: look at the
+    free space first.
+    """
     ends: Counter[str] = Counter()
     look = checkpoint.refuse_full
     checkpoint.refuse_full = look if ask_first else lambda folder, needed_bytes: None
@@ -190,9 +219,14 @@ def main() -> None:
     torch.set_num_threads(1)
     died, wrong = kills(number)
     kinds = Counter(points())
-    print(f"{sum(kinds.values())} points: {', '.join(f'{count} {name}' for name, count in sorted(kinds.items()))}")
-    print(f"{number} children, {died} killed before their end; {number - len(wrong)} restarts from a complete "
-          "checkpoint with no stale file")  # fmt: skip
+    print(
+        f"{sum(kinds.values())} points:"
+        f" {', '.join(f'{count} {name}' for name, count in sorted(kinds.items()))}"
+    )
+    print(
+        f"{number} children, {died} killed before their end; {number - len(wrong)} restarts from a"
+        " complete checkpoint with no stale file"
+    )
     print("\n".join(wrong[:10]))
     for ask_first in (True, False):
         how = "with" if ask_first else "without"

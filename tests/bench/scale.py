@@ -1,9 +1,10 @@
-"""python -m tests.bench.scale: an index of 100 M records in 10,000 shards, opened, ordered, resumed; exits 1 on a miss.
+"""python -m tests.bench.scale: an index of 100 M records in 10,000 shards, opened, ordered,
+resumed; exits 1 on a miss.
 
-The index is written as `udl index` joins it, from parts; the shards are 10,000 links to one real tar of 10,000 tiny
-images, so that a resume reads real records. Only the keys' hashes are drawn instead of computed. Each figure comes from
-a process of its own; "cold" has the index dropped from the page cache before. Takes 5 GB below the folder for temporary
-files, and a few minutes.
+The index is written as `udl index` joins it, from parts; the shards are 10,000 links to one real
+tar of 10,000 tiny images, so that a resume reads real records. Only the keys' hashes are drawn
+instead of computed. Each figure comes from a process of its own; "cold" has the index dropped from
+the page cache before. Takes 5 GB below the folder for temporary files, and a few minutes.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def written(folder: Path, shards: int = SHARDS) -> None:
         (folder / "shards" / f"{number:06d}.tar").symlink_to(tar)
         parts.append(folder / "parts" / f"{number:06d}.part")
         _part(parts[-1], number, one)
-    write_index(folder / "shards" / NAME, About(source="made", format="npy", shape=(1, 8, 8)), parts)
+    write_index(
+        folder / "shards" / NAME, About(source="made", format="npy", shape=(1, 8, 8)), parts
+    )
     shutil.rmtree(folder / "parts")
 
 
@@ -58,9 +61,18 @@ def _part(path: Path, number: int, one: Index) -> None:
     numbers = np.arange(number * EACH, (number + 1) * EACH)
     rows["key_hash"] = mix64(numbers.astype(np.uint64))
     rows["key_end"] = np.arange(9, 9 * EACH + 1, 9)
-    keys = (numbers[:, None] // 10 ** np.arange(8, -1, -1) % 10 + ord("0")).astype(np.uint8).tobytes()
-    shard = Shard(f"{number:06d}.tar", one.shards[0].shard_bytes, EACH, len(keys),
-                  xxhash.xxh3_64_hexdigest(rows.tobytes()), 0, one.shards[0].stamp)  # fmt: skip
+    keys = (
+        (numbers[:, None] // 10 ** np.arange(8, -1, -1) % 10 + ord("0")).astype(np.uint8).tobytes()
+    )
+    shard = Shard(
+        f"{number:06d}.tar",
+        one.shards[0].shard_bytes,
+        EACH,
+        len(keys),
+        xxhash.xxh3_64_hexdigest(rows.tobytes()),
+        0,
+        one.shards[0].stamp,
+    )
     write_part(path, shard, rows.tobytes(), keys)
 
 
@@ -70,7 +82,9 @@ def resident() -> int:
 
 
 def own() -> int:
-    """Bytes that the process has for itself: pages of mapped files are the kernel's, and it may take them back."""
+    """Bytes that the process has for itself: pages of mapped files are the kernel's, and it may
+    take them back.
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
@@ -100,8 +114,15 @@ def remembered(path: Path) -> None:
 
 
 def prepared(folder: Path, fraction: float, order: str) -> Prepared:
-    settings = DataSettings(str(folder / "shards"), size=8, channels=1, readers=0, held_out_fraction=fraction,
-                            order=order, cache=str(folder / "cache"))  # type: ignore[arg-type]  # fmt: skip
+    settings = DataSettings(
+        str(folder / "shards"),
+        size=8,
+        channels=1,
+        readers=0,
+        held_out_fraction=fraction,
+        order=order,
+        cache=str(folder / "cache"),
+    )  # type: ignore[arg-type]
     return Prepared(settings, (str(folder / "shards" / NAME),), ("",), (fraction,))
 
 
@@ -134,7 +155,9 @@ def ordering(folder: Path, order: str) -> tuple[float, float]:
 
 
 def resuming(folder: Path, fraction: float, order: str) -> tuple[dict[int, float], int]:
-    """Median seconds from the opened index to the first batch by percent of the epoch, and growth of own memory."""
+    """Median seconds from the opened index to the first batch by percent of the epoch, and growth
+    of own memory.
+    """
     before, taken = own(), {}
     index_and_all = open_streams(prepared(folder, fraction, order), 0)[0]
     for percent in (1, 50, 99):
@@ -167,15 +190,21 @@ class Table:
     def opened(self, name: str, figures: tuple[float, int], bounded: bool = True) -> None:
         """A line of seconds and memory; `bounded`: both have goals."""
         seconds, grown = figures
-        self.line(name, f"{seconds:8.3f} s {grown / 1e6:8.1f} MB",
-                  not bounded or (seconds < OPEN_SECONDS and grown < OPEN_BYTES))  # fmt: skip
+        self.line(
+            name,
+            f"{seconds:8.3f} s {grown / 1e6:8.1f} MB",
+            not bounded or (seconds < OPEN_SECONDS and grown < OPEN_BYTES),
+        )
 
     def resumed(self, name: str, found: tuple[dict[int, float], int], bounded: bool = True) -> None:
         """A line of seconds by percent, and of memory after all of them."""
         taken, grown = found
         figures = ", ".join(f"{percent} %: {1000 * each:.0f}" for percent, each in taken.items())
-        self.line(name, f"{figures} ms {grown / 1e6:8.1f} MB",
-                  grown < OPEN_BYTES and (not bounded or max(taken.values()) < RESUME_SECONDS))  # fmt: skip
+        self.line(
+            name,
+            f"{figures} ms {grown / 1e6:8.1f} MB",
+            grown < OPEN_BYTES and (not bounded or max(taken.values()) < RESUME_SECONDS),
+        )
 
 
 def main() -> None:
@@ -183,27 +212,44 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         seconds, grown = apart(_making, folder)
-        table.line("writing parts and joining them", f"{seconds:8.1f} s {grown / 1e6:8.1f} MB", grown < OPEN_BYTES)
+        table.line(
+            "writing parts and joining them",
+            f"{seconds:8.1f} s {grown / 1e6:8.1f} MB",
+            grown < OPEN_BYTES,
+        )
         forgotten(folder / "shards" / NAME)
         table.opened("Index.open, cold", apart(opening, folder))
         table.opened("Index.open", apart(opening, folder))
         table.opened("prepare", apart(preparing, folder))
         for fraction in (0.0, 0.1):
             if fraction:
-                table.opened("both selections made, 10 % held out", apart(constructing, folder, 0.1, "full"), False)
+                table.opened(
+                    "both selections made, 10 % held out",
+                    apart(constructing, folder, 0.1, "full"),
+                    False,
+                )
             for order in ("full", "blocks"):
                 forgotten(folder / "shards" / NAME)
                 label = f"{order}, {fraction:.0%} held out"
-                table.opened(f"open_streams, cold, {label}", apart(constructing, folder, fraction, order))
+                table.opened(
+                    f"open_streams, cold, {label}", apart(constructing, folder, fraction, order)
+                )
                 table.opened(f"open_streams, {label}", apart(constructing, folder, fraction, order))
                 forgotten(folder / "shards" / NAME)
-                table.resumed(f"resume, cold, {label}", apart(resuming, folder, fraction, order), bounded=False)
+                table.resumed(
+                    f"resume, cold, {label}",
+                    apart(resuming, folder, fraction, order),
+                    bounded=False,
+                )
                 remembered(folder / "shards" / NAME)
                 table.resumed(f"resume, {label}", apart(resuming, folder, fraction, order))
         for order in ("full", "blocks"):
             alone, among = apart(ordering, folder, order)
-            table.line(f"a place of {order}", f"alone {alone * 1e6:.0f} µs, among 4,096 {among * 1e6:.2f} µs",
-                       among < PLACE_SECONDS)  # fmt: skip
+            table.line(
+                f"a place of {order}",
+                f"alone {alone * 1e6:.0f} µs, among 4,096 {among * 1e6:.2f} µs",
+                among < PLACE_SECONDS,
+            )
     print(f"missed: {table.missed}")
     sys.exit(bool(table.missed))
 

@@ -1,13 +1,17 @@
-"""python -m tests.bench.search [--trials 32] [--nested 6] [--turns 1] [--only WHAT]: what a small search costs.
+"""python -m tests.bench.search [--trials 32] [--nested 6] [--turns 1] [--only WHAT]: what a small
+search costs.
 
     rates    trials per hour, ours beside plain Tune and Ray's nested template
-    asha     ASHA against the same trials without stopping, on the embedded digits: best figure and images
+    asha     ASHA against the same trials without stopping, on the embedded digits: best figure and
+    images
     reports  what a rung costs a trial: from its result to the decision, with one trial at a time
-    tiny     so many tiny trials (--tiny 1000): memory, descriptors, threads and processes of the head
+    tiny     so many tiny trials (--tiny 1000): memory, descriptors, threads and processes of the
+    head
 
-The same VAE, the same steps and a hundred reports a trial, on a Ray that is there already. Ours: `udl search` with
-run folders, checkpoints, validations and the journal. Plain Tune: a function, an actor a trial, every report to Tune.
-Nested: Ray's template, a trainer of one worker in each trial, every report through Ray Train to Tune.
+The same VAE, the same steps and a hundred reports a trial, on a Ray that is there already. Ours:
+`udl search` with run folders, checkpoints, validations and the journal. Plain Tune: a function, an
+actor a trial, every report to Tune. Nested: Ray's template, a trainer of one worker in each trial,
+every report through Ray Train to Tune.
 """
 
 from __future__ import annotations
@@ -29,14 +33,29 @@ from udl_dist.launch import ray_runtime
 from udl_dist.search import session, settings
 
 STEPS, BATCH = 100, 32
-AXES = {"method.latent_dim": {"choice": [2, 4, 8, 16]}, "train.learning_rate": {"log": [1e-4, 1e-2]}}
-FLAGS = {"train__batch_size": str(BATCH), "train__total_images": str(STEPS * BATCH), "track__mode": "off",
-         "train__report_images": str(BATCH), "data__size": "28", "method__network__widths": "256"}  # fmt: skip
+AXES = {
+    "method.latent_dim": {"choice": [2, 4, 8, 16]},
+    "train.learning_rate": {"log": [1e-4, 1e-2]},
+}
+FLAGS = {
+    "train__batch_size": str(BATCH),
+    "train__total_images": str(STEPS * BATCH),
+    "track__mode": "off",
+    "train__report_images": str(BATCH),
+    "data__size": "28",
+    "method__network__widths": "256",
+}
 
 
 def search(source: Path, folder: Path, trials: int, **plain: Any) -> settings.Search:
     base = asked("vae", source, run__folder=str(folder), **FLAGS)
-    more = {"scheduler": "none", "trials": trials, "final_seeds": 0, "plots": False, "keep": 0} | plain
+    more = {
+        "scheduler": "none",
+        "trials": trials,
+        "final_seeds": 0,
+        "plots": False,
+        "keep": 0,
+    } | plain
     return settings.build(base, more, AXES)
 
 
@@ -53,7 +72,9 @@ def learned(config: dict[str, Any], report: Callable[[dict[str, float]], None]) 
 
     run = Run(experiments.from_dict(config["experiment"]))
     intervals = Intervals(BATCH, STEPS * BATCH, STEPS * BATCH)
-    for each in train(run.learning, run.stream, run.held_out, run.experiment.train, intervals, run.ranks):
+    for each in train(
+        run.learning, run.stream, run.held_out, run.experiment.train, intervals, run.ranks
+    ):
         report({"images": each.images, **each.figures})
 
 
@@ -76,30 +97,49 @@ def nested(source: Path, folder: Path, trials: int) -> None:
         learned(config, ray.train.report)
 
     def trial(config: dict[str, Any]) -> None:
-        run_config = ray.train.RunConfig(storage_path=str(folder / "train"), name=tune.get_context().get_trial_id(),
-                                         callbacks=[TuneReportCallback()])  # fmt: skip
-        TorchTrainer(worker, train_loop_config=config, run_config=run_config,
-                     scaling_config=ray.train.ScalingConfig(num_workers=1)).fit()  # fmt: skip
+        run_config = ray.train.RunConfig(
+            storage_path=str(folder / "train"),
+            name=tune.get_context().get_trial_id(),
+            callbacks=[TuneReportCallback()],
+        )
+        TorchTrainer(
+            worker,
+            train_loop_config=config,
+            run_config=run_config,
+            scaling_config=ray.train.ScalingConfig(num_workers=1),
+        ).fit()
 
-    _tuned(tune.with_resources(trial, {"cpu": 0, "memory": 2**20}), source, folder, trials, most=os.cpu_count() or 1)
+    _tuned(
+        tune.with_resources(trial, {"cpu": 0, "memory": 2**20}),
+        source,
+        folder,
+        trials,
+        most=os.cpu_count() or 1,
+    )
 
 
-def _tuned(trainable: Any, source: Path, folder: Path, trials: int, most: int | None = None) -> None:
+def _tuned(
+    trainable: Any, source: Path, folder: Path, trials: int, most: int | None = None
+) -> None:
     from ray import tune
 
     base = search(source, folder, trials).base.to_dict()
     ended = tune.Tuner(
-        trainable, param_space={"experiment": base, "number": tune.grid_search(list(range(trials)))},
+        trainable,
+        param_space={"experiment": base, "number": tune.grid_search(list(range(trials)))},
         tune_config=tune.TuneConfig(max_concurrent_trials=most),
         run_config=tune.RunConfig(storage_path=str(folder / "tune"), verbose=0),
-    ).fit()  # fmt: skip
+    ).fit()
     assert not ended.errors
     assert len(ended) == trials
 
 
 def rates(folder: Path, asked_for: argparse.Namespace) -> None:
-    contenders = {"ours": (ours, asked_for.trials), "plain Tune": (plain, asked_for.trials),
-                  "nested": (nested, asked_for.nested)}  # fmt: skip
+    contenders = {
+        "ours": (ours, asked_for.trials),
+        "plain Tune": (plain, asked_for.trials),
+        "nested": (nested, asked_for.nested),
+    }
     found: dict[str, list[float]] = {name: [] for name in contenders}
     source = packed(folder / "data", records=1000, size=28)
     for turn in range(asked_for.turns):
@@ -115,19 +155,38 @@ def rates(folder: Path, asked_for: argparse.Namespace) -> None:
 
 
 def asha(folder: Path, asked_for: argparse.Namespace) -> None:
-    flags = {"data__size": "28", "train__batch_size": "64", "train__total_images": "27000", "track__mode": "off",
-             "method__network__widths": "256,64"}  # fmt: skip
+    flags = {
+        "data__size": "28",
+        "train__batch_size": "64",
+        "train__total_images": "27000",
+        "track__mode": "off",
+        "method__network__widths": "256,64",
+    }
     best, images = {}, {}
     for scheduler in ("none", "asha"):
         base = asked("vae", Path("digits"), run__folder=str(folder / scheduler), **flags)
-        more = {"scheduler": scheduler, "trials": asked_for.trials, "final_seeds": 0, "plots": False, "seed": 3}
+        more = {
+            "scheduler": scheduler,
+            "trials": asked_for.trials,
+            "final_seeds": 0,
+            "plots": False,
+            "seed": 3,
+        }
         ended = session.search(settings.build(base, more, AXES), io.StringIO())
         assert ended.winner
-        best[scheduler], images[scheduler] = ended.winner.metric, sum(line.images for line in ended.lines)
-        print(f"{scheduler}: best {best[scheduler]:.2f} nats (trial {ended.winner.trial}), "
-              f"{images[scheduler]:,} images", flush=True)  # fmt: skip
-    print(f"ASHA: best figure {100 * (best['asha'] / best['none'] - 1):+.2f} %, "  # type: ignore[operator]
-          f"{images['asha'] / images['none']:.3f} of the images")  # fmt: skip
+        best[scheduler], images[scheduler] = (
+            ended.winner.metric,
+            sum(line.images for line in ended.lines),
+        )
+        print(
+            f"{scheduler}: best {best[scheduler]:.2f} nats (trial {ended.winner.trial}), "
+            f"{images[scheduler]:,} images",
+            flush=True,
+        )
+    print(
+        f"ASHA: best figure {100 * (best['asha'] / best['none'] - 1):+.2f} %, "  # type: ignore[operator]
+        f"{images['asha'] / images['none']:.3f} of the images"
+    )
 
 
 def reports(folder: Path, asked_for: argparse.Namespace) -> None:
@@ -141,9 +200,21 @@ def reports(folder: Path, asked_for: argparse.Namespace) -> None:
 
 def tiny(folder: Path, asked_for: argparse.Namespace) -> None:
     source = packed(folder / "data")
-    base = asked("ae", source, run__folder=str(folder / "tiny"), train__total_images="48", track__mode="off",
-                 run__hang_seconds="0")  # fmt: skip
-    more = {"scheduler": "none", "trials": asked_for.tiny, "final_seeds": 0, "plots": False, "keep": 0}
+    base = asked(
+        "ae",
+        source,
+        run__folder=str(folder / "tiny"),
+        train__total_images="48",
+        track__mode="off",
+        run__hang_seconds="0",
+    )
+    more = {
+        "scheduler": "none",
+        "trials": asked_for.tiny,
+        "final_seeds": 0,
+        "plots": False,
+        "keep": 0,
+    }
     wanted, seen = settings.build(base, more, AXES), list[tuple[int, float, int, int, int, int]]()
 
     def look() -> None:
@@ -151,12 +222,26 @@ def tiny(folder: Path, asked_for: argparse.Namespace) -> None:
         while True:
             time.sleep(0.5)
             ended = journal.read_bytes().count(b"\n") if journal.exists() else 0
-            own = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
-            mine = [entry for entry in Path("/proc").glob("[0-9]*") if _session_of(entry) == os.getsid(0)]
-            threads, descriptors, most = _count(Path("/proc/self"), "task"), _count(Path("/proc/self"), "fd"), 0
+            own = [
+                line
+                for line in Path("/proc/self/status").read_text().splitlines()
+                if line.startswith("RssAnon")
+            ]
+            mine = [
+                entry
+                for entry in Path("/proc").glob("[0-9]*")
+                if _session_of(entry) == os.getsid(0)
+            ]
+            threads, descriptors, most = (
+                _count(Path("/proc/self"), "task"),
+                _count(Path("/proc/self"), "fd"),
+                0,
+            )
             for entry in mine:
                 most = max(most, _count(entry, "fd") if b"ray::" in _command(entry) else 0)
-            seen.append((ended, int(own[0].split()[1]) / 1024, descriptors, threads, len(mine), most))
+            seen.append(
+                (ended, int(own[0].split()[1]) / 1024, descriptors, threads, len(mine), most)
+            )
 
     threading.Thread(target=look, daemon=True).start()
     began = time.perf_counter()
@@ -167,8 +252,10 @@ def tiny(folder: Path, asked_for: argparse.Namespace) -> None:
         ended, memory, descriptors, threads, processes, most = next(
             each for each in seen if each[0] >= part * asked_for.tiny
         )
-        print(f"after {ended}: head {memory:.0f} MiB, {descriptors} descriptors, {threads} threads, "
-              f"{processes} processes of the session, {most} descriptors of an actor at most")  # fmt: skip
+        print(
+            f"after {ended}: head {memory:.0f} MiB, {descriptors} descriptors, {threads} threads, "
+            f"{processes} processes of the session, {most} descriptors of an actor at most"
+        )
 
 
 def _session_of(entry: Path) -> int:

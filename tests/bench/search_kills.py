@@ -1,8 +1,10 @@
-"""python -m tests.bench.search_kills [--kills 20] [--trials 32]: kill -9 to the head of a search at random.
+"""python -m tests.bench.search_kills [--kills 20] [--trials 32]: kill -9 to the head of a search at
+random.
 
-The kills are spread over the search: each comes within a second after a random number of trials have ended. Each
-start is the whole command with a Ray of its own. In the end all trials have ended, none twice, and every line of the
-journal is that of a search that was never disturbed (trained in this process, one trial after the other).
+The kills are spread over the search: each comes within a second after a random number of trials
+have ended. Each start is the whole command with a Ray of its own. In the end all trials have ended,
+none twice, and every line of the journal is that of a search that was never disturbed (trained in
+this process, one trial after the other).
 """
 
 from __future__ import annotations
@@ -52,15 +54,23 @@ def suite(folder: Path, kills: int, trials: int, chance: random.Random) -> None:
         "final_seeds": 0,
         "plots": False,
     }
-    flags = {"train__total_images": str(IMAGES), "train__report_images": "1200", "run__checkpoint_images": "2400"}
+    flags = {
+        "train__total_images": str(IMAGES),
+        "train__report_images": "1200",
+        "run__checkpoint_images": "2400",
+    }
     trained(whole := conductor(wanted(source, folder / "whole", flags=flags, **plain), rule=True))
     job, journal = folder / "job.toml", folder / "cut" / "trials.jsonl"
     job.write_text(wanted(source, folder / "cut", flags=flags, **plain).to_toml())
     moments, killed, starts = sorted(chance.randrange(trials - 4) for _ in range(kills)), 0, 0
     while True:
         starts += 1
-        process = subprocess.Popen([sys.executable, "-m", "udl_dist", "search", str(job)], stdout=subprocess.PIPE,
-                                   stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-m", "udl_dist", "search", str(job)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         if killed < kills:
             at_work(process, folder / "cut", moments[killed])
         try:
@@ -70,20 +80,27 @@ def suite(folder: Path, kills: int, trials: int, chance: random.Random) -> None:
             os.kill(process.pid, signal.SIGKILL)
             process.communicate()
             killed += 1
-            print(f"kill {killed}: {len(Journal(journal).lines)} of {trials} trials had ended", flush=True)
+            print(
+                f"kill {killed}: {len(Journal(journal).lines)} of {trials} trials had ended",
+                flush=True,
+            )
             time.sleep(1)
     assert process.returncode == 0, out.decode()
     lines = journal.read_text().splitlines()
     same = journal_of(folder / "cut") == journal_of(folder / "whole")
-    print(f"{killed} kills, {starts} starts: {len(lines)} lines, {len(Journal(journal).lines)} trials, "
-          f"{'all as undisturbed' if same else 'DIFFERENT'}")  # fmt: skip
+    print(
+        f"{killed} kills, {starts} starts: {len(lines)} lines, {len(Journal(journal).lines)}"
+        f" trials, {'all as undisturbed' if same else 'DIFFERENT'}"
+    )
     assert same
     assert killed == kills, "the search ended before the last kill"
     assert len(lines) == len(whole.journal.lines) == trials
 
 
 def at_work(process: subprocess.Popen[bytes], search: Path, ended: int) -> None:
-    """Wait until so many trials have ended and one gets somewhere in this start, or the search is over."""
+    """Wait until so many trials have ended and one gets somewhere in this start, or the search is
+    over.
+    """
     began, journal = time.time(), search / "trials.jsonl"
     while process.poll() is None:
         if (not ended or (journal.exists() and journal.read_bytes().count(b"\n") >= ended)) and any(

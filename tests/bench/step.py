@@ -1,7 +1,9 @@
-"""python -m tests.bench.step: our step, stream and reports included, against a bare torch loop over tensors in memory.
+"""python -m tests.bench.step: our step, stream and reports included, against a bare torch loop over
+tensors in memory.
 
-VAE 784-512-256-32, batch 128, one rank. The two take turns in one process, so the machine's moods meet both; what is
-printed is the median ratio of neighbouring turns. Goal: 1.35 times as fast (fused Adam is most of it).
+VAE 784-512-256-32, batch 128, one rank. The two take turns in one process, so the machine's moods
+meet both; what is printed is the median ratio of neighbouring turns. Goal: 1.35 times as fast
+(fused Adam is most of it).
 """
 
 from __future__ import annotations
@@ -38,8 +40,12 @@ FLAGS = {
 
 
 def ours(source: Path, readers: int) -> Iterator[None]:
-    """One turn a `next`: STEPS steps of the real loop, with a report (and its file) at the end of each turn."""
-    run = Run(experiment.load(None, FLAGS | {"data.source": str(source), "data.readers": str(readers)}))
+    """One turn a `next`: STEPS steps of the real loop, with a report (and its file) at the end of
+    each turn.
+    """
+    run = Run(
+        experiment.load(None, FLAGS | {"data.source": str(source), "data.readers": str(readers)})
+    )
     with tempfile.TemporaryFile("w") as curves:
         for report in run.reports(every=STEPS * BATCH, validate=10**9):
             curves.write(str(report.figures))
@@ -47,18 +53,29 @@ def ours(source: Path, readers: int) -> Iterator[None]:
 
 
 def bare(images: torch.Tensor) -> Iterator[None]:
-    """The loop that a person writes first: data in memory, random indices, default Adam, `.item()` now and then."""
+    """The loop that a person writes first: data in memory, random indices, default Adam, `.item()`
+    now and then.
+    """
     encoder = nn.Sequential(
-        nn.Flatten(), nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 64)
+        nn.Flatten(),
+        nn.Linear(784, 512),
+        nn.ReLU(),
+        nn.Linear(512, 256),
+        nn.ReLU(),
+        nn.Linear(256, 64),
     )
-    decoder = nn.Sequential(nn.Linear(32, 256), nn.ReLU(), nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 784))
+    decoder = nn.Sequential(
+        nn.Linear(32, 256), nn.ReLU(), nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 784)
+    )
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], 1e-3)
     while True:
         for _ in range(STEPS):
             seen = images[torch.randint(len(images), (BATCH,))]
             mean, logvar = encoder(seen).chunk(2, 1)
             output = decoder(mean + (logvar / 2).exp() * torch.randn_like(mean))
-            pixels = functional.binary_cross_entropy_with_logits(output, seen.flatten(1), reduction="none").sum(1)
+            pixels = functional.binary_cross_entropy_with_logits(
+                output, seen.flatten(1), reduction="none"
+            ).sum(1)
             kl = (mean.square() + logvar.exp() - 1 - logvar).sum(1) / 2
             loss = (pixels + kl).mean()
             optimizer.zero_grad()
@@ -86,10 +103,15 @@ def main() -> None:
                 next(turn)
             times = [(seconds(lambda: next(us)), seconds(lambda: next(them))) for _ in range(TURNS)]  # noqa: B023
             ratio = statistics.median(theirs / mine for mine, theirs in times)
-            best = [STEPS * BATCH / statistics.median(column) for column in zip(*times, strict=True)]
+            best = [
+                STEPS * BATCH / statistics.median(column) for column in zip(*times, strict=True)
+            ]
             rows.append((kind, readers, best[0], best[1], ratio))
             us.close()  # type: ignore[attr-defined]
-    print(f"torch threads {torch.get_num_threads()}; settings {to_dict(PackSettings())['size']} px; images a second")
+    print(
+        f"torch threads {torch.get_num_threads()}; settings {to_dict(PackSettings())['size']} px;"
+        " images a second"
+    )
     print(f"{'shards':8}{'readers':>8}{'ours':>10}{'bare torch':>12}{'ratio':>8}")
     for kind, readers, mine, theirs, ratio in rows:
         print(f"{kind:8}{readers:8}{mine:10,.0f}{theirs:12,.0f}{ratio:8.2f}")

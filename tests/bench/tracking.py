@@ -1,7 +1,9 @@
-"""python -m tests.bench.tracking: what a W&B that is not well costs: steps (goal 1 %), start and end (10 and 30 s).
+"""python -m tests.bench.tracking: what a W&B that is not well costs: steps (goal 1 %), start and
+end (10 and 30 s).
 
-Whole runs of one rank on the embedded digits with a point every 64 steps, by turns with W&B off and with each illness.
-The time of a step is read from the curves; what a run takes besides its steps is its start and its end.
+Whole runs of one rank on the embedded digits with a point every 64 steps, by turns with W&B off and
+with each illness. The time of a step is read from the curves; what a run takes besides its steps is
+its start and its end.
 """
 
 from __future__ import annotations
@@ -44,15 +46,23 @@ print(json.dumps([point["perf/images_per_second"] for point in RunFolder(Path(wa
 
 def server(kind: str) -> AbstractContextManager[tuple[str, list[str]]]:
     """Its address; nobody listens there where no illness is asked for."""
-    return unwell(**ILLNESSES[kind]) if kind in ILLNESSES else nullcontext(("http://127.0.0.1:9", []))  # type: ignore[arg-type]
+    return (
+        unwell(**ILLNESSES[kind]) if kind in ILLNESSES else nullcontext(("http://127.0.0.1:9", []))
+    )  # type: ignore[arg-type]
 
 
 def run(kind: str) -> tuple[float, float]:
-    """Milliseconds of a step (median of the intervals), seconds that the process takes besides its steps."""
+    """Milliseconds of a step (median of the intervals), seconds that the process takes besides its
+    steps.
+    """
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     with tempfile.TemporaryDirectory() as folder, server(kind) as (url, _):
-        flags = FLAGS | {"train.total_images": str(POINTS * EVERY), "train.report_images": str(EVERY),
-                         "run.folder": f"{folder}/run", "track.mode": "off" if kind == "off" else "auto"}  # fmt: skip
+        flags = FLAGS | {
+            "train.total_images": str(POINTS * EVERY),
+            "train.report_images": str(EVERY),
+            "run.folder": f"{folder}/run",
+            "track.mode": "off" if kind == "off" else "auto",
+        }
         own = {
             "HOME": folder,
             "NETRC": f"{folder}/none",
@@ -61,8 +71,13 @@ def run(kind: str) -> tuple[float, float]:
             "OMP_NUM_THREADS": "1",
         }  # a core is left for others: two threads on two cores are slowed by anybody
         began = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", RUN, json.dumps(flags)], env=clean | own, check=True,
-                              stdout=subprocess.PIPE, text=True)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, json.dumps(flags)],
+            env=clean | own,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         took = time.perf_counter() - began
     rates = json.loads(done.stdout.splitlines()[-1])
     return 1000 * BATCH / statistics.median(rates[1:]), took - sum(EVERY / rate for rate in rates)
@@ -78,8 +93,11 @@ def main() -> None:
             steps.append(seen[kind][0] / seen["off"][0])
             rests.append(seen[kind][1] - seen["off"][1])
         middle, least, most = (100 * (which(steps) - 1) for which in (statistics.median, min, max))
-        print(f"{kind:18} a step {middle:+.1f} % ({least:+.1f} to {most:+.1f}), "
-              f"start and end {statistics.median(rests):+.1f} s", flush=True)  # fmt: skip
+        print(
+            f"{kind:18} a step {middle:+.1f} % ({least:+.1f} to {most:+.1f}), "
+            f"start and end {statistics.median(rests):+.1f} s",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""python -m tests.bench.use: seconds of `udl_dist.load` besides importing torch (goal 1.5); `embed` in bounded memory.
+"""python -m tests.bench.use: seconds of `udl_dist.load` besides importing torch (goal 1.5); `embed`
+in bounded memory.
 
 The embedding is of 50,000 and a million images of 8 px, each in a process of its own.
 """
@@ -44,7 +45,9 @@ print(done["records"], done["seconds"], max(own))
 
 
 def said(code: str, *arguments: str) -> list[float]:
-    done = subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True
+    )
     return [float(word) for word in done.stdout.split()]
 
 
@@ -53,13 +56,24 @@ def main() -> None:
         folder = Path(place)
         model = str(run("vae", packed(folder / "data"), folder / "vae"))
         times = [said(LOAD, model)[0] for _ in range(TURNS + 1)][1:]
-        print(f"udl_dist.load besides importing torch: median {statistics.median(times):.2f} s, most {max(times):.2f}")
+        print(
+            f"udl_dist.load besides importing torch: median {statistics.median(times):.2f} s, most"
+            f" {max(times):.2f}"
+        )
         for records in (50_000, 1_000_000):
-            np.save(folder / "many.npy", np.random.default_rng(0).integers(0, 256, (records, 8, 8), dtype=np.uint8))
+            np.save(
+                folder / "many.npy",
+                np.random.default_rng(0).integers(0, 256, (records, 8, 8), dtype=np.uint8),
+            )
             shards = folder / f"shards-{records}"
             pack(str(folder / "many.npy"), str(shards), PackSettings(size=8, format="raw"))
-            count, seconds, peak = said(EMBED, model, str(shards / "train"), str(folder / f"out-{records}"))
-            print(f"embed {count:,.0f} images: {count / seconds:,.0f} images/s, own memory {peak:,.0f} MiB at most")
+            count, seconds, peak = said(
+                EMBED, model, str(shards / "train"), str(folder / f"out-{records}")
+            )
+            print(
+                f"embed {count:,.0f} images: {count / seconds:,.0f} images/s, own memory"
+                f" {peak:,.0f} MiB at most"
+            )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""python -m tests.bench.validations: what a held-out image costs beside a training image, for each job of the README.
+"""python -m tests.bench.validations: what a held-out image costs beside a training image, for each
+job of the README.
 
-Both by CPU time on one thread, in turns in one process; `COST` in udl_dist/evaluation/settings.py must not be less, for
-`evaluate.share` is kept by it. Jobs on MNIST are measured on the embedded digits: their networks are the same.
+Both by CPU time on one thread, in turns in one process; `COST` in udl_dist/evaluation/settings.py
+must not be less, for `evaluate.share` is kept by it. Jobs on MNIST are measured on the embedded
+digits: their networks are the same.
 """
 
 from __future__ import annotations
@@ -20,8 +22,13 @@ from udl_dist.training.loop import measure
 JOBS = Path(__file__).parent.parent.parent / "jobs"
 NAMES = ("ae_digits", "vae_digits", "gan_digits", "ae_mnist", "vae_mnist")
 TURNS, STEPS = 5, 40
-FLAGS = {"train.total_images": "100000000", "train.epochs": "0", "data.source": "digits",
-         "data.held_out_fraction": "0.1", "run.workers": "1"}  # fmt: skip
+FLAGS = {
+    "train.total_images": "100000000",
+    "train.epochs": "0",
+    "data.source": "digits",
+    "data.held_out_fraction": "0.1",
+    "run.workers": "1",
+}
 
 
 def ratios(name: str) -> list[float]:
@@ -45,8 +52,10 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in NAMES:
         found = ratios(name)
-        print(f"{name:12} a held-out image costs {statistics.median(found):.2f} of a training image "
-              f"({min(found):.2f} to {max(found):.2f}; taken for {COST})")  # fmt: skip
+        print(
+            f"{name:12} a held-out image costs {statistics.median(found):.2f} of a training image "
+            f"({min(found):.2f} to {max(found):.2f}; taken for {COST})"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Shards with one damage each, of five kinds, and what a check of them must say; for `damage` and for the tests."""
+"""Shards with one damage each, of five kinds, and what a check of them must say; for `damage` and
+for the tests.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ class Outcome(NamedTuple):
 
     noticed: bool
     named: bool  # shard and byte or key are those that were damaged
-    exact: bool  # readable by the index + lost = indexed, and readable are those whose bytes are the same
+    # readable by the index + lost = indexed, and readable are those whose bytes are the same
+    exact: bool
 
 
 def base(folder: Path, records: int = 24) -> Base:
@@ -49,15 +52,20 @@ def base(folder: Path, records: int = 24) -> Base:
     with opened(str(path)) as (data, _):
         headers = [member.offset - BLOCK for member in walk(path, data)]
     spans = [(int(row["offset"]), int(row["offset"] + row["length"])) for row in index.rows]
-    return Base(path, path.read_bytes(), headers, spans, [index.key(record) for record in range(records)])
+    return Base(
+        path, path.read_bytes(), headers, spans, [index.key(record) for record in range(records)]
+    )
 
 
 def flipped_header(base: Base, chance: Random) -> tuple[bytes, int]:
     """One byte of a header, in a field that carries something."""
     data, at = bytearray(base.data), chance.choice(base.headers)
-    place = at + chance.choice([*range(4), *range(100, 107), *range(124, 135), *range(148, 154), 156, *range(257, 262)])
+    place = at + chance.choice(
+        [*range(4), *range(100, 107), *range(124, 135), *range(148, 154), 156, *range(257, 262)]
+    )
     data[place] ^= chance.randrange(1, 256)
-    if place == at + 148 and data[place] in b" \t\n\r\v\f":  # the checksum's leading zero as a blank: the same number
+    # the checksum's leading zero as a blank: the same number
+    if place == at + 148 and data[place] in b" \t\n\r\v\f":
         return flipped_header(base, chance)
     return bytes(data), at
 
@@ -107,12 +115,18 @@ def inflict(base: Base, kind: str, folder: Path, seed: int) -> Outcome:
     same = np.array([data[start:end] == base.data[start:end] for start, end in base.spans])
     lost = {entry.key.strip("'") for entry in found.damage if entry.lost}
     keys = {
-        key if len(key) <= 60 else key[:50] + "..." for key, whole in zip(base.keys, same, strict=True) if not whole
+        key if len(key) <= 60 else key[:50] + "..."
+        for key, whole in zip(base.keys, same, strict=True)
+        if not whole
     }
     named = all(str(folder / base.path.name) == entry.shard for entry in found.damage)
-    if len(data) == len(base.data):  # a cut is named by sizes; its byte is where the last whole member ends
+    # a cut is named by sizes; its byte is where the last whole member ends
+    if len(data) == len(base.data):
         named &= any(entry.at <= at for entry in found.damage)
-    exact = found.readable + found.lost == found.indexed == len(base.keys) and found.readable == same.sum()
+    exact = (
+        found.readable + found.lost == found.indexed == len(base.keys)
+        and found.readable == same.sum()
+    )
     return Outcome(found.exit_code == 3, named and lost == keys, bool(exact))
 
 

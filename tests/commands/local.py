@@ -1,4 +1,6 @@
-"""The closed cluster of this machine for tests: brought up and down, its routes, what listens, what it lets in."""
+"""The closed cluster of this machine for tests: brought up and down, its routes, what listens, what
+it lets in.
+"""
 
 from __future__ import annotations
 
@@ -44,12 +46,16 @@ def up(state: Path, **environment: str) -> Iterator[str]:
             patch.delenv(name, raising=False)
         for name, value in environment.items():
             patch.setenv(name, value)
-        done = subprocess.run([SCRIPT, "up"], umask=0, capture_output=True, text=True, timeout=180, check=False)
+        done = subprocess.run(
+            [SCRIPT, "up"], umask=0, capture_output=True, text=True, timeout=180, check=False
+        )
         assert done.returncode == 0, done.stderr
         try:
             yield (door.state() / "address").read_text()
         finally:
-            done = subprocess.run([SCRIPT, "down"], capture_output=True, text=True, timeout=300, check=False)
+            done = subprocess.run(
+                [SCRIPT, "down"], capture_output=True, text=True, timeout=300, check=False
+            )
             assert done.stdout == "down: nothing is left\n", done.stderr
             assert not list(door.state().iterdir())
 
@@ -64,9 +70,15 @@ def token() -> str:
 
 
 def routes(address: str) -> list[Route]:
-    """All routes of the dashboard and of the agent of each node, from the tables that they write down."""
+    """All routes of the dashboard and of the agent of each node, from the tables that they write
+    down.
+    """
     found = []
-    for log in (path for name in ("dashboard.log", "dashboard_agent.log") for path in temporary().rglob(name)):
+    for log in (
+        path
+        for name in ("dashboard.log", "dashboard_agent.log")
+        for path in temporary().rglob(name)
+    ):
         if "session_latest" in log.parts:
             continue
         text = log.read_text()
@@ -80,7 +92,9 @@ def ask(route: Route, shown: str = "", seconds: float = 20) -> tuple[int, bytes]
     """Status and body of the answer to `shown` as the Authorization; status 0 if none came."""
     connection = http.client.HTTPConnection(urlsplit(route.address).netloc, timeout=seconds)
     try:
-        connection.request(route.method, route.filled, headers={"Authorization": shown} if shown else {})
+        connection.request(
+            route.method, route.filled, headers={"Authorization": shown} if shown else {}
+        )
         answer = connection.getresponse()
         return answer.status, answer.read()
     except (OSError, http.client.HTTPException):

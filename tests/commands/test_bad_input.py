@@ -1,4 +1,6 @@
-"""What is wrong with a cluster, by the commands that a person types: one line, and exit code 5 or 2."""
+"""What is wrong with a cluster, by the commands that a person types: one line, and exit code 5 or
+2.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_door_that_stays_shut_is_told_in_one_line(case: str, dashboard: Dashboard, tmp_path: Path) -> None:
+def test_a_door_that_stays_shut_is_told_in_one_line(
+    case: str, dashboard: Dashboard, tmp_path: Path
+) -> None:
     address = dashboard.address
     if case == "wrong address":
         address = "nowhere.invalid:8265"

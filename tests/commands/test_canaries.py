@@ -1,7 +1,8 @@
 """Secrets given by every way there is, and then looked for wherever they must not be: 0 hits.
 
-Whoever exports a secret hands it to the processes that are started there, by the environment that children inherit: so
-AWS and W&B want it. Environments of processes are not searched, therefore; what Ray is told of a job's is.
+Whoever exports a secret hands it to the processes that are started there, by the environment that
+children inherit: so AWS and W&B want it. Environments of processes are not searched, therefore;
+what Ray is told of a job's is.
 """
 
 from __future__ import annotations
@@ -86,10 +87,19 @@ class Canaries:
 
 def given(way: str, home: Path, canaries: Canaries) -> dict[str, str]:
     """The environment of somebody who gives the secrets in this way."""
-    names = {"AWS_ACCESS_KEY_ID": "aws id", "AWS_SECRET_ACCESS_KEY": "aws secret", "AWS_SESSION_TOKEN": "aws session"}
+    names = {
+        "AWS_ACCESS_KEY_ID": "aws id",
+        "AWS_SECRET_ACCESS_KEY": "aws secret",
+        "AWS_SESSION_TOKEN": "aws session",
+    }
     if way == "environment":
-        return {"WANDB_API_KEY": canaries.new("W&B key"), **{key: canaries.new(name) for key, name in names.items()}}
-    (home / ".netrc").write_text(f"machine 127.0.0.1\n  login user\n  password {canaries.new('netrc')}\n")
+        return {
+            "WANDB_API_KEY": canaries.new("W&B key"),
+            **{key: canaries.new(name) for key, name in names.items()},
+        }
+    (home / ".netrc").write_text(
+        f"machine 127.0.0.1\n  login user\n  password {canaries.new('netrc')}\n"
+    )
     (home / ".netrc").chmod(0o600)
     (home / "key").write_text(canaries.new("key_file"))
     (home / ".aws").mkdir()
@@ -108,14 +118,24 @@ def everything_shown(canaries: Canaries, address: str) -> None:
         return body if status == 200 else b"{}"
 
     for route in routes(address):
-        if route.method == "GET" and not route.path.endswith("/tail"):  # see SECURITY.md; ours never asks for it
+        # see SECURITY.md; ours never asks for it
+        if route.method == "GET" and not route.path.endswith("/tail"):
             look(route.filled, route.address)
     jobs = json.loads(look("/api/jobs/"))
     assert len(jobs) > 2
     for job in jobs:
         for path in ("", "/logs"):
             look(f"/api/jobs/{job['submission_id'] or job['job_id']}{path}")
-    for kind in ("actors", "tasks", "workers", "objects", "runtime_envs", "nodes", "jobs", "placement_groups"):
+    for kind in (
+        "actors",
+        "tasks",
+        "workers",
+        "objects",
+        "runtime_envs",
+        "nodes",
+        "jobs",
+        "placement_groups",
+    ):
         look(f"/api/v0/{kind}?detail=true&limit=1000")
     look("/logical/actors?limit=1000")
 
@@ -128,9 +148,17 @@ def test_secrets_are_nowhere_but_where_they_were_put(
     home, rays = tmp_path / "home", tmp_path_factory.mktemp("rays")
     home.mkdir()
     data = packed(tmp_path / "data", records=300)
-    with unwell(200, starts=True, heard=heard) as (wandb, _), served(), pytest.MonkeyPatch.context() as patch:
+    with (
+        unwell(200, starts=True, heard=heard) as (wandb, _),
+        served(),
+        pytest.MonkeyPatch.context() as patch,
+    ):
         source = put(data / "train", "training")
-        for name in [name for name in os.environ if name.startswith(("WANDB", "AWS_ACC", "AWS_SEC", "AWS_SES"))]:
+        for name in [
+            name
+            for name in os.environ
+            if name.startswith(("WANDB", "AWS_ACC", "AWS_SEC", "AWS_SES"))
+        ]:
             patch.delenv(name)
         patch.setenv("RAY_TMPDIR", f"/tmp/udl-{secrets.token_hex(3)}")
         ours = {"HOME": str(home), "WANDB_BASE_URL": wandb, **given(way, home, canaries)}
@@ -139,34 +167,100 @@ def test_secrets_are_nowhere_but_where_they_were_put(
             clean = dict(os.environ)
             if way == "environment":
                 clean |= {"RAY_AUTH_TOKEN": token(), connection.TOKEN_FILE: "/nowhere"}
-            quiet = ["--data.source", source, "--data.size", "8", "--data.cache", str(tmp_path / "cache"),
-                     "--train.epochs", "1", "--train.batch_size", "64", "--run.workers", "1"]  # fmt: skip
+            quiet = [
+                "--data.source",
+                source,
+                "--data.size",
+                "8",
+                "--data.cache",
+                str(tmp_path / "cache"),
+                "--train.epochs",
+                "1",
+                "--train.batch_size",
+                "64",
+                "--run.workers",
+                "1",
+            ]
             key = ["--track.key_file", str(home / "key")] if way == "files" else []
 
             def udl(*asked: str, code: int = 0) -> None:
-                done = subprocess.run([sys.executable, "-m", "udl_dist", *asked], env=clean, capture_output=True,
-                                      text=True, timeout=300, check=False)  # fmt: skip
+                done = subprocess.run(
+                    [sys.executable, "-m", "udl_dist", *asked],
+                    env=clean,
+                    capture_output=True,
+                    text=True,
+                    timeout=300,
+                    check=False,
+                )
                 said.append(done.stdout + done.stderr)
                 assert done.returncode == code, said[-1]
 
             there = ["--address", address, "--follow"]
-            udl("submit", str(JOBS / "ae_digits.toml"), *quiet, "--run.folder", "s3://bucket/run", *there)
-            udl("submit", str(JOBS / "search_vae_digits.toml"), *quiet[:-4], *key, "--train.batch_size", "64",
-                "--search.trials", "2", "--search.final_seeds", "1", "--search.budget_images", "500", "--run.workers",
-                "1", "--run.folder", str(tmp_path / "search"), *there)  # fmt: skip
-            udl("train", str(JOBS / "ae_digits.toml"), *quiet, *key, "--run.folder", str(tmp_path / "run"))
+            udl(
+                "submit",
+                str(JOBS / "ae_digits.toml"),
+                *quiet,
+                "--run.folder",
+                "s3://bucket/run",
+                *there,
+            )
+            udl(
+                "submit",
+                str(JOBS / "search_vae_digits.toml"),
+                *quiet[:-4],
+                *key,
+                "--train.batch_size",
+                "64",
+                "--search.trials",
+                "2",
+                "--search.final_seeds",
+                "1",
+                "--search.budget_images",
+                "500",
+                "--run.workers",
+                "1",
+                "--run.folder",
+                str(tmp_path / "search"),
+                *there,
+            )
+            udl(
+                "train",
+                str(JOBS / "ae_digits.toml"),
+                *quiet,
+                *key,
+                "--run.folder",
+                str(tmp_path / "run"),
+            )
             udl("report", str(tmp_path / "run"))
             udl("export", str(tmp_path / "run"), str(tmp_path / "exported"))
-            udl("submit", str(JOBS / "ae_digits.toml"), *quiet, "--data.source", "s3://none/x", *there, code=5)
-            udl("train", str(JOBS / "ae_digits.toml"), *quiet, "--data.source", "s3://none/x", "--run.folder",
-                str(tmp_path / "other"), code=3)  # fmt: skip
+            udl(
+                "submit",
+                str(JOBS / "ae_digits.toml"),
+                *quiet,
+                "--data.source",
+                "s3://none/x",
+                *there,
+                code=5,
+            )
+            udl(
+                "train",
+                str(JOBS / "ae_digits.toml"),
+                *quiet,
+                "--data.source",
+                "s3://none/x",
+                "--run.folder",
+                str(tmp_path / "other"),
+                code=3,
+            )
             udl("status", "--json", *there[:2])
             assert any(b"train/" in each for each in heard), "W&B got nothing"
             everything_shown(canaries, address)
             canaries.look_into(temporary())
             canaries.look_into(Path(os.environ["RAY_TMPDIR"]))
             canaries.look_into(rays, but=(connection.state() / "token",))
-            canaries.look_into(tmp_path, but=tuple(home / name for name in (".netrc", "key", ".aws/credentials")))
+            canaries.look_into(
+                tmp_path, but=tuple(home / name for name in (".netrc", "key", ".aws/credentials"))
+            )
             for name in (listed := objects.listing("s3://bucket/")):
                 canaries.look(f"s3 {name}", objects.read(f"s3://bucket/{name}"))
             assert any(name.startswith("run/checkpoints/") for name in listed)

@@ -1,4 +1,6 @@
-"""The files in cluster/: each opens with its command, parses, and is closed; what can be checked without that cloud."""
+"""The files in cluster/: each opens with its command, parses, and is closed; what can be checked
+without that cloud.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +41,20 @@ def pods(name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("name", "command"),
-    [("Dockerfile", "docker build"), ("ray-cluster.yaml", "ray up"), ("raycluster.yaml", "kubectl apply"),
-     ("rayjob-train.yaml", "kubectl apply"), ("rayjob-search.yaml", "kubectl apply"), ("slurm.sbatch", "sbatch"),
-     ("local.sh", "cluster/local.sh up|down|status")],
-)  # fmt: skip
+    [
+        ("Dockerfile", "docker build"),
+        ("ray-cluster.yaml", "ray up"),
+        ("raycluster.yaml", "kubectl apply"),
+        ("rayjob-train.yaml", "kubectl apply"),
+        ("rayjob-search.yaml", "kubectl apply"),
+        ("slurm.sbatch", "sbatch"),
+        ("local.sh", "cluster/local.sh up|down|status"),
+    ],
+)
 def test_each_file_opens_with_its_command(name: str, command: str) -> None:
-    lines = [line for line in (CLUSTER / name).read_text().splitlines() if not line.startswith("#!")]
+    lines = [
+        line for line in (CLUSTER / name).read_text().splitlines() if not line.startswith("#!")
+    ]
     assert lines[0].startswith(f"# {command}")
 
 
@@ -75,8 +85,12 @@ def test_each_pod_may_do_the_least(name: str) -> None:
             assert own["readOnlyRootFilesystem"] is True
             assert own["capabilities"] == {"drop": ["ALL"]}
             assert {"cpu", "memory"} <= set(container["resources"]["limits"])
-            assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"], "a read-only root needs one"
-            assert not [each for each in container.get("env", []) if "secretKeyRef" in str(each)], "secrets are files"
+            assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"], (
+                "a read-only root needs one"
+            )
+            assert not [each for each in container.get("env", []) if "secretKeyRef" in str(each)], (
+                "secrets are files"
+            )
 
 
 @pytest.mark.parametrize("name", PODS)
@@ -84,7 +98,10 @@ def test_a_network_policy_is_for_each_of_its_pods(name: str) -> None:
     policy = next(each for each in documents(name) if each["kind"] == "NetworkPolicy")
     labels = policy["spec"]["podSelector"]["matchLabels"]
     spec = cluster_of(name)
-    templates = [spec["headGroupSpec"]["template"], *(group["template"] for group in spec["workerGroupSpecs"])]
+    templates = [
+        spec["headGroupSpec"]["template"],
+        *(group["template"] for group in spec["workerGroupSpecs"]),
+    ]
     if submitter := documents(name)[0]["spec"].get("submitterPodTemplate"):
         templates.append(submitter)
     assert all(labels.items() <= template["metadata"]["labels"].items() for template in templates)
@@ -97,7 +114,13 @@ def test_a_job_runs_a_file_that_is_in_the_image(name: str) -> None:
 
     verb, file, *flags = documents(name)[0]["spec"]["entrypoint"].removeprefix("udl ").split()
     assert file.startswith("/opt/udl-dist/jobs/")
-    given = dict(zip((flag.removeprefix("--").replace("-", "_") for flag in flags[::2]), flags[1::2], strict=True))
+    given = dict(
+        zip(
+            (flag.removeprefix("--").replace("-", "_") for flag in flags[::2]),
+            flags[1::2],
+            strict=True,
+        )
+    )
     assert given.pop("run.address") == "auto"
     assert jobs.load(CLUSTER.parent / file.removeprefix("/opt/udl-dist/"), given).verb == verb
 
@@ -116,7 +139,11 @@ def test_the_image_runs_as_nobody_special_and_the_base_can_be_pinned() -> None:
     text = (CLUSTER / "Dockerfile").read_text()
     assert re.findall(r"^USER (.*)$", text, re.MULTILINE) == ["1000:1000"]
     assert re.search(r"^ARG BASE=.*\nFROM \$\{BASE\}", text, re.MULTILINE)
-    copied = [part for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE) for part in line.split()[:-1]]
+    copied = [
+        part
+        for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE)
+        for part in line.split()[:-1]
+    ]
     assert copied and "." not in copied
     assert all((CLUSTER.parent / part).exists() for part in copied)
 
@@ -139,31 +166,60 @@ def test_what_local_sh_does_not_know_is_refused(tmp_path: Path) -> None:
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     done = local("dwon")
-    assert (done.returncode, done.stderr) == (2, "local.sh: what is 'dwon'? cluster/local.sh up|down|status\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "local.sh: what is 'dwon'? cluster/local.sh up|down|status\n",
+    )
     for verb, code in (("status", 1), ("down", 0)):
         done = subprocess.run(
-            [CLUSTER / "local.sh", verb], env=environment, capture_output=True, text=True, check=False
+            [CLUSTER / "local.sh", verb],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert (done.returncode, done.stdout) == (code, "is not up\n")
 
 
 @pytest.mark.long
-def test_a_slurm_job_leaves_a_checkpoint_on_notice_and_goes_back_into_the_queue(tmp_path: Path) -> None:
+def test_a_slurm_job_leaves_a_checkpoint_on_notice_and_goes_back_into_the_queue(
+    tmp_path: Path,
+) -> None:
     """One node, with stand-ins for Slurm's own commands."""
-    stubs = {"srun": 'exec "$@"', "scontrol": '[ "$1" = show ] && hostname -s || echo "$@" >>"$UDL_SHARED/told"',
-             "udl": f'exec {sys.executable} -m udl_dist "$@"'}  # fmt: skip
+    stubs = {
+        "srun": 'exec "$@"',
+        "scontrol": '[ "$1" = show ] && hostname -s || echo "$@" >>"$UDL_SHARED/told"',
+        "udl": f'exec {sys.executable} -m udl_dist "$@"',
+    }
     (tmp_path / "bin").mkdir()
     for name, text in stubs.items():
         (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (tmp_path / "bin" / name).chmod(0o755)
     job = str(40_000 + os.getpid() % 1_000)
     environment = os.environ | {
-        "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}", "SLURM_JOB_ID": job,
-        "SLURM_JOB_NODELIST": "here", "SLURM_CPUS_PER_TASK": "1", "UDL_SHARED": str(tmp_path)}  # fmt: skip
+        "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": job,
+        "SLURM_JOB_NODELIST": "here",
+        "SLURM_CPUS_PER_TASK": "1",
+        "UDL_SHARED": str(tmp_path),
+    }
     job_file = str(CLUSTER.parent / "jobs" / "ae_digits.toml")
-    command = ["bash", str(CLUSTER / "slurm.sbatch"), job_file, "--run.folder", str(tmp_path / "run"),
-               "--run.workers", "1", "--train.epochs", "3000", "--track.mode", "off"]  # fmt: skip
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [
+        "bash",
+        str(CLUSTER / "slurm.sbatch"),
+        job_file,
+        "--run.folder",
+        str(tmp_path / "run"),
+        "--run.workers",
+        "1",
+        "--train.epochs",
+        "3000",
+        "--track.mode",
+        "off",
+    ]
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "curves.jsonl").exists():
         assert process.poll() is None and time.monotonic() < deadline

@@ -21,14 +21,28 @@ OTHER = "worker-1 (10.0.0.2, node 1234abcd)"
 
 def told(**other: Any) -> dict[str, Any]:
     """What a healthy cluster of two nodes tells, but for `other` on the second."""
-    node = {"python": platform.python_version(), "ray": version("ray"), "torch": version("torch").partition("+")[0],
-            "time": time.time(), "folders": {"/runs/a": ""}, "free_bytes": 2**34, "sources": {"/shards": ""}, "key": ""
-            }  # fmt: skip
-    return {"places": "", "indexed": ["/shards"], "sources": ["/shards"], "nodes": {HEAD: node, OTHER: node | other}}
+    node = {
+        "python": platform.python_version(),
+        "ray": version("ray"),
+        "torch": version("torch").partition("+")[0],
+        "time": time.time(),
+        "folders": {"/runs/a": ""},
+        "free_bytes": 2**34,
+        "sources": {"/shards": ""},
+        "key": "",
+    }
+    return {
+        "places": "",
+        "indexed": ["/shards"],
+        "sources": ["/shards"],
+        "nodes": {HEAD: node, OTHER: node | other},
+    }
 
 
 def bad(found: dict[str, Any], **flags: str) -> list[str]:
-    job = jobs.load(JOBS / "ae_digits.toml", {name.replace("__", "."): text for name, text in flags.items()})
+    job = jobs.load(
+        JOBS / "ae_digits.toml", {name.replace("__", "."): text for name, text in flags.items()}
+    )
     return [check.line() for check in judged(job, found, time.time()) if not check.good]
 
 
@@ -41,33 +55,44 @@ def test_a_healthy_cluster_is_told_line_by_line() -> None:
 
 
 def test_another_release_on_a_node_is_told() -> None:
-    assert bad(told(ray="2.9.0")) == [f"BAD  ray        2.9.0 on {OTHER}, {version('ray')} here: install the same on "
-                                      "all of them"]  # fmt: skip
+    assert bad(told(ray="2.9.0")) == [
+        f"BAD  ray        2.9.0 on {OTHER}, {version('ray')} here: install the same on all of them"
+    ]
     assert bad(told(python="3.9.1"))[0].startswith(f"BAD  python     3.9.1 on {OTHER}")
     assert not bad(told(python=platform.python_version().rpartition(".")[0] + ".99"))
 
 
 def test_a_folder_and_shards_that_a_node_does_not_see_are_told_with_the_node() -> None:
     [line] = bad(told(folders={"/runs/a": "is not on a disk that is shared"}))
-    assert line == (f"BAD  folder     /runs/a on {OTHER}: is not on a disk that is shared: "
-                    "choose one on a disk that all nodes share and may write to, or s3://…")  # fmt: skip
+    assert (
+        line == f"BAD  folder     /runs/a on {OTHER}: is not on a disk that is shared: "
+        "choose one on a disk that all nodes share and may write to, or s3://…"
+    )
     [line] = bad(told(sources={"/shards": "no shards there"}))
     assert line.startswith(f"BAD  data       /shards on {OTHER}: no shards there: put the shards")
 
 
 def test_what_else_fails_has_its_line() -> None:
-    assert bad(told(free_bytes=2**20)) == ["BAD  space      0.0 GiB free at least: make room for checkpoints"]
-    assert "of worker-1 (10.0.0.2, node 1234abcd) is 600 s off" in bad(told(time=time.time() - 600))[0]
+    assert bad(told(free_bytes=2**20)) == [
+        "BAD  space      0.0 GiB free at least: make room for checkpoints"
+    ]
+    assert (
+        "of worker-1 (10.0.0.2, node 1234abcd) is 600 s off" in bad(told(time=time.time() - 600))[0]
+    )
     assert "/key on worker-1" in bad(told(key="no such file"), track__key_file="/key")[0]
     few = told() | {"places": "run.workers = 4 needs 4 GPUs"}
     assert bad(few) == [
-        "BAD  workers    do not fit: run.workers = 4 needs 4 GPUs; nodes that an autoscaler starts: run.place_seconds"
+        "BAD  workers    do not fit: run.workers = 4 needs 4 GPUs; nodes that an autoscaler starts:"
+        " run.place_seconds"
     ]
     assert not bad(few, run__place_seconds="60")
     # A missing index costs time and is no failure.
     job = jobs.load(JOBS / "ae_digits.toml", {})
     lines = [check.line() for check in judged(job, told() | {"indexed": []}, time.time())]
-    assert "ok   index      none beside /shards: the job makes it first; once by hand: udl index" in lines
+    assert (
+        "ok   index      none beside /shards: the job makes it first; once by hand: udl index"
+        in lines
+    )
 
 
 def test_a_node_looks_for_itself(tmp_path: Path) -> None:
@@ -79,9 +104,13 @@ def test_a_node_looks_for_itself(tmp_path: Path) -> None:
     assert _packable("digits") == ""
     assert _packable(str(tmp_path / "none")) == "does not exist there"
     assert found["key"]
-    assert survey([str(tmp_path)], "another", [], "")["folders"][str(tmp_path)].startswith("is not on a disk")
-    assert survey([str(tmp_path / "a" / "b")], "x", [], "")["folders"][str(tmp_path / "a" / "b")] == (
-        "does not exist there")  # fmt: skip
+    assert survey([str(tmp_path)], "another", [], "")["folders"][str(tmp_path)].startswith(
+        "is not on a disk"
+    )
+    assert (
+        survey([str(tmp_path / "a" / "b")], "x", [], "")["folders"][str(tmp_path / "a" / "b")]
+        == "does not exist there"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == [".doctor-x"], "it tidies up"
     json.dumps(found)
 
@@ -90,7 +119,14 @@ def test_doctor_without_a_cluster_is_one_line(tmp_path: Path) -> None:
     environment = {"HOME": str(tmp_path), "PATH": "", "PYTHONPATH": str(JOBS.parent)}
     command = [sys.executable, "-m", "udl_dist"]
     for verb in ("doctor", "submit"):
-        done = subprocess.run([*command, verb, str(JOBS / "ae_digits.toml"), "--address", "127.0.0.1:1"],
-                              env=environment, capture_output=True, text=True, check=False)  # fmt: skip
+        done = subprocess.run(
+            [*command, verb, str(JOBS / "ae_digits.toml"), "--address", "127.0.0.1:1"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert (done.returncode, done.stdout) == (5, "")
-        assert done.stderr.startswith("udl: no Ray dashboard at http://127.0.0.1:1 (connection refused): is it up")
+        assert done.stderr.startswith(
+            "udl: no Ray dashboard at http://127.0.0.1:1 (connection refused): is it up"
+        )

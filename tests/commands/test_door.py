@@ -24,7 +24,12 @@ class Dashboard:
     """What a Ray dashboard answers, from a server of our own: with it no test waits for a Ray."""
 
     def __init__(self) -> None:
-        self.mode, self.version, self.elsewhere, self.heard = "token", version("ray"), "", list[str]()
+        self.mode, self.version, self.elsewhere, self.heard = (
+            "token",
+            version("ray"),
+            "",
+            list[str](),
+        )
         self.jobs = list[dict[str, Any]]()
         dashboard = self
 
@@ -71,13 +76,17 @@ def dashboard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Dashb
 def test_the_right_token_opens(dashboard: Dashboard) -> None:
     opened = connection.opened(dashboard.address)
     assert (opened.closed, opened.ray_version) == (True, version("ray"))
-    assert dashboard.heard == ["", f"Bearer {TOKEN}"], "the token is shown only where it is asked for"
+    assert dashboard.heard == ["", f"Bearer {TOKEN}"], (
+        "the token is shown only where it is asked for"
+    )
 
 
 def test_neither_a_proxy_nor_netrc_comes_between(
     dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Of the environment of whoever asks: HTTP libraries send the token there, or a password here, by themselves."""
+    """Of the environment of whoever asks: HTTP libraries send the token there, or a password here,
+    by themselves.
+    """
     (tmp_path / ".netrc").write_text("default login me password hunter2\n")
     thief = Dashboard()
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
@@ -93,7 +102,9 @@ def test_neither_a_proxy_nor_netrc_comes_between(
     thief.server.server_close()
 
 
-def test_the_cluster_of_this_machine_is_found(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cluster_of_this_machine_is_found(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(connection.TOKEN_FILE)
     connection.state().mkdir(parents=True)
     (connection.state() / "address").write_text(dashboard.address)
@@ -101,16 +112,22 @@ def test_the_cluster_of_this_machine_is_found(dashboard: Dashboard, monkeypatch:
     assert connection.opened("").address == dashboard.address
 
 
-def test_an_address_that_was_asked_for_wins(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_was_asked_for_wins(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_ADDRESS", dashboard.address)
     assert connection.opened("").address == dashboard.address
     with pytest.raises(ClusterError, match="no Ray dashboard at http://127.0.0.1:1"):
         connection.opened("127.0.0.1:1")
 
 
-def test_wrong_and_missing_tokens_are_refused_without_telling_them(dashboard: Dashboard, tmp_path: Path) -> None:
+def test_wrong_and_missing_tokens_are_refused_without_telling_them(
+    dashboard: Dashboard, tmp_path: Path
+) -> None:
     (tmp_path / "token").write_text("wrong-token")
-    with pytest.raises(ClusterError, match=r"does not accept the token: is it this cluster's\? \(403\)") as wrong:
+    with pytest.raises(
+        ClusterError, match=r"does not accept the token: is it this cluster's\? \(403\)"
+    ) as wrong:
         connection.opened(dashboard.address)
     assert "wrong-token" not in str(wrong.value)
     for content in ("", "two\nlines", "not ascii: é"):
@@ -124,7 +141,9 @@ def test_wrong_and_missing_tokens_are_refused_without_telling_them(dashboard: Da
 
 def test_a_cluster_of_another_ray_is_refused(dashboard: Dashboard) -> None:
     dashboard.version = "2.9.0"
-    with pytest.raises(ClusterError, match=rf"runs Ray 2\.9\.0, here is {version('ray')}: install the same"):
+    with pytest.raises(
+        ClusterError, match=rf"runs Ray 2\.9\.0, here is {version('ray')}: install the same"
+    ):
         connection.opened(dashboard.address)
 
 
@@ -174,12 +193,20 @@ def test_an_open_cluster_far_away_is_refused_and_so_is_a_token_in_clear(
         connection.opened(dashboard.address)
     assert dashboard.heard == [""]
     dashboard.mode = "disabled"
-    with pytest.raises(ClusterError, match="asks for no token, so anybody who reaches it runs code there"):
+    with pytest.raises(
+        ClusterError, match="asks for no token, so anybody who reaches it runs code there"
+    ):
         connection.opened(dashboard.address)
     assert not connection.opened(dashboard.address, insecure=True).closed
     assert dashboard.heard.count(f"Bearer {TOKEN}") == 0, "an open cluster is shown no token"
 
 
 def test_loopback_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert all(connection._is_loopback(f"http://{host}:1") for host in ("127.0.0.1", "127.1.2.3", "[::1]", "localhost"))
-    assert not any(connection._is_loopback(f"http://{host}:1") for host in ("10.0.0.1", "head", "127.0.0.1.evil.example"))
+    assert all(
+        connection._is_loopback(f"http://{host}:1")
+        for host in ("127.0.0.1", "127.1.2.3", "[::1]", "localhost")
+    )
+    assert not any(
+        connection._is_loopback(f"http://{host}:1")
+        for host in ("10.0.0.1", "head", "127.0.0.1.evil.example")
+    )

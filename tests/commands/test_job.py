@@ -16,12 +16,19 @@ from udl_dist.search import settings as searches
 JOBS = Path(__file__).parent.parent.parent / "jobs"
 
 
-def test_every_path_is_absolute_before_it_travels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_every_path_is_absolute_before_it_travels(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
-    flags = {"data.source": "shards", "data.held_out": "~/held",
-             "data.more_sources": '["s3://bucket/more", "b/{0..9}.tar"]', "data.keys": "keys.txt",
-             "data.cache": "cache", "track.key_file": "key"}  # fmt: skip
+    flags = {
+        "data.source": "shards",
+        "data.held_out": "~/held",
+        "data.more_sources": '["s3://bucket/more", "b/{0..9}.tar"]',
+        "data.keys": "keys.txt",
+        "data.cache": "cache",
+        "track.key_file": "key",
+    }
     job = jobs.load(JOBS / "ae_digits.toml", flags)
     data, run = job.experiment.data, job.experiment.run
     assert (data.source, data.held_out) == (f"{tmp_path}/shards", "/home/me/held")
@@ -44,30 +51,51 @@ def test_what_travels_is_the_same_experiment(tmp_path: Path) -> None:
 
 
 def test_a_search_travels_as_a_search(tmp_path: Path) -> None:
-    job = jobs.load(JOBS / "search_vae_digits.toml", {"search.trials": "3", "run.folder": str(tmp_path)})
+    job = jobs.load(
+        JOBS / "search_vae_digits.toml", {"search.trials": "3", "run.folder": str(tmp_path)}
+    )
     assert job.verb == "search"
     (tmp_path / "job.toml").write_text(job.toml)
     found = searches.load(tmp_path / "job.toml", {})
     assert (found.settings.trials, found.folder, len(found.axes)) == (3, tmp_path, 2)
 
 
-def test_a_run_folder_travels_as_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_folder_travels_as_its_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "a run").mkdir()
     wanted = experiments.load(
-        JOBS / "ae_digits.toml", {"run.folder": "elsewhere", "run.address": "far", "run.workers": "8"}
+        JOBS / "ae_digits.toml",
+        {"run.folder": "elsewhere", "run.address": "far", "run.workers": "8"},
     )
     (tmp_path / "a run" / "experiment.toml").write_text(wanted.to_toml())
     monkeypatch.chdir(tmp_path)
-    flags = {"families": "likelihood,reconstruction", "noise": "0.1,0.2", "data": "shards", "checkpoint": "last",
-             "tsne": "true"}  # fmt: skip
+    flags = {
+        "families": "likelihood,reconstruction",
+        "noise": "0.1,0.2",
+        "data": "shards",
+        "checkpoint": "last",
+        "tsne": "true",
+    }
     job = jobs.load(Path("a run"), flags)
     verb, folder, *rest = shlex.split(job.command.partition("udl_dist ")[2])
     assert (verb, folder) == ("evaluate", f"{tmp_path}/a run")
-    assert set(rest) == {"--families=likelihood,reconstruction", "--noise=0.1,0.2", f"--data={tmp_path}/shards",
-                         "--workers=1", "--address=auto", "--checkpoint=last", "--tsne=true"}  # fmt: skip
+    assert set(rest) == {
+        "--families=likelihood,reconstruction",
+        "--noise=0.1,0.2",
+        f"--data={tmp_path}/shards",
+        "--workers=1",
+        "--address=auto",
+        "--checkpoint=last",
+        "--tsne=true",
+    }
     run = job.experiment.run
     assert (run.folder, run.workers, run.address) == (folder, 1, "auto")
-    assert job.name == jobs.load(tmp_path / "a run", flags).name != jobs.load(tmp_path / "a run", {}).name
+    assert (
+        job.name
+        == jobs.load(tmp_path / "a run", flags).name
+        != jobs.load(tmp_path / "a run", {}).name
+    )
     with pytest.raises(UsageError, match="address is for udl evaluate: give udl submit --address"):
         jobs.load(Path("a run"), {"address": "far"})
     with pytest.raises(UsageError, match="is no run folder: it has no experiment.toml"):
@@ -76,13 +104,22 @@ def test_a_run_folder_travels_as_its_evaluation(tmp_path: Path, monkeypatch: pyt
 
 def test_the_name_is_of_the_job_and_its_folder(tmp_path: Path) -> None:
     one = jobs.load(JOBS / "ae_digits.toml", {"run.folder": str(tmp_path / "one")})
-    assert one.name == jobs.load(JOBS / "ae_digits.toml", {"run.folder": str(tmp_path / "one")}).name
-    assert one.name != jobs.load(JOBS / "ae_digits.toml", {"run.folder": str(tmp_path / "two")}).name
-    assert one.name != jobs.load(JOBS / "ae_digits.toml", {"run.folder": one.folder, "train.seed": "1"}).name
+    assert (
+        one.name == jobs.load(JOBS / "ae_digits.toml", {"run.folder": str(tmp_path / "one")}).name
+    )
+    assert (
+        one.name != jobs.load(JOBS / "ae_digits.toml", {"run.folder": str(tmp_path / "two")}).name
+    )
+    assert (
+        one.name
+        != jobs.load(JOBS / "ae_digits.toml", {"run.folder": one.folder, "train.seed": "1"}).name
+    )
 
 
 def test_a_job_that_makes_no_sense_never_leaves(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"run\.address is for udl train: give udl submit --address"):
+    with pytest.raises(
+        UsageError, match=r"run\.address is for udl train: give udl submit --address"
+    ):
         jobs.load(JOBS / "ae_digits.toml", {"run.address": "auto"})
     large = tmp_path / "large.toml"
     with large.open("wb") as file:
@@ -90,13 +127,17 @@ def test_a_job_that_makes_no_sense_never_leaves(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is no job file: it has 1,073,741,824 bytes"):
         jobs.load(large, {})
     large.rename(tmp_path / "experiment.toml")  # of a run folder
-    with pytest.raises(UsageError, match="experiment.toml is no job file: it has 1,073,741,824 bytes"):
+    with pytest.raises(
+        UsageError, match="experiment.toml is no job file: it has 1,073,741,824 bytes"
+    ):
         jobs.load(tmp_path, {})
 
 
 def test_the_parcel_holds_the_package_and_the_job_alone(tmp_path: Path) -> None:
     with job_package.packed("x = 1\n") as made:
-        sent = {str(file.relative_to(made.folder)) for file in made.folder.rglob("*") if file.is_file()}
+        sent = {
+            str(file.relative_to(made.folder)) for file in made.folder.rglob("*") if file.is_file()
+        }
         assert made.folder.stat().st_mode & 0o077 == 0
         assert (made.folder / "job.toml").read_text() == "x = 1\n"
         assert (made.files, made.bytes > 100_000) == (len(sent), True)
@@ -106,7 +147,9 @@ def test_the_parcel_holds_the_package_and_the_job_alone(tmp_path: Path) -> None:
     assert not [name for name in sent if "__pycache__" in name or "/." in name]
 
 
-def test_what_lies_in_the_package_and_is_not_ours_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_lies_in_the_package_and_is_not_ours_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     package = tmp_path / "udl_dist"
     (package / ".git").mkdir(parents=True)
     for name in ("cli.py", ".env", "shard.tar", ".git/config.py", "key"):
@@ -117,7 +160,10 @@ def test_what_lies_in_the_package_and_is_not_ours_stays(monkeypatch: pytest.Monk
 
 
 def test_a_parcel_that_is_too_large_is_refused_with_its_size() -> None:
-    with pytest.raises(UsageError, match=r"package and job are [\d,]+ bytes, more than 1,000"), job_package.packed("", 1000):
+    with (
+        pytest.raises(UsageError, match=r"package and job are [\d,]+ bytes, more than 1,000"),
+        job_package.packed("", 1000),
+    ):
         pass
 
 
@@ -129,7 +175,10 @@ def test_a_file_of_a_gigabyte_in_the_package_is_refused_before_it_is_read(
         file.truncate(2**30)
     monkeypatch.setattr(job_package, "PACKAGE", tmp_path / "udl_dist")
     monkeypatch.setattr("shutil.copyfile", lambda *_: pytest.fail("it was read"))
-    with pytest.raises(UsageError, match=r"package and job are 1,073,741,825 bytes, more than"), job_package.packed("x"):
+    with (
+        pytest.raises(UsageError, match=r"package and job are 1,073,741,825 bytes, more than"),
+        job_package.packed("x"),
+    ):
         pass
 
 
@@ -141,5 +190,7 @@ def test_the_parcel_runs_by_itself(tmp_path: Path) -> None:
     job = jobs.load(JOBS / "ae_digits.toml", {"run.folder": str(tmp_path)})
     with job_package.packed(job.toml) as made:
         command = [sys.executable, "-c", "import udl_dist.cli as cli; print(cli.__file__)"]
-        done = subprocess.run(command, cwd=made.folder, env={}, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            command, cwd=made.folder, env={}, capture_output=True, text=True, check=True
+        )
         assert done.stdout.strip() == str(made.folder / "udl_dist" / "cli.py")

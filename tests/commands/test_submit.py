@@ -1,4 +1,6 @@
-"""A closed cluster of this machine, and jobs on it, by the commands that a person types: all of it takes minutes."""
+"""A closed cluster of this machine, and jobs on it, by the commands that a person types: all of it
+takes minutes.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def test_token_and_folder_are_ours_alone() -> None:
     assert len((connection.state() / "token").read_text()) == 64  # 256 bits in hexadecimal
 
 
-def test_a_job_is_followed_to_its_end_and_is_complete_when_it_is_submitted_again(tmp_path: Path) -> None:
+def test_a_job_is_followed_to_its_end_and_is_complete_when_it_is_submitted_again(
+    tmp_path: Path,
+) -> None:
     asked = job(tmp_path / "run", "--train.epochs", "2")
     done = udl("submit", *asked, "--follow")
     assert done.returncode == 0, done.stderr + done.stdout
@@ -69,7 +73,9 @@ def test_a_run_that_is_trained_is_evaluated_there(tmp_path: Path) -> None:
 
 def test_the_exit_code_is_the_runs(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
-    done = udl("submit", *job(tmp_path / "run", "--data.source", str(tmp_path / "none")), "--follow")
+    done = udl(
+        "submit", *job(tmp_path / "run", "--data.source", str(tmp_path / "none")), "--follow"
+    )
     assert done.returncode in (2, 3), done.stderr
     assert str(tmp_path / "none") in done.stdout
 
@@ -103,7 +109,11 @@ def test_a_stopped_job_leaves_a_checkpoint_and_goes_on_when_submitted_again(tmp_
     assert list((folder / "checkpoints").iterdir())
     assert "stopped; the same command goes on" in udl("logs", first["id"]).stdout
     refused(udl("stop", first["id"]), 2, "has ended already: stopped")
-    refused(udl("stop", "udl-unknown-0123456789ab"), 2, "no job udl-unknown-0123456789ab on this cluster")
+    refused(
+        udl("stop", "udl-unknown-0123456789ab"),
+        2,
+        "no job udl-unknown-0123456789ab on this cluster",
+    )
     udl("submit", *asked)
     messages = folder / "messages.log"
     until(lambda: messages.exists() and "resumed after" in messages.read_text())
@@ -115,22 +125,36 @@ def test_doctor_asks_each_node(tmp_path: Path) -> None:
     done = udl("doctor", *job(tmp_path / "run"), "--json")
     checks = json.loads(done.stdout)["checks"]
     assert done.returncode == 0, checks
-    assert {check["what"] for check in checks} >= {"address", "token", "ray", "workers", "folder", "data", "clock"}
+    assert {check["what"] for check in checks} >= {
+        "address",
+        "token",
+        "ray",
+        "workers",
+        "folder",
+        "data",
+        "clock",
+    }
     assert f"{tmp_path / 'run'} on all 3 nodes" in [check["found"] for check in checks]
     assert not (tmp_path / "run").exists()
     done = udl("doctor", *job(tmp_path / "run", "--run.workers", "9"))
     assert done.returncode == 5
-    assert "BAD  workers    do not fit: run.workers = 9 needs 9 CPU cores, the cluster has 2 CPU cores" in done.stdout
+    assert (
+        "BAD  workers    do not fit: run.workers = 9 needs 9 CPU cores, the cluster has 2 CPU cores"
+        in done.stdout
+    )
 
 
 def test_the_token_is_nowhere_but_in_its_file(tmp_path: Path) -> None:
-    """Searched: what was printed, Ray's logs, the run, every command line and environment on this machine."""
+    """Searched: what was printed, Ray's logs, the run, every command line and environment on this
+    machine.
+    """
     token = (connection.state() / "token").read_bytes()
     done = udl("submit", *job(tmp_path / "run", "--train.epochs", "1"), "--follow")
     assert token.decode() not in done.stdout + done.stderr
-    logs = [connection.state() / "log", *temporary().rglob("*"),
-            *(tmp_path / "run").rglob("*")]  # fmt: skip
-    processes = [entry / name for entry in Path("/proc").glob("[0-9]*") for name in ("cmdline", "environ")]
+    logs = [connection.state() / "log", *temporary().rglob("*"), *(tmp_path / "run").rglob("*")]
+    processes = [
+        entry / name for entry in Path("/proc").glob("[0-9]*") for name in ("cmdline", "environ")
+    ]
     searched = 0
     for file in (*logs, *processes):
         try:

@@ -1,4 +1,6 @@
-"""Faults on purpose: a strict grammar, asked for twice, each once in a run; and what they do to a process."""
+"""Faults on purpose: a strict grammar, asked for twice, each once in a run; and what they do to a
+process.
+"""
 
 from __future__ import annotations
 
@@ -27,26 +29,39 @@ def disarmed() -> Iterator[None]:
 
 def test_the_grammar_says_what_where_and_when() -> None:
     first, second, third, fourth, fifth = faults.parse(
-        "kill  rank 1 at image 12,000; freeze rank 0 at image 5 in validation always; kill driver at image 7;"
-        "stall writer 0.5 s; eio at save 3;")  # fmt: skip
+        "kill  rank 1 at image 12,000; freeze rank 0 at image 5 in validation always; kill driver"
+        " at image 7;stall writer 0.5 s; eio at save 3;"
+    )
     assert first == Fault("kill rank 1 at image 12,000", "kill", 1, 12000)
-    assert (second.act, second.rank, second.image, second.place, second.always) == ("freeze", 0, 5, "validation", True)
+    assert (second.act, second.rank, second.image, second.place, second.always) == (
+        "freeze",
+        0,
+        5,
+        "validation",
+        True,
+    )
     assert (third.act, third.rank, third.image) == ("kill", -1, 7)
     assert (fourth.act, fourth.save, fourth.seconds) == ("stall", 1, 0.5)
     assert (fifth.act, fifth.save) == ("eio", 3)
 
 
-@pytest.mark.parametrize(("text", "named"), [
-    ("kil rank 1 at image 3", "what is 'kil rank 1 at image 3'"),
-    ("kill rank 1", "what is 'kill rank 1'"),
-    ("kill rank one at image 3", "what is"),
-    ("kill rank 1 at image -3", "what is"),
-    ("kill rank 1 at image 3 in kitchen", "no place 'kitchen': there are data, phase, validation, save"),
-    ("freeze driver at image 3", "the driver can only be killed"),
-    ("stall writer 5", "what is 'stall writer 5'"),
-    ("kill rank 1 at image 3, enospc at save 3", "what is"),
-    ("enospc at save", "what is"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("kil rank 1 at image 3", "what is 'kil rank 1 at image 3'"),
+        ("kill rank 1", "what is 'kill rank 1'"),
+        ("kill rank one at image 3", "what is"),
+        ("kill rank 1 at image -3", "what is"),
+        (
+            "kill rank 1 at image 3 in kitchen",
+            "no place 'kitchen': there are data, phase, validation, save",
+        ),
+        ("freeze driver at image 3", "the driver can only be killed"),
+        ("stall writer 5", "what is 'stall writer 5'"),
+        ("kill rank 1 at image 3, enospc at save 3", "what is"),
+        ("enospc at save", "what is"),
+    ],
+)
 def test_a_typo_is_refused_in_one_line(text: str, named: str) -> None:
     with pytest.raises(UsageError, match=named.replace("(", r"\(")) as caught:
         faults.parse(text)
@@ -81,7 +96,9 @@ def test_a_fault_happens_once_in_a_run_and_always_each_time(tmp_path: Path) -> N
             faults.reach(60, "data")
     faults.arm(text, RunFolder(tmp_path), 0)
     faults.reach(60, "phase")
-    assert "on purpose: raise rank 1 at image 24 in phase" in (tmp_path / "messages.log").read_text()
+    assert (
+        "on purpose: raise rank 1 at image 24 in phase" in (tmp_path / "messages.log").read_text()
+    )
 
 
 def test_the_third_save_finds_the_disk_full(tmp_path: Path) -> None:
@@ -94,9 +111,13 @@ def test_the_third_save_finds_the_disk_full(tmp_path: Path) -> None:
     faults.reach_save()
 
 
-@pytest.mark.parametrize(("act", "status"), [("kill", -signal.SIGKILL), ("segfault", -signal.SIGSEGV), ("exit", 1)])
+@pytest.mark.parametrize(
+    ("act", "status"), [("kill", -signal.SIGKILL), ("segfault", -signal.SIGSEGV), ("exit", 1)]
+)
 def test_a_process_ends_as_was_asked(act: str, status: int, tmp_path: Path) -> None:
-    code = ("from udl_dist.core import faults as faults; from udl_dist.runs.run_folder import RunFolder\n"
-            f"faults.arm('{act} rank 0 at image 3', RunFolder({str(tmp_path)!r}), 0)\n"
-            "faults.reach(3, 'data')")  # fmt: skip
+    code = (
+        "from udl_dist.core import faults as faults; from udl_dist.runs.run_folder import"
+        f" RunFolder\nfaults.arm('{act} rank 0 at image 3', RunFolder({str(tmp_path)!r}),"
+        " 0)\nfaults.reach(3, 'data')"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == status

@@ -1,4 +1,6 @@
-"""A disk that refuses: points of the curves wait for it, checkpoints never run ahead of them, every end has a name."""
+"""A disk that refuses: points of the curves wait for it, checkpoints never run ahead of them, every
+end has a name.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +29,27 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return packed(tmp_path_factory.mktemp("data"))
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="seccomp, by numbers of x86_64")
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.uname().machine != "x86_64",
+    reason="seccomp, by numbers of x86_64",
+)
 def test_a_disk_that_breaks_anywhere_in_a_run_loses_nothing(tmp_path: Path) -> None:
     """A part of tests.bench.disk: the same code, few calls."""
     with bench.small_disk(tmp_path / "disk") as mounted:
         suite = bench.Suite(tmp_path, tmp_path / "disk")
-        for how, at in (("EIO", 180), ("EROFS", 20), ("full a while" if mounted else "ENOSPC", 160)):
+        for how, at in (
+            ("EIO", 180),
+            ("EROFS", 20),
+            ("full a while" if mounted else "ENOSPC", 160),
+        ):
             ended, wrong = suite.once(at, how)
             assert ended
             assert not wrong
 
 
-def test_points_wait_for_room_and_come_in_order(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_points_wait_for_room_and_come_in_order(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     finished(wanted("ae", source, tmp_path / "whole"))
     real = RunFolder.add_point
 
@@ -53,8 +64,14 @@ def test_points_wait_for_room_and_come_in_order(source: Path, tmp_path: Path, mo
     finished(wanted("ae", source, tmp_path / "full"))
     assert asked == [48, 48, 48]
     said = (tmp_path / "full" / "messages.log").read_text()
-    assert "ALARM: the curves wait at the point after 48 images: No space left on device; training goes on" in said
-    assert "ALARM: no checkpoint after 60 images: points of the curves before it are not written" in said
+    assert (
+        "ALARM: the curves wait at the point after 48 images: No space left on device; training"
+        " goes on" in said
+    )
+    assert (
+        "ALARM: no checkpoint after 60 images: points of the curves before it are not written"
+        in said
+    )
     assert not checkpoint.path_of(tmp_path / "full" / "checkpoints", 60).exists()
     assert curves(tmp_path / "full") == curves(tmp_path / "whole")
     assert manifest(tmp_path / "full") == manifest(tmp_path / "whole")
@@ -63,7 +80,9 @@ def test_points_wait_for_room_and_come_in_order(source: Path, tmp_path: Path, mo
 def test_no_checkpoint_lasts_longer_than_its_points(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At each rename of a checkpoint: the curves that a power cut would leave reach up to its images."""
+    """At each rename of a checkpoint: the curves that a power cut would leave reach up to its
+    images.
+    """
     lasting: list[str] = []
     real_fsync, real_rename, run = os.fsync, Path.rename, RunFolder(tmp_path)
 
@@ -84,7 +103,9 @@ def test_no_checkpoint_lasts_longer_than_its_points(
     assert held == [True] * 4
 
 
-def test_a_line_that_is_cut_short_leaves_nothing_for_the_next_to_be_glued_to(tmp_path: Path) -> None:
+def test_a_line_that_is_cut_short_leaves_nothing_for_the_next_to_be_glued_to(
+    tmp_path: Path,
+) -> None:
     (content,) = gloo.run(1, lines_within, tmp_path / "lines", 20)
     assert content == "a first line\nshort\n"
 
@@ -122,7 +143,9 @@ def test_a_last_checkpoint_that_a_slow_one_kept_out_is_missed_by_name(
 
     monkeypatch.setattr(checkpoint, "save", slow)
     monkeypatch.setattr(RunFolder, "say", say)
-    with pytest.raises(TrainingError, match="the last checkpoint could not be written .*the one before it is not"):
+    with pytest.raises(
+        TrainingError, match="the last checkpoint could not be written .*the one before it is not"
+    ):
         finished(wanted("ae", source, tmp_path, evaluate__every_images="120"))
     assert [int(path.name) for path in checkpoint.complete(tmp_path / "checkpoints")] == [120]
 

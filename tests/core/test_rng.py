@@ -16,9 +16,16 @@ Draw = Callable[[Tensor, str, tuple[int, ...]], Tensor]
 
 
 def distance(values: Tensor) -> float:
-    """Kolmogorov's √n · sup |F_n - F| from the uniform distribution; above 1.95 once in a thousand times."""
-    ordered, steps = values.flatten().double().sort().values, torch.arange(values.numel() + 1).double() / values.numel()
-    return float(torch.maximum(steps[1:] - ordered, ordered - steps[:-1]).max() * math.sqrt(values.numel()))
+    """Kolmogorov's √n · sup |F_n - F| from the uniform distribution; above 1.95 once in a thousand
+    times.
+    """
+    ordered, steps = (
+        values.flatten().double().sort().values,
+        torch.arange(values.numel() + 1).double() / values.numel(),
+    )
+    return float(
+        torch.maximum(steps[1:] - ordered, ordered - steps[:-1]).max() * math.sqrt(values.numel())
+    )
 
 
 def correlation(one: Tensor, other: Tensor) -> float:
@@ -52,9 +59,17 @@ def test_normal_numbers_are_normal() -> None:
     assert distance(torch.special.ndtr(values.double())) < 1.95
 
 
-@pytest.mark.parametrize("keys", [
-    KEYS, torch.arange(4000), torch.arange(4000) << 40, -torch.arange(4000), torch.arange(4000) * 2 + 1
-], ids=["hashed", "counting", "high bits", "negative", "odd"])  # fmt: skip
+@pytest.mark.parametrize(
+    "keys",
+    [
+        KEYS,
+        torch.arange(4000),
+        torch.arange(4000) << 40,
+        -torch.arange(4000),
+        torch.arange(4000) * 2 + 1,
+    ],
+    ids=["hashed", "counting", "high bits", "negative", "odd"],
+)
 def test_neighbouring_keys_draws_and_elements_are_independent(keys: Tensor) -> None:
     a, b = rng.normal(keys, "a", (40,)), rng.normal(keys, "b", (40,))
     assert abs(correlation(a, b)) < 4.5
@@ -78,7 +93,11 @@ def test_each_bit_of_a_key_changes_half_of_the_bits_drawn() -> None:
     key = torch.tensor([123456789])
     flipped = torch.cat([key ^ (1 << bit) for bit in range(63)] + [key ^ -(2**63)])
     drawn = [(rng.uniform(keys, "a", (64,)) * 2**rng.BITS).long() for keys in (key, flipped)]
-    changed = torch.stack([(drawn[0] ^ drawn[1]) >> bit & 1 for bit in range(rng.BITS)]).float().mean((0, 2))
+    changed = (
+        torch.stack([(drawn[0] ^ drawn[1]) >> bit & 1 for bit in range(rng.BITS)])
+        .float()
+        .mean((0, 2))
+    )
     assert changed.min() > 0.4
     assert changed.max() < 0.6
 
@@ -89,7 +108,9 @@ def test_a_draw_does_not_depend_on_its_company(draw: Draw, shape: tuple[int, ...
     keys = KEYS[:64]
     whole = draw(keys, "a", shape)
     assert whole.shape == (64, *shape)
-    assert torch.equal(torch.cat([draw(part, "a", shape) for part in (keys[:1], keys[1:31], keys[31:])]), whole)
+    assert torch.equal(
+        torch.cat([draw(part, "a", shape) for part in (keys[:1], keys[1:31], keys[31:])]), whole
+    )
     assert torch.equal(draw(keys.flip(0), "a", shape), whole.flip(0))
 
 
@@ -111,7 +132,8 @@ def test_the_hash_is_splitmix64_as_published() -> None:
         return bits ^ bits >> 31
 
     for key in (0, 1, -1, 2**63 - 1, -(2**63)):
-        start, (golden, name) = key % 2**64, (0x9E3779B97F4A7C15, 0xAF63DC4C8601EC8C)  # FNV-1a of "a", as published
+        # FNV-1a of "a", as published
+        start, (golden, name) = key % 2**64, (0x9E3779B97F4A7C15, 0xAF63DC4C8601EC8C)
         bits = mix((mix(start ^ name) + golden) % 2**64)
         expected = [((half >> 9) + 0.5) * 2**-23 for half in (bits % 2**32, bits >> 32)]
         assert rng.uniform(torch.tensor([key]), "a", (2,)).tolist() == [expected]

@@ -33,7 +33,9 @@ def test_batches_go_on_where_a_state_was_taken_at_another_world(folder: str) -> 
     for rank in ranks:
         rank.load_state_dict(state)
     shares = [iter(rank) for rank in ranks]
-    assert [[key for share in shares for key in next(share).keys.tolist()] for _ in range(4)] == expected
+    assert [
+        [key for share in shares for key in next(share).keys.tolist()] for _ in range(4)
+    ] == expected
     assert ranks[0].state_dict() == {**state, "position": 70}
     with pytest.raises(ValueError, match="other images"):
         Batches(folder, 10, size=9).load_state_dict(state)
@@ -62,12 +64,18 @@ def test_samples_start_at_a_position(folder: str) -> None:
     assert next(iter(Samples(folder)))["__url__"].endswith(".tar")
 
 
-@pytest.mark.filterwarnings("default")  # PyTorch's on the number of cores, Python's on forks beside threads
+# PyTorch's on the number of cores, Python's on forks beside threads
+@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("world", [1, 2])
 def test_workers_of_a_data_loader_share_the_samples_of_a_rank(folder: str, world: int) -> None:
     for rank in range(world):
-        alone = [each["__key__"] for each in islice(Samples(folder, position=5, rank=rank, world=world), 30)]
-        loader = DataLoader(Shared(folder, position=5, rank=rank, world=world), batch_size=None, num_workers=2)
+        alone = [
+            each["__key__"]
+            for each in islice(Samples(folder, position=5, rank=rank, world=world), 30)
+        ]
+        loader = DataLoader(
+            Shared(folder, position=5, rank=rank, world=world), batch_size=None, num_workers=2
+        )
         together = iter(loader)
         assert [next(together) for _ in range(30)] == alone, "the same, in the same order"
         del together
@@ -75,7 +83,9 @@ def test_workers_of_a_data_loader_share_the_samples_of_a_rank(folder: str, world
 
 @pytest.mark.filterwarnings("default")
 def test_batches_are_refused_in_several_workers_of_a_data_loader(folder: str) -> None:
-    with pytest.raises(UsageError, match="would give every batch once a worker: set num_workers = 0"):
+    with pytest.raises(
+        UsageError, match="would give every batch once a worker: set num_workers = 0"
+    ):
         next(iter(DataLoader(Whole(folder), batch_size=None, num_workers=2)))
     assert len(next(iter(DataLoader(Whole(folder), batch_size=None, num_workers=1)))) == 10
 

@@ -1,4 +1,6 @@
-"""Scores of odd rows against scikit-learn and by hand: what tells an image of another class from others."""
+"""Scores of odd rows against scikit-learn and by hand: what tells an image of another class from
+others.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ def rows(count: int, away: float = 0.0, width: int = 5) -> torch.Tensor:
 def test_auroc_is_that_of_scikit_learn_and_equal_scores_count_half() -> None:
     from sklearn.metrics import roc_auc_score
 
-    odd, normal = (rows(count, width=1).mul(3).round().flatten() for count in (40, 70))  # many are equal
+    # many are equal
+    odd, normal = (rows(count, width=1).mul(3).round().flatten() for count in (40, 70))
     expected = roc_auc_score([1] * 40 + [0] * 70, torch.cat([odd, normal]).numpy())
     assert oddness.auroc(odd, normal) == pytest.approx(expected, abs=1e-12)
     assert oddness.auroc(torch.tensor([2.0, 1.0]), torch.tensor([1.0])) == 0.75
@@ -29,7 +32,9 @@ def test_outlier_factors_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPat
     fitted = LocalOutlierFactor(n_neighbors=20, novelty=True, algorithm="brute")
     fitted.fit(normal.double().numpy())
     expected = torch.from_numpy(-fitted.score_samples(others.double().numpy()))
-    torch.testing.assert_close(oddness.Crowd.of(normal, 20).outlier_factors(others), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        oddness.Crowd.of(normal, 20).outlier_factors(others), expected, atol=1e-6, rtol=0
+    )
 
 
 def test_the_distance_from_a_gaussian_is_that_of_scikit_learn_and_allows_a_dead_code() -> None:
@@ -37,7 +42,9 @@ def test_the_distance_from_a_gaussian_is_that_of_scikit_learn_and_allows_a_dead_
 
     fitted, others = rows(90).double(), rows(30, away=1.0).double()
     covariance = torch.cov(fitted.T, correction=0)
-    expected = torch.from_numpy(EmpiricalCovariance().fit(fitted.numpy()).mahalanobis(others.numpy()))
+    expected = torch.from_numpy(
+        EmpiricalCovariance().fit(fitted.numpy()).mahalanobis(others.numpy())
+    )
     found = oddness.mahalanobis(others, fitted.mean(0), covariance)
     torch.testing.assert_close(found, expected, atol=0, rtol=1e-5)  # of the ridge
     fitted[:, 2], covariance[2], covariance[:, 2] = 0.0, 0.0, 0.0
@@ -45,4 +52,6 @@ def test_the_distance_from_a_gaussian_is_that_of_scikit_learn_and_allows_a_dead_
 
 
 def test_rows_that_are_all_equal_have_finite_factors() -> None:
-    assert bool(oddness.Crowd.of(torch.ones(30, 3), 20).outlier_factors(torch.zeros(2, 3)).isfinite().all())
+    assert bool(
+        oddness.Crowd.of(torch.ones(30, 3), 20).outlier_factors(torch.zeros(2, 3)).isfinite().all()
+    )

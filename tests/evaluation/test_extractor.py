@@ -34,7 +34,11 @@ def test_a_classifier_comes_back_from_its_file(tmp_path: Path) -> None:
 def test_what_is_no_extractor_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"\x80\x04 no tensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "other")
-    for name, why in (("text", "is no extractor"), ("nowhere", "is no extractor"), ("other", "no extractor that udl")):
+    for name, why in (
+        ("text", "is no extractor"),
+        ("nowhere", "is no extractor"),
+        ("other", "no extractor that udl"),
+    ):
         with pytest.raises(DataError, match=why) as refusal:
             extractor.find(str(tmp_path / name), SHAPE, CPU)
         assert "\n" not in str(refusal.value)
@@ -52,5 +56,8 @@ def test_features_that_are_not_finite_are_refused() -> None:
 
 
 def test_purity_is_the_share_of_the_commonest_class_of_each_cluster() -> None:
-    labels, given = torch.tensor([0, 0, 1, 1, 2, 2]).numpy(), torch.tensor([5, 5, 5, 1, 1, 1]).numpy()
+    labels, given = (
+        torch.tensor([0, 0, 1, 1, 2, 2]).numpy(),
+        torch.tensor([5, 5, 5, 1, 1, 1]).numpy(),
+    )
     assert purity(labels, given) == pytest.approx(4 / 6)

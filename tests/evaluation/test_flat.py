@@ -16,7 +16,10 @@ def test_points_are_those_of_scikit_learn_but_for_signs() -> None:
     plane = flat.principal(fitted, rows, torch.zeros(30, dtype=torch.long))
     expected = torch.from_numpy(known.transform(rows.double().numpy()))
     torch.testing.assert_close(plane.points.abs(), expected.abs(), atol=1e-6, rtol=0)
-    assert plane.axes[0] == f"direction 1: {100 * known.explained_variance_ratio_[0]:.0f} % of the variance"
+    assert (
+        plane.axes[0]
+        == f"direction 1: {100 * known.explained_variance_ratio_[0]:.0f} % of the variance"
+    )
 
 
 def test_a_single_number_lies_on_a_line() -> None:

@@ -1,4 +1,6 @@
-"""Extractors of others: used if trusted and named by their hash; no pickle is read, and what is odd is one line."""
+"""Extractors of others: used if trusted and named by their hash; no pickle is read, and what is odd
+is one line.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def script(module: nn.Module, path: Path) -> Path:
 
 
 def program(module: nn.Module, path: Path, example: bool = False) -> Path:
-    made = torch.export.export(module, (torch.zeros(4, *SHAPE),), dynamic_shapes=({0: torch.export.Dim("images")},))
+    made = torch.export.export(
+        module, (torch.zeros(4, *SHAPE),), dynamic_shapes=({0: torch.export.Dim("images")},)
+    )
     if not example:
         made.example_inputs = None
     torch.export.save(made, str(path))
@@ -69,7 +73,11 @@ def test_a_network_of_somebody_else_gives_its_own_numbers(
     module, path, images = network(), tmp_path / name, torch.rand(5, *SHAPE)
     save(module, path)
     found = find(path)
-    assert (found.name, found.hash, found.classes) == (name, hashlib.sha256(path.read_bytes()).hexdigest(), 0)
+    assert (found.name, found.hash, found.classes) == (
+        name,
+        hashlib.sha256(path.read_bytes()).hexdigest(),
+        0,
+    )
     for count in (1, 5):
         with torch.no_grad():
             expected = module(images[:count]).flatten(1)
@@ -80,12 +88,15 @@ def test_a_network_of_somebody_else_gives_its_own_numbers(
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("module", "kind", "why"), [
-    (Wide(), DataError, "gave 2 numbers for an image and now 3"),
-    (Infinite(), TrainingError, "not finite"),
-    (Summed(), DataError, r"gives a tensor of \[1, 64\] for 2 images"),
-    (nn.Conv2d(3, 1, 3), DataError, r"cannot look at \[2, 1, 8, 8\]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("module", "kind", "why"),
+    [
+        (Wide(), DataError, "gave 2 numbers for an image and now 3"),
+        (Infinite(), TrainingError, "not finite"),
+        (Summed(), DataError, r"gives a tensor of \[1, 64\] for 2 images"),
+        (nn.Conv2d(3, 1, 3), DataError, r"cannot look at \[2, 1, 8, 8\]"),
+    ],
+)
 def test_what_an_extractor_must_not_give_is_refused_in_one_line(
     tmp_path: Path, module: nn.Module, kind: type[Exception], why: str
 ) -> None:
@@ -122,10 +133,14 @@ def test_no_pickle_is_read_even_of_a_trusted_file(tmp_path: Path) -> None:
     trap = pickle.dumps(Trap(sprung))
     good = program(network(), tmp_path / "good.pt2")
     table = b'{"config": {"a": {"path_name": "tensor_0", "use_pickle": true}}}'
-    for part, data in (("data/sample_inputs/model.pt", trap), ("data/weights/model.pt", trap),
-                       ("data/constants/model.pt", trap), ("data/aotinductor/model/a.so", b"code"),
-                       ("data/constants/model_constants_config.json", table),
-                       ("data/weights/model_weights_config.json", b"no table")):  # fmt: skip
+    for part, data in (
+        ("data/sample_inputs/model.pt", trap),
+        ("data/weights/model.pt", trap),
+        ("data/constants/model.pt", trap),
+        ("data/aotinductor/model/a.so", b"code"),
+        ("data/constants/model_constants_config.json", table),
+        ("data/weights/model_weights_config.json", b"no table"),
+    ):
         with pytest.raises(DataError, match="none is read|cannot be read") as refusal:
             find(changed(good, part, data))
         assert "\n" not in str(refusal.value) and not sprung.exists(), part
@@ -137,7 +152,9 @@ def test_no_pickle_is_read_even_of_a_trusted_file(tmp_path: Path) -> None:
 def test_pickles_of_torch_and_zips_of_something_else_are_refused(tmp_path: Path) -> None:
     sprung, path = tmp_path / "sprung", tmp_path / "weights.pt"
     torch.save({"trap": Trap(sprung)}, path)
-    with pytest.raises(DataError, match=r"holds no network that can be read \(a pickle of torch.save is not\)"):
+    with pytest.raises(
+        DataError, match=r"holds no network that can be read \(a pickle of torch.save is not\)"
+    ):
         find(path)
     path.write_bytes(pickle.dumps(Trap(sprung)))
     with pytest.raises(DataError, match="is no extractor"):

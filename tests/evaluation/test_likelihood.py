@@ -47,9 +47,20 @@ class Decoder(torch.nn.Module):
 
 @pytest.fixture
 def linear() -> Any:
-    """x = Wz + noise, with two latents and six pixels; W is small, so that Wz stays within [-1, 1]."""
-    method = made("vae", {"latent_dim": 2, "network.kind": "dense", "network.widths": [3],
-                          "likelihood": "gaussian", "sigma": SIGMA}, SHAPE)  # fmt: skip
+    """x = Wz + noise, with two latents and six pixels; W is small, so that Wz stays within [-1,
+    1].
+    """
+    method = made(
+        "vae",
+        {
+            "latent_dim": 2,
+            "network.kind": "dense",
+            "network.widths": [3],
+            "likelihood": "gaussian",
+            "sigma": SIGMA,
+        },
+        SHAPE,
+    )
     torch.manual_seed(2)
     weights = torch.randn(6, 2) * 0.1
     method.networks["encoder"], method.networks["decoder"] = Encoder(weights), Decoder(weights)
@@ -63,11 +74,17 @@ def images(method: Any, count: int = 8) -> Batch:
     return Batch((torch.randn(count, 6) @ factor.T).view(-1, *SHAPE), keys, keys, 0)
 
 
-def measured(method: Any, some: Batch, shape: tuple[int, int, int] = SHAPE, **asked: Any) -> dict[str, Figure]:
+def measured(
+    method: Any, some: Batch, shape: tuple[int, int, int] = SHAPE, **asked: Any
+) -> dict[str, Figure]:
     wanted = FigureSettings(**asked)
-    family = Likelihood(Subject(method, shape, method.settings.latent_dim, wanted, Pixels(), None, ""))
+    family = Likelihood(
+        Subject(method, shape, method.settings.latent_dim, wanted, Pixels(), None, "")
+    )
     with torch.no_grad():
-        taken = family.take(HELD_OUT, Seen(some, torch.zeros(len(some.images), dtype=torch.int64), 0))
+        taken = family.take(
+            HELD_OUT, Seen(some, torch.zeros(len(some.images), dtype=torch.int64), 0)
+        )
     return family.figures(taken, None, {})
 
 
@@ -89,14 +106,18 @@ def test_the_bound_does_not_depend_on_how_many_latents_are_held_at_once(
     some = images(linear)
     whole = measured(linear, some, bound_samples=37)["iwae_37"].value
     monkeypatch.setattr("udl_dist.evaluation.likelihood.AT_ONCE", 20)
-    assert measured(linear, some, bound_samples=37)["iwae_37"].value == pytest.approx(whole, rel=1e-6)
+    assert measured(linear, some, bound_samples=37)["iwae_37"].value == pytest.approx(
+        whole, rel=1e-6
+    )
 
 
 def test_more_latents_tighten_the_bound_and_black_and_white_pixels_have_bits() -> None:
     method, some = made("vae", {"latent_dim": 3, "binarise": "static"}), batch(16)
     one, many = (measured(method, some, (1, 8, 8), bound_samples=count) for count in (1, 200))
     assert many["iwae_200"].value < one["iwae_1"].value
-    assert many["bits_per_dimension"].value == pytest.approx(many["iwae_200"].value / (64 * math.log(2)))
+    assert many["bits_per_dimension"].value == pytest.approx(
+        many["iwae_200"].value / (64 * math.log(2))
+    )
     assert many["bits_per_dimension"].beside == {"even chances": 1.0}
 
 

@@ -1,4 +1,6 @@
-"""Pictures are what they claim: these pixels in this order, however small or many the images are."""
+"""Pictures are what they claim: these pixels in this order, however small or many the images
+are.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,13 @@ def test_a_grid_holds_each_image_where_it_belongs(channels: int) -> None:
     images = torch.linspace(-1, 1, 5)[:, None, None, None].expand(5, channels, 28, 28)
     picture = pictures.grid(images, 3)
     assert picture.mode == ("L" if channels == 1 else "RGB")
-    assert [int(tile(picture, n // 3, n % 3, 56).mean()) for n in range(5)] == [0, 64, 128, 191, 255]
+    assert [int(tile(picture, n // 3, n % 3, 56).mean()) for n in range(5)] == [
+        0,
+        64,
+        128,
+        191,
+        255,
+    ]
     assert tile(picture, 1, 2, 56).std() == 0, "the empty place is background"
 
 
@@ -52,7 +60,11 @@ def built(name: str, **settings: object) -> methods.Method:
 def test_each_method_is_drawn_as_far_as_it_can() -> None:
     batch, keys = batch_of(torch.rand(4, 1, 28, 28) * 2 - 1), rng.keys(0, 4)
     drawn = {name: set(pictures.draw(built(name), batch, keys, 2)) for name in ("ae", "vae", "gan")}
-    assert drawn == {"ae": {"reconstruction"}, "vae": {"reconstruction", "samples"}, "gan": {"samples"}}
+    assert drawn == {
+        "ae": {"reconstruction"},
+        "vae": {"reconstruction", "samples"},
+        "gan": {"samples"},
+    }
 
 
 def test_a_denoising_method_shows_what_it_saw_between_original_and_output() -> None:
@@ -66,7 +78,9 @@ def test_a_denoising_method_shows_what_it_saw_between_original_and_output() -> N
 
 def test_a_caption_stands_below_and_changes_no_pixel_above() -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 120), dtype=np.uint8))
-    whole = pictures.captioned(picture, "Samples are drawn from the prior N(0, 1), and this takes several lines.")
+    whole = pictures.captioned(
+        picture, "Samples are drawn from the prior N(0, 1), and this takes several lines."
+    )
     assert whole.width == 120
     assert (np.asarray(whole)[:40] == np.asarray(picture)).all()
     below = np.asarray(whole)[40:]

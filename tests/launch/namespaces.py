@@ -1,5 +1,6 @@
-"""Machines made of Linux namespaces: each has an address, a name, processes and a temporary and a home folder of its
-own and can write nothing else; an S3-speaking server that they all reach is all that they share. Needs root.
+"""Machines made of Linux namespaces: each has an address, a name, processes and a temporary and a
+home folder of its own and can write nothing else; an S3-speaking server that they all reach is all
+that they share. Needs root.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ HUB = """set -eu
 ip link set lo up
 ip link add br0 type bridge && ip addr add 10.77.0.1/24 dev br0 && ip link set br0 up
 echo ready && exec cat"""
-# A second network that leads nowhere, and a name that means loopback, as Debian's installer writes it.
+# A second network that leads nowhere, and a name that means loopback, as Debian's installer writes
+# it.
 NODE = """set -eu
 umask 022
 name=$1 address=$2 own=$3; shift 3
@@ -60,17 +62,28 @@ def missing() -> str:
     """What keeps such machines from being made here, "" for nothing."""
     if os.geteuid() != 0:
         return "namespaces with a network of their own are made by root only"
-    trial = "ip link add br0 type bridge && ip link add v0 type veth peer name v1 && mount -t tmpfs none /mnt"
+    trial = (
+        "ip link add br0 type bridge && ip link add v0 type veth peer name v1 && mount -t tmpfs"
+        " none /mnt"
+    )
     try:
-        done = subprocess.run(["unshare", "-n", "-m", "-p", "-u", "-i", "-f", "sh", "-c", trial], check=False,
-                              capture_output=True, text=True)  # fmt: skip
+        done = subprocess.run(
+            ["unshare", "-n", "-m", "-p", "-u", "-i", "-f", "sh", "-c", trial],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
     except FileNotFoundError:
         return "unshare is not installed"
-    return f"no namespaces, bridges or mounts here: {done.stderr.strip()}" if done.returncode else ""
+    return (
+        f"no namespaces, bridges or mounts here: {done.stderr.strip()}" if done.returncode else ""
+    )
 
 
 def entered(process: int, act: Callable[[], Any]) -> Any:
-    """What `act()` returns in a thread that is in the network of `process`, as are the threads that it starts."""
+    """What `act()` returns in a thread that is in the network of `process`, as are the threads that
+    it starts.
+    """
 
     def there() -> Any:
         with open(f"/proc/{process}/ns/net") as network:
@@ -116,8 +129,17 @@ class Node:
 
     def ray(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """`ray start`, which leaves Ray at work there."""
-        start = ["python", "-m", "ray.scripts.scripts", "start", "--node-ip-address", self.address,
-                 "--object-store-memory", "80000000", "--disable-usage-stats"]  # fmt: skip
+        start = [
+            "python",
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            "--node-ip-address",
+            self.address,
+            "--object-store-memory",
+            "80000000",
+            "--disable-usage-stats",
+        ]
         return self.run(*start, *arguments, **environment)
 
     def write(self, path: str, text: str) -> None:
@@ -126,7 +148,8 @@ class Node:
         assert done.returncode == 0, said
 
     def lose(self, unplugged: bool = False) -> None:
-        """kill -9 of everything that runs there: so the kernel does it when the first process of a namespace dies.
+        """kill -9 of everything that runs there: so the kernel does it when the first process of a
+        namespace dies.
 
         With its wire unplugged before, nobody is told by a closed connection.
         """
@@ -149,16 +172,32 @@ class Network:
         """One more machine."""
         number = len(self.nodes) + 2
         name, address = f"node-{number}", f"10.77.0.{number}"
-        kept = [path for path in (sys.base_prefix, sys.prefix, str(REPOSITORY))
-                if any(Path(path).is_relative_to(own) for own in OWN)]  # fmt: skip
-        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true",
-                "AWS_ENDPOINT_URL_S3": self.endpoint}  # fmt: skip
-        environment = keys | {"HOME": str(HOME), "PATH": f"{sys.prefix}/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                              "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "token",
-                              "RAY_worker_niceness": "0"}  # fmt: skip
+        kept = [
+            path
+            for path in (sys.base_prefix, sys.prefix, str(REPOSITORY))
+            if any(Path(path).is_relative_to(own) for own in OWN)
+        ]
+        keys = {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_ENDPOINT_URL_S3": self.endpoint,
+        }
+        environment = keys | {
+            "HOME": str(HOME),
+            "PATH": f"{sys.prefix}/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "PYTHONPATH": str(REPOSITORY),
+            "OMP_NUM_THREADS": "1",
+            "RAY_AUTH_MODE": "token",
+            "RAY_worker_niceness": "0",
+        }
         spaces = ["unshare", "-n", "-m", "-p", "-u", "-i", "-f", "--mount-proc", "--kill-child"]
-        keeper = subprocess.Popen([*spaces, "sh", "-c", NODE, "sh", name, address, " ".join(OWN), *kept],
-                                  env=environment, text=True, **PIPED)  # fmt: skip
+        keeper = subprocess.Popen(
+            [*spaces, "sh", "-c", NODE, "sh", name, address, " ".join(OWN), *kept],
+            env=environment,
+            text=True,
+            **PIPED,
+        )
         first = _child(keeper.pid)
         wire = f"v{number}"
         _in_hub(self.hub.pid, f"ip link add {wire} type veth peer name eth0 netns {first}")
@@ -170,7 +209,9 @@ class Network:
 
 @contextlib.contextmanager
 def network() -> Iterator[Network]:
-    """A network without nodes; object storage is at 127.0.0.1 here, as ever, and at an address of its own for nodes."""
+    """A network without nodes; object storage is at 127.0.0.1 here, as ever, and at an address of
+    its own for nodes.
+    """
     hub = subprocess.Popen(["unshare", "-n", "sh", "-c", HUB], text=True, **PIPED)
     try:
         _begin(hub, "")

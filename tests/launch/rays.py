@@ -12,7 +12,9 @@ from udl_dist.launch.ray_runtime import ENVIRONMENT
 
 @contextmanager
 def one_ray(cores: int, gpus: int = 0) -> Iterator[None]:
-    """A Ray that says it has so many cores and GPUs; it is there already for whatever would start one."""
+    """A Ray that says it has so many cores and GPUs; it is there already for whatever would start
+    one.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings():

@@ -1,4 +1,6 @@
-"""How many workers and trials fit: CPU cores and GPUs are both counted, on a real Ray that says it has them."""
+"""How many workers and trials fit: CPU cores and GPUs are both counted, on a real Ray that says it
+has them.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def cluster() -> Iterator[None]:
 
 
 def run(source: Path, workers: str, cores: int) -> Experiment:
-    return asked("ae", source, run__workers=workers, run__cpus_per_worker=str(cores), run__device="cuda")
+    return asked(
+        "ae", source, run__workers=workers, run__cpus_per_worker=str(cores), run__device="cuda"
+    )
 
 
 @pytest.mark.parametrize(("cores", "workers"), [(1, 8), (2, 8), (4, 4), (6, 2), (16, 1)])
@@ -42,13 +46,20 @@ def test_the_scarcer_of_cores_and_gpus_decides(cores: int, workers: int, source:
 
 
 def test_what_does_not_fit_is_refused_with_both_kinds(source: Path) -> None:
-    with pytest.raises(ClusterError, match="8 needs 32 CPU cores and 8 GPUs, the cluster has 16 CPU cores and 8 GPUs: "
-                                           "set run.workers to 4 or fewer"):  # fmt: skip
+    with pytest.raises(
+        ClusterError,
+        match="8 needs 32 CPU cores and 8 GPUs, the cluster has 16 CPU cores and 8 GPUs: "
+        "set run.workers to 4 or fewer",
+    ):
         ray_runtime.size(run(source, "8", 4))
 
 
-@pytest.mark.parametrize(("share", "trials"), [(1.0, 8), (0.6, 8), (0.5, 16), (0.34, 16), (0.1, 16)])
-def test_trials_share_a_gpu_but_no_trial_lies_on_two(share: float, trials: int, source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("share", "trials"), [(1.0, 8), (0.6, 8), (0.5, 16), (0.34, 16), (0.1, 16)]
+)
+def test_trials_share_a_gpu_but_no_trial_lies_on_two(
+    share: float, trials: int, source: Path, tmp_path: Path
+) -> None:
     search = wanted(source, tmp_path)
     settings = replace(search.settings, gpu_share=share)
     assert places.slots(replace(search, settings=settings)).parallel == trials

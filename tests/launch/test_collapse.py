@@ -1,4 +1,6 @@
-"""Alarms of methods that come to nothing: by crafted figures, and by a run that really collapses."""
+"""Alarms of methods that come to nothing: by crafted figures, and by a run that really
+collapses.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +38,20 @@ def test_posterior_collapse_is_seen_but_not_during_the_warm_up() -> None:
     method = made("vae", method__warmup_images="100")
     assert method.alarms({"val/kl": 0.01}, 50) == {}
     assert method.alarms({"val/kl": 3.0}, 200) == {}
-    assert method.alarms({"val/kl": 0.01}, 200)["posterior collapse"].startswith("KL 0.01 nats: lower")
+    assert method.alarms({"val/kl": 0.01}, 200)["posterior collapse"].startswith(
+        "KL 0.01 nats: lower"
+    )
 
 
 def test_a_discriminator_that_wins_is_seen() -> None:
     method = made("gan")
     assert method.alarms({"train/real_logit": 2.0, "train/fake_logit": -9.0}, 0) == {}
-    line = method.alarms({"train/real_logit": 9.0, "train/fake_logit": -12.0}, 0)["the discriminator wins"]
-    assert line.startswith("real 9, generated -12 (logits), its loss inf: lower method.discriminator_rate")
+    line = method.alarms({"train/real_logit": 9.0, "train/fake_logit": -12.0}, 0)[
+        "the discriminator wins"
+    ]
+    assert line.startswith(
+        "real 9, generated -12 (logits), its loss inf: lower method.discriminator_rate"
+    )
 
 
 @pytest.mark.parametrize("loss", [0.003, 0.02])
@@ -51,19 +59,28 @@ def test_a_discriminator_that_makes_no_error_has_won_at_smaller_logits(loss: flo
     """As seen for 25,000 images of two runs that made garbage."""
     figures = {"train/real_logit": 6.0, "train/fake_logit": -5.0, "train/discriminator": loss}
     assert list(made("gan").alarms(figures, 5_000)) == ["the discriminator wins"]
-    assert made("gan").alarms(figures | {"train/discriminator": 0.09}, 5_000) == {}  # healthy, soon after the start
+    # healthy, soon after the start
+    assert made("gan").alarms(figures | {"train/discriminator": 0.09}, 5_000) == {}
 
 
 @pytest.mark.parametrize(
     ("figures", "words"),
     [
-        ({"val/contrast": 3.5}, "3.5 times the contrast and 1 times the fine detail of real ones: set method.r1"),
+        (
+            {"val/contrast": 3.5},
+            "3.5 times the contrast and 1 times the fine detail of real ones: set method.r1",
+        ),
         ({"val/contrast": 5.4}, "5.4 times the contrast"),
         ({"val/detail": 12.0}, "12 times the fine detail of real ones: set method.r1"),
-        ({"val/detail": 0.04}, "0.04 times the fine detail of real ones, they are blurred: train longer"),
+        (
+            {"val/detail": 0.04},
+            "0.04 times the fine detail of real ones, they are blurred: train longer",
+        ),
     ],
 )
-def test_generated_images_unlike_real_ones_are_told_from_both_sides(figures: dict[str, float], words: str) -> None:
+def test_generated_images_unlike_real_ones_are_told_from_both_sides(
+    figures: dict[str, float], words: str
+) -> None:
     assert made("gan").alarms(HEALTHY | figures, 5_000) == {}  # a generator starts with noise
     alarms = made("gan").alarms(HEALTHY | figures, 25_000)
     assert list(alarms) == ["unlike real images"]
@@ -71,30 +88,71 @@ def test_generated_images_unlike_real_ones_are_told_from_both_sides(figures: dic
 
 
 def test_a_vae_that_collapses_is_told_once_or_stopped(source: Path, tmp_path: Path) -> None:
-    flags = {"track__mode": "off", "method__beta": "1000", "train__learning_rate": "0.01",
-             "train__total_images": "2400", "evaluate__every_images": "600"}  # fmt: skip
+    flags = {
+        "track__mode": "off",
+        "method__beta": "1000",
+        "train__learning_rate": "0.01",
+        "train__total_images": "2400",
+        "evaluate__every_images": "600",
+    }
     experiment = asked("vae", source, run__folder=str(tmp_path / "warned"), **flags)
     (tmp_path / "warned").mkdir()
     work(experiment, prepare(experiment.data), Ranks())
     told = RunFolder(tmp_path / "warned").messages.read_text()
     assert told.count("ALARM: posterior collapse after ") == 1
     (tmp_path / "stopped").mkdir()
-    experiment = asked("vae", source, run__folder=str(tmp_path / "stopped"), train__on_collapse="stop", **flags)
-    with pytest.raises(TrainingError, match=r"posterior collapse after \d+ images: .* in use, KL .* lower method.beta"):
+    experiment = asked(
+        "vae", source, run__folder=str(tmp_path / "stopped"), train__on_collapse="stop", **flags
+    )
+    with pytest.raises(
+        TrainingError,
+        match=r"posterior collapse after \d+ images: .* in use, KL .* lower method.beta",
+    ):
         work(experiment, prepare(experiment.data), Ranks())
 
 
-HEALTHY = {"val/spread": 0.2, "val/contrast": 0.2, "val/detail": 1.0, "val/headroom": 0.8, "val/logit_scale": 20.0}
+HEALTHY = {
+    "val/spread": 0.2,
+    "val/contrast": 0.2,
+    "val/detail": 1.0,
+    "val/headroom": 0.8,
+    "val/logit_scale": 20.0,
+}
 
 
-@pytest.mark.parametrize(("figures", "name", "line"), [
-    ({"val/spread": 0.03}, "mode collapse", "generated images have 0.03 of the spread of real ones: lower"),
-    ({"val/spread": 0.0, "val/contrast": 0.001}, "dead generator", "contrast 0.001, headroom 0.8 of the real"),
-    ({"val/spread": 0.0, "val/headroom": 0.0}, "dead generator", "contrast 0.2, headroom 0 of the real images': lower"),
-    ({"val/logit_scale": 800.0}, "exploding scale", "logits of size 8e+02: lower train.learning_rate"),
-    ({"train/fake_logit": -300.0}, "exploding scale", "logits of size 3e+02: lower train.learning_rate"),
-])  # fmt: skip
-def test_a_lost_gan_is_told_by_the_one_name_it_has(figures: dict[str, float], name: str, line: str) -> None:
+@pytest.mark.parametrize(
+    ("figures", "name", "line"),
+    [
+        (
+            {"val/spread": 0.03},
+            "mode collapse",
+            "generated images have 0.03 of the spread of real ones: lower",
+        ),
+        (
+            {"val/spread": 0.0, "val/contrast": 0.001},
+            "dead generator",
+            "contrast 0.001, headroom 0.8 of the real",
+        ),
+        (
+            {"val/spread": 0.0, "val/headroom": 0.0},
+            "dead generator",
+            "contrast 0.2, headroom 0 of the real images': lower",
+        ),
+        (
+            {"val/logit_scale": 800.0},
+            "exploding scale",
+            "logits of size 8e+02: lower train.learning_rate",
+        ),
+        (
+            {"train/fake_logit": -300.0},
+            "exploding scale",
+            "logits of size 3e+02: lower train.learning_rate",
+        ),
+    ],
+)
+def test_a_lost_gan_is_told_by_the_one_name_it_has(
+    figures: dict[str, float], name: str, line: str
+) -> None:
     alarms = made("gan").alarms(HEALTHY | figures, 0)
     assert list(alarms) == [name]
     assert alarms[name].startswith(line)
@@ -115,7 +173,9 @@ def test_latents_that_no_image_moves_are_a_collapse_at_any_kl() -> None:
     method = made("vae")
     line = method.alarms({"val/kl": 3.0, "val/active_units": 0.0}, 0)["posterior collapse"]
     assert line.startswith("0 of 4 latents in use, KL 3 nats: lower")
-    assert list(method.alarms({"train/kl": 0.01}, 0)) == ["posterior collapse"], "without held-out images"
+    assert list(method.alarms({"train/kl": 0.01}, 0)) == ["posterior collapse"], (
+        "without held-out images"
+    )
 
 
 def crafted(images: torch.Tensor, generated: torch.Tensor) -> dict[str, float]:
@@ -124,15 +184,21 @@ def crafted(images: torch.Tensor, generated: torch.Tensor) -> dict[str, float]:
     method.build()
     method.sample = lambda keys: generated
     with torch.no_grad():
-        values = method.measure(Batch(images, rng.keys(0, len(images)), rng.keys(0, len(images)), 0))
-    figures: dict[str, float] = method.figures({name: value.double().mean(0) for name, value in values.items()})
+        values = method.measure(
+            Batch(images, rng.keys(0, len(images)), rng.keys(0, len(images)), 0)
+        )
+    figures: dict[str, float] = method.figures(
+        {name: value.double().mean(0) for name, value in values.items()}
+    )
     return figures
 
 
 def test_shares_of_the_real_images_are_those_by_hand() -> None:
     real = torch.rand(50, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     same = crafted(real, real)
-    assert [same[name] for name in ("spread", "contrast", "detail", "headroom")] == pytest.approx([1, 1, 1, 1])
+    assert [same[name] for name in ("spread", "contrast", "detail", "headroom")] == pytest.approx(
+        [1, 1, 1, 1]
+    )
     half = crafted(real, real / 2)
     assert (half["spread"], half["contrast"], half["detail"]) == pytest.approx((0.25, 0.25, 0.25))
     same = crafted(real, real[:1].expand_as(real))
@@ -143,13 +209,16 @@ def test_shares_of_the_real_images_are_those_by_hand() -> None:
     assert crafted(real, real.sign())["headroom"] == 0
     colours = torch.rand(50, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     plain = colours.mean((2, 3), keepdim=True).expand_as(colours)
-    assert crafted(colours, plain)["contrast"] == pytest.approx(0, abs=1e-6), "a plain colour is blank"
+    assert crafted(colours, plain)["contrast"] == pytest.approx(0, abs=1e-6), (
+        "a plain colour is blank"
+    )
     assert "spread" not in crafted(real[:1], real[:1]), "one image has no spread to have a share of"
 
 
 RUNS: dict[str, tuple[str, dict[str, str]]] = {
     "posterior collapse": ("vae", {"method__beta": "1000", "train__learning_rate": "0.01"}),
-    # A discriminator that hardly learns: all that is generated goes to the one image that it likes best.
+    # A discriminator that hardly learns: all that is generated goes to the one image that it likes
+    # best.
     "mode collapse": (
         "gan",
         {
@@ -171,11 +240,17 @@ RUNS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-def said(method: str, source: Path, folder: Path, images: str = "2400", every: str = "240", **flags: str) -> str:
+def said(
+    method: str, source: Path, folder: Path, images: str = "2400", every: str = "240", **flags: str
+) -> str:
     """What a short run said; `every` so many images it is looked at."""
     folder.mkdir()
-    flags = {"track__mode": "off", "evaluate__pictures": "false", "train__total_images": images,
-             "evaluate__every_images": every} | flags  # fmt: skip
+    flags = {
+        "track__mode": "off",
+        "evaluate__pictures": "false",
+        "train__total_images": images,
+        "evaluate__every_images": every,
+    } | flags
     experiment = asked(method, source, run__folder=str(folder), **flags)
     work(experiment, prepare(experiment.data), Ranks())
     messages = RunFolder(folder).messages
@@ -185,11 +260,15 @@ def said(method: str, source: Path, folder: Path, images: str = "2400", every: s
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_that_really_fails_says_so(name: str, source: Path, tmp_path: Path) -> None:
     method, flags = RUNS[name]
-    assert f"ALARM: {name.split(' of ')[0]} after " in said(method, source, tmp_path / "run", **flags)
+    assert f"ALARM: {name.split(' of ')[0]} after " in said(
+        method, source, tmp_path / "run", **flags
+    )
 
 
 @pytest.mark.parametrize("method", ["ae", "vae", "gan"])
-def test_a_healthy_run_raises_no_alarm_at_any_step(method: str, source: Path, tmp_path: Path) -> None:
+def test_a_healthy_run_raises_no_alarm_at_any_step(
+    method: str, source: Path, tmp_path: Path
+) -> None:
     assert "ALARM" not in said(method, source, tmp_path / "run", images="1200", every="12")
 
 
@@ -200,7 +279,9 @@ def measured(experiments: list[Experiment]) -> list[dict[str, float]]:
 
 
 def fresh(experiment: Experiment) -> Run:
-    """A run before its first step; of a VAE's latents, all but the last eight are far from 0 and move little."""
+    """A run before its first step; of a VAE's latents, all but the last eight are far from 0 and
+    move little.
+    """
     run = Run(experiment, Ranks())
     if experiment.method_name == "vae":
         last: Any = run.learning.method.networks["encoder"][-1]  # type: ignore[index]
@@ -219,8 +300,12 @@ def test_figures_over_columns_are_exact_in_every_world(source: Path, tmp_path: P
     run = fresh(experiments[1])
     assert run.held_out
     with torch.no_grad():
-        latents = torch.cat([run.learning.method.encode(to_batch(records, 0, run.ranks.device).images)
-                             for records in run.held_out.once(99)])  # fmt: skip
+        latents = torch.cat(
+            [
+                run.learning.method.encode(to_batch(records, 0, run.ranks.device).images)
+                for records in run.held_out.once(99)
+            ]
+        )
     variances = latents.double().var(0, correction=0)
     assert 8 <= alone[1]["val/active_units"] == (variances > 0.01).sum() <= 20
     assert "val/latent" not in alone[1]

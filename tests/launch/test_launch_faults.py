@@ -1,4 +1,6 @@
-"""Faults under real Ray: a stopped worker is ended and all start again; a fault that repeats ends the run by name."""
+"""Faults under real Ray: a stopped worker is ended and all start again; a fault that repeats ends
+the run by name.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def test_a_fault_that_repeats_ends_the_run_by_its_first_error(source: Path, tmp_
     experiment = wanted("ae", source, tmp_path, **FLAGS)
     with pytest.raises(TrainingError) as caught:
         session.train(experiment, io.StringIO(), faults="raise rank 1 at image 700 in phase always")
-    assert str(caught.value).startswith("rank 1 failed after 708 images: raised on purpose; it did so twice")
+    assert str(caught.value).startswith(
+        "rank 1 failed after 708 images: raised on purpose; it did so twice"
+    )
     assert (tmp_path / "messages.log").read_text().count("all workers start again") == 1
 
 
@@ -60,6 +64,8 @@ def test_workers_that_find_no_place_end_the_run_with_asked_and_available(
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "3")
     busy = ray.remote(num_cpus=3)(Busy).remote()
     assert ray.get(busy.ready.remote())
-    with pytest.raises(ClusterError, match=r"run.workers = 2 could not be placed in 3 tries; free now: 1 CPU cores"):
+    with pytest.raises(
+        ClusterError, match=r"run.workers = 2 could not be placed in 3 tries; free now: 1 CPU cores"
+    ):
         session.train(wanted("ae", source, tmp_path, **FLAGS), io.StringIO())
     ray.kill(busy)

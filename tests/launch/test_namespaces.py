@@ -1,5 +1,7 @@
-"""A closed cluster of machines that share nothing but object storage: each has its own address, temporary and home
-folder, a second network that leads nowhere, and a name that means loopback to itself."""
+"""A closed cluster of machines that share nothing but object storage: each has its own address,
+temporary and home folder, a second network that leads nowhere, and a name that means loopback to
+itself.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,16 @@ from udl_dist.storage.places import joined
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(why := namespaces.missing()), reason=why)]
 IMAGES = 12_000
-FLAGS = {"train__total_images": str(IMAGES), "evaluate__every_images": "6000", "train__report_images": "240",
-         "run__checkpoint_images": "1200", "run__determinism": "elastic", "run__hang_seconds": "30",
-         "data__held_out_fraction": "0.2", "data__storage_cache_bytes": "10000000"}  # fmt: skip
+FLAGS = {
+    "train__total_images": str(IMAGES),
+    "evaluate__every_images": "6000",
+    "train__report_images": "240",
+    "run__checkpoint_images": "1200",
+    "run__determinism": "elastic",
+    "run__hang_seconds": "30",
+    "data__held_out_fraction": "0.2",
+    "data__storage_cache_bytes": "10000000",
+}
 JOB, DASHBOARD = str(HOME / "job.toml"), "http://127.0.0.1:8265"
 
 
@@ -38,8 +47,19 @@ class Cluster:
         self.network, self.data = network, data
         self.source = put(data / "train", "nodes")  # no index beside them: whoever trains makes one
         self.head, self.nodes = network.add(), list[Node]()
-        done = self.head.ray("--head", "--port", "6379", "--num-cpus", "0", "--num-gpus", "0", "--include-dashboard",
-                             "true", "--dashboard-host", "127.0.0.1")  # fmt: skip
+        done = self.head.ray(
+            "--head",
+            "--port",
+            "6379",
+            "--num-cpus",
+            "0",
+            "--num-gpus",
+            "0",
+            "--include-dashboard",
+            "true",
+            "--dashboard-host",
+            "127.0.0.1",
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         self.address = f"{self.head.address}:6379"
 
@@ -55,7 +75,10 @@ class Cluster:
 
     def alive(self) -> int:
         """How many nodes there are by Ray's own account."""
-        ask = "import ray; ray.init('auto', log_to_driver=False); print(sum(node['Alive'] for node in ray.nodes()))"
+        ask = (
+            "import ray; ray.init('auto', log_to_driver=False); print(sum(node['Alive'] for node in"
+            " ray.nodes()))"
+        )
         return int(self.head.run("python", "-c", ask).stdout.split()[-1])
 
 
@@ -93,7 +116,10 @@ def until_reached(far: str, images: int, running: Any) -> None:
         time.sleep(0.2)
 
 
-TRAIN, SUBMIT = ("train", JOB, "--run.address", "auto"), ("submit", JOB, "--follow", "--address", DASHBOARD)
+TRAIN, SUBMIT = (
+    ("train", JOB, "--run.address", "auto"),
+    ("submit", JOB, "--follow", "--address", DASHBOARD),
+)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +133,12 @@ TRAIN, SUBMIT = ("train", JOB, "--run.address", "auto"), ("submit", JOB, "--foll
     ids=["ae", "vae-submitted", "gan", "ae-unplugged"],
 )
 def test_a_run_whose_node_is_lost_ends_with_the_weights_of_the_undisturbed_one(
-    method: str, command: tuple[str, ...], unplugged: bool, told: str, cluster: Cluster, tmp_path: Path
+    method: str,
+    command: tuple[str, ...],
+    unplugged: bool,
+    told: str,
+    cluster: Cluster,
+    tmp_path: Path,
 ) -> None:
     far = f"s3://bucket/runs/{tmp_path.name}"
     cluster.job(method, far, run__workers="2..3")
@@ -121,9 +152,19 @@ def test_a_run_whose_node_is_lost_ends_with_the_weights_of_the_undisturbed_one(
     assert running.returncode == 0, out + err
     run = brought(far, tmp_path / "run")
     heard = RunFolder(run).messages.read_text()
-    turns = (" 3 workers", told, "start again from the newest checkpoint (1 of 3)", " 2 workers", "resumed after")
-    assert [heard.index(turn) for turn in turns if turn] == sorted(heard.index(turn) for turn in turns if turn), heard
-    whole = wanted(method, cluster.data, tmp_path / "whole", **{"data__source": cluster.source, **FLAGS})
+    turns = (
+        " 3 workers",
+        told,
+        "start again from the newest checkpoint (1 of 3)",
+        " 2 workers",
+        "resumed after",
+    )
+    assert [heard.index(turn) for turn in turns if turn] == sorted(
+        heard.index(turn) for turn in turns if turn
+    ), heard
+    whole = wanted(
+        method, cluster.data, tmp_path / "whole", **{"data__source": cluster.source, **FLAGS}
+    )
     gloo.run(1, finished, whole, seconds=300)
     assert manifest(run, IMAGES) == manifest(tmp_path / "whole", IMAGES)
     assert [pytest.approx(point, rel=1e-5) for point in curves(run)] == curves(tmp_path / "whole")
@@ -133,14 +174,21 @@ def test_doctor_asks_every_node_by_its_own_address(cluster: Cluster) -> None:
     cluster.job("ae", "s3://bucket/runs/asked", run__workers="3")
     done = cluster.head.udl("doctor", JOB, "--address", DASHBOARD)
     assert done.returncode == 0, done.stdout + done.stderr
-    for line in ("token      accepted", "folder     s3://bucket/runs/asked on all 4 nodes",
-                 "data       s3://bucket/nodes on all 4 nodes", "workers    run.workers = 3 can be placed"
-                 ):  # fmt: skip
+    for line in (
+        "token      accepted",
+        "folder     s3://bucket/runs/asked on all 4 nodes",
+        "data       s3://bucket/nodes on all 4 nodes",
+        "workers    run.workers = 3 can be placed",
+    ):
         assert f"ok   {line}\n" in done.stdout
     cluster.job("ae", "/tmp/run", run__workers="3")
     done = cluster.head.udl("doctor", JOB, "--address", DASHBOARD)
     assert done.returncode == 5
-    assert re.search(r"^BAD  folder     /tmp/run on node-\d \(10\.77\.0\.\d, node .* and 2 more: ", done.stdout, re.M)
+    assert re.search(
+        r"^BAD  folder     /tmp/run on node-\d \(10\.77\.0\.\d, node .* and 2 more: ",
+        done.stdout,
+        re.M,
+    )
     assert re.search(rf"^BAD  folder     {HOME}/.cache/udl-dist on node-", done.stdout, re.M)
 
 
@@ -159,7 +207,9 @@ def test_doctor_asks_every_node_by_its_own_address(cluster: Cluster) -> None:
 def test_what_the_head_alone_has_is_refused_with_the_names_of_the_others(
     folder: str, flags: dict[str, str], expected: str, cluster: Cluster
 ) -> None:
-    pack = "import pathlib; from tests.training.learn import packed as p; p(pathlib.Path('/tmp/only'))"
+    pack = (
+        "import pathlib; from tests.training.learn import packed as p; p(pathlib.Path('/tmp/only'))"
+    )
     assert cluster.head.run("sh", "-c", f'test -d /tmp/only || python -c "{pack}"').returncode == 0
     cluster.job("ae", folder, run__workers="3", **flags)
     named = [f"{node.name} ({node.address}, node " for node in cluster.nodes]

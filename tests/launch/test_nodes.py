@@ -1,4 +1,6 @@
-"""Several nodes under real Ray: a range of workers goes on when a node is lost, and grows when one comes."""
+"""Several nodes under real Ray: a range of workers goes on when a node is lost, and grows when one
+comes.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,14 @@ from udl_dist.storage.places import joined
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("default")]
 fixtures = (source,)
 IMAGES, CHECKPOINT_IMAGES = 24_000, 1200
-FLAGS = {"run__determinism": "elastic", "train__total_images": str(IMAGES), "evaluate__every_images": "6000",
-         "train__report_images": "240", "run__checkpoint_images": str(CHECKPOINT_IMAGES),
-         "run__hang_seconds": "30"}  # fmt: skip
+FLAGS = {
+    "run__determinism": "elastic",
+    "train__total_images": str(IMAGES),
+    "evaluate__every_images": "6000",
+    "train__report_images": "240",
+    "run__checkpoint_images": str(CHECKPOINT_IMAGES),
+    "run__hang_seconds": "30",
+}
 
 
 class Nodes:
@@ -49,9 +56,13 @@ class Nodes:
         self.nodes: list[Any] = []
 
     def add(self, **environment: str) -> None:
-        with patch("ray._private.utils.set_sigterm_handler"):  # Ray's own, which only a main thread may set
-            self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=self._memory,
-                                                    env_vars=environment))  # fmt: skip
+        # Ray's own, which only a main thread may set
+        with patch("ray._private.utils.set_sigterm_handler"):
+            self.nodes.append(
+                self.cluster.add_node(
+                    num_cpus=1, object_store_memory=self._memory, env_vars=environment
+                )
+            )
 
     def lose(self) -> None:
         """As if somebody pulled the plug."""
@@ -60,8 +71,13 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
-    for name, value in (ray_runtime.ENVIRONMENT | keys).items():  # as the nodes of a cluster have them
+    keys = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    # as the nodes of a cluster have them
+    for name, value in (ray_runtime.ENVIRONMENT | keys).items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -96,7 +112,9 @@ def reached(folder: Path) -> float:
 
 @contextlib.contextmanager
 def acting(folder: Path, *turns: tuple[str, Callable[[], None]]) -> Iterator[None]:
-    """Do each act two checkpoints after its line is said, for the first time after the act before; all are done."""
+    """Do each act two checkpoints after its line is said, for the first time after the act before;
+    all are done.
+    """
     over = threading.Event()
 
     def watch() -> None:
@@ -126,10 +144,16 @@ def test_a_node_lost_and_a_node_added_change_nothing_in_the_end(
     monkeypatch.setattr(autoscale, "GROW_SECONDS", 1.0)
     run = tmp_path / "run"
     with acting(run, ("3 workers", nodes.lose), (" 2 workers", nodes.add)):
-        assert session.train(wanted("vae", source, run, run__workers="2..4", **FLAGS), io.StringIO()).complete
+        assert session.train(
+            wanted("vae", source, run, run__workers="2..4", **FLAGS), io.StringIO()
+        ).complete
     told = said(run)
     assert told.index(" 3 workers") < told.index("start again from the newest checkpoint (1 of 3)")
-    assert told.index(" 2 workers") < told.index("3 workers can be had now, not 2") < told.rindex(" 3 workers")
+    assert (
+        told.index(" 2 workers")
+        < told.index("3 workers can be had now, not 2")
+        < told.rindex(" 3 workers")
+    )
     gloo.run(1, finished, wanted("vae", source, tmp_path / "whole", **FLAGS), seconds=300)
     assert manifest(run, IMAGES) == manifest(tmp_path / "whole", IMAGES)
     assert [pytest.approx(point, rel=1e-5) for point in curves(run)] == curves(tmp_path / "whole")
@@ -146,12 +170,22 @@ def test_nodes_that_share_nothing_but_object_storage_lose_one_and_end_with_the_s
     with served() as endpoint:
         here = f"?endpoint_override={endpoint}"
         source, far = put(data / "train", "nodes") + here, f"s3://bucket/nodes-run{here}"
-        flags = {"data__source": source, "data__cache": str(tmp_path / "launcher-data"),
-                 "data__held_out_fraction": "0.2"}  # fmt: skip
+        flags = {
+            "data__source": source,
+            "data__cache": str(tmp_path / "launcher-data"),
+            "data__held_out_fraction": "0.2",
+        }
         for number in range(3):
             nodes.add(XDG_CACHE_HOME=str(tmp_path / f"node-{number}"))
         nodes.cluster.wait_for_nodes()
-        experiment = wanted("vae", data, tmp_path / "unused", run__folder=far, run__workers="2..4", **(FLAGS | flags))
+        experiment = wanted(
+            "vae",
+            data,
+            tmp_path / "unused",
+            run__folder=far,
+            run__workers="2..4",
+            **(FLAGS | flags),
+        )
         with acting(working(far, "launcher"), ("3 workers", nodes.lose)):
             assert session.train(experiment, io.StringIO()).complete
         there = tmp_path / "there"
@@ -159,7 +193,9 @@ def test_nodes_that_share_nothing_but_object_storage_lose_one_and_end_with_the_s
             (there / name).parent.mkdir(parents=True, exist_ok=True)
             objects.download(joined(far, name), there / name)
         told = said(there)
-        assert told.index(" 3 workers") < told.index("start again from the newest checkpoint (1 of 3)")
+        assert told.index(" 3 workers") < told.index(
+            "start again from the newest checkpoint (1 of 3)"
+        )
         assert "resumed after" in told
         whole = wanted("vae", data, tmp_path / "whole", **(FLAGS | flags))
         gloo.run(1, finished, whole, seconds=300)
@@ -170,10 +206,17 @@ def test_nodes_that_share_nothing_but_object_storage_lose_one_and_end_with_the_s
 @contextlib.contextmanager
 def apart(nodes: Nodes, folder: Path) -> Iterator[None]:
     """One more node, which sees a disk of its own where the others see `folder`."""
-    node = f"mount -t tmpfs none {folder} && exec {sys.executable} -m ray.scripts.scripts start --block --num-cpus 1 "
+    node = (
+        f"mount -t tmpfs none {folder} && exec {sys.executable} -m ray.scripts.scripts start"
+        " --block --num-cpus 1 "
+    )
     node += f"--address {nodes.cluster.address} --object-store-memory 80000000"
-    process = subprocess.Popen(["unshare", "-m", "sh", "-c", node], start_new_session=True, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
+    process = subprocess.Popen(
+        ["unshare", "-m", "sh", "-c", node],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     import ray
 
     try:
@@ -187,8 +230,10 @@ def apart(nodes: Nodes, folder: Path) -> Iterator[None]:
         process.wait(30)
 
 
-@pytest.mark.skipif(subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0,
-                    reason="no mount namespace can be made here")  # fmt: skip
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0,
+    reason="no mount namespace can be made here",
+)
 @pytest.mark.parametrize("where", ["run", "data"])
 def test_a_node_that_sees_another_disk_is_named_before_the_first_step(
     where: str, tmp_path_factory: pytest.TempPathFactory, nodes: Nodes
@@ -196,8 +241,10 @@ def test_a_node_that_sees_another_disk_is_named_before_the_first_step(
     tmp_path = tmp_path_factory.mktemp("apart")
     source, run = packed(tmp_path / "data"), tmp_path / "run"
     run.mkdir()
-    expected = {"run": "is not the same on node .*: choose one on a disk that all nodes share",
-                "data": "of the data is not there on node .*: put the shards"}[where]  # fmt: skip
+    expected = {
+        "run": "is not the same on node .*: choose one on a disk that all nodes share",
+        "data": "of the data is not there on node .*: put the shards",
+    }[where]
     with apart(nodes, tmp_path / where), pytest.raises(ClusterError, match=expected):
         session.train(wanted("ae", source, run, run__workers="2"), io.StringIO())
     assert not RunFolder(run).points() and not (run / "checkpoints").exists()
@@ -213,7 +260,9 @@ def test_too_few_nodes_left_end_the_run_with_asked_and_available(
     assert (tmp_path / "checkpoints").exists()
 
 
-def test_a_start_waits_for_a_node_that_is_on_its_way(source: Path, tmp_path: Path, nodes: Nodes) -> None:
+def test_a_start_waits_for_a_node_that_is_on_its_way(
+    source: Path, tmp_path: Path, nodes: Nodes
+) -> None:
     """An autoscaler is told what is missing; here the node comes by hand."""
     many = len(nodes.nodes) + 1
     flags = {"run__workers": str(many), "run__place_seconds": "120", "train__total_images": "240"}
@@ -225,7 +274,9 @@ def test_a_start_waits_for_a_node_that_is_on_its_way(source: Path, tmp_path: Pat
 
         pending: list[Any] = []
         while not pending and not ended.is_set():
-            pending = [each for each in placement_group_table().values() if each["state"] == "PENDING"]
+            pending = [
+                each for each in placement_group_table().values() if each["state"] == "PENDING"
+            ]
             time.sleep(0.2)
         seen.extend(pending)
         nodes.add()

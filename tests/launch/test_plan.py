@@ -1,4 +1,6 @@
-"""What the plan accepts can be trained, and what would die in a worker is refused before one is started."""
+"""What the plan accepts can be trained, and what would die in a worker is refused before one is
+started.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,10 @@ def test_a_decay_of_one_is_refused(setting: str, source: Path) -> None:
     ],
 )
 def test_a_run_that_no_memory_here_can_hold_is_refused(flags: dict[str, str], source: Path) -> None:
-    with pytest.raises(UsageError, match=r"a worker would need about [\d,]+ GiB of memory, this machine has [\d,]+: "):
+    with pytest.raises(
+        UsageError,
+        match=r"a worker would need about [\d,]+ GiB of memory, this machine has [\d,]+: ",
+    ):
         planned_of(asked("ae", source, **flags))
     assert planned_of(asked("ae", source, run__address="elsewhere:6379", **flags)).memory_bytes > 0
 
@@ -51,16 +56,27 @@ def test_images_at_the_end_of_their_sizes_are_refused_too(source: Path) -> None:
 def test_batch_normalisation_of_one_image_is_refused(flags: dict[str, str], source: Path) -> None:
     share = 2 if flags else 1
     norm = {"method__network__norm": "batch", **flags}
-    with pytest.raises(UsageError, match=rf"batch normalisation .* raise train.batch_size to {2 * share}, or"):
+    with pytest.raises(
+        UsageError, match=rf"batch normalisation .* raise train.batch_size to {2 * share}, or"
+    ):
         plans.plan(asked("ae", source, train__batch_size=str(share), **norm))
     plans.plan(asked("ae", source, train__batch_size=str(2 * share), **norm))
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 7])
 @pytest.mark.parametrize("method", ["ae", "vae", "gan"])
-def test_the_smallest_images_and_latents_can_be_learned_or_are_refused(method: str, size: int, source: Path) -> None:
-    flags = {"method.name": method, "method.latent_dim": "1", "train.epochs": "1", "data.channels": "1"}
-    experiment = experiments.load(None, flags | {"data.source": str(source), "data.size": str(size)})
+def test_the_smallest_images_and_latents_can_be_learned_or_are_refused(
+    method: str, size: int, source: Path
+) -> None:
+    flags = {
+        "method.name": method,
+        "method.latent_dim": "1",
+        "train.epochs": "1",
+        "data.channels": "1",
+    }
+    experiment = experiments.load(
+        None, flags | {"data.source": str(source), "data.size": str(size)}
+    )
     if size == 1:
         with pytest.raises(UsageError, match="can be halved"):
             plans.plan(experiment)
@@ -73,13 +89,19 @@ def test_the_smallest_images_and_latents_can_be_learned_or_are_refused(method: s
     for phase in made.phases():
         assert phase.loss(batch)[0].isfinite()
     with torch.no_grad():
-        figures = made.figures({name: value.double().mean(0) for name, value in made.measure(batch).items()})
+        figures = made.figures(
+            {name: value.double().mean(0) for name, value in made.measure(batch).items()}
+        )
     assert all(value == value for value in figures.values())
 
 
 def test_the_plan_names_the_network_that_is_not_compiled(source: Path) -> None:
     flags = {"method__discriminator": "conv", "method__dropout": "0.3", "train__compile": "true"}
-    (said,) = [line for line in plans.plan(asked("gan", source, **flags)).lines() if line.startswith("compile")]
+    (said,) = [
+        line
+        for line in plans.plan(asked("gan", source, **flags)).lines()
+        if line.startswith("compile")
+    ]
     assert "all but discriminator" in said
     compiled = plans.plan(asked("ae", source, train__compile="true")).lines()
     assert not [line for line in compiled if line.startswith("compile")]
@@ -88,15 +110,28 @@ def test_the_plan_names_the_network_that_is_not_compiled(source: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "flags", "expected"),
     [
-        ("ae", {"data__size": "28", "method__network__kind": "conv", "method__network__widths": "32,64"},
-         "encoder conv 32-64-4, decoder conv 3136-32-1"),
+        (
+            "ae",
+            {
+                "data__size": "28",
+                "method__network__kind": "conv",
+                "method__network__widths": "32,64",
+            },
+            "encoder conv 32-64-4, decoder conv 3136-32-1",
+        ),
         ("vae", {}, "encoder dense 16-8, decoder dense 16-64"),
-        ("vae", {"method__network__depth": "2"},
-         "encoder dense 16-8 with 2 residual blocks, decoder dense 16-64 with 2 residual blocks"),
-        ("vae", {"method__likelihood": "gaussian", "method__variance": "learned"},
-         "encoder dense 16-8, decoder dense 16-64, logsigma bias"),
+        (
+            "vae",
+            {"method__network__depth": "2"},
+            "encoder dense 16-8 with 2 residual blocks, decoder dense 16-64 with 2 residual blocks",
+        ),
+        (
+            "vae",
+            {"method__likelihood": "gaussian", "method__variance": "learned"},
+            "encoder dense 16-8, decoder dense 16-64, logsigma bias",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_plan_prints_each_network_by_kind_and_widths(
     method: str, flags: dict[str, str], expected: str, source: Path
 ) -> None:
@@ -106,5 +141,9 @@ def test_the_plan_prints_each_network_by_kind_and_widths(
 
 def test_the_plan_prints_the_multiply_adds_of_an_image(source: Path) -> None:
     planned = plans.plan(asked("ae", source))
-    assert planned.flops_per_image == 2 * (64 * 16 + 16 * 4)  # two dense layers, and their mirror image
-    assert "flops        2,176 multiply-adds an image, in one forward pass through every network" in planned.lines()
+    # two dense layers, and their mirror image
+    assert planned.flops_per_image == 2 * (64 * 16 + 16 * 4)
+    assert (
+        "flops        2,176 multiply-adds an image, in one forward pass through every network"
+        in planned.lines()
+    )

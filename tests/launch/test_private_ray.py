@@ -1,4 +1,6 @@
-"""The Ray that `udl train` starts for itself: nobody else gets in, by the network or as another user of the machine."""
+"""The Ray that `udl train` starts for itself: nobody else gets in, by the network or as another
+user of the machine.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +40,20 @@ clusters.end()
 """
 
 
-def test_a_private_ray_is_on_loopback_and_asks_for_a_token_that_only_its_owner_can_read(tmp_path: Path) -> None:
+def test_a_private_ray_is_on_loopback_and_asks_for_a_token_that_only_its_owner_can_read(
+    tmp_path: Path,
+) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     clean |= {"HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", START], env=clean, umask=0, capture_output=True, text=True,
-                          timeout=120, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", START],
+        env=clean,
+        umask=0,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["sockets"]
@@ -52,5 +63,7 @@ def test_a_private_ray_is_on_loopback_and_asks_for_a_token_that_only_its_owner_c
         code, said = found["joined"][name]
         assert code and "InvalidAuthToken" in said
     assert found["joined"]["own"][0] == 0
-    assert not [name for name in found["left"] if re.search("TOKEN|WINDOWS|UDL", name)], "what it starts for itself"
+    assert not [name for name in found["left"] if re.search("TOKEN|WINDOWS|UDL", name)], (
+        "what it starts for itself"
+    )
     assert not Path(found["token"]).parent.exists() and not (tmp_path / ".ray").exists()

@@ -1,4 +1,6 @@
-"""Whatever a guarded process started is ended when that process is gone, also by kill -9, and nothing else is."""
+"""Whatever a guarded process started is ended when that process is gone, also by kill -9, and
+nothing else is.
+"""
 
 from __future__ import annotations
 
@@ -42,10 +44,19 @@ def alive(process: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("how", "who"), [("close", "all"), ("kill", "all"), pytest.param("kill", "parent gone", marks=pytest.mark.long)]
+    ("how", "who"),
+    [
+        ("close", "all"),
+        ("kill", "all"),
+        pytest.param("kill", "parent gone", marks=pytest.mark.long),
+    ],
 )
-def test_what_was_started_under_the_mark_ends_with_the_process_that_started_it(how: str, who: str) -> None:
-    process = subprocess.Popen([sys.executable, "-c", CODE, how, who], stdout=subprocess.PIPE, text=True)
+def test_what_was_started_under_the_mark_ends_with_the_process_that_started_it(
+    how: str, who: str
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", CODE, how, who], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     inside, unmarked, outside, later = (int(number) for number in process.stdout.readline().split())
     if how == "kill":
@@ -55,7 +66,12 @@ def test_what_was_started_under_the_mark_ends_with_the_process_that_started_it(h
     deadline = time.monotonic() + 10
     while (alive(inside) or alive(unmarked)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert [alive(each) for each in (inside, unmarked, outside, later)] == [False, False, True, True]
+    assert [alive(each) for each in (inside, unmarked, outside, later)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
     for each in (outside, later, process.pid):
         os.kill(each, signal.SIGKILL)
     process.communicate()

@@ -1,4 +1,6 @@
-"""How Ray is started or joined: modules of the command, short socket paths, an address that answers."""
+"""How Ray is started or joined: modules of the command, short socket paths, an address that
+answers.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,9 @@ def bad_modules(folder: Path) -> Path:
     """A folder with an udl_dist, a numpy and a wandb that nobody asked for."""
     (folder / "udl_dist").mkdir(parents=True)
     for file in ("udl_dist/__init__.py", "numpy.py", "wandb.py"):
-        (folder / file).write_text(f"raise ImportError('{file} of the current folder was imported')\n")
+        (folder / file).write_text(
+            f"raise ImportError('{file} of the current folder was imported')\n"
+        )
     return folder
 
 
@@ -80,13 +84,23 @@ def udl(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
     """The installed command: `python -m` would look for modules in the current folder."""
     command = [str(Path(sysconfig.get_path("scripts")) / "udl"), *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env=os.environ | environment, timeout=240, check=False
+        command,
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | environment,
+        timeout=240,
+        check=False,
     )
 
 
 @pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dict[str, str], bool]:
-    """One private Ray in a folder with bad modules, with a long TMPDIR, whose processes have had SIGHUP."""
+def started(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[dict[str, str], dict[str, str], bool]:
+    """One private Ray in a folder with bad modules, with a long TMPDIR, whose processes have had
+    SIGHUP.
+    """
     folder = tmp_path_factory.mktemp("start")
     long = folder / ("long" * 20)
     long.mkdir()
@@ -105,7 +119,9 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], d
     return here, there, alive
 
 
-def test_workers_import_the_modules_of_the_command(started: tuple[dict[str, str], dict[str, str], bool]) -> None:
+def test_workers_import_the_modules_of_the_command(
+    started: tuple[dict[str, str], dict[str, str], bool],
+) -> None:
     here, there, _ = started
     assert there == here
 
@@ -117,18 +133,32 @@ def test_a_private_ray_starts_where_tmpdir_is_long_and_outlives_a_hangup(
     assert alive
 
 
-def test_workers_of_somebody_elses_ray_that_import_another_udl_dist_are_refused(tmp_path: Path) -> None:
+def test_workers_of_somebody_elses_ray_that_import_another_udl_dist_are_refused(
+    tmp_path: Path,
+) -> None:
     here = bad_modules(tmp_path / "here")
     (here / "udl_dist" / "__init__.py").write_text("")
     (here / "numpy.py").unlink()
-    command = [sys.executable, str(script(tmp_path / "program", JOIN)), str(packed(tmp_path)), str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=here, timeout=120, check=False)
+    command = [
+        sys.executable,
+        str(script(tmp_path / "program", JOIN)),
+        str(packed(tmp_path)),
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=here, timeout=120, check=False
+    )
     assert done.stdout.startswith("ClusterError ")
-    assert f"imports udl_dist from {here / 'udl_dist' / '__init__.py'}, the command from " in done.stdout, done.stdout
+    assert (
+        f"imports udl_dist from {here / 'udl_dist' / '__init__.py'}, the command from "
+        in done.stdout
+    ), done.stdout
 
 
 def test_python_m_takes_no_module_from_the_current_folder(tmp_path: Path) -> None:
-    (tmp_path / "numpy.py").write_text("raise ImportError('numpy.py of the current folder was imported')\n")
+    (tmp_path / "numpy.py").write_text(
+        "raise ImportError('numpy.py of the current folder was imported')\n"
+    )
     command = [sys.executable, "-m", "udl_dist", "pack", "digits", "packed"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
@@ -138,19 +168,27 @@ def test_python_m_takes_no_module_from_the_current_folder(tmp_path: Path) -> Non
     "address", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001", "127.0.0.1", "head:port", "local"]
 )
 def test_what_is_not_the_address_of_a_head_is_refused(address: str) -> None:
-    with pytest.raises(UsageError, match=f"address '{address}' is not the address of a Ray cluster's head: give"):
+    with pytest.raises(
+        UsageError, match=f"address '{address}' is not the address of a Ray cluster's head: give"
+    ):
         ray_runtime.start(address, verbose=False)
 
 
 def test_an_address_where_nobody_is_is_refused_at_once() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        with pytest.raises(ClusterError, match=r"no Ray at 127.0.0.1:\d+ \(Connection refused\): is the cluster up"):
+        with pytest.raises(
+            ClusterError, match=r"no Ray at 127.0.0.1:\d+ \(Connection refused\): is the cluster up"
+        ):
             ray_runtime.start(f"127.0.0.1:{unused.getsockname()[1]}", verbose=False)
 
 
-@pytest.mark.parametrize(("answer", "why"), [(b"", "timed out"), (b"HTTP/1.1 400 Bad Request\r\n", "something else")])
-def test_a_server_that_is_no_head_is_refused(answer: bytes, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("answer", "why"), [(b"", "timed out"), (b"HTTP/1.1 400 Bad Request\r\n", "something else")]
+)
+def test_a_server_that_is_no_head_is_refused(
+    answer: bytes, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ray_options, "ANSWER_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -167,7 +205,9 @@ def test_a_server_that_is_no_head_is_refused(answer: bytes, why: str, monkeypatc
 
 
 @pytest.mark.long
-def test_each_verb_with_workers_takes_nothing_from_the_current_folder(trained: dict[str, Path], tmp_path: Path) -> None:
+def test_each_verb_with_workers_takes_nothing_from_the_current_folder(
+    trained: dict[str, Path], tmp_path: Path
+) -> None:
     here = bad_modules(tmp_path / "here")
     long = tmp_path / ("long" * 20)
     long.mkdir()
@@ -194,7 +234,16 @@ def test_each_verb_with_workers_takes_nothing_from_the_current_folder(trained: d
             "--search.export",
             "false",
         ),
-        ("evaluate", str(trained["vae"]), "--workers", "1", "--families", "reconstruction", "--out", "evaluation.json"),
+        (
+            "evaluate",
+            str(trained["vae"]),
+            "--workers",
+            "1",
+            "--families",
+            "reconstruction",
+            "--out",
+            "evaluation.json",
+        ),
         ("embed", str(trained["vae"]), "digits", "codes", "--workers", "1"),
     ):
         done = udl(*arguments, cwd=here, TMPDIR=str(long))
@@ -206,7 +255,9 @@ def test_each_verb_with_workers_takes_nothing_from_the_current_folder(trained: d
 @pytest.mark.long
 def test_a_run_whose_terminal_is_closed_writes_a_checkpoint(tmp_path: Path) -> None:
     job = tmp_path / "job.toml"
-    job.write_text(wanted("ae", packed(tmp_path), tmp_path / "run", train__total_images="2400000").to_toml())
+    job.write_text(
+        wanted("ae", packed(tmp_path), tmp_path / "run", train__total_images="2400000").to_toml()
+    )
     process, terminal = pty.fork()
     if not process:
         os.execv(sys.executable, [sys.executable, "-m", "udl_dist", "train", str(job)])
@@ -218,7 +269,7 @@ def test_a_run_whose_terminal_is_closed_writes_a_checkpoint(tmp_path: Path) -> N
     _, status = os.waitpid(process, 0)
     points = folder.points()
     assert 0 < points[-1]["images"] < 2400000
-    (newest, *_) = sorted(checkpoint.complete(folder.checkpoints), reverse=True)
+    newest, *_ = sorted(checkpoint.complete(folder.checkpoints), reverse=True)
     assert int(newest.name) >= points[-1]["images"]
     assert os.waitstatus_to_exitcode(status) == 129
 

@@ -1,4 +1,6 @@
-"""The first error among its echoes, what repeats and what is counted: on what ranks really leave behind."""
+"""The first error among its echoes, what repeats and what is counted: on what ranks really leave
+behind.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,29 @@ os._exit(0)
 """
 
 
-def left(folder: Path, images: int = 120, rank: int = 1, stacks_from: int = 0, hung: str = "") -> RunFolder:
+def left(
+    folder: Path, images: int = 120, rank: int = 1, stacks_from: int = 0, hung: str = ""
+) -> RunFolder:
     """A run folder in which the process of a rank has died after so many images."""
-    command = [sys.executable, "-c", LEAVE, str(folder), str(images), str(rank), str(stacks_from), hung]
+    command = [
+        sys.executable,
+        "-c",
+        LEAVE,
+        str(folder),
+        str(images),
+        str(rank),
+        str(stacks_from),
+        hung,
+    ]
     subprocess.run(command, check=True)
     return RunFolder(folder)
 
 
 def test_an_error_of_ones_own_comes_before_echoes_and_deaths(tmp_path: Path) -> None:
     folder = left(tmp_path)
-    cause = first_cause(folder, {0: ECHO, 1: ValueError("Traceback\n  lines\nValueError: seven is no colour")})
+    cause = first_cause(
+        folder, {0: ECHO, 1: ValueError("Traceback\n  lines\nValueError: seven is no colour")}
+    )
     assert (cause.rank, cause.images, cause.why) == (1, 120, "ValueError: seven is no colour")
 
 
@@ -59,17 +74,28 @@ def test_a_crash_is_named_from_the_stacks_of_this_process_alone(tmp_path: Path) 
 
 def test_who_stands_in_its_own_code_hangs_and_not_who_waits_for_it(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    for rank, place in enumerate(("training/loop.py:186 _take", "data/loader/reader.py:99 read", "training/distributed.py:7 f")):
+    for rank, place in enumerate(
+        (
+            "training/loop.py:186 _take",
+            "data/loader/reader.py:99 read",
+            "training/distributed.py:7 f",
+        )
+    ):
         left(tmp_path, 24, rank, hung=place)
     cause = first_cause(folder, dict.fromkeys(range(3), DEAD))
-    assert (cause.rank, cause.why) == (1, "no step in time, it stood in data/loader/reader.py:99 read")
+    assert (cause.rank, cause.why) == (
+        1,
+        "no step in time, it stood in data/loader/reader.py:99 read",
+    )
 
 
 def test_a_fault_that_repeats_after_the_same_images_stops_the_run(tmp_path: Path) -> None:
     folder, error = left(tmp_path), ValueError("ValueError: seven")
     judge(folder, {0: ECHO, 1: error}, 5)
     assert folder.failure() is None
-    assert "all workers start again from the newest checkpoint (1 of 5)" in folder.messages.read_text()
+    assert (
+        "all workers start again from the newest checkpoint (1 of 5)" in folder.messages.read_text()
+    )
     judge(folder, {0: ECHO, 1: error}, 5)
     code, message = folder.failure() or (0, "")
     assert code == 4

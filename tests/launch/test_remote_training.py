@@ -1,4 +1,6 @@
-"""Training from object storage under Ray: two workers, killed in mid-epoch, and the same weights in the end."""
+"""Training from object storage under Ray: two workers, killed in mid-epoch, and the same weights in
+the end.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,26 @@ from udl_dist.runs.run_folder import RunFolder
 
 
 @pytest.mark.long
-def test_a_run_from_object_storage_is_killed_and_resumed_to_the_same_weights(tmp_path: Path) -> None:
+def test_a_run_from_object_storage_is_killed_and_resumed_to_the_same_weights(
+    tmp_path: Path,
+) -> None:
     data = packed(tmp_path / "data", records=700)
-    flags = {"run__workers": "2", "train__total_images": "9600", "evaluate__every_images": "1200",
-             "data__order": "blocks", "data__block_bytes": "300", "data__cache": str(tmp_path / "cache")}  # fmt: skip
+    flags = {
+        "run__workers": "2",
+        "train__total_images": "9600",
+        "evaluate__every_images": "1200",
+        "data__order": "blocks",
+        "data__block_bytes": "300",
+        "data__cache": str(tmp_path / "cache"),
+    }
     gloo.run(2, finished, wanted("ae", data / "train", tmp_path / "whole", **flags))
     with served():
         source = put(data / "train", "training")
         job = tmp_path / "job.toml"
         # Read ahead in a thread of its own, as users do.
-        job.write_text(wanted("ae", Path(source), tmp_path / "run", **flags, data__readers="1").to_toml())
+        job.write_text(
+            wanted("ae", Path(source), tmp_path / "run", **flags, data__readers="1").to_toml()
+        )
         job.write_text(job.read_text().replace("s3:/bucket", "s3://bucket"))
         command = [sys.executable, "-m", "udl_dist", "train", str(job)]
         folder = RunFolder(tmp_path / "run")
@@ -59,13 +71,22 @@ def test_credentials_that_expire_in_mid_run_end_it_with_a_line_and_a_checkpoint_
     data = packed(tmp_path / "data", records=700) / "train"
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
-    with Faulty({f"bucket/train/{path.name}": path.read_bytes() for path in data.glob("*.tar")}) as server:
-        flags = {"run__workers": "1", "train__total_images": "9600", "run__checkpoint_images": "1200",
-                 "data__order": "blocks", "data__block_bytes": "300",
-                 "data__cache": str(tmp_path / "cache")}  # fmt: skip
+    with Faulty(
+        {f"bucket/train/{path.name}": path.read_bytes() for path in data.glob("*.tar")}
+    ) as server:
+        flags = {
+            "run__workers": "1",
+            "train__total_images": "9600",
+            "run__checkpoint_images": "1200",
+            "data__order": "blocks",
+            "data__block_bytes": "300",
+            "data__cache": str(tmp_path / "cache"),
+        }
         job, folder = tmp_path / "job.toml", RunFolder(tmp_path / "run")
         written = wanted("ae", Path("there"), folder.path, **flags).to_toml()
-        job.write_text(written.replace('source = "there"', f'source = "{server.uri("bucket/train")}"'))
+        job.write_text(
+            written.replace('source = "there"', f'source = "{server.uri("bucket/train")}"')
+        )
         command = [sys.executable, "-m", "udl_dist", "train", str(job)]
         first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 240

@@ -1,4 +1,6 @@
-"""A training on shards that cannot be indexed: to its end, stopped and resumed, planned, and refused by name."""
+"""A training on shards that cannot be indexed: to its end, stopped and resumed, planned, and
+refused by name.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
 
 def asked(web: Web, folder: Path, **flags: str) -> Experiment:
     source = web.url("/{000000..000002}.tar?signature=s3cr3t")
-    return wanted("ae", Path("x"), folder, **{"data__source": source, "data__sequential": "true", **flags})
+    return wanted(
+        "ae", Path("x"), folder, **{"data__source": source, "data__sequential": "true", **flags}
+    )
 
 
 def messages(folder: Path) -> str:
@@ -43,7 +47,9 @@ def messages(folder: Path) -> str:
 def test_a_run_says_what_is_lost_and_ends(web: Web, tmp_path: Path) -> None:
     ended = finished(asked(web, tmp_path / "run"))
     assert (ended["images"], ended["stopped"]) == (240, False)
-    (line,) = [line for line in messages(tmp_path / "run").splitlines() if "data.sequential" in line]
+    (line,) = [
+        line for line in messages(tmp_path / "run").splitlines() if "data.sequential" in line
+    ]
     assert all(promise in line for promise in (*LOST, "nothing is held out"))
     assert sorted((tmp_path / "run" / "pictures").iterdir())
     assert not [name for name in ended["figures"] if name.startswith("val/")]
@@ -63,15 +69,25 @@ def test_a_stopped_run_goes_on_in_an_order_drawn_anew_and_says_so(web: Web, tmp_
     assert stopped["stopped"] and 120 < stopped["images"] < 240
     (tmp_path / "run" / "stop").unlink()
     assert finished(experiment)["images"] == 240
-    assert f"resumed after {stopped['images']} images, in an order drawn anew" in messages(tmp_path / "run")
-    images = [json.loads(line)["images"] for line in (tmp_path / "run" / "curves.jsonl").read_text().splitlines()]
+    assert f"resumed after {stopped['images']} images, in an order drawn anew" in messages(
+        tmp_path / "run"
+    )
+    images = [
+        json.loads(line)["images"]
+        for line in (tmp_path / "run" / "curves.jsonl").read_text().splitlines()
+    ]
     assert images == sorted(set(images))
 
 
 def test_other_shards_are_refused_at_a_resume(web: Web, tmp_path: Path) -> None:
     finished(asked(web, tmp_path / "run", train__total_images="120"))
-    other = wanted("ae", Path("x"), tmp_path / "run", data__source=web.url("/{000000..000001}.tar"),
-                   data__sequential="true")  # fmt: skip
+    other = wanted(
+        "ae",
+        Path("x"),
+        tmp_path / "run",
+        data__source=web.url("/{000000..000001}.tar"),
+        data__sequential="true",
+    )
     with pytest.raises(DataError, match="first 120 images .* others .*000002.tar"):
         finished(other)
 
@@ -103,7 +119,9 @@ def test_a_plan_says_what_is_known_and_what_is_lost(web: Web, tmp_path: Path) ->
 
 
 def test_what_cannot_be_planned_is_refused_by_name(web: Web, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="train.epochs = 2 cannot be counted.*set train.total_images"):
+    with pytest.raises(
+        UsageError, match="train.epochs = 2 cannot be counted.*set train.total_images"
+    ):
         plan(asked(web, tmp_path, train__total_images="0", train__epochs="2"))
     with pytest.raises(UsageError, match="there are 3 for run.workers = 4"):
         plan(asked(web, tmp_path, run__workers="4"))

@@ -10,21 +10,29 @@ from tests.training.learn import asked
 from udl_dist.launch import session
 
 
-def test_the_end_of_a_vae_names_the_commands_that_draw_better_samples(trained: dict[str, Path], tmp_path: Path) -> None:
+def test_the_end_of_a_vae_names_the_commands_that_draw_better_samples(
+    trained: dict[str, Path], tmp_path: Path
+) -> None:
     for method in ("ae", "vae", "gan"):
         experiment = asked(method, tmp_path)
         about = session._about_samples(experiment)
         ended = session.Ended("runs/faces", trained[method], 480, {}, about_samples=about)
-        said = "udl fit-prior runs/faces, then udl sample runs/faces --prior mixture" in "\n".join(ended.lines())
+        said = "udl fit-prior runs/faces, then udl sample runs/faces --prior mixture" in "\n".join(
+            ended.lines()
+        )
         assert said == (method == "vae")
 
 
 def test_the_picture_of_prior_draws_says_so_below(trained: dict[str, Path]) -> None:
     sizes = {}
     for method in ("vae", "gan"):
-        with Image.open(sorted((trained[method] / "pictures").glob("samples-*.png"))[-1]) as picture:
+        with Image.open(
+            sorted((trained[method] / "pictures").glob("samples-*.png"))[-1]
+        ) as picture:
             sizes[method] = picture.size
-            last_row = picture.convert("L").crop((0, picture.height - 1, picture.width, picture.height))
+            last_row = picture.convert("L").crop(
+                (0, picture.height - 1, picture.width, picture.height)
+            )
             assert (last_row.getextrema() == (255, 255)) == (method == "vae")
     assert sizes["vae"][0] == sizes["gan"][0]
     assert sizes["vae"][1] > sizes["gan"][1]

@@ -1,4 +1,6 @@
-"""One signal asks, two end; before anything is started one is enough. Each in a process of its own."""
+"""One signal asks, two end; before anything is started one is enough. Each in a process of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,8 @@ def test_what_was_asked_once_ends_in_its_own_time() -> None:
 
 
 def test_a_hangup_that_nohup_has_ignored_stays_ignored() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited by what is started, as nohup does it
+    # inherited by what is started, as nohup does it
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         process = started("started", "once")
     finally:

@@ -1,4 +1,6 @@
-"""Real Ray, real workers: two ranks end to end, a killed rank, a refusing rank, signals, and nothing left behind."""
+"""Real Ray, real workers: two ranks end to end, a killed rank, a refusing rank, signals, and
+nothing left behind.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ from udl_dist.launch import session
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import checkpoint
 
-pytestmark = pytest.mark.filterwarnings("default")  # Ray and its threads warn at will; they are not ours to mend
+# Ray and its threads warn at will; they are not ours to mend
+pytestmark = pytest.mark.filterwarnings("default")
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +45,16 @@ def cluster() -> Iterator[None]:
 
 
 def workers_of(folder: Path) -> list[int]:
-    """The processes of Ray's workers that train in `folder`, by the files they hold or the name Ray gives them."""
+    """The processes of Ray's workers that train in `folder`, by the files they hold or the name Ray
+    gives them.
+    """
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                command = (
+                    (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
             except OSError:
                 continue
             if "RayTrainWorker" in command:
@@ -70,9 +77,13 @@ def test_two_ray_workers_train_and_say_where_everything_lies(
     assert f"udl report {tmp_path}/run --follow" in out.getvalue()
     assert "2, 6 images each a step" in out.getvalue()
     folder = RunFolder(tmp_path / "run")
-    assert [point["images"] for point in folder.points()] == sorted({*range(24, 241, 24), 60, 120, 180, 240})
+    assert [point["images"] for point in folder.points()] == sorted(
+        {*range(24, 241, 24), 60, 120, 180, 240}
+    )
     assert not (tmp_path / "run" / ".ray").exists()
-    assert experiments.load(folder.experiment, {}).data.source == str(source), "found from any other folder"
+    assert experiments.load(folder.experiment, {}).data.source == str(source), (
+        "found from any other folder"
+    )
     # Complete: said at once, without workers; more images asked: it goes on.
     again = session.train(experiment, io.StringIO())
     assert (again.images, again.figures) == (240, ended.figures)
@@ -83,7 +94,9 @@ def test_two_ray_workers_train_and_say_where_everything_lies(
 def test_the_written_experiment_fed_back_gives_the_same_run(source: Path, tmp_path: Path) -> None:
     first = wanted("ae", source, tmp_path / "first", run__workers="2")
     session.train(first, io.StringIO())
-    again = experiments.load(tmp_path / "first" / "experiment.toml", {"run.folder": str(tmp_path / "again")})
+    again = experiments.load(
+        tmp_path / "first" / "experiment.toml", {"run.folder": str(tmp_path / "again")}
+    )
     gloo.run(2, finished, again)  # and without Ray, which changes nothing either
     assert manifest(tmp_path / "first") == manifest(tmp_path / "again")
 
@@ -91,7 +104,9 @@ def test_the_written_experiment_fed_back_gives_the_same_run(source: Path, tmp_pa
 @pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_a_killed_rank_changes_nothing_in_the_end(source: Path, tmp_path: Path) -> None:
-    """SIGKILL to a worker in mid-run: Ray starts the group again, the weights are those of an undisturbed run."""
+    """SIGKILL to a worker in mid-run: Ray starts the group again, the weights are those of an
+    undisturbed run.
+    """
     import threading
 
     flags = {"run__workers": "2", "train__total_images": "24000", "evaluate__every_images": "3600"}
@@ -113,7 +128,9 @@ def test_a_killed_rank_changes_nothing_in_the_end(source: Path, tmp_path: Path) 
     killer.join()
     assert killed
     assert ended.complete
-    assert "resumed after" in (tmp_path / "killed" / "messages.log").read_text(), "the kill came too late to matter"
+    assert "resumed after" in (tmp_path / "killed" / "messages.log").read_text(), (
+        "the kill came too late to matter"
+    )
     assert manifest(tmp_path / "killed", 24000) == manifest(tmp_path / "whole", 24000)
     images = [point["images"] for point in RunFolder(tmp_path / "killed").points()]
     assert images == sorted(set(images))
@@ -122,19 +139,28 @@ def test_a_killed_rank_changes_nothing_in_the_end(source: Path, tmp_path: Path) 
 @pytest.mark.usefixtures("cluster")
 def test_more_workers_than_cores_are_refused_at_once(source: Path, tmp_path: Path) -> None:
     began = time.monotonic()
-    expected = r"run.workers = 5 needs 5 CPU cores, the cluster has 4 CPU cores: set run.workers to 4 or fewer"
+    expected = (
+        r"run.workers = 5 needs 5 CPU cores, the cluster has 4 CPU cores: set run.workers to 4 or"
+        r" fewer"
+    )
     with pytest.raises(ClusterError, match=expected):
         session.train(wanted("ae", source, tmp_path, run__workers="5"), io.StringIO())
-    expected = r"run.workers = 2 needs 2 CPU cores and 2 GPUs, the cluster has 4 CPU cores and 0 GPUs"
+    expected = (
+        r"run.workers = 2 needs 2 CPU cores and 2 GPUs, the cluster has 4 CPU cores and 0 GPUs"
+    )
     with pytest.raises(ClusterError, match=expected):
-        session.train(wanted("ae", source, tmp_path, run__workers="2", run__device="cuda"), io.StringIO())
+        session.train(
+            wanted("ae", source, tmp_path, run__workers="2", run__device="cuda"), io.StringIO()
+        )
     assert time.monotonic() - began < 10
 
 
 @pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_a_worker_that_refuses_ends_the_run_with_its_own_words(tmp_path: Path) -> None:
-    """A record damaged on disk after it was indexed: the rank that reads it says which, nobody retries or waits."""
+    """A record damaged on disk after it was indexed: the rank that reads it says which, nobody
+    retries or waits.
+    """
     damaged = packed(tmp_path)
     shard = damaged / "train" / "000000.tar"
     content = bytearray(shard.read_bytes())
@@ -156,7 +182,9 @@ def test_a_source_is_the_same_by_its_relative_and_its_whole_path(
         first = wanted("ae", Path(saved), tmp_path, train__total_images="24")
         finished(first)
         (tmp_path / "experiment.toml").write_text(first.to_toml())
-        ended = session.train(wanted("ae", Path(asked), tmp_path, train__total_images="24"), io.StringIO())
+        ended = session.train(
+            wanted("ae", Path(asked), tmp_path, train__total_images="24"), io.StringIO()
+        )
         assert ended.complete
 
 
@@ -164,21 +192,38 @@ def test_a_folder_that_holds_another_experiment_is_left_alone(source: Path, tmp_
     first = wanted("ae", source, tmp_path, train__total_images="24")
     finished(first)
     (tmp_path / "experiment.toml").write_text(first.to_toml())
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"}
-    with pytest.raises(UsageError, match=r"holds another experiment: method.latent_dim was 4, now 5: choose another"):
+    before = {
+        path: path.read_bytes()
+        for path in tmp_path.rglob("*")
+        if path.is_file() and path.name != "lock"
+    }
+    with pytest.raises(
+        UsageError,
+        match=r"holds another experiment: method.latent_dim was 4, now 5: choose another",
+    ):
         session.train(wanted("ae", source, tmp_path, method__latent_dim="5"), io.StringIO())
     with pytest.raises(UsageError, match=r"holds another experiment: method.* and \d+ more"):
         session.train(wanted("vae", source, tmp_path), io.StringIO())
-    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"}
+    assert before == {
+        path: path.read_bytes()
+        for path in tmp_path.rglob("*")
+        if path.is_file() and path.name != "lock"
+    }
 
 
-def test_a_signal_ends_a_run_with_a_checkpoint_and_the_same_command_goes_on(source: Path, tmp_path: Path) -> None:
-    """The whole command, its own Ray: Ctrl-C, exit 130, nothing left alive; then on to the same weights."""
+def test_a_signal_ends_a_run_with_a_checkpoint_and_the_same_command_goes_on(
+    source: Path, tmp_path: Path
+) -> None:
+    """The whole command, its own Ray: Ctrl-C, exit 130, nothing left alive; then on to the same
+    weights.
+    """
     flags = {"run__workers": "2", "train__total_images": "24000", "evaluate__every_images": "1200"}
     whole = wanted("ae", source, tmp_path / "whole", **flags)
     finished(whole)
     job = tmp_path / "job.toml"
-    job.write_text(wanted("ae", source, tmp_path / "run", **(flags | {"run__workers": "1"})).to_toml())
+    job.write_text(
+        wanted("ae", source, tmp_path / "run", **(flags | {"run__workers": "1"})).to_toml()
+    )
     command = [sys.executable, "-m", "udl_dist", "train", str(job)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -206,12 +251,16 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_the_same_command_goes_on(sour
 
 
 def descendants(session_id: int) -> list[str]:
-    """Command lines of processes that still live and belong to a session (a dead one that nobody reaped has none)."""
+    """Command lines of processes that still live and belong to a session (a dead one that nobody
+    reaped has none).
+    """
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
-                if os.getsid(int(entry.name)) == session_id and (command := (entry / "cmdline").read_text()):
+                if os.getsid(int(entry.name)) == session_id and (
+                    command := (entry / "cmdline").read_text()
+                ):
                     found.append(command)
             except (OSError, ProcessLookupError):
                 continue

@@ -1,4 +1,6 @@
-"""Validations while a run goes on: what they may take is worked out before, so that no clock moves a point."""
+"""Validations while a run goes on: what they may take is worked out before, so that no clock moves
+a point.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def test_validations_stay_within_their_share_of_a_run(total: int, held_out: int)
 
 def test_a_part_of_the_held_out_images_is_the_same_for_every_seed(source: Path) -> None:
     prepared = prepare(asked("ae", source).data)
-    whole, one, other = (open_feed(prepared, seed, most=most)[1] for seed, most in ((0, 0), (0, 5), (1, 5)))
+    whole, one, other = (
+        open_feed(prepared, seed, most=most)[1] for seed, most in ((0, 0), (0, 5), (1, 5))
+    )
     assert whole
     assert one
     assert other
@@ -49,9 +53,15 @@ def test_a_part_of_the_held_out_images_is_the_same_for_every_seed(source: Path) 
     assert {image.tobytes() for image in images[1]} < {image.tobytes() for image in images[0]}
 
 
-def test_a_run_validates_where_its_plan_says_and_a_resumed_one_at_the_same_images(source: Path, tmp_path: Path) -> None:
-    flags = {"evaluate__every_images": "0", "evaluate__images": "6", "train__total_images": "480",
-             "run__keep_checkpoints": "9"}  # fmt: skip
+def test_a_run_validates_where_its_plan_says_and_a_resumed_one_at_the_same_images(
+    source: Path, tmp_path: Path
+) -> None:
+    flags = {
+        "evaluate__every_images": "0",
+        "evaluate__images": "6",
+        "train__total_images": "480",
+        "run__keep_checkpoints": "9",
+    }
     whole = wanted("vae", source, tmp_path / "whole", **flags)
     finished(whole)
     planned = plan(whole)
@@ -70,7 +80,9 @@ def test_a_run_validates_where_its_plan_says_and_a_resumed_one_at_the_same_image
     assert curves(tmp_path / "parts") == points
 
 
-def test_the_plan_tells_what_validations_take(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_tells_what_validations_take(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = ["--train.epochs", "20", "--method.name", "ae", "--data.size", "8"]
     (tmp_path / "job.toml").write_text(f'[data]\nsource = "{source}"\n')
     with pytest.raises(SystemExit):
@@ -79,12 +91,20 @@ def test_the_plan_tells_what_validations_take(source: Path, tmp_path: Path, caps
     assert "every 288 images and at the end, of 18 held-out images: about 4.7 % of the run" in said
 
 
-@pytest.mark.parametrize(("best", "words"), [
-    ("val/negativ_elbo", "reported by nobody: did you mean val/negative_elbo.*there are val/negative_elbo, "),
-    ("val/kl", "says nothing of how good a run is: take val/negative_elbo"),
-    ("train/kl", "is no held-out figure: those begin with val/"),
-])  # fmt: skip
-def test_the_best_checkpoint_is_by_a_figure_that_is_reported(source: Path, best: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("best", "words"),
+    [
+        (
+            "val/negativ_elbo",
+            "reported by nobody: did you mean val/negative_elbo.*there are val/negative_elbo, ",
+        ),
+        ("val/kl", "says nothing of how good a run is: take val/negative_elbo"),
+        ("train/kl", "is no held-out figure: those begin with val/"),
+    ],
+)
+def test_the_best_checkpoint_is_by_a_figure_that_is_reported(
+    source: Path, best: str, words: str
+) -> None:
     with pytest.raises(UsageError, match=words):
         planned_of(asked("vae", source, run__best=best))
     assert planned_of(asked("vae", source, run__best="val/mse"))
@@ -98,5 +118,7 @@ def test_nothing_is_best_where_nothing_is_held_out(source: Path) -> None:
 def test_validations_that_take_too_long_are_spoken_of_once() -> None:
     judged = Validations(0.05)
     assert judged.add(0.04 * LONG_SECONDS) == ""
-    assert "validations take 6 % of the time (evaluate.share = 0.05)" in judged.add(0.02 * LONG_SECONDS)
+    assert "validations take 6 % of the time (evaluate.share = 0.05)" in judged.add(
+        0.02 * LONG_SECONDS
+    )
     assert judged.add(LONG_SECONDS) == ""

@@ -1,4 +1,6 @@
-"""Hangs of every sort in real processes: what is noticed, how soon, what is written, who is ended."""
+"""Hangs of every sort in real processes: what is noticed, how soon, what is written, who is
+ended.
+"""
 
 from __future__ import annotations
 
@@ -52,9 +54,17 @@ def ended(process: subprocess.Popen[str], since: float) -> float:
     return time.monotonic() - since
 
 
-@pytest.mark.parametrize(("fate", "status", "place"), [
-    ("loop", EXIT_CODE, "in <module>"), ("wait", EXIT_CODE, "in <module>"), ("lock", 1, "in <module>")])  # fmt: skip
-def test_a_loop_that_stands_still_is_ended_with_its_stacks(fate: str, status: int, place: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fate", "status", "place"),
+    [
+        ("loop", EXIT_CODE, "in <module>"),
+        ("wait", EXIT_CODE, "in <module>"),
+        ("lock", 1, "in <module>"),
+    ],
+)
+def test_a_loop_that_stands_still_is_ended_with_its_stacks(
+    fate: str, status: int, place: str, tmp_path: Path
+) -> None:
     process = rank(tmp_path, 0, fate)
     seconds = ended(process, still(process))
     assert process.returncode == status
@@ -63,7 +73,9 @@ def test_a_loop_that_stands_still_is_ended_with_its_stacks(fate: str, status: in
     if fate != "lock":
         life = heartbeat.lives(RunFolder(tmp_path))[0]
         assert (life.images, life.place, life.hung) == (60, "phase", "code that is not ours")
-        assert "rank 0 made no step for 2 s after 60 images" in (tmp_path / "messages.log").read_text()
+        assert (
+            "rank 0 made no step for 2 s after 60 images" in (tmp_path / "messages.log").read_text()
+        )
 
 
 def test_a_hanging_rank_has_all_others_write_their_stacks(tmp_path: Path) -> None:
@@ -84,7 +96,9 @@ def test_a_stopped_process_is_ended_by_another_rank(tmp_path: Path) -> None:
     seconds = ended(stopped, time.monotonic())
     assert stopped.returncode == -signal.SIGKILL
     assert HANG_SECONDS < seconds < HANG_SECONDS + 5
-    assert "was T (stopped), it could not write its stacks" in (tmp_path / "stacks-1.txt").read_text()
+    assert (
+        "was T (stopped), it could not write its stacks" in (tmp_path / "stacks-1.txt").read_text()
+    )
     assert "rank 1 showed no life after " in (tmp_path / "messages.log").read_text()
     other.kill()
     ended(other, time.monotonic())
@@ -123,7 +137,9 @@ def test_a_process_of_the_same_number_is_another(tmp_path: Path) -> None:
         life = heartbeat.lives(RunFolder(tmp_path))[0]
         assert life.here
         path.write_text(
-            path.read_text().replace(f'"started": "{life.started}"', f'"started": "{"1" * len(life.started)}"')
+            path.read_text().replace(
+                f'"started": "{life.started}"', f'"started": "{"1" * len(life.started)}"'
+            )
         )
         later = heartbeat.lives(RunFolder(tmp_path))[0]
         assert not later.here

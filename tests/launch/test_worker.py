@@ -1,4 +1,6 @@
-"""What a rank does with a run, without any launcher: resume, curves, checkpoints, pictures, a disk that fills up."""
+"""What a rank does with a run, without any launcher: resume, curves, checkpoints, pictures, a disk
+that fills up.
+"""
 
 from __future__ import annotations
 
@@ -57,14 +59,18 @@ def finished(experiment: Experiment, stop_after: int | None = None) -> dict[str,
 
 def manifest(folder: Path, images: int = 240) -> dict[str, Any]:
     """Sizes and hashes of a checkpoint's tensors."""
-    files = json.loads((checkpoint.path_of(folder / "checkpoints", images) / "manifest.json").read_text())["files"]
+    files = json.loads(
+        (checkpoint.path_of(folder / "checkpoints", images) / "manifest.json").read_text()
+    )["files"]
     return {name: entry for name, entry in files.items() if name.endswith(".safetensors")}
 
 
 def curves(folder: Path) -> list[dict[str, float]]:
     """The points of a run without what a clock measures."""
-    return [{name: value for name, value in point.items() if not name.startswith("perf/")}
-            for point in RunFolder(folder).points()]  # fmt: skip
+    return [
+        {name: value for name, value in point.items() if not name.startswith("perf/")}
+        for point in RunFolder(folder).points()
+    ]
 
 
 @pytest.mark.parametrize("method", ["ae", "vae", "gan"])
@@ -101,15 +107,22 @@ def test_a_cut_between_a_point_and_its_checkpoint_loses_no_point(
         patched.setattr(RunFolder, "add_point", cut_off)
         finished(cut)
     finished(cut)
-    images = [[point["images"] for point in RunFolder(tmp_path / part).points()] for part in ("whole", "cut")]
+    images = [
+        [point["images"] for point in RunFolder(tmp_path / part).points()]
+        for part in ("whole", "cut")
+    ]
     assert images[0] == images[1]
 
 
-def test_pictures_have_the_images_in_their_names_and_the_right_shape(source: Path, tmp_path: Path) -> None:
+def test_pictures_have_the_images_in_their_names_and_the_right_shape(
+    source: Path, tmp_path: Path
+) -> None:
     finished(wanted("vae", source, tmp_path))
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert names == [
-        f"{kind}-{images:012d}.png" for kind in ("reconstruction", "samples") for images in (60, 120, 180, 240)
+        f"{kind}-{images:012d}.png"
+        for kind in ("reconstruction", "samples")
+        for images in (60, 120, 180, 240)
     ]
     with Image.open(tmp_path / "pictures" / names[0]) as picture:
         assert picture.mode == "L"
@@ -119,11 +132,15 @@ def test_pictures_have_the_images_in_their_names_and_the_right_shape(source: Pat
 def test_the_best_checkpoint_is_kept_beside_the_newest(source: Path, tmp_path: Path) -> None:
     finished(wanted("ae", source, tmp_path, run__keep_checkpoints="1", train__learning_rate="0.5"))
     kept = [int(path.name) for path in checkpoint.complete(tmp_path / "checkpoints")]
-    validated = {int(p["images"]): p["val/mse"] for p in RunFolder(tmp_path).points() if "val/mse" in p}
+    validated = {
+        int(p["images"]): p["val/mse"] for p in RunFolder(tmp_path).points() if "val/mse" in p
+    }
     assert kept == sorted({240, min(validated, key=validated.__getitem__)})
 
 
-def test_a_run_cut_between_its_last_checkpoint_and_its_result_trains_nothing(source: Path, tmp_path: Path) -> None:
+def test_a_run_cut_between_its_last_checkpoint_and_its_result_trains_nothing(
+    source: Path, tmp_path: Path
+) -> None:
     experiment = wanted("ae", source, tmp_path)
     before = finished(experiment)
     after = finished(experiment)
@@ -132,7 +149,9 @@ def test_a_run_cut_between_its_last_checkpoint_and_its_result_trains_nothing(sou
 
 
 def test_checkpoints_by_time_change_no_point_of_the_curves(source: Path, tmp_path: Path) -> None:
-    """A checkpoint after each step, a stop between two points, another one: what is learned and drawn is the same."""
+    """A checkpoint after each step, a stop between two points, another one: what is learned and
+    drawn is the same.
+    """
     flags = {"run__keep_checkpoints": "99", "train__average_half_life": "100"}
     finished(wanted("vae", source, tmp_path / "whole", **flags))
     experiment = wanted("vae", source, tmp_path / "often", run__checkpoint_seconds="1e-9", **flags)
@@ -145,9 +164,13 @@ def test_checkpoints_by_time_change_no_point_of_the_curves(source: Path, tmp_pat
     assert curves(tmp_path / "often") == curves(tmp_path / "whole")
 
 
-def test_the_checkpoints_of_another_method_are_refused_by_name(source: Path, tmp_path: Path) -> None:
+def test_the_checkpoints_of_another_method_are_refused_by_name(
+    source: Path, tmp_path: Path
+) -> None:
     finished(wanted("ae", source, tmp_path, train__total_images="120"))
-    with pytest.raises(TrainingError, match="are of method ae, not vae: choose another --run.folder"):
+    with pytest.raises(
+        TrainingError, match="are of method ae, not vae: choose another --run.folder"
+    ):
         finished(wanted("vae", source, tmp_path))
 
 
@@ -155,7 +178,9 @@ def test_a_run_whose_checkpoints_have_no_room_is_refused_before_the_first_step(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
-    with pytest.raises(TrainingError, match=r"4 more checkpoints do not fit .* \(No space left: 1\.0 MiB"):
+    with pytest.raises(
+        TrainingError, match=r"4 more checkpoints do not fit .* \(No space left: 1\.0 MiB"
+    ):
         finished(wanted("ae", source, tmp_path))
     assert not (tmp_path / "curves.jsonl").exists()
 
@@ -173,12 +198,18 @@ def test_other_images_under_the_same_path_are_refused_at_a_resume(tmp_path: Path
     shutil.rmtree(data)
     other = packed(tmp_path / "two", records=80)
     other.rename(data)
-    with pytest.raises(DataError, match=r"the first 120 images .* others \(shard .* was: 26 records"):
+    with pytest.raises(
+        DataError, match=r"the first 120 images .* others \(shard .* was: 26 records"
+    ):
         finished(wanted("ae", data, tmp_path / "run"))
 
 
-def test_a_full_disk_at_a_checkpoint_is_told_and_costs_nothing_else(source: Path, tmp_path: Path) -> None:
-    """A real failing write: the kernel refuses files beyond a limit (RLIMIT_FSIZE) from the first checkpoint on."""
+def test_a_full_disk_at_a_checkpoint_is_told_and_costs_nothing_else(
+    source: Path, tmp_path: Path
+) -> None:
+    """A real failing write: the kernel refuses files beyond a limit (RLIMIT_FSIZE) from the first
+    checkpoint on.
+    """
     whole = wanted("ae", source, tmp_path / "whole")
     finished(whole)
     experiment = wanted("ae", source, tmp_path / "full")
@@ -190,11 +221,16 @@ def test_a_full_disk_at_a_checkpoint_is_told_and_costs_nothing_else(source: Path
     assert "no checkpoint after 120 images: " in told[0]
     assert "File too large" in told[0]
     assert told[0].endswith("training goes on, the last good checkpoint is kept")
-    assert [int(path.name) for path in checkpoint.complete(tmp_path / "full" / "checkpoints")] == [60, 240]
+    assert [int(path.name) for path in checkpoint.complete(tmp_path / "full" / "checkpoints")] == [
+        60,
+        240,
+    ]
     assert manifest(tmp_path / "full") == manifest(tmp_path / "whole")
 
 
-def test_a_disk_that_stays_full_ends_the_run_by_name_and_keeps_the_last_good_one(source: Path, tmp_path: Path) -> None:
+def test_a_disk_that_stays_full_ends_the_run_by_name_and_keeps_the_last_good_one(
+    source: Path, tmp_path: Path
+) -> None:
     experiment = wanted("ae", source, tmp_path, evaluate__every_images="36")
     (outcome,) = gloo.run(1, on_a_disk_that_fills_for_a_while, experiment, 99)
     assert outcome[0].startswith("3 checkpoints in a row could not be written to ")
@@ -211,7 +247,9 @@ def written(folder: RunFolder, images: int) -> bool:
 
 
 def alarms(folder: RunFolder) -> int:
-    return folder.messages.read_text().count("ALARM: no checkpoint") if folder.messages.exists() else 0
+    return (
+        folder.messages.read_text().count("ALARM: no checkpoint") if folder.messages.exists() else 0
+    )
 
 
 def on_a_disk_that_fills_for_a_while(experiment: Experiment, failing: int = 2) -> tuple[str, int]:
@@ -221,11 +259,14 @@ def on_a_disk_that_fills_for_a_while(experiment: Experiment, failing: int = 2) -
 
     def hear(report: Report) -> None:
         number = next(heard)
-        until(lambda: written(folder, report.images) or 0 < number - 1 == alarms(folder))  # it is written beside us
+        # it is written beside us
+        until(lambda: written(folder, report.images) or 0 < number - 1 == alarms(folder))
         if number == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
         if number == 1 + failing:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+            )
 
     try:
         return "", work(experiment, prepare(experiment.data), Ranks(), hear)["images"]
@@ -234,7 +275,9 @@ def on_a_disk_that_fills_for_a_while(experiment: Experiment, failing: int = 2) -
 
 
 def resumed_alone(source: Path, folder: Path) -> int:
-    """A rank with a run folder of its own, as on a machine that shares no disk: only rank 0's has a checkpoint."""
+    """A rank with a run folder of its own, as on a machine that shares no disk: only rank 0's has a
+    checkpoint.
+    """
     ranks = Ranks()
     experiment = wanted("ae", source, folder / str(ranks.rank))
     started: list[int] = []
@@ -249,8 +292,10 @@ def test_on_resume_rank_zero_alone_reads_the_checkpoint(source: Path, tmp_path: 
     assert all(first > stopped for first in gloo.run(3, resumed_alone, source, tmp_path))
     assert not list((tmp_path / "1").glob("checkpoints/*"))
     finished(wanted("ae", source, tmp_path / "alone" / "0"))
-    one, three = (checkpoint.load(checkpoint.path_of(path / "checkpoints", 240))[0]["networks"]
-                  for path in (tmp_path / "alone" / "0", tmp_path / "0"))  # fmt: skip
+    one, three = (
+        checkpoint.load(checkpoint.path_of(path / "checkpoints", 240))[0]["networks"]
+        for path in (tmp_path / "alone" / "0", tmp_path / "0")
+    )
     for name, value in one.items():
         assert (value - three[name]).abs().max() < 1e-5
 
@@ -258,21 +303,32 @@ def test_on_resume_rank_zero_alone_reads_the_checkpoint(source: Path, tmp_path: 
 def test_what_does_not_fit_into_memory_is_refused_with_what_helps(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The allocator itself says no; to start again would end in the same place, so the run fails by name."""
+    """The allocator itself says no; to start again would end in the same place, so the run fails by
+    name.
+    """
     kind = methods.find("ae")
     phases = kind.phases
 
     def hungry(self: Any) -> tuple[Phase, ...]:
         (phase,) = phases(self)
-        return (replace(phase, loss=lambda batch: (torch.empty(10**15, device=batch.images.device).sum(), {})),)
+        return (
+            replace(
+                phase,
+                loss=lambda batch: (torch.empty(10**15, device=batch.images.device).sum(), {}),
+            ),
+        )
 
     monkeypatch.setattr(kind, "phases", hungry)
-    with pytest.raises(TrainingError, match=r"too small for 12 images at once: raise train.accumulate"):
+    with pytest.raises(
+        TrainingError, match=r"too small for 12 images at once: raise train.accumulate"
+    ):
         finished(wanted("ae", source, tmp_path))
     assert RunFolder(tmp_path).failure() is not None
 
 
-def test_another_error_of_torch_stays_what_it_is(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_error_of_torch_stays_what_it_is(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kind = methods.find("ae")
     phases = kind.phases
 
@@ -285,9 +341,15 @@ def test_another_error_of_torch_stays_what_it_is(source: Path, tmp_path: Path, m
         finished(wanted("ae", source, tmp_path))
 
 
-def test_after_200_steps_a_run_says_its_speed_time_to_go_and_memory_once(source: Path, tmp_path: Path) -> None:
+def test_after_200_steps_a_run_says_its_speed_time_to_go_and_memory_once(
+    source: Path, tmp_path: Path
+) -> None:
     """The figures are those of the first point of the curves behind 200 steps of 12 images."""
-    flags = {"train__total_images": "3600", "train__report_images": "500", "evaluate__every_images": "3600"}
+    flags = {
+        "train__total_images": "3600",
+        "train__report_images": "500",
+        "evaluate__every_images": "3600",
+    }
     finished(wanted("ae", source, tmp_path, **flags))
     folder = RunFolder(tmp_path)
     points = [point for point in folder.points() if point["images"] <= 2508]
@@ -297,12 +359,14 @@ def test_after_200_steps_a_run_says_its_speed_time_to_go_and_memory_once(source:
     peak = max(point["perf/memory_bytes"] for point in points)
     (said,) = [line for line in folder.messages.read_text().splitlines() if "images/s" in line]
     assert said.endswith(
-        f"after 2,508 images: {point['perf/images_per_second']:,.0f} images/s, {timedelta(seconds=seconds)} to go, "
-        f"peak memory of a worker {peak / 2**20:,.0f} MiB"
+        f"after 2,508 images: {point['perf/images_per_second']:,.0f} images/s,"
+        f" {timedelta(seconds=seconds)} to go, peak memory of a worker {peak / 2**20:,.0f} MiB"
     )
 
 
 def test_a_run_of_fewer_than_200_steps_says_no_speed(source: Path, tmp_path: Path) -> None:
-    finished(wanted("ae", source, tmp_path, train__total_images="2400", evaluate__every_images="2400"))
+    finished(
+        wanted("ae", source, tmp_path, train__total_images="2400", evaluate__every_images="2400")
+    )
     messages = RunFolder(tmp_path).messages
     assert not messages.exists() or "images/s" not in messages.read_text()

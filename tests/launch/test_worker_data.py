@@ -1,4 +1,6 @@
-"""A run over damaged or slow data: it ends complete and lists what was damaged, or is refused alike on every rank."""
+"""A run over damaged or slow data: it ends complete and lists what was damaged, or is refused alike
+on every rank.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def listed(folder: Path) -> list[str]:
 
 
 @pytest.mark.long
-def test_damaged_records_are_listed_once_after_a_resume_and_with_two_ranks_alike(tmp_path: Path) -> None:
+def test_damaged_records_are_listed_once_after_a_resume_and_with_two_ranks_alike(
+    tmp_path: Path,
+) -> None:
     source = spoilt(tmp_path / "data", BROKEN)
     flags = {"data__damaged": "skip", "data__damaged_limit": "0.5"}
     assert finished(wanted("ae", source, tmp_path / "whole", **flags))["images"] == 240
@@ -64,7 +68,9 @@ def test_damaged_records_are_listed_once_after_a_resume_and_with_two_ranks_alike
 
 def test_too_many_damaged_records_are_refused_on_every_rank(tmp_path: Path) -> None:
     source = spoilt(tmp_path / "data", BROKEN)
-    experiment = wanted("ae", source, tmp_path / "run", data__damaged="skip", data__damaged_limit="0.01")
+    experiment = wanted(
+        "ae", source, tmp_path / "run", data__damaged="skip", data__damaged_limit="0.01"
+    )
     said = gloo.run(2, ranked, experiment)
     assert said[0] == said[1]
     assert said[0].startswith("3 ")
@@ -77,8 +83,16 @@ def test_a_run_that_waits_for_its_images_is_told_what_is_slow(tmp_path: Path) ->
     noise = np.random.default_rng(0).integers(0, 256, (3000, 3000, 3), dtype=np.uint8)
     photo = encoded(Image.fromarray(noise), "JPEG", quality=60)
     tar(tmp_path / "data" / "0.tar", {f"{number}.jpg": photo for number in range(12)})
-    flags = {"train__total_images": "36", "train__report_images": "12", "data__held_out_fraction": "0"}
+    flags = {
+        "train__total_images": "36",
+        "train__report_images": "12",
+        "data__held_out_fraction": "0",
+    }
     finished(wanted("ae", tmp_path / "data", tmp_path / "run", **flags))
-    advised = [line for line in (tmp_path / "run" / "messages.log").read_text().splitlines() if "waits" in line]
+    advised = [
+        line
+        for line in (tmp_path / "run" / "messages.log").read_text().splitlines()
+        if "waits" in line
+    ]
     assert len(advised) == 1, "said once a run"
     assert "decode: raise data.readers from 0" in advised[0]

@@ -18,14 +18,30 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "tied ae": ("ae", {"latent_dim": 3, "network.kind": "dense", "tied": True}),
     "denoising ae": ("ae", DENSE | {"noise": "gaussian", "noise_level": 0.3}),
     "binarised vae": ("vae", DENSE | {"binarise": "epoch", "beta": 2.0, "warmup_images": 200}),
-    "gaussian vae": ("vae", DENSE | {"likelihood": "gaussian", "variance": "learned", "sigma": 0.5, "free_bits": 0.1}),
-    "conv gan with r1": ("gan", {"latent_dim": 4, "generator": "conv", "discriminator": "conv", "r1": 2.0,
-                                 "network.widths": [4, 8]}),
-    "minimax gan": ("gan", {"latent_dim": 4, "generator": "conv", "loss": "minimax", "dropout": 0.0}),
-}  # fmt: skip
+    "gaussian vae": (
+        "vae",
+        DENSE | {"likelihood": "gaussian", "variance": "learned", "sigma": 0.5, "free_bits": 0.1},
+    ),
+    "conv gan with r1": (
+        "gan",
+        {
+            "latent_dim": 4,
+            "generator": "conv",
+            "discriminator": "conv",
+            "r1": 2.0,
+            "network.widths": [4, 8],
+        },
+    ),
+    "minimax gan": (
+        "gan",
+        {"latent_dim": 4, "generator": "conv", "loss": "minimax", "dropout": 0.0},
+    ),
+}
 
 
-def made(name: str, values: dict[str, Any] | None = None, shape: tuple[int, int, int] = SHAPE) -> Any:
+def made(
+    name: str, values: dict[str, Any] | None = None, shape: tuple[int, int, int] = SHAPE
+) -> Any:
     """The method `name`, built from seed 0."""
     method = described(name, values or {}, shape)
     torch.manual_seed(0)
@@ -39,9 +55,15 @@ def described(name: str, values: dict[str, Any], shape: tuple[int, int, int] = S
     return kind(from_dict(kind.Settings, nest(values), "method."), shape)
 
 
-def batch(count: int = 6, shape: tuple[int, int, int] = SHAPE, dtype: torch.dtype = torch.float32) -> Batch:
-    """Images of four random patches each, so that there is something to learn; the same ones each time."""
-    patches = torch.rand(count, shape[0], 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+def batch(
+    count: int = 6, shape: tuple[int, int, int] = SHAPE, dtype: torch.dtype = torch.float32
+) -> Batch:
+    """Images of four random patches each, so that there is something to learn; the same ones each
+    time.
+    """
+    patches = torch.rand(
+        count, shape[0], 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     images = patches.repeat_interleave(shape[1] // 2, 2).repeat_interleave(shape[2] // 2, 3) * 2 - 1
     return Batch(images.to(dtype), rng.keys(2, count), rng.keys(3, count), seen=100)
 

@@ -25,8 +25,11 @@ def test_the_loss_is_the_squared_error_summed_over_pixels() -> None:
 
 
 def test_the_article_s_network_has_its_layers() -> None:
-    method = made("ae", {"latent_dim": 32, "network.kind": "dense", "network.widths": [64], "network.norm": "none"},
-                  (1, 28, 28))  # fmt: skip
+    method = made(
+        "ae",
+        {"latent_dim": 32, "network.kind": "dense", "network.widths": [64], "network.norm": "none"},
+        (1, 28, 28),
+    )
     shapes = [tuple(value.shape) for value in method.networks.parameters() if value.dim() == 2]
     assert shapes == [(64, 784), (32, 64), (64, 32), (784, 64)]
     assert method.reconstruct(-torch.ones(1, 1, 28, 28)).min() < 0
@@ -35,7 +38,10 @@ def test_the_article_s_network_has_its_layers() -> None:
 @pytest.mark.parametrize("activation", ["sigmoid", "tanh"])
 def test_tied_weights_give_the_energy_of_the_transpose(activation: str) -> None:
     method, data = made("ae", TIED | {"network.activation": activation}), batch()
-    (weights, inner), (outer,) = method.networks["encoder"].parameters(), method.networks["decoder"].parameters()
+    (weights, inner), (outer,) = (
+        method.networks["encoder"].parameters(),
+        method.networks["decoder"].parameters(),
+    )
     with torch.no_grad():
         inner.normal_()
         outer.normal_()

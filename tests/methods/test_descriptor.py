@@ -1,4 +1,6 @@
-"""The descriptor of images: the same everywhere, and whatever makes images worse to a person moves it."""
+"""The descriptor of images: the same everywhere, and whatever makes images worse to a person moves
+it.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ def photographs() -> tuple[Tensor, Tensor]:
         whole = torch.from_numpy(photograph.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
         small = functional.avg_pool2d(whole, 2)[0]  # 3 × 213 × 320
         for _ in range(300):
-            top, left = (int(torch.randint(side - 32, (), generator=chance)) for side in small.shape[1:])
+            top, left = (
+                int(torch.randint(side - 32, (), generator=chance)) for side in small.shape[1:]
+            )
             crops.append(small[:, top : top + 32, left : left + 32])
     shuffled = torch.stack(crops)[torch.randperm(600, generator=chance)]
     return shuffled[:300], shuffled[300:]
@@ -43,11 +47,15 @@ def blurred(images: Tensor) -> Tensor:
 
 
 def noisy(images: Tensor) -> Tensor:
-    return (images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))).clamp(-1, 1)
+    return (
+        images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+    ).clamp(-1, 1)
 
 
 @pytest.mark.parametrize("worsen", [checkerboard, dots, blurred, noisy])
-def test_worsened_photographs_are_ranked_below_real_ones(photographs: tuple[Tensor, Tensor], worsen: object) -> None:
+def test_worsened_photographs_are_ranked_below_real_ones(
+    photographs: tuple[Tensor, Tensor], worsen: object
+) -> None:
     assert callable(worsen)
     first, second = photographs
     rows = descriptor.describe(first)
@@ -68,7 +76,9 @@ def test_a_collapsed_set_is_ranked_below_real_ones(photographs: tuple[Tensor, Te
     assert real.neighbours(few)["recall"] < 0.1 < real.neighbours(second)["recall"]
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 2, 2), (1, 5, 5), (1, 28, 28), (3, 64, 64), (3, 100, 100)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (3, 2, 2), (1, 5, 5), (1, 28, 28), (3, 64, 64), (3, 100, 100)]
+)
 def test_it_describes_images_of_any_size(shape: tuple[int, int, int]) -> None:
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     rows = descriptor.describe(images)
@@ -82,7 +92,8 @@ def test_by_hand_a_flat_image_has_its_grey_and_no_energy() -> None:
     (row,) = descriptor.describe(torch.full((1, 1, 8, 8), 0.5))
     assert torch.allclose(row[:16], torch.tensor(0.5 * descriptor.LAYOUT))
     least = torch.tensor([0.1, 0.01]).log()  # of the typical energies
-    # grids of periods 2 and 4; energies of 8 filters and 4 quarters; no difference between energy and evenness
+    # grids of periods 2 and 4; energies of 8 filters and 4 quarters; no difference between energy
+    # and evenness
     expected = torch.cat([least[:1].expand(2), least[1:].expand(12), torch.zeros(1)])
     assert torch.allclose(row[16:], expected, atol=1e-4)
 

@@ -11,7 +11,9 @@ from udl_dist.methods import frechet
 
 
 def means(real: torch.Tensor, fake: torch.Tensor) -> dict[str, torch.Tensor]:
-    every = frechet.moments(frechet.small(real), "real") | frechet.moments(frechet.small(fake), "fake")
+    every = frechet.moments(frechet.small(real), "real") | frechet.moments(
+        frechet.small(fake), "fake"
+    )
     return {name: value.mean(0) for name, value in every.items()}
 
 
@@ -23,8 +25,10 @@ def drawn(seed: int, images: int, *shape: int) -> torch.Tensor:
 def test_it_is_what_scipy_gives(shape: tuple[int, int, int]) -> None:
     real, fake = drawn(0, 400, *shape), drawn(1, 300, *shape) * 0.7 + 0.2
     sides = (min(8, shape[1]), min(8, shape[2]))
-    one, other = (torch.nn.functional.adaptive_avg_pool2d(each, sides).flatten(1).double().numpy()
-                  for each in (real, fake))  # fmt: skip
+    one, other = (
+        torch.nn.functional.adaptive_avg_pool2d(each, sides).flatten(1).double().numpy()
+        for each in (real, fake)
+    )
     first, second = np.cov(one.T, bias=True), np.cov(other.T, bias=True)
     expected = ((one.mean(0) - other.mean(0)) ** 2).sum() + np.trace(
         first + second - 2 * np.real(np.asarray(sqrtm(first @ second)))
@@ -33,9 +37,13 @@ def test_it_is_what_scipy_gives(shape: tuple[int, int, int]) -> None:
 
 
 def test_by_hand_images_of_one_grey_each() -> None:
-    """Greys of two deviations and means: 64 (μ - ν)² + 64 (σ - τ)², for all 64 pixels are one number."""
-    real, fake = (torch.tensor(greys).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
-                  for greys in ([-0.5, 0.5], [0.1, 0.3]))  # fmt: skip
+    """Greys of two deviations and means: 64 (μ - ν)² + 64 (σ - τ)², for all 64 pixels are one
+    number.
+    """
+    real, fake = (
+        torch.tensor(greys).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+        for greys in ([-0.5, 0.5], [0.1, 0.3])
+    )
     expected = 64 * 0.2**2 + 64 * (0.5 - 0.1) ** 2
     assert frechet.distance(means(real, fake), "real", "fake") == pytest.approx(expected, rel=1e-6)
 

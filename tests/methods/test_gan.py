@@ -35,9 +35,14 @@ def test_the_discriminator_minimises_the_cross_entropy_of_real_and_generated() -
 
 def test_the_generator_s_losses_are_those_of_the_paper() -> None:
     data = batch()
-    minimax, saturating = made("gan", CONV | {"loss": "minimax"}), made("gan", CONV | {"loss": "non_saturating"})
+    minimax, saturating = (
+        made("gan", CONV | {"loss": "minimax"}),
+        made("gan", CONV | {"loss": "non_saturating"}),
+    )
     logits = minimax.networks["discriminator"](fakes(minimax, data, "generator"))
-    torch.testing.assert_close(minimax.generator_loss(data)[0], (1 - torch.sigmoid(logits)).log().mean())
+    torch.testing.assert_close(
+        minimax.generator_loss(data)[0], (1 - torch.sigmoid(logits)).log().mean()
+    )
     torch.testing.assert_close(saturating.generator_loss(data)[0], -logsigmoid(logits).mean())
 
 
@@ -53,7 +58,9 @@ def test_r1_equals_finite_differences() -> None:
     judge = method.networks.double()["discriminator"]
     moves = small * torch.eye(64, dtype=torch.float64).view(64, 1, 8, 8)
     with torch.no_grad():
-        slopes = [(judge(image + moves) - judge(image - moves)) / (2 * small) for image in data.images]
+        slopes = [
+            (judge(image + moves) - judge(image - moves)) / (2 * small) for image in data.images
+        ]
     square = torch.stack(slopes).square().sum() / 2
     loss, plots = method.discriminator_loss(data)
     torch.testing.assert_close(plots["r1"], gamma / 2 * square, rtol=1e-6, atol=1e-12)
@@ -77,23 +84,35 @@ def after(seen: int) -> Batch:
 
 @pytest.mark.parametrize("generator", ["article", "conv"])
 @pytest.mark.parametrize(
-    "shape", [(1, 28, 28), (3, 32, 32), (1, 45, 27), (3, 64, 64), (3, 96, 96), (3, 128, 128), (1, 4, 4)], ids=str
+    "shape",
+    [(1, 28, 28), (3, 32, 32), (1, 45, 27), (3, 64, 64), (3, 96, 96), (3, 128, 128), (1, 4, 4)],
+    ids=str,
 )
 def test_both_generators_reach_every_size(generator: str, shape: tuple[int, int, int]) -> None:
-    settings = {"generator": generator} | ({"network.widths": [4, 4]} if generator == "conv" else {})
+    settings = {"generator": generator} | (
+        {"network.widths": [4, 4]} if generator == "conv" else {}
+    )
     method = made("gan", settings, shape)
     assert method.sample(rng.keys(0, 2)).shape == (2, *shape)
     for name, network in method.describe().items():
-        assert network.parameters == sum(value.numel() for value in method.networks[name].parameters())
+        assert network.parameters == sum(
+            value.numel() for value in method.networks[name].parameters()
+        )
 
 
 def test_the_article_s_networks_have_its_layers() -> None:
     method = made("gan", {}, (1, 28, 28))
-    dense = [tuple(layer.weight.shape) for layer in method.networks["generator"] if isinstance(layer, torch.nn.Linear)]
+    dense = [
+        tuple(layer.weight.shape)
+        for layer in method.networks["generator"]
+        if isinstance(layer, torch.nn.Linear)
+    ]
     assert dense == [(256, 100), (512, 256), (1024, 512), (256 * 4 * 4, 1024)]
     judge = list(method.networks["discriminator"])
     filters = [
-        (layer.out_channels, layer.kernel_size, layer.stride) for layer in judge if isinstance(layer, torch.nn.Conv2d)
+        (layer.out_channels, layer.kernel_size, layer.stride)
+        for layer in judge
+        if isinstance(layer, torch.nn.Conv2d)
     ]
     assert filters == [(64, (4, 4), (2, 2)), (128, (4, 4), (2, 2))]
     assert [layer.p for layer in judge if isinstance(layer, torch.nn.Dropout)] == [0.3, 0.3]

@@ -21,12 +21,18 @@ every_method = pytest.mark.parametrize("case", CASES)
 def learn_only(method: Method, phase: Phase) -> list[Tensor]:
     """Freeze what the phase does not train, as the loop does, and return what it trains."""
     method.networks.requires_grad_(False)
-    return [value for name in phase.trains for value in method.networks[name].requires_grad_(True).parameters()]
+    return [
+        value
+        for name in phase.trains
+        for value in method.networks[name].requires_grad_(True).parameters()
+    ]
 
 
 def gradient(method: Method, phase: Phase, *args: Any) -> Tensor:
     weights = learn_only(method, phase)
-    return torch.cat([value.flatten() for value in torch.autograd.grad(phase.loss(*args)[0], weights)])
+    return torch.cat(
+        [value.flatten() for value in torch.autograd.grad(phase.loss(*args)[0], weights)]
+    )
 
 
 @every_method
@@ -48,7 +54,8 @@ def test_each_phase_touches_every_parameter_of_its_learner_and_no_other(case: st
 @every_method
 def test_two_halves_average_to_the_whole(case: str) -> None:
     method = made(*CASES[case])
-    method.networks.double().eval()  # batch normalisation and dropout are not functions of one image while training
+    # batch normalisation and dropout are not functions of one image while training
+    method.networks.double().eval()
     whole = batch(dtype=torch.float64)
     halves = [part(whole, slice(0, 3)), part(whole, slice(3, 6))]
     for phase in method.phases():
@@ -59,7 +66,9 @@ def test_two_halves_average_to_the_whole(case: str) -> None:
             if name != "sigma":
                 torch.testing.assert_close(value, (parts[0][1][name] + parts[1][1][name]) / 2)
         gradients = [gradient(method, phase, half) for half in halves]
-        torch.testing.assert_close(gradient(method, phase, whole), (gradients[0] + gradients[1]) / 2)
+        torch.testing.assert_close(
+            gradient(method, phase, whole), (gradients[0] + gradients[1]) / 2
+        )
 
 
 @every_method
@@ -70,15 +79,21 @@ def test_gradients_equal_finite_differences(case: str) -> None:
     for phase in method.phases():
         slope = gradient(method, phase, data)
         weights = [value for name in phase.trains for value in method.networks[name].parameters()]
-        direction = torch.randn(slope.numel(), dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+        direction = torch.randn(
+            slope.numel(), dtype=torch.float64, generator=torch.Generator().manual_seed(4)
+        )
         direction = direction / direction.norm() + slope / slope.norm()
         losses = []
         for step in (small, -2 * small):
             with torch.no_grad():
-                for value, move in zip(weights, direction.split([v.numel() for v in weights]), strict=True):
+                for value, move in zip(
+                    weights, direction.split([v.numel() for v in weights]), strict=True
+                ):
                     value += step * move.view_as(value)
             losses.append(phase.loss(data)[0].detach())
-        torch.testing.assert_close((losses[0] - losses[1]) / (2 * small), slope @ direction, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(
+            (losses[0] - losses[1]) / (2 * small), slope @ direction, rtol=1e-3, atol=1e-6
+        )
 
 
 @every_method
@@ -117,7 +132,9 @@ def test_the_networks_built_are_those_described_and_averaged(case: str) -> None:
     assert set(method.networks) == set(described) >= set(method.averaged())
     assert {name for phase in method.phases() for name in phase.trains} == set(described)
     for name, network in described.items():
-        assert network.parameters == sum(value.numel() for value in method.networks[name].parameters())
+        assert network.parameters == sum(
+            value.numel() for value in method.networks[name].parameters()
+        )
 
 
 @every_method
@@ -140,7 +157,9 @@ def test_what_a_method_can_do_has_the_shapes_of_the_contract(case: str) -> None:
                 use()
         elif ability == "measure":
             assert all(len(value) == 6 and value.dim() <= 2 for value in use().values())
-            figures = method.figures({name: value.double().mean(0) for name, value in use().items()})
+            figures = method.figures(
+                {name: value.double().mean(0) for name, value in use().items()}
+            )
             assert method.best in ("", *figures)
         elif ability in ("encode", "prior"):
             assert use().shape == (6, method.settings.latent_dim)
@@ -159,7 +178,9 @@ def test_figures_of_an_image_do_not_depend_on_its_company(case: str) -> None:
             torch.testing.assert_close(method.measure(part(data, slice(2, 3)))[name], value[2:3])
     method.networks.float()
     if method.can("sample"):
-        torch.testing.assert_close(method.sample(data.keys[2:3]), method.sample(data.keys)[2:3], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            method.sample(data.keys[2:3]), method.sample(data.keys)[2:3], atol=1e-5, rtol=1e-4
+        )
         assert not torch.allclose(*method.sample(data.keys)[:2])
 
 
@@ -245,14 +266,18 @@ def test_a_method_of_another_package_is_found_with_its_own_settings() -> None:
     loss, plots = method.phases()[0].loss(batch())
     torch.testing.assert_close(loss, 3 * plots["error"])
     assert method.can("reconstruct") is False
-    with pytest.raises(UsageError, match=r"unknown setting method.strenght: did you mean strength\?"):
+    with pytest.raises(
+        UsageError, match=r"unknown setting method.strenght: did you mean strength\?"
+    ):
         described("mean_image", {"strenght": 1.0})
 
 
 @pytest.mark.usefixtures("installed")
 def test_a_package_cannot_replace_our_methods_or_bring_a_file_without_one() -> None:
     assert find("vae").__module__ == "udl_dist.methods.vae"
-    with pytest.raises(UsageError, match="broken: broken_newcomer must define one subclass of Method, found 0"):
+    with pytest.raises(
+        UsageError, match="broken: broken_newcomer must define one subclass of Method, found 0"
+    ):
         find("broken")
 
 
@@ -263,24 +288,49 @@ def test_a_bad_latent_size_is_refused_by_name(name: str, latent_dim: object) -> 
         described(name, {"latent_dim": latent_dim})
 
 
-@pytest.mark.parametrize(("name", "values", "words"), [
-    ("ae", {"tied": True}, "method.tied makes one dense layer .* method.network.kind must be 'dense'"),
-    ("ae", {"tied": True, "network.kind": "dense", "network.widths": [8]}, r"method.network.widths must be \(\)"),
-    ("ae", {"tied": True, "network.kind": "dense", "network.depth": 1}, "method.network.depth must be 0"),
-    ("ae", {"noise_level": 0.2}, "method.noise_level is set, but method.noise is none"),
-    ("ae", {"noise": "mask"}, "method.noise is mask, but method.noise_level is 0"),
-    ("ae", {"noise": "mask", "noise_level": 1.5}, "method.noise_level is a share of pixels and at most 1, not 1.5"),
-    ("ae", {"noise": "masc"}, "method.noise must be"),
-    ("vae", {"sigma": 0.1}, "method.sigma has no meaning when method.likelihood is bernoulli"),
-    ("vae", {"variance": "learned"}, "method.variance has no meaning"),
-    ("vae", {"likelihood": "gaussian", "binarise": "epoch"}, "method.binarise has no meaning"),
-    ("vae", {"likelihood": "gaussian", "sigma": 0.0}, "method.sigma must be greater than 0"),
-    ("vae", {"beta": 0.0, "warmup_images": 10}, "method.warmup_images has no meaning"),
-    ("gan", {"network.depth": 1}, "method.network has no meaning"),
-    ("gan", {"discriminator": "conv", "dropout": 0.1}, "method.dropout belongs to the article's discriminator"),
-    ("gan", {"r1_every": 4}, "method.r1_every has no meaning when method.r1 is 0"),
-])  # fmt: skip
-def test_settings_that_would_be_ignored_are_refused_in_one_line(name: str, values: dict[str, Any], words: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        (
+            "ae",
+            {"tied": True},
+            "method.tied makes one dense layer .* method.network.kind must be 'dense'",
+        ),
+        (
+            "ae",
+            {"tied": True, "network.kind": "dense", "network.widths": [8]},
+            r"method.network.widths must be \(\)",
+        ),
+        (
+            "ae",
+            {"tied": True, "network.kind": "dense", "network.depth": 1},
+            "method.network.depth must be 0",
+        ),
+        ("ae", {"noise_level": 0.2}, "method.noise_level is set, but method.noise is none"),
+        ("ae", {"noise": "mask"}, "method.noise is mask, but method.noise_level is 0"),
+        (
+            "ae",
+            {"noise": "mask", "noise_level": 1.5},
+            "method.noise_level is a share of pixels and at most 1, not 1.5",
+        ),
+        ("ae", {"noise": "masc"}, "method.noise must be"),
+        ("vae", {"sigma": 0.1}, "method.sigma has no meaning when method.likelihood is bernoulli"),
+        ("vae", {"variance": "learned"}, "method.variance has no meaning"),
+        ("vae", {"likelihood": "gaussian", "binarise": "epoch"}, "method.binarise has no meaning"),
+        ("vae", {"likelihood": "gaussian", "sigma": 0.0}, "method.sigma must be greater than 0"),
+        ("vae", {"beta": 0.0, "warmup_images": 10}, "method.warmup_images has no meaning"),
+        ("gan", {"network.depth": 1}, "method.network has no meaning"),
+        (
+            "gan",
+            {"discriminator": "conv", "dropout": 0.1},
+            "method.dropout belongs to the article's discriminator",
+        ),
+        ("gan", {"r1_every": 4}, "method.r1_every has no meaning when method.r1 is 0"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused_in_one_line(
+    name: str, values: dict[str, Any], words: str
+) -> None:
     with pytest.raises(UsageError, match=words) as refusal:
         described(name, values)
     assert "\n" not in str(refusal.value)

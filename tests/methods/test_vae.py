@@ -106,7 +106,9 @@ def test_binarisation_is_drawn_with_the_pixel_s_probability() -> None:
 
 
 @pytest.mark.parametrize(("binarise", "changes"), [("static", False), ("epoch", True)])
-def test_static_binarisation_stays_and_the_other_changes_with_the_epoch(binarise: str, changes: bool) -> None:
+def test_static_binarisation_stays_and_the_other_changes_with_the_epoch(
+    binarise: str, changes: bool
+) -> None:
     method, first = made("vae", DENSE | {"binarise": binarise}), batch()
     second = Batch(first.images, rng.keys(50, 6), first.record_keys, 1000)
     assert torch.equal(method.targets(first), method.targets(first))
@@ -140,7 +142,9 @@ def test_the_weight_of_the_kl_grows_with_the_images_seen() -> None:
     torch.testing.assert_close(method.measure(data)["negative_elbo"].mean(), plots["negative_elbo"])
 
 
-@pytest.mark.parametrize("values", [DENSE, GAUSSIAN | {"variance": "learned"}], ids=["bernoulli", "gaussian"])
+@pytest.mark.parametrize(
+    "values", [DENSE, GAUSSIAN | {"variance": "learned"}], ids=["bernoulli", "gaussian"]
+)
 def test_extreme_outputs_give_finite_losses_and_gradients(values: dict[str, object]) -> None:
     method = made("vae", values)
     with torch.no_grad():
@@ -149,7 +153,10 @@ def test_extreme_outputs_give_finite_losses_and_gradients(values: dict[str, obje
     loss, _ = method.loss(batch())
     loss.backward()
     assert loss.isfinite()
-    assert all(value.grad is not None and value.grad.isfinite().all() for value in method.networks.parameters())
+    assert all(
+        value.grad is not None and value.grad.isfinite().all()
+        for value in method.networks.parameters()
+    )
 
 
 def test_decoding_gives_the_mean_of_the_likelihood() -> None:
@@ -157,7 +164,9 @@ def test_decoding_gives_the_mean_of_the_likelihood() -> None:
     latents = torch.randn(4, 3)
     probability = torch.sigmoid(method.networks["decoder"](latents))
     torch.testing.assert_close(method.decode(latents), probability * 2 - 1)
-    torch.testing.assert_close(method.encode(batch().images), method.networks["encoder"](batch().images)[:, :3])
+    torch.testing.assert_close(
+        method.encode(batch().images), method.networks["encoder"](batch().images)[:, :3]
+    )
 
 
 def test_a_learned_variance_starts_at_sigma() -> None:

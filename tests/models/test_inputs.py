@@ -1,4 +1,6 @@
-"""What people hold images in becomes what a method takes, or is refused in one line that says what is expected."""
+"""What people hold images in becomes what a method takes, or is refused in one line that says what
+is expected.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +23,35 @@ def floats(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1)
 
 
-@pytest.mark.parametrize("given", [
-    PIXELS, PIXELS.transpose(1, 2, 0), PIXELS[None], torch.from_numpy(PIXELS), floats(PIXELS), floats(PIXELS).numpy(),
-    floats(PIXELS).double().numpy(), Image.fromarray(PIXELS.transpose(1, 2, 0).copy()), [PIXELS],
-    PIXELS.transpose(1, 2, 0)[None],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given",
+    [
+        PIXELS,
+        PIXELS.transpose(1, 2, 0),
+        PIXELS[None],
+        torch.from_numpy(PIXELS),
+        floats(PIXELS),
+        floats(PIXELS).numpy(),
+        floats(PIXELS).double().numpy(),
+        Image.fromarray(PIXELS.transpose(1, 2, 0).copy()),
+        [PIXELS],
+        PIXELS.transpose(1, 2, 0)[None],
+    ],
+)
 def test_one_colour_image_is_the_same_however_it_is_given(given: Any) -> None:
     torch.testing.assert_close(as_images(given, COLOUR), floats(PIXELS)[None], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("given", [PIXELS, PIXELS[:, None], PIXELS[..., None], list(PIXELS),
-                                   [Image.fromarray(one) for one in PIXELS]])  # fmt: skip
+@pytest.mark.parametrize(
+    "given",
+    [
+        PIXELS,
+        PIXELS[:, None],
+        PIXELS[..., None],
+        list(PIXELS),
+        [Image.fromarray(one) for one in PIXELS],
+    ],
+)
 def test_gray_images_need_no_channel(given: Any) -> None:
     torch.testing.assert_close(as_images(given, GRAY), floats(PIXELS)[:, None], atol=1e-6, rtol=0)
 
@@ -62,16 +82,23 @@ def test_a_batch_of_none_is_a_batch() -> None:
     assert as_images(np.zeros((0, 4, 4), np.uint8), GRAY).shape == (0, 1, 4, 4)
 
 
-@pytest.mark.parametrize(("given", "error", "words"), [
-    (np.zeros((2, 5, 5), np.uint8), UsageError, r"shape \(2, 5, 5\), this model takes 1 × 4 × 4"),
-    (np.zeros((2, 3, 4, 4), np.uint8), UsageError, "this model takes 1 × 4 × 4"),
-    (np.zeros((4, 4), np.int64), UsageError, "of type int64: give uint8 from 0 to 255, floats"),
-    (torch.zeros(4, 4, dtype=torch.int32), UsageError, "of type int32"),
-    (np.full((4, 4), 200.0), UsageError, "reach from 200 to 200: give uint8"),
-    (np.full((4, 4), np.nan), DataError, "not finite"),
-    ("a.png", UsageError, "images are no str"),
-    ([np.zeros((4, 4), np.uint8), np.zeros((4, 5), np.uint8)], UsageError, r"shape \(4, 5\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        (
+            np.zeros((2, 5, 5), np.uint8),
+            UsageError,
+            r"shape \(2, 5, 5\), this model takes 1 × 4 × 4",
+        ),
+        (np.zeros((2, 3, 4, 4), np.uint8), UsageError, "this model takes 1 × 4 × 4"),
+        (np.zeros((4, 4), np.int64), UsageError, "of type int64: give uint8 from 0 to 255, floats"),
+        (torch.zeros(4, 4, dtype=torch.int32), UsageError, "of type int32"),
+        (np.full((4, 4), 200.0), UsageError, "reach from 200 to 200: give uint8"),
+        (np.full((4, 4), np.nan), DataError, "not finite"),
+        ("a.png", UsageError, "images are no str"),
+        ([np.zeros((4, 4), np.uint8), np.zeros((4, 5), np.uint8)], UsageError, r"shape \(4, 5\)"),
+    ],
+)
 def test_anything_else_is_refused_by_name(given: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words) as refusal:
         as_images(given, GRAY)

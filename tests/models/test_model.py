@@ -1,4 +1,6 @@
-"""A trained model in use: loads light and quick, gives the same in any batches, refuses what it cannot do."""
+"""A trained model in use: loads light and quick, gives the same in any batches, refuses what it
+cannot do.
+"""
 
 from __future__ import annotations
 
@@ -39,17 +41,23 @@ def test_a_model_gives_what_it_can_and_refuses_the_rest_by_name(folder: Path) ->
         if model.can(ability):
             assert use().shape[0] == 5
         else:
-            with pytest.raises(UsageError, match=f"a model of method .* cannot {ability}, it can .*") as refusal:
+            with pytest.raises(
+                UsageError, match=f"a model of method .* cannot {ability}, it can .*"
+            ) as refusal:
                 use()
             assert "\n" not in str(refusal.value)
 
 
-def test_what_comes_out_does_not_depend_on_how_many_go_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_comes_out_does_not_depend_on_how_many_go_in(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, given = udl_dist.load(folder), images(11)
     if model.can("encode"):
         whole = model.encode(given), model.reconstruct(given), model.score(given).float()
         monkeypatch.setattr(models, "BATCH_IMAGES", 4)
-        torch.testing.assert_close((model.encode(given), model.reconstruct(given), model.score(given).float()), whole)
+        torch.testing.assert_close(
+            (model.encode(given), model.reconstruct(given), model.score(given).float()), whole
+        )
         assert model.encode(given[:0]).shape == (0, model.latent_dim)
     if model.can("sample"):
         torch.testing.assert_close(model.sample(3, seed=1, start=2), model.sample(5, seed=1)[2:])
@@ -70,18 +78,26 @@ def test_the_best_checkpoint_is_used_unless_another_is_asked_for(trained: dict[s
 
 def test_averaged_weights_are_used_where_a_run_keeps_them(trained: dict[str, Path]) -> None:
     model = udl_dist.load(trained["gan"])
-    files, _ = checkpoint.load(checkpoint.path_of(trained["gan"] / "checkpoints", model.origin.images))
+    files, _ = checkpoint.load(
+        checkpoint.path_of(trained["gan"] / "checkpoints", model.origin.images)
+    )
     assert model.origin.averaged
     for name, value in model.method.networks.state_dict().items():
-        expected = files["average"][name] if name.startswith("generator.") else files["networks"][name]
+        expected = (
+            files["average"][name] if name.startswith("generator.") else files["networks"][name]
+        )
         assert torch.equal(value, expected)
-    assert not torch.equal(files["average"]["generator.0.weight"], files["networks"]["generator.0.weight"])
+    assert not torch.equal(
+        files["average"]["generator.0.weight"], files["networks"]["generator.0.weight"]
+    )
 
 
 def test_loading_imports_neither_ray_nor_wandb_nor_webdataset(trained: dict[str, Path]) -> None:
-    code = ("import sys, udl_dist\nassert 'torch' not in sys.modules\n"
-            "for folder in sys.argv[1:]:\n    udl_dist.load(folder)\n"
-            "print(sorted({'ray', 'wandb', 'webdataset', 'cv2', 'torch._dynamo'} & set(sys.modules)))")  # fmt: skip
+    code = (
+        "import sys, udl_dist\nassert 'torch' not in sys.modules\n"
+        "for folder in sys.argv[1:]:\n    udl_dist.load(folder)\n"
+        "print(sorted({'ray', 'wandb', 'webdataset', 'cv2', 'torch._dynamo'} & set(sys.modules)))"
+    )
     command = [sys.executable, "-c", code, *map(str, trained.values())]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.splitlines() == ["[]"]
@@ -122,7 +138,9 @@ def test_weights_of_other_networks_are_refused_by_the_first_that_differs(
     shutil.copytree(trained["ae"], tmp_path / "run")
     settings = tmp_path / "run" / "experiment.toml"
     settings.write_text(settings.read_text().replace("latent_dim = 4", "latent_dim = 5"))
-    with pytest.raises(TrainingError, match=r"decoder.0.weight should be float32 \[16, 5\], is float32 \[16, 4\]"):
+    with pytest.raises(
+        TrainingError, match=r"decoder.0.weight should be float32 \[16, 5\], is float32 \[16, 4\]"
+    ):
         udl_dist.load(tmp_path / "run")
 
 
@@ -144,10 +162,15 @@ def test_a_device_that_is_not_there_is_refused(trained: dict[str, Path]) -> None
 def test_scores_are_the_error_and_the_bound(trained: dict[str, Path]) -> None:
     model, given = udl_dist.load(trained["vae"]), images(6)
     assert model.scores == ("reconstruction", "negative_elbo")
-    by_hand = (model.reconstruct(given) - model.images(given)).div(2).square().mean((1, 2, 3)).double()
+    by_hand = (
+        (model.reconstruct(given) - model.images(given)).div(2).square().mean((1, 2, 3)).double()
+    )
     torch.testing.assert_close(model.score(given, "reconstruction"), by_hand)
-    assert not torch.allclose(model.score(given, seed=1), model.score(given, seed=2))  # a draw of the latent
-    with pytest.raises(UsageError, match="has no score 'fid': it has reconstruction, negative_elbo"):
+    # a draw of the latent
+    assert not torch.allclose(model.score(given, seed=1), model.score(given, seed=2))
+    with pytest.raises(
+        UsageError, match="has no score 'fid': it has reconstruction, negative_elbo"
+    ):
         model.score(given, "fid")
 
 

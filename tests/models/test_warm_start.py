@@ -1,4 +1,6 @@
-"""A run that starts with the weights of another: taken by name and shape, said, kept by hash, and never taken again."""
+"""A run that starts with the weights of another: taken by name and shape, said, kept by hash, and
+never taken again.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,10 @@ def test_a_run_starts_with_the_weights_of_another_and_keeps_their_hash(
     assert kept["weights"] == udl_dist.load(trained[method]).origin.weights
     assert (kept["from"], kept["anew"]) == (str(trained[method]), {})
     said = RunFolder(made).messages.read_text()
-    assert f"starts from {len(kept['taken'])} of {len(kept['taken'])} tensors of {trained[method]}: " in said
+    assert (
+        f"starts from {len(kept['taken'])} of {len(kept['taken'])} tensors of {trained[method]}: "
+        in said
+    )
 
 
 def test_an_exported_model_will_do(trained: dict[str, Path], source: Path, tmp_path: Path) -> None:
@@ -65,7 +70,9 @@ def test_an_exported_model_will_do(trained: dict[str, Path], source: Path, tmp_p
     torch.testing.assert_close(weights(made), weights(trained["ae"]), atol=1e-6, rtol=0)
 
 
-def test_what_does_not_fit_starts_anew_and_is_said(trained: dict[str, Path], source: Path, tmp_path: Path) -> None:
+def test_what_does_not_fit_starts_anew_and_is_said(
+    trained: dict[str, Path], source: Path, tmp_path: Path
+) -> None:
     made = still("ae", source, tmp_path / "new", trained["ae"], method__latent_dim="5")
     kept = json.loads((made / "init.json").read_text())
     assert kept["taken"] and kept["anew"]
@@ -76,11 +83,17 @@ def test_what_does_not_fit_starts_anew_and_is_said(trained: dict[str, Path], sou
     assert "; first weights of its own for " in RunFolder(made).messages.read_text()
 
 
-def test_networks_that_have_nothing_in_common_are_refused_by_the_plan(trained: dict[str, Path], source: Path) -> None:
+def test_networks_that_have_nothing_in_common_are_refused_by_the_plan(
+    trained: dict[str, Path], source: Path
+) -> None:
     with pytest.raises(UsageError, match="is of other networks, none of its tensors fits"):
         planned_of(
             asked(
-                "ae", source, train__init_from=str(trained["ae"]), method__network__widths="9,7", method__latent_dim="3"
+                "ae",
+                source,
+                train__init_from=str(trained["ae"]),
+                method__network__widths="9,7",
+                method__latent_dim="3",
             )
         )
     with pytest.raises(UsageError, match="there is no folder"):
@@ -105,7 +118,9 @@ def test_a_resumed_run_takes_nothing_again_and_its_source_may_be_gone(
         assert value.equal(weights(tmp_path / "cut")[name])
 
 
-def still_running(method: str, source: Path, folder: Path, init_from: Path, images: int) -> Experiment:
+def still_running(
+    method: str, source: Path, folder: Path, init_from: Path, images: int
+) -> Experiment:
     flags = {
         "train__init_from": str(init_from),
         "train__total_images": str(images),
@@ -117,7 +132,11 @@ def still_running(method: str, source: Path, folder: Path, init_from: Path, imag
     return asked(method, source, **flags)
 
 
-def test_a_relative_folder_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_relative_folder_is_made_absolute(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
-    made = experiments.load(None, {"method.name": "ae", "train.init_from": "runs/a", "train.epochs": "1"})
+    made = experiments.load(
+        None, {"method.name": "ae", "train.init_from": "runs/a", "train.epochs": "1"}
+    )
     assert made.train.init_from == str(tmp_path / "runs" / "a")

@@ -18,13 +18,19 @@ from udl_dist.report.compare import compare
 def pair(trained: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The autoencoder's run, and one with another latent size on the same images."""
     source = trained["ae"].parent / "data" / "packed"
-    return trained["ae"], run("ae", source, tmp_path_factory.mktemp("pair") / "wide", method__latent_dim="6")
+    return trained["ae"], run(
+        "ae", source, tmp_path_factory.mktemp("pair") / "wide", method__latent_dim="6"
+    )
 
 
-def test_figures_curves_and_settings_stand_side_by_side(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_figures_curves_and_settings_stand_side_by_side(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
     found = compare([str(one) for one in pair], tmp_path / "curves.png")
     assert found.settings == {"method.latent_dim": [4, 6]}
-    last = [json.loads((one / "curves.jsonl").read_text().splitlines()[-1])["val/mse"] for one in pair]
+    last = [
+        json.loads((one / "curves.jsonl").read_text().splitlines()[-1])["val/mse"] for one in pair
+    ]
     assert found.figures["val/mse (last)"] == last
     assert all(best <= end for best, end in zip(found.figures["val/mse (best)"], last, strict=True))
     assert not found.refused
@@ -44,12 +50,15 @@ def test_other_images_are_no_rivals(pair: tuple[Path, Path], tmp_path: Path) -> 
     assert "data is " in found.refused["held-out figures"]
     assert ", another" in found.refused["held-out figures"]
     assert not found.picture
-    assert any(line.startswith("not compared: held-out figures: their protocols differ") for line in found.lines())
+    assert any(
+        line.startswith("not compared: held-out figures: their protocols differ")
+        for line in found.lines()
+    )
 
 
 def test_settings_that_change_what_is_measured_keep_figures_apart(
     trained: dict[str, Path], tmp_path: Path
-) -> None:  # fmt: skip
+) -> None:
     shutil.copytree(trained["vae"], tmp_path / "binary")
     settings = tmp_path / "binary" / "experiment.toml"
     settings.write_text(settings.read_text().replace('binarise = "none"', 'binarise = "static"'))
@@ -57,20 +66,34 @@ def test_settings_that_change_what_is_measured_keep_figures_apart(
     assert found.refused["held-out figures"].endswith("method.binarise is none, static")
 
 
-def test_of_different_methods_only_what_they_share_is_compared(trained: dict[str, Path], tmp_path: Path) -> None:
+def test_of_different_methods_only_what_they_share_is_compared(
+    trained: dict[str, Path], tmp_path: Path
+) -> None:
     found = compare([str(trained["ae"]), str(trained["vae"])], tmp_path / "curves.png")
     assert {name.split(" ")[0] for name in found.figures} == {"val/mse", "images"}
     (refused,) = found.refused
     assert "val/reconstruction" in refused
 
 
-def test_evaluations_are_compared_by_their_own_protocols(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_evaluations_are_compared_by_their_own_protocols(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
     folders = [tmp_path / "one", tmp_path / "two"]
     for number, (source, folder) in enumerate(zip(pair, folders, strict=True)):
         shutil.copytree(source, folder)
-        figures = {"knn": {"value": 0.9 + number / 100, "sd": None, "floor": None,
-                           "protocol": {"n": 10, "checkpoint": f"c{number}", "sampled_from": f"prior {number}"}},
-                   "fid": {"value": 3.0, "protocol": {"n": 10 + number}}}  # fmt: skip
+        figures = {
+            "knn": {
+                "value": 0.9 + number / 100,
+                "sd": None,
+                "floor": None,
+                "protocol": {
+                    "n": 10,
+                    "checkpoint": f"c{number}",
+                    "sampled_from": f"prior {number}",
+                },
+            },
+            "fid": {"value": 3.0, "protocol": {"n": 10 + number}},
+        }
         (folder / "evaluation.json").write_text(json.dumps({"figures": figures}))
     found = compare(list(map(str, folders)), tmp_path / "curves.png")
     assert found.figures["knn"] == [0.9, 0.91]

@@ -1,4 +1,6 @@
-"""Curves are drawn so that a glance tells how a run went, in the colours of the page, whatever their names are."""
+"""Curves are drawn so that a glance tells how a run went, in the colours of the page, whatever
+their names are.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +31,27 @@ def test_the_legend_lies_where_curves_do_not_end() -> None:
 
 
 def test_an_svg_takes_the_colours_of_the_page_and_brings_no_name_of_another(tmp_path: Path) -> None:
-    one, two = (curves.as_svg({"train/x": FALLING, "_hidden $x_1^{$ <b>": FALLING}, number) for number in (1, 2))
+    one, two = (
+        curves.as_svg({"train/x": FALLING, "_hidden $x_1^{$ <b>": FALLING}, number)
+        for number in (1, 2)
+    )
     assert "currentColor" in one
     assert "var(--line)" in one
     assert curves.INK not in one
     assert "<b>" not in one
     assert "&lt;b&gt;" in one
-    names = [set(re.findall(r'<(?:clipPath|path|g) id="(p[0-9a-f]+|m[0-9a-f]+)"', svg)) for svg in (one, two)]
+    names = [
+        set(re.findall(r'<(?:clipPath|path|g) id="(p[0-9a-f]+|m[0-9a-f]+)"', svg))
+        for svg in (one, two)
+    ]
     assert names[0]
     assert not names[0] & names[1]
 
 
 def test_panels_become_one_picture(tmp_path: Path) -> None:
-    curves.as_png({"val/$x": {"a": FALLING}, "val/y": {"a": FALLING, "b": FALLING}}, tmp_path / "new" / "all.png")
+    curves.as_png(
+        {"val/$x": {"a": FALLING}, "val/y": {"a": FALLING, "b": FALLING}},
+        tmp_path / "new" / "all.png",
+    )
     with Image.open(tmp_path / "new" / "all.png") as picture:
         assert picture.width == pytest.approx(1210, abs=2)

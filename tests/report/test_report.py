@@ -1,4 +1,6 @@
-"""The page about a run: complete in itself, true to the run, unmoved by hostile names, there for a broken run too."""
+"""The page about a run: complete in itself, true to the run, unmoved by hostile names, there for a
+broken run too.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ from udl_dist.report.report import report
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.using.following import follow
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)> ../../etc \x1b[31mred\x07"
 
 
@@ -83,7 +87,9 @@ def test_the_page_tells_figures_settings_and_pictures_of_the_run(run: Path, text
             assert f"{value:.6g}" in seen.text
     assert "method.latent_dim" in seen.text
     assert len(seen.all("img")) == len(list((run / "pictures").iterdir()))
-    assert sum("hidden" in image for image in seen.all("img")) == len(seen.all("img")) - len(seen.all("input"))
+    assert sum("hidden" in image for image in seen.all("img")) == len(seen.all("img")) - len(
+        seen.all("input")
+    )
     assert len(seen.all("svg")) >= 4
     assert "complete" in seen.text
     assert "Means over 18 held-out images" in seen.text
@@ -101,21 +107,34 @@ def test_pictures_come_first_and_the_figure_that_chooses_the_best_leads(
     assert re.findall(r"<figcaption>([^<]*)</figcaption>", text)[0] == name.removeprefix("val/")
 
 
-def test_the_page_says_what_a_figure_cannot_see_and_where_better_samples_are(trained: dict[str, Path]) -> None:
-    gan, vae = (Seen(written(trained[name], trained[name] / "page.html")).text for name in ("gan", "vae"))
+def test_the_page_says_what_a_figure_cannot_see_and_where_better_samples_are(
+    trained: dict[str, Path],
+) -> None:
+    gan, vae = (
+        Seen(written(trained[name], trained[name] / "page.html")).text for name in ("gan", "vae")
+    )
     assert "val/frechet_8x8 cannot see anything finer than 8×8 pixels: blur" in gan
-    assert f"udl fit-prior {trained['vae']}, then udl sample {trained['vae']} --prior mixture" in vae
+    assert (
+        f"udl fit-prior {trained['vae']}, then udl sample {trained['vae']} --prior mixture" in vae
+    )
     assert "fit-prior" not in gan
 
 
 def test_a_failed_run_says_so_at_the_top(trained: dict[str, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(trained["gan"], tmp_path / "run"))
     (folder / "result.json").unlink()
-    (folder / "messages.log").write_text("00:00:00 resumed\n00:00:01 ALARM: the discriminator wins after 40 images\n")
-    RunFolder(folder).fail(TrainingError("dead generator after 480 images: lower train.learning_rate"))
+    (folder / "messages.log").write_text(
+        "00:00:00 resumed\n00:00:01 ALARM: the discriminator wins after 40 images\n"
+    )
+    RunFolder(folder).fail(
+        TrainingError("dead generator after 480 images: lower train.learning_rate")
+    )
     text = written(folder, tmp_path / "page.html")
     top = Seen(text.split('<section id="pictures"')[0]).text
-    failed, alarm = top.index("The run failed after 480 images: dead generator"), top.index("ALARM: the discriminator")
+    failed, alarm = (
+        top.index("The run failed after 480 images: dead generator"),
+        top.index("ALARM: the discriminator"),
+    )
     assert failed < alarm
     assert "failed" in Seen(text).text.split("To know first")[0]
     (folder / "failure.json").write_text("{}")  # damaged: the page is there nevertheless
@@ -136,22 +155,37 @@ def test_nothing_is_fetched_and_everything_has_words(text: str) -> None:
     drawn = [attributes for tag, attributes in seen.tags if attributes.get("role") == "img"]
     assert all(attributes["aria-label"] for attributes in drawn)
     assert [level for level in (tag for tag, _ in seen.tags) if level == "h1"] == ["h1"]
-    ids = [attributes["id"] for _, attributes in seen.tags if attributes.get("id") and "film" in str(attributes["id"])]
+    ids = [
+        attributes["id"]
+        for _, attributes in seen.tags
+        if attributes.get("id") and "film" in str(attributes["id"])
+    ]
     assert len(ids) == len(set(ids))
 
 
-def test_names_from_data_are_text_and_nothing_else(trained: dict[str, Path], tmp_path: Path) -> None:
+def test_names_from_data_are_text_and_nothing_else(
+    trained: dict[str, Path], tmp_path: Path
+) -> None:
     folder = tmp_path / "<script>alert(1)</script>"[:8]
     shutil.copytree(trained["vae"], folder)
     settings = folder / "experiment.toml"
-    settings.write_text(re.sub(r"(?m)^(source|project) = .*$", lambda found: f"{found[1]} = {json.dumps(HOSTILE)}",
-                               settings.read_text()))  # fmt: skip
+    settings.write_text(
+        re.sub(
+            r"(?m)^(source|project) = .*$",
+            lambda found: f"{found[1]} = {json.dumps(HOSTILE)}",
+            settings.read_text(),
+        )
+    )
     (folder / "data.json").write_text(json.dumps({HOSTILE: HOSTILE}))
     (folder / "messages.log").write_text(f"00:00:00 ALARM: {HOSTILE}\n")
     point = json.loads((folder / "curves.jsonl").read_text().splitlines()[-1])
     with (folder / "curves.jsonl").open("a") as file:
-        file.write(json.dumps(point | {f"val/{HOSTILE}": 1.0, "train/$x_1^{$": 2.0, "val/_x": 1.0}) + "\n")
-    (folder / "environment.jsonl").write_text(json.dumps({"images": 7, HOSTILE: HOSTILE}) + "\n[]\n{")
+        file.write(
+            json.dumps(point | {f"val/{HOSTILE}": 1.0, "train/$x_1^{$": 2.0, "val/_x": 1.0}) + "\n"
+        )
+    (folder / "environment.jsonl").write_text(
+        json.dumps({"images": 7, HOSTILE: HOSTILE}) + "\n[]\n{"
+    )
     figure = {"value": 1.0, "sd": 0.5, "floor": {HOSTILE: HOSTILE}, "protocol": {HOSTILE: HOSTILE}}
     (folder / "evaluation.json").write_text(json.dumps({"figures": {HOSTILE: figure}}))
     text = written(folder, tmp_path / "page.html")
@@ -165,24 +199,43 @@ def test_names_from_data_are_text_and_nothing_else(trained: dict[str, Path], tmp
     assert "1 ± 0.5" in seen.text
 
 
-def test_figures_of_checkpoints_are_curves_and_damaged_ones_are_named(trained: dict[str, Path], tmp_path: Path) -> None:
+def test_figures_of_checkpoints_are_curves_and_damaged_ones_are_named(
+    trained: dict[str, Path], tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(trained["ae"], tmp_path / "ae"))
-    follow(str(folder), "cpu", FigureSettings(families=("reconstruction",), noise=()), "", lambda *_: None, print)
-    figures = {path: json.loads(path.read_text())["figures"]["psnr"]["value"]
-               for path in sorted((folder / "followed").glob("[0-9]*.json"))}  # fmt: skip
+    follow(
+        str(folder),
+        "cpu",
+        FigureSettings(families=("reconstruction",), noise=()),
+        "",
+        lambda *_: None,
+        print,
+    )
+    figures = {
+        path: json.loads(path.read_text())["figures"]["psnr"]["value"]
+        for path in sorted((folder / "followed").glob("[0-9]*.json"))
+    }
     first, *_, last = figures.values()
     said = f"psnr from {first:.4g} to {last:.4g}"
     seen = Seen(written(folder, tmp_path / "page.html"))
     assert "psnr, udl evaluate --follow" in seen.text and said in seen.text
     next(iter(figures)).write_text("torn")
-    assert f"{next(iter(figures)).name} is damaged" in Seen(written(folder, tmp_path / "page.html")).text
+    assert (
+        f"{next(iter(figures)).name} is damaged"
+        in Seen(written(folder, tmp_path / "page.html")).text
+    )
 
 
 def test_what_all_figures_depend_on_is_told_once(trained: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(trained["ae"], tmp_path / "run")
-    entries = {name: {"value": 1.0, "protocol": {"data": "of-all", "seed": seed, **own}}
-               for name, seed, own in (("mse", 1, {}), ("recall", 2, {"extractor": "of-two", "k": 7}),
-                                       ("precision", 3, {"extractor": "of-two"}))}  # fmt: skip
+    entries = {
+        name: {"value": 1.0, "protocol": {"data": "of-all", "seed": seed, **own}}
+        for name, seed, own in (
+            ("mse", 1, {}),
+            ("recall", 2, {"extractor": "of-two", "k": 7}),
+            ("precision", 3, {"extractor": "of-two"}),
+        )
+    }
     (tmp_path / "run" / "evaluation.json").write_text(json.dumps({"figures": entries}))
     text = Seen(written(tmp_path / "run", tmp_path / "page.html")).text
     assert text.count("of-all") == 1
@@ -191,22 +244,37 @@ def test_what_all_figures_depend_on_is_told_once(trained: dict[str, Path], tmp_p
     assert "seed 2, extractor, k 7" in text and "seed 3, extractor" in text and "seed 1" in text
 
 
-@pytest.mark.parametrize("broken", [
-    "curves.jsonl", "checkpoints", "pictures", "data.json", "result.json", "experiment.toml",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "curves.jsonl",
+        "checkpoints",
+        "pictures",
+        "data.json",
+        "result.json",
+        "experiment.toml",
+    ],
+)
 def test_a_run_that_lacks_something_has_a_page_that_says_so(
     trained: dict[str, Path], tmp_path: Path, broken: str
 ) -> None:
     shutil.copytree(trained["ae"], tmp_path / "run")
     gone = tmp_path / "run" / broken
     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
-    said = {"curves.jsonl": "There are no curves", "checkpoints": "there is no checkpoint",
-            "pictures": "There are no pictures", "result.json": "not complete", "data.json": "fingerprint",
-            "experiment.toml": "experiment.toml is missing: the settings are not known"}  # fmt: skip
+    said = {
+        "curves.jsonl": "There are no curves",
+        "checkpoints": "there is no checkpoint",
+        "pictures": "There are no pictures",
+        "result.json": "not complete",
+        "data.json": "fingerprint",
+        "experiment.toml": "experiment.toml is missing: the settings are not known",
+    }
     assert said[broken] in html.unescape(written(tmp_path / "run", tmp_path / "page.html"))
 
 
-def test_a_run_in_which_everything_is_damaged_has_a_page(trained: dict[str, Path], tmp_path: Path) -> None:
+def test_a_run_in_which_everything_is_damaged_has_a_page(
+    trained: dict[str, Path], tmp_path: Path
+) -> None:
     shutil.copytree(trained["ae"], tmp_path / "run")
     for path in (tmp_path / "run").rglob("*"):
         if path.is_file():
@@ -225,13 +293,17 @@ def test_only_a_run_has_a_page(tmp_path: Path) -> None:
         report(str(tmp_path / "nowhere"))
 
 
-def test_many_large_pictures_are_made_small_and_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_large_pictures_are_made_small_and_fewer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pictures, "MOST_BYTES", 400_000)
     monkeypatch.setattr(pictures, "WIDEST", 400)
     random = np.random.default_rng(0)
     listed = []
     for number in range(6):
-        Image.fromarray(random.integers(0, 256, (500, 500, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        Image.fromarray(random.integers(0, 256, (500, 500, 3), dtype=np.uint8)).save(
+            tmp_path / f"{number}.png"
+        )
         listed.append((number, tmp_path / f"{number}.png"))
     (tmp_path / "odd.png").write_bytes(b"GIF89a")
     films, faults = pictures.films({"samples": [*listed, (99, tmp_path / "odd.png")]})
@@ -247,15 +319,33 @@ def shown(path: Path, folder: Path) -> tuple[str, str, list[str]]:
     assert CHROMIUM
     net = folder / "net.json"
     done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", f"--user-data-dir={folder / 'profile'}",
-         "--enable-logging=stderr", f"--log-net-log={net}", "--dump-dom", path.as_uri()],
-        capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            f"--user-data-dir={folder / 'profile'}",
+            "--enable-logging=stderr",
+            f"--log-net-log={net}",
+            "--dump-dom",
+            path.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     log: dict[str, Any] = json.loads(net.read_text())
     asked = {event["params"]["url"] for event in log["events"] if "url" in event.get("params", {})}
-    own = re.compile(r"https?://([a-z0-9-]+\.)*(google|googleapis|gstatic|gvt1)\.com/")  # the browser's, on any page
-    others = (url for url in asked if not url.startswith(("data:", path.as_uri())) and not own.match(url))
+    # the browser's, on any page
+    own = re.compile(r"https?://([a-z0-9-]+\.)*(google|googleapis|gstatic|gvt1)\.com/")
+    others = (
+        url for url in asked if not url.startswith(("data:", path.as_uri())) and not own.match(url)
+    )
     return done.stdout, done.stderr, sorted(others)
 
 
@@ -266,7 +356,10 @@ def test_chromium_shows_the_page_without_a_complaint_or_a_request_and_the_slider
     text = pages._text
 
     def with_a_hand(name: str) -> str:
-        moved = "const s = document.querySelector('input'); s.value = 0; s.dispatchEvent(new Event('input'));"
+        moved = (
+            "const s = document.querySelector('input'); s.value = 0; s.dispatchEvent(new"
+            " Event('input'));"
+        )
         return text(name) + (moved if name == "film.js" else "")
 
     monkeypatch.setattr(pages, "_text", with_a_hand)
@@ -275,7 +368,9 @@ def test_chromium_shows_the_page_without_a_complaint_or_a_request_and_the_slider
     assert "CONSOLE" not in said, said
     assert asked == []
     seen = Seen(document)
-    first, *others = [image for image in seen.all("img") if str(image["alt"]).startswith("reconstruction")]
+    first, *others = [
+        image for image in seen.all("img") if str(image["alt"]).startswith("reconstruction")
+    ]
     assert "hidden" not in first
     assert all("hidden" in image for image in others)
     assert str(first["data-said"]) in seen.text
@@ -299,5 +394,7 @@ def test_a_page_is_written_anew_while_somebody_trains(
         while "a message that comes while it trains" not in page.read_text():
             time.sleep(0.01)
     follower.join()
-    assert "</html>" in page.read_text() and "refresh" not in page.read_text().partition("</head>")[0]
+    assert (
+        "</html>" in page.read_text() and "refresh" not in page.read_text().partition("</head>")[0]
+    )
     assert said == [f"the page is written anew every 1 s until the run ends, or Ctrl-C: {page}"]

@@ -1,4 +1,6 @@
-"""What a run was trained in is kept at each start in which it is another one, and tells of no machine and nobody."""
+"""What a run was trained in is kept at each start in which it is another one, and tells of no
+machine and nobody.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,15 @@ def test_another_environment_is_kept_and_said_when_a_run_goes_on_in_it(tmp_path:
         assert finished(experiment, stop_after=1)["stopped"]
         (tmp_path / "run" / "stop").unlink()
     first, second = environment.kept(folder.environment)
-    assert (first["images"], first["workers"], first["device"], first["backend"]) == (0, 1, "cpu", "none")
-    assert first["torch"] == torch.__version__.partition("+")[0] or first["torch"] == torch.__version__
+    assert (first["images"], first["workers"], first["device"], first["backend"]) == (
+        0,
+        1,
+        "cpu",
+        "none",
+    )
+    assert (
+        first["torch"] == torch.__version__.partition("+")[0] or first["torch"] == torch.__version__
+    )
     assert first["CPU"]
     assert second["images"] > 0
     assert {**second, "images": 0} == {**first, "threads of a worker": 3}

@@ -14,12 +14,16 @@ import pytest
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.runs.run_folder import RunFolder
 
-HOLD = ("import sys, time; from udl_dist.runs.run_folder import RunFolder\n"
-        "with RunFolder(sys.argv[1]).held():\n    print('held', flush=True); time.sleep(60)")  # fmt: skip
+HOLD = (
+    "import sys, time; from udl_dist.runs.run_folder import RunFolder\n"
+    "with RunFolder(sys.argv[1]).held():\n    print('held', flush=True); time.sleep(60)"
+)
 
 
 def test_a_live_run_is_not_disturbed_and_a_dead_one_is_taken_over(tmp_path: Path) -> None:
-    other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"
     expected = rf"is in use by process {other.pid} on .*: wait, stop it, or choose another"
@@ -80,7 +84,10 @@ def test_a_fresh_start_puts_everything_aside_but_what_was_put_aside_before(tmp_p
             assert folder.set_aside() == tmp_path / f"before-{turn}"
         assert folder.set_aside() is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["before-1", "before-2", "lock"]
-    assert sorted(path.name for path in (tmp_path / "before-2").iterdir()) == ["checkpoints", "curves.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "before-2").iterdir()) == [
+        "checkpoints",
+        "curves.jsonl",
+    ]
 
 
 def test_messages_carry_the_time_of_day(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""One line that redraws on a terminal, plain lines in a log; nothing that is not in the run folder."""
+"""One line that redraws on a terminal, plain lines in a log; nothing that is not in the run
+folder.
+"""
 
 from __future__ import annotations
 
@@ -34,16 +36,25 @@ class Screen(io.StringIO):
 
 def test_the_line_says_first_what_matters_most() -> None:
     line = progress_line({"images": 25_000, **POINT}, 100_000, "val/kl 21, best 20.5")
-    assert line == (
-        "25 % · 5,000 img/s · ETA 0:00:15 · loss 98.12 · val/kl 21, best 20.5 · kl 20.5 · 25,000 of 100,000 images · "
-        "data wait 0.4 %"
+    assert (
+        line
+        == "25 % · 5,000 img/s · ETA 0:00:15 · loss 98.12 · val/kl 21, best 20.5 · kl 20.5 · 25,000"
+        " of 100,000 images · data wait 0.4 %"
     )
     assert clock(3725.4) == "1:02:05"
 
 
 def test_a_loss_of_one_term_is_shown_once() -> None:
-    point = {"images": 500, **POINT, "train/loss": 3.5, "train/reconstruction": 3.5, "train/kl": 0.25}
-    assert progress_line(point, 1000).startswith("50 % · 5,000 img/s · ETA 0:00:00 · loss 3.5 · kl 0.25 · 500 of")
+    point = {
+        "images": 500,
+        **POINT,
+        "train/loss": 3.5,
+        "train/reconstruction": 3.5,
+        "train/kl": 0.25,
+    }
+    assert progress_line(point, 1000).startswith(
+        "50 % · 5,000 img/s · ETA 0:00:00 · loss 3.5 · kl 0.25 · 500 of"
+    )
 
 
 @pytest.mark.parametrize("width", range(20, 140, 7))
@@ -140,7 +151,9 @@ def test_curves_that_were_rewound_are_followed_from_there(tmp_path: Path) -> Non
     assert "200 of 1,000" in screen.getvalue()  # it fits in 80 columns
 
 
-def test_curves_that_were_rewound_and_grew_beyond_where_they_were_are_read_whole(tmp_path: Path) -> None:
+def test_curves_that_were_rewound_and_grew_beyond_where_they_were_are_read_whole(
+    tmp_path: Path,
+) -> None:
     folder, log = RunFolder(tmp_path), io.StringIO()
     folder.add_point(100, POINT)
     folder.add_point(200, POINT)

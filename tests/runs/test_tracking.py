@@ -1,4 +1,6 @@
-"""W&B gets a copy and never holds up a run: without a key, with a dead server, with one that never answers."""
+"""W&B gets a copy and never holds up a run: without a key, with a dead server, with one that never
+answers.
+"""
 
 from __future__ import annotations
 
@@ -43,12 +45,18 @@ for line in said:
 """
 
 
-def track(folder: Path, mode: str = "auto", after: int = 0, **environment: str) -> tuple[float, float, list[str]]:
-    """Seconds until three points were handed over, seconds until the end, what was said; in a process of its own."""
+def track(
+    folder: Path, mode: str = "auto", after: int = 0, **environment: str
+) -> tuple[float, float, list[str]]:
+    """Seconds until three points were handed over, seconds until the end, what was said; in a
+    process of its own.
+    """
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     clean |= {"HOME": str(folder), "NETRC": str(folder / ".netrc"), **environment}
     command = [sys.executable, "-c", TRACK, str(folder), mode, str(after)]
-    done = subprocess.run(command, capture_output=True, text=True, env=clean, timeout=90, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=clean, timeout=90, check=False
+    )
     assert done.returncode == 0, done.stderr
     first, *said = done.stdout.splitlines()
     handed, ended = map(float, first.split())
@@ -179,7 +187,10 @@ def test_the_variables_of_wandb_are_heeded_and_a_flag_wins(
     settings, line = resolved(TrackSettings())
     assert (settings.mode, line) == (mode, f"W&B is {mode}: {variable}={value}")
     other = TrackSettings(mode="offline" if mode != "offline" else "online")
-    assert resolved(other) == (other, f"W&B: track.mode = {other.mode} counts, not {variable}={value}")
+    assert resolved(other) == (
+        other,
+        f"W&B: track.mode = {other.mode} counts, not {variable}={value}",
+    )
 
 
 def test_wandb_disabled_may_say_false(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,19 +206,27 @@ def test_what_the_command_of_wandb_has_set_is_heeded(own_home: Path) -> None:
         assert settings.mode == mode
         assert line == f"W&B is {mode}: mode = {command} in {own_home}/wandb/settings"
     subprocess.run([sys.executable, "-m", "wandb", "online"], check=True, capture_output=True)
-    assert resolved(TrackSettings())[0].mode in ("auto", "online")  # some releases write it, others clear the entry
+    # some releases write it, others clear the entry
+    assert resolved(TrackSettings())[0].mode in ("auto", "online")
 
 
-def test_a_mode_that_wandb_does_not_have_is_refused(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mode_that_wandb_does_not_have_is_refused(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "of")
-    with pytest.raises(UsageError, match="WANDB_MODE=of: there is no such mode of W&B: set it to online, offline or"):
+    with pytest.raises(
+        UsageError,
+        match="WANDB_MODE=of: there is no such mode of W&B: set it to online, offline or",
+    ):
         resolved(TrackSettings())
 
 
 def test_a_key_that_the_server_refuses_is_said(tmp_path: Path) -> None:
     with unwell(401) as (url, _):
         *_, said = track(tmp_path, WANDB_API_KEY="x" * 40, WANDB_BASE_URL=url)
-    assert said[0].startswith("W&B is offline (127.0.0.1 answers 401 Unauthorized); to upload: wandb sync ")
+    assert said[0].startswith(
+        "W&B is offline (127.0.0.1 answers 401 Unauthorized); to upload: wandb sync "
+    )
 
 
 def test_a_server_with_a_path_is_asked_below_it_with_the_key_of_its_host(tmp_path: Path) -> None:
@@ -240,5 +259,7 @@ def test_a_server_behind_a_proxy_is_reached_through_it(tmp_path: Path) -> None:
         proxy = f"127.0.0.1:{unused.getsockname()[1]}"
         way = f"http://user:secret@{proxy}"
         *_, said = track(tmp_path, WANDB_API_KEY="x" * 40, WANDB_BASE_URL=base_url, http_proxy=way)
-    assert said[0].startswith(f"W&B is offline (wandb.example.invalid through the proxy {proxy} does not answer (")
+    assert said[0].startswith(
+        f"W&B is offline (wandb.example.invalid through the proxy {proxy} does not answer ("
+    )
     assert "secret" not in said[0]

@@ -1,4 +1,6 @@
-"""A W&B server that is not well: it answers everything with a fault, or does so once a run has begun. For tests."""
+"""A W&B server that is not well: it answers everything with a fault, or does so once a run has
+begun. For tests.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,15 @@ from threading import Thread
 from urllib.parse import urlsplit
 
 PROJECT = {"id": "p", "name": "udl-dist", "entity": {"id": "e", "name": "me"}}
-BUCKET = {"id": "b", "name": "b", "displayName": "b", "config": "{}", "sweepName": None, "project": PROJECT,
-          "historyLineCount": 0}  # fmt: skip
+BUCKET = {
+    "id": "b",
+    "name": "b",
+    "displayName": "b",
+    "config": "{}",
+    "sweepName": None,
+    "project": PROJECT,
+    "historyLineCount": 0,
+}
 VIEWER = {"id": "me", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}
 STARTED = {
     "viewer": VIEWER,
@@ -32,14 +41,18 @@ def unwell(
     heard: list[bytes] | None = None,
     below: str = "",
 ) -> Iterator[tuple[str, list[str]]]:
-    """Its address and the requests it has had; each is answered with `status` after `stall_seconds`.
+    """Its address and the requests it has had; each is answered with `status` after
+    `stall_seconds`.
 
-    With `starts` it lets a run begin, and falls ill then. `heard` gets all of each request but its Authorization. With
-    `below` it is a server of other things too, whose W&B is below that path. It stands in for a proxy as well.
+    With `starts` it lets a run begin, and falls ill then. `heard` gets all of each request but its
+    Authorization. With `below` it is a server of other things too, whose W&B is below that path. It
+    stands in for a proxy as well.
     """
     asked: list[str] = []
     stays_well = status == 200 and not stall_seconds
-    files = {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []}} if stays_well else {}
+    files = (
+        {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []}} if stays_well else {}
+    )
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -59,7 +72,9 @@ def unwell(
             well = starts and path == f"{below}/graphql"
             if not well:
                 time.sleep(stall_seconds)
-            body = json.dumps({"data": STARTED | files} if well else {"errors": [{"message": "not well"}]}).encode()
+            body = json.dumps(
+                {"data": STARTED | files} if well else {"errors": [{"message": "not well"}]}
+            ).encode()
             self.send_response(200 if well else status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))

@@ -13,8 +13,14 @@ from udl_dist.search.settings import Search
 AXES = {"method.latent_dim": {"choice": [2, 3, 4]}, "train.learning_rate": {"log": [1e-4, 1e-1]}}
 
 
-def wanted(source: Path, folder: Path, axes: Mapping[str, object] | None = None, method: str = "ae",
-           flags: dict[str, str] | None = None, **plain: Any) -> Search:  # fmt: skip
+def wanted(
+    source: Path,
+    folder: Path,
+    axes: Mapping[str, object] | None = None,
+    method: str = "ae",
+    flags: dict[str, str] | None = None,
+    **plain: Any,
+) -> Search:
     """A search of 240 images a trial in steps of 12, with rungs at 12, 36 and 84 images."""
     quiet = {"track__mode": "off", "run__folder": str(folder), "train__report_images": "24"}
     base = asked(method, source, **(quiet | (flags or {})))

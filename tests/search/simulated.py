@@ -40,7 +40,9 @@ def conductor(search: Search, rule: bool = False) -> Conductor:
         from udl_dist.search import tuning
 
         theirs = tuning.rule(search.settings, planned.rungs, planned.budget)
-        return Conductor(search, journal, make_sampler(search), theirs, planned.trials, planned.budget)
+        return Conductor(
+            search, journal, make_sampler(search), theirs, planned.trials, planned.budget
+        )
     return Conductor(search, journal, make_sampler(search), Third(), planned.trials, planned.budget)
 
 
@@ -60,7 +62,9 @@ def trained(conducted: Conductor | Finals) -> None:
 
 
 def run(search: Search, seed: int, slots: int, kill: float = 0.0, die: float = 0.0) -> Conductor:
-    """Run to the end; at each event the head is killed, or a trial's process dies, with those probabilities."""
+    """Run to the end; at each event the head is killed, or a trial's process dies, with those
+    probabilities.
+    """
     chance = random.Random(seed)
     while True:
         conducted = conductor(search)
@@ -73,7 +77,9 @@ def run(search: Search, seed: int, slots: int, kill: float = 0.0, die: float = 0
                     file.write('{"trial": 7, "sta')
 
 
-def _go_on(conducted: Conductor, search: Search, chance: random.Random, slots: int, kill: float, die: float) -> None:
+def _go_on(
+    conducted: Conductor, search: Search, chance: random.Random, slots: int, kill: float, die: float
+) -> None:
     at: dict[int, tuple[Turn, int]] = {}
     while True:
         while len(at) < slots and (turn := conducted.next()):
@@ -81,7 +87,9 @@ def _go_on(conducted: Conductor, search: Search, chance: random.Random, slots: i
         if not at:
             assert conducted.over, "nothing runs and nothing can be started"
             return
-        moving = [number for number, (turn, passed) in at.items() if _may_move(search, turn, passed)]
+        moving = [
+            number for number, (turn, passed) in at.items() if _may_move(search, turn, passed)
+        ]
         assert moving, "all wait for each other"
         number = chance.choice(moving)
         if chance.random() < kill:
@@ -96,9 +104,13 @@ def _go_on(conducted: Conductor, search: Search, chance: random.Random, slots: i
             images = turn.rungs[passed - 1] if not all(answers) else conducted.budget
             del at[number]
             figures = {"val/mse": metric(turn, images)}
-            conducted.ended(number, Outcome("stopped" if not all(answers) else "complete", images, figures))
+            conducted.ended(
+                number, Outcome("stopped" if not all(answers) else "complete", images, figures)
+            )
         else:
-            conducted.arrived(number, turn.rungs[passed], {"val/mse": metric(turn, turn.rungs[passed])})
+            conducted.arrived(
+                number, turn.rungs[passed], {"val/mse": metric(turn, turn.rungs[passed])}
+            )
             at[number] = turn, passed + 1
 
 
@@ -110,11 +122,15 @@ def metric(turn: Turn, images: int) -> float:
     """Better with more latents and images, best at a rate of 0.01, and rough."""
     method, train = turn.experiment["method"], turn.experiment["train"]
     rough = random.Random(f"{train['learning_rate']} {train['seed']} {images}").random()
-    return float(1 / method["latent_dim"] + abs(train["learning_rate"] - 0.01) + rough / 4 + 10 / images)
+    return float(
+        1 / method["latent_dim"] + abs(train["learning_rate"] - 0.01) + rough / 4 + 10 / images
+    )
 
 
 def journal_of(folder: Path) -> dict[int, tuple[object, ...]]:
     """What a journal says of each trial, whatever the order of its lines."""
     lines = Journal(folder / "trials.jsonl").lines
-    return {number: (line.state, line.images, line.metric, line.settings, line.seed, line.rungs)
-            for number, line in sorted(lines.items())}  # fmt: skip
+    return {
+        number: (line.state, line.images, line.metric, line.settings, line.seed, line.rungs)
+        for number, line in sorted(lines.items())
+    }

@@ -1,4 +1,6 @@
-"""A search comes to the same, whatever the timing, the number of slots, the deaths and the kills."""
+"""A search comes to the same, whatever the timing, the number of slots, the deaths and the
+kills.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,17 @@ from udl_dist.search.results import Ended, winner
 from udl_dist.search.trial import Outcome, folder_of
 
 
-@pytest.mark.parametrize("plain", [
-    {}, {"seeds": 2}, {"scheduler": "median", "least_images": 0}, {"scheduler": "none"},
-    {"sampler": "optuna", "ahead": 3, "trials": 16},
-], ids=["asha", "seeds", "median", "none", "optuna"])  # fmt: skip
+@pytest.mark.parametrize(
+    "plain",
+    [
+        {},
+        {"seeds": 2},
+        {"scheduler": "median", "least_images": 0},
+        {"scheduler": "none"},
+        {"sampler": "optuna", "ahead": 3, "trials": 16},
+    ],
+    ids=["asha", "seeds", "median", "none", "optuna"],
+)
 def test_neither_order_nor_slots_nor_deaths_nor_kills_change_the_result(
     plain: dict[str, Any], source: Path, tmp_path: Path
 ) -> None:
@@ -36,7 +45,9 @@ def test_neither_order_nor_slots_nor_deaths_nor_kills_change_the_result(
         disturbed = wanted(source, tmp_path / f"{seed}", flags=flags, **plain)
         run(disturbed, seed, 1 + seed, kill=0.02 * seed, die=0.05 * seed)
         assert journal_of(tmp_path / f"{seed}") == expected
-        assert len((tmp_path / f"{seed}" / "trials.jsonl").read_text().splitlines()) == len(expected), "none twice"
+        assert len((tmp_path / f"{seed}" / "trials.jsonl").read_text().splitlines()) == len(
+            expected
+        ), "none twice"
     states = {line[0] for line in expected.values()}
     assert states == ({"complete"} if plain.get("scheduler") == "none" else {"complete", "stopped"})
 
@@ -46,14 +57,18 @@ def test_optuna_draws_near_what_was_good(source: Path, tmp_path: Path) -> None:
     search = wanted(source, tmp_path, axes, sampler="optuna", scheduler="none", trials=60)
     sampler, outcomes = make_sampler(search), dict[int, list[Line]]()
     for number in range(60):
-        drawn = sampler.values(number, {which: outcomes[which] for which in range(max(0, number - 3))})
+        drawn = sampler.values(
+            number, {which: outcomes[which] for which in range(max(0, number - 3))}
+        )
         loss = abs(math.log10(drawn["train.learning_rate"]) + 2) + (drawn["method.latent_dim"] == 2)
         outcomes[number] = [Line(number, "complete", 240, loss, drawn)]
     good = [lines[0].values[0] < 0.6 for _, lines in sorted(outcomes.items())]
     assert sum(good[30:]) > 2 * sum(good[:10]) / 10 * 30
 
 
-def test_a_trial_whose_process_dies_too_often_costs_itself_only(source: Path, tmp_path: Path) -> None:
+def test_a_trial_whose_process_dies_too_often_costs_itself_only(
+    source: Path, tmp_path: Path
+) -> None:
     conducted = conductor(wanted(source, tmp_path, flags={"run__max_failures": "1"}))
     for _ in range(2):
         turn = conducted.next()
@@ -68,7 +83,9 @@ def test_a_trial_whose_process_dies_too_often_costs_itself_only(source: Path, tm
     assert "died without a word" in line.why
 
 
-def test_a_metric_that_is_no_number_is_a_failure_and_never_best(source: Path, tmp_path: Path) -> None:
+def test_a_metric_that_is_no_number_is_a_failure_and_never_best(
+    source: Path, tmp_path: Path
+) -> None:
     search = wanted(source, tmp_path, trials=2, scheduler="none")
     conducted = conductor(search)
     for metric in (math.nan, 3.0):
@@ -98,10 +115,14 @@ def test_a_stop_leaves_what_runs_to_be_gone_on_with(source: Path, tmp_path: Path
     assert turn.experiment["track"]["group"] == tmp_path.name, "all trials are one group for W&B"
 
 
-def test_the_best_setting_is_that_of_the_best_mean_of_its_seeds(source: Path, tmp_path: Path) -> None:
+def test_the_best_setting_is_that_of_the_best_mean_of_its_seeds(
+    source: Path, tmp_path: Path
+) -> None:
     search = wanted(source, tmp_path, trials=4, seeds=2)
-    lines = [Line(number, "complete", 240, metric, {"a": number // 2}, number % 2)
-             for number, metric in enumerate([0.1, 0.9, 0.4, 0.4])]  # fmt: skip
+    lines = [
+        Line(number, "complete", 240, metric, {"a": number // 2}, number % 2)
+        for number, metric in enumerate([0.1, 0.9, 0.4, 0.4])
+    ]
     best = winner(search, lines)
     assert best
     assert (best.trial, best.metric) == (2, 0.4)
@@ -110,9 +131,14 @@ def test_the_best_setting_is_that_of_the_best_mean_of_its_seeds(source: Path, tm
     assert most.trial == 0
 
 
-def test_a_search_whose_trials_all_failed_ends_with_a_table_and_exit_code_4(source: Path, tmp_path: Path) -> None:
+def test_a_search_whose_trials_all_failed_ends_with_a_table_and_exit_code_4(
+    source: Path, tmp_path: Path
+) -> None:
     search = wanted(source, tmp_path, trials=2)
-    lines = [Line(number, "failed", 24, None, {"method.latent_dim": 2}, why="no number") for number in range(2)]
+    lines = [
+        Line(number, "failed", 24, None, {"method.latent_dim": 2}, why="no number")
+        for number in range(2)
+    ]
     ended = Ended(search, lines, 2, 240, winner(search, lines))
     assert (ended.exit_code, ended.complete) == (4, True)
     told = "\n".join(ended.lines_for_people())
@@ -122,8 +148,12 @@ def test_a_search_whose_trials_all_failed_ends_with_a_table_and_exit_code_4(sour
 
 def test_a_front_has_all_that_nothing_beats(source: Path, tmp_path: Path) -> None:
     search = wanted(source, tmp_path, metric=["val/mse", "method.latent_dim"], scheduler="none")
-    lines = [Line(number, "complete", 240, metric, {}) for number, metric in
-             enumerate([[1.0, 8.0], [2.0, 4.0], [2.0, 8.0], [0.5, 16.0], [2.0, 4.0]])]  # fmt: skip
+    lines = [
+        Line(number, "complete", 240, metric, {})
+        for number, metric in enumerate(
+            [[1.0, 8.0], [2.0, 4.0], [2.0, 8.0], [0.5, 16.0], [2.0, 4.0]]
+        )
+    ]
     assert [line.trial for line in Objective(search).front(lines)] == [0, 1, 3, 4]
 
 
@@ -145,4 +175,8 @@ def test_a_torn_last_line_is_forgotten_and_a_broken_one_is_told(tmp_path: Path) 
 def test_the_simulated_rule_stops_some() -> None:
     rule = Third()
     assert [rule.stops(trial, 1, metric) for trial, metric in enumerate([0.5, 0.4, 0.6, 0.1])] == [
-        False, False, True, False]  # fmt: skip
+        False,
+        False,
+        True,
+        False,
+    ]

@@ -23,7 +23,9 @@ def test_it_opens_or_not_as_was_decided_for_all_rungs_that_are_passed(tmp_path: 
     assert (asked(24), asked(36), asked(99)) == (True, False, False)
 
 
-def test_it_says_not_yet_and_no_once_a_stop_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_says_not_yet_and_no_once_a_stop_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gate, "PATIENCE_SECONDS", 0.02)
     asked = Gate(str(tmp_path), (12,))
     assert asked(12) is None
@@ -38,7 +40,9 @@ def test_a_torn_decision_is_not_read(tmp_path: Path) -> None:
     assert decisions(tmp_path) == [True]
 
 
-def test_each_validation_is_told_once_though_a_resumed_trial_writes_it_again(tmp_path: Path) -> None:
+def test_each_validation_is_told_once_though_a_resumed_trial_writes_it_again(
+    tmp_path: Path,
+) -> None:
     folder = RunFolder(tmp_path)
     follower = Follower(folder.curves)
     assert follower.fresh() == []

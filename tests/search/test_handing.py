@@ -1,4 +1,6 @@
-"""A search ends in a model: its winner's runs are measured, the best is exported, and a kill between costs nothing."""
+"""A search ends in a model: its winner's runs are measured, the best is exported, and a kill
+between costs nothing.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,14 @@ from udl_dist.using import evaluating
 @pytest.fixture(scope="module")
 def searched(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Search:
     """A search whose trials and final runs have ended, and nothing more."""
-    search = wanted(source, tmp_path_factory.mktemp("searched"), trials=2, scheduler="none", final_seeds=2, plots=False)
+    search = wanted(
+        source,
+        tmp_path_factory.mktemp("searched"),
+        trials=2,
+        scheduler="none",
+        final_seeds=2,
+        plots=False,
+    )
     conducted = conductor(search)
     trained(conducted)
     finals = ending.finals(search, plan(search), conducted.journal)
@@ -57,11 +66,17 @@ def ended(search: Search, said: io.StringIO | None = None) -> Ended:
 
 def stamps(folder: Path) -> dict[str, int]:
     """When each file of what was handed over was written."""
-    files = [*folder.glob("evaluation.json"), *folder.glob("winner/*/evaluation.json"), *folder.glob("model/*")]
+    files = [
+        *folder.glob("evaluation.json"),
+        *folder.glob("winner/*/evaluation.json"),
+        *folder.glob("model/*"),
+    ]
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
 
 
-def test_the_figures_are_those_of_evaluate_and_the_model_that_of_the_best_run(search: Search) -> None:
+def test_the_figures_are_those_of_evaluate_and_the_model_that_of_the_best_run(
+    search: Search,
+) -> None:
     done = ended(search)
     runs = [search.folder / "winner" / f"seed-{seed}" for seed in range(2)]
     of_each = [json.loads((run / "evaluation.json").read_text())["figures"] for run in runs]
@@ -71,7 +86,9 @@ def test_the_figures_are_those_of_evaluate_and_the_model_that_of_the_best_run(se
     assert entry["sd"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
     assert (entry["protocol"]["runs"], entry["protocol"]["n"]) == (2, 18)
     assert "weights" not in entry["protocol"], "of two runs, it is no protocol of their mean"
-    alone = evaluating.evaluate(udl_dist.load(runs[0]), FigureSettings(), None, lambda done, total: None)
+    alone = evaluating.evaluate(
+        udl_dist.load(runs[0]), FigureSettings(), None, lambda done, total: None
+    )
     assert alone.figures["figures"] == of_each[0]
 
     last = [(RunFolder(run).finished() or {})["figures"]["val/mse"] for run in runs]
@@ -91,7 +108,9 @@ def test_the_figures_are_those_of_evaluate_and_the_model_that_of_the_best_run(se
     assert done.exit_code == 0
 
 
-def test_a_search_folder_stands_for_the_best_run_of_its_winner(search: Search, tmp_path: Path) -> None:
+def test_a_search_folder_stands_for_the_best_run_of_its_winner(
+    search: Search, tmp_path: Path
+) -> None:
     (search.folder / "search.toml").write_text(search.to_toml())
     best = search.folder / "winner" / ended(search).handed.model
     opened = udl_dist.load(search.folder)
@@ -99,13 +118,20 @@ def test_a_search_folder_stands_for_the_best_run_of_its_winner(search: Search, t
     assert f"{search.folder} is a search: this is the best run of its winner" in opened.origin.notes
     export(opened, tmp_path / "exported", ExportSettings())
     latents = [[0.5] * opened.latent_dim]
-    assert udl_dist.load(tmp_path / "exported").decode(latents).equal(udl_dist.load(best).decode(latents))
+    assert (
+        udl_dist.load(tmp_path / "exported")
+        .decode(latents)
+        .equal(udl_dist.load(best).decode(latents))
+    )
     trial = next((search.folder / "trials").glob("*"))
     compared = compare([str(search.folder), str(trial)], tmp_path / "compared.png")
     assert compared.folders == [str(best), str(trial)]
 
     shutil.rmtree(search.folder / "winner")
-    for act in (lambda: udl_dist.load(search.folder), lambda: compare([str(search.folder), str(trial)], tmp_path)):
+    for act in (
+        lambda: udl_dist.load(search.folder),
+        lambda: compare([str(search.folder), str(trial)], tmp_path),
+    ):
         with pytest.raises(UsageError, match=r"is a search without a trained winner: .*trials/"):
             act()
 
@@ -122,14 +148,20 @@ def test_what_takes_time_after_the_last_trial_is_said(source: Path, tmp_path: Pa
     turn = finals.next()
     assert turn
     finals.arrived(turn.trial, 120, {})
-    assert finals.progress() == "training the winner anew: 0 of 2 runs complete · seed-0 120 of 240 images"
+    assert (
+        finals.progress()
+        == "training the winner anew: 0 of 2 runs complete · seed-0 120 of 240 images"
+    )
     finals.ended(turn.trial, trial.train(turn, None, lambda: None))
     trained(finals)
     assert finals.progress() == "training the winner anew: 2 of 2 runs complete"
     ending.end(search, plan(search), conducted.journal, out, 0)
     said = out.getvalue().splitlines()
     assert said[0] == "training the winner anew: 0 of 2 runs complete"
-    assert said.index("drawing the plots of the search") < said.index("evaluating the winner, seed-0: 1 of 1 parts") + 1
+    assert (
+        said.index("drawing the plots of the search")
+        < said.index("evaluating the winner, seed-0: 1 of 1 parts") + 1
+    )
     assert any(line.startswith("exporting the winner, seed-") for line in said)
 
 
@@ -141,18 +173,24 @@ def test_what_a_kill_left_undone_is_made_and_nothing_else(lost: str, search: Sea
         shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
     said = io.StringIO()
     assert ended(search, said).as_dict() == first
-    made = {name.split("/")[0] if lost == "model" else name for name, stamp in stamps(search.folder).items()
-            if before[name] != stamp}  # fmt: skip
+    made = {
+        name.split("/")[0] if lost == "model" else name
+        for name, stamp in stamps(search.folder).items()
+        if before[name] != stamp
+    }
     expected = {lost} - {""}
-    if lost == "evaluation.json":  # without it nobody knows what the runs' figures lack: they are measured again
+    # without it nobody knows what the runs' figures lack: they are measured again
+    if lost == "evaluation.json":
         expected |= {f"winner/seed-{seed}/evaluation.json" for seed in range(2)}
     assert made == expected
-    assert said.getvalue().count("evaluating the winner") == sum("evaluation.json" in name for name in made) - (
-        lost == "evaluation.json"
-    )
+    assert said.getvalue().count("evaluating the winner") == sum(
+        "evaluation.json" in name for name in made
+    ) - (lost == "evaluation.json")
 
 
-def test_what_cannot_be_had_is_said_and_had_as_soon_as_it_can(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_had_is_said_and_had_as_soon_as_it_can(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def lacks(cls: type, subject: Subject) -> str:
         return "it needs a package: pip install it"
 
@@ -179,7 +217,9 @@ def test_a_model_that_cannot_be_exported_is_told_and_ends_with_4(search: Search)
     assert done.exit_code == 4
     assert "no model is exported" in "\n".join(done.lines_for_people())
     assert "psnr" in done.handed.figures
-    assert [path.name for path in (search.folder / MODEL).iterdir()] == ["notes.txt"], "what is there stays"
+    assert [path.name for path in (search.folder / MODEL).iterdir()] == ["notes.txt"], (
+        "what is there stays"
+    )
 
 
 def test_the_model_of_another_winner_gives_way(search: Search) -> None:

@@ -1,4 +1,6 @@
-"""Decisions as of one trial after the other, whatever order the results come in; the rules are Tune's own."""
+"""Decisions as of one trial after the other, whatever order the results come in; the rules are
+Tune's own.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def metric_of(trial: int, rung: int, seed: int) -> float:
     return random.Random(f"{seed} {trial} {rung}").random()
 
 
-def one_after_the_other(rule: Rule, trials: int, seed: int, dies: dict[int, int]) -> dict[tuple[int, int], bool]:
+def one_after_the_other(
+    rule: Rule, trials: int, seed: int, dies: dict[int, int]
+) -> dict[tuple[int, int], bool]:
     """What sequential running decides."""
     board = Board(PLACES, rule)
     for trial in range(trials):
@@ -50,7 +54,9 @@ def one_after_the_other(rule: Rule, trials: int, seed: int, dies: dict[int, int]
     return board.decided
 
 
-def at_random(rule: Rule, trials: int, seed: int, dies: dict[int, int], slots: int) -> dict[tuple[int, int], bool]:
+def at_random(
+    rule: Rule, trials: int, seed: int, dies: dict[int, int], slots: int
+) -> dict[tuple[int, int], bool]:
     """The same with so many trials at once, that move in any order."""
     chance, board = random.Random(seed), Board(PLACES, rule)
     at: dict[int, int] = {}
@@ -80,12 +86,17 @@ def at_random(rule: Rule, trials: int, seed: int, dies: dict[int, int], slots: i
 
 
 @given(
-    st.integers(0, 10**6), st.integers(1, 20), st.integers(1, 6), st.dictionaries(st.integers(0, 19), st.integers(0, 2))
+    st.integers(0, 10**6),
+    st.integers(1, 20),
+    st.integers(1, 6),
+    st.dictionaries(st.integers(0, 19), st.integers(0, 2)),
 )
 def test_no_order_changes_a_decision_and_nobody_waits_for_ever(
     seed: int, trials: int, slots: int, dies: dict[int, int]
 ) -> None:
-    assert at_random(Half(), trials, seed, dies, slots) == one_after_the_other(Half(), trials, seed, dies)
+    assert at_random(Half(), trials, seed, dies, slots) == one_after_the_other(
+        Half(), trials, seed, dies
+    )
 
 
 def test_a_result_that_comes_early_waits_for_those_before_it() -> None:
@@ -127,7 +138,9 @@ def test_no_two_rungs_lie_in_one_step_and_none_in_the_last(source: Path, tmp_pat
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "median"])
-def test_what_is_decided_is_what_tunes_own_scheduler_says_of_the_same_sequence(scheduler: str) -> None:
+def test_what_is_decided_is_what_tunes_own_scheduler_says_of_the_same_sequence(
+    scheduler: str,
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
@@ -135,17 +148,25 @@ def test_what_is_decided_is_what_tunes_own_scheduler_says_of_the_same_sequence(s
         from udl_dist.search import tuning
     settings = SearchSettings(scheduler=scheduler, reduction=3)  # type: ignore[arg-type]
     places = rungs(settings, 2700)
-    ours, theirs = tuning.rule(settings, places, 2700), (
-        AsyncHyperBandScheduler("images", "metric", "min", max_t=2700, grace_period=100, reduction_factor=3)
-        if scheduler == "asha" else MedianStoppingRule("images", "metric", "min", grace_period=places[0])
-    )  # fmt: skip
+    ours, theirs = (
+        tuning.rule(settings, places, 2700),
+        (
+            AsyncHyperBandScheduler(
+                "images", "metric", "min", max_t=2700, grace_period=100, reduction_factor=3
+            )
+            if scheduler == "asha"
+            else MedianStoppingRule("images", "metric", "min", grace_period=places[0])
+        ),
+    )
     stopped = 0
     for number in range(40):
         standin = tuning._StandIn(str(number))
         theirs.on_trial_add(tuning._StandIn(), standin)
         for images in places:
             metric = metric_of(number, images, 1)
-            said = theirs.on_trial_result(tuning._StandIn(), standin, {"images": images, "metric": metric})
+            said = theirs.on_trial_result(
+                tuning._StandIn(), standin, {"images": images, "metric": metric}
+            )
             assert ours.stops(number, images, metric) == (said == TrialScheduler.STOP)
             if said == TrialScheduler.STOP:
                 stopped += 1

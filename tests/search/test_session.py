@@ -1,4 +1,6 @@
-"""Whole searches under a real Ray: what they leave, what a trial that fails costs, and a head that is killed."""
+"""Whole searches under a real Ray: what they leave, what a trial that fails costs, and a head that
+is killed.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ from udl_dist.search.results import Ended
 from udl_dist.search.settings import Search
 from udl_dist.search.trial import folder_of
 
-pytestmark = pytest.mark.filterwarnings("default")  # Ray and its threads warn at will; they are not ours to mend
+# Ray and its threads warn at will; they are not ours to mend
+pytestmark = pytest.mark.filterwarnings("default")
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +49,16 @@ def searched(search: Search, faults: str = "") -> tuple[Ended, str]:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_search_is_what_its_trials_are_one_after_the_other_and_leaves_all_of_it(source: Path, tmp_path: Path) -> None:
-    asked: dict[str, Any] = {"trials": 9, "keep": 2, "parallel": 3, "final_seeds": 2, "reduction": 2}
+def test_a_search_is_what_its_trials_are_one_after_the_other_and_leaves_all_of_it(
+    source: Path, tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {
+        "trials": 9,
+        "keep": 2,
+        "parallel": 3,
+        "final_seeds": 2,
+        "reduction": 2,
+    }
     search = wanted(source, tmp_path / "ray", **asked)
     ended, said = searched(search)
     assert (ended.complete, ended.exit_code) == (True, 0)
@@ -64,7 +75,9 @@ def test_a_search_is_what_its_trials_are_one_after_the_other_and_leaves_all_of_i
     again = experiments.load(folder / "experiment.toml", {"run.folder": str(tmp_path / "again")})
     finished(again)
     assert manifest(folder) == manifest(tmp_path / "again")
-    kept = [number for number in range(9) if RunFolder(folder_of(search, number)).checkpoints.exists()]
+    kept = [
+        number for number in range(9) if RunFolder(folder_of(search, number)).checkpoints.exists()
+    ]
     assert len(kept) == 2
     assert ended.winner.trial in kept
 
@@ -86,15 +99,35 @@ def test_a_search_is_what_its_trials_are_one_after_the_other_and_leaves_all_of_i
 
 
 @pytest.mark.usefixtures("cluster")
-def test_trials_that_die_diverge_raise_or_fill_the_disk_cost_themselves_only(source: Path, tmp_path: Path) -> None:
+def test_trials_that_die_diverge_raise_or_fill_the_disk_cost_themselves_only(
+    source: Path, tmp_path: Path
+) -> None:
     flags = {"run__max_failures": "0", "run__checkpoint_images": "24"}
-    search = wanted(source, tmp_path, {"train.learning_rate": {"log": [1e-4, 1e-2]}}, flags=flags, trials=6, parallel=2,
-                    scheduler="none", plots=False, final_seeds=0)  # fmt: skip
-    faults = ("trial 1: kill rank 0 at image 60; trial 3: raise rank 0 at image 60; "
-              "trial 4: " + "; trial 4: ".join(f"enospc at save {save}" for save in range(1, 15)))  # fmt: skip
+    search = wanted(
+        source,
+        tmp_path,
+        {"train.learning_rate": {"log": [1e-4, 1e-2]}},
+        flags=flags,
+        trials=6,
+        parallel=2,
+        scheduler="none",
+        plots=False,
+        final_seeds=0,
+    )
+    faults = (
+        "trial 1: kill rank 0 at image 60; trial 3: raise rank 0 at image 60; "
+        "trial 4: " + "; trial 4: ".join(f"enospc at save {save}" for save in range(1, 15))
+    )
     ended, said = searched(search, faults)
     states = {line.trial: line.state for line in ended.lines}
-    assert states == {0: "complete", 1: "failed", 2: "complete", 3: "failed", 4: "failed", 5: "complete"}
+    assert states == {
+        0: "complete",
+        1: "failed",
+        2: "complete",
+        3: "failed",
+        4: "failed",
+        5: "complete",
+    }
     why = {line.trial: line.why for line in ended.lines}
     assert "its process died without a word" in why[1]
     assert "raised on purpose" in why[3]
@@ -102,8 +135,16 @@ def test_trials_that_die_diverge_raise_or_fill_the_disk_cost_themselves_only(sou
     assert ended.winner
     assert ended.winner.trial in (0, 2, 5)
     assert "trial 3 failed after" in said
-    undisturbed = conductor(wanted(source, tmp_path / "well", {"train.learning_rate": {"log": [1e-4, 1e-2]}},
-                                   flags=flags, trials=6, scheduler="none"))  # fmt: skip
+    undisturbed = conductor(
+        wanted(
+            source,
+            tmp_path / "well",
+            {"train.learning_rate": {"log": [1e-4, 1e-2]}},
+            flags=flags,
+            trials=6,
+            scheduler="none",
+        )
+    )
     trained(undisturbed)
     for number in (0, 2, 5):
         assert undisturbed.journal.lines[number].metric == ended.lines[number].metric
@@ -111,7 +152,9 @@ def test_trials_that_die_diverge_raise_or_fill_the_disk_cost_themselves_only(sou
 
 @pytest.mark.long
 @pytest.mark.usefixtures("cluster")
-def test_more_trials_may_be_asked_for_later_and_another_winner_is_trained_anew(source: Path, tmp_path: Path) -> None:
+def test_more_trials_may_be_asked_for_later_and_another_winner_is_trained_anew(
+    source: Path, tmp_path: Path
+) -> None:
     asked: dict[str, Any] = {"plots": False, "scheduler": "none"}
     first, _ = searched(wanted(source, tmp_path, trials=1, **asked))
     before = (tmp_path / "trials.jsonl").read_bytes()
@@ -126,9 +169,19 @@ def test_more_trials_may_be_asked_for_later_and_another_winner_is_trained_anew(s
 
 @pytest.mark.long
 @pytest.mark.usefixtures("cluster")
-def test_a_trial_that_hangs_is_ended_and_goes_on_in_another_process(source: Path, tmp_path: Path) -> None:
-    search = wanted(source, tmp_path, flags={"run__hang_seconds": "2"}, trials=3, parallel=2, scheduler="none",
-                    plots=False, final_seeds=0)  # fmt: skip
+def test_a_trial_that_hangs_is_ended_and_goes_on_in_another_process(
+    source: Path, tmp_path: Path
+) -> None:
+    search = wanted(
+        source,
+        tmp_path,
+        flags={"run__hang_seconds": "2"},
+        trials=3,
+        parallel=2,
+        scheduler="none",
+        plots=False,
+        final_seeds=0,
+    )
     ended, _ = searched(search, "trial 1: loop rank 0 at image 60")
     assert [line.state for line in ended.lines] == ["complete"] * 3
     assert "made no step for 2 s" in RunFolder(folder_of(search, 1)).messages.read_text()
@@ -145,12 +198,16 @@ def test_trials_of_two_workers_are_decided_as_those_of_one_and_six_end_where_one
     one, _ = searched(wanted(source, tmp_path / "one", **asked))
     assert [line.state for line in ended.lines] == [line.state for line in one.lines]
     assert [line.images for line in ended.lines] == [line.images for line in one.lines]
-    assert [line.metric for line in ended.lines] == pytest.approx([line.metric for line in one.lines], rel=1e-3)
+    assert [line.metric for line in ended.lines] == pytest.approx(
+        [line.metric for line in one.lines], rel=1e-3
+    )
 
 
 @pytest.mark.long
 @pytest.mark.usefixtures("cluster")
-def test_the_cores_of_a_stopped_group_are_back_within_five_seconds(source: Path, tmp_path: Path) -> None:
+def test_the_cores_of_a_stopped_group_are_back_within_five_seconds(
+    source: Path, tmp_path: Path
+) -> None:
     import ray
 
     samples: list[tuple[float, float]] = []
@@ -162,8 +219,16 @@ def test_the_cores_of_a_stopped_group_are_back_within_five_seconds(source: Path,
 
     watcher = threading.Thread(target=look)
     watcher.start()
-    search = wanted(source, tmp_path, flags={"run__workers": "2"}, parallel=1, trials=4, reduction=4, final_seeds=0,
-                    plots=False)  # fmt: skip
+    search = wanted(
+        source,
+        tmp_path,
+        flags={"run__workers": "2"},
+        parallel=1,
+        trials=4,
+        reduction=4,
+        final_seeds=0,
+        plots=False,
+    )
     lines = searched(search)[0].lines
     ended.set()
     watcher.join()
@@ -176,9 +241,19 @@ def test_the_cores_of_a_stopped_group_are_back_within_five_seconds(source: Path,
 
 @pytest.mark.long
 @pytest.mark.usefixtures("cluster")
-def test_a_search_whose_time_is_over_is_gone_on_with_by_the_same_command(source: Path, tmp_path: Path) -> None:
-    search = wanted(source, tmp_path, flags={"train__total_images": "12000"}, budget_images=12000, trials=4,
-                    scheduler="none", plots=False, final_seeds=0)  # fmt: skip
+def test_a_search_whose_time_is_over_is_gone_on_with_by_the_same_command(
+    source: Path, tmp_path: Path
+) -> None:
+    search = wanted(
+        source,
+        tmp_path,
+        flags={"train__total_images": "12000"},
+        budget_images=12000,
+        trials=4,
+        scheduler="none",
+        plots=False,
+        final_seeds=0,
+    )
     cut, said = searched(search.replace(seconds=8.0, parallel=1))
     assert "search.seconds = 8 are over" in said
     assert (cut.complete, cut.exit_code) == (False, 0)
@@ -186,19 +261,26 @@ def test_a_search_whose_time_is_over_is_gone_on_with_by_the_same_command(source:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_more_workers_a_trial_than_the_cluster_has_are_refused(source: Path, tmp_path: Path) -> None:
+def test_more_workers_a_trial_than_the_cluster_has_are_refused(
+    source: Path, tmp_path: Path
+) -> None:
     from udl_dist.errors import ClusterError
 
     with pytest.raises(
-        ClusterError, match=r"a trial of run.workers = 9 needs 9 CPU cores, the cluster has 4 CPU cores"
+        ClusterError,
+        match=r"a trial of run.workers = 9 needs 9 CPU cores, the cluster has 4 CPU cores",
     ):
         searched(wanted(source, tmp_path, flags={"run__workers": "9"}))
 
 
-def test_a_folder_that_holds_another_search_or_a_run_is_left_alone(source: Path, tmp_path: Path) -> None:
+def test_a_folder_that_holds_another_search_or_a_run_is_left_alone(
+    source: Path, tmp_path: Path
+) -> None:
     search = wanted(source, tmp_path)
     (tmp_path / "search.toml").write_text(search.to_toml())
-    with pytest.raises(UsageError, match=r"holds another search: search.seed was 0, now 1: choose another"):
+    with pytest.raises(
+        UsageError, match=r"holds another search: search.seed was 0, now 1: choose another"
+    ):
         searched(search.replace(seed=1))
     with pytest.raises(UsageError, match=r"holds another search: .*method.latent_dim"):
         searched(wanted(source, tmp_path, {"method.latent_dim": {"choice": [2, 3]}}))
@@ -210,7 +292,9 @@ def test_a_folder_that_holds_another_search_or_a_run_is_left_alone(source: Path,
     refused(udl("search", "--status", str(tmp_path)), 2, "holds no search")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
 def test_a_head_that_is_killed_or_told_to_stop_goes_on_and_comes_to_the_same(
     number: signal.Signals, source: Path, tmp_path: Path
 ) -> None:
@@ -228,8 +312,13 @@ def test_a_head_that_is_killed_or_told_to_stop_goes_on_and_comes_to_the_same(
     job = tmp_path / "job.toml"
     job.write_text(wanted(source, tmp_path / "cut", flags=flags, **asked).to_toml())
     journal = tmp_path / "cut" / "trials.jsonl"
-    process = subprocess.Popen([sys.executable, "-m", "udl_dist", "search", str(job)], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "udl_dist", "search", str(job)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 90
     while not journal.exists() or not Journal(journal).lines:
         assert time.monotonic() < deadline, process.communicate()[1]

@@ -22,7 +22,10 @@ def test_a_budget_beyond_a_whole_run_is_said_to_be_cut(source: Path, tmp_path: P
     cut = planning.plan(wanted(source, tmp_path, budget_images=5_000))
     assert (cut.budget, cut.capped) == (240, 5_000)
     (line,) = (line for line in cut.lines() if line.startswith("budget "))
-    assert "search.budget_images = 5,000 is more than a whole run (240 images by train.epochs or" in line
+    assert (
+        "search.budget_images = 5,000 is more than a whole run (240 images by train.epochs or"
+        in line
+    )
     whole = planning.plan(wanted(source, tmp_path, budget_images=240))
     assert not any(line.startswith("budget ") for line in whole.lines())
 
@@ -32,21 +35,32 @@ def test_each_job_is_read_and_written_back_the_same(path: Path, tmp_path: Path) 
     search = settings.load(path, {})
     again = settings.load(job(tmp_path, search.to_toml()), {})
     assert (again.base, again.settings, again.axes) == (search.base, search.settings, search.axes)
-    assert f"udl search jobs/{path.name}" in path.read_text().splitlines()[0], "a job opens with its command"
+    assert f"udl search jobs/{path.name}" in path.read_text().splitlines()[0], (
+        "a job opens with its command"
+    )
 
 
 @pytest.mark.parametrize(
     ("axis", "message"),
     [
-        ('"method.latent_dims" = {choice = [1]}', r"search.method.latent_dims: .* did you mean method.latent_dim\?"),
+        (
+            '"method.latent_dims" = {choice = [1]}',
+            r"search.method.latent_dims: .* did you mean method.latent_dim\?",
+        ),
         ('"latent.dim" = {choice = [1]}', "search.latent.dim: there is no such setting"),
         ('"train.learning_rate" = {log = [0, 1e-2]}', "a logarithm needs ends above 0"),
         ('"train.learning_rate" = {log = [1e-2, 1e-4]}', "the first must be less than the second"),
         ('"train.learning_rate" = {log = [1e-4]}', "log must be two numbers"),
-        ('"train.learning_rate" = {uniform = [0.1, inf]}', "the first must be less than the second"),
+        (
+            '"train.learning_rate" = {uniform = [0.1, inf]}',
+            "the first must be less than the second",
+        ),
         ('"method.latent_dim" = {choice = []}', "offers nothing: write a list of values"),
         ('"method.latent_dim" = {choice = [2, 2]}', "has 2 more than once"),
-        ('"method.latent_dim" = {choice = [2, "four"]}', "method.latent_dim must be whole number, not 'four'"),
+        (
+            '"method.latent_dim" = {choice = [2, "four"]}',
+            "method.latent_dim must be whole number, not 'four'",
+        ),
         ('"method.latent_dim" = {choice = [0]}', "method.latent_dim must be at least 1, not 0"),
         ('"method.latent_dim" = {log = [1.5, 8]}', "must have whole ends"),
         ('"method.latent_dim" = {log = [2, "8"]}', "log must be two numbers"),
@@ -65,7 +79,9 @@ def test_each_job_is_read_and_written_back_the_same(path: Path, tmp_path: Path) 
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(axis: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=message.replace("{", r"\{").replace("?", r"\?").replace(r"\\?", r"\?")):
+    with pytest.raises(
+        UsageError, match=message.replace("{", r"\{").replace("?", r"\?").replace(r"\\?", r"\?")
+    ):
         settings.load(job(tmp_path, HEAD + axis + "\n"), {})
 
 
@@ -76,19 +92,29 @@ def test_population_based_training_is_refused_with_what_to_use(tmp_path: Path) -
 
 
 def test_a_search_of_the_release_before_is_read(tmp_path: Path) -> None:
-    """Its search.toml spells out every setting, and each line of its journal has what only a population filled."""
-    text = settings.load(job(tmp_path, HEAD + '"method.latent_dim" = {choice = [2]}\n'), {}).to_toml()
+    """Its search.toml spells out every setting, and each line of its journal has what only a
+    population filled.
+    """
+    text = settings.load(
+        job(tmp_path, HEAD + '"method.latent_dim" = {choice = [2]}\n'), {}
+    ).to_toml()
     before = text.replace("[search]\n", "[search]\nperturb_images = 0\n")
     assert before != text
     assert settings.load(job(tmp_path, before), {}).to_toml() == text
-    (tmp_path / "trials.jsonl").write_text('{"trial": 0, "state": "complete", "images": 240, "metric": 0.5, '
-                                           '"settings": {"method.latent_dim": 2}, "more": {}}\n')  # fmt: skip
+    (tmp_path / "trials.jsonl").write_text(
+        '{"trial": 0, "state": "complete", "images": 240, "metric": 0.5, '
+        '"settings": {"method.latent_dim": 2}, "more": {}}\n'
+    )
     assert Journal(tmp_path / "trials.jsonl").lines[0].metric == 0.5
 
 
 def test_an_axis_may_be_written_quoted_or_as_a_table_or_be_a_flag(tmp_path: Path) -> None:
-    quoted = settings.load(job(tmp_path, HEAD + '"method.network.activation" = {choice = ["relu"]}\n'), {})
-    table = settings.load(job(tmp_path, HEAD + '[search.method.network]\nactivation = {choice = ["relu"]}\n'), {})
+    quoted = settings.load(
+        job(tmp_path, HEAD + '"method.network.activation" = {choice = ["relu"]}\n'), {}
+    )
+    table = settings.load(
+        job(tmp_path, HEAD + '[search.method.network]\nactivation = {choice = ["relu"]}\n'), {}
+    )
     flag = {"search.method.network.activation": '{choice = ["relu"]}', "search.trials": "5"}
     flagged = settings.load(job(tmp_path, HEAD), flag)
     assert quoted.axes == table.axes == flagged.axes
@@ -96,8 +122,16 @@ def test_an_axis_may_be_written_quoted_or_as_a_table_or_be_a_flag(tmp_path: Path
 
 
 def test_the_jobs_of_train_and_search_name_each_other() -> None:
-    refused(udl("train", str(JOBS / "search_vae_digits.toml")), 2, "has a [search] table, it is for udl search")
-    refused(udl("search", str(JOBS / "vae_digits.toml")), 2, "has no [search] table, it is for udl train")
+    refused(
+        udl("train", str(JOBS / "search_vae_digits.toml")),
+        2,
+        "has a [search] table, it is for udl search",
+    )
+    refused(
+        udl("search", str(JOBS / "vae_digits.toml")),
+        2,
+        "has no [search] table, it is for udl train",
+    )
     refused(udl("search"), 2, "needs a job file with a [search] table")
 
 
@@ -110,13 +144,18 @@ def test_the_jobs_of_train_and_search_name_each_other() -> None:
         ({"least_images": 240}, "leaves no rung below the budget"),
     ],
 )
-def test_a_plan_that_cannot_be_is_refused(plain: dict[str, Any], message: str, source: Path, tmp_path: Path) -> None:
+def test_a_plan_that_cannot_be_is_refused(
+    plain: dict[str, Any], message: str, source: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match=message):
         planning.plan(wanted(source, tmp_path, **plain))
 
 
 def test_a_grid_has_each_joint_value_once(source: Path, tmp_path: Path) -> None:
-    axes = {"method.latent_dim": {"choice": [2, 3, 4]}, "train.learning_rate": {"log": [1e-4, 1e-2], "points": 3}}
+    axes = {
+        "method.latent_dim": {"choice": [2, 3, 4]},
+        "train.learning_rate": {"log": [1e-4, 1e-2], "points": 3},
+    }
     search = wanted(source, tmp_path, axes, sampler="grid", trials=0)
     assert planning.plan(search).trials == 9
     sampler = planning.make_sampler(search)
@@ -128,16 +167,27 @@ def test_a_grid_has_each_joint_value_once(source: Path, tmp_path: Path) -> None:
 
 
 def test_a_draw_depends_on_seed_number_and_name_alone(source: Path, tmp_path: Path) -> None:
-    one, more = wanted(source, tmp_path, {"train.learning_rate": AXES["train.learning_rate"]}), wanted(source, tmp_path)
-    first, second = (planning.make_sampler(each).values(5, {})["train.learning_rate"] for each in (one, more))
+    one, more = (
+        wanted(source, tmp_path, {"train.learning_rate": AXES["train.learning_rate"]}),
+        wanted(source, tmp_path),
+    )
+    first, second = (
+        planning.make_sampler(each).values(5, {})["train.learning_rate"] for each in (one, more)
+    )
     assert first == second
-    assert planning.make_sampler(more.replace(seed=1)).values(5, {})["train.learning_rate"] != second
-    dims = [planning.make_sampler(more).values(number, {})["method.latent_dim"] for number in range(300)]
+    assert (
+        planning.make_sampler(more.replace(seed=1)).values(5, {})["train.learning_rate"] != second
+    )
+    dims = [
+        planning.make_sampler(more).values(number, {})["method.latent_dim"] for number in range(300)
+    ]
     assert all(80 < dims.count(value) < 120 for value in (2, 3, 4))
 
 
 def test_whole_numbers_of_a_range_come_evenly(source: Path, tmp_path: Path) -> None:
-    sampler = planning.make_sampler(wanted(source, tmp_path, {"method.latent_dim": {"uniform": [2, 5]}}))
+    sampler = planning.make_sampler(
+        wanted(source, tmp_path, {"method.latent_dim": {"uniform": [2, 5]}})
+    )
     drawn = [sampler.values(number, {})["method.latent_dim"] for number in range(400)]
     assert {*drawn} == {2, 3, 4, 5}
     assert all(70 < drawn.count(value) < 130 for value in (2, 3, 4, 5))
@@ -159,9 +209,13 @@ def test_a_metric_that_ranks_nothing_is_refused(
         objective.check(wanted(source, tmp_path, method=method, metric=metric))
 
 
-def test_a_metric_is_refused_across_an_axis_that_changes_its_scale(source: Path, tmp_path: Path) -> None:
+def test_a_metric_is_refused_across_an_axis_that_changes_its_scale(
+    source: Path, tmp_path: Path
+) -> None:
     axes = {"method.binarise": {"choice": ["none", "epoch"]}}
-    with pytest.raises(UsageError, match=r"val/negative_elbo does not compare across method.binarise"):
+    with pytest.raises(
+        UsageError, match=r"val/negative_elbo does not compare across method.binarise"
+    ):
         objective.check(wanted(source, tmp_path, axes, "vae"))
     objective.check(wanted(source, tmp_path, axes, "vae", metric="val/mse"))
     objective.check(wanted(source, tmp_path, {"method.beta": {"uniform": [0.5, 2]}}, "vae"))
@@ -175,5 +229,11 @@ def test_several_objectives_and_a_scheduler_are_refused(source: Path, tmp_path: 
 
 
 def test_a_search_in_object_storage_is_refused() -> None:
-    done = udl("search", str(JOBS / "search_vae_digits.toml"), "--run.folder", "s3://bucket/search", "--dry-run")
+    done = udl(
+        "search",
+        str(JOBS / "search_vae_digits.toml"),
+        "--run.folder",
+        "s3://bucket/search",
+        "--dry-run",
+    )
     refused(done, 2, "a search lies on a disk, not in s3://bucket/search")

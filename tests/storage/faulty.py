@@ -1,9 +1,10 @@
-"""A server on loopback that speaks enough S3 for a reader (HEAD, ranged GET, PUT, a flat list) and fails when told to.
+"""A server on loopback that speaks enough S3 for a reader (HEAD, ranged GET, PUT, a flat list) and
+fails when told to.
 
-A fault is a word: a status ("400": credentials that have expired, "403", "404", "503"), "short" (half of the body, then
-the end), "reset" (half of it, then a reset), "stall" (half of it, then nothing until the server closes), "slow" (all
-of it after 0.6 s), "301 URL" and "307 URL" (a redirect).
-`faults` holds words for the next requests, one each; `always` one for every request.
+A fault is a word: a status ("400": credentials that have expired, "403", "404", "503"), "short"
+(half of the body, then the end), "reset" (half of it, then a reset), "stall" (half of it, then
+nothing until the server closes), "slow" (all of it after 0.6 s), "301 URL" and "307 URL" (a
+redirect). `faults` holds words for the next requests, one each; `always` one for every request.
 """
 
 from __future__ import annotations
@@ -19,8 +20,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.storage.loopback import Loopback
 
-ERRORS = {"400": "ExpiredToken", "403": "AccessDenied", "404": "NoSuchKey", "503": "SlowDown", "500": "InternalError",
-          "501": "NotImplemented"}  # fmt: skip
+ERRORS = {
+    "400": "ExpiredToken",
+    "403": "AccessDenied",
+    "404": "NoSuchKey",
+    "503": "SlowDown",
+    "500": "InternalError",
+    "501": "NotImplemented",
+}
 
 
 class Faulty(Loopback):
@@ -63,8 +70,12 @@ class _Handler(BaseHTTPRequestHandler):
         faulty = self.server.owner
         split = urlsplit(self.path)
         name = unquote(split.path).strip("/")
-        faulty.seen.append(f"{self.command} {name} {self.headers.get('Range') or split.query}".strip())
-        fault = faulty.always or (faulty.faults.popleft() if faulty.faults and self.command == "GET" else "")
+        faulty.seen.append(
+            f"{self.command} {name} {self.headers.get('Range') or split.query}".strip()
+        )
+        fault = faulty.always or (
+            faulty.faults.popleft() if faulty.faults and self.command == "GET" else ""
+        )
         if fault == "slow":
             faulty.closing.wait(0.6)
             fault = ""
@@ -80,7 +91,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _object(self, data: bytes, fault: str) -> None:
         found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
-        start, stop = (int(found[1]), min(int(found[2]) + 1, len(data))) if found else (0, len(data))
+        start, stop = (
+            (int(found[1]), min(int(found[2]) + 1, len(data))) if found else (0, len(data))
+        )
         headers = {"ETag": _etag(data), "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
         if found:
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
@@ -103,17 +116,27 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _list(self, bucket: str, query: dict[str, list[str]]) -> None:
         prefix = query.get("prefix", [""])[0]
-        rows = "".join(f"<Contents><Key>{name.partition('/')[2]}</Key><Size>{len(data)}</Size>"
-                       f"<LastModified>2024-01-01T00:00:00.000Z</LastModified></Contents>"
-                       for name, data in sorted(self.server.owner.objects.items())
-                       if name.startswith(f"{bucket}/{prefix}")
-                       and "/" not in name.removeprefix(f"{bucket}/{prefix}"))  # fmt: skip
-        body = f'<?xml version="1.0" encoding="UTF-8"?><ListBucketResult><IsTruncated>false</IsTruncated>{rows}'
-        self._send(200, (body + "</ListBucketResult>").encode(), {"Content-Type": "application/xml"})
+        rows = "".join(
+            f"<Contents><Key>{name.partition('/')[2]}</Key><Size>{len(data)}</Size>"
+            "<LastModified>2024-01-01T00:00:00.000Z</LastModified></Contents>"
+            for name, data in sorted(self.server.owner.objects.items())
+            if name.startswith(f"{bucket}/{prefix}")
+            and "/" not in name.removeprefix(f"{bucket}/{prefix}")
+        )
+        body = (
+            '<?xml version="1.0"'
+            f' encoding="UTF-8"?><ListBucketResult><IsTruncated>false</IsTruncated>{rows}'
+        )
+        self._send(
+            200, (body + "</ListBucketResult>").encode(), {"Content-Type": "application/xml"}
+        )
 
     def _refuse(self, status: str) -> None:
         code = ERRORS[status]
-        body = f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>no</Message></Error>'.encode()
+        body = (
+            '<?xml version="1.0"'
+            f' encoding="UTF-8"?><Error><Code>{code}</Code><Message>no</Message></Error>'.encode()
+        )
         self._send(int(status), body, {"Content-Type": "application/xml"})
 
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:

@@ -1,4 +1,6 @@
-"""What the small servers of these tests share: a thread on a free port of loopback, ended with the test."""
+"""What the small servers of these tests share: a thread on a free port of loopback, ended with the
+test.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ class Loopback:
         self.closing = threading.Event()  # set when the server ends: whoever stalls waits for it
         self._server = _Server(("127.0.0.1", 0), handler)
         self._server.owner = self
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="loopback")
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.02,), name="loopback"
+        )
 
     @property
     def address(self) -> str:

@@ -1,4 +1,6 @@
-"""A real S3-speaking server on this machine with one bucket, `bucket`; where it listens is in the environment."""
+"""A real S3-speaking server on this machine with one bucket, `bucket`; where it listens is in the
+environment.
+"""
 
 from __future__ import annotations
 

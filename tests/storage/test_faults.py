@@ -1,4 +1,6 @@
-"""Storage that misbehaves: what may pass is waited for and read right, what is final is said in one line, soon."""
+"""Storage that misbehaves: what may pass is waited for and read right, what is final is said in one
+line, soon.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,22 @@ from udl_dist.storage.objects import download, exists, list_tars, open_blob
 from udl_dist.storage.ranges import PIECE, Blob, Window, read_ranges
 
 DATA = os.urandom(400_000)
-QUICK = Limits(connect_seconds=1.0, stall_seconds=1.0, request_seconds=3.0, attempts=3, total_seconds=8.0,
-               hedge_seconds=0.3)  # fmt: skip
-NO_HEDGE = Limits(connect_seconds=1.0, stall_seconds=1.0, request_seconds=0.5, attempts=2, total_seconds=4.0,
-                  hedge_seconds=0.0)  # fmt: skip
+QUICK = Limits(
+    connect_seconds=1.0,
+    stall_seconds=1.0,
+    request_seconds=3.0,
+    attempts=3,
+    total_seconds=8.0,
+    hedge_seconds=0.3,
+)
+NO_HEDGE = Limits(
+    connect_seconds=1.0,
+    stall_seconds=1.0,
+    request_seconds=0.5,
+    attempts=2,
+    total_seconds=4.0,
+    hedge_seconds=0.0,
+)
 PASSING = ["503", "500", "short", "reset"]
 
 
@@ -37,7 +51,9 @@ def credentials() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def started() -> Iterator[Faulty]:
-    with Faulty({"bucket/a.tar": DATA, "bucket/big.tar": os.urandom(3 * PIECE + 5), "bucket/b/c.tar": b""}) as server:
+    with Faulty(
+        {"bucket/a.tar": DATA, "bucket/big.tar": os.urandom(3 * PIECE + 5), "bucket/b/c.tar": b""}
+    ) as server:
         yield server
 
 
@@ -66,14 +82,18 @@ def test_nobody_listens_there() -> None:
 
 
 @pytest.mark.parametrize("fault", PASSING)
-def test_a_fault_that_passes_costs_a_retry_and_no_byte(server: Faulty, blob: Blob, fault: str) -> None:
+def test_a_fault_that_passes_costs_a_retry_and_no_byte(
+    server: Faulty, blob: Blob, fault: str
+) -> None:
     server.faults.append(fault)
     assert blob.read(1000, 5000) == DATA[1000:6000]
     assert blob.traffic.retries == 1 and server.gets() == 2
 
 
 @pytest.mark.parametrize("fault", PASSING)
-def test_a_fault_that_stays_is_given_up_in_bounded_time_and_one_line(server: Faulty, blob: Blob, fault: str) -> None:
+def test_a_fault_that_stays_is_given_up_in_bounded_time_and_one_line(
+    server: Faulty, blob: Blob, fault: str
+) -> None:
     server.faults.extend([fault] * 9)
     started = time.monotonic()
     with pytest.raises(DataError, match="storage does not answer after 3 attempts") as raised:
@@ -82,9 +102,17 @@ def test_a_fault_that_stays_is_given_up_in_bounded_time_and_one_line(server: Fau
     one_line(raised.value, "s3://bucket/a.tar", "check the network")
 
 
-@pytest.mark.parametrize(("fault", "words"), [("403", "access denied: check credentials"), ("404", "is missing"),
-                                             ("400", "credentials have expired")])  # fmt: skip
-def test_what_is_denied_or_missing_is_asked_for_once(server: Faulty, blob: Blob, fault: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("403", "access denied: check credentials"),
+        ("404", "is missing"),
+        ("400", "credentials have expired"),
+    ],
+)
+def test_what_is_denied_or_missing_is_asked_for_once(
+    server: Faulty, blob: Blob, fault: str, words: str
+) -> None:
     server.always = fault
     for ask in (lambda: blob.read(0, 5000), lambda: open_blob(server.uri("bucket/a.tar"), QUICK)):
         server.seen.clear()
@@ -95,7 +123,9 @@ def test_what_is_denied_or_missing_is_asked_for_once(server: Faulty, blob: Blob,
         assert len(server.seen) == 1
 
 
-def test_credentials_in_the_endpoint_are_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_in_the_endpoint_are_refused_and_not_repeated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:s3cr3tword@127.0.0.1:9")
     with pytest.raises(UsageError, match="AWS_ENDPOINT_URL must not hold credentials") as raised:
         open_blob("s3://bucket/a.tar", QUICK)
@@ -106,13 +136,16 @@ def test_credentials_that_have_expired_are_told_as_that(server: Faulty) -> None:
     """By whatever brings a body: of a read pyarrow loses it now and then, and a HEAD has none."""
     server.always = "400"
     with pytest.raises(
-        DataError, match="bucket': the credentials have expired: renew them .*; the same command goes on"
+        DataError,
+        match="bucket': the credentials have expired: renew them .*; the same command goes on",
     ):
         list_tars(server.uri("bucket"), QUICK)
 
 
 @pytest.mark.parametrize(("fault", "words"), [("403", "access denied"), ("404", "is missing")])
-def test_an_error_longer_than_the_range_is_understood_too(server: Faulty, blob: Blob, fault: str, words: str) -> None:
+def test_an_error_longer_than_the_range_is_understood_too(
+    server: Faulty, blob: Blob, fault: str, words: str
+) -> None:
     server.always = fault
     with pytest.raises(DataError, match=words):
         blob.read(0, 5)
@@ -169,10 +202,14 @@ def test_one_stall_among_many_ranges_delays_none_of_the_others(server: Faulty, b
 
 
 @pytest.mark.parametrize("status", ["301", "307"])
-def test_no_redirect_of_a_foreign_endpoint_is_followed(server: Faulty, blob: Blob, status: str) -> None:
+def test_no_redirect_of_a_foreign_endpoint_is_followed(
+    server: Faulty, blob: Blob, status: str
+) -> None:
     with Faulty({"bucket/a.tar": b"x" * len(DATA)}) as elsewhere:
         server.faults.append(f"{status} {elsewhere.address}")
-        with pytest.raises(DataError, match=f"redirects \\(HTTP {status}\\), which is not followed"):
+        with pytest.raises(
+            DataError, match=f"redirects \\(HTTP {status}\\), which is not followed"
+        ):
             blob.read(0, 10)
         server.always = f"{status} {elsewhere.address}"
         with pytest.raises(DataError, match="not followed|refused"):

@@ -38,7 +38,9 @@ def test_faults_that_pass_are_counted() -> None:
 def test_time_is_bounded_even_where_attempts_are_not() -> None:
     started = time.monotonic()
     with pytest.raises(DataError, match="it: storage does not answer after") as raised:
-        Fetch("it", after(*["reset"] * 1000), Limits(attempts=100, total_seconds=1.0), Traffic()).result()
+        Fetch(
+            "it", after(*["reset"] * 1000), Limits(attempts=100, total_seconds=1.0), Traffic()
+        ).result()
     assert time.monotonic() - started < 3.0
     one_line(raised.value, "reset")
 

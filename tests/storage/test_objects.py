@@ -1,4 +1,6 @@
-"""Object storage as moto speaks it: what is written is read, in every shape, and a forked process reads as well."""
+"""Object storage as moto speaks it: what is written is read, in every shape, and a forked process
+reads as well.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def test_what_was_written_is_read_back(blob: Blob, tmp_path: Path) -> None:
     assert (tmp_path / "copy.bin").read_bytes() == DATA
 
 
-def test_the_endpoint_may_stand_in_the_uri(blob: Blob, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_endpoint_may_stand_in_the_uri(
+    blob: Blob, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     again = open_blob(f"{blob.name}?endpoint_override={endpoint}&region=eu-west-1")
     assert again.read(7, 100) == DATA[7:107] and again.stamp == blob.stamp
@@ -69,21 +73,33 @@ def test_many_threads_share_one_blob(blob: Blob) -> None:
 
 def test_ranges_come_in_the_order_asked_for_and_are_counted(endpoint: str) -> None:
     blob = open_blob("s3://bucket/folder/data.bin")
-    ranges = [(at * 1700, 300) for at in range(50)] + [(9_000_000, 40_000), (0, 300), (5_000_000, 0)]
+    ranges = [(at * 1700, 300) for at in range(50)] + [
+        (9_000_000, 40_000),
+        (0, 300),
+        (5_000_000, 0),
+    ]
     np.random.default_rng(2).shuffle(ranges)
     before = blob.traffic.requests
     assert read_ranges(blob, ranges) == [DATA[start : start + length] for start, length in ranges]
-    assert blob.traffic.requests - before <= 3 and blob.traffic.bytes_wanted == sum(length for _, length in ranges)
+    assert blob.traffic.requests - before <= 3 and blob.traffic.bytes_wanted == sum(
+        length for _, length in ranges
+    )
 
 
 def test_a_missing_object_is_said_to_be_missing(endpoint: str) -> None:
-    assert exists("s3://bucket/folder/data.bin") and not exists("s3://bucket/folder") and not exists("s3://bucket/no")
+    assert (
+        exists("s3://bucket/folder/data.bin")
+        and not exists("s3://bucket/folder")
+        and not exists("s3://bucket/no")
+    )
     for uri in ("s3://bucket/no.tar", "s3://no-such-bucket/a.tar"):
         with pytest.raises(DataError, match=f"'{uri}' is missing"):
             open_blob(uri)
 
 
-def test_the_tars_directly_below_a_prefix_are_listed_by_bytes(endpoint: str, tmp_path: Path) -> None:
+def test_the_tars_directly_below_a_prefix_are_listed_by_bytes(
+    endpoint: str, tmp_path: Path
+) -> None:
     path = tar(tmp_path / "a.tar", {"0.png": b"x"})
     for name in ("é.tar", "b.tar", "B.tar", "a 1%.tar", "notes.txt", "deeper/c.tar"):
         upload(path, f"s3://bucket/shards/{name}")
@@ -100,7 +116,8 @@ def test_the_tars_directly_below_a_prefix_are_listed_by_bytes(endpoint: str, tmp
 def test_a_walk_that_looks_back_reads_each_byte_once(endpoint: str) -> None:
     blob = open_blob("s3://bucket/folder/data.bin")
     window = Window(blob, piece_bytes=100_000)
-    for at in range(0, len(window), 50_000):  # the header of the next record first, then the record before it
+    # the header of the next record first, then the record before it
+    for at in range(0, len(window), 50_000):
         assert window[at + 50_000 : at + 50_512] == DATA[at + 50_000 : at + 50_512]
         assert window[at : at + 50_000] == DATA[at : at + 50_000]
     assert blob.traffic.bytes_read == blob.size
@@ -130,5 +147,7 @@ assert blob.read(0, 1000) == wanted
 
 
 def test_a_forked_child_reads_what_its_parent_opened(blob: Blob) -> None:
-    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", CHILD, blob.name], env=dict(os.environ), timeout=60)
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", CHILD, blob.name], env=dict(os.environ), timeout=60
+    )
     assert ended.returncode == 0

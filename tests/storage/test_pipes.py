@@ -1,4 +1,6 @@
-"""The output of a command: whole, or named with what it ended with; it never outlives whoever reads it."""
+"""The output of a command: whole, or named with what it ended with; it never outlives whoever reads
+it.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +29,21 @@ def read(command: str) -> bytes:
         pipe.close()
 
 
-@pytest.mark.parametrize(("command", "parts"), [
-    ("head -c 5000 /dev/zero; echo no such bucket >&2; exit 3", ("exit code 3", "5000 bytes", "no such bucket")),
-    ("no-such-command-at-all", ("exit code 127", "not found")),
-    ("kill -9 $$", ("by signal 9",)),
-    ("printf x; sleep 60", ("gave no byte for 0.3 s, after 1", "stall_seconds")),
-    ("sleep 60", ("gave no byte for 0.5 s", "request_seconds")),
-    ("exec >&-; sleep 60", ("does not end",)),
-    ("printf '\\033[31mred' >&2; exit 1", ("?[31mred",)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("command", "parts"),
+    [
+        (
+            "head -c 5000 /dev/zero; echo no such bucket >&2; exit 3",
+            ("exit code 3", "5000 bytes", "no such bucket"),
+        ),
+        ("no-such-command-at-all", ("exit code 127", "not found")),
+        ("kill -9 $$", ("by signal 9",)),
+        ("printf x; sleep 60", ("gave no byte for 0.3 s, after 1", "stall_seconds")),
+        ("sleep 60", ("gave no byte for 0.5 s", "request_seconds")),
+        ("exec >&-; sleep 60", ("does not end",)),
+        ("printf '\\033[31mred' >&2; exit 1", ("?[31mred",)),
+    ],
+)
 def test_a_command_that_fails_or_hangs_is_named(command: str, parts: tuple[str, ...]) -> None:
     began = time.monotonic()
     with pytest.raises(DataError) as raised:

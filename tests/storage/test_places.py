@@ -1,4 +1,6 @@
-"""URIs: an allow-list of schemes, options that are known, and no credential that could end up in a log."""
+"""URIs: an allow-list of schemes, options that are known, and no credential that could end up in a
+log.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +10,34 @@ from udl_dist.errors import UsageError
 from udl_dist.storage.places import is_remote, joined, name_of, parse, refuse_scheme
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket/a.tar", "S3://bucket/a.tar", "gs://bucket/{000..009}.tar"])
+@pytest.mark.parametrize(
+    "uri", ["s3://bucket/a.tar", "S3://bucket/a.tar", "gs://bucket/{000..009}.tar"]
+)
 def test_object_storage_is_remote(uri: str) -> None:
     assert is_remote(uri)
     refuse_scheme(uri)
 
 
-@pytest.mark.parametrize("path", ["digits", "/data/a.tar", "shards/{000..009}.tar", "C:/x.tar", "a:b.tar", ""])
+@pytest.mark.parametrize(
+    "path", ["digits", "/data/a.tar", "shards/{000..009}.tar", "C:/x.tar", "a:b.tar", ""]
+)
 def test_paths_are_not_remote_and_not_refused(path: str) -> None:
     assert not is_remote(path)
     refuse_scheme(path)
 
 
-@pytest.mark.parametrize("uri", ["pipe:aws s3 cp s3://b/a.tar -", "hf://x/y", "ftp://h/a.tar", "http://h/a.tar",
-                                 "https://h/a.tar", "PIPE:cat x", "s3a://b"])  # fmt: skip
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "pipe:aws s3 cp s3://b/a.tar -",
+        "hf://x/y",
+        "ftp://h/a.tar",
+        "http://h/a.tar",
+        "https://h/a.tar",
+        "PIPE:cat x",
+        "s3a://b",
+    ],
+)
 def test_every_other_scheme_is_refused_by_name(uri: str) -> None:
     assert not is_remote(uri)
     for refuse in (refuse_scheme, parse):
@@ -37,8 +53,14 @@ def test_options_stay_with_every_uri_of_a_prefix_and_out_of_names() -> None:
     assert parse("s3://bucket/what?.tar").path == "bucket/what?.tar"
 
 
-@pytest.mark.parametrize("uri", ["s3://AKIA1:s3cr3t@bucket/a.tar", "s3://bucket/a.tar?secret_key=s3cr3t",
-                                 "s3://bucket/a.tar?endpoint_override=http://AKIA1:s3cr3t@host"])  # fmt: skip
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKIA1:s3cr3t@bucket/a.tar",
+        "s3://bucket/a.tar?secret_key=s3cr3t",
+        "s3://bucket/a.tar?endpoint_override=http://AKIA1:s3cr3t@host",
+    ],
+)
 def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
     with pytest.raises(UsageError) as raised:
         parse(uri)

@@ -1,4 +1,6 @@
-"""Ranges kept on disk: right or not at all, never more than allowed, the least recently used out first."""
+"""Ranges kept on disk: right or not at all, never more than allowed, the least recently used out
+first.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,12 @@ def test_what_was_kept_is_found_by_name_stamp_and_range(tmp_path: Path) -> None:
     cache.put("s3://b/a", "etag:1", 5, b"hello")
     assert cache.get("s3://b/a", "etag:1", 5, 5) == b"hello"
     assert RangeCache(tmp_path, 10 * BLOCK).get("s3://b/a", "etag:1", 5, 5) == b"hello"
-    for other in [("s3://b/b", "etag:1", 5, 5), ("s3://b/a", "etag:2", 5, 5), ("s3://b/a", "etag:1", 4, 5),
-                  ("s3://b/a", "etag:1", 5, 4)]:  # fmt: skip
+    for other in [
+        ("s3://b/b", "etag:1", 5, 5),
+        ("s3://b/a", "etag:2", 5, 5),
+        ("s3://b/a", "etag:1", 4, 5),
+        ("s3://b/a", "etag:1", 5, 4),
+    ]:
         assert cache.get(*other) is None
 
 
@@ -43,7 +49,12 @@ def test_a_damaged_file_is_dropped(tmp_path: Path, damage: str) -> None:
     (path,) = pieces(tmp_path)
     data = bytearray(path.read_bytes())
     data[100] ^= 1
-    damaged = {"flip": bytes(data), "cut": path.read_bytes()[:-1], "long": path.read_bytes() + b"o", "empty": b""}
+    damaged = {
+        "flip": bytes(data),
+        "cut": path.read_bytes()[:-1],
+        "long": path.read_bytes() + b"o",
+        "empty": b"",
+    }
     path.write_bytes(damaged[damage])
     assert cache.get("a", "1", 0, 500) is None and pieces(tmp_path) == []
     cache.put("a", "1", 0, b"hello" * 100)
@@ -57,7 +68,9 @@ def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
         os.utime(cache._path("a", "1", start, len(CONTENT)), (start, start))
     assert cache.get("a", "1", 0, len(CONTENT)) == CONTENT  # used again, just now
     cache.put("a", "1", 99, CONTENT)
-    there = [start for start in [*range(10), 99] if cache.get("a", "1", start, len(CONTENT)) is not None]
+    there = [
+        start for start in [*range(10), 99] if cache.get("a", "1", start, len(CONTENT)) is not None
+    ]
     assert there == [0, *range(3, 10), 99] and on_disk(tmp_path) <= 10 * BLOCK
 
 
@@ -101,7 +114,10 @@ assert not cache.failed
 
 
 def test_processes_share_a_cache_that_stays_within_its_bound(tmp_path: Path) -> None:
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(number)]) for number in range(3)]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(number)])
+        for number in range(3)
+    ]
     most, folder = 0, tmp_path
     while any(writer.poll() is None for writer in writers):
         with contextlib.suppress(FileNotFoundError):  # evicted while we counted

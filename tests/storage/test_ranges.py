@@ -1,4 +1,6 @@
-"""Many ranges in few requests, and a walk from front to back: every byte right, and how many are read."""
+"""Many ranges in few requests, and a walk from front to back: every byte right, and how many are
+read.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def test_any_ranges_come_back_as_they_lie(path: Path, ranges: list[tuple[int, in
 
 @settings(max_examples=200, deadline=None)
 @given(RANGES)
-def test_each_range_is_in_one_joined_range_and_what_is_read_is_bounded(ranges: list[tuple[int, int]]) -> None:
+def test_each_range_is_in_one_joined_range_and_what_is_read_is_bounded(
+    ranges: list[tuple[int, int]],
+) -> None:
     joined = merged(ranges)
     assert sorted(place for _, _, places in joined for place in places) == list(range(len(ranges)))
     for start, length, places in joined:
@@ -69,7 +73,10 @@ def test_a_window_forgets_what_it_has_passed(path: Path) -> None:
     assert b"".join(window[at : at + 700] for at in range(0, len(window), 700)) == DATA
     assert blob.traffic.bytes_read == len(DATA)
     assert len(window._held) <= KEPT
-    assert window[10:5] == window[len(DATA) : len(DATA) + 5] == b"" and window[len(DATA) - 3 :] == DATA[-3:]
+    assert (
+        window[10:5] == window[len(DATA) : len(DATA) + 5] == b""
+        and window[len(DATA) - 3 :] == DATA[-3:]
+    )
 
 
 def test_a_window_does_not_read_what_is_jumped_over(path: Path) -> None:

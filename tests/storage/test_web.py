@@ -1,4 +1,6 @@
-"""URLs read from start to end: what breaks off is named, nothing waits for ever, redirects go nowhere private."""
+"""URLs read from start to end: what breaks off is named, nothing waits for ever, redirects go
+nowhere private.
+"""
 
 from __future__ import annotations
 
@@ -49,8 +51,15 @@ def test_all_of_a_url_comes_and_its_query_is_not_repeated(web: Web) -> None:
     assert "s3cr3t" not in str(raised.value)
 
 
-@pytest.mark.parametrize(("fault", "said"), [(404, "is missing"), (403, "access denied"), (418, "refused (HTTP 418)"),
-                                             (503, "2 attempts (HTTP 503)")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (404, "is missing"),
+        (403, "access denied"),
+        (418, "refused (HTTP 418)"),
+        (503, "2 attempts (HTTP 503)"),
+    ],
+)
 def test_a_status_that_is_no_answer_is_named_with_the_url(web: Web, fault: int, said: str) -> None:
     web.faults["/a.tar"] = fault
     refused(web.url("/a.tar"), web.url("/a.tar"), said)
@@ -93,7 +102,9 @@ def test_a_private_url_may_redirect_to_a_private_one(web: Web) -> None:
 
 
 def test_a_public_url_may_not(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A real redirect between two servers on loopback; only the address of the first is given out as a public one."""
+    """A real redirect between two servers on loopback; only the address of the first is given out
+    as a public one.
+    """
     with Web({"/a.tar": CONTENT}) as inside:
         web.faults["/b.tar"] = inside.url("/a.tar")
         monkeypatch.setattr(rooms, "_Route", functools.partial(FromOutside, rooms._Route))
@@ -105,8 +116,11 @@ def FromOutside(kind: Any, name: str, limits: Limits) -> Any:
     """A route that began at a public address, whose first connection is not judged."""
     route = kind(name, limits)
     judge, calls = route.judge, iter([True])
-    route.judge = lambda address: setattr(route, "origin", ipaddress.ip_address("93.184.215.14")) if next(
-        calls, False) else judge(address)  # fmt: skip
+    route.judge = lambda address: (
+        setattr(route, "origin", ipaddress.ip_address("93.184.215.14"))
+        if next(calls, False)
+        else judge(address)
+    )
     return route
 
 
@@ -124,8 +138,21 @@ def test_redirects_that_go_round_end(web: Web) -> None:
     refused(web.url("/b.tar"), web.url("/b.tar"))
 
 
-PRIVATE = ["127.0.0.1", "10.1.2.3", "192.168.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "::1", "fe80::1",
-           "fd00::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254", "2002:7f00:1::", "224.0.0.1"]  # fmt: skip
+PRIVATE = [
+    "127.0.0.1",
+    "10.1.2.3",
+    "192.168.0.1",
+    "169.254.169.254",
+    "100.64.0.1",
+    "0.0.0.0",
+    "::1",
+    "fe80::1",
+    "fd00::1",
+    "::ffff:127.0.0.1",
+    "::ffff:169.254.169.254",
+    "2002:7f00:1::",
+    "224.0.0.1",
+]
 
 
 @pytest.mark.parametrize("address", PRIVATE)

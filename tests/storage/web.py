@@ -1,4 +1,6 @@
-"""A web server on loopback for tests: files by path, redirects, statuses, a body that breaks off or stalls."""
+"""A web server on loopback for tests: files by path, redirects, statuses, a body that breaks off or
+stalls.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,11 @@ from tests.storage.loopback import Loopback
 
 
 class Web(Loopback):
-    """The server: `files` by "/path"; `faults` by path: a status, "short", "stall", "drip" or a URL to redirect to.
+    """The server: `files` by "/path"; `faults` by path: a status, "short", "stall", "drip" or a URL
+    to redirect to.
 
-    A fault that is a list is used up from its front, and then the file comes. Use it as a context manager.
+    A fault that is a list is used up from its front, and then the file comes. Use it as a context
+    manager.
     """
 
     def __init__(self, files: dict[str, bytes]) -> None:

@@ -12,18 +12,23 @@ from pathlib import Path
 from typing import Any
 
 
-def run(world: int, function: Callable[..., Any], *arguments: Any, seconds: float = 90) -> list[Any]:
-    """What `function(*arguments)` returned in each of `world` ranks; raise what the first failing rank raised as text.
+def run(
+    world: int, function: Callable[..., Any], *arguments: Any, seconds: float = 90
+) -> list[Any]:
+    """What `function(*arguments)` returned in each of `world` ranks; raise what the first failing
+    rank raised as text.
 
-    `function` is at the top level of a module; it makes its own `Ranks()`. One rank runs in a process too, so that a
-    comparison of worlds compares nothing else.
+    `function` is at the top level of a module; it makes its own `Ranks()`. One rank runs in a
+    process too, so that a comparison of worlds compares nothing else.
     """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         ends, processes = [], []
         for rank in range(world):
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_rank, args=(rank, world, Path(folder), theirs, function, arguments))
+            process = context.Process(
+                target=_rank, args=(rank, world, Path(folder), theirs, function, arguments)
+            )
             process.start()
             theirs.close()
             ends.append(ours)
@@ -45,19 +50,32 @@ def run(world: int, function: Callable[..., Any], *arguments: Any, seconds: floa
 def _received(end: Connection, seconds: float) -> Any:
     with end:
         try:
-            return pickle.loads(end.recv_bytes()) if end.poll(seconds) else f"a rank did not answer in {seconds} s"
+            return (
+                pickle.loads(end.recv_bytes())
+                if end.poll(seconds)
+                else f"a rank did not answer in {seconds} s"
+            )
         except EOFError:
             return "a rank died without a word"
 
 
-def _rank(rank: int, world: int, folder: Path, end: Connection, function: Callable[..., Any], arguments: Any) -> None:
+def _rank(
+    rank: int,
+    world: int,
+    folder: Path,
+    end: Connection,
+    function: Callable[..., Any],
+    arguments: Any,
+) -> None:
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     try:
         if world > 1:
-            dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+            dist.init_process_group(
+                "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world
+            )
         outcome: Any = (function(*arguments),)
     except BaseException:
         outcome = traceback.format_exc()

@@ -1,4 +1,6 @@
-"""A short real training for tests: packed random images, a small method, the loop; a hash of all that is learned."""
+"""A short real training for tests: packed random images, a small method, the loop; a hash of all
+that is learned.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,20 @@ from udl_dist.training.train_state import Learning
 
 SMALL = {
     "ae": {"method.network.kind": "dense", "method.network.widths": "16", "method.latent_dim": "4"},
-    "vae": {"method.network.kind": "dense", "method.network.widths": "16", "method.latent_dim": "4"},
-    "gan": {"method.latent_dim": "8", "method.generator": "conv", "method.r1": "1", "method.network.widths": "8,8",
-            "method.network.norm": "none", "method.dropout": "0"},
-}  # fmt: skip
+    "vae": {
+        "method.network.kind": "dense",
+        "method.network.widths": "16",
+        "method.latent_dim": "4",
+    },
+    "gan": {
+        "method.latent_dim": "8",
+        "method.generator": "conv",
+        "method.r1": "1",
+        "method.network.widths": "8,8",
+        "method.network.norm": "none",
+        "method.dropout": "0",
+    },
+}
 
 
 def packed(folder: Path, records: int = 70, size: int = 8) -> Path:
@@ -45,7 +57,9 @@ def asked(method: str, source: Path, **flags: str) -> Experiment:
     dotted = {name.replace("__", "."): value for name, value in flags.items()}
     data = {"data.source": str(source), "data.size": "8", "data.channels": "1", "data.readers": "0"}
     train = {"train.batch_size": "12", "train.total_images": "240", "train.learning_rate": "1e-3"}
-    return experiments.load(None, {"method.name": method, **SMALL[method], **data, **train, **dotted})
+    return experiments.load(
+        None, {"method.name": method, **SMALL[method], **data, **train, **dotted}
+    )
 
 
 class Run:
@@ -61,15 +75,28 @@ class Run:
         shares = experiment.train.SHARES if experiment.run.determinism == "elastic" else 0
         self.learning = Learning(method, experiment.train, self.ranks, shares)
 
-    def reports(self, start: int = 0, every: int = 12, validate: int = 120, **more: Any) -> Iterator[Report]:
+    def reports(
+        self, start: int = 0, every: int = 12, validate: int = 120, **more: Any
+    ) -> Iterator[Report]:
         intervals = Intervals(every, validate, validate)
         settings = self.experiment.train
-        return train(self.learning, self.stream, self.held_out, settings, intervals, self.ranks, start, **more)
+        return train(
+            self.learning,
+            self.stream,
+            self.held_out,
+            settings,
+            intervals,
+            self.ranks,
+            start,
+            **more,
+        )
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
         """A copy of all that a checkpoint holds."""
-        return {file: {name: value.clone() for name, value in tensors.items()}
-                for file, tensors in self.learning.tensors().items()}  # fmt: skip
+        return {
+            file: {name: value.clone() for name, value in tensors.items()}
+            for file, tensors in self.learning.tensors().items()
+        }
 
     def hash(self) -> str:
         """One sha256 over networks, averages and optimisers."""
@@ -81,4 +108,6 @@ class Run:
 
     def weights(self) -> torch.Tensor:
         """Every weight as one vector."""
-        return torch.cat([value.detach().flatten() for value in self.learning.method.networks.parameters()])
+        return torch.cat(
+            [value.detach().flatten() for value in self.learning.method.networks.parameters()]
+        )

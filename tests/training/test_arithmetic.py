@@ -1,4 +1,6 @@
-"""What a worker sets for repeatable bits and for precision. The flags are those of a GPU; a CPU needs none of them."""
+"""What a worker sets for repeatable bits and for precision. The flags are those of a GPU; a CPU
+needs none of them.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +28,25 @@ def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         os.environ.pop(name, None)
 
 
-@pytest.mark.parametrize(("precision", "tf32"), [("float32", False), ("tf32", True), ("bfloat16", True)])
+@pytest.mark.parametrize(
+    ("precision", "tf32"), [("float32", False), ("tf32", True), ("bfloat16", True)]
+)
 def test_precision_is_one_choice_for_linear_and_convolution(precision: str, tf32: bool) -> None:
     arithmetic.set_up(CUDA, "world", precision)
     assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is tf32
 
 
-@pytest.mark.parametrize(("determinism", "repeatable"), [("none", False), ("world", True), ("elastic", True)])
+@pytest.mark.parametrize(
+    ("determinism", "repeatable"), [("none", False), ("world", True), ("elastic", True)]
+)
 def test_determinism_sets_all_that_it_promises(determinism: str, repeatable: bool) -> None:
     found = arithmetic.set_up(CUDA, determinism, "float32")
     assert torch.are_deterministic_algorithms_enabled() is repeatable
     assert torch.backends.cudnn.deterministic is repeatable
     assert torch.backends.cudnn.benchmark is not repeatable
-    assert [name in os.environ for name in arithmetic.REPEATABLE] == [repeatable] * len(arithmetic.REPEATABLE)
+    assert [name in os.environ for name in arithmetic.REPEATABLE] == [repeatable] * len(
+        arithmetic.REPEATABLE
+    )
     assert found["determinism"] == determinism
     assert [found.get(name) for name in arithmetic.REPEATABLE] == (
         list(arithmetic.REPEATABLE.values()) if repeatable else [None] * len(arithmetic.REPEATABLE)
@@ -52,6 +60,9 @@ def test_what_the_user_has_set_stays_and_is_recorded(monkeypatch: pytest.MonkeyP
 
 def test_a_cpu_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.backends.cudnn.deterministic, torch.backends.cuda.matmul.allow_tf32
-    assert arithmetic.set_up(CPU, "world", "tf32") == {"precision": "float32", "determinism": "world"}
+    assert arithmetic.set_up(CPU, "world", "tf32") == {
+        "precision": "float32",
+        "determinism": "world",
+    }
     assert before == (torch.backends.cudnn.deterministic, torch.backends.cuda.matmul.allow_tf32)
     assert not torch.are_deterministic_algorithms_enabled()

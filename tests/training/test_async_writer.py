@@ -1,4 +1,6 @@
-"""A checkpoint is what the state was when it was asked for, whatever the training does while it is written."""
+"""A checkpoint is what the state was when it was asked for, whatever the training does while it is
+written.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def test_a_disk_that_stalls_is_not_waited_for_for_ever(monkeypatch: pytest.Monke
         disk.writer.put(2, {"networks": {"a": state.add_(1)}}, {})
     disk.free.set()
     disk.writer.wait()
-    assert disk.kept == {1: [0, 0]}, "what is being written is not overwritten by what came too early"
+    assert disk.kept == {1: [0, 0]}, (
+        "what is being written is not overwritten by what came too early"
+    )
 
 
 def test_a_failure_is_told_and_the_next_one_is_written() -> None:

@@ -20,7 +20,10 @@ from tests.bench import saves
 from udl_dist.errors import TrainingError
 from udl_dist.training import checkpoint
 
-FILES = {"networks": {"a": torch.arange(12.0).reshape(3, 4), "b": torch.tensor(3)}, "average": {"a": torch.ones(2)}}
+FILES = {
+    "networks": {"a": torch.arange(12.0).reshape(3, 4), "b": torch.tensor(3)},
+    "average": {"a": torch.ones(2)},
+}
 
 
 def saved(folder: Path, *images: int, figures: dict[int, float] | None = None) -> None:
@@ -33,9 +36,14 @@ def test_what_is_saved_is_loaded_to_the_bit(tmp_path: Path) -> None:
     path = checkpoint.save(tmp_path, 512, FILES, {"figures": {"val/mse": 0.5}})
     files, facts = checkpoint.load(path)
     assert facts == {"images": 512, "figures": {"val/mse": 0.5}}
-    assert {name: sorted(tensors) for name, tensors in files.items()} == {"networks": ["a", "b"], "average": ["a"]}
+    assert {name: sorted(tensors) for name, tensors in files.items()} == {
+        "networks": ["a", "b"],
+        "average": ["a"],
+    }
     assert all(
-        torch.equal(files[name][key], value) for name, tensors in FILES.items() for key, value in tensors.items()
+        torch.equal(files[name][key], value)
+        for name, tensors in FILES.items()
+        for key, value in tensors.items()
     )
     assert files["networks"]["b"].dtype == torch.int64
     assert not list(tmp_path.glob(".*")), "no temporary is left"
@@ -48,7 +56,19 @@ def test_a_transposed_tensor_is_saved_as_it_is_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["bit", "cut", "gone", "manifest", "extra", "symlink", "linked", "pickle", "forged", "no format"]
+    "damage",
+    [
+        "bit",
+        "cut",
+        "gone",
+        "manifest",
+        "extra",
+        "symlink",
+        "linked",
+        "pickle",
+        "forged",
+        "no format",
+    ],
 )
 def test_any_damage_is_noticed_and_the_one_before_is_taken(tmp_path: Path, damage: str) -> None:
     saved(tmp_path, 100, 200)
@@ -76,7 +96,10 @@ def test_any_damage_is_noticed_and_the_one_before_is_taken(tmp_path: Path, damag
         newest.symlink_to(tmp_path / "elsewhere")
     elif damage == "forged":  # a pickle that the manifest vouches for
         torch.save(FILES, weights)
-        entry = {"bytes": weights.stat().st_size, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+        entry = {
+            "bytes": weights.stat().st_size,
+            "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        }
         told = json.loads(manifest.read_text())
         manifest.write_text(json.dumps(told | {"files": told["files"] | {weights.name: entry}}))
     elif damage == "no format":
@@ -95,8 +118,14 @@ def test_one_of_a_newer_udl_dist_is_refused_by_name_and_never_passed_over(tmp_pa
     manifest = checkpoint.path_of(tmp_path, 200) / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 2}))
     said: list[str] = []
-    expected = r"200 was written by a newer udl-dist: its format is 2, this version knows 1: install that version, or"
-    for act in (lambda: checkpoint.newest(tmp_path, said.append), lambda: checkpoint.load(manifest.parent)):
+    expected = (
+        r"200 was written by a newer udl-dist: its format is 2, this version knows 1: install that"
+        r" version, or"
+    )
+    for act in (
+        lambda: checkpoint.newest(tmp_path, said.append),
+        lambda: checkpoint.load(manifest.parent),
+    ):
         with pytest.raises(TrainingError, match=expected) as refused:
             act()
         assert "\n" not in str(refused.value)
@@ -115,12 +144,18 @@ def test_everything_is_on_the_disk_before_the_name_and_the_name_before_it_is_tol
     def fsync(descriptor: int) -> None:
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
         acts.append(f"fsync {path.name}")
-        lasting[path] = path.read_bytes() if path.is_file() else b" ".join(sorted(map(os.fsencode, os.listdir(path))))
+        lasting[path] = (
+            path.read_bytes()
+            if path.is_file()
+            else b" ".join(sorted(map(os.fsencode, os.listdir(path))))
+        )
         real_fsync(descriptor)
 
     def rename(path: Path, target: Path) -> Path:
         acts.append(f"rename to {target.name}")
-        assert lasting[path] == b" ".join(sorted(map(os.fsencode, os.listdir(path)))), "a name in it is not fsynced"
+        assert lasting[path] == b" ".join(sorted(map(os.fsencode, os.listdir(path)))), (
+            "a name in it is not fsynced"
+        )
         for file in path.iterdir():
             assert lasting.get(file) == file.read_bytes(), f"{file.name} is not fsynced as it is"
         return real_rename(path, target)
@@ -136,7 +171,8 @@ def test_if_all_are_damaged_nothing_is_started_anew_and_nothing_deleted(tmp_path
     saved(tmp_path, 100)
     (checkpoint.path_of(tmp_path, 100) / "state.json").write_text("{}")
     with pytest.raises(
-        TrainingError, match="all 1 checkpoints in .* are damaged; nothing was deleted: .* --run.fresh true"
+        TrainingError,
+        match="all 1 checkpoints in .* are damaged; nothing was deleted: .* --run.fresh true",
     ):
         checkpoint.newest(tmp_path, lambda line: None)
     assert checkpoint.path_of(tmp_path, 100).exists()
@@ -155,7 +191,9 @@ def test_pruning_keeps_the_newest_few_and_the_best(tmp_path: Path) -> None:
 
 
 def test_damaged_later_ones_never_drive_out_the_last_good_one(tmp_path: Path) -> None:
-    """After 200 and 300 were passed over, the run goes on from 100: what it saves counts, what is damaged does not."""
+    """After 200 and 300 were passed over, the run goes on from 100: what it saves counts, what is
+    damaged does not.
+    """
     saved(tmp_path, 100, 200, 300)
     for images in (200, 300):
         (checkpoint.path_of(tmp_path, images) / "state.json").write_text("{")
@@ -165,7 +203,9 @@ def test_damaged_later_ones_never_drive_out_the_last_good_one(tmp_path: Path) ->
     assert checkpoint.newest(tmp_path, lambda line: None) == checkpoint.path_of(tmp_path, 150)
 
 
-def test_a_disk_without_room_is_refused_before_a_file_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_room_is_refused_before_a_file_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     saved(tmp_path, 100)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**17))
     with pytest.raises(OSError, match=r"0\.1 MiB are free, 0\.3 MiB are needed") as refused:
@@ -175,7 +215,9 @@ def test_a_disk_without_room_is_refused_before_a_file_is_begun(tmp_path: Path, m
 
 
 def test_no_full_disk_costs_a_complete_checkpoint() -> None:
-    """The same save on disks that are full 4 KiB later each time: it goes through, or nothing of it is left."""
+    """The same save on disks that are full 4 KiB later each time: it goes through, or nothing of it
+    is left.
+    """
     ends = saves.full_disks(ask_first=False)
     assert ends.pop("") > 0
     assert ends
@@ -210,12 +252,18 @@ print("through")
 
 @pytest.mark.long
 def test_a_kill_anywhere_in_saving_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
-    """SIGKILL at evenly spread Python calls of save and prune: what is found afterwards is whole, always."""
+    """SIGKILL at evenly spread Python calls of save and prune: what is found afterwards is whole,
+    always.
+    """
     limit, ended, killed = 2, False, 0
     while not ended:
         folder = tmp_path / str(limit)
         saved(folder, 100)
-        done = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(limit)], capture_output=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, str(folder), str(limit)],
+            capture_output=True,
+            check=False,
+        )
         ended, killed = b"through" in done.stdout, killed + (done.returncode == -signal.SIGKILL)
         found = checkpoint.newest(folder, lambda line: pytest.fail(line))
         assert found is not None

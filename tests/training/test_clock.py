@@ -1,4 +1,6 @@
-"""A clock that jumps by years, forth and back: intervals, patience and ages are measured by another one."""
+"""A clock that jumps by years, forth and back: intervals, patience and ages are measured by another
+one.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,14 @@ OF_DAY = {"time", "time_ns", "now", "utcnow", "today", "gmtime", "localtime"}
 def test_a_run_whose_clock_jumps_is_the_run_it_was(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every look at the date is ten years off, to either side; the watchdog is on, checkpoints go by seconds too."""
-    flags = {"run__hang_seconds": "5", "run__checkpoint_seconds": "3600", "run__keep_checkpoints": "99"}
+    """Every look at the date is ten years off, to either side; the watchdog is on, checkpoints go
+    by seconds too.
+    """
+    flags = {
+        "run__hang_seconds": "5",
+        "run__checkpoint_seconds": "3600",
+        "run__keep_checkpoints": "99",
+    }
     finished(wanted("vae", source, tmp_path / "whole", **flags))
     real, jump = time.time, itertools.cycle((YEARS, -YEARS))
     monkeypatch.setattr(time, "time", lambda: real() + next(jump))
@@ -48,7 +56,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("jump", [YEARS, -YEARS])
 def test_the_age_of_a_pulse_is_not_a_difference_of_dates(jump: float, tmp_path: Path) -> None:
-    """The dates of pulses jump: one that beats is alive, one that stands still is silent after its seconds."""
+    """The dates of pulses jump: one that beats is alive, one that stands still is silent after its
+    seconds.
+    """
     folder = RunFolder(tmp_path)
     pulses = [Pulse(folder, rank) for rank in range(2)]
     for each in pulses:
@@ -69,7 +79,9 @@ def test_the_age_of_a_pulse_is_not_a_difference_of_dates(jump: float, tmp_path: 
 
 
 def test_nothing_of_ours_asks_for_the_time_of_day() -> None:
-    """But for the one that is shown to people, strftime, and where the clocks of nodes are compared."""
+    """But for the one that is shown to people, strftime, and where the clocks of nodes are
+    compared.
+    """
     compared = {PACKAGE / "commands" / name for name in ("doctor.py", "probe.py")}
     for file in set(FILES) - compared:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

@@ -15,7 +15,9 @@ from torch._dynamo.utils import counters
 from tests.training.learn import Run, asked, packed
 
 pytestmark = [
-    pytest.mark.skipif(not shutil.which("g++"), reason="no g++, which torch.compile needs on a CPU"),
+    pytest.mark.skipif(
+        not shutil.which("g++"), reason="no g++, which torch.compile needs on a CPU"
+    ),
     pytest.mark.filterwarnings("default"),  # torch's compiler warns of what torch itself deprecates
 ]
 
@@ -38,7 +40,9 @@ def compiled_frames() -> int:
 def pair(method: str, source: Path, **flags: str) -> tuple[Run, Run]:
     """The same run compiled and eager."""
     flags = {"train__total_images": "36"} | flags
-    return Run(asked(method, source, train__compile="true", **flags)), Run(asked(method, source, **flags))
+    return Run(asked(method, source, train__compile="true", **flags)), Run(
+        asked(method, source, **flags)
+    )
 
 
 def losses(run: Run, name: str = "train/loss") -> list[float]:
@@ -67,15 +71,25 @@ def test_validation_is_eager_and_compiles_nothing_more(source: Path) -> None:
 
 
 def test_a_network_that_is_differentiated_twice_stays_eager(source: Path) -> None:
-    """Compiled code has no second derivative: R1 would be an error, or its gradient silently zero."""
-    flags = {"method__discriminator": "conv", "method__dropout": "0.3", "method__network__activation": "silu"}
+    """Compiled code has no second derivative: R1 would be an error, or its gradient silently
+    zero.
+    """
+    flags = {
+        "method__discriminator": "conv",
+        "method__dropout": "0.3",
+        "method__network__activation": "silu",
+    }
     compiled, eager = pair("gan", source, **flags)
     assert compiled.experiment.method.r1 > 0
-    assert losses(compiled, "train/discriminator") == pytest.approx(losses(eager, "train/discriminator"), rel=1e-3)
+    assert losses(compiled, "train/discriminator") == pytest.approx(
+        losses(eager, "train/discriminator"), rel=1e-3
+    )
     networks = compiled.learning.method.networks
     assert compiled_frames() > 0 and "forward" in vars(networks["generator"])
     assert "forward" not in vars(networks["discriminator"])
-    assert gradient_of_the_penalty(compiled) == pytest.approx(gradient_of_the_penalty(eager), rel=1e-3)
+    assert gradient_of_the_penalty(compiled) == pytest.approx(
+        gradient_of_the_penalty(eager), rel=1e-3
+    )
     assert gradient_of_the_penalty(compiled) > 0
 
 
@@ -91,7 +105,9 @@ def test_the_tenth_training_of_a_process_is_compiled_too(source: Path) -> None:
 def test_without_a_penalty_both_networks_of_a_gan_are_compiled(source: Path) -> None:
     flags = {"method__discriminator": "conv", "method__dropout": "0.3", "method__r1": "0"}
     compiled, eager = pair("gan", source, **flags)
-    assert losses(compiled, "train/discriminator") == pytest.approx(losses(eager, "train/discriminator"), rel=1e-3)
+    assert losses(compiled, "train/discriminator") == pytest.approx(
+        losses(eager, "train/discriminator"), rel=1e-3
+    )
     assert compiled_frames() >= 2
 
 
@@ -106,8 +122,12 @@ def gradient_of_the_penalty(run: Run) -> float:
 
 
 @pytest.mark.long
-def test_without_a_compiler_the_run_is_refused_with_what_to_do(source: Path, tmp_path: Path) -> None:
-    experiment = asked("ae", source, train__compile="true", track__mode="off", run__folder=str(tmp_path / "run"))
+def test_without_a_compiler_the_run_is_refused_with_what_to_do(
+    source: Path, tmp_path: Path
+) -> None:
+    experiment = asked(
+        "ae", source, train__compile="true", track__mode="off", run__folder=str(tmp_path / "run")
+    )
     (tmp_path / "job.toml").write_text(experiment.to_toml())
     program = (
         "import sys; from pathlib import Path; from udl_dist import experiment\n"
@@ -115,8 +135,16 @@ def test_without_a_compiler_the_run_is_refused_with_what_to_do(source: Path, tmp
         "from udl_dist.training.distributed import Ranks; from udl_dist.launch.worker import work\n"
         "asked = experiment.load(Path(sys.argv[1]), {}); work(asked, prepare(asked.data), Ranks())"
     )
-    without = {**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "job.toml")], capture_output=True, text=True,
-                          env=without)  # fmt: skip
+    without = {
+        **os.environ,
+        "CXX": "no-such-compiler",
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "job.toml")],
+        capture_output=True,
+        text=True,
+        env=without,
+    )
     assert "TrainingError: train.compile: PyTorch's compiler failed" in done.stderr
     assert "leave train.compile out" in done.stderr.splitlines()[-1]

@@ -1,4 +1,6 @@
-"""What draws from torch's own generators: the same after a resume, another in each step and on each rank."""
+"""What draws from torch's own generators: the same after a resume, another in each step and on each
+rank.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Bits that do not depend on the world: elastic runs in any of them, plain runs after a restart in the same one."""
+"""Bits that do not depend on the world: elastic runs in any of them, plain runs after a restart in
+the same one.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def wanted(method: str, source: Path, **flags: str) -> Experiment:
     """Ten steps of 30 images: shares of two and of three."""
-    flags = {"train__batch_size": "30", "train__total_images": "300", "train__average_half_life": "100"} | flags
+    flags = {
+        "train__batch_size": "30",
+        "train__total_images": "300",
+        "train__average_half_life": "100",
+    } | flags
     return asked(method, source, **flags)
 
 
@@ -38,7 +44,8 @@ def leg(experiment: Experiment, state: Any, start: int, stop: int) -> tuple[str,
     """Hash and state after `stop` images, from `state` after `start` on."""
     run = Run(experiment, Ranks())
     if state:
-        run.learning.restore(copy.deepcopy(state))  # tensors that came from another process are shared by all ranks
+        # tensors that came from another process are shared by all ranks
+        run.learning.restore(copy.deepcopy(state))
     for report in run.reports(start, every=30, validate=300):
         if report.images == stop:
             run.ranks.await_announced()
@@ -47,8 +54,10 @@ def leg(experiment: Experiment, state: Any, start: int, stop: int) -> tuple[str,
 
 
 def legs(source: Path, world: int, states: States) -> Legs:
-    """Of each method: the hash of a whole elastic run; the state of the leg of 4 -> 2 -> 3 that this world has; whether
-    a plain run that was stopped and gone on with in this world has the bits of one that was not."""
+    """Of each method: the hash of a whole elastic run; the state of the leg of 4 -> 2 -> 3 that
+    this world has; whether a plain run that was stopped and gone on with in this world has the bits
+    of one that was not.
+    """
     hashes, reached, alike = {}, {}, {}
     for method in METHODS:
         elastic = wanted(method, source, run__determinism="elastic")
@@ -73,7 +82,9 @@ def worlds(source: Path) -> dict[int, list[Any]]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_elastic_run_has_the_same_bits_in_any_world(method: str, worlds: dict[int, list[Any]]) -> None:
+def test_an_elastic_run_has_the_same_bits_in_any_world(
+    method: str, worlds: dict[int, list[Any]]
+) -> None:
     hashes = {rank[0][method] for ranks in worlds.values() for rank in ranks}
     assert len(hashes) == 1
 
@@ -89,12 +100,16 @@ def test_an_elastic_run_that_went_on_with_two_then_three_of_four_has_them_too(
 def test_a_plain_run_that_was_gone_on_with_has_the_same_bits_in_the_same_world(
     world: int, worlds: dict[int, list[Any]]
 ) -> None:
-    """With three ranks and more the order of a sum is a place in DDP's buckets, which are laid anew at each start."""
+    """With three ranks and more the order of a sum is a place in DDP's buckets, which are laid anew
+    at each start.
+    """
     assert all(rank[2] == dict.fromkeys(METHODS, True) for rank in worlds[world])
 
 
 def test_an_elastic_run_learns_what_a_plain_one_learns(source: Path) -> None:
-    plain, elastic = (Run(wanted("vae", source, run__determinism=how)) for how in ("world", "elastic"))
+    plain, elastic = (
+        Run(wanted("vae", source, run__determinism=how)) for how in ("world", "elastic")
+    )
     for run in (plain, elastic):
         list(run.reports(every=300, validate=300))
     assert (plain.weights() - elastic.weights()).abs().max().item() < 1e-4
@@ -103,13 +118,21 @@ def test_an_elastic_run_learns_what_a_plain_one_learns(source: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"run.workers": "5"}, "which 5 workers cannot share: set run.workers to 1, 2, 3, 4, 6 or 12"),
+        (
+            {"run.workers": "5"},
+            "which 5 workers cannot share: set run.workers to 1, 2, 3, 4, 6 or 12",
+        ),
         ({"train.batch_size": "8"}, "set train.batch_size to 12 or more, not 8"),
         ({"train.accumulate": "2"}, "train.accumulate has no meaning there"),
-        ({"method.network.norm": "batch"}, "batch normalisation \\(encoder, decoder\\) would see each alone"),
+        (
+            {"method.network.norm": "batch"},
+            "batch normalisation \\(encoder, decoder\\) would see each alone",
+        ),
     ],
 )
-def test_what_cannot_be_elastic_is_refused_by_name(flags: dict[str, str], said: str, source: Path) -> None:
+def test_what_cannot_be_elastic_is_refused_by_name(
+    flags: dict[str, str], said: str, source: Path
+) -> None:
     dotted = {name.replace(".", "__"): value for name, value in flags.items()}
     with pytest.raises(UsageError, match=said):
         plan(asked("ae", source, run__determinism="elastic", **dotted))

@@ -1,4 +1,6 @@
-"""A loss or gradient that is no number, on one rank of two: nobody takes the step, all do the same about it."""
+"""A loss or gradient that is no number, on one rank of two: nobody takes the step, all do the same
+about it.
+"""
 
 from __future__ import annotations
 
@@ -56,14 +58,21 @@ def spoil(phase: Phase, where: Callable[[int], bool], what: str) -> None:
     object.__setattr__(phase, "loss", spoiled)
 
 
-def trained(experiment: Experiment, spoiled_rank: int, what: str) -> tuple[str, list[Any], list[dict[str, float]]]:
-    """Hash, rejected steps and figures of a run in which the last phase of one rank is spoiled after BAD images."""
+def trained(
+    experiment: Experiment, spoiled_rank: int, what: str
+) -> tuple[str, list[Any], list[dict[str, float]]]:
+    """Hash, rejected steps and figures of a run in which the last phase of one rank is spoiled
+    after BAD images.
+    """
     run = Run(experiment, Ranks())
     if run.ranks.rank == spoiled_rank:
         spoil(run.learning.turns[-1].phase, lambda seen: seen in BAD, what)
     reports = list(run.reports(every=24))
-    rejected = [(report.rejected.images, report.rejected.why(), report.rejected.records)
-                for report in reports if report.rejected]  # fmt: skip
+    rejected = [
+        (report.rejected.images, report.rejected.why(), report.rejected.records)
+        for report in reports
+        if report.rejected
+    ]
     return run.hash(), rejected, [report.figures for report in reports if report.figures]
 
 
@@ -73,19 +82,27 @@ CASES = [("ae", "loss"), ("ae", "gradient"), ("gan", "loss"), ("gan", "gradient"
 def all_trained(source: Path, world: int) -> list[Any]:
     """Every case with and without its spoiled steps, in this rank."""
     flags = {"train__non_finite": "skip", "train__average_half_life": "50"}
-    return [[trained(asked(method, source, **flags), spoiled, what) for spoiled in (world - 1, -1)]
-            for method, what in CASES]  # fmt: skip
+    return [
+        [trained(asked(method, source, **flags), spoiled, what) for spoiled in (world - 1, -1)]
+        for method, what in CASES
+    ]
 
 
 @pytest.fixture(scope="module", params=[1, 2])
 def outcomes(request: pytest.FixtureRequest, source: Path) -> list[list[Any]]:
     """By rank, case, and whether it was spoiled."""
     world = request.param
-    return gloo.run(world, all_trained, source, world, seconds=240) if world > 1 else [all_trained(source, 1)]
+    return (
+        gloo.run(world, all_trained, source, world, seconds=240)
+        if world > 1
+        else [all_trained(source, 1)]
+    )
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=["-".join(case) for case in CASES])
-def test_a_step_that_is_no_number_on_the_last_rank_is_left_out_by_all(case: int, outcomes: list[list[Any]]) -> None:
+def test_a_step_that_is_no_number_on_the_last_rank_is_left_out_by_all(
+    case: int, outcomes: list[list[Any]]
+) -> None:
     world = len(outcomes)
     ranks, clean = [rank[case][0] for rank in outcomes], outcomes[0][case][1]
     assert len({hash_ for hash_, _, _ in ranks}) == 1
@@ -94,7 +111,11 @@ def test_a_step_that_is_no_number_on_the_last_rank_is_left_out_by_all(case: int,
     _, rejected, figures = ranks[0]
     assert all(theirs == rejected for _, theirs, _ in ranks)
     assert [images for images, _, _ in rejected] == list(BAD)
-    expected = f"the loss of rank {world - 1} is nan" if CASES[case][1] == "loss" else "every loss is finite"
+    expected = (
+        f"the loss of rank {world - 1} is nan"
+        if CASES[case][1] == "loss"
+        else "every loss is finite"
+    )
     assert all(why.startswith(expected) for _, why, _ in rejected)
     assert [len(numbers) for numbers in rejected[0][2]] == [12 // world] * world
     assert all(value == value for point in figures for value in point.values())
@@ -103,17 +124,27 @@ def test_a_step_that_is_no_number_on_the_last_rank_is_left_out_by_all(case: int,
 def test_steps_that_are_left_out_leave_weights_and_optimiser_as_they_were(source: Path) -> None:
     run = Run(asked("ae", source, train__non_finite="skip"))
     spoil(run.learning.turns[0].phase, lambda seen: 24 <= seen < 60, "loss")
-    hashes = [run.hash() for report in run.reports(every=12) if report.figures and report.images <= 72]
+    hashes = [
+        run.hash() for report in run.reports(every=12) if report.figures and report.images <= 72
+    ]
     assert len(set(hashes[1:5])) == 1, "nothing moved from 24 to 60"
     assert len(set(hashes)) == 3
 
 
 @pytest.mark.parametrize("bad_steps", [1, 2, 3])
 @pytest.mark.parametrize("lag", [0, 1])
-def test_running_statistics_are_not_spoiled(lag: int, bad_steps: int, source: Path, monkeypatch: Any) -> None:
-    """On a GPU (lag 1) the host hears of a bad step when the next one is on its way, and has used its statistics."""
+def test_running_statistics_are_not_spoiled(
+    lag: int, bad_steps: int, source: Path, monkeypatch: Any
+) -> None:
+    """On a GPU (lag 1) the host hears of a bad step when the next one is on its way, and has used
+    its statistics.
+    """
     monkeypatch.setitem(finite_guard.LAG, "cpu", lag)
-    flags = {"method__network__kind": "conv", "method__network__widths": "4", "method__network__norm": "batch"}
+    flags = {
+        "method__network__kind": "conv",
+        "method__network__widths": "4",
+        "method__network__norm": "batch",
+    }
     run = Run(asked("ae", source, train__non_finite="skip", **flags))
     loss = run.learning.turns[0].phase.loss
 
@@ -134,14 +165,18 @@ def test_running_statistics_are_not_spoiled(lag: int, bad_steps: int, source: Pa
 def test_a_run_stops_before_the_step_unless_told_to_skip(source: Path) -> None:
     run, before = Run(asked("vae", source)), Run(asked("vae", source, train__total_images="60"))
     spoil(run.learning.turns[0].phase, lambda seen: seen in BAD, "loss")
-    with pytest.raises(TrainingError, match="the loss of rank 0 is nan after 60 images: lower train.learning_rate"):
+    with pytest.raises(
+        TrainingError, match="the loss of rank 0 is nan after 60 images: lower train.learning_rate"
+    ):
         list(run.reports())
     list(before.reports())
     assert run.hash() == before.hash()
 
 
 def worked(experiment: Experiment, bad_attempts: int) -> tuple[dict[str, Any], str]:
-    """A whole run of `work` in which steps 120 to 168 of the first attempts are spoiled on the last rank."""
+    """A whole run of `work` in which steps 120 to 168 of the first attempts are spoiled on the last
+    rank.
+    """
     ranks, passes = Ranks(), Counter[int]()
     kind = methods.find("ae")
     phases = kind.phases
@@ -151,7 +186,9 @@ def worked(experiment: Experiment, bad_attempts: int) -> tuple[dict[str, Any], s
 
         def where(seen: int) -> bool:
             passes[seen] += 1
-            return ranks.rank == ranks.world - 1 and 120 <= seen < 168 and passes[seen] <= bad_attempts
+            return (
+                ranks.rank == ranks.world - 1 and 120 <= seen < 168 and passes[seen] <= bad_attempts
+            )
 
         spoil(phase, where, "loss")
         return (phase,)
@@ -171,7 +208,9 @@ def test_four_in_a_row_go_back_to_the_last_checkpoint_with_another_order(
 ) -> None:
     flags = {"track__mode": "off", "train__report_images": "24", "evaluate__every_images": "60"}
     experiment = asked("ae", source, run__folder=str(tmp_path), train__non_finite="skip", **flags)
-    outcomes = gloo.run(2, worked, experiment, 1, seconds=240) if world == 2 else [worked(experiment, 1)]
+    outcomes = (
+        gloo.run(2, worked, experiment, 1, seconds=240) if world == 2 else [worked(experiment, 1)]
+    )
     assert [result["images"] for result, _ in outcomes] == [240] * world
     folder = RunFolder(tmp_path)
     lines = folder.messages.read_text()
@@ -187,5 +226,7 @@ def test_four_in_a_row_go_back_to_the_last_checkpoint_with_another_order(
 def test_a_run_goes_back_at_most_twice_and_says_so(source: Path, tmp_path: Path) -> None:
     flags = {"track__mode": "off", "evaluate__every_images": "60", "run__folder": str(tmp_path)}
     _, error = worked(asked("ae", source, train__non_finite="skip", **flags), 3)
-    assert error.startswith("the loss of rank 0 is nan after 156 images, the step number 4 in a row that is no number, "
-                            "and the run went back 2 times: lower train.learning_rate")  # fmt: skip
+    assert error.startswith(
+        "the loss of rank 0 is nan after 156 images, the step number 4 in a row that is no number, "
+        "and the run went back 2 times: lower train.learning_rate"
+    )

@@ -28,9 +28,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 Outcome = tuple[torch.Tensor, str, list[dict[str, float]]]
-PLAIN = {"train__optimizer": "sgd", "train__beta1": "0", "train__learning_rate": "1e-4", "train__clip_norm": "1"}
-# Adam divides by the size of a gradient: where that is rounding alone, it is rounding that moves a weight, by the rate
-# at most; which weights these are depends on the processor.
+PLAIN = {
+    "train__optimizer": "sgd",
+    "train__beta1": "0",
+    "train__learning_rate": "1e-4",
+    "train__clip_norm": "1",
+}
+# Adam divides by the size of a gradient: where that is rounding alone, it is rounding that moves a
+# weight, by the rate at most; which weights these are depends on the processor.
 ADAM = {"train__learning_rate": "1e-4"}
 WORLDS = (1, 2, 5)
 
@@ -40,17 +45,23 @@ def trained(experiments: list[Experiment]) -> list[Outcome]:
     outcomes = []
     for experiment in experiments:
         run = Run(experiment, Ranks())
-        figures = [{name: value for name, value in report.figures.items() if not name.startswith("perf/")}
-                   for report in run.reports()]  # fmt: skip
+        figures = [
+            {name: value for name, value in report.figures.items() if not name.startswith("perf/")}
+            for report in run.reports()
+        ]
         outcomes.append((run.weights(), run.hash(), figures))
     return outcomes
 
 
 @pytest.fixture(scope="module")
 def worlds(source: Path) -> dict[tuple[int, str, str], list[Outcome]]:
-    """Twenty steps of 12 images in each world (of 5 ranks: shares 2, 2, 3, 2, 3): by world, method and optimiser."""
+    """Twenty steps of 12 images in each world (of 5 ranks: shares 2, 2, 3, 2, 3): by world, method
+    and optimiser.
+    """
     kinds = [(method, name) for method in METHODS for name in ("plain", "adam")]
-    experiments = [asked(method, source, **(PLAIN if name == "plain" else ADAM)) for method, name in kinds]
+    experiments = [
+        asked(method, source, **(PLAIN if name == "plain" else ADAM)) for method, name in kinds
+    ]
     found = {}
     for world in WORLDS:
         ranks = gloo.run(world, trained, experiments, seconds=240)
@@ -68,7 +79,9 @@ def test_ranks_equal_one_rank_of_the_whole_batch_even_if_shares_are_uneven(
     for world in WORLDS[1:]:
         ranks = worlds[world, method, optimizer]
         assert len({hash_ for _, hash_, _ in ranks}) == 1, "weights differ between ranks"
-        assert all(figures_ == ranks[0][2] for _, _, figures_ in ranks), "figures differ between ranks"
+        assert all(figures_ == ranks[0][2] for _, _, figures_ in ranks), (
+            "figures differ between ranks"
+        )
         apart = (ranks[0][0] - alone).abs()
         assert apart.quantile(0.99).item() <= 1e-6
         assert apart.max().item() <= (1e-6 if optimizer == "plain" else 1e-4)
@@ -78,14 +91,23 @@ def test_ranks_equal_one_rank_of_the_whole_batch_even_if_shares_are_uneven(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_resuming_at_any_step_gives_the_same_bits(method: str, source: Path) -> None:
-    experiment = asked(method, source, train__average_half_life="100", train__schedule="cosine",
-                       train__warmup_images="48", train__accumulate="2", data__flip="true")  # fmt: skip
+    experiment = asked(
+        method,
+        source,
+        train__average_half_life="100",
+        train__schedule="cosine",
+        train__warmup_images="48",
+        train__accumulate="2",
+        data__flip="true",
+    )
     whole = Run(experiment)
     states: dict[int, Any] = {}
     points: dict[int, float] = {}
     for report in whole.reports():
-        states[report.images] = {file: {name: value.clone() for name, value in tensors.items()}
-                                 for file, tensors in whole.learning.tensors().items()}  # fmt: skip
+        states[report.images] = {
+            file: {name: value.clone() for name, value in tensors.items()}
+            for file, tensors in whole.learning.tensors().items()
+        }
         points[report.images] = report.figures["train/learning_rate"]
     assert sorted(states) == list(range(12, 241, 12))
     for images in random.Random(0).sample(sorted(states)[:-1], 5):
@@ -163,7 +185,9 @@ def stopped_by_rank_zero(experiment: Experiment) -> tuple[int, bool]:
 
 def test_a_loss_that_is_no_number_ends_the_run_by_name(source: Path) -> None:
     run = Run(asked("ae", source, train__optimizer="sgd", train__learning_rate="1e9"))
-    with pytest.raises(TrainingError, match=r"the loss of rank 0 is (nan|inf) after \d+ images: lower train"):
+    with pytest.raises(
+        TrainingError, match=r"the loss of rank 0 is (nan|inf) after \d+ images: lower train"
+    ):
         list(run.reports())
 
 
@@ -177,12 +201,19 @@ def test_the_average_follows_with_its_half_life(source: Path) -> None:
 
 
 def test_what_no_average_follows_is_the_living_network(source: Path) -> None:
-    """A GAN's held-out logits are of the discriminator of now, not of the one that the run started with."""
+    """A GAN's held-out logits are of the discriminator of now, not of the one that the run started
+    with.
+    """
     run = Run(asked("gan", source, train__average_half_life="12"))
     *_, last = run.reports()
     assert run.learning.average is not None
-    assert run.learning.average.networks["discriminator"] is run.learning.method.networks["discriminator"]
-    assert run.learning.average.networks["generator"] is not run.learning.method.networks["generator"]
+    assert (
+        run.learning.average.networks["discriminator"]
+        is run.learning.method.networks["discriminator"]
+    )
+    assert (
+        run.learning.average.networks["generator"] is not run.learning.method.networks["generator"]
+    )
     assert not any(name.startswith("discriminator") for name in run.learning.tensors()["average"])
     assert run.held_out is not None
     first = Run(asked("gan", source, train__average_half_life="12", train__total_images="12"))
@@ -211,8 +242,16 @@ def test_eight_stages_are_those_of_the_published_protocol() -> None:
 
 
 def test_bfloat16_and_channels_last_train_too(source: Path) -> None:
-    run = Run(asked("ae", source, train__precision="bfloat16", train__channels_last="true",
-                    method__network__kind="conv", method__network__widths="4"))  # fmt: skip
+    run = Run(
+        asked(
+            "ae",
+            source,
+            train__precision="bfloat16",
+            train__channels_last="true",
+            method__network__kind="conv",
+            method__network__widths="4",
+        )
+    )
     reports = list(run.reports())
     assert reports[-1].figures["train/loss"] < reports[0].figures["train/loss"]
     assert all(value.dtype == torch.float32 for value in run.learning.method.networks.parameters())

@@ -1,4 +1,6 @@
-"""Channels-last weights: state that is restored or exchanged keeps its meaning, whatever its order in memory."""
+"""Channels-last weights: state that is restored or exchanged keeps its meaning, whatever its order
+in memory.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def test_a_run_resumed_from_its_files_has_the_weights_of_one_that_never_stopped(
 
 
 @pytest.mark.parametrize("method", list(FLAGS))
-def test_restored_state_lies_in_memory_as_its_parameters_do(method: str, source: Path, tmp_path: Path) -> None:
+def test_restored_state_lies_in_memory_as_its_parameters_do(
+    method: str, source: Path, tmp_path: Path
+) -> None:
     experiment = channels_last(method, source, train__total_images="24")
     run = Run(experiment)
     list(run.reports())
@@ -75,7 +79,9 @@ def elastic_hash(experiment: Experiment) -> str:
     return run.hash()
 
 
-def test_an_elastic_channels_last_run_has_the_same_bits_on_one_rank_and_on_two(source: Path) -> None:
+def test_an_elastic_channels_last_run_has_the_same_bits_on_one_rank_and_on_two(
+    source: Path,
+) -> None:
     experiment = channels_last("ae", source, run__determinism="elastic", train__batch_size="24")
     hashes = {found for world in (1, 2) for found in gloo.run(world, elastic_hash, experiment)}
     assert len(hashes) == 1

@@ -20,7 +20,9 @@ def test_the_speed_is_the_latest_and_the_memory_the_most_so_far() -> None:
 def test_a_resumed_run_says_it_after_200_steps_of_its_own() -> None:
     pace = Pace(5_000, 10, 10_000)
     assert pace.add(6_990, point(10, 1)) == ""
-    assert pace.add(7_000, point(10, 1)).startswith("after 7,000 images: 10 images/s, 0:05:00 to go")
+    assert pace.add(7_000, point(10, 1)).startswith(
+        "after 7,000 images: 10 images/s, 0:05:00 to go"
+    )
 
 
 def test_a_run_that_is_over_says_no_time_to_go() -> None:

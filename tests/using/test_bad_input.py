@@ -1,4 +1,6 @@
-"""What is handed to the verbs that use a model, and should not be: one line, an exit code, and nothing left behind."""
+"""What is handed to the verbs that use a model, and should not be: one line, an exit code, and
+nothing left behind.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,16 @@ from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.using.evaluating import evaluate
 
-VERBS = {"sample": [], "reconstruct": ["digits"], "traverse": [], "embed": ["digits", "DEST"], "score": ["digits"],
-         "evaluate": [], "fit-prior": [], "export": ["DEST"]}  # fmt: skip
+VERBS = {
+    "sample": [],
+    "reconstruct": ["digits"],
+    "traverse": [],
+    "embed": ["digits", "DEST"],
+    "score": ["digits"],
+    "evaluate": [],
+    "fit-prior": [],
+    "export": ["DEST"],
+}
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -35,11 +45,15 @@ def test_a_run_without_a_checkpoint_is_refused_by_every_verb(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_one_image_has_the_figures_that_one_can_have(method: str, trained: dict[str, Path], tmp_path: Path) -> None:
+def test_one_image_has_the_figures_that_one_can_have(
+    method: str, trained: dict[str, Path], tmp_path: Path
+) -> None:
     model = udl_dist.load(trained[method])
     asked = FigureSettings(images=1, bound_samples=2)
     if method == "gan":
-        with pytest.raises(UsageError, match="has no figures: .*needs 50 images or more, there are 1"):
+        with pytest.raises(
+            UsageError, match="has no figures: .*needs 50 images or more, there are 1"
+        ):
             evaluate(model, asked, tmp_path / "out.json", lambda done, total: None)
         return
     found = evaluate(model, asked, tmp_path / "out.json", lambda done, total: None).as_dict()
@@ -47,8 +61,12 @@ def test_one_image_has_the_figures_that_one_can_have(method: str, trained: dict[
     assert any("distribution" in note for note in found["skipped"])
 
 
-def test_images_of_another_size_are_brought_to_the_model_s(trained: dict[str, Path], tmp_path: Path) -> None:
+def test_images_of_another_size_are_brought_to_the_model_s(
+    trained: dict[str, Path], tmp_path: Path
+) -> None:
     source = str(packed(tmp_path / "data", 60, size=16) / "train")
     asked = FigureSettings(data=source, families=("reconstruction",))
-    found = evaluate(udl_dist.load(trained["ae"]), asked, tmp_path / "out.json", lambda done, total: None).as_dict()
+    found = evaluate(
+        udl_dist.load(trained["ae"]), asked, tmp_path / "out.json", lambda done, total: None
+    ).as_dict()
     assert found["figures"]["mse"]["protocol"]["size"] == "1×8×8"

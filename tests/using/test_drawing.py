@@ -1,4 +1,6 @@
-"""Pictures from the command line: these images in these places, the same for a seed, refused where there are none."""
+"""Pictures from the command line: these images in these places, the same for a seed, refused where
+there are none.
+"""
 
 from __future__ import annotations
 
@@ -38,16 +40,22 @@ def test_single_images_fill_a_new_folder(trained: dict[str, Path], tmp_path: Pat
     drawing.sample(model, 300, 0, "own", tmp_path / "many")
     assert len(list((tmp_path / "many").iterdir())) == 300
     assert (
-        np.asarray(Image.open(tmp_path / "many" / "000299.png")) == levels(model.sample(1, start=299)).numpy()[0, 0]
+        np.asarray(Image.open(tmp_path / "many" / "000299.png"))
+        == levels(model.sample(1, start=299)).numpy()[0, 0]
     ).all()
     with pytest.raises(UsageError, match="exists and is not empty"):
         drawing.sample(model, 3, 0, "own", tmp_path / "many")
 
 
-@pytest.mark.parametrize(("count", "out", "words"), [
-    (0, "grid.png", "draw at least one"), (9999, "grid.png", "too much for one picture"),
-    (3, "grid.jpg", "pictures are PNG"), (3, "file/grid.png", "cannot write"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("count", "out", "words"),
+    [
+        (0, "grid.png", "draw at least one"),
+        (9999, "grid.png", "too much for one picture"),
+        (3, "grid.jpg", "pictures are PNG"),
+        (3, "file/grid.png", "cannot write"),
+    ],
+)
 def test_what_cannot_be_drawn_is_refused(
     trained: dict[str, Path], tmp_path: Path, count: int, out: str, words: str
 ) -> None:
@@ -56,7 +64,9 @@ def test_what_cannot_be_drawn_is_refused(
         drawing.sample(udl_dist.load(trained["vae"]), count, 0, "auto", tmp_path / out)
 
 
-def test_an_autoencoder_has_nothing_to_draw_from_and_leaves_no_folder(trained: dict[str, Path], tmp_path: Path) -> None:
+def test_an_autoencoder_has_nothing_to_draw_from_and_leaves_no_folder(
+    trained: dict[str, Path], tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match="cannot sample.* run udl fit-prior first"):
         drawing.sample(udl_dist.load(trained["ae"]), 3, 0, "auto", tmp_path / "new")
     with pytest.raises(UsageError, match="no mixture to draw from: run udl fit-prior first"):
@@ -78,7 +88,9 @@ def test_originals_stand_over_reconstructions(trained: dict[str, Path], tmp_path
     assert (tile(tmp_path / "out.png", 3, 1) == levels(rebuilt).numpy()[17, 0]).all()
 
 
-def test_single_files_of_any_kind_and_size_are_fitted(trained: dict[str, Path], tmp_path: Path) -> None:
+def test_single_files_of_any_kind_and_size_are_fitted(
+    trained: dict[str, Path], tmp_path: Path
+) -> None:
     model = udl_dist.load(trained["vae"])
     picture = Image.fromarray(images(1, 20)[0])
     names = [tmp_path / f"photo.{ending}" for ending in ("png", "jpg", "webp")]
@@ -87,7 +99,8 @@ def test_single_files_of_any_kind_and_size_are_fitted(trained: dict[str, Path], 
     done = drawing.reconstruct(model, [*map(str, names), str(tmp_path)], 5, tmp_path / "made")
     assert done.figures["n"] == 5
     assert sorted(path.name for path in (tmp_path / "made").iterdir())[:3] == [
-        f"00000{number}-photo.png" for number in range(3)]  # fmt: skip
+        f"00000{number}-photo.png" for number in range(3)
+    ]
     (tmp_path / "broken.png").write_bytes(names[0].read_bytes()[:60])
     with pytest.raises(DataError, match=r"broken.png' is a (truncated|damaged) PNG"):
         drawing.reconstruct(model, [str(tmp_path / "broken.png")], 5, tmp_path / "out.png")
@@ -97,7 +110,9 @@ def test_single_files_of_any_kind_and_size_are_fitted(trained: dict[str, Path], 
         drawing.reconstruct(udl_dist.load(trained["gan"]), [str(names[0])], 5, tmp_path / "out.png")
 
 
-def test_that_some_of_many_images_are_taken_is_said(trained: dict[str, Path], tmp_path: Path) -> None:
+def test_that_some_of_many_images_are_taken_is_said(
+    trained: dict[str, Path], tmp_path: Path
+) -> None:
     model = udl_dist.load(trained["ae"])
     (tmp_path / "photos").mkdir()
     for number, one in enumerate(images(9)):
@@ -111,7 +126,9 @@ def test_that_some_of_many_images_are_taken_is_said(trained: dict[str, Path], tm
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_walk_moves_one_latent_a_row(trained: dict[str, Path], tmp_path: Path, method: str) -> None:
+def test_a_walk_moves_one_latent_a_row(
+    trained: dict[str, Path], tmp_path: Path, method: str
+) -> None:
     model = udl_dist.load(trained[method])
     done = drawing.traverse(model, 2, 5, 3.0, "", 0, tmp_path / "walk.png")
     assert len(done.figures["axes"]) == 2
@@ -121,13 +138,19 @@ def test_a_walk_moves_one_latent_a_row(trained: dict[str, Path], tmp_path: Path,
     assert (tile(tmp_path / "walk.png", 0, 0) != middles[0]).any()
 
 
-def test_an_interpolation_begins_and_ends_where_it_should(trained: dict[str, Path], tmp_path: Path) -> None:
+def test_an_interpolation_begins_and_ends_where_it_should(
+    trained: dict[str, Path], tmp_path: Path
+) -> None:
     Image.fromarray(images(1)[0]).save(tmp_path / "one.png")
     vae = udl_dist.load(trained["vae"])
     done = drawing.interpolate(vae, str(tmp_path / "one.png"), "seed:3", 4, 0, tmp_path / "way.png")
     assert done.figures["way"] == "spherical"
-    assert (tile(tmp_path / "way.png", 0, 0) == levels(vae.reconstruct(images(1))).numpy()[0, 0]).all()
-    assert (tile(tmp_path / "way.png", 0, 3) == levels(vae.sample(1, start=3)).numpy()[0, 0]).mean() > 0.9
+    assert (
+        tile(tmp_path / "way.png", 0, 0) == levels(vae.reconstruct(images(1))).numpy()[0, 0]
+    ).all()
+    assert (
+        tile(tmp_path / "way.png", 0, 3) == levels(vae.sample(1, start=3)).numpy()[0, 0]
+    ).mean() > 0.9
     gan = udl_dist.load(trained["gan"])
     with pytest.raises(UsageError, match="cannot encode .*: give seed:N"):
         drawing.interpolate(gan, str(tmp_path / "one.png"), "seed:1", 4, 0, tmp_path / "way.png")

@@ -1,4 +1,6 @@
-"""Latents of a whole source in parts: every image once, with its key; what is there is not made again."""
+"""Latents of a whole source in parts: every image once, with its key; what is there is not made
+again.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,13 @@ def model(trained: dict[str, Path]) -> Model:
 
 
 def embed(model: Model, source: Path, dest: Path, **asked: Any) -> dict[str, Any]:
-    return embedding.embed(model, str(source), dest, EmbedSettings(**{"part_images": 30, **asked}),
-                           lambda done, total: None).as_dict()  # fmt: skip
+    return embedding.embed(
+        model,
+        str(source),
+        dest,
+        EmbedSettings(**{"part_images": 30, **asked}),
+        lambda done, total: None,
+    ).as_dict()
 
 
 def table(folder: Path) -> dict[str, Any]:
@@ -42,7 +49,9 @@ def table(folder: Path) -> dict[str, Any]:
     return pyarrow.concat_tables([pyarrow.parquet.read_table(file) for file in files]).to_pydict()  # type: ignore[no-any-return]
 
 
-def test_every_image_has_its_latent_under_its_key(model: Model, source: Path, tmp_path: Path) -> None:
+def test_every_image_has_its_latent_under_its_key(
+    model: Model, source: Path, tmp_path: Path
+) -> None:
     done = embed(model, source, tmp_path / "out")
     index, found = Index.open(source), table(tmp_path / "out")
     assert (done["records"], done["parts"]) == (index.records, 3)
@@ -51,20 +60,30 @@ def test_every_image_has_its_latent_under_its_key(model: Model, source: Path, tm
     from udl_dist.using.sources import open_stream
 
     images = np.concatenate([records.images for records in open_stream(model, str(source)).once(7)])
-    torch.testing.assert_close(torch.tensor(found["latent"]), model.encode(images), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        torch.tensor(found["latent"]), model.encode(images), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_npy_holds_the_same_as_parquet(model: Model, source: Path, tmp_path: Path) -> None:
     embed(model, source, tmp_path / "parquet")
     embed(model, source, tmp_path / "npy", format="npy")
     found = table(tmp_path / "parquet")
-    latents = np.concatenate([np.load(file) for file in sorted((tmp_path / "npy").glob("latents-*"))])
-    keys = [key for file in sorted((tmp_path / "npy").glob("keys-*")) for key in file.read_text().splitlines()]
+    latents = np.concatenate(
+        [np.load(file) for file in sorted((tmp_path / "npy").glob("latents-*"))]
+    )
+    keys = [
+        key
+        for file in sorted((tmp_path / "npy").glob("keys-*"))
+        for key in file.read_text().splitlines()
+    ]
     assert (latents == np.array(found["latent"], np.float32)).all()
     assert keys == found["key"]
 
 
-def test_parts_that_are_there_are_not_made_again(model: Model, source: Path, tmp_path: Path) -> None:
+def test_parts_that_are_there_are_not_made_again(
+    model: Model, source: Path, tmp_path: Path
+) -> None:
     embed(model, source, tmp_path)
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     whole = table(tmp_path)
@@ -81,7 +100,11 @@ def test_another_model_source_or_layout_does_not_mix_with_what_is_there(
     trained: dict[str, Path], model: Model, source: Path, tmp_path: Path
 ) -> None:
     embed(model, source, tmp_path / "out")
-    for other, asked in ((udl_dist.load(trained["ae"]), {}), (model, {"format": "npy"}), (model, {"part_images": 9})):
+    for other, asked in (
+        (udl_dist.load(trained["ae"]), {}),
+        (model, {"format": "npy"}),
+        (model, {"part_images": 9}),
+    ):
         with pytest.raises(UsageError, match="holds another embedding"):
             embed(other, source, tmp_path / "out", **asked)
     (tmp_path / "mine").mkdir()
@@ -93,7 +116,9 @@ def test_another_model_source_or_layout_does_not_mix_with_what_is_there(
         embed(model, source, tmp_path / "out")
 
 
-def test_a_method_without_an_encoder_embeds_nothing(trained: dict[str, Path], source: Path, tmp_path: Path) -> None:
+def test_a_method_without_an_encoder_embeds_nothing(
+    trained: dict[str, Path], source: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match="cannot encode, it can decode, sample"):
         embed(udl_dist.load(trained["gan"]), source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -118,7 +143,9 @@ def test_two_ray_workers_refuse_what_is_damaged_and_then_make_what_one_process_m
     embed(model, source, tmp_path / "shared", part_images=20, workers=2)
     alone, shared = table(tmp_path / "alone"), table(tmp_path / "shared")
     assert alone["key"] == shared["key"]
-    torch.testing.assert_close(torch.tensor(alone["latent"]), torch.tensor(shared["latent"]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        torch.tensor(alone["latent"]), torch.tensor(shared["latent"]), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.long
@@ -130,8 +157,11 @@ def test_a_worker_that_is_killed_is_started_again_and_no_image_is_missing(
     killed: list[int] = []
 
     def kill_one(done: int, total: int) -> None:
-        workers = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()
-                   and b"ray::Embedder" in (entry / "cmdline").read_bytes()]  # fmt: skip
+        workers = [
+            int(entry.name)
+            for entry in Path("/proc").iterdir()
+            if entry.name.isdecimal() and b"ray::Embedder" in (entry / "cmdline").read_bytes()
+        ]
         if not killed and workers:
             os.kill(workers[0], signal.SIGKILL)
             killed.append(workers[0])

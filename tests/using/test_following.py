@@ -1,4 +1,6 @@
-"""Every checkpoint of a run measured beside it: the figures of `udl evaluate`, and the best one's copy stays."""
+"""Every checkpoint of a run measured beside it: the figures of `udl evaluate`, and the best one's
+copy stays.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ from udl_dist.using import evaluating, following
 ASKED = FigureSettings(families=("reconstruction",), noise=())
 
 
-def follow(folder: Path, best: str = "", asked: FigureSettings = ASKED, say: Callable[[str], None] = print) -> Any:
+def follow(
+    folder: Path, best: str = "", asked: FigureSettings = ASKED, say: Callable[[str], None] = print
+) -> Any:
     return following.follow(str(folder), "cpu", asked, best, lambda done, total: None, say)
 
 
@@ -44,14 +48,20 @@ def own(trained: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained["ae"], tmp_path / "ae"))
 
 
-def test_figures_are_those_of_each_checkpoint_and_the_best_one_outlives_the_run_s_own(own: Path) -> None:
+def test_figures_are_those_of_each_checkpoint_and_the_best_one_outlives_the_run_s_own(
+    own: Path,
+) -> None:
     done = follow(own, "mse")
     figures = done.as_dict()["figures"]
     there = [int(path.name) for path in checkpoint.complete(own / "checkpoints")]
     assert sorted(figures) == there and len(there) > 3
     for images in there:
-        alone = evaluating.evaluate(udl_dist.load(own, checkpoint=images), ASKED, own / "alone.json", lambda *_: None)
-        assert figures[images] == {name: one["value"] for name, one in alone.as_dict()["figures"].items()}
+        alone = evaluating.evaluate(
+            udl_dist.load(own, checkpoint=images), ASKED, own / "alone.json", lambda *_: None
+        )
+        assert figures[images] == {
+            name: one["value"] for name, one in alone.as_dict()["figures"].items()
+        }
     best = min(there, key=lambda images: figures[images]["mse"])
     assert done.as_dict()["best_images"] == best
     assert f"--checkpoint {best}" in "\n".join(done.lines())
@@ -90,10 +100,16 @@ def test_a_run_that_goes_on_is_followed_to_its_end_and_learns_the_same(
 ) -> None:
     monkeypatch.setattr(following, "POLL_SECONDS", 0.02)
     source = packed(tmp_path / "data")
-    wanted = {"evaluate__every_images": "480", "train__total_images": "9600", "run__keep_checkpoints": "99"}
+    wanted = {
+        "evaluate__every_images": "480",
+        "train__total_images": "9600",
+        "run__keep_checkpoints": "99",
+    }
     alone = run("ae", source, tmp_path / "alone", **wanted)
     folder = tmp_path / "run"
-    training = threading.Thread(target=held, args=(folder, partial(run, "ae", source, folder, **wanted)))
+    training = threading.Thread(
+        target=held, args=(folder, partial(run, "ae", source, folder, **wanted))
+    )
     training.start()
     try:
         while not (folder / "experiment.toml").exists():
@@ -103,9 +119,9 @@ def test_a_run_that_goes_on_is_followed_to_its_end_and_learns_the_same(
         training.join()
     figures = done.as_dict()["figures"]
     assert sorted(figures) == list(range(480, 9601, 480))
-    assert checkpoint.weights(tmp_path / "run" / "checkpoints" / f"{9600:012d}") == checkpoint.weights(
-        alone / "checkpoints" / f"{9600:012d}"
-    )
+    assert checkpoint.weights(
+        tmp_path / "run" / "checkpoints" / f"{9600:012d}"
+    ) == checkpoint.weights(alone / "checkpoints" / f"{9600:012d}")
     best = done.as_dict()["best_images"]
     assert udl_dist.load(tmp_path / "run", checkpoint=best).origin.images == best
 
@@ -123,12 +139,16 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(own: Path) -> None:
     assert sorted(figures) == [int(path.name) for path in others[1:]]
 
 
-def test_a_disk_that_refuses_a_copy_ends_it_in_one_line_and_the_same_command_goes_on(own: Path) -> None:
+def test_a_disk_that_refuses_a_copy_ends_it_in_one_line_and_the_same_command_goes_on(
+    own: Path,
+) -> None:
     checkpoints = checkpoint.complete(own / "checkpoints")
     follow(own, say=lambda line: None)
     for path in checkpoints[1:]:
         (own / "followed" / f"{path.name}.json").unlink()
-    most = checkpoint.path_of(own / "checkpoints", int(checkpoints[1].name)) / "networks.safetensors"
+    most = (
+        checkpoint.path_of(own / "checkpoints", int(checkpoints[1].name)) / "networks.safetensors"
+    )
     resource.setrlimit(resource.RLIMIT_FSIZE, (most.stat().st_size - 1, resource.RLIM_INFINITY))
     try:
         with pytest.raises(UsageError, match="cannot write .*followed") as refusal:
@@ -159,7 +179,8 @@ def test_what_cannot_be_followed_is_refused_in_one_line(own: Path, tmp_path: Pat
         follow(own, "mze")
     with pytest.raises(UsageError, match=r"holds figures of other settings \(asked\.json\)"):
         follow(own, asked=FigureSettings(families=("reconstruction",)))
-    follow(own, asked=FigureSettings(families=("reconstruction",), noise=(), readers=2))  # changes no figure
+    # changes no figure
+    follow(own, asked=FigureSettings(families=("reconstruction",), noise=(), readers=2))
     held = disk.lock(own / "followed")
     with pytest.raises(UsageError, match="is written by another udl evaluate --follow"):
         follow(own)

@@ -1,4 +1,6 @@
-"""A class that training never saw: its images are in no batch, and `udl evaluate` tells them from the others."""
+"""A class that training never saw: its images are in no batch, and `udl evaluate` tells them from
+the others.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,14 @@ def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A VAE that saw three of four classes."""
     folder = tmp_path_factory.mktemp("without")
     corners(folder / "made.npz")
-    return run("vae", folder / "made.npz", folder / "vae", data__held_out_fraction="0.25", data__cache=str(folder),
-               data__without_labels="3")  # fmt: skip
+    return run(
+        "vae",
+        folder / "made.npz",
+        folder / "vae",
+        data__held_out_fraction="0.25",
+        data__cache=str(folder),
+        data__without_labels="3",
+    )
 
 
 def figures(folder: Path, out: Path, **wanted: Any) -> dict[str, Any]:
@@ -53,23 +61,32 @@ def seen(stream: Stream | None) -> tuple[set[int], int]:
 
 def test_no_stream_but_that_of_the_left_out_has_their_images(without: Path) -> None:
     opened = prepared(without)
-    (train, trained), (held_out, others), (left_out, odd) = map(seen, (*open_streams(opened, 0),
-                                                                       open_left_out(opened, 0)))  # fmt: skip
+    (train, trained), (held_out, others), (left_out, odd) = map(
+        seen, (*open_streams(opened, 0), open_left_out(opened, 0))
+    )
     assert (train, held_out, left_out) == ({0, 1, 2}, {0, 1, 2}, {3})
     everything = replace(opened.settings, without_labels=())
     assert (others, trained) != (0, 0) and odd
-    assert others + odd == seen(open_streams(prepare(everything), 0)[1])[1]  # held out by the same hash
+    # held out by the same hash
+    assert others + odd == seen(open_streams(prepare(everything), 0)[1])[1]
     assert open_left_out(prepare(everything), 0) is None
 
 
-def test_each_score_has_its_auroc_and_a_threshold_of_normal_images(without: Path, tmp_path: Path) -> None:
+def test_each_score_has_its_auroc_and_a_threshold_of_normal_images(
+    without: Path, tmp_path: Path
+) -> None:
     found = figures(without, tmp_path / "out.json")
     scores = ("reconstruction", "negative_elbo", "code_distance", "code_outlier_factor")
-    assert set(found) == {f"anomaly_{what}_{score}" for what in ("auroc", "detected") for score in scores}
+    assert set(found) == {
+        f"anomaly_{what}_{score}" for what in ("auroc", "detected") for score in scores
+    }
     auroc = found["anomaly_auroc_reconstruction"]
     assert 0.5 < auroc["value"] <= 1.0
-    assert set(auroc["floor"]) == {"PCA of 4 numbers, its error", "raw pixels, distance from the mean",
-                                   "raw pixels, outlier factor"}  # fmt: skip
+    assert set(auroc["floor"]) == {
+        "PCA of 4 numbers, its error",
+        "raw pixels, distance from the mean",
+        "raw pixels, outlier factor",
+    }
     assert all(0 <= value <= 1 for value in auroc["floor"].values())
     protocol = auroc["protocol"]
     assert (protocol["left_out"], protocol["left_out_n"] + protocol["n"] > 60) == ("3", True)
@@ -84,21 +101,36 @@ def test_the_scores_are_those_of_the_images_themselves(without: Path, tmp_path: 
     errors = []
     for stream in (open_left_out(opened, 0), open_streams(opened, 0)[1]):
         assert stream
-        images = torch.cat([torch.from_numpy(records.images.copy()) for records in stream.once(50)]).float() / 127.5 - 1
+        images = (
+            torch.cat(
+                [torch.from_numpy(records.images.copy()) for records in stream.once(50)]
+            ).float()
+            / 127.5
+            - 1
+        )
         errors.append((model.reconstruct(images) - images).double().square().flatten(1).mean(1))
     found = figures(without, tmp_path / "out.json")["anomaly_auroc_reconstruction"]["value"]
     assert found == pytest.approx(oddness.auroc(*errors), abs=1e-6)
 
 
 def test_neighbours_are_as_many_as_are_asked_for(without: Path, tmp_path: Path) -> None:
-    few, many = (figures(without, tmp_path / "out.json", neighbours=count)["anomaly_auroc_code_outlier_factor"]
-                 for count in (2, 40))  # fmt: skip
+    few, many = (
+        figures(without, tmp_path / "out.json", neighbours=count)[
+            "anomaly_auroc_code_outlier_factor"
+        ]
+        for count in (2, 40)
+    )
     assert (few["protocol"]["neighbours"], many["protocol"]["neighbours"]) == (2, 40)
     assert few["value"] != many["value"]
 
 
-def test_a_run_that_saw_every_class_has_no_such_figures_and_says_why(trained: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no anomaly: no class was left out of its training \(data.without_labels\)"):
+def test_a_run_that_saw_every_class_has_no_such_figures_and_says_why(
+    trained: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UsageError,
+        match=r"no anomaly: no class was left out of its training \(data.without_labels\)",
+    ):
         figures(trained["vae"], tmp_path / "out.json")
     with pytest.raises(UsageError, match="no anomaly: it has no score of an image"):
         figures(trained["gan"], tmp_path / "out.json")
@@ -107,7 +139,9 @@ def test_a_run_that_saw_every_class_has_no_such_figures_and_says_why(trained: di
 def test_too_few_images_are_refused_and_too_few_to_learn_from_leave_neighbours_out(
     without: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="no anomaly: it needs 20 images or more, there are 1; it has "):
+    with pytest.raises(
+        UsageError, match="no anomaly: it needs 20 images or more, there are 1; it has "
+    ):
         figures(without, tmp_path / "out.json", images=1)
     found = figures(without, tmp_path / "out.json", train_images=20, neighbours=20)
     assert "anomaly_auroc_code_distance" in found and not any("outlier" in name for name in found)
@@ -115,27 +149,35 @@ def test_too_few_images_are_refused_and_too_few_to_learn_from_leave_neighbours_o
 
 def test_a_class_that_is_nowhere_and_images_without_labels_are_refused(tmp_path: Path) -> None:
     corners(tmp_path / "made.npz")
-    for source, said in ((packed(tmp_path / "data"), "has no labels"),
-                         (tmp_path / "made.npz", "no record of .* is of class 7: name one")):  # fmt: skip
+    for source, said in (
+        (packed(tmp_path / "data"), "has no labels"),
+        (tmp_path / "made.npz", "no record of .* is of class 7: name one"),
+    ):
         data = asked("ae", source, data__without_labels="0,7", data__cache=str(tmp_path)).data
         with pytest.raises(DataError, match=rf"data\.without_labels: .*{said}") as why:
             open_streams(prepare(data), 0)
         assert "\n" not in str(why.value)
 
 
-def test_a_class_of_one_of_two_sources_is_left_out_and_one_without_labels_is_refused(tmp_path: Path) -> None:
+def test_a_class_of_one_of_two_sources_is_left_out_and_one_without_labels_is_refused(
+    tmp_path: Path,
+) -> None:
     """Images that have no label may be of the class that is to be left out."""
     corners(tmp_path / "four.npz")
     both = np.load(tmp_path / "four.npz")
     few = both["labels"] < 2
     np.savez(tmp_path / "two.npz", images=both["images"][few], labels=both["labels"][few])
     flags = {"data__without_labels": "3", "data__cache": str(tmp_path)}
-    data = asked("ae", tmp_path / "two.npz", data__more_sources=str(tmp_path / "four.npz"), **flags).data
+    data = asked(
+        "ae", tmp_path / "two.npz", data__more_sources=str(tmp_path / "four.npz"), **flags
+    ).data
     train, _ = open_streams(prepare(data), 0)
     seen = [label for records in train.once(50) for label in records.labels.tolist()]
     assert set(seen) == {0, 1, 2} and len(seen) == train.records
     np.save(tmp_path / "bare.npy", both["images"])
-    bare = asked("ae", tmp_path / "four.npz", data__more_sources=str(tmp_path / "bare.npy"), **flags).data
+    bare = asked(
+        "ae", tmp_path / "four.npz", data__more_sources=str(tmp_path / "bare.npy"), **flags
+    ).data
     with pytest.raises(DataError, match="has no labels"):
         open_streams(prepare(bare), 0)
 

@@ -1,4 +1,6 @@
-"""Fitting a mixture: the turns of scikit-learn, whatever the parts; then an autoencoder can be drawn from."""
+"""Fitting a mixture: the turns of scikit-learn, whatever the parts; then an autoencoder can be
+drawn from.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +37,21 @@ def test_each_turn_is_scikit_learn_s() -> None:
     points = codes()
     now = mixture.start(points, 3, 0, 0.0)
     theirs = sklearn.GaussianMixture(
-        3, max_iter=5, tol=0, reg_covar=0, weights_init=now.weights.numpy(), means_init=now.means.numpy(),
+        3,
+        max_iter=5,
+        tol=0,
+        reg_covar=0,
+        weights_init=now.weights.numpy(),
+        means_init=now.means.numpy(),
         precisions_init=torch.linalg.inv(now.factors @ now.factors.mT).numpy(),
-    ).fit(points.astype(np.float64))  # fmt: skip
+    ).fit(points.astype(np.float64))
     for _ in range(5):
         now, _ = mixture.step(now, points, 0.0)
     np.testing.assert_allclose(now.weights, theirs.weights_, rtol=1e-6)
     np.testing.assert_allclose(now.means, theirs.means_, rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(now.factors @ now.factors.mT, theirs.covariances_, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        now.factors @ now.factors.mT, theirs.covariances_, rtol=1e-6, atol=1e-9
+    )
     ours = now.log_density(torch.from_numpy(points).double())
     np.testing.assert_allclose(ours, theirs.score_samples(points.astype(np.float64)), rtol=1e-6)
 
@@ -108,7 +117,9 @@ def test_a_mixture_of_another_checkpoint_is_left_alone_with_a_word(run: Path) ->
 def test_a_damaged_mixture_is_refused(run: Path) -> None:
     fit_prior(udl_dist.load(run), 2, 5, 0, lambda done, total: None)
     (run / "prior.safetensors").write_bytes(b"\x80\x04K\x01.")
-    with pytest.raises(DataError, match="is no mixture .*: delete it, then run udl fit-prior again"):
+    with pytest.raises(
+        DataError, match="is no mixture .*: delete it, then run udl fit-prior again"
+    ):
         udl_dist.load(run)
     Mixture(torch.ones(1), torch.zeros(1, 9), torch.eye(9)[None]).save(run / "prior.safetensors")
     with pytest.raises(DataError, match="a mixture over other latents than 4"):

@@ -46,21 +46,28 @@ def test_scores_are_those_of_scikit_learn_and_more_outside(own: Path) -> None:
     theirs = sklearn.LocalOutlierFactor(5, novelty=True).fit(codes)
     given = images(20)
     expected = -theirs.score_samples(model.encode(given).double().numpy())
-    np.testing.assert_allclose(model.score(given).numpy(), expected, rtol=1e-5)  # the last score is taken unasked
+    # the last score is taken unasked
+    np.testing.assert_allclose(model.score(given).numpy(), expected, rtol=1e-5)
     torch.testing.assert_close(model.score(given, by="reconstruction"), bare.score(given))
 
 
-def test_held_out_images_set_its_threshold_anew_when_other_neighbours_are_kept(own: Path, tmp_path: Path) -> None:
+def test_held_out_images_set_its_threshold_anew_when_other_neighbours_are_kept(
+    own: Path, tmp_path: Path
+) -> None:
     np.save(tmp_path / "given.npy", images(20))
     found = []
     for neighbours in (5, 9):
         fit(udl_dist.load(own), neighbours)
         model = udl_dist.load(own)
         out = tmp_path / str(neighbours)
-        done = scoring.score(model, [str(tmp_path / "given.npy")], "auto", 0.5, None, 0, out).as_dict()
+        done = scoring.score(
+            model, [str(tmp_path / "given.npy")], "auto", 0.5, None, 0, out
+        ).as_dict()
         lines = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
         assert done["score"] == "code_outlier_factor" and (out / "oddest.png").exists()
-        assert [line["flag"] for line in lines] == [line["score"] > done["threshold"] for line in lines]
+        assert [line["flag"] for line in lines] == [
+            line["score"] > done["threshold"] for line in lines
+        ]
         found.append(done["threshold"])
     assert found[0] != found[1]
 
@@ -71,7 +78,10 @@ def test_an_exported_model_brings_the_codes_along_and_says_so(own: Path, tmp_pat
     export(model, tmp_path / "model", ExportSettings())
     exported = udl_dist.load(tmp_path / "model")
     assert torch.equal(exported.score(images(20)), model.score(images(20)))
-    assert f"`{CROWD}` holds the codes of training images" in (tmp_path / "model" / "README.md").read_text()
+    assert (
+        f"`{CROWD}` holds the codes of training images"
+        in (tmp_path / "model" / "README.md").read_text()
+    )
     with pytest.raises(UsageError, match="is an exported model: keep the codes of its run"):
         fit(exported)
 
@@ -79,9 +89,17 @@ def test_an_exported_model_brings_the_codes_along_and_says_so(own: Path, tmp_pat
 def test_the_factor_is_that_of_the_figures(tmp_path: Path) -> None:
     """`udl evaluate` and `udl score` tell a class that was left out alike."""
     corners(tmp_path / "made.npz")
-    folder = run("ae", tmp_path / "made.npz", tmp_path / "ae", data__held_out_fraction="0.5", data__without_labels="3")
+    folder = run(
+        "ae",
+        tmp_path / "made.npz",
+        tmp_path / "ae",
+        data__held_out_fraction="0.5",
+        data__without_labels="3",
+    )
     asked = FigureSettings(families=("anomaly",), neighbours=5, train_images=0)
-    figures = evaluate(udl_dist.load(folder), asked, None, lambda done, total: None).as_dict()["figures"]
+    figures = evaluate(udl_dist.load(folder), asked, None, lambda done, total: None).as_dict()[
+        "figures"
+    ]
     fit(udl_dist.load(folder))
     model = udl_dist.load(folder)
     made = np.load(tmp_path / "made.npz")
@@ -98,11 +116,13 @@ def test_codes_of_another_checkpoint_are_left_alone_and_damaged_ones_are_refused
     assert model.crowd is None and "run udl fit-outliers again" in model.origin.notes[0]
     # Copies: older safetensors map the file, which is written over here.
     whole = {name: value.clone() for name, value in load_file(own / CROWD).items()}
-    for changed, why in (({"rows": whole["rows"][:, :3].clone()}, "other latents than 4"),
-                         ({"reach": whole["reach"][:5].clone()}, "makes no sense"),
-                         ({"neighbours": torch.tensor(52)}, "makes no sense"),
-                         ({"density": whole["density"] * torch.nan}, "not finite"),
-                         ({"more": torch.ones(1)}, "holds no codes")):  # fmt: skip
+    for changed, why in (
+        ({"rows": whole["rows"][:, :3].clone()}, "other latents than 4"),
+        ({"reach": whole["reach"][:5].clone()}, "makes no sense"),
+        ({"neighbours": torch.tensor(52)}, "makes no sense"),
+        ({"density": whole["density"] * torch.nan}, "not finite"),
+        ({"more": torch.ones(1)}, "holds no codes"),
+    ):
         save_file(whole | changed, own / CROWD)
         with pytest.raises(DataError, match=f"{why}.*: delete it, then run udl fit-outliers again"):
             udl_dist.load(own)

@@ -1,4 +1,6 @@
-"""What real images alone say is worked out once; figures are the same to the bit, whatever lies in the cache."""
+"""What real images alone say is worked out once; figures are the same to the bit, whatever lies in
+the cache.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,13 @@ def trained_here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     made = Classifier((1, 8, 8), 4)
     made.save(folder / "extractor.safetensors")
-    return run("vae", folder / "made.npz", folder / "vae", data__held_out_fraction="0.25", data__cache=str(folder))
+    return run(
+        "vae",
+        folder / "made.npz",
+        folder / "vae",
+        data__held_out_fraction="0.25",
+        data__cache=str(folder),
+    )
 
 
 @pytest.fixture
@@ -54,8 +62,11 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def measured(run_folder: Path, out: Path, **asked_for: Any) -> bytes:
-    wanted: dict[str, Any] = {"families": ("distribution",), "seeds": 1,
-              "extractor": str(run_folder.parent / "extractor.safetensors")} | asked_for  # fmt: skip
+    wanted: dict[str, Any] = {
+        "families": ("distribution",),
+        "seeds": 1,
+        "extractor": str(run_folder.parent / "extractor.safetensors"),
+    } | asked_for
     asked = FigureSettings(**wanted)
     evaluate(udl_dist.load(run_folder), asked, out, lambda done, total: None)
     return out.read_bytes()
@@ -92,7 +103,8 @@ def test_what_is_known_costs_no_training_image(
     assert measured(trained_here, tmp_path / "2.json", **asked) == first
     assert {"held_out"} == set(made)
     made.clear()
-    measured(trained_here, tmp_path / "3.json", seed=1, **asked)  # other training images in the floor
+    # other training images in the floor
+    measured(trained_here, tmp_path / "3.json", seed=1, **asked)
     assert {"held_out", "train"} == set(made)
 
 
@@ -109,7 +121,9 @@ def test_codes_are_measured_anew_and_pixels_are_not(
 
     monkeypatch.setattr(Measuring, "part", part)
     first = measured(trained_here, tmp_path / "1.json", families=("representation",))
-    assert len(list(cache.iterdir())) == 1 and all(names == {"codes", "pixels", "labels"} for names in rows)
+    assert len(list(cache.iterdir())) == 1 and all(
+        names == {"codes", "pixels", "labels"} for names in rows
+    )
     rows.clear()
     assert measured(trained_here, tmp_path / "2.json", families=("representation",)) == first
     assert rows and all(names == {"codes", "labels"} for names in rows)
@@ -140,7 +154,11 @@ def test_a_damaged_or_foreign_file_is_made_anew(
 
 
 def test_what_another_program_worked_out_is_not_taken(
-    trained_here: Path, cache: Path, looked: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained_here: Path,
+    cache: Path,
+    looked: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     measured(trained_here, tmp_path / "1.json")
     everything = sum(looked)
@@ -154,9 +172,18 @@ def test_what_another_program_worked_out_is_not_taken(
 def test_what_was_taken_of_stand_ins_is_not_kept(cache: Path, tmp_path: Path) -> None:
     """Records that cannot be read may be mended by the next evaluation."""
     source = spoilt(tmp_path / "data", (2,))
-    skipping = {"data__damaged": "skip", "data__damaged_limit": "0.5", "data__cache": str(cache.parent)}
+    skipping = {
+        "data__damaged": "skip",
+        "data__damaged_limit": "0.5",
+        "data__cache": str(cache.parent),
+    }
     model = udl_dist.load(run("ae", source, tmp_path / "ae", **skipping))
-    evaluate(model, FigureSettings(families=("reconstruction",)), tmp_path / "1.json", lambda done, total: None)
+    evaluate(
+        model,
+        FigureSettings(families=("reconstruction",)),
+        tmp_path / "1.json",
+        lambda done, total: None,
+    )
     assert not list(cache.glob("*"))
 
 

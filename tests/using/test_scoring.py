@@ -1,4 +1,6 @@
-"""Anomaly scores: the same as the model's, flagged above what held-out images stay below, shown where they differ."""
+"""Anomaly scores: the same as the model's, flagged above what held-out images stay below, shown
+where they differ.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def test_scores_are_the_model_s_and_flags_stand_above_the_threshold(
     expected = model.score(images(20))
     found = lines(tmp_path / "out")
     assert [line["key"] for line in found] == names
-    torch.testing.assert_close(torch.tensor([line["score"] for line in found]), expected.float(), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        torch.tensor([line["score"] for line in found]), expected.float(), atol=1e-6, rtol=1e-5
+    )
     assert [line["flag"] for line in found] == (expected > done["threshold"]).tolist()
     assert (done["score"], done["images"]) == ("reconstruction", 20)
     assert done["oddest"][0]["score"] == pytest.approx(float(expected.max()))
@@ -52,14 +56,18 @@ def test_scores_are_the_model_s_and_flags_stand_above_the_threshold(
 def test_every_image_of_a_folder_is_scored_by_the_path_it_was_given(
     trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    below = [f"photos/{folder}/{number}.png" for folder in ("cats", "train", "val") for number in (1, 2)]
+    below = [
+        f"photos/{folder}/{number}.png" for folder in ("cats", "train", "val") for number in (1, 2)
+    ]
     for name, pixels in zip(below, images(6), strict=True):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / name)
     (tmp_path / "photos" / "notes.txt").write_text("no image")
     monkeypatch.chdir(tmp_path)
     model = udl_dist.load(trained["ae"])
-    done = scoring.score(model, ["photos", "photos/cats/2.png"], "auto", 0.9, None, 0, tmp_path / "out").as_dict()
+    done = scoring.score(
+        model, ["photos", "photos/cats/2.png"], "auto", 0.9, None, 0, tmp_path / "out"
+    ).as_dict()
     found = lines(tmp_path / "out")
     assert [line["key"] for line in found] == [*below, "photos/cats/2.png"]
     assert done["images"] == 7
@@ -67,7 +75,9 @@ def test_every_image_of_a_folder_is_scored_by_the_path_it_was_given(
     assert model.score(images(6)).tolist() == pytest.approx([line["score"] for line in found[:6]])
 
 
-def test_the_threshold_is_what_that_part_of_the_held_out_images_stays_below(trained: dict[str, Path]) -> None:
+def test_the_threshold_is_what_that_part_of_the_held_out_images_stays_below(
+    trained: dict[str, Path],
+) -> None:
     known = calibration(udl_dist.load(trained["vae"]))
     scores = known.quantiles["negative_elbo"]
     assert known.held_out
@@ -96,18 +106,26 @@ def test_an_exported_model_brings_its_threshold_along(
     trained: dict[str, Path], names: list[str], tmp_path: Path
 ) -> None:
     export(udl_dist.load(trained["ae"]), tmp_path / "model", ExportSettings())
-    ours = scoring.score(udl_dist.load(trained["ae"]), names, "auto", 0.9, None, 0, tmp_path / "one").as_dict()
-    theirs = scoring.score(udl_dist.load(tmp_path / "model"), names, "auto", 0.9, None, 0, tmp_path / "two").as_dict()
+    ours = scoring.score(
+        udl_dist.load(trained["ae"]), names, "auto", 0.9, None, 0, tmp_path / "one"
+    ).as_dict()
+    theirs = scoring.score(
+        udl_dist.load(tmp_path / "model"), names, "auto", 0.9, None, 0, tmp_path / "two"
+    ).as_dict()
     assert ours["threshold"] == theirs["threshold"]
 
 
 def test_where_the_held_out_images_are_gone_nothing_is_flagged_and_that_is_said(
     trained: dict[str, Path], names: list[str], tmp_path: Path
 ) -> None:
-    shutil.copytree(trained["ae"], tmp_path / "run", ignore=shutil.ignore_patterns(layout.CALIBRATION))
+    shutil.copytree(
+        trained["ae"], tmp_path / "run", ignore=shutil.ignore_patterns(layout.CALIBRATION)
+    )
     settings = tmp_path / "run" / "experiment.toml"
     settings.write_text(settings.read_text().replace("packed", "vanished"))
-    done = scoring.score(udl_dist.load(tmp_path / "run"), names[:1], "auto", 0.9, None, 0, tmp_path / "out")
+    done = scoring.score(
+        udl_dist.load(tmp_path / "run"), names[:1], "auto", 0.9, None, 0, tmp_path / "out"
+    )
     assert (done.figures["flagged"], done.figures["threshold"]) == (0, None)
     assert "no threshold: there is no file or folder" in done.lines()[1]
 
@@ -120,14 +138,20 @@ def test_heat_goes_from_black_over_red_to_white() -> None:
 def test_hostile_names_stay_within_their_line(trained: dict[str, Path], tmp_path: Path) -> None:
     name = tmp_path / "a\x1b[31m\n<script>.png"
     Image.fromarray(images(1)[0]).save(name)
-    done = scoring.score(udl_dist.load(trained["ae"]), [str(name)], "auto", 0.9, 0.0, 0, tmp_path / "out")
+    done = scoring.score(
+        udl_dist.load(trained["ae"]), [str(name)], "auto", 0.9, 0.0, 0, tmp_path / "out"
+    )
     assert all("\x1b" not in line and "\n" not in line for line in done.lines())
     assert len((tmp_path / "out" / "scores.jsonl").read_text().splitlines()) == 1
     with pytest.raises(DataError):
-        scoring.score(udl_dist.load(trained["ae"]), ["../nowhere"], "auto", 0.9, 0.0, 0, tmp_path / "none")
+        scoring.score(
+            udl_dist.load(trained["ae"]), ["../nowhere"], "auto", 0.9, 0.0, 0, tmp_path / "none"
+        )
 
 
-def test_the_noise_of_a_bound_comes_from_the_seed(trained: dict[str, Path], names: list[str], tmp_path: Path) -> None:
+def test_the_noise_of_a_bound_comes_from_the_seed(
+    trained: dict[str, Path], names: list[str], tmp_path: Path
+) -> None:
     model = udl_dist.load(trained["vae"])
     scores = []
     for number, seed in enumerate((1, 1, 2)):

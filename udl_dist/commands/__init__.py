@@ -1,6 +1,8 @@
-"""The verbs of the `udl` command, a file for each family: their arguments, one short function each, and no logic.
+"""The verbs of the `udl` command, a file for each family: their arguments, one short function each,
+and no logic.
 
-A file's `add` hands its parsers over. What a verb does is imported when it runs, so that `udl --help` stays quick.
+A file's `add` hands its parsers over. What a verb does is imported when it runs, so that `udl
+--help` stays quick.
 """
 
 from __future__ import annotations
@@ -19,26 +21,40 @@ from udl_dist.errors import UsageError
 Verbs = Any  # what argparse's add_subparsers gives; its type has no public name
 
 
-def new_verb(verbs: Verbs, name: str, settings: type | None = None, **about: Any) -> argparse.ArgumentParser:
-    """A parser for the verb `name`, which takes --json; what `settings` declares is listed below its help."""
+def new_verb(
+    verbs: Verbs, name: str, settings: type | None = None, **about: Any
+) -> argparse.ArgumentParser:
+    """A parser for the verb `name`, which takes --json; what `settings` declares is listed below
+    its help.
+    """
     if settings:
         from udl_dist.core.config_schema import describe
 
-        about |= {"formatter_class": argparse.RawDescriptionHelpFormatter,
-                  "epilog": "settings:\n" + listed(describe(settings))}  # fmt: skip
+        about |= {
+            "formatter_class": argparse.RawDescriptionHelpFormatter,
+            "epilog": "settings:\n" + listed(describe(settings)),
+        }
     verb: argparse.ArgumentParser = verbs.add_parser(name, allow_abbrev=False, **about)
     verb.add_argument("--json", action="store_true", help="print figures for machines")
     return verb
 
 
-def new_runner(verbs: Verbs, name: str, job: str, dry: str, faults: str, **about: Any) -> argparse.ArgumentParser:
-    """A parser for a verb that runs a job file: `job`, `dry` and `faults` say what these are to it."""
+def new_runner(
+    verbs: Verbs, name: str, job: str, dry: str, faults: str, **about: Any
+) -> argparse.ArgumentParser:
+    """A parser for a verb that runs a job file: `job`, `dry` and `faults` say what these are to
+    it.
+    """
     verb = new_verb(verbs, name, **about)
     verb.add_argument("job", type=Path, nargs="?", help=job)
     verb.add_argument("--dry-run", action="store_true", help=dry)
-    verb.add_argument("--settings", dest="help_settings", action="store_true", help="list every setting and end")
+    verb.add_argument(
+        "--settings", dest="help_settings", action="store_true", help="list every setting and end"
+    )
     verb.add_argument("--verbose", action="store_true", help="show what Ray says")
-    verb.add_argument("--faults", default="", help=f"{faults}; asks for UDL_FAULTS=1 too (faults.py)")
+    verb.add_argument(
+        "--faults", default="", help=f"{faults}; asks for UDL_FAULTS=1 too (faults.py)"
+    )
     return verb
 
 
@@ -55,7 +71,8 @@ def show(lines: Sequence[str], figures: dict[str, Any], as_json: bool) -> None:
     except OSError as error:
         if error.errno != errno.EIO:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print at the exit
+        # what is left to print at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def tell(line: str) -> None:
@@ -72,4 +89,7 @@ def progress(what: str, unit: str = "images") -> Any:
 
 def listed(described: Iterable[tuple[str, str, Any, str]]) -> str:
     """Settings as flags with their kind, default and meaning."""
-    return "\n".join(f"--{name} ({kind}; {default!r})\n      {meaning}" for name, kind, default, meaning in described)
+    return "\n".join(
+        f"--{name} ({kind}; {default!r})\n      {meaning}"
+        for name, kind, default, meaning in described
+    )

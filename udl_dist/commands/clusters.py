@@ -13,26 +13,51 @@ from udl_dist.errors import UsageError
 
 
 def add(verbs: Verbs) -> None:
-    submit = _verb(verbs, "submit", _submit, help="check a cluster and send it a job; again: attach, or resume",
-                   epilog="any setting, as for udl train, udl search and udl evaluate")  # fmt: skip
-    submit.add_argument("job", type=Path, help="a job file, of a run or a search; a run folder is evaluated")
-    submit.add_argument("--follow", action="store_true", help="show what it prints, and end as it ends")
+    submit = _verb(
+        verbs,
+        "submit",
+        _submit,
+        help="check a cluster and send it a job; again: attach, or resume",
+        epilog="any setting, as for udl train, udl search and udl evaluate",
+    )
+    submit.add_argument(
+        "job", type=Path, help="a job file, of a run or a search; a run folder is evaluated"
+    )
+    submit.add_argument(
+        "--follow", action="store_true", help="show what it prints, and end as it ends"
+    )
     status = _verb(verbs, "status", _status, help="how the jobs on a cluster stand")
-    status.add_argument("job", nargs="?", help="a job file, a run folder or the id of a job; none: all of them")
+    status.add_argument(
+        "job", nargs="?", help="a job file, a run folder or the id of a job; none: all of them"
+    )
     logs = _verb(verbs, "logs", _logs, help="what a job on a cluster has printed")
     logs.add_argument("job", help="a job file or the id of a job")
-    logs.add_argument("--follow", action="store_true", help="go on until it ends, and end as it ends")
-    stop = _verb(verbs, "stop", _stop, help="have a job write a checkpoint and end; udl submit resumes it")
+    logs.add_argument(
+        "--follow", action="store_true", help="go on until it ends, and end as it ends"
+    )
+    stop = _verb(
+        verbs, "stop", _stop, help="have a job write a checkpoint and end; udl submit resumes it"
+    )
     stop.add_argument("job", help="a job file or the id of a job")
-    doctor = _verb(verbs, "doctor", _doctor, help="whether a job would run on a cluster, check by check")
+    doctor = _verb(
+        verbs, "doctor", _doctor, help="whether a job would run on a cluster, check by check"
+    )
     doctor.add_argument("job", type=Path, help="a job file, or a run folder")
 
 
 def _verb(verbs: Verbs, name: str, act: Any, **about: Any) -> argparse.ArgumentParser:
     verb = new_verb(verbs, name, **about)
-    verb.add_argument("--address", default="", help="the cluster's dashboard, http://HOST:8265; none: RAY_ADDRESS, "
-                                                    "else that of cluster/local.sh")  # fmt: skip
-    verb.add_argument("--insecure", action="store_true", help="go to a cluster far away without a token or encryption")
+    verb.add_argument(
+        "--address",
+        default="",
+        help="the cluster's dashboard, http://HOST:8265; none: RAY_ADDRESS, "
+        "else that of cluster/local.sh",
+    )
+    verb.add_argument(
+        "--insecure",
+        action="store_true",
+        help="go to a cluster far away without a token or encryption",
+    )
     verb.set_defaults(act=act)
     return verb
 
@@ -43,10 +68,18 @@ def _submit(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 
     job = jobs.load(asked.job, flags)
     door, client = _opened(asked)
-    sent = submit.submit(client, job, lambda: print(doctor.refuse_bad(door, client, job), file=sys.stderr))
+    sent = submit.submit(
+        client, job, lambda: print(doctor.refuse_bad(door, client, job), file=sys.stderr)
+    )
     if not asked.follow:
-        show([*sent.lines(), f"next: udl logs {sent.state.name} --follow; udl stop {sent.state.name}"],
-             sent.as_dict(), asked.json)  # fmt: skip
+        show(
+            [
+                *sent.lines(),
+                f"next: udl logs {sent.state.name} --follow; udl stop {sent.state.name}",
+            ],
+            sent.as_dict(),
+            asked.json,
+        )
         return 0
     print("\n".join(sent.lines()), file=sys.stderr)
     return _followed(client, sent.state.name, asked.json)
@@ -60,8 +93,11 @@ def _status(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     name = _named(asked.job, flags) if asked.job else ""
     _, client = _opened(asked)
     found = [submit.newest(client, name)] if name else client.jobs()
-    show([submit.line_of(each) for each in found] or ["no job of ours on this cluster"],
-         {"jobs": [submit.as_dict(each) for each in found]}, asked.json)  # fmt: skip
+    show(
+        [submit.line_of(each) for each in found] or ["no job of ours on this cluster"],
+        {"jobs": [submit.as_dict(each) for each in found]},
+        asked.json,
+    )
     return 0
 
 
@@ -74,7 +110,10 @@ def _logs(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     if asked.follow:
         return _followed(client, name, asked.json)
     text = submit.logs(client, name)
-    print(json.dumps({"id": name, "lines": text.splitlines()}) if asked.json else text, end="\n" if asked.json else "")
+    print(
+        json.dumps({"id": name, "lines": text.splitlines()}) if asked.json else text,
+        end="\n" if asked.json else "",
+    )
     return 0
 
 

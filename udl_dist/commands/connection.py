@@ -1,4 +1,5 @@
-"""The door of a cluster: its dashboard's address, its token, and whether both open it. Knows HTTP and no Ray.
+"""The door of a cluster: its dashboard's address, its token, and whether both open it. Knows HTTP
+and no Ray.
 
 The token is read from a file, sent to the cluster in a header, and shown to nobody.
 """
@@ -35,25 +36,41 @@ class Door:
     closed: bool
     ray_version: str
 
-    def ask(self, method: str, path: str, content: bytes | dict[str, Any] | None = None, missing: Any = None) -> Any:
-        """What the dashboard answers, `missing` if it does not know the path; raise ClusterError, in one line, else."""
+    def ask(
+        self,
+        method: str,
+        path: str,
+        content: bytes | dict[str, Any] | None = None,
+        missing: Any = None,
+    ) -> Any:
+        """What the dashboard answers, `missing` if it does not know the path; raise ClusterError,
+        in one line, else.
+        """
         token = _token(self.token_file) if self.closed else ""
         return _ask(self.address, path, token, missing, method, content, JOB_SECONDS)
 
 
 def opened(address: str, insecure: bool = False) -> Door:
-    """Find the cluster, show the token, and compare versions; raise UsageError or ClusterError for what fails."""
+    """Find the cluster, show the token, and compare versions; raise UsageError or ClusterError for
+    what fails.
+    """
     address, token_file = _found(address)
-    closed = _ask(address, "/api/authentication_mode", "", missing={}).get("authentication_mode") not in (
-        None, "disabled")  # fmt: skip
+    closed = _ask(address, "/api/authentication_mode", "", missing={}).get(
+        "authentication_mode"
+    ) not in (None, "disabled")
     if not (closed or insecure or _is_loopback(address)):
-        raise ClusterError(f"{address} asks for no token, so anybody who reaches it runs code there: start it with "
-                           "RAY_AUTH_MODE=token, or say --insecure")  # fmt: skip
+        raise ClusterError(
+            f"{address} asks for no token, so anybody who reaches it runs code there: start it with"
+            " RAY_AUTH_MODE=token, or say --insecure"
+        )
     if closed and not insecure and address.startswith("http:") and not _is_loopback(address):
-        raise ClusterError(f"the token would go to {address} in clear: use https, or a tunnel (ssh -L "
-                           "8265:localhost:8265) and --address http://127.0.0.1:8265, or say --insecure"
-                           )  # fmt: skip
-    version = _ask(address, "/api/version", _token(token_file) if closed else "").get("ray_version", "")
+        raise ClusterError(
+            f"the token would go to {address} in clear: use https, or a tunnel (ssh -L "
+            "8265:localhost:8265) and --address http://127.0.0.1:8265, or say --insecure"
+        )
+    version = _ask(address, "/api/version", _token(token_file) if closed else "").get(
+        "ray_version", ""
+    )
     door = Door(address, token_file, closed, str(version))
     _refuse_version(door)
     return door
@@ -65,13 +82,17 @@ def state() -> Path:
 
 
 def _found(asked: str) -> tuple[str, Path | None]:
-    """The address asked for, else that of the environment, else that of the cluster of this machine; and its token."""
+    """The address asked for, else that of the environment, else that of the cluster of this
+    machine; and its token.
+    """
     local = state() / "address"
     own = local.read_text(encoding="utf-8").strip() if local.exists() else ""
     named = next((os.environ[name] for name in ADDRESSES if os.environ.get(name)), "")
     if not (address := asked or named or own):
-        raise UsageError("which cluster? give --address http://HOST:8265 (its dashboard), or start one: "
-                         "cluster/local.sh up")  # fmt: skip
+        raise UsageError(
+            "which cluster? give --address http://HOST:8265 (its dashboard), or start one: "
+            "cluster/local.sh up"
+        )
     address = _url(address)
     if os.environ.get(TOKEN_FILE):
         return address, as_path(os.environ[TOKEN_FILE])
@@ -89,8 +110,10 @@ def _url(address: str) -> str:
     if not whole and not url.startswith("https://"):
         raise UsageError(f"{address!r} is no address of a dashboard: give http://HOST:8265")
     if parts.username or parts.password or parts.query:
-        raise UsageError("an address must not hold credentials: the token is read from the file that "
-                         f"{TOKEN_FILE} names")  # fmt: skip
+        raise UsageError(
+            "an address must not hold credentials: the token is read from the file that "
+            f"{TOKEN_FILE} names"
+        )
     return url
 
 
@@ -110,16 +133,25 @@ def _token(file: Path | None) -> str:
     except (OSError, UnicodeDecodeError):
         token = ""
     if not token or not token.isprintable():
-        raise ClusterError(f"the cluster asks for a token, and there is none in {file}: put it there with mode 0600, "
-                           f"or let {TOKEN_FILE} name the file")  # fmt: skip
+        raise ClusterError(
+            f"the cluster asks for a token, and there is none in {file}: put it there with mode"
+            f" 0600, or let {TOKEN_FILE} name the file"
+        )
     return token
 
 
 def _ask(
-    address: str, path: str, token: str, missing: Any = None, method: str = "GET",
-    content: bytes | dict[str, Any] | None = None, seconds: float = 0.0,
-) -> Any:  # fmt: skip
-    """Ask the dashboard; `missing` is the answer if it does not know the path. A dictionary goes as JSON."""
+    address: str,
+    path: str,
+    token: str,
+    missing: Any = None,
+    method: str = "GET",
+    content: bytes | dict[str, Any] | None = None,
+    seconds: float = 0.0,
+) -> Any:
+    """Ask the dashboard; `missing` is the answer if it does not know the path. A dictionary goes as
+    JSON.
+    """
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     if isinstance(content, dict):
         content = json.dumps(content).encode()
@@ -131,14 +163,20 @@ def _ask(
     except urllib.error.HTTPError as error:
         said = _last_line(error)
         if error.code in (401, 403):
-            raise ClusterError(f"{address} does not accept the token: is it this cluster's? ({error.code})") from None
+            raise ClusterError(
+                f"{address} does not accept the token: is it this cluster's? ({error.code})"
+            ) from None
         if error.code == 404 and missing is not None:
             return missing
-        raise ClusterError(f"{address} answered {error.code}{said}: is it the dashboard of a Ray cluster?") from None
+        raise ClusterError(
+            f"{address} answered {error.code}{said}: is it the dashboard of a Ray cluster?"
+        ) from None
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        raise ClusterError(f"no Ray dashboard at {address} ({_plain(reason)}): is it up, is the address right, does "
-                           "the tunnel stand?") from None  # fmt: skip
+        raise ClusterError(
+            f"no Ray dashboard at {address} ({_plain(reason)}): is it up, is the address right,"
+            " does the tunnel stand?"
+        ) from None
 
 
 def _last_line(error: urllib.error.HTTPError) -> str:
@@ -169,5 +207,7 @@ def _refuse_version(door: Door) -> None:
     from importlib.metadata import version
 
     if door.ray_version != (ours := version("ray")):
-        raise ClusterError(f"{door.address} runs Ray {door.ray_version or 'of no known version'}, here is {ours}: "
-                           "install the same here or there")  # fmt: skip
+        raise ClusterError(
+            f"{door.address} runs Ray {door.ray_version or 'of no known version'}, here is {ours}: "
+            "install the same here or there"
+        )

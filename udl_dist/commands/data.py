@@ -16,12 +16,20 @@ def add(verbs: Verbs) -> None:
     pack.add_argument("dest", help="the folder to make")
     pack.set_defaults(act=_pack)
 
-    index = new_verb(verbs, "index", IndexSettings, help="where each record of existing tar shards lies")
-    index.add_argument("shards", help="a folder of tars, a brace pattern, a list file, or s3://bucket/prefix")
+    index = new_verb(
+        verbs, "index", IndexSettings, help="where each record of existing tar shards lies"
+    )
+    index.add_argument(
+        "shards", help="a folder of tars, a brace pattern, a list file, or s3://bucket/prefix"
+    )
     index.set_defaults(act=_index)
 
-    check = new_verb(verbs, "check", CheckSettings, help="whether shards are whole; copies, leaks, a clean copy")
-    check.add_argument("source", help="a folder of shards, a packed folder, a brace pattern or a list file")
+    check = new_verb(
+        verbs, "check", CheckSettings, help="whether shards are whole; copies, leaks, a clean copy"
+    )
+    check.add_argument(
+        "source", help="a folder of shards, a packed folder, a brace pattern or a list file"
+    )
     check.add_argument("--decode", action="store_true", help="decode every image too")
     check.add_argument("--fix", metavar="DEST", help="write a clean copy into a new folder")
     check.set_defaults(act=_check)
@@ -30,7 +38,9 @@ def add(verbs: Verbs) -> None:
 def _pack(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.data.packing import pack
 
-    summary = pack.pack(asked.source, asked.dest, config_schema.from_flags(PackSettings, flags), progress("packing"))
+    summary = pack.pack(
+        asked.source, asked.dest, config_schema.from_flags(PackSettings, flags), progress("packing")
+    )
     show(summary.lines(), summary.as_dict(), asked.json)
     return 0
 
@@ -38,7 +48,9 @@ def _pack(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 def _index(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.data.packing import indexes
 
-    indexed = indexes.index(asked.shards, config_schema.from_flags(IndexSettings, flags), progress("indexing", "shards"))
+    indexed = indexes.index(
+        asked.shards, config_schema.from_flags(IndexSettings, flags), progress("indexing", "shards")
+    )
     show(indexed.lines(), indexed.as_dict(), asked.json)
     return 0
 
@@ -48,6 +60,8 @@ def _check(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 
     flags |= {"decode": "true"} if asked.decode else {}
     flags |= {"fix": asked.fix} if asked.fix else {}
-    findings = check.check(asked.source, config_schema.from_flags(CheckSettings, flags), progress("checking", "bytes"))
+    findings = check.check(
+        asked.source, config_schema.from_flags(CheckSettings, flags), progress("checking", "bytes")
+    )
     show(findings.lines(), findings.as_dict(), asked.json)
     return findings.exit_code

@@ -1,4 +1,6 @@
-"""udl doctor: whether a job would run on a cluster, a check a line, each failure with its cure. Starts no training."""
+"""udl doctor: whether a job would run on a cluster, a check a line, each failure with its cure.
+Starts no training.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +35,18 @@ class Check:
     cure: str = ""
 
     def line(self) -> str:
-        return f"{'ok  ' if self.good else 'BAD '} {self.what:<10} {self.found}{f': {self.cure}' if self.cure else ''}"
+        return (
+            f"{'ok  ' if self.good else 'BAD '} {self.what:<10}"
+            f" {self.found}{f': {self.cure}' if self.cure else ''}"
+        )
 
 
 def examine(door: Door, client: Client, job: Job) -> Iterator[Check]:
     """All checks in their order, as `udl doctor` shows them and `udl submit` asks for them."""
     yield Check("address", f"{door.address} answers")
-    yield Check("token", "accepted" if door.closed else "none asked for, on loopback or by --insecure")
+    yield Check(
+        "token", "accepted" if door.closed else "none asked for, on loopback or by --insecure"
+    )
     began = time.time()
     found = _probed(client, job)
     if error := found.get("error"):
@@ -49,7 +56,9 @@ def examine(door: Door, client: Client, job: Job) -> Iterator[Check]:
 
 
 def refuse_bad(door: Door, client: Client, job: Job) -> str:
-    """Raise ClusterError for the first thing that would keep the job from running; else say that all is well."""
+    """Raise ClusterError for the first thing that would keep the job from running; else say that
+    all is well.
+    """
     began, checks = time.monotonic(), list(examine(door, client, job))
     if bad := [check for check in checks if not check.good]:
         more = f"; {len(bad) - 1} more: udl doctor names them" if len(bad) > 1 else ""
@@ -63,31 +72,61 @@ def judged(job: Job, found: dict[str, Any], began: float) -> Iterator[Check]:
     yield from _versions(nodes)
     yield _workers(job, found["places"])
     for folder in nodes[HEAD]["folders"]:
-        yield _on_all("folder", folder, {name: node["folders"][folder] for name, node in nodes.items()},
-                      "choose one on a disk that all nodes share and may write to, or s3://…")  # fmt: skip
+        yield _on_all(
+            "folder",
+            folder,
+            {name: node["folders"][folder] for name, node in nodes.items()},
+            "choose one on a disk that all nodes share and may write to, or s3://…",
+        )
     for source in nodes[HEAD]["sources"]:
-        seen = {name: node["sources"][source] for name, node in nodes.items() if source in node["sources"]}
-        yield _on_all("data", source, seen,
-                      "put the shards where all nodes see them, or name them as those do")  # fmt: skip
+        seen = {
+            name: node["sources"][source]
+            for name, node in nodes.items()
+            if source in node["sources"]
+        }
+        yield _on_all(
+            "data",
+            source,
+            seen,
+            "put the shards where all nodes see them, or name them as those do",
+        )
     if unindexed := [source for source in found["sources"] if source not in found["indexed"]]:
-        yield Check("index", f"none beside {unindexed[0]}: the job makes it first; once by hand: udl index")
+        yield Check(
+            "index", f"none beside {unindexed[0]}: the job makes it first; once by hand: udl index"
+        )
     else:
         yield Check("index", "is there, or is made with the packed images")
     free = min(node["free_bytes"] for node in nodes.values())
-    yield Check("space", f"{free / 2**30:.1f} GiB free at least", free >= LEAST_BYTES,
-                "" if free >= LEAST_BYTES else "make room for checkpoints")  # fmt: skip
+    yield Check(
+        "space",
+        f"{free / 2**30:.1f} GiB free at least",
+        free >= LEAST_BYTES,
+        "" if free >= LEAST_BYTES else "make room for checkpoints",
+    )
     yield _clock(nodes, began)
     if file := job.experiment.track.key_file:
-        yield _on_all("W&B key", file, {name: node["key"] for name, node in nodes.items()},
-                      "put the file with the key there, mode 0600")  # fmt: skip
+        yield _on_all(
+            "W&B key",
+            file,
+            {name: node["key"] for name, node in nodes.items()},
+            "put the file with the key there, mode 0600",
+        )
 
 
 def _workers(job: Job, problem: str) -> Check:
     run = job.experiment.run
     if problem and run.place_seconds:
-        return Check("workers", f"not yet: {problem}; the start waits {run.place_seconds:g} s for an autoscaler")
+        return Check(
+            "workers",
+            f"not yet: {problem}; the start waits {run.place_seconds:g} s for an autoscaler",
+        )
     if problem:
-        return Check("workers", "do not fit", False, f"{problem}; nodes that an autoscaler starts: run.place_seconds")
+        return Check(
+            "workers",
+            "do not fit",
+            False,
+            f"{problem}; nodes that an autoscaler starts: run.place_seconds",
+        )
     return Check("workers", f"run.workers = {run.workers} can be placed")
 
 
@@ -101,24 +140,34 @@ def _probed(client: Client, job: Job) -> dict[str, Any]:
     text = client.logs(name)
     if not state.ended:
         client.stop(name)
-        raise ClusterError(f"the nodes did not answer within {PROBE_SECONDS:g} s: is the cluster busy?")
+        raise ClusterError(
+            f"the nodes did not answer within {PROBE_SECONDS:g} s: is the cluster busy?"
+        )
     client.forget(name)
     for line in text.splitlines():
         if line.startswith(MARK):
             found: dict[str, Any] = json.loads(line.removeprefix(MARK))
             return found
     last = (text.strip().splitlines() or [state.message])[-1]
-    return {"error": f"the package does not run there ({last[:200]}): install what it needs on the head"}
+    return {
+        "error": f"the package does not run there ({last[:200]}): install what it needs on the head"
+    }
 
 
 def _versions(nodes: dict[str, dict[str, Any]]) -> Iterator[Check]:
-    ours = {"python": platform.python_version(), "ray": version("ray"), "torch": version("torch").partition("+")[0]}
+    ours = {
+        "python": platform.python_version(),
+        "ray": version("ray"),
+        "torch": version("torch").partition("+")[0],
+    }
     for library, here in ours.items():
         there = {name: str(node[library]) for name, node in nodes.items()}
         unlike = {name: found for name, found in there.items() if not _alike(library, found, here)}
         if unlike:
             name, found = next(iter(unlike.items()))
-            yield Check(library, f"{found} on {name}, {here} here", False, "install the same on all of them")
+            yield Check(
+                library, f"{found} on {name}, {here} here", False, "install the same on all of them"
+            )
         else:
             yield Check(library, f"{here} on all {len(nodes)} nodes")
 
@@ -145,5 +194,10 @@ def _clock(nodes: dict[str, dict[str, Any]], began: float) -> Check:
     off = {name: max(began - node["time"], node["time"] - now, 0.0) for name, node in nodes.items()}
     worst = max(off, key=lambda name: off[name])
     if off[worst] > CLOCK_SECONDS:
-        return Check("clock", f"of {worst} is {off[worst]:,.0f} s off", False, "set it: object storage refuses it")
+        return Check(
+            "clock",
+            f"of {worst} is {off[worst]:,.0f} s off",
+            False,
+            "set it: object storage refuses it",
+        )
     return Check("clock", "the nodes' clocks agree with this one")

@@ -1,4 +1,6 @@
-"""A job made ready to travel: every path absolute, its name derived from what it is. Knows no cluster."""
+"""A job made ready to travel: every path absolute, its name derived from what it is. Knows no
+cluster.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ THERE = "auto"  # what a driver calls the cluster it runs on
 
 @dataclass(frozen=True)
 class Job:
-    """What is submitted: the verb that runs it and its arguments, the job file as it travels, and its submission id."""
+    """What is submitted: the verb that runs it and its arguments, the job file as it travels, and
+    its submission id.
+    """
 
     verb: str
     experiment: Experiment
@@ -39,12 +43,16 @@ class Job:
 
     @property
     def command(self) -> str:
-        """What the cluster's shell runs; exec: the signal of a stop is for the run, not for a shell around it."""
+        """What the cluster's shell runs; exec: the signal of a stop is for the run, not for a shell
+        around it.
+        """
         return f"exec python -m udl_dist {self.verb} {shlex.join(self.arguments)}"
 
 
 def load(path: Path, flags: Mapping[str, str]) -> Job:
-    """Read a job file, of a run or of a search, as it is to be run on the cluster; a run folder is to be evaluated."""
+    """Read a job file, of a run or of a search, as it is to be run on the cluster; a run folder is
+    to be evaluated.
+    """
     file = path / "experiment.toml" if path.is_dir() else path
     if file.is_file() and file.stat().st_size > JOB_BYTES:
         raise UsageError(f"{file} is no job file: it has {file.stat().st_size:,} bytes")
@@ -61,19 +69,37 @@ def load(path: Path, flags: Mapping[str, str]) -> Job:
 def _evaluation(folder: Path, flags: Mapping[str, str]) -> Job:
     """`udl evaluate` of a run, by at least one worker: the head is for drivers."""
     if not (file := folder / "experiment.toml").is_file():
-        raise UsageError(f"{folder} is no run folder: it has no experiment.toml; a job file is submitted by its name")
+        raise UsageError(
+            f"{folder} is no run folder: it has no experiment.toml; a job file is submitted by its"
+            " name"
+        )
     own = {name: flags[name] for name in ("checkpoint", "device") if name in flags}
-    wanted = from_flags(FigureSettings, {name: text for name, text in flags.items() if name not in own})
+    wanted = from_flags(
+        FigureSettings, {name: text for name, text in flags.items() if name not in own}
+    )
     if wanted.address:
-        raise UsageError("address is for udl evaluate: give udl submit --address, the cluster's dashboard")
-    wanted = replace(wanted, data=_source(wanted.data), workers=max(1, wanted.workers), address=THERE,
-                     extractor=wanted.extractor if wanted.extractor in OWN else _absolute(wanted.extractor)
-                     )  # fmt: skip
+        raise UsageError(
+            "address is for udl evaluate: give udl submit --address, the cluster's dashboard"
+        )
+    wanted = replace(
+        wanted,
+        data=_source(wanted.data),
+        workers=max(1, wanted.workers),
+        address=THERE,
+        extractor=wanted.extractor if wanted.extractor in OWN else _absolute(wanted.extractor),
+    )
     defaults = to_dict(FigureSettings())
-    asked = {name: value for name, value in to_dict(wanted).items() if value != defaults[name]} | own
-    arguments = [str(as_path(str(folder))), *(f"--{name.replace('_', '-')}={_text(asked[name])}" for name in asked)]
+    asked = {
+        name: value for name, value in to_dict(wanted).items() if value != defaults[name]
+    } | own
+    arguments = [
+        str(as_path(str(folder))),
+        *(f"--{name.replace('_', '-')}={_text(asked[name])}" for name in asked),
+    ]
     made = experiments.load(file, {})
-    made = made.replace(run=replace(made.run, folder=arguments[0], address="", workers=wanted.workers))
+    made = made.replace(
+        run=replace(made.run, folder=arguments[0], address="", workers=wanted.workers)
+    )
     made = _travelling(made)
     return _job("evaluate", made, made.to_toml(), tuple(arguments))
 
@@ -85,23 +111,35 @@ def _text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _job(verb: str, experiment: Experiment, toml: str, arguments: tuple[str, ...] = (job_package.JOB_FILE,)) -> Job:
-    """The name is the same for the same job and run folder, so that it can be submitted again, stopped and watched."""
+def _job(
+    verb: str,
+    experiment: Experiment,
+    toml: str,
+    arguments: tuple[str, ...] = (job_package.JOB_FILE,),
+) -> Job:
+    """The name is the same for the same job and run folder, so that it can be submitted again,
+    stopped and watched.
+    """
     last = experiment.run.folder.partition("?")[0].rstrip("/").rpartition("/")[2]
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", last)[:40].strip("-")
     what = shlex.join((verb, *arguments, toml)).encode()
-    return Job(verb, experiment, toml, f"udl-{plain}-{hashlib.sha256(what).hexdigest()[:12]}", arguments)
+    return Job(
+        verb, experiment, toml, f"udl-{plain}-{hashlib.sha256(what).hexdigest()[:12]}", arguments
+    )
 
 
 def _travelling(experiment: Experiment) -> Experiment:
     """The same experiment for whoever runs it elsewhere, in another working directory."""
     if experiment.run.address:
-        raise UsageError("run.address is for udl train: give udl submit --address, the cluster's dashboard")
+        raise UsageError(
+            "run.address is for udl train: give udl submit --address, the cluster's dashboard"
+        )
     run, track = experiment.run, experiment.track
     return experiment.replace(
-        data=experiment.data.absolute(), track=replace(track, key_file=_absolute(track.key_file)),
+        data=experiment.data.absolute(),
+        track=replace(track, key_file=_absolute(track.key_file)),
         run=replace(run, folder=_absolute(run.folder), address=THERE),
-    )  # fmt: skip
+    )
 
 
 def _source(source: str) -> str:

@@ -1,7 +1,8 @@
-"""Ray's job API, and here only: a job sent, looked at, followed and stopped, by plain HTTP through the door.
+"""Ray's job API, and here only: a job sent, looked at, followed and stopped, by plain HTTP through
+the door.
 
-Ray's own client takes seconds to import, and would send the token through a proxy of the environment, or in its stead
-what `~/.netrc` has for that machine.
+Ray's own client takes seconds to import, and would send the token through a proxy of the
+environment, or in its stead what `~/.netrc` has for that machine.
 """
 
 from __future__ import annotations
@@ -48,8 +49,13 @@ class Client:
         self._door = door
 
     def submit(self, name: str, command: str, folder: Path) -> None:
-        """Start a command in a copy of `folder`; raise ClusterError if there is a job of that name."""
-        environment = {"working_dir": self._send(folder), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}
+        """Start a command in a copy of `folder`; raise ClusterError if there is a job of that
+        name.
+        """
+        environment = {
+            "working_dir": self._send(folder),
+            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
+        }
         job = {"entrypoint": command, "submission_id": name, "runtime_env": environment}
         deadline = time.monotonic() + AGENT_SECONDS
         while True:
@@ -66,7 +72,8 @@ class Client:
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
             for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-                entry = zipfile.ZipInfo(str(file.relative_to(folder)))  # without a time: the same files, the same name
+                # without a time: the same files, the same name
+                entry = zipfile.ZipInfo(str(file.relative_to(folder)))
                 entry.external_attr = 0o644 << 16
                 archive.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED)
         package = f"_ray_pkg_{hashlib.sha256(packed.getvalue()).hexdigest()[:16]}.zip"
@@ -78,7 +85,10 @@ class Client:
     def jobs(self) -> list[State]:
         """All jobs of ours, the oldest first."""
         found = [_state(each) for each in self._door.ask("GET", "/api/jobs/")]
-        return sorted((each for each in found if each.name.startswith("udl-")), key=lambda state: state.started_ms)
+        return sorted(
+            (each for each in found if each.name.startswith("udl-")),
+            key=lambda state: state.started_ms,
+        )
 
     def look(self, name: str) -> State:
         return _state(self._door.ask("GET", f"/api/jobs/{name}"))
@@ -124,5 +134,10 @@ class Client:
 
 def _state(told: dict[str, Any]) -> State:
     code = told.get("driver_exit_code")
-    return State(told.get("submission_id") or "", str(told["status"]), int(code) if code is not None else None,
-                 told.get("message") or "", int(told.get("start_time") or 0))  # fmt: skip
+    return State(
+        told.get("submission_id") or "",
+        str(told["status"]),
+        int(code) if code is not None else None,
+        told.get("message") or "",
+        int(told.get("start_time") or 0),
+    )

@@ -1,4 +1,6 @@
-"""What is sent to a cluster: this package's own files and the job, nothing that lies beside them."""
+"""What is sent to a cluster: this package's own files and the job, nothing that lies beside
+them.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +30,18 @@ class Parcel:
 
 @contextlib.contextmanager
 def packed(toml: str, limit_bytes: int = LIMIT_BYTES) -> Iterator[Parcel]:
-    """The parcel, in a temporary folder that nobody else reads; raise UsageError if it is larger than it may be."""
+    """The parcel, in a temporary folder that nobody else reads; raise UsageError if it is larger
+    than it may be.
+    """
     with tempfile.TemporaryDirectory(prefix="udl-parcel-") as made:
         folder = Path(made)
         (folder / JOB_FILE).write_text(toml, encoding="utf-8")
         sizes = [len(toml.encode()), *(file.stat().st_size for file in files())]
         if sum(sizes) > limit_bytes:
-            raise UsageError(f"package and job are {sum(sizes):,} bytes, more than {limit_bytes:,}: something that "
-                             f"is not ours lies in {PACKAGE}")  # fmt: skip
+            raise UsageError(
+                f"package and job are {sum(sizes):,} bytes, more than {limit_bytes:,}: something"
+                f" that is not ours lies in {PACKAGE}"
+            )
         for file in files():
             target = folder / PACKAGE.name / file.relative_to(PACKAGE)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +50,16 @@ def packed(toml: str, limit_bytes: int = LIMIT_BYTES) -> Iterator[Parcel]:
 
 
 def files() -> list[Path]:
-    """The files of the package: code and what its pages are made of; no link, no hidden one, no byte code."""
-    return [file for file in sorted(PACKAGE.rglob("*"))
-            if file.suffix in SUFFIXES and file.is_file() and not file.is_symlink()
-            and not any(part.startswith((".", "__pycache__")) for part in file.relative_to(PACKAGE).parts)]  # fmt: skip
+    """The files of the package: code and what its pages are made of; no link, no hidden one, no
+    byte code.
+    """
+    return [
+        file
+        for file in sorted(PACKAGE.rglob("*"))
+        if file.suffix in SUFFIXES
+        and file.is_file()
+        and not file.is_symlink()
+        and not any(
+            part.startswith((".", "__pycache__")) for part in file.relative_to(PACKAGE).parts
+        )
+    ]

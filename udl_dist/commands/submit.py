@@ -1,6 +1,8 @@
-"""What one asks of a job on a cluster: submit, follow, see how it stands, stop. Prints nothing but what a job printed.
+"""What one asks of a job on a cluster: submit, follow, see how it stands, stop. Prints nothing but
+what a job printed.
 
-A job has a name of its own; each time it is submitted again after it ended, to resume, it gets a number behind it.
+A job has a name of its own; each time it is submitted again after it ended, to resume, it gets a
+number behind it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from udl_dist.commands.job_client import STOP_SECONDS, Client, State
 from udl_dist.errors import ClusterError, UsageError
 
 # What Ray itself writes into the log of a job.
-STARTED = re.compile(r"^(Running entrypoint for job .*|\d{4}-\d\d-\d\d \S+\sINFO job_manager\.py.*)\n", re.MULTILINE)
+STARTED = re.compile(
+    r"^(Running entrypoint for job .*|\d{4}-\d\d-\d\d \S+\sINFO job_manager\.py.*)\n", re.MULTILINE
+)
 ENDING_SECONDS = 30.0  # until Ray says how a command ended that prints no more
 
 
@@ -33,14 +37,21 @@ class Submitted:
         name = self.state.name
         if not self.fresh:
             return [f"{name} is there already: {self.state.status.lower()}"]
-        return [f"{name}: sent {self.files} files, {self.bytes / 2**10:,.0f} KiB: the package and the job"]
+        return [
+            f"{name}: sent {self.files} files, {self.bytes / 2**10:,.0f} KiB: the package and"
+            " the job"
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         return {**as_dict(self.state), "fresh": self.fresh, "bytes": self.bytes}
 
 
-def submit(client: Client, job: Job, check: Callable[[], Any], limit_bytes: int = job_package.LIMIT_BYTES) -> Submitted:
-    """Send a job, unless it is there and has not ended; `check` comes before and raises where it would not run."""
+def submit(
+    client: Client, job: Job, check: Callable[[], Any], limit_bytes: int = job_package.LIMIT_BYTES
+) -> Submitted:
+    """Send a job, unless it is there and has not ended; `check` comes before and raises where it
+    would not run.
+    """
     attempts = _attempts(client, job.name)
     if attempts and not attempts[-1].ended:
         return Submitted(attempts[-1], False)
@@ -83,7 +94,9 @@ def stop(client: Client, name: str) -> State:
 
 
 def newest(client: Client, name: str) -> State:
-    """The last job of that name; a name with a number is meant as it stands. Raise UsageError for an unknown one."""
+    """The last job of that name; a name with a number is meant as it stands. Raise UsageError for
+    an unknown one.
+    """
     known = client.jobs()
     for each in known:
         if each.name == name and re.search(r"-[0-9a-f]{12}-\d+$", name):
@@ -91,30 +104,45 @@ def newest(client: Client, name: str) -> State:
     if found := _attempts(client, name):
         return found[-1]
     there = ", ".join(each.name for each in known[-5:])
-    raise UsageError(f"no job {name} on this cluster: there {f'are {there}' if there else 'is none'}")
+    raise UsageError(
+        f"no job {name} on this cluster: there {f'are {there}' if there else 'is none'}"
+    )
 
 
 def exit_code(state: State) -> int:
     """What the command ended with: 143 where it was stopped, 5 where Ray could not start it."""
     if state.status == "STOPPED":
         return 143
-    return state.exit_code if state.exit_code is not None else 0 if state.status == "SUCCEEDED" else 5
+    return (
+        state.exit_code if state.exit_code is not None else 0 if state.status == "SUCCEEDED" else 5
+    )
 
 
 def line_of(state: State) -> str:
     code = f", exit code {exit_code(state)}" if state.ended else ""
-    why = f": {' '.join(state.message.split())[:200]}" if state.status == "FAILED" and not state.exit_code else ""
+    why = (
+        f": {' '.join(state.message.split())[:200]}"
+        if state.status == "FAILED" and not state.exit_code
+        else ""
+    )
     return f"{state.name}  {state.status.lower()}{code}{why}"
 
 
 def as_dict(state: State) -> dict[str, Any]:
-    return {"id": state.name, "status": state.status, "exit_code": exit_code(state) if state.ended else None}
+    return {
+        "id": state.name,
+        "status": state.status,
+        "exit_code": exit_code(state) if state.ended else None,
+    }
 
 
 def _attempts(client: Client, name: str) -> list[State]:
     """The submissions of a job in their order."""
     own = re.compile(re.escape(name) + r"(-\d+)?")
-    return sorted((each for each in client.jobs() if own.fullmatch(each.name)), key=lambda each: _number(each, name))
+    return sorted(
+        (each for each in client.jobs() if own.fullmatch(each.name)),
+        key=lambda each: _number(each, name),
+    )
 
 
 def _number(state: State, name: str) -> int:

@@ -13,7 +13,8 @@ def add(verbs: Verbs) -> None:
     train = new_runner(
         verbs,
         "train",
-        "a job file, such as jobs/vae_digits.toml, or a run folder; none: --method.name and --data.source",
+        "a job file, such as jobs/vae_digits.toml, or a run folder; none: --method.name and"
+        " --data.source",
         "print the plan and start nothing",
         "break the run on purpose",
         help="train what a job file says; again: resume",
@@ -31,8 +32,8 @@ def _train(asked: argparse.Namespace, flags: dict[str, str]) -> int:
         return 0
     if asked.job is None and "method.name" not in flags:
         raise UsageError(
-            "udl train needs a job file, such as jobs/vae_digits.toml, or --method.name and --data.source "
-            "(udl train --settings lists settings)"
+            "udl train needs a job file, such as jobs/vae_digits.toml, or --method.name and"
+            " --data.source (udl train --settings lists settings)"
         )
     wanted = experiment.load(asked.job, flags)
     if asked.dry_run:

@@ -1,8 +1,8 @@
 """What a setting is: a field of a frozen dataclass with a default, a meaning and a range.
 
-Owners declare their settings with `setting(...)`; this file turns plain dicts (a TOML file, flags, a search axis) into
-such dataclasses and back, strictly: one converter for every way in, so a value is refused in the same words everywhere.
-It knows no owner, no file and no flag.
+Owners declare their settings with `setting(...)`; this file turns plain dicts (a TOML file, flags,
+a search axis) into such dataclasses and back, strictly: one converter for every way in, so a value
+is refused in the same words everywhere. It knows no owner, no file and no flag.
 """
 
 from __future__ import annotations
@@ -33,36 +33,53 @@ def setting(
     below: float | None = None,
     filled: bool = False,
 ) -> Any:
-    """Declare a setting: its default, one line of meaning, and bounds: `low` and `high` are allowed themselves, `above`
-    and `below` are not.
+    """Declare a setting: its default, one line of meaning, and bounds: `low` and `high` are allowed
+    themselves, `above` and `below` are not.
 
-    Bounds hold for each entry of a tuple. `filled` text must not be empty: without it "" is taken for "none given". A
-    dataclass as default (the class itself) makes a nested table.
+    Bounds hold for each entry of a tuple. `filled` text must not be empty: without it "" is taken
+    for "none given". A dataclass as default (the class itself) makes a nested table.
     """
-    metadata = {"meaning": meaning, "low": low, "above": above, "high": high, "below": below, "filled": filled}
+    metadata = {
+        "meaning": meaning,
+        "low": low,
+        "above": above,
+        "high": high,
+        "below": below,
+        "filled": filled,
+    }
     if isinstance(default, type):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
-    """Build the dataclass `cls` from nested plain values; raise UsageError on an unknown name, type or range."""
+    """Build the dataclass `cls` from nested plain values; raise UsageError on an unknown name, type
+    or range.
+    """
     known = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in values:
         if name not in known:
             raise UsageError(f"unknown setting {prefix}{name}: {nearest(name, known)}")
     hints = hints_of(cls)  # type: ignore[arg-type]
-    return cls(**{name: _value(hints[name], value, prefix + name, known[name].metadata)
-                  for name, value in values.items()})  # fmt: skip
+    return cls(
+        **{
+            name: _value(hints[name], value, prefix + name, known[name].metadata)
+            for name, value in values.items()
+        }
+    )
 
 
 def as_path(text: str) -> Path:
-    """The absolute path that somebody wrote, `~` for a home folder; raise UsageError for "" and the home of nobody.
+    """The absolute path that somebody wrote, `~` for a home folder; raise UsageError for "" and the
+    home of nobody.
 
     The URI of a file is a path too.
     """
     if not text:
-        raise UsageError("a name is empty where a file or folder is to be named: is a variable of the shell not set?")
+        raise UsageError(
+            "a name is empty where a file or folder is to be named: is a variable of the shell not"
+            " set?"
+        )
     if text.lower().startswith("file://"):
         text = unquote(text[len("file://") :].removeprefix("localhost"))
     try:
@@ -74,8 +91,15 @@ def as_path(text: str) -> Path:
 def from_flags(cls: type[T], flags: Mapping[str, str]) -> T:
     """Build the dataclass `cls` from flags, dotted names with their values as text."""
     known = kinds(cls)
-    return from_dict(cls, nest({name: from_text(known[name], text) if name in known else text
-                                for name, text in flags.items()}))  # fmt: skip
+    return from_dict(
+        cls,
+        nest(
+            {
+                name: from_text(known[name], text) if name in known else text
+                for name, text in flags.items()
+            }
+        ),
+    )
 
 
 @lru_cache(256)
@@ -96,8 +120,12 @@ def kinds(cls: type, prefix: str = "") -> dict[str, Any]:
 
 
 def from_text(kind: Any, text: str) -> Any:
-    """The value of a flag: TOML where the type asks for it: `[64, 32]`, `64,32`, `a,b`, `1e-3` and `true` all work."""
-    if kind is str or (get_origin(kind) is Literal and all(isinstance(choice, str) for choice in get_args(kind))):
+    """The value of a flag: TOML where the type asks for it: `[64, 32]`, `64,32`, `a,b`, `1e-3` and
+    `true` all work.
+    """
+    if kind is str or (
+        get_origin(kind) is Literal and all(isinstance(choice, str) for choice in get_args(kind))
+    ):
         return text
     if get_origin(kind) is tuple and get_args(kind)[0] is str and not text.startswith(("[", '"')):
         return [part.strip() for part in text.split(",") if part.strip()]
@@ -109,15 +137,25 @@ def from_text(kind: Any, text: str) -> Any:
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
-    """The plain nested dict of a settings dataclass, every default spelled out; `from_dict` reads it back."""
-    return {field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+    """The plain nested dict of a settings dataclass, every default spelled out; `from_dict` reads
+    it back.
+    """
+    return {
+        field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)
+    }
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one dict with dotted names: `{"train": {"seed": 1}}` becomes `{"train.seed": 1}`."""
+    """Nested tables as one dict with dotted names: `{"train": {"seed": 1}}` becomes `{"train.seed":
+    1}`.
+    """
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat.update(flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value})
+        flat.update(
+            flatten(value, f"{prefix}{name}.")
+            if isinstance(value, Mapping)
+            else {prefix + name: value}
+        )
     return flat
 
 
@@ -136,26 +174,41 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe(cls: type, prefix: str = "") -> Iterator[tuple[str, str, Any, str]]:
-    """Every setting below `cls` as (dotted name, type in words, default, meaning), for help texts."""
+    """Every setting below `cls` as (dotted name, type in words, default, meaning), for help
+    texts.
+    """
     hints = hints_of(cls)
     for field in dataclasses.fields(cls):
         kind = hints[field.name]
         if dataclasses.is_dataclass(kind):
             yield from describe(kind, f"{prefix}{field.name}.")  # type: ignore[arg-type]
         else:
-            yield prefix + field.name, in_words(kind), field.default, field.metadata.get("meaning", "")
+            yield (
+                prefix + field.name,
+                in_words(kind),
+                field.default,
+                field.metadata.get("meaning", ""),
+            )
 
 
 def nearest(name: str, known: Mapping[str, Any] | list[str]) -> str:
-    """What to do about a name nobody knows: the nearest one, else all of them, or the nearest few of many."""
+    """What to do about a name nobody knows: the nearest one, else all of them, or the nearest few
+    of many.
+    """
     if close := difflib.get_close_matches(name, list(known), n=1, cutoff=0.5):
         return f"did you mean {close[0]}?"
     if len(known) <= MOST_LISTED:
         return f"there are {', '.join(known)}"
     # By the last part alone: the tables before it make all of them unlike.
     last = name.rpartition(".")[2]
-    few = sorted(known, key=lambda each: -difflib.SequenceMatcher(None, last, each.rpartition(".")[2]).ratio())[:4]
-    return f"there are {len(known)}, the nearest are {', '.join(few)} (--settings or --help lists them)"
+    few = sorted(
+        known,
+        key=lambda each: -difflib.SequenceMatcher(None, last, each.rpartition(".")[2]).ratio(),
+    )[:4]
+    return (
+        f"there are {len(known)}, the nearest are {', '.join(few)} (--settings or --help lists"
+        " them)"
+    )
 
 
 def in_words(kind: Any) -> str:
@@ -166,7 +219,13 @@ def in_words(kind: Any) -> str:
         return " or ".join(in_words(part) for part in get_args(kind))
     if get_origin(kind) is tuple:
         return f"a list of {in_words(get_args(kind)[0])}s"
-    names = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "nothing"}
+    names = {
+        int: "whole number",
+        float: "number",
+        bool: "true or false",
+        str: "text",
+        type(None): "nothing",
+    }
     return names.get(kind, str(kind))
 
 
@@ -193,7 +252,8 @@ def _value(kind: Any, value: Any, name: str, limits: Mapping[str, Any]) -> Any:
 
 def _fits(kind: Any, value: Any) -> bool:
     if get_origin(kind) is Literal:
-        return any(type(value) is type(choice) and value == choice for choice in get_args(kind))  # true is not 1
+        # true is not 1
+        return any(type(value) is type(choice) and value == choice for choice in get_args(kind))
     if get_origin(kind) in (Union, types.UnionType):
         return any(_fits(part, value) for part in get_args(kind))
     return type(value) is kind  # not isinstance: true is no whole number

@@ -1,16 +1,24 @@
-"""Faults on purpose, to try a set-up: off unless asked twice, by UDL_FAULTS=1 in the environment and by --faults.
+"""Faults on purpose, to try a set-up: off unless asked twice, by UDL_FAULTS=1 in the environment
+and by --faults.
 
-    UDL_FAULTS=1 udl train JOB.toml --faults "kill rank 1 at image 12000; stall writer 5 s; enospc at save 3"
+    UDL_FAULTS=1 udl train JOB.toml --faults "kill rank 1 at image 12000; stall writer 5 s; enospc
+    at save 3"
 
-    ACT rank N at image I [in PLACE] [always]      what happens to a worker once it has done I images
-    kill driver at image I                         SIGKILL to the process that was started by hand (same machine)
-    stall writer S s [at save K] [always]          the K-th save (the first) of a process takes S seconds longer
-    enospc | eio at save K [always]                the K-th save of a process finds the disk full, or broken
+    ACT rank N at image I [in PLACE] [always]      what happens to a worker once it has done I
+    images
+    kill driver at image I                         SIGKILL to the process that was started by hand
+    (same machine)
+    stall writer S s [at save K] [always]          the K-th save (the first) of a process takes S
+    seconds longer
+    enospc | eio at save K [always]                the K-th save of a process finds the disk full,
+    or broken
 
-    ACT     kill (SIGKILL), segfault, exit (os._exit), raise (an exception), freeze (SIGSTOP), loop (for ever)
+    ACT     kill (SIGKILL), segfault, exit (os._exit), raise (an exception), freeze (SIGSTOP), loop
+    (for ever)
     PLACE   data, phase, validation or save; without it the first of them that comes
 
-Each happens once in a run, however often its workers start again; `always`: each time it is reached.
+Each happens once in a run, however often its workers start again; `always`: each time it is
+reached.
 """
 
 from __future__ import annotations
@@ -30,11 +38,17 @@ from udl_dist.runs.run_folder import RunFolder
 PLACES = ("data", "phase", "validation", "save")
 ACTS = ("kill", "segfault", "exit", "raise", "freeze", "loop")
 _NUMBER = r"(\d[\d_,]*)"
-_AT_IMAGE = re.compile(rf"({'|'.join(ACTS)}) (?:rank (\d+)|(driver)) at image {_NUMBER}(?: in (\w+))?( always)?")
+_AT_IMAGE = re.compile(
+    rf"({'|'.join(ACTS)}) (?:rank (\d+)|(driver)) at image {_NUMBER}(?: in (\w+))?( always)?"
+)
 _STALL = re.compile(rf"stall writer (\d+(?:\.\d+)?) s(?: at save {_NUMBER})?( always)?")
 _AT_SAVE = re.compile(rf"(enospc|eio) at save {_NUMBER}( always)?")
-FORMS = ("'kill rank 1 at image 12000 in phase'", "'kill driver at image 12000'", "'stall writer 5 s at save 2'",
-         "'enospc at save 3'")  # fmt: skip
+FORMS = (
+    "'kill rank 1 at image 12000 in phase'",
+    "'kill driver at image 12000'",
+    "'stall writer 5 s at save 2'",
+    "'enospc at save 3'",
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +79,12 @@ class Faults:
     def reach(self, images: int, place: str) -> None:
         for number, fault in enumerate(self._wanted):
             mine = fault.rank == self._rank or (fault.rank < 0 and self._rank == 0)
-            if 0 <= fault.image <= images and mine and fault.place in ("", place) and self._first_time(number, fault):
+            if (
+                0 <= fault.image <= images
+                and mine
+                and fault.place in ("", place)
+                and self._first_time(number, fault)
+            ):
                 self._say(fault)
                 _ACTS["driver" if fault.rank < 0 else fault.act](self._folder)
 
@@ -96,11 +115,14 @@ class Faults:
         return True
 
 
-_armed: Faults | None = None  # of this process; None: nothing happens, at the cost of one comparison
+# of this process; None: nothing happens, at the cost of one comparison
+_armed: Faults | None = None
 
 
 def arm(text: str, folder: RunFolder, rank: int) -> None:
-    """Have the faults of `text` happen in this process; nothing else in this file does anything before."""
+    """Have the faults of `text` happen in this process; nothing else in this file does anything
+    before.
+    """
     global _armed
     _armed = Faults(parse(text), folder, rank) if text else None
 
@@ -118,15 +140,22 @@ def reach_save() -> None:
 
 
 def checked(text: str) -> str:
-    """`text`, if its grammar is right and the environment asks too; raise UsageError in one line."""
+    """`text`, if its grammar is right and the environment asks too; raise UsageError in one
+    line.
+    """
     if text and os.environ.get("UDL_FAULTS") != "1":
-        raise UsageError("--faults breaks a run on purpose: set UDL_FAULTS=1 in the environment too, or leave it out")
+        raise UsageError(
+            "--faults breaks a run on purpose: set UDL_FAULTS=1 in the environment too, or leave"
+            " it out"
+        )
     parse(text)
     return text
 
 
 def parse(text: str) -> list[Fault]:
-    """The faults of a text, parted by semicolons; raise UsageError that names the part which makes no sense."""
+    """The faults of a text, parted by semicolons; raise UsageError that names the part which makes
+    no sense.
+    """
     return [_parsed(" ".join(part.split())) for part in text.split(";") if part.strip()]
 
 
@@ -134,17 +163,27 @@ def _parsed(part: str) -> Fault:
     if found := _AT_IMAGE.fullmatch(part):
         act, rank, driver, image, place, always = found.groups()
         if driver and act != "kill":
-            raise UsageError(f"--faults: {part!r}: the driver can only be killed: 'kill driver at image N'")
+            raise UsageError(
+                f"--faults: {part!r}: the driver can only be killed: 'kill driver at image N'"
+            )
         if place and place not in PLACES:
-            raise UsageError(f"--faults: {part!r}: no place {place!r}: there are {', '.join(PLACES)}")
-        return Fault(part, act, -1 if driver else int(rank), _whole(image), place or "", always=bool(always))
+            raise UsageError(
+                f"--faults: {part!r}: no place {place!r}: there are {', '.join(PLACES)}"
+            )
+        return Fault(
+            part, act, -1 if driver else int(rank), _whole(image), place or "", always=bool(always)
+        )
     if found := _STALL.fullmatch(part):
         seconds, save, always = found.groups()
-        return Fault(part, "stall", save=_whole(save or "1"), seconds=float(seconds), always=bool(always))
+        return Fault(
+            part, "stall", save=_whole(save or "1"), seconds=float(seconds), always=bool(always)
+        )
     if found := _AT_SAVE.fullmatch(part):
         act, save, always = found.groups()
         return Fault(part, act, save=_whole(save), always=bool(always))
-    raise UsageError(f"--faults: what is {part!r}? It is said like {', '.join(FORMS)}; acts: {', '.join(ACTS)}")
+    raise UsageError(
+        f"--faults: what is {part!r}? It is said like {', '.join(FORMS)}; acts: {', '.join(ACTS)}"
+    )
 
 
 def _whole(text: str) -> int:

@@ -1,4 +1,6 @@
-"""Files that last: whole or as they were, through kills and power cuts; what a disk refuses, by name. Knows no run."""
+"""Files that last: whole or as they were, through kills and power cuts; what a disk refuses, by
+name. Knows no run.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from pathlib import Path
 
 from udl_dist.errors import TrainingError
 
-REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # what a disk says, and a network does not
+# what a disk says, and a network does not
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def sync(path: Path) -> None:
@@ -24,8 +27,9 @@ def sync(path: Path) -> None:
 
 
 def lock(folder: Path) -> int | None:
-    """Hold a folder, without waiting, until the descriptor is closed or the process dies; None if somebody holds it, or
-    if it is gone."""
+    """Hold a folder, without waiting, until the descriptor is closed or the process dies; None if
+    somebody holds it, or if it is gone.
+    """
     try:
         handle = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:
@@ -50,13 +54,18 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line; raise OSError with nothing of it left, so that the next one is not glued to its rest."""
+    """Append one line; raise OSError with nothing of it left, so that the next one is not glued to
+    its rest.
+    """
     content = (line + "\n").encode()
     with path.open("ab", buffering=0) as file:
         before = file.tell()
         try:
             if (written := file.write(content)) < len(content):
-                raise OSError(errno.ENOSPC, f"No space left: {written} of {len(content)} bytes of a line were taken")
+                raise OSError(
+                    errno.ENOSPC,
+                    f"No space left: {written} of {len(content)} bytes of a line were taken",
+                )
         except OSError:
             with contextlib.suppress(OSError):
                 file.truncate(before)
@@ -126,11 +135,15 @@ def append_new(path: Path, lines: list[str]) -> None:
 
 @contextlib.contextmanager
 def errors_named(folder: Path) -> Iterator[None]:
-    """Raise TrainingError, in one line, where the disk of a run's `folder` refuses what is done meanwhile."""
+    """Raise TrainingError, in one line, where the disk of a run's `folder` refuses what is done
+    meanwhile.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in REFUSED:
             raise
-        raise TrainingError(f"{error.filename or folder}: {error.strerror}: free space or mend the disk, then run "
-                            "again: it goes on from its last checkpoint") from None  # fmt: skip
+        raise TrainingError(
+            f"{error.filename or folder}: {error.strerror}: free space or mend the disk, then run "
+            "again: it goes on from its last checkpoint"
+        ) from None

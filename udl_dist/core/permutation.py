@@ -1,6 +1,8 @@
-"""Keyed permutations and hashes of whole numbers: the arithmetic under every order and every chance of the stream.
+"""Keyed permutations and hashes of whole numbers: the arithmetic under every order and every chance
+of the stream.
 
-No list of numbers is ever held, any place can be asked for at once, and equal keys give equal answers everywhere.
+No list of numbers is ever held, any place can be asked for at once, and equal keys give equal
+answers everywhere.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ FEW = 2**12
 
 
 def mix64(values: U64) -> U64:
-    """Spread each 64-bit value over all 64-bit values, one to one: the finaliser of SplitMix64 (Steele et al. 2014)."""
+    """Spread each 64-bit value over all 64-bit values, one to one: the finaliser of SplitMix64
+    (Steele et al. 2014).
+    """
     values = values ^ (values >> np.uint64(30))
     values *= np.uint64(0xBF58476D1CE4E5B9)
     values ^= values >> np.uint64(27)
@@ -39,16 +43,22 @@ def chain(*parts: int) -> int:
 def permuted(places: U64, size: int, key: int) -> U64:
     """Where each place of 0 … size-1 is sent: one to one for any size and key. [B] -> [B]
 
-    A Feistel network over a rectangle of about sqrt(size) rows and columns that just covers all places (Black and
-    Rogaway 2002, "generalised Feistel"); what falls outside is sent through again until it falls inside.
+    A Feistel network over a rectangle of about sqrt(size) rows and columns that just covers all
+    places (Black and Rogaway 2002, "generalised Feistel"); what falls outside is sent through again
+    until it falls inside.
     """
-    # Ten rounds pass every test against a full shuffle; few places need more turns to reach all their orders alike.
+    # Ten rounds pass every test against a full shuffle; few places need more turns to reach all
+    # their orders alike.
     turns = 10 if size > FEW else 32
-    return _walked(places, np.uint64(size), np.uint64(ceil_root(size)), np.array([key], np.uint64), turns)
+    return _walked(
+        places, np.uint64(size), np.uint64(ceil_root(size)), np.array([key], np.uint64), turns
+    )
 
 
 def permuted_each(places: U64, sizes: U64, keys: U64) -> U64:
-    """The same with a size and a key for each place; for sizes of a few thousand. [B], [B], [B] -> [B]"""
+    """The same with a size and a key for each place; for sizes of a few thousand. [B], [B], [B] ->
+    [B]
+    """
     rows = np.ceil(np.sqrt(sizes.astype(np.float64))).astype(np.uint64)  # exact below 2^52
     return _walked(places, sizes, rows, keys, 32)
 
@@ -63,13 +73,18 @@ def ceil_root(size: int) -> int:
     return max(1, root)
 
 
-def _walked(places: U64, sizes: U64 | np.uint64, rows: U64 | np.uint64, keys: U64, turns: int) -> U64:
+def _walked(
+    places: U64, sizes: U64 | np.uint64, rows: U64 | np.uint64, keys: U64, turns: int
+) -> U64:
     columns = (sizes + rows - np.uint64(1)) // rows
-    rounds = mix64(np.arange(1, turns + 1, dtype=np.uint64)[:, None] * np.uint64(GOLDEN) + keys)  # [turns, B or 1]
+    # [turns, B or 1]
+    rounds = mix64(np.arange(1, turns + 1, dtype=np.uint64)[:, None] * np.uint64(GOLDEN) + keys)
     values = _permute(places, rows, columns, rounds)
     outside = np.flatnonzero(values >= sizes)
     while outside.size:
-        values[outside] = _permute(values[outside], _of(rows, outside), _of(columns, outside), _of(rounds, outside))
+        values[outside] = _permute(
+            values[outside], _of(rows, outside), _of(columns, outside), _of(rounds, outside)
+        )
         outside = outside[values[outside] >= _of(sizes, outside)]
     return values
 
@@ -80,8 +95,12 @@ def _of(per_place: U64 | np.uint64, places: NDArray[np.int64]) -> U64 | np.uint6
     return per_place if array.ndim == 0 or array.shape[-1] == 1 else array[..., places]
 
 
-def _permute(values: U64, rows: U64 | np.uint64, columns: U64 | np.uint64, rounds: U64 | np.uint64) -> U64:
-    """One pass of the Feistel network: row and column are shifted in turns by a keyed hash of the other."""
+def _permute(
+    values: U64, rows: U64 | np.uint64, columns: U64 | np.uint64, rounds: U64 | np.uint64
+) -> U64:
+    """One pass of the Feistel network: row and column are shifted in turns by a keyed hash of the
+    other.
+    """
     row, column = np.divmod(values, columns)
     for turn, key in enumerate(np.asarray(rounds)):
         if turn % 2:

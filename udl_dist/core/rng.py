@@ -1,6 +1,8 @@
-"""Random numbers that are a pure function of (key, name of the draw, element): the same on any rank, split or restart.
+"""Random numbers that are a pure function of (key, name of the draw, element): the same on any
+rank, split or restart.
 
-A helper of the methods, no method itself. The hash is splitmix64 (Steele, Lea, Flood 2014), started anew for each key.
+A helper of the methods, no method itself. The hash is splitmix64 (Steele, Lea, Flood 2014), started
+anew for each key.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ BITS = 23  # of a draw: k + 1/2 is then exact in float32, so a uniform number is
 
 
 def keys(seed: int, count: int, start: int = 0) -> Tensor:
-    """The random keys number `start` to `start + count` of a seed, [count] int64 on the CPU: one for each new image."""
+    """The random keys number `start` to `start + count` of a seed, [count] int64 on the CPU: one
+    for each new image.
+    """
     import torch
 
     places = torch.arange(start + 1, start + count + 1, dtype=torch.int64)
@@ -29,8 +33,11 @@ def uniform(keys: Tensor, draw: str, shape: tuple[int, ...]) -> Tensor:
 
     size = math.prod(shape)
     starts = _mix(keys ^ _signed(_name(draw)))
-    places = torch.arange(1, (size + 1) // 2 + 1, dtype=torch.int64, device=keys.device) * _signed(GOLDEN)
-    halves = _mix(starts[:, None] + places).view(torch.int32)[:, :size]  # two draws from each 64 bits
+    places = torch.arange(1, (size + 1) // 2 + 1, dtype=torch.int64, device=keys.device) * _signed(
+        GOLDEN
+    )
+    # two draws from each 64 bits
+    halves = _mix(starts[:, None] + places).view(torch.int32)[:, :size]
     whole = halves.bitwise_right_shift(32 - BITS).bitwise_and((1 << BITS) - 1)
     return ((whole.float() + 0.5) * 2.0**-BITS).view(-1, *shape)
 
@@ -46,12 +53,16 @@ def normal(keys: Tensor, draw: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def _mix(bits: Tensor) -> Tensor:
-    """Spread each of the 64 bits over all of them (splitmix64's finaliser, variant 13 of Stafford); overwrites `bits`.
+    """Spread each of the 64 bits over all of them (splitmix64's finaliser, variant 13 of Stafford);
+    overwrites `bits`.
 
-    Multiplication of int64 wraps, but its shift drags the sign along: a mask makes it the shift of an unsigned number.
+    Multiplication of int64 wraps, but its shift drags the sign along: a mask makes it the shift of
+    an unsigned number.
     """
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        bits = bits.bitwise_xor_(bits.bitwise_right_shift(shift).bitwise_and_((1 << 64 - shift) - 1))
+        bits = bits.bitwise_xor_(
+            bits.bitwise_right_shift(shift).bitwise_and_((1 << 64 - shift) - 1)
+        )
         bits = bits.mul_(_signed(factor))
     return bits.bitwise_xor_(bits.bitwise_right_shift(31).bitwise_and_((1 << 33) - 1))
 

@@ -1,6 +1,8 @@
-"""The stream alone, for loops that are not ours: batches for plain PyTorch, samples for a `wds.DataPipeline`.
+"""The stream alone, for loops that are not ours: batches for plain PyTorch, samples for a
+`wds.DataPipeline`.
 
-Both start at any position, share the work over ranks by themselves and repeat no record of an epoch. Knows no torch.
+Both start at any position, share the work over ranks by themselves and repeat no record of an
+epoch. Knows no torch.
 """
 
 from __future__ import annotations
@@ -19,15 +21,27 @@ from udl_dist.errors import UsageError
 
 
 class Batches:
-    """Endless batches of one rank's share: `for records in Batches("shards/", 128, size=64, channels=3): …`.
+    """Endless batches of one rank's share: `for records in Batches("shards/", 128, size=64,
+    channels=3): …`.
 
-    `records.images` is uint8 [B, C, H, W] (`torch.from_numpy(records.images)` shares its memory), `records.labels` are
-    classes. `state_dict` after any batch is all that is needed to go on behind it, at any number of ranks.
+    `records.images` is uint8 [B, C, H, W] (`torch.from_numpy(records.images)` shares its memory),
+    `records.labels` are classes. `state_dict` after any batch is all that is needed to go on behind
+    it, at any number of ranks.
     """
 
-    def __init__(self, source: str, batch_images: int, *, rank: int = 0, world: int = 1, seed: int = 0,
-                 **settings: Any) -> None:  # fmt: skip
-        """`batch_images` is the global batch; `settings` are those of `data`, with nothing held out unless asked."""
+    def __init__(
+        self,
+        source: str,
+        batch_images: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+        **settings: Any,
+    ) -> None:
+        """`batch_images` is the global batch; `settings` are those of `data`, with nothing held out
+        unless asked.
+        """
         self.stream = _opened(source, seed, settings)
         self.position = 0
         self._batch_images, self._rank, self._world = batch_images, rank, world
@@ -35,15 +49,19 @@ class Batches:
     def __iter__(self) -> Iterator[Records]:
         if _loader_worker()[1] > 1:
             raise UsageError(
-                "Batches in a DataLoader with several workers would give every batch once a worker: set "
-                "num_workers = 0 (it reads ahead with threads of its own: readers = 2)"
+                "Batches in a DataLoader with several workers would give every batch once a worker:"
+                " set num_workers = 0 (it reads ahead with threads of its own: readers = 2)"
             )
-        for records in self.stream.batches(self.position, self._batch_images, self._rank, self._world):
+        for records in self.stream.batches(
+            self.position, self._batch_images, self._rank, self._world
+        ):
             self.position += self._batch_images
             yield records
 
     def __len__(self) -> int:
-        """Batches that make an epoch, the last one reaching into the next; iteration does not end there."""
+        """Batches that make an epoch, the last one reaching into the next; iteration does not end
+        there.
+        """
         return -(-self.stream.records // self._batch_images)
 
     def state_dict(self) -> dict[str, Any]:
@@ -51,36 +69,53 @@ class Batches:
         return {"position": self.position, "data": self.stream.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a state was taken; raise ValueError if it is of other images or another order."""
+        """Go on where a state was taken; raise ValueError if it is of other images or another
+        order.
+        """
         if state["data"] != self.stream.fingerprint:
             raise ValueError("this state is of other images, or of another size or order of them")
         self.position = int(state["position"])
 
 
 class Samples:
-    """Endless samples as webdataset knows them, images still encoded: `wds.DataPipeline(Samples("shards/"), …)`.
+    """Endless samples as webdataset knows them, images still encoded:
+    `wds.DataPipeline(Samples("shards/"), …)`.
 
-    A sample is `{"__key__", "__url__", EXTENSION: bytes, "cls": bytes}`. Records come in the exact order of the seed,
-    each checked against its checksum; what follows in the pipeline (decode, map, batch) is webdataset's.
+    A sample is `{"__key__", "__url__", EXTENSION: bytes, "cls": bytes}`. Records come in the exact
+    order of the seed, each checked against its checksum; what follows in the pipeline (decode, map,
+    batch) is webdataset's.
     """
 
-    def __init__(self, source: str, *, position: int = 0, rank: int = 0, world: int = 1, seed: int = 0,
-                 **settings: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        source: str,
+        *,
+        position: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+        **settings: Any,
+    ) -> None:
         """`position` counts the samples of all ranks together."""
         self._stream = _opened(source, seed, settings)
         self._position, self._rank, self._world = position, rank, world
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The workers of a DataLoader take turns, so that together they give what the rank would give without them."""
+        """The workers of a DataLoader take turns, so that together they give what the rank would
+        give without them.
+        """
         worker, workers = _loader_worker()
-        return self._stream.samples(self._position, self._rank + self._world * worker, self._world * workers)
+        return self._stream.samples(
+            self._position, self._rank + self._world * worker, self._world * workers
+        )
 
     __call__ = __iter__  # how a DataPipeline begins
 
 
 def _loader_worker() -> tuple[int, int]:
     """Which worker of a PyTorch DataLoader this process is, of how many; the only one elsewhere."""
-    data = sys.modules.get("torch.utils.data")  # there in every such worker, and not imported for this alone
+    # there in every such worker, and not imported for this alone
+    data = sys.modules.get("torch.utils.data")
     about = data.get_worker_info() if data else None
     return (about.id, about.num_workers) if about else (0, 1)
 

@@ -13,11 +13,19 @@ from udl_dist.evaluation.likelihood import Likelihood
 from udl_dist.evaluation.reconstruction import Reconstruction
 from udl_dist.evaluation.representation import Representation
 
-FAMILIES: tuple[type[Family], ...] = (Reconstruction, Likelihood, Representation, Distribution, Anomaly)
+FAMILIES: tuple[type[Family], ...] = (
+    Reconstruction,
+    Likelihood,
+    Representation,
+    Distribution,
+    Anomaly,
+)
 
 
 def chosen(subject: Subject, images: int) -> tuple[list[Family], list[str]]:
-    """The families that can be had, and in words why others cannot; raise UsageError for one that was asked for."""
+    """The families that can be had, and in words why others cannot; raise UsageError for one that
+    was asked for.
+    """
     names = [family.name for family in FAMILIES]
     if unknown := [name for name in subject.asked.families if name not in names]:
         raise UsageError(f"unknown family of figures {unknown[0]!r}: {nearest(unknown[0], names)}")
@@ -29,15 +37,23 @@ def chosen(subject: Subject, images: int) -> tuple[list[Family], list[str]]:
         else:
             found.append(family(subject))
     has = [family.name for family in found]
-    if missing := [note for note in notes if note.split(":")[0].removeprefix("no ") in subject.asked.families]:
+    if missing := [
+        note for note in notes if note.split(":")[0].removeprefix("no ") in subject.asked.families
+    ]:
         raise UsageError(f"{missing[0]}; it has {', '.join(has) or 'none'}")
     asked: Sequence[str] = subject.asked.families
     found = [family for family in found if not asked or family.name in asked]
-    single = [f"no {name}: {why}" for family in found for name, why in family.without(subject).items()]
+    single = [
+        f"no {name}: {why}" for family in found for name, why in family.without(subject).items()
+    ]
     return found, ([] if asked else notes) + single
 
 
 def _lacking(family: type[Family], subject: Subject, images: int) -> str:
     if why := family.lacking(subject):
         return why
-    return f"it needs {family.least} images or more, there are {images}" if images < family.least else ""
+    return (
+        f"it needs {family.least} images or more, there are {images}"
+        if images < family.least
+        else ""
+    )

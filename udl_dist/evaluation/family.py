@@ -1,7 +1,8 @@
-"""What a family of figures is: what it takes of each batch, summed or kept, and what it makes of all of it.
+"""What a family of figures is: what it takes of each batch, summed or kept, and what it makes of
+all of it.
 
-Sums are in float64 and rows keep their order, so that figures are the same over any number of ranks. A family knows a
-method, never a stream, a rank or a file.
+Sums are in float64 and rows keep their order, so that figures are the same over any number of
+ranks. A family knows a method, never a stream, a rank or a file.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class Extractor(Protocol):
     name: str
     hash: str
     classes: int  # that it tells apart; 0: it is no classifier
-    sees_detail: bool  # if not, neighbours would call a blurred image a perfect one, and are left out
+    # if not, neighbours would call a blurred image a perfect one, and are left out
+    sees_detail: bool
     cannot_see: str  # in words, for the protocol; "" where nobody can say
 
     def features(self, images: Tensor) -> Tensor: ...  # [N, C, H, W] in [-1, 1] -> [N, F]
@@ -46,14 +48,18 @@ class Subject:
     sample: Callable[[Tensor], Tensor] | None  # [N] int64 keys -> images; None if it makes none
     sampled_from: str  # where its latents come from, in words
     labelled: bool = False  # whether both held-out and training images have labels
-    left_out: tuple[int, ...] = ()  # classes that training never saw, and of which there are held-out images
-    # The real images in batches [B, C, H, W], held-out and training ones, for references that need several passes.
+    # classes that training never saw, and of which there are held-out images
+    left_out: tuple[int, ...] = ()
+    # The real images in batches [B, C, H, W], held-out and training ones, for references that need
+    # several passes.
     real: Mapping[str, Callable[[], Iterable[Tensor]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One batch on the method's device; `start` counts the images before it, `labels` are -1 where there are none."""
+    """One batch on the method's device; `start` counts the images before it, `labels` are -1 where
+    there are none.
+    """
 
     batch: Batch
     labels: Tensor  # [B] int64
@@ -74,11 +80,14 @@ class Taken:
 
 @dataclass(frozen=True)
 class Figure:
-    """A number, its spread over seeds where chance is, what to hold it against, and what else it depends on."""
+    """A number, its spread over seeds where chance is, what to hold it against, and what else it
+    depends on.
+    """
 
     value: float
     sd: float | None = None
-    beside: Mapping[str, float] = field(default_factory=dict)  # floors and ceilings, by what they are
+    # floors and ceilings, by what they are
+    beside: Mapping[str, float] = field(default_factory=dict)
     protocol: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -92,16 +101,20 @@ class Plane:
 
 
 class Family:
-    """Figures that are taken together. A subclass says what it lacks, takes, and makes of what was taken.
+    """Figures that are taken together. A subclass says what it lacks, takes, and makes of what was
+    taken.
 
-    Its *reference* is what real images alone say, no model asked: floors, and statistics that figures are worked out
-    from. It is made of what was taken of them, or `known` from an evaluation before; then nothing is taken for it.
+    Its *reference* is what real images alone say, no model asked: floors, and statistics that
+    figures are worked out from. It is made of what was taken of them, or `known` from an evaluation
+    before; then nothing is taken for it.
     """
 
     name: ClassVar[str]
     learns: ClassVar[bool] = False  # whether the model is asked about training images too
-    refers: ClassVar[bool] = False  # whether its reference is made of training images too, where there are some
-    compares: ClassVar[bool] = False  # whether it also goes through those that were left out: they come last in a whole
+    # whether its reference is made of training images too, where there are some
+    refers: ClassVar[bool] = False
+    # whether it also goes through those that were left out: they come last in a whole
+    compares: ClassVar[bool] = False
     least: ClassVar[int] = 1  # images that its figures need
 
     def __init__(self, subject: Subject) -> None:
@@ -110,8 +123,11 @@ class Family:
 
     def goes_through(self, which: str) -> bool:
         """Whether something is taken of the images `which`."""
-        return {HELD_OUT: True, TRAIN: self.learns or (self.refers and not self.known),
-                LEFT_OUT: self.compares}[which]  # fmt: skip
+        return {
+            HELD_OUT: True,
+            TRAIN: self.learns or (self.refers and not self.known),
+            LEFT_OUT: self.compares,
+        }[which]
 
     @classmethod
     def lacking(cls, subject: Subject) -> str:
@@ -132,16 +148,26 @@ class Family:
         return {}
 
     def reference(self, held_out: Taken, train: Taken | None) -> dict[str, Tensor]:
-        """What real images alone say, by name; `train` is None where no training images can be had."""
+        """What real images alone say, by name; `train` is None where no training images can be
+        had.
+        """
         return {}
 
-    def figures(self, held_out: Taken, train: Taken | None, reference: Mapping[str, Tensor]) -> dict[str, Figure]:
-        """The figures by name; `train` is None where no training images can be had, or none were gone through."""
+    def figures(
+        self, held_out: Taken, train: Taken | None, reference: Mapping[str, Tensor]
+    ) -> dict[str, Figure]:
+        """The figures by name; `train` is None where no training images can be had, or none were
+        gone through.
+        """
         raise NotImplementedError
 
     def some(self, rows: Tensor, count: int) -> Tensor:
-        """So many rows at random, or all of fewer, the same ones each time: shards may be sorted."""
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.subject.asked.seed))
+        """So many rows at random, or all of fewer, the same ones each time: shards may be
+        sorted.
+        """
+        order = torch.randperm(
+            len(rows), generator=torch.Generator().manual_seed(self.subject.asked.seed)
+        )
         return rows[order[:count]]
 
     def maps(self, held_out: Taken, train: Taken | None) -> dict[str, Plane]:

@@ -8,16 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MOST_NEIGHBOURS = 30_000  # training images that neighbours are looked for among: distances go with their product
+# training images that neighbours are looked for among: distances go with their product
+MOST_NEIGHBOURS = 30_000
 ROWS = 1000  # whose distances to all others are held at a time
 TINY = 1e-10  # a density without bound where rows are equal
 RIDGE = 1e-6  # part of the mean variance added to each: directions without variance say nothing
 
 
 def auroc(odd: Tensor, normal: Tensor) -> float:  # [N], [M]
-    """The chance that an odd one scores above a normal one; of equal scores half counts (Fawcett 2006, section 7)."""
+    """The chance that an odd one scores above a normal one; of equal scores half counts (Fawcett
+    2006, section 7).
+    """
     ordered = normal.double().sort().values
-    below, upto = (torch.searchsorted(ordered, odd.double(), right=right) for right in (False, True))
+    below, upto = (
+        torch.searchsorted(ordered, odd.double(), right=right) for right in (False, True)
+    )
     return float((below + upto).double().sum() / (2 * len(odd) * len(normal)))
 
 
@@ -34,7 +39,8 @@ def mahalanobis(rows: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:  # [N
 class Crowd:
     """Rows that are normal, and how dense they lie around each of them."""
 
-    rows: Tensor  # [N, F] float64, from their centre: distances of rows far from 0 would lose digits
+    # [N, F] float64, from their centre: distances of rows far from 0 would lose digits
+    rows: Tensor
     centre: Tensor  # [F] float64
     reach: Tensor  # [N]: how far the last neighbour of each is
     density: Tensor  # [N]
@@ -50,7 +56,9 @@ class Crowd:
         return cls(rows, centre, reach, _densities(distances, reach[places]), torch.tensor(count))
 
     def outlier_factors(self, rows: Tensor) -> Tensor:  # [N, F] -> [N] float64
-        """Local outlier factors (Breunig et al. 2000, definition 7): 1 in the midst of others, more outside."""
+        """Local outlier factors (Breunig et al. 2000, definition 7): 1 in the midst of others, more
+        outside.
+        """
         found = []
         for _, part in _parts(rows.double() - self.centre):
             distances, places = _nearest(part, self.rows, int(self.neighbours))
@@ -62,8 +70,12 @@ def _densities(distances: Tensor, reach: Tensor) -> Tensor:  # [N, K] twice -> [
     return 1 / (torch.maximum(distances, reach).mean(1) + TINY)
 
 
-def _nearest(part: Tensor, rows: Tensor, count: int, own: int | None = None) -> tuple[Tensor, Tensor]:
-    """Distances and places of the nearest rows; of a part that is itself among them, from `own` on, others."""
+def _nearest(
+    part: Tensor, rows: Tensor, count: int, own: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Distances and places of the nearest rows; of a part that is itself among them, from `own` on,
+    others.
+    """
     distances = torch.cdist(part, rows)
     if own is not None:
         distances.diagonal(own).fill_(torch.inf)

@@ -1,4 +1,6 @@
-"""Principal components of images of any size, in bounded memory: the floor under every autoencoder."""
+"""Principal components of images of any size, in bounded memory: the floor under every
+autoencoder.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +9,25 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-Images = Callable[[], Iterable[Tensor]]  # batches [B, C, H, W] in [-1, 1]; each call starts again from the first image
+# batches [B, C, H, W] in [-1, 1]; each call starts again from the first image
+Images = Callable[[], Iterable[Tensor]]
 
-EXTRA = 16  # directions beyond those asked for: the last ones wanted then converge as fast as the others
+# directions beyond those asked for: the last ones wanted then converge as fast as the others
+EXTRA = 16
 MOST_PASSES = 8  # over the images
 SETTLED = 2e-3  # iteration ends when a pass lowers the error by less than this share of it
 CHUNK_FLOATS = 2**23  # pixels that are held as floats at a time: 32 MiB
 
 
-def errors(fitted: Images, measured: Images, components: Sequence[int]) -> tuple[dict[int, float], int]:
-    """Mean squared error per pixel, in [0, 1], of `measured` images behind so many components of the `fitted` ones.
+def errors(
+    fitted: Images, measured: Images, components: Sequence[int]
+) -> tuple[dict[int, float], int]:
+    """Mean squared error per pixel, in [0, 1], of `measured` images behind so many components of
+    the `fitted` ones.
 
-    Returns the errors by number of components, and how many images were fitted to. Counts that are not below that
-    number are left out: so many components do not exist. Memory is that of a few matrices of pixels × components; the
-    covariance, which has pixels² entries, is never made.
+    Returns the errors by number of components, and how many images were fitted to. Counts that are
+    not below that number are left out: so many components do not exist. Memory is that of a few
+    matrices of pixels × components; the covariance, which has pixels² entries, is never made.
     """
     mean, count = _mean(fitted)
     wanted = [size for size in components if size < count]
@@ -39,21 +46,27 @@ def errors(fitted: Images, measured: Images, components: Sequence[int]) -> tuple
 
 
 def principal(covariance: Tensor, components: int) -> Tensor:  # [D, D] -> [D, K]
-    """The directions of most variance, of a covariance that is small enough to be had; the greatest comes last."""
+    """The directions of most variance, of a covariance that is small enough to be had; the greatest
+    comes last.
+    """
     _, vectors = torch.linalg.eigh(covariance)  # in rising order
     kept: Tensor = vectors[:, max(0, len(covariance) - components) :]
     return kept
 
 
-def _basis(images: Images, mean: Tensor, count: int, components: int) -> Tensor:  # -> [D, K] float32
-    """Orthonormal directions by subspace iteration from a seeded start (Halko et al. 2011, algorithm 4.4)."""
+# -> [D, K] float32
+def _basis(images: Images, mean: Tensor, count: int, components: int) -> Tensor:
+    """Orthonormal directions by subspace iteration from a seeded start (Halko et al. 2011,
+    algorithm 4.4).
+    """
     pixels = len(mean)
     width = min(components + EXTRA + components // 4, pixels, count)
     start = torch.randn(pixels, width, generator=torch.Generator().manual_seed(0))
     basis: Tensor = torch.linalg.qr(start).Q
     before = float("inf")
     for _ in range(MOST_PASSES):
-        product, total = torch.zeros_like(basis), 0.0  # covariance × basis, and the variance of all pixels
+        # covariance × basis, and the variance of all pixels
+        product, total = torch.zeros_like(basis), 0.0
         for rows in _centred(images, mean):
             product.addmm_(rows.T, rows @ basis)
             total += float(rows.double().square().sum())

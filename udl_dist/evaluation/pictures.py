@@ -1,4 +1,6 @@
-"""Grids that a person looks at: originals over reconstructions, generated images beside real ones."""
+"""Grids that a person looks at: originals over reconstructions, generated images beside real
+ones.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ LETTER_WIDTH, LINE_HEIGHT = 7, 13  # of Pillow's own font, at most
 def draw(method: Method, batch: Batch, keys: Tensor, columns: int) -> dict[str, Image.Image]:
     """The pictures this method can have: `reconstruction` and `samples`, by name.
 
-    `batch` holds real held-out images, at least one; what a denoising method sees of them has a row of its
-    own. `keys` the random keys of the samples, [columns**2] int64.
+    `batch` holds real held-out images, at least one; what a denoising method sees of them has a row
+    of its own. `keys` the random keys of the samples, [columns**2] int64.
     """
     pictures = {}
     if method.can("reconstruct"):
@@ -39,7 +41,9 @@ def draw(method: Method, batch: Batch, keys: Tensor, columns: int) -> dict[str, 
 def captioned(picture: Image.Image, text: str) -> Image.Image:
     """A picture with lines of small text below it."""
     lines = textwrap.wrap(text, max(20, picture.width // LETTER_WIDTH))
-    whole = Image.new(picture.mode, (picture.width, picture.height + GAP + LINE_HEIGHT * len(lines)), "white")
+    whole = Image.new(
+        picture.mode, (picture.width, picture.height + GAP + LINE_HEIGHT * len(lines)), "white"
+    )
     whole.paste(picture, (0, 0))
     pen = ImageDraw.Draw(whole)
     for number, line in enumerate(lines):
@@ -64,7 +68,9 @@ def grid(images: Tensor, columns: int) -> Image.Image:
 def beside(left: Image.Image, right: Image.Image) -> Image.Image:
     """Two pictures with a gap between them."""
     between = 8 * GAP
-    both = Image.new(left.mode, (left.width + between + right.width, max(left.height, right.height)), "white")
+    both = Image.new(
+        left.mode, (left.width + between + right.width, max(left.height, right.height)), "white"
+    )
     both.paste(left, (0, 0))
     both.paste(right, (left.width + between, 0))
     return both

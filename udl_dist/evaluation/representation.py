@@ -1,4 +1,6 @@
-"""What codes say of the classes of images, beside what the raw pixels say; needs labels, and scikit-learn."""
+"""What codes say of the classes of images, beside what the raw pixels say; needs labels, and
+scikit-learn.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from udl_dist.evaluation.family import Family, Figure, Plane, Seen, Subject, Tak
 CODES, PIXELS = "codes", "pixels"  # rows that classes are looked for in
 NEIGHBOURS = 10
 TURNS = 300  # of the linear probe
-PERPLEXITY, MOST_MAPPED = 30, 5000  # neighbours that t-SNE keeps near, and images: their products go into its time
+# neighbours that t-SNE keeps near, and images: their products go into its time
+PERPLEXITY, MOST_MAPPED = 30, 5000
 
 Rows = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -26,7 +29,9 @@ Set = tuple[Rows, Labels]
 
 
 class Representation(Family):
-    """Neighbours, a linear probe and clusters, all learned from training images and measured on held-out ones."""
+    """Neighbours, a linear probe and clusters, all learned from training images and measured on
+    held-out ones.
+    """
 
     name: ClassVar[str] = "representation"
     learns: ClassVar[bool] = True
@@ -54,29 +59,47 @@ class Representation(Family):
 
     def reference(self, held_out: Taken, train: Taken | None) -> dict[str, Tensor]:
         """The same figures of raw pixels."""
-        return {name: torch.tensor(value, dtype=torch.float64)
-                for name, (value, _) in self._measured(held_out, train, PIXELS).items()}  # fmt: skip
+        return {
+            name: torch.tensor(value, dtype=torch.float64)
+            for name, (value, _) in self._measured(held_out, train, PIXELS).items()
+        }
 
-    def figures(self, held_out: Taken, train: Taken | None, reference: Mapping[str, Tensor]) -> dict[str, Figure]:
+    def figures(
+        self, held_out: Taken, train: Taken | None, reference: Mapping[str, Tensor]
+    ) -> dict[str, Figure]:
         _, labels = _labelled(held_out, CODES)
         commonest = float(np.bincount(labels).max() / len(labels))
         protocol = {"classes": len(np.unique(labels)), "labelled": len(labels)}
-        return {name: Figure(value, spread, {"raw pixels": float(reference[name])}
-                             | ({"always the commonest class": commonest} if name.endswith("accuracy") else {}),
-                             protocol) for name, (value, spread) in self._measured(held_out, train, CODES).items()
-                }  # fmt: skip
+        return {
+            name: Figure(
+                value,
+                spread,
+                {"raw pixels": float(reference[name])}
+                | ({"always the commonest class": commonest} if name.endswith("accuracy") else {}),
+                protocol,
+            )
+            for name, (value, spread) in self._measured(held_out, train, CODES).items()
+        }
 
-    def _measured(self, held_out: Taken, train: Taken | None, what: str) -> dict[str, tuple[float, float | None]]:
+    def _measured(
+        self, held_out: Taken, train: Taken | None, what: str
+    ) -> dict[str, tuple[float, float | None]]:
         assert train, "without training images the family is lacking"
-        return _measured(_labelled(train, what), _labelled(held_out, what), self.subject.asked.seed,
-                         self.subject.asked.seeds)  # fmt: skip
+        return _measured(
+            _labelled(train, what),
+            _labelled(held_out, what),
+            self.subject.asked.seed,
+            self.subject.asked.seeds,
+        )
 
     def maps(self, held_out: Taken, train: Taken | None) -> dict[str, Plane]:
         assert train, "without training images the family is lacking"
         codes, labels = (torch.from_numpy(one) for one in _labelled(held_out, CODES))
         found = {"codes": flat.principal(train.rows[CODES].float(), codes, labels)}
         if self.subject.asked.tsne:
-            found["codes_tsne"] = _neighbourhoods(codes[:MOST_MAPPED], labels[:MOST_MAPPED], self.subject.asked.seed)
+            found["codes_tsne"] = _neighbourhoods(
+                codes[:MOST_MAPPED], labels[:MOST_MAPPED], self.subject.asked.seed
+            )
         return found
 
 
@@ -95,13 +118,16 @@ def _labelled(taken: Taken, what: str) -> Set:
     return taken.rows[what].float().numpy()[labels >= 0], labels[labels >= 0]
 
 
-def _measured(train: Set, held_out: Set, seed: int, seeds: int) -> dict[str, tuple[float, float | None]]:
+def _measured(
+    train: Set, held_out: Set, seed: int, seeds: int
+) -> dict[str, tuple[float, float | None]]:
     """Every figure of one kind of rows, with its deviation over seeds where it starts by chance."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a probe that is stopped early is none the worse for it
         found: dict[str, tuple[float, float | None]] = {
-            "knn_accuracy": (_neighbours(train, held_out), None), "linear_accuracy": (_linear(train, held_out), None)
-        }  # fmt: skip
+            "knn_accuracy": (_neighbours(train, held_out), None),
+            "linear_accuracy": (_linear(train, held_out), None),
+        }
         clustered = [_clusters(train, held_out, seed + number) for number in range(seeds)]
     for name in clustered[0]:
         values = [one[name] for one in clustered]

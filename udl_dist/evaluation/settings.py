@@ -11,18 +11,32 @@ from udl_dist.core.config_schema import setting
 DETAIL, PIXELS = "detail", "pixels"  # what images are compared by without an extractor of one's own
 OWN = (DETAIL, PIXELS)
 MOST = 10  # validations of a run that are made unasked
-COST = 0.75  # of a training image is what a held-out one takes: 0.24 to 0.70 (python -m tests.bench.validations)
+# of a training image is what a held-out one takes: 0.24 to 0.70 (python -m tests.bench.validations)
+COST = 0.75
 
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    every_images: int = setting(0, "images between validations and pictures; 0: ten times a run, or as often as "
-                                   "evaluate.share allows", low=0)  # fmt: skip
-    images: int = setting(10_000, "held-out images that validations see at most, the same ones each time; 0: all",
-                          low=0)  # fmt: skip
-    share: float = setting(0.05, "part of a run that validations may take; one at the end there is always", above=0,
-                           high=1)  # fmt: skip
-    at_images: tuple[int, ...] = setting((), "images after which there is a validation too, with a checkpoint", low=1)
+    every_images: int = setting(
+        0,
+        "images between validations and pictures; 0: ten times a run, or as often as "
+        "evaluate.share allows",
+        low=0,
+    )
+    images: int = setting(
+        10_000,
+        "held-out images that validations see at most, the same ones each time; 0: all",
+        low=0,
+    )
+    share: float = setting(
+        0.05,
+        "part of a run that validations may take; one at the end there is always",
+        above=0,
+        high=1,
+    )
+    at_images: tuple[int, ...] = setting(
+        (), "images after which there is a validation too, with a checkpoint", low=1
+    )
     pictures: bool = setting(True, "write PNG grids into the run folder at each validation")
     columns: int = setting(10, "images in a row of a picture", low=1, high=100)
 
@@ -43,32 +57,57 @@ class EvaluateSettings:
 class FigureSettings:
     """What `udl evaluate` measures, and on how many images."""
 
-    families: tuple[str, ...] = setting((), "families of figures; empty: all that the method and the images allow")
+    families: tuple[str, ...] = setting(
+        (), "families of figures; empty: all that the method and the images allow"
+    )
     images: int = setting(10_000, "held-out images at most, drawn at random; 0: all of them", low=0)
     train_images: int = setting(
-        10_000, "training images at most that floors, neighbours and probes learn from; 0: all", low=0
+        10_000,
+        "training images at most that floors, neighbours and probes learn from; 0: all",
+        low=0,
     )
-    data: str = setting("", "another source whose images are measured; empty: the run's held-out images")
+    data: str = setting(
+        "", "another source whose images are measured; empty: the run's held-out images"
+    )
     seed: int = setting(0, "where noise, latents and clusters come from")
     seeds: int = setting(3, "sets of generated images; figures of them have a ± over these", low=1)
     prior: Literal["auto", "own", "mixture"] = setting(
-        "auto", "where latents of generated images come from: the method's own, else the mixture of udl fit-prior"
+        "auto",
+        "where latents of generated images come from: the method's own, else the mixture of udl"
+        " fit-prior",
     )
-    pairs: int = setting(10_000, "images of each set at most that kernel and neighbour distances compare with all "
-                                 "others, in a time that goes with the square; 0: none", low=0)  # fmt: skip
+    pairs: int = setting(
+        10_000,
+        "images of each set at most that kernel and neighbour distances compare with all "
+        "others, in a time that goes with the square; 0: none",
+        low=0,
+    )
     noise: tuple[float, ...] = setting(
-        (0.1, 0.25, 0.5), "deviations of added noise, pixels in [0, 1], whose removal is measured", above=0
+        (0.1, 0.25, 0.5),
+        "deviations of added noise, pixels in [0, 1], whose removal is measured",
+        above=0,
     )
-    bound_samples: int = setting(100, "latents an image in the importance-weighted bound (IWAE); 0: none", low=0)
+    bound_samples: int = setting(
+        100, "latents an image in the importance-weighted bound (IWAE); 0: none", low=0
+    )
     extractor: str = setting(
         DETAIL,
-        "what images are compared by: detail (a fixed multi-scale descriptor), pixels (averaged to 8×8, which see no "
-        "detail), a file that udl fit-extractor wrote, TorchScript, or a .pt2 of torch.export",
+        "what images are compared by: detail (a fixed multi-scale descriptor), pixels (averaged to"
+        " 8×8, which see no detail), a file that udl fit-extractor wrote, TorchScript, or a .pt2 of"
+        " torch.export",
     )
-    trust_extractor: bool = setting(False, "run an extractor that is code: TorchScript or .pt2 may do whatever you can")
-    quantile: float = setting(0.95, "part of normal images below the threshold of an anomaly", above=0, high=1)
-    neighbours: int = setting(10, "neighbours of an outlier factor, among at most 30,000 training images", low=1)
-    tsne: bool = setting(False, "a second map of codes, by t-SNE, beside that of their two main directions")
+    trust_extractor: bool = setting(
+        False, "run an extractor that is code: TorchScript or .pt2 may do whatever you can"
+    )
+    quantile: float = setting(
+        0.95, "part of normal images below the threshold of an anomaly", above=0, high=1
+    )
+    neighbours: int = setting(
+        10, "neighbours of an outlier factor, among at most 30,000 training images", low=1
+    )
+    tsne: bool = setting(
+        False, "a second map of codes, by t-SNE, beside that of their two main directions"
+    )
     workers: int = setting(0, "Ray workers that share the images; 0: this process alone", low=0)
     readers: int = setting(1, "threads of each that read and decode ahead", low=0, high=256)
     address: str = setting("", "a Ray cluster to join; empty: a private Ray on this machine")

@@ -24,12 +24,16 @@ def psnr(errors: Tensor) -> Tensor:  # [B] -> [B]
 
 
 def ssim(images: Tensor, others: Tensor) -> Tensor:  # [B, C, H, W] twice, in [-1, 1] -> [B] float64
-    """Structural similarity (Wang et al. 2004, eq. 13), the mean over all places where the whole window fits."""
+    """Structural similarity (Wang et al. 2004, eq. 13), the mean over all places where the whole
+    window fits.
+    """
     return _terms(images, others)[0]
 
 
-def ms_ssim(images: Tensor, others: Tensor) -> Tensor:  # [B, C, H, W] twice, in [-1, 1] -> [B] float64
-    """SSIM over five scales (Wang et al. 2003, eq. 7): contrast and structure at each, luminance at the last.
+# [B, C, H, W] twice, in [-1, 1] -> [B] float64
+def ms_ssim(images: Tensor, others: Tensor) -> Tensor:
+    """SSIM over five scales (Wang et al. 2003, eq. 7): contrast and structure at each, luminance at
+    the last.
 
     What is negative counts as 0.
     """
@@ -55,7 +59,9 @@ def _terms(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _blurred(stack: Tensor) -> Tensor:  # [..., H, W] -> [..., h, w]
-    """Windows as products with a matrix of bands: up to 512 pixels a side 2 to 10 times as quick as convolutions."""
+    """Windows as products with a matrix of bands: up to 512 pixels a side 2 to 10 times as quick as
+    convolutions.
+    """
     height, width = (_bands(side, stack.device) for side in stack.shape[-2:])
     return height.T @ (stack @ width)
 
@@ -66,4 +72,6 @@ def _bands(side: int, device: torch.device) -> Tensor:  # -> [side, side - WINDO
     weights = (-(places**2) / (2 * SIGMA**2)).exp()
     weights = weights / weights.sum()
     left = side - WINDOW
-    return torch.stack([functional.pad(weights, (start, left - start)) for start in range(left + 1)], 1)
+    return torch.stack(
+        [functional.pad(weights, (start, left - start)) for start in range(left + 1)], 1
+    )

@@ -11,10 +11,14 @@ NAME = "evaluation.json"
 
 
 def of_weights(path: Path, weights: str) -> dict[str, Any]:
-    """The figures in a file that were measured of these weights; none where it is not there or makes no sense."""
+    """The figures in a file that were measured of these weights; none where it is not there or
+    makes no sense.
+    """
     try:
         before = json.loads(path.read_text(encoding="utf-8"))["figures"]
-        return {name: entry for name, entry in before.items() if entry["protocol"]["weights"] == weights}
+        return {
+            name: entry for name, entry in before.items() if entry["protocol"]["weights"] == weights
+        }
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
 
@@ -31,14 +35,20 @@ def table(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def shared_protocols(protocols: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What all protocols have alike, and what is alike in those that have it: two or more, but not all."""
+def shared_protocols(
+    protocols: Iterable[Mapping[str, Any]],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What all protocols have alike, and what is alike in those that have it: two or more, but not
+    all.
+    """
     every = list(protocols)
     values: dict[str, list[Any]] = {}
     for protocol in every:
         for name, value in protocol.items():
             values.setdefault(name, []).append(value)
-    alike = {name: found[0] for name, found in values.items() if all(one == found[0] for one in found)}
+    alike = {
+        name: found[0] for name, found in values.items() if all(one == found[0] for one in found)
+    }
     of_all = {name: value for name, value in alike.items() if len(values[name]) == len(every)}
     of_some = {name: value for name, value in alike.items() if 1 < len(values[name]) < len(every)}
     return of_all, of_some

@@ -1,4 +1,6 @@
-"""`udl export`: the folder from start to end, complete or absent. Knows no format of other programs (see `formats`)."""
+"""`udl export`: the folder from start to end, complete or absent. Knows no format of other programs
+(see `formats`).
+"""
 
 from __future__ import annotations
 
@@ -43,19 +45,26 @@ class ExportSettings:
 
 
 def export(model: Model, dest: Path, asked: ExportSettings) -> Outcome:
-    """Write the model folder `dest`, always on the CPU; raise UsageError for a folder that holds something,
-    TrainingError if what was written does not give what the model gives."""
+    """Write the model folder `dest`, always on the CPU; raise UsageError for a folder that holds
+    something, TrainingError if what was written does not give what the model gives.
+    """
     experiment = model.origin.experiment
     if experiment is None:
         raise UsageError(f"{model.origin.folder} is an exported model already: give its run folder")
     if asked.onnx:
         formats.require_onnx()
-    if model.device.type != "cpu":  # files must open everywhere, and are compared within less than TF32 keeps
+    # files must open everywhere, and are compared within less than TF32 keeps
+    if model.device.type != "cpu":
         model = load(model.origin.folder, "cpu", model.origin.images)
     images, seen, notes = _real_images(model)
     with partial_folder(dest) as folder:
-        save_file({name: value.cpu().contiguous() for name, value in model.method.networks.state_dict().items()},
-                  folder / layout.WEIGHTS)  # fmt: skip
+        save_file(
+            {
+                name: value.cpu().contiguous()
+                for name, value in model.method.networks.state_dict().items()
+            },
+            folder / layout.WEIGHTS,
+        )
         if model.mixture:
             model.mixture.save(folder / layout.PRIOR)
         if model.crowd:
@@ -69,11 +78,16 @@ def export(model: Model, dest: Path, asked: ExportSettings) -> Outcome:
         (folder / layout.CONFIG).write_text(json.dumps(config, indent=1))
         text = card.written(model, asked.license, _files(folder), seen, asked.title)
         (folder / layout.CARD).write_text(text, encoding="utf-8")
-        differences = {layout.WEIGHTS: _difference(model, load(folder), images.images)} | differences
+        differences = {
+            layout.WEIGHTS: _difference(model, load(folder), images.images)
+        } | differences
         _refuse_different(differences)
         written = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         total = finish_folder(folder, dest)
-    listed = [f"  {name:24} {size / 1e6:10.3f} MB" + _compared(differences.get(name)) for name, size in written.items()]
+    listed = [
+        f"  {name:24} {size / 1e6:10.3f} MB" + _compared(differences.get(name))
+        for name, size in written.items()
+    ]
     said = [*notes, f"{dest}: {len(written)} files, {total / 1e6:,.1f} MB", *listed]
     return outcome(model, said, dest=str(dest), files=written, differences=differences)
 
@@ -87,10 +101,17 @@ def _real_images(model: Model) -> tuple[Batch, card.Seen, list[str]]:
         batch = as_batch(next((held_out or stream).once(64)))
         kept = f"{held_out.records:,}" if held_out else "none"
         licenses = {dataset.index.about.license for dataset in stream.datasets} - {""}
-        return batch, card.Seen(f"{stream.records:,}", kept, " ".join(sorted(licenses))[:LONGEST_LICENSE]), []
+        return (
+            batch,
+            card.Seen(f"{stream.records:,}", kept, " ".join(sorted(licenses))[:LONGEST_LICENSE]),
+            [],
+        )
     except (DataError, UsageError) as error:
         drawn = rng.uniform(rng.keys(0, 64), "images", model.shape) * 2 - 1
-        note = f"the data cannot be read ({error}): compared on noise, and the card has no figures of held-out images"
+        note = (
+            f"the data cannot be read ({error}): compared on noise, and the card has no figures of"
+            " held-out images"
+        )
         return Batch(drawn, rng.keys(0, 64), rng.keys(0, 64), 0), card.Seen(), [note]
 
 
@@ -115,7 +136,11 @@ def _config(model: Model, folder: Path) -> dict[str, Any]:
 
 
 def _files(folder: Path) -> list[str]:
-    return [path.name for path in sorted(folder.iterdir()) if path.name not in (layout.CONFIG, layout.CARD)]
+    return [
+        path.name
+        for path in sorted(folder.iterdir())
+        if path.name not in (layout.CONFIG, layout.CARD)
+    ]
 
 
 def _difference(model: Model, again: Model, images: Tensor) -> float:
@@ -133,8 +158,10 @@ def _difference(model: Model, again: Model, images: Tensor) -> float:
 def _refuse_different(differences: Mapping[str, float]) -> None:
     for name, difference in differences.items():
         if not difference <= TOLERANCE:  # not a number is none
-            raise TrainingError(f"{name} gives other numbers than the model: up to {difference:.2g} apart, "
-                                f"{TOLERANCE:g} is allowed: nothing was exported")  # fmt: skip
+            raise TrainingError(
+                f"{name} gives other numbers than the model: up to {difference:.2g} apart, "
+                f"{TOLERANCE:g} is allowed: nothing was exported"
+            )
 
 
 def _compared(difference: float | None) -> str:

@@ -1,7 +1,8 @@
-"""The networks of a model for other programs: ONNX and torch.export, each written, read again and compared.
+"""The networks of a model for other programs: ONNX and torch.export, each written, read again and
+compared.
 
-A .pt2 is read here for this comparison only, just after it was written: one of somebody else may hold
-a pickle (evaluation/foreign.py looks before it reads one).
+A .pt2 is read here for this comparison only, just after it was written: one of somebody else may
+hold a pickle (evaluation/foreign.py looks before it reads one).
 """
 
 from __future__ import annotations
@@ -44,8 +45,12 @@ def require_onnx() -> None:
         raise UsageError(f"--onnx needs {', '.join(missing)}: pip install 'udl-dist[export]'")
 
 
-def write(model: Model, batch: Batch, folder: Path, onnx: bool, torch_export: bool) -> dict[str, float]:
-    """Write what was asked for; return the greatest difference of each file on a real batch and on a part of it."""
+def write(
+    model: Model, batch: Batch, folder: Path, onnx: bool, torch_export: bool
+) -> dict[str, float]:
+    """Write what was asked for; return the greatest difference of each file on a real batch and on
+    a part of it.
+    """
     differences = {}
     for name, (part, inputs) in _parts(model, batch).items():
         with torch.no_grad():
@@ -66,7 +71,10 @@ def _parts(model: Model, batch: Batch) -> dict[str, tuple[Part, Tensor]]:
     if model.can("decode"):
         generates = not model.can("encode")
         latents = method.prior(rng.keys(0, len(images))) if generates else method.encode(images)
-        parts["generator" if generates else "decoder"] = Part(method.networks, method.decode), latents
+        parts["generator" if generates else "decoder"] = (
+            Part(method.networks, method.decode),
+            latents,
+        )
     if model.can("reconstruct"):
         parts["whole"] = Part(method.networks, method.reconstruct), images
     return parts
@@ -75,15 +83,28 @@ def _parts(model: Model, batch: Batch) -> dict[str, tuple[Part, Tensor]]:
 def _onnx(part: Part, inputs: Tensor, expected: Tensor, path: Path) -> float:
     with _quiet(path):
         torch.onnx.export(
-            part, (_example(inputs),), str(path), dynamo=True, external_data=False, input_names=["inputs"],
-            output_names=["outputs"], dynamic_shapes={"inputs": {0: torch.export.Dim("images")}}, verbose=False,
-        )  # fmt: skip
+            part,
+            (_example(inputs),),
+            str(path),
+            dynamo=True,
+            external_data=False,
+            input_names=["inputs"],
+            output_names=["outputs"],
+            dynamic_shapes={"inputs": {0: torch.export.Dim("images")}},
+            verbose=False,
+        )
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return _apart(lambda given: torch.from_numpy(session.run(None, {"inputs": given.numpy()})[0]), inputs, expected)
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+    return _apart(
+        lambda given: torch.from_numpy(session.run(None, {"inputs": given.numpy()})[0]),
+        inputs,
+        expected,
+    )
 
 
 def _pt2(part: Part, inputs: Tensor, expected: Tensor, path: Path) -> float:
@@ -97,15 +118,21 @@ def _pt2(part: Part, inputs: Tensor, expected: Tensor, path: Path) -> float:
 
 
 def _example(inputs: Tensor) -> Tensor:
-    """What the networks are traced with: no image of the data, for files keep what they are given."""
+    """What the networks are traced with: no image of the data, for files keep what they are
+    given.
+    """
     return inputs.new_zeros(TRACED, *inputs.shape[1:])
 
 
 def _apart(again: Callable[[Tensor], Tensor], inputs: Tensor, expected: Tensor) -> float:
-    """The greatest difference over the whole batch and over its first image alone: the batch is dynamic."""
+    """The greatest difference over the whole batch and over its first image alone: the batch is
+    dynamic.
+    """
     with torch.no_grad():
-        return max(float((again(inputs[:count]).cpu() - expected[:count].cpu()).abs().max())
-                   for count in (len(inputs), 1))  # fmt: skip
+        return max(
+            float((again(inputs[:count]).cpu() - expected[:count].cpu()).abs().max())
+            for count in (len(inputs), 1)
+        )
 
 
 @contextmanager
@@ -119,6 +146,8 @@ def _quiet(path: Path) -> Iterator[None]:
             yield
     except Exception as error:  # exporters raise many kinds
         why = " ".join(str(error).split())[:200]
-        raise TrainingError(f"{path.name} cannot be written or read again: {type(error).__name__}: {why}") from None
+        raise TrainingError(
+            f"{path.name} cannot be written or read again: {type(error).__name__}: {why}"
+        ) from None
     finally:
         logger.setLevel(level)

@@ -1,4 +1,6 @@
-"""Whether a group of workers could be larger by now: asked while a run with a range of workers is at work."""
+"""Whether a group of workers could be larger by now: asked while a run with a range of workers is
+at work.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ GROW_SECONDS = 20.0  # between two looks for more workers
 
 
 class Growing:
-    """Looks for places that have become free, and has the workers make a checkpoint and end for a larger group.
+    """Looks for places that have become free, and has the workers make a checkpoint and end for a
+    larger group.
 
     Only while all of them are at work: before, the places they are about to take seem to be free.
     """
@@ -35,7 +38,10 @@ class Growing:
         except Exception:  # Ray ends in the other thread just now
             return
         if more > max(workers, self._in_vain) and not self._folder.resize_asked():
-            self._folder.say(f"{more} workers can be had now, not {workers}: a checkpoint, then they all start again")
+            self._folder.say(
+                f"{more} workers can be had now, not {workers}: a checkpoint, then they all start"
+                " again"
+            )
             self._folder.ask_resize()
             self._in_vain = more
         elif more == workers:

@@ -6,16 +6,22 @@ from collections.abc import Mapping
 
 
 def of_cluster(needs: Mapping[str, float]) -> int:
-    """How many processes with these needs (CPU, GPU) fit on the living nodes, if nobody else used them."""
+    """How many processes with these needs (CPU, GPU) fit on the living nodes, if nobody else used
+    them.
+    """
     import ray
 
     return sum(fitting(node["Resources"], needs) for node in ray.nodes() if node["Alive"])
 
 
 def fitting(there: Mapping[str, float], needs: Mapping[str, float]) -> int:
-    """How many fit into these resources: the scarcest decides. A share of a GPU lies on one GPU, never on two."""
+    """How many fit into these resources: the scarcest decides. A share of a GPU lies on one GPU,
+    never on two.
+    """
     return min(
-        int(there.get(kind, 0)) * int(1 / each + 1e-9) if each < 1 else int(there.get(kind, 0) // each)
+        int(there.get(kind, 0)) * int(1 / each + 1e-9)
+        if each < 1
+        else int(there.get(kind, 0) // each)
         for kind, each in needs.items()
     )
 

@@ -1,4 +1,6 @@
-"""What a run will do, known before it starts: records, steps, shares, parameters, memory. Needs no torch, no Ray."""
+"""What a run will do, known before it starts: records, steps, shares, parameters, memory. Needs no
+torch, no Ray.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,16 @@ from udl_dist.evaluation.settings import COST
 from udl_dist.experiment import Experiment
 
 FLOAT_BYTES = 4
-# A rank before it has a network: Python, torch, Ray and W&B, measured as the least `perf/memory_bytes` of small runs.
+# A rank before it has a network: Python, torch, Ray and W&B, measured as the least
+# `perf/memory_bytes` of small runs.
 IDLE_BYTES = 320 * 2**20
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The figures of a plan; `memory_bytes` is an estimate of one rank's peak, on its device and its host together."""
+    """The figures of a plan; `memory_bytes` is an estimate of one rank's peak, on its device and
+    its host together.
+    """
 
     folder: str
     method: str
@@ -67,62 +72,95 @@ class Plan:
         return [
             f"run folder   {self.folder}",
             f"data         {self.source}: {records} in {self.shards} shards, {held_out}{seen}",
-            *([f"classes      {len(self.classes)}: {in_words(self.classes)}"] if self.classes else []),
+            *(
+                [f"classes      {len(self.classes)}: {in_words(self.classes)}"]
+                if self.classes
+                else []
+            ),
             f"images       {height} x {width} pixels, {colour} (others: data.size, data.channels)",
-            *([f"left out     {self.left_out:,} records that cannot be read (data.damaged)"] if self.left_out else []),
+            *(
+                [f"left out     {self.left_out:,} records that cannot be read (data.damaged)"]
+                if self.left_out
+                else []
+            ),
             *([f"promises     {self.lost} (data.sequential)"] if self.lost else []),
-            f"method       {self.method}: {sum(self.parameters.values()):,} parameters ({networks})",
+            (
+                f"method       {self.method}: {sum(self.parameters.values()):,} parameters"
+                f" ({networks})"
+            ),
             f"networks     {', '.join(f'{name} {kind}' for name, kind in self.networks.items())}",
-            f"flops        {self.flops_per_image:,} multiply-adds an image, in one forward pass through every network",
+            (
+                f"flops        {self.flops_per_image:,} multiply-adds an image, in one forward pass"
+                " through every network"
+            ),
             *(
                 [f"compile      all but {', '.join(self.eager)}: a penalty differentiates it twice"]
                 if self.eager
                 else []
             ),
-            f"steps        {self.steps:,} of {self.batch_size} images, {self.total_images:,} images in all",
+            (
+                f"steps        {self.steps:,} of {self.batch_size} images, {self.total_images:,}"
+                " images in all"
+            ),
             *self._validations(),
-            f"workers      {self.workers}, {share} images each a step" + elastic * (self.determinism == "elastic"),
+            f"workers      {self.workers}, {share} images each a step"
+            + elastic * (self.determinism == "elastic"),
             f"memory       about {self.memory_bytes / 2**20:,.0f} MiB a worker",
         ]
 
     def _validations(self) -> list[str]:
         if not self.validation_images:
             return []
-        often = f"every {self.validate_images:,} images and " if self.validate_images < self.total_images else ""
-        return [f"validations  {often}at the end, of {self.validation_images:,} held-out images: about "
-                f"{100 * self.validation_share:.2g} % of the run"]  # fmt: skip
+        often = (
+            f"every {self.validate_images:,} images and "
+            if self.validate_images < self.total_images
+            else ""
+        )
+        return [
+            f"validations  {often}at the end, of {self.validation_images:,} held-out images: about "
+            f"{100 * self.validation_share:.2g} % of the run"
+        ]
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
 def plan_here(experiment: Experiment) -> Plan:
-    """The plan of a run on this machine or on a cluster; raise UsageError for one that plainly does not fit here."""
+    """The plan of a run on this machine or on a cluster; raise UsageError for one that plainly does
+    not fit here.
+    """
     made = plan(experiment)
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    # The estimate is too high rather than too low, and a GPU has memory of its own: twice what is here is sure to fail.
+    # The estimate is too high rather than too low, and a GPU has memory of its own: twice what is
+    # here is sure to fail.
     if not experiment.run.address and made.memory_bytes > 2 * machine:
         raise UsageError(
-            f"a worker would need about {made.memory_bytes / 2**30:,.0f} GiB of memory, this machine has "
-            f"{machine / 2**30:,.0f}: lower train.batch_size, data.size, method.latent_dim or the widths "
-            "of the networks"
+            f"a worker would need about {made.memory_bytes / 2**30:,.0f} GiB of memory, this"
+            f" machine has {machine / 2**30:,.0f}: lower train.batch_size, data.size,"
+            " method.latent_dim or the widths of the networks"
         )
     return made
 
 
 def plan(experiment: Experiment) -> Plan:
-    """Work out the plan; raise UsageError or DataError for whatever can be refused before a machine is taken."""
+    """Work out the plan; raise UsageError or DataError for whatever can be refused before a machine
+    is taken.
+    """
     experiment = experiment.replace(data=settled(experiment.data))
     train, run = experiment.train, experiment.run
     least, workers = run.least_workers, run.most_workers
     if train.batch_size < workers * train.accumulate:
         parts = f" x train.accumulate = {train.accumulate}" if train.accumulate > 1 else ""
-        raise UsageError(f"train.batch_size = {train.batch_size} is less than run.workers = {run.workers}{parts}: "
-                         "every worker needs an image in every step")  # fmt: skip
+        raise UsageError(
+            f"train.batch_size = {train.batch_size} is less than run.workers ="
+            f" {run.workers}{parts}: every worker needs an image in every step"
+        )
     seen = survey(experiment.data)
     if 0 < seen.held_out_records < workers:
-        raise UsageError(f"{seen.held_out_records} held-out images cannot be shared by run.workers = {run.workers}: "
-                         "raise data.held_out_fraction")  # fmt: skip
+        raise UsageError(
+            f"{seen.held_out_records} held-out images cannot be shared by run.workers ="
+            f" {run.workers}: raise data.held_out_fraction"
+        )
     seen.refuse_few_shards(workers)
     method = methods.find(experiment.method_name)(experiment.method, experiment.data.shape)
     networks = method.describe()
@@ -175,7 +213,10 @@ def _refuse_best(best: str, held_out: int) -> None:
     if best and not best.startswith("val/"):
         raise UsageError(f"run.best = {best!r} is no held-out figure: those begin with val/")
     if best and not held_out:
-        raise UsageError(f"run.best = {best!r} needs held-out images: set data.held_out or data.held_out_fraction")
+        raise UsageError(
+            f"run.best = {best!r} needs held-out images: set data.held_out or"
+            " data.held_out_fraction"
+        )
 
 
 def _refuse_lone_images(experiment: Experiment, networks: Mapping[str, Any]) -> None:
@@ -184,9 +225,9 @@ def _refuse_lone_images(experiment: Experiment, networks: Mapping[str, Any]) -> 
     mixing = [name for name, network in networks.items() if network.mixes_images]
     if mixing and train.batch_size // workers // train.accumulate < 2:
         raise UsageError(
-            f"batch normalisation ({', '.join(mixing)}) needs two images or more at a time: raise "
-            f"train.batch_size to {2 * workers * train.accumulate}, or choose networks without it, such "
-            "as method.network.norm = group"
+            f"batch normalisation ({', '.join(mixing)}) needs two images or more at a time: raise"
+            f" train.batch_size to {2 * workers * train.accumulate}, or choose networks without it,"
+            " such as method.network.norm = group"
         )
 
 
@@ -196,13 +237,20 @@ def _refuse_inelastic(experiment: Experiment, networks: Mapping[str, Any]) -> No
     asked = "run.determinism = elastic learns a batch in 12 shares"
     if train.SHARES % run.least_workers:
         raise UsageError(
-            f"{asked}, which {run.least_workers} workers cannot share: set run.workers to 1, 2, 3, 4, 6 or 12"
+            f"{asked}, which {run.least_workers} workers cannot share: set run.workers to 1, 2, 3,"
+            " 4, 6 or 12"
         )
     if train.batch_size < train.SHARES:
-        raise UsageError(f"{asked}: set train.batch_size to {train.SHARES} or more, not {train.batch_size}")
+        raise UsageError(
+            f"{asked}: set train.batch_size to {train.SHARES} or more, not {train.batch_size}"
+        )
     if train.accumulate > 1:
-        raise UsageError(f"{asked}, one after the other: train.accumulate has no meaning there, leave it out")
+        raise UsageError(
+            f"{asked}, one after the other: train.accumulate has no meaning there, leave it out"
+        )
     if mixing := [name for name, network in networks.items() if network.mixes_images]:
         where = ", ".join(mixing)
-        raise UsageError(f"{asked}, and batch normalisation ({where}) would see each alone: choose networks without "
-                         "it, such as method.network.norm = group, or leave run.determinism out")  # fmt: skip
+        raise UsageError(
+            f"{asked}, and batch normalisation ({where}) would see each alone: choose networks"
+            " without it, such as method.network.norm = group, or leave run.determinism out"
+        )

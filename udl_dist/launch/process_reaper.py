@@ -1,7 +1,9 @@
-"""A process beside a private Ray: when whoever started that Ray is gone, however it went, nothing of it stays.
+"""A process beside a private Ray: when whoever started that Ray is gone, however it went, nothing
+of it stays.
 
-Ray's own processes watch their parent, but two of its agents try for minutes to tell a head that is gone too. Knows no
-Ray: it finds the processes by a mark in their environment, and by who started them.
+Ray's own processes watch their parent, but two of its agents try for minutes to tell a head that is
+gone too. Knows no Ray: it finds the processes by a mark in their environment, and by who started
+them.
 """
 
 from __future__ import annotations
@@ -24,14 +26,17 @@ LOOK_SECONDS = 5.0  # between looks at who belongs to it, some hundredths of a s
 
 
 class Process(NamedTuple):
-    """A process, told from a later one of the same number by when it began, in ticks since the machine started."""
+    """A process, told from a later one of the same number by when it began, in ticks since the
+    machine started.
+    """
 
     number: int
     began: int
 
 
 class Guardian:
-    """The end of it in the process that starts Ray, which does so within `marking`; `close` when it is over.
+    """The end of it in the process that starts Ray, which does so within `marking`; `close` when it
+    is over.
 
     The pipe to the guardian is closed by the system if this process is killed.
     """
@@ -39,8 +44,11 @@ class Guardian:
     def __init__(self) -> None:
         self._mark = uuid.uuid4().hex
         # A session of its own: Ctrl-C on a terminal is sent to all of a group.
-        self._process = subprocess.Popen([sys.executable, "-I", __file__, self._mark], stdin=subprocess.PIPE,
-                                         start_new_session=True)  # fmt: skip
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", __file__, self._mark],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
 
     @contextlib.contextmanager
     def marking(self) -> Iterator[None]:
@@ -59,8 +67,8 @@ class Guardian:
 def family(mark: str) -> set[Process]:
     """The processes with the mark in their environment, and all that descend from them.
 
-    A process that sets its title writes over its environment, the mark perhaps with it: Ray's agents do. Who started
-    it is still told, as long as that one lives.
+    A process that sets its title writes over its environment, the mark perhaps with it: Ray's
+    agents do. Who started it is still told, as long as that one lives.
     """
     parents: dict[Process, int] = {}
     found: set[Process] = set()
@@ -70,13 +78,20 @@ def family(mark: str) -> set[Process]:
             parents[process] = parent
             if f"{VARIABLE}={mark}".encode() in (entry / "environ").read_bytes():
                 found.add(process)
-    while more := {each for each, parent in parents.items() if parent in {one.number for one in found}} - found:
+    while (
+        more := {
+            each for each, parent in parents.items() if parent in {one.number for one in found}
+        }
+        - found
+    ):
         found |= more
     return found
 
 
 def _read(entry: Path) -> tuple[Process, int]:
-    """A process and the number of its parent; raise ProcessLookupError if it has ended and waits to be asked for."""
+    """A process and the number of its parent; raise ProcessLookupError if it has ended and waits to
+    be asked for.
+    """
     number, _, rest = (entry / "stat").read_text().partition(" ")
     state, parent, *others = rest.rpartition(")")[2].split()
     if state == "Z":
@@ -92,7 +107,9 @@ def alive(process: Process) -> bool:
 
 
 def watch(mark: str) -> None:
-    """Look who belongs to it until the pipe is closed, then wait for them, and end those that stay."""
+    """Look who belongs to it until the pipe is closed, then wait for them, and end those that
+    stay.
+    """
     known = family(mark)
     while not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
         known |= family(mark)

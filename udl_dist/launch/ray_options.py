@@ -1,4 +1,5 @@
-"""How Ray is started or joined: which modules its workers import, where its sockets lie, and whether a cluster answers.
+"""How Ray is started or joined: which modules its workers import, where its sockets lie, and
+whether a cluster answers.
 
 Knows how `ray.init` is called and no run; clusters.py calls it.
 """
@@ -22,7 +23,8 @@ from typing import Any
 from udl_dist.errors import ClusterError, UsageError
 
 ANSWER_SECONDS = 5.0  # for the head of a cluster to answer
-# Ray's sockets lie some 65 letters below its temporary folder, and Linux takes no socket path beyond 107.
+# Ray's sockets lie some 65 letters below its temporary folder, and Linux takes no socket path
+# beyond 107.
 LONGEST_TEMPORARY = 40
 SHORT_FOLDERS = ("/tmp", "/dev/shm")
 # The opening of an HTTP/2 connection, which gRPC uses: a fixed text and an empty SETTINGS frame.
@@ -36,16 +38,18 @@ def search_path() -> list[str]:
 
 
 def job_config() -> Any:
-    """The configuration of our job on a Ray: its workers search for modules where this process does.
+    """The configuration of our job on a Ray: its workers search for modules where this process
+    does.
 
-    Ray by itself puts the current folder before everything else, so that a `numpy.py` or another `udl_dist` there
-    would be imported by the workers and not by the command.
+    Ray by itself puts the current folder before everything else, so that a `numpy.py` or another
+    `udl_dist` there would be imported by the workers and not by the command.
     """
     from ray.job_config import JobConfig
 
     class WithOurPath(JobConfig):  # type: ignore[misc]
         @property
-        def _py_driver_sys_path(self) -> list[str]:  # each worker inserts one after the other at the front
+        # each worker inserts one after the other at the front
+        def _py_driver_sys_path(self) -> list[str]:
             return search_path()[::-1]
 
         @_py_driver_sys_path.setter
@@ -56,7 +60,9 @@ def job_config() -> Any:
 
 @functools.cache
 def short_folder() -> str:
-    """A folder of this process for Ray's sockets, if the path of the usual one is too long for them; else ""."""
+    """A folder of this process for Ray's sockets, if the path of the usual one is too long for
+    them; else "".
+    """
     usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     if len(os.fsencode(usual)) <= LONGEST_TEMPORARY:
         return ""
@@ -66,14 +72,15 @@ def short_folder() -> str:
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
             return folder
     raise ClusterError(
-        f"TMPDIR {usual} is too long for Ray's sockets, and {' and '.join(SHORT_FOLDERS)} cannot be written to: "
-        f"set TMPDIR to a folder of at most {LONGEST_TEMPORARY} letters"
+        f"TMPDIR {usual} is too long for Ray's sockets, and {' and '.join(SHORT_FOLDERS)} cannot be"
+        f" written to: set TMPDIR to a folder of at most {LONGEST_TEMPORARY} letters"
     )
 
 
 @contextlib.contextmanager
 def hangups_blocked() -> Iterator[None]:
-    """Processes that are started meanwhile never get SIGHUP, which a closing terminal sends to all it started.
+    """Processes that are started meanwhile never get SIGHUP, which a closing terminal sends to all
+    it started.
 
     The process that started them decides what is to become of them.
     """
@@ -85,7 +92,8 @@ def hangups_blocked() -> Iterator[None]:
 
 
 def refuse_silent(address: str) -> None:
-    """Raise UsageError for what is not the address of a head, ClusterError if nobody answers there as a head does.
+    """Raise UsageError for what is not the address of a head, ClusterError if nobody answers there
+    as a head does.
 
     Ray itself would try for minutes.
     """
@@ -96,8 +104,9 @@ def refuse_silent(address: str) -> None:
     if not found or not 0 < int(found[2]) < 2**16:
         which = "RAY_ADDRESS" if named == "auto" else "address"
         raise UsageError(
-            f"{which} {address!r} is not the address of a Ray cluster's head: give HOST:PORT, such as 10.0.0.1:6379, "
-            "or auto (the http address of a dashboard is for udl submit --address)"
+            f"{which} {address!r} is not the address of a Ray cluster's head: give HOST:PORT, such"
+            " as 10.0.0.1:6379, or auto (the http address of a dashboard is for udl submit"
+            " --address)"
         )
     try:
         with socket.create_connection((found[1], int(found[2])), ANSWER_SECONDS) as connection:
@@ -108,5 +117,6 @@ def refuse_silent(address: str) -> None:
                     raise ConnectionError("something else answers there")
     except OSError as error:
         raise ClusterError(
-            f"no Ray at {address} ({error.strerror or error}): is the cluster up, and is that the address of its head?"
+            f"no Ray at {address} ({error.strerror or error}): is the cluster up, and is that the"
+            " address of its head?"
         ) from None

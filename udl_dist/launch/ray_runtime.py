@@ -1,4 +1,6 @@
-"""Which Ray there is, what of it is free, and how many workers fit: started, joined and ended here, and only here."""
+"""Which Ray there is, what of it is free, and how many workers fit: started, joined and ended here,
+and only here.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ PLACEMENTS = 3  # tries to place the workers
 RELEASE_SECONDS = 10.0  # until what a group of workers held is free again
 POLL_SECONDS = 0.2
 ENVIRONMENT = {
-    "RAY_worker_niceness": "0",  # 15 unless told: anything else on the machine would starve the workers
+    # 15 unless told: anything else on the machine would starve the workers
+    "RAY_worker_niceness": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # a report waits for this poll (2 s unless told)
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{START_SECONDS:g}",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{START_SECONDS:g}",  # ten minutes unless told
@@ -52,10 +55,12 @@ class Size:
 
 
 def start(address: str, verbose: bool) -> bool:
-    """Join the cluster at `address`, or start a private Ray that opens no dashboard; say whether it is ours to end.
+    """Join the cluster at `address`, or start a private Ray that opens no dashboard; say whether it
+    is ours to end.
 
-    The private one asks for a token that this process alone has, and listens on loopback if Ray was not imported yet.
-    A Ray that is there already is somebody's own session or a test's cluster: theirs to end.
+    The private one asks for a token that this process alone has, and listens on loopback if Ray was
+    not imported yet. A Ray that is there already is somebody's own session or a test's cluster:
+    theirs to end.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -68,8 +73,14 @@ def start(address: str, verbose: bool) -> bool:
         warnings.simplefilter("ignore")
         import ray
 
-        options: dict[str, Any] = {"address": address or "local", "job_config": ray_options.job_config()}
-        options |= {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
+        options: dict[str, Any] = {
+            "address": address or "local",
+            "job_config": ray_options.job_config(),
+        }
+        options |= {
+            "log_to_driver": verbose,
+            "logging_level": logging.INFO if verbose else logging.ERROR,
+        }
         if not address:
             options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
             options |= {"_temp_dir": folder} if (folder := ray_options.short_folder()) else {}
@@ -78,7 +89,9 @@ def start(address: str, verbose: bool) -> bool:
                 ray.init(**options, namespace="udl-dist")
         except Exception as error:  # Ray raises many kinds here
             end()
-            raise ClusterError(f"no Ray at {address or 'this machine'}: {one_line(error)}") from None
+            raise ClusterError(
+                f"no Ray at {address or 'this machine'}: {one_line(error)}"
+            ) from None
     if not verbose:
         _hush()
     try:
@@ -93,7 +106,8 @@ def start(address: str, verbose: bool) -> bool:
 def _closed() -> Iterator[None]:
     """While Ray is imported and started, here and by whatever it starts."""
     own = {"RAY_AUTH_TOKEN_PATH": str(_token_file())}
-    own["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # no cluster of machines: loopback will do for an address
+    # no cluster of machines: loopback will do for an address
+    own["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if "ray" not in sys.modules:  # read at the import; afterwards Ray's own default has to do
         own["RAY_AUTH_MODE"] = os.environ.get("RAY_AUTH_MODE", "token")
     before = {name: os.environ.get(name) for name in own}
@@ -110,7 +124,9 @@ def _closed() -> Iterator[None]:
 
 @functools.cache  # as Ray does: one process, one token
 def _token_file() -> Path:
-    """A new token, for its owner's eyes: the one that Ray would make may be read by all users of the machine."""
+    """A new token, for its owner's eyes: the one that Ray would make may be read by all users of
+    the machine.
+    """
     folder = tempfile.mkdtemp(prefix="udl-token-")  # 0700
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     file = Path(folder) / "token"
@@ -126,9 +142,11 @@ def _guarded() -> contextlib.AbstractContextManager[None]:
 
 
 def _hush() -> None:
-    """Keep Ray off our own output: what it has to say of a dead worker is an echo of what the run says itself.
+    """Keep Ray off our own output: what it has to say of a dead worker is an echo of what the run
+    says itself.
 
-    It prints that to stdout whatever its settings are, into the midst of a --json; there is no public way to stop it.
+    It prints that to stdout whatever its settings are, into the midst of a --json; there is no
+    public way to stop it.
     """
     from ray._private import worker
 
@@ -148,11 +166,12 @@ def end() -> None:
 
 
 def size(experiment: Experiment, before: int = 0, wait_seconds: float = 0.0) -> Size:
-    """The workers to start now, within run.workers; `before` is how many the group had that has just ended.
+    """The workers to start now, within run.workers; `before` is how many the group had that has
+    just ended.
 
-    Raise ClusterError if the cluster has no place for the least of them, not even after `wait_seconds`: a node that
-    was lost may come back, an autoscaler may start one. Nodes that others use count as place: the workers wait for
-    their turn.
+    Raise ClusterError if the cluster has no place for the least of them, not even after
+    `wait_seconds`: a node that was lost may come back, an autoscaler may start one. Nodes that
+    others use count as place: the workers wait for their turn.
     """
     run = experiment.run
     if (places := _places(experiment)) < run.least_workers and wait_seconds > 0:
@@ -163,8 +182,10 @@ def size(experiment: Experiment, before: int = 0, wait_seconds: float = 0.0) -> 
             capacity.in_kinds(_needs(experiment), run.least_workers),
             capacity.in_kinds(capacity.totals(_needs(experiment))),
         )
-        raise ClusterError(f"run.workers = {run.workers} needs {needs}, the cluster has {there}: set run.workers to "
-                           f"{places} or fewer")  # fmt: skip
+        raise ClusterError(
+            f"run.workers = {run.workers} needs {needs}, the cluster has {there}: set run.workers"
+            f" to {places} or fewer"
+        )
     released = time.monotonic() + RELEASE_SECONDS * (before > 0)
     while (free := _free_places(experiment)) < min(before, places) and time.monotonic() < released:
         time.sleep(POLL_SECONDS)
@@ -172,14 +193,18 @@ def size(experiment: Experiment, before: int = 0, wait_seconds: float = 0.0) -> 
 
 
 def _wait_for_places(experiment: Experiment, deadline: float) -> int:
-    while (places := _places(experiment)) < experiment.run.least_workers and time.monotonic() < deadline:
+    while (
+        places := _places(experiment)
+    ) < experiment.run.least_workers and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
     return places
 
 
 @contextlib.contextmanager
 def _missed(experiment: Experiment) -> Iterator[None]:
-    """Meanwhile an autoscaler sees what is missing: a placement that nobody uses, and that ends with this process."""
+    """Meanwhile an autoscaler sees what is missing: a placement that nobody uses, and that ends
+    with this process.
+    """
     from ray.util.placement_group import placement_group, remove_placement_group
 
     wanted = placement_group([_needs(experiment)] * experiment.run.least_workers)
@@ -190,13 +215,17 @@ def _missed(experiment: Experiment) -> Iterator[None]:
 
 
 def growth(experiment: Experiment, workers: int) -> int:
-    """How many workers there could be if those that are at work made room for a larger group; `workers` if no more."""
+    """How many workers there could be if those that are at work made room for a larger group;
+    `workers` if no more.
+    """
     places = min(_places(experiment), workers + _free_places(experiment))
     return max(workers, _within(experiment, places))
 
 
 def is_loss(error: Exception) -> bool:
-    """Whether workers failed, or Ray's own process that watches them: what a new group of workers may cure."""
+    """Whether workers failed, or Ray's own process that watches them: what a new group of workers
+    may cure.
+    """
     from ray.exceptions import RayActorError
 
     return bool(getattr(error, "worker_failures", None)) or isinstance(error, RayActorError)
@@ -224,7 +253,9 @@ def wants_gpu(experiment: Experiment) -> bool:
 
 
 def _within(experiment: Experiment, places: int) -> int:
-    """The most workers that are wanted of so many places; elastic determinism cannot be had in every world."""
+    """The most workers that are wanted of so many places; elastic determinism cannot be had in
+    every world.
+    """
     run = experiment.run
     most = min(places, run.most_workers)
     if run.determinism == "elastic":

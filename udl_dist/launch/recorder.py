@@ -1,4 +1,6 @@
-"""Rank 0's pen: whatever a report says is kept in the run folder, checkpoint first; knows no launcher and no loop."""
+"""Rank 0's pen: whatever a report says is kept in the run folder, checkpoint first; knows no
+launcher and no loop.
+"""
 
 from __future__ import annotations
 
@@ -56,12 +58,16 @@ class Scribe:
         self._fingerprint = stream.fingerprint
         self._best = experiment.run.best or f"val/{learning.method.best}"
         self._misses, self._missed = 0, ""
-        self._asked = self._saved = start  # images of the last checkpoint that was due, and of the last written
-        self._unwritten: list[tuple[int, dict[str, float]]] = []  # points that the disk did not take yet
+        # images of the last checkpoint that was due, and of the last written
+        self._asked = self._saved = start
+        # points that the disk did not take yet
+        self._unwritten: list[tuple[int, dict[str, float]]] = []
         self._writer = Writer(self._write, self._told)
         self._stream, self._waits = stream, 0  # reports in a row whose time was waited away
         self._advised = False
-        self._pace = Pace(start, experiment.train.batch_size, experiment.train.length(stream.records))
+        self._pace = Pace(
+            start, experiment.train.batch_size, experiment.train.length(stream.records)
+        )
         self._refuse_small_disk()
         last = folder.rewind(start)
         if not start:
@@ -77,9 +83,11 @@ class Scribe:
             self._tracker.point(int(point.pop("images")), point)
 
     def take(self, report: Report) -> None:
-        """Keep what a report says: its point before its checkpoint, which is copied now and written later.
+        """Keep what a report says: its point before its checkpoint, which is copied now and written
+        later.
 
-        A resume forgets the points after its checkpoint, so a point may come too early and never too late.
+        A resume forgets the points after its checkpoint, so a point may come too early and never
+        too late.
         """
         self._give_up()
         if report.figures:
@@ -100,7 +108,9 @@ class Scribe:
         if report.validated:
             began = time.monotonic()
             if self._experiment.evaluate.pictures:
-                self._attempt(f"no pictures after {report.images} images", self._draw, report.images)
+                self._attempt(
+                    f"no pictures after {report.images} images", self._draw, report.images
+                )
             took = report.figures.get(SECONDS, 0.0) + time.monotonic() - began
             if said := self._validations.add(took):
                 self._folder.say(said)
@@ -111,7 +121,9 @@ class Scribe:
             del self._unwritten[0]
 
     def _advise(self, wait_share: float) -> None:
-        """Say once what to do about waiting for data; the first report is no sign, for reading had no head start."""
+        """Say once what to do about waiting for data; the first report is no sign, for reading had
+        no head start.
+        """
         advised = advice(self._stream, wait_share)
         self._waits = self._waits + 1 if advised else 0
         if self._waits == 2 and not self._advised:
@@ -122,9 +134,10 @@ class Scribe:
         """Wait until the last checkpoint is written; raise TrainingError if it could not be."""
         self._attempt("the last checkpoint is late", self._writer.wait)
         if self._saved < self._asked:
-            raise TrainingError(f"the last checkpoint could not be written to {self._folder.checkpoints} "
-                                f"({self._missed}): free space, then run again: it goes on from the one before"
-                                )  # fmt: skip
+            raise TrainingError(
+                f"the last checkpoint could not be written to {self._folder.checkpoints} "
+                f"({self._missed}): free space, then run again: it goes on from the one before"
+            )
 
     def close(self) -> None:
         """End what runs beside the training, however it ended."""
@@ -134,29 +147,49 @@ class Scribe:
     def _reject(self, rejected: Rejected, skips: int) -> None:
         """Keep the records of a step that was not taken, by rank."""
         both = zip(rejected.losses, rejected.records, strict=True)
-        ranks = [{"rank": rank, "losses": [f"{loss:g}" for loss in losses], "records": records,
-                  "keys": _keys_of(self._stream, records)}
-                 for rank, (losses, records) in enumerate(both)]  # fmt: skip
+        ranks = [
+            {
+                "rank": rank,
+                "losses": [f"{loss:g}" for loss in losses],
+                "records": records,
+                "keys": _keys_of(self._stream, records),
+            }
+            for rank, (losses, records) in enumerate(both)
+        ]
         line = {"images": rejected.images, "why": rejected.why(), "ranks": ranks}
         self._attempt("non_finite.jsonl misses a step", self._folder.add_non_finite, line)
-        self._folder.say(f"no step after {rejected.images} images ({skips} in a row): {rejected.why()}; "
-                         f"its records are in {self._folder.non_finite.name}")  # fmt: skip
+        self._folder.say(
+            f"no step after {rejected.images} images ({skips} in a row): {rejected.why()}; "
+            f"its records are in {self._folder.non_finite.name}"
+        )
 
     def _refuse_small_disk(self) -> None:
-        """Raise TrainingError before the first step if the checkpoints that are to be kept have no room."""
+        """Raise TrainingError before the first step if the checkpoints that are to be kept have no
+        room.
+        """
         remote_checkpoints, keep = self._folder.checkpoints, self._experiment.run.keep_checkpoints
-        more = max(1, keep + 2 - len(checkpoint.complete(remote_checkpoints)))  # beside them the best, and the one in writing
+        # beside them the best, and the one in writing
+        more = max(1, keep + 2 - len(checkpoint.complete(remote_checkpoints)))
         needed = more * self._learning.checkpoint_bytes()
         try:
             checkpoint.refuse_full(self._folder.path, needed)
         except OSError as error:
-            raise TrainingError(f"{more} more checkpoints do not fit on the disk of {self._folder.path} "
-                                f"({error.strerror}): free space, or lower run.keep_checkpoints") from None  # fmt: skip
+            raise TrainingError(
+                f"{more} more checkpoints do not fit on the disk of {self._folder.path} "
+                f"({error.strerror}): free space, or lower run.keep_checkpoints"
+            ) from None
 
     def _save(self, report: Report) -> None:
-        held_out = {name: value for name, value in report.figures.items() if name.startswith("val/")}
-        facts = {"method": self._experiment.method_name, "data": self._fingerprint,
-                 "figures": held_out, "kept": asdict(report.kept), "held_out": self._held_out}  # fmt: skip
+        held_out = {
+            name: value for name, value in report.figures.items() if name.startswith("val/")
+        }
+        facts = {
+            "method": self._experiment.method_name,
+            "data": self._fingerprint,
+            "figures": held_out,
+            "kept": asdict(report.kept),
+            "held_out": self._held_out,
+        }
         self._asked = report.images
         try:
             if self._unwritten:  # gone on from, it would lack these points for ever
@@ -169,13 +202,19 @@ class Scribe:
             self._give_up()
 
     def _write(self, images: int, files: checkpoint.Files, facts: Mapping[str, object]) -> None:
-        """On the writer's thread: points before their checkpoint, then delete what is no longer kept."""
+        """On the writer's thread: points before their checkpoint, then delete what is no longer
+        kept.
+        """
         self._folder.sync_curves()
         checkpoint.save(self._folder.checkpoints, images, files, facts)
-        checkpoint.prune(self._folder.checkpoints, self._experiment.run.keep_checkpoints, self._best, images)
+        checkpoint.prune(
+            self._folder.checkpoints, self._experiment.run.keep_checkpoints, self._best, images
+        )
         if self._node:
             written = checkpoint.path_of(self._folder.checkpoints, images)
-            remote_checkpoints.push(self._node, written, checkpoint.complete(self._folder.checkpoints))
+            remote_checkpoints.push(
+                self._node, written, checkpoint.complete(self._folder.checkpoints)
+            )
 
     def _told(self, images: int, failed: str) -> None:
         """On the writer's thread: how a writing ended."""
@@ -188,18 +227,24 @@ class Scribe:
 
     def _give_up(self) -> None:
         if self._misses >= MISSES:
-            raise TrainingError(f"{MISSES} checkpoints in a row could not be written to {self._folder.checkpoints} "
-                                f"({self._missed}): free space, then run again")  # fmt: skip
+            raise TrainingError(
+                f"{MISSES} checkpoints in a row could not be written to {self._folder.checkpoints} "
+                f"({self._missed}): free space, then run again"
+            )
 
     def _attempt(self, lost: str, act: Callable[..., None], *arguments: Any) -> None:
-        """Write something; a disk that refuses is told, with what is lost, and never ends a training."""
+        """Write something; a disk that refuses is told, with what is lost, and never ends a
+        training.
+        """
         try:
             act(*arguments)
         except OSError as error:
             self._alarm(lost, error.strerror or str(error))
 
     def _alarm(self, lost: str, why: str) -> None:
-        self._folder.say(f"ALARM: {lost}: {why}; training goes on, the last good checkpoint is kept")
+        self._folder.say(
+            f"ALARM: {lost}: {why}; training goes on, the last good checkpoint is kept"
+        )
 
     def _draw(self, images: int) -> None:
         """Write the grids of now: always the same first held-out images, always the same keys."""
@@ -220,7 +265,9 @@ class Scribe:
 
 
 class Validations:
-    """What validations and pictures take of the clock: said once where it is too much, never acted upon."""
+    """What validations and pictures take of the clock: said once where it is too much, never acted
+    upon.
+    """
 
     def __init__(self, share: float) -> None:
         self._share, self._seconds, self._began = share, 0.0, time.monotonic()
@@ -232,8 +279,10 @@ class Validations:
         if share <= self._share:
             return ""
         allowed, self._share = self._share, math.inf
-        return (f"validations take {100 * share:.0f} % of the time (evaluate.share = {allowed:g}): raise "
-                "evaluate.every_images, lower evaluate.images, or set evaluate.pictures = false")  # fmt: skip
+        return (
+            f"validations take {100 * share:.0f} % of the time (evaluate.share = {allowed:g}):"
+            " raise evaluate.every_images, lower evaluate.images, or set evaluate.pictures = false"
+        )
 
 
 def _keys_of(stream: Feed, numbers: list[int]) -> list[str]:

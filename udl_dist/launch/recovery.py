@@ -1,7 +1,9 @@
-"""What to make of a group of workers that failed: which error came first, whether it is an accident, who starts again.
+"""What to make of a group of workers that failed: which error came first, whether it is an
+accident, who starts again.
 
-The first error is looked for among its echoes: when one rank is lost, all others complain of a lost connection.
-Knows no Ray: it is given what each rank raised, and reads the pulses and stacks that the ranks left.
+The first error is looked for among its echoes: when one rank is lost, all others complain of a lost
+connection. Knows no Ray: it is given what each rank raised, and reads the pulses and stacks that
+the ranks left.
 """
 
 from __future__ import annotations
@@ -15,9 +17,15 @@ from udl_dist.launch.watchdog import stacks_path
 from udl_dist.runs.heartbeat import Life, lives, machine
 from udl_dist.runs.run_folder import RunFolder
 
-ECHO = re.compile(r"gloo|nccl|ProcessGroup|[Cc]onnection (closed|reset|refused)|[Bb]roken pipe|DistBackendError")
-DEATH = re.compile(r"actor (is dead|died|is temporarily unavailable)|worker process has died|node .*(died|dead)", re.I)
-WAITING = ("training/loop.py", "training/distributed.py")  # where a rank stands that waits for another
+ECHO = re.compile(
+    r"gloo|nccl|ProcessGroup|[Cc]onnection (closed|reset|refused)|[Bb]roken pipe|DistBackendError"
+)
+DEATH = re.compile(
+    r"actor (is dead|died|is temporarily unavailable)|worker process has died|node .*(died|dead)",
+    re.I,
+)
+# where a rank stands that waits for another
+WAITING = ("training/loop.py", "training/distributed.py")
 LOST = "its process died without a word (killed, or out of memory?)"
 
 
@@ -31,7 +39,9 @@ class Cause:
     why: str
 
 
-def judge(folder: RunFolder, raised: Mapping[int, BaseException], max_failures: int, otherwise: str = "") -> None:
+def judge(
+    folder: RunFolder, raised: Mapping[int, BaseException], max_failures: int, otherwise: str = ""
+) -> None:
     """Keep and say why the workers start again; fail the run if that would be in vain or too often.
 
     `otherwise` is what to say where no rank has a word to say of it.
@@ -42,28 +52,52 @@ def judge(folder: RunFolder, raised: Mapping[int, BaseException], max_failures: 
     restarts = folder.add_restart(cause.images, cause.rank, cause.why)
     what = f"rank {cause.rank} failed after {cause.images:,} images: {cause.why}"
     if len(restarts) > 1 and restarts[-1] == restarts[-2]:
-        folder.fail(TrainingError(f"{what}; it did so twice, after the same images, so it is no accident: mend the "
-                                  f"cause, then run again; all of it is in {folder.messages}"))  # fmt: skip
+        folder.fail(
+            TrainingError(
+                f"{what}; it did so twice, after the same images, so it is no accident: mend the "
+                f"cause, then run again; all of it is in {folder.messages}"
+            )
+        )
     elif len(restarts) > max_failures:
-        folder.fail(TrainingError(f"{what}; the workers were started again {max_failures} times already "
-                                  f"(run.max_failures); all of it is in {folder.messages}"))  # fmt: skip
+        folder.fail(
+            TrainingError(
+                f"{what}; the workers were started again {max_failures} times already "
+                f"(run.max_failures); all of it is in {folder.messages}"
+            )
+        )
     else:
-        folder.say(f"{what}; all workers start again from the newest checkpoint ({len(restarts)} of {max_failures})")
+        folder.say(
+            f"{what}; all workers start again from the newest checkpoint ({len(restarts)} of"
+            f" {max_failures})"
+        )
 
 
-def first_cause(folder: RunFolder, raised: Mapping[int, BaseException], otherwise: str = "") -> Cause:
+def first_cause(
+    folder: RunFolder, raised: Mapping[int, BaseException], otherwise: str = ""
+) -> Cause:
     """The first error among those of all ranks and of processes that died."""
     alive = lives(folder)
-    causes = [_cause(folder, rank, raised.get(rank), alive.get(rank)) for rank in sorted({*raised, *alive})]
+    causes = [
+        _cause(folder, rank, raised.get(rank), alive.get(rank))
+        for rank in sorted({*raised, *alive})
+    ]
     images = max((life.images for life in alive.values()), default=0)
     unknown = Cause(6, 0, images, f"Ray's process that watches the workers died: {otherwise}")
-    # Of ranks that died the one that was heard of: by now the others may be dead because they were ended.
-    return min((cause for cause in causes if cause), default=unknown,
-               key=lambda cause: (cause.weight, cause.rank not in raised, cause.rank))  # fmt: skip
+    # Of ranks that died the one that was heard of: by now the others may be dead because they were
+    # ended.
+    return min(
+        (cause for cause in causes if cause),
+        default=unknown,
+        key=lambda cause: (cause.weight, cause.rank not in raised, cause.rank),
+    )
 
 
-def _cause(folder: RunFolder, rank: int, error: BaseException | None, life: Life | None) -> Cause | None:
-    """What a rank has to say: its own error, a crash, a hang, a death, an echo, in the order of weight."""
+def _cause(
+    folder: RunFolder, rank: int, error: BaseException | None, life: Life | None
+) -> Cause | None:
+    """What a rank has to say: its own error, a crash, a hang, a death, an echo, in the order of
+    weight.
+    """
     images = life.images if life else 0
     text = one_line(error) if error else ""
     gone = bool(life and life.machine == machine() and not life.here)
@@ -81,11 +115,15 @@ def _cause(folder: RunFolder, rank: int, error: BaseException | None, life: Life
 
 
 def _crash(folder: RunFolder, life: Life) -> str:
-    """The name of the crash that a process left in its file of stacks, such as a segmentation fault."""
+    """The name of the crash that a process left in its file of stacks, such as a segmentation
+    fault.
+    """
     try:
         with stacks_path(folder, life.rank).open("rb") as file:
             file.seek(life.stacks_from)
-            found = re.search(r"(?:Fatal Python error|No life): (.*)", file.read(1 << 16).decode(errors="replace"))
+            found = re.search(
+                r"(?:Fatal Python error|No life): (.*)", file.read(1 << 16).decode(errors="replace")
+            )
     except OSError:
         return ""
     return found[1] if found else ""

@@ -19,12 +19,18 @@ from udl_dist.training.train_state import Learning
 
 
 def resume(
-    experiment: Experiment, folder: RunFolder, node: Node | None, ranks: Ranks, learning: Learning, stream: Feed
+    experiment: Experiment,
+    folder: RunFolder,
+    node: Node | None,
+    ranks: Ranks,
+    learning: Learning,
+    stream: Feed,
 ) -> tuple[int, Kept]:
-    """Restore the newest whole checkpoint, the same on every rank; return its images and what came with it.
+    """Restore the newest whole checkpoint, the same on every rank; return its images and what came
+    with it.
 
-    `node` is there if the run folder is in object storage. Raise TrainingError for a checkpoint of another method or
-    of other networks, DataError where the images seen so far were others.
+    `node` is there if the run folder is in object storage. Raise TrainingError for a checkpoint of
+    another method or of other networks, DataError where the images seen so far were others.
     """
     found = -1
     if ranks.leads:
@@ -38,19 +44,27 @@ def resume(
         if experiment.train.init_from:
             warm_start.start(experiment.train.init_from, learning, ranks, folder)
         return 0, Kept()
-    files, facts = checkpoint.parsed(_from_leader(checkpoint.path_of(folder.checkpoints, images), ranks))
+    files, facts = checkpoint.parsed(
+        _from_leader(checkpoint.path_of(folder.checkpoints, images), ranks)
+    )
     if facts.get("method", experiment.method_name) != experiment.method_name:
-        raise TrainingError(f"the checkpoints in {folder.checkpoints} are of method {facts['method']}, not "
-                            f"{experiment.method_name}: choose another --run.folder")  # fmt: skip
+        raise TrainingError(
+            f"the checkpoints in {folder.checkpoints} are of method {facts['method']}, not "
+            f"{experiment.method_name}: choose another --run.folder"
+        )
     if facts["data"] != stream.fingerprint:
-        raise DataError(f"the first {images:,} images of this run were others ({_difference(folder, stream)}): "
-                        "give back the shards it was started with, or choose another --run.folder")  # fmt: skip
+        raise DataError(
+            f"the first {images:,} images of this run were others ({_difference(folder, stream)}): "
+            "give back the shards it was started with, or choose another --run.folder"
+        )
     learning.restore(files)
     return images, Kept(**facts.get("kept", {}))
 
 
 def _from_leader(path: Path, ranks: Ranks) -> dict[str, bytes]:
-    """The files of a checkpoint that rank 0 has verified: it alone reads them, whatever the number of ranks."""
+    """The files of a checkpoint that rank 0 has verified: it alone reads them, whatever the number
+    of ranks.
+    """
     files = checkpoint.contents(path) if ranks.leads else {}
     names = json.loads(ranks.bytes_from_leader(json.dumps(list(files)).encode()))
     return {name: ranks.bytes_from_leader(files.get(name, b"")) for name in names}
@@ -63,5 +77,8 @@ def _difference(folder: RunFolder, stream: Feed) -> str:
     before, now = json.loads(folder.data.read_text(encoding="utf-8")), stream.shards()
     for path in sorted(before | now):
         if before.get(path) != now.get(path):
-            return f"shard {path!r} was: {before.get(path, 'not there')}; is: {now.get(path, 'not there')}"
+            return (
+                f"shard {path!r} was: {before.get(path, 'not there')}; is:"
+                f" {now.get(path, 'not there')}"
+            )
     return "the shards are the same: another selection, size or order of them is asked for"

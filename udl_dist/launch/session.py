@@ -1,4 +1,6 @@
-"""One `udl train` from what was asked to what came out: data made ready, folder held, launched, told."""
+"""One `udl train` from what was asked to what came out: data made ready, folder held, launched,
+told.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ from udl_dist.storage.places import is_remote, name_of
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: `images` seen, held-out figures, and the signal that stopped it, 0 if none did.
+    """How a run ended: `images` seen, held-out figures, and the signal that stopped it, 0 if none
+    did.
 
     `name` is the run folder as it was asked for, `folder` the one on this disk.
     """
@@ -49,7 +52,11 @@ class Ended:
 
     def lines(self) -> list[str]:
         """The end for a person: figures, where everything lies, what to do next."""
-        held_out = [f"  {name} {value:.5g}" for name, value in self.figures.items() if name.startswith("val/")]
+        held_out = [
+            f"  {name} {value:.5g}"
+            for name, value in self.figures.items()
+            if name.startswith("val/")
+        ]
         state = "complete" if self.complete else "stopped; the same command goes on"
         places = ("experiment.toml", "curves.jsonl", "pictures", "checkpoints", "damaged.txt")
         peak = self.figures.get("perf/memory_bytes", 0)
@@ -59,18 +66,35 @@ class Ended:
             *held_out,
             f"  memory of a worker {peak / 2**20:,.0f} MiB" if peak else "",
             f"  in it: {there}",
-            f"  {self.damaged:,} damaged records were replaced by others: damaged.txt" if self.damaged else "",
-            f"  look at {name_of(self.name)}/pictures; train further: --train.total_images or --train.epochs",
-            f"  {self.about_samples.replace('RUN', name_of(self.name))}" if self.about_samples else "",
+            (
+                f"  {self.damaged:,} damaged records were replaced by others: damaged.txt"
+                if self.damaged
+                else ""
+            ),
+            (
+                f"  look at {name_of(self.name)}/pictures; train further: --train.total_images or"
+                " --train.epochs"
+            ),
+            (
+                f"  {self.about_samples.replace('RUN', name_of(self.name))}"
+                if self.about_samples
+                else ""
+            ),
         ]
         return [line for line in lines if line]
 
     def as_dict(self) -> dict[str, Any]:
-        return {"folder": self.name, "images": self.images, "complete": self.complete, "figures": self.figures}
+        return {
+            "folder": self.name,
+            "images": self.images,
+            "complete": self.complete,
+            "figures": self.figures,
+        }
 
 
 def train(experiment: Experiment, out: TextIO, verbose: bool = False, faults: str = "") -> Ended:
-    """Run or resume `experiment` in its folder; what a person should see while it runs goes to `out`.
+    """Run or resume `experiment` in its folder; what a person should see while it runs goes to
+    `out`.
 
     `faults` happen on purpose, if the environment asks for them too (see faults.py).
     """
@@ -83,12 +107,18 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False, faults: st
     if experiment.track.key_file:
         read_key(experiment.track)
     resolved(experiment.track)  # refuses a mode that W&B does not have
-    with folder.held(), files.errors_named(folder.path), carried(experiment.run.folder, folder) as far:
+    with (
+        folder.held(),
+        files.errors_named(folder.path),
+        carried(experiment.run.folder, folder) as far,
+    ):
         if experiment.run.fresh:
             if aside := (far or folder).set_aside():
                 folder.say(f"a fresh start: what was here lies in {aside}")
             experiment = replace(experiment, run=replace(experiment.run, fresh=False))
-        experiment = experiment.replace(data=settled(experiment.data.absolute(), Progress("packing", out)))
+        experiment = experiment.replace(
+            data=settled(experiment.data.absolute(), Progress("packing", out))
+        )
         _refuse_another(folder, experiment)
         plan_here(experiment)  # refuses what it can before a million images are packed
         prepared = prepare(experiment.data, Progress("packing", out))
@@ -103,7 +133,9 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False, faults: st
 
 
 def planned_of(experiment: Experiment) -> Plan:
-    """The plan; also what `run.best` names is held against what the method will report, which needs torch."""
+    """The plan; also what `run.best` names is held against what the method will report, which needs
+    torch.
+    """
     experiment = experiment.replace(data=settled(experiment.data))
     planned = plan_here(experiment)
     if experiment.train.init_from:
@@ -125,9 +157,15 @@ def best_of(experiment: Experiment) -> str:
 
 
 def _launch(
-    folder: RunFolder, experiment: Experiment, prepared: Prepared, planned: Plan, out: TextIO, verbose: bool,
-    faults: str, far: Launcher | None,
-) -> Ended:  # fmt: skip
+    folder: RunFolder,
+    experiment: Experiment,
+    prepared: Prepared,
+    planned: Plan,
+    out: TextIO,
+    verbose: bool,
+    faults: str,
+    far: Launcher | None,
+) -> Ended:
     from udl_dist.launch import supervisor
     from udl_dist.launch.train_group import Launched
 
@@ -135,7 +173,8 @@ def _launch(
     for line in planned.lines():
         terminal.say(line)
     terminal.say(page_hint(folder.path))
-    # The folder keeps what was asked; the workers, which may be on other machines, get what holds on this one.
+    # The folder keeps what was asked; the workers, which may be on other machines, get what holds
+    # on this one.
     track, tracked = resolved(experiment.track)
     experiment = experiment.replace(track=track)
     if tracked:
@@ -158,15 +197,19 @@ def _launch(
 
 
 def _refuse_another(folder: RunFolder, experiment: Experiment) -> None:
-    """A folder that holds another experiment is left as it is; what differs is named with both values."""
+    """A folder that holds another experiment is left as it is; what differs is named with both
+    values.
+    """
     if not folder.experiment.exists():
         return
     before = experiments.load(folder.experiment, {})
     before = before.replace(data=before.data.absolute())
     if differing := experiments.differences(before, experiment):
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise UsageError(f"{name_of(experiment.run.folder)} holds another experiment: {'; '.join(differing[:3])}"
-                         f"{more}: choose another --run.folder, or the settings it was started with")  # fmt: skip
+        raise UsageError(
+            f"{name_of(experiment.run.folder)} holds another experiment: {'; '.join(differing[:3])}"
+            f"{more}: choose another --run.folder, or the settings it was started with"
+        )
 
 
 def _finished(folder: RunFolder, experiment: Experiment, planned: Plan) -> Ended | None:

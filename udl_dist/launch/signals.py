@@ -1,4 +1,6 @@
-"""What SIGINT, SIGTERM and SIGHUP mean to a run: first a checkpoint, then, asked again, an end. Knows no Ray."""
+"""What SIGINT, SIGTERM and SIGHUP mean to a run: first a checkpoint, then, asked again, an end.
+Knows no Ray.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +12,24 @@ from typing import Any
 
 
 class Signals:
-    """A context in which the first signal calls `stop` and the second ends the process with 128 + its number.
+    """A context in which the first signal calls `stop` and the second ends the process with 128 +
+    its number.
 
-    Before `started` there is nothing to keep: the first signal ends the process. Off the main thread (a
-    notebook's worker, a test) it does nothing.
+    Before `started` there is nothing to keep: the first signal ends the process. Off the main
+    thread (a notebook's worker, a test) it does nothing.
     """
 
-    def __init__(self, stop: Callable[[], None], say: Callable[[str], None], started: Callable[[], bool]) -> None:
+    def __init__(
+        self, stop: Callable[[], None], say: Callable[[str], None], started: Callable[[], bool]
+    ) -> None:
         self.received: list[int] = []
         self._stop, self._say, self._started = stop, say, started
         self._before: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Take the signals; again once Ray is up, whose core takes SIGTERM for a crash and prints its stack."""
+        """Take the signals; again once Ray is up, whose core takes SIGTERM for a crash and prints
+        its stack.
+        """
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
@@ -42,7 +49,8 @@ class Signals:
         if not self._started():
             self._say("stopped before anything was trained")
             os._exit(128 + number)
-        if len(self.received) > 1:  # Ray ended from here would end this process too, in the midst and with 1
+        # Ray ended from here would end this process too, in the midst and with 1
+        if len(self.received) > 1:
             os._exit(128 + number)
         self._stop()
         self._say("stopping: a checkpoint is written first (once more: at once)")

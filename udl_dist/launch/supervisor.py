@@ -1,7 +1,9 @@
-"""A run under Ray from its start to its end: signals, the terminal, workers that hang, and what came out.
+"""A run under Ray from its start to its end: signals, the terminal, workers that hang, and what
+came out.
 
-The main thread owns signals and the terminal, another one waits for Ray. Workers and driver speak through the run
-folder: a stop is asked by a file, progress is read from the curves, a refusal from `failure.json`.
+The main thread owns signals and the terminal, another one waits for Ray. Workers and driver speak
+through the run folder: a stop is asked by a file, progress is read from the curves, a refusal from
+`failure.json`.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ from udl_dist.runs.terminal import Terminal
 
 
 def run(launched: Launched, terminal: Terminal, verbose: bool = False) -> dict[str, Any]:
-    """Train under Ray until the end or a signal; return what `work` returned, with `signal` (0 if there was none).
+    """Train under Ray until the end or a signal; return what `work` returned, with `signal` (0 if
+    there was none).
 
-    The run folder must be held. Raise the UdlError of the first worker that refused, or ClusterError, TrainingError.
+    The run folder must be held. Raise the UdlError of the first worker that refused, or
+    ClusterError, TrainingError.
     """
     folder = launched.folder
     heartbeat.clear(folder)
@@ -48,8 +52,10 @@ def run(launched: Launched, terminal: Terminal, verbose: bool = False) -> dict[s
 
 def train_within(
     experiment: Experiment, prepared: Prepared, faults: str, gate: Gate
-) -> dict[str, Any]:  # fmt: skip
-    """The same in a process that has joined a Ray, such as a trial of a search: no signals and no terminal."""
+) -> dict[str, Any]:
+    """The same in a process that has joined a Ray, such as a trial of a search: no signals and no
+    terminal.
+    """
     launched = Launched(experiment, prepared, faults, gate)
     heartbeat.clear(launched.folder)
     outcome: dict[str, Any] = {}
@@ -66,7 +72,8 @@ def train_within(
 class Hanging:
     """The workers on this machine that show no life: stopped processes, which nothing else notices.
 
-    The pulses of a run in object storage come here now and then only; those workers watch each other.
+    The pulses of a run in object storage come here now and then only; those workers watch each
+    other.
     """
 
     def __init__(self, launched: Launched) -> None:
@@ -80,10 +87,20 @@ class Hanging:
 
 
 def _watch(
-    thread: threading.Thread, launched: Launched, terminal: Terminal, outcome: dict[str, Any], signals: Signals
+    thread: threading.Thread,
+    launched: Launched,
+    terminal: Terminal,
+    outcome: dict[str, Any],
+    signals: Signals,
 ) -> None:
-    """Show the run until its thread ends; raise the first refusal of a worker as soon as it is there."""
-    settled, hanging, growing = False, Hanging(launched), Growing(launched.experiment, launched.folder)
+    """Show the run until its thread ends; raise the first refusal of a worker as soon as it is
+    there.
+    """
+    settled, hanging, growing = (
+        False,
+        Hanging(launched),
+        Growing(launched.experiment, launched.folder),
+    )
     while thread.is_alive():
         thread.join(POLL_SECONDS)
         terminal.refresh()
@@ -114,7 +131,9 @@ def _phase(launched: Launched, outcome: dict[str, Any]) -> str:
 
 
 def _train(launched: Launched, verbose: bool, outcome: dict[str, Any]) -> None:
-    """Run in a thread: Ray from start to end; leaves `result` or `error` in `outcome`, `ours` if Ray is to be ended."""
+    """Run in a thread: Ray from start to end; leaves `result` or `error` in `outcome`, `ours` if
+    Ray is to be ended.
+    """
     try:
         outcome["ours"] = ray_runtime.start(launched.experiment.run.address, verbose)
         nodes.refuse_unshared(launched.experiment, launched.prepared)
@@ -123,7 +142,8 @@ def _train(launched: Launched, verbose: bool, outcome: dict[str, Any]) -> None:
         outcome["free"] = ray_runtime.in_words()
         outcome["error"] = error
     finally:
-        # Not left to the main thread: Ray's processes are killed, not ended, with the thread that started them.
+        # Not left to the main thread: Ray's processes are killed, not ended, with the thread that
+        # started them.
         _shut_down(outcome)
 
 
@@ -134,7 +154,9 @@ def _tidy(launched: Launched) -> None:
 
 
 def _end_ray(thread: threading.Thread, outcome: dict[str, Any]) -> None:
-    """End a Ray that is still at work; a start under way is waited for, so that nothing of it is left behind."""
+    """End a Ray that is still at work; a start under way is waited for, so that nothing of it is
+    left behind.
+    """
     deadline = time.monotonic() + START_SECONDS
     while thread.is_alive() and not outcome and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
@@ -158,7 +180,10 @@ def _result(launched: Launched, outcome: dict[str, Any]) -> dict[str, Any]:
 def _explained(error: Exception, launched: Launched, outcome: dict[str, Any]) -> UdlError:
     """What Ray raised, as one line; the whole story goes to the messages of the run."""
     if ray_runtime.is_misplaced(error):
-        return ClusterError(f"run.workers = {launched.experiment.run.workers} could not be placed in {PLACEMENTS} "
-                            f"tries; free now: {outcome['free']}: lower run.workers, or wait for the others"
-                            )  # fmt: skip
-    return ClusterError(f"Ray failed: {one_line(error)}; all of it is in {launched.folder.messages}")
+        return ClusterError(
+            f"run.workers = {launched.experiment.run.workers} could not be placed in {PLACEMENTS} "
+            f"tries; free now: {outcome['free']}: lower run.workers, or wait for the others"
+        )
+    return ClusterError(
+        f"Ray failed: {one_line(error)}; all of it is in {launched.folder.messages}"
+    )

@@ -34,7 +34,9 @@ def _open(images: int) -> bool:
 
 @dataclass(frozen=True)
 class Launched:
-    """A run as it is launched: `faults` on purpose, the workers' `gate`, the hold on a run in object storage."""
+    """A run as it is launched: `faults` on purpose, the workers' `gate`, the hold on a run in
+    object storage.
+    """
 
     experiment: Experiment
     prepared: Prepared
@@ -48,10 +50,12 @@ class Launched:
 
 
 def run(launched: Launched, outcome: dict[str, Any]) -> dict[str, Any]:
-    """One group of workers after the other, each as large as there is place for, until one ends the run.
+    """One group of workers after the other, each as large as there is place for, until one ends the
+    run.
 
-    A group ends early when a worker fails, which `judge` may take for the end of the run, or for a larger one.
-    `workers` in `outcome` is how many are at work, so that somebody can look whether more can be had.
+    A group ends early when a worker fails, which `judge` may take for the end of the run, or for a
+    larger one. `workers` in `outcome` is how many are at work, so that somebody can look whether
+    more can be had.
     """
     experiment, folder = launched.experiment, launched.folder
     size, placements = ray_runtime.size(experiment, wait_seconds=experiment.run.place_seconds), 0
@@ -73,12 +77,19 @@ def run(launched: Launched, outcome: dict[str, Any]) -> dict[str, Any]:
                 placements += 1
                 if placements == PLACEMENTS:
                     raise
-                folder.say(f"{size.workers} workers found no place in {START_SECONDS:g} s, free now: "
-                           f"{ray_runtime.in_words()}: again ({placements} of {PLACEMENTS} tries)")  # fmt: skip
+                folder.say(
+                    f"{size.workers} workers found no place in {START_SECONDS:g} s, free now: "
+                    f"{ray_runtime.in_words()}: again ({placements} of {PLACEMENTS} tries)"
+                )
             elif ray_runtime.is_loss(error):
                 placements = 0
                 with files.errors_named(folder.path):
-                    judge(folder, getattr(error, "worker_failures", {}), experiment.run.max_failures, one_line(error))
+                    judge(
+                        folder,
+                        getattr(error, "worker_failures", {}),
+                        experiment.run.max_failures,
+                        one_line(error),
+                    )
             else:
                 raise
             if failure := folder.failure():
@@ -86,7 +97,8 @@ def run(launched: Launched, outcome: dict[str, Any]) -> dict[str, Any]:
             wait = PLACEMENTS * START_SECONDS
         outcome["workers"] = 0
         folder.resize_done()
-        heartbeat.clear(folder)  # those of a larger group must not be taken for dead ranks of the next
+        # those of a larger group must not be taken for dead ranks of the next
+        heartbeat.clear(folder)
         size = ray_runtime.size(experiment, size.workers, wait)
 
 
@@ -110,8 +122,9 @@ def _trainer(launched: Launched, size: Size) -> Any:
             use_gpu=size.gpu,
             resources_per_worker={"CPU": experiment.run.cpus_per_worker, "GPU": int(size.gpu)},
         ),
-        # Our checkpoints are the truth: Ray gets a name of its own each time, so that its snapshot is never taken up.
-        # It starts nothing again by itself either: the next group may be another size.
+        # Our checkpoints are the truth: Ray gets a name of its own each time, so that its snapshot
+        # is never taken up. It starts nothing again by itself either: the next group may be another
+        # size.
         run_config=RunConfig(
             name=uuid.uuid4().hex,
             **_storage(experiment.run.folder),
@@ -121,10 +134,11 @@ def _trainer(launched: Launched, size: Size) -> Any:
 
 
 def _meeting(backend: str) -> Any:
-    """How the workers meet: as Ray has it, but that each first says which interface its node's address is on.
+    """How the workers meet: as Ray has it, but that each first says which interface its node's
+    address is on.
 
-    By itself gloo takes what the machine's name means, often loopback, and NCCL the first interface that looks right,
-    often one of containers or a VPN.
+    By itself gloo takes what the machine's name means, often loopback, and NCCL the first interface
+    that looks right, often one of containers or a VPN.
     """
     from ray.train.torch import TorchConfig
 
@@ -147,7 +161,8 @@ def _choose_interface() -> None:
 
     if name := network_interfaces.having(ray.util.get_node_ip_address()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # exactly this one, not all that begin like it
+        # exactly this one, not all that begin like it
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
 
 
 def _rank(config: dict[str, Any]) -> dict[str, Any]:
@@ -165,9 +180,13 @@ def _rank(config: dict[str, Any]) -> dict[str, Any]:
     faults.arm(config["faults"], folder, ray.train.get_context().get_world_rank())
     ranks = Ranks(ray.train.torch.get_device())
     prepared = Prepared(**config["prepared"] | {"settings": experiment.data})
-    return work(experiment, prepared, ranks,
-                lambda report: ray.train.report({"images": report.images, **report.figures}), config["gate"]
-                )  # fmt: skip
+    return work(
+        experiment,
+        prepared,
+        ranks,
+        lambda report: ray.train.report({"images": report.images, **report.figures}),
+        config["gate"],
+    )
 
 
 def _storage(where: str) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""A watchdog per rank: it sees that the loop stands still, has all ranks write their stacks, and ends the process.
+"""A watchdog per rank: it sees that the loop stands still, has all ranks write their stacks, and
+ends the process.
 
-The whole group starts again then, from the newest checkpoint. Three cases: the loop stands still and threads run
-(this thread sees it); nothing runs because a library holds Python's lock (faulthandler's own thread sees it); nothing
-runs at all, a stopped process (the other ranks or the launcher see it, by its pulse). Knows no torch and no Ray.
+The whole group starts again then, from the newest checkpoint. Three cases: the loop stands still
+and threads run (this thread sees it); nothing runs because a library holds Python's lock
+(faulthandler's own thread sees it); nothing runs at all, a stopped process (the other ranks or the
+launcher see it, by its pulse). Knows no torch and no Ray.
 """
 
 from __future__ import annotations
@@ -20,13 +22,16 @@ from udl_dist.runs.heartbeat import Life, Others, Pulse
 from udl_dist.runs.run_folder import RunFolder
 
 EXIT_CODE = 75  # of a process that its watchdog ended: a fault that may pass (EX_TEMPFAIL)
-FIRST_STEP = 10  # times as long: until the first step is done, networks are compiled and connections made
+# times as long: until the first step is done, networks are compiled and connections made
+FIRST_STEP = 10
 GRACE_SECONDS = 2.0  # for the other ranks to write their stacks
 HUNG = "hung"  # a file beside the pulses: a rank hangs, all are to write their stacks
 
 
 class Watchdog:
-    """A context around the loop of one rank, made in the thread that runs it; `beat` is called at each progress."""
+    """A context around the loop of one rank, made in the thread that runs it; `beat` is called at
+    each progress.
+    """
 
     def __init__(self, folder: RunFolder, rank: int, hang_seconds: float) -> None:
         self._folder, self._rank, self._seconds = folder, rank, hang_seconds
@@ -82,20 +87,25 @@ class Watchdog:
             elif (self._folder.ranks / HUNG).exists():
                 self._dump()
             # Runs without Python's lock, should this thread not come here again.
-            faulthandler.dump_traceback_later(self._seconds + 2 * self._tick, file=self._stacks, exit=True)
+            faulthandler.dump_traceback_later(
+                self._seconds + 2 * self._tick, file=self._stacks, exit=True
+            )
             if shown:  # a disk that takes nothing more silences all pulses
                 for life in self._others.silent(self._seconds + GRACE_SECONDS):
                     put_down(self._folder, life)
 
     def _give_up(self, limit: float) -> None:
         """Write the stacks, have the others write theirs, and end."""
-        faulthandler.dump_traceback_later(3 * GRACE_SECONDS, file=self._stacks, exit=True)  # should this get stuck too
+        # should this get stuck too
+        faulthandler.dump_traceback_later(3 * GRACE_SECONDS, file=self._stacks, exit=True)
         place = self._place()
         self._pulse.hang(place)
         self._dump()
         (self._folder.ranks / HUNG).touch()
-        self._folder.say(f"rank {self._rank} made no step for {limit:g} s after {self._images:,} images, in {place}: "
-                         f"stacks are in {self._folder.path}/stacks-*.txt")  # fmt: skip
+        self._folder.say(
+            f"rank {self._rank} made no step for {limit:g} s after {self._images:,} images, in"
+            f" {place}: stacks are in {self._folder.path}/stacks-*.txt"
+        )
         if not self._closed.wait(GRACE_SECONDS):
             for life in self._others.silent(self._seconds):
                 put_down(self._folder, life)
@@ -105,7 +115,10 @@ class Watchdog:
         """Write the stacks of all threads, once."""
         if not self._dumped:
             self._dumped = True
-            head = f"{time.strftime('%F %T')} rank {self._rank}, process {os.getpid()}, {self._images:,} images\n"
+            head = (
+                f"{time.strftime('%F %T')} rank {self._rank}, process {os.getpid()},"
+                f" {self._images:,} images\n"
+            )
             self._stacks.write(head.encode())
             self._stacks.flush()
             faulthandler.dump_traceback(self._stacks)
@@ -123,8 +136,10 @@ class Watchdog:
 def put_down(folder: RunFolder, life: Life) -> None:
     """End the process of a rank that shows no life, after a word about it in its file of stacks."""
     state = life.state()
-    folder.say(f"rank {life.rank} showed no life after {life.images:,} images: process {life.process} is {state}, "
-               "it is ended")  # fmt: skip
+    folder.say(
+        f"rank {life.rank} showed no life after {life.images:,} images: process {life.process} is"
+        f" {state}, it is ended"
+    )
     with stacks_path(folder, life.rank).open("a") as file:
         file.write(f"No life: process {life.process} was {state}, it could not write its stacks\n")
     life.kill()

@@ -1,7 +1,8 @@
-"""What each rank does with a run: open the data, make the method, take up the newest checkpoint, act on every report.
+"""What each rank does with a run: open the data, make the method, take up the newest checkpoint,
+act on every report.
 
-It stands between a launcher and the loop and knows no launcher: `work` runs in one process, under plain
-torch.distributed or in a Ray worker alike. Rank 0 alone writes.
+It stands between a launcher and the loop and knows no launcher: `work` runs in one process, under
+plain torch.distributed or in a Ray worker alike. Rank 0 alone writes.
 """
 
 from __future__ import annotations
@@ -53,20 +54,30 @@ class Task:
 
 
 def work(
-    experiment: Experiment, prepared: Prepared, ranks: Ranks, hand_over: Callable[[Report], None] = lambda report: None,
+    experiment: Experiment,
+    prepared: Prepared,
+    ranks: Ranks,
+    hand_over: Callable[[Report], None] = lambda report: None,
     gate: Gate = lambda images: True,
-) -> dict[str, Any]:  # fmt: skip
-    """Train to the end or to a stop; return `{"images", "stopped", "figures"}`, the same on every rank.
+) -> dict[str, Any]:
+    """Train to the end or to a stop; return `{"images", "stopped", "figures"}`, the same on every
+    rank.
 
-    `hand_over` hears of each report that comes with a checkpoint, on every rank at the same images. `gate` is asked
-    on rank 0, after each validation and where the run goes on from, whether to go on; None: that is not known yet.
+    `hand_over` hears of each report that comes with a checkpoint, on every rank at the same images.
+    `gate` is asked on rank 0, after each validation and where the run goes on from, whether to go
+    on; None: that is not known yet.
     """
     folder = RunFolder(remote.working(experiment.run.folder, "node"))
     used = arithmetic.set_up(ranks.device, experiment.run.determinism, experiment.train.precision)
     with carried(experiment.run.folder, folder, ranks.leads) as node:
         try:
-            with files.errors_named(folder.path), Watchdog(folder, ranks.rank, experiment.run.hang_seconds) as watchdog:
-                return _attempts(Task(experiment, prepared, ranks, hand_over, gate, folder, watchdog, node, used))
+            with (
+                files.errors_named(folder.path),
+                Watchdog(folder, ranks.rank, experiment.run.hang_seconds) as watchdog,
+            ):
+                return _attempts(
+                    Task(experiment, prepared, ranks, hand_over, gate, folder, watchdog, node, used)
+                )
         except UdlError as error:
             folder.fail(error)
             raise
@@ -82,33 +93,43 @@ def _attempts(task: Task) -> dict[str, Any]:
         except Diverged as error:
             rollbacks = error.rollbacks + 1
             if rollbacks > ROLLBACKS:
-                raise TrainingError(f"{error}, and the run went back {ROLLBACKS} times: lower train.learning_rate, "
-                                    "or set train.clip_norm; the last checkpoint is kept") from None  # fmt: skip
+                raise TrainingError(
+                    f"{error}, and the run went back {ROLLBACKS} times: lower train.learning_rate, "
+                    "or set train.clip_norm; the last checkpoint is kept"
+                ) from None
             if task.ranks.leads:
-                task.folder.say(f"{error}: back to the last checkpoint, with another order of the images from there "
-                                f"on ({rollbacks} of {ROLLBACKS} times)")  # fmt: skip
+                task.folder.say(
+                    f"{error}: back to the last checkpoint, with another order of the images from"
+                    f" there on ({rollbacks} of {ROLLBACKS} times)"
+                )
 
 
 @contextlib.contextmanager
 def _refusing(task: Task) -> Iterator[None]:
-    """Turn errors of torch that would come again after every restart into refusals with the cure."""
+    """Turn errors of torch that would come again after every restart into refusals with the
+    cure.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         train, ranks = task.experiment.train, task.ranks
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        if isinstance(
+            error, MemoryError | torch.OutOfMemoryError
+        ) or "can't allocate memory" in str(error):
             rows = -(-train.batch_size // (ranks.world * train.accumulate))
             where = "GPU" if ranks.device.type == "cuda" else "memory"
             raise TrainingError(
-                f"rank {ranks.rank}: the {where} is too small for {rows} images at once: raise train.accumulate (parts "
-                "of a step, computed one after the other), lower train.batch_size, or set train.precision = bfloat16; "
-                "the last checkpoint is kept"
+                f"rank {ranks.rank}: the {where} is too small for {rows} images at once: raise"
+                " train.accumulate (parts of a step, computed one after the other), lower"
+                " train.batch_size, or set train.precision = bfloat16; the last checkpoint is kept"
             ) from error
-        if train.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        if train.compile and type(error).__module__.startswith(
+            ("torch._dynamo", "torch._inductor")
+        ):
             why = " ".join(str(error).split())[:200]
             raise TrainingError(
-                f"train.compile: PyTorch's compiler failed ({why}): install the C++ compiler that it needs, or leave "
-                "train.compile out"
+                f"train.compile: PyTorch's compiler failed ({why}): install the C++ compiler that"
+                " it needs, or leave train.compile out"
             ) from error
         raise
 
@@ -116,16 +137,23 @@ def _refusing(task: Task) -> Iterator[None]:
 def _attempt(task: Task, rollbacks: int) -> dict[str, Any]:
     """One attempt, after so many that came to nothing; raise Diverged where it does."""
     experiment, prepared, ranks, folder, watchdog = (
-        task.experiment, task.prepared, task.ranks, task.folder, task.watchdog
-    )  # fmt: skip
-    stream, held_out = open_feed(prepared, experiment.train.seed, batch_memory(ranks.device),
-                                 experiment.evaluate.images)  # fmt: skip
+        task.experiment,
+        task.prepared,
+        task.ranks,
+        task.folder,
+        task.watchdog,
+    )
+    stream, held_out = open_feed(
+        prepared, experiment.train.seed, batch_memory(ranks.device), experiment.evaluate.images
+    )
     learning = new_learning(experiment, stream, ranks)
     start, kept = resume(experiment, folder, task.node, ranks, learning, stream)
     if rollbacks > kept.rollbacks:
         kept = replace(kept, rollbacks=rollbacks, skips=0)
     if kept.rollbacks:
-        stream, _ = open_feed(prepared, _seed_after(kept.rollbacks, experiment), batch_memory(ranks.device))
+        stream, _ = open_feed(
+            prepared, _seed_after(kept.rollbacks, experiment), batch_memory(ranks.device)
+        )
     total = experiment.train.length(stream.records)
     if start >= total:  # ended between its last checkpoint and its result
         facts = checkpoint.facts(checkpoint.path_of(folder.checkpoints, start))
@@ -133,7 +161,11 @@ def _attempt(task: Task, rollbacks: int) -> dict[str, Any]:
     watchdog.rest()  # whoever waits at a gate makes no step
     if start and not _goes_on(task.gate, start, ranks):
         return {"images": start, "stopped": True, "figures": {}}
-    scribe = Scribe(experiment, folder, learning, stream, held_out, start, task.node) if ranks.leads else None
+    scribe = (
+        Scribe(experiment, folder, learning, stream, held_out, start, task.node)
+        if ranks.leads
+        else None
+    )
     if ranks.leads:
         environment.keep(folder, ranks, task.arithmetic, start)
     figures: dict[str, float] = {}
@@ -146,8 +178,19 @@ def _attempt(task: Task, rollbacks: int) -> dict[str, Any]:
 
     try:
         between = intervals(experiment, total, held_out.records if held_out else 0)
-        for report in train(learning, stream, held_out, experiment.train, between, ranks, start,
-                            folder.end_asked if ranks.leads else lambda: False, clock.due, kept, beat):  # fmt: skip
+        for report in train(
+            learning,
+            stream,
+            held_out,
+            experiment.train,
+            between,
+            ranks,
+            start,
+            folder.end_asked if ranks.leads else lambda: False,
+            clock.due,
+            kept,
+            beat,
+        ):
             figures |= report.figures
             images, stopped = report.images, report.stopped
             beat(images, "save" if report.checkpoint else "report")
@@ -188,12 +231,21 @@ def _goes_on(gate: Gate, images: int, ranks: Ranks) -> bool:
 
 
 def _look_for_collapse(
-    experiment: Experiment, learning: Learning, report: Report, folder: RunFolder, told: set[str], ranks: Ranks
+    experiment: Experiment,
+    learning: Learning,
+    report: Report,
+    folder: RunFolder,
+    told: set[str],
+    ranks: Ranks,
 ) -> None:
-    """Tell each alarm of the method once, or stop at it: figures are equal on every rank, so all do the same."""
+    """Tell each alarm of the method once, or stop at it: figures are equal on every rank, so all do
+    the same.
+    """
     for name, line in learning.method.alarms(report.figures, report.images).items():
         if experiment.train.on_collapse == "stop":
-            raise TrainingError(f"{name} after {report.images} images: {line}; the last checkpoint is kept")
+            raise TrainingError(
+                f"{name} after {report.images} images: {line}; the last checkpoint is kept"
+            )
         if ranks.leads and name not in told:
             folder.say(f"ALARM: {name} after {report.images} images: {line}")
         told.add(name)
@@ -206,7 +258,9 @@ def _seed_after(rollbacks: int, experiment: Experiment) -> int:
 
 
 class Clock:
-    """Says once, `seconds` after it was started, that a checkpoint is due; 0: never. No jump of the date moves it."""
+    """Says once, `seconds` after it was started, that a checkpoint is due; 0: never. No jump of the
+    date moves it.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -223,11 +277,17 @@ class Clock:
 
 
 def intervals(experiment: Experiment, total: int, held_out: int) -> Intervals:
-    """The intervals asked for, or a hundred reports and ten checkpoints a run, and validations as they are paid for."""
+    """The intervals asked for, or a hundred reports and ten checkpoints a run, and validations as
+    they are paid for.
+    """
     evaluate = experiment.evaluate
     checkpoint = experiment.run.checkpoint_images or evaluate.every_images or max(1, total // 10)
-    return Intervals(experiment.train.report_images or max(1, total // 100), evaluate.interval(total, held_out),
-                     checkpoint, evaluate.at_images)  # fmt: skip
+    return Intervals(
+        experiment.train.report_images or max(1, total // 100),
+        evaluate.interval(total, held_out),
+        checkpoint,
+        evaluate.at_images,
+    )
 
 
 def new_learning(experiment: Experiment, stream: Feed, ranks: Ranks) -> Learning:

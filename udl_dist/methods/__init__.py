@@ -1,9 +1,10 @@
 """What is learned: the contract that every method keeps, and how a method is found by its name.
 
-One file, one method. A file of this folder, or a module that an installed package names in the entry-point group
-`udl_dist.methods`, holds one subclass of `Method` with its own `Settings`. A method knows its networks and its losses;
-it knows no optimiser, device, rank, file or Ray. PyTorch is imported when a network is built or a loss is run, not
-before: settings are read, refused and counted without it (importing torch alone takes 1.5 s).
+One file, one method. A file of this folder, or a module that an installed package names in the
+entry-point group `udl_dist.methods`, holds one subclass of `Method` with its own `Settings`. A
+method knows its networks and its losses; it knows no optimiser, device, rank, file or Ray. PyTorch
+is imported when a network is built or a loss is run, not before: settings are read, refused and
+counted without it (importing torch alone takes 1.5 s).
 """
 
 from __future__ import annotations
@@ -27,16 +28,19 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, int, int]  # C, H, W of an image
 
-HELPERS = ("descriptor", "frechet", "gan_alarms", "networks", "pixels")  # modules here that hold no method
+# modules here that hold no method
+HELPERS = ("descriptor", "frechet", "gan_alarms", "networks", "pixels")
 EXPLODED = 100.0  # root mean square of latents or logits: healthy ones stay below 10
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images and what chance may depend on, so that no draw depends on a rank, a reader or a restart.
+    """Images and what chance may depend on, so that no draw depends on a rank, a reader or a
+    restart.
 
-    `keys` differ by (seed, epoch, record), `record_keys` by (seed, record) alone: a draw from the latter stays the same
-    in every epoch (static binarisation). `seen` counts the images of all ranks before this step.
+    `keys` differ by (seed, epoch, record), `record_keys` by (seed, record) alone: a draw from the
+    latter stays the same in every epoch (static binarisation). `seen` counts the images of all
+    ranks before this step.
     """
 
     images: Tensor  # [B, C, H, W] float in [-1, 1]
@@ -47,10 +51,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Phase:
-    """Whose turn it is: the networks that learn, the loss they minimise, and how often (every n-th step).
+    """Whose turn it is: the networks that learn, the loss they minimise, and how often (every n-th
+    step).
 
-    The loss is `(batch) -> (scalar to minimise, {name: scalar to plot})`; both are means over the images of the batch.
-    It must reach every parameter of the networks it trains: DDP waits for all of them.
+    The loss is `(batch) -> (scalar to minimise, {name: scalar to plot})`; both are means over the
+    images of the batch. It must reach every parameter of the networks it trains: DDP waits for all
+    of them.
     """
 
     trains: tuple[str, ...]
@@ -60,19 +66,25 @@ class Phase:
 
 
 class Method:
-    """A method: named networks, phases, and what it can do. Not an nn.Module itself; `networks` is one.
+    """A method: named networks, phases, and what it can do. Not an nn.Module itself; `networks` is
+    one.
 
-    A subclass sets `Settings` (a frozen dataclass made of `setting(...)`), describes its networks, lists its phases,
-    and defines those of encode, decode, reconstruct, prior, sample, measure that make sense for it.
-    `measure` gives values of images, `figures` what is told of their means, `alarms` what that is a sign of.
+    A subclass sets `Settings` (a frozen dataclass made of `setting(...)`), describes its networks,
+    lists its phases, and defines those of encode, decode, reconstruct, prior, sample, measure that
+    make sense for it. `measure` gives values of images, `figures` what is told of their means,
+    `alarms` what that is a sign of.
     """
 
     Settings: ClassVar[type]
-    best: ClassVar[str] = ""  # the measured figure whose least value marks the best checkpoint; "" if there is none
-    # Figures that are of another scale for other values of these settings; (): they say nothing of how good a run is.
+    # the measured figure whose least value marks the best checkpoint; "" if there is none
+    best: ClassVar[str] = ""
+    # Figures that are of another scale for other values of these settings; (): they say nothing of
+    # how good a run is.
     incomparable: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    cannot_see: ClassVar[Mapping[str, str]] = {}  # figure -> what it is blind to, for people who read it
-    # What to know of generated images, with the commands that draw better ones of the run folder RUN; "" for nothing.
+    # figure -> what it is blind to, for people who read it
+    cannot_see: ClassVar[Mapping[str, str]] = {}
+    # What to know of generated images, with the commands that draw better ones of the run folder
+    # RUN; "" for nothing.
     about_samples: ClassVar[str] = ""
     networks: nn.ModuleDict
 
@@ -89,21 +101,29 @@ class Method:
         raise NotImplementedError
 
     def averaged(self) -> tuple[str, ...]:
-        """The networks that the moving average follows; all of them unless a method says otherwise."""
+        """The networks that the moving average follows; all of them unless a method says
+        otherwise.
+        """
         return tuple(self.describe())
 
     def differentiated_twice(self) -> tuple[str, ...]:
-        """The networks whose input gradient is part of a loss (gradient penalties): they are never compiled."""
+        """The networks whose input gradient is part of a loss (gradient penalties): they are never
+        compiled.
+        """
         return ()
 
     def build(self) -> None:
         """Make `networks`, initialised from torch's current random state, on the CPU."""
         from torch import nn
 
-        self.networks = nn.ModuleDict({name: network.build() for name, network in self.describe().items()})
+        self.networks = nn.ModuleDict(
+            {name: network.build() for name, network in self.describe().items()}
+        )
 
     def can(self, ability: str) -> bool:
-        """Whether this method defines `encode`, `decode`, `prior`, `measure` or `log_weights`; two more follow."""
+        """Whether this method defines `encode`, `decode`, `prior`, `measure` or `log_weights`; two
+        more follow.
+        """
         if getattr(type(self), ability) is not getattr(Method, ability):
             return True
         follows = {"reconstruct": ("encode", "decode"), "sample": ("prior", "decode")}
@@ -122,11 +142,15 @@ class Method:
         return self.decode(self.encode(images))
 
     def damage(self, batch: Batch) -> Tensor:  # -> [B, C, H, W]
-        """What the method gets to see of the images of a batch: all of it, unless it learns to mend them."""
+        """What the method gets to see of the images of a batch: all of it, unless it learns to mend
+        them.
+        """
         return batch.images
 
     def prior(self, keys: Tensor) -> Tensor:  # [N] int64 -> [N, Z]
-        """Latents as the method takes them to be spread, standard normal, one for each random key."""
+        """Latents as the method takes them to be spread, standard normal, one for each random
+        key.
+        """
         raise NotImplementedError
 
     def sample(self, keys: Tensor) -> Tensor:  # [N] int64 -> [N, C, H, W] in [-1, 1]
@@ -134,26 +158,36 @@ class Method:
         return self.decode(self.prior(keys))
 
     def alarms(self, figures: Mapping[str, float], seen: int) -> dict[str, str]:
-        """Which ways of coming to nothing the figures of a validation show: name -> figures and advice, in one line."""
+        """Which ways of coming to nothing the figures of a validation show: name -> figures and
+        advice, in one line.
+        """
         return {}
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:  # each [B] or [B, D]
-        """Held-out values of each image, which depend on no other, so that means over any share of the data are exact.
+        """Held-out values of each image, which depend on no other, so that means over any share of
+        the data are exact.
 
-        A mean is taken of each column: with x and x² as [B, D], `figures` has the variance of D numbers over the data.
+        A mean is taken of each column: with x and x² as [B, D], `figures` has the variance of D
+        numbers over the data.
         """
         raise NotImplementedError
 
     def log_weights(self, batch: Batch, keys: Tensor) -> Tensor:  # [K, B] int64 -> [K, B]
-        """log p(x, z) - log q(z|x) of a latent for each key and image; the mean of their exp estimates p(x)."""
+        """log p(x, z) - log q(z|x) of a latent for each key and image; the mean of their exp
+        estimates p(x).
+        """
         raise NotImplementedError
 
     def pixel_levels(self) -> int:
-        """Values that a pixel of a likelihood has: 2, or 256 for a density over [-1, 1]; 0 if it is no likelihood."""
+        """Values that a pixel of a likelihood has: 2, or 256 for a density over [-1, 1]; 0 if it is
+        no likelihood.
+        """
         return 0
 
     def figures(self, means: Mapping[str, Tensor]) -> dict[str, float]:  # each [] or [D], float64
-        """What is reported of the means of `measure` over all held-out images: the scalars as they are."""
+        """What is reported of the means of `measure` over all held-out images: the scalars as they
+        are.
+        """
         return {name: float(mean) for name, mean in means.items() if not mean.dim()}
 
 
@@ -161,7 +195,11 @@ def exploding(what: str, scale: float) -> dict[str, str]:
     """The alarm about latents or logits whose root mean square is far from any healthy one."""
     if scale < EXPLODED:
         return {}
-    return {"exploding scale": f"{what} of size {scale:.2g}: lower train.learning_rate, or set train.clip_norm"}
+    return {
+        "exploding scale": (
+            f"{what} of size {scale:.2g}: lower train.learning_rate, or set train.clip_norm"
+        )
+    }
 
 
 def names() -> list[str]:
@@ -172,24 +210,37 @@ def names() -> list[str]:
 def find(name: str) -> type[Method]:
     """The method class called `name`; raise UsageError with the nearest name if there is none.
 
-    Only a file of this folder or an entry point of an installed package is ever imported: a job file cannot name code.
-    A file of this folder is never replaced by a package that gives its method the same name.
+    Only a file of this folder or an entry point of an installed package is ever imported: a job
+    file cannot name code. A file of this folder is never replaced by a package that gives its
+    method the same name.
     """
     module_name = _here().get(name) or _installed().get(name)
     if module_name is None:
         raise UsageError(f"unknown method.name {name!r}: {nearest(name, names())}")
     module = importlib.import_module(module_name)
-    classes = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Method)]
+    classes = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Method)
+    ]
     found = [value for value in classes if value.__module__ == module.__name__]
     if len(found) != 1:
-        raise UsageError(f"method {name}: {module_name} must define one subclass of Method, found {len(found)}")
+        raise UsageError(
+            f"method {name}: {module_name} must define one subclass of Method, found {len(found)}"
+        )
     return found[0]
 
 
 def _here() -> dict[str, str]:
-    return {module.name: f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__)
-            if module.name not in HELPERS}  # fmt: skip
+    return {
+        module.name: f"{__name__}.{module.name}"
+        for module in pkgutil.iter_modules(__path__)
+        if module.name not in HELPERS
+    }
 
 
 def _installed() -> dict[str, str]:
-    return {entry.name: entry.module for entry in importlib.metadata.entry_points(group="udl_dist.methods")}
+    return {
+        entry.name: entry.module
+        for entry in importlib.metadata.entry_points(group="udl_dist.methods")
+    }

@@ -1,6 +1,7 @@
 """The autoencoder: squared error between an image and what comes back through a narrow latent.
 
-Plain, denoising (Vincent et al. 2010: the input is damaged, the target is not) or with tied weights.
+Plain, denoising (Vincent et al. 2010: the input is damaged, the target is not) or with tied
+weights.
 """
 
 from __future__ import annotations
@@ -30,29 +31,38 @@ class AESettings:
 
     latent_dim: int = setting(32, "numbers that an image is squeezed into", low=1)
     network: NetworkSettings = setting(NetworkSettings, "the encoder; the decoder mirrors it")
-    tied: bool = setting(False, "one dense layer, read out by its own transpose: image = Wᵀf(Wx + b) + c")
+    tied: bool = setting(
+        False, "one dense layer, read out by its own transpose: image = Wᵀf(Wx + b) + c"
+    )
     noise: Literal["none", "gaussian", "mask", "salt_and_pepper"] = setting(
-        "none", "what damages the input: added normal numbers, pixels set to -1, or pixels set to -1 or 1"
+        "none",
+        "what damages the input: added normal numbers, pixels set to -1, or pixels set to -1 or 1",
     )
     noise_level: float = setting(
-        0.0, "deviation of the gaussian, in units of pixels in [-1, 1]; else the share of pixels hit", low=0
+        0.0,
+        "deviation of the gaussian, in units of pixels in [-1, 1]; else the share of pixels hit",
+        low=0,
     )
 
 
 class Autoencoder(Method):
-    """Minimises Σ(x - y)² over pixels; with tied weights the energy ½Σ(x - y)², y = Wᵀf(Wx + b) + c.
+    """Minimises Σ(x - y)² over pixels; with tied weights the energy ½Σ(x - y)², y = Wᵀf(Wx + b) +
+    c.
 
-    Images are in [-1, 1]. The article's 784-64-32-32-64-784 (encoder 784-64-32, decoder 32-64-784) ends in a sigmoid,
-    which cannot reach the half of the range below zero; here the output is tanh, which covers all of it and no more.
-    `network.kind = "dense"`, `network.widths = [64]` and `latent_dim = 32` make that network; its latent is linear.
-    Tied weights give y as the energy has it, linear; pictures of it are cut to [-1, 1].
+    Images are in [-1, 1]. The article's 784-64-32-32-64-784 (encoder 784-64-32, decoder 32-64-784)
+    ends in a sigmoid, which cannot reach the half of the range below zero; here the output is tanh,
+    which covers all of it and no more. `network.kind = "dense"`, `network.widths = [64]` and
+    `latent_dim = 32` make that network; its latent is linear. Tied weights give y as the energy has
+    it, linear; pictures of it are cut to [-1, 1].
     """
 
     Settings = AESettings
     best = "mse"
     incomparable: ClassVar = {
-        "latent_scale": (), "mse": ("noise", "noise_level"), "reconstruction": ("tied", "noise", "noise_level")
-    }  # fmt: skip
+        "latent_scale": (),
+        "mse": ("noise", "noise_level"),
+        "reconstruction": ("tied", "noise", "noise_level"),
+    }
     settings: AESettings
 
     def __init__(self, settings: AESettings, shape: Shape) -> None:
@@ -62,9 +72,16 @@ class Autoencoder(Method):
     def describe(self) -> dict[str, Network]:
         network, latents = self.settings.network, self.settings.latent_dim
         if not self.settings.tied:
-            return {"encoder": encoder(network, self.shape, latents), "decoder": decoder(network, latents, self.shape)}
+            return {
+                "encoder": encoder(network, self.shape, latents),
+                "decoder": decoder(network, latents, self.shape),
+            }
         pixels = math.prod(self.shape)
-        into = (Reshape((pixels,)), Linear(pixels, latents, GAINS[network.activation]), Activation(network.activation))
+        into = (
+            Reshape((pixels,)),
+            Linear(pixels, latents, GAINS[network.activation]),
+            Activation(network.activation),
+        )
         # W is the encoder's; of its own the decoder has c alone.
         out = (Bias(pixels), Reshape(self.shape))
         return {"encoder": Network(self.shape, into), "decoder": Network((pixels,), out)}
@@ -74,7 +91,9 @@ class Autoencoder(Method):
 
     def loss(self, batch: Batch) -> Losses:
         """The mean reconstruction error of the damaged images, to be minimised and plotted."""
-        reconstruction = self._error(batch.images, self._output(self.encode(self.damage(batch)))).mean()
+        reconstruction = self._error(
+            batch.images, self._output(self.encode(self.damage(batch)))
+        ).mean()
         return reconstruction, {"reconstruction": reconstruction}
 
     def damage(self, batch: Batch) -> Tensor:  # -> [B, C, H, W]
@@ -88,7 +107,11 @@ class Autoencoder(Method):
         draw = rng.uniform(batch.keys, "noise", shape)
         black = draw < (level if self.settings.noise == "mask" else level / 2)
         damaged = images.masked_fill(black, -1.0)
-        return damaged if self.settings.noise == "mask" else damaged.masked_fill((draw < level) & ~black, 1.0)
+        return (
+            damaged
+            if self.settings.noise == "mask"
+            else damaged.masked_fill((draw < level) & ~black, 1.0)
+        )
 
     def encode(self, images: Tensor) -> Tensor:
         latents: Tensor = self.networks["encoder"](images)
@@ -98,12 +121,17 @@ class Autoencoder(Method):
         return self._output(latents).clamp(-1, 1)
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
-        """The error as it is trained, and per pixel in [0, 1]; both from damaged images if there is noise."""
+        """The error as it is trained, and per pixel in [0, 1]; both from damaged images if there is
+        noise.
+        """
         latents = self.encode(self.damage(batch))
         output = self._output(latents)
         squares = (output.clamp(-1, 1) - batch.images).div(2).square().flatten(1)
-        return {"reconstruction": self._error(batch.images, output), "mse": squares.mean(1),
-                "latent_scale": latents.square().mean(1)}  # fmt: skip
+        return {
+            "reconstruction": self._error(batch.images, output),
+            "mse": squares.mean(1),
+            "latent_scale": latents.square().mean(1),
+        }
 
     def figures(self, means: Mapping[str, Tensor]) -> dict[str, float]:
         """Beside the errors, the root mean square of the latents."""
@@ -127,16 +155,25 @@ def _refuse_nonsense(settings: AESettings) -> None:
     if settings.noise == "none" and settings.noise_level:
         raise UsageError("method.noise_level is set, but method.noise is none: choose a noise")
     if settings.noise != "none" and not settings.noise_level:
-        raise UsageError(f"method.noise is {settings.noise}, but method.noise_level is 0: set a level, such as 0.3")
+        raise UsageError(
+            f"method.noise is {settings.noise}, but method.noise_level is 0: set a level, such"
+            " as 0.3"
+        )
     if settings.noise in ("mask", "salt_and_pepper") and settings.noise_level > 1:
-        raise UsageError(f"method.noise_level is a share of pixels and at most 1, not {settings.noise_level}")
+        raise UsageError(
+            f"method.noise_level is a share of pixels and at most 1, not {settings.noise_level}"
+        )
     plain = NetworkSettings(kind="dense", activation=settings.network.activation)
     if settings.tied and settings.network != plain:
         name, value = _difference(settings.network, plain)
-        raise UsageError(f"method.tied makes one dense layer of latent_dim × pixels, so method.network.{name} "
-                         f"must be {value!r}")  # fmt: skip
+        raise UsageError(
+            f"method.tied makes one dense layer of latent_dim × pixels, so method.network.{name} "
+            f"must be {value!r}"
+        )
 
 
 def _difference(settings: Any, plain: Any) -> tuple[str, Any]:
     """The first setting in which the two differ, and what the second one has."""
-    return next((name, value) for name, value in vars(plain).items() if getattr(settings, name) != value)
+    return next(
+        (name, value) for name, value in vars(plain).items() if getattr(settings, name) != value
+    )

@@ -1,16 +1,21 @@
-"""What an image looks like at every scale, in about a hundred numbers, so that sets of images can be compared.
+"""What an image looks like at every scale, in about a hundred numbers, so that sets of images can
+be compared.
 
-No network is learned: the filters are small integers, so the descriptor is the same on every rank and machine. An image
-is described by
+No network is learned: the filters are small integers, so the descriptor is the same on every rank
+and machine. An image is described by
 
     layout    means of 4×4 fields of each channel
-    texture   at each scale (halved until a side is below 16) the logarithm of the energy behind the eight 3×3 filters
-              of Laws (1980) without the mean, in brightness; of their sum in each quarter of the image, and in colour
+    texture   at each scale (halved until a side is below 16) the logarithm of the energy behind the
+    eight 3×3 filters
+              of Laws (1980) without the mean, in brightness; of their sum in each quarter of the
+              image, and in colour
     edges     at each scale how the energy is spread: few strong edges, or a little everywhere
-    grids     the logarithm of the energy that repeats with a period of 2, 4 or 8 pixels at fixed places: real images
+    grids     the logarithm of the energy that repeats with a period of 2, 4 or 8 pixels at fixed
+    places: real images
               have next to none, upsampling networks leave it as a grid of dots
 
-Energies are logarithms because blur and noise multiply them: each costs the same distance in dark and in bright images.
+Energies are logarithms because blur and noise multiply them: each costs the same distance in dark
+and in bright images.
 """
 
 from __future__ import annotations
@@ -22,24 +27,31 @@ if TYPE_CHECKING:
 
 NAME = "multi-scale descriptor 1"  # another number whenever another number comes out of it
 FIELDS = 4
-LAYOUT = 3.0  # weight of a mean, which deviates by 0.1 to 0.5 over images; the logarithms deviate by about 0.5
+# weight of a mean, which deviates by 0.1 to 0.5 over images; the logarithms deviate by about 0.5
+LAYOUT = 3.0
 LEAST_SIDE = 8  # pixels of the coarsest scale
 PERIODS = (2, 4, 8)
 LEAST_ENERGY = 1e-4  # about the square of one level of 256: what lies below cannot be seen
 LEAST_GRID = 1e-6
-# Logarithms are taken of multiples of these, so that they lie about 0, as a polynomial kernel needs it.
+# Logarithms are taken of multiples of these, so that they lie about 0, as a polynomial kernel needs
+# it.
 TYPICAL_ENERGY, TYPICAL_GRID = 1e-2, 1e-5
 FILTERS = ((1, 2, 1), (-1, 0, 1), (-1, 2, -1))  # level, edge, spot
 
 
-def describe(images: Tensor) -> Tensor:  # [B, C, H, W] in [-1, 1] -> [B, F] float32, or float64 of such
+# [B, C, H, W] in [-1, 1] -> [B, F] float32, or float64 of such
+def describe(images: Tensor) -> Tensor:
     """The numbers of each image; F depends on the shape alone."""
     import torch
     from torch.nn import functional
 
     images = images.to(torch.promote_types(images.dtype, torch.float32))
     found = [LAYOUT * functional.adaptive_avg_pool2d(images, FIELDS).flatten(1)]
-    found += [_grid(images.mean(1, keepdim=True), period) for period in PERIODS if min(images.shape[2:]) >= 2 * period]
+    found += [
+        _grid(images.mean(1, keepdim=True), period)
+        for period in PERIODS
+        if min(images.shape[2:]) >= 2 * period
+    ]
     while True:
         found += _texture(images)
         if min(images.shape[2:]) < 2 * LEAST_SIDE:
@@ -62,7 +74,8 @@ def _texture(images: Tensor) -> list[Tensor]:  # -> [B, ...] each
     energy = brightness.square()
     detail = energy.mean(1, keepdim=True)  # [B, 1, H, W]
     whole = detail.mean((2, 3))
-    even = brightness.abs().mean((1, 2, 3))[:, None].square()  # equals the energy if it is the same everywhere
+    # equals the energy if it is the same everywhere
+    even = brightness.abs().mean((1, 2, 3))[:, None].square()
     found = [
         _log(energy.mean((2, 3))),
         _log(functional.adaptive_avg_pool2d(detail, 2).flatten(1)),
@@ -70,7 +83,9 @@ def _texture(images: Tensor) -> list[Tensor]:  # -> [B, ...] each
     ]
     if images.shape[1] > 1:
         colour = _responses((images - images.mean(1, keepdim=True)).flatten(0, 1)[:, None])
-        found.append(_log(colour.square().mean((1, 2, 3)).view(len(images), -1).sum(1, keepdim=True)))
+        found.append(
+            _log(colour.square().mean((1, 2, 3)).view(len(images), -1).sum(1, keepdim=True))
+        )
     return found
 
 
@@ -85,11 +100,15 @@ def _responses(plane: Tensor) -> Tensor:  # [B, 1, H, W] -> [B, 8, H, W]
         device=plane.device,
     )
     kernels = kernels / kernels.square().sum((1, 2), keepdim=True).sqrt()
-    return functional.conv2d(functional.pad(plane, (1, 1, 1, 1), mode="replicate"), kernels[:, None])
+    return functional.conv2d(
+        functional.pad(plane, (1, 1, 1, 1), mode="replicate"), kernels[:, None]
+    )
 
 
 def _grid(plane: Tensor, period: int) -> Tensor:  # [B, 1, H, W] -> [B, 1]
-    """The energy of the mean over all cells of `period` × `period` pixels, without what is coarser than a cell."""
+    """The energy of the mean over all cells of `period` × `period` pixels, without what is coarser
+    than a cell.
+    """
     import torch
     from torch.nn import functional
 

@@ -1,7 +1,9 @@
-"""The Fréchet distance of two sets of rows, from means that any number of ranks can add up; and 8×8 pixels as rows.
+"""The Fréchet distance of two sets of rows, from means that any number of ranks can add up; and 8×8
+pixels as rows.
 
-Of each set a Gaussian is taken; means and second moments are means over images, so the distance is exact over any
-number of ranks. It is no FID: no network looks at the images. Rows of 8×8 pixels say nothing of what is finer.
+Of each set a Gaussian is taken; means and second moments are means over images, so the distance is
+exact over any number of ranks. It is no FID: no network looks at the images. Rows of 8×8 pixels say
+nothing of what is finer.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ def distance(means: Mapping[str, Tensor], real: str, fake: str) -> float:
     return between(*_gaussian(means, real), *_gaussian(means, fake))
 
 
-def between(mean: Tensor, covariance: Tensor, other: Tensor, spread: Tensor) -> float:  # [D], [D, D] twice, float64
+# [D], [D, D] twice, float64
+def between(mean: Tensor, covariance: Tensor, other: Tensor, spread: Tensor) -> float:
     """|μ - ν|² + tr(S + T - 2 (S½ T S½)½) of two Gaussians (Dowson & Landau 1982, eq. 4)."""
     import torch
 

@@ -1,4 +1,6 @@
-"""Pixels as bytes and as what methods see, floats in [-1, 1]; a helper of the methods, no method itself."""
+"""Pixels as bytes and as what methods see, floats in [-1, 1]; a helper of the methods, no method
+itself.
+"""
 
 from __future__ import annotations
 

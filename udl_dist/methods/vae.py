@@ -1,6 +1,8 @@
-"""The variational autoencoder (Kingma & Welling 2014): a latent distribution for each image, a bound on its likelihood.
+"""The variational autoencoder (Kingma & Welling 2014): a latent distribution for each image, a
+bound on its likelihood.
 
-Every figure is in nats per image and holds all constants, so `negative_elbo` can be set beside published ones.
+Every figure is in nats per image and holds all constants, so `negative_elbo` can be set beside
+published ones.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ if TYPE_CHECKING:
 
 LOGVAR_BOUND = 20.0
 LOGSIGMA_FLOOR = -6.0
-ACTIVE = 0.01  # variance over the data of the mean of a latent that is in use (Burda et al. 2016, section 5)
-# Nats: the KL bounds what the latents say of an image, however many there are. A healthy small VAE dips to 0.2 before
-# it finds a use for them.
+# variance over the data of the mean of a latent that is in use (Burda et al. 2016, section 5)
+ACTIVE = 0.01
+# Nats: the KL bounds what the latents say of an image, however many there are. A healthy small VAE
+# dips to 0.2 before it finds a use for them.
 COLLAPSED = 0.1
 
 
@@ -37,39 +40,53 @@ class VAESettings:
 
     latent_dim: int = setting(32, "dimensions of the latent", low=1)
     network: NetworkSettings = setting(NetworkSettings, "the encoder; the decoder mirrors it")
-    likelihood: Literal["bernoulli", "gaussian"] = setting("bernoulli", "the distribution of a pixel given the latent")
-    binarise: Literal["none", "static", "epoch"] = setting(
-        "none", "bernoulli: pixels are drawn black or white, once for all epochs or anew in each; none leaves them grey"
+    likelihood: Literal["bernoulli", "gaussian"] = setting(
+        "bernoulli", "the distribution of a pixel given the latent"
     )
-    variance: Literal["fixed", "learned"] = setting("fixed", "gaussian: whether `sigma` is learned, one for all pixels")
-    sigma: float = setting(1.0, "gaussian: deviation of a pixel in [-1, 1], or where a learned one starts", above=0)
+    binarise: Literal["none", "static", "epoch"] = setting(
+        "none",
+        "bernoulli: pixels are drawn black or white, once for all epochs or anew in each; none"
+        " leaves them grey",
+    )
+    variance: Literal["fixed", "learned"] = setting(
+        "fixed", "gaussian: whether `sigma` is learned, one for all pixels"
+    )
+    sigma: float = setting(
+        1.0, "gaussian: deviation of a pixel in [-1, 1], or where a learned one starts", above=0
+    )
     beta: float = setting(1.0, "weight of the KL (Higgins et al. 2017)", low=0)
-    warmup_images: int = setting(0, "images over which the weight of the KL grows from 0 to beta", low=0)
-    free_bits: float = setting(0.0, "nats of KL that each latent dimension of an image may have for nothing", low=0)
+    warmup_images: int = setting(
+        0, "images over which the weight of the KL grows from 0 to beta", low=0
+    )
+    free_bits: float = setting(
+        0.0, "nats of KL that each latent dimension of an image may have for nothing", low=0
+    )
 
 
 class VariationalAutoencoder(Method):
     """Minimises -E log p(x|z) + weight · KL(q(z|x) ‖ N(0, 1)), with one draw of z for each image.
 
-    Bernoulli: a pixel in [-1, 1] stands for a probability (x + 1) / 2. Binarised, `negative_elbo` bounds -log p of the
-    drawn image. With `binarise = "none"` it is a cross-entropy and no likelihood: the Bernoulli lacks its normalising
-    constant on grey values (Loaiza-Ganem & Cunningham 2019), and the least it can be is the entropy of the pixels.
-    Gaussian: a density of pixels in [-1, 1]; of pixels in [0, 1] it is C·H·W·log 2 nats less. A learned deviation is
-    one number for all pixels, as in σ-VAE (Rybkin et al. 2021), where it beats one for each pixel.
-    Free bits are max(λ, KLⱼ) for each image and dimension, so that the loss stays a mean over images at any batch size;
-    Kingma et al. 2016, eq. 15, take the mean over the batch inside the maximum.
+    Bernoulli: a pixel in [-1, 1] stands for a probability (x + 1) / 2. Binarised, `negative_elbo`
+    bounds -log p of the drawn image. With `binarise = "none"` it is a cross-entropy and no
+    likelihood: the Bernoulli lacks its normalising constant on grey values (Loaiza-Ganem &
+    Cunningham 2019), and the least it can be is the entropy of the pixels. Gaussian: a density of
+    pixels in [-1, 1]; of pixels in [0, 1] it is C·H·W·log 2 nats less. A learned deviation is one
+    number for all pixels, as in σ-VAE (Rybkin et al. 2021), where it beats one for each pixel. Free
+    bits are max(λ, KLⱼ) for each image and dimension, so that the loss stays a mean over images at
+    any batch size; Kingma et al. 2016, eq. 15, take the mean over the batch inside the maximum.
     """
 
     Settings = VAESettings
     best = "negative_elbo"
-    # A density, a probability of black and white, and a cross-entropy of greys have nothing in common.
+    # A density, a probability of black and white, and a cross-entropy of greys have nothing in
+    # common.
     incomparable: ClassVar = {
         **dict.fromkeys(("negative_elbo", "reconstruction"), ("likelihood", "binarise")),
         **dict.fromkeys(("kl", "active_units", "latent_scale"), ()),
     }
     about_samples = (
-        "Samples are drawn from the prior N(0, 1). Where they are mere texture, draw from the codes of the training "
-        "images instead: udl fit-prior RUN, then udl sample RUN --prior mixture"
+        "Samples are drawn from the prior N(0, 1). Where they are mere texture, draw from the codes"
+        " of the training images instead: udl fit-prior RUN, then udl sample RUN --prior mixture"
     )
     settings: VAESettings
 
@@ -79,8 +96,10 @@ class VariationalAutoencoder(Method):
 
     def describe(self) -> dict[str, Network]:
         settings = self.settings
-        networks = {"encoder": encoder(settings.network, self.shape, 2 * settings.latent_dim),
-                    "decoder": decoder(settings.network, settings.latent_dim, self.shape)}  # fmt: skip
+        networks = {
+            "encoder": encoder(settings.network, self.shape, 2 * settings.latent_dim),
+            "decoder": decoder(settings.network, settings.latent_dim, self.shape),
+        }
         if settings.variance == "learned":
             networks["logsigma"] = Network((1,), (Bias(1, math.log(settings.sigma)),))
         return networks
@@ -89,11 +108,19 @@ class VariationalAutoencoder(Method):
         return (Phase(tuple(self.describe()), self.loss),)
 
     def loss(self, batch: Batch) -> Losses:
-        """The weighted bound to be minimised; plotted are the true terms, without weight, warm-up or free bits."""
+        """The weighted bound to be minimised; plotted are the true terms, without weight, warm-up
+        or free bits.
+        """
         reconstruction, kls = self._terms(batch)
         kl = kls.sum(1).mean()
-        paid = kls.clamp(min=self.settings.free_bits).sum(1).mean() if self.settings.free_bits else kl
-        plots = {"reconstruction": reconstruction.mean(), "kl": kl, "negative_elbo": reconstruction.mean() + kl}
+        paid = (
+            kls.clamp(min=self.settings.free_bits).sum(1).mean() if self.settings.free_bits else kl
+        )
+        plots = {
+            "reconstruction": reconstruction.mean(),
+            "kl": kl,
+            "negative_elbo": reconstruction.mean() + kl,
+        }
         if self.settings.variance == "learned":
             plots["sigma"] = self._logsigma(batch.images).exp().mean()
         return reconstruction.mean() + self.kl_weight(batch.seen) * paid, plots
@@ -106,7 +133,8 @@ class VariationalAutoencoder(Method):
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:  # [B, C, H, W] -> [B, Z], [B, Z]
         """The mean and log-variance of q(z|x)."""
         mean, logvar = self.networks["encoder"](images).to(images.dtype).chunk(2, 1)
-        # A smooth bound: exp(logvar) cannot overflow early in training, and no gradient is cut to zero as by a clamp.
+        # A smooth bound: exp(logvar) cannot overflow early in training, and no gradient is cut to
+        # zero as by a clamp.
         return mean, LOGVAR_BOUND * (logvar / LOGVAR_BOUND).tanh()
 
     def encode(self, images: Tensor) -> Tensor:
@@ -119,21 +147,32 @@ class VariationalAutoencoder(Method):
         return rng.normal(keys, "latent", (self.settings.latent_dim,))
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
-        """The bound and its terms with full weight, and the squared error per pixel in [0, 1] of `reconstruct`."""
+        """The bound and its terms with full weight, and the squared error per pixel in [0, 1] of
+        `reconstruct`.
+        """
         reconstruction, kls = self._terms(batch)
         latents = self.encode(batch.images)
         squares = (self.decode(latents) - batch.images).div(2).square().flatten(1)
         kl = kls.sum(1)
         # In double: a variance is the small difference of two means.
-        return {"negative_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl,
-                "mse": squares.mean(1), "latent": latents.double(),
-                "latent_square": latents.double().square()}  # fmt: skip
+        return {
+            "negative_elbo": reconstruction + kl,
+            "reconstruction": reconstruction,
+            "kl": kl,
+            "mse": squares.mean(1),
+            "latent": latents.double(),
+            "latent_square": latents.double().square(),
+        }
 
     def figures(self, means: Mapping[str, Tensor]) -> dict[str, float]:
-        """Beside the bound, the count of latents in use and the root mean square of the means of all."""
+        """Beside the bound, the count of latents in use and the root mean square of the means of
+        all.
+        """
         variance = means["latent_square"] - means["latent"].square()
-        return super().figures(means) | {"active_units": float((variance > ACTIVE).sum()),
-                                         "latent_scale": float(means["latent_square"].mean().sqrt())}  # fmt: skip
+        return super().figures(means) | {
+            "active_units": float((variance > ACTIVE).sum()),
+            "latent_scale": float(means["latent_square"].mean().sqrt()),
+        }
 
     def log_weights(self, batch: Batch, keys: Tensor) -> Tensor:
         images = self.targets(batch)
@@ -142,7 +181,9 @@ class VariationalAutoencoder(Method):
         noise = noise.view(*keys.shape, -1)
         latents = mean + (logvar / 2).exp() * noise  # [K, B, Z]
         output = self.networks["decoder"](latents.flatten(0, 1)).to(images.dtype)
-        surprise = self._surprise(images.expand(len(keys), *images.shape).flatten(0, 1), output).view(keys.shape)
+        surprise = self._surprise(
+            images.expand(len(keys), *images.shape).flatten(0, 1), output
+        ).view(keys.shape)
         # log N(z; 0, 1) - log q(z|x): their constants cancel.
         return (noise.square() + logvar - latents.square()).sum(2) / 2 - surprise
 
@@ -152,14 +193,25 @@ class VariationalAutoencoder(Method):
         return 0 if self.settings.binarise == "none" else 2
 
     def alarms(self, figures: Mapping[str, float], seen: int) -> dict[str, str]:
-        """Posterior collapse: the latents of an image say nothing of it. Exploding scale: they are far from N(0, 1)."""
+        """Posterior collapse: the latents of an image say nothing of it. Exploding scale: they are
+        far from N(0, 1).
+        """
         exploded = exploding("latents", figures.get("val/latent_scale", 0.0))
-        kl, active = figures.get("val/kl", figures.get("train/kl", math.inf)), figures.get("val/active_units")
+        kl, active = (
+            figures.get("val/kl", figures.get("train/kl", math.inf)),
+            figures.get("val/active_units"),
+        )
         if self.kl_weight(seen) < self.settings.beta or (kl >= COLLAPSED and active != 0):
             return exploded
-        used = "" if active is None else f"{active:.0f} of {self.settings.latent_dim} latents in use, "
-        return exploded | {"posterior collapse": f"{used}KL {kl:.2g} nats: lower method.beta, or set "
-                                                 "method.warmup_images or method.free_bits"}  # fmt: skip
+        used = (
+            "" if active is None else f"{active:.0f} of {self.settings.latent_dim} latents in use, "
+        )
+        return exploded | {
+            "posterior collapse": (
+                f"{used}KL {kl:.2g} nats: lower method.beta, or set "
+                "method.warmup_images or method.free_bits"
+            )
+        }
 
     def targets(self, batch: Batch) -> Tensor:  # -> [B, C, H, W]
         """The images that are explained: as they are, or each pixel drawn to be -1 or 1."""
@@ -182,7 +234,9 @@ class VariationalAutoencoder(Method):
         from torch.nn import functional
 
         if self.settings.likelihood == "bernoulli":
-            pixels = functional.binary_cross_entropy_with_logits(output, (images + 1) / 2, reduction="none")
+            pixels = functional.binary_cross_entropy_with_logits(
+                output, (images + 1) / 2, reduction="none"
+            )
         else:
             logsigma = self._logsigma(images)
             scaled = (images - output.tanh()) * (-logsigma).exp()
@@ -194,7 +248,8 @@ class VariationalAutoencoder(Method):
             return images.new_tensor(math.log(self.settings.sigma))
         from torch.nn import functional
 
-        # The density of images that are reproduced exactly has no bound: a soft floor, as in Rybkin et al. 2021.
+        # The density of images that are reproduced exactly has no bound: a soft floor, as in Rybkin
+        # et al. 2021.
         free = self.networks["logsigma"](images.new_zeros(1))
         return LOGSIGMA_FLOOR + functional.softplus(free - LOGSIGMA_FLOOR)
 
@@ -208,6 +263,8 @@ def _refuse_nonsense(settings: VAESettings) -> None:
     theirs = ("variance", "sigma") if settings.likelihood == "bernoulli" else ("binarise",)
     for name in theirs:
         if getattr(settings, name) != getattr(default, name):
-            raise UsageError(f"method.{name} has no meaning when method.likelihood is {settings.likelihood}")
+            raise UsageError(
+                f"method.{name} has no meaning when method.likelihood is {settings.likelihood}"
+            )
     if settings.warmup_images and not settings.beta:
         raise UsageError("method.warmup_images has no meaning when method.beta is 0")

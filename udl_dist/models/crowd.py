@@ -1,4 +1,6 @@
-"""Codes of training images in a file, so that a model can tell codes that lie outside of them; safetensors alone."""
+"""Codes of training images in a file, so that a model can tell codes that lie outside of them;
+safetensors alone.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,16 @@ CURE = "delete it, then run udl fit-outliers again"
 
 def as_bytes(crowd: Crowd, weights: str) -> bytes:
     """The file of the crowd of a checkpoint."""
-    content: bytes = save({name: value.contiguous() for name, value in vars(crowd).items()}, {"weights": weights})
+    content: bytes = save(
+        {name: value.contiguous() for name, value in vars(crowd).items()}, {"weights": weights}
+    )
     return content
 
 
 def load(path: Path, latent_dim: int) -> tuple[Crowd, str]:
-    """A crowd and the checkpoint that it is of; raise DataError if it is damaged or of other latents."""
+    """A crowd and the checkpoint that it is of; raise DataError if it is damaged or of other
+    latents.
+    """
     try:
         with safe_open(path, "pt") as file:
             weights = str((file.metadata() or {}).get("weights", ""))

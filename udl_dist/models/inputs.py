@@ -1,8 +1,11 @@
-"""Whatever people hold images in, as what a method takes: [N, C, H, W] floats in [-1, 1]; anything else is refused.
+"""Whatever people hold images in, as what a method takes: [N, C, H, W] floats in [-1, 1]; anything
+else is refused.
 
-    uint8 (NumPy or tensor)   0 to 255; [N, C, H, W], [N, H, W, C], [C, H, W], [H, W, C], and of gray [N, H, W], [H, W]
+    uint8 (NumPy or tensor)   0 to 255; [N, C, H, W], [N, H, W, C], [C, H, W], [H, W, C], and of
+    gray [N, H, W], [H, W]
     float (NumPy or tensor)   already in [-1, 1], of the same shapes
-    PIL images, or a list     made gray or RGB and of the model's size, as the run's `data.fit` does it
+    PIL images, or a list     made gray or RGB and of the model's size, as the run's `data.fit` does
+    it
 
 A list may mix nothing else. Knows no model: its shape is told.
 """
@@ -29,16 +32,18 @@ SLACK = 1e-3  # beyond -1 and 1: what rounding makes of a tanh
 EXPECTED = "give uint8 from 0 to 255, floats in [-1, 1], or PIL images"
 
 
-def as_images(given: Any, shape: Shape, fit: Fit = "crop") -> Tensor:  # -> [N, C, H, W] float32 in [-1, 1]
-    """Images as a method takes them; raise UsageError for another shape, DataError for values that are none.
+# -> [N, C, H, W] float32 in [-1, 1]
+def as_images(given: Any, shape: Shape, fit: Fit = "crop") -> Tensor:
+    """Images as a method takes them; raise UsageError for another shape, DataError for values that
+    are none.
 
     Warns once of images without a pixel below 0: they are most likely floats in [0, 1].
     """
     images = _converted(given, shape, fit)
     if images.numel() and 0 <= float(images.min()) < float(images.max()):
         warnings.warn(
-            "no pixel of these images is below 0, and floats are taken to be in [-1, 1]: if yours are in "
-            "[0, 1], give 2 * images - 1, or uint8",
+            "no pixel of these images is below 0, and floats are taken to be in [-1, 1]: if yours"
+            " are in [0, 1], give 2 * images - 1, or uint8",
             stacklevel=2,
         )
     return images
@@ -57,12 +62,16 @@ def _converted(given: Any, shape: Shape, fit: Fit) -> Tensor:
 
 
 def as_latents(given: Any, latent_dim: int) -> Tensor:  # -> [N, Z] float32
-    """Latents as a method takes them; raise UsageError for another width, DataError for what is not finite."""
+    """Latents as a method takes them; raise UsageError for another width, DataError for what is not
+    finite.
+    """
     latents = torch.as_tensor(given).float()
     if latents.dim() == 1:
         latents = latents[None]
     if latents.dim() != 2 or latents.shape[1] != latent_dim:
-        raise UsageError(f"latents have shape {tuple(latents.shape)}, this model takes [N, {latent_dim}]")
+        raise UsageError(
+            f"latents have shape {tuple(latents.shape)}, this model takes [N, {latent_dim}]"
+        )
     if not bool(latents.isfinite().all()):
         raise DataError("latents hold numbers that are not finite: leave them out")
     return latents
@@ -94,20 +103,26 @@ def _shaped(images: Tensor, shape: Shape) -> Tensor:  # -> [N, C, H, W]
         return images.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
     if channels == 1 and there[-2:] == (height, width) and images.dim() in (2, 3):
         return images.reshape(-1, *shape)
-    raise UsageError(f"images have shape {there}, this model takes {channels} × {height} × {width} (channels, height, "
-                     "width): resize them, or give PIL images, which are fitted")  # fmt: skip
+    raise UsageError(
+        f"images have shape {there}, this model takes {channels} × {height} × {width} (channels,"
+        " height, width): resize them, or give PIL images, which are fitted"
+    )
 
 
 def _scaled(images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
         return pixels.floats(images)
     if not images.is_floating_point():
-        raise UsageError(f"images are of type {str(images.dtype).removeprefix('torch.')}: {EXPECTED}")
+        raise UsageError(
+            f"images are of type {str(images.dtype).removeprefix('torch.')}: {EXPECTED}"
+        )
     floats = images.float()
     if floats.numel() and not bool(floats.isfinite().all()):
         raise DataError("images hold numbers that are not finite: leave them out")
     if floats.numel() and float(floats.abs().max()) > 1 + SLACK:
-        raise UsageError(f"images reach from {float(floats.min()):.4g} to {float(floats.max()):.4g}: {EXPECTED}")
+        raise UsageError(
+            f"images reach from {float(floats.min()):.4g} to {float(floats.max()):.4g}: {EXPECTED}"
+        )
     return floats
 
 
@@ -115,4 +130,6 @@ def _fitted(image: Image.Image, shape: Shape, fit: Fit) -> Pixels:  # -> [C, H, 
     from udl_dist.data.images.decoders import upright
 
     raster = np.asarray(upright(image))
-    return fit_pixels(raster[None] if raster.ndim == 2 else raster.transpose(2, 0, 1), shape, fit).copy()
+    return fit_pixels(
+        raster[None] if raster.ndim == 2 else raster.transpose(2, 0, 1), shape, fit
+    ).copy()

@@ -1,4 +1,6 @@
-"""From a folder to a method with its weights: a run's checkpoint or an exported model, safetensors and JSON alone."""
+"""From a folder to a method with its weights: a run's checkpoint or an exported model, safetensors
+and JSON alone.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ class Origin:
     def line(self) -> str:
         """What was opened, for people."""
         averaged = ", averaged weights" if self.averaged else ""
-        return f"{self.folder}: {self.method} after {self.images:,} images ({self.chosen}{averaged})"
+        return (
+            f"{self.folder}: {self.method} after {self.images:,} images ({self.chosen}{averaged})"
+        )
 
 
 @dataclass(frozen=True)
@@ -67,19 +71,27 @@ class Opened:
 
 
 def open_folder(folder: Path | str, checkpoint: str | int = "best") -> Opened:
-    """Open a run folder, an exported model, or the winner of a search; raise UsageError for a folder that is none."""
+    """Open a run folder, an exported model, or the winner of a search; raise UsageError for a
+    folder that is none.
+    """
     asked = config_schema.as_path(str(folder))
     path = winner_of(asked)
     if (path / "experiment.toml").is_file():
-        notes = [f"{asked} is a search: this is the best run of its winner"] if path != asked else []
+        notes = (
+            [f"{asked} is a search: this is the best run of its winner"] if path != asked else []
+        )
         return _open_run(RunFolder(path), checkpoint, notes)
     if not path.is_dir():
         raise UsageError(f"there is no folder {path}: give a run folder or an exported model")
     if not layout.is_model(path):
-        raise UsageError(f"{path} is neither a run folder nor an exported model: it has no experiment.toml and no "
-                         f"{layout.CONFIG}")  # fmt: skip
+        raise UsageError(
+            f"{path} is neither a run folder nor an exported model: it has no experiment.toml and"
+            f" no {layout.CONFIG}"
+        )
     if checkpoint != "best":
-        raise UsageError(f"{path} is an exported model and has one set of weights: leave the checkpoint out")
+        raise UsageError(
+            f"{path} is an exported model and has one set of weights: leave the checkpoint out"
+        )
     return _open_model(path)
 
 
@@ -104,17 +116,31 @@ def _open_run(run: RunFolder, checkpoint: str | int, notes: list[str]) -> Opened
     used = checkpoints.weights(path)
     mixture = _mixture_of_run(run.path, method, shape, used, notes)
     crowd = _crowd_of_run(run.path, method, shape, used, notes)
-    origin = Origin(run.path, experiment.method_name, int(facts["images"]), chosen, "average" in files,
-                    experiment.data.fit, used, dict(facts.get("figures", {})), str(facts.get("data", "")),
-                    experiment, notes=tuple(notes))  # fmt: skip
+    origin = Origin(
+        run.path,
+        experiment.method_name,
+        int(facts["images"]),
+        chosen,
+        "average" in files,
+        experiment.data.fit,
+        used,
+        dict(facts.get("figures", {})),
+        str(facts.get("data", "")),
+        experiment,
+        notes=tuple(notes),
+    )
     return Opened(method, shape, origin, mixture, crowd)
 
 
-def _choose(run: RunFolder, experiment: Experiment, asked: str | int, notes: list[str]) -> tuple[Path, str]:
+def _choose(
+    run: RunFolder, experiment: Experiment, asked: str | int, notes: list[str]
+) -> tuple[Path, str]:
     """The checkpoint that was asked for, and why it is that one."""
     found = checkpoints.complete(run.checkpoints)
     if not found:
-        raise TrainingError(f"{run.path} has no checkpoint yet: train it first (udl train {run.experiment})")
+        raise TrainingError(
+            f"{run.path} has no checkpoint yet: train it first (udl train {run.experiment})"
+        )
     best = experiment.run.best or f"val/{methods.find(experiment.method_name).best}"
     if asked == "best" and (path := checkpoints.best_of(found, best)):
         return path, f"best of the {len(found)} that are kept, by {best}"
@@ -131,13 +157,16 @@ def _choose(run: RunFolder, experiment: Experiment, asked: str | int, notes: lis
 
 
 def _numbered(run: RunFolder, images: int) -> Path | None:
-    """The checkpoint after so many images; its copy, which no run deletes, where it is of the same weights."""
+    """The checkpoint after so many images; its copy, which no run deletes, where it is of the same
+    weights.
+    """
     own, copy = (checkpoints.path_of(folder, images) for folder in (run.checkpoints, run.followed))
     if not copy.is_dir():
         return own if own.is_dir() else None
     try:
         return copy if checkpoints.weights(own) == checkpoints.weights(copy) else own
-    except (OSError, ValueError, KeyError, TypeError):  # the run has deleted its own, or it is damaged
+    except (OSError, ValueError, KeyError, TypeError):
+        # the run has deleted its own, or it is damaged
         return copy
 
 
@@ -150,11 +179,22 @@ def _open_model(folder: Path) -> Opened:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} holds no safetensors ({' '.join(str(error).split())}): export it again") from None
+        raise DataError(
+            f"{path} holds no safetensors ({' '.join(str(error).split())}): export it again"
+        ) from None
     _fill(method, tensors, path)
-    origin = Origin(folder, config["method"], config["images"], "an exported model", bool(config.get("averaged")),
-                    "pad" if config["fit"] == "pad" else "crop", config["files"][layout.WEIGHTS]["sha256"],
-                    dict(config.get("figures", {})), str(config.get("data", "")), config=config)  # fmt: skip
+    origin = Origin(
+        folder,
+        config["method"],
+        config["images"],
+        "an exported model",
+        bool(config.get("averaged")),
+        "pad" if config["fit"] == "pad" else "crop",
+        config["files"][layout.WEIGHTS]["sha256"],
+        dict(config.get("figures", {})),
+        str(config.get("data", "")),
+        config=config,
+    )
     mixture = crowd = None
     if layout.PRIOR in config["files"]:
         mixture = Mixture.load(folder / layout.PRIOR, latent_dim(method, shape))
@@ -164,15 +204,23 @@ def _open_model(folder: Path) -> Opened:
 
 
 def _fill(method: Method, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Build the method around its weights: on torch's meta device, so that no claim of a size takes memory."""
+    """Build the method around its weights: on torch's meta device, so that no claim of a size takes
+    memory.
+    """
     with torch.device("meta"), unfilled():
         method.build()
-    wanted = {name: (value.shape, value.dtype) for name, value in method.networks.state_dict().items()}
+    wanted = {
+        name: (value.shape, value.dtype) for name, value in method.networks.state_dict().items()
+    }
     given = {name: (value.shape, value.dtype) for name, value in tensors.items()}
-    if odd := sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name)):
+    if odd := sorted(
+        name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name)
+    ):
         of, there = wanted.get(odd[0]), given.get(odd[0])
-        raise TrainingError(f"{path} is of other networks than its settings describe: {odd[0]} should be "
-                            f"{_in_words(of)}, is {_in_words(there)}")  # fmt: skip
+        raise TrainingError(
+            f"{path} is of other networks than its settings describe: {odd[0]} should be "
+            f"{_in_words(of)}, is {_in_words(there)}"
+        )
     method.networks.load_state_dict(tensors, assign=True)
     if any(value.is_meta for value in method.networks.buffers()):  # those that no file keeps
         method.build()
@@ -181,7 +229,9 @@ def _fill(method: Method, tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 class unfilled(TorchFunctionMode):
-    """Leaves first weights undrawn: on the meta device a draw does nothing but import torch's compiler, for 1 s."""
+    """Leaves first weights undrawn: on the meta device a draw does nothing but import torch's
+    compiler, for 1 s.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.__name__ in ("normal_", "uniform_", "trunc_normal_"):
@@ -193,34 +243,48 @@ def _in_words(tensor: tuple[torch.Size, torch.dtype] | None) -> str:
     return f"{str(tensor[1]).removeprefix('torch.')} {list(tensor[0])}" if tensor else "absent"
 
 
-def _mixture_of_run(folder: Path, method: Method, shape: Shape, weights: str, notes: list[str]) -> Mixture | None:
+def _mixture_of_run(
+    folder: Path, method: Method, shape: Shape, weights: str, notes: list[str]
+) -> Mixture | None:
     """The mixture that was fitted to this checkpoint; one of another is left alone, with a note."""
     facts = folder / PRIOR_FACTS
     if not facts.exists() or not (folder / layout.PRIOR).exists():
         return None
     fitted = json.loads(facts.read_text())
     if fitted.get("weights") != weights:
-        notes.append(f"{layout.PRIOR} was fitted after {fitted.get('images')} images, not to this checkpoint: "
-                     "run udl fit-prior again to use one")  # fmt: skip
+        notes.append(
+            f"{layout.PRIOR} was fitted after {fitted.get('images')} images, not to this"
+            " checkpoint: run udl fit-prior again to use one"
+        )
         return None
     return Mixture.load(folder / layout.PRIOR, latent_dim(method, shape))
 
 
-def _crowd_of_run(folder: Path, method: Method, shape: Shape, weights: str, notes: list[str]) -> Crowd | None:
+def _crowd_of_run(
+    folder: Path, method: Method, shape: Shape, weights: str, notes: list[str]
+) -> Crowd | None:
     """The codes that were kept of this checkpoint; those of another are left alone, with a note."""
     if not (folder / layout.CROWD).exists():
         return None
     crowd, fitted = crowds.load(folder / layout.CROWD, latent_dim(method, shape))
     if fitted != weights:
-        notes.append(f"{layout.CROWD} is of another checkpoint: run udl fit-outliers again to use one")
+        notes.append(
+            f"{layout.CROWD} is of another checkpoint: run udl fit-outliers again to use one"
+        )
         return None
     return crowd
 
 
 def _shape(given: list[Any], folder: Path) -> Shape:
     sides = tuple(given)
-    if (len(sides) != 3 or not all(type(side) is int for side in sides) or sides[0] not in (1, 3)
-            or not all(1 <= side <= LARGEST_SIDE for side in sides[1:])):  # fmt: skip
-        raise DataError(f"{folder / layout.CONFIG}: {given!r} is no shape of images (channels, height, width): "
-                        "export it again")  # fmt: skip
+    if (
+        len(sides) != 3
+        or not all(type(side) is int for side in sides)
+        or sides[0] not in (1, 3)
+        or not all(1 <= side <= LARGEST_SIDE for side in sides[1:])
+    ):
+        raise DataError(
+            f"{folder / layout.CONFIG}: {given!r} is no shape of images (channels, height, width): "
+            "export it again"
+        )
     return sides[0], sides[1], sides[2]

@@ -1,4 +1,5 @@
-"""A mixture of Gaussians over latents that was fitted to the codes of images, so that a method without a prior samples.
+"""A mixture of Gaussians over latents that was fitted to the codes of images, so that a method
+without a prior samples.
 
 It is kept as safetensors; knows latents and random keys, and no method.
 """
@@ -22,7 +23,9 @@ CURE = "delete it, then run udl fit-prior again"
 
 @dataclass(frozen=True)
 class Mixture:
-    """K Gaussians: `weights` [K] that add up to 1, `means` [K, Z], `factors` [K, Z, Z], lower Cholesky factors."""
+    """K Gaussians: `weights` [K] that add up to 1, `means` [K, Z], `factors` [K, Z, Z], lower
+    Cholesky factors.
+    """
 
     weights: Tensor
     means: Tensor
@@ -47,7 +50,8 @@ class Mixture:
     def log_joint(self, latents: Tensor) -> Tensor:  # [N, Z] -> [N, K]
         """log p(component) + log p(latents | component)."""
         away = latents[:, None, :].to(self.means.dtype) - self.means  # [N, K, Z]
-        white = torch.linalg.solve_triangular(self.factors, away.permute(1, 2, 0), upper=False)  # [K, Z, N]
+        # [K, Z, N]
+        white = torch.linalg.solve_triangular(self.factors, away.permute(1, 2, 0), upper=False)
         volume = self.factors.diagonal(dim1=1, dim2=2).log().sum(1)
         constant = self.latent_dim * log(2 * pi) / 2
         squares: Tensor = white.square().sum(1).T
@@ -62,9 +66,15 @@ class Mixture:
         try:
             mixture = cls(**load_file(path))
         except (OSError, SafetensorError, TypeError) as error:
-            raise DataError(f"{path} is no mixture ({' '.join(str(error).split())}): {CURE}") from None
+            raise DataError(
+                f"{path} is no mixture ({' '.join(str(error).split())}): {CURE}"
+            ) from None
         count = len(mixture.weights)
-        if mixture.means.shape != (count, latent_dim) or mixture.factors.shape != (count, latent_dim, latent_dim):
+        if mixture.means.shape != (count, latent_dim) or mixture.factors.shape != (
+            count,
+            latent_dim,
+            latent_dim,
+        ):
             raise DataError(f"{path} is a mixture over other latents than {latent_dim}: {CURE}")
         if not all(bool(value.isfinite().all()) for value in vars(mixture).values()):
             raise DataError(f"{path} holds numbers that are not finite: {CURE}")

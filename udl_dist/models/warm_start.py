@@ -1,4 +1,6 @@
-"""Weights of another run as the first weights of a new one: by name and shape, whatever the rest of the two may be."""
+"""Weights of another run as the first weights of a new one: by name and shape, whatever the rest of
+the two may be.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ class WarmStart:
 
 
 def read(source: str, networks: Mapping[str, Tensor]) -> WarmStart:
-    """The weights in use of a run or an exported model, as far as they fit; raise UsageError if none do."""
+    """The weights in use of a run or an exported model, as far as they fit; raise UsageError if
+    none do.
+    """
     opened = open_folder(source)
     given = opened.method.networks.state_dict()
     anew = {}
@@ -64,16 +68,24 @@ def read(source: str, networks: Mapping[str, Tensor]) -> WarmStart:
             anew[name] = f"{list(given[name].shape)} there, {list(value.shape)} here"
     if len(anew) == len(networks):
         raise UsageError(
-            f"train.init_from {source!r} is of other networks, none of its tensors fits: name a run with "
-            "the same method.network, or leave it out"
+            f"train.init_from {source!r} is of other networks, none of its tensors fits: name a run"
+            " with the same method.network, or leave it out"
         )
-    return WarmStart({name: given[name] for name in networks if name not in anew}, opened.origin, anew)
+    return WarmStart(
+        {name: given[name] for name in networks if name not in anew}, opened.origin, anew
+    )
 
 
 def check(experiment: Experiment) -> None:
-    """Raise what `read` would raise when the run starts; a run that has a checkpoint goes on from that instead."""
+    """Raise what `read` would raise when the run starts; a run that has a checkpoint goes on from
+    that instead.
+    """
     folder = experiment.run.folder
-    if not experiment.train.init_from or is_remote(folder) or any(RunFolder(folder).checkpoints.glob("[0-9]*")):
+    if (
+        not experiment.train.init_from
+        or is_remote(folder)
+        or any(RunFolder(folder).checkpoints.glob("[0-9]*"))
+    ):
         return
     method = methods.find(experiment.method_name)(experiment.method, experiment.data.shape)
     with torch.device("meta"), unfilled():
@@ -82,13 +94,15 @@ def check(experiment: Experiment) -> None:
 
 
 def start(source: str, learning: Learning, ranks: Ranks, folder: RunFolder) -> None:
-    """Give a run its first weights, the same ones on every rank; `init.json` keeps what was taken."""
+    """Give a run its first weights, the same ones on every rank; `init.json` keeps what was
+    taken.
+    """
     found = read(source, learning.method.networks.state_dict())
     marks = ranks.gather([float(int(found.origin.weights[:12], 16))])
     if any(mark != marks[0] for mark in marks):
         raise TrainingError(
-            f"train.init_from {source!r} is still being trained, its best checkpoint changed while it "
-            "was read: wait for it, or export it"
+            f"train.init_from {source!r} is still being trained, its best checkpoint changed while"
+            " it was read: wait for it, or export it"
         )
     learning.start_from(found.tensors)
     if ranks.leads:

@@ -1,1 +1,3 @@
-"""Pages and comparisons: what a run folder says, for people who were not there. Reads an account, trains nothing."""
+"""Pages and comparisons: what a run folder says, for people who were not there. Reads an account,
+trains nothing.
+"""

@@ -1,6 +1,8 @@
-"""`udl compare`: what differs between runs, their figures side by side where they may be, their curves over each other.
+"""`udl compare`: what differs between runs, their figures side by side where they may be, their
+curves over each other.
 
-Figures of different protocols are no rivals: what their protocols differ in is said instead of a table.
+Figures of different protocols are no rivals: what their protocols differ in is said instead of a
+table.
 """
 
 from __future__ import annotations
@@ -46,15 +48,23 @@ class Compared:
         """Tables for a person."""
         lines = [f"{name}: {folder}" for name, folder in zip(self.names, self.folders, strict=True)]
         if self.settings:
-            rows = {name: [_shown(value) for value in values] for name, values in self.settings.items()}
+            rows = {
+                name: [_shown(value) for value in values] for name, values in self.settings.items()
+            }
             lines += ["", *table("settings that differ", self.names, rows)]
         else:
             lines += ["", "no setting differs"]
         if self.figures:
-            rows = {name: ["–" if value is None else f"{value:.6g}" for value in values]
-                    for name, values in self.figures.items()}  # fmt: skip
+            rows = {
+                name: ["–" if value is None else f"{value:.6g}" for value in values]
+                for name, values in self.figures.items()
+            }
             lines += ["", *table("figures", self.names, rows)]
-        lines += ["", *(f"not compared: {name}: {why}" for name, why in self.refused.items())] if self.refused else []
+        lines += (
+            ["", *(f"not compared: {name}: {why}" for name, why in self.refused.items())]
+            if self.refused
+            else []
+        )
         return [*lines, "", f"curves: {self.picture}"] if self.picture else lines
 
 
@@ -69,17 +79,27 @@ def compare(folders: Sequence[str], out: Path) -> Compared:
     panels = _panels(accounts, names, {row.removesuffix(" (last)") for row in figures})
     if panels:
         curves.as_png(panels, out)
-    return Compared(names, [str(one.folder) for one in accounts], _differing(accounts), figures | evaluated,
-                    refused | not_evaluated, str(out) if panels else "")  # fmt: skip
+    return Compared(
+        names,
+        [str(one.folder) for one in accounts],
+        _differing(accounts),
+        figures | evaluated,
+        refused | not_evaluated,
+        str(out) if panels else "",
+    )
 
 
 def table(title: str, heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
     """Columns that stand under each other."""
     cells = [[title, *heads], *([name, *values] for name, values in rows.items())]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    return ["  ".join(cell.ljust(width) if not place else cell.rjust(width)
-                      for place, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
-            for row in cells]  # fmt: skip
+    return [
+        "  ".join(
+            cell.ljust(width) if not place else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
 
 
 def _names(accounts: Sequence[Account]) -> list[str]:
@@ -93,23 +113,39 @@ def _names(accounts: Sequence[Account]) -> list[str]:
 
 def _differing(accounts: Sequence[Account]) -> dict[str, list[Any]]:
     names = sorted(set().union(*(one.settings for one in accounts)))
-    rows = {name: [one.settings.get(name) for one in accounts] for name in names if not name.startswith(OWN)}
-    return {name: values for name, values in rows.items() if any(value != values[0] for value in values)}
+    rows = {
+        name: [one.settings.get(name) for one in accounts]
+        for name in names
+        if not name.startswith(OWN)
+    }
+    return {
+        name: values for name, values in rows.items() if any(value != values[0] for value in values)
+    }
 
 
 def _held_out(accounts: Sequence[Account]) -> tuple[dict[str, list[float | None]], dict[str, str]]:
     """Last and best figures of the runs' own validations, if all are of one protocol."""
     protocols = [one.protocol() for one in accounts]
     shared = set.intersection(*(set(one) for one in protocols))
-    odd = {name: [one[name] for one in protocols] for name in sorted(shared)
-           if any(one[name] != protocols[0][name] for one in protocols)}  # fmt: skip
+    odd = {
+        name: [one[name] for one in protocols]
+        for name in sorted(shared)
+        if any(one[name] != protocols[0][name] for one in protocols)
+    }
     if odd:
         return {}, {"held-out figures": f"their protocols differ: {_said(odd)}"}
     found = [one.held_out() for one in accounts]
     names = sorted(set().union(*found))
     one_method = len({one.method for one in accounts}) == 1
-    refused = {} if one_method else {", ".join(own): "each method means something else by it"
-                                     for own in [[name for name in names if name not in SHARED]] if own}  # fmt: skip
+    refused = (
+        {}
+        if one_method
+        else {
+            ", ".join(own): "each method means something else by it"
+            for own in [[name for name in names if name not in SHARED]]
+            if own
+        }
+    )
     rows: dict[str, list[float | None]] = {}
     for name in names if one_method else sorted(SHARED & set(names)):
         rows[f"{name} (last)"] = [of[name][0] if name in of else None for of in found]
@@ -121,16 +157,26 @@ def _held_out(accounts: Sequence[Account]) -> tuple[dict[str, list[float | None]
 def _evaluations(
     accounts: Sequence[Account], runs: Sequence[str]
 ) -> tuple[dict[str, list[float | None]], dict[str, str]]:
-    """Figures of `udl evaluate`, each compared if its protocol is the same wherever it was measured."""
+    """Figures of `udl evaluate`, each compared if its protocol is the same wherever it was
+    measured.
+    """
     rows: dict[str, list[float | None]] = {}
     refused = {}
     for name in sorted(set().union(*(one.evaluation for one in accounts))):
         measured = {
-            run: one.evaluation[name] for run, one in zip(runs, accounts, strict=True) if name in one.evaluation
+            run: one.evaluation[name]
+            for run, one in zip(runs, accounts, strict=True)
+            if name in one.evaluation
         }
         keys = set().union(*(figure.protocol for figure in measured.values())) - set(MODEL)
-        protocols = {key: [of.protocol.get(key) for of in measured.values()] for key in sorted(keys)}
-        odd = {key: values for key, values in protocols.items() if any(value != values[0] for value in values)}
+        protocols = {
+            key: [of.protocol.get(key) for of in measured.values()] for key in sorted(keys)
+        }
+        odd = {
+            key: values
+            for key, values in protocols.items()
+            if any(value != values[0] for value in values)
+        }
         if odd:
             refused[_plain(name)] = f"its protocols differ: {_said(odd)}"
         else:
@@ -138,9 +184,15 @@ def _evaluations(
     return rows, refused
 
 
-def _panels(accounts: Sequence[Account], names: Sequence[str], allowed: set[str]) -> dict[str, dict[str, curves.Curve]]:
-    """The held-out curves that may be compared; of training, where nothing was held out and the data is the same."""
-    drawn = sorted(name for name in allowed if name.startswith("val/")) or ["train/loss"] * ("images" in allowed)
+def _panels(
+    accounts: Sequence[Account], names: Sequence[str], allowed: set[str]
+) -> dict[str, dict[str, curves.Curve]]:
+    """The held-out curves that may be compared; of training, where nothing was held out and the
+    data is the same.
+    """
+    drawn = sorted(name for name in allowed if name.startswith("val/")) or ["train/loss"] * (
+        "images" in allowed
+    )
     panels: dict[str, dict[str, curves.Curve]] = {}
     for name in drawn:
         found = {run: one.curve(name) for run, one in zip(names, accounts, strict=True)}
@@ -151,7 +203,8 @@ def _panels(accounts: Sequence[Account], names: Sequence[str], allowed: set[str]
 
 def _said(odd: Mapping[str, Sequence[Any]]) -> str:
     return "; ".join(
-        f"{_plain(name)} is {', '.join(_shown(value) for value in values)}" for name, values in odd.items()
+        f"{_plain(name)} is {', '.join(_shown(value) for value in values)}"
+        for name, values in odd.items()
     )
 
 

@@ -14,14 +14,17 @@ from udl_dist.errors import UsageError
 INK, LINE = "#010203", "#040506"  # stand for the page's colours until the SVG is in the page
 COLOURS = ("#2f7ed8", "#e0762a", "#2a9d62", "#b3529e", "#8a7a1f", "#d0434b", "#4aa3b5", "#7a6be0")
 STYLES = ("-", "--", "-.", ":")
-START, FLATTENED = 0.1, 3.0  # part of a run, and how many times as high as the rest it must be to be cut off
+# part of a run, and how many times as high as the rest it must be to be cut off
+START, FLATTENED = 0.1, 3.0
 PANEL = (4.8, 3.4)  # inches of a figure that says no other
 MOST_POINTS = 500  # of one curve: more could not be seen
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
 def as_svg(curves: Mapping[str, Curve], number: int) -> str:
-    """One panel, curves by label; `number` keeps its names apart from those of other panels of a page."""
+    """One panel, curves by label; `number` keeps its names apart from those of other panels of a
+    page.
+    """
     with drawing(number) as new:
         figure = new(4.4, 2.6)
         _plot(figure.subplots(), curves)
@@ -35,7 +38,9 @@ def svg_of(figure: Any) -> str:
     svg = kept.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r'\1 aria-hidden="true" focusable="false"', svg, count=1)
+    svg = re.sub(
+        r'(<svg[^>]*?) height="[^"]*"', r'\1 aria-hidden="true" focusable="false"', svg, count=1
+    )
     return svg.replace(INK, "currentColor").replace(LINE, "var(--line)")
 
 
@@ -54,15 +59,23 @@ def as_png(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, format="png", dpi=110, facecolor="white")
         except OSError as error:
-            raise UsageError(f"cannot write {str(path)!r} ({error.strerror or error}): name another place") from None
+            raise UsageError(
+                f"cannot write {str(path)!r} ({error.strerror or error}): name another place"
+            ) from None
 
 
 def settled(curves: Mapping[str, Curve]) -> tuple[float, float] | None:
-    """Limits that show what comes after the first tenth, where the start would flatten it; None if all can be shown."""
+    """Limits that show what comes after the first tenth, where the start would flatten it; None if
+    all can be shown.
+    """
     last = max((images[-1] for images, _ in curves.values()), default=0.0)
     everything = [value for _, values in curves.values() for value in values]
-    later = [value for images, values in curves.values()
-             for place, value in zip(images, values, strict=True) if place > last * START]  # fmt: skip
+    later = [
+        value
+        for images, values in curves.values()
+        for place, value in zip(images, values, strict=True)
+        if place > last * START
+    ]
     if not later or max(everything) - min(everything) <= FLATTENED * (max(later) - min(later)):
         return None
     if (height := max(later) - min(later)) == 0:
@@ -71,17 +84,36 @@ def settled(curves: Mapping[str, Curve]) -> tuple[float, float] | None:
 
 
 @contextlib.contextmanager
-def drawing(number: int, ink: str = INK, line: str = LINE) -> Iterator[Callable[[float, float], Any]]:
-    """Gives what makes a figure of a width and a height; nobody else's figures are touched by the settings here."""
+def drawing(
+    number: int, ink: str = INK, line: str = LINE
+) -> Iterator[Callable[[float, float], Any]]:
+    """Gives what makes a figure of a width and a height; nobody else's figures are touched by the
+    settings here.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({
-        "svg.fonttype": "none", "svg.hashsalt": f"udl-{number}", "text.color": ink, "axes.edgecolor": line,
-        "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink, "grid.color": line, "axes.grid": True,
-        "grid.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9,
-        "legend.frameon": False, "figure.figsize": PANEL, "text.usetex": False, "font.family": "sans-serif",
-    }):  # fmt: skip
+    with matplotlib.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": f"udl-{number}",
+            "text.color": ink,
+            "axes.edgecolor": line,
+            "axes.labelcolor": ink,
+            "xtick.color": ink,
+            "ytick.color": ink,
+            "grid.color": line,
+            "axes.grid": True,
+            "grid.linewidth": 0.6,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "font.size": 9,
+            "legend.frameon": False,
+            "figure.figsize": PANEL,
+            "text.usetex": False,
+            "font.family": "sans-serif",
+        }
+    ):
         yield lambda width, height: Figure((width, height), layout="constrained")
 
 
@@ -89,10 +121,18 @@ def _plot(axes: Any, curves: Mapping[str, Curve]) -> None:
     for number, (label, (images, values)) in enumerate(curves.items()):
         step = max(1, len(images) // MOST_POINTS)
         few = len(images) <= 20
-        shown = label if not label.startswith("_") else f" {label}"  # a leading underscore hides it from the legend
-        axes.plot(images[::step], values[::step], color=COLOURS[number % len(COLOURS)], label=shown.replace("$", r"\$"),
-                  linestyle=STYLES[number // len(COLOURS) % len(STYLES)], linewidth=1.6,
-                  marker="o" if few else None, markersize=3)  # fmt: skip
+        # a leading underscore hides it from the legend
+        shown = label if not label.startswith("_") else f" {label}"
+        axes.plot(
+            images[::step],
+            values[::step],
+            color=COLOURS[number % len(COLOURS)],
+            label=shown.replace("$", r"\$"),
+            linestyle=STYLES[number // len(COLOURS) % len(STYLES)],
+            linewidth=1.6,
+            marker="o" if few else None,
+            markersize=3,
+        )
     limits = settled(curves)
     if limits:
         axes.set_ylim(*limits)
@@ -104,7 +144,9 @@ def _plot(axes: Any, curves: Mapping[str, Curve]) -> None:
 
 
 def _free_corner(curves: Mapping[str, Curve], limits: tuple[float, float] | None) -> str:
-    """Where curves do not end; matplotlib's own search for the best place takes a second of many points."""
+    """Where curves do not end; matplotlib's own search for the best place takes a second of many
+    points.
+    """
     values = [value for _, each in curves.values() for value in each]
     low, high = limits or (min(values), max(values))
     ends = [value for _, each in curves.values() for value in each[-max(1, len(each) // 3) :]]

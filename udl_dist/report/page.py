@@ -10,17 +10,27 @@ from typing import Any
 
 
 def page(values: Mapping[str, Any], template: str = "page.html.jinja", trusted: str = "svg") -> str:
-    """The HTML of a report; strings in `values` may hold anything, only those called `trusted` are markup of ours."""
+    """The HTML of a report; strings in `values` may hold anything, only those called `trusted` are
+    markup of ours.
+    """
     import jinja2
     import markupsafe
 
-    environment = jinja2.Environment(loader=jinja2.FunctionLoader(lambda name: _text(name)), autoescape=True,
-                                     undefined=jinja2.StrictUndefined, finalize=_clean, trim_blocks=True,
-                                     lstrip_blocks=True)  # fmt: skip
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: _text(name)),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_clean,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     script = _text("film.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    ours = {"style": markupsafe.Markup(_text("style.css")), "script": markupsafe.Markup(script),
-            "script_hash": f"sha256-{digest}"}  # fmt: skip
+    ours = {
+        "style": markupsafe.Markup(_text("style.css")),
+        "script": markupsafe.Markup(script),
+        "script_hash": f"sha256-{digest}",
+    }
     panels = [{**panel, trusted: markupsafe.Markup(panel[trusted])} for panel in values["panels"]]
     return environment.get_template(template).render({**values, **ours, "panels": panels})
 

@@ -1,4 +1,6 @@
-"""What the page of a run and that of a search have in common: figures, settings in words, the file."""
+"""What the page of a run and that of a search have in common: figures, settings in words, the
+file.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ class Reported:
     faults: list[str]
 
     def lines(self) -> list[str]:
-        return [f"{self.path}: {self.total_bytes / 1e6:.2f} MB, open it in any browser", *map(clean, self.faults)]
+        return [
+            f"{self.path}: {self.total_bytes / 1e6:.2f} MB, open it in any browser",
+            *map(clean, self.faults),
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         return vars(self)
@@ -38,12 +43,15 @@ def written(text: str, path: Path, faults: Sequence[str]) -> Reported:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"cannot write {str(path)!r} ({error.strerror}): name another place with --out") from None
+        raise UsageError(
+            f"cannot write {str(path)!r} ({error.strerror}): name another place with --out"
+        ) from None
     return Reported(str(path), len(text.encode()), list(faults))
 
 
 def evaluated(figures: Mapping[str, Figure]) -> list[tuple[str, str, str, str]]:
-    """Each figure of an evaluation with its spread, what to hold it against, and its protocol beside what all share.
+    """Each figure of an evaluation with its spread, what to hold it against, and its protocol
+    beside what all share.
 
     What several figures have alike is named here, and told with its value in `shared`.
     """
@@ -51,18 +59,27 @@ def evaluated(figures: Mapping[str, Figure]) -> list[tuple[str, str, str, str]]:
     rows = []
     for name, figure in figures.items():
         spread = f" ± {figure.deviation:.3g}" if figure.deviation is not None else ""
-        own = [key if key in of_some else joined({key: value})
-               for key, value in figure.protocol.items() if key not in of_all]  # fmt: skip
+        own = [
+            key if key in of_some else joined({key: value})
+            for key, value in figure.protocol.items()
+            if key not in of_all
+        ]
         rows.append((name, f"{figure.value:.6g}{spread}", joined(figure.floor), ", ".join(own)))
     return rows
 
 
 def shared(figures: Mapping[str, Figure]) -> list[str]:
-    """What the protocols of all figures have in common, told once, and then what those of several have."""
-    return [joined(told) for told in shared_protocols(figure.protocol for figure in figures.values())]
+    """What the protocols of all figures have in common, told once, and then what those of several
+    have.
+    """
+    return [
+        joined(told) for told in shared_protocols(figure.protocol for figure in figures.values())
+    ]
 
 
-def tables(method: str, settings: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str, bool]]]]:
+def tables(
+    method: str, settings: Mapping[str, Any]
+) -> list[tuple[str, list[tuple[str, str, bool]]]]:
     """The settings by table, with whether each was changed."""
     try:
         defaults = {name: default for name, _, default, _ in experiment.describe(method)}

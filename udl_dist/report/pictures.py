@@ -1,4 +1,6 @@
-"""Pictures of a run for a page: small enough to lie within it, thinned out evenly if they are too many."""
+"""Pictures of a run for a page: small enough to lie within it, thinned out evenly if they are too
+many.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,17 @@ PLAIN_BYTES = 150_000  # beyond it a picture is kept as WebP, which loses what n
 QUALITY = 80
 
 
-def films(found: Mapping[str, Sequence[tuple[int, Path]]]) -> tuple[list[dict[str, Any]], list[str]]:
+def films(
+    found: Mapping[str, Sequence[tuple[int, Path]]],
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Each kind of picture with its frames, and what is wrong with those that are left out."""
     made: list[dict[str, Any]] = []
     faults: list[str] = []
     for number, (kind, listed) in enumerate(found.items()):
-        frames = _thinned([frame for images, path in listed if (frame := _frame(kind, images, path, faults))],
-                          MOST_BYTES // len(found))  # fmt: skip
+        frames = _thinned(
+            [frame for images, path in listed if (frame := _frame(kind, images, path, faults))],
+            MOST_BYTES // len(found),
+        )
         if frames:
             made.append({"id": f"film-{number}", "name": kind, "frames": frames})
     return made, faults
@@ -51,7 +57,9 @@ def _frame(kind: str, images: int, path: Path, faults: list[str]) -> dict[str, s
 
 def _encoded(picture: Image.Image) -> str:
     if picture.width > WIDEST:
-        picture = picture.resize((WIDEST, max(1, picture.height * WIDEST // picture.width)), Image.Resampling.BOX)
+        picture = picture.resize(
+            (WIDEST, max(1, picture.height * WIDEST // picture.width)), Image.Resampling.BOX
+        )
     kept = io.BytesIO()
     picture.save(kept, "PNG", optimize=True)
     kind = "png"

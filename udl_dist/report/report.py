@@ -40,12 +40,17 @@ MACHINE = ("perf/images_per_second", "perf/data_wait_share", "perf/memory_bytes"
 
 
 def follow(folder: str, out: Path | None, say: Callable[[str], None]) -> Reported:
-    """Write the page again and again while a run or a search is at work; a browser that shows it loads it anew."""
+    """Write the page again and again while a run or a search is at work; a browser that shows it
+    loads it anew.
+    """
     run = RunFolder(config_schema.as_path(folder))
     try:
         if run.in_use():
             page_file = out or run.path / NAME
-            say(f"the page is written anew every {FOLLOW_SECONDS} s until the run ends, or Ctrl-C: {page_file}")
+            say(
+                f"the page is written anew every {FOLLOW_SECONDS} s until the run ends, or Ctrl-C:"
+                f" {page_file}"
+            )
         while run.in_use():
             report(folder, out, FOLLOW_SECONDS)
             time.sleep(FOLLOW_SECONDS)
@@ -55,7 +60,8 @@ def follow(folder: str, out: Path | None, say: Callable[[str], None]) -> Reporte
 
 
 def report(folder: str, out: Path | None = None, refresh: int = 0) -> Reported:
-    """Write the page, into the folder unless told where; raise UsageError for one that is neither run nor search.
+    """Write the page, into the folder unless told where; raise UsageError for one that is neither
+    run nor search.
 
     A browser loads it anew every `refresh` seconds; 0: never.
     """
@@ -93,16 +99,26 @@ def _values(about: Account, shown: list[dict[str, Any]]) -> dict[str, Any]:
         "alarms": [*_failed(about), *[line for line in about.messages if "ALARM" in line][:20]],
         "held_out": [
             (name, _number(last), _number(best))[: 3 if best_by else 2]
-            for name, (last, best, _) in sorted(held_out.items(), key=lambda item: item[0] != best_by)
+            for name, (last, best, _) in sorted(
+                held_out.items(), key=lambda item: item[0] != best_by
+            )
         ],
         "cannot_see": [
-            (f"val/{name}", what) for name, what in about.kind.cannot_see.items() if f"val/{name}" in held_out
+            (f"val/{name}", what)
+            for name, what in about.kind.cannot_see.items()
+            if f"val/{name}" in held_out
         ],
-        "about_samples": of_run(about.kind.about_samples, str(about.folder)) if "samples" in about.pictures else "",
+        "about_samples": (
+            of_run(about.kind.about_samples, str(about.folder))
+            if "samples" in about.pictures
+            else ""
+        ),
         "best_by": best_by,
         "held_out_images": f"{about.held_out_images:,} " if about.held_out_images else "",
         "best_images": f"{next((images for _, _, images in held_out.values()), 0):,}",
-        "protocol": joined({name: value for name, value in about.protocol().items() if value not in (None, "")}),
+        "protocol": joined(
+            {name: value for name, value in about.protocol().items() if value not in (None, "")}
+        ),
         "evaluation": evaluated(about.evaluation),
         "shared": shared(about.evaluation),
         "panels": _panels(about),
@@ -119,7 +135,9 @@ def _values(about: Account, shown: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _failed(about: Account) -> list[str]:
-    return [f"The run failed after {about.images:,} images: {about.failure}"] if about.failure else []
+    return (
+        [f"The run failed after {about.images:,} images: {about.failure}"] if about.failure else []
+    )
 
 
 def _facts(about: Account) -> list[str]:
@@ -129,33 +147,57 @@ def _facts(about: Account) -> list[str]:
 
 
 def _panels(about: Account) -> list[dict[str, str]]:
-    """A panel for each term, training and held out together, then figures of checkpoints, then the machine's."""
+    """A panel for each term, training and held out together, then figures of checkpoints, then the
+    machine's.
+    """
     names = sorted({name for point in about.points for name in point} - set(NOT_DRAWN))
     terms = sorted(
         {name.split("/", 1)[-1] for name in names if name.startswith(("val/", "train/"))},
         key=lambda term: (f"val/{term}" != about.best_by, f"val/{term}" not in names, term),
     )
-    wanted = {term: {f"{part}/{term}": about.curve(f"{part}/{term}") for part in ("train", "val")} for term in terms}
+    wanted = {
+        term: {f"{part}/{term}": about.curve(f"{part}/{term}") for part in ("train", "val")}
+        for term in terms
+    }
     followed = sorted(set().union(*about.followed.values()))
-    wanted |= {f"{name}, udl evaluate --follow": {name: about.followed_curve(name)} for name in followed}
+    wanted |= {
+        f"{name}, udl evaluate --follow": {name: about.followed_curve(name)} for name in followed
+    }
     wanted |= {name: {name: about.curve(name)} for name in MACHINE if name in names}
     panels: list[dict[str, str]] = []
     for number, (title, drawn) in enumerate(wanted.items()):
         kept = {clean(name): curve for name, curve in drawn.items() if curve[0]}
         if kept and len(panels) < MOST_PANELS:
-            said = "; ".join(f"{name} from {values[0]:.4g} to {values[-1]:.4g}, least {min(values):.4g}"
-                             for name, (_, values) in kept.items())  # fmt: skip
-            panels.append({"name": title, "svg": curves.as_svg(kept, number), "said": said,
-                           "alt": f"Curve of {title} over images seen: {said}"})  # fmt: skip
+            said = "; ".join(
+                f"{name} from {values[0]:.4g} to {values[-1]:.4g}, least {min(values):.4g}"
+                for name, (_, values) in kept.items()
+            )
+            panels.append(
+                {
+                    "name": title,
+                    "svg": curves.as_svg(kept, number),
+                    "said": said,
+                    "alt": f"Curve of {title} over images seen: {said}",
+                }
+            )
     return panels
 
 
 def _data(about: Account) -> list[tuple[str, str]]:
-    wanted = {"source": "data.source", "further sources": "data.more_sources", "held out": "data.held_out",
-              "held-out fraction": "data.held_out_fraction", "classes left out": "data.without_labels",
-              "size": "data.size", "channels": "data.channels", "fit": "data.fit"}  # fmt: skip
+    wanted = {
+        "source": "data.source",
+        "further sources": "data.more_sources",
+        "held out": "data.held_out",
+        "held-out fraction": "data.held_out_fraction",
+        "classes left out": "data.without_labels",
+        "size": "data.size",
+        "channels": "data.channels",
+        "fit": "data.fit",
+    }
     rows = [
-        (name, str(value)) for name, key in wanted.items() if (value := about.settings.get(key)) not in (None, "", [])
+        (name, str(value))
+        for name, key in wanted.items()
+        if (value := about.settings.get(key)) not in (None, "", [])
     ]
     rows.append(("fingerprint", about.data or "not known"))
     if license := _license(about):
@@ -179,11 +221,13 @@ def _commands(about: Account) -> str:
         return "the settings are not known"
     job = shlex.quote(clean(str(about.folder / "experiment.toml")))
     run = of_run("RUN", str(about.folder))
-    return "\n".join([
-        f"udl train {job} --run.folder runs/again    # the same run, from its start",
-        f"udl export {run} model    # the best checkpoint as safetensors, with a card",
-        f"udl report {run}    # this page; --follow while it trains",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"udl train {job} --run.folder runs/again    # the same run, from its start",
+            f"udl export {run} model    # the best checkpoint as safetensors, with a card",
+            f"udl report {run}    # this page; --follow while it trains",
+        ]
+    )
 
 
 def of_run(text: str, folder: str) -> str:

@@ -1,4 +1,6 @@
-"""The page about a search, finished or not: trials, plots, winner, figures; of a broken one it tells what is left."""
+"""The page about a search, finished or not: trials, plots, winner, figures; of a broken one it
+tells what is left.
+"""
 
 from __future__ import annotations
 
@@ -42,14 +44,28 @@ SOURCE, JOURNAL = "search.toml", "trials.jsonl"
 MOST_ALARMS = 20
 MOST_ROWS = 300  # of the table; all are in search.csv
 PLOTS = {
-    "curves": ("Trials", "the metric of each trial over the images it was trained on; the best one is red, dotted "
-                         "lines are the rungs at which it is decided who goes on"),
+    "curves": (
+        "Trials",
+        (
+            "the metric of each trial over the images it was trained on; the best one is red,"
+            " dotted lines are the rungs at which it is decided who goes on"
+        ),
+    ),
     "settings": ("Settings", "each trial at its settings, coloured by its metric: red is better"),
-    "latent": ("Latent size", "the metric of each trial over the latent size; a line is what PCA reaches"),
-    "front": ("Front", "two objectives against each other; nothing beats the trials on the red line"),
-    "parallel": ("All settings", "each trial a line through its settings to its metric; the best 15 % are red"),
+    "latent": (
+        "Latent size",
+        "the metric of each trial over the latent size; a line is what PCA reaches",
+    ),
+    "front": (
+        "Front",
+        "two objectives against each other; nothing beats the trials on the red line",
+    ),
+    "parallel": (
+        "All settings",
+        "each trial a line through its settings to its metric; the best 15 % are red",
+    ),
     "importance": ("Importance", "how much of who is better each setting explains by itself"),
-}  # fmt: skip
+}
 
 
 @dataclass
@@ -82,7 +98,10 @@ def report(folder: Path, out: Path | None, refresh: int = 0) -> Reported:
     found = read(folder)
     text = page(_values(found, _panels(found)) | {"refresh": refresh}, "search.html.jinja")
     if len(text.encode()) > MOST_BYTES:
-        found.faults.append("the plots were left out, they are in the folder plots: the page would have been too large")
+        found.faults.append(
+            "the plots were left out, they are in the folder plots: the page would have been too"
+            " large"
+        )
         text = page(_values(found, []) | {"refresh": refresh}, "search.html.jinja")
     return written(text, out or folder / NAME, found.faults)
 
@@ -92,7 +111,10 @@ def read(folder: Path) -> Found:
     journal = Journal(folder / JOURNAL, strict=False)
     found = Found(folder, [line for _, line in sorted(journal.lines.items())])
     if journal.odd:
-        found.faults.append(f"{JOURNAL}: {len(journal.odd)} lines make no sense (the first is line {journal.odd[0]})")
+        found.faults.append(
+            f"{JOURNAL}: {len(journal.odd)} lines make no sense (the first is line"
+            f" {journal.odd[0]})"
+        )
     try:
         found.search = asked.load(folder / SOURCE, {"run.folder": str(folder.absolute())})
         found.winner = results.winner(found.search, found.lines)
@@ -106,7 +128,9 @@ def read(folder: Path) -> Found:
     found.handed = handing.kept(folder)
     found.faults += [f"of the winner: {line}" for line in found.handed.failed]
     if found.search and len(found.lines) < found.trials:
-        found.faults.append(f"{len(found.lines)} of {found.trials} trials have ended: the same command goes on")
+        found.faults.append(
+            f"{len(found.lines)} of {found.trials} trials have ended: the same command goes on"
+        )
     return found
 
 
@@ -117,18 +141,35 @@ def _values(found: Found, panels: list[dict[str, str]]) -> dict[str, Any]:
     head, rows = _table(found)
     method = found.search.base.method_name if found.search else ""
     return {
-        "title": found.folder.absolute().name, "facts": _facts(found),
-        "sections": [(name.lower(), name) for name in sections], "alarms": _alarms(found.folder),
+        "title": found.folder.absolute().name,
+        "facts": _facts(found),
+        "sections": [(name.lower(), name) for name in sections],
+        "alarms": _alarms(found.folder),
         "faults": found.faults + odd,
-        "winner": [(name, in_words(value)) for name, value in found.winner.values.items()] if found.winner else [],
-        "best_trial": found.winner.trial if found.winner else "", "final": _final(found),
-        "evaluation": evaluated(found.figures), "shared": shared(found.figures),
+        "winner": (
+            [(name, in_words(value)) for name, value in found.winner.values.items()]
+            if found.winner
+            else []
+        ),
+        "best_trial": found.winner.trial if found.winner else "",
+        "final": _final(found),
+        "evaluation": evaluated(found.figures),
+        "shared": shared(found.figures),
         "left_out": list(found.handed.lacking),
-        "pictures": shown, "panels": panels, "head": head, "rows": rows[:MOST_ROWS], "more": len(rows[MOST_ROWS:]),
+        "pictures": shown,
+        "panels": panels,
+        "head": head,
+        "rows": rows[:MOST_ROWS],
+        "more": len(rows[MOST_ROWS:]),
         "search_settings": _search_settings(found),
-        "settings": tables(method, config_schema.flatten(found.search.base.to_dict())) if found.search else [],
-        "commands": _commands(found), "made_with": environment.in_words(environment.releases()),
-    }  # fmt: skip
+        "settings": (
+            tables(method, config_schema.flatten(found.search.base.to_dict()))
+            if found.search
+            else []
+        ),
+        "commands": _commands(found),
+        "made_with": environment.in_words(environment.releases()),
+    }
 
 
 def _alarms(folder: Path) -> list[str]:
@@ -147,12 +188,18 @@ def _facts(found: Found) -> list[str]:
     used = results.images(found.lines)
     whole = found.planned.budget * len(found.lines) if found.planned else 0
     share = f" ({100 * used / whole:.0f} % of what they would be without stopping)" if whole else ""
-    return [*told, f"{len(found.lines)} of {found.trials} trials ended ({count})", f"{used:,} images{share}"]
+    return [
+        *told,
+        f"{len(found.lines)} of {found.trials} trials ended ({count})",
+        f"{used:,} images{share}",
+    ]
 
 
 def _final(found: Found) -> list[tuple[str, str, str]]:
-    return [(name, f"{mean:.6g}" + (f" ± {deviation:.3g}" if runs > 1 else ""), str(runs))
-            for name, (mean, deviation, runs) in found.final.items()]  # fmt: skip
+    return [
+        (name, f"{mean:.6g}" + (f" ± {deviation:.3g}" if runs > 1 else ""), str(runs))
+        for name, (mean, deviation, runs) in found.final.items()
+    ]
 
 
 def _table(found: Found) -> tuple[list[str], list[list[str]]]:
@@ -166,9 +213,16 @@ def _table(found: Found) -> tuple[list[str], list[list[str]]]:
     rows = []
     for line in lines:
         values = [results.short(value) for value in line.values] or ["–"]
-        rows.append([str(line.trial), str(line.state), f"{line.images:,}",
-                     *(values + ["–"] * len(metrics))[: len(metrics)],
-                     *(results.short(line.settings.get(name, "")) for name in names), str(line.why)[:300]])  # fmt: skip
+        rows.append(
+            [
+                str(line.trial),
+                str(line.state),
+                f"{line.images:,}",
+                *(values + ["–"] * len(metrics))[: len(metrics)],
+                *(results.short(line.settings.get(name, "")) for name in names),
+                str(line.why)[:300],
+            ]
+        )
     return ["trial", "state", "images", *metrics, *names, "why it failed"], rows
 
 
@@ -191,17 +245,28 @@ def _panels(found: Found) -> list[dict[str, str]]:
             with curves.drawing(number):
                 svg = curves.svg_of(drawing())
         except Exception as error:  # the same
-            found.faults.append(f"no plot of {title.lower()} ({type(error).__name__}: {str(error)[:200]})")
+            found.faults.append(
+                f"no plot of {title.lower()} ({type(error).__name__}: {str(error)[:200]})"
+            )
             continue
-        panels.append({"name": title, "svg": svg, "said": f"{said[0].upper()}{said[1:]}.",
-                       "alt": f"Plot of {len(found.lines)} trials: {said}"})  # fmt: skip
+        panels.append(
+            {
+                "name": title,
+                "svg": svg,
+                "said": f"{said[0].upper()}{said[1:]}.",
+                "alt": f"Plot of {len(found.lines)} trials: {said}",
+            }
+        )
     return panels
 
 
 def _floor(folder: Path) -> dict[int, float]:
     """What PCA reaches, as the search has kept it."""
     try:
-        return {int(size): float(value) for size, value in json.loads((folder / ending.FLOOR).read_text()).items()}
+        return {
+            int(size): float(value)
+            for size, value in json.loads((folder / ending.FLOOR).read_text()).items()
+        }
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
@@ -220,17 +285,24 @@ def _search_settings(found: Found) -> list[tuple[str, str]]:
     if not found.search:
         return []
     plain = config_schema.to_dict(found.search.settings).items()
-    return [*((axis.name, axis.in_words().partition(": ")[2]) for axis in found.search.axes),
-            *((f"search.{name}", in_words(value)) for name, value in plain)]  # fmt: skip
+    return [
+        *((axis.name, axis.in_words().partition(": ")[2]) for axis in found.search.axes),
+        *((f"search.{name}", in_words(value)) for name, value in plain),
+    ]
 
 
 def _commands(found: Found) -> str:
     def place(name: str = "") -> str:
         return shlex.quote(clean(str(found.folder / name)))
 
-    lines = [f"udl search {place(SOURCE)} --run.folder runs/again    # the same search, from its start"]
+    lines = [
+        f"udl search {place(SOURCE)} --run.folder runs/again    # the same search, from its start"
+    ]
     if (found.folder / "winner.toml").exists():
-        lines.append(f"udl train {place('winner.toml')} --run.folder runs/winner    # its winner, trained anew")
+        lines.append(
+            f"udl train {place('winner.toml')} --run.folder runs/winner    # its winner, trained"
+            " anew"
+        )
     if (found.folder / MODEL).exists():
         lines.append(f"udl evaluate {place(MODEL)} --data SOURCE    # its model, on other images")
     return "\n".join([*lines, f"udl report {place()}    # this page"])

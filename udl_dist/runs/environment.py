@@ -1,6 +1,8 @@
-"""What a run was trained in: releases, processors, workers. Kept at each start in which it is another one.
+"""What a run was trained in: releases, processors, workers. Kept at each start in which it is
+another one.
 
-No name of a machine or a person and no path is in it, so that it may stand in a report and in a card.
+No name of a machine or a person and no path is in it, so that it may stand in a report and in a
+card.
 """
 
 from __future__ import annotations
@@ -41,8 +43,14 @@ def here(ranks: Ranks, arithmetic: Mapping[str, str]) -> dict[str, Any]:
     """
     import torch
 
-    found = {**releases(), "workers": ranks.world, "backend": ranks.backend or "none",
-             "device": ranks.device.type, "threads of a worker": torch.get_num_threads(), "CPU": _cpu()}  # fmt: skip
+    found = {
+        **releases(),
+        "workers": ranks.world,
+        "backend": ranks.backend or "none",
+        "device": ranks.device.type,
+        "threads of a worker": torch.get_num_threads(),
+        "CPU": _cpu(),
+    }
     if ranks.device.type == "cuda":
         found["GPU"] = torch.cuda.get_device_name(ranks.device)
         found["CUDA"] = str(torch.version.cuda or torch.version.hip)
@@ -56,7 +64,9 @@ def keep(folder: RunFolder, ranks: Ranks, arithmetic: Mapping[str, str], images:
     if all(last.get(name) == value for name, value in now.items()):
         return
     try:
-        files.append_lasting(folder.environment, json.dumps({"images": images, **now}, ensure_ascii=False))
+        files.append_lasting(
+            folder.environment, json.dumps({"images": images, **now}, ensure_ascii=False)
+        )
     except OSError as error:
         folder.say(f"ALARM: the environment is not recorded: {error.strerror}; training goes on")
     changed = [
@@ -83,8 +93,11 @@ def kept(path: Path) -> list[dict[str, Any]]:
 
 def in_words(entry: Mapping[str, Any]) -> str:
     """One environment in a line; what stands in it is as strange as the file it came from."""
-    return ", ".join(f"{str(name)[:LONGEST]} {str(value)[:LONGEST]}" for name, value in entry.items()
-                     if name != "images")  # fmt: skip
+    return ", ".join(
+        f"{str(name)[:LONGEST]} {str(value)[:LONGEST]}"
+        for name, value in entry.items()
+        if name != "images"
+    )
 
 
 def _cpu() -> str:

@@ -1,7 +1,9 @@
-"""A rank's pulse: a small file in the run folder that tells who the rank is, how far it came and that it lives.
+"""A rank's pulse: a small file in the run folder that tells who the rank is, how far it came and
+that it lives.
 
-It is mapped into memory, so a beat costs a store and outlives a kill -9; it is laid out once, so a full disk does not
-stop it. Whoever waits for a rank can end its process here, if it is on the same machine. Knows no torch and no Ray.
+It is mapped into memory, so a beat costs a store and outlives a kill -9; it is laid out once, so a
+full disk does not stop it. Whoever waits for a rank can end its process here, if it is on the same
+machine. Knows no torch and no Ray.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ BYTES, STATIC = 1024, 256  # of the file, and of its first line, which says who 
 
 @dataclass(frozen=True)
 class Life:
-    """What a pulse tells: `place` is where the rank was, `hung` where it stood if its watchdog gave it up."""
+    """What a pulse tells: `place` is where the rank was, `hung` where it stood if its watchdog gave
+    it up.
+    """
 
     rank: int
     process: int
@@ -62,11 +66,17 @@ class Pulse:
     def __init__(self, folder: RunFolder, rank: int, stacks_from: int = 0) -> None:
         self._path = _path(folder, rank)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        who = {"rank": rank, "process": os.getpid(), "started": started(os.getpid()), "machine": machine(),
-               "stacks_from": stacks_from}  # fmt: skip
+        who = {
+            "rank": rank,
+            "process": os.getpid(),
+            "started": started(os.getpid()),
+            "machine": machine(),
+            "stacks_from": stacks_from,
+        }
         fresh = self._path.with_name(f".{self._path.name}")
         fresh.write_bytes((json.dumps(who).ljust(STATIC - 1) + "\n").encode().ljust(BYTES))
-        fresh.replace(self._path)  # a pulse is there whole; one of an earlier process stays with whoever maps it
+        # a pulse is there whole; one of an earlier process stays with whoever maps it
+        fresh.replace(self._path)
         self._file = self._path.open("r+b")
         self._map = mmap.mmap(self._file.fileno(), BYTES)
         self._images, self._place = 0, "start"
@@ -74,7 +84,9 @@ class Pulse:
     def beat(self, images: int, place: str, hung: str = "") -> None:
         """Say how far the rank is; costs microseconds."""
         self._images, self._place = images, place
-        self._map[STATIC:] = f"{images}\n{place}\n{hung}".encode()[: BYTES - STATIC].ljust(BYTES - STATIC)
+        self._map[STATIC:] = f"{images}\n{place}\n{hung}".encode()[: BYTES - STATIC].ljust(
+            BYTES - STATIC
+        )
 
     def hang(self, where: str) -> None:
         """Say that the rank stands still at `where`."""
@@ -98,9 +110,11 @@ class Pulse:
 
 
 class Others:
-    """The reading end: which ranks of this machine have shown no life for how long, by this process's own clock.
+    """The reading end: which ranks of this machine have shown no life for how long, by this
+    process's own clock.
 
-    Those of other machines cannot be ended from here, and 512 ranks that look at 512 files are a load on a shared disk.
+    Those of other machines cannot be ended from here, and 512 ranks that look at 512 files are a
+    load on a shared disk.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -131,7 +145,8 @@ def lives(folder: RunFolder) -> dict[int, Life]:
 
 
 def clear(folder: RunFolder) -> None:
-    """End what is left on this machine of the ranks of a launcher that is gone, and forget all pulses.
+    """End what is left on this machine of the ranks of a launcher that is gone, and forget all
+    pulses.
 
     To be called by whoever holds the run folder, before it starts ranks.
     """

@@ -1,7 +1,9 @@
-"""Who holds a run in object storage: an object that its owner writes again and again while it lives.
+"""Who holds a run in object storage: an object that its owner writes again and again while it
+lives.
 
-Storage gives no lock that the system lets go, so a lease that is not renewed is taken over; on the machine of its
-owner that is known at once. Two starts within the same second are told apart by whose writing stays.
+Storage gives no lock that the system lets go, so a lease that is not renewed is taken over; on the
+machine of its owner that is known at once. Two starts within the same second are told apart by
+whose writing stays.
 """
 
 from __future__ import annotations
@@ -34,14 +36,18 @@ class Lease:
         """Take the lease; raise UsageError if it is another's who lives."""
         held = self._read()
         if held and self._lives(held):
-            raise UsageError(f"the run folder is in use by {held['owner']}: wait, stop it, or choose another "
-                             "--run.folder")  # fmt: skip
+            raise UsageError(
+                f"the run folder is in use by {held['owner']}: wait, stop it, or choose another "
+                "--run.folder"
+            )
         self._write()
         if held:
             time.sleep(SETTLE_SECONDS)
         if (now := self._read()).get("token") != self._token:
-            raise UsageError(f"the run folder was taken in the same moment by {now.get('owner')}: wait, or choose "
-                             "another --run.folder")  # fmt: skip
+            raise UsageError(
+                f"the run folder was taken in the same moment by {now.get('owner')}: wait, or"
+                " choose another --run.folder"
+            )
 
     def renew(self) -> bool:
         """Show that the owner lives, where that is due; whether the lease is still its own."""
@@ -60,7 +66,9 @@ class Lease:
     def _lives(self, held: dict[str, str]) -> bool:
         if held["machine"] == machine():
             return started(int(held["process"])) == held["started"]
-        self._folder.say(f"looking for {STALE_SECONDS:g} s whether {held['owner']} still holds the run folder")
+        self._folder.say(
+            f"looking for {STALE_SECONDS:g} s whether {held['owner']} still holds the run folder"
+        )
         deadline = time.monotonic() + STALE_SECONDS
         while time.monotonic() < deadline:
             time.sleep(SETTLE_SECONDS)
@@ -70,9 +78,14 @@ class Lease:
 
     def _write(self) -> None:
         self._renewals += 1
-        who = {"token": self._token, "owner": f"process {os.getpid()} on {socket.gethostname()}",
-               "machine": machine(), "process": str(os.getpid()), "started": started(os.getpid()),
-               "renewals": str(self._renewals)}  # fmt: skip
+        who = {
+            "token": self._token,
+            "owner": f"process {os.getpid()} on {socket.gethostname()}",
+            "machine": machine(),
+            "process": str(os.getpid()),
+            "started": started(os.getpid()),
+            "renewals": str(self._renewals),
+        }
         objects.write(self._uri, json.dumps(who).encode())
         self._next = time.monotonic() + RENEW_SECONDS
 

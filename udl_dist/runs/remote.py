@@ -1,8 +1,9 @@
-"""A run folder in object storage: what lies on a disk is a working copy, and this carries it to and fro.
+"""A run folder in object storage: what lies on a disk is a working copy, and this carries it to and
+fro.
 
-The launcher and each node have a working folder of their own, so nothing but the storage has to be shared. Beside the
-run itself the storage holds `.live/` while it goes on: who holds it, what is asked of the workers, what nodes tell.
-Knows no Ray and no tensor.
+The launcher and each node have a working folder of their own, so nothing but the storage has to be
+shared. Beside the run itself the storage holds `.live/` while it goes on: who holds it, what is
+asked of the workers, what nodes tell. Knows no Ray and no tensor.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ ASKED = ("stop", "resize")
 
 
 def working(folder: str, role: str) -> Path:
-    """The folder on this machine's disk in which the `launcher` or a `node` works: the run folder itself if local."""
+    """The folder on this machine's disk in which the `launcher` or a `node` works: the run folder
+    itself if local.
+    """
     if not is_remote(folder):
         return Path(folder)
     path = parse(folder).path.rstrip("/")
@@ -34,7 +37,9 @@ def working(folder: str, role: str) -> Path:
 
 
 class Mirror:
-    """One end of the way between a working folder and the storage; what has not changed is not carried again."""
+    """One end of the way between a working folder and the storage; what has not changed is not
+    carried again.
+    """
 
     def __init__(self, uri: str, folder: RunFolder) -> None:
         self.uri, self.folder = uri, folder
@@ -47,7 +52,9 @@ class Mirror:
         return joined(self.uri, name)
 
     def listing(self, below: str = "") -> dict[str, str]:
-        """What there is, by its name in the run folder -> what tells one writing of it from the next."""
+        """What there is, by its name in the run folder -> what tells one writing of it from the
+        next.
+        """
         found = objects.listing(self.at(below) if below else self.uri)
         return {f"{below}/{name}" if below else name: stamp for name, stamp in found.items()}
 
@@ -66,7 +73,8 @@ class Mirror:
             return False
         target.parent.mkdir(parents=True, exist_ok=True)
         coming = target.with_name(f".{target.name}.coming")
-        coming.write_bytes(objects.read(self.at(name)))  # whatever is there now: it may be written again meanwhile
+        # whatever is there now: it may be written again meanwhile
+        coming.write_bytes(objects.read(self.at(name)))
         coming.replace(target)
         self._pulled[name] = stamp
         return True
@@ -101,7 +109,10 @@ class Courier:
                 self._told = False
             except (DataError, OSError) as error:
                 if not self._told:
-                    self._say(f"ALARM: the run folder in object storage: {error}; asked again until it answers")
+                    self._say(
+                        f"ALARM: the run folder in object storage: {error}; asked again until it"
+                        " answers"
+                    )
                 self._told = True
 
     def _run(self) -> None:

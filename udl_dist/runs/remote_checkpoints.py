@@ -1,4 +1,6 @@
-"""Checkpoints of a run in object storage: one is there when its manifest is, which comes last and goes first."""
+"""Checkpoints of a run in object storage: one is there when its manifest is, which comes last and
+goes first.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,16 @@ TEMPORARY = ".writing-"  # swept with what a writing leaves
 
 
 def push(mirror: Mirror, checkpoint: Path, kept: Iterable[Path]) -> None:
-    """Carry a checkpoint, then delete older ones that are not `kept`; raise OSError if storage refuses.
+    """Carry a checkpoint, then delete older ones that are not `kept`; raise OSError if storage
+    refuses.
 
     The curves go before it: a run that goes on from it elsewhere must not lack a point.
     """
     try:
         mirror.push(mirror.folder.curves)
-        for path in sorted(checkpoint.iterdir(), key=lambda path: (path.name == MANIFEST, path.name)):
+        for path in sorted(
+            checkpoint.iterdir(), key=lambda path: (path.name == MANIFEST, path.name)
+        ):
             objects.upload(path, mirror.at(f"checkpoints/{checkpoint.name}/{path.name}"))
         names = {path.name for path in kept}
         for name in manifests_first(mirror.listing("checkpoints")):
@@ -36,7 +41,8 @@ def fetch_all(mirror: Mirror) -> None:
     there = mirror.listing("checkpoints")
     complete = {_images(name) for name in there if name.endswith(f"/{MANIFEST}")}
     for path in mirror.folder.checkpoints.glob("[0-9]*"):
-        if path.name not in complete:  # of an earlier life of the run, or one that was not carried to its end
+        # of an earlier life of the run, or one that was not carried to its end
+        if path.name not in complete:
             shutil.rmtree(path)
     for images in sorted(complete):
         _fetch(mirror, images, there)
@@ -51,7 +57,9 @@ def _fetch(mirror: Mirror, images: str, names: Iterable[str]) -> None:
     target = mirror.folder.checkpoints / images
     mirror.folder.checkpoints.mkdir(parents=True, exist_ok=True)
     manifest = target / MANIFEST
-    if manifest.exists() and manifest.read_bytes() == objects.read(mirror.at(f"checkpoints/{images}/{MANIFEST}")):
+    if manifest.exists() and manifest.read_bytes() == objects.read(
+        mirror.at(f"checkpoints/{images}/{MANIFEST}")
+    ):
         return
     coming = mirror.folder.checkpoints / f"{TEMPORARY}{images}"
     for path in (coming, target):

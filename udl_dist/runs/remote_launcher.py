@@ -1,4 +1,6 @@
-"""The launcher's end: it holds the run in the storage, shows what the nodes tell, and joins it into the run."""
+"""The launcher's end: it holds the run in the storage, shows what the nodes tell, and joins it into
+the run.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,16 @@ from udl_dist.runs.run_folder import RunFolder
 from udl_dist.storage import objects
 from udl_dist.storage.places import is_remote, name_of
 
-KEPT = ("experiment.toml", "curves.jsonl", "messages.log", "damaged.txt", "non_finite.jsonl", "data.json",
-        "environment.jsonl", "result.json")  # fmt: skip
+KEPT = (
+    "experiment.toml",
+    "curves.jsonl",
+    "messages.log",
+    "damaged.txt",
+    "non_finite.jsonl",
+    "data.json",
+    "environment.jsonl",
+    "result.json",
+)
 RAY = ".ray"  # what Ray keeps meanwhile
 OURS = ("experiment.toml", "messages.log", "damaged.txt", "result.json")
 
@@ -31,13 +41,16 @@ class Launcher(Mirror):
 
     def __init__(self, uri: str, folder: RunFolder) -> None:
         super().__init__(uri, folder)
-        self._lengths: dict[str, int] = {}  # bytes of messages that were taken over, by node and group
+        # bytes of messages that were taken over, by node and group
+        self._lengths: dict[str, int] = {}
         self._lease = Lease(self.at(f"{LIVE}/lease.json"), folder)
         self._courier = Courier(self._carry, folder.say)
 
     @contextlib.contextmanager
     def carrying(self) -> Iterator[Launcher]:
-        """Hold the run, fetch what is known of it, and carry until the end; raise UsageError if another holds it."""
+        """Hold the run, fetch what is known of it, and carry until the end; raise UsageError if
+        another holds it.
+        """
         self._lease.take()
         try:
             self._fetch()
@@ -53,17 +66,25 @@ class Launcher(Mirror):
         self._courier.carry()
 
     def begin_group(self) -> None:
-        """Forget what was asked of the workers and what they told; the next ones know theirs by a new name."""
+        """Forget what was asked of the workers and what they told; the next ones know theirs by a
+        new name.
+        """
         self._clear()
         objects.write(self.at(f"{LIVE}/group"), uuid.uuid4().hex[:8].encode())
 
     def shared(self, prepared: Prepared) -> Prepared:
-        """The same data by indexes that each node finds: those made here of far shards are put into the run."""
+        """The same data by indexes that each node finds: those made here of far shards are put into
+        the run.
+        """
 
         def reachable(index: str) -> str:
             return self._put(index) if index and not is_remote(index) else index
 
-        train = prepared.train if prepared.settings.sequential else tuple(map(reachable, prepared.train))
+        train = (
+            prepared.train
+            if prepared.settings.sequential
+            else tuple(map(reachable, prepared.train))
+        )
         return replace(prepared, train=train, held_out=tuple(map(reachable, prepared.held_out)))
 
     def _put(self, index: str) -> str:
@@ -74,7 +95,9 @@ class Launcher(Mirror):
         return there
 
     def set_aside(self) -> str:
-        """Move all of the run into `before-…` in the storage; say where, "" if there was nothing."""
+        """Move all of the run into `before-…` in the storage; say where, "" if there was
+        nothing.
+        """
         there = self.listing()
         kept = [name for name in there if not name.startswith(("before-", f"{LIVE}/", f"{RAY}/"))]
         if not kept:
@@ -117,7 +140,9 @@ class Launcher(Mirror):
             self.push(self.folder.path / name)
 
     def _take(self, name: str, stamp: str, place: str, what: str) -> None:
-        """Something a node told: messages are appended, damaged records joined, the rest is kept as it is."""
+        """Something a node told: messages are appended, damaged records joined, the rest is kept as
+        it is.
+        """
         told = self.folder.path / name
         if not self.pull(name, stamp, told):
             return

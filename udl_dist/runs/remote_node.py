@@ -1,4 +1,6 @@
-"""The workers' end: what they keep and say goes to the storage, what is asked of them comes from there."""
+"""The workers' end: what they keep and say goes to the storage, what is asked of them comes from
+there.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,23 @@ from udl_dist.runs.run_folder import RunFolder
 from udl_dist.storage import objects
 from udl_dist.storage.places import is_remote
 
-STAYS = ("checkpoints", ".faults", "wandb", "lock")  # in the working folder from one group of workers to the next
-OF_LEADER = ("curves.jsonl", "data.json", "environment.jsonl", "non_finite.jsonl", "wandb/run_id", "wandb/sent")
+# in the working folder from one group of workers to the next
+STAYS = ("checkpoints", ".faults", "wandb", "lock")
+OF_LEADER = (
+    "curves.jsonl",
+    "data.json",
+    "environment.jsonl",
+    "non_finite.jsonl",
+    "wandb/run_id",
+    "wandb/sent",
+)
 TOLD = ("messages.log", "damaged.txt", "failure.json", "stacks-*.txt", "ranks/*/*")
 
 
 class Node(Mirror):
-    """The end of one rank. What ranks of a machine share is carried by one of them; rank 0 carries the run."""
+    """The end of one rank. What ranks of a machine share is carried by one of them; rank 0 carries
+    the run.
+    """
 
     def __init__(self, uri: str, folder: RunFolder, leads: bool) -> None:
         super().__init__(uri, folder)
@@ -31,7 +43,9 @@ class Node(Mirror):
 
     @contextlib.contextmanager
     def carrying(self) -> Iterator[Node]:
-        """Begin with a clean working folder and what is known of the run; carry until the end of the context."""
+        """Begin with a clean working folder and what is known of the run; carry until the end of
+        the context.
+        """
         self._begin()
         try:
             with Courier(self._carry, self.folder.say):
@@ -77,7 +91,9 @@ class Node(Mirror):
                     self.push(path, f"{self._place}/{path.relative_to(self.folder.path)}")
 
     def _is_elected(self) -> bool:
-        """Whether this rank carries what the ranks of its machine share; another one does when it is gone."""
+        """Whether this rank carries what the ranks of its machine share; another one does when it
+        is gone.
+        """
         if self._elected is None:
             file = (self.folder.path / ".courier").open("wb")
             try:
@@ -88,6 +104,8 @@ class Node(Mirror):
         return self._elected is not None
 
 
-def carried(uri: str, folder: RunFolder, leads: bool) -> contextlib.AbstractContextManager[Node | None]:
+def carried(
+    uri: str, folder: RunFolder, leads: bool
+) -> contextlib.AbstractContextManager[Node | None]:
     """The end of a rank, or nothing where the run folder is on a disk that all see."""
     return Node(uri, folder, leads).carrying() if is_remote(uri) else contextlib.nullcontext()

@@ -1,7 +1,8 @@
-"""A run is a folder: its lock, what was asked, its curves, its messages, its result. Knows no torch, Ray or method.
+"""A run is a folder: its lock, what was asked, its curves, its messages, its result. Knows no
+torch, Ray or method.
 
-The folder is the only channel between the process that trains and whoever watches: a terminal, a status command and a
-report read the same files, so nothing is shown that is not kept.
+The folder is the only channel between the process that trains and whoever watches: a terminal, a
+status command and a report read the same files, so nothing is shown that is not kept.
 """
 
 from __future__ import annotations
@@ -26,33 +27,61 @@ from udl_dist.errors import UdlError, UsageError
 
 @dataclass(frozen=True)
 class RunSettings:
-    folder: str = setting("", "where everything of the run lies, a path or s3://…; empty: runs/ and the job "
-                                "file's name")  # fmt: skip
-    workers: int | str = setting(1, "DDP workers, one a GPU, or one a CPU core where there is no GPU; '2..8': as many "
-                                    "of these as can be had, more or fewer as nodes come and go", low=1)  # fmt: skip
+    folder: str = setting(
+        "",
+        "where everything of the run lies, a path or s3://…; empty: runs/ and the job file's name",
+    )
+    workers: int | str = setting(
+        1,
+        "DDP workers, one a GPU, or one a CPU core where there is no GPU; '2..8': as many "
+        "of these as can be had, more or fewer as nodes come and go",
+        low=1,
+    )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: GPUs if the cluster has any")
     cpus_per_worker: int = setting(1, "CPU cores that each worker takes", low=1)
-    address: str = setting("", "a Ray cluster to join; empty: a private Ray on this machine, ended with the run")
-    place_seconds: float = setting(0.0, "seconds that the start waits for nodes, which an autoscaler is asked for; "
-                                        "with GPUs say run.device = 'cuda' too", low=0)  # fmt: skip
+    address: str = setting(
+        "", "a Ray cluster to join; empty: a private Ray on this machine, ended with the run"
+    )
+    place_seconds: float = setting(
+        0.0,
+        "seconds that the start waits for nodes, which an autoscaler is asked for; "
+        "with GPUs say run.device = 'cuda' too",
+        low=0,
+    )
     max_failures: int = setting(3, "times that Ray starts the workers again after one dies", low=0)
-    hang_seconds: float = setting(60.0, "seconds without a step after which a worker hangs, and all start again; "
-                                        "0: never", low=0)  # fmt: skip
-    checkpoint_images: int = setting(0, "images between checkpoints beside those of validations; 0: ten times a run, "
-                                      "or evaluate.every_images", low=0)  # fmt: skip
-    checkpoint_seconds: float = setting(600.0, "seconds between checkpoints at most; 0: by images alone", low=0)
-    keep_checkpoints: int = setting(2, "newest checkpoints that are kept, beside the best one", low=1)
-    best: str = setting("", "held-out figure whose least value marks the best checkpoint; empty: the method's own")
+    hang_seconds: float = setting(
+        60.0,
+        "seconds without a step after which a worker hangs, and all start again; 0: never",
+        low=0,
+    )
+    checkpoint_images: int = setting(
+        0,
+        "images between checkpoints beside those of validations; 0: ten times a run, "
+        "or evaluate.every_images",
+        low=0,
+    )
+    checkpoint_seconds: float = setting(
+        600.0, "seconds between checkpoints at most; 0: by images alone", low=0
+    )
+    keep_checkpoints: int = setting(
+        2, "newest checkpoints that are kept, beside the best one", low=1
+    )
+    best: str = setting(
+        "", "held-out figure whose least value marks the best checkpoint; empty: the method's own"
+    )
     determinism: Literal["none", "world", "elastic"] = setting(
         "world",
-        "weights are the same to the bit with the same workers; elastic: with 1, 2, 3, 4, 6 or 12, slower; none: a GPU "
-        "takes its fastest algorithms, which differ in their last bits each time",
+        "weights are the same to the bit with the same workers; elastic: with 1, 2, 3, 4, 6 or 12,"
+        " slower; none: a GPU takes its fastest algorithms, which differ in their last bits each"
+        " time",
     )
     fresh: bool = setting(False, "put aside whatever the folder holds, and start again")
 
     def __post_init__(self) -> None:
         if not 1 <= self.least_workers <= self.most_workers:
-            raise UsageError(f"run.workers = {self.workers!r}: say a number, or a range such as '2..8'")
+            raise UsageError(
+                f"run.workers = {self.workers!r}: say a number, or a range such as '2..8'"
+            )
 
     @property
     def least_workers(self) -> int:
@@ -94,21 +123,28 @@ class RunFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Create the folder and hold it as long as this process lives; raise UsageError if another run does."""
+        """Create the folder and hold it as long as this process lives; raise UsageError if another
+        run does.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = self._lock.open("a+")
         except OSError as error:
-            raise UsageError(f"cannot write the run folder {self.path}: {error.strerror}; choose another --run.folder"
-                             ) from None  # fmt: skip
+            raise UsageError(
+                f"cannot write the run folder {self.path}: {error.strerror}; choose another"
+                " --run.folder"
+            ) from None
         with file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system, however this process ends
+                # let go by the system, however this process ends
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 file.seek(0)
                 owner = file.read().strip() or "another process"
-                raise UsageError(f"{self.path} is in use by {owner}: wait, stop it, or choose another --run.folder"
-                                 ) from None  # fmt: skip
+                raise UsageError(
+                    f"{self.path} is in use by {owner}: wait, stop it, or choose another"
+                    " --run.folder"
+                ) from None
             with files.errors_named(self.path):
                 os.ftruncate(file.fileno(), 0)
                 os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -132,8 +168,14 @@ class RunFolder:
         return False
 
     def set_aside(self) -> Path | None:
-        """Move all of a run but its lock into `before-…` in the folder; say where, or None if there was nothing."""
-        kept = [path for path in self.path.iterdir() if path != self._lock and not path.name.startswith("before-")]
+        """Move all of a run but its lock into `before-…` in the folder; say where, or None if there
+        was nothing.
+        """
+        kept = [
+            path
+            for path in self.path.iterdir()
+            if path != self._lock and not path.name.startswith("before-")
+        ]
         if not kept:
             return None
         before = sum(path.name.startswith("before-") for path in self.path.iterdir())
@@ -144,7 +186,9 @@ class RunFolder:
         return aside
 
     def ask_stop(self) -> None:
-        """Ask the run to write a checkpoint and end; heard by rank 0 wherever the folder is seen."""
+        """Ask the run to write a checkpoint and end; heard by rank 0 wherever the folder is
+        seen.
+        """
         self._stop.touch()
 
     def stop_asked(self) -> bool:
@@ -178,7 +222,9 @@ class RunFolder:
         files.append_line(self.curves, json.dumps({"images": images, **figures}))
 
     def sync_curves(self) -> None:
-        """Make the points last a power cut: called before a checkpoint that must not be ahead of them."""
+        """Make the points last a power cut: called before a checkpoint that must not be ahead of
+        them.
+        """
         for path in (self.curves, self.path, self.path.parent):
             if path.exists():
                 files.sync(path)
@@ -202,7 +248,9 @@ class RunFolder:
         return points
 
     def rewind(self, images: int) -> int:
-        """Forget the points after `images`, which will come again; return the images of the last point there was."""
+        """Forget the points after `images`, which will come again; return the images of the last
+        point there was.
+        """
         points = self.points()
         kept = [json.dumps(point) + "\n" for point in points if point["images"] <= images]
         if self.curves.exists():
@@ -210,8 +258,11 @@ class RunFolder:
         return max((int(point["images"]) for point in points), default=0)
 
     def fail(self, error: UdlError) -> None:
-        """Keep why the run cannot go on; the first refusal stands, those that follow are its echoes."""
-        with contextlib.suppress(OSError), self._failure.open("x", encoding="utf-8") as file:  # also on a full disk
+        """Keep why the run cannot go on; the first refusal stands, those that follow are its
+        echoes.
+        """
+        # also on a full disk
+        with contextlib.suppress(OSError), self._failure.open("x", encoding="utf-8") as file:
             json.dump({"exit_code": error.exit_code, "message": str(error)}, file)
 
     def failure(self) -> tuple[int, str] | None:
@@ -222,10 +273,14 @@ class RunFolder:
         return None
 
     def add_restart(self, images: int, rank: int, why: str) -> list[dict[str, Any]]:
-        """Keep why the workers are started again; return all of that since the run folder was taken."""
+        """Keep why the workers are started again; return all of that since the run folder was
+        taken.
+        """
         with self._restarts.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"images": images, "rank": rank, "why": why}) + "\n")
-        return [json.loads(line) for line in self._restarts.read_text(encoding="utf-8").splitlines()]
+        return [
+            json.loads(line) for line in self._restarts.read_text(encoding="utf-8").splitlines()
+        ]
 
     def finish(self, result: dict[str, Any]) -> None:
         files.write_whole(self.result, json.dumps(result, indent=1))
@@ -236,14 +291,19 @@ class RunFolder:
 
 
 def winner_of(folder: Path) -> Path:
-    """`folder` itself; of a search, the best run of its winner. Raises UsageError where that is not trained yet."""
+    """`folder` itself; of a search, the best run of its winner. Raises UsageError where that is not
+    trained yet.
+    """
     if not (folder / "search.toml").is_file():
         return folder
     ended = [run for run in sorted(folder.glob("winner/seed-*")) if (run / "result.json").is_file()]
     if not ended:
         trials = ", ".join(str(trial) for trial in sorted(folder.glob("trials/*"))[:3])
         named = trials or "there is none yet"
-        raise UsageError(f"{folder} is a search without a trained winner: let it go on, or name a run of it ({named})")
+        raise UsageError(
+            f"{folder} is a search without a trained winner: let it go on, or name a run of it"
+            f" ({named})"
+        )
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         best = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["model"]
         return next((run for run in ended if run.name == best), ended[0])

@@ -1,4 +1,5 @@
-"""What a person sees of a run: one line that redraws on a terminal, a plain line every ten seconds in a log.
+"""What a person sees of a run: one line that redraws on a terminal, a plain line every ten seconds
+in a log.
 
 It reads the run folder and nothing else, so it shows what is kept.
 """
@@ -24,9 +25,11 @@ COLUMNS = 80  # of a terminal that does not tell its width
 
 
 class Screen:
-    """Lines that stay, and on a terminal one below them that is drawn anew; in a log that one is a line like others.
+    """Lines that stay, and on a terminal one below them that is drawn anew; in a log that one is a
+    line like others.
 
-    A terminal that has been closed, or a pipe whose reader has ended, ends no run: all of it is in the run folder too.
+    A terminal that has been closed, or a pipe whose reader has ended, ends no run: all of it is in
+    the run folder too.
     """
 
     def __init__(self, out: TextIO) -> None:
@@ -72,14 +75,20 @@ class Screen:
 
 
 class Terminal:
-    """Follows one run folder from where it stands now; `best` is the held-out metric whose least value is best."""
+    """Follows one run folder from where it stands now; `best` is the held-out metric whose least
+    value is best.
+    """
 
     def __init__(self, folder: RunFolder, total_images: int, out: TextIO, best: str = "") -> None:
         self._total, self._metric = total_images, best
-        self._best = min((point[best] for point in folder.points() if best in point), default=math.inf)
+        self._best = min(
+            (point[best] for point in folder.points() if best in point), default=math.inf
+        )
         self._screen = Screen(out)
         self.say = self._screen.say
-        self._messages, self._curves = (Tail(path, from_end=True) for path in (folder.messages, folder.curves))
+        self._messages, self._curves = (
+            Tail(path, from_end=True) for path in (folder.messages, folder.curves)
+        )
         self._last_line_at = float("-inf")
         self._held_out = ""  # the metric and its best so far
         self._unshown: dict[str, Any] = {}
@@ -100,16 +109,24 @@ class Terminal:
             if (value := self._unshown.get(self._metric)) is not None:
                 self._best = min(self._best, value)
                 self._held_out = f"{self._metric} {value:.4g}, best {self._best:.4g}"
-        if self._unshown and (self._screen.redraws or last or time.monotonic() - self._last_line_at >= LOG_SECONDS):
-            self._screen.draw(progress_line(self._unshown, self._total, self._held_out, self._screen.width))
+        if self._unshown and (
+            self._screen.redraws or last or time.monotonic() - self._last_line_at >= LOG_SECONDS
+        ):
+            self._screen.draw(
+                progress_line(self._unshown, self._total, self._held_out, self._screen.width)
+            )
             self._unshown = {}
             self._last_line_at = time.monotonic()
         if last:
             self._screen.end()
 
 
-def progress_line(point: Mapping[str, float], total: int, held_out: str = "", width: int = sys.maxsize) -> str:
-    """What matters most first; what does not fit in `width` is left out as a whole, the last parts first."""
+def progress_line(
+    point: Mapping[str, float], total: int, held_out: str = "", width: int = sys.maxsize
+) -> str:
+    """What matters most first; what does not fit in `width` is left out as a whole, the last parts
+    first.
+    """
     images, speed = int(point["images"]), point["perf/images_per_second"]
     losses: dict[str, str] = {}  # by value: a loss of one term is that term
     for name, value in point.items():
@@ -137,7 +154,10 @@ def progress_line(point: Mapping[str, float], total: int, held_out: str = "", wi
 
 def page_hint(folder: Path) -> str:
     """Where to look while a run or a search is at work."""
-    return f"page         udl report {shlex.quote(str(folder))} --follow, while it is at work; without --follow once"
+    return (
+        f"page         udl report {shlex.quote(str(folder))} --follow, while it is at work; without"
+        " --follow once"
+    )
 
 
 def clock(seconds: float) -> str:

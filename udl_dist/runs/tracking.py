@@ -1,7 +1,8 @@
-"""The only room that knows Weights & Biases. Training never waits for it: a thread takes points from a queue.
+"""The only room that knows Weights & Biases. Training never waits for it: a thread takes points
+from a queue.
 
-The curves file is the record of truth; what W&B gets is a copy, online where there is a key and the server answers,
-else offline for a later `wandb sync`.
+The curves file is the record of truth; what W&B gets is a copy, online where there is a key and the
+server answers, else offline for a later `wandb sync`.
 """
 
 from __future__ import annotations
@@ -29,24 +30,35 @@ Item = tuple[int, dict[str, Any]]  # images, and figures or pictures
 class TrackSettings:
     mode: Literal["auto", "online", "offline", "off"] = setting(
         "auto",
-        "Weights & Biases: auto is what WANDB_MODE or `wandb offline` says, else online where there is a key and the "
-        "server answers, else offline",
+        "Weights & Biases: auto is what WANDB_MODE or `wandb offline` says, else online where there"
+        " is a key and the server answers, else offline",
     )
     project: str = setting("udl-dist", "the W&B project")
     group: str = setting("", "the W&B group; empty: none")
-    key_file: str = setting("", "a file that holds the W&B key; empty: W&B's own ways (environment, netrc)")
+    key_file: str = setting(
+        "", "a file that holds the W&B key; empty: W&B's own ways (environment, netrc)"
+    )
     pictures: bool = setting(False, "also send the picture grids")
 
 
 class Tracker:
-    """One W&B run on its own thread; `say` gets one line for people where there is something to tell."""
+    """One W&B run on its own thread; `say` gets one line for people where there is something to
+    tell.
+    """
 
-    def __init__(self, settings: TrackSettings, folder: Path, config: dict[str, Any], after_images: int,
-                 say: Callable[[str], None]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        settings: TrackSettings,
+        folder: Path,
+        config: dict[str, Any],
+        after_images: int,
+        say: Callable[[str], None],
+    ) -> None:
         self._settings = settings
         self._folder = folder
         self._config = config
-        self._sent = folder / "wandb" / "sent"  # the images of the last point that W&B was given, in any start
+        # the images of the last point that W&B was given, in any start
+        self._sent = folder / "wandb" / "sent"
         self._after_images = _number_in(self._sent, after_images)
         self._say = say
         self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
@@ -75,7 +87,8 @@ class Tracker:
                 self._say(f"W&B did not end in time and may miss points; {self._cure()}")
 
     def _serve(self) -> None:
-        """Give W&B what comes; when its service dies begin again, offline, with all that was given since the start.
+        """Give W&B what comes; when its service dies begin again, offline, with all that was given
+        since the start.
 
         Whatever W&B does the run goes on: it is told, not hidden.
         """
@@ -101,7 +114,10 @@ class Tracker:
 
     def _log(self, wandb: Any, run: Any, item: Item) -> None:
         images, values = item
-        sent = {key: wandb.Image(str(value)) if isinstance(value, Path) else value for key, value in values.items()}
+        sent = {
+            key: wandb.Image(str(value)) if isinstance(value, Path) else value
+            for key, value in values.items()
+        }
         run.log({"images": images, **sent})
         self._sent.write_text(str(images))
 
@@ -112,27 +128,50 @@ class Tracker:
     def _start(self, wandb: Any, again: bool) -> Any:
         key, online, why = "", False, ""
         if self._settings.mode != "offline" and not again:
-            base = wandb.setup(wandb.Settings(silent=True)).settings  # what `wandb login --host` has set is in it
-            key = read_key(self._settings) if self._settings.key_file else wandb_environment.key_for(base.base_url)
+            # what `wandb login --host` has set is in it
+            base = wandb.setup(wandb.Settings(silent=True)).settings
+            key = (
+                read_key(self._settings)
+                if self._settings.key_file
+                else wandb_environment.key_for(base.base_url)
+            )
             ways = {"http": base.http_proxy, "https": base.https_proxy}
             proxies = {scheme: way for scheme, way in ways.items() if way}
-            why = wandb_environment.why_unreachable(base.base_url, key, proxies) if key else "there is no key"
+            why = (
+                wandb_environment.why_unreachable(base.base_url, key, proxies)
+                if key
+                else "there is no key"
+            )
             online = not why
             if self._settings.mode == "online" and why:
                 self._say(f"W&B is offline although online was asked: {why}")
             why = f" ({why})" if key and why else ""
         run = wandb.init(
-            project=self._settings.project, group=self._settings.group or None, name=self._folder.name,
-            id=self._run_id(), resume="allow" if online else None, dir=str(self._folder), config=self._config,
+            project=self._settings.project,
+            group=self._settings.group or None,
+            name=self._folder.name,
+            id=self._run_id(),
+            resume="allow" if online else None,
+            dir=str(self._folder),
+            config=self._config,
             mode="online" if online else "offline",
-            settings=wandb.Settings(api_key=key or None, init_timeout=INIT_SECONDS, console="off", silent=True,
-                                    disable_git=True, save_code=False, x_disable_stats=True),
-        )  # fmt: skip
+            settings=wandb.Settings(
+                api_key=key or None,
+                init_timeout=INIT_SECONDS,
+                console="off",
+                silent=True,
+                disable_git=True,
+                save_code=False,
+                x_disable_stats=True,
+            ),
+        )
         run.define_metric("images")
         run.define_metric("*", step_metric="images")
         self._kept = Path(run.dir).parent
         if not online:
-            self._say(f"W&B is offline{' now' if again else why}; to upload: wandb sync {self._kept}")
+            self._say(
+                f"W&B is offline{' now' if again else why}; to upload: wandb sync {self._kept}"
+            )
         return run
 
     def _run_id(self) -> str:
@@ -145,15 +184,21 @@ class Tracker:
 
 
 def read_key(settings: TrackSettings) -> str:
-    """The key in `track.key_file`; raise UsageError if it cannot be read. Checked before a run starts."""
+    """The key in `track.key_file`; raise UsageError if it cannot be read. Checked before a run
+    starts.
+    """
     try:
         return as_path(settings.key_file).read_text().strip()
     except OSError as error:
-        raise UsageError(f"cannot read track.key_file {settings.key_file}: {error.strerror}") from None
+        raise UsageError(
+            f"cannot read track.key_file {settings.key_file}: {error.strerror}"
+        ) from None
 
 
 def resolved(settings: TrackSettings) -> tuple[TrackSettings, str]:
-    """The settings with the mode that W&B's own variables and files ask for, where ours leaves it open; and a line."""
+    """The settings with the mode that W&B's own variables and files ask for, where ours leaves it
+    open; and a line.
+    """
     asked, where = wandb_environment.mode_asked()
     if not asked or asked == settings.mode:
         return settings, ""

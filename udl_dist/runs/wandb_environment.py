@@ -1,4 +1,6 @@
-"""What the environment says of Weights & Biases: mode, key, and whether its server answers. Imports no wandb."""
+"""What the environment says of Weights & Biases: mode, key, and whether its server answers. Imports
+no wandb.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,14 @@ MODES = {
     "dryrun": "offline",
     "disabled": "off",
 }
-HOSTED = ("api.forge.coreweave.com", "api.wandb.ai")  # W&B's own servers, now and before: a key is for both
+# W&B's own servers, now and before: a key is for both
+HOSTED = ("api.forge.coreweave.com", "api.wandb.ai")
 
 
 def mode_asked() -> tuple[str, str]:
-    """`online`, `offline` or `off` and who asks for it: a variable or a settings file; "" and "" if nobody does."""
+    """`online`, `offline` or `off` and who asks for it: a variable or a settings file; "" and "" if
+    nobody does.
+    """
     disabled = os.environ.get("WANDB_DISABLED", "")
     if disabled.lower() not in ("", "0", "false", "no", "off"):
         return "off", f"WANDB_DISABLED={disabled}"
@@ -41,7 +46,9 @@ def mode_asked() -> tuple[str, str]:
             parser.read(file, encoding="utf-8")
             mode = parser.get("default", "mode", fallback="")
         except (OSError, UnicodeDecodeError, configparser.Error) as error:
-            raise UsageError(f"cannot read W&B's settings file {file}: {' '.join(str(error).split())}") from None
+            raise UsageError(
+                f"cannot read W&B's settings file {file}: {' '.join(str(error).split())}"
+            ) from None
         if mode:
             return _known(mode, f"mode = {mode} in {file}"), f"mode = {mode} in {file}"
     return "", ""
@@ -63,18 +70,23 @@ def key_for(base_url: str) -> str:
 
 
 def why_unreachable(base_url: str, key: str, proxies: Mapping[str, str]) -> str:
-    """Why the server cannot be used, "" if it knows the key; asked within seconds, by the way that W&B goes.
+    """Why the server cannot be used, "" if it knows the key; asked within seconds, by the way that
+    W&B goes.
 
-    A server may be up and refuse the key, or everybody. `proxies` are W&B's own, by scheme, beside the environment's.
+    A server may be up and refuse the key, or everybody. `proxies` are W&B's own, by scheme, beside
+    the environment's.
     """
     url = urllib.parse.urlsplit(base_url)
     login = base64.b64encode(f"api:{key}".encode()).decode()
     headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
     question = json.dumps({"query": "query Viewer { viewer { id } }"}).encode()
     host = url.hostname or ""
-    direct = host in ("localhost", "::1") or host.startswith("127.") or urllib.request.proxy_bypass(host)
+    direct = (
+        host in ("localhost", "::1") or host.startswith("127.") or urllib.request.proxy_bypass(host)
+    )
     ways = {} if direct else {**urllib.request.getproxies(), **proxies}
-    through = ways.get(url.scheme, "").rstrip("/").rpartition("@")[2].rpartition("/")[2]  # without name and password
+    # without name and password
+    through = ways.get(url.scheme, "").rstrip("/").rpartition("@")[2].rpartition("/")[2]
     who = f"{host} through the proxy {through}" if through else host
     opener = urllib.request.build_opener(urllib.request.ProxyHandler(ways))
     try:
@@ -90,12 +102,16 @@ def why_unreachable(base_url: str, key: str, proxies: Mapping[str, str]) -> str:
 
 def _known(mode: str, where: str) -> str:
     if mode not in MODES:
-        raise UsageError(f"{where}: there is no such mode of W&B: set it to online, offline or disabled")
+        raise UsageError(
+            f"{where}: there is no such mode of W&B: set it to online, offline or disabled"
+        )
     return MODES[mode]
 
 
 def _settings_files() -> list[Path]:
-    """Where `wandb offline` and `wandb login` keep what was set: this folder's file counts before the user's."""
+    """Where `wandb offline` and `wandb login` keep what was set: this folder's file counts before
+    the user's.
+    """
     root = Path(os.environ.get("WANDB_DIR") or ".").expanduser()
     own = root / (".wandb" if (root / ".wandb").is_dir() else "wandb")
     user = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()

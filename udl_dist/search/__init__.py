@@ -1,1 +1,3 @@
-"""Search: trials of one experiment with other settings, stopped early and journalled, and a winner trained anew."""
+"""Search: trials of one experiment with other settings, stopped early and journalled, and a winner
+trained anew.
+"""

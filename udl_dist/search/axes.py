@@ -1,4 +1,5 @@
-"""An axis of a search: a setting by its dotted name, and the values it may take. Knows no sampler and no trial.
+"""An axis of a search: a setting by its dotted name, and the values it may take. Knows no sampler
+and no trial.
 
 "method.latent_dim" = {choice = [2, 4, 8]}           "train.learning_rate" = {log = [1e-4, 1e-2]}
 "method.beta" = {uniform = [0.5, 4], points = 8}     a grid takes so many points of a range
@@ -18,7 +19,8 @@ from udl_dist.experiment import Experiment, from_dict, kinds, nearest
 
 LATENT = "method.latent_dim"  # the axis that plots know by its name
 KINDS = ("choice", "log", "uniform")
-# Of the data only what leaves the held-out images as they are; nothing else than method and training is learned from.
+# Of the data only what leaves the held-out images as they are; nothing else than method and
+# training is learned from.
 DATA = ("data.flip", "data.random_crop", "data.limit", "data.weights")
 OF_THE_SEARCH = {
     "method.name": "its trials are of one method: search each by itself",
@@ -30,7 +32,9 @@ OF_THE_SEARCH = {
 
 @dataclass(frozen=True)
 class Axis:
-    """One setting and its values: those of a choice, or `low` to `high`, evenly in the logarithm if `log`."""
+    """One setting and its values: those of a choice, or `low` to `high`, evenly in the logarithm if
+    `log`.
+    """
 
     name: str
     values: tuple[Any, ...] = ()
@@ -50,7 +54,9 @@ class Axis:
         return self._between(self.low, self.high, place)
 
     def index(self, value: Any) -> int:
-        """Where a value stands among those of a choice; a list, as JSON gives it back, is meant as the tuple it was."""
+        """Where a value stands among those of a choice; a list, as JSON gives it back, is meant as
+        the tuple it was.
+        """
         return self.values.index(tuple(value) if isinstance(value, list) else value)
 
     def grid(self) -> tuple[Any, ...]:
@@ -58,8 +64,13 @@ class Axis:
         if self.values:
             return self.values
         if self.points < 2:
-            raise UsageError(f"search.{self.name} is a range: a grid needs its points = 2 or more, or a choice")
-        places = (self._between(self.low, self.high, point / (self.points - 1)) for point in range(self.points))
+            raise UsageError(
+                f"search.{self.name} is a range: a grid needs its points = 2 or more, or a choice"
+            )
+        places = (
+            self._between(self.low, self.high, point / (self.points - 1))
+            for point in range(self.points)
+        )
         return tuple(dict.fromkeys(round(value) if self.whole else value for value in places))
 
     def ends(self) -> tuple[Any, ...]:
@@ -72,7 +83,9 @@ class Axis:
     def in_words(self) -> str:
         if self.values:
             return f"{self.name}: {', '.join(str(value) for value in self.values)}"
-        return f"{self.name}: {self.low:g} to {self.high:g}{', in the logarithm' if self.log else ''}"
+        return (
+            f"{self.name}: {self.low:g} to {self.high:g}{', in the logarithm' if self.log else ''}"
+        )
 
     def _between(self, low: float, high: float, part: float) -> float:
         value = low + part * (high - low)
@@ -82,9 +95,13 @@ class Axis:
 
 
 def parse(tables: Mapping[str, Any], experiment: Experiment) -> tuple[Axis, ...]:
-    """The axes of a [search] table by dotted name, each checked by building the experiment of its values."""
+    """The axes of a [search] table by dotted name, each checked by building the experiment of its
+    values.
+    """
     if not tables:
-        raise UsageError('[search] has no axis: add one, such as "train.learning_rate" = {log = [1e-4, 1e-2]}')
+        raise UsageError(
+            '[search] has no axis: add one, such as "train.learning_rate" = {log = [1e-4, 1e-2]}'
+        )
     axes = tuple(_axis(name, table, experiment) for name, table in tables.items())
     for axis in axes:
         for value in axis.ends():
@@ -93,7 +110,9 @@ def parse(tables: Mapping[str, Any], experiment: Experiment) -> tuple[Axis, ...]
 
 
 def with_values(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
-    """The experiment with other values of some settings; raise UsageError as any job file with them would."""
+    """The experiment with other values of some settings; raise UsageError as any job file with them
+    would.
+    """
     return from_dict(nest(flatten(experiment.to_dict()) | dict(values)))
 
 
@@ -105,11 +124,19 @@ def _axis(name: str, table: Any, experiment: Experiment) -> Axis:
         raise UsageError(f"search.{name} is no axis: {OF_THE_SEARCH[name]}")
     if not name.startswith(("method.", "train.")) and name not in DATA:
         raise UsageError(f"search.{name} is no axis: trials that differ in it cannot be compared")
-    if not isinstance(table, Mapping) or len(found := [kind for kind in KINDS if kind in table]) != 1:
-        raise UsageError(f"search.{name} must be one of {{choice = [...]}}, {{log = [low, high]}} and "
-                         f"{{uniform = [low, high]}}, not {table!r}")  # fmt: skip
+    if (
+        not isinstance(table, Mapping)
+        or len(found := [kind for kind in KINDS if kind in table]) != 1
+    ):
+        raise UsageError(
+            f"search.{name} must be one of {{choice = [...]}}, {{log = [low, high]}} and "
+            f"{{uniform = [low, high]}}, not {table!r}"
+        )
     if more := set(table) - {*KINDS, "points"}:
-        raise UsageError(f"search.{name}: what is {', '.join(sorted(more))}? There are {', '.join(KINDS)}, points")
+        raise UsageError(
+            f"search.{name}: what is {', '.join(sorted(more))}? There are {', '.join(KINDS)},"
+            " points"
+        )
     kind = found[0]
     return _choice(name, table) if kind == "choice" else _range(name, kind, table, known[name])
 
@@ -117,8 +144,12 @@ def _axis(name: str, table: Any, experiment: Experiment) -> Axis:
 def _choice(name: str, table: Mapping[str, Any]) -> Axis:
     values = table["choice"]
     if not isinstance(values, list) or not values:
-        raise UsageError(f"search.{name}: choice = {values!r} offers nothing: write a list of values")
-    if repeated := [value for value, same in itertools.groupby(sorted(map(str, values))) if len(list(same)) > 1]:
+        raise UsageError(
+            f"search.{name}: choice = {values!r} offers nothing: write a list of values"
+        )
+    if repeated := [
+        value for value, same in itertools.groupby(sorted(map(str, values))) if len(list(same)) > 1
+    ]:
         raise UsageError(f"search.{name}: choice has {repeated[0]} more than once")
     if "points" in table:
         raise UsageError(f"search.{name}: points belongs to a range: a choice has its values")
@@ -129,11 +160,17 @@ def _range(name: str, kind: str, table: Mapping[str, Any], of: Any) -> Axis:
     ends, points = table[kind], table.get("points", 0)
     if of not in (int, float):
         raise UsageError(f"search.{name} is no number: use {{choice = [...]}}")
-    if not (isinstance(ends, Sequence) and len(ends) == 2 and all(type(end) in (int, float) for end in ends)):
+    if not (
+        isinstance(ends, Sequence)
+        and len(ends) == 2
+        and all(type(end) in (int, float) for end in ends)
+    ):
         raise UsageError(f"search.{name}: {kind} must be two numbers [low, high], not {ends!r}")
     low, high = (float(end) for end in ends)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise UsageError(f"search.{name}: {kind} = {ends!r}: the first must be less than the second")
+        raise UsageError(
+            f"search.{name}: {kind} = {ends!r}: the first must be less than the second"
+        )
     if kind == "log" and low <= 0:
         raise UsageError(f"search.{name}: log = {ends!r}: a logarithm needs ends above 0")
     if of is int and any(type(end) is float for end in ends):

@@ -1,6 +1,8 @@
-"""What is to be done next in a search, and what follows from what came: pure of Ray, of threads and of clocks.
+"""What is to be done next in a search, and what follows from what came: pure of Ray, of threads and
+of clocks.
 
-Whoever runs the trials asks `next`, and tells `arrived`, `ended` and `died`, in whatever order things happen.
+Whoever runs the trials asks `next`, and tells `arrived`, `ended` and `died`, in whatever order
+things happen.
 """
 
 from __future__ import annotations
@@ -35,8 +37,16 @@ class Running:
 class Conductor:
     """Runs each trial to its end or to a rung where it is stopped; trials start in their order."""
 
-    def __init__(self, search: Search, journal: Journal, sampler: Sampler, rule: Rule, trials: int, budget: int,
-                 faults: Mapping[int, str] = {}) -> None:  # fmt: skip
+    def __init__(
+        self,
+        search: Search,
+        journal: Journal,
+        sampler: Sampler,
+        rule: Rule,
+        trials: int,
+        budget: int,
+        faults: Mapping[int, str] = {},
+    ) -> None:
         self.search, self.journal, self.budget, self.trials = search, journal, budget, trials
         self.places = rungs(search.settings, budget, search.batches)
         self.running: dict[int, Running] = {}
@@ -63,7 +73,9 @@ class Conductor:
             return None
         number = self._waiting[0]
         which, copy = divmod(number, self.search.settings.seeds)
-        if self._sampler.ahead and any(earlier not in self.journal.lines for earlier in self._needed(which)):
+        if self._sampler.ahead and any(
+            earlier not in self.journal.lines for earlier in self._needed(which)
+        ):
             return None
         values = self._sampler.values(which, self._outcomes(which))
         seed = self.search.base.train.seed + copy
@@ -96,15 +108,26 @@ class Conductor:
         state, why = outcome.state, outcome.why
         if state != "failed" and not all(math.isfinite(value) for value in metric):
             state, why = "failed", f"{self._objective.in_words} is no number"
-        self._keep(Line(
-            trial=number, state=state, images=outcome.images or at.images,  # type: ignore[arg-type]
-            metric=self._objective.told(metric) if state != "failed" else None, settings=at.values, seed=at.seed,
-            rungs=self._rungs[number], figures=held_out(outcome.figures), seconds=round(outcome.seconds, 3), why=why,
-            waited_seconds=round(outcome.waited_seconds, 4),
-        ))  # fmt: skip
+        self._keep(
+            Line(
+                trial=number,
+                state=state,
+                images=outcome.images or at.images,  # type: ignore[arg-type]
+                metric=self._objective.told(metric) if state != "failed" else None,
+                settings=at.values,
+                seed=at.seed,
+                rungs=self._rungs[number],
+                figures=held_out(outcome.figures),
+                seconds=round(outcome.seconds, 3),
+                why=why,
+                waited_seconds=round(outcome.waited_seconds, 4),
+            )
+        )
 
     def died(self, number: int) -> None:
-        """The process of a trial is gone: it goes on in another one, or, after too many deaths, it has failed."""
+        """The process of a trial is gone: it goes on in another one, or, after too many deaths, it
+        has failed.
+        """
         self._deaths[number] = self._deaths.get(number, 0) + 1
         if self._deaths[number] > self.search.base.run.max_failures:
             self.ended(number, Outcome("failed", why=LOST))
@@ -113,7 +136,9 @@ class Conductor:
             self._again(number)
 
     def stop(self) -> None:
-        """Start nothing more, and have what runs write a checkpoint and end; to be called again until it has."""
+        """Start nothing more, and have what runs write a checkpoint and end; to be called again
+        until it has.
+        """
         from udl_dist.runs.run_folder import RunFolder
 
         self.stopping = True
@@ -131,7 +156,9 @@ class Conductor:
     def _tell(self, decisions: list[Decision]) -> None:
         for each in decisions:
             if at := self.running.get(each.trial):
-                gate.decide(folder_of(self.search, each.trial), each.rung, at.rungs[each.rung], each.goes_on)
+                gate.decide(
+                    folder_of(self.search, each.trial), each.rung, at.rungs[each.rung], each.goes_on
+                )
 
     def _needed(self, which: int) -> range:
         """The trials whose outcomes a setting is drawn from."""
@@ -141,7 +168,9 @@ class Conductor:
         """The lines of the settings that this one may be drawn from."""
         found: dict[int, list[Line]] = {}
         for number in self._needed(which) if self._sampler.ahead else ():
-            found.setdefault(number // self.search.settings.seeds, []).append(self.journal.lines[number])
+            found.setdefault(number // self.search.settings.seeds, []).append(
+                self.journal.lines[number]
+            )
         return found
 
 

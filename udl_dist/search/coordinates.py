@@ -31,7 +31,9 @@ def places(axis: Axis, lines: Sequence[Line]) -> Sequence[float]:
 def unit(axis: Axis, lines: Sequence[Line]) -> Any:
     """The same between 0 and 1."""
     there = np.asarray(places(axis, lines), float)
-    ends = np.asarray(places(axis, [Line(0, "complete", 0, None, {axis.name: end}) for end in axis.ends()]), float)
+    ends = np.asarray(
+        places(axis, [Line(0, "complete", 0, None, {axis.name: end}) for end in axis.ends()]), float
+    )
     if min(ends.min(), there.min()) > 0 and ends.max() / ends.min() > 10:
         there, ends = np.log(there), np.log(ends)
     return (there - ends.min()) / max(1e-12, ends.max() - ends.min())

@@ -1,4 +1,6 @@
-"""What there is at the end of a search, or at any moment of it: its winner, and files for people."""
+"""What there is at the end of a search, or at any moment of it: its winner, and files for
+people.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +27,29 @@ def seen(wanted: Search, planned: SearchPlan, journal: Journal, signal: int = 0)
     lines = ended_of(journal, planned.trials)
     final = finals(wanted, planned, journal)
     handed = handing.kept(wanted.folder) if final else Handed()
-    return Ended(wanted, lines, planned.trials, planned.budget, results.winner(wanted, lines),
-                 final.figures() if final else {}, signal, handed)  # fmt: skip
+    return Ended(
+        wanted,
+        lines,
+        planned.trials,
+        planned.budget,
+        results.winner(wanted, lines),
+        final.figures() if final else {},
+        signal,
+        handed,
+    )
 
 
 def end(wanted: Search, planned: SearchPlan, journal: Journal, out: TextIO, signal: int) -> Ended:
-    """Write what can be written of what there is, hand over the winner once it is trained, and say what there is."""
+    """Write what can be written of what there is, hand over the winner once it is trained, and say
+    what there is.
+    """
     lines = ended_of(journal, planned.trials)
     if best := results.winner(wanted, lines):
         made = _finals_of(wanted, best, planned).experiment(0)
-        text = f"# udl train {wanted.folder}/winner.toml\n# Trial {best.trial} of the search beside it.\n\n"
+        text = (
+            f"# udl train {wanted.folder}/winner.toml\n# Trial {best.trial} of the search beside"
+            " it.\n\n"
+        )
         files.write_whole(wanted.folder / "winner.toml", text + made.to_toml())
     results.write_csv(wanted, lines)
     final = finals(wanted, planned, journal)

@@ -1,4 +1,6 @@
-"""The winner of a search, trained anew on the full budget with several seeds: runs like any other, side by side."""
+"""The winner of a search, trained anew on the full budget with several seeds: runs like any other,
+side by side.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class Finals:
         self.images = dict[int, int]()  # that each run was trained on, as far as it has told
         self._deaths = 0
         self._values = values
-        self._waiting = [seed for seed in range(search.settings.final_seeds) if self.finished(seed) is None]
+        self._waiting = [
+            seed for seed in range(search.settings.final_seeds) if self.finished(seed) is None
+        ]
 
     def folder(self, seed: int) -> Path:
         return self.search.folder / "winner" / f"seed-{seed}"
@@ -93,13 +97,23 @@ class Finals:
         """How far the runs are, in words."""
         runs = range(self.search.settings.final_seeds)
         done = sum(self.finished(seed) is not None for seed in runs)
-        moving = [f"seed-{seed} {self.images.get(seed, 0):,} of {self.total_images:,} images" for seed in self.running]
-        return " · ".join([f"training the winner anew: {done} of {len(runs)} runs complete", *sorted(moving)])
+        moving = [
+            f"seed-{seed} {self.images.get(seed, 0):,} of {self.total_images:,} images"
+            for seed in self.running
+        ]
+        return " · ".join(
+            [f"training the winner anew: {done} of {len(runs)} runs complete", *sorted(moving)]
+        )
 
     def figures(self) -> dict[str, tuple[float, float, int]]:
-        """Mean, deviation and number of runs of each held-out figure over the runs that are complete."""
-        ended = [found for seed in range(self.search.settings.final_seeds)
-                 if (found := self.finished(seed))]  # fmt: skip
+        """Mean, deviation and number of runs of each held-out figure over the runs that are
+        complete.
+        """
+        ended = [
+            found
+            for seed in range(self.search.settings.final_seeds)
+            if (found := self.finished(seed))
+        ]
         names = [name for name in (ended[0]["figures"] if ended else ()) if name.startswith("val/")]
         return {name: spread([run["figures"][name] for run in ended]) for name in names}
 
@@ -114,4 +128,8 @@ def _length(experiment: Experiment) -> tuple[float, int]:
 
 def spread(values: list[float]) -> tuple[float, float, int]:
     """Mean, deviation (of a sample; 0 of one) and number."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values)
+    return (
+        statistics.fmean(values),
+        statistics.stdev(values) if len(values) > 1 else 0.0,
+        len(values),
+    )

@@ -1,4 +1,6 @@
-"""What PCA reaches with as many numbers as a latent has: the line that an autoencoder must get below."""
+"""What PCA reaches with as many numbers as a latent has: the line that an autoencoder must get
+below.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from udl_dist.using.measuring import passes
 
 
 def pca_floor(experiment: Experiment, sizes: Sequence[int]) -> dict[int, float]:
-    """The squared error per pixel in [0, 1] of held-out images, by number of components; empty if none are held out."""
+    """The squared error per pixel in [0, 1] of held-out images, by number of components; empty if
+    none are held out.
+    """
     if experiment.data.sequential:
         return {}
     stream, held_out = open_streams(prepare(experiment.data), experiment.train.seed)

@@ -26,5 +26,10 @@ class Follower:
             images = int(point["images"])
             if images > self._images:
                 self._images = images
-                found.append((images, {name: value for name, value in point.items() if name.startswith("val/")}))
+                found.append(
+                    (
+                        images,
+                        {name: value for name, value in point.items() if name.startswith("val/")},
+                    )
+                )
         return found

@@ -1,6 +1,8 @@
-"""Where a trial waits at a rung for what is decided about it: a file in its folder, read by its rank 0.
+"""Where a trial waits at a rung for what is decided about it: a file in its folder, read by its
+rank 0.
 
-The same in an actor and in the workers of a group: the folder is the one channel between who trains and who watches.
+The same in an actor and in the workers of a group: the folder is the one channel between who trains
+and who watches.
 """
 
 from __future__ import annotations
@@ -21,13 +23,17 @@ NAME = "decisions.jsonl"
 
 @dataclass(frozen=True)
 class Gate:
-    """Asked by `work` after each validation; `rungs` are the images of the decisions, in the steps of this trial."""
+    """Asked by `work` after each validation; `rungs` are the images of the decisions, in the steps
+    of this trial.
+    """
 
     folder: str
     rungs: tuple[int, ...]
 
     def __call__(self, images: int) -> bool | None:
-        """Whether to go on after so many images; no once a stop is asked for, None after a while of waiting."""
+        """Whether to go on after so many images; no once a stop is asked for, None after a while of
+        waiting.
+        """
         passed = sum(rung <= images for rung in self.rungs)
         began = time.monotonic()
         while len(answers := decisions(Path(self.folder))) < passed and all(answers):

@@ -1,7 +1,8 @@
-"""The winner handed over: its runs measured as `udl evaluate` does, the best exported as `udl export` does.
+"""The winner handed over: its runs measured as `udl evaluate` does, the best exported as `udl
+export` does.
 
-What is there already, of these very weights, is not made again: the same command goes on after a kill. What cannot be
-had is left out with the reason; neither costs the search what it has found.
+What is there already, of these very weights, is not made again: the same command goes on after a
+kill. What cannot be had is left out with the reason; neither costs the search what it has found.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Handed:
-    """What there is: figures over the final runs, the weights of each, what is left out, the run in `model`."""
+    """What there is: figures over the final runs, the weights of each, what is left out, the run in
+    `model`.
+    """
 
     figures: Mapping[str, Entry] = field(default_factory=dict)
     runs: Mapping[str, str] = field(default_factory=dict)
@@ -44,17 +47,28 @@ class Handed:
 
     def as_dict(self, folder: Path) -> dict[str, Any]:
         return {
-            "figures": {name: {"mean": entry["value"], "sd": entry["sd"]} for name, entry in self.figures.items()},
-            "left_out": self.left_out, "model": str(folder / MODEL) if self.model else None,
-        }  # fmt: skip
+            "figures": {
+                name: {"mean": entry["value"], "sd": entry["sd"]}
+                for name, entry in self.figures.items()
+            },
+            "left_out": self.left_out,
+            "model": str(folder / MODEL) if self.model else None,
+        }
 
 
 def kept(folder: Path) -> Handed:
-    """What was handed over in a search folder; nothing where its file is not there or makes no sense."""
+    """What was handed over in a search folder; nothing where its file is not there or makes no
+    sense.
+    """
     try:
         found = json.loads((folder / written.NAME).read_text(encoding="utf-8"))
-        return Handed(dict(found["figures"]), dict(found["runs"]), tuple(found["lacking"]), tuple(found["failed"]),
-                      str(found["model"]))  # fmt: skip
+        return Handed(
+            dict(found["figures"]),
+            dict(found["runs"]),
+            tuple(found["lacking"]),
+            tuple(found["failed"]),
+            str(found["model"]),
+        )
     except (OSError, ValueError, TypeError, KeyError):
         return Handed()
 
@@ -76,7 +90,9 @@ def hand_over(wanted: Search, finals: Finals, out: TextIO) -> Handed:
     exported = _exported(wanted, runs, failed, out) if wanted.settings.export and runs else ""
     handed = Handed(_over_runs(measured), weights, tuple(lacking), tuple(failed), exported)
     if handed != before:
-        files.write_whole(wanted.folder / written.NAME, json.dumps(vars(handed), indent=1, ensure_ascii=False))
+        files.write_whole(
+            wanted.folder / written.NAME, json.dumps(vars(handed), indent=1, ensure_ascii=False)
+        )
     return handed
 
 
@@ -100,8 +116,12 @@ def _opened(wanted: Search, finals: Finals) -> tuple[dict[str, Model], list[str]
     return {name: model for name, (_, model) in ranked}, failed
 
 
-def _measured(name: str, model: Model, before: Handed, out: TextIO) -> tuple[Mapping[str, Entry], list[str]]:
-    """The figures of one run, and what it cannot have; measured anew only if more can be had than before."""
+def _measured(
+    name: str, model: Model, before: Handed, out: TextIO
+) -> tuple[Mapping[str, Entry], list[str]]:
+    """The figures of one run, and what it cannot have; measured anew only if more can be had than
+    before.
+    """
     from udl_dist.evaluation.settings import FigureSettings
     from udl_dist.using import evaluating
     from udl_dist.using.measuring import Measuring
@@ -109,7 +129,9 @@ def _measured(name: str, model: Model, before: Handed, out: TextIO) -> tuple[Map
     lacking = Measuring(model, FigureSettings()).notes
     same = before.runs.get(name) == model.origin.weights and {*before.lacking} <= {*lacking}
     if not (same and _figures_of(model)):
-        evaluating.evaluate(model, FigureSettings(), None, Progress(f"evaluating the winner, {name}", out, "parts"))
+        evaluating.evaluate(
+            model, FigureSettings(), None, Progress(f"evaluating the winner, {name}", out, "parts")
+        )
     return _figures_of(model), lacking
 
 
@@ -119,23 +141,41 @@ def _figures_of(model: Model) -> Mapping[str, Entry]:
 
 
 def _over_runs(measured: Mapping[str, Mapping[str, Entry]]) -> dict[str, Entry]:
-    """Each figure's mean and deviation over runs (of one run: its own), beside what it is held against."""
+    """Each figure's mean and deviation over runs (of one run: its own), beside what it is held
+    against.
+    """
     found: dict[str, Entry] = {}
     for name in next(iter(measured.values()), {}):
         entries = [figures[name] for figures in measured.values() if name in figures]
         mean, deviation, runs = spread([entry["value"] for entry in entries])
         first = entries[0]
-        floor = {what: spread([entry["floor"][what] for entry in entries])[0] for what in first["floor"] or ()}
-        same = {what: value for what, value in first["protocol"].items()
-                if all(entry["protocol"].get(what) == value for entry in entries)}  # fmt: skip
-        protocol = {**same, "runs": runs, "sd_over": "runs" if runs > 1 else "seeds of the evaluation"}
-        found[name] = {"value": mean, "sd": deviation if runs > 1 else first["sd"], "floor": floor or None,
-                       "protocol": protocol}  # fmt: skip
+        floor = {
+            what: spread([entry["floor"][what] for entry in entries])[0]
+            for what in first["floor"] or ()
+        }
+        same = {
+            what: value
+            for what, value in first["protocol"].items()
+            if all(entry["protocol"].get(what) == value for entry in entries)
+        }
+        protocol = {
+            **same,
+            "runs": runs,
+            "sd_over": "runs" if runs > 1 else "seeds of the evaluation",
+        }
+        found[name] = {
+            "value": mean,
+            "sd": deviation if runs > 1 else first["sd"],
+            "floor": floor or None,
+            "protocol": protocol,
+        }
     return found
 
 
 def _exported(wanted: Search, runs: Mapping[str, Model], failed: list[str], out: TextIO) -> str:
-    """Export the best run, unless it lies there already; give its name, or "" and tell why it failed."""
+    """Export the best run, unless it lies there already; give its name, or "" and tell why it
+    failed.
+    """
     from udl_dist.export.export import ExportSettings, export
 
     best, dest = next(iter(runs)), wanted.folder / MODEL

@@ -1,4 +1,6 @@
-"""How much of what the metric does an axis explains by itself: variance between groups of its values over all."""
+"""How much of what the metric does an axis explains by itself: variance between groups of its
+values over all.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,11 @@ LEAST = 8  # trials, below which nothing is said
 
 
 def importance(search: Search, lines: Sequence[Line]) -> dict[str, float]:
-    """By axis, the greatest first, the share η² of the variance of the ranks of trials at the first rung they all had.
+    """By axis, the greatest first, the share η² of the variance of the ranks of trials at the first
+    rung they all had.
 
-    Ranks, so that one diverged trial is not all there is; groups of a few trials explain something by chance, which is
-    taken off (ω²). Interactions are nobody's.
+    Ranks, so that one diverged trial is not all there is; groups of a few trials explain something
+    by chance, which is taken off (ω²). Interactions are nobody's.
     """
     ranked = np.array([_first(search, line) for line in lines]).argsort().argsort().astype(float)
     if len(lines) < LEAST or not ranked.var():
@@ -31,7 +34,11 @@ def importance(search: Search, lines: Sequence[Line]) -> dict[str, float]:
 def numbers(axis: Axis, lines: Sequence[Line]) -> list[float] | None:
     """The values of trials on an axis of numbers; None for one of names."""
     values = [line.settings[axis.name] for line in lines]
-    return [float(value) for value in values] if all(type(value) in (int, float) for value in values) else None
+    return (
+        [float(value) for value in values]
+        if all(type(value) in (int, float) for value in values)
+        else None
+    )
 
 
 def _first(search: Search, line: Line) -> float:

@@ -1,4 +1,5 @@
-"""trials.jsonl, the truth of a search: a line for each trial that ended, appended and synced. Knows no Ray, no torch.
+"""trials.jsonl, the truth of a search: a line for each trial that ended, appended and synced. Knows
+no Ray, no torch.
 
 A trial that is not in it has not ended: it goes on from the checkpoint in its folder.
 """
@@ -18,9 +19,11 @@ State = Literal["complete", "stopped", "failed"]
 
 @dataclass(frozen=True)
 class Line:
-    """How a trial ended: after so many images, its metric there (None if it has none), all figures, why it failed.
+    """How a trial ended: after so many images, its metric there (None if it has none), all figures,
+    why it failed.
 
-    `rungs` are [images, metric] of each rung it reached; `settings` its values on the axes, by dotted name.
+    `rungs` are [images, metric] of each rung it reached; `settings` its values on the axes, by
+    dotted name.
     """
 
     trial: int
@@ -54,8 +57,10 @@ class Journal:
             if line := _parsed(text):
                 self.lines.setdefault(line.trial, line)
             elif strict:
-                raise UsageError(f"{self.path}, line {number} is no line of a search: give back the file as it was, "
-                                 "or search in another --run.folder")  # fmt: skip
+                raise UsageError(
+                    f"{self.path}, line {number} is no line of a search: give back the file as it"
+                    " was, or search in another --run.folder"
+                )
             else:
                 self.odd.append(number)
 
@@ -71,7 +76,8 @@ def _parsed(text: bytes) -> Line | None:
     """A line, if it is one."""
     try:
         told = json.loads(text)
-        told.pop("more", None)  # empty but for population-based training, in journals of releases that had it
+        # empty but for population-based training, in journals of releases that had it
+        told.pop("more", None)
         line = Line(**told)
         values = line.values
     except (ValueError, TypeError, AttributeError, RecursionError):

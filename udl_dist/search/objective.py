@@ -1,4 +1,6 @@
-"""What a search wants the least (or the most) of, checked before anything starts: who is best. Needs torch to check."""
+"""What a search wants the least (or the most) of, checked before anything starts: who is best.
+Needs torch to check.
+"""
 
 from __future__ import annotations
 
@@ -43,19 +45,33 @@ class Objective:
     def front(self, lines: Sequence[Line]) -> list[Line]:
         """The trials that no other is as good as in every objective and better in one."""
         every = {line.trial: self.losses(line.values) for line in lines if line.metric is not None}
-        return [line for line in lines if line.trial in every
-                and not any(_beats(other, every[line.trial]) for other in every.values())]  # fmt: skip
+        return [
+            line
+            for line in lines
+            if line.trial in every
+            and not any(_beats(other, every[line.trial]) for other in every.values())
+        ]
 
     def ranked(self, lines: Sequence[Line]) -> list[Line]:
-        """Complete trials first, then those that were stopped later; the best of each first, no failed one."""
+        """Complete trials first, then those that were stopped later; the best of each first, no
+        failed one.
+        """
         good = [line for line in lines if line.metric is not None]
-        return sorted(good, key=lambda line: (line.state != "complete",
-                                              -line.images if line.state != "complete" else 0,
-                                              self.loss(line.values), line.trial))  # fmt: skip
+        return sorted(
+            good,
+            key=lambda line: (
+                line.state != "complete",
+                -line.images if line.state != "complete" else 0,
+                self.loss(line.values),
+                line.trial,
+            ),
+        )
 
 
 def check(search: Search) -> None:
-    """Raise UsageError for an objective that nobody reports, or that does not compare across an axis."""
+    """Raise UsageError for an objective that nobody reports, or that does not compare across an
+    axis.
+    """
     from udl_dist.training import metric_names as figures
 
     found, base = search.settings, search.base
@@ -66,15 +82,23 @@ def check(search: Search) -> None:
     for name in found.metric:
         if name in axes:
             if kinds(search.base.method_name)[name] not in (int, float) or len(found.metric) == 1:
-                raise UsageError(f"search.metric: {name} is an axis: as a further objective it can be any of numbers")
+                raise UsageError(
+                    f"search.metric: {name} is an axis: as a further objective it can be any of"
+                    " numbers"
+                )
             continue
         figures.refuse_unknown("search.metric", name, method)
         _refuse_unequal(name, search)
     if found.metric[0] in axes:
-        raise UsageError(f"search.metric: the first objective must be a figure, not the setting {found.metric[0]}")
+        raise UsageError(
+            "search.metric: the first objective must be a figure, not the setting"
+            f" {found.metric[0]}"
+        )
     if len(found.metric) > 1 and found.scheduler != "none":
-        raise UsageError("search.metric has several objectives: at a rung no trial is plainly worse, set "
-                         "search.scheduler = none")  # fmt: skip
+        raise UsageError(
+            "search.metric has several objectives: at a rung no trial is plainly worse, set "
+            "search.scheduler = none"
+        )
 
 
 def _refuse_unequal(name: str, search: Search) -> None:
@@ -83,8 +107,10 @@ def _refuse_unequal(name: str, search: Search) -> None:
     across = method.incomparable.get(name.removeprefix("val/"))
     for axis in search.axes:
         if across and axis.name.removeprefix("method.") in across:
-            raise UsageError(f"search.metric {name} does not compare across {axis.name}: its values are of another "
-                             "scale for each; take another metric, or leave the axis out")  # fmt: skip
+            raise UsageError(
+                f"search.metric {name} does not compare across {axis.name}: its values are of"
+                " another scale for each; take another metric, or leave the axis out"
+            )
 
 
 def _beats(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -17,16 +17,22 @@ class Slots:
 
 
 def slots(search: Search) -> Slots:
-    """The places of this cluster; raise ClusterError if it has none for a trial. Ray must have been joined."""
+    """The places of this cluster; raise ClusterError if it has none for a trial. Ray must have been
+    joined.
+    """
     base, run = search.base, search.base.run
     gpu, workers = ray_runtime.wants_gpu(base), run.most_workers
     share = search.settings.gpu_share if workers == 1 else 1.0
     resources = {"CPU": float(run.cpus_per_worker)} | ({"GPU": share} if gpu else {})
     places = capacity.of_cluster(resources) // workers
     if not places:
-        needs, there = capacity.in_kinds(resources, workers), capacity.in_kinds(capacity.totals(resources))
+        needs, there = (
+            capacity.in_kinds(resources, workers),
+            capacity.in_kinds(capacity.totals(resources)),
+        )
         raise ClusterError(
-            f"a trial of run.workers = {workers} needs {needs}, the cluster has {there}: set run.workers to fewer"
+            f"a trial of run.workers = {workers} needs {needs}, the cluster has {there}: set"
+            " run.workers to fewer"
         )
     asked = search.settings.parallel
     return Slots(min(asked, places) if asked else places, resources, workers > 1)

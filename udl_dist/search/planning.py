@@ -1,4 +1,6 @@
-"""What a search will do, known before it starts: trials, rungs, the cost in images. Needs no Ray."""
+"""What a search will do, known before it starts: trials, rungs, the cost in images. Needs no
+Ray.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ CHECKED = 200  # trials whose experiments are built before the first one starts
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """The figures of a plan; `images` if no trial is stopped, `expected_images` with the scheduler."""
+    """The figures of a plan; `images` if no trial is stopped, `expected_images` with the
+    scheduler.
+    """
 
     folder: str
     method: str
@@ -40,18 +44,34 @@ class SearchPlan:
     at_once: int
 
     def lines(self) -> list[str]:
-        stopped = f", decided at {', '.join(f'{images:,}' for images in self.rungs)} images" if self.rungs else ""
+        stopped = (
+            f", decided at {', '.join(f'{images:,}' for images in self.rungs)} images"
+            if self.rungs
+            else ""
+        )
         fewer = self.expected_images < self.images
         share = f" (about {self.expected_images:,} with {self.scheduler})" if fewer else ""
-        cost = f"{self.images:,} images if none is stopped{share}, then {self.final_images:,} for the winner"
-        longer = f"search.budget_images = {self.capped:,} is more than a whole run ({self.whole_images:,} images by "
+        cost = (
+            f"{self.images:,} images if none is stopped{share}, then {self.final_images:,} for the"
+            " winner"
+        )
+        longer = (
+            f"search.budget_images = {self.capped:,} is more than a whole run"
+            f" ({self.whole_images:,} images by "
+        )
         return [
             f"search folder {self.folder}",
             f"metric        {' and '.join(self.metric)}",
             *(f"axis          {axis}" for axis in self.axes),
-            f"trials        {self.trials} ({self.settings} settings by {self.sampler}), {self.budget:,} images each "
-            f"at most{stopped}",
-            *([f"budget        {longer}train.epochs or train.total_images): trials end there"] if self.capped else []),
+            (
+                f"trials        {self.trials} ({self.settings} settings by {self.sampler}),"
+                f" {self.budget:,} images each at most{stopped}"
+            ),
+            *(
+                [f"budget        {longer}train.epochs or train.total_images): trials end there"]
+                if self.capped
+                else []
+            ),
             f"cost          {cost}",
             f"workers       {self.workers} a trial; on this machine {self.at_once} trials at once",
         ]
@@ -61,7 +81,9 @@ class SearchPlan:
 
 
 def plan(search: Search) -> SearchPlan:
-    """Work out the plan; raise UsageError or DataError for whatever can be refused before a machine is taken."""
+    """Work out the plan; raise UsageError or DataError for whatever can be refused before a machine
+    is taken.
+    """
     found, base = search.settings, search.base
     whole = plan_run(base)
     if base.train.init_from:
@@ -69,23 +91,41 @@ def plan(search: Search) -> SearchPlan:
 
         warm_start.check(base)
     if not whole.held_out_records:
-        raise UsageError("a search needs held-out images: set data.held_out or data.held_out_fraction")
+        raise UsageError(
+            "a search needs held-out images: set data.held_out or data.held_out_fraction"
+        )
     if base.run.least_workers != base.run.most_workers:
-        raise UsageError(f"run.workers = {base.run.workers!r}: the trials of a search have a fixed number of workers")
-    budget = in_steps(min(found.budget_images or whole.total_images, whole.total_images), base.train.batch_size)
+        raise UsageError(
+            f"run.workers = {base.run.workers!r}: the trials of a search have a fixed number of"
+            " workers"
+        )
+    budget = in_steps(
+        min(found.budget_images or whole.total_images, whole.total_images), base.train.batch_size
+    )
     capped = found.budget_images if found.budget_images > whole.total_images else 0
     sampler = make_sampler(search)
     settings = settings_asked(sampler, found.trials, found.seeds)
     trials, places = settings * found.seeds, rungs(found, budget, search.batches)
     _check_trials(search, sampler, settings, budget, places)
     return SearchPlan(
-        folder=str(search.folder), method=base.method_name, metric=found.metric,
-        axes=tuple(axis.in_words() for axis in search.axes), sampler=found.sampler, scheduler=found.scheduler,
-        trials=trials, settings=settings, budget=budget, capped=capped, rungs=places, images=trials * budget,
+        folder=str(search.folder),
+        method=base.method_name,
+        metric=found.metric,
+        axes=tuple(axis.in_words() for axis in search.axes),
+        sampler=found.sampler,
+        scheduler=found.scheduler,
+        trials=trials,
+        settings=settings,
+        budget=budget,
+        capped=capped,
+        rungs=places,
+        images=trials * budget,
         expected_images=_expected(trials, budget, places, found),
-        whole_images=whole.total_images, final_images=whole.total_images * found.final_seeds, workers=base.run.workers,
+        whole_images=whole.total_images,
+        final_images=whole.total_images * found.final_seeds,
+        workers=base.run.workers,
         at_once=(os.cpu_count() or 1) // (base.run.cpus_per_worker * base.run.most_workers),
-    )  # fmt: skip
+    )
 
 
 def make_sampler(search: Search) -> Sampler:
@@ -99,8 +139,12 @@ def make_sampler(search: Search) -> Sampler:
     return Random(search.axes, search.settings.seed)
 
 
-def _check_trials(search: Search, sampler: Sampler, settings: int, budget: int, places: tuple[int, ...]) -> None:
-    """Build the experiment of each trial, and plan it: what would be refused is refused before the first one starts."""
+def _check_trials(
+    search: Search, sampler: Sampler, settings: int, budget: int, places: tuple[int, ...]
+) -> None:
+    """Build the experiment of each trial, and plan it: what would be refused is refused before the
+    first one starts.
+    """
     if sampler.ahead:
         ends = [{axis.name: value} for axis in search.axes for value in axis.ends()]
         for values in ends:
@@ -116,7 +160,9 @@ def _check_trials(search: Search, sampler: Sampler, settings: int, budget: int, 
 
 
 def _expected(trials: int, budget: int, places: tuple[int, ...], settings: SearchSettings) -> int:
-    """Images if one of `reduction` trials goes on at each rung of asha, and half of those that began by the median."""
+    """Images if one of `reduction` trials goes on at each rung of asha, and half of those that
+    began by the median.
+    """
     if settings.scheduler == "median":
         return round(trials * (budget + places[len(places) // 2]) / 2)
     reduction = settings.reduction if settings.scheduler == "asha" else 1

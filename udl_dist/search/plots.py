@@ -1,4 +1,6 @@
-"""What a search came to, as PNG and SVG below `plots`; matplotlib is known here, in report/curves.py, using/maps.py."""
+"""What a search came to, as PNG and SVG below `plots`; matplotlib is known here, in
+report/curves.py, using/maps.py.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,14 @@ from udl_dist.search.trial import folder_of
 
 SIZE = (7.0, 4.5)
 GREY, MARK, BEST = "0.65", "0.5", "tab:red"  # of a page in light or dark
-SHADES = LinearSegmentedColormap.from_list("trials", ["#d62728", "#b67ad0", "#4f8fd0"])  # readable on both
+# readable on both
+SHADES = LinearSegmentedColormap.from_list("trials", ["#d62728", "#b67ad0", "#4f8fd0"])
 Drawing = Callable[[], Figure]
 
 
-def draw(search: Search, lines: Sequence[Line], rungs: Sequence[int], floor: Mapping[int, float]) -> list[Path]:
+def draw(
+    search: Search, lines: Sequence[Line], rungs: Sequence[int], floor: Mapping[int, float]
+) -> list[Path]:
     """Draw every plot that these trials have something for; return the files."""
     folder = search.folder / "plots"
     files = []
@@ -46,7 +51,9 @@ def draw(search: Search, lines: Sequence[Line], rungs: Sequence[int], floor: Map
 def drawings(
     search: Search, lines: Sequence[Line], rungs: Sequence[int], floor: Mapping[int, float]
 ) -> dict[str, Drawing]:
-    """What can be drawn of these trials, by name; each as large, and in the colours, as matplotlib is told by then."""
+    """What can be drawn of these trials, by name; each as large, and in the colours, as matplotlib
+    is told by then.
+    """
     good = [line for line in lines if line.metric is not None]
     if not good:
         return {}
@@ -76,19 +83,32 @@ def _curves(search: Search, lines: Sequence[Line], rungs: Sequence[int]) -> Figu
     ranked = Objective(search).ranked(lines)
     every: list[float] = []
     for line in sorted(lines, key=lambda line: line is (ranked[0] if ranked else None)):
-        points = [(point["images"], point[name]) for point in RunFolder(folder_of(search, line.trial)).points()
-                  if name in point]  # fmt: skip
+        points = [
+            (point["images"], point[name])
+            for point in RunFolder(folder_of(search, line.trial)).points()
+            if name in point
+        ]
         if points:
             best = bool(ranked) and line is ranked[0]
             images, values = zip(*points, strict=True)
             every += values
-            axes.plot(images, values, color=BEST if best else GREY, lw=2 if best else 1, zorder=3 if best else 1)
+            axes.plot(
+                images,
+                values,
+                color=BEST if best else GREY,
+                lw=2 if best else 1,
+                zorder=3 if best else 1,
+            )
             mark = {"complete": "o", "stopped": "x", "failed": "v"}[line.state]
             axes.plot(images[-1], values[-1], mark, color=BEST if best else MARK, ms=4, zorder=4)
     for rung in rungs:
         axes.axvline(rung, color="tab:blue", lw=0.8, ls=":")
-    axes.set(xscale="log" if rungs and search.settings.scheduler == "asha" else "linear", xlabel="images", ylabel=name,
-             title="trials: o complete, × stopped, dotted: rungs")  # fmt: skip
+    axes.set(
+        xscale="log" if rungs and search.settings.scheduler == "asha" else "linear",
+        xlabel="images",
+        ylabel=name,
+        title="trials: o complete, × stopped, dotted: rungs",
+    )
     _readable(axes, every, search.settings.mode == "min")
     return figure
 
@@ -99,13 +119,25 @@ def _settings(search: Search, good: Sequence[Line]) -> Figure:
     figure = _new()
     axes, values, best_low = figure.subplots(), shown(good), search.settings.mode == "min"
     order = np.argsort(-losses(search, good))
-    low, high = (values.min(), np.quantile(values, 0.9)) if best_low else (np.quantile(values, 0.1), values.max())
+    low, high = (
+        (values.min(), np.quantile(values, 0.9))
+        if best_low
+        else (np.quantile(values, 0.1), values.max())
+    )
     x, y = (np.asarray(places(axis, good), float)[order] for axis in (first, second))
     state = np.array([line.state == "complete" for line in good])[order]
     for part, mark in ((~state, "x"), (state, "o")):
         if part.any():
-            dots = axes.scatter(x[part], y[part], c=values[order][part], marker=mark, s=60, vmin=low, vmax=high,
-                                cmap=SHADES if best_low else SHADES.reversed())  # fmt: skip
+            dots = axes.scatter(
+                x[part],
+                y[part],
+                c=values[order][part],
+                marker=mark,
+                s=60,
+                vmin=low,
+                vmax=high,
+                cmap=SHADES if best_low else SHADES.reversed(),
+            )
     _labelled(axes, first, second)
     axes.set_title("o complete, × stopped")
     figure.colorbar(dots, ax=axes, label=search.settings.metric[0])
@@ -122,16 +154,30 @@ def _one_axis(search: Search, good: Sequence[Line]) -> Figure:
 
 
 def _latent(search: Search, good: Sequence[Line], floor: Mapping[int, float]) -> Figure:
-    """The metric over the latent size, with what PCA reaches where that is the same kind of figure."""
+    """The metric over the latent size, with what PCA reaches where that is the same kind of
+    figure.
+    """
     figure = _new()
     axes = figure.subplots()
     for state, mark in (("stopped", "x"), ("complete", "o")):
         some = [line for line in good if line.state == state]
         if some:
-            axes.plot([line.settings[LATENT] for line in some], shown(some), mark, color="tab:blue", label=state)
+            axes.plot(
+                [line.settings[LATENT] for line in some],
+                shown(some),
+                mark,
+                color="tab:blue",
+                label=state,
+            )
     drawn = floor if search.settings.metric[0] == "val/mse" else {}
     if drawn:
-        axes.plot(list(drawn), list(drawn.values()), color=matplotlib.rcParams["text.color"], lw=1, label="PCA")
+        axes.plot(
+            list(drawn),
+            list(drawn.values()),
+            color=matplotlib.rcParams["text.color"],
+            lw=1,
+            label="PCA",
+        )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set(xlabel=LATENT, ylabel=search.settings.metric[0])
@@ -159,18 +205,35 @@ def _parallel(search: Search, good: Sequence[Line]) -> Figure:
     for number in np.argsort(-ranks):
         shade = float(ranks[number])
         best = shade < 0.15
-        axes.plot(range(len(columns)), [column[number] for column in columns], lw=2.0 if best else 0.8,
-                  color=BEST if best else MARK, alpha=1.0 if best else 0.9 - 0.6 * shade)  # fmt: skip
+        axes.plot(
+            range(len(columns)),
+            [column[number] for column in columns],
+            lw=2.0 if best else 0.8,
+            color=BEST if best else MARK,
+            alpha=1.0 if best else 0.9 - 0.6 * shade,
+        )
     names = [*(axis.name for axis in search.axes), search.settings.metric[0]]
     for number, axis in enumerate(search.axes):
         ends = axis.ends()
         for place, value in ((0.0, ends[0]), (1.0, ends[-1])):
-            axes.annotate(f"{value:g}" if isinstance(value, int | float) else str(value), (number, place),
-                          ha="center", va="top" if place == 0 else "bottom", fontsize=8)  # fmt: skip
+            axes.annotate(
+                f"{value:g}" if isinstance(value, int | float) else str(value),
+                (number, place),
+                ha="center",
+                va="top" if place == 0 else "bottom",
+                fontsize=8,
+            )
     for place, value in ((0.0, values.min()), (1.0, values.max())):
-        axes.annotate(f"{value:.4g}", (len(columns) - 1, place), ha="center", va="top" if place == 0 else "bottom",
-                      fontsize=8)  # fmt: skip
-    axes.set_xticks(range(len(names)), [name.replace(".", ".\n").replace("/", "/\n") for name in names])
+        axes.annotate(
+            f"{value:.4g}",
+            (len(columns) - 1, place),
+            ha="center",
+            va="top" if place == 0 else "bottom",
+            fontsize=8,
+        )
+    axes.set_xticks(
+        range(len(names)), [name.replace(".", ".\n").replace("/", "/\n") for name in names]
+    )
     axes.set(yticks=[], ylim=(-0.08, 1.08), title="the best 15 % in red")
     axes.grid(axis="x")
     return figure
@@ -182,7 +245,13 @@ def _front(search: Search, good: Sequence[Line]) -> Figure:
     axes, objective = figure.subplots(), Objective(search)
     front = sorted(objective.front(good), key=lambda line: line.values[1])
     axes.plot([line.values[1] for line in good], [line.values[0] for line in good], "o", color=GREY)
-    axes.plot([line.values[1] for line in front], [line.values[0] for line in front], "o-", color=BEST, label="front")
+    axes.plot(
+        [line.values[1] for line in front],
+        [line.values[0] for line in front],
+        "o-",
+        color=BEST,
+        label="front",
+    )
     axes.set(xlabel=search.settings.metric[1], ylabel=search.settings.metric[0])
     _readable(axes, [line.values[0] for line in good], search.settings.mode == "min")
     axes.legend()
@@ -191,7 +260,9 @@ def _front(search: Search, good: Sequence[Line]) -> Figure:
 
 def _two(axes: Sequence[Axis]) -> tuple[Axis, Axis]:
     """The latent size and the learning rate if they are there, else the first two."""
-    wanted = sorted(axes, key=lambda axis: (axis.name != LATENT, axis.name != "train.learning_rate"))
+    wanted = sorted(
+        axes, key=lambda axis: (axis.name != LATENT, axis.name != "train.learning_rate")
+    )
     return wanted[0], wanted[1]
 
 
@@ -211,12 +282,17 @@ def _labelled(axes: Axes, first: Axis, second: Axis | None) -> None:
             _few_ticks(drawn, max(ends) / min(ends))
         if axis.values:
             numeric = len(ends) == len(axis.values)
-            drawn.set_ticks(axis.values if numeric else range(len(axis.values)), [str(value) for value in axis.values])
+            drawn.set_ticks(
+                axis.values if numeric else range(len(axis.values)),
+                [str(value) for value in axis.values],
+            )
             drawn.set_ticks([], minor=True)
 
 
 def _readable(axes: Axes, values: Sequence[float], least_is_best: bool = True) -> None:
-    """A scale on which the best can be told apart: logarithmic where all are positive, the worst are cut off."""
+    """A scale on which the best can be told apart: logarithmic where all are positive, the worst
+    are cut off.
+    """
     if not values:
         return
     low, top = min(values), float(np.quantile(values, 0.97)) if least_is_best else max(values)
@@ -224,7 +300,9 @@ def _readable(axes: Axes, values: Sequence[float], least_is_best: bool = True) -
         axes.set_yscale("log")
         _few_ticks(axes.yaxis, top / low)
     if math.isfinite(top) and top > low:
-        axes.set_ylim(low - 0.03 * (top - low) if axes.get_yscale() == "linear" else low / 1.05, top * 1.05)
+        axes.set_ylim(
+            low - 0.03 * (top - low) if axes.get_yscale() == "linear" else low / 1.05, top * 1.05
+        )
 
 
 def _few_ticks(axis: Any, span: float) -> None:

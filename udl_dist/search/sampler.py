@@ -1,6 +1,8 @@
-"""The settings of trial n: a pure function of (seed, n), or, for optuna, of the outcomes of the trials before it too.
+"""The settings of trial n: a pure function of (seed, n), or, for optuna, of the outcomes of the
+trials before it too.
 
-So nothing has to be remembered, and a search that was killed goes on with the very settings it would have had.
+So nothing has to be remembered, and a search that was killed goes on with the very settings it
+would have had.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from udl_dist.search.journal import Line
 
 
 class Sampler(Protocol):
-    """Gives the values of the n-th setting; `ahead`: how many of the last outcomes it does without (0: all)."""
+    """Gives the values of the n-th setting; `ahead`: how many of the last outcomes it does without
+    (0: all).
+    """
 
     ahead: int
 
@@ -27,7 +31,9 @@ class Sampler(Protocol):
 
 
 class Random:
-    """Each axis drawn by itself, from a hash of seed, number and name: an axis more moves no other."""
+    """Each axis drawn by itself, from a hash of seed, number and name: an axis more moves no
+    other.
+    """
 
     ahead = 0
 
@@ -39,7 +45,9 @@ class Random:
 
 
 class Grid:
-    """Every joint value once, in an order drawn by the seed: in their own order, neighbours would race each other."""
+    """Every joint value once, in an order drawn by the seed: in their own order, neighbours would
+    race each other.
+    """
 
     ahead = 0
 
@@ -67,10 +75,14 @@ def settings_asked(sampler: Sampler, trials: int, seeds: int) -> int:
     if isinstance(sampler, Grid):
         settings = -(-trials // seeds) if trials else sampler.size
         if settings > sampler.size:
-            raise UsageError(f"search.trials = {trials} is more than the grid has: {sampler.size * seeds}")
+            raise UsageError(
+                f"search.trials = {trials} is more than the grid has: {sampler.size * seeds}"
+            )
         return settings
     if not trials:
         raise UsageError("search.trials is 0: say how many trials there are to be")
     if trials % seeds:
-        raise UsageError(f"search.trials = {trials} cannot be shared by search.seeds = {seeds}: take a multiple")
+        raise UsageError(
+            f"search.trials = {trials} cannot be shared by search.seeds = {seeds}: take a multiple"
+        )
     return trials // seeds

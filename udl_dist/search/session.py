@@ -1,4 +1,6 @@
-"""One `udl search` from what was asked to what came out: folder held, trials run, winner trained anew, results told."""
+"""One `udl search` from what was asked to what came out: folder held, trials run, winner trained
+anew, results told.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ SOURCE = "search.toml"
 
 
 def search(wanted: Search, out: TextIO, verbose: bool = False, faults: str = "") -> Ended:
-    """Run or resume a search in its folder; what a person should see while it runs goes to `out`."""
+    """Run or resume a search in its folder; what a person should see while it runs goes to
+    `out`.
+    """
     by_trial = faulty.parse(faults)
     resolved(wanted.base.track)  # refuses a mode that W&B does not have
     folder = RunFolder(wanted.folder)
@@ -67,7 +71,11 @@ class Session:
 
     def run(self) -> Ended:
         view = View(self.wanted, self.planned.trials, self.out)
-        for line in [*self.planned.lines(), *([self.tracked] if self.tracked else []), page_hint(self.wanted.folder)]:
+        for line in [
+            *self.planned.lines(),
+            *([self.tracked] if self.tracked else []),
+            page_hint(self.wanted.folder),
+        ]:
             view.say(line)
         left = [number for number in range(self.planned.trials) if number not in self.journal.lines]
         self._outcome: dict[str, Any] = {}
@@ -84,7 +92,11 @@ class Session:
                 self._end(thread)
         if error := self._outcome.get("error"):
             raise error if isinstance(error, UdlError | OSError) else _explained(error)
-        signal = signals.received[0] if signals.received and self._conductor and self._conductor.stopping else 0
+        signal = (
+            signals.received[0]
+            if signals.received and self._conductor and self._conductor.stopping
+            else 0
+        )
         return self._ended(signal)
 
     def _work(self, trials_left: bool) -> None:
@@ -94,7 +106,9 @@ class Session:
         try:
             finals = self._finals()
             if trials_left or (finals and not finals.over):
-                self._outcome["ours"] = ray_runtime.start(self.wanted.base.run.address, self.verbose)
+                self._outcome["ours"] = ray_runtime.start(
+                    self.wanted.base.run.address, self.verbose
+                )
                 self._under_ray(trials_left)
         except Exception as error:  # carried to the main thread, which explains it
             self._outcome["error"] = error
@@ -107,7 +121,9 @@ class Session:
         from udl_dist.search import places, tuning
 
         slots = places.slots(self.wanted)
-        nodes.refuse_unshared(self.wanted.base, prepare(self.wanted.base.data), self.wanted.folder / SOURCE)
+        nodes.refuse_unshared(
+            self.wanted.base, prepare(self.wanted.base.data), self.wanted.folder / SOURCE
+        )
         storage = self.wanted.folder / ".tune"
         if trials_left:
             self._conductor = self._new_conductor()
@@ -123,7 +139,9 @@ class Session:
 
         sampler, planned = make_sampler(self.wanted), self.planned
         rule = tuning.rule(self.wanted.settings, planned.rungs, planned.budget)
-        return Conductor(self.wanted, self.journal, sampler, rule, planned.trials, planned.budget, self.faults)
+        return Conductor(
+            self.wanted, self.journal, sampler, rule, planned.trials, planned.budget, self.faults
+        )
 
     def _finals(self) -> Finals | None:
         """The winner's runs, once all trials have ended and one of them won."""
@@ -141,8 +159,15 @@ class Session:
                 view.refresh_finals(conductor)
             elif conductor:
                 view.refresh(self.journal, len(conductor.running))
-            if limit and time.monotonic() - self._began > limit and conductor and not conductor.stopping:
-                view.say(f"search.seconds = {limit:g} are over: what runs writes a checkpoint and ends")
+            if (
+                limit
+                and time.monotonic() - self._began > limit
+                and conductor
+                and not conductor.stopping
+            ):
+                view.say(
+                    f"search.seconds = {limit:g} are over: what runs writes a checkpoint and ends"
+                )
                 conductor.stop()
             if conductor and (conductor.stopping or self._asked_to_stop):
                 conductor.stop()  # again: a trial that was about to begin has not heard of it
@@ -175,14 +200,18 @@ def _refuse_another(wanted: Search) -> None:
     before = replace(before, base=before.base.replace(data=before.base.data.absolute()))
     if differing := asked.differences(before, wanted):
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise UsageError(f"{wanted.folder} holds another search: {'; '.join(differing[:3])}{more}: "
-                         "choose another --run.folder, or the settings it was started with")  # fmt: skip
+        raise UsageError(
+            f"{wanted.folder} holds another search: {'; '.join(differing[:3])}{more}: "
+            "choose another --run.folder, or the settings it was started with"
+        )
 
 
 def _explained(error: Exception) -> UdlError:
     from udl_dist.launch.recovery import one_line
 
-    return ClusterError(f"Ray failed: {type(error).__name__}: {one_line(error)}: the same command goes on")
+    return ClusterError(
+        f"Ray failed: {type(error).__name__}: {one_line(error)}: the same command goes on"
+    )
 
 
 def _settled(wanted: Search, progress: Progress | None = None) -> Search:

@@ -1,4 +1,6 @@
-"""What a search is asked for: an experiment file with a [search] table, read strictly. Needs no torch and no Ray."""
+"""What a search is asked for: an experiment file with a [search] table, read strictly. Needs no
+torch and no Ray.
+"""
 
 from __future__ import annotations
 
@@ -19,40 +21,80 @@ from udl_dist.search.axes import Axis, parse
 from udl_dist.storage.places import is_remote
 
 # What may differ when the same folder is searched on: no result depends on it.
-FREE = ("search.trials", "search.seconds", "search.parallel", "search.gpu_share", "search.keep", "search.final_seeds",
-        "search.evaluate", "search.export", "search.plots", "run.", "track.", "evaluate.", "data.readers",
-        "data.cache")  # fmt: skip
+FREE = (
+    "search.trials",
+    "search.seconds",
+    "search.parallel",
+    "search.gpu_share",
+    "search.keep",
+    "search.final_seeds",
+    "search.evaluate",
+    "search.export",
+    "search.plots",
+    "run.",
+    "track.",
+    "evaluate.",
+    "data.readers",
+    "data.cache",
+)
 
 
 @dataclass(frozen=True)
 class SearchSettings:
     metric: tuple[str, ...] = setting(
-        (), "held-out figure that is best at its least, such as val/negative_elbo; several (also a setting by its "
-            "name): the front of all that nothing beats; empty: the method's own")  # fmt: skip
+        (),
+        "held-out figure that is best at its least, such as val/negative_elbo; several (also a"
+        " setting by its name): the front of all that nothing beats; empty: the method's own",
+    )
     mode: Literal["min", "max"] = setting("min", "max: the metric is best at its greatest")
     trials: int = setting(0, "trials in all; 0 with a grid: all of it", low=0)
-    budget_images: int = setting(0, "images of a trial that is not stopped; 0: those of a whole run", low=0)
-    seconds: float = setting(0.0, "seconds after which the search stops, to be gone on with; 0: no limit", low=0)
-    scheduler: Literal["asha", "median", "none"] = setting("asha", "which trials are stopped, and when")
-    least_images: int = setting(0, "images before a trial may be stopped; 0: a 64th of the budget by asha, a tenth by "
-                                   "median", low=0)  # fmt: skip
+    budget_images: int = setting(
+        0, "images of a trial that is not stopped; 0: those of a whole run", low=0
+    )
+    seconds: float = setting(
+        0.0, "seconds after which the search stops, to be gone on with; 0: no limit", low=0
+    )
+    scheduler: Literal["asha", "median", "none"] = setting(
+        "asha", "which trials are stopped, and when"
+    )
+    least_images: int = setting(
+        0,
+        "images before a trial may be stopped; 0: a 64th of the budget by asha, a tenth by median",
+        low=0,
+    )
     reduction: int = setting(4, "asha: one of so many trials goes on at each rung", low=2)
-    sampler: Literal["random", "grid", "optuna"] = setting("random", "where the settings of a trial come from")
-    ahead: int = setting(4, "optuna: a trial is drawn from all but the last so many before it", low=1)
+    sampler: Literal["random", "grid", "optuna"] = setting(
+        "random", "where the settings of a trial come from"
+    )
+    ahead: int = setting(
+        4, "optuna: a trial is drawn from all but the last so many before it", low=1
+    )
     seed: int = setting(0, "where the settings of the trials come from", low=0, high=2**63 - 1)
-    seeds: int = setting(1, "trials of each setting, with other seeds; the best one is of the best mean", low=1)
-    final_seeds: int = setting(1, "runs of the winner on the full budget, with other seeds; 0: none", low=0)
-    evaluate: bool = setting(True, "measure the winner's runs at the end, as udl evaluate does: a pass over the images")
-    export: bool = setting(True, "export the best of the winner's runs into model/, as udl export does")
+    seeds: int = setting(
+        1, "trials of each setting, with other seeds; the best one is of the best mean", low=1
+    )
+    final_seeds: int = setting(
+        1, "runs of the winner on the full budget, with other seeds; 0: none", low=0
+    )
+    evaluate: bool = setting(
+        True, "measure the winner's runs at the end, as udl evaluate does: a pass over the images"
+    )
+    export: bool = setting(
+        True, "export the best of the winner's runs into model/, as udl export does"
+    )
     parallel: int = setting(0, "trials at the same time; 0: as many as fit", low=0)
-    gpu_share: float = setting(1.0, "part of a GPU that a trial of one worker takes", above=0, high=1)
+    gpu_share: float = setting(
+        1.0, "part of a GPU that a trial of one worker takes", above=0, high=1
+    )
     keep: int = setting(1, "best trials whose checkpoints stay", low=0)
     plots: bool = setting(True, "draw the plots at the end")
 
 
 @dataclass(frozen=True)
 class Search:
-    """A search: the experiment that every trial is a variant of, the settings of the search, its axes."""
+    """A search: the experiment that every trial is a variant of, the settings of the search, its
+    axes.
+    """
 
     base: Experiment
     settings: SearchSettings
@@ -66,8 +108,15 @@ class Search:
     @property
     def batches(self) -> list[int]:
         """The batch sizes that trials may have; of a range its ends."""
-        return [self.base.train.batch_size, *(value for axis in self.axes if axis.name == "train.batch_size"
-                                              for value in axis.ends())]  # fmt: skip
+        return [
+            self.base.train.batch_size,
+            *(
+                value
+                for axis in self.axes
+                if axis.name == "train.batch_size"
+                for value in axis.ends()
+            ),
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         return {**self.base.to_dict(), "search": {**settings.to_dict(self.settings), **self.tables}}
@@ -82,14 +131,20 @@ class Search:
 
 
 def load(path: Path, flags: Mapping[str, str]) -> Search:
-    """Read a job file and apply flags; raise UsageError, in one line, for whatever makes no sense."""
+    """Read a job file and apply flags; raise UsageError, in one line, for whatever makes no
+    sense.
+    """
     path = experiments.job_file(path, "search.toml")
     values = experiments.read(path)
     table = values.pop("search", None)
     if not isinstance(table, Mapping):
         raise UsageError(f"{path} has no [search] table, it is for udl train: udl train {path}")
     theirs = {name: text for name, text in flags.items() if not name.startswith("search.")}
-    ours = {name.removeprefix("search."): text for name, text in flags.items() if name.startswith("search.")}
+    ours = {
+        name.removeprefix("search."): text
+        for name, text in flags.items()
+        if name.startswith("search.")
+    }
     base = experiments.join(values, theirs, path)
     plain, tables = _parted(table)
     for name, text in ours.items():
@@ -106,39 +161,57 @@ def build(base: Experiment, plain: Mapping[str, Any], tables: Mapping[str, Any])
     from udl_dist import methods
 
     if is_remote(base.run.folder):
-        raise UsageError(f"a search lies on a disk, not in {base.run.folder}: give --run.folder a path that all nodes "
-                         "see; data may lie in object storage")  # fmt: skip
+        raise UsageError(
+            f"a search lies on a disk, not in {base.run.folder}: give --run.folder a path that all"
+            " nodes see; data may lie in object storage"
+        )
     plain = _without_removed(plain)
     one = plain.get("metric")  # one metric need not be a list
-    found = settings.from_dict(SearchSettings, {**plain, "metric": one.split(",")} if isinstance(one, str) else plain,
-                               "search.")  # fmt: skip
+    found = settings.from_dict(
+        SearchSettings,
+        {**plain, "metric": one.split(",")} if isinstance(one, str) else plain,
+        "search.",
+    )
     own = methods.find(base.method_name).best
     if not any(found.metric):
         if not own:
-            raise UsageError(f"search.metric is missing: method {base.method_name} has no figure of its own")
+            raise UsageError(
+                f"search.metric is missing: method {base.method_name} has no figure of its own"
+            )
         found = replace(found, metric=(f"val/{own}",))
     return Search(base, found, parse(tables, base), dict(tables))
 
 
 def _without_removed(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Refuse the settings of population-based training; drop the default that older search.toml files spell."""
+    """Refuse the settings of population-based training; drop the default that older search.toml
+    files spell.
+    """
     if plain.get("scheduler") == "pbt":
-        raise UsageError("search.scheduler = pbt (population-based training) was removed: use asha or median, in a "
-                         "new --run.folder")  # fmt: skip
+        raise UsageError(
+            "search.scheduler = pbt (population-based training) was removed: use asha or median, in"
+            " a new --run.folder"
+        )
     if plain.get("perturb_images", 0) != 0:
-        raise UsageError("search.perturb_images was removed with population-based training: leave it out")
+        raise UsageError(
+            "search.perturb_images was removed with population-based training: leave it out"
+        )
     return {name: value for name, value in plain.items() if name != "perturb_images"}
 
 
 def differences(old: Search, new: Search) -> list[str]:
     """What differs between two searches that one folder cannot hold, as `name was old, now new`."""
     before, after = (settings.flatten(each.to_dict()) for each in (old, new))
-    return [f"{name} was {before.get(name)!r}, now {after.get(name)!r}" for name in sorted(set(before) | set(after))
-            if before.get(name) != after.get(name) and not name.startswith(FREE)]  # fmt: skip
+    return [
+        f"{name} was {before.get(name)!r}, now {after.get(name)!r}"
+        for name in sorted(set(before) | set(after))
+        if before.get(name) != after.get(name) and not name.startswith(FREE)
+    ]
 
 
 def _parted(table: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The plain settings of a [search] table and its axes, which are the names with dots, quoted or not."""
+    """The plain settings of a [search] table and its axes, which are the names with dots, quoted or
+    not.
+    """
     plain: dict[str, Any] = {}
     axes: dict[str, Any] = {}
     for name, value in table.items():
@@ -155,8 +228,16 @@ def _nested(table: Mapping[str, Any]) -> dict[str, Any]:
     """`latent_dim.choice` below `[search.method]` as the axis `latent_dim`."""
     found: dict[str, Any] = {}
     for name, value in table.items():
-        deeper = isinstance(value, Mapping) and value and all(isinstance(each, Mapping) for each in value.values())
-        found |= {f"{name}.{rest}": below for rest, below in _nested(value).items()} if deeper else {name: value}
+        deeper = (
+            isinstance(value, Mapping)
+            and value
+            and all(isinstance(each, Mapping) for each in value.values())
+        )
+        found |= (
+            {f"{name}.{rest}": below for rest, below in _nested(value).items()}
+            if deeper
+            else {name: value}
+        )
     return found
 
 

@@ -15,7 +15,9 @@ def drop_checkpoints(search: Search, journal: Journal, ended: int) -> None:
     """Delete the checkpoints of ended trials that are not among the best `search.keep`."""
     lines = [line for line in journal.lines.values() if line.state == "complete"]
     ranked = Objective(search).ranked(lines)
-    for number in {ended, *(line.trial for line in ranked)} - {line.trial for line in ranked[: search.settings.keep]}:
+    for number in {ended, *(line.trial for line in ranked)} - {
+        line.trial for line in ranked[: search.settings.keep]
+    }:
         checkpoints = RunFolder(folder_of(search, number)).checkpoints
         if checkpoints.exists():
             shutil.rmtree(checkpoints, ignore_errors=True)

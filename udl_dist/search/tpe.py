@@ -1,7 +1,9 @@
-"""The only room that knows Optuna: its TPE, asked for one setting at a time from the outcomes in the journal.
+"""The only room that knows Optuna: its TPE, asked for one setting at a time from the outcomes in
+the journal.
 
-Nothing of Optuna's is kept: trial n is drawn with a seed of its own from the outcomes of all settings but the last
-`search.ahead` before it, in their order. So timing moves nothing, and a resumed search draws what it would have drawn.
+Nothing of Optuna's is kept: trial n is drawn with a seed of its own from the outcomes of all
+settings but the last `search.ahead` before it, in their order. So timing moves nothing, and a
+resumed search draws what it would have drawn.
 """
 
 from __future__ import annotations
@@ -28,13 +30,17 @@ class Tpe:
         try:
             import optuna
         except ImportError:
-            raise UsageError("search.sampler = optuna needs a package: pip install 'udl-dist[search]'") from None
+            raise UsageError(
+                "search.sampler = optuna needs a package: pip install 'udl-dist[search]'"
+            ) from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.ahead = search.settings.ahead
         self._optuna, self._search, self._objective = optuna, search, Objective(search)
         self._distributions = {axis.name: _distribution(optuna, axis) for axis in search.axes}
         # An entry of a choice that is a list travels by its place.
-        self._lists = {axis.name: axis for axis in search.axes if any(type(v) is tuple for v in axis.values)}
+        self._lists = {
+            axis.name: axis for axis in search.axes if any(type(v) is tuple for v in axis.values)
+        }
         self._drawn: dict[int, dict[str, Any]] = {}
 
     def values(self, number: int, outcomes: Mapping[int, list[Line]]) -> dict[str, Any]:
@@ -47,23 +53,33 @@ class Tpe:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that some of what is used is experimental
             seed = chain(self._search.settings.seed, number) % 2**32
-            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTING, multivariate=True)
-            study = optuna.create_study(directions=["minimize"] * len(self._objective.names), sampler=sampler)
+            sampler = optuna.samplers.TPESampler(
+                seed=seed, n_startup_trials=STARTING, multivariate=True
+            )
+            study = optuna.create_study(
+                directions=["minimize"] * len(self._objective.names), sampler=sampler
+            )
             study.add_trials([self._told(lines) for _, lines in sorted(outcomes.items())])
             drawn = study.ask(self._distributions).params
         return {
-            name: self._lists[name].values[value] if name in self._lists else value for name, value in drawn.items()
+            name: self._lists[name].values[value] if name in self._lists else value
+            for name, value in drawn.items()
         }
 
     def _told(self, lines: list[Line]) -> Any:
         """A setting as Optuna keeps it: complete with its mean, stopped at a rung, or failed."""
         optuna, states = self._optuna, {line.state for line in lines}
-        params = {name: self._lists[name].index(value) if name in self._lists else value
-                  for name, value in lines[0].settings.items()}  # fmt: skip
+        params = {
+            name: self._lists[name].index(value) if name in self._lists else value
+            for name, value in lines[0].settings.items()
+        }
         about = {"params": params, "distributions": self._distributions}
         if "failed" in states:
             return optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL, **about)
-        means = [statistics.fmean(column) for column in zip(*(line.values for line in lines), strict=True)]
+        means = [
+            statistics.fmean(column)
+            for column in zip(*(line.values for line in lines), strict=True)
+        ]
         losses = self._objective.losses(means)
         if states == {"complete"}:
             return optuna.trial.create_trial(values=losses, **about)
@@ -76,7 +92,9 @@ class Tpe:
 def _distribution(optuna: Any, axis: Axis) -> Any:
     if axis.values:
         lists = any(type(value) is tuple for value in axis.values)
-        return optuna.distributions.CategoricalDistribution(range(len(axis.values)) if lists else axis.values)
+        return optuna.distributions.CategoricalDistribution(
+            range(len(axis.values)) if lists else axis.values
+        )
     if axis.whole:
         return optuna.distributions.IntDistribution(int(axis.low), int(axis.high), log=axis.log)
     return optuna.distributions.FloatDistribution(axis.low, axis.high, log=axis.log)

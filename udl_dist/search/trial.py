@@ -1,6 +1,8 @@
-"""One trial: its experiment, its folder, and the body that trains it, with the loop that every run has.
+"""One trial: its experiment, its folder, and the body that trains it, with the loop that every run
+has.
 
-A trial of one worker is trained in the process that calls `train`, one of several by workers under Ray Train.
+A trial of one worker is trained in the process that calls `train`, one of several by workers under
+Ray Train.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ LOCK_SECONDS = 20.0  # that the process of a search which was killed may take to
 
 @dataclass(frozen=True)
 class Turn:
-    """What one trial has to do next: plain values, so that it travels by its folder. `rungs` are in its own steps."""
+    """What one trial has to do next: plain values, so that it travels by its folder. `rungs` are in
+    its own steps.
+    """
 
     trial: int
     experiment: dict[str, Any]
@@ -56,7 +60,9 @@ class Turn:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a turn ended: `state` is complete, stopped (by a decision), paused (by a signal) or failed."""
+    """How a turn ended: `state` is complete, stopped (by a decision), paused (by a signal) or
+    failed.
+    """
 
     state: str
     images: int = 0
@@ -71,14 +77,25 @@ def folder_of(search: Search, trial: int) -> Path:
 
 
 def experiment_of(
-    search: Search, trial: int, values: Mapping[str, Any], seed: int, budget: int, rungs: tuple[int, ...]
+    search: Search,
+    trial: int,
+    values: Mapping[str, Any],
+    seed: int,
+    budget: int,
+    rungs: tuple[int, ...],
 ) -> Experiment:
     """A trial as an experiment of its own: `udl train` takes the experiment.toml in its folder."""
     made = with_values(search.base, values)
-    # Rungs are validated at, and nothing is in between: what a trial costs beside its steps is what a search costs.
+    # Rungs are validated at, and nothing is in between: what a trial costs beside its steps is what
+    # a search costs.
     evaluate = replace(made.evaluate, every_images=budget, at_images=rungs, pictures=False)
-    run = replace(made.run, folder=str(folder_of(search, trial)), checkpoint_images=0, fresh=False,
-                  keep_checkpoints=1)  # fmt: skip
+    run = replace(
+        made.run,
+        folder=str(folder_of(search, trial)),
+        checkpoint_images=0,
+        fresh=False,
+        keep_checkpoints=1,
+    )
     group = made.track.group or search.folder.name
     return made.replace(
         train=replace(made.train, seed=seed, total_images=budget, epochs=0.0),
@@ -94,12 +111,16 @@ def in_steps(images: int, batch_size: int) -> int:
 
 
 def train(
-    turn: Turn, group: Callable[..., dict[str, Any]] | None, reached: Callable[[], None], gpu_share: float = 1.0
+    turn: Turn,
+    group: Callable[..., dict[str, Any]] | None,
+    reached: Callable[[], None],
+    gpu_share: float = 1.0,
 ) -> Outcome:
-    """Train a trial until it ends, is stopped or fails, in its folder; whatever happens is an outcome, not an error.
+    """Train a trial until it ends, is stopped or fails, in its folder; whatever happens is an
+    outcome, not an error.
 
-    `group` trains it by several workers, None: it is trained here, with no more than `gpu_share` of a GPU's memory.
-    `reached` is called where it waits at a rung.
+    `group` trains it by several workers, None: it is trained here, with no more than `gpu_share` of
+    a GPU's memory. `reached` is called where it waits at a rung.
     """
     began = time.monotonic()
     try:
@@ -124,7 +145,8 @@ def _bound_memory(gpu_share: float) -> None:
 
 
 def _let_go() -> None:
-    """Close what a trial has left in circles, such as the shards it read: its process trains others after it.
+    """Close what a trial has left in circles, such as the shards it read: its process trains others
+    after it.
 
     What survives is passed over from now on: all of torch would be looked at for each trial.
     """
@@ -136,7 +158,10 @@ def _let_go() -> None:
 
 
 def _train(
-    experiment: Experiment, turn: Turn, group: Callable[..., dict[str, Any]] | None, reached: Callable[[], None]
+    experiment: Experiment,
+    turn: Turn,
+    group: Callable[..., dict[str, Any]] | None,
+    reached: Callable[[], None],
 ) -> Outcome:
     folder = RunFolder(experiment.run.folder)
     gate = Gate(str(folder.path), turn.rungs)
@@ -152,12 +177,21 @@ def _train(
         if not result["stopped"]:
             folder.finish({"images": result["images"], "figures": result["figures"]})
         state = "paused" if folder.stop_asked() else "stopped"
-        return Outcome(state if result["stopped"] else "complete", result["images"], _last_figures(folder),
-                       waited_seconds=result.get("waited", 0.0))  # fmt: skip
+        return Outcome(
+            state if result["stopped"] else "complete",
+            result["images"],
+            _last_figures(folder),
+            waited_seconds=result.get("waited", 0.0),
+        )
 
 
 def _alone(
-    experiment: Experiment, prepared: Prepared, faulty: str, folder: RunFolder, gate: Gate, reached: Callable[[], None]
+    experiment: Experiment,
+    prepared: Prepared,
+    faulty: str,
+    folder: RunFolder,
+    gate: Gate,
+    reached: Callable[[], None],
 ) -> dict[str, Any]:
     """Train by the one worker that this process is."""
     import torch
@@ -178,9 +212,13 @@ def _alone(
     faults.arm(faulty, folder, 0)
     wanted = experiment.run.device != "cpu" and torch.cuda.is_available()
     if experiment.run.device == "cuda" and not wanted:
-        raise ClusterError("run.device = cuda, but PyTorch sees no GPU here: install a CUDA build, or set run.device "
-                           "to auto")  # fmt: skip
-    result = work(experiment, prepared, Ranks(torch.device("cuda" if wanted else "cpu")), gate=asked)
+        raise ClusterError(
+            "run.device = cuda, but PyTorch sees no GPU here: install a CUDA build, or set"
+            " run.device to auto"
+        )
+    result = work(
+        experiment, prepared, Ranks(torch.device("cuda" if wanted else "cpu")), gate=asked
+    )
     return result | {"waited": waited}
 
 

@@ -1,7 +1,9 @@
-"""The only room that knows Ray Tune: it gives actors to trials, hands their results to the conductor, and takes ends.
+"""The only room that knows Ray Tune: it gives actors to trials, hands their results to the
+conductor, and takes ends.
 
-What Tune is asked for is the leanest there is: no loggers, no snapshots that anybody reads, an actor that is used
-again for the next trial, and a result at each rung alone. Its own ASHA and median rule make the decisions.
+What Tune is asked for is the leanest there is: no loggers, no snapshots that anybody reads, an
+actor that is used again for the next trial, and a result at each rung alone. Its own ASHA and
+median rule make the decisions.
 """
 
 from __future__ import annotations
@@ -18,7 +20,12 @@ from typing import Any, Protocol
 
 from ray import tune
 from ray.tune.execution import class_cache
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
 from ray.tune.search import Searcher
 
 from udl_dist.search import trial
@@ -28,7 +35,8 @@ from udl_dist.search.settings import SearchSettings
 from udl_dist.search.trial import Outcome, Turn
 
 POLL_SECONDS = 0.05  # of an actor for the points of its trial
-DRIVER = {"CPU": 0, "memory": 2**20}  # of a trial whose workers take the cores: nothing they need, and not nothing
+# of a trial whose workers take the cores: nothing they need, and not nothing
+DRIVER = {"CPU": 0, "memory": 2**20}
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "100000",
@@ -54,17 +62,25 @@ class Conducts(Protocol):
     def died(self, number: int) -> None: ...
 
 
-def run(conductor: Conducts, parallel: int, resources: dict[str, float], storage: Path, grouped: bool) -> None:
-    """Run what the conductor has until it has nothing more; so many trials at once, each with those resources.
+def run(
+    conductor: Conducts, parallel: int, resources: dict[str, float], storage: Path, grouped: bool
+) -> None:
+    """Run what the conductor has until it has nothing more; so many trials at once, each with those
+    resources.
 
-    `grouped`: a trial has workers of its own, which Ray Train takes, so that its actor takes nothing from them.
+    `grouped`: a trial has workers of its own, which Ray Train takes, so that its actor takes
+    nothing from them.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(parallel)  # all actors start at once, not one after the other
+    # all actors start at once, not one after the other
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(parallel)
     told = _Guarded(conductor)
-    # Ray would put the AWS keys of this process into the runtime_env of a trial: into logs, arguments, the dashboard.
-    class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+    # Ray would put the AWS keys of this process into the runtime_env of a trial: into logs,
+    # arguments, the dashboard.
+    class_cache.ENV_VARS_TO_PROPAGATE -= {
+        name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")
+    }
     shutil.rmtree(storage, ignore_errors=True)
     try:
         tune.Tuner(
@@ -99,9 +115,21 @@ def rule(settings: SearchSettings, places: tuple[int, ...], budget: int) -> Rule
     if not places:
         return _Never()
     if settings.scheduler == "median":
-        return _Told(MedianStoppingRule("images", "metric", "min", grace_period=places[0], min_samples_required=3))
-    return _Told(AsyncHyperBandScheduler("images", "metric", "min", max_t=budget, grace_period=places[0],
-                                         reduction_factor=settings.reduction))  # fmt: skip
+        return _Told(
+            MedianStoppingRule(
+                "images", "metric", "min", grace_period=places[0], min_samples_required=3
+            )
+        )
+    return _Told(
+        AsyncHyperBandScheduler(
+            "images",
+            "metric",
+            "min",
+            max_t=budget,
+            grace_period=places[0],
+            reduction_factor=settings.reduction,
+        )
+    )
 
 
 class _Never:
@@ -130,11 +158,16 @@ class _Told:
             self._known[trial] = _StandIn(f"{trial:04d}")
             self._scheduler.on_trial_add(_StandIn(), self._known[trial])
         told = {"images": images, "metric": metric}
-        return bool(self._scheduler.on_trial_result(_StandIn(), self._known[trial], told) == TrialScheduler.STOP)
+        return bool(
+            self._scheduler.on_trial_result(_StandIn(), self._known[trial], told)
+            == TrialScheduler.STOP
+        )
 
 
 class _Guarded:
-    """A conductor whose first error, such as of a full disk, is kept: Tune would make a text of it."""
+    """A conductor whose first error, such as of a full disk, is kept: Tune would make a text of
+    it.
+    """
 
     def __init__(self, conductor: Conducts) -> None:
         self._conductor = conductor
@@ -186,7 +219,9 @@ class _Asker(Searcher):  # type: ignore[misc]
 
 
 class _Desk(FIFOScheduler):  # type: ignore[misc]
-    """Where results come in. What is decided reaches a trial by its folder, so that all its ranks end by themselves."""
+    """Where results come in. What is decided reaches a trial by its folder, so that all its ranks
+    end by themselves.
+    """
 
     def __init__(self, conductor: _Guarded) -> None:
         super().__init__()
@@ -198,7 +233,8 @@ class _Desk(FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         self._take(result)
-        for kept in (trial.metric_analysis, trial.metric_n_steps):  # 15 of 25 KB that Tune holds of a trial
+        # 15 of 25 KB that Tune holds of a trial
+        for kept in (trial.metric_analysis, trial.metric_n_steps):
             kept.clear()
 
     def _take(self, result: dict[str, Any]) -> None:
@@ -207,7 +243,9 @@ class _Desk(FIFOScheduler):  # type: ignore[misc]
 
 
 class Slot(tune.Trainable):  # type: ignore[misc]
-    """An actor that trains one trial after the other; each in a thread, so that its results can be handed on."""
+    """An actor that trains one trial after the other; each in a thread, so that its results can be
+    handed on.
+    """
 
     def setup(self, config: dict[str, Any]) -> None:
         self._wake = threading.Event()
@@ -235,7 +273,9 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         self._turn, self._gpu_share = Turn.read(folder), config["gpu_share"]
         self._follower = Follower(folder / "curves.jsonl")
         self._outcome = Outcome("failed", why="it did not begin")
-        self._thread = threading.Thread(target=self._train, args=(self._group(config["grouped"]),), daemon=True)
+        self._thread = threading.Thread(
+            target=self._train, args=(self._group(config["grouped"]),), daemon=True
+        )
         self._thread.start()
 
     def _group(self, grouped: bool) -> Callable[..., dict[str, Any]] | None:

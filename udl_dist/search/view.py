@@ -1,4 +1,6 @@
-"""What a person sees of a search while it runs, and of any search folder at any time: trials running, stopped, best."""
+"""What a person sees of a search while it runs, and of any search folder at any time: trials
+running, stopped, best.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class View:
             if line.trial not in self._told and line.state == "failed":
                 self.say(f"trial {line.trial} failed after {line.images:,} images: {line.why}")
             self._told.add(line.trial)
-        if last or time.monotonic() - self._shown_at >= (0.5 if self._screen.redraws else LOG_SECONDS):
+        if last or time.monotonic() - self._shown_at >= (
+            0.5 if self._screen.redraws else LOG_SECONDS
+        ):
             self._shown_at = time.monotonic()
             (self.say if last else self._screen.draw)(self._line(lines, running))
 
@@ -47,9 +51,13 @@ class View:
         done = len(lines) - self._before
         seconds = time.monotonic() - self._began
         left = seconds / done * (self._trials - len(lines)) if done else 0.0
-        parts = [f"{len(lines)} of {self._trials} trials", f"{running} running",
-                 *(f"{number} {state}" for state, number in states(lines).items()),
-                 best_in_words(self._search, lines), f"ETA {clock(left)}" if left else ""]  # fmt: skip
+        parts = [
+            f"{len(lines)} of {self._trials} trials",
+            f"{running} running",
+            *(f"{number} {state}" for state, number in states(lines).items()),
+            best_in_words(self._search, lines),
+            f"ETA {clock(left)}" if left else "",
+        ]
         return " · ".join(part for part in parts if part)
 
 
@@ -58,6 +66,8 @@ def best_in_words(search: Search, lines: list[Line]) -> str:
     ranked = Objective(search).ranked(lines)
     if not ranked:
         return ""
-    told = ", ".join(f"{name.rsplit('.', 1)[-1]} {short(value)}" for name, value in ranked[0].settings.items())
+    told = ", ".join(
+        f"{name.rsplit('.', 1)[-1]} {short(value)}" for name, value in ranked[0].settings.items()
+    )
     metric = " ".join(short(value) for value in ranked[0].values)
     return f"best {metric} (trial {ranked[0].trial}: {told})"

@@ -1,4 +1,6 @@
-"""Objects by URI: opened, listed, copied, with retries and time limits, whichever service holds them."""
+"""Objects by URI: opened, listed, copied, with retries and time limits, whichever service holds
+them.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,15 @@ T = TypeVar("T")
 
 
 def open_blob(uri: str, limits: Limits | None = None, traffic: Traffic | None = None) -> Blob:
-    """Open an object, at the cost of one HEAD; raise DataError if it is missing, denied or does not answer."""
+    """Open an object, at the cost of one HEAD; raise DataError if it is missing, denied or does not
+    answer.
+    """
     return _Object(parse(uri), limits or Limits(), traffic or Traffic())
 
 
 def list_tars(uri: str, limits: Limits | None = None) -> list[str]:
-    """The URIs of all `*.tar` directly below a prefix, sorted by bytes; DataError if there is no such prefix.
+    """The URIs of all `*.tar` directly below a prefix, sorted by bytes; DataError if there is no
+    such prefix.
 
     What macOS puts beside files, `._x.tar`, is passed by.
     """
@@ -33,13 +38,20 @@ def list_tars(uri: str, limits: Limits | None = None) -> list[str]:
     place = parse(uri)
     selector = fs.FileSelector(place.path.rstrip("/"), recursive=False)
     found = _patiently(place, limits or Limits(), lambda system: system.get_file_info(selector))
-    paths = [info.path for info in found if info.type == fs.FileType.File and info.path.lower().endswith(".tar")
-             and not info.base_name.startswith(".")]  # fmt: skip
+    paths = [
+        info.path
+        for info in found
+        if info.type == fs.FileType.File
+        and info.path.lower().endswith(".tar")
+        and not info.base_name.startswith(".")
+    ]
     return [place.uri(path) for path in sorted(paths, key=os.fsencode)]
 
 
 def list_folders(uri: str, limits: Limits | None = None) -> list[str]:
-    """The names of all prefixes directly below one, sorted; DataError if there is no such prefix."""
+    """The names of all prefixes directly below one, sorted; DataError if there is no such
+    prefix.
+    """
     from pyarrow import fs
 
     place = parse(uri)
@@ -49,15 +61,20 @@ def list_folders(uri: str, limits: Limits | None = None) -> list[str]:
 
 
 def listing(uri: str, limits: Limits | None = None) -> dict[str, str]:
-    """The objects below a prefix: name from there on -> what tells one writing of it from the next."""
+    """The objects below a prefix: name from there on -> what tells one writing of it from the
+    next.
+    """
     from pyarrow import fs
 
     place = parse(uri)
     below = place.path.rstrip("/") + "/"
     selector = fs.FileSelector(below.rstrip("/"), allow_not_found=True, recursive=True)
     found = _patiently(place, limits or Limits(), lambda system: system.get_file_info(selector))
-    return {info.path.removeprefix(below): f"{info.size} {info.mtime_ns}" for info in found
-            if info.type == fs.FileType.File}  # fmt: skip
+    return {
+        info.path.removeprefix(below): f"{info.size} {info.mtime_ns}"
+        for info in found
+        if info.type == fs.FileType.File
+    }
 
 
 def read(uri: str, limits: Limits | None = None) -> bytes:
@@ -83,7 +100,12 @@ def write(uri: str, content: bytes, limits: Limits | None = None) -> None:
 def move(uri: str, other: str, limits: Limits | None = None) -> None:
     """Give an object another name; it is there under one of the two at any time."""
     place, target = parse(uri), parse(other)
-    _patiently(place, limits or Limits(), lambda system: system.copy_file(place.path, target.path), hedged=False)
+    _patiently(
+        place,
+        limits or Limits(),
+        lambda system: system.copy_file(place.path, target.path),
+        hedged=False,
+    )
     remove(uri, limits)
 
 
@@ -144,7 +166,9 @@ def upload(path: Path, uri: str, limits: Limits | None = None) -> None:
 
 
 class _Object:
-    """A kept-open object: one file of pyarrow's a process, whose positioned reads any thread may call."""
+    """A kept-open object: one file of pyarrow's a process, whose positioned reads any thread may
+    call.
+    """
 
     def __init__(self, place: Place, limits: Limits, traffic: Traffic) -> None:
         self.name, self.traffic = place.name, traffic
@@ -160,10 +184,17 @@ class _Object:
         """Ask for bytes without waiting for them."""
         if start < 0 or start + length > self.size:
             raise DataError(
-                f"{self.name!r} has {self.size} bytes, not {start + length}: it is another object or cut off"
+                f"{self.name!r} has {self.size} bytes, not {start + length}: it is another object"
+                " or cut off"
             )
         file = self._file()
-        return Fetch(repr(self.name), lambda: self._read(file, start, length), self._limits, self.traffic, length)
+        return Fetch(
+            repr(self.name),
+            lambda: self._read(file, start, length),
+            self._limits,
+            self.traffic,
+            length,
+        )
 
     def changed(self) -> str:
         """What differs from when it was opened, in words; empty if nothing does."""
@@ -181,7 +212,12 @@ class _Object:
 
     def _open(self) -> Any:
         path = self._place.path
-        return _patiently(self._place, self._limits, lambda system: system.open_input_file(path), traffic=self.traffic)
+        return _patiently(
+            self._place,
+            self._limits,
+            lambda system: system.open_input_file(path),
+            traffic=self.traffic,
+        )
 
     def _file(self) -> Any:
         """The file of this process: a forked child must not share its parent's connections."""
@@ -192,8 +228,10 @@ class _Object:
         return self._opened[1]
 
     def _read(self, file: Any, start: int, length: int) -> bytes:
-        """One request. Bytes past the end of an object that has become shorter are memory that nobody wrote (pyarrow
-        26 does not look at what came): whoever reads holds them against a checksum, or asks `changed` when done."""
+        """One request. Bytes past the end of an object that has become shorter are memory that
+        nobody wrote (pyarrow 26 does not look at what came): whoever reads holds them against a
+        checksum, or asks `changed` when done.
+        """
         try:
             data: bytes = file.read_at(length, start) if length else b""
         except OSError as error:
@@ -203,7 +241,9 @@ class _Object:
         return data
 
     def _cause(self, error: OSError) -> Exception:
-        """What a failed read means. An error text longer than the range is lost by the library: a HEAD repeats it."""
+        """What a failed read means. An error text longer than the range is lost by the library: a
+        HEAD repeats it.
+        """
         if "flush response stream" not in str(error):
             return meaning(error, self.name)
         try:
@@ -213,8 +253,14 @@ class _Object:
         return PassingError("an error longer than the range asked for")
 
 
-def _patiently(place: Place, limits: Limits, attempt: Callable[[Any], T], size: int = 0, hedged: bool = True,
-               traffic: Traffic | None = None) -> T:  # fmt: skip
+def _patiently(
+    place: Place,
+    limits: Limits,
+    attempt: Callable[[Any], T],
+    size: int = 0,
+    hedged: bool = True,
+    traffic: Traffic | None = None,
+) -> T:
     """Do something with the file system of a place, with retries and time limits."""
 
     def explained() -> T:
@@ -227,7 +273,11 @@ def _patiently(place: Place, limits: Limits, attempt: Callable[[Any], T], size: 
 
 
 def _stamp(file: Any) -> str:
-    """What tells one writing of an object from the next: its ETag, or its time where a store has none."""
-    metadata = {name.lower(): value.decode("utf-8", "replace") for name, value in file.metadata().items()}
+    """What tells one writing of an object from the next: its ETag, or its time where a store has
+    none.
+    """
+    metadata = {
+        name.lower(): value.decode("utf-8", "replace") for name, value in file.metadata().items()
+    }
     etag = metadata.get("etag", "").strip('"')
     return f"etag:{etag}" if etag else f"modified:{metadata.get('last-modified', '')}"

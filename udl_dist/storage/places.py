@@ -1,7 +1,8 @@
 """Where an object lies: its URI taken apart, and which schemes are allowed. Opens nothing.
 
-A URI is taken literally, as `aws s3` takes it, with options behind a question mark: endpoint_override, region, scheme
-and anonymous. Credentials come from the environment or the SDK's files, never from a URI.
+A URI is taken literally, as `aws s3` takes it, with options behind a question mark:
+endpoint_override, region, scheme and anonymous. Credentials come from the environment or the SDK's
+files, never from a URI.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ from dataclasses import dataclass, field
 from udl_dist.errors import UsageError
 
 SCHEMES = ("s3", "gs")
-SEQUENTIAL = ("http", "https", "pipe")  # read from start to end, if at all: nobody can go back in them
-LOST = "exact order, resume within an epoch, checksums and equal batches at other world sizes are not promised"
+# read from start to end, if at all: nobody can go back in them
+SEQUENTIAL = ("http", "https", "pipe")
+LOST = (
+    "exact order, resume within an epoch, checksums and equal batches at other world sizes are not"
+    " promised"
+)
 OPTIONS = ("endpoint_override", "region", "scheme", "anonymous")
 SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):(?=//)|^(pipe|hf|gopen):", re.IGNORECASE)
 
@@ -56,11 +61,15 @@ def scheme_of(source: str) -> str:
 
 
 def refuse_scheme(source: str) -> None:
-    """Raise UsageError if a source has a scheme that is never opened; a path or an allowed URI passes."""
+    """Raise UsageError if a source has a scheme that is never opened; a path or an allowed URI
+    passes.
+    """
     scheme, allowed = scheme_of(source), " or ".join(f"{name}://" for name in SCHEMES)
     if scheme in SEQUENTIAL:
-        raise UsageError(f"data from {scheme}: cannot be indexed: copy it to a disk or to {allowed}, or train on it "
-                         f"with data.sequential = true; then {LOST}")  # fmt: skip
+        raise UsageError(
+            f"data from {scheme}: cannot be indexed: copy it to a disk or to {allowed}, or train on"
+            f" it with data.sequential = true; then {LOST}"
+        )
     if scheme and scheme not in SCHEMES:
         raise UsageError(f"data from {scheme}: is not read: give a path, or a URI of {allowed}")
 
@@ -87,24 +96,35 @@ def split(path: str) -> tuple[str, str]:
 
 
 def parse(uri: str) -> Place:
-    """A URI taken apart; raise UsageError for another scheme, an unknown option or credentials within it."""
+    """A URI taken apart; raise UsageError for another scheme, an unknown option or credentials
+    within it.
+    """
     refuse_scheme(uri)
     scheme, separator, rest = uri.partition("://")
     if not separator or not is_remote(uri):
-        raise UsageError(f"{uri!r} is no URI of object storage: {' or '.join(name + '://' for name in SCHEMES)}")
+        raise UsageError(
+            f"{uri!r} is no URI of object storage: {' or '.join(name + '://' for name in SCHEMES)}"
+        )
     path, mark, query = rest.rpartition("?")
     path, query = (path, query) if mark and "=" in query else (rest, "")
     bucket = path.partition("/")[0]
     if "@" in bucket or "@" in query:
         raise UsageError(
-            "a URI must not hold credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            "a URI must not hold credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or"
+            " AWS_PROFILE"
         )
     options = tuple(
-        sorted((name, value) for name, _, value in (part.partition("=") for part in query.split("&")) if name)
+        sorted(
+            (name, value)
+            for name, _, value in (part.partition("=") for part in query.split("&"))
+            if name
+        )
     )
     for name, _ in options:
         if name not in OPTIONS:
-            raise UsageError(f"unknown option {name} in {scheme}://{path}: there are {', '.join(OPTIONS)}")
+            raise UsageError(
+                f"unknown option {name} in {scheme}://{path}: there are {', '.join(OPTIONS)}"
+            )
     if not bucket:
         raise UsageError(f"{uri!r} names no bucket")
     return Place(scheme.lower(), path, bucket, options)

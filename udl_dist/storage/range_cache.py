@@ -1,7 +1,9 @@
-"""Ranges of objects kept on disk: bounded, least recently used out first, shared by any number of processes.
+"""Ranges of objects kept on disk: bounded, least recently used out first, shared by any number of
+processes.
 
-A range is a file of its own, found by the hash of (name, stamp, start, length): another ETag is another file. A file
-is believed only if its length and its XXH3 are right. What is kept can be deleted at any time, by anybody.
+A range is a file of its own, found by the hash of (name, stamp, start, length): another ETag is
+another file. A file is believed only if its length and its XXH3 are right. What is kept can be
+deleted at any time, by anybody.
 """
 
 from __future__ import annotations
@@ -32,10 +34,14 @@ class _Kept(NamedTuple):
 
 
 class RangeCache:
-    """A folder that never holds more than `most_bytes`, in whole disk blocks; safe for threads and processes."""
+    """A folder that never holds more than `most_bytes`, in whole disk blocks; safe for threads and
+    processes.
+    """
 
     def __init__(self, folder: Path, most_bytes: int) -> None:
-        """Count what is there and evict what is too much; raise UsageError if the folder cannot be written."""
+        """Count what is there and evict what is too much; raise UsageError if the folder cannot be
+        written.
+        """
         self._folder, self._most = folder, most_bytes
         self._thread_lock = threading.Lock()
         self.failed = ""  # why nothing is kept any more, if the disk refused
@@ -45,7 +51,9 @@ class RangeCache:
                 if locked:
                     self._evict(0)
         except OSError as error:
-            raise UsageError(f"cannot write to the cache {str(folder)!r} ({error.strerror}): name another") from None
+            raise UsageError(
+                f"cannot write to the cache {str(folder)!r} ({error.strerror}): name another"
+            ) from None
 
     def get(self, name: str, stamp: str, start: int, length: int) -> bytes | None:
         """The range, if it is kept and whole; a damaged file is dropped."""
@@ -78,7 +86,9 @@ class RangeCache:
             part.unlink(missing_ok=True)
 
     def _reserve(self, part: Path, size: int) -> bool:
-        """Make room, and a file of the full size in it, so that other processes count it before it is written."""
+        """Make room, and a file of the full size in it, so that other processes count it before it
+        is written.
+        """
         with self._locked(LOCK_SECONDS) as locked:
             if not locked:
                 return False
@@ -92,7 +102,9 @@ class RangeCache:
         return True
 
     def _evict(self, coming: int) -> int:
-        """Count anew; if what is coming does not fit, remove the least recently used. Return the bytes that stay."""
+        """Count anew; if what is coming does not fit, remove the least recently used. Return the
+        bytes that stay.
+        """
         kept = sorted(self._kept())
         total = sum(each.size for each in kept)
         if total + coming > self._most:
@@ -114,7 +126,9 @@ class RangeCache:
                         yield _Kept(status.st_mtime_ns, _on_disk(status.st_size), entry.path)
 
     def _total(self) -> int | None:
-        """Bytes kept, as the last process that kept or evicted wrote it: never less than there are."""
+        """Bytes kept, as the last process that kept or evicted wrote it: never less than there
+        are.
+        """
         try:
             return int((self._folder / "total").read_text())
         except (OSError, ValueError):
@@ -129,7 +143,9 @@ class RangeCache:
 
     @contextlib.contextmanager
     def _locked(self, patience: float) -> Iterator[bool]:
-        """Hold the lock of the folder; False if somebody else keeps it for longer than `patience` seconds."""
+        """Hold the lock of the folder; False if somebody else keeps it for longer than `patience`
+        seconds.
+        """
         until = time.monotonic() + patience
         if not self._thread_lock.acquire(timeout=patience):
             yield False

@@ -1,4 +1,5 @@
-"""Bytes of a blob, wherever it lies: single ranges, many ranges with few requests, or one walk from front to back.
+"""Bytes of a blob, wherever it lies: single ranges, many ranges with few requests, or one walk from
+front to back.
 
 A blob is an opened object or file. Knows neither tar nor any storage library.
 """
@@ -50,7 +51,9 @@ class Blob(Protocol):
 
 
 class Window:
-    """The bytes of a blob for a walk from front to back: reads ahead, reads nothing twice, keeps little."""
+    """The bytes of a blob for a walk from front to back: reads ahead, reads nothing twice, keeps
+    little.
+    """
 
     def __init__(self, blob: Blob, piece_bytes: int = PIECE) -> None:
         self._blob, self._piece = blob, piece_bytes
@@ -73,7 +76,10 @@ class Window:
         first = numbers[0] * self._piece
         if len(parts) == 1:
             return parts[0][start - first : stop - first]
-        parts[0], parts[-1] = parts[0][start - first :], parts[-1][: stop - numbers[-1] * self._piece]
+        parts[0], parts[-1] = (
+            parts[0][start - first :],
+            parts[-1][: stop - numbers[-1] * self._piece],
+        )
         return b"".join(parts)
 
     def _ask(self, numbers: range) -> None:
@@ -84,8 +90,10 @@ class Window:
             if number not in self._held and number not in self._pieces:
                 start = number * self._piece
                 self._pieces[number] = self._blob.begin(start, min(self._piece, len(self) - start))
-        near = range(numbers[0], numbers[-1] + 3)  # a walk looks back at the record before a header, and goes on
-        for number in [number for number in self._pieces if number not in near]:  # the walk jumped elsewhere
+        # a walk looks back at the record before a header, and goes on
+        near = range(numbers[0], numbers[-1] + 3)
+        # the walk jumped elsewhere
+        for number in [number for number in self._pieces if number not in near]:
             self._pieces.pop(number).cancel()
         self._last = numbers[-1]
 
@@ -100,12 +108,17 @@ class Window:
             del self._held[number]
 
 
-def read_ranges(blob: Blob, ranges: Sequence[Range], cache: RangeCache | None = None) -> list[bytes]:
-    """The bytes of each range, in the order asked for, in as few requests as `merged` makes of them, all at once.
+def read_ranges(
+    blob: Blob, ranges: Sequence[Range], cache: RangeCache | None = None
+) -> list[bytes]:
+    """The bytes of each range, in the order asked for, in as few requests as `merged` makes of
+    them, all at once.
 
     With a cache, what it keeps is not asked for, and what was asked for is kept.
     """
-    kept = {} if cache is None else {each: cache.get(blob.name, blob.stamp, *each) for each in ranges}
+    kept = (
+        {} if cache is None else {each: cache.get(blob.name, blob.stamp, *each) for each in ranges}
+    )
     asked = [each for each in ranges if kept.get(each) is None]
     fetched = dict(zip(asked, _fetched(blob, asked), strict=True))
     if cache is not None:
@@ -134,10 +147,11 @@ def _fetched(blob: Blob, ranges: Sequence[Range]) -> list[bytes]:
 def merged(ranges: Sequence[Range]) -> list[tuple[int, int, list[int]]]:
     """Ranges to ask for as (start, length, places of the ranges it covers), in the order they lie.
 
-    Two neighbours become one if what lies between, over the whole of the joined range, is at most a tenth of what is
-    wanted; or if the gap is at most 4 KiB (a tar header, a label, padding) and the joined range at most 256 KiB,
-    which costs less than another request. So photos read at most 1.1 times what they need, and tiny records go
-    together. No joined range is longer than 8 MiB, unless ranges overlap.
+    Two neighbours become one if what lies between, over the whole of the joined range, is at most a
+    tenth of what is wanted; or if the gap is at most 4 KiB (a tar header, a label, padding) and the
+    joined range at most 256 KiB, which costs less than another request. So photos read at most 1.1
+    times what they need, and tiny records go together. No joined range is longer than 8 MiB, unless
+    ranges overlap.
     """
     found: list[tuple[int, int, list[int]]] = []
     wanted = 0
@@ -147,7 +161,9 @@ def merged(ranges: Sequence[Range]) -> list[tuple[int, int, list[int]]]:
             first, reach, members = found[-1]
             gap, whole = start - (first + reach), max(first + reach, start + length) - first
             near = gap <= SMALL_GAP and whole <= SMALL_RANGE
-            if gap < 0 or (whole <= LONGEST_RANGE and (near or whole - wanted - length <= wanted // 10)):
+            if gap < 0 or (
+                whole <= LONGEST_RANGE and (near or whole - wanted - length <= wanted // 10)
+            ):
                 found[-1] = (first, whole, [*members, place])
                 wanted += length
                 continue

@@ -1,8 +1,9 @@
-"""The only file that opens http: and https: URLs: read from start to end, with time limits, checked redirects.
+"""The only file that opens http: and https: URLs: read from start to end, with time limits, checked
+redirects.
 
-A redirect goes to http or https alone, and never to a private address unless the URL itself led to one. What is judged
-is the address that was connected to, after the name was looked up: a name that changes its mind is no way in. Behind a
-proxy (http_proxy) addresses are the proxy's affair.
+A redirect goes to http or https alone, and never to a private address unless the URL itself led to
+one. What is judged is the address that was connected to, after the name was looked up: a name that
+changes its mind is no way in. Behind a proxy (http_proxy) addresses are the proxy's affair.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ HEADERS = {"User-Agent": f"udl-dist/{__version__}", "Accept-Encoding": "identity
 
 
 def url_name(url: str) -> str:
-    """A URL without its query, which may hold a signature: for messages. Raise UsageError for credentials in it."""
+    """A URL without its query, which may hold a signature: for messages. Raise UsageError for
+    credentials in it.
+    """
     parts = urlsplit(url)
     if "@" in parts.netloc:
         raise UsageError("a URL must not hold a user or password: they would stand in every log")
@@ -38,23 +41,37 @@ class Body:
     """What a URL answers, from start to end."""
 
     def __init__(self, url: str, limits: Limits) -> None:
-        """Open it, again if need be; raise DataError with the URL if it does not answer or must not be read."""
+        """Open it, again if need be; raise DataError with the URL if it does not answer or must not
+        be read.
+        """
         self.name, self._limits = url_name(url), limits
-        opened = Fetch(repr(self.name), functools.partial(_open, url, self.name, limits), limits, Traffic(),
-                       hedged=False)  # fmt: skip
+        opened = Fetch(
+            repr(self.name),
+            functools.partial(_open, url, self.name, limits),
+            limits,
+            Traffic(),
+            hedged=False,
+        )
         self._response = opened.result()
         said = self._response.headers.get("Content-Length", "")
         self._size = int(said) if said.isdigit() else None
         self._taken, self._waited = 0, 0.0
 
     def read(self, size: int, /) -> bytes:
-        """At least one byte, at most `size`, none at the end; raise DataError for a short body, a stall, a reset."""
+        """At least one byte, at most `size`, none at the end; raise DataError for a short body, a
+        stall, a reset.
+        """
         began = time.monotonic()
         try:
-            part = self._response.read1(size if self._size is None else min(size, self._size - self._taken))
+            part = self._response.read1(
+                size if self._size is None else min(size, self._size - self._taken)
+            )
         except (OSError, http.client.HTTPException) as error:
-            raise self._broken(f"no byte for {self._limits.stall_seconds:g} s" if isinstance(error, TimeoutError)
-                               else _said(error)) from None  # fmt: skip
+            raise self._broken(
+                f"no byte for {self._limits.stall_seconds:g} s"
+                if isinstance(error, TimeoutError)
+                else _said(error)
+            ) from None
         self._taken += len(part)
         self._waited += time.monotonic() - began
         if not part and self._size is not None and self._taken < self._size:
@@ -67,8 +84,10 @@ class Body:
         self._response.close()
 
     def _broken(self, why: str) -> DataError:
-        return DataError(f"{self.name!r} broke off after {self._taken} bytes ({why}): run again, or copy the shards to "
-                         "a disk")  # fmt: skip
+        return DataError(
+            f"{self.name!r} broke off after {self._taken} bytes ({why}): run again, or copy the"
+            " shards to a disk"
+        )
 
 
 def read_whole(url: str, limits: Limits, most_bytes: int) -> bytes:
@@ -86,13 +105,17 @@ def read_whole(url: str, limits: Limits, most_bytes: int) -> bytes:
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is anybody's: not private, loopback, link-local, reserved or of a group."""
+    """Whether an address is anybody's: not private, loopback, link-local, reserved or of a
+    group.
+    """
     inner = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None) or address
     return inner.is_global and not inner.is_multicast
 
 
 def may_follow(origin: Address, target: Address) -> bool:
-    """Whether a redirect may lead from one address to another: from private to private, but not to a cloud's own."""
+    """Whether a redirect may lead from one address to another: from private to private, but not to
+    a cloud's own.
+    """
     mapped = getattr(target, "ipv4_mapped", None) or target
     return is_public(target) or (not is_public(origin) and not mapped.is_link_local)
 
@@ -110,7 +133,9 @@ class _Route:
         if self.origin is None:
             self.origin = address
         elif not may_follow(self.origin, address):
-            raise DataError(f"{self.name!r} redirects to a private address ({address}), which is not followed")
+            raise DataError(
+                f"{self.name!r} redirects to a private address ({address}), which is not followed"
+            )
 
 
 class _Judged:
@@ -159,7 +184,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
     max_redirections = 5
 
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Any:
         fp.close()
         name, scheme = url_name(req.full_url), urlsplit(newurl).scheme
         if scheme not in ("http", "https") or (req.type == "https" and scheme == "http"):
@@ -169,12 +196,20 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _open(url: str, name: str, limits: Limits, route: _Route | None = None) -> http.client.HTTPResponse:
+def _open(
+    url: str, name: str, limits: Limits, route: _Route | None = None
+) -> http.client.HTTPResponse:
     """One attempt: PassingError for what may pass, DataError for what will not."""
-    opener = urllib.request.OpenerDirector()  # not build_opener: it would bring file: and ftp: with it
-    for handler in (urllib.request.ProxyHandler(), _Handler(route or _Route(name, limits)), _Redirects(),
-                    urllib.request.HTTPErrorProcessor(), urllib.request.HTTPDefaultErrorHandler(),
-                    urllib.request.UnknownHandler()):  # fmt: skip
+    # not build_opener: it would bring file: and ftp: with it
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        _Handler(route or _Route(name, limits)),
+        _Redirects(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.UnknownHandler(),
+    ):
         opener.add_handler(handler)
     try:
         response: http.client.HTTPResponse = opener.open(
@@ -187,7 +222,9 @@ def _open(url: str, name: str, limits: Limits, route: _Route | None = None) -> h
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLCertVerificationError):
-            raise DataError(f"{name!r}: its certificate is not trusted ({reason.verify_message})") from None
+            raise DataError(
+                f"{name!r}: its certificate is not trusted ({reason.verify_message})"
+            ) from None
         raise PassingError(_said(reason)) from None
 
 
@@ -195,7 +232,9 @@ def _refusal(name: str, status: int) -> Exception:
     if status in (404, 410):
         return DataError(f"{name!r} is missing (HTTP {status}): check the URL")
     if status in (401, 403, 407):
-        return DataError(f"{name!r}: access denied (HTTP {status}): check the URL, or its signature's end")
+        return DataError(
+            f"{name!r}: access denied (HTTP {status}): check the URL, or its signature's end"
+        )
     if status >= 500 or status in MAY_PASS:
         return PassingError(f"HTTP {status}")
     return DataError(f"{name!r}: refused (HTTP {status}): check the URL")

@@ -1,6 +1,8 @@
-"""Off the step's path: the state is copied, then a thread writes the copy while the training goes on.
+"""Off the step's path: the state is copied, then a thread writes the copy while the training goes
+on.
 
-One writing at a time. A checkpoint that comes before the last one is written waits for it, but not for ever.
+One writing at a time. A checkpoint that comes before the last one is written waits for it, but not
+for ever.
 """
 
 from __future__ import annotations
@@ -13,12 +15,15 @@ from torch import Tensor
 
 from udl_dist.training.checkpoint import Files
 
-WAIT_SECONDS = 20.0  # that a step may stand still for a slow disk; shorter than any watchdog's patience
+# that a step may stand still for a slow disk; shorter than any watchdog's patience
+WAIT_SECONDS = 20.0
 CLOSE_SECONDS = 600.0  # that an end waits for its checkpoint
 
 
 class Copies:
-    """Copies on the host in memory that is used again; pinned where they come from a GPU, which need not wait then."""
+    """Copies on the host in memory that is used again; pinned where they come from a GPU, which
+    need not wait then.
+    """
 
     def __init__(self) -> None:
         self._kept: dict[str, dict[str, Tensor]] = {}
@@ -26,8 +31,10 @@ class Copies:
 
     def take(self, files: Files) -> None:
         """Copy the tensors as they are now, in the order of what the device has to do."""
-        self._kept = {file: {name: self._copy(file, name, value) for name, value in tensors.items()}
-                      for file, tensors in files.items()}  # fmt: skip
+        self._kept = {
+            file: {name: self._copy(file, name, value) for name, value in tensors.items()}
+            for file, tensors in files.items()
+        }
         if any(value.is_cuda for tensors in files.values() for value in tensors.values()):
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
@@ -46,10 +53,14 @@ class Copies:
 
 
 class Writer:
-    """Calls `write(images, files, facts)` on a thread, then `told(images, why it failed or "")` there too."""
+    """Calls `write(images, files, facts)` on a thread, then `told(images, why it failed or "")`
+    there too.
+    """
 
     def __init__(
-        self, write: Callable[[int, Files, Mapping[str, object]], None], told: Callable[[int, str], None]
+        self,
+        write: Callable[[int, Files, Mapping[str, object]], None],
+        told: Callable[[int, str], None],
     ) -> None:
         self._write = write
         self._told = told
@@ -60,7 +71,9 @@ class Writer:
         """Copy and begin to write; raise TimeoutError if the last writing does not end."""
         self.wait(WAIT_SECONDS)
         self._copies.take(files)
-        self._thread = threading.Thread(target=self._run, args=(images, facts), daemon=True, name="checkpoint")
+        self._thread = threading.Thread(
+            target=self._run, args=(images, facts), daemon=True, name="checkpoint"
+        )
         self._thread.start()
 
     def wait(self, seconds: float = CLOSE_SECONDS) -> None:

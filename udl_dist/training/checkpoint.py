@@ -1,6 +1,8 @@
-"""A checkpoint is a folder of safetensors and JSON, complete or absent: temporary name, fsync, manifest, rename.
+"""A checkpoint is a folder of safetensors and JSON, complete or absent: temporary name, fsync,
+manifest, rename.
 
-Nothing is pickled and no pickle is read. The newest complete one is found by looking; a damaged one is passed over.
+Nothing is pickled and no pickle is read. The newest complete one is found by looking; a damaged one
+is passed over.
 """
 
 from __future__ import annotations
@@ -30,13 +32,17 @@ Files = Mapping[str, Mapping[str, Tensor]]
 
 
 class NewerFormat(TrainingError):
-    """A checkpoint that a later udl-dist wrote: not damaged, so never passed over for an older one."""
+    """A checkpoint that a later udl-dist wrote: not damaged, so never passed over for an older
+    one.
+    """
 
 
 def save(folder: Path, images: int, files: Files, facts: Mapping[str, Any]) -> Path:
-    """Write the checkpoint of `images` below `folder`; raise OSError with nothing half-done left behind.
+    """Write the checkpoint of `images` below `folder`; raise OSError with nothing half-done left
+    behind.
 
-    `facts` are plain values kept in `state.json`. One of the same images that was passed over gives way.
+    `facts` are plain values kept in `state.json`. One of the same images that was passed over gives
+    way.
     """
     target = path_of(folder, images)
     if not folder.exists():
@@ -49,12 +55,18 @@ def save(folder: Path, images: int, files: Files, facts: Mapping[str, Any]) -> P
         faults.reach_save()
         temporary.mkdir()
         for name, tensors in files.items():
-            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()},
-                      temporary / f"{name}.safetensors")  # fmt: skip
+            save_file(
+                {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
+                temporary / f"{name}.safetensors",
+            )
         (temporary / "state.json").write_text(json.dumps({"images": images, **facts}, indent=1))
-        manifest = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-                    for path in sorted(temporary.iterdir())}  # fmt: skip
-        (temporary / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": manifest}, indent=1))
+        manifest = {
+            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            for path in sorted(temporary.iterdir())
+        }
+        (temporary / "manifest.json").write_text(
+            json.dumps({"format": FORMAT, "files": manifest}, indent=1)
+        )
         for path in (*temporary.iterdir(), temporary):
             sync(path)
         discard(target)
@@ -68,19 +80,26 @@ def save(folder: Path, images: int, files: Files, facts: Mapping[str, Any]) -> P
 
 def bytes_of(files: Files) -> int:
     """What a checkpoint of these tensors takes on a disk."""
-    return BESIDE_BYTES + sum(value.nbytes for tensors in files.values() for value in tensors.values())
+    return BESIDE_BYTES + sum(
+        value.nbytes for tensors in files.values() for value in tensors.values()
+    )
 
 
 def refuse_full(folder: Path, needed_bytes: int) -> None:
     """Raise OSError where fewer bytes are free: before a file is begun that cannot be ended."""
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
-        why = f"No space left: {free / 2**20:,.1f} MiB are free, {needed_bytes / 2**20:,.1f} MiB are needed"
+        why = (
+            f"No space left: {free / 2**20:,.1f} MiB are free, {needed_bytes / 2**20:,.1f} MiB are"
+            " needed"
+        )
         raise OSError(errno.ENOSPC, why, str(folder))
 
 
 def adopt(source: Path, folder: Path) -> Path:
-    """Put a copy of a checkpoint below another `folder`, in place of one of the same images; whole or not at all."""
+    """Put a copy of a checkpoint below another `folder`, in place of one of the same images; whole
+    or not at all.
+    """
     verify(source)
     target, temporary = folder / source.name, folder / f"{TEMPORARY}{source.name}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -95,10 +114,15 @@ def adopt(source: Path, folder: Path) -> Path:
 
 
 def weights(checkpoint: Path) -> str:
-    """The sha256 of the weights that are used: those of the networks, and of the average where there is one."""
+    """The sha256 of the weights that are used: those of the networks, and of the average where
+    there is one.
+    """
     files = json.loads((checkpoint / "manifest.json").read_text())["files"]
-    return " ".join(files[f"{name}.safetensors"]["sha256"] for name in ("networks", "average")
-                    if f"{name}.safetensors" in files)  # fmt: skip
+    return " ".join(
+        files[f"{name}.safetensors"]["sha256"]
+        for name in ("networks", "average")
+        if f"{name}.safetensors" in files
+    )
 
 
 def path_of(folder: Path, images: int) -> Path:
@@ -106,27 +130,43 @@ def path_of(folder: Path, images: int) -> Path:
     return folder / f"{images:012d}"
 
 
-def load(checkpoint: Path, only: Collection[str] = ()) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The tensors by file and name, and the facts; raise TrainingError if anything is not as the manifest says.
+def load(
+    checkpoint: Path, only: Collection[str] = ()
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The tensors by file and name, and the facts; raise TrainingError if anything is not as the
+    manifest says.
 
     `only` names the files that are wanted, those of them that are there; empty: all.
     """
     verify(checkpoint)
     try:
-        files = [path for path in sorted(checkpoint.glob("*.safetensors")) if not only or path.stem in only]
+        files = [
+            path
+            for path in sorted(checkpoint.glob("*.safetensors"))
+            if not only or path.stem in only
+        ]
         return {path.stem: load_file(path) for path in files}, facts(checkpoint)
-    except (OSError, ValueError, SafetensorError) as error:  # cut short or taken away since it was verified
+    except (OSError, ValueError, SafetensorError) as error:
+        # cut short or taken away since it was verified
         raise TrainingError(f"{checkpoint} is damaged: {error}") from None
 
 
 def contents(checkpoint: Path) -> dict[str, bytes]:
     """The files of a verified checkpoint by name, for ranks that need not read them again."""
-    return {path.name: path.read_bytes() for path in sorted(checkpoint.iterdir()) if path.name != "manifest.json"}
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(checkpoint.iterdir())
+        if path.name != "manifest.json"
+    }
 
 
 def parsed(files: Mapping[str, bytes]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """The tensors by file and name, and the facts, of what `contents` gave."""
-    named = {name.removesuffix(".safetensors"): load_bytes(files[name]) for name in files if name != "state.json"}
+    named = {
+        name.removesuffix(".safetensors"): load_bytes(files[name])
+        for name in files
+        if name != "state.json"
+    }
     return named, dict(json.loads(files["state.json"]))
 
 
@@ -136,7 +176,9 @@ def facts(checkpoint: Path) -> dict[str, Any]:
 
 
 def verify(checkpoint: Path) -> None:
-    """Hold every file against the manifest; raise TrainingError that names the first one that differs."""
+    """Hold every file against the manifest; raise TrainingError that names the first one that
+    differs.
+    """
     try:
         if checkpoint.is_symlink():
             raise TrainingError(f"{checkpoint} is a symbolic link, not a checkpoint")
@@ -152,17 +194,24 @@ def verify(checkpoint: Path) -> None:
 
 
 def _refuse_format(checkpoint: Path, written: object) -> None:
-    """Raise NewerFormat for one of a later version, TrainingError for what no version has written."""
+    """Raise NewerFormat for one of a later version, TrainingError for what no version has
+    written.
+    """
     if isinstance(written, int) and written > FORMAT:
-        raise NewerFormat(f"{checkpoint} was written by a newer udl-dist: its format is {written}, this version knows "
-                          f"{FORMAT}: install that version, or move it away to go on from the one before"
-                          )  # fmt: skip
+        raise NewerFormat(
+            f"{checkpoint} was written by a newer udl-dist: its format is {written}, this version"
+            f" knows {FORMAT}: install that version, or move it away to go on from the one before"
+        )
     if written != FORMAT:
         raise TrainingError(f"{checkpoint} is damaged: there is no format {written!r}")
 
 
 def _verify_file(path: Path, entry: Mapping[str, Any]) -> None:
-    if path.is_symlink() or path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
+    if (
+        path.is_symlink()
+        or path.stat().st_size != entry["bytes"]
+        or _sha256(path) != entry["sha256"]
+    ):
         raise TrainingError(f"{path} is damaged: size or sha256 differs from the manifest")
     if path.suffix == ".safetensors":
         with safe_open(path, "pt"):  # something else (a pickle) under that name ends here, unread
@@ -179,8 +228,8 @@ def complete(folder: Path) -> list[Path]:
 def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
     """The newest checkpoint that is whole; `say` one line for each that is passed over.
 
-    Raise TrainingError if there are checkpoints and none is whole: starting again is the user's to decide. So is going
-    back behind one of a newer udl-dist (NewerFormat).
+    Raise TrainingError if there are checkpoints and none is whole: starting again is the user's to
+    decide. So is going back behind one of a newer udl-dist (NewerFormat).
     """
     found = complete(folder)
     for checkpoint in reversed(found):
@@ -192,15 +241,19 @@ def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
         except TrainingError as error:
             say(f"passed over: {error}")
     if found:
-        raise TrainingError(f"all {len(found)} checkpoints in {folder} are damaged; nothing was deleted: give back "
-                            "whole ones, or --run.fresh true puts all of the run aside and starts again")  # fmt: skip
+        raise TrainingError(
+            f"all {len(found)} checkpoints in {folder} are damaged; nothing was deleted: give back "
+            "whole ones, or --run.fresh true puts all of the run aside and starts again"
+        )
     return None
 
 
 def prune(folder: Path, keep: int, metric: str, images: int) -> None:
-    """Delete all but the newest `keep` up to `images` and the best one by held-out `metric` (least is best).
+    """Delete all but the newest `keep` up to `images` and the best one by held-out `metric` (least
+    is best).
 
-    Later ones were passed over as damaged: counted as the newest, they would drive the last good ones out.
+    Later ones were passed over as damaged: counted as the newest, they would drive the last good
+    ones out.
     """
     found = [path for path in complete(folder) if int(path.name) <= images]
     kept = set(found[-keep:])

@@ -1,4 +1,5 @@
-"""Which of how many ranks this process is, and the few collective acts there are. Only here is torch.distributed known.
+"""Which of how many ranks this process is, and the few collective acts there are. Only here is
+torch.distributed known.
 
 Every act is called by all ranks in the same order. With one rank nothing is sent.
 """
@@ -25,10 +26,12 @@ class Ranks:
         self.rank = dist.get_rank() if joined else 0
         self.world = dist.get_world_size() if joined else 1
         self.device = device or torch.device("cpu")
-        if self.device.type == "cuda":  # events, generators and pinned memory belong to the current device
+        # events, generators and pinned memory belong to the current device
+        if self.device.type == "cuda":
             self.device = torch.device("cuda", self.device.index or 0)
             torch.cuda.set_device(self.device)
-        # Words travel apart from gradients, and on the CPU: reading them must not wait for the device.
+        # Words travel apart from gradients, and on the CPU: reading them must not wait for the
+        # device.
         self._words = dist.new_group(backend="gloo") if self.world > 1 else None
         self._pending: tuple[Tensor, dist.Work] | None = None
 
@@ -46,8 +49,8 @@ class Ranks:
         """`learner` whose gradients are averaged over all ranks during backward."""
         if self.world == 1:
             return learner
-        # Buffers are rank 0's (see `agree_on_buffers`): broadcasting them at each forward breaks two forwards before a
-        # backward on CUDA (pytorch#175024).
+        # Buffers are rank 0's (see `agree_on_buffers`): broadcasting them at each forward breaks
+        # two forwards before a backward on CUDA (pytorch#175024).
         where = [self.device] if self.device.type == "cuda" else None
         with warnings.catch_warnings():
             # Its new name (torch 2.13) is unknown to older releases.
@@ -57,30 +60,49 @@ class Ranks:
             )
 
     def unsynchronised(self, learner: nn.Module, on: bool) -> AbstractContextManager[None]:
-        """While `on`, backward keeps gradients local: all parts of an accumulated batch but the last."""
-        return learner.no_sync() if on and isinstance(learner, DistributedDataParallel) else nullcontext()
+        """While `on`, backward keeps gradients local: all parts of an accumulated batch but the
+        last.
+        """
+        return (
+            learner.no_sync()
+            if on and isinstance(learner, DistributedDataParallel)
+            else nullcontext()
+        )
 
-    def total(self, values: Mapping[str, float | Tensor], maximum: bool = False) -> dict[str, float]:
-        """The sums (or maxima) over ranks of named scalars, equal on each rank; names are the same on all."""
+    def total(
+        self, values: Mapping[str, float | Tensor], maximum: bool = False
+    ) -> dict[str, float]:
+        """The sums (or maxima) over ranks of named scalars, equal on each rank; names are the same
+        on all.
+        """
         listed = [torch.as_tensor(value, device=self.device).double() for value in values.values()]
         return dict(zip(values, self._reduced(torch.stack(listed), maximum).tolist(), strict=True))
 
     def totals(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The sums over ranks of named tensors, on the CPU; names and shapes are the same on all ranks."""
+        """The sums over ranks of named tensors, on the CPU; names and shapes are the same on all
+        ranks.
+        """
         flat = self._reduced(torch.cat([value.double().flatten() for value in values.values()]))
         parts = torch.split(flat, [value.numel() for value in values.values()])
-        return {name: part.view_as(value) for (name, value), part in zip(values.items(), parts, strict=True)}
+        return {
+            name: part.view_as(value)
+            for (name, value), part in zip(values.items(), parts, strict=True)
+        }
 
     def _reduced(self, flat: Tensor, maximum: bool = False) -> Tensor:
         flat = flat.cpu()  # one wait for the device, not one a value
         if self.world > 1:
-            dist.all_reduce(flat, dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM, group=self._words)
+            dist.all_reduce(
+                flat, dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM, group=self._words
+            )
         return flat
 
     def announce(self, *flags: bool) -> tuple[bool, ...]:
-        """Send rank 0's flags of this step to all ranks; return those of the *last* step, so that nobody waits.
+        """Send rank 0's flags of this step to all ranks; return those of the *last* step, so that
+        nobody waits.
 
-        A broadcast goes down a tree: 9 hops to 512 ranks, where a sum over them goes around a ring of 1,022.
+        A broadcast goes down a tree: 9 hops to 512 ranks, where a sum over them goes around a ring
+        of 1,022.
         """
         if self._words is None:
             return flags
@@ -109,13 +131,16 @@ class Ranks:
         mine[: len(numbers)] = torch.tensor(numbers, dtype=torch.float64)
         everybody = [torch.empty_like(mine) for _ in range(self.world)]
         dist.all_gather(everybody, mine, group=self._words)
-        return [theirs[: int(count)].tolist() for theirs, count in zip(everybody, counts, strict=True)]
+        return [
+            theirs[: int(count)].tolist() for theirs, count in zip(everybody, counts, strict=True)
+        ]
 
     def fold(self, shares: list[Tensor]) -> Tensor:
-        """The sum of the flat shares of all ranks, each added to the sum of those before it, in the order of ranks.
+        """The sum of the flat shares of all ranks, each added to the sum of those before it, in the
+        order of ranks.
 
-        A chain: a rank takes the sum so far from the one before it, adds its shares one by one and hands it on; in
-        buckets, so that all are at work at once. The last one tells everybody.
+        A chain: a rank takes the sum so far from the one before it, adds its shares one by one and
+        hands it on; in buckets, so that all are at work at once. The last one tells everybody.
         """
         before, behind = self.rank - 1, self.rank + 1
         total = shares[0] if self.leads else torch.empty_like(shares[0])
@@ -145,13 +170,19 @@ class Ranks:
         if self.world == 1:
             return content
         size = self.from_leader(len(content))
-        buffer = torch.frombuffer(bytearray(content if self.leads else size), dtype=torch.uint8) if size else None
+        buffer = (
+            torch.frombuffer(bytearray(content if self.leads else size), dtype=torch.uint8)
+            if size
+            else None
+        )
         if buffer is not None:
             dist.broadcast(buffer, 0, group=self._words)
         return b"" if buffer is None else buffer.numpy().tobytes()
 
     def agree_on_buffers(self, networks: nn.Module) -> None:
-        """Give every rank rank 0's buffers (running statistics of BatchNorm), which no gradient makes equal."""
+        """Give every rank rank 0's buffers (running statistics of BatchNorm), which no gradient
+        makes equal.
+        """
         if self.world > 1:
             for buffer in networks.buffers():
                 dist.broadcast(buffer, 0)

@@ -1,4 +1,6 @@
-"""What a phase plots, how fast it goes and what it takes: gathered without waiting on the device, summed over ranks."""
+"""What a phase plots, how fast it goes and what it takes: gathered without waiting on the device,
+summed over ranks.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from udl_dist.training.distributed import Ranks
 
 Sums = dict[str, list[list[float]]]
 DAMAGED = "damaged records"  # no figure has a blank in its name
-STEADY_STEPS = 200  # by then kernels are chosen, networks compiled, and what was read ahead at the start is used up
+# by then kernels are chosen, networks compiled, and what was read ahead at the start is used up
+STEADY_STEPS = 200
 
 
 class Meter:
@@ -49,7 +52,11 @@ class Meter:
         rows = {f"rows {name}": float(count) for name, count in self._rows.items()}
         sums = self._ranks.total({**self._sums, **rows, "damaged": float(self._damaged)})
         seconds = time.perf_counter() - self._started
-        local = {"wait": self._wait_seconds, "seconds": seconds, "memory": _memory_bytes(self._ranks.device)}
+        local = {
+            "wait": self._wait_seconds,
+            "seconds": seconds,
+            "memory": _memory_bytes(self._ranks.device),
+        }
         slowest = self._ranks.total(local, maximum=True)
         figures = {f"train/{name}": sums[name] / sums[f"rows {name}"] for name in self._sums}
         if sums["damaged"]:
@@ -64,17 +71,31 @@ class Meter:
 
     def sums(self) -> Sums:
         """All that is summed up for the next point, by name: [sum, rows] of each rank."""
-        mine = [number for name in self._sums for number in (float(self._sums[name]), float(self._rows[name]))]
+        mine = [
+            number
+            for name in self._sums
+            for number in (float(self._sums[name]), float(self._rows[name]))
+        ]
         ranks = self._ranks.gather([*mine, float(self._damaged), 0.0])
-        return {name: [numbers[2 * place : 2 * place + 2] for numbers in ranks]
-                for place, name in enumerate([*self._sums, DAMAGED])}  # fmt: skip
+        return {
+            name: [numbers[2 * place : 2 * place + 2] for numbers in ranks]
+            for place, name in enumerate([*self._sums, DAMAGED])
+        }
 
     def _take_up(self, kept: Sums) -> None:
-        """Go on from `sums`: each rank from its own; in another world, the first rank from all of them."""
+        """Go on from `sums`: each rank from its own; in another world, the first rank from all of
+        them.
+        """
         for name, ranks in kept.items():
             rank, world = self._ranks.rank, self._ranks.world
             alike = len(ranks) == world
-            total, rows = ranks[rank] if alike else map(sum, zip(*ranks, strict=True)) if rank == 0 else (0.0, 0.0)
+            total, rows = (
+                ranks[rank]
+                if alike
+                else map(sum, zip(*ranks, strict=True))
+                if rank == 0
+                else (0.0, 0.0)
+            )
             if name == DAMAGED:
                 self._damaged = int(total)
                 continue
@@ -82,7 +103,9 @@ class Meter:
             self._rows[name] = int(rows)
 
     def resume(self, images: int) -> None:
-        """Begin the next interval; what the receiver of the report did in between does not count."""
+        """Begin the next interval; what the receiver of the report did in between does not
+        count.
+        """
         self._images = images
         self._sums: dict[str, Tensor] = {}
         self._rows: dict[str, int] = {}
@@ -91,10 +114,17 @@ class Meter:
 
 
 class Pace:
-    """Speed, time to go and peak memory of a run, said once for each start: another one may be on other machines."""
+    """Speed, time to go and peak memory of a run, said once for each start: another one may be on
+    other machines.
+    """
 
     def __init__(self, start: int, batch_size: int, total: int) -> None:
-        self._steady, self._total, self._peak, self._said = start + STEADY_STEPS * batch_size, total, 0.0, False
+        self._steady, self._total, self._peak, self._said = (
+            start + STEADY_STEPS * batch_size,
+            total,
+            0.0,
+            False,
+        )
 
     def add(self, images: int, figures: Mapping[str, float]) -> str:
         """What is to be said after a point of the curves; "" for nothing."""
@@ -116,7 +146,8 @@ def _memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
-    except FileNotFoundError:  # no Linux: the peak of all resident pages, those of mapped shards included
+    except FileNotFoundError:
+        # no Linux: the peak of all resident pages, those of mapped shards included
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     # Mapped shards are the kernel's cache, which it takes back at will: they are not counted.
     own = [line for line in lines if line.startswith(("RssAnon", "RssShmem"))]

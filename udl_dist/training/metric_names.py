@@ -12,20 +12,30 @@ from udl_dist.training.step import black
 
 
 def figures_of(method: Method) -> list[str]:
-    """What validation will report, tried on a black image with untrained networks; `method` is built here."""
+    """What validation will report, tried on a black image with untrained networks; `method` is
+    built here.
+    """
     method.build()
     with evaluating(method):
-        measured = method.measure(black(method, 2, torch.device("cpu"))) if method.can("measure") else {}
+        measured = (
+            method.measure(black(method, 2, torch.device("cpu"))) if method.can("measure") else {}
+        )
         means = {name: value.double().mean(0) for name, value in measured.items()}
     return [f"val/{name}" for name in method.figures(means)] if measured else []
 
 
 def refuse_unknown(setting: str, name: str, method: Method) -> None:
-    """Raise UsageError if `name`, the value of a setting, is no held-out figure, or one that ranks nothing."""
+    """Raise UsageError if `name`, the value of a setting, is no held-out figure, or one that ranks
+    nothing.
+    """
     reported = figures_of(method)
     if name not in reported:
         what = "; a figure of training is not held out" * name.startswith("train/")
-        raise UsageError(f"{setting} {name!r} is reported by nobody: {nearest(name, reported)} "
-                         f"(there are {', '.join(reported) or 'none'}){what}")  # fmt: skip
+        raise UsageError(
+            f"{setting} {name!r} is reported by nobody: {nearest(name, reported)} "
+            f"(there are {', '.join(reported) or 'none'}){what}"
+        )
     if method.incomparable.get(name.removeprefix("val/")) == ():
-        raise UsageError(f"{setting} {name} says nothing of how good a run is: take val/{method.best}")
+        raise UsageError(
+            f"{setting} {name} says nothing of how good a run is: take val/{method.best}"
+        )

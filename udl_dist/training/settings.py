@@ -12,68 +12,104 @@ from udl_dist.errors import UsageError
 
 @dataclass(frozen=True)
 class TrainSettings:
-    # Shares of a global batch in an elastic run: each is learned by itself, so the world must divide them.
+    # Shares of a global batch in an elastic run: each is learned by itself, so the world must
+    # divide them.
     SHARES: ClassVar[int] = 12
     DEFAULT_IMAGES: ClassVar[int] = 500_000  # of a run that is asked for without a length
 
     batch_size: int = setting(128, "images of one step, over all ranks together", low=1)
     total_images: int = setting(
-        0, "stop after so many images (whole steps); this or train.epochs; 0 and no epochs: 500,000", low=0
+        0,
+        "stop after so many images (whole steps); this or train.epochs; 0 and no epochs: 500,000",
+        low=0,
     )
-    epochs: float = setting(0.0, "stop after so many passes over the data; this or train.total_images", low=0)
-    seed: int = setting(0, "where all chance comes from: weights, order, flips, noise", low=0, high=2**63 - 1)
+    epochs: float = setting(
+        0.0, "stop after so many passes over the data; this or train.total_images", low=0
+    )
+    seed: int = setting(
+        0, "where all chance comes from: weights, order, flips, noise", low=0, high=2**63 - 1
+    )
     optimizer: Literal["adam", "adamw", "sgd"] = setting("adam", "the optimiser of every learner")
     learning_rate: float = setting(1e-3, "its peak", above=0)
     beta1: float = setting(0.9, "Adam's first decay; the momentum of sgd", low=0, below=1)
     beta2: float = setting(0.999, "Adam's second decay", low=0, below=1)
-    weight_decay: float = setting(0.0, "decay of weights per step, in units of the learning rate for adamw", low=0)
-    warmup_images: int = setting(0, "images over which the learning rate rises linearly to its peak", low=0)
+    weight_decay: float = setting(
+        0.0, "decay of weights per step, in units of the learning rate for adamw", low=0
+    )
+    warmup_images: int = setting(
+        0, "images over which the learning rate rises linearly to its peak", low=0
+    )
     schedule: Literal["constant", "cosine", "stages"] = setting(
         "constant",
-        "after the warm-up: stay, fall to 0 at the end, or fall to a tenth in eight stages, each three times as long "
-        "as the one before (Burda et al. 2016)",
+        "after the warm-up: stay, fall to 0 at the end, or fall to a tenth in eight stages, each"
+        " three times as long as the one before (Burda et al. 2016)",
     )
-    accumulate: int = setting(1, "parts in which a rank computes its share of a batch, to save memory", low=1)
+    accumulate: int = setting(
+        1, "parts in which a rank computes its share of a batch, to save memory", low=1
+    )
     clip_norm: float = setting(0.0, "greatest gradient norm of a learner; 0: no clipping", low=0)
     non_finite: Literal["stop", "skip"] = setting(
         "stop",
-        "a loss or gradient that is no number; skip: the step is left out, after 3 in a row the run goes back "
-        "to its last checkpoint with another order, at most twice",
+        "a loss or gradient that is no number; skip: the step is left out, after 3 in a row the run"
+        " goes back to its last checkpoint with another order, at most twice",
     )
-    on_collapse: Literal["warn", "stop"] = setting("warn", "what an alarm does, such as posterior collapse")
+    on_collapse: Literal["warn", "stop"] = setting(
+        "warn", "what an alarm does, such as posterior collapse"
+    )
     precision: Literal["float32", "tf32", "bfloat16"] = setting(
         "float32",
-        "of all layers alike; tf32: 10-bit mantissas in a GPU's matrix products (a CPU computes float32); bfloat16: "
-        "autocast of networks and losses",
+        "of all layers alike; tf32: 10-bit mantissas in a GPU's matrix products (a CPU computes"
+        " float32); bfloat16: autocast of networks and losses",
     )
-    compile: bool = setting(False, "torch.compile the networks, but for one that a penalty differentiates twice")
+    compile: bool = setting(
+        False, "torch.compile the networks, but for one that a penalty differentiates twice"
+    )
     channels_last: bool = setting(False, "keep convolutions in channels-last memory format")
-    average_half_life: int = setting(0, "half-life, in images, of the moving average of the weights; 0: none", low=0)
-    init_from: str = setting(
-        "", "a run folder or an exported model whose weights are the first ones; nothing else of it is taken"
+    average_half_life: int = setting(
+        0, "half-life, in images, of the moving average of the weights; 0: none", low=0
     )
-    report_images: int = setting(0, "images between points of the curves; 0: a hundred a run", low=0)
+    init_from: str = setting(
+        "",
+        "a run folder or an exported model whose weights are the first ones; nothing else of it is"
+        " taken",
+    )
+    report_images: int = setting(
+        0, "images between points of the curves; 0: a hundred a run", low=0
+    )
 
     def __post_init__(self) -> None:
         if "://" in self.init_from:
-            raise UsageError(f"train.init_from {self.init_from!r} must be a folder on a disk: copy the model there")
+            raise UsageError(
+                f"train.init_from {self.init_from!r} must be a folder on a disk: copy the model"
+                " there"
+            )
         if self.init_from:  # workers run in folders of their own
             object.__setattr__(self, "init_from", str(as_path(self.init_from)))
 
     def length(self, records: int) -> int:
-        """The images of the whole run: whole steps, the least number that reaches what was asked."""
+        """The images of the whole run: whole steps, the least number that reaches what was
+        asked.
+        """
         if self.total_images and self.epochs:
             raise UsageError("set one of train.total_images and train.epochs, not both")
         if self.epochs and not records:
-            raise UsageError(f"train.epochs = {self.epochs:g} cannot be counted: how many records there are is unknown "
-                             "with data.sequential: set train.total_images")  # fmt: skip
+            raise UsageError(
+                f"train.epochs = {self.epochs:g} cannot be counted: how many records there are is"
+                " unknown with data.sequential: set train.total_images"
+            )
         asked = self.total_images or math.ceil(self.epochs * records) or self.DEFAULT_IMAGES
         return math.ceil(asked / self.batch_size) * self.batch_size
 
     def rate_at(self, images: int, total: int) -> float:
-        """The learning rate of the step that starts after `images` of `total`: pure, so resuming is exact."""
+        """The learning rate of the step that starts after `images` of `total`: pure, so resuming is
+        exact.
+        """
         if images < self.warmup_images:
-            return self.learning_rate * (images + self.batch_size) / (self.warmup_images + self.batch_size)
+            return (
+                self.learning_rate
+                * (images + self.batch_size)
+                / (self.warmup_images + self.batch_size)
+            )
         if self.schedule == "constant":
             return self.learning_rate
         done = (images - self.warmup_images) / max(1, total - self.warmup_images)

@@ -1,7 +1,8 @@
 """One phase of one step: gradients of the whole global batch, then the optimiser.
 
-It alone knows autocast, accumulation and clipping, and the two ways in which ranks add up their gradients: averaged by
-DDP during backward, or elastic: one share of the batch after the other, added up in their order whatever the world is.
+It alone knows autocast, accumulation and clipping, and the two ways in which ranks add up their
+gradients: averaged by DDP during backward, or elastic: one share of the batch after the other,
+added up in their order whatever the world is.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from udl_dist.training.train_state import Learning, Turn, like
 
 
 def edges_of_parts(batch_size: int, shares: int, accumulate: int, ranks: Ranks) -> list[int]:
-    """Where a rank cuts its rows: into `accumulate` parts, or where the `shares` of the global batch end."""
+    """Where a rank cuts its rows: into `accumulate` parts, or where the `shares` of the global
+    batch end.
+    """
     first, last = (batch_size * rank // ranks.world for rank in (ranks.rank, ranks.rank + 1))
     if not shares:
         return [(last - first) * part // accumulate for part in range(accumulate + 1)]
@@ -33,14 +36,27 @@ def cut(batch: Batch, edges: list[int]) -> list[Batch]:
     """The batch in parts."""
     if len(edges) == 2:
         return [batch]
-    return [replace(batch, images=batch.images[a:b], keys=batch.keys[a:b], record_keys=batch.record_keys[a:b])
-            for a, b in itertools.pairwise(edges)]  # fmt: skip
+    return [
+        replace(
+            batch,
+            images=batch.images[a:b],
+            keys=batch.keys[a:b],
+            record_keys=batch.record_keys[a:b],
+        )
+        for a, b in itertools.pairwise(edges)
+    ]
 
 
 def take(
-    turn: Turn, learning: Learning, parts: list[Batch], place: tuple[int, int, int], rate: float,
-    settings: TrainSettings, ranks: Ranks, guard: Guard,
-) -> None:  # fmt: skip
+    turn: Turn,
+    learning: Learning,
+    parts: list[Batch],
+    place: tuple[int, int, int],
+    rate: float,
+    settings: TrainSettings,
+    ranks: Ranks,
+    guard: Guard,
+) -> None:
     """Let one phase take its turn; `place` is (seed, step, number of the turn)."""
     for name, network in learning.method.networks.items():
         network.requires_grad_(name in turn.phase.trains)
@@ -64,10 +80,12 @@ def black(method: Method, rows: int, device: torch.device) -> Batch:
 
 
 def warm_up(learning: Learning, edges: list[int], settings: TrainSettings, ranks: Ranks) -> None:
-    """Run each phase once on black images, and leave no trace but the order in which DDP adds up gradients.
+    """Run each phase once on black images, and leave no trace but the order in which DDP adds up
+    gradients.
 
-    It lays its buckets anew after the first backward of a process, and with three ranks or more the place in a bucket
-    is the order of a sum: without this, the first step after a resume would differ in its last bits.
+    It lays its buckets anew after the first backward of a process, and with three ranks or more the
+    place in a bucket is the order of a sum: without this, the first step after a resume would
+    differ in its last bits.
     """
     if ranks.world == 1 or learning.shares:
         return
@@ -86,7 +104,12 @@ def warm_up(learning: Learning, edges: list[int], settings: TrainSettings, ranks
 
 
 def _averaged(
-    turn: Turn, parts: list[Batch], place: tuple[int, int, int], settings: TrainSettings, ranks: Ranks, guard: Guard
+    turn: Turn,
+    parts: list[Batch],
+    place: tuple[int, int, int],
+    settings: TrainSettings,
+    ranks: Ranks,
+    guard: Guard,
 ) -> None:
     seed, step, number = place
     if number == 0:
@@ -94,45 +117,61 @@ def _averaged(
         _seed(ranks.device, seed, step, ranks.rank)
     for part, batch in enumerate(parts):
         with ranks.unsynchronised(turn.learner, part < len(parts) - 1):
-            # A loss is a mean over its rows and DDP averages over ranks: the weight makes both a mean over the global
-            # batch, however uneven the shares are.
+            # A loss is a mean over its rows and DDP averages over ranks: the weight makes both a
+            # mean over the global batch, however uneven the shares are.
             _learn(turn, batch, ranks.world / settings.batch_size, settings, ranks, guard)
 
 
 def _elastic(
-    turn: Turn, parts: list[Batch], place: tuple[int, int, int], settings: TrainSettings, ranks: Ranks, guard: Guard
+    turn: Turn,
+    parts: list[Batch],
+    place: tuple[int, int, int],
+    settings: TrainSettings,
+    ranks: Ranks,
+    guard: Guard,
 ) -> None:
     parameters, shares = turn.parameters(), []
     for part, batch in enumerate(parts):
         seed, step, number = place
         _seed(ranks.device, seed, step, number, ranks.rank * len(parts) + part)
         _learn(turn, batch, 1 / settings.batch_size, settings, ranks, guard)
-        if not ranks.leads:  # the first rank's shares come first: backward itself adds them up in their order
+        # the first rank's shares come first: backward itself adds them up in their order
+        if not ranks.leads:
             shares.append(_taken(parameters))
     if ranks.world > 1:
         total = ranks.fold(shares if shares else [_taken(parameters)])
-        for parameter, gradient in zip(parameters, torch.split(total, [p.numel() for p in parameters]), strict=True):
+        for parameter, gradient in zip(
+            parameters, torch.split(total, [p.numel() for p in parameters]), strict=True
+        ):
             parameter.grad = like(parameter, gradient.view_as(parameter))
 
 
 def _taken(parameters: list[torch.nn.Parameter]) -> Tensor:
     """The gradients as one flat tensor; the parameters have none any more."""
-    taken = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
+    taken = torch.cat(
+        [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters]
+    )
     for parameter in parameters:
         parameter.grad = None
     return taken
 
 
-def _learn(turn: Turn, batch: Batch, weight: float, settings: TrainSettings, ranks: Ranks, guard: Guard) -> None:
+def _learn(
+    turn: Turn, batch: Batch, weight: float, settings: TrainSettings, ranks: Ranks, guard: Guard
+) -> None:
     rows = batch.images.shape[0]
-    with torch.autocast(ranks.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+    with torch.autocast(
+        ranks.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"
+    ):
         loss, figures = turn.learner(turn.phase, batch)
     guard.backward(loss, rows * weight)
     guard.plot({"loss": loss, **figures} if guard.alone else figures, rows)
 
 
 def _seed(device: torch.device, *parts: int) -> None:
-    """Seed torch's generators of the CPU and of this device alone: torch.manual_seed costs 1 ms more."""
+    """Seed torch's generators of the CPU and of this device alone: torch.manual_seed costs 1 ms
+    more.
+    """
     seed = int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

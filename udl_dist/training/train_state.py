@@ -1,4 +1,6 @@
-"""What learns: networks with their optimisers, and the moving average of them; all that a checkpoint must hold."""
+"""What learns: networks with their optimisers, and the moving average of them; all that a
+checkpoint must hold.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from udl_dist.training.settings import TrainSettings
 
 
 class Learner(nn.Module):
-    """Networks that learn together. Its forward *runs the loss*, so DDP sees all that must be synchronised."""
+    """Networks that learn together. Its forward *runs the loss*, so DDP sees all that must be
+    synchronised.
+    """
 
     def __init__(self, networks: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -39,11 +43,16 @@ class Turn:
 
 
 class Learning:
-    """A method while it learns: `turns` in order, and `average`, the copy with averaged weights (or None)."""
+    """A method while it learns: `turns` in order, and `average`, the copy with averaged weights (or
+    None).
+    """
 
-    def __init__(self, method: Method, settings: TrainSettings, ranks: Ranks, shares: int = 0) -> None:
+    def __init__(
+        self, method: Method, settings: TrainSettings, ranks: Ranks, shares: int = 0
+    ) -> None:
         self.method = method
-        self.shares = shares  # in which a global batch is learned, added up in their order; 0: one for each rank
+        # in which a global batch is learned, added up in their order; 0: one for each rank
+        self.shares = shares
         self._moments = 2 if settings.optimizer.startswith("adam") else int(settings.beta1 > 0)
         layout = torch.channels_last if settings.channels_last else torch.preserve_format
         method.networks.to(device=ranks.device, memory_format=layout)  # type: ignore[call-overload]
@@ -78,19 +87,31 @@ class Learning:
         """All state by file and name: `networks`, `average`, and `optimizer-N` for each turn."""
         files = {"networks": dict(self.method.networks.state_dict())}
         if self.average is not None:
-            files["average"] = {f"{name}.{key}": value for name in self.method.averaged()
-                                for key, value in self.average.networks[name].state_dict().items()}  # fmt: skip
+            files["average"] = {
+                f"{name}.{key}": value
+                for name in self.method.averaged()
+                for key, value in self.average.networks[name].state_dict().items()
+            }
         for number, turn in enumerate(self.turns):
             files[f"optimizer-{number}"] = dict(_flat(turn.optimizer))
         return files
 
     def checkpoint_bytes(self) -> int:
-        """What a checkpoint of all this takes, moments that the optimisers do not have yet included."""
-        missing = sum(value.nbytes for turn in self.turns if not turn.optimizer.state for value in turn.parameters())
+        """What a checkpoint of all this takes, moments that the optimisers do not have yet
+        included.
+        """
+        missing = sum(
+            value.nbytes
+            for turn in self.turns
+            if not turn.optimizer.state
+            for value in turn.parameters()
+        )
         return bytes_of(self.tensors()) + self._moments * missing
 
     def start_from(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take some of the weights from elsewhere, before the first step; optimisers are as new as they were."""
+        """Take some of the weights from elsewhere, before the first step; optimisers are as new as
+        they were.
+        """
         own = self.method.networks.state_dict()
         self.method.networks.load_state_dict(own | dict(tensors))
         if self.average is not None:
@@ -107,15 +128,18 @@ class Learning:
             for number, turn in enumerate(self.turns):
                 _restore(turn.optimizer, files[f"optimizer-{number}"])
         except (KeyError, IndexError, RuntimeError, ValueError) as error:
-            raise TrainingError(f"the checkpoint is of other networks: {' '.join(str(error).split())[:300]}") from None
+            raise TrainingError(
+                f"the checkpoint is of other networks: {' '.join(str(error).split())[:300]}"
+            ) from None
 
 
 def _compile(method: Method) -> None:
-    """Compile the training forward of each network in place; one that a loss differentiates twice stays eager.
+    """Compile the training forward of each network in place; one that a loss differentiates twice
+    stays eager.
 
-    Evaluation stays eager too: it runs seldom, and with batches of other sizes, each of which would be compiled anew.
-    What this process compiled before, such as for another trial, counts towards Dynamo's limit of 8 variants, beyond
-    which it runs eager without a word: it is forgotten.
+    Evaluation stays eager too: it runs seldom, and with batches of other sizes, each of which would
+    be compiled anew. What this process compiled before, such as for another trial, counts towards
+    Dynamo's limit of 8 variants, beyond which it runs eager without a word: it is forgotten.
     """
     torch.compiler.reset()
     for name, network in method.networks.items():
@@ -124,13 +148,16 @@ def _compile(method: Method) -> None:
 
 
 def _compiled_in_training(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    # Its forward, not the module: Dynamo passes over the frames of nn.Sequential, and would compile nothing.
+    # Its forward, not the module: Dynamo passes over the frames of nn.Sequential, and would compile
+    # nothing.
     eager, compiled = network.forward, torch.compile(network.forward)
     return lambda inputs: (compiled if network.training else eager)(inputs)
 
 
 def _averaged(method: Method) -> Method:
-    """A method whose averaged networks are copies, and whose others (a discriminator) are the living ones."""
+    """A method whose averaged networks are copies, and whose others (a discriminator) are the
+    living ones.
+    """
     average = copy.deepcopy(method)
     for name in method.networks:
         if name in method.averaged():
@@ -140,19 +167,26 @@ def _averaged(method: Method) -> Method:
     return average
 
 
-def _optimizer(parameters: list[nn.Parameter], settings: TrainSettings, device: torch.device) -> torch.optim.Optimizer:
+def _optimizer(
+    parameters: list[nn.Parameter], settings: TrainSettings, device: torch.device
+) -> torch.optim.Optimizer:
     fused = device.type in ("cpu", "cuda")
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, rate, momentum=settings.beta1, weight_decay=decay, fused=fused)
+        return torch.optim.SGD(
+            parameters, rate, momentum=settings.beta1, weight_decay=decay, fused=fused
+        )
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, rate, betas=(settings.beta1, settings.beta2), weight_decay=decay, fused=fused)
+    return kind(
+        parameters, rate, betas=(settings.beta1, settings.beta2), weight_decay=decay, fused=fused
+    )
 
 
 def like(parameter: Tensor, value: Tensor) -> Tensor:
     """`value` in the memory format of `parameter`, if it has its shape.
 
-    Fused optimisers walk raw memory: a moment or a gradient in another order would meet other weights.
+    Fused optimisers walk raw memory: a moment or a gradient in another order would meet other
+    weights.
     """
     if value.shape != parameter.shape or value.stride() == parameter.stride():
         return value
@@ -160,7 +194,9 @@ def like(parameter: Tensor, value: Tensor) -> Tensor:
 
 
 def _flat(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    """The optimiser's tensors as `parameter.name`; its hyperparameters come from the settings at each step."""
+    """The optimiser's tensors as `parameter.name`; its hyperparameters come from the settings at
+    each step.
+    """
     for parameter, entries in optimizer.state_dict()["state"].items():
         for name, value in entries.items():
             if value is not None:  # SGD without momentum keeps an empty buffer

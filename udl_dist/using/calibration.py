@@ -28,7 +28,9 @@ PARTS = 1000  # quantiles of a score are kept at every thousandth
 
 @dataclass(frozen=True)
 class Calibration:
-    """Figures of `images` held-out images; `data` names them, `weights` the checkpoint and the codes kept of it."""
+    """Figures of `images` held-out images; `data` names them, `weights` the checkpoint and the
+    codes kept of it.
+    """
 
     weights: str
     images: int
@@ -51,14 +53,17 @@ class Calibration:
 
 
 def calibration(model: Model) -> Calibration:
-    """What is known of a model, computed if need be; raise UsageError or DataError if it cannot be had."""
+    """What is known of a model, computed if need be; raise UsageError or DataError if it cannot be
+    had.
+    """
     if model.origin.experiment is None:
         return _exported(model)
     path = model.origin.folder / CALIBRATION
     if path.exists() and (known := _read(path)).weights == _measured(model):
         return known
     computed = compute(model)
-    with contextlib.suppress(OSError):  # a run that cannot be written to is measured again each time
+    # a run that cannot be written to is measured again each time
+    with contextlib.suppress(OSError):
         files.write_whole(path, computed.as_json())
     return computed
 
@@ -68,8 +73,10 @@ def compute(model: Model) -> Calibration:
     experiment = model.origin.experiment
     assert experiment, "only a run knows its data"
     if experiment.data.sequential and not experiment.data.held_out:
-        raise UsageError(f"{model.origin.folder} was trained on a sequence and holds nothing out: there is nothing to "
-                         "measure it by")  # fmt: skip
+        raise UsageError(
+            f"{model.origin.folder} was trained on a sequence and holds nothing out: there is"
+            " nothing to measure it by"
+        )
     stream, held_out = open_streams(prepare(experiment.data), experiment.train.seed)
     latents: list[Tensor] = []
     scores: dict[str, list[Tensor]] = {name: [] for name in model.scores}
@@ -84,23 +91,38 @@ def compute(model: Model) -> Calibration:
         if images >= MOST_IMAGES:
             break
     steps = torch.linspace(0, 1, PARTS + 1, dtype=torch.float64)
-    codes = torch.cat(latents).double() if latents else torch.zeros(1, model.latent_dim, dtype=torch.float64)
-    return Calibration(_measured(model), images, (held_out or stream).fingerprint, held_out is not None,
-                       _short(codes.mean(0)), _short(codes.std(0, correction=0)),
-                       {name: _short(torch.cat(values).quantile(steps)) for name, values in scores.items()}
-                       )  # fmt: skip
+    codes = (
+        torch.cat(latents).double()
+        if latents
+        else torch.zeros(1, model.latent_dim, dtype=torch.float64)
+    )
+    return Calibration(
+        _measured(model),
+        images,
+        (held_out or stream).fingerprint,
+        held_out is not None,
+        _short(codes.mean(0)),
+        _short(codes.std(0, correction=0)),
+        {name: _short(torch.cat(values).quantile(steps)) for name, values in scores.items()},
+    )
 
 
 def _measured(model: Model) -> str:
     """What its quantiles depend on: the checkpoint, and the codes that outliers are told by."""
-    of = f" {len(model.crowd.rows)} codes {int(model.crowd.neighbours)} neighbours" if model.crowd else ""
+    of = (
+        f" {len(model.crowd.rows)} codes {int(model.crowd.neighbours)} neighbours"
+        if model.crowd
+        else ""
+    )
     return model.origin.weights + of
 
 
 def _exported(model: Model) -> Calibration:
     if CALIBRATION not in model.origin.config["files"]:
-        raise UsageError(f"{model.origin.folder} was exported without figures of held-out images: use its run folder, "
-                         "or export it again where the run's data is")  # fmt: skip
+        raise UsageError(
+            f"{model.origin.folder} was exported without figures of held-out images: use its run"
+            " folder, or export it again where the run's data is"
+        )
     return _read(model.origin.folder / CALIBRATION)
 
 
@@ -108,7 +130,9 @@ def _read(path: Path) -> Calibration:
     try:
         return Calibration(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        raise DataError(f"{path} makes no sense: delete it in a run, export a model again") from None
+        raise DataError(
+            f"{path} makes no sense: delete it in a run, export a model again"
+        ) from None
 
 
 def _short(values: Tensor) -> list[float]:

@@ -31,7 +31,10 @@ def sample(model: Model, count: int, seed: int, prior: Prior, out: Path) -> Outc
         raise UsageError(f"--n {count}: draw at least one image")
     if is_picture(out):
         if count > MOST_IN_GRID:
-            raise UsageError(f"--n {count} is too much for one picture ({MOST_IN_GRID:,}): name a folder with --out")
+            raise UsageError(
+                f"--n {count} is too much for one picture ({MOST_IN_GRID:,}): name a folder with"
+                " --out"
+            )
         save(grid(model.sample(count, seed, prior), ceil(sqrt(count))), out)
         where = f"{count} images, seed {seed}: {out}"
     else:
@@ -42,7 +45,9 @@ def sample(model: Model, count: int, seed: int, prior: Prior, out: Path) -> Outc
 
 
 def reconstruct(model: Model, names: Sequence[str], most: int, out: Path) -> Outcome:
-    """Images over what the model makes of them, in one PNG grid, or each reconstruction into a folder."""
+    """Images over what the model makes of them, in one PNG grid, or each reconstruction into a
+    folder.
+    """
     model.require("reconstruct")
     keys, images, there = sources.read(model, names, most)
     rebuilt = model.reconstruct(images)
@@ -52,22 +57,35 @@ def reconstruct(model: Model, names: Sequence[str], most: int, out: Path) -> Out
     else:
         folder = new_folder(out)
         with writing(folder):
-            for number, (key, picture) in enumerate(zip(keys, model.pictures(rebuilt), strict=True)):
+            for number, (key, picture) in enumerate(
+                zip(keys, model.pictures(rebuilt), strict=True)
+            ):
                 picture.save(folder / f"{number:06d}-{_file_name(key)}.png")
     psnr = float(similarity.psnr(errors).mean())
     some = f"the first {len(keys):,} of {there:,} images (--n {there} takes all)"
     which = f"{len(keys)} images" if len(keys) == there else some
-    said = f"{which}: mean squared error {float(errors.mean()):.5f} (pixels in [0, 1]), PSNR {psnr:.2f} dB"
+    said = (
+        f"{which}: mean squared error {float(errors.mean()):.5f} (pixels in [0, 1]), PSNR"
+        f" {psnr:.2f} dB"
+    )
     return outcome(
-        model, [f"{said}: {out}"], out=str(out), n=len(keys), images=there, mse=float(errors.mean()), psnr=psnr
+        model,
+        [f"{said}: {out}"],
+        out=str(out),
+        n=len(keys),
+        images=there,
+        mse=float(errors.mean()),
+        psnr=psnr,
     )
 
 
-def traverse(model: Model, axes: int, steps: int, reach: float, base: str, seed: int, out: Path) -> Outcome:
+def traverse(
+    model: Model, axes: int, steps: int, reach: float, base: str, seed: int, out: Path
+) -> Outcome:
     """Walk along single latents, a row for each: those that vary most over images first.
 
-    The middle is the latent of the image `base`, or the mean one, or a drawn one where there is no encoder; a row
-    goes `reach` deviations to either side.
+    The middle is the latent of the image `base`, or the mean one, or a drawn one where there is no
+    encoder; a row goes `reach` deviations to either side.
     """
     model.require("decode")
     if steps < 2 or axes < 1:
@@ -83,12 +101,21 @@ def traverse(model: Model, axes: int, steps: int, reach: float, base: str, seed:
         latents[row, :, axis] += ways * deviation[axis]
     save(grid(model.decode(latents.flatten(0, 1)), steps), out)
     named = ", ".join(f"{axis} (deviation {deviation[axis]:.3g})" for axis in chosen.tolist())
-    return outcome(model, [f"latents {named}, from -{reach:g} to {reach:g} deviations: {out}"], out=str(out),
-                   axes=chosen.tolist(), deviations=deviation[chosen].tolist(), steps=steps, reach=reach)  # fmt: skip
+    return outcome(
+        model,
+        [f"latents {named}, from -{reach:g} to {reach:g} deviations: {out}"],
+        out=str(out),
+        axes=chosen.tolist(),
+        deviations=deviation[chosen].tolist(),
+        steps=steps,
+        reach=reach,
+    )
 
 
 def interpolate(model: Model, start: str, end: str, steps: int, seed: int, out: Path) -> Outcome:
-    """Go from one image (or `seed:N`, a drawn latent) to another; on a sphere where latents are normal numbers."""
+    """Go from one image (or `seed:N`, a drawn latent) to another; on a sphere where latents are
+    normal numbers.
+    """
     model.require("decode")
     if steps < 2:
         raise UsageError(f"--steps {steps}: give at least two")
@@ -102,7 +129,9 @@ def interpolate(model: Model, start: str, end: str, steps: int, seed: int, out: 
 
 
 def slerp(first: Tensor, last: Tensor, share: Tensor) -> Tensor:  # [Z], [Z], [] -> [Z]
-    """Spherical interpolation (White 2016): what lies between two normal draws then has their length, as draws have."""
+    """Spherical interpolation (White 2016): what lies between two normal draws then has their
+    length, as draws have.
+    """
     cosine = torch.nn.functional.cosine_similarity(first, last, 0).clamp(-1, 1)
     angle = cosine.acos()
     if float(angle.sin()) < 1e-6:  # on one line
@@ -111,7 +140,9 @@ def slerp(first: Tensor, last: Tensor, share: Tensor) -> Tensor:  # [Z], [Z], []
 
 
 def _spread(model: Model) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each latent: over held-out images where there is an encoder, else those of the prior."""
+    """Mean and deviation of each latent: over held-out images where there is an encoder, else those
+    of the prior.
+    """
     if model.can("encode"):
         known = calibration(model)
         return torch.tensor(known.latent_mean), torch.tensor(known.latent_deviation)
@@ -121,8 +152,10 @@ def _spread(model: Model) -> tuple[Tensor, Tensor]:
 def _end(model: Model, name: str, seed: int) -> Tensor:  # -> [1, Z]
     if not name.startswith(SEED):
         if not model.can("encode"):
-            raise UsageError(f"{model.origin.folder}: a model of method {model.origin.method} cannot encode {name!r}: "
-                             f"give {SEED}N, a latent drawn with that number")  # fmt: skip
+            raise UsageError(
+                f"{model.origin.folder}: a model of method {model.origin.method} cannot encode"
+                f" {name!r}: give {SEED}N, a latent drawn with that number"
+            )
         return model.encode(sources.read(model, [name], 1)[1])
     number = name.removeprefix(SEED)
     if not number.isdecimal():
@@ -132,7 +165,10 @@ def _end(model: Model, name: str, seed: int) -> Tensor:  # -> [1, Z]
         return model.method.prior(key.to(model.device)).cpu()
     if model.mixture:
         return model.mixture.draw(key)
-    raise UsageError(f"{model.origin.folder} has no prior to draw {name!r} from: name an image, or run udl fit-prior")
+    raise UsageError(
+        f"{model.origin.folder} has no prior to draw {name!r} from: name an image, or run udl"
+        " fit-prior"
+    )
 
 
 def _singles(model: Model, count: int, seed: int, prior: Prior, folder: Path) -> None:
@@ -146,8 +182,12 @@ def _singles(model: Model, count: int, seed: int, prior: Prior, folder: Path) ->
 def _over(images: Tensor, rebuilt: Tensor) -> Image.Image:
     columns = min(len(images), 16)
     rows = zip(torch.split(images, columns), torch.split(rebuilt, columns), strict=True)
-    return grid(torch.cat([part for row in rows for part in (_padded(row[0], columns), _padded(row[1], columns))]),
-                columns)  # fmt: skip
+    return grid(
+        torch.cat(
+            [part for row in rows for part in (_padded(row[0], columns), _padded(row[1], columns))]
+        ),
+        columns,
+    )
 
 
 def _padded(row: Tensor, columns: int) -> Tensor:
@@ -156,7 +196,9 @@ def _padded(row: Tensor, columns: int) -> Tensor:
 
 
 def _file_name(key: str) -> str:
-    """A key that came from data, or the name of a file, as part of a file's name: nothing in it leads elsewhere."""
+    """A key that came from data, or the name of a file, as part of a file's name: nothing in it
+    leads elsewhere.
+    """
     if key.lower().endswith(READ):
         key = Path(key).stem
     return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in key)[:80]

@@ -1,4 +1,6 @@
-"""`udl embed`: the latents of all images of a source, with their keys, in parts of bounded size; Ray may share them."""
+"""`udl embed`: the latents of all images of a source, with their keys, in parts of bounded size;
+Ray may share them.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,24 @@ from udl_dist.using.sources import keys_of, open_stream
 Progress = Callable[[int, int], None]
 
 
-def embed(model: Model, source: str, dest: Path, asked: EmbedSettings, progress: Progress) -> Outcome:
-    """Write the latents of every image of `source` below `dest`; parts that are there already are not made again."""
+def embed(
+    model: Model, source: str, dest: Path, asked: EmbedSettings, progress: Progress
+) -> Outcome:
+    """Write the latents of every image of `source` below `dest`; parts that are there already are
+    not made again.
+    """
     model.require("encode")
     began = time.monotonic()
     stream = open_stream(model, source, asked.readers)
-    layout = Layout(str(model.origin.folder), model.origin.weights, stream.fingerprint, stream.records,
-                    model.latent_dim, asked.format, -(-stream.records // asked.part_images))  # fmt: skip
+    layout = Layout(
+        str(model.origin.folder),
+        model.origin.weights,
+        stream.fingerprint,
+        stream.records,
+        model.latent_dim,
+        asked.format,
+        -(-stream.records // asked.part_images),
+    )
     missing = parts.begin(dest, layout)
     there = layout.parts - len(missing)
     images = 0
@@ -37,9 +50,20 @@ def embed(model: Model, source: str, dest: Path, asked: EmbedSettings, progress:
     seconds = time.monotonic() - began
     again = f", {there} of them were there" if there else ""
     speed = f", {images / seconds:,.0f} images/s" if images else ""
-    said = f"{stream.records:,} images, latents of {layout.latent_dim}, {layout.parts} parts{again}{speed}: {dest}"
-    return outcome(model, [said], dest=str(dest), records=stream.records, parts=layout.parts, parts_there=there,
-                   images=images, seconds=seconds)  # fmt: skip
+    said = (
+        f"{stream.records:,} images, latents of {layout.latent_dim}, {layout.parts}"
+        f" parts{again}{speed}: {dest}"
+    )
+    return outcome(
+        model,
+        [said],
+        dest=str(dest),
+        records=stream.records,
+        parts=layout.parts,
+        parts_there=there,
+        images=images,
+        seconds=seconds,
+    )
 
 
 def embed_part(model: Model, stream: Stream, dest: Path, layout: Layout, number: int) -> int:
@@ -56,7 +80,13 @@ def embed_part(model: Model, stream: Stream, dest: Path, layout: Layout, number:
 
 
 def _made(
-    model: Model, stream: Stream, source: str, dest: Path, layout: Layout, missing: list[int], asked: EmbedSettings
+    model: Model,
+    stream: Stream,
+    source: str,
+    dest: Path,
+    layout: Layout,
+    missing: list[int],
+    asked: EmbedSettings,
 ) -> Iterator[int]:
     """Make the missing parts, here or in Ray's workers; give the images of each as it is done."""
     if not asked.workers or not missing:
@@ -64,4 +94,6 @@ def _made(
         return
     from udl_dist.using import workers
 
-    yield from workers.embed(model, source, dest, layout, missing, asked.workers, asked.readers, asked.address)
+    yield from workers.embed(
+        model, source, dest, layout, missing, asked.workers, asked.readers, asked.address
+    )

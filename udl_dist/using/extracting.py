@@ -1,4 +1,6 @@
-"""`udl fit-extractor`: a small classifier of labelled images, by whose features sets of images can be compared."""
+"""`udl fit-extractor`: a small classifier of labelled images, by whose features sets of images can
+be compared.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,23 @@ Progress = Callable[[int, int], None]
 
 
 def fit_extractor(source: str, dest: Path, asked: ExtractorSettings, progress: Progress) -> Outcome:
-    """Train on the images of `source` and write one safetensors file; what is held out says how good it is."""
+    """Train on the images of `source` and write one safetensors file; what is held out says how
+    good it is.
+    """
     if dest.exists():
         raise UsageError(f"{str(dest)!r} exists: name a new file")
-    data = DataSettings(source=source, size=asked.size, channels=asked.channels, fit=asked.fit, readers=asked.readers)
+    data = DataSettings(
+        source=source,
+        size=asked.size,
+        channels=asked.channels,
+        fit=asked.fit,
+        readers=asked.readers,
+    )
     stream, held_out = open_streams(prepare(data), asked.seed)
     if stream.shape[1] < LEAST_SIZE:
-        raise UsageError(f"an extractor sees {LEAST_SIZE} pixels at least, not {stream.shape[1]}: give --size")
+        raise UsageError(
+            f"an extractor sees {LEAST_SIZE} pixels at least, not {stream.shape[1]}: give --size"
+        )
     classes = _classes(source, stream)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(asked.seed)
@@ -51,9 +63,14 @@ def fit_extractor(source: str, dest: Path, asked: ExtractorSettings, progress: P
         made.save(dest)
         sha256 = hashlib.sha256(dest.read_bytes()).hexdigest()
     kind = "held-out" if held_out else "training"
-    said = f"{classes} classes, {100 * accuracy:.2f} % of {len(torch.cat(right)):,} {kind} images right: {dest}"
-    return Outcome([said, f"sha256 {sha256}", f"use it: udl evaluate RUN --extractor {dest}"],
-                   {"dest": str(dest), "classes": classes, "accuracy": accuracy, "sha256": sha256})  # fmt: skip
+    said = (
+        f"{classes} classes, {100 * accuracy:.2f} % of {len(torch.cat(right)):,} {kind} images"
+        f" right: {dest}"
+    )
+    return Outcome(
+        [said, f"sha256 {sha256}", f"use it: udl evaluate RUN --extractor {dest}"],
+        {"dest": str(dest), "classes": classes, "accuracy": accuracy, "sha256": sha256},
+    )
 
 
 def _train(made: Classifier, stream: Stream, asked: ExtractorSettings, progress: Progress) -> None:
@@ -63,7 +80,9 @@ def _train(made: Classifier, stream: Stream, asked: ExtractorSettings, progress:
     for step, records in enumerate(stream.batches(0, asked.batch_size)):
         if step == steps:
             break
-        loss = functional.cross_entropy(made(scaled(records.images)), torch.from_numpy(records.labels))
+        loss = functional.cross_entropy(
+            made(scaled(records.images)), torch.from_numpy(records.labels)
+        )
         optimiser.zero_grad()
         torch.autograd.backward(loss)
         optimiser.step()
@@ -81,8 +100,13 @@ def _classes(source: str, stream: Stream) -> int:
     """How many classes there are; raise DataError where a label is missing."""
     labels = np.concatenate([records.labels for records in stream.once(BATCH_IMAGES)])
     if labels.min() < 0:
-        raise DataError(f"{source}: {int((labels < 0).sum()):,} of {len(labels):,} images have no label (cls): "
-                        "an extractor is fitted to labelled ones")  # fmt: skip
+        raise DataError(
+            f"{source}: {int((labels < 0).sum()):,} of {len(labels):,} images have no label (cls): "
+            "an extractor is fitted to labelled ones"
+        )
     if not 2 <= labels.max() + 1 <= MOST_CLASSES:
-        raise DataError(f"{source} has {int(labels.max()) + 1:,} classes: an extractor takes 2 to {MOST_CLASSES:,}")
+        raise DataError(
+            f"{source} has {int(labels.max()) + 1:,} classes: an extractor takes 2 to"
+            f" {MOST_CLASSES:,}"
+        )
     return int(labels.max()) + 1

@@ -24,12 +24,21 @@ def draw(plane: Plane, title: str, path: Path) -> None:
     few = len(classes) <= MOST_NAMED
     shown = np.searchsorted(classes, labels) if few else labels
     size = max(3.0, 40 - len(points) / 60)
-    drawn = axes.scatter(points[order, 0], points[order, 1], s=size, c=shown[order], cmap=_colours(len(classes)),
-                         linewidths=0, alpha=0.75)  # fmt: skip
+    drawn = axes.scatter(
+        points[order, 0],
+        points[order, 1],
+        s=size,
+        c=shown[order],
+        cmap=_colours(len(classes)),
+        linewidths=0,
+        alpha=0.75,
+    )
     if few:
         tints = drawn.to_rgba(np.arange(len(classes)))
-        marks = [axes.scatter([], [], color=tint, label=str(name), s=30)
-                 for tint, name in zip(tints, classes, strict=True)]  # fmt: skip
+        marks = [
+            axes.scatter([], [], color=tint, label=str(name), s=30)
+            for tint, name in zip(tints, classes, strict=True)
+        ]
         figure.legend(handles=marks, loc="outside right center", title="class", frameon=False)
     else:
         figure.colorbar(drawn, label="class")

@@ -1,4 +1,5 @@
-"""The images of an evaluation in parts, and what each family takes of a part: in this process or in a worker of Ray.
+"""The images of an evaluation in parts, and what each family takes of a part: in this process or in
+a worker of Ray.
 
 Parts depend on the images alone, so whoever makes them, in whatever number, makes the same.
 """
@@ -23,7 +24,16 @@ from udl_dist.data.settings import cache_folder
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.evaluation import extractor as extractors
 from udl_dist.evaluation import families
-from udl_dist.evaluation.family import HELD_OUT, LEFT_OUT, TRAIN, Family, Seen, Subject, Taken, joined
+from udl_dist.evaluation.family import (
+    HELD_OUT,
+    LEFT_OUT,
+    TRAIN,
+    Family,
+    Seen,
+    Subject,
+    Taken,
+    joined,
+)
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.models.inputs import scaled
 from udl_dist.models.model import BATCH_IMAGES, Model
@@ -37,24 +47,34 @@ MOST_DECODED_BYTES = 2**28  # 10,000 images of 64 px in colour take half of it
 
 @dataclass(frozen=True)
 class Part:
-    """What was taken of a part, by family, and whether its worker has met records that others stood in for."""
+    """What was taken of a part, by family, and whether its worker has met records that others stood
+    in for.
+    """
 
     taken: dict[str, Taken]
     damaged: bool
 
 
 class Measuring:
-    """A model, the images it is measured on, and the families of figures that can be had of both."""
+    """A model, the images it is measured on, and the families of figures that can be had of
+    both.
+    """
 
     def __init__(self, model: Model, asked: FigureSettings) -> None:
         self.model, self.asked = model, asked
         self.streams = _streams(model, asked)
         limits = {TRAIN: asked.train_images}
-        self.images = {which: min(limits.get(which, asked.images) or stream.records, stream.records)
-                       for which, stream in self.streams.items()}  # fmt: skip
+        self.images = {
+            which: min(limits.get(which, asked.images) or stream.records, stream.records)
+            for which, stream in self.streams.items()
+        }
         sample, sampled_from = _sampler(model, asked.prior)
-        labelled = TRAIN in self.streams and all(_labelled(stream) for stream in self.streams.values())
-        extractor = extractors.find(asked.extractor, model.shape, model.device, asked.trust_extractor)
+        labelled = TRAIN in self.streams and all(
+            _labelled(stream) for stream in self.streams.values()
+        )
+        extractor = extractors.find(
+            asked.extractor, model.shape, model.device, asked.trust_extractor
+        )
         experiment = model.origin.experiment
         left_out = experiment.data.without_labels if experiment and LEFT_OUT in self.streams else ()
         subject = Subject(
@@ -88,7 +108,9 @@ class Measuring:
         taken: dict[str, list[Taken]] = {family.name: [] for family in self._taking(which)}
         with torch.no_grad():
             for start, records in self._records(which, number):
-                seen = Seen(to_batch(records, 0, self.model.device), torch.from_numpy(records.labels), start)
+                seen = Seen(
+                    to_batch(records, 0, self.model.device), torch.from_numpy(records.labels), start
+                )
                 for family in self._taking(which):
                     taken[family.name].append(family.take(which, seen))
         whole = {name: joined(batches) for name, batches in taken.items()}
@@ -99,10 +121,20 @@ class Measuring:
     def remembered(self) -> Remembered:
         """Where the references of these images are kept."""
         experiment, model = self.model.origin.experiment, self.model
-        streams = {which: [stream.fingerprint, stream.seed, self.images[which], self._count(which), BATCH_IMAGES]
-                   for which, stream in self.streams.items()}  # fmt: skip
+        streams = {
+            which: [
+                stream.fingerprint,
+                stream.seed,
+                self.images[which],
+                self._count(which),
+                BATCH_IMAGES,
+            ]
+            for which, stream in self.streams.items()
+        }
         about = {"streams": streams, "shape": model.shape, "device": model.device.type}
-        return Remembered(cache_folder(experiment.data.cache if experiment else "") / "references", about)
+        return Remembered(
+            cache_folder(experiment.data.cache if experiment else "") / "references", about
+        )
 
     def _images(self, which: str) -> Callable[[], Iterator[Tensor]]:
         """Passes over the images that are measured."""
@@ -125,7 +157,9 @@ class Measuring:
         return max(1, min(MOST_PARTS, -(-self.images[which] // BATCH_IMAGES)))
 
     def _records(self, which: str, number: int) -> Iterator[tuple[int, Records]]:
-        """The batches of a part and the images before each: all once, or as many as are wanted in random order."""
+        """The batches of a part and the images before each: all once, or as many as are wanted in
+        random order.
+        """
         stream, parts = self.streams[which], self._count(which)
         start, stop = share(self.images[which], number, parts)
         if self.images[which] == stream.records:
@@ -142,12 +176,18 @@ class Measuring:
     def _refuse_odd_numbers(self, name: str, taken: Taken) -> None:
         for what, value in (taken.sums | taken.rows).items():
             if not bool(value.isfinite().all()):
-                raise TrainingError(f"{self.model.origin.line()}: {name} ({what}) has numbers that are not finite: "
-                                    "use another checkpoint")  # fmt: skip
+                raise TrainingError(
+                    f"{self.model.origin.line()}: {name} ({what}) has numbers that are not finite: "
+                    "use another checkpoint"
+                )
 
 
-def passes(batches: Callable[[], Iterator[Records]], total_bytes: int) -> Callable[[], Iterator[Tensor]]:
-    """Passes over the same images, [B, C, H, W] in [-1, 1]; they are decoded once where they fit into memory."""
+def passes(
+    batches: Callable[[], Iterator[Records]], total_bytes: int
+) -> Callable[[], Iterator[Tensor]]:
+    """Passes over the same images, [B, C, H, W] in [-1, 1]; they are decoded once where they fit
+    into memory.
+    """
     kept: list[NDArray[np.uint8]] = []
 
     def once() -> Iterator[Tensor]:
@@ -165,7 +205,9 @@ def passes(batches: Callable[[], Iterator[Records]], total_bytes: int) -> Callab
 
 
 def _streams(model: Model, asked: FigureSettings) -> dict[str, Stream]:
-    """The images that are measured, and, where they can be had, those the model learned from and those left out."""
+    """The images that are measured, and, where they can be had, those the model learned from and
+    those left out.
+    """
     experiment = model.origin.experiment
     found: dict[str, Stream | None] = {}
     if experiment and not experiment.data.sequential:
@@ -176,18 +218,26 @@ def _streams(model: Model, asked: FigureSettings) -> dict[str, Stream]:
     if asked.data:
         found[HELD_OUT] = open_stream(model, asked.data, asked.readers, asked.seed)
     if found.get(HELD_OUT) is None:
-        raise UsageError(f"{model.origin.folder} holds no images out that can be measured: name some with --data")
+        raise UsageError(
+            f"{model.origin.folder} holds no images out that can be measured: name some with --data"
+        )
     return {which: stream for which in (HELD_OUT, LEFT_OUT, TRAIN) if (stream := found.get(which))}
 
 
 def _sampler(model: Model, prior: str) -> tuple[Callable[[Tensor], Tensor] | None, str]:
-    """What draws images for random keys, and where its latents come from; raise UsageError for a mixture not there."""
+    """What draws images for random keys, and where its latents come from; raise UsageError for a
+    mixture not there.
+    """
     own, mixture = model.method.can("sample"), model.mixture
     if prior == "mixture" and mixture is None:
-        raise UsageError(f"{model.origin.folder} has no mixture to draw from: run udl fit-prior first")
+        raise UsageError(
+            f"{model.origin.folder} has no mixture to draw from: run udl fit-prior first"
+        )
     if mixture is not None and (prior == "mixture" or (prior == "auto" and not own)):
-        return (lambda keys: model.method.decode(mixture.draw(keys.cpu()).float().to(model.device)),
-                f"a mixture of {len(mixture.weights)} Gaussians over codes")  # fmt: skip
+        return (
+            lambda keys: model.method.decode(mixture.draw(keys.cpu()).float().to(model.device)),
+            f"a mixture of {len(mixture.weights)} Gaussians over codes",
+        )
     return (model.method.sample, "the method's own prior") if own else (None, "nothing")
 
 
@@ -199,5 +249,11 @@ def _labelled(stream: Stream) -> bool:
 
 def _first(records: Records, count: int) -> Records:
     """The first `count` of a batch."""
-    return replace(records, images=records.images[:count], records=records.records[:count], keys=records.keys[:count],
-                   record_keys=records.record_keys[:count], labels=records.labels[:count])  # fmt: skip
+    return replace(
+        records,
+        images=records.images[:count],
+        records=records.records[:count],
+        keys=records.keys[:count],
+        record_keys=records.record_keys[:count],
+        labels=records.labels[:count],
+    )

@@ -1,7 +1,9 @@
-"""A mixture of Gaussians fitted to codes by expectation and maximisation, over sums: exact, in bounded memory.
+"""A mixture of Gaussians fitted to codes by expectation and maximisation, over sums: exact, in
+bounded memory.
 
-The codes lie in a file and are read in parts; each turn adds up, for every component, weights, sums and products
-(Dempster, Laird & Rubin 1977). scikit-learn's GaussianMixture does the same with all codes in memory.
+The codes lie in a file and are read in parts; each turn adds up, for every component, weights, sums
+and products (Dempster, Laird & Rubin 1977). scikit-learn's GaussianMixture does the same with all
+codes in memory.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ Codes = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Fitted:
-    """A mixture, the mean log-density of the codes before its last turn, and how many turns it took."""
+    """A mixture, the mean log-density of the codes before its last turn, and how many turns it
+    took.
+    """
 
     mixture: Mixture
     log_likelihood: float
@@ -34,13 +38,16 @@ class Fitted:
     converged: bool
 
 
-def fit(codes: Codes, components: int, seed: int, turns: int, tolerance: float = 1e-3) -> Fitted:  # [N, Z]
+# [N, Z]
+def fit(codes: Codes, components: int, seed: int, turns: int, tolerance: float = 1e-3) -> Fitted:
     """Fit a mixture; raise DataError if there are too few codes, or if they do not differ.
 
     `tolerance` is the gain of the mean log-density, in nats, below which it ends.
     """
     if len(codes) < 2 * components:
-        raise DataError(f"{len(codes)} images are too few for {components} components: lower --components")
+        raise DataError(
+            f"{len(codes)} images are too few for {components} components: lower --components"
+        )
     floor = _floor(codes)
     mixture = start(codes, components, seed, floor)
     before = -np.inf
@@ -105,13 +112,17 @@ def _maximised(sums_of: Sequence[Tensor], floor: float) -> Mixture:
 
 
 def _floor(codes: Codes) -> float:
-    """A millionth of the mean variance, added to every variance: no component falls onto a single code."""
+    """A millionth of the mean variance, added to every variance: no component falls onto a single
+    code.
+    """
     total, squares = torch.zeros(2, codes.shape[1], dtype=torch.float64)
     for part in _parts(codes):
         total, squares = total + part.sum(0), squares + part.square().sum(0)
     variance = float((squares / len(codes) - (total / len(codes)).square()).mean())
     if not np.isfinite(variance) or variance <= 0:
-        raise DataError("the codes of all images are the same: there is nothing to fit a mixture to")
+        raise DataError(
+            "the codes of all images are the same: there is nothing to fit a mixture to"
+        )
     return 1e-6 * variance
 
 

@@ -31,8 +31,14 @@ class Outcome:
 def outcome(model: Model, said: Sequence[str], **figures: Any) -> Outcome:
     """An outcome that names the model and repeats what was passed over when it was opened."""
     origin = model.origin
-    facts = {"model": str(origin.folder), "method": origin.method, "images_trained": origin.images,
-             "checkpoint": origin.chosen, "averaged": origin.averaged, "notes": list(origin.notes)}  # fmt: skip
+    facts = {
+        "model": str(origin.folder),
+        "method": origin.method,
+        "images_trained": origin.images,
+        "checkpoint": origin.chosen,
+        "averaged": origin.averaged,
+        "notes": list(origin.notes),
+    }
     return Outcome([origin.line(), *origin.notes, *said], facts | figures)
 
 
@@ -49,7 +55,9 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UsageError(f"cannot write {str(path)!r} ({error.strerror or error}): name another place") from None
+        raise UsageError(
+            f"cannot write {str(path)!r} ({error.strerror or error}): name another place"
+        ) from None
 
 
 def new_folder(path: Path) -> Path:
@@ -57,14 +65,20 @@ def new_folder(path: Path) -> Path:
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
         if any(path.iterdir()):
-            raise UsageError(f"{str(path)!r} exists and is not empty: name a new folder, or remove it")
+            raise UsageError(
+                f"{str(path)!r} exists and is not empty: name a new folder, or remove it"
+            )
     return path
 
 
 def is_picture(out: Path) -> bool:
-    """Whether `out` names one picture rather than a folder of them; raise UsageError for another kind of file."""
+    """Whether `out` names one picture rather than a folder of them; raise UsageError for another
+    kind of file.
+    """
     if out.suffix.lower() == ".png":
         return True
     if out.suffix:
-        raise UsageError(f"{str(out)!r}: pictures are PNG: name a file that ends in .png, or a folder")
+        raise UsageError(
+            f"{str(out)!r}: pictures are PNG: name a file that ends in .png, or a folder"
+        )
     return False

@@ -1,4 +1,6 @@
-"""`udl fit-outliers`: codes of a run's training images, kept so that codes which lie outside of them can be told."""
+"""`udl fit-outliers`: codes of a run's training images, kept so that codes which lie outside of
+them can be told.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +23,26 @@ Progress = Callable[[int, int], None]
 
 
 def fit_outliers(model: Model, neighbours: int, progress: Progress) -> Outcome:
-    """Keep the codes of at most 30,000 training images, drawn at random once, and how dense they lie.
+    """Keep the codes of at most 30,000 training images, drawn at random once, and how dense they
+    lie.
 
-    `udl score` then knows the local outlier factor of a code (Breunig et al. 2000) among so many neighbours.
+    `udl score` then knows the local outlier factor of a code (Breunig et al. 2000) among so many
+    neighbours.
     """
     model.require("encode")
     origin = model.origin
     if origin.experiment is None:
-        raise UsageError(f"{origin.folder} is an exported model: keep the codes of its run, and export it again")
+        raise UsageError(
+            f"{origin.folder} is an exported model: keep the codes of its run, and export it again"
+        )
     if neighbours < 1:
         raise UsageError(f"--neighbours {neighbours}: give 1 or more")
     stream, _ = open_streams(prepare(origin.experiment.data), origin.experiment.train.seed)
     count = min(stream.records, MOST_NEIGHBOURS)
     if count <= neighbours:
-        raise UsageError(f"{count} training images are too few for {neighbours} neighbours: lower --neighbours")
+        raise UsageError(
+            f"{count} training images are too few for {neighbours} neighbours: lower --neighbours"
+        )
     codes = []
     for records in stream.batches(0, BATCH_IMAGES):
         codes.append(model.encode(scaled(records.images)))
@@ -47,5 +55,8 @@ def fit_outliers(model: Model, neighbours: int, progress: Progress) -> Outcome:
         path = origin.folder / CROWD
         with written(path) as file:
             file.write(crowds.as_bytes(crowd, origin.weights))
-    said = [f"{count:,} codes, {neighbours} neighbours: {path}", f"use it: udl score RUN IMAGES --by {OUTLIER_FACTOR}"]
+    said = [
+        f"{count:,} codes, {neighbours} neighbours: {path}",
+        f"use it: udl score RUN IMAGES --by {OUTLIER_FACTOR}",
+    ]
     return outcome(model, said, codes=count, neighbours=neighbours, path=str(path))

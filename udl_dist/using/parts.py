@@ -1,4 +1,6 @@
-"""The files of an embedding: parts that are there whole or not at all, Parquet or npy. Knows no model and no image."""
+"""The files of an embedding: parts that are there whole or not at all, Parquet or npy. Knows no
+model and no image.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ FACTS = "embedding.json"
 
 @dataclass(frozen=True)
 class Layout:
-    """What an embedding is of, and in how many parts; a folder is gone on with only if all of this is the same."""
+    """What an embedding is of, and in how many parts; a folder is gone on with only if all of this
+    is the same.
+    """
 
     model: str
     weights: str  # sha256
@@ -40,17 +44,25 @@ class Layout:
 
     def missing(self, folder: Path) -> list[int]:
         """The parts that are still to be made."""
-        return [number for number in range(self.parts) if not (folder / self.names(number)[-1]).exists()]
+        return [
+            number for number in range(self.parts) if not (folder / self.names(number)[-1]).exists()
+        ]
 
 
 def begin(folder: Path, layout: Layout) -> list[int]:
-    """Make the folder, or take one up again; return the parts that are missing. Raises UsageError for another one."""
+    """Make the folder, or take one up again; return the parts that are missing. Raises UsageError
+    for another one.
+    """
     facts = folder / FACTS
     if facts.exists():
         before, now = _facts(facts), asdict(layout)
-        if odd := [name for name, value in now.items() if name != "model" and before.get(name) != value]:
-            raise UsageError(f"{folder} holds another embedding ({odd[0]} was {before.get(odd[0])!r}, is now "
-                             f"{now[odd[0]]!r}): name a new folder")  # fmt: skip
+        if odd := [
+            name for name, value in now.items() if name != "model" and before.get(name) != value
+        ]:
+            raise UsageError(
+                f"{folder} holds another embedding ({odd[0]} was {before.get(odd[0])!r}, is now "
+                f"{now[odd[0]]!r}): name a new folder"
+            )
         return layout.missing(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,14 +70,20 @@ def begin(folder: Path, layout: Layout) -> list[int]:
             raise UsageError(f"{str(folder)!r} exists and is no embedding: name a new folder")
         write_whole(facts, json.dumps(asdict(layout), indent=1))
     except OSError as error:
-        raise UsageError(f"cannot write to {str(folder)!r} ({error.strerror}): name another folder") from None
+        raise UsageError(
+            f"cannot write to {str(folder)!r} ({error.strerror}): name another folder"
+        ) from None
     return layout.missing(folder)
 
 
 def write(
-    folder: Path, layout: Layout, number: int, keys: Sequence[str], labels: NDArray[np.int64],
+    folder: Path,
+    layout: Layout,
+    number: int,
+    keys: Sequence[str],
+    labels: NDArray[np.int64],
     latents: NDArray[np.float32],
-) -> None:  # fmt: skip
+) -> None:
     """Write one part. A label of -1 says that there is none."""
     names = layout.names(number)
     if layout.kind == "parquet":
@@ -78,16 +96,20 @@ def write(
     return None
 
 
-def _parquet(path: Path, keys: Sequence[str], labels: NDArray[np.int64], latents: NDArray[np.float32]) -> None:
+def _parquet(
+    path: Path, keys: Sequence[str], labels: NDArray[np.int64], latents: NDArray[np.float32]
+) -> None:
     import pyarrow
     import pyarrow.parquet
 
     flat = pyarrow.array(np.ascontiguousarray(latents).reshape(-1))
-    table = pyarrow.table({
-        "key": pyarrow.array(keys, pyarrow.string()),
-        "label": pyarrow.array(labels.astype(np.int32)),
-        "latent": pyarrow.FixedSizeListArray.from_arrays(flat, latents.shape[1]),
-    })  # fmt: skip
+    table = pyarrow.table(
+        {
+            "key": pyarrow.array(keys, pyarrow.string()),
+            "label": pyarrow.array(labels.astype(np.int32)),
+            "latent": pyarrow.FixedSizeListArray.from_arrays(flat, latents.shape[1]),
+        }
+    )
     with written(path) as file:
         pyarrow.parquet.write_table(table, file, compression="zstd")
 

@@ -1,7 +1,9 @@
-"""References of families, what real images alone say, kept in the cache for the next evaluation on the same images.
+"""References of families, what real images alone say, kept in the cache for the next evaluation on
+the same images.
 
-A file for each, named after all that its numbers depend on: images, extractor and settings, libraries and this program;
-no model is among it. One that is damaged, or of anything else, is as good as none.
+A file for each, named after all that its numbers depend on: images, extractor and settings,
+libraries and this program; no model is among it. One that is damaged, or of anything else, is as
+good as none.
 """
 
 from __future__ import annotations
@@ -59,7 +61,12 @@ class Remembered:
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
             with written(path) as file:
-                file.write(save({key: value.contiguous() for key, value in reference.items()}, _facts(name, reference)))
+                file.write(
+                    save(
+                        {key: value.contiguous() for key, value in reference.items()},
+                        _facts(name, reference),
+                    )
+                )
             self._make_place()
 
     def _place(self, family: Family) -> tuple[Path, str]:
@@ -82,7 +89,9 @@ class Remembered:
 
 @cache
 def _program() -> str:
-    """All of our code by its bytes, and who decodes and reckons: what others worked out is not taken for our own."""
+    """All of our code by its bytes, and who decodes and reckons: what others worked out is not
+    taken for our own.
+    """
     own = Path(udl_dist.__file__).parent
     texts = [path.read_bytes() for path in sorted(own.rglob("*.py"))]
     versions = [f"{name} {_version(name)}".encode() for name in LIBRARIES]

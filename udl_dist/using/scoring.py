@@ -1,4 +1,6 @@
-"""`udl score`: how odd each image is, which are flagged, and where the oddest differ from what the model expects."""
+"""`udl score`: how odd each image is, which are flagged, and where the oddest differ from what the
+model expects.
+"""
 
 from __future__ import annotations
 
@@ -39,30 +41,65 @@ class Odd:
 
 
 def score(
-    model: Model, names: Sequence[str], by: str, quantile: float, threshold: float | None, seed: int, out: Path
-) -> Outcome:  # fmt: skip
-    """Score every image into `out`/scores.jsonl, the oddest into oddest.png; a bound draws its noise from `seed`.
+    model: Model,
+    names: Sequence[str],
+    by: str,
+    quantile: float,
+    threshold: float | None,
+    seed: int,
+    out: Path,
+) -> Outcome:
+    """Score every image into `out`/scores.jsonl, the oddest into oddest.png; a bound draws its
+    noise from `seed`.
 
-    An image is flagged if its score is above `threshold`, or else above what the part `quantile` of the run's held-out
-    images stays below.
+    An image is flagged if its score is above `threshold`, or else above what the part `quantile` of
+    the run's held-out images stays below.
     """
     which = model.scored_by(by)
     if not 0 <= quantile <= 1:
-        raise UsageError(f"--quantile {quantile:g} is no part of the held-out images: give one from 0 to 1, as 0.99")
-    limit, how = (threshold, "as given") if threshold is not None else _threshold(model, which, quantile)
+        raise UsageError(
+            f"--quantile {quantile:g} is no part of the held-out images: give one from 0 to 1, as"
+            " 0.99"
+        )
+    limit, how = (
+        (threshold, "as given") if threshold is not None else _threshold(model, which, quantile)
+    )
     with partial_folder(out) as folder:
-        count, flagged, oddest = _write(_scored(model, names, which, seed), limit, folder / "scores.jsonl")
+        count, flagged, oddest = _write(
+            _scored(model, names, which, seed), limit, folder / "scores.jsonl"
+        )
         _draw(model, oddest, folder / "oddest.png")
         finish_folder(folder, out)
-    said = [f"{count:,} images by {which}, {flagged:,} flagged above {_number(limit)} ({how}): {out}/scores.jsonl",
-            "oddest: " + ", ".join(f"{odd.key!a} {odd.score:.5g}" for odd in oddest[:NAMED]),
-            *([f"the {len(oddest)} oddest, what the model makes of them, and where they differ: {out}/oddest.png"]
-              if model.can("reconstruct") else [])]  # fmt: skip
-    return outcome(model, said, out=str(out), score=which, images=count, flagged=flagged, threshold=limit,
-                   threshold_from=how, oddest=[{"key": odd.key, "score": odd.score} for odd in oddest])  # fmt: skip
+    said = [
+        (
+            f"{count:,} images by {which}, {flagged:,} flagged above {_number(limit)} ({how}):"
+            f" {out}/scores.jsonl"
+        ),
+        "oddest: " + ", ".join(f"{odd.key!a} {odd.score:.5g}" for odd in oddest[:NAMED]),
+        *(
+            [
+                f"the {len(oddest)} oddest, what the model makes of them, and where they differ:"
+                f" {out}/oddest.png"
+            ]
+            if model.can("reconstruct")
+            else []
+        ),
+    ]
+    return outcome(
+        model,
+        said,
+        out=str(out),
+        score=which,
+        images=count,
+        flagged=flagged,
+        threshold=limit,
+        threshold_from=how,
+        oddest=[{"key": odd.key, "score": odd.score} for odd in oddest],
+    )
 
 
-def heat(differences: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:  # [N, C, H, W] from 0 to 1 -> [N, 3, H, W]
+# [N, C, H, W] from 0 to 1 -> [N, 3, H, W]
+def heat(differences: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Differences as colours: black, red, yellow, white."""
     amount = differences.mean(1, keepdim=True).clamp(0, 1) * STEEP
     colours = torch.cat([(amount - shift).clamp(0, 1) for shift in (0.0, 1.0, 2.0)], 1)
@@ -72,8 +109,10 @@ def heat(differences: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:  # [N, C, 
 
 def _write(
     scored: Iterable[tuple[str, float, Tensor]], limit: float | None, path: Path
-) -> tuple[int, int, list[Odd]]:  # fmt: skip
-    """Write a line for each image; return how many there are, how many are flagged, and the oddest first."""
+) -> tuple[int, int, list[Odd]]:
+    """Write a line for each image; return how many there are, how many are flagged, and the oddest
+    first.
+    """
     count, flagged, oddest = 0, 0, list[Odd]()
     with path.open("w", encoding="utf-8") as file:
         for key, value, image in scored:
@@ -86,20 +125,27 @@ def _write(
     return count, flagged, sorted(oddest, reverse=True)
 
 
-def _scored(model: Model, names: Sequence[str], which: str, seed: int) -> Iterator[tuple[str, float, Tensor]]:
+def _scored(
+    model: Model, names: Sequence[str], which: str, seed: int
+) -> Iterator[tuple[str, float, Tensor]]:
     for keys, batch in batches(model, named(model, names, seed), seed=seed):
         values = model.score_batch(batch, which)
         yield from zip(keys, values.tolist(), batch.images, strict=True)
 
 
 def _threshold(model: Model, which: str, quantile: float) -> tuple[float | None, str]:
-    """What most held-out images stay below, and where that comes from; None where it cannot be known."""
+    """What most held-out images stay below, and where that comes from; None where it cannot be
+    known.
+    """
     try:
         known = calibration(model)
     except (DataError, UsageError) as error:
         return None, f"no threshold: {error}"
     kind = "held-out" if known.held_out else "training"
-    return known.threshold(which, quantile), f"{quantile:g} of {known.images:,} {kind} images stay below it"
+    return (
+        known.threshold(which, quantile),
+        f"{quantile:g} of {known.images:,} {kind} images stay below it",
+    )
 
 
 def _draw(model: Model, oddest: Sequence[Odd], path: Path) -> None:

@@ -1,4 +1,6 @@
-"""The images that somebody names: single files, and whatever a run could be trained on, read by the same stream."""
+"""The images that somebody names: single files, and whatever a run could be trained on, read by the
+same stream.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,15 @@ from udl_dist.models.inputs import scaled
 from udl_dist.models.model import BATCH_IMAGES, Model
 from udl_dist.training.loop import to_batch
 
-ARRAYS = (".npy", ".npz", ".gz")  # names of many images, as those of IDX files, which have no ending
+# names of many images, as those of IDX files, which have no ending
+ARRAYS = (".npy", ".npz", ".gz")
 
 
 @dataclass(frozen=True)
 class Named:
-    """What one name stands for: image files, by their paths as given, or a stream of all its images."""
+    """What one name stands for: image files, by their paths as given, or a stream of all its
+    images.
+    """
 
     files: tuple[str, ...] = ()
     stream: Stream | None = None
@@ -41,12 +46,15 @@ class Named:
 
 
 def named(model: Model, names: Sequence[str], seed: int = 0) -> list[Named]:
-    """What each name stands for; raise DataError for one that holds no image before any is decoded."""
+    """What each name stands for; raise DataError for one that holds no image before any is
+    decoded.
+    """
     return [_named(model, name, seed) for name in names]
 
 
 def read(model: Model, names: Sequence[str], most: int) -> tuple[list[str], Tensor, int]:
-    """The first `most` images of all names: their keys, [N, C, H, W] in [-1, 1], at least one, and how many there are.
+    """The first `most` images of all names: their keys, [N, C, H, W] in [-1, 1], at least one, and
+    how many there are.
 
     The key of a file is its path as it was given, that of a record its own.
     """
@@ -91,8 +99,15 @@ def _named(model: Model, name: str, seed: int) -> Named:
 def open_stream(model: Model, source: str, readers: int = 1, seed: int = 0) -> Stream:
     """A source as a stream of all its images, brought to the model's shape."""
     channels, size, _ = model.shape
-    return Batches(source, BATCH_IMAGES, seed=seed, size=size, channels=channels, fit=model.origin.fit,
-                   readers=readers).stream  # fmt: skip
+    return Batches(
+        source,
+        BATCH_IMAGES,
+        seed=seed,
+        size=size,
+        channels=channels,
+        fit=model.origin.fit,
+        readers=readers,
+    ).stream
 
 
 def keys_of(stream: Stream, records: Records) -> list[str]:

@@ -1,4 +1,5 @@
-"""Ray workers that each open a model once and share what is made with it: the only file of this room that knows Ray.
+"""Ray workers that each open a model once and share what is made with it: the only file of this
+room that knows Ray.
 
 All nodes must see the model, the images and the destination under the same paths.
 """
@@ -22,7 +23,9 @@ RETRIES = 2  # of a part whose worker died
 class Embedder:
     """One worker: a model and a stream, opened where it runs."""
 
-    def __init__(self, folder: str, checkpoint: str | int, device: str, source: str, readers: int) -> None:
+    def __init__(
+        self, folder: str, checkpoint: str | int, device: str, source: str, readers: int
+    ) -> None:
         from udl_dist.models.model import load
         from udl_dist.using.sources import open_stream
 
@@ -42,7 +45,12 @@ class Measurer:
     """One worker of an evaluation."""
 
     def __init__(
-        self, folder: str, checkpoint: str | int, device: str, asked: FigureSettings, known: Collection[str]
+        self,
+        folder: str,
+        checkpoint: str | int,
+        device: str,
+        asked: FigureSettings,
+        known: Collection[str],
     ) -> None:
         from udl_dist.models.model import load
 
@@ -57,9 +65,18 @@ class Measurer:
 
 
 def embed(
-    model: Model, source: str, dest: Path, layout: Layout, missing: list[int], workers: int, readers: int, address: str
+    model: Model,
+    source: str,
+    dest: Path,
+    layout: Layout,
+    missing: list[int],
+    workers: int,
+    readers: int,
+    address: str,
 ) -> Iterator[int]:
-    """Share the missing parts among workers, each the next one when it is done; give the images of each part."""
+    """Share the missing parts among workers, each the next one when it is done; give the images of
+    each part.
+    """
     parts = [(str(dest.absolute()), layout, number) for number in missing]
     for _, images in _shared(Embedder, model, (source, readers), parts, workers, address):
         yield int(images)
@@ -68,11 +85,18 @@ def embed(
 def measure(measuring: Measuring, known: Collection[str]) -> Iterator[tuple[tuple[str, int], Part]]:
     """The same with the parts of an evaluation; give each part and what was taken of it."""
     asked = measuring.asked
-    yield from _shared(Measurer, measuring.model, (asked, known), measuring.parts(), asked.workers, asked.address)
+    yield from _shared(
+        Measurer, measuring.model, (asked, known), measuring.parts(), asked.workers, asked.address
+    )
 
 
 def _shared(
-    kind: type, model: Model, opened_with: tuple[Any, ...], parts: Sequence[Any], workers: int, address: str
+    kind: type,
+    model: Model,
+    opened_with: tuple[Any, ...],
+    parts: Sequence[Any],
+    workers: int,
+    address: str,
 ) -> Iterator[tuple[Any, Any]]:
     ours = ray_runtime.start(address, verbose=False)
     try:
@@ -89,10 +113,14 @@ def _handed_out(
 
     gpu = int(model.device.type == "cuda")
     _refuse_too_many(workers, gpu)
-    actor = ray.remote(kind).options(num_cpus=1, num_gpus=gpu, max_restarts=RETRIES, max_task_retries=RETRIES)
+    actor = ray.remote(kind).options(
+        num_cpus=1, num_gpus=gpu, max_restarts=RETRIES, max_task_retries=RETRIES
+    )
     checkpoint = model.origin.images if model.origin.experiment else "best"
-    idle = [actor.remote(str(model.origin.folder), checkpoint, model.device.type, *opened_with)
-            for _ in range(min(workers, len(parts)))]  # fmt: skip
+    idle = [
+        actor.remote(str(model.origin.folder), checkpoint, model.device.type, *opened_with)
+        for _ in range(min(workers, len(parts)))
+    ]
     everybody = list(idle)
     try:
         _refuse_unplaced(everybody)
@@ -111,13 +139,21 @@ def _handed_out(
 
 
 def _refuse_unplaced(workers: list[Any]) -> None:
-    """Raise ClusterError unless one worker is at work in time; the others may wait for their turn."""
+    """Raise ClusterError unless one worker is at work in time; the others may wait for their
+    turn.
+    """
     import ray
 
-    done, _ = ray.wait([worker.ready.remote() for worker in workers], num_returns=1, timeout=ray_runtime.START_SECONDS)
+    done, _ = ray.wait(
+        [worker.ready.remote() for worker in workers],
+        num_returns=1,
+        timeout=ray_runtime.START_SECONDS,
+    )
     if not done:
-        raise ClusterError(f"no worker found a place in {ray_runtime.START_SECONDS:g} s, free now: {ray_runtime.in_words()}: "
-                           "wait for the others, or leave workers out")  # fmt: skip
+        raise ClusterError(
+            f"no worker found a place in {ray_runtime.START_SECONDS:g} s, free now:"
+            f" {ray_runtime.in_words()}: wait for the others, or leave workers out"
+        )
     _result(done[0])
 
 
@@ -132,7 +168,9 @@ def _result(done: Any) -> Any:
         if isinstance(cause, UdlError):
             raise type(cause)(str(cause)) from None
         why = " ".join(str(cause).split())[:300]
-        raise ClusterError(f"a worker failed: {why}; the parts that are done stay, the same command goes on") from None
+        raise ClusterError(
+            f"a worker failed: {why}; the parts that are done stay, the same command goes on"
+        ) from None
 
 
 def _refuse_too_many(workers: int, gpu: int) -> None:
@@ -141,4 +179,6 @@ def _refuse_too_many(workers: int, gpu: int) -> None:
     kind = "GPU" if gpu else "CPU"
     there = int(ray.cluster_resources().get(kind, 0))
     if workers > there:
-        raise ClusterError(f"workers = {workers} needs as many {kind}s, the cluster has {there}: lower workers")
+        raise ClusterError(
+            f"workers = {workers} needs as many {kind}s, the cluster has {there}: lower workers"
+        )

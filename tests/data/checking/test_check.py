@@ -46,9 +46,17 @@ def photo(seed: int) -> Image.Image:
 def test_whole_shards_have_no_damage(tmp_path: Path) -> None:
     index_shards(shards(tmp_path, [5, 4]))
     calls: list[tuple[int, int]] = []
-    found = check(str(tmp_path), CheckSettings(decode=True), lambda done, total: calls.append((done, total)))
+    found = check(
+        str(tmp_path), CheckSettings(decode=True), lambda done, total: calls.append((done, total))
+    )
     assert (found.exit_code, found.damage, found.lost) == (0, [], 0)
-    assert (found.shards, found.compared, found.indexed, found.readable, found.records) == (2, 2, 9, 9, {"": 9})
+    assert (found.shards, found.compared, found.indexed, found.readable, found.records) == (
+        2,
+        2,
+        9,
+        9,
+        {"": 9},
+    )
     assert looked(found).sizes == {"8 x 8": 9}
     assert (looked(found).channels, looked(found).constant, found.copies) == ({"1": 9}, 0, 0)
     assert found.classes == {str(number): 1 for number in range(9)}
@@ -58,8 +66,11 @@ def test_whole_shards_have_no_damage(tmp_path: Path) -> None:
 def test_a_packed_folder_is_checked_by_its_parts(tmp_path: Path) -> None:
     images = np.stack([pixels(number, 8, 8) for number in range(40)])
     np.savez(tmp_path / "images.npz", x_train=images, y_train=np.arange(40) % 3)
-    pack(str(tmp_path / "images.npz"), str(tmp_path / "packed"),
-         PackSettings(size=8, format="raw", held_out_fraction=0.3, shard_records=9))  # fmt: skip
+    pack(
+        str(tmp_path / "images.npz"),
+        str(tmp_path / "packed"),
+        PackSettings(size=8, format="raw", held_out_fraction=0.3, shard_records=9),
+    )
     found = checked(tmp_path / "packed", decode=True)
     assert not found.damage
     assert set(found.records) == {"train", "val"}
@@ -71,7 +82,11 @@ def test_a_packed_folder_is_checked_by_its_parts(tmp_path: Path) -> None:
 def test_shards_are_named_by_folder_pattern_or_list(tmp_path: Path, name: str) -> None:
     index_shards(shards(tmp_path, [3, 3]))
     (tmp_path / "shards.txt").write_text("000000.tar\n000001.tar\n")
-    source = {"folder": tmp_path, "pattern": tmp_path / "{000000..000001}.tar", "list": tmp_path / "shards.txt"}[name]
+    source = {
+        "folder": tmp_path,
+        "pattern": tmp_path / "{000000..000001}.tar",
+        "list": tmp_path / "shards.txt",
+    }[name]
     found = checked(source)
     assert (found.readable, found.damage) == (6, [])
 
@@ -138,7 +153,9 @@ WOUNDS: dict[Callable[[Path], None], tuple[str, str, int]] = {
 
 
 @pytest.mark.parametrize("wound", WOUNDS, ids=lambda wound: wound.__name__)
-def test_what_index_and_shards_do_not_agree_on_is_damage(tmp_path: Path, wound: Callable[[Path], None]) -> None:
+def test_what_index_and_shards_do_not_agree_on_is_damage(
+    tmp_path: Path, wound: Callable[[Path], None]
+) -> None:
     index_shards(shards(tmp_path, [3, 2]))
     wound(tmp_path)
     where, what, lost = WOUNDS[wound]
@@ -151,8 +168,17 @@ def test_what_index_and_shards_do_not_agree_on_is_damage(tmp_path: Path, wound: 
 
 def test_damage_without_an_index_is_named_by_the_rules_of_records(tmp_path: Path) -> None:
     image = encoded(pixels(0, 8, 8))
-    members = {"a.png": image, "b.cls": b"1", "c.png": image, "c.jpg": image, "d.png": b"", "e.raw": image,
-               "f.png": image, "f.cls": b"cat", "g.jpg": b"<!DOCTYPE html>"}  # fmt: skip
+    members = {
+        "a.png": image,
+        "b.cls": b"1",
+        "c.png": image,
+        "c.jpg": image,
+        "d.png": b"",
+        "e.raw": image,
+        "f.png": image,
+        "f.cls": b"cat",
+        "g.jpg": b"<!DOCTYPE html>",
+    }
     tar(tmp_path / "0.tar", members)
     said = {entry.key: entry.what for entry in checked(tmp_path, decode=True).damage}
     assert said == {
@@ -185,7 +211,11 @@ def test_a_key_that_comes_twice_or_apart_is_named(tmp_path: Path) -> None:
 def test_what_does_not_decode_is_damage_only_if_it_was_asked_for(tmp_path: Path) -> None:
     tar(
         tmp_path / "0.tar",
-        {"a.png": encoded(pixels(0, 8, 8)), "b.jpg": b"<html>", "c.png": encoded(pixels(1, 8, 8))[:-9]},
+        {
+            "a.png": encoded(pixels(0, 8, 8)),
+            "b.jpg": b"<html>",
+            "c.png": encoded(pixels(1, 8, 8))[:-9],
+        },
     )
     index_shards([tmp_path / "0.tar"])
     assert checked(tmp_path).exit_code == 0
@@ -196,10 +226,16 @@ def test_what_does_not_decode_is_damage_only_if_it_was_asked_for(tmp_path: Path)
 
 def test_copies_and_leaks_are_counted_and_are_no_damage(tmp_path: Path) -> None:
     seen = encoded(photo(0))
-    again, smaller = encoded(photo(0), "JPEG", quality=70), encoded(photo(0).resize((48, 48)), "WEBP")
+    again, smaller = (
+        encoded(photo(0), "JPEG", quality=70),
+        encoded(photo(0).resize((48, 48)), "WEBP"),
+    )
     others = {f"{number}.png": encoded(photo(number)) for number in range(10, 40)}
     flat = encoded(np.full((64, 64, 3), 9, np.uint8))
-    tar(tmp_path / "train" / "0.tar", {**others, "a.png": seen, "b.png": seen, "c.jpg": again, "flat.png": flat})
+    tar(
+        tmp_path / "train" / "0.tar",
+        {**others, "a.png": seen, "b.png": seen, "c.jpg": again, "flat.png": flat},
+    )
     tar(tmp_path / "val" / "0.tar", {"x.png": seen, "y.webp": smaller, "z.png": encoded(photo(99))})
     found = checked(tmp_path, decode=True)
     assert found.exit_code == 0
@@ -242,5 +278,10 @@ def test_the_command_prints_a_table_or_json_and_ends_with_3_on_damage(tmp_path: 
     assert "and 20 more: --json lists all" in done.stdout
     assert "at byte 0, key '000000': is no tar" in done.stdout
     figures = json.loads(udl("check", str(tmp_path), "--json", "--decode").stdout)
-    assert (len(figures["damage"]), figures["readable"], figures["lost"], figures["exit_code"]) == (40, 40, 0, 3)
+    assert (len(figures["damage"]), figures["readable"], figures["lost"], figures["exit_code"]) == (
+        40,
+        40,
+        0,
+        3,
+    )
     assert udl("check", str(tmp_path), "--decoed").returncode == 2

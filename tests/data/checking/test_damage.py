@@ -1,4 +1,6 @@
-"""A part of the damage and fuzz suites (tests/bench/damage, tests/bench/fuzz), small enough for every run."""
+"""A part of the damage and fuzz suites (tests/bench/damage, tests/bench/fuzz), small enough for
+every run.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,9 @@ from udl_dist.data.shards.indexing import index_shards
 
 
 def with_pax(path: Path) -> Path:
-    """A shard whose members carry a comment and a time in PAX headers, and one that nobody reads."""
+    """A shard whose members carry a comment and a time in PAX headers, and one that nobody
+    reads.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as file:
         for name, content in {
@@ -49,7 +51,10 @@ def test_a_byte_changed_in_a_pax_record_is_found(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"the comment of b", b"the comment of c"))
     found = checked(path.parent)
     assert found.exit_code == 3 and found.lost == 0
-    assert "were changed since it was indexed" in found.damage[0].line() and "0.tar" in found.damage[0].line()
+    assert (
+        "were changed since it was indexed" in found.damage[0].line()
+        and "0.tar" in found.damage[0].line()
+    )
 
 
 def test_each_byte_counts(tmp_path: Path) -> None:
@@ -63,14 +68,26 @@ def test_each_byte_counts(tmp_path: Path) -> None:
 
 
 def made_old(path: Path) -> None:
-    """Turn an index into one of version 2, as the release before wrote it: no digests, nothing left out."""
+    """Turn an index into one of version 2, as the release before wrote it: no digests, nothing left
+    out.
+    """
     data = path.read_bytes()
     _, _, length, _ = struct.unpack_from("<8sIIQ", data)
     header = json.loads(data[24 : 24 + length])
-    old = {"about": {name: value for name, value in header["about"].items() if name not in ("image", "key_dot")},
-           "fingerprint": header["fingerprint"], "shards": [shard[:7] for shard in header["shards"]]}  # fmt: skip
+    old = {
+        "about": {
+            name: value
+            for name, value in header["about"].items()
+            if name not in ("image", "key_dot")
+        },
+        "fingerprint": header["fingerprint"],
+        "shards": [shard[:7] for shard in header["shards"]],
+    }
     packed = json.dumps(old).encode()
-    start = struct.pack("<8sIIQ", b"UDLINDEX", 2, len(packed), xxhash.xxh3_64_intdigest(packed)) + packed
+    start = (
+        struct.pack("<8sIIQ", b"UDLINDEX", 2, len(packed), xxhash.xxh3_64_intdigest(packed))
+        + packed
+    )
     path.write_bytes(start + bytes(-len(start) % 64) + data[24 + length + -(24 + length) % 64 :])
 
 
@@ -81,14 +98,18 @@ def test_an_older_index_is_read_and_what_it_cannot_tell_is_said(tmp_path: Path) 
     assert Index.open(tmp_path / "tars").fingerprint == fingerprint
     found = checked(tmp_path / "tars")
     assert found.exit_code == 0
-    assert any("older" in line and "udl index --again" in line for line in found.lines()), found.lines()
+    assert any("older" in line and "udl index --again" in line for line in found.lines()), (
+        found.lines()
+    )
     index(str(tmp_path / "tars"), IndexSettings(again=True))
     assert not any("older" in line for line in checked(tmp_path / "tars").lines())
 
 
 def test_packed_shards_that_are_indexed_again_keep_their_shape_and_classes(tmp_path: Path) -> None:
     np.savez(
-        tmp_path / "a.npz", images=np.stack([pixels(number, 8, 8) for number in range(9)]), labels=np.arange(9) % 3
+        tmp_path / "a.npz",
+        images=np.stack([pixels(number, 8, 8) for number in range(9)]),
+        labels=np.arange(9) % 3,
     )
     pack(str(tmp_path / "a.npz"), str(tmp_path / "packed"), PackSettings(format="raw"))
     about = Index.open(tmp_path / "packed" / "train").about

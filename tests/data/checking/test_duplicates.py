@@ -16,10 +16,16 @@ def test_bands_find_what_comparing_all_finds(bits: int) -> None:
     chance = np.random.default_rng(bits)
     near = chance.integers(0, 2**63, 60, dtype=np.uint64)
     for _ in range(bits + 2):  # copies with ever more bits changed
-        near = np.append(near, near[-60:] ^ np.uint64(1) << chance.integers(0, 64, 60, dtype=np.uint64))
+        near = np.append(
+            near, near[-60:] ^ np.uint64(1) << chance.integers(0, 64, 60, dtype=np.uint64)
+        )
     hashes = np.unique(near)
     apart = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
-    expected = [(int(one), int(other)) for one, other in zip(*np.nonzero(apart <= bits), strict=True) if one < other]
+    expected = [
+        (int(one), int(other))
+        for one, other in zip(*np.nonzero(apart <= bits), strict=True)
+        if one < other
+    ]
     assert [tuple(pair) for pair in near_pairs(hashes, bits).tolist()] == expected
     assert bits == 0 or len(expected) > 60
 
@@ -41,7 +47,9 @@ def test_equal_length_and_checksum_alone_make_no_copy() -> None:
 
 
 def test_unlike_images_have_unlike_hashes() -> None:
-    hashes = np.array([perceptual_hash(np.repeat(pixels(n, 48, 48)[None], 3, 0)) for n in range(50)], np.uint64)
+    hashes = np.array(
+        [perceptual_hash(np.repeat(pixels(n, 48, 48)[None], 3, 0)) for n in range(50)], np.uint64
+    )
     apart = np.bitwise_count(hashes[:, None] ^ hashes[None, :])[np.triu_indices(50, 1)]
     assert apart.min() > 3
     assert 26 < apart.mean() < 36

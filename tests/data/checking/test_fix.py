@@ -36,7 +36,9 @@ def test_a_whole_set_is_copied_whole(tmp_path: Path) -> None:
     assert checked(tmp_path / "new", decode=True).damage == []
 
 
-def test_damaged_records_are_left_out_and_listed_and_damaged_headers_made_good(tmp_path: Path) -> None:
+def test_damaged_records_are_left_out_and_listed_and_damaged_headers_made_good(
+    tmp_path: Path,
+) -> None:
     (path,) = shards(tmp_path / "old", [6])
     index = index_shards([path])
     data, rows = bytearray(path.read_bytes()), index.rows
@@ -55,10 +57,20 @@ def test_damaged_records_are_left_out_and_listed_and_damaged_headers_made_good(t
 
 def test_without_an_index_what_decodes_is_kept(tmp_path: Path) -> None:
     image = encoded(pixels(0, 8, 8))
-    tar(tmp_path / "old" / "0.tar", {
-        "a.png": image, "a.json": b"{}", "b.png": image[:-20], "c.png": encoded(pixels(1, 8, 8)), "a.cls": b"1",
-        "../d.png": image, "e\n.png": image, "f.png": image, "f.pkl": b"cos\nsystem",
-    })  # fmt: skip
+    tar(
+        tmp_path / "old" / "0.tar",
+        {
+            "a.png": image,
+            "a.json": b"{}",
+            "b.png": image[:-20],
+            "c.png": encoded(pixels(1, 8, 8)),
+            "a.cls": b"1",
+            "../d.png": image,
+            "e\n.png": image,
+            "f.png": image,
+            "f.pkl": b"cos\nsystem",
+        },
+    )
     checked(tmp_path / "old", fix=str(tmp_path / "new"))
     assert keys(tmp_path / "new") == ["a", "c", "f"]
     assert seen_by_webdataset(tmp_path / "new" / "0.tar")[0]["json"] == b"{}"
@@ -80,9 +92,19 @@ def test_nothing_is_written_where_something_is_or_where_nothing_can_be_kept(tmp_
 
 @pytest.mark.parametrize(
     ("name", "plain"),
-    [(b"a/b", True), ("ü".encode(), True), (b"../a", False), (b"a/../b", False), (b"/a", False), (b"a\0", False),
-     (b"\x1b[31m", False), (b"\xff", False), (b"", False), (b"a\\b", False)],
-)  # fmt: skip
+    [
+        (b"a/b", True),
+        ("ü".encode(), True),
+        (b"../a", False),
+        (b"a/../b", False),
+        (b"/a", False),
+        (b"a\0", False),
+        (b"\x1b[31m", False),
+        (b"\xff", False),
+        (b"", False),
+        (b"a\\b", False),
+    ],
+)
 def test_plain_names_stay_in_their_folder(name: bytes, plain: bool) -> None:
     assert is_plain(name) == plain
 
@@ -106,7 +128,9 @@ CLEAN = {
 
 
 @pytest.mark.parametrize("name", CLEAN)
-def test_copies_and_held_out_copies_of_training_images_are_dropped_if_asked(tmp_path: Path, name: str) -> None:
+def test_copies_and_held_out_copies_of_training_images_are_dropped_if_asked(
+    tmp_path: Path, name: str
+) -> None:
     settings, train, val = CLEAN[name]
     found = checked(with_copies(tmp_path / "old"), fix=str(tmp_path / "new"), **settings)
     assert (found.copies, found.leaks) == (4, 2)
@@ -122,7 +146,10 @@ def test_copies_and_held_out_copies_of_training_images_are_dropped_if_asked(tmp_
 def test_what_cannot_be_dropped_is_refused(tmp_path: Path) -> None:
     source = with_copies(tmp_path / "old")
     idle = {"drop_leaks": True, "fix": str(tmp_path / "n")}
-    for folder, settings, said in ((source, {"drop_copies": True}, "fix"), (source / "train", idle, "val")):
+    for folder, settings, said in (
+        (source, {"drop_copies": True}, "fix"),
+        (source / "train", idle, "val"),
+    ):
         with pytest.raises(UsageError, match=said):
             checked(folder, **settings)
     assert not (tmp_path / "n").exists()

@@ -1,4 +1,6 @@
-"""Shards in object storage are checked as those on a disk are, in few bytes; a clean copy goes to a disk."""
+"""Shards in object storage are checked as those on a disk are, in few bytes; a clean copy goes to a
+disk.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def endpoint() -> Iterator[str]:
         yield endpoint
 
 
-def indexed(tmp_path: Path, prefix: str, counts: list[int], size: int = 16) -> tuple[list[Path], str]:
+def indexed(
+    tmp_path: Path, prefix: str, counts: list[int], size: int = 16
+) -> tuple[list[Path], str]:
     """Shards on disk and their copies below a prefix, both with an index beside them."""
     paths = made.shards(tmp_path / "tars", counts, size)
     index_shards(paths)
@@ -42,7 +46,9 @@ def indexed(tmp_path: Path, prefix: str, counts: list[int], size: int = 16) -> t
 
 
 def checked_there(source: str, tmp_path: Path, **settings: Any) -> Findings:
-    return check(source, CheckSettings(**{"threads": 2, "cache": str(tmp_path / "cache"), **settings}))
+    return check(
+        source, CheckSettings(**{"threads": 2, "cache": str(tmp_path / "cache"), **settings})
+    )
 
 
 def wounded(path: Path, index: Index, payloads: tuple[int, ...], headers: tuple[int, ...]) -> None:
@@ -58,7 +64,17 @@ def wounded(path: Path, index: Index, payloads: tuple[int, ...], headers: tuple[
 
 def alike(one: Findings, other: Findings) -> None:
     """The same findings, wherever the shards lie."""
-    for name in ("shards", "total_bytes", "indexed", "readable", "records", "classes", "copies", "leaks", "looked"):
+    for name in (
+        "shards",
+        "total_bytes",
+        "indexed",
+        "readable",
+        "records",
+        "classes",
+        "copies",
+        "leaks",
+        "looked",
+    ):
         assert getattr(one, name) == getattr(other, name), name
     assert [(entry.at, entry.key, entry.what, entry.lost) for entry in one.damage] == [
         (entry.at, entry.key, entry.what, entry.lost) for entry in other.damage
@@ -82,13 +98,17 @@ def test_whole_shards_are_whole_and_what_is_damaged_is_named(tmp_path: Path) -> 
 def test_records_whose_headers_are_gone_are_read_going_back_once(
     tmp_path: Path, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With pieces much smaller than a shard, so that the walk has left behind what it must read again."""
+    """With pieces much smaller than a shard, so that the walk has left behind what it must read
+    again.
+    """
     paths, source = indexed(tmp_path, f"back{piece}", [200], 64)
     wounded(paths[0], Index.open(tmp_path / "tars"), (3,), (0, 1, 60, 120, 180, 199))
     upload(paths[0], f"{source}/{paths[0].name}")
     taken = list[int]()
     begin = ranges.Window.__init__
-    monkeypatch.setattr(ranges.Window, "__init__", lambda window, blob: begin(window, counting(blob, taken), piece))
+    monkeypatch.setattr(
+        ranges.Window, "__init__", lambda window, blob: begin(window, counting(blob, taken), piece)
+    )
     found = checked_there(source, tmp_path)
     alike(found, checked(tmp_path / "tars"))
     assert found.readable == 199
@@ -109,7 +129,10 @@ def counting(blob: Any, taken: list[int]) -> Any:
 
 def test_copies_are_found_without_fetching_shards_again(tmp_path: Path) -> None:
     image = encoded(pixels(1, 16, 16))
-    tar(tmp_path / "tars" / "0.tar", {"a.png": image, "b.png": encoded(pixels(2, 16, 16)), "c.png": image})
+    tar(
+        tmp_path / "tars" / "0.tar",
+        {"a.png": image, "b.png": encoded(pixels(2, 16, 16)), "c.png": image},
+    )
     source = put(tmp_path / "tars", "copies")
     found = checked_there(source, tmp_path)
     assert (found.copies, found.compared, found.exit_code) == (1, 0, 0)
@@ -118,7 +141,9 @@ def test_copies_are_found_without_fetching_shards_again(tmp_path: Path) -> None:
     assert found.total_bytes == (tmp_path / "tars" / "0.tar").stat().st_size
 
 
-def test_a_clean_copy_of_remote_shards_is_written_to_a_disk_and_nowhere_else(tmp_path: Path) -> None:
+def test_a_clean_copy_of_remote_shards_is_written_to_a_disk_and_nowhere_else(
+    tmp_path: Path,
+) -> None:
     paths, source = indexed(tmp_path, "fix", [12, 9])
     wounded(paths[0], Index.open(tmp_path / "tars"), (3,), (5,))
     upload(paths[0], f"{source}/{paths[0].name}")
@@ -126,21 +151,38 @@ def test_a_clean_copy_of_remote_shards_is_written_to_a_disk_and_nowhere_else(tmp
     assert found.exit_code == 3
     clean = checked(tmp_path / "clean", decode=True)
     assert (clean.exit_code, clean.readable) == (0, 20)
-    assert sorted(path.name for path in (tmp_path / "clean").glob("*.tar")) == [path.name for path in paths]
+    assert sorted(path.name for path in (tmp_path / "clean").glob("*.tar")) == [
+        path.name for path in paths
+    ]
     assert len((tmp_path / "clean" / "left_out.txt").read_text().splitlines()) == 1
-    refused(udl("check", source, "--fix", f"{source}-clean"), 2, "written to a disk", "s3://bucket/fix-clean")
+    refused(
+        udl("check", source, "--fix", f"{source}-clean"),
+        2,
+        "written to a disk",
+        "s3://bucket/fix-clean",
+    )
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_indexes_of_patterns_and_lists_are_looked_up_in_the_cache(tmp_path: Path, remote: bool) -> None:
+def test_indexes_of_patterns_and_lists_are_looked_up_in_the_cache(
+    tmp_path: Path, remote: bool
+) -> None:
     paths = made.shards(tmp_path / "tars", [5, 6, 7], 16)
     folder = put(tmp_path / "tars", "patterns") if remote else str(tmp_path / "tars")
     (tmp_path / "some.txt").write_text(f"{folder}/{paths[0].name}\n{folder}/{paths[2].name}\n")
-    for source, records in ((f"{folder}/{{000000..000001}}.tar", 11), (str(tmp_path / "some.txt"), 12)):
+    for source, records in (
+        (f"{folder}/{{000000..000001}}.tar", 11),
+        (str(tmp_path / "some.txt"), 12),
+    ):
         assert checked_there(source, tmp_path).compared == 0
         indexes.index(source, IndexSettings(cache=str(tmp_path / "cache")))
         found = checked_there(source, tmp_path)
-        assert (found.compared, found.indexed, found.readable, found.exit_code) == (2, records, records, 0)
+        assert (found.compared, found.indexed, found.readable, found.exit_code) == (
+            2,
+            records,
+            records,
+            0,
+        )
     data = bytearray(paths[0].read_bytes())
     data[int(np.asarray(index_shards(paths, tmp_path / "i.udl").rows["offset"])[1]) + 20] ^= 1
     if remote:

@@ -15,13 +15,17 @@ KEYS = order.keys(7, 3, np.arange(4000, dtype=np.uint64))
 
 
 def by_hand(chance: np.random.Generator, width: int, height: int, least: float) -> Box:
-    """Szegedy et al. 2015 as torchvision spells it, a number at a time, without its rounding to whole pixels."""
+    """Szegedy et al. 2015 as torchvision spells it, a number at a time, without its rounding to
+    whole pixels.
+    """
     for _ in range(TRIES):
         area = width * height * chance.uniform(least, 1)
         ratio = math.exp(chance.uniform(math.log(3 / 4), math.log(4 / 3)))
         wide, high = math.sqrt(area * ratio), math.sqrt(area / ratio)
         if wide <= width and high <= height:
-            return Box(chance.uniform(0, width - wide), chance.uniform(0, height - high), wide, high)
+            return Box(
+                chance.uniform(0, width - wide), chance.uniform(0, height - high), wide, high
+            )
     wide = min(width, height * 4 / 3)
     high = min(height, width * 4 / 3)
     return Box((width - wide) / 2, (height - high) / 2, wide, high)
@@ -31,7 +35,9 @@ def furthest_apart(one: NDArray[np.float64], other: NDArray[np.float64]) -> floa
     """The two-sample Kolmogorov-Smirnov distance."""
     one, other = one.round(9), other.round(9)  # the same sum in another order is no distance
     both = np.sort(np.concatenate([one, other]))
-    first, second = (np.searchsorted(np.sort(some), both, "right") / len(some) for some in (one, other))
+    first, second = (
+        np.searchsorted(np.sort(some), both, "right") / len(some) for some in (one, other)
+    )
     return float(np.abs(first - second).max())
 
 
@@ -41,12 +47,16 @@ def test_crops_are_spread_as_those_drawn_by_hand(width: int, height: int) -> Non
     chance = np.random.default_rng(0)
     theirs = np.array([by_hand(chance, width, height, 0.2) for _ in range(4000)])
     for column in range(4):
-        assert furthest_apart(ours[:, column], theirs[:, column]) < 0.043  # one in a thousand is further by chance
+        # one in a thousand is further by chance
+        assert furthest_apart(ours[:, column], theirs[:, column]) < 0.043
     assert furthest_apart(ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3]) < 0.043
 
 
 def test_a_crop_is_its_keys_alone() -> None:
-    together, alone = crops(KEYS, 0.3), np.concatenate([crops(KEYS[place : place + 1], 0.3) for place in range(50)])
+    together, alone = (
+        crops(KEYS, 0.3),
+        np.concatenate([crops(KEYS[place : place + 1], 0.3) for place in range(50)]),
+    )
     assert np.array_equal(together[:50], alone)
     assert np.array_equal(crops(KEYS[::-1], 0.3)[::-1], together)
     assert len(np.unique(together)) > 0.999 * together.size

@@ -78,7 +78,9 @@ def test_a_flipped_bit_gives_an_image_or_a_refusal(kind: str, way: Way) -> None:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "jpeg" in kind])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_jpeg_that_ends_too_soon_is_refused_though_it_ends_well(channels: int, kind: str, way: Way) -> None:
+def test_a_jpeg_that_ends_too_soon_is_refused_though_it_ends_well(
+    channels: int, kind: str, way: Way
+) -> None:
     data = KINDS[kind]
     start = data.index(b"\xff\xda")
     middle = start + (len(data) - start) // 2
@@ -92,9 +94,20 @@ def test_rubbish_between_a_whole_jpeg_and_its_end_mark_is_no_damage(way: Way) ->
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("data", [b"", b"<!DOCTYPE html><html><body>404</body></html>", b"\xff\xd8", b"\xff\xd8\xff",
-                                  b"\xff\xd8\xff\xe1\0", b"\xff\xd8" + b"\xff" * 5000, b"\x89PNG\r\n\x1a\n",
-                                  b"RIFF\xff\xff\xff\xffWEBPVP8 ", b"\x93NUMPY\x01\0\xff\xff{"])  # fmt: skip
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"<!DOCTYPE html><html><body>404</body></html>",
+        b"\xff\xd8",
+        b"\xff\xd8\xff",
+        b"\xff\xd8\xff\xe1\0",
+        b"\xff\xd8" + b"\xff" * 5000,
+        b"\x89PNG\r\n\x1a\n",
+        b"RIFF\xff\xff\xff\xffWEBPVP8 ",
+        b"\x93NUMPY\x01\0\xff\xff{",
+    ],
+)
 def test_no_image_is_refused(data: bytes, way: Way) -> None:
     with pytest.raises(DataError):
         way(data, (3, 8, 8))
@@ -137,6 +150,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     stream = io.BytesIO()
     Image.new("L", (13_390, 13_390)).save(stream, "PNG", compress_level=1)
-    done = subprocess.run([sys.executable, "-c", code], input=stream.getvalue() + b"~~" + KINDS["gray png"],
-                          capture_output=True, check=True, timeout=60)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=stream.getvalue() + b"~~" + KINDS["gray png"],
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
     assert int(done.stdout) < 10_000  # kilobytes

@@ -1,4 +1,6 @@
-"""The quick way into a batch gives the pixels of the exact one, as nearly as is promised, for every kind of image."""
+"""The quick way into a batch gives the pixels of the exact one, as nearly as is promised, for every
+kind of image.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,13 @@ def detailed(width: int, height: int) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("fit", ["crop", "pad"])
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 28, 28), (3, 50, 50), (3, 64, 64), (1, 200, 200)])
+@pytest.mark.parametrize(
+    "shape", [(1, 28, 28), (3, 28, 28), (3, 50, 50), (3, 64, 64), (1, 200, 200)]
+)
 @pytest.mark.parametrize("size", [(500, 375), (131, 207), (64, 64), (29, 30), (900, 41)])
-def test_quick_pixels_are_near_the_exact_ones(size: tuple[int, int], shape: Shape, fit: Fit, kind: str) -> None:
+def test_quick_pixels_are_near_the_exact_ones(
+    size: tuple[int, int], shape: Shape, fit: Fit, kind: str
+) -> None:
     data = encoded(detailed(*size), kind, quality=90)
     assert decibels(into(data, shape, fit), decode(data, shape, fit)) > LEAST_DB
 
@@ -62,8 +68,9 @@ def test_quick_shrinking_is_antialiased(size: int) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("fit", ["crop", "pad"])
 @pytest.mark.parametrize("size", [(150, 101), (333, 222)])
-def test_a_turned_jpeg_is_quick_too(size: tuple[int, int], fit: Fit, orientation: int,
-                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_turned_jpeg_is_quick_too(
+    size: tuple[int, int], fit: Fit, orientation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     exif = Image.Exif()
     exif[headers.ORIENTATION] = orientation
     data = encoded(detailed(*size), "JPEG", quality=90, exif=exif)
@@ -146,7 +153,9 @@ def test_bare_pixels_of_another_size_are_fitted(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_a_mirrored_row_is_the_row_mirrored(kind: str, size: tuple[int, int], fit: Fit) -> None:
     data = encoded(detailed(*size), kind)
-    straight, mirrored = (into(data, (3, 28, 28), fit, mirrored=flag).astype(int) for flag in (False, True))
+    straight, mirrored = (
+        into(data, (3, 28, 28), fit, mirrored=flag).astype(int) for flag in (False, True)
+    )
     assert np.abs(straight[:, :, ::-1] - mirrored).max() <= 2
     assert np.abs(straight - mirrored).max() > 20
 
@@ -159,6 +168,10 @@ def test_a_drawn_crop_is_that_part_of_the_image(size: tuple[int, int], kind: str
     for crop in crops(np.arange(12), 0.1):
         left, top, width, height = crop_box(crop, *size)
         box = (left, top, left + width, top + height)
-        exact = np.asarray(image.resize((28, 28), Image.Resampling.BILINEAR, box=box)).transpose(2, 0, 1)
+        exact = np.asarray(image.resize((28, 28), Image.Resampling.BILINEAR, box=box)).transpose(
+            2, 0, 1
+        )
         assert decibels(into(data, (3, 28, 28), crop=crop), exact) > 30
-        assert np.array_equal(into(data, (3, 28, 28), crop=crop), into(data, (3, 28, 28), "pad", crop=crop))
+        assert np.array_equal(
+            into(data, (3, 28, 28), crop=crop), into(data, (3, 28, 28), "pad", crop=crop)
+        )

@@ -28,7 +28,12 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
     """A PNG as the specification writes it, for kinds that no library here can write."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        return (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
@@ -51,8 +56,14 @@ def test_encoded_pixels_come_back(kind: str, shape: Shape) -> None:
 @pytest.mark.parametrize("size", [(28, 28), (60, 41), (17, 90)])
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_fast_path_gives_the_pixels_of_the_slow_one(mode: str, kind: str, size: tuple[int, int], channels: int,
-                                                    fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_fast_path_gives_the_pixels_of_the_slow_one(
+    mode: str,
+    kind: str,
+    size: tuple[int, int],
+    channels: int,
+    fit: Fit,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     data = encoded(pixels(1, *size) if mode == "L" else pixels(1, *size, 3), kind)
     fast = decode(data, (channels, 28, 28), fit)
     monkeypatch.setattr(decoders, "_opencv", lambda data, header: None)
@@ -80,7 +91,12 @@ def test_sixteen_bit_colour_is_scaled() -> None:
 def test_palette_and_two_colours_become_their_colours() -> None:
     colour = pixels(3, 28, 28, 3) // 128 * 255
     palette = Image.fromarray(colour).convert("P", palette=Image.Palette.ADAPTIVE, colors=8)
-    assert np.abs(decode(encoded(palette), COLOUR, "crop").astype(int) - colour.transpose(2, 0, 1)).max() <= 1
+    assert (
+        np.abs(
+            decode(encoded(palette), COLOUR, "crop").astype(int) - colour.transpose(2, 0, 1)
+        ).max()
+        <= 1
+    )
     black_white = Image.fromarray(pixels(4, 28, 28) // 128 * 255).convert("1")
     assert set(np.unique(decode(encoded(black_white), GRAY, "crop"))) == {0, 255}
 
@@ -92,7 +108,9 @@ def test_transparency_is_laid_on_white(mode: str) -> None:
     data = encoded(image.quantize() if mode == "P" else image.convert(mode))
     back = decode(data, GRAY, "crop")[0]
     assert (back[:, :14] == 0).all() and (back[:, 14:] == 255).all()
-    data = encoded(Image.new("LA", (28, 28), (0, 127)), "WEBP" if mode == "RGBA" else "PNG", lossless=True)
+    data = encoded(
+        Image.new("LA", (28, 28), (0, 127)), "WEBP" if mode == "RGBA" else "PNG", lossless=True
+    )
     assert abs(int(decode(data, GRAY, "crop").mean()) - 128) <= 1
 
 
@@ -112,8 +130,15 @@ def test_cmyk_jpeg_becomes_its_colours() -> None:
 def test_exif_turns_the_image_upright(orientation: int, kind: str) -> None:
     upright = np.zeros((28, 28), np.uint8)
     upright[:8, :20] = 255
-    turns = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90",
-             7: "TRANSVERSE", 8: "ROTATE_270"}  # fmt: skip
+    turns = {
+        2: "FLIP_LEFT_RIGHT",
+        3: "ROTATE_180",
+        4: "FLIP_TOP_BOTTOM",
+        5: "TRANSPOSE",
+        6: "ROTATE_90",
+        7: "TRANSVERSE",
+        8: "ROTATE_270",
+    }
     stored = Image.fromarray(upright)
     if orientation > 1:
         stored = stored.transpose(Image.Transpose[turns[orientation]])
@@ -165,7 +190,9 @@ def test_gray_to_colour_repeats_and_colour_to_gray_weighs() -> None:
     assert (fit_pixels(green, GRAY, "crop") == 150).all()
 
 
-@pytest.mark.parametrize("array", [pixels(1, 28, 28), pixels(1, 28, 28)[None], pixels(1, 28, 28)[..., None]])
+@pytest.mark.parametrize(
+    "array", [pixels(1, 28, 28), pixels(1, 28, 28)[None], pixels(1, 28, 28)[..., None]]
+)
 def test_npy_may_have_channels_first_last_or_none(array: NDArray[Any]) -> None:
     stream = io.BytesIO()
     np.save(stream, array)
@@ -199,7 +226,10 @@ BAD = {
     "bomb png": (png(20_000, 20_000, 8, 0, b""), "20000 x 20000 pixels"),
     "bomb one over": (png(8192, 4097, 8, 0, b""), "8192 x 4097 pixels"),
     "no pixels": (png(0, 5, 8, 0, b""), "0 x 5"),
-    "bomb npy": (npy(np.zeros((8, 8), np.uint8)).replace(b"(8, 8), }    ", b"(90000, 90000), }"), "bytes of pixels"),
+    "bomb npy": (
+        npy(np.zeros((8, 8), np.uint8)).replace(b"(8, 8), }    ", b"(90000, 90000), }"),
+        "bytes of pixels",
+    ),
 }
 
 
@@ -217,7 +247,11 @@ def test_bombs_of_other_kinds_are_refused_by_their_headers() -> None:
     webp = bytearray(encoded(pixels(1, 64, 64, 3), "WEBP", lossless=True))
     webp[21:25] = struct.pack("<I", 16_000 | 16_000 << 14)
     extended = b"RIFF\0\0\0\0WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + b"\x0f\x27\0\x0f\x27\0"
-    for data, said in ((bytes(jpeg), "50000 x 50000"), (bytes(webp), "16001 x 16001"), (extended, "10000 x 10000")):
+    for data, said in (
+        (bytes(jpeg), "50000 x 50000"),
+        (bytes(webp), "16001 x 16001"),
+        (extended, "10000 x 10000"),
+    ):
         with pytest.raises(DataError, match=said):
             decode(data, GRAY, "crop")
 

@@ -1,4 +1,6 @@
-"""Photographs larger than memory would like: decoded at the scale needed; what claims too much is refused unread."""
+"""Photographs larger than memory would like: decoded at the scale needed; what claims too much is
+refused unread.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def photo() -> tuple[bytes, Image.Image]:
 
 
 def claiming(width: int, height: int, marker: bytes = b"\xff\xc0", scans: int = 0) -> bytes:
-    """A small JPEG whose header claims another size; `scans` is how many components its first scan claims."""
+    """A small JPEG whose header claims another size; `scans` is how many components its first scan
+    claims.
+    """
     data = bytearray(encoded(pixels(1, 64, 64, 3), "JPEG"))
     at = data.index(b"\xff\xc0")
     data[at : at + 2] = marker
@@ -42,7 +46,9 @@ def claiming(width: int, height: int, marker: bytes = b"\xff\xc0", scans: int = 
     return bytes(data)
 
 
-def test_a_photo_of_24_megapixels_is_decoded_for_training_and_for_packing(photo: tuple[bytes, Image.Image]) -> None:
+def test_a_photo_of_24_megapixels_is_decoded_for_training_and_for_packing(
+    photo: tuple[bytes, Image.Image],
+) -> None:
     data, small = photo
     expected = np.asarray(small.crop((8, 0, 40, 32))).transpose(2, 0, 1).astype(int)
     row = np.empty(SHAPE, np.uint8)
@@ -56,7 +62,9 @@ def test_folders_and_shards_of_large_photos_are_packed_and_checked(
 ) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(photo[0])
-    summary = pack(str(tmp_path / "photos"), str(tmp_path / "packed"), PackSettings(size=32, channels=3))
+    summary = pack(
+        str(tmp_path / "photos"), str(tmp_path / "packed"), PackSettings(size=32, channels=3)
+    )
     assert summary.records == {"train": 1}
     index_shards([tar(tmp_path / "tars" / "0.tar", {"a.jpg": photo[0]})])
     found = check(str(tmp_path / "tars"), CheckSettings(decode=True))
@@ -71,12 +79,19 @@ def test_an_image_wider_than_two_bytes_can_count_is_checked(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "bomb",
-    [claiming(65_000, 65_000), claiming(8192, 8192, b"\xff\xc2"), claiming(8192, 8192, scans=1),
-     png(8192, 8192, 8, 0, b"")],
+    [
+        claiming(65_000, 65_000),
+        claiming(8192, 8192, b"\xff\xc2"),
+        claiming(8192, 8192, scans=1),
+        png(8192, 8192, 8, 0, b""),
+    ],
     ids=["more than a camera has", "progressive", "a scan for each component", "png"],
-)  # fmt: skip
+)
 def test_what_must_be_decoded_whole_has_the_lower_limit(bomb: bytes) -> None:
-    for way in (lambda: decode_into(np.empty(SHAPE, np.uint8), bomb, "crop"), lambda: decode(bomb, SHAPE, "crop")):
+    for way in (
+        lambda: decode_into(np.empty(SHAPE, np.uint8), bomb, "crop"),
+        lambda: decode(bomb, SHAPE, "crop"),
+    ):
         with pytest.raises(DataError) as raised:
             way()
         one_line(raised.value, "pixels", "most_pixels")

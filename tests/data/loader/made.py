@@ -30,7 +30,9 @@ def pixels(seed: int, *shape: int) -> NDArray[np.uint8]:
 
 def encoded(image: NDArray[Any] | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     stream = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(stream, kind, **options)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(
+        stream, kind, **options
+    )
     return stream.getvalue()
 
 
@@ -43,7 +45,11 @@ def folder_of_images(root: Path, names: list[str], size: int = 16) -> Path:
 
 
 def idx(path: Path, values: NDArray[np.uint8]) -> Path:
-    data = bytes((0, 0, 8, values.ndim)) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
+    data = (
+        bytes((0, 0, 8, values.ndim))
+        + struct.pack(f">{values.ndim}I", *values.shape)
+        + values.tobytes()
+    )
     path.write_bytes(gzip.compress(data, 1) if path.suffix == ".gz" else data)
     return path
 
@@ -51,7 +57,9 @@ def idx(path: Path, values: NDArray[np.uint8]) -> Path:
 def mnist_like(root: Path, train: int = 60, test: int = 20) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     for part, count in (("train", train), ("t10k", test)):
-        images = np.stack([pixels(number + 1000 * (part == "t10k"), 28, 28) for number in range(count)])
+        images = np.stack(
+            [pixels(number + 1000 * (part == "t10k"), 28, 28) for number in range(count)]
+        )
         idx(root / f"{part}-images-idx3-ubyte.gz", images)
         idx(root / f"{part}-labels-idx1-ubyte.gz", (np.arange(count) % 10).astype(np.uint8))
     return root
@@ -81,7 +89,9 @@ def shards(root: Path, counts: list[int], size: int = 8) -> list[Path]:
 
 
 def seen_by_webdataset(*paths: Path) -> list[dict[str, Any]]:
-    """The records as webdataset's own reader gives them; it leaves its files to the garbage collector."""
+    """The records as webdataset's own reader gives them; it leaves its files to the garbage
+    collector.
+    """
     import webdataset
 
     with warnings.catch_warnings():
@@ -93,7 +103,9 @@ def seen_by_webdataset(*paths: Path) -> list[dict[str, Any]]:
 
 def stream(root: Path, counts: list[int], seed: int = 0, **settings: Any) -> Stream:
     index = index_shards(shards(root, counts))
-    return Stream([Dataset(index)], DataSettings(**{"size": 8, "channels": 1, "readers": 0, **settings}), seed)
+    return Stream(
+        [Dataset(index)], DataSettings(**{"size": 8, "channels": 1, "readers": 0, **settings}), seed
+    )
 
 
 def one_line(error: UdlError, *parts: object) -> None:

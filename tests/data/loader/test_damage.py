@@ -1,4 +1,6 @@
-"""Damaged records: named and fatal, or replaced by a rule that every world follows, counted, listed, limited."""
+"""Damaged records: named and fatal, or replaced by a rule that every world follows, counted,
+listed, limited.
+"""
 
 from __future__ import annotations
 
@@ -65,9 +67,15 @@ def test_skipped_records_are_replaced_alike_in_every_world(folder: Path, readers
     flip(folder, 3, 44)
     stream = opened(folder, readers=readers)
     after = records_of(stream, 10)
-    assert {3, 44} <= set(chain.from_iterable(before)) and not {3, 44} & set(chain.from_iterable(after))
-    replaced = {one: other for old, new in zip(before, after, strict=True)
-                for one, other in zip(old, new, strict=True) if one != other}  # fmt: skip
+    assert {3, 44} <= set(chain.from_iterable(before)) and not {3, 44} & set(
+        chain.from_iterable(after)
+    )
+    replaced = {
+        one: other
+        for old, new in zip(before, after, strict=True)
+        for one, other in zip(old, new, strict=True)
+        if one != other
+    }
     assert set(replaced) == {3, 44}
     for world in (2, 5):
         assert records_of(opened(folder, readers=readers), 10, world) == after
@@ -80,8 +88,11 @@ def test_substitutes_may_be_damaged_too(folder: Path) -> None:
     stream = opened(folder)
     batches = list(islice(stream.batches(0, 12), 5))
     assert all(int(record) % 2 for batch in batches for record in batch.records)
-    assert all(np.array_equal(image[0], made.pixels(int(record), 8, 8))
-               for batch in batches for image, record in zip(batch.images, batch.records, strict=True))  # fmt: skip
+    assert all(
+        np.array_equal(image[0], made.pixels(int(record), 8, 8))
+        for batch in batches
+        for image, record in zip(batch.images, batch.records, strict=True)
+    )
     assert sum(len(batch.damaged) for batch in batches) == 30 == len(stream.damage)
 
 
@@ -89,7 +100,9 @@ def test_damage_stops_by_default_and_names_shard_byte_and_key(folder: Path) -> N
     flip(folder, 25)
     with pytest.raises(DataError) as raised:
         list(opened(folder, damaged="stop").once(10))
-    made.one_line(raised.value, "000001.tar", f"byte {int(Index.open(folder).rows['offset'][25])}", "'000025'")
+    made.one_line(
+        raised.value, "000001.tar", f"byte {int(Index.open(folder).rows['offset'][25])}", "'000025'"
+    )
 
 
 def test_too_many_damaged_records_are_refused(folder: Path) -> None:
@@ -112,7 +125,9 @@ def test_damage_in_a_row_stops_across_batches(folder: Path) -> None:
                 list(stream.once(7))
 
 
-def test_a_shard_that_is_cut_off_while_it_is_read_loses_what_is_gone_and_nothing_else(folder: Path) -> None:
+def test_a_shard_that_is_cut_off_while_it_is_read_loses_what_is_gone_and_nothing_else(
+    folder: Path,
+) -> None:
     """Touching a mapped page past the end of a file would kill the process: a SIGBUS."""
     path, index = folder / "000001.tar", Index.open(folder)
     stream = opened(folder)
@@ -120,12 +135,18 @@ def test_a_shard_that_is_cut_off_while_it_is_read_loses_what_is_gone_and_nothing
     whole = list(islice(batches, 5))  # the shard is open now
     os.truncate(path, int(index.rows["offset"][30]) + 10)
     rest = list(batches)
-    damaged = [5 * number + place + 25 for number, batch in enumerate(rest) for place in sorted(batch.damaged)]
+    damaged = [
+        5 * number + place + 25
+        for number, batch in enumerate(rest)
+        for place in sorted(batch.damaged)
+    ]
     assert damaged == list(range(30, 40)) and not any(batch.damaged for batch in whole)
     assert all("was changed while it was read" in line for line in stream.damage)
 
 
-def test_a_missing_or_shortened_shard_is_skipped_whole_and_named_once_a_record(folder: Path) -> None:
+def test_a_missing_or_shortened_shard_is_skipped_whole_and_named_once_a_record(
+    folder: Path,
+) -> None:
     (folder / "000002.tar").unlink()
     stream = opened(folder)
     parts = list(stream.once(6))
@@ -144,4 +165,6 @@ def test_a_shard_written_again_is_refused_and_a_copied_one_is_read(folder: Path)
     path.write_bytes(data)
     with pytest.raises(DataError) as raised:
         next(opened(folder, damaged="stop").once(6))
-    made.one_line(raised.value, repr(str(path)), "was changed after it was indexed", "index it anew")
+    made.one_line(
+        raised.value, repr(str(path)), "was changed after it was indexed", "index it anew"
+    )

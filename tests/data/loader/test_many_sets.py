@@ -1,4 +1,6 @@
-"""Several data sets in one stream: joined end to end, or mixed by weights; exact at any position, world and order."""
+"""Several data sets in one stream: joined end to end, or mixed by weights; exact at any position,
+world and order.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from udl_dist.errors import UsageError
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> list[Dataset]:
     folder = tmp_path_factory.mktemp("sets")
-    return [Dataset(index_shards(made.shards(folder / str(count), [count, 7]))) for count in (30, 80)]
+    return [
+        Dataset(index_shards(made.shards(folder / str(count), [count, 7]))) for count in (30, 80)
+    ]
 
 
 def streamed(datasets: list[Dataset], weights: tuple[float, ...] = (), **changes: Any) -> Stream:
@@ -44,7 +48,8 @@ def test_joined_sets_are_one_epoch_of_all_records(datasets: list[Dataset]) -> No
 
 def test_weighted_sets_turn_over_each_in_its_own_epochs(datasets: list[Dataset]) -> None:
     stream = streamed(datasets, (0.5, 0.5))
-    counts = Counter(list(chain.from_iterable(seen(stream, 0, 64, 32))))  # 2,048 positions: 1,024 of each set
+    # 2,048 positions: 1,024 of each set
+    counts = Counter(list(chain.from_iterable(seen(stream, 0, 64, 32))))
     small, large = ([counts[record] for record in part] for part in (range(37), range(37, 124)))
     assert sum(small) == sum(large) == 1024
     assert set(small) == {1024 // 37, 1024 // 37 + 1} and set(large) == {1024 // 87, 1024 // 87 + 1}
@@ -60,11 +65,15 @@ def test_global_batches_and_tails_are_the_same_at_any_world_and_position(
     for world in (2, 3, 7):
         assert [sorted(batch) for batch in seen(stream, 5, 20, 24, world)] == whole
     for step in (1, 11, 23):
-        assert [sorted(batch) for batch in seen(stream, 5 + 20 * step, 20, 24 - step, 4)] == whole[step:]
+        assert [sorted(batch) for batch in seen(stream, 5 + 20 * step, 20, 24 - step, 4)] == whole[
+            step:
+        ]
 
 
 def test_blocks_of_one_rank_are_no_other_ranks(datasets: list[Dataset], tmp_path: Path) -> None:
-    """With a batch of whole lanes, a run of neighbours is read by one rank alone: bytes are read once."""
+    """With a batch of whole lanes, a run of neighbours is read by one rank alone: bytes are read
+    once.
+    """
     index = index_shards(made.shards(tmp_path, [640] * 4))
     stream = streamed([Dataset(index)], order="blocks", block_bytes=1)
     stream._blocks = type(stream._blocks)(8)
@@ -74,13 +83,16 @@ def test_blocks_of_one_rank_are_no_other_ranks(datasets: list[Dataset], tmp_path
         runs.append(Counter(int(record) // 8 for batch in batches for record in batch.records))
     shared = sum(sum(run in other for other in runs) > 1 for run in range(2560 // 8))
     assert sum(sum(run.values()) for run in runs) == 2560
-    assert shared <= 3 * 2  # a lane ends within a run: one at each border of ranks, and one at each side of a short run
+    # a lane ends within a run: one at each border of ranks, and one at each side of a short run
+    assert shared <= 3 * 2
 
 
 def test_chance_follows_the_record_through_epochs_of_its_own(datasets: list[Dataset]) -> None:
     stream = streamed(datasets, (0.5, 0.5), flip=True)
     batches = list(islice(stream.batches(0, 1024), 2))
-    keys, records = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("keys", "records"))
+    keys, records = (
+        np.concatenate([getattr(batch, name) for batch in batches]) for name in ("keys", "records")
+    )
     assert len(np.unique(np.stack([keys, records]), axis=1).T) == len(np.unique(keys)) == 2048
 
 

@@ -12,7 +12,10 @@ from udl_dist.storage.fetching import Limits
 
 
 def test_the_image_of_a_record_read_in_sequence_is_named_too(tmp_path: Path) -> None:
-    path = tar(tmp_path / "0.tar", {"._x.png": b"x", "x.left.png": LEFT, "x.right.png": RIGHT, "y.input.png": LEFT})
+    path = tar(
+        tmp_path / "0.tar",
+        {"._x.png": b"x", "x.left.png": LEFT, "x.right.png": RIGHT, "y.input.png": LEFT},
+    )
     first, second = entries(f"pipe:cat {path}", Limits())
     assert "has 2 images" in first.fault and second.payload == LEFT
     named = list(entries(f"pipe:cat {path}", Limits(), Naming("right.png")))

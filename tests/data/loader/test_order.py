@@ -1,4 +1,6 @@
-"""The order: every record once an epoch, as well mixed as a true shuffle, the same shares at any world size."""
+"""The order: every record once an epoch, as well mixed as a true shuffle, the same shares at any
+world size.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +28,24 @@ def test_every_record_stands_at_one_place_of_an_epoch(seed: int, epoch: int, rec
 
 
 @given(SEEDS, st.integers(1, 2**62), st.lists(st.integers(0, 2**62), max_size=20))
-def test_the_place_alone_decides_at_any_number_of_records(seed: int, records: int, places: list[int]) -> None:
+def test_the_place_alone_decides_at_any_number_of_records(
+    seed: int, records: int, places: list[int]
+) -> None:
     within = np.array([place % records for place in places], np.int64)
     found = order.record_at(seed, 3, within, records)
     assert ((found >= 0) & (found < records)).all()
-    alone = [int(order.record_at(seed, 3, within[place : place + 1], records)[0]) for place in range(len(within))]
+    alone = [
+        int(order.record_at(seed, 3, within[place : place + 1], records)[0])
+        for place in range(len(within))
+    ]
     assert found.tolist() == alone
     assert len(set(found.tolist())) == len(set(within.tolist()))
 
 
 @given(st.integers(0, 10**12), st.integers(1, 700), st.data())
-def test_a_share_by_lane_is_that_of_a_stable_sort(place: int, count: int, data: st.DataObject) -> None:
+def test_a_share_by_lane_is_that_of_a_stable_sort(
+    place: int, count: int, data: st.DataObject
+) -> None:
     start = data.draw(st.integers(0, count))
     stop = data.draw(st.integers(start, count))
     whole = np.argsort((place + np.arange(count)) % order.LANES, kind="stable")
@@ -47,7 +56,9 @@ def test_a_share_by_lane_is_that_of_a_stable_sort(place: int, count: int, data: 
 def test_few_records_take_all_their_orders_equally_often(records: int) -> None:
     epochs = 20 * math.factorial(records)
     places = np.arange(records)
-    counts = Counter(tuple(order.record_at(1, epoch, places, records).tolist()) for epoch in range(epochs))
+    counts = Counter(
+        tuple(order.record_at(1, epoch, places, records).tolist()) for epoch in range(epochs)
+    )
     orders = list(itertools.permutations(range(records)))
     chi = sum((counts[one] - 20) ** 2 / 20 for one in orders)
     degrees = len(orders) - 1
@@ -56,7 +67,9 @@ def test_few_records_take_all_their_orders_equally_often(records: int) -> None:
 
 @pytest.mark.parametrize("records", [10, 1000, 60_000])
 def test_order_mixes_like_a_true_shuffle(records: int) -> None:
-    """Neighbours, batches and places hold what chance would give them: each statistic within 5 standard deviations."""
+    """Neighbours, batches and places hold what chance would give them: each statistic within 5
+    standard deviations.
+    """
     places, shuffle = np.arange(records), np.random.default_rng(0)
     epochs = max(20, 8_000 // records)
     ours = np.stack([order.record_at(2, epoch, places, records) for epoch in range(epochs)])
@@ -83,7 +96,9 @@ def _epochs_alike(orders: NDArray[np.int64]) -> tuple[float, float]:
 
 
 def _spread_of_batches(orders: NDArray[np.int64]) -> tuple[float, float]:
-    """Variance of the means of batches, in units of what chance gives; structure makes it too small or too large."""
+    """Variance of the means of batches, in units of what chance gives; structure makes it too small
+    or too large.
+    """
     batch = max(2, orders.shape[1] // 50)
     used = orders[:, : orders.shape[1] // batch * batch].reshape(len(orders), -1, batch)
     scale = orders.shape[1] ** 2 / 12 / batch
@@ -93,7 +108,11 @@ def _spread_of_batches(orders: NDArray[np.int64]) -> tuple[float, float]:
 
 def test_seeds_and_epochs_give_other_orders() -> None:
     places = np.arange(100)
-    seen = {order.record_at(seed, epoch, places, 100).tobytes() for seed in range(5) for epoch in range(5)}
+    seen = {
+        order.record_at(seed, epoch, places, 100).tobytes()
+        for seed in range(5)
+        for epoch in range(5)
+    }
     assert len(seen) == 25
 
 
@@ -102,13 +121,21 @@ def test_shares_cover_the_batch_and_differ_by_one_at_most(images: int, world: in
     ranges = [order.share(images, rank, world) for rank in range(world)]
     assert [start for start, _ in ranges[1:]] == [stop for _, stop in ranges[:-1]]
     assert (ranges[0][0], ranges[-1][1]) == (0, images)
-    assert max(stop - start for start, stop in ranges) - min(stop - start for start, stop in ranges) <= 1
+    assert (
+        max(stop - start for start, stop in ranges) - min(stop - start for start, stop in ranges)
+        <= 1
+    )
 
 
 def test_chance_of_a_record_depends_on_seed_and_epoch_and_key_alone() -> None:
     hashes = np.arange(1000, dtype=np.uint64)
     assert np.array_equal(order.keys(1, 2, hashes)[::-1], order.keys(1, 2, hashes[::-1]))
-    drawn = [order.keys(1, 2, hashes), order.keys(1, 3, hashes), order.keys(2, 2, hashes), order.record_keys(1, hashes)]
+    drawn = [
+        order.keys(1, 2, hashes),
+        order.keys(1, 3, hashes),
+        order.keys(2, 2, hashes),
+        order.record_keys(1, hashes),
+    ]
     assert len(set(np.concatenate(drawn).tolist())) == 4000
     assert 400 < order.flips(drawn[0]).sum() < 600
     assert not np.array_equal(order.flips(drawn[0]), order.flips(drawn[1]))
@@ -135,15 +162,26 @@ def test_blocks_hold_every_record_once_and_the_place_alone_decides(
 
 
 def test_blocks_mix_classes_nearly_as_a_true_shuffle() -> None:
-    """Records sorted by class, the worst case: batches of 256 hold the classes nearly as by chance."""
+    """Records sorted by class, the worst case: batches of 256 hold the classes nearly as by
+    chance.
+    """
     records, batch = 51_200, 256
     classes = np.arange(records) * 100 // records
     shuffled = np.random.default_rng(0).permutation(records)
     ours = order.record_in_blocks(1, 0, np.arange(records), records, Blocks(20))
-    per_batch = [np.stack([np.bincount(classes[part], minlength=100) for part in one.reshape(-1, batch)]).var()
-                 for one in (ours, shuffled)]  # fmt: skip
+    per_batch = [
+        np.stack(
+            [np.bincount(classes[part], minlength=100) for part in one.reshape(-1, batch)]
+        ).var()
+        for one in (ours, shuffled)
+    ]
     assert per_batch[0] < 1.5 * per_batch[1]
-    in_order = np.stack([np.bincount(classes[part], minlength=100) for part in np.arange(records).reshape(-1, batch)])
+    in_order = np.stack(
+        [
+            np.bincount(classes[part], minlength=100)
+            for part in np.arange(records).reshape(-1, batch)
+        ]
+    )
     assert in_order.var() > 20 * per_batch[0]
 
 

@@ -1,4 +1,6 @@
-"""The reader: the same global batches at any world size, from any position, with any number of readers, or an error."""
+"""The reader: the same global batches at any world size, from any position, with any number of
+readers, or an error.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +39,16 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 
 def open_stream(index: Index, seed: int = 0, **changes: object) -> Stream:
-    return Stream([Dataset(index)], DataSettings(**{"size": 8, "channels": 1, "readers": 0, **changes}), seed)  # type: ignore[arg-type]
+    return Stream(
+        [Dataset(index)], DataSettings(**{"size": 8, "channels": 1, "readers": 0, **changes}), seed
+    )  # type: ignore[arg-type]
 
 
 def take(stream: Stream, position: int, batch: int, steps: int, world: int = 1) -> list[Records]:
     """The global batches of some steps, the shares of all ranks joined."""
-    shares = [list(islice(stream.batches(position, batch, rank, world), steps)) for rank in range(world)]
+    shares = [
+        list(islice(stream.batches(position, batch, rank, world), steps)) for rank in range(world)
+    ]
     return [joined([share[step] for share in shares]) for step in range(steps)]
 
 
@@ -81,12 +87,22 @@ def test_every_record_comes_once_an_epoch(index: Index) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 8), st.integers(1, 6)), min_size=1, max_size=5))
-def test_resizes_in_mid_epoch_lose_and_double_nothing(index: Index, schedule: list[tuple[int, int, int]]) -> None:
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 40), st.integers(1, 8), st.integers(1, 6)), min_size=1, max_size=5
+    )
+)
+def test_resizes_in_mid_epoch_lose_and_double_nothing(
+    index: Index, schedule: list[tuple[int, int, int]]
+) -> None:
     """Any schedule of (batch, world, steps): what was seen is the order itself, without a gap."""
     stream, position, seen = open_stream(index), 0, list[int]()
     for batch, world, steps in schedule:
-        seen += [int(record) for part in take(stream, position, batch, steps, world) for record in part.records]
+        seen += [
+            int(record)
+            for part in take(stream, position, batch, steps, world)
+            for record in part.records
+        ]
         position += batch * steps
     expected = [int(record) for part in take(stream, 0, 1, position) for record in part.records]
     assert seen == expected
@@ -103,16 +119,24 @@ def test_resume_at_any_position_gives_the_tail(index: Index, position: int) -> N
         assert all(same(one, other) for one, other in zip(whole[step:], tail, strict=True))
 
 
-def test_places_planned_together_are_the_places_planned_alone(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places_planned_together_are_the_places_planned_alone(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = take(open_stream(index), 3, 10, 30, 3)
     monkeypatch.setattr("udl_dist.data.loader.reader.PLANNED", 1)
-    assert all(same(one, other) for one, other in zip(whole, take(open_stream(index), 3, 10, 30, 3), strict=True))
+    assert all(
+        same(one, other)
+        for one, other in zip(whole, take(open_stream(index), 3, 10, 30, 3), strict=True)
+    )
 
 
 def test_batches_larger_than_the_data_and_ranks_without_a_share(index: Index) -> None:
     large = take(open_stream(index), 0, 70, 1)[0]
     assert Counter(Counter(large.records.tolist()).values()) == Counter({2: 17, 3: 12})
-    shares = [next(open_stream(index, readers=1).batches(0, 2, rank, 3)).images.shape[0] for rank in range(3)]
+    shares = [
+        next(open_stream(index, readers=1).batches(0, 2, rank, 3)).images.shape[0]
+        for rank in range(3)
+    ]
     assert sorted(shares) == [0, 1, 1]
 
 
@@ -121,20 +145,28 @@ def test_once_gives_every_record_once_in_their_order(index: Index, world: int) -
     stream = open_stream(index, flip=True, readers=world % 2)
     parts = [part for rank in range(world) for part in stream.once(4, rank, world)]
     assert [int(record) for part in parts for record in part.records] == list(range(RECORDS))
-    assert all(np.array_equal(image[0], pixels(int(record), 8, 8))
-               for part in parts for image, record in zip(part.images, part.records, strict=True))  # fmt: skip
+    assert all(
+        np.array_equal(image[0], pixels(int(record), 8, 8))
+        for part in parts
+        for image, record in zip(part.images, part.records, strict=True)
+    )
     assert max(len(part.records) for part in parts) <= 4
 
 
 def test_keys_follow_the_key_of_a_record_and_not_its_number(tmp_path: Path) -> None:
     """The same records in other shards and with other numbers."""
     paths = made.shards(tmp_path / "b", [9, 20])[::-1]
-    streams = [made.stream(tmp_path / "a", [29], flip=True), open_stream(index_shards(paths), flip=True)]
+    streams = [
+        made.stream(tmp_path / "a", [29], flip=True),
+        open_stream(index_shards(paths), flip=True),
+    ]
     for batches in zip(*(take(stream, 0, 29, 3) for stream in streams), strict=True):
         sorts = [batch.labels.argsort() for batch in batches]
         assert not np.array_equal(batches[0].records[sorts[0]], batches[1].records[sorts[1]])
         for name in ("images", "keys", "record_keys"):
-            first, second = (getattr(batch, name)[by] for batch, by in zip(batches, sorts, strict=True))
+            first, second = (
+                getattr(batch, name)[by] for batch, by in zip(batches, sorts, strict=True)
+            )
             assert np.array_equal(first, second)
     epochs = take(streams[0], 0, 29, 2)
     by = [epoch.records.argsort() for epoch in epochs]
@@ -143,7 +175,10 @@ def test_keys_follow_the_key_of_a_record_and_not_its_number(tmp_path: Path) -> N
 
 
 def test_flips_mirror_half_of_the_images_anew_each_epoch(index: Index) -> None:
-    plain, flipped = take(open_stream(index), 0, 29, 20), take(open_stream(index, flip=True), 0, 29, 20)
+    plain, flipped = (
+        take(open_stream(index), 0, 29, 20),
+        take(open_stream(index, flip=True), 0, 29, 20),
+    )
     counts = []
     for one, other in zip(plain, flipped, strict=True):
         mirrored = order.flips(other.keys)
@@ -154,14 +189,19 @@ def test_flips_mirror_half_of_the_images_anew_each_epoch(index: Index) -> None:
 
 
 def test_seeds_give_other_orders(index: Index) -> None:
-    first, second = take(open_stream(index, 0), 0, 29, 1)[0], take(open_stream(index, 1), 0, 29, 1)[0]
+    first, second = (
+        take(open_stream(index, 0), 0, 29, 1)[0],
+        take(open_stream(index, 1), 0, 29, 1)[0],
+    )
     assert not np.array_equal(first.records, second.records)
     assert not np.intersect1d(first.record_keys, second.record_keys).size
 
 
 def test_selection_is_an_epoch_of_its_own(index: Index) -> None:
     chosen = np.array([1, 5, 8, 28])
-    stream = Stream([Dataset(index, chosen, "some")], DataSettings(size=8, channels=1, readers=0), 0)
+    stream = Stream(
+        [Dataset(index, chosen, "some")], DataSettings(size=8, channels=1, readers=0), 0
+    )
     assert stream.records == 4
     for batch in take(stream, 0, 4, 3):
         assert sorted(batch.records.tolist()) == chosen.tolist() == sorted(batch.labels.tolist())
@@ -171,26 +211,38 @@ def test_selection_is_an_epoch_of_its_own(index: Index) -> None:
 
 
 def test_fingerprint_names_images_and_shape_and_selection(index: Index) -> None:
-    streams = [open_stream(index), open_stream(index, size=9), open_stream(index, fit="pad"),
-               open_stream(index, channels=3),
-               Stream([Dataset(index, np.arange(3), "three")], DataSettings(size=8, channels=1), 0)]  # fmt: skip
+    streams = [
+        open_stream(index),
+        open_stream(index, size=9),
+        open_stream(index, fit="pad"),
+        open_stream(index, channels=3),
+        Stream([Dataset(index, np.arange(3), "three")], DataSettings(size=8, channels=1), 0),
+    ]
     assert len({stream.fingerprint for stream in streams}) == 5
     assert open_stream(index, 5, readers=2, flip=True).fingerprint == streams[0].fingerprint
 
 
 @pytest.mark.parametrize("shape", [(1, 16), (3, 16), (1, 12)])
 @pytest.mark.parametrize("kind", ["npy", "raw", "png"])
-def test_every_packed_format_gives_the_same_pixels(tmp_path: Path, kind: str, shape: tuple[int, int]) -> None:
+def test_every_packed_format_gives_the_same_pixels(
+    tmp_path: Path, kind: str, shape: tuple[int, int]
+) -> None:
     images = np.stack([pixels(number, 16, 16, 3) for number in range(20)])
     np.save(tmp_path / "images.npy", images)
-    pack(str(tmp_path / "images.npy"), str(tmp_path / kind), PackSettings(size=16, channels=3, format=kind))  # type: ignore[arg-type]
+    pack(
+        str(tmp_path / "images.npy"),
+        str(tmp_path / kind),
+        PackSettings(size=16, channels=3, format=kind),
+    )  # type: ignore[arg-type]
     settings = DataSettings(size=shape[1], channels=shape[0], readers=0)  # type: ignore[arg-type]
     stream = Stream([Dataset(Index.open(tmp_path / kind / "train"))], settings, 0)
     expected = np.zeros((20, *stream.shape), np.uint8)
     pack(str(tmp_path / "images.npy"), str(tmp_path / "plain"), PackSettings(size=16, channels=3))
     plain = Stream([Dataset(Index.open(tmp_path / "plain" / "train"))], stream.settings, 0)
     for given_, wanted in zip(stream.once(20), plain.once(20), strict=True):
-        assert np.array_equal(given_.images, wanted.images) and given_.images.shape == expected.shape
+        assert (
+            np.array_equal(given_.images, wanted.images) and given_.images.shape == expected.shape
+        )
     if shape == (3, 16):
         keys = [int(stream.datasets[0].index.key(number)) for number in range(20)]
         assert np.array_equal(next(stream.once(20)).images, images[keys].transpose(0, 3, 1, 2))

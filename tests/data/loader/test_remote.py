@@ -1,4 +1,6 @@
-"""Shards in object storage: the same images in the same order as from disk, each byte read about once."""
+"""Shards in object storage: the same images in the same order as from disk, each byte read about
+once.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +32,22 @@ def endpoint() -> Iterator[str]:
 
 
 def opened(source: str | Path, cache: Path, **changes: Any) -> tuple[Stream, Stream | None]:
-    asked: dict[str, Any] = {"size": 8, "order": "blocks", "block_bytes": 2000, "readers": 2, **changes}
+    asked: dict[str, Any] = {
+        "size": 8,
+        "order": "blocks",
+        "block_bytes": 2000,
+        "readers": 2,
+        **changes,
+    }
     return open_streams(prepare(DataSettings(source=str(source), cache=str(cache), **asked)), 3)
 
 
 def test_remote_batches_are_the_local_ones_at_any_world(tmp_path: Path) -> None:
     tars = made.shards(tmp_path / "tars", [150, 1, 149])
-    remote, local = (opened(source, tmp_path / "cache", flip=True) for source in
-                     (put(tars[0].parent, "same"), tars[0].parent))  # fmt: skip
+    remote, local = (
+        opened(source, tmp_path / "cache", flip=True)
+        for source in (put(tars[0].parent, "same"), tars[0].parent)
+    )
     assert remote[1] and local[1] and remote[0].fingerprint == local[0].fingerprint
     expected = list(islice(local[0].batches(64, 32), 20))
     for world in (1, 3):
@@ -45,8 +55,12 @@ def test_remote_batches_are_the_local_ones_at_any_world(tmp_path: Path) -> None:
         for wanted in expected:
             shares = [next(rank) for rank in ranks]
             for name in ("images", "records", "keys", "labels"):
-                assert np.array_equal(np.concatenate([getattr(part, name) for part in shares]), getattr(wanted, name))
-    held_out = [np.concatenate([part.images for part in stream.once(7)]) for stream in (remote[1], local[1])]
+                assert np.array_equal(
+                    np.concatenate([getattr(part, name) for part in shares]), getattr(wanted, name)
+                )
+    held_out = [
+        np.concatenate([part.images for part in stream.once(7)]) for stream in (remote[1], local[1])
+    ]
     assert np.array_equal(held_out[0], held_out[1])
 
 
@@ -54,7 +68,14 @@ def test_an_epoch_reads_each_byte_about_once(tmp_path: Path) -> None:
     tars = made.shards(tmp_path / "tars", [640, 640], size=64)  # PNGs of some kilobytes
     source = put(tars[0].parent, "once")
     nothing_ahead = {"read_ahead_bytes": 1, "readers": 0}  # else the next epoch is read already
-    stream, _ = opened(source, tmp_path / "cache", held_out_fraction=0.0, block_bytes=30_000, size=64, **nothing_ahead)
+    stream, _ = opened(
+        source,
+        tmp_path / "cache",
+        held_out_fraction=0.0,
+        block_bytes=30_000,
+        size=64,
+        **nothing_ahead,
+    )
     records = Counter[int]()
     for batch in islice(stream.batches(0, 64), 20):
         records.update(batch.records.tolist())
@@ -84,8 +105,17 @@ def test_shards_are_indexed_beside_themselves_and_found_by_pattern_and_list(tmp_
     with pytest.raises(DataError) as raised:
         list(opened(source, tmp_path / "cache", held_out_fraction=0.0)[0].once(4))
     made.one_line(raised.value, f"{source}/000001.tar", "its index says", "index it anew")
-    assert indexes.index(source, IndexSettings(cache=str(tmp_path / "cache"), again=True)).records == 12
-    assert sum(len(part.records) for part in opened(source, tmp_path / "cache", held_out_fraction=0.0)[0].once(4)) == 12
+    assert (
+        indexes.index(source, IndexSettings(cache=str(tmp_path / "cache"), again=True)).records
+        == 12
+    )
+    assert (
+        sum(
+            len(part.records)
+            for part in opened(source, tmp_path / "cache", held_out_fraction=0.0)[0].once(4)
+        )
+        == 12
+    )
 
 
 def test_a_shard_replaced_by_one_of_the_same_size_is_refused_by_its_etag(tmp_path: Path) -> None:
@@ -105,7 +135,9 @@ def test_the_local_copy_spares_requests_and_is_bounded(tmp_path: Path) -> None:
     source = put(tars[0].parent, "cached")
     counts = []
     for _ in range(2):
-        stream, _ = opened(source, tmp_path / "cache", held_out_fraction=0.0, storage_cache_bytes=10**7)
+        stream, _ = opened(
+            source, tmp_path / "cache", held_out_fraction=0.0, storage_cache_bytes=10**7
+        )
         assert sum(len(part.records) for part in stream.once(16)) == 128
         counts.append(stream.datasets[0].shards.access.traffic.bytes_read)
     assert counts[0] > 0 and counts[1] == 0
@@ -115,11 +147,16 @@ def test_the_local_copy_spares_requests_and_is_bounded(tmp_path: Path) -> None:
 
 
 def kept_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in (folder / "cache" / "ranges").rglob("*") if path.is_file())
+    return sum(
+        path.stat().st_size for path in (folder / "cache" / "ranges").rglob("*") if path.is_file()
+    )
 
 
 def test_nothing_at_a_prefix_and_images_in_storage_are_named(tmp_path: Path) -> None:
-    for source, said in (("s3://bucket/nowhere", "is missing"), ("s3://bucket/none.tar", "is missing")):
+    for source, said in (
+        ("s3://bucket/nowhere", "is missing"),
+        ("s3://bucket/none.tar", "is missing"),
+    ):
         with pytest.raises(DataError) as raised:
             opened(source, tmp_path / "cache")
         made.one_line(raised.value, source, said)
@@ -134,10 +171,14 @@ def test_globs_parts_and_digests_hold_in_object_storage_too(tmp_path: Path) -> N
     upload(tmp_path / "tars" / "x-train-1.TAR", f"{source}/x-train-1.TAR")
     train, held_out = opened(source, tmp_path / "cache")
     assert held_out and (train.records, held_out.records) == (7, 2)
-    glob, none = opened(source.rstrip("/") + "/x-train-*", tmp_path / "cache", held_out_fraction=0.0)
+    glob, none = opened(
+        source.rstrip("/") + "/x-train-*", tmp_path / "cache", held_out_fraction=0.0
+    )
     assert glob.records == 7 and none is None
     with pytest.raises(DataError, match="matches no tar"):
         opened(source.rstrip("/") + "/y*.tar", tmp_path / "cache")
     local = opened(tmp_path / "tars" / "x-train-*", tmp_path / "cache2", held_out_fraction=0.0)[0]
-    digests = [[shard.digest for shard in stream.datasets[0].index.shards] for stream in (glob, local)]
+    digests = [
+        [shard.digest for shard in stream.datasets[0].index.shards] for stream in (glob, local)
+    ]
     assert digests[0] == digests[1] and all(digests[0])

@@ -1,4 +1,6 @@
-"""Fractions, key lists and limits: disjoint, complete, the same for small indexes in memory and large ones on disk."""
+"""Fractions, key lists and limits: disjoint, complete, the same for small indexes in memory and
+large ones on disk.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def chosen(index: Index, tmp_path: Path, **wanted: object) -> list[int]:
 
 
 def test_parts_of_a_fraction_are_disjoint_and_complete(index: Index, tmp_path: Path) -> None:
-    train, held_out = (chosen(index, tmp_path, part=part, fraction=0.3) for part in ("train", "held_out"))
+    train, held_out = (
+        chosen(index, tmp_path, part=part, fraction=0.3) for part in ("train", "held_out")
+    )
     assert sorted(train + held_out) == list(range(100)) and 15 < len(held_out) < 45
     assert select(index, Wanted(), tmp_path) == (None, "all")
 
@@ -47,7 +51,11 @@ def test_classes_are_left_out_of_a_part_or_are_all_of_it(index: Index, tmp_path:
     labels = index.rows["label"]
     without = chosen(index, tmp_path, labels=(0,))
     alone = chosen(index, tmp_path, labels=(0,), labels_are="all there is")
-    assert sorted(without + alone) == list(range(100)) and set(labels[alone]) == {0} and 0 not in labels[without]
+    assert (
+        sorted(without + alone) == list(range(100))
+        and set(labels[alone]) == {0}
+        and 0 not in labels[without]
+    )
     assert 0 < len(alone) < 100
     refuse_absent([index], (0,))
     with pytest.raises(DataError, match="is of class 7777"):
@@ -62,11 +70,16 @@ def test_limit_draws_at_random_and_from_the_part_alone(index: Index, tmp_path: P
     assert len(chosen(index, tmp_path, limit=1000)) == 100
 
 
-def test_key_list_selects_its_records_and_names_what_no_shard_has(index: Index, tmp_path: Path) -> None:
+def test_key_list_selects_its_records_and_names_what_no_shard_has(
+    index: Index, tmp_path: Path
+) -> None:
     keys = tmp_path / "keys.txt"
     keys.write_text("000003\n000077\n\n000050\n")
     assert chosen(index, tmp_path, keys=str(keys)) == [3, 50, 77]
-    parts = [chosen(index, tmp_path, keys=str(keys), part=part, fraction=0.5) for part in ("train", "held_out")]
+    parts = [
+        chosen(index, tmp_path, keys=str(keys), part=part, fraction=0.5)
+        for part in ("train", "held_out")
+    ]
     assert sorted(parts[0] + parts[1]) == [3, 50, 77]
     names = {select(index, Wanted(keys=str(keys), limit=limit), tmp_path)[1] for limit in (0, 2)}
     keys.write_text("000003\nnowhere\n")

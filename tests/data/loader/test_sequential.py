@@ -1,4 +1,6 @@
-"""What cannot be indexed: read by webdataset's reader behind our checks, mixed and dealt by shards, endless."""
+"""What cannot be indexed: read by webdataset's reader behind our checks, mixed and dealt by shards,
+endless.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
 
 
 def settings(source: str, **asked: Any) -> DataSettings:
-    return DataSettings(**{"source": source, "sequential": True, "size": 8, "channels": 1, "readers": 0, **asked})
+    return DataSettings(
+        **{"source": source, "sequential": True, "size": 8, "channels": 1, "readers": 0, **asked}
+    )
 
 
 def feed(source: str, seed: int = 0, **asked: Any) -> Sequential:
@@ -108,13 +112,24 @@ def test_once_gives_every_record_in_the_order_of_the_shards(web: Web) -> None:
 
 
 def test_flips_and_crops_are_drawn_from_the_record_and_the_epoch(web: Web) -> None:
-    (plain,), (turned,) = (some(feed(every(web), flip=flip).batches(0, TOTAL), 1) for flip in (False, True))
-    mirrored = [np.array_equal(a, b[:, :, ::-1]) for a, b in zip(plain.images, turned.images, strict=True)]
+    (plain,), (turned,) = (
+        some(feed(every(web), flip=flip).batches(0, TOTAL), 1) for flip in (False, True)
+    )
+    mirrored = [
+        np.array_equal(a, b[:, :, ::-1]) for a, b in zip(plain.images, turned.images, strict=True)
+    ]
     assert 5 < sum(mirrored) < TOTAL - 5
 
 
-@pytest.mark.parametrize(("fault", "said"), [(404, "is missing"), (503, "HTTP 503"), ("short", "broke off"),
-                                             ("stall", "no byte for 0.4 s")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (404, "is missing"),
+        (503, "HTTP 503"),
+        ("short", "broke off"),
+        ("stall", "no byte for 0.4 s"),
+    ],
+)
 def test_a_shard_that_breaks_off_stops_by_name(web: Web, fault: Any, said: str) -> None:
     web.faults["/000002.tar"] = fault
     with pytest.raises(DataError) as raised:
@@ -150,14 +165,19 @@ def test_an_image_that_cannot_be_decoded_stops_or_is_replaced(web: Web, tmp_path
     assert ["3" in line for line in found.damage] == [True]
 
 
-@pytest.mark.parametrize(("members", "said"), [
-    ({"a.txt": b"x"}, "holds no record"),
-    ({"a.cls": b"1"}, "0 images"),
-    ({"a.png": b"1", "a.jpg": b"2"}, "2 images"),
-    ({"a.raw": b"1"}, "raw pixels"),
-    ({"a.png": b"1", "a.cls": b"cat"}, "no whole number"),
-])  # fmt: skip
-def test_a_record_that_is_none_is_named(web: Web, tmp_path: Path, members: dict[str, bytes], said: str) -> None:
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({"a.txt": b"x"}, "holds no record"),
+        ({"a.cls": b"1"}, "0 images"),
+        ({"a.png": b"1", "a.jpg": b"2"}, "2 images"),
+        ({"a.raw": b"1"}, "raw pixels"),
+        ({"a.png": b"1", "a.cls": b"cat"}, "no whole number"),
+    ],
+)
+def test_a_record_that_is_none_is_named(
+    web: Web, tmp_path: Path, members: dict[str, bytes], said: str
+) -> None:
     web.files["/odd.tar"] = tar(tmp_path / "odd.tar", members).read_bytes()
     (entry,) = entries(web.url("/odd.tar"), DataSettings().storage)
     assert said in entry.fault and web.url("/odd.tar") in entry.fault
@@ -165,7 +185,13 @@ def test_a_record_that_is_none_is_named(web: Web, tmp_path: Path, members: dict[
 
 def test_members_that_could_run_code_are_never_opened(web: Web, tmp_path: Path) -> None:
     bad = b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR."
-    members = {"a.png": encoded(pixels(1, 8, 8)), "a.pkl": bad, "a.pyd": bad, "a.pth": bad, "a.cls": b"7"}
+    members = {
+        "a.png": encoded(pixels(1, 8, 8)),
+        "a.pkl": bad,
+        "a.pyd": bad,
+        "a.pth": bad,
+        "a.cls": b"7",
+    }
     web.files["/code.tar"] = tar(tmp_path / "code.tar", members).read_bytes()
     assert labels(some(feed(web.url("/code.tar")).batches(0, 3), 2)) == [7] * 6
     assert not (tmp_path / "ran").exists()
@@ -185,7 +211,9 @@ def test_a_tar_from_anybody_is_read_and_a_hostile_one_is_refused(web: Web, tmp_p
         made.size = len(content := encoded(pixels(1, 8, 8)))
         file.addfile(made, io.BytesIO(content))
     web.files["/a.tgz"] = packed.getvalue()
-    assert np.array_equal(some(feed(web.url("/a.tgz")).batches(0, 2), 1)[0].images[0, 0], pixels(1, 8, 8))
+    assert np.array_equal(
+        some(feed(web.url("/a.tgz")).batches(0, 2), 1)[0].images[0, 0], pixels(1, 8, 8)
+    )
 
 
 def test_a_pipe_is_read_and_its_command_is_run_only_with_the_flag(tmp_path: Path) -> None:
@@ -193,7 +221,15 @@ def test_a_pipe_is_read_and_its_command_is_run_only_with_the_flag(tmp_path: Path
     command = f"pipe:touch {tmp_path}/ran; cat {path}"
     with pytest.raises(UsageError) as raised:
         prepare(DataSettings(source=command))
-    one_line(raised.value, "pipe:", "data.sequential = true", "exact order", "resume", "checksums", "equal batches")
+    one_line(
+        raised.value,
+        "pipe:",
+        "data.sequential = true",
+        "exact order",
+        "resume",
+        "checksums",
+        "equal batches",
+    )
     assert not (tmp_path / "ran").exists()
     assert sorted(labels(some(feed(command).batches(0, 9), 1))) == list(range(9))
     assert (tmp_path / "ran").exists()
@@ -201,7 +237,9 @@ def test_a_pipe_is_read_and_its_command_is_run_only_with_the_flag(tmp_path: Path
         some(feed(f"pipe:cat {path}; exit 3").batches(0, 9), 1)
 
 
-def test_a_list_is_read_from_a_disk_or_a_url_and_never_runs_a_command(web: Web, tmp_path: Path) -> None:
+def test_a_list_is_read_from_a_disk_or_a_url_and_never_runs_a_command(
+    web: Web, tmp_path: Path
+) -> None:
     web.files["/l.txt"] = b"# four\n{000000..000002}.tar\n\n" + web.url("/000003.tar").encode()
     expected = tuple(web.url(f"/{shard:06d}.tar") for shard in range(4))
     assert list_sequence(settings(web.url("/l.txt"))) == expected
@@ -216,13 +254,23 @@ def test_a_list_is_read_from_a_disk_or_a_url_and_never_runs_a_command(web: Web, 
         list_sequence(settings(web.url("/odd.txt")))
 
 
-@pytest.mark.parametrize(("asked", "said"), [
-    ({"source": "digits"}, "can be indexed"), ({"source": "s3://b/a.tar"}, "can be indexed"),
-    ({"source": "pipe:"}, "no command"), ({"limit": 3}, "data.limit"), ({"keys": "x"}, "data.keys"),
-    ({"order": "full"}, "data.order"), ({"held_out_fraction": 0.3}, "data.held_out_fraction"),
-    ({"more_sources": ("http://h/a.tar",)}, "twice"), ({"source": "http://u:p@h/a.tar"}, "password"),
-])  # fmt: skip
-def test_what_has_no_meaning_in_sequence_is_refused_by_name(asked: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"source": "digits"}, "can be indexed"),
+        ({"source": "s3://b/a.tar"}, "can be indexed"),
+        ({"source": "pipe:"}, "no command"),
+        ({"limit": 3}, "data.limit"),
+        ({"keys": "x"}, "data.keys"),
+        ({"order": "full"}, "data.order"),
+        ({"held_out_fraction": 0.3}, "data.held_out_fraction"),
+        ({"more_sources": ("http://h/a.tar",)}, "twice"),
+        ({"source": "http://u:p@h/a.tar"}, "password"),
+    ],
+)
+def test_what_has_no_meaning_in_sequence_is_refused_by_name(
+    asked: dict[str, Any], said: str
+) -> None:
     with pytest.raises(UsageError) as raised:
         list_sequence(settings(**{"source": "http://h/a.tar", **asked}))
     one_line(raised.value, said)
@@ -234,7 +282,10 @@ def test_the_exact_stream_is_not_given_for_what_is_read_in_sequence(web: Web) ->
 
 
 def test_a_fingerprint_knows_the_shards_and_not_their_signatures(web: Web) -> None:
-    one, same, other = (feed(web.url(path)).fingerprint for path in ("/000000.tar?a=1", "/000000.tar", "/000001.tar"))
+    one, same, other = (
+        feed(web.url(path)).fingerprint
+        for path in ("/000000.tar?a=1", "/000000.tar", "/000001.tar")
+    )
     assert one == same != other
 
 

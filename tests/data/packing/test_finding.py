@@ -1,4 +1,6 @@
-"""However a source names its shards, the right ones are taken, or one line says what to write instead."""
+"""However a source names its shards, the right ones are taken, or one line says what to write
+instead.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`udl index`: what it takes, what it says, and that whoever is killed in the middle goes on where it stopped."""
+"""`udl index`: what it takes, what it says, and that whoever is killed in the middle goes on where
+it stopped.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def many(folder: Path, count: int) -> list[Path]:
 
 def parts(folder: Path) -> dict[str, int]:
     """What an interrupted run has left, and when each was written."""
-    return {path.name: path.stat().st_mtime_ns for path in (folder / f".{NAME}.parts").glob("*.part")}
+    return {
+        path.name: path.stat().st_mtime_ns for path in (folder / f".{NAME}.parts").glob("*.part")
+    }
 
 
 def killed_after(folder: Path, count: int) -> dict[str, int]:
@@ -62,7 +66,9 @@ def killed_after(folder: Path, count: int) -> dict[str, int]:
     return parts(folder)
 
 
-def test_a_killed_run_is_gone_on_with_and_reads_only_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_is_gone_on_with_and_reads_only_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = many(tmp_path / "tars", 40)
     left = killed_after(tmp_path / "tars", 6)
     assert 6 <= len(left) < 40
@@ -80,7 +86,10 @@ def test_a_killed_run_is_gone_on_with_and_reads_only_the_rest(tmp_path: Path, mo
     found = index(str(tmp_path / "tars"), IndexSettings())
     assert len(walked) == 40 - len(left)
     assert found.fingerprint == index_shards(paths, tmp_path / "anew.udl").fingerprint
-    assert {path.name for path in (tmp_path / "tars").iterdir()} == {NAME, *(path.name for path in paths)}
+    assert {path.name for path in (tmp_path / "tars").iterdir()} == {
+        NAME,
+        *(path.name for path in paths),
+    }
 
 
 def test_a_shard_that_changed_after_the_kill_is_walked_again(tmp_path: Path) -> None:
@@ -111,14 +120,22 @@ def test_two_processes_make_one_whole_index(tmp_path: Path) -> None:
     assert opened.records == 60
     for shard in range(20):
         opened.check_rows(shard)
-    assert {path.name for path in (tmp_path / "tars").iterdir()} == {NAME, *(path.name for path in paths)}
+    assert {path.name for path in (tmp_path / "tars").iterdir()} == {
+        NAME,
+        *(path.name for path in paths),
+    }
 
 
 def test_memory_does_not_grow_with_the_number_of_shards(tmp_path: Path) -> None:
     image, peaks = made.encoded(made.pixels(0, 8, 8)), []
     for count in (4, 32):
-        paths = [tar(tmp_path / str(count) / f"{shard}.tar", {f"{shard}-{number}.png": image for number in range(500)})
-                 for shard in range(count)]  # fmt: skip
+        paths = [
+            tar(
+                tmp_path / str(count) / f"{shard}.tar",
+                {f"{shard}-{number}.png": image for number in range(500)},
+            )
+            for shard in range(count)
+        ]
         tracemalloc.start()
         index_shards(paths)
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -134,7 +151,10 @@ def test_folder_pattern_and_list_are_indexed_and_told(tmp_path: Path) -> None:
     assert done.stdout.startswith("indexed 9 records in 3 shards of ")
     assert repr(str(tmp_path / "tars" / NAME)) in done.stdout
     (tmp_path / "some.txt").write_text(f"tars/{paths[2].name}\n")
-    for source, records in ((f"{tmp_path}/tars/{{000000..000001}}.tar", 6), (str(tmp_path / "some.txt"), 3)):
+    for source, records in (
+        (f"{tmp_path}/tars/{{000000..000001}}.tar", 6),
+        (str(tmp_path / "some.txt"), 3),
+    ):
         told = json.loads(udl("index", source, "--cache", str(tmp_path / "cache"), "--json").stdout)
         assert (told["records"], told["ignored"]) == (records, 0)
         assert Path(told["index"]).parent == tmp_path / "cache" / "indexes"
@@ -161,9 +181,13 @@ def test_what_names_no_shards_is_refused_in_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content", "kind"),
-    [("a{0..1.tar", b"", UsageError), ("{0..9999999}.tar", b"", UsageError),
-     ("list.txt", b"\xff\xfe\n", DataError), ("list.txt", b"a{0..1.tar\n", UsageError)],
-)  # fmt: skip
+    [
+        ("a{0..1.tar", b"", UsageError),
+        ("{0..9999999}.tar", b"", UsageError),
+        ("list.txt", b"\xff\xfe\n", DataError),
+        ("list.txt", b"a{0..1.tar\n", UsageError),
+    ],
+)
 def test_patterns_and_lists_that_make_no_sense_are_named(
     tmp_path: Path, name: str, content: bytes, kind: type[UdlError]
 ) -> None:

@@ -1,4 +1,6 @@
-"""Size and channels of training come from the images unless they are given; the plan says what they are."""
+"""Size and channels of training come from the images unless they are given; the plan says what they
+are.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +23,27 @@ from udl_dist.launch import session
 
 def shape(source: Path | str, tmp_path: Path, **settings: object) -> tuple[int, int, int]:
     """The shape that training on a source sees."""
-    data = DataSettings(source=str(source), cache=str(tmp_path / "cache"), **{"held_out_fraction": 0.0, **settings})  # type: ignore[arg-type]
+    data = DataSettings(
+        source=str(source), cache=str(tmp_path / "cache"), **{"held_out_fraction": 0.0, **settings}
+    )  # type: ignore[arg-type]
     return open_streams(prepare(data), 0)[0].shape
 
 
 def photos(root: Path, *sizes: tuple[int, int]) -> Path:
     """Colour photographs of these heights and widths as one shard."""
-    return tar(root / "0.tar", {f"{number}.jpg": encoded(pixels(number, *size, 3), "JPEG", quality=90)
-                                for number, size in enumerate(sizes)}).parent  # fmt: skip
+    return tar(
+        root / "0.tar",
+        {
+            f"{number}.jpg": encoded(pixels(number, *size, 3), "JPEG", quality=90)
+            for number, size in enumerate(sizes)
+        },
+    ).parent
 
 
 def test_a_packed_folder_is_trained_as_it_was_packed(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", images=np.stack([pixels(number, 200, 200, 3) for number in range(4)]))
+    np.savez(
+        tmp_path / "a.npz", images=np.stack([pixels(number, 200, 200, 3) for number in range(4)])
+    )
     pack(str(tmp_path / "a.npz"), str(tmp_path / "packed"), PackSettings(size=64, channels=3))
     assert shape(tmp_path / "packed", tmp_path) == (3, 64, 64)
     pack(str(tmp_path / "a.npz"), str(tmp_path / "large"), PackSettings(size=200, channels=1))
@@ -61,7 +72,11 @@ def test_gray_and_colour_are_told_by_the_pixels(tmp_path: Path) -> None:
 
 
 def test_folders_arrays_and_digits_are_looked_at_too(tmp_path: Path) -> None:
-    assert shape(folder_of_images(tmp_path / "folder", ["a.png", "b.jpg"], 48), tmp_path) == (1, 48, 48)
+    assert shape(folder_of_images(tmp_path / "folder", ["a.png", "b.jpg"], 48), tmp_path) == (
+        1,
+        48,
+        48,
+    )
     assert shape(mnist_like(tmp_path / "mnist", 12, 5), tmp_path) == (1, 28, 28)
     np.save(tmp_path / "a.npy", np.zeros((3, 3, 50, 50)))
     assert shape(tmp_path / "a.npy", tmp_path) == (3, 50, 50)
@@ -84,7 +99,9 @@ def test_pack_keeps_size_and_colour_unless_told_otherwise(tmp_path: Path) -> Non
 
 def test_the_plan_says_what_training_sees(tmp_path: Path) -> None:
     source = photos(tmp_path / "tars", *[(100, 100)] * 40)
-    wanted = experiments.load(None, {"method.name": "gan", "data.source": str(source), "train.epochs": "1"})
+    wanted = experiments.load(
+        None, {"method.name": "gan", "data.source": str(source), "train.epochs": "1"}
+    )
     lines = session.planned_of(wanted).lines()
     assert any("100 x 100 pixels, colour" in line and "data.size" in line for line in lines), lines
     assert any("generator" in line and "discriminator" in line for line in lines)

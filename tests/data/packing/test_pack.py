@@ -1,4 +1,6 @@
-"""Packing: plain WebDataset tars that webdataset reads, the same bytes each time, complete or absent."""
+"""Packing: plain WebDataset tars that webdataset reads, the same bytes each time, complete or
+absent.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +37,24 @@ NAMES = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(2
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "npy", "raw"])
 def test_webdataset_reads_what_was_packed(tmp_path: Path, kind: str) -> None:
     source = folder_of_images(tmp_path / "pets", NAMES)
-    summary = pack(str(source), str(tmp_path / "out"), PackSettings(size=16, format=kind, shard_records=15))  # type: ignore[arg-type]
-    assert summary.records == {"train": 40} and summary.shards == 3 and summary.classes == ("cat", "dog")
+    summary = pack(
+        str(source), str(tmp_path / "out"), PackSettings(size=16, format=kind, shard_records=15)
+    )  # type: ignore[arg-type]
+    assert (
+        summary.records == {"train": 40}
+        and summary.shards == 3
+        and summary.classes == ("cat", "dog")
+    )
     shards = sorted((tmp_path / "out" / "train").glob("*.tar"))
     assert [shard.name for shard in shards] == ["000000.tar", "000001.tar", "000002.tar"]
     records = seen_by_webdataset(*shards)
@@ -54,7 +66,9 @@ def test_webdataset_reads_what_was_packed(tmp_path: Path, kind: str) -> None:
         record = by_key[name.removesuffix(".png").replace("/", "_")]
         assert int(record["cls"]) == (number >= 20)
         back = (
-            np.frombuffer(record[extension], np.uint8).reshape(16, 16) if kind == "raw" else _decoded(record[extension])
+            np.frombuffer(record[extension], np.uint8).reshape(16, 16)
+            if kind == "raw"
+            else _decoded(record[extension])
         )
         assert np.abs(back.reshape(16, 16).astype(int) - pixels(number, 16, 16)).max() <= (
             40 if kind in ("jpeg", "webp") else 0
@@ -63,7 +77,9 @@ def test_webdataset_reads_what_was_packed(tmp_path: Path, kind: str) -> None:
 
 def _decoded(data: bytes) -> NDArray[np.uint8]:
     return (
-        np.load(io.BytesIO(data)) if data[:6] == b"\x93NUMPY" else np.asarray(Image.open(io.BytesIO(data)).convert("L"))
+        np.load(io.BytesIO(data))
+        if data[:6] == b"\x93NUMPY"
+        else np.asarray(Image.open(io.BytesIO(data)).convert("L"))
     )
 
 
@@ -71,10 +87,16 @@ def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
     source = str(folder_of_images(tmp_path / "pets", NAMES))
     for name, threads in (("a", 1), ("b", 3)):
         pack(
-            source, str(tmp_path / name), PackSettings(size=16, shard_records=7, threads=threads, held_out_fraction=0.2)
+            source,
+            str(tmp_path / name),
+            PackSettings(size=16, shard_records=7, threads=threads, held_out_fraction=0.2),
         )
     assert files(tmp_path / "a") == files(tmp_path / "b")
-    pack(source, str(tmp_path / "c"), PackSettings(size=16, shard_records=7, held_out_fraction=0.2, seed=1))
+    pack(
+        source,
+        str(tmp_path / "c"),
+        PackSettings(size=16, shard_records=7, held_out_fraction=0.2, seed=1),
+    )
     assert files(tmp_path / "a").keys() >= {"train/000000.tar", "val/000000.tar", "train/index.udl"}
     assert files(tmp_path / "a") != files(tmp_path / "c")
 
@@ -82,33 +104,60 @@ def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_idx_gives_train_and_test_and_the_index_tells_whence(tmp_path: Path) -> None:
     (mnist_like(tmp_path / "digits", 60, 20) / "LICENSE").write_text("CC BY-SA 3.0\n")
     progress = list[tuple[int, int]]()
-    summary = pack(str(tmp_path / "digits"), str(tmp_path / "out"), PackSettings(), lambda *seen: progress.append(seen))
+    summary = pack(
+        str(tmp_path / "digits"),
+        str(tmp_path / "out"),
+        PackSettings(),
+        lambda *seen: progress.append(seen),
+    )
     assert summary.records == {"train": 60, "test": 20} and progress[-1] == (80, 80)
     about = Index.open(tmp_path / "out" / "test").about
     assert (about.source, about.license, about.format) == ("digits", "CC BY-SA 3.0\n", "png")
     assert about.classes == tuple("0123456789") and about.shape == (1, 28, 28)
     assert summary.total_bytes == sum(len(content) for content in files(tmp_path / "out").values())
-    assert "train 60" in summary.lines()[0] and json.loads(json.dumps(summary.as_dict()))["shards"] == 2
-    records = {record["__key__"]: record for record in seen_by_webdataset(tmp_path / "out" / "train" / "000000.tar")}
+    assert (
+        "train 60" in summary.lines()[0]
+        and json.loads(json.dumps(summary.as_dict()))["shards"] == 2
+    )
+    records = {
+        record["__key__"]: record
+        for record in seen_by_webdataset(tmp_path / "out" / "train" / "000000.tar")
+    }
     assert sorted(records) == [f"{number:09d}" for number in range(60)]
     assert np.array_equal(_decoded(records["000000042"]["png"]), pixels(42, 28, 28))
 
 
 def test_held_out_images_stay_held_out_when_others_come(tmp_path: Path) -> None:
-    for name, names in (("few", NAMES), ("many", [*NAMES, *(f"emu/{number}.png" for number in range(20))])):
+    for name, names in (
+        ("few", NAMES),
+        ("many", [*NAMES, *(f"emu/{number}.png" for number in range(20))]),
+    ):
         source = folder_of_images(tmp_path / name, names)
-        pack(str(source), str(tmp_path / f"{name}-out"), PackSettings(size=16, held_out_fraction=0.3))
-    parts = {(name, part): {index.key(number) for number in range(index.records)} for name in ("few", "many")
-             for part in ("train", "val") for index in [Index.open(tmp_path / f"{name}-out" / part)]}  # fmt: skip
-    assert parts["few", "val"] < parts["many", "val"] and parts["few", "train"] < parts["many", "train"]
-    assert 4 <= len(parts["few", "val"]) <= 20 and len(parts["few", "val"] | parts["few", "train"]) == 40
+        pack(
+            str(source), str(tmp_path / f"{name}-out"), PackSettings(size=16, held_out_fraction=0.3)
+        )
+    parts = {
+        (name, part): {index.key(number) for number in range(index.records)}
+        for name in ("few", "many")
+        for part in ("train", "val")
+        for index in [Index.open(tmp_path / f"{name}-out" / part)]
+    }
+    assert (
+        parts["few", "val"] < parts["many", "val"]
+        and parts["few", "train"] < parts["many", "train"]
+    )
+    assert (
+        4 <= len(parts["few", "val"]) <= 20
+        and len(parts["few", "val"] | parts["few", "train"]) == 40
+    )
 
 
 def test_shards_keep_to_records_and_bytes(tmp_path: Path) -> None:
     source = str(folder_of_images(tmp_path / "pets", NAMES))
     pack(source, str(tmp_path / "out"), PackSettings(size=16, shard_bytes=20_000))
     index = Index.open(tmp_path / "out" / "train")
-    assert max(shard.shard_bytes for shard in index.shards) <= 20_480 + 10_240  # tar pads its end to 10 KiB
+    # tar pads its end to 10 KiB
+    assert max(shard.shard_bytes for shard in index.shards) <= 20_480 + 10_240
     records = [shard.records for shard in index.shards]
     assert sum(records) == 40 and max(records) - min(records) <= 1 < len(records)
     with pytest.raises(UsageError, match="shard_bytes"):
@@ -128,8 +177,16 @@ def test_damaged_images_are_left_out_and_listed_if_asked(tmp_path: Path) -> None
     source = folder_of_images(tmp_path / "pets", NAMES)
     (source / "cat" / "3.png").write_bytes(b"hello")
     (source / "notes.txt").write_bytes(b"hello")
-    summary = pack(str(source), str(tmp_path / "out"), PackSettings(size=16, shard_records=1, skip_damaged=True))
-    assert summary.records == {"train": 39} and len(summary.left_out) == 1 and summary.ignored == {".txt": 1}
+    summary = pack(
+        str(source),
+        str(tmp_path / "out"),
+        PackSettings(size=16, shard_records=1, skip_damaged=True),
+    )
+    assert (
+        summary.records == {"train": 39}
+        and len(summary.left_out) == 1
+        and summary.ignored == {".txt": 1}
+    )
     listed = (tmp_path / "out" / "left_out.txt").read_text().splitlines()
     assert len(listed) == 1 and "3.png" in listed[0]
     assert Index.open(tmp_path / "out" / "train").about.left_out == 1
@@ -137,7 +194,11 @@ def test_damaged_images_are_left_out_and_listed_if_asked(tmp_path: Path) -> None
     for path in source.rglob("*.png"):
         path.write_bytes(b"hello")
     with pytest.raises(DataError, match="not one image"):
-        pack(str(source), str(tmp_path / "none"), PackSettings(size=16, channels=1, skip_damaged=True))
+        pack(
+            str(source),
+            str(tmp_path / "none"),
+            PackSettings(size=16, channels=1, skip_damaged=True),
+        )
     assert not (tmp_path / "none").exists()
 
 
@@ -186,7 +247,10 @@ def test_a_fraction_of_a_source_with_its_own_val_part_is_refused(tmp_path: Path)
     source = str(folder_of_images(tmp_path / "pets", ["train/1.png", "val/2.png"]))
     with pytest.raises(UsageError, match="has a val part"):
         pack(source, str(tmp_path / "out"), PackSettings(size=16, held_out_fraction=0.5))
-    assert pack(source, str(tmp_path / "out"), PackSettings(size=16)).records == {"train": 1, "val": 1}
+    assert pack(source, str(tmp_path / "out"), PackSettings(size=16)).records == {
+        "train": 1,
+        "val": 1,
+    }
 
 
 PACK = """
@@ -201,10 +265,14 @@ pack.pack(sys.argv[1], sys.argv[2], PackSettings(size=16, shard_records=4, threa
 
 
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_pack_leaves_nothing_that_looks_complete(tmp_path: Path, kill: signal.Signals) -> None:
+def test_a_killed_pack_leaves_nothing_that_looks_complete(
+    tmp_path: Path, kill: signal.Signals
+) -> None:
     source = str(folder_of_images(tmp_path / "pets", NAMES))
     dest = tmp_path / "out"
-    process = subprocess.Popen([sys.executable, "-c", PACK, source, str(dest)], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PACK, source, str(dest)], stderr=subprocess.DEVNULL
+    )
     _wait_for(lambda: len(list(tmp_path.glob(".out.partial-*/train/*.tar"))) >= 4)
     process.send_signal(kill)
     assert process.wait(20) != 0

@@ -1,4 +1,6 @@
-"""Train, val and test are known by their usual names; what could be a part or a class is refused, never guessed."""
+"""Train, val and test are known by their usual names; what could be a part or a class is refused,
+never guessed.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,17 @@ from udl_dist.errors import DataError
 from udl_dist.launch import session
 
 
-@pytest.mark.parametrize("names", [("Train", "Test"), ("Training", "Testing"), ("TRAIN", "valid"), ("training", "dev")])
+@pytest.mark.parametrize(
+    "names", [("Train", "Test"), ("Training", "Testing"), ("TRAIN", "valid"), ("training", "dev")]
+)
 def test_usual_names_in_any_case_are_parts(tmp_path: Path, names: tuple[str, str]) -> None:
     train, held_out = names
     source = open_source(
-        str(folder_of_images(tmp_path, [f"{train}/cat/1.png", f"{train}/dog/2.png", f"{held_out}/dog/3.png"]))
+        str(
+            folder_of_images(
+                tmp_path, [f"{train}/cat/1.png", f"{train}/dog/2.png", f"{held_out}/dog/3.png"]
+            )
+        )
     )
     assert source.classes == ("cat", "dog")
     assert len(source.parts["train"]) == 2 and len(source.parts) == 2
@@ -36,7 +44,10 @@ AMBIGUOUS = {
     "a class called train": (["train/1.png", "car/2.png"], "'car'"),
     "two names of one part": (["train/1.png", "val/2.png", "Valid/3.png"], "'Valid' and 'val'"),
     "one folder too high": (["set/train/a/1.png", "set/test/a/2.png"], "set' as the source"),
-    "parts below classes": (["cat/train/1.png", "cat/test/2.png", "dog/train/3.png"], "train/CLASS"),
+    "parts below classes": (
+        ["cat/train/1.png", "cat/test/2.png", "dog/train/3.png"],
+        "train/CLASS",
+    ),
 }
 
 
@@ -49,7 +60,9 @@ def test_what_could_be_a_class_or_a_part_is_refused(tmp_path: Path, name: str) -
 
 
 def counts(source: Path, cache: Path) -> tuple[int, int]:
-    train, held_out = open_streams(prepare(DataSettings(source=str(source), cache=str(cache), readers=0)), 0)
+    train, held_out = open_streams(
+        prepare(DataSettings(source=str(source), cache=str(cache), readers=0)), 0
+    )
     return train.records, held_out.records if held_out else 0
 
 
@@ -88,16 +101,26 @@ def test_shards_of_which_some_may_be_held_out_are_refused(tmp_path: Path) -> Non
 
 
 def test_pack_and_plan_print_classes_and_parts(tmp_path: Path) -> None:
-    names = [f"Train/{kind}/{number}.png" for kind in ("cat", "dog") for number in range(9)] + ["Test/dog/3.png"]
+    names = [f"Train/{kind}/{number}.png" for kind in ("cat", "dog") for number in range(9)] + [
+        "Test/dog/3.png"
+    ]
     source = folder_of_images(tmp_path / "pets", names)
     wanted = experiments.load(
-        None, {"method.name": "ae", "data.source": str(source), "data.cache": str(tmp_path / "cache"),
-               "train.total_images": "128", "data.held_out_fraction": "0"}
-    )  # fmt: skip
+        None,
+        {
+            "method.name": "ae",
+            "data.source": str(source),
+            "data.cache": str(tmp_path / "cache"),
+            "train.total_images": "128",
+            "data.held_out_fraction": "0",
+        },
+    )
     before = session.planned_of(wanted).lines()
     prepare(wanted.data)
     for lines in (before, session.planned_of(wanted).lines()):
         assert any("18 records" in line and "1 held out (test)" in line for line in lines), lines
         assert any(line.split() == ["classes", "2:", "cat,", "dog"] for line in lines), lines
     packed = pack(str(source), str(tmp_path / "packed"), PackSettings()).lines()
-    assert any("test 1, train 18" in line for line in packed) and any("2 classes: cat, dog" in line for line in packed)
+    assert any("test 1, train 18" in line for line in packed) and any(
+        "2 classes: cat, dog" in line for line in packed
+    )

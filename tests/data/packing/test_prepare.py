@@ -1,4 +1,6 @@
-"""Whatever `data.source` names becomes training and held-out streams: packed once, indexed once, safe to race for."""
+"""Whatever `data.source` names becomes training and held-out streams: packed once, indexed once,
+safe to race for.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,11 @@ def opened(settings: DataSettings) -> tuple[Stream, Stream | None]:
 
 
 def keys(stream: Stream) -> set[str]:
-    return {stream.datasets[0].index.key(int(number)) for part in stream.once(100) for number in part.records}
+    return {
+        stream.datasets[0].index.key(int(number))
+        for part in stream.once(100)
+        for number in part.records
+    }
 
 
 def counts(settings: DataSettings) -> tuple[int, int]:
@@ -65,8 +71,16 @@ def test_embedded_digits_are_packed_once(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_images_are_packed_anew_when_they_or_the_wishes_change(tmp_path: Path) -> None:
     source = folder_of_images(tmp_path / "pets", NAMES)
-    wishes: list[dict[str, Any]] = [{}, {"size": 12}, {"channels": 3}, {"fit": "pad"}, {"held_out_fraction": 0.5}]
-    found = [prepare(asked(tmp_path, source, **changes)).train for changes in [*wishes, {"flip": True}]]
+    wishes: list[dict[str, Any]] = [
+        {},
+        {"size": 12},
+        {"channels": 3},
+        {"fit": "pad"},
+        {"held_out_fraction": 0.5},
+    ]
+    found = [
+        prepare(asked(tmp_path, source, **changes)).train for changes in [*wishes, {"flip": True}]
+    ]
     assert len(set(found)) == 5 and found[5] == found[0]
     (source / "cat" / "0.png").unlink()
     again = prepare(asked(tmp_path, source))
@@ -78,7 +92,10 @@ def test_held_out_is_found_in_its_order(tmp_path: Path) -> None:
     assert counts(asked(tmp_path, mnist, held_out_fraction=0.0)) == (60, 20)
     train, held_out = counts(asked(tmp_path, mnist, held_out_fraction=0.3))
     assert train + held_out == 60 and 5 < held_out < 35
-    assert counts(asked(tmp_path, mnist, held_out=str(mnist / "t10k-images-idx3-ubyte.gz"))) == (60, 20)
+    assert counts(asked(tmp_path, mnist, held_out=str(mnist / "t10k-images-idx3-ubyte.gz"))) == (
+        60,
+        20,
+    )
     pets = folder_of_images(tmp_path / "pets", NAMES)
     assert counts(asked(tmp_path, pets, held_out_fraction=0.0)) == (40, 0)
     assert counts(asked(tmp_path, mnist, held_out=str(pets))) == (60, 40)
@@ -89,7 +106,9 @@ def test_held_out_is_found_in_its_order(tmp_path: Path) -> None:
 def test_a_packed_folder_is_read_as_it_is(tmp_path: Path) -> None:
     pack(str(mnist_like(tmp_path / "mnist")), str(tmp_path / "out"), PackSettings())
     assert counts(asked(tmp_path, tmp_path / "out")) == (60, 20)
-    assert counts(asked(tmp_path, tmp_path / "out" / "train", held_out=str(tmp_path / "out" / "test"))) == (60, 20)
+    assert counts(
+        asked(tmp_path, tmp_path / "out" / "train", held_out=str(tmp_path / "out" / "test"))
+    ) == (60, 20)
     assert not (tmp_path / "cache").exists()
     for index in tmp_path.rglob(NAME):
         index.unlink()
@@ -99,16 +118,25 @@ def test_a_packed_folder_is_read_as_it_is(tmp_path: Path) -> None:
 def test_shards_are_named_by_folder_pattern_list_or_one_by_one(tmp_path: Path) -> None:
     tars = shards(tmp_path / "tars", [5, 4, 3], 16)
     (tmp_path / "some.txt").write_text(f"# two of them\ntars/000000.tar\n\n{tars[2]}\n")
-    cases = {tmp_path / "tars": 12, tmp_path / "tars" / "{000000..000001}.tar": 9, tmp_path / "some.txt": 8, tars[1]: 4}
+    cases = {
+        tmp_path / "tars": 12,
+        tmp_path / "tars" / "{000000..000001}.tar": 9,
+        tmp_path / "some.txt": 8,
+        tars[1]: 4,
+    }
     for source, records in cases.items():
         assert counts(asked(tmp_path, source, held_out_fraction=0.0)) == (records, 0)
     assert (tmp_path / "tars" / NAME).exists()
     assert len(list((tmp_path / "cache" / "indexes").iterdir())) == 3
 
 
-def test_hashed_fraction_of_plain_shards_is_disjoint_and_survives_sharding_anew(tmp_path: Path) -> None:
-    settings = [asked(tmp_path, shards(tmp_path / name, sizes, 16)[0].parent, held_out_fraction=0.3)
-                for name, sizes in (("a", [30, 30]), ("b", [10, 50]))]  # fmt: skip
+def test_hashed_fraction_of_plain_shards_is_disjoint_and_survives_sharding_anew(
+    tmp_path: Path,
+) -> None:
+    settings = [
+        asked(tmp_path, shards(tmp_path / name, sizes, 16)[0].parent, held_out_fraction=0.3)
+        for name, sizes in (("a", [30, 30]), ("b", [10, 50]))
+    ]
     first, second = (opened(one) for one in settings)
     assert first[1] and second[1]
     assert keys(first[0]) == keys(second[0]) and keys(first[1]) == keys(second[1])
@@ -146,9 +174,16 @@ def test_bad_sources_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.tar").write_bytes(b"hello" * 300)
     (tmp_path / "list.txt").write_text("# nothing\n")
     folder_of_images(tmp_path / "one", ["1.png"])
-    cases = {"nowhere": "there is no file or folder", "empty": "it is empty", "missing.tar": "is missing",
-             "{0..1}.tar": "is missing", "empty.tar": "is empty", "text.tar": "is no tar",
-             "list.txt": "names no shard", "one": "none of 1 images"}  # fmt: skip
+    cases = {
+        "nowhere": "there is no file or folder",
+        "empty": "it is empty",
+        "missing.tar": "is missing",
+        "{0..1}.tar": "is missing",
+        "empty.tar": "is empty",
+        "text.tar": "is no tar",
+        "list.txt": "names no shard",
+        "one": "none of 1 images",
+    }
     for name, said in cases.items():
         with pytest.raises(DataError) as raised:
             prepare(asked(tmp_path, tmp_path / name, held_out_fraction=0.001))
@@ -226,19 +261,28 @@ def test_a_survey_promises_what_packing_keeps(tmp_path: Path) -> None:
         assert (promised.records, promised.held_out_records, promised.packed) == (60, 20, False)
         prepare(settings)
         kept = survey(settings)
-        assert (kept.records, kept.held_out_records, kept.shards, kept.packed) == (60, 20, promised.shards, True)
+        assert (kept.records, kept.held_out_records, kept.shards, kept.packed) == (
+            60,
+            20,
+            promised.shards,
+            True,
+        )
 
 
 @pytest.mark.parametrize("records", [1, 8])
 @pytest.mark.parametrize("kind", ["tars", "images"])
-def test_a_source_too_small_to_hold_anything_out_says_what_to_do(tmp_path: Path, kind: str, records: int) -> None:
+def test_a_source_too_small_to_hold_anything_out_says_what_to_do(
+    tmp_path: Path, kind: str, records: int
+) -> None:
     if kind == "tars":
         source = shards(tmp_path / "few", [records], 16)[0].parent
     else:
         source = folder_of_images(tmp_path / "few", [f"{number}.png" for number in range(records)])
     with pytest.raises(DataError) as raised:
         opened(asked(tmp_path, source, held_out_fraction=0.0001))
-    one_line(raised.value, "few", f"none of {records} ", "held_out_fraction", "to 0 to hold out none")
+    one_line(
+        raised.value, "few", f"none of {records} ", "held_out_fraction", "to 0 to hold out none"
+    )
     assert str(tmp_path / "cache") not in str(raised.value) and ".udl" not in str(raised.value)
     assert counts(asked(tmp_path, source, held_out_fraction=0.0)) == (records, 0)
 

@@ -1,4 +1,6 @@
-"""What can be packed is recognised and read right; what cannot is refused by name, and nothing is dropped unsaid."""
+"""What can be packed is recognised and read right; what cannot is refused by name, and nothing is
+dropped unsaid.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,13 @@ from udl_dist.data.shards.naming import Naming
 from udl_dist.errors import DataError, UsageError
 
 
-def all_pixels(source: Source, part: str = "train", size: int = 28, channels: int = 1) -> NDArray[np.uint8]:
+def all_pixels(
+    source: Source, part: str = "train", size: int = 28, channels: int = 1
+) -> NDArray[np.uint8]:
     images = source.parts[part]
-    return np.stack([images.pixels(number, (channels, size, size), "crop") for number in range(len(images))])
+    return np.stack(
+        [images.pixels(number, (channels, size, size), "crop") for number in range(len(images))]
+    )
 
 
 def labels(source: Source, part: str = "train") -> list[int]:
@@ -73,9 +79,14 @@ def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
 def test_keys_are_safe_unique_and_independent_of_the_rest(tmp_path: Path) -> None:
     names = ["a b/ü.x.png", "a_b/ü.x.png", "a_b/ü.x.jpg", "d" * 90 + "/e.png", "new\nline.png"]
     few, many = tmp_path / "few", tmp_path / "many"
-    keys = [{images.name(number).removeprefix(str(root)): images.key(number) for number in range(len(images))}
-            for root, chosen in ((few, names), (many, [*names, "0.png"]))
-            for images in [open_source(str(folder_of_images(root, chosen))).parts["train"]]]  # fmt: skip
+    keys = [
+        {
+            images.name(number).removeprefix(str(root)): images.key(number)
+            for number in range(len(images))
+        }
+        for root, chosen in ((few, names), (many, [*names, "0.png"]))
+        for images in [open_source(str(folder_of_images(root, chosen))).parts["train"]]
+    ]
     assert all(keys[1][name] == key for name, key in keys[0].items())
     assert len(set(keys[0].values())) == 5
     for key in keys[0].values():
@@ -132,15 +143,22 @@ def test_idx_folder_has_its_parts_and_labels(tmp_path: Path, pack: str) -> None:
     assert labels(source) == [*range(10), 0, 1] and source.classes == tuple("0123456789")
     assert np.array_equal(all_pixels(source)[3, 0], pixels(3, 28, 28))
     alone = open_source(str(tmp_path / f"t10k-images-idx3-ubyte{pack}"))
-    assert labels(alone) == [0, 1, 2, 3, 4] and np.array_equal(all_pixels(alone), all_pixels(source, "test"))
+    assert labels(alone) == [0, 1, 2, 3, 4] and np.array_equal(
+        all_pixels(alone), all_pixels(source, "test")
+    )
 
 
 def test_bad_idx_files_are_named(tmp_path: Path) -> None:
     path = idx(tmp_path / "train-images-idx3-ubyte", np.zeros((4, 28, 28), np.uint8))
     whole = path.read_bytes()
     huge = whole[:4] + b"\xff" * 12 + whole[16:]
-    for data, said in ((b"\0\0\x0d\3" + whole[4:], "magic number is 00000d03"), (whole[:-1], "has only 3135"),
-                       (whole + b"x", "has more"), (whole[:9], "magic"), (huge, "has only 3136")):  # fmt: skip
+    for data, said in (
+        (b"\0\0\x0d\3" + whole[4:], "magic number is 00000d03"),
+        (whole[:-1], "has only 3135"),
+        (whole + b"x", "has more"),
+        (whole[:9], "magic"),
+        (huge, "has only 3136"),
+    ):
         path.write_bytes(data)
         with pytest.raises(DataError) as raised:
             open_source(str(tmp_path))
@@ -154,8 +172,14 @@ def test_bad_idx_files_are_named(tmp_path: Path) -> None:
         open_source(str(tmp_path))
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: b"\x1f\x8b" + b"x" * 99,
-                                    lambda data: data[:40] + bytes([data[40] ^ 255]) + data[41:]])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-9],
+        lambda data: b"\x1f\x8b" + b"x" * 99,
+        lambda data: data[:40] + bytes([data[40] ^ 255]) + data[41:],
+    ],
+)
 def test_damaged_gzip_is_named(tmp_path: Path, damage: Any) -> None:
     path = mnist_like(tmp_path, 12, 5) / "train-images-idx3-ubyte.gz"
     path.write_bytes(damage(path.read_bytes()))
@@ -164,7 +188,10 @@ def test_damaged_gzip_is_named(tmp_path: Path, damage: Any) -> None:
     one_line(raised.value, repr(str(path)))
 
 
-GRAY, COLOUR = np.stack([pixels(n, 28, 28) for n in range(4)]), np.stack([pixels(n, 28, 28, 3) for n in range(4)])
+GRAY, COLOUR = (
+    np.stack([pixels(n, 28, 28) for n in range(4)]),
+    np.stack([pixels(n, 28, 28, 3) for n in range(4)]),
+)
 READINGS: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {
     "bytes": (GRAY, GRAY),
     "one channel last": (GRAY[..., None], GRAY),
@@ -190,7 +217,9 @@ def test_arrays_are_read_by_shape_and_range(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("first", [True, False])
 def test_colour_arrays_may_have_channels_first_or_last(tmp_path: Path, first: bool) -> None:
     np.save(tmp_path / "a.npy", COLOUR.transpose(0, 3, 1, 2) if first else COLOUR)
-    assert np.array_equal(all_pixels(open_source(str(tmp_path / "a.npy")), channels=3), COLOUR.transpose(0, 3, 1, 2))
+    assert np.array_equal(
+        all_pixels(open_source(str(tmp_path / "a.npy")), channels=3), COLOUR.transpose(0, 3, 1, 2)
+    )
 
 
 BAD_ARRAYS: dict[str, tuple[NDArray[Any], str]] = {
@@ -222,7 +251,11 @@ def test_npz_names_its_parts_and_labels(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, x_train=GRAY, y_train=np.arange(4), x_test=GRAY[:2], y_test=np.array([[1], [5]]))
     source = open_source(str(path))
-    assert labels(source) == [0, 1, 2, 3] and labels(source, "test") == [1, 5] and len(source.classes) == 6
+    assert (
+        labels(source) == [0, 1, 2, 3]
+        and labels(source, "test") == [1, 5]
+        and len(source.classes) == 6
+    )
     np.savez(path, GRAY, np.arange(4))
     assert labels(open_source(str(path))) == [0, 1, 2, 3]
     np.savez_compressed(path, pictures=GRAY)

@@ -1,4 +1,6 @@
-"""The index: built from plain tars, opened in no time, and never trusted where it does not match its shards."""
+"""The index: built from plain tars, opened in no time, and never trusted where it does not match
+its shards.
+"""
 
 from __future__ import annotations
 
@@ -48,14 +50,28 @@ def test_rows_say_where_each_image_lies(tmp_path: Path) -> None:
 
 
 def test_records_are_those_that_webdataset_sees(tmp_path: Path) -> None:
-    """Keys with folders and dots, upper-case extensions, members of other kinds, meta files, no key at all."""
-    members = {"__meta__/about": b"x", "./a/b.c/one.PNG": PNG, "./a/b.c/one.json": b"{}", "two.cls": b"7",
-               "two.png": PNG, "README": b"x", "three.png": PNG, "three.seg.png": PNG,
-               "three.pkl": b"cos\nsystem\n"}  # fmt: skip
+    """Keys with folders and dots, upper-case extensions, members of other kinds, meta files, no key
+    at all.
+    """
+    members = {
+        "__meta__/about": b"x",
+        "./a/b.c/one.PNG": PNG,
+        "./a/b.c/one.json": b"{}",
+        "two.cls": b"7",
+        "two.png": PNG,
+        "README": b"x",
+        "three.png": PNG,
+        "three.seg.png": PNG,
+        "three.pkl": b"cos\nsystem\n",
+    }
     path = tar(tmp_path / "shard.tar", members)
     index = index_shards([path])
     seen = [record["__key__"] for record in seen_by_webdataset(path)]
-    assert [index.key(number) for number in range(index.records)] == seen == ["./a/b.c/one", "two", "three"]
+    assert (
+        [index.key(number) for number in range(index.records)]
+        == seen
+        == ["./a/b.c/one", "two", "three"]
+    )
     assert index.rows["label"].tolist() == [-1, 7, -1]
     assert index.shards[0].ignored == 5
 
@@ -77,7 +93,10 @@ BAD = {
     "no image": ({"a.png": PNG, "b.cls": b"1"}, "has 0 images"),
     "two images": ({"a.png": PNG, "a.jpg": PNG}, "has 2 images"),
     "members apart": ({"a.png": PNG, "b.png": PNG, "a.cls": b"1"}, "a second time"),
-    "a key twice": ({"a.png": PNG, "b.png": PNG, "./a.png": PNG, "c.png": PNG, "a.PNG": PNG}, "a second time"),
+    "a key twice": (
+        {"a.png": PNG, "b.png": PNG, "./a.png": PNG, "c.png": PNG, "a.PNG": PNG},
+        "a second time",
+    ),
     "no bytes": ({"a.png": b""}, "has 0 bytes"),
     "label in words": ({"a.png": PNG, "a.cls": b"c\x1b[31mat"}, "no whole number"),
     "raw of no shape": ({"a.raw": b"123"}, "raw pixels"),
@@ -142,14 +161,19 @@ def test_a_damaged_index_is_named_wherever_the_damage_is(tmp_path: Path) -> None
 def test_a_missing_index_and_one_of_foreign_shards_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         Index.open(tmp_path / "nowhere")
-    write_part(tmp_path / "part", Shard("../other.tar", 1, 1, 1, "", 0), np.zeros(1, ROW).tobytes(), b"k")
+    write_part(
+        tmp_path / "part", Shard("../other.tar", 1, 1, 1, "", 0), np.zeros(1, ROW).tobytes(), b"k"
+    )
     write_index(tmp_path / NAME, About(), [tmp_path / "part"])
     with pytest.raises(DataError, match="outside its folder"):
         Index.open(tmp_path)
 
 
 def test_fingerprint_follows_content_and_not_place(tmp_path: Path) -> None:
-    first, second = index_shards(shards(tmp_path / "a", [3, 2])), index_shards(shards(tmp_path / "b", [3, 2]))
+    first, second = (
+        index_shards(shards(tmp_path / "a", [3, 2])),
+        index_shards(shards(tmp_path / "b", [3, 2])),
+    )
     assert first.fingerprint == second.fingerprint
     assert index_shards(shards(tmp_path / "c", [2, 3])).fingerprint != first.fingerprint
     assert index_shards(shards(tmp_path / "d", [3, 2], size=9)).fingerprint != first.fingerprint
@@ -160,7 +184,9 @@ def test_opening_costs_what_the_shards_cost(tmp_path: Path) -> None:
     rows = np.zeros(100_000, ROW)
     parts = [tmp_path / f"{number}.part" for number in range(20)]
     for number, part in enumerate(parts):
-        write_part(part, Shard(f"{number:06d}.tar", 10**8, len(rows), 0, "0", 0), rows.tobytes(), b"")
+        write_part(
+            part, Shard(f"{number:06d}.tar", 10**8, len(rows), 0, "0", 0), rows.tobytes(), b""
+        )
     write_index(tmp_path / NAME, About(), parts)
     pages = _resident_bytes()
     index = Index.open(tmp_path)
@@ -173,11 +199,16 @@ def _resident_bytes() -> int:
 
 
 def test_keys_end_where_those_of_webdataset_do() -> None:
-    """Against webdataset's own pattern (its base_plus_ext), on all short names of telling letters; hidden files are
-    passed by, where webdataset takes their folder for a key."""
+    """Against webdataset's own pattern (its base_plus_ext), on all short names of telling letters;
+    hidden files are passed by, where webdataset takes their folder for a key.
+    """
     pattern = re.compile(rb"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)
-    for letters in itertools.chain.from_iterable(itertools.product(b"a./\n", repeat=length) for length in range(8)):
+    for letters in itertools.chain.from_iterable(
+        itertools.product(b"a./\n", repeat=length) for length in range(8)
+    ):
         name = bytes(letters)
         match = pattern.match(name)
         hidden = name.rpartition(b"/")[2].startswith(b".")
-        assert Naming().parts(name) == ((match[1], match[2]) if match and not hidden else None), name
+        assert Naming().parts(name) == ((match[1], match[2]) if match and not hidden else None), (
+            name
+        )

@@ -1,4 +1,6 @@
-"""Which member of a record is its image, where its key ends, and what of a shard belongs to no record."""
+"""Which member of a record is its image, where its key ends, and what of a shard belongs to no
+record.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,13 @@ LEFT, RIGHT = encoded(pixels(1, 8, 8)), encoded(pixels(2, 8, 8))
 
 
 def opened(source: Path, tmp_path: Path, **settings: Any) -> Stream:
-    data = DataSettings(source=str(source), cache=str(tmp_path / "cache"), held_out_fraction=0.0, readers=0, **settings)
+    data = DataSettings(
+        source=str(source),
+        cache=str(tmp_path / "cache"),
+        held_out_fraction=0.0,
+        readers=0,
+        **settings,
+    )
     return open_streams(prepare(data), 0)[0]
 
 
@@ -44,8 +52,15 @@ def payload(stream: Stream) -> bytes:
 
 
 def test_files_that_macos_puts_beside_others_are_passed_by_and_counted(tmp_path: Path) -> None:
-    members = {"./._a.png": b"x", "./a.png": LEFT, "./.DS_Store": b"x", "d/._b.png": b"x", "d/b.png": RIGHT,
-               "d/._b.cls": b"x", "d/b.cls": b"3"}  # fmt: skip
+    members = {
+        "./._a.png": b"x",
+        "./a.png": LEFT,
+        "./.DS_Store": b"x",
+        "d/._b.png": b"x",
+        "d/b.png": RIGHT,
+        "d/._b.cls": b"x",
+        "d/b.cls": b"3",
+    }
     found = index_shards([tar(tmp_path / "0.tar", members)])
     assert [found.key(number) for number in range(found.records)] == ["./a", "d/b"]
     assert found.rows["label"].tolist() == [-1, 3] and found.shards[0].ignored == 4
@@ -57,12 +72,18 @@ def test_hidden_tars_and_folders_called_like_tars_are_passed_by_and_counted(tmp_
     (tmp_path / "tars" / "x.tar").mkdir()
     assert list_shards(str(tmp_path / "tars")) == [str(path) for path in paths]
     told = udl("index", str(tmp_path / "tars"))
-    assert told.returncode == 0 and "2 files or folders called like shards are passed by" in told.stdout, told
+    assert (
+        told.returncode == 0
+        and "2 files or folders called like shards are passed by" in told.stdout
+    ), told
     assert json.loads(udl("index", str(tmp_path / "tars"), "--json").stdout)["passed_by"] == 2
 
 
 def test_the_last_suffix_tells_the_image_where_only_one_fits(tmp_path: Path) -> None:
-    stream = opened(tar(tmp_path / "a" / "0.tar", {"x.input.png": LEFT, "x.target.json": b"{}"}).parent, tmp_path)
+    stream = opened(
+        tar(tmp_path / "a" / "0.tar", {"x.input.png": LEFT, "x.target.json": b"{}"}).parent,
+        tmp_path,
+    )
     assert keys(stream) == ["x"] and payload(stream) == LEFT
 
 
@@ -79,7 +100,12 @@ def test_a_setting_says_which_member_is_the_image(tmp_path: Path, image: str) ->
 
 
 def test_keys_may_have_dots(tmp_path: Path) -> None:
-    members = {"img_1.0.a.png": LEFT, "img_1.0.a.cls": b"1", "img_1.0.b.png": RIGHT, "img_1.0.b.cls": b"2"}
+    members = {
+        "img_1.0.a.png": LEFT,
+        "img_1.0.a.cls": b"1",
+        "img_1.0.b.png": RIGHT,
+        "img_1.0.b.cls": b"2",
+    }
     folder = tar(tmp_path / "a" / "0.tar", members).parent
     stream = opened(folder, tmp_path, key_dot="last")
     assert keys(stream) == ["img_1.0.a", "img_1.0.b"]
@@ -92,10 +118,18 @@ def test_any_suffix_may_be_the_image(tmp_path: Path) -> None:
 
 
 CAUSES = {
-    "two kinds": ({"x.jpg": LEFT, "x.png": LEFT}, {}, ("'jpg', 'png'", "set data.image to one of them, such as jpg")),
+    "two kinds": (
+        {"x.jpg": LEFT, "x.png": LEFT},
+        {},
+        ("'jpg', 'png'", "set data.image to one of them, such as jpg"),
+    ),
     "unknown": ({"x.img": LEFT, "x.cls": b"1"}, {}, ("'img'", "let data.image name the member")),
     "not read": ({"x.tiff": b"II*\0"}, {}, ("'tiff'", "convert its images to PNG, JPEG or WebP")),
-    "not there": ({"x.png": LEFT}, {"image": "left.png"}, ("data.image is 'left.png'", "a member that it has")),
+    "not there": (
+        {"x.png": LEFT},
+        {"image": "left.png"},
+        ("data.image is 'left.png'", "a member that it has"),
+    ),
 }
 
 
@@ -109,7 +143,9 @@ def test_each_cause_has_its_own_cure(tmp_path: Path, name: str) -> None:
 
 
 def damaged_set(root: Path) -> Path:
-    """Two shards and an empty one: 200 whole records, one without an image, one whose label is a name."""
+    """Two shards and an empty one: 200 whole records, one without an image, one whose label is a
+    name.
+    """
     many = {f"{number:03d}.png": encoded(pixels(number, 8, 8)) for number in range(200)}
     tar(root / "0.tar", many | {"no_image.cls": b"1"})
     tar(root / "1.tar", {"a.png": LEFT, "a.cls": b"n01440764", "b.png": RIGHT})
@@ -120,8 +156,19 @@ def damaged_set(root: Path) -> Path:
 def test_all_that_cannot_be_read_is_listed_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         opened(damaged_set(tmp_path / "tars"), tmp_path)
-    one_line(raised.value, "3 things", "'0.tar'", "no_image", "'1.tar'", "n01440764", "'2.tar'", "is empty", "check",
-             "--fix", "data.damaged = skip")  # fmt: skip
+    one_line(
+        raised.value,
+        "3 things",
+        "'0.tar'",
+        "no_image",
+        "'1.tar'",
+        "n01440764",
+        "'2.tar'",
+        "is empty",
+        "check",
+        "--fix",
+        "data.damaged = skip",
+    )
 
 
 def test_damaged_records_are_left_out_of_the_index_if_that_is_asked(tmp_path: Path) -> None:
@@ -130,10 +177,17 @@ def test_damaged_records_are_left_out_of_the_index_if_that_is_asked(tmp_path: Pa
     assert stream.records == 201
     assert sum(len(batch.records) for batch in stream.once(50)) == 201
     assert Index.open(folder).left_out == 3
-    flags = {"method.name": "ae", "data.source": str(folder), "data.cache": str(tmp_path / "cache"),
-             "data.damaged": "skip", "data.damaged_limit": "0.02", "train.epochs": "1"}  # fmt: skip
+    flags = {
+        "method.name": "ae",
+        "data.source": str(folder),
+        "data.cache": str(tmp_path / "cache"),
+        "data.damaged": "skip",
+        "data.damaged_limit": "0.02",
+        "train.epochs": "1",
+    }
     assert any(
-        "3 records that cannot be read" in line for line in session.planned_of(experiments.load(None, flags)).lines()
+        "3 records that cannot be read" in line
+        for line in session.planned_of(experiments.load(None, flags)).lines()
     )
     with pytest.raises(DataError) as raised:
         opened(folder, tmp_path)

@@ -1,4 +1,6 @@
-"""Behind damage the walk goes on: whatever is whole is found, and what is hostile is refused in bounded time."""
+"""Behind damage the walk goes on: whatever is whole is found, and what is hostile is refused in
+bounded time.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ def test_one_flipped_byte_costs_one_member(tmp_path: Path, at: int) -> None:
     data[1536 + at] ^= 0x15
     members, damage = found(bytes(data))
     lost = [name for name in NAMES if name not in members]
-    assert (lost, [entry.at for entry in damage]) in (([NAMES[1]], [1536]), ([], []))  # a field's blanks carry nothing
+    # a field's blanks carry nothing
+    assert (lost, [entry.at for entry in damage]) in (([NAMES[1]], [1536]), ([], []))
 
 
 def test_a_wiped_header_costs_one_member(tmp_path: Path) -> None:
@@ -70,7 +73,9 @@ def test_a_tar_within_a_tar_is_one_member(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_a_member_whose_long_name_is_damaged_is_not_found_under_another(tmp_path: Path, format: int) -> None:
+def test_a_member_whose_long_name_is_damaged_is_not_found_under_another(
+    tmp_path: Path, format: int
+) -> None:
     long = "k" * 300 + ".png"
     data = bytearray(tar(tmp_path / "long.tar", {long: b"x", "b.png": b"y"}, format).read_bytes())
     data[0] ^= 1  # the header of the extension
@@ -86,7 +91,15 @@ def test_a_member_whose_long_name_is_damaged_is_not_found_under_another(tmp_path
 def test_links_devices_and_sparse_members_are_refused_and_passed(tmp_path: Path) -> None:
     path = tmp_path / "shard.tar"
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as file:
-        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, b"S", b"M", b"Z"):
+        for kind in (
+            tarfile.SYMTYPE,
+            tarfile.LNKTYPE,
+            tarfile.CHRTYPE,
+            tarfile.FIFOTYPE,
+            b"S",
+            b"M",
+            b"Z",
+        ):
             info = tarfile.TarInfo("a.png")
             info.type, info.linkname = kind, "/etc/passwd"
             file.addfile(info)
@@ -102,8 +115,12 @@ def pax_sparse(size: int) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as file:
         info = tarfile.TarInfo("GNUSparseFile.0/a.png")
-        info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a.png",
-                            "GNU.sparse.realsize": str(size)}  # fmt: skip
+        info.pax_headers = {
+            "GNU.sparse.major": "1",
+            "GNU.sparse.minor": "0",
+            "GNU.sparse.name": "a.png",
+            "GNU.sparse.realsize": str(size),
+        }
         file.addfile(info)
         file.addfile(tarfile.TarInfo("b.png"))
     return stream.getvalue()
@@ -118,14 +135,18 @@ def test_a_sparse_member_of_pax_is_refused_and_passed() -> None:
 @pytest.mark.parametrize("header", ["path", "size", "GNU.sparse.major"])
 def test_a_global_header_may_comment_and_no_more(tmp_path: Path, header: str) -> None:
     for headers, fine in (({"comment": "size=3 path=x"}, True), ({header: "3"}, False)):
-        with tarfile.open(tmp_path / "g.tar", "w", format=tarfile.PAX_FORMAT, pax_headers=headers) as file:
+        with tarfile.open(
+            tmp_path / "g.tar", "w", format=tarfile.PAX_FORMAT, pax_headers=headers
+        ) as file:
             file.addfile(tarfile.TarInfo("b.png"))
         members, damage = found((tmp_path / "g.tar").read_bytes())
         assert members == [b"b.png"]
         assert (not damage) == fine
 
 
-@pytest.mark.parametrize("name", [b"../../etc/a.png", b"/etc/a.png", b"a\nb.png", b"a\x1b[31mb.png", b"\xff\xfe.png"])
+@pytest.mark.parametrize(
+    "name", [b"../../etc/a.png", b"/etc/a.png", b"a\nb.png", b"a\x1b[31mb.png", b"\xff\xfe.png"]
+)
 def test_odd_names_are_bytes_and_nothing_else(name: bytes) -> None:
     info = tarfile.TarInfo(name.decode("utf-8", "surrogateescape"))
     data = info.tobuf(tarfile.GNU_FORMAT, errors="surrogateescape") + bytes(1024)
@@ -134,14 +155,18 @@ def test_odd_names_are_bytes_and_nothing_else(name: bytes) -> None:
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_a_name_of_10_kilobytes_is_refused(tmp_path: Path, format: int) -> None:
-    data = tar(tmp_path / "shard.tar", {"k" * 10_000 + ".png": b"x", "b.png": b"y"}, format).read_bytes()
+    data = tar(
+        tmp_path / "shard.tar", {"k" * 10_000 + ".png": b"x", "b.png": b"y"}, format
+    ).read_bytes()
     assert found(bytes(data))[0] == [b"b.png"]
     with pytest.raises(DataError) as raised:
         list(walk("shard.tar", data))
     one_line(raised.value, "a name of 100", "byte 0")
 
 
-def test_more_members_than_any_shard_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_members_than_any_shard_has_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reading, "MOST_HEADERS", 4)
     members, damage = found(bytes(whole(tmp_path)))
     assert members == NAMES[:4]
@@ -149,7 +174,9 @@ def test_more_members_than_any_shard_has_are_refused(tmp_path: Path, monkeypatch
 
 
 class Forward:
-    """Bytes of which only what lies at or behind the last slice can be had, as of a storage that is read ahead."""
+    """Bytes of which only what lies at or behind the last slice can be had, as of a storage that is
+    read ahead.
+    """
 
     def __init__(self, data: bytes) -> None:
         self.data, self.at, self.asked = data, 0, 0
@@ -172,7 +199,9 @@ def test_the_walk_goes_forward_and_reads_headers_alone(tmp_path: Path, format: i
 
 
 def test_what_is_full_of_headers_is_gone_through_once(tmp_path: Path) -> None:
-    """Extended headers that claim a megabyte each, with nothing in them: reading each would be quadratic."""
+    """Extended headers that claim a megabyte each, with nothing in them: reading each would be
+    quadratic.
+    """
     info = tarfile.TarInfo("x")
     info.type, info.size = b"x", 2**20
     bomb = bytes(whole(tmp_path)[:1536]) + b"\xff" * 512 + info.tobuf(tarfile.USTAR_FORMAT) * 8192

@@ -1,4 +1,6 @@
-"""The walk over a tar names every regular member as Python's tarfile does, and no damage passes it in silence."""
+"""The walk over a tar names every regular member as Python's tarfile does, and no damage passes it
+in silence.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,13 @@ from udl_dist.data.shards.reading import opened
 from udl_dist.data.shards.tar import Member, walk
 from udl_dist.errors import DataError
 
-MEMBERS = {"a/000.png": b"x" * 700, "a/000.cls": b"1", "b" * 150 + ".png": b"y" * 512, "ü.png": b"", "last.png": b"z"}
+MEMBERS = {
+    "a/000.png": b"x" * 700,
+    "a/000.cls": b"1",
+    "b" * 150 + ".png": b"y" * 512,
+    "ü.png": b"",
+    "last.png": b"z",
+}
 
 
 def walked(path: Path) -> list[Member]:
@@ -25,13 +33,19 @@ def walked(path: Path) -> list[Member]:
 
 def contents(path: Path) -> dict[str, bytes]:
     data = path.read_bytes()
-    return {member.name.decode(): data[member.offset : member.offset + member.length] for member in walked(path)}
+    return {
+        member.name.decode(): data[member.offset : member.offset + member.length]
+        for member in walked(path)
+    }
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_members_of_all_formats_are_found(tmp_path: Path, format: int) -> None:
-    members = {("c/" * 60 + name if format == tarfile.USTAR_FORMAT else name): content
-               for name, content in MEMBERS.items() if format != tarfile.USTAR_FORMAT or len(name) < 100}  # fmt: skip
+    members = {
+        ("c/" * 60 + name if format == tarfile.USTAR_FORMAT else name): content
+        for name, content in MEMBERS.items()
+        if format != tarfile.USTAR_FORMAT or len(name) < 100
+    }
     assert contents(tar(tmp_path / "shard.tar", members, format)) == members
 
 
@@ -47,8 +61,17 @@ def test_folders_are_passed_by_and_sizes_of_pax_headers_hold(tmp_path: Path) -> 
     assert [member.name for member in walked(path)] == [b"folder/a.png"]
 
 
-@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE,
-                                  tarfile.GNUTYPE_SPARSE])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind",
+    [
+        tarfile.LNKTYPE,
+        tarfile.SYMTYPE,
+        tarfile.CHRTYPE,
+        tarfile.BLKTYPE,
+        tarfile.FIFOTYPE,
+        tarfile.GNUTYPE_SPARSE,
+    ],
+)
 def test_what_is_no_file_is_refused(tmp_path: Path, kind: bytes) -> None:
     path = tmp_path / "shard.tar"
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as file:
@@ -60,7 +83,9 @@ def test_what_is_no_file_is_refused(tmp_path: Path, kind: bytes) -> None:
     one_line(raised.value, str(path), "byte 0")
 
 
-def wounded(tmp_path: Path, change: tuple[int, bytes] | None = None, end: int | None = None) -> Path:
+def wounded(
+    tmp_path: Path, change: tuple[int, bytes] | None = None, end: int | None = None
+) -> Path:
     path = tar(tmp_path / "shard.tar", {f"{number}.png": b"x" * 600 for number in range(4)})
     data = bytearray(path.read_bytes())
     if change:
@@ -107,7 +132,8 @@ def headed(tmp_path: Path, size: bytes, kind: bytes = b"0") -> Path:
 
 @pytest.mark.parametrize("kind", [b"0", b"x", b"L", b"g"])
 @pytest.mark.parametrize(
-    "size", [b"\x80" + (2**45).to_bytes(11, "big"), b"\xff" * 12, b"99999999999\0", b"77777777777\0"]
+    "size",
+    [b"\x80" + (2**45).to_bytes(11, "big"), b"\xff" * 12, b"99999999999\0", b"77777777777\0"],
 )
 def test_impossible_sizes_are_refused_at_once(tmp_path: Path, size: bytes, kind: bytes) -> None:
     with pytest.raises(DataError) as raised:
@@ -118,16 +144,24 @@ def test_impossible_sizes_are_refused_at_once(tmp_path: Path, size: bytes, kind:
 def test_missing_and_empty_shards_and_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty.tar").write_bytes(b"")
     (tmp_path / "folder.tar").mkdir()
-    for name, said in (("missing.tar", "is missing"), ("empty.tar", "is empty"), ("folder.tar", "cannot be read")):
+    for name, said in (
+        ("missing.tar", "is missing"),
+        ("empty.tar", "is empty"),
+        ("folder.tar", "cannot be read"),
+    ):
         with pytest.raises(DataError, match=said) as raised:
             walked(tmp_path / name)
         one_line(raised.value, name)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.data())
 def test_one_changed_byte_of_any_header_is_noticed(tmp_path: Path, draw: st.DataObject) -> None:
-    """Payloads have checksums of their own; every other byte is covered by a header's checksum or must be zero."""
+    """Payloads have checksums of their own; every other byte is covered by a header's checksum or
+    must be zero.
+    """
     start = draw.draw(st.sampled_from([0, 1536, 3072, 4608, 6144, 6656]))
     at, value = start + draw.draw(st.integers(0, 511)), draw.draw(st.integers(1, 255))
     original = walked(wounded(tmp_path))

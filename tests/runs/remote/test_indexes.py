@@ -1,4 +1,6 @@
-"""The index of shards in object storage that have none beside them: made by the launcher, found by every node."""
+"""The index of shards in object storage that have none beside them: made by the launcher, found by
+every node.
+"""
 
 from __future__ import annotations
 
@@ -39,4 +41,7 @@ def test_a_node_with_another_disk_opens_what_the_launcher_has_indexed(
 def test_what_lies_on_a_disk_stays_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "launcher"))
     prepared = prepare(DataSettings(source=str(packed(tmp_path / "data")), size=8))
-    assert Launcher("s3://bucket/runs/none", RunFolder(tmp_path / "working")).shared(prepared) == prepared
+    assert (
+        Launcher("s3://bucket/runs/none", RunFolder(tmp_path / "working")).shared(prepared)
+        == prepared
+    )

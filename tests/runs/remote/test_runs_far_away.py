@@ -1,4 +1,6 @@
-"""A run folder in object storage: the same weights from nodes that share nothing else, killed and gone on with."""
+"""A run folder in object storage: the same weights from nodes that share nothing else, killed and
+gone on with.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with served() as endpoint:
         yield endpoint
-        for name in objects.listing(FAR):  # the server keeps what it has as long as this process lives
+        # the server keeps what it has as long as this process lives
+        for name in objects.listing(FAR):
             objects.remove(f"{FAR}/{name}")
 
 
@@ -111,7 +114,9 @@ def test_a_checkpoint_that_was_not_carried_to_its_end_is_none(source: Path, tmp_
     assert newest not in [path.name for path in checkpoint.complete(folder.checkpoints)]
 
 
-def test_a_checkpoint_damaged_in_storage_is_passed_over_by_name(source: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_damaged_in_storage_is_passed_over_by_name(
+    source: Path, tmp_path: Path
+) -> None:
     experiment = far("ae", source, tmp_path, run__keep_checkpoints="9")
     lost_at(experiment, 180)
     shutil.rmtree(tmp_path / "cache")
@@ -163,7 +168,10 @@ def test_heartbeats_of_a_node_come_to_the_launcher() -> None:
                 heartbeat.beat(24, "phase")
             there._carry()
             here.carry()
-            assert {rank: life.images for rank, life in pulse.lives(here.folder).items()} == {0: 24, 1: 24}
+            assert {rank: life.images for rank, life in pulse.lives(here.folder).items()} == {
+                0: 24,
+                1: 24,
+            }
             assert not here.folder.messages.exists(), "no alarm"
             for heartbeat in heartbeats:
                 heartbeat.close()
@@ -189,7 +197,8 @@ def test_what_a_node_says_comes_to_the_launcher_once_and_what_is_asked_to_the_no
         assert here.folder.points() == [{"images": 12, "train/loss": 1.0}]
         (here.folder.path / "stop").unlink()
         here.begin_group()
-        with node().carrying() as there:  # the next group: nothing of the last one is said or asked again
+        # the next group: nothing of the last one is said or asked again
+        with node().carrying() as there:
             assert not there.folder.stop_asked()
             assert there.folder.failure() is None
             there.folder.say("second")
@@ -207,7 +216,9 @@ def test_a_fresh_start_puts_all_of_a_run_aside_in_storage(source: Path, tmp_path
     with launcher().carrying() as here:
         assert here.set_aside() == f"{FAR}/before-1"
         assert here.folder.points() == []
-    assert {name.removeprefix("before-1/") for name in objects.listing(FAR)} - {"messages.log"} == before
+    assert {name.removeprefix("before-1/") for name in objects.listing(FAR)} - {
+        "messages.log"
+    } == before
     remote_checkpoints.fetch_all(node())
     assert checkpoint.complete(RunFolder(remote.working(FAR, "node")).checkpoints) == []
 
@@ -236,7 +247,9 @@ def test_a_run_that_another_machine_holds_is_refused_with_its_owner(
 
 
 @pytest.mark.long
-def test_the_command_is_killed_and_goes_on_from_another_machine(source: Path, tmp_path: Path) -> None:
+def test_the_command_is_killed_and_goes_on_from_another_machine(
+    source: Path, tmp_path: Path
+) -> None:
     flags = {"run__workers": "2", "train__total_images": "9600", "evaluate__every_images": "1200"}
     gloo.run(2, finished, wanted("ae", source, tmp_path / "whole", **flags))
     job = tmp_path / "job.toml"
@@ -244,7 +257,9 @@ def test_the_command_is_killed_and_goes_on_from_another_machine(source: Path, tm
     command = [sys.executable, "-m", "udl_dist", "train", str(job)]
     first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
-    while not any("000002400/manifest.json" in name for name in objects.listing(f"{FAR}/checkpoints")):
+    while not any(
+        "000002400/manifest.json" in name for name in objects.listing(f"{FAR}/checkpoints")
+    ):
         assert first.poll() is None and time.monotonic() < deadline, first.communicate()[1]
         time.sleep(0.1)
     first.kill()
@@ -266,7 +281,9 @@ def test_the_command_is_killed_and_goes_on_from_another_machine(source: Path, tm
 
 def test_the_points_before_a_checkpoint_are_in_storage_with_it(tmp_path: Path) -> None:
     writer = node()
-    written = checkpoint.save(writer.folder.checkpoints, 12, {"networks": {"w": torch.zeros(3)}}, {})
+    written = checkpoint.save(
+        writer.folder.checkpoints, 12, {"networks": {"w": torch.zeros(3)}}, {}
+    )
     writer.folder.add_point(12, {"train/loss": 1.0})
     remote_checkpoints.push(writer, written, [written])
     assert json.loads(objects.read(f"{FAR}/curves.jsonl"))["images"] == 12

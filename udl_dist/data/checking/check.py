@@ -1,4 +1,5 @@
-"""A set of shards checked: each shard gone through in a thread, then what only all of them together can show.
+"""A set of shards checked: each shard gone through in a thread, then what only all of them together
+can show.
 
 Holds one image a thread, the rows and keys of the shards in work, and 49 bytes of each record.
 """
@@ -38,7 +39,8 @@ Gone = tuple[Table, list[Damaged], int, int]
 def check(source: str, settings: CheckSettings, progress: Progress | None = None) -> Findings:
     """Check the shards that `source` names; `progress(done, total)` counts bytes.
 
-    Raises DataError if it names none, UsageError if the clean copy cannot be written; damage is a finding.
+    Raises DataError if it names none, UsageError if the clean copy cannot be written; damage is a
+    finding.
     """
     began = time.monotonic()
     sources = find(source, cache_folder(settings.cache))
@@ -48,13 +50,16 @@ def check(source: str, settings: CheckSettings, progress: Progress | None = None
         return dataclasses.replace(findings, seconds=time.monotonic() - began)
     if SCHEME.match(settings.fix):
         raise UsageError(
-            f"a clean copy is written to a disk, not to {settings.fix!r}: name a folder, and copy it there"
+            f"a clean copy is written to a disk, not to {settings.fix!r}: name a folder, and copy"
+            " it there"
         )
     dest = as_path(settings.fix)
     with partial_folder(dest) as folder:
         from udl_dist.data.checking.fix import write_clean  # webdataset takes two seconds to import
 
-        findings, dropped = _together(source, sources, settings, _go_through(sources, settings, progress))
+        findings, dropped = _together(
+            source, sources, settings, _go_through(sources, settings, progress)
+        )
         fixed = write_clean(sources, settings, folder, dropped)
         finish_folder(folder, dest)
     return dataclasses.replace(findings, fixed=fixed, seconds=time.monotonic() - began)
@@ -63,9 +68,14 @@ def check(source: str, settings: CheckSettings, progress: Progress | None = None
 def _refuse_idle(settings: CheckSettings, parts: set[str]) -> None:
     """Raise UsageError for a setting that would do nothing."""
     if (settings.drop_copies or settings.drop_leaks) and not settings.fix:
-        raise UsageError("drop_copies and drop_leaks are for the clean copy: name a folder for it with --fix")
+        raise UsageError(
+            "drop_copies and drop_leaks are for the clean copy: name a folder for it with --fix"
+        )
     if settings.drop_leaks and len(parts) < 2:
-        raise UsageError("drop_leaks compares training images with held-out ones: name a folder with train and val")
+        raise UsageError(
+            "drop_leaks compares training images with held-out ones: name a folder with train"
+            " and val"
+        )
 
 
 def _go_through(sources: Sources, settings: CheckSettings, progress: Progress | None) -> list[Gone]:
@@ -73,11 +83,18 @@ def _go_through(sources: Sources, settings: CheckSettings, progress: Progress | 
     total = sum(job.shard_bytes for job in sources.jobs)
     # Of shards in object storage without an index it is not known before, and may grow.
     told = (lambda done, total: progress(min(done, total), total)) if progress and total else None
-    return on_each(sources.jobs, lambda job, done: _through(job, sources, settings, done), settings.threads, told,
-                   total)  # fmt: skip
+    return on_each(
+        sources.jobs,
+        lambda job, done: _through(job, sources, settings, done),
+        settings.threads,
+        told,
+        total,
+    )
 
 
-def _through(job: Job, sources: Sources, settings: CheckSettings, done: Callable[[int], None]) -> Gone:
+def _through(
+    job: Job, sources: Sources, settings: CheckSettings, done: Callable[[int], None]
+) -> Gone:
     """One shard."""
     shape = sources.about.shape if job.index is None else job.index.about.shape
     rows, damage, readable = [], [], 0
@@ -98,7 +115,9 @@ def _through(job: Job, sources: Sources, settings: CheckSettings, done: Callable
 def _together(
     source: str, sources: Sources, settings: CheckSettings, gone: list[Gone]
 ) -> tuple[Findings, dict[tuple[int, int], str]]:
-    """What all shards show together, and which records a clean copy leaves out: (shard, offset) -> why."""
+    """What all shards show together, and which records a clean copy leaves out: (shard, offset) ->
+    why.
+    """
     table = np.concatenate([records for records, *_ in gone])
     parts = np.array([job.part for job in sources.jobs])[table["shard"]]
     held_out = (parts != "train") & (parts != "")
@@ -110,17 +129,29 @@ def _together(
     damage = [Damaged(where, 0, "", what, 0) for where, what in sources.broken]
     damage += [entry for _, found, *_ in gone for entry in found]
     found = Findings(
-        source=source, shards=len(sources.jobs), total_bytes=sum(shard_bytes for *_, shard_bytes in gone),
+        source=source,
+        shards=len(sources.jobs),
+        total_bytes=sum(shard_bytes for *_, shard_bytes in gone),
         compared=sum(job.index is not None for job in sources.jobs),
-        undigested=sum(job.index is not None and not job.index.shards[job.shard].digest for job in sources.jobs),
+        undigested=sum(
+            job.index is not None and not job.index.shards[job.shard].digest for job in sources.jobs
+        ),
         indexed=sum(job.indexed for job in sources.jobs),
         readable=sum(readable for _, _, readable, _ in gone),
-        records={part: int((parts == part).sum()) for part in dict.fromkeys(job.part for job in sources.jobs)},
-        classes=_classes(table, sources), keys_again=len(table) - len(np.unique(table["key_hash"])),
-        copies=int(again.sum()), copied=[_named(sources, table, group) for group in groups[:LISTED]],
-        leaks=int(leaked.sum()), damage=damage,
-        looked=_looked(table, held_out, ~again, settings) if settings.decode else None, fixed="", seconds=0.0,
-    )  # fmt: skip
+        records={
+            part: int((parts == part).sum())
+            for part in dict.fromkeys(job.part for job in sources.jobs)
+        },
+        classes=_classes(table, sources),
+        keys_again=len(table) - len(np.unique(table["key_hash"])),
+        copies=int(again.sum()),
+        copied=[_named(sources, table, group) for group in groups[:LISTED]],
+        leaks=int(leaked.sum()),
+        damage=damage,
+        looked=_looked(table, held_out, ~again, settings) if settings.decode else None,
+        fixed="",
+        seconds=0.0,
+    )
     return found, _dropped(sources, table, held_out, groups, settings)
 
 
@@ -143,26 +174,35 @@ def _dropped(
 
 
 def _looked(table: Table, held_out: Any, first: Any, settings: CheckSettings) -> Looked:
-    """What decoding showed; near copies are sought among the `first` of exact ones, and training comes first."""
+    """What decoding showed; near copies are sought among the `first` of exact ones, and training
+    comes first.
+    """
     sizes = Counter(f"{width} x {height}" for width, height in table[["width", "height"]].tolist())
     channels = Counter(str(count) for count in table["channels"].tolist())
     near = leaks = np.zeros(0, bool)
     if settings.near_bits >= 0:
         near, leaks = near_records(table[first], held_out[first], settings.near_bits)
-    return Looked(dict(sizes), dict(channels), int(table["constant"].sum()), int(near.sum()), int(leaks.sum()))
+    return Looked(
+        dict(sizes), dict(channels), int(table["constant"].sum()), int(near.sum()), int(leaks.sum())
+    )
 
 
 def _classes(table: Table, sources: Sources) -> dict[str, int]:
     """Records by the name of their class, or by label where there are no names."""
     labels, counts = np.unique(table["label"][table["label"] >= 0], return_counts=True)
     names = dict(enumerate(sources.about.classes))
-    return {names.get(label, str(label)): count for label, count in zip(labels.tolist(), counts.tolist(), strict=True)}
+    return {
+        names.get(label, str(label)): count
+        for label, count in zip(labels.tolist(), counts.tolist(), strict=True)
+    }
 
 
 def _digest(sources: Sources, row: Any) -> bytes:
     """What tells the payload of a record from any other."""
     start = int(row["offset"])
-    return xxhash.xxh3_128_digest(cut_out(sources.jobs[int(row["shard"])].path, start, start + int(row["length"])))
+    return xxhash.xxh3_128_digest(
+        cut_out(sources.jobs[int(row["shard"])].path, start, start + int(row["length"]))
+    )
 
 
 def _named(sources: Sources, table: Table, group: list[int]) -> list[str]:
@@ -171,5 +211,7 @@ def _named(sources: Sources, table: Table, group: list[int]) -> list[str]:
     for row in table[group[:LISTED]]:
         path, start = sources.jobs[int(row["shard"])].path, int(row["offset"])
         header = cut_out(path, max(0, start - BLOCK), start)
-        named.append(f"{name_of(path)} at byte {start}, key {shown(key_at(header, 0, sources.about.naming))}")
+        named.append(
+            f"{name_of(path)} at byte {start}, key {shown(key_at(header, 0, sources.about.naming))}"
+        )
     return named

@@ -1,7 +1,9 @@
-"""One shard gone through: each record that is whole, and each thing that is not, with its byte and key.
+"""One shard gone through: each record that is whole, and each thing that is not, with its byte and
+key.
 
-What an index has of the shard is compared with what is there: headers, keys, labels, sizes, and the checksum of each
-image. A record whose header is damaged is still read where the index says that it lies.
+What an index has of the shard is compared with what is there: headers, keys, labels, sizes, and the
+checksum of each image. A record whose header is damaged is still read where the index says that it
+lies.
 """
 
 from __future__ import annotations
@@ -23,19 +25,40 @@ from udl_dist.data.shards.index import shown
 from udl_dist.data.shards.indexing import checksum_of
 from udl_dist.data.shards.naming import Naming
 from udl_dist.data.shards.reading import opened
-from udl_dist.data.shards.records import LARGEST_IMAGE, Group, Hashed, grouped, key_at, label_of, wrong_with
+from udl_dist.data.shards.records import (
+    LARGEST_IMAGE,
+    Group,
+    Hashed,
+    grouped,
+    key_at,
+    label_of,
+    wrong_with,
+)
 from udl_dist.data.shards.tar import BLOCK, Damage, Data, salvage
 from udl_dist.errors import DataError
 from udl_dist.storage.places import name_of
 
 # What is kept of each record while a set is checked: 49 bytes.
-TABLE = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("length", "<u4"), ("checksum", "<u4"), ("key_hash", "<u8"),
-                  ("label", "<i4"), ("width", "<u4"), ("height", "<u4"), ("channels", "u1"), ("constant", "?"),
-                  ("hash", "<u8")])  # fmt: skip
+TABLE = np.dtype(
+    [
+        ("shard", "<u4"),
+        ("offset", "<u8"),
+        ("length", "<u4"),
+        ("checksum", "<u4"),
+        ("key_hash", "<u8"),
+        ("label", "<i4"),
+        ("width", "<u4"),
+        ("height", "<u4"),
+        ("channels", "u1"),
+        ("constant", "?"),
+        ("hash", "<u8"),
+    ]
+)
 
 
 CHANGED = (
-    "bytes outside of images and headers were changed since it was indexed: copy it again, or run udl index --again"
+    "bytes outside of images and headers were changed since it was indexed: copy it again, or run"
+    " udl index --again"
 )
 
 
@@ -70,7 +93,9 @@ class Whole(NamedTuple):
 
 @dataclass
 class Examination:
-    """One pass over one shard. `decode`: every image; `decode_unknown`: those that no checksum vouches for."""
+    """One pass over one shard. `decode`: every image; `decode_unknown`: those that no checksum
+    vouches for.
+    """
 
     job: Job
     shape: Shape | None  # of bare pixels
@@ -80,14 +105,18 @@ class Examination:
     most_pixels: int = MOST_PIXELS
     wounds: set[int] = field(default_factory=set)  # bytes where headers are damaged
     seen: set[int] = field(default_factory=set)  # hashes of keys
-    rows: dict[int, Any] = field(default_factory=dict)  # rows of the index that were not met yet, by offset
+    # rows of the index that were not met yet, by offset
+    rows: dict[int, Any] = field(default_factory=dict)
     keys: set[int] = field(default_factory=set)  # hashes of the keys that the index has
-    places: list[tuple[int, int]] = field(default_factory=list)  # (offset, record) of the index, in order of offsets
+    # (offset, record) of the index, in order of offsets
+    places: list[tuple[int, int]] = field(default_factory=list)
 
     shard_bytes: int = 0  # once it is open
 
     def run(self) -> Iterator[Whole | Damaged]:
-        """Everything that is found, each record of the index exactly once: as `Whole` or as lost."""
+        """Everything that is found, each record of the index exactly once: as `Whole` or as
+        lost.
+        """
         try:
             yield from self._load_rows()
             with opened(self.job.path) as (data, _):
@@ -103,7 +132,9 @@ class Examination:
             yield self._damaged(0, b"", str(error), len(self.rows))
 
     def _run(self, data: Data) -> Iterator[Whole | Damaged]:
-        expected = self.job.index.shards[self.job.shard].shard_bytes if self.job.index else len(data)
+        expected = (
+            self.job.index.shards[self.job.shard].shard_bytes if self.job.index else len(data)
+        )
         if len(data) != expected:
             yield self._damaged(0, b"", f"has {len(data)} bytes, its index says {expected}")
         for found in grouped(salvage(data), self.naming):
@@ -152,7 +183,8 @@ class Examination:
             wrong = "comes a second time"
         self.seen.add(hashed)
         if wrong:
-            if not (self.wounds and row is None and self.job.index):  # what is left of a group was named by its header
+            # what is left of a group was named by its header
+            if not (self.wounds and row is None and self.job.index):
                 yield self._damaged(group.at, group.key, wrong, int(row is not None))
             return
         label = label_of(data, group)
@@ -162,7 +194,9 @@ class Examination:
         if odd:
             yield self._damaged(group.at, group.key, odd)
         label = row["label"] if row is not None else label
-        yield self._verified(data, group, group.key, group.images[0][0], -1 if label is None else label, row)
+        yield self._verified(
+            data, group, group.key, group.images[0][0], -1 if label is None else label, row
+        )
 
     @property
     def rows_known(self) -> bool:
@@ -182,11 +216,16 @@ class Examination:
             return f"its label is {label}, its index says {row['label']}"
         return ""
 
-    def _verified(self, data: Data, group: Group | None, key: bytes, extension: bytes, label: int,
-                  row: Any) -> Whole | Damaged:  # fmt: skip
-        """A record whose image was read, compared with its checksum, and decoded if that is asked for."""
+    def _verified(
+        self, data: Data, group: Group | None, key: bytes, extension: bytes, label: int, row: Any
+    ) -> Whole | Damaged:
+        """A record whose image was read, compared with its checksum, and decoded if that is asked
+        for.
+        """
         image = group.images[0][1] if group else None
-        offset, length = (row["offset"], row["length"]) if row is not None else (image.offset, image.length)  # type: ignore[union-attr]
+        offset, length = (
+            (row["offset"], row["length"]) if row is not None else (image.offset, image.length)
+        )  # type: ignore[union-attr]
         at, indexed = group.at if group else offset - BLOCK, row is not None
         if image and image.length != length:
             return self._damaged(at, key, f"has {image.length} bytes, its index says {length}", 1)
@@ -205,16 +244,25 @@ class Examination:
         return Whole(key, extension, offset, length, checksum, label, indexed, group, looks)
 
     def _look(self, payload: bytes, extension: bytes) -> Looks:
-        return look(payload, self.shape if extension == b"raw" else None, self.near, self.most_pixels)
+        return look(
+            payload, self.shape if extension == b"raw" else None, self.near, self.most_pixels
+        )
 
     def _unmet(self, data: Data) -> Iterator[Whole | Damaged]:
-        """The records of the index that no member was found for; their images may be whole all the same."""
-        # From front to back: in object storage a piece of 8 MiB is then fetched a second time at most.
+        """The records of the index that no member was found for; their images may be whole all the
+        same.
+        """
+        # From front to back: in object storage a piece of 8 MiB is then fetched a second time at
+        # most.
         for row in sorted(self.rows.values(), key=itemgetter("offset")):
             key = self._index_key(row["record"])
-            found = self._verified(data, None, key, b"raw" if self._is_raw else b"", row["label"], row)
+            found = self._verified(
+                data, None, key, b"raw" if self._is_raw else b"", row["label"], row
+            )
             if isinstance(found, Whole) and row["offset"] - BLOCK not in self.wounds:
-                yield self._damaged(row["offset"] - BLOCK, key, "no header is there, but the image that is indexed")
+                yield self._damaged(
+                    row["offset"] - BLOCK, key, "no header is there, but the image that is indexed"
+                )
             yield found
 
     @property
@@ -222,7 +270,9 @@ class Examination:
         return self.job.index is not None and self.job.index.about.format == "raw"
 
     def _key_near(self, data: Data, at: int) -> bytes:
-        """The key of the record that a damaged header is of: as it says itself, if the index agrees, else by place."""
+        """The key of the record that a damaged header is of: as it says itself, if the index
+        agrees, else by place.
+        """
         key = key_at(data, at, self.naming)
         if not self.rows_known or xxhash.xxh3_64_intdigest(key) in self.keys:
             return key
@@ -246,5 +296,16 @@ def _extension(payload: bytes) -> bytes:
 def as_row(whole: Whole, job: Job) -> tuple[int, ...]:
     """A record as a row of TABLE."""
     looks = whole.looks or Looks(0, 0, 0, False, 0)
-    return (job.number, whole.offset, whole.length, whole.checksum, xxhash.xxh3_64_intdigest(whole.key), whole.label,
-            looks.width, looks.height, looks.channels, looks.constant, looks.hash)  # fmt: skip
+    return (
+        job.number,
+        whole.offset,
+        whole.length,
+        whole.checksum,
+        xxhash.xxh3_64_intdigest(whole.key),
+        whole.label,
+        looks.width,
+        looks.height,
+        looks.channels,
+        looks.constant,
+        looks.hash,
+    )

@@ -1,7 +1,9 @@
-"""A clean copy of shards: plain tars with an index beside them, and a list of what could not be kept.
+"""A clean copy of shards: plain tars with an index beside them, and a list of what could not be
+kept.
 
-Kept is what the index's checksum vouches for; without a checksum, what decodes. Labels come from the index where it has
-them. Nothing is written under a name that would leave its folder, were the copy ever extracted.
+Kept is what the index's checksum vouches for; without a checksum, what decodes. Labels come from
+the index where it has them. Nothing is written under a name that would leave its folder, were the
+copy ever extracted.
 """
 
 from __future__ import annotations
@@ -30,11 +32,14 @@ from udl_dist.storage.places import name_of, split
 LEFT_OUT = "left_out.txt"
 
 
-Dropped = Mapping[tuple[int, int], str]  # (number of the shard, offset of the image): why it is left out
+# (number of the shard, offset of the image): why it is left out
+Dropped = Mapping[tuple[int, int], str]
 
 
 def write_clean(sources: Sources, settings: CheckSettings, folder: Path, dropped: Dropped) -> str:
-    """Write what can be kept of every shard into `folder`, without what is `dropped`; say in words what was."""
+    """Write what can be kept of every shard into `folder`, without what is `dropped`; say in words
+    what was.
+    """
     kept, left_out, parts = 0, list[str](), dict[str, list[Path]]()
     taken = Counter((job.part, _stem(job)) for job in sources.jobs)
     for job in sources.jobs:
@@ -47,21 +52,32 @@ def write_clean(sources: Sources, settings: CheckSettings, folder: Path, dropped
         parts.setdefault(job.part, []).extend([path] if records else [])
     for part, shards in parts.items():
         if not shards:
-            raise DataError(f"nothing of {part or 'the shards'} can be kept: no clean copy is written")
+            raise DataError(
+                f"nothing of {part or 'the shards'} can be kept: no clean copy is written"
+            )
         about = dataclasses.replace(sources.about, left_out=sources.about.left_out + len(left_out))
         index_shards(sorted(shards, key=os.fsencode), folder / part / NAME, about)
     (folder / LEFT_OUT).write_text("".join(f"{line}\n" for line in left_out), encoding="utf-8")
-    return f"{kept:,} records, {len(left_out):,} things left out, listed in {LEFT_OUT}: {settings.fix!r}"
+    return (
+        f"{kept:,} records, {len(left_out):,} things left out, listed in {LEFT_OUT}:"
+        f" {settings.fix!r}"
+    )
 
 
 def _stem(job: Job) -> str:
     return Path(split(job.path)[1]).stem
 
 
-def _copy(job: Job, path: Path, settings: CheckSettings, sources: Sources, dropped: Dropped) -> tuple[int, list[str]]:
-    """Write what can be kept of one shard; give the count of its records and a line for each thing left out."""
+def _copy(
+    job: Job, path: Path, settings: CheckSettings, sources: Sources, dropped: Dropped
+) -> tuple[int, list[str]]:
+    """Write what can be kept of one shard; give the count of its records and a line for each thing
+    left out.
+    """
     shape = sources.about.shape if job.index is None else job.index.about.shape
-    examination = Examination(job, shape, settings.decode, decode_unknown=True, most_pixels=settings.most_pixels)
+    examination = Examination(
+        job, shape, settings.decode, decode_unknown=True, most_pixels=settings.most_pixels
+    )
     kept, places, damage, lines = 0, set[int](), list[Damaged](), list[str]()
     with path.open("wb") as file, ExitStack() as stack:
         data: Data | None = None
@@ -73,11 +89,16 @@ def _copy(job: Job, path: Path, settings: CheckSettings, sources: Sources, dropp
                 if why := dropped.get((job.number, found.offset)):
                     lines.append(f"{_where(job, found)} {why}")
                     continue
-                data = data or stack.enter_context(opened(job.path))[0]  # a walk of its own, behind the examination
+                # a walk of its own, behind the examination
+                data = data or stack.enter_context(opened(job.path))[0]
                 written, odd = _write(writer, data, job, found)
                 lines += odd
                 kept += written
-                places |= {found.offset - BLOCK, found.group.at if found.group else 0} if written else set()
+                places |= (
+                    {found.offset - BLOCK, found.group.at if found.group else 0}
+                    if written
+                    else set()
+                )
         file.flush()
         os.fsync(file.fileno())
     if not kept:
@@ -112,7 +133,12 @@ def _add_others(record: dict[str, str | bytes], data: Data, whole: Whole) -> lis
         if extension == whole.extension or (extension == LABEL and "cls" in record):
             continue
         name = extension.decode("ascii", "replace")
-        if name in record or name.startswith("_") or not is_plain(extension) or member.length > LARGEST_IMAGE:
+        if (
+            name in record
+            or name.startswith("_")
+            or not is_plain(extension)
+            or member.length > LARGEST_IMAGE
+        ):
             odd.append(extension)
         else:
             record[name] = data[member.offset : member.offset + member.length]
@@ -126,4 +152,10 @@ def is_plain(name: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     path = PurePosixPath(text)
-    return bool(text) and text.isprintable() and not path.is_absolute() and ".." not in path.parts and "\\" not in text
+    return (
+        bool(text)
+        and text.isprintable()
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and "\\" not in text
+    )

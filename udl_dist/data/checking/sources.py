@@ -1,4 +1,6 @@
-"""What is to be checked: the shards that a source names, by part, each with the rows that an index has of it."""
+"""What is to be checked: the shards that a source names, by part, each with the rows that an index
+has of it.
+"""
 
 from __future__ import annotations
 
@@ -44,14 +46,17 @@ class Sources:
     """Every shard of a source, and the indexes that cannot be used, in words."""
 
     jobs: list[Job] = field(default_factory=list)
-    broken: list[tuple[str, str]] = field(default_factory=list)  # (index file, what is wrong with it)
+    # (index file, what is wrong with it)
+    broken: list[tuple[str, str]] = field(default_factory=list)
     about: About = field(default_factory=About)
 
 
 def find(source: str, cache: Path) -> Sources:
-    """The shards of a folder, a packed folder, a brace pattern or a list file; raise DataError if there are none.
+    """The shards of a folder, a packed folder, a brace pattern or a list file; raise DataError if
+    there are none.
 
-    Their indexes lie beside them, or in the cache, where `udl index` puts those of patterns and lists.
+    Their indexes lie beside them, or in the cache, where `udl index` puts those of patterns and
+    lists.
     """
     found = Sources()
     for part, shards in shards_of_parts(source).items():
@@ -59,15 +64,20 @@ def find(source: str, cache: Path) -> Sources:
     if not found.jobs:
         _add(found, "", list_shards(source), is_remote(source) or as_path(source).is_dir(), cache)
     if not found.jobs:
-        raise DataError(f"{source!r} names no tar shard: name a folder of them, a brace pattern or a list file")
+        raise DataError(
+            f"{source!r} names no tar shard: name a folder of them, a brace pattern or a list file"
+        )
     return found
 
 
 def _add(found: Sources, part: str, shards: list[str], whole: bool, cache: Path) -> None:
-    """Add the shards of a part; with `whole`, those that the index names and the folder lacks as well."""
+    """Add the shards of a part; with `whole`, those that the index names and the folder lacks as
+    well.
+    """
     known: dict[str, tuple[Index, int]] = {}
     folders = dict.fromkeys(split(shard)[0] for shard in shards)
-    for where in [_in_cache(shards, cache), *map(index_beside, folders)]:  # the one beside them knows best
+    # the one beside them knows best
+    for where in [_in_cache(shards, cache), *map(index_beside, folders)]:
         index = _opened(found, where, cache) if where else None
         if index is None:
             continue
@@ -77,7 +87,9 @@ def _add(found: Sources, part: str, shards: list[str], whole: bool, cache: Path)
     for path in [*shards, *missing]:
         found.jobs.append(Job(len(found.jobs), part, path, *known.get(path, (None, -1))))
         if path not in known and split(path)[0] in {split(entry)[0] for entry in known}:
-            found.broken.append((name_of(path), "is not in the index that lies beside it: index the folder anew"))
+            found.broken.append(
+                (name_of(path), "is not in the index that lies beside it: index the folder anew")
+            )
 
 
 def _in_cache(shards: list[str], cache: Path) -> str:

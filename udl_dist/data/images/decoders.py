@@ -1,10 +1,11 @@
 """The decoders: encoded bytes to a raster, upright, gray or RGB. Knows no training shape.
 
-The rules, the same for every kind: only the first frame; turned upright as EXIF says; transparency laid on white; CMYK
-and palettes to RGB; 16-bit gray scaled to 8 bit; colour profiles not applied.
+The rules, the same for every kind: only the first frame; turned upright as EXIF says; transparency
+laid on white; CMYK and palettes to RGB; 16-bit gray scaled to 8 bit; colour profiles not applied.
 
-Three decoders (`tests/bench/decoders.py` is why): libjpeg-turbo by simplejpeg for JPEGs of one or three components,
-OpenCV for plain PNGs and WebPs (two to five times as fast), Pillow for all the rest.
+Three decoders (`tests/bench/decoders.py` is why): libjpeg-turbo by simplejpeg for JPEGs of one or
+three components, OpenCV for plain PNGs and WebPs (two to five times as fast), Pillow for all the
+rest.
 """
 
 from __future__ import annotations
@@ -24,13 +25,17 @@ if TYPE_CHECKING:
 
 Raster = NDArray[np.uint8]  # [H, W] gray or [H, W, 3] RGB
 
-EIGHTHS = (1, 2, 4, 8)  # of its size at which a JPEG is decoded; 3, 5, 6 and 7 have no vector code and cost more
+# of its size at which a JPEG is decoded; 3, 5, 6 and 7 have no vector code and cost more
+EIGHTHS = (1, 2, 4, 8)
 PREMATURE = "premature end"
-COMPLETE = "before marker 0xd9"  # libjpeg's word for rubbish between the image, which is whole, and its end mark
+# libjpeg's word for rubbish between the image, which is whole, and its end mark
+COMPLETE = "before marker 0xd9"
 
 
 class Decoded(NamedTuple):
-    """An image as a raster, perhaps smaller. A point x of the image lies at `left + scale * x` of the raster."""
+    """An image as a raster, perhaps smaller. A point x of the image lies at `left + scale * x` of
+    the raster.
+    """
 
     raster: Raster
     scale: float = 1.0
@@ -39,15 +44,24 @@ class Decoded(NamedTuple):
 
 
 def decode_raster(
-    data: bytes, header: Header, gray: bool = False, least: float = 1.0, most_pixels: int = MOST_PIXELS
+    data: bytes,
+    header: Header,
+    gray: bool = False,
+    least: float = 1.0,
+    most_pixels: int = MOST_PIXELS,
 ) -> Decoded:
-    """Decode a PNG, JPEG or WebP at `least` of its size or more; `gray` says that only luma is wanted, if that is less.
+    """Decode a PNG, JPEG or WebP at `least` of its size or more; `gray` says that only luma is
+    wanted, if that is less.
 
     Raises DataError with what is wrong, or if more than `most_pixels` would come out.
     """
     if pixels_at(header, least) > most_pixels:
         raise too_large(header, most_pixels)
-    if header.plain and header.kind == "jpeg" and (decoded := _libjpeg(data, header, gray, least)) is not None:
+    if (
+        header.plain
+        and header.kind == "jpeg"
+        and (decoded := _libjpeg(data, header, gray, least)) is not None
+    ):
         return decoded
     if header.pixels > most_pixels:  # only libjpeg could have decoded a part of it
         raise DataError("is a damaged JPEG")
@@ -84,7 +98,9 @@ def pillow_image(data: bytes, header: Header) -> Image.Image:
         said = " ".join(str(error).split())
         truncated = "truncated" in said or "broken data stream" in said
         name = header.kind.upper()
-        raise DataError(f"is a truncated {name}" if truncated else f"is a damaged {name} ({said})") from error
+        raise DataError(
+            f"is a truncated {name}" if truncated else f"is a damaged {name} ({said})"
+        ) from error
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -102,19 +118,29 @@ def opencv() -> Any:
 
 
 def _libjpeg(data: bytes, header: Header, gray: bool, least: float) -> Decoded | None:
-    """Decode a JPEG at a power of two of its size; None where libjpeg does not say what is wrong: let Pillow try."""
+    """Decode a JPEG at a power of two of its size; None where libjpeg does not say what is wrong:
+    let Pillow try.
+    """
     eighths = _eighths(least)
     space = "GRAY" if gray or header.components == 1 else "RGB"
-    raster = _simplejpeg(data, space, -(-header.width * eighths // 8), -(-header.height * eighths // 8))
+    raster = _simplejpeg(
+        data, space, -(-header.width * eighths // 8), -(-header.height * eighths // 8)
+    )
     if raster is None:
         return None
     if raster.shape[:2] != (-(-header.height * eighths // 8), -(-header.width * eighths // 8)):
-        return None if eighths == 8 or header.pixels > MOST_PIXELS else _libjpeg(data, header, gray, 1.0)
+        return (
+            None
+            if eighths == 8 or header.pixels > MOST_PIXELS
+            else _libjpeg(data, header, gray, 1.0)
+        )
     return _upright(raster[:, :, 0] if space == "GRAY" else raster, header, eighths / 8)
 
 
 def _simplejpeg(data: bytes, space: str, width: int, height: int) -> Raster | None:
-    """Every warning is taken seriously: libjpeg fills what is missing of a damaged image with gray and goes on."""
+    """Every warning is taken seriously: libjpeg fills what is missing of a damaged image with gray
+    and goes on.
+    """
     import simplejpeg
 
     try:
@@ -123,7 +149,9 @@ def _simplejpeg(data: bytes, space: str, width: int, height: int) -> Raster | No
     except ValueError as error:
         said = " ".join(str(error).split())
     if COMPLETE in said:
-        lenient: Raster = simplejpeg.decode_jpeg(data, space, min_width=width, min_height=height, strict=False)
+        lenient: Raster = simplejpeg.decode_jpeg(
+            data, space, min_width=width, min_height=height, strict=False
+        )
         return lenient
     if PREMATURE in said.lower():
         raise DataError("is a truncated JPEG")
@@ -133,30 +161,43 @@ def _simplejpeg(data: bytes, space: str, width: int, height: int) -> Raster | No
 
 
 def _whole(data: bytes) -> None:
-    """Raise DataError for a CMYK JPEG that is not whole: Pillow would pass by what libjpeg warns of."""
+    """Raise DataError for a CMYK JPEG that is not whole: Pillow would pass by what libjpeg warns
+    of.
+    """
     _simplejpeg(data, "CMYK", 1, 1)
 
 
 def _upright(raster: Raster, header: Header, scale: float) -> Decoded:
-    """Turn a JPEG as its EXIF says. A scaled size is rounded up, and a turn may bring that rest to the front."""
+    """Turn a JPEG as its EXIF says. A scaled size is rounded up, and a turn may bring that rest to
+    the front.
+    """
     turn = header.orientation
     width, height = header.upright
     if turn > 4:
         raster = raster.swapaxes(0, 1)
     left, top = turn in (2, 3, 6, 7), turn in (3, 4, 7, 8)
     raster = raster[:: -1 if top else 1, :: -1 if left else 1]
-    return Decoded(np.ascontiguousarray(raster), scale, left * (raster.shape[1] - width * scale),
-                   top * (raster.shape[0] - height * scale))  # fmt: skip
+    return Decoded(
+        np.ascontiguousarray(raster),
+        scale,
+        left * (raster.shape[1] - width * scale),
+        top * (raster.shape[0] - height * scale),
+    )
 
 
 def _opencv(data: bytes, header: Header) -> Raster | None:  # None: let Pillow say what is wrong
     cv2 = opencv()
-    # libpng complains of odd profiles and the like straight to stderr, in any thread; what it is not given it cannot
-    # judge. Of pixels that were badly packed, under a checksum that is right, it still prints a line: whoever wrote
-    # the file did that, no damage since, and to unpack them first would cost half of the decoding.
+    # libpng complains of odd profiles and the like straight to stderr, in any thread; what it is
+    # not given it cannot judge. Of pixels that were badly packed, under a checksum that is right,
+    # it still prints a line: whoever wrote the file did that, no damage since, and to unpack them
+    # first would cost half of the decoding.
     data = data if header.bare else bare_png(data)
     raster: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if raster is None or raster.dtype != np.uint8 or raster.shape[:2] != (header.height, header.width):
+    if (
+        raster is None
+        or raster.dtype != np.uint8
+        or raster.shape[:2] != (header.height, header.width)
+    ):
         return None
     if raster.ndim == 2:
         return raster  # type: ignore[no-any-return]

@@ -1,7 +1,8 @@
-"""What an image claims to be, read from its first bytes: kind, width and height, before anything is decoded.
+"""What an image claims to be, read from its first bytes: kind, width and height, before anything is
+decoded.
 
-The kinds are an allow-list. Knows no decoder, so a bomb is refused at the cost of its header, whatever it would unfold
-to. Every walk goes forward through bytes that are there.
+The kinds are an allow-list. Knows no decoder, so a bomb is refused at the cost of its header,
+whatever it would unfold to. Every walk goes forward through bytes that are there.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from typing import NamedTuple
 
 from udl_dist.errors import DataError
 
-# Pixels that are decoded of one image unless a setting `most_pixels` says otherwise: 33.5 megapixels, 100 MB as RGB.
+# Pixels that are decoded of one image unless a setting `most_pixels` says otherwise: 33.5
+# megapixels, 100 MB as RGB.
 MOST_PIXELS = 2**25
-# A JPEG that libjpeg decodes at an eighth of its size, row by row, may have as many times more: 268 megapixels.
+# A JPEG that libjpeg decodes at an eighth of its size, row by row, may have as many times more: 268
+# megapixels.
 SCALED = 8
 SMALL = 2**18  # pixels that any limit lets pass
 MOST_SCANS = 100  # of a progressive JPEG: each costs a pass over all pixels, and ten is usual
-MOST_PARTS = 2**14  # chunks of a PNG, segments and fill bytes of a JPEG: 33.5 megapixels in 8 kB chunks are 12,000
+# chunks of a PNG, segments and fill bytes of a JPEG: 33.5 megapixels in 8 kB chunks are 12,000
+MOST_PARTS = 2**14
 ORIENTATION = 0x0112  # EXIF tag
 PNG = b"\x89PNG\r\n\x1a\n"
 BARE_CHUNKS = frozenset((b"IHDR", b"IDAT", b"IEND"))
@@ -28,7 +32,8 @@ ODD_CHUNKS = frozenset((b"tRNS", b"eXIf", b"acTL"))  # transparent, perhaps turn
 PNG_START = struct.Struct(">I4sIIBB")
 PNG_CHUNK = struct.Struct(">I4s")
 LIMIT_IN_WORDS = (
-    f"pixels decoded of one image, at most; a JPEG, decoded at the scale needed, may have {SCALED} times as many"
+    f"pixels decoded of one image, at most; a JPEG, decoded at the scale needed, may have {SCALED}"
+    " times as many"
 )
 HIGHEST_LIMIT = 2**26  # Pillow warns of more than 89 megapixels
 CRC = struct.Struct(">I")
@@ -36,16 +41,20 @@ NPY = b"\x93NUMPY"
 
 
 class Header(NamedTuple):
-    """What the first bytes say; sizes in pixels as stored. `plain` is set for what the quick decoders may be given."""
+    """What the first bytes say; sizes in pixels as stored. `plain` is set for what the quick
+    decoders may be given.
+    """
 
     kind: str  # png, jpeg, webp or npy
     width: int
     height: int
-    plain: bool = False  # 8 bit, gray or colour, no transparency; PNG, WebP: not turned; PNG: complete, chunks checked
+    # 8 bit, gray or colour, no transparency; PNG, WebP: not turned; PNG: complete, chunks checked
+    plain: bool = False
     components: int = 0  # of a JPEG: 1 gray, 3 colour, 4 CMYK
     orientation: int = 1  # of a plain JPEG, as EXIF says: 1 upright … 8
     bare: bool = True  # PNG: holds nothing but header, pixels and end
-    scalable: bool = False  # a plain JPEG whose decoding at a part of its size takes that part of the memory
+    # a plain JPEG whose decoding at a part of its size takes that part of the memory
+    scalable: bool = False
 
     @property
     def pixels(self) -> int:
@@ -58,7 +67,9 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes, most_pixels: int = MOST_PIXELS) -> Header:
-    """The header of an encoded image; raise DataError if it is no allowed kind, cut off, or too large to be decoded."""
+    """The header of an encoded image; raise DataError if it is no allowed kind, cut off, or too
+    large to be decoded.
+    """
     if not data:
         raise DataError("is empty")
     try:
@@ -77,7 +88,10 @@ def read_header(data: bytes, most_pixels: int = MOST_PIXELS) -> Header:
 def too_large(header: Header, most_pixels: int) -> DataError:
     """The refusal of an image that would take too much memory."""
     times = f" (times {SCALED}, as a JPEG)" if header.scalable else ""
-    return DataError(f"has {header.width} x {header.height} pixels, more than most_pixels = {most_pixels:,}{times}")
+    return DataError(
+        f"has {header.width} x {header.height} pixels, more than most_pixels ="
+        f" {most_pixels:,}{times}"
+    )
 
 
 def _sniff(data: bytes) -> Header | None:
@@ -91,7 +105,9 @@ def _sniff(data: bytes) -> Header | None:
 
 
 def _png(data: bytes) -> Header:
-    """Walk the chunks: sizes from the first, and whether all of them are whole and of the plain sort."""
+    """Walk the chunks: sizes from the first, and whether all of them are whole and of the plain
+    sort.
+    """
     length, name, width, height, depth, colour = PNG_START.unpack_from(data, 8)
     if name != b"IHDR" or length != 13:
         raise DataError("is a PNG without a header")
@@ -125,7 +141,9 @@ def bare_png(data: bytes) -> bytes:
 
 
 def _jpeg(data: bytes) -> Header:
-    """Walk the segments up to the frame header (SOF0 to SOF15 without DHT, JPG and DAC), which holds the size."""
+    """Walk the segments up to the frame header (SOF0 to SOF15 without DHT, JPG and DAC), which
+    holds the size.
+    """
     at, exif = 2, b""
     several = False
     for _ in range(MOST_PARTS):
@@ -152,13 +170,17 @@ def _jpeg(data: bytes) -> Header:
     # Of a small image it does not matter, and to look would cost a twentieth of its decoding.
     large = width * height > SMALL and marker in (0xC0, 0xC1)
     in_one_scan = large and _components_of_scan(data, at) == components
-    return Header("jpeg", width, height, plain, components, orientation or 1, scalable=plain and in_one_scan)
+    return Header(
+        "jpeg", width, height, plain, components, orientation or 1, scalable=plain and in_one_scan
+    )
 
 
 def _components_of_scan(data: bytes, at: int) -> int:
-    """How many components the first scan behind the frame header at `at` has; 0 if it cannot be found.
+    """How many components the first scan behind the frame header at `at` has; 0 if it cannot be
+    found.
 
-    With fewer than all, as in progressive files, libjpeg holds the coefficients of the whole image in memory.
+    With fewer than all, as in progressive files, libjpeg holds the coefficients of the whole image
+    in memory.
     """
     for _ in range(MOST_PARTS):
         if data[at : at + 1] != b"\xff" or len(data) < at + 5:
@@ -170,7 +192,9 @@ def _components_of_scan(data: bytes, at: int) -> int:
 
 
 def _orientation(exif: bytes) -> int:
-    """The orientation in a TIFF block, 1 if there is no block; 0 if it is not where and as one expects it."""
+    """The orientation in a TIFF block, 1 if there is no block; 0 if it is not where and as one
+    expects it.
+    """
     if not exif:
         return 1
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
@@ -196,10 +220,14 @@ def _webp(data: bytes) -> Header:
         return Header("webp", width & 0x3FFF, height & 0x3FFF, plain=True)
     if name == b"VP8L":
         bits = struct.unpack_from("<I", data, 21)[0]
-        return Header("webp", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, plain=not bits >> 28 & 1)
+        return Header(
+            "webp", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, plain=not bits >> 28 & 1
+        )
     if name == b"VP8X":
         packed = struct.unpack_from("<II", data[24:30] + b"\0\0", 0)  # two numbers of 24 bits
-        return Header("webp", (packed[0] & 0xFFFFFF) + 1, (packed[0] >> 24 | (packed[1] & 0xFFFF) << 8) + 1)
+        return Header(
+            "webp", (packed[0] & 0xFFFFFF) + 1, (packed[0] >> 24 | (packed[1] & 0xFFFF) << 8) + 1
+        )
     raise DataError("is a damaged WebP")
 
 
@@ -212,20 +240,31 @@ def _npy(data: bytes) -> Header:
 
 
 def read_npy(data: bytes) -> tuple[tuple[int, ...], int]:
-    """Shape and start of the pixels of a uint8 image as npy; raise DataError for any other array."""
+    """Shape and start of the pixels of a uint8 image as npy; raise DataError for any other
+    array.
+    """
     import numpy as np
 
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
         shape, fortran, dtype = read(stream)
-    except Exception as error:  # numpy parses the header as Python's literals, and damage may raise anything
+    except Exception as error:
+        # numpy parses the header as Python's literals, and damage may raise anything
         raise DataError("is a damaged npy image") from error
     if dtype != np.uint8 or fortran or len(shape) not in (2, 3):
-        raise DataError(f"is an npy of shape {shape} and type {dtype}, not an image of uint8 in C order")
+        raise DataError(
+            f"is an npy of shape {shape} and type {dtype}, not an image of uint8 in C order"
+        )
     if len(data) - stream.tell() != math.prod(shape):
-        raise DataError(f"is an npy of shape {shape} with {len(data) - stream.tell()} bytes of pixels")
+        raise DataError(
+            f"is an npy of shape {shape} with {len(data) - stream.tell()} bytes of pixels"
+        )
     if len(shape) == 3 and not {shape[0], shape[2]} & {1, 3}:
         raise DataError(f"is an npy of shape {shape}; an image has 1 or 3 channels, first or last")
     return shape, stream.tell()

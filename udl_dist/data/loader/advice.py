@@ -1,4 +1,6 @@
-"""What to do when training waits for data: which stage of reading is slow, and the setting that helps."""
+"""What to do when training waits for data: which stage of reading is slow, and the setting that
+helps.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ WAITS = 0.05  # of the time: above it training is told to wait
 
 
 def advice(stream: Feed, wait_share: float, cores: int | None = None) -> str:
-    """One line that names the slowest stage and a cure, or "" if training waits for less than 5 % of its time."""
+    """One line that names the slowest stage and a cure, or "" if training waits for less than 5 %
+    of its time.
+    """
     if wait_share <= WAITS:
         return ""
     seconds, settings = stream.spent.seconds, stream.settings
@@ -22,8 +26,11 @@ def advice(stream: Feed, wait_share: float, cores: int | None = None) -> str:
     elif settings.readers < most:
         cure = f"raise data.readers from {settings.readers} (there are {most} cores)"
     else:
-        cure = f"pack the images at their training size: udl pack --size {settings.size} --format raw"
+        cure = (
+            f"pack the images at their training size: udl pack --size {settings.size} --format raw"
+        )
     share = seconds[stage] / total
     return (
-        f"training waits {wait_share:.0%} of its time for data, {share:.0%} of the readers' time is to {stage}: {cure}"
+        f"training waits {wait_share:.0%} of its time for data, {share:.0%} of the readers' time is"
+        f" to {stage}: {cure}"
     )

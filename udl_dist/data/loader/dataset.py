@@ -1,6 +1,8 @@
-"""A set of records that is read as one: an index, a selection of its records, and its shards. Knows no pixel.
+"""A set of records that is read as one: an index, a selection of its records, and its shards. Knows
+no pixel.
 
-From object storage runs of neighbours are read at once, ahead of their use, and kept until each was used.
+From object storage runs of neighbours are read at once, ahead of their use, and kept until each was
+used.
 """
 
 from __future__ import annotations
@@ -28,22 +30,31 @@ Fetched = tuple[list[bytes], dict[int, str]]
 class Dataset:
     """Numbered records 0 … `records`-1 of an index."""
 
-    def __init__(self, index: Index, selection: NDArray[Any] | None = None, name: str = "all",
-                 access: RemoteAccess | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        index: Index,
+        selection: NDArray[Any] | None = None,
+        name: str = "all",
+        access: RemoteAccess | None = None,
+    ) -> None:
         self.index, self._selection, self._name = index, selection, name
         self.shards = Shards(index, access)
         self.records = index.records if selection is None else len(selection)
         if not self.records:
             raise DataError(
-                f"{str(index.path)!r}: no record is left to read: change data.held_out_fraction, data.keys or "
-                "data.without_labels"
+                f"{str(index.path)!r}: no record is left to read: change data.held_out_fraction,"
+                " data.keys or data.without_labels"
             )
 
     def part(self, records: int) -> Dataset:
         """So many of its records, drawn at random once for all seeds."""
         drawn = np.sort(order.record_at(0, 0, np.arange(records), self.records))
         part = copy.copy(self)
-        part._selection, part.records, part._name = self.chosen(drawn), records, f"{self._name} {records}"
+        part._selection, part.records, part._name = (
+            self.chosen(drawn),
+            records,
+            f"{self._name} {records}",
+        )
         return part
 
     @property
@@ -67,11 +78,14 @@ class Dataset:
 
 
 class Runs:
-    """Reads a data set in runs of neighbours, in threads, ahead of their use; one for each pass over the data."""
+    """Reads a data set in runs of neighbours, in threads, ahead of their use; one for each pass
+    over the data.
+    """
 
     def __init__(self, dataset: Dataset, run: int, most_bytes: int) -> None:
         self.dataset, self.run = dataset, run
-        # A run that shares its lane with another rank is never used up here: beyond this many, the oldest is dropped.
+        # A run that shares its lane with another rank is never used up here: beyond this many, the
+        # oldest is dropped.
         self._most = max(4, int(most_bytes / max(1.0, run * dataset.record_bytes)))
         self._pool = ThreadPoolExecutor(REQUESTS, thread_name_prefix="fetch")
         self._runs: OrderedDict[int, tuple[Future[Fetched], set[int]]] = OrderedDict()
@@ -97,7 +111,8 @@ class Runs:
                 offset = int(numbers[place]) % self.run
                 if offset not in unused:  # the run is still here from the epoch before
                     found, wrong = self._again(number)
-                payloads[place], found[offset] = found[offset], b""  # memory is given back record by record
+                # memory is given back record by record
+                payloads[place], found[offset] = found[offset], b""
                 if offset in wrong:
                     faults[place] = wrong[offset]
                 unused.discard(offset)

@@ -1,6 +1,8 @@
-"""What training asks of whatever gives it images, and the toll that damage takes of it: the same for every feed.
+"""What training asks of whatever gives it images, and the toll that damage takes of it: the same
+for every feed.
 
-There are two: a `Stream` of indexed records, exact, and a `Sequential`, which can only be read from start to end.
+There are two: a `Stream` of indexed records, exact, and a `Sequential`, which can only be read from
+start to end.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class Feed(Protocol):
         """What is known of each shard, to be compared with on a resume."""
         ...
 
-    def batches(self, position: int, batch_images: int, rank: int = 0, world: int = 1) -> Iterator[Records]: ...
+    def batches(
+        self, position: int, batch_images: int, rank: int = 0, world: int = 1
+    ) -> Iterator[Records]: ...
 
     def once(self, batch_images: int, rank: int = 0, world: int = 1) -> Iterator[Records]: ...
 
@@ -55,22 +59,31 @@ class Toll:
         self.lines: dict[str, None] = {}  # in order
 
     def counted(self, batches: Iterator[Records]) -> Iterator[Records]:
-        """Keep what was damaged, and stop at too many one after the other: a limit in parts of all comes too late."""
+        """Keep what was damaged, and stop at too many one after the other: a limit in parts of all
+        comes too late.
+        """
         for records in batches:
             self._count(records)
             yield records
 
     def refuse(self, damaged: int, records: int) -> None:
-        """Raise DataError if so many damaged ones among so many records, over all ranks, are too many."""
+        """Raise DataError if so many damaged ones among so many records, over all ranks, are too
+        many.
+        """
         if damaged > self._settings.damaged_limit * records:
-            raise DataError(f"{damaged} of {records:,} records were damaged, more than data.damaged_limit = "
-                            f"{self._settings.damaged_limit:g} allows: run udl check")  # fmt: skip
+            raise DataError(
+                f"{damaged} of {records:,} records were damaged, more than data.damaged_limit = "
+                f"{self._settings.damaged_limit:g} allows: run udl check"
+            )
 
     def _count(self, records: Records) -> None:
         for place in range(len(records.records)) if records.damaged else ():
             self._in_a_row = self._in_a_row + 1 if place in records.damaged else 0
             if self._in_a_row >= self._settings.damaged_in_a_row:
-                raise DataError(f"{records.damaged[place]} ({self._in_a_row} damaged records in a row: run udl check)")
+                raise DataError(
+                    f"{records.damaged[place]} ({self._in_a_row} damaged records in a row: run udl"
+                    " check)"
+                )
         self.lines.update(dict.fromkeys(records.damaged.values()))
         if not records.damaged:
             self._in_a_row = 0

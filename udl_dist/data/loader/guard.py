@@ -1,8 +1,10 @@
-"""A tar that comes as a stream, each header checked before whoever parses it may see it; goes forward only.
+"""A tar that comes as a stream, each header checked before whoever parses it may see it; goes
+forward only.
 
-webdataset reads tars by Python's tarfile, which takes a bad header for the end, makes room for a sparse member's
-claimed size, and unpacks whatever compression it meets. What passes here is a plain tar by the rules of `tar`, whole to
-its end mark, without links, devices and sparse members, whose members that are read are of a bounded size.
+webdataset reads tars by Python's tarfile, which takes a bad header for the end, makes room for a
+sparse member's claimed size, and unpacks whatever compression it meets. What passes here is a plain
+tar by the rules of `tar`, whole to its end mark, without links, devices and sparse members, whose
+members that are read are of a bounded size.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from udl_dist.data.shards.tar import BLOCK, SLICE, Member, damaged, walk
 from udl_dist.errors import DataError
 
 LARGEST_MEMBER = 2**26  # bytes, of those that are read: an encoded image of more is refused
-MOST_WAITING = 2**24  # bytes without a member: headers of folders, long names, zeros behind the end mark
+# bytes without a member: headers of folders, long names, zeros behind the end mark
+MOST_WAITING = 2**24
 ENDLESS = 2**62  # no stream is longer, and none says how long it is
 
 
@@ -30,8 +33,8 @@ class Bytes(Protocol):
 class Guard:
     """The checked bytes of a tar, plain or gzip, as a file that can be read from start to end.
 
-    `is_read` says by its name whether a member will be read at all. What was wrong is kept in `fault`, since those who
-    read pass their own version of an error on.
+    `is_read` says by its name whether a member will be read at all. What was wrong is kept in
+    `fault`, since those who read pass their own version of an error on.
     """
 
     def __init__(self, name: str, source: Bytes, is_read: Callable[[bytes], bool]) -> None:
@@ -44,7 +47,9 @@ class Guard:
         self._passing = 0  # bytes of content and padding that come next and are given as they are
 
     def read(self, size: int) -> bytes:
-        """The next checked bytes, at most `size`; none at the end. Raises DataError with shard, byte and reason."""
+        """The next checked bytes, at most `size`; none at the end. Raises DataError with shard,
+        byte and reason.
+        """
         try:
             while not self._ready and not self._passing:
                 if not self._advance():
@@ -80,11 +85,16 @@ class Guard:
         return True
 
     def _refuse(self, member: Member) -> None:
-        if member.name.endswith(b"/") and member.length:  # a folder to tarfile, which steps over no content
+        # a folder to tarfile, which steps over no content
+        if member.name.endswith(b"/") and member.length:
             raise damaged(self._name, member.offset, "a folder with content")
         if member.length > LARGEST_MEMBER and self._is_read(member.name):
-            raise damaged(self._name, member.offset, f"member {shown(member.name)} has {member.length} bytes, "
-                          f"{LARGEST_MEMBER} are the most that is read")  # fmt: skip
+            raise damaged(
+                self._name,
+                member.offset,
+                f"member {shown(member.name)} has {member.length} bytes, "
+                f"{LARGEST_MEMBER} are the most that is read",
+            )
 
     def _given(self, size: int) -> bytes:
         given = bytes(self._ready[:size])
@@ -94,7 +104,11 @@ class Guard:
     def _passed(self, size: int) -> bytes:
         part = self._take(min(size, self._passing))
         if not part:
-            raise damaged(self._name, self._at, f"ends {self._passing} bytes before its last member does (cut off)")
+            raise damaged(
+                self._name,
+                self._at,
+                f"ends {self._passing} bytes before its last member does (cut off)",
+            )
         self._passing -= len(part)
         return part
 
@@ -126,7 +140,9 @@ class _Begun:
 
 
 def unpacked(source: Bytes) -> Bytes:
-    """The stream, unpacked on the way if it is gzip: with other compression a tar is refused as no tar."""
+    """The stream, unpacked on the way if it is gzip: with other compression a tar is refused as no
+    tar.
+    """
     first = b""
     while len(first) < 2 and (part := source.read(2 - len(first))):
         first += part

@@ -1,4 +1,5 @@
-"""From planned records to a batch of pixels: read, checked, decoded, mirrored; damage stops or is replaced.
+"""From planned records to a batch of pixels: read, checked, decoded, mirrored; damage stops or is
+replaced.
 
 Runs in any number of threads at once; what comes out depends on the plan alone.
 """
@@ -39,7 +40,8 @@ class Records:
     keys: I64  # [B] random, by (seed, epoch, record)
     record_keys: I64  # [B] random, by (seed, record)
     labels: I64  # [B], -1: none
-    damaged: dict[int, str] = field(default_factory=dict)  # what was wrong with records that others stand in for
+    # what was wrong with records that others stand in for
+    damaged: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,16 +75,22 @@ class Spent:
 
 
 class Loader:
-    """Loads plans over data sets; `starts` are the first number of each, and of what would follow."""
+    """Loads plans over data sets; `starts` are the first number of each, and of what would
+    follow.
+    """
 
-    def __init__(self, datasets: Sequence[Dataset], settings: DataSettings, seed: int, allocate: Allocate) -> None:
+    def __init__(
+        self, datasets: Sequence[Dataset], settings: DataSettings, seed: int, allocate: Allocate
+    ) -> None:
         self.datasets, self.settings, self.seed, self._allocate = datasets, settings, seed, allocate
         self.starts = np.cumsum([0] + [dataset.records for dataset in datasets])
         self._record_starts = np.cumsum([0] + [dataset.index.records for dataset in datasets])
         self.spent = Spent()
 
     def load(self, plan: Plan, sources: Sequence[Source]) -> Records:
-        """Read, check and decode the records of one batch; raises DataError for a damaged one if it is to stop."""
+        """Read, check and decode the records of one batch; raises DataError for a damaged one if it
+        is to stop.
+        """
         count = len(plan.numbers)
         images = self._allocate((count, *self.settings.shape))
         records, keys, record_keys, labels = np.empty((4, count), np.int64)
@@ -98,7 +106,9 @@ class Loader:
         return batch
 
     def samples(self, plan: Plan, sources: Sequence[Source]) -> list[dict[str, Any]]:
-        """Records as webdataset's samples, checked and not decoded; raises DataError for a damaged one."""
+        """Records as webdataset's samples, checked and not decoded; raises DataError for a damaged
+        one.
+        """
         samples = []
         for number in plan.numbers.tolist():
             which = int(np.searchsorted(self.starts, number, side="right") - 1)
@@ -110,7 +120,9 @@ class Loader:
             samples.append(_sample(dataset, record, loaded))
         return samples
 
-    def _load_set(self, batch: Records, plan: Plan, number: int, source: Source, places: I64) -> None:
+    def _load_set(
+        self, batch: Records, plan: Plan, number: int, source: Source, places: I64
+    ) -> None:
         """Fill the places of a batch whose records are of one data set."""
         began = time.perf_counter()
         dataset, numbers = self.datasets[number], plan.numbers[places] - self.starts[number]
@@ -119,7 +131,8 @@ class Loader:
         batch.records[places] = dataset.chosen(numbers) + self._record_starts[number]
         batch.labels[places] = loaded.rows["label"]
         hashes = loaded.rows["key_hash"].copy()
-        seed = self.seed if number == 0 else chain(self.seed, number)  # keys of two sets may be alike
+        # keys of two sets may be alike
+        seed = self.seed if number == 0 else chain(self.seed, number)
         batch.record_keys[places] = order.record_keys(seed, hashes)
         epochs = plan.epochs[places]
         for epoch in set(epochs.tolist()):
@@ -131,13 +144,24 @@ class Loader:
             raise DataError(faults[min(faults)])
         batch.damaged.update({int(places[place]): line for place, line in faults.items()})
 
-    def _decode(self, dataset: Dataset, batch: Records, augmented: bool, places: I64, loaded: Loaded) -> dict[int, str]:
+    def _decode(
+        self, dataset: Dataset, batch: Records, augmented: bool, places: I64, loaded: Loaded
+    ) -> dict[int, str]:
         """Decode into the rows of the batch; what is wrong with which of the loaded."""
         keys, settings, about = batch.keys[places], self.settings, dataset.index.about
         cut = crops(keys, settings.random_crop) if augmented and settings.random_crop < 1 else None
         mirrored = order.flips(keys) if augmented and settings.flip else np.zeros(len(keys), bool)
-        if cut is None and not loaded.faults and about.format in ("npy", "raw") and about.shape == settings.shape:
-            images = batch.images if len(places) == len(batch.images) else np.empty_like(batch.images[places])
+        if (
+            cut is None
+            and not loaded.faults
+            and about.format in ("npy", "raw")
+            and about.shape == settings.shape
+        ):
+            images = (
+                batch.images
+                if len(places) == len(batch.images)
+                else np.empty_like(batch.images[places])
+            )
             if copy_bare(loaded.payloads, images):
                 if images is not batch.images:
                     batch.images[places] = images
@@ -150,27 +174,46 @@ class Loader:
                 continue
             try:
                 crop = None if cut is None else cut[place]
-                decode_into(batch.images[row], payload, settings.fit, raw_shape, crop, bool(mirrored[place]),
-                            settings.most_pixels)  # fmt: skip
+                decode_into(
+                    batch.images[row],
+                    payload,
+                    settings.fit,
+                    raw_shape,
+                    crop,
+                    bool(mirrored[place]),
+                    settings.most_pixels,
+                )
             except DataError as error:
                 record = int(batch.records[row] - self._record_starts[self.datasets.index(dataset)])
-                faults[place] = f"{dataset.shards.where(record)}: the image {error}: pack the images again without it"
+                faults[place] = (
+                    f"{dataset.shards.where(record)}: the image {error}: pack the images again"
+                    " without it"
+                )
         return faults
 
     def _replace(self, batch: Records, plan: Plan) -> None:
-        """Put another record in the place of each damaged one, by a rule that knows the record alone."""
+        """Put another record in the place of each damaged one, by a rule that knows the record
+        alone.
+        """
         for place in sorted(batch.damaged):
             number = int(plan.numbers[place])
             for turn in range(TRIES):
                 other = np.array([order.substitute(number, turn, int(self.starts[-1]))])
                 single = _single(batch, place)
                 chosen = int(np.searchsorted(self.starts, other[0], side="right") - 1)
-                self._load_set(single, Plan(other, plan.epochs[place : place + 1], plan.augmented), chosen,
-                               self.datasets[chosen], np.array([0]))  # fmt: skip
+                self._load_set(
+                    single,
+                    Plan(other, plan.epochs[place : place + 1], plan.augmented),
+                    chosen,
+                    self.datasets[chosen],
+                    np.array([0]),
+                )
                 if not single.damaged:
                     break
             else:
-                raise DataError(f"{batch.damaged[place]} (and so are {TRIES} others that might stand in for it)")
+                raise DataError(
+                    f"{batch.damaged[place]} (and so are {TRIES} others that might stand in for it)"
+                )
 
 
 def _sample(dataset: Dataset, record: int, loaded: Loaded) -> dict[str, Any]:
@@ -186,11 +229,19 @@ def _sample(dataset: Dataset, record: int, loaded: Loaded) -> dict[str, Any]:
 def _single(batch: Records, place: int) -> Records:
     """One row of a batch as a batch of its own, of the same memory."""
     one = slice(place, place + 1)
-    return Records(batch.images[one], batch.records[one], batch.keys[one], batch.record_keys[one], batch.labels[one])
+    return Records(
+        batch.images[one],
+        batch.records[one],
+        batch.keys[one],
+        batch.record_keys[one],
+        batch.labels[one],
+    )
 
 
 def copy_bare(payloads: list[bytes], images: Pixels) -> bool:
-    """Copy bare pixels that lie behind equal headers (raw: of no bytes) into a batch; False if they are not that."""
+    """Copy bare pixels that lie behind equal headers (raw: of no bytes) into a batch; False if they
+    are not that.
+    """
     if not payloads:
         return True
     pixels = images[0].size

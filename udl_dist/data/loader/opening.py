@@ -1,4 +1,6 @@
-"""From a prepared source to its streams, in whichever process: what travels is `Prepared`, plain text and numbers."""
+"""From a prepared source to its streams, in whichever process: what travels is `Prepared`, plain
+text and numbers.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,13 @@ from udl_dist.storage.range_cache import RangeCache
 
 @dataclass(frozen=True)
 class Prepared:
-    """Where the indexes of a run are: plain text and numbers, so that it travels to other processes and machines."""
+    """Where the indexes of a run are: plain text and numbers, so that it travels to other processes
+    and machines.
+    """
 
     settings: DataSettings
-    train: tuple[str, ...]  # path or URI of the index of each source; with `sequential`, of each shard
+    # path or URI of the index of each source; with `sequential`, of each shard
+    train: tuple[str, ...]
     held_out: tuple[str, ...]  # likewise; empty if it is a fraction of `train`, or if there is none
     fractions: tuple[float, ...]  # part of each source held out by hash; 0: none
 
@@ -42,7 +47,9 @@ def open_streams(
     """
     settings = prepared.settings
     if settings.sequential:
-        raise UsageError("data.sequential is for udl train: in a loop of your own webdataset reads such shards")
+        raise UsageError(
+            "data.sequential is for udl train: in a loop of your own webdataset reads such shards"
+        )
     cache = cache_folder(settings.cache)
     access = _access(settings, cache)
     train, held_out, without = [], [], settings.without_labels
@@ -50,9 +57,15 @@ def open_streams(
     refuse_absent(indexes, without)
     for index, beside, fraction in zip(indexes, prepared.held_out, prepared.fractions, strict=True):
         part = "train" if fraction else "all"
-        train.append(_dataset(index, Wanted(part, fraction, settings.keys, settings.limit, without), cache, access))
+        train.append(
+            _dataset(
+                index, Wanted(part, fraction, settings.keys, settings.limit, without), cache, access
+            )
+        )
         if beside:
-            held_out.append(_dataset(open_index(beside, cache), Wanted(labels=without), cache, access))
+            held_out.append(
+                _dataset(open_index(beside, cache), Wanted(labels=without), cache, access)
+            )
         elif fraction:
             wanted = Wanted("held_out", fraction, settings.keys, labels=without)
             held_out.append(_dataset(index, wanted, cache, access))
@@ -68,11 +81,15 @@ def open_left_out(prepared: Prepared, seed: int) -> Stream | None:
     cache = cache_folder(settings.cache)
     access = _access(settings, cache)
     found = []
-    for where, beside, fraction in zip(prepared.train, prepared.held_out, prepared.fractions, strict=True):
+    for where, beside, fraction in zip(
+        prepared.train, prepared.held_out, prepared.fractions, strict=True
+    ):
         if not (beside or fraction):
             continue
         keys, part = ("", "all") if beside else (settings.keys, "held_out")
-        wanted = Wanted(part, fraction, keys, labels=settings.without_labels, labels_are="all there is")
+        wanted = Wanted(
+            part, fraction, keys, labels=settings.without_labels, labels_are="all there is"
+        )
         index = open_index(beside or where, cache)
         selection, name = select(index, wanted, cache)
         if selection is not None and len(selection):
@@ -89,15 +106,21 @@ def _access(settings: DataSettings, cache: Path) -> RemoteAccess:
 
 
 def open_feed(
-    prepared: Prepared, seed: int, allocate: Allocate = lambda shape: np.empty(shape, np.uint8), most: int = 0
+    prepared: Prepared,
+    seed: int,
+    allocate: Allocate = lambda shape: np.empty(shape, np.uint8),
+    most: int = 0,
 ) -> tuple[Feed, Stream | None]:
-    """What a prepared source gives a training: its streams, or, if it cannot be indexed, what is read in sequence.
+    """What a prepared source gives a training: its streams, or, if it cannot be indexed, what is
+    read in sequence.
 
     Held out are `most` images at most, the same ones for every seed; 0: all of them.
     """
     feed, held_out = _open_feed(prepared, seed, allocate)
     if held_out and 0 < most < held_out.records:
-        parts = [each.part(max(1, most * each.records // held_out.records)) for each in held_out.datasets]
+        parts = [
+            each.part(max(1, most * each.records // held_out.records)) for each in held_out.datasets
+        ]
         held_out = Stream(parts, prepared.settings, seed, (), allocate)
     return feed, held_out
 
@@ -107,9 +130,13 @@ def _open_feed(prepared: Prepared, seed: int, allocate: Allocate) -> tuple[Feed,
         return open_streams(prepared, seed, allocate)
     cache = cache_folder(prepared.settings.cache)
     access = RemoteAccess(prepared.settings.storage)
-    held_out = [_dataset(open_index(where, cache), Wanted(), cache, access) for where in prepared.held_out]
-    return (Sequential(prepared.train, prepared.settings, seed, allocate),
-            Stream(held_out, prepared.settings, seed, (), allocate) if held_out else None)  # fmt: skip
+    held_out = [
+        _dataset(open_index(where, cache), Wanted(), cache, access) for where in prepared.held_out
+    ]
+    return (
+        Sequential(prepared.train, prepared.settings, seed, allocate),
+        Stream(held_out, prepared.settings, seed, (), allocate) if held_out else None,
+    )
 
 
 def index_beside(folder: str) -> str:
@@ -131,7 +158,11 @@ def open_index(where: str, cache: Path) -> Index:
 
     blob = open_blob(where)
     blob.close()
-    copy = cache / "indexes" / f"{xxhash.xxh3_128_hexdigest(f'{where} {blob.stamp} {blob.size}'.encode())}.udl"
+    copy = (
+        cache
+        / "indexes"
+        / f"{xxhash.xxh3_128_hexdigest(f'{where} {blob.stamp} {blob.size}'.encode())}.udl"
+    )
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True)
         download(where, copy)
@@ -146,6 +177,8 @@ def _dataset(index: Index, wanted: Wanted, cache: Path, access: RemoteAccess) ->
         if not wanted.keys and not wanted.labels:
             raise nobody(wanted.part == "held_out", wanted.fraction, index.records, where)
         cause = "data.keys" if wanted.keys else "data.without_labels"
-        raise DataError(f"{cause} leaves none of the {index.records:,} images in {where!r} here: change it, or "
-                        "data.held_out_fraction")  # fmt: skip
+        raise DataError(
+            f"{cause} leaves none of the {index.records:,} images in {where!r} here: change it, or "
+            "data.held_out_fraction"
+        )
     return Dataset(index, selection, name, access)

@@ -1,7 +1,8 @@
-"""In which order records are seen, and the chance that each carries: pure functions of (seed, epoch, position).
+"""In which order records are seen, and the chance that each carries: pure functions of (seed,
+epoch, position).
 
-No list of all records is ever held: place p of an epoch is sent through a keyed permutation of 0 … n-1. Knows plain
-numbers, and no record, file or process.
+No list of all records is ever held: place p of an epoch is sent through a keyed permutation of 0 …
+n-1. Knows plain numbers, and no record, file or process.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ from udl_dist.core.permutation import U64, chain, mix64, permuted, permuted_each
 I64 = NDArray[np.int64]
 
 # One constant per kind of chance, so that no two kinds are ever correlated.
-ORDER, KEYS, RECORD_KEYS, FLIP, HELD_OUT = 0x6F72646572, 0x6B657973, 0x7265636B, 0x666C6970, 0x68656C64
+ORDER, KEYS, RECORD_KEYS, FLIP, HELD_OUT = (
+    0x6F72646572,
+    0x6B657973,
+    0x7265636B,
+    0x666C6970,
+    0x68656C64,
+)
 WINDOW, TAIL, SUBSTITUTE, MIX = 0x77696E64, 0x7461696C, 0x73756273, 0x6D6978
 LANES = 64
 MIX_BLOCK = 1024
@@ -25,12 +32,14 @@ MIX_BLOCK = 1024
 
 @dataclass(frozen=True)
 class Blocks:
-    """An order for storage that is slow to jump: runs of `records` neighbours are mixed, then read a few at a time.
+    """An order for storage that is slow to jump: runs of `records` neighbours are mixed, then read
+    a few at a time.
 
-    Places are dealt to 64 lanes in turn, so every batch holds records of 64 far places. Within a lane, runs come in
-    random order and `window` of them are shuffled together: batches of 256 of a set that is sorted by 100 classes then
-    hold them with 1.4 times the variance of a full shuffle (2.5 times with a window of 2). Lanes do not depend on the
-    world size: a rank reads whole lanes, so hardly a run is read by two ranks.
+    Places are dealt to 64 lanes in turn, so every batch holds records of 64 far places. Within a
+    lane, runs come in random order and `window` of them are shuffled together: batches of 256 of a
+    set that is sorted by 100 classes then hold them with 1.4 times the variance of a full shuffle
+    (2.5 times with a window of 2). Lanes do not depend on the world size: a rank reads whole lanes,
+    so hardly a run is read by two ranks.
     """
 
     records: int
@@ -38,38 +47,54 @@ class Blocks:
 
 
 def record_at(seed: int, epoch: int, places: I64, records: int) -> I64:
-    """Which record stands at each place (0 … records-1) of an epoch, fully shuffled: each exactly once. [B] -> [B]"""
+    """Which record stands at each place (0 … records-1) of an epoch, fully shuffled: each exactly
+    once. [B] -> [B]
+    """
     return permuted(places.astype(np.uint64), records, chain(ORDER, seed, epoch)).astype(np.int64)
 
 
 def record_in_blocks(seed: int, epoch: int, places: I64, records: int, blocks: Blocks) -> I64:
-    """Which record stands at each place of an epoch in the order of `blocks`: every record exactly once. [B] -> [B]"""
+    """Which record stands at each place of an epoch in the order of `blocks`: every record exactly
+    once. [B] -> [B]
+    """
     base, row, rows = _lane_rows(places, records)
     whole, left = divmod(records, blocks.records)
-    begin = chain(TAIL, seed, epoch) % (whole + 1) * blocks.records  # of the last run, which is shorter
-    # A window is whole runs. Those of different lanes end at different times, so that reading is spread over the steps.
+    # of the last run, which is shorter
+    begin = chain(TAIL, seed, epoch) % (whole + 1) * blocks.records
+    # A window is whole runs. Those of different lanes end at different times, so that reading is
+    # spread over the steps.
     size = blocks.records * blocks.window
     shift = places % LANES % blocks.window * blocks.records
     slots = base + row
-    window = (slots - np.where(slots >= begin + left, left, np.maximum(0, slots - begin)) + shift) // size
+    window = (
+        slots - np.where(slots >= begin + left, left, np.maximum(0, slots - begin)) + shift
+    ) // size
     first, last = (
-        edge + np.where(edge > begin, left, 0) for edge in (window * size - shift, window * size + size - shift)
+        edge + np.where(edge > begin, left, 0)
+        for edge in (window * size - shift, window * size + size - shift)
     )
     first, last = np.maximum(base, first), np.minimum(base + rows, last)
     keys = mix64(first.astype(np.uint64) ^ np.uint64(chain(WINDOW, seed, epoch)))
-    within = permuted_each((slots - first).astype(np.uint64), (last - first).astype(np.uint64), keys)
-    return _record_of_slot(seed, epoch, first + within.astype(np.int64), begin, whole, left, blocks.records)
+    within = permuted_each(
+        (slots - first).astype(np.uint64), (last - first).astype(np.uint64), keys
+    )
+    return _record_of_slot(
+        seed, epoch, first + within.astype(np.int64), begin, whole, left, blocks.records
+    )
 
 
 def _lane_rows(places: I64, records: int) -> tuple[I64, I64, I64]:
-    """Of the lane of each place: where its records begin if lanes are laid end to end, the row in it, its rows."""
+    """Of the lane of each place: where its records begin if lanes are laid end to end, the row in
+    it, its rows.
+    """
     lane, row = places % LANES, places // LANES
     rows, more = divmod(records, LANES)
     return lane * rows + np.minimum(lane, more), row, rows + (lane < more).astype(np.int64)
 
 
 def by_lane(place: int, count: int, start: int, stop: int) -> I64:
-    """Of `count` neighbouring places from `place` on, sorted by lane: how far on the ones from `start` to `stop` are.
+    """Of `count` neighbouring places from `place` on, sorted by lane: how far on the ones from
+    `start` to `stop` are.
 
     A rank of many takes a small share of a large batch, so the batch itself is not sorted.
     """
@@ -82,21 +107,29 @@ def by_lane(place: int, count: int, start: int, stop: int) -> I64:
     return found
 
 
-def _record_of_slot(seed: int, epoch: int, slots: I64, begin: int, whole: int, left: int, run: int) -> I64:
-    """Runs of `run` records in random order, the last one, of `left` records, at slot `begin` among them."""
+def _record_of_slot(
+    seed: int, epoch: int, slots: I64, begin: int, whole: int, left: int, run: int
+) -> I64:
+    """Runs of `run` records in random order, the last one, of `left` records, at slot `begin` among
+    them.
+    """
     in_tail = (slots >= begin) & (slots < begin + left)
     found = whole * run + slots - begin
     number, offset = np.divmod((slots - np.where(slots >= begin + left, left, 0))[~in_tail], run)
     if whole:
-        number = permuted(number.astype(np.uint64), whole, chain(ORDER, seed, epoch)).astype(np.int64)
+        number = permuted(number.astype(np.uint64), whole, chain(ORDER, seed, epoch)).astype(
+            np.int64
+        )
     found[~in_tail] = number * run + offset
     return found
 
 
 def mixed(seed: int, positions: I64, weights: tuple[float, ...]) -> tuple[I64, I64]:
-    """Which data set stands at each position, and which place in its own endless order it takes. [B] -> [B], [B]
+    """Which data set stands at each position, and which place in its own endless order it takes.
+    [B] -> [B], [B]
 
-    Of each 1,024 positions in a row every data set gets its weight's part, rounded to a 1,024th, in a shuffled order.
+    Of each 1,024 positions in a row every data set gets its weight's part, rounded to a 1,024th, in
+    a shuffled order.
     """
     blocks, within = np.divmod(positions, MIX_BLOCK)
     sets, places = np.empty_like(positions), np.empty_like(positions)
@@ -107,7 +140,8 @@ def mixed(seed: int, positions: I64, weights: tuple[float, ...]) -> tuple[I64, I
     return sets, places
 
 
-@lru_cache(64)  # neighbouring batches ask for the same block, which costs as much as the decoding of ten images
+# neighbouring batches ask for the same block, which costs as much as the decoding of ten images
+@lru_cache(64)
 def _mix_block(seed: int, block: int, weights: tuple[float, ...]) -> tuple[I64, I64]:
     """`mixed` of the positions of one block."""
     edges = mix_edges(weights)
@@ -141,15 +175,21 @@ def flips(keys: I64) -> NDArray[np.bool_]:
 
 
 def held_out(key_hash: U64, fraction: float, seed: int = 0) -> NDArray[np.bool_]:
-    """Which records are held out: about `fraction` (below 1) of them, by their keys alone. [B] -> [B]"""
+    """Which records are held out: about `fraction` (below 1) of them, by their keys alone. [B] ->
+    [B]
+    """
     return mix64(key_hash ^ np.uint64(chain(HELD_OUT, seed))) < np.uint64(int(fraction * 2**64))
 
 
 def substitute(record: int, turn: int, records: int) -> int:
-    """The record that stands in for a damaged one, at the `turn`-th try: the same for every rank and world."""
+    """The record that stands in for a damaged one, at the `turn`-th try: the same for every rank
+    and world.
+    """
     return chain(SUBSTITUTE, record, turn) % records
 
 
 def share(batch_images: int, rank: int, world: int) -> tuple[int, int]:
-    """The half-open range of a global batch that `rank` of `world` takes; sizes differ by one at most."""
+    """The half-open range of a global batch that `rank` of `world` takes; sizes differ by one at
+    most.
+    """
     return batch_images * rank // world, batch_images * (rank + 1) // world

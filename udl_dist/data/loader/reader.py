@@ -1,7 +1,9 @@
-"""Batches of images in the order of (seed, epoch, position), for one rank or all; knows no model and no device.
+"""Batches of images in the order of (seed, epoch, position), for one rank or all; knows no model
+and no device.
 
-A position is one whole number: how many records of the endless order were consumed. Place p stands in epoch p // n. The
-global batch of a step is the same records at any world size; a rank takes a share of it, uneven if need be.
+A position is one whole number: how many records of the endless order were consumed. Place p stands
+in epoch p // n. The global batch of a step is the same records at any world size; a rank takes a
+share of it, uneven if need be.
 """
 
 from __future__ import annotations
@@ -28,18 +30,26 @@ I64 = NDArray[np.int64]
 P = TypeVar("P")
 T = TypeVar("T")
 SAMPLES = 16  # that a rank loads at once where they are given one by one
-PLANNED = 4096  # places that are sent through the order at once: a single batch would cost five times as much a record
+# places that are sent through the order at once: a single batch would cost five times as much a
+# record
+PLANNED = 4096
 
 
 class Stream:
     """The images of one or more data sets, brought to the training shape.
 
-    Several are one long set, in which an epoch is each record of all of them once; or, with weights, each turns over in
-    epochs of its own and gives its part of every 1,024 positions.
+    Several are one long set, in which an epoch is each record of all of them once; or, with
+    weights, each turns over in epochs of its own and gives its part of every 1,024 positions.
     """
 
-    def __init__(self, datasets: Sequence[Dataset], settings: DataSettings, seed: int, weights: tuple[float, ...] = (),
-                 allocate: Allocate = lambda shape: np.empty(shape, np.uint8)) -> None:  # fmt: skip
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        settings: DataSettings,
+        seed: int,
+        weights: tuple[float, ...] = (),
+        allocate: Allocate = lambda shape: np.empty(shape, np.uint8),
+    ) -> None:
         self.datasets, self.settings, self.seed = datasets, settings, seed
         self.shape = settings.shape
         self.loader = Loader(datasets, settings, seed, allocate)
@@ -49,7 +59,9 @@ class Stream:
         remote = any(dataset.shards.remote for dataset in datasets)
         self._in_blocks = settings.order == "blocks" or (settings.order == "auto" and remote)
         self._mean_bytes = sum(each.record_bytes * each.records for each in datasets) / self.records
-        self._blocks = order.Blocks(max(1, min(int(settings.block_bytes / self._mean_bytes), self.records // 256)))
+        self._blocks = order.Blocks(
+            max(1, min(int(settings.block_bytes / self._mean_bytes), self.records // 256))
+        )
         self._toll = Toll(settings)
         self.lost = ""  # every promise is kept
 
@@ -66,52 +78,82 @@ class Stream:
     def slow_storage(self) -> str:
         """What to do when reading, not decoding, is what training waits for."""
         if any(dataset.shards.remote for dataset in self.datasets):
-            return "raise data.block_bytes or data.read_ahead_bytes, or set data.storage_cache_bytes"
+            return (
+                "raise data.block_bytes or data.read_ahead_bytes, or set data.storage_cache_bytes"
+            )
         return "put the shards on a faster disk, or set data.order = 'blocks'"
 
     def shards(self) -> dict[str, str]:
         """What is known of each shard, to be compared with on a resume."""
-        return {dataset.index.shard_path(number): f"{shard.records} records in {shard.shard_bytes} bytes, "
-                f"{shard.rows_hash}" for dataset in self.datasets
-                for number, shard in enumerate(dataset.index.shards)}  # fmt: skip
+        return {
+            dataset.index.shard_path(
+                number
+            ): f"{shard.records} records in {shard.shard_bytes} bytes, {shard.rows_hash}"
+            for dataset in self.datasets
+            for number, shard in enumerate(dataset.index.shards)
+        }
 
     @property
     def fingerprint(self) -> str:
-        """A name for exactly these images, this shape and this order: whoever resumes compares it."""
+        """A name for exactly these images, this shape and this order: whoever resumes compares
+        it.
+        """
         sets = " ".join(dataset.fingerprint for dataset in self.datasets)
         arranged = self._blocks if self._in_blocks else "full"
-        return xxhash.xxh3_128_hexdigest(f"{sets} {self.shape} {self.settings.fit} {arranged} {self._weights}".encode())
+        return xxhash.xxh3_128_hexdigest(
+            f"{sets} {self.shape} {self.settings.fit} {arranged} {self._weights}".encode()
+        )
 
-    def batches(self, position: int, batch_images: int, rank: int = 0, world: int = 1) -> Iterator[Records]:
-        """Endless batches from `position` on; batch k holds positions from `position + k * batch_images`.
+    def batches(
+        self, position: int, batch_images: int, rank: int = 0, world: int = 1
+    ) -> Iterator[Records]:
+        """Endless batches from `position` on; batch k holds positions from `position + k *
+        batch_images`.
 
-        Batches straddle epochs, so each one is full. Raises DataError for a damaged record, naming shard, byte and key.
+        Batches straddle epochs, so each one is full. Raises DataError for a damaged record, naming
+        shard, byte and key.
         """
-        return self._toll.counted(self._read(self._plans(position, batch_images, rank, world), self.loader.load))
+        return self._toll.counted(
+            self._read(self._plans(position, batch_images, rank, world), self.loader.load)
+        )
 
     def once(self, batch_images: int, rank: int = 0, world: int = 1) -> Iterator[Records]:
-        """Every record once, in the order of the index, a contiguous part a rank; keys of epoch 0, not augmented."""
+        """Every record once, in the order of the index, a contiguous part a rank; keys of epoch 0,
+        not augmented.
+        """
         start, stop = order.share(self.records, rank, world)
-        numbers = (np.arange(first, min(first + batch_images, stop)) for first in range(start, stop, batch_images))
+        numbers = (
+            np.arange(first, min(first + batch_images, stop))
+            for first in range(start, stop, batch_images)
+        )
         plans = (Plan(places, np.zeros_like(places), False) for places in numbers)
         return self._toll.counted(self._read(plans, self.loader.load))
 
     def samples(self, position: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
-        """Endless records from `position` on as webdataset's samples, not decoded; ranks take turns."""
+        """Endless records from `position` on as webdataset's samples, not decoded; ranks take
+        turns.
+        """
         for samples in self._read(self._turns(position, rank, world), self.loader.samples):
             yield from samples
 
     def refuse_damage(self, damaged: int, images: int) -> None:
-        """Raise DataError if so many damaged records among so many images, over all ranks, are too many."""
+        """Raise DataError if so many damaged records among so many images, over all ranks, are too
+        many.
+        """
         self._toll.refuse(damaged, max(images, self.records))
 
     def _plans(self, position: int, batch_images: int, rank: int, world: int) -> Iterator[Plan]:
-        """Which records come in each batch of one rank, worked out for several batches at a time."""
+        """Which records come in each batch of one rank, worked out for several batches at a
+        time.
+        """
         start, stop = order.share(batch_images, rank, world)
-        ahead = max(1, min(PLANNED // max(1, stop - start), self.records // batch_images))  # no more than an epoch
+        # no more than an epoch
+        ahead = max(1, min(PLANNED // max(1, stop - start), self.records // batch_images))
         while True:
             firsts = position + batch_images * np.arange(ahead, dtype=np.int64)
-            positions = np.concatenate([self._share(first, batch_images, start, stop) for first in firsts.tolist()])
+            positions = np.concatenate(
+                [self._share(first, batch_images, start, stop) for first in firsts.tolist()]
+            )
             numbers, epochs = self._at(positions)
             for row in np.arange(ahead) * (stop - start):
                 within = slice(row, row + stop - start)
@@ -126,7 +168,9 @@ class Stream:
                 yield Plan(numbers[start : start + SAMPLES], epochs[start : start + SAMPLES], False)
 
     def _share(self, first: int, batch_images: int, start: int, stop: int) -> I64:
-        """The positions of one rank's share of a batch; in blocks a share is whole lanes, as far as possible."""
+        """The positions of one rank's share of a batch; in blocks a share is whole lanes, as far as
+        possible.
+        """
         if not self._in_blocks:
             return np.arange(first + start, first + stop, dtype=np.int64)
         place = first % self.records
@@ -165,12 +209,19 @@ class Stream:
             return start + order.record_in_blocks(seed, epoch, places, records, self._blocks)
         return start + order.record_at(seed, epoch, places, records)
 
-    def _read(self, plans: Iterable[Plan], load: Callable[[Plan, Sequence[Source]], T]) -> Iterator[T]:
+    def _read(
+        self, plans: Iterable[Plan], load: Callable[[Plan, Sequence[Source]], T]
+    ) -> Iterator[T]:
         """Load plans in order; a generator in any case, so that closing it is how reading ends."""
         run = self._blocks.records if self._in_blocks else 1
-        most = self.settings.read_ahead_bytes + 2 * order.LANES * self._blocks.window * self.settings.block_bytes
-        sources: list[Source] = [Runs(dataset, run, most) if dataset.shards.remote else dataset
-                                 for dataset in self.datasets]  # fmt: skip
+        most = (
+            self.settings.read_ahead_bytes
+            + 2 * order.LANES * self._blocks.window * self.settings.block_bytes
+        )
+        sources: list[Source] = [
+            Runs(dataset, run, most) if dataset.shards.remote else dataset
+            for dataset in self.datasets
+        ]
         runs = [source for source in sources if isinstance(source, Runs)]
         try:
             if runs:
@@ -197,7 +248,9 @@ class Stream:
             waiting.append(plan)
             for number, source in enumerate(sources):
                 starts = self.loader.starts
-                own = plan.numbers[(plan.numbers >= starts[number]) & (plan.numbers < starts[number + 1])]
+                own = plan.numbers[
+                    (plan.numbers >= starts[number]) & (plan.numbers < starts[number + 1])
+                ]
                 if own.size and isinstance(source, Runs):
                     source.expect(own - starts[number])
             if len(waiting) * max(1, len(plan.numbers)) > most:
@@ -206,14 +259,22 @@ class Stream:
 
     def _refuse_odd_weights(self, weights: tuple[float, ...]) -> None:
         if weights and len(weights) != len(self.datasets):
-            raise UsageError(f"data.weights has {len(weights)} entries for {len(self.datasets)} sources: one for each")
+            raise UsageError(
+                f"data.weights has {len(weights)} entries for {len(self.datasets)} sources: one for"
+                " each"
+            )
         if weights and np.diff(order.mix_edges(weights), prepend=0).min() < 1:
-            raise UsageError(f"data.weights {weights} gives a source less than 1 of {order.MIX_BLOCK}: raise it")
+            raise UsageError(
+                f"data.weights {weights} gives a source less than 1 of {order.MIX_BLOCK}: raise it"
+            )
 
 
-def read_ahead(load: Callable[[P], T], plans: Iterable[P], readers: int,
-               depth: Callable[[P], int]) -> Iterator[T]:  # fmt: skip
-    """Load plans in threads, some batches ahead, and give them in order; closing it ends the threads."""
+def read_ahead(
+    load: Callable[[P], T], plans: Iterable[P], readers: int, depth: Callable[[P], int]
+) -> Iterator[T]:
+    """Load plans in threads, some batches ahead, and give them in order; closing it ends the
+    threads.
+    """
     pool = ThreadPoolExecutor(readers, thread_name_prefix="reader")
     remaining = iter(plans)
     waiting: deque[Future[T]] = deque()

@@ -1,7 +1,9 @@
-"""Which records of an index a stream reads: the hashed fraction or the rest, keys of a list, classes, at most so many.
+"""Which records of an index a stream reads: the hashed fraction or the rest, keys of a list,
+classes, at most so many.
 
-A selection is sorted record numbers. Small ones are held in memory, large ones lie in the cache and are mapped, so that
-a hundred million records cost a process nothing. Knows rows and keys, and no payload.
+A selection is sorted record numbers. Small ones are held in memory, large ones lie in the cache and
+are mapped, so that a hundred million records cost a process nothing. Knows rows and keys, and no
+payload.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ ROWS = 2**18  # looked at at a time
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be selected; `part` is 'all', or 'train' or 'held_out' of the hashed `fraction`."""
+    """What is to be selected; `part` is 'all', or 'train' or 'held_out' of the hashed
+    `fraction`.
+    """
 
     part: str = "all"
     fraction: float = 0.0
@@ -46,19 +50,24 @@ class Wanted:
 def nobody(held_out: bool, fraction: float, records: int, where: str) -> DataError:
     """The refusal of a fraction by hash that leaves nothing to hold out, or nothing to train on."""
     share = "none" if held_out else "all"
-    return DataError(f"held_out_fraction = {fraction:g} holds out {share} of {records:,} images in {where!r}: set it "
-                     "to 0 to hold out none, or to another fraction, or let data.held_out name images")  # fmt: skip
+    return DataError(
+        f"held_out_fraction = {fraction:g} holds out {share} of {records:,} images in {where!r}:"
+        " set it to 0 to hold out none, or to another fraction, or let data.held_out name images"
+    )
 
 
 def select(index: Index, wanted: Wanted, cache: Path) -> tuple[NDArray[Any] | None, str]:
-    """Sorted record numbers (None: all), and a name for exactly this choice; raise DataError if none is left."""
+    """Sorted record numbers (None: all), and a name for exactly this choice; raise DataError if
+    none is left.
+    """
     if wanted.everything:
         return None, "all"
     listed = _listed(as_path(wanted.keys)) if wanted.keys else None
     lines = b"" if listed is None else listed.tobytes()
     classes = f"labels {sorted(wanted.labels)} {wanted.labels_are} " if wanted.labels else ""
     name = xxhash.xxh3_128_hexdigest(
-        f"{index.fingerprint} {wanted.part} {wanted.fraction} {wanted.limit} {classes}".encode() + lines
+        f"{index.fingerprint} {wanted.part} {wanted.fraction} {wanted.limit} {classes}".encode()
+        + lines
     )
     if index.records <= IN_MEMORY:
         chosen: NDArray[Any] = np.concatenate([*_chosen(index, wanted, listed)])
@@ -88,14 +97,18 @@ def _chosen(index: Index, wanted: Wanted, listed: NDArray[np.uint64] | None) -> 
         yield np.flatnonzero(keep) + start
 
 
-def _mapped(path: Path, index: Index, wanted: Wanted, listed: NDArray[np.uint64] | None) -> NDArray[Any]:
+def _mapped(
+    path: Path, index: Index, wanted: Wanted, listed: NDArray[np.uint64] | None
+) -> NDArray[Any]:
     """The chosen numbers in a file of the cache, written once by whoever is first."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with written(path) as file:
             for numbers in _chosen(index, wanted, listed):
                 file.write(numbers.tobytes())
-    return np.asarray(np.memmap(path, np.int64, "r")) if path.stat().st_size else np.empty(0, np.int64)
+    return (
+        np.asarray(np.memmap(path, np.int64, "r")) if path.stat().st_size else np.empty(0, np.int64)
+    )
 
 
 def _listed(path: Path) -> NDArray[np.uint64]:
@@ -103,7 +116,9 @@ def _listed(path: Path) -> NDArray[np.uint64]:
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise DataError(f"data.keys {str(path)!r} cannot be read ({error.strerror}): write one key a line") from None
+        raise DataError(
+            f"data.keys {str(path)!r} cannot be read ({error.strerror}): write one key a line"
+        ) from None
     hashes = {xxhash.xxh3_64_intdigest(line) for line in lines if line}
     if not hashes:
         raise DataError(f"data.keys {str(path)!r} names no key: write one a line")
@@ -111,32 +126,53 @@ def _listed(path: Path) -> NDArray[np.uint64]:
 
 
 def refuse_absent(indexes: Sequence[Index], labels: tuple[int, ...]) -> None:
-    """Raise DataError for a class that no record is of, or for images without labels: they may be of any class.
+    """Raise DataError for a class that no record is of, or for images without labels: they may be
+    of any class.
 
     Of a source all records have labels or none has; rows are looked at until each class was seen.
     """
     missing = set(labels)
     for index in indexes:
         if labels and index.records and index.read_rows(0, 1)["label"][0] < 0:
-            raise DataError(f"data.without_labels: {str(index.path)!r} has no labels (cls): leave it out, or label it")
+            raise DataError(
+                f"data.without_labels: {str(index.path)!r} has no labels (cls): leave it out, or"
+                " label it"
+            )
         for start in range(0, index.records, ROWS):
             if not missing:
                 break
-            missing -= set(np.unique(index.read_rows(start, min(start + ROWS, index.records))["label"]).tolist())
+            missing -= set(
+                np.unique(
+                    index.read_rows(start, min(start + ROWS, index.records))["label"]
+                ).tolist()
+            )
     if missing:
-        where = " or ".join(repr(str(index.path)) for index in indexes[:3]) + (" …" if len(indexes) > 3 else "")
-        raise DataError(f"data.without_labels: no record of {where} is of class {min(missing)}: name one of its labels")
+        where = " or ".join(repr(str(index.path)) for index in indexes[:3]) + (
+            " …" if len(indexes) > 3 else ""
+        )
+        raise DataError(
+            f"data.without_labels: no record of {where} is of class {min(missing)}: name one of its"
+            " labels"
+        )
 
 
-def _refuse_unknown(index: Index, chosen: NDArray[Any], listed: NDArray[np.uint64], wanted: Wanted) -> None:
+def _refuse_unknown(
+    index: Index, chosen: NDArray[Any], listed: NDArray[np.uint64], wanted: Wanted
+) -> None:
     """A key that no record has is a mistake; those of the other part are not."""
     if wanted.part != "all":
-        listed = listed[order.held_out(listed, wanted.fraction, SEED) == (wanted.part == "held_out")]
+        listed = listed[
+            order.held_out(listed, wanted.fraction, SEED) == (wanted.part == "held_out")
+        ]
     there = index.rows["key_hash"]
     unknown = np.setdiff1d(listed, there if wanted.labels else there[chosen])
     if unknown.size:
-        wrong = {xxhash.xxh3_64_intdigest(line): line for line in as_path(wanted.keys).read_bytes().splitlines()}
+        wrong = {
+            xxhash.xxh3_64_intdigest(line): line
+            for line in as_path(wanted.keys).read_bytes().splitlines()
+        }
         first = shown(wrong[int(unknown[0])])
         raise DataError(
-            f"data.keys {wanted.keys!r}: {unknown.size} of its keys are in no shard, as {first}: correct it"
+            f"data.keys {wanted.keys!r}: {unknown.size} of its keys are in no shard, as {first}:"
+            " correct it"
         )

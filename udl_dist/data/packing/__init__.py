@@ -1,4 +1,5 @@
-"""How images become shards: sources, packing, and whatever `data.source` names made ready to be read.
+"""How images become shards: sources, packing, and whatever `data.source` names made ready to be
+read.
 
 Knows no batch, no model and no Ray.
 """

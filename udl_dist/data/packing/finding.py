@@ -1,4 +1,6 @@
-"""Which shards a source names: a tar, a folder, a brace pattern, a list file; on disk or in object storage."""
+"""Which shards a source names: a tar, a folder, a brace pattern, a list file; on disk or in object
+storage.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ MOST_SHARDS = 2**20  # that a brace pattern may stand for
 def list_shards(source: str) -> list[str]:
     """The shards that a source names, as absolute paths or URIs; empty if it is none.
 
-    Raises DataError for a list or a glob that names nothing and a folder that mixes shards and images, UsageError for a
-    scheme that is never opened and for braces that do not match.
+    Raises DataError for a list or a glob that names nothing and a folder that mixes shards and
+    images, UsageError for a scheme that is never opened and for braces that do not match.
     """
     refuse_scheme(source)
     if JOINED in source and (is_remote(source) or not as_path(source).exists()):
@@ -60,21 +62,30 @@ def _matching(pattern: str) -> list[str]:
 
 
 def _is_shard(path: Path) -> bool:
-    """Whether a file is called like a shard and is none of the `._` files of macOS; so are folders, at times."""
+    """Whether a file is called like a shard and is none of the `._` files of macOS; so are folders,
+    at times.
+    """
     return path.name.lower().endswith(".tar") and not path.name.startswith(".") and path.is_file()
 
 
 def passed_by(source: str) -> int:
-    """How many hidden files and folders of a folder of shards are called like a shard and are none."""
+    """How many hidden files and folders of a folder of shards are called like a shard and are
+    none.
+    """
     if is_remote(source) or not as_path(source).is_dir():
         return 0
-    return sum(path.name.lower().endswith(".tar") and not _is_shard(path) for path in as_path(source).iterdir())
+    return sum(
+        path.name.lower().endswith(".tar") and not _is_shard(path)
+        for path in as_path(source).iterdir()
+    )
 
 
 def is_prefix(uri: str) -> bool:
     """Whether a URI names what is below it, rather than a shard, a pattern of them or a list."""
     path = parse(uri).path
-    return not path.lower().endswith((*TARS, *LISTS)) and not any(sign in path for sign in ("{", "*", JOINED))
+    return not path.lower().endswith((*TARS, *LISTS)) and not any(
+        sign in path for sign in ("{", "*", JOINED)
+    )
 
 
 def _list_remote(uri: str) -> list[str]:
@@ -86,7 +97,9 @@ def _list_remote(uri: str) -> list[str]:
         _refuse_long(blob.name, blob.size)
         return _listed(uri, blob.read(0, blob.size))
     return (
-        list_tars(uri) if is_prefix(uri) else [shard for pattern in expanded(uri) for shard in _matching_far(pattern)]
+        list_tars(uri)
+        if is_prefix(uri)
+        else [shard for pattern in expanded(uri) for shard in _matching_far(pattern)]
     )
 
 
@@ -98,7 +111,9 @@ def _matching_far(uri: str) -> list[str]:
     if "*" not in parse(uri).path:
         return [uri]
     if "*" in parse(folder).path:
-        raise UsageError(f"{name_of(uri)!r}: in object storage only the last part of a name may be a pattern")
+        raise UsageError(
+            f"{name_of(uri)!r}: in object storage only the last part of a name may be a pattern"
+        )
     shards = [shard for shard in list_tars(folder) if fnmatchcase(split(shard)[1], pattern)]
     if not shards:
         raise DataError(f"{name_of(uri)!r} matches no tar shard: check it, or name a prefix")
@@ -121,12 +136,16 @@ def _read_list(path: Path) -> bytes:
         _refuse_long(str(path), path.stat().st_size)
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"list file {str(path)!r} cannot be read ({error.strerror}): put it right") from None
+        raise DataError(
+            f"list file {str(path)!r} cannot be read ({error.strerror}): put it right"
+        ) from None
 
 
 def _refuse_long(name: str, size: int) -> None:
     if size > LONGEST_LIST:
-        raise DataError(f"list file {name!r} has {size} bytes, {LONGEST_LIST} are the most: is it a list?")
+        raise DataError(
+            f"list file {name!r} has {size} bytes, {LONGEST_LIST} are the most: is it a list?"
+        )
 
 
 def _listed(source: str, content: bytes) -> list[str]:
@@ -150,18 +169,31 @@ def _beside(source: str, name: str) -> str:
         return name
     if is_remote(source):
         return joined(split(source)[0], name)
-    return str(as_path(name) if name.startswith(("~", "file://")) else as_path(source).parent / name)
+    return str(
+        as_path(name) if name.startswith(("~", "file://")) else as_path(source).parent / name
+    )
 
 
 def _tars(folder: Path) -> list[str]:
-    """The tars of a folder, which must not hold images as well: one of the two would be passed over."""
+    """The tars of a folder, which must not hold images as well: one of the two would be passed
+    over.
+    """
     shards = sorted((path for path in folder.iterdir() if _is_shard(path)), key=os.fsencode)
     compressed = [path.name for path in folder.iterdir() if path.name.lower().endswith(COMPRESSED)]
     if shards and compressed:
-        raise DataError(f"folder {str(folder)!r} holds compressed tars ({min(compressed)!r}) beside others: {UNPACK}")
-    odd = next((path for path in folder.iterdir() if path.suffix.lower() in READ), None) if shards else None
+        raise DataError(
+            f"folder {str(folder)!r} holds compressed tars ({min(compressed)!r}) beside others:"
+            f" {UNPACK}"
+        )
+    odd = (
+        next((path for path in folder.iterdir() if path.suffix.lower() in READ), None)
+        if shards
+        else None
+    )
     if odd is not None:
-        raise DataError(f"folder {str(folder)!r} holds shards and images ({odd.name!r}): keep them apart")
+        raise DataError(
+            f"folder {str(folder)!r} holds shards and images ({odd.name!r}): keep them apart"
+        )
     return [str(shard) for shard in shards]
 
 
@@ -174,7 +206,11 @@ def expanded(pattern: str) -> list[str]:
     try:
         found = list(islice(braceexpand.braceexpand(pattern), MOST_SHARDS + 1))
     except ValueError:
-        raise UsageError(f"{pattern!r} is no pattern of shards, its braces do not match: write {{000..099}}") from None
+        raise UsageError(
+            f"{pattern!r} is no pattern of shards, its braces do not match: write {{000..099}}"
+        ) from None
     if len(found) > MOST_SHARDS:
-        raise UsageError(f"{pattern!r} stands for more than {MOST_SHARDS:,} shards: name them in a list file")
+        raise UsageError(
+            f"{pattern!r} stands for more than {MOST_SHARDS:,} shards: name them in a list file"
+        )
     return found

@@ -1,7 +1,8 @@
-"""A folder that appears complete or not at all: written under a hidden name beside its place, then renamed.
+"""A folder that appears complete or not at all: written under a hidden name beside its place, then
+renamed.
 
-What a killed process left behind is removed by the next one: each holds a lock on its folder, and the system lets go of
-it when the process dies, however it dies.
+What a killed process left behind is removed by the next one: each holds a lock on its folder, and
+the system lets go of it when the process dies, however it dies.
 """
 
 from __future__ import annotations
@@ -21,27 +22,36 @@ from udl_dist.errors import DataError, UsageError
 def partial_folder(dest: Path) -> Iterator[Path]:
     """A new hidden folder beside `dest`, removed again unless `finish_folder` renamed it.
 
-    Raises UsageError if `dest` has content or nothing can be written there, DataError if the disk is full.
+    Raises UsageError if `dest` has content or nothing can be written there, DataError if the disk
+    is full.
     """
     try:
         if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-            raise UsageError(f"{str(dest)!r} exists and is not empty: name a new folder, or remove it")
+            raise UsageError(
+                f"{str(dest)!r} exists and is not empty: name a new folder, or remove it"
+            )
         dest.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(dest)
         folder, lock = _locked_folder(dest)
     except OSError as error:
-        raise UsageError(f"cannot write to {str(dest.parent)!r} ({error.strerror}): name another folder") from None
+        raise UsageError(
+            f"cannot write to {str(dest.parent)!r} ({error.strerror}): name another folder"
+        ) from None
     try:
         yield folder
     except OSError as error:
-        raise DataError(f"cannot write {str(dest)!r} ({error.strerror}): make room, or name another folder") from error
+        raise DataError(
+            f"cannot write {str(dest)!r} ({error.strerror}): make room, or name another folder"
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
 
 
 def finish_folder(folder: Path, dest: Path) -> int:
-    """Bring a folder to disk and to its name; give its size in bytes. An empty folder at `dest` is replaced."""
+    """Bring a folder to disk and to its name; give its size in bytes. An empty folder at `dest` is
+    replaced.
+    """
     total_bytes = 0
     for path in [*sorted(folder.rglob("*")), folder]:
         total_bytes += path.stat().st_size if path.is_file() else 0

@@ -1,8 +1,8 @@
 """Training size and channels where nobody gave them: taken from the images of the source.
 
-What `udl pack` wrote says itself how large it is. Of anything else some images are looked at, spread evenly over the
-source: their side, the shorter one where the middle is cropped; the median if they differ; 128 pixels at most. They are
-colour as soon as one of them has colour.
+What `udl pack` wrote says itself how large it is. Of anything else some images are looked at,
+spread evenly over the source: their side, the shorter one where the middle is cropped; the median
+if they differ; 128 pixels at most. They are colour as soon as one of them has colour.
 """
 
 from __future__ import annotations
@@ -34,13 +34,17 @@ def shape_of_index(index: Index, fit: Fit, most_pixels: int) -> Shape:
         return index.about.shape
     loaded = Shards(index).load(np.array(list(_spread(index.records)), np.int64))
     payloads = [payload for payload in loaded.payloads if payload]
-    return _common(lambda payload: stored_shape(payload, most_pixels), payloads, fit, str(index.path))
+    return _common(
+        lambda payload: stored_shape(payload, most_pixels), payloads, fit, str(index.path)
+    )
 
 
 def shape_of_source(source: Source, fit: Fit, most_pixels: int) -> Shape:
     """The training shape for images that are not packed yet."""
     images = source.parts["train"]
-    return _common(lambda number: images.shape(number, most_pixels), _spread(len(images)), fit, source.name)
+    return _common(
+        lambda number: images.shape(number, most_pixels), _spread(len(images)), fit, source.name
+    )
 
 
 def settled(settings: PackSettings, source: Source) -> PackSettings:
@@ -48,7 +52,9 @@ def settled(settings: PackSettings, source: Source) -> PackSettings:
     if settings.size and settings.channels:
         return settings
     channels, size, _ = shape_of_source(source, settings.fit, settings.most_pixels)
-    return replace(settings, size=settings.size or size, channels=settings.channels or gray_or_colour(channels))
+    return replace(
+        settings, size=settings.size or size, channels=settings.channels or gray_or_colour(channels)
+    )
 
 
 def gray_or_colour(channels: int) -> Literal[1, 3]:
@@ -70,7 +76,8 @@ def _common(look: Callable[[T], Shape], images: Iterable[T], fit: Fit, name: str
             fault = str(error)
     if not shapes:
         raise DataError(
-            f"{name!r}: none of the images looked at can be read (the last {fault}): give size and channels"
+            f"{name!r}: none of the images looked at can be read (the last {fault}): give size and"
+            " channels"
         )
     sides = [min(shape[1:]) if fit == "crop" else max(shape[1:]) for shape in shapes]
     middle = int(median(sides))

@@ -1,4 +1,6 @@
-"""Numbers of an array to the bytes of an image, refusing every array whose range leaves two readings."""
+"""Numbers of an array to the bytes of an image, refusing every array whose range leaves two
+readings.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,11 @@ LOOKED_AT = 256  # images at a time
 
 
 def scale_of(where: str, images: NDArray[Any]) -> Scale:
-    """How to turn images of this array into bytes: whole numbers 0 to 255 as they are, 0…1 and -1…1 stretched.
+    """How to turn images of this array into bytes: whole numbers 0 to 255 as they are, 0…1 and -1…1
+    stretched.
 
-    Raises DataError if the values fit none of these, or if a whole array holds nothing but whole 0 and 1.
+    Raises DataError if the values fit none of these, or if a whole array holds nothing but whole 0
+    and 1.
     """
     if images.dtype == np.bool_:
         return lambda image: image.astype(np.uint8) * np.uint8(255)
@@ -36,19 +40,27 @@ def scale_of(where: str, images: NDArray[Any]) -> Scale:
         return lambda image: np.rint((image.astype(np.float32) + 1) * 127.5).astype(np.uint8)
     if whole and low >= 0 and high <= 255:
         return lambda image: image.astype(np.uint8)
-    raise DataError(f"{where} has values from {low:g} to {high:g}: scale them to 0…1, -1…1 or whole numbers 0…255")
+    raise DataError(
+        f"{where} has values from {low:g} to {high:g}: scale them to 0…1, -1…1 or whole numbers"
+        " 0…255"
+    )
 
 
 def _whole(where: str, low: float, high: float) -> Scale:
     if low < 0 or high > 255:
         raise DataError(f"{where} has whole numbers from {low:g} to {high:g}: scale them to 0…255")
     if high <= 1:
-        raise DataError(f"{where} holds whole numbers 0 and 1 alone, black or nearly black: scale them to 0 and 255")
+        raise DataError(
+            f"{where} holds whole numbers 0 and 1 alone, black or nearly black: scale them to 0"
+            " and 255"
+        )
     return lambda image: image.astype(np.uint8)
 
 
 def _range(images: NDArray[Any]) -> tuple[float, float, bool]:
-    """Least and greatest value, NaN if there is one, and whether all are whole; a part of the array at a time."""
+    """Least and greatest value, NaN if there is one, and whether all are whole; a part of the array
+    at a time.
+    """
     low, high, whole = np.inf, -np.inf, True
     for start in range(0, len(images), LOOKED_AT):
         part = np.asarray(images[start : start + LOOKED_AT])

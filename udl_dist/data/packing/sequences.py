@@ -1,6 +1,7 @@
 """Which shards a source names that can only be read in sequence, and what makes no sense with them.
 
-A pipe runs a command, so it is taken from `data.source` alone, as it was written there, and never from a list.
+A pipe runs a command, so it is taken from `data.source` alone, as it was written there, and never
+from a list.
 """
 
 from __future__ import annotations
@@ -22,16 +23,26 @@ IDLE = ("weights", "keys", "without_labels", "limit", "order", "storage_cache_by
 
 
 def list_sequence(settings: DataSettings) -> tuple[str, ...]:
-    """The shards of all sources in order; raise UsageError for what cannot be meant, DataError for an empty list."""
+    """The shards of all sources in order; raise UsageError for what cannot be meant, DataError for
+    an empty list.
+    """
     default = DataSettings()
     idle = [name for name in IDLE if getattr(settings, name) != getattr(default, name)]
     if idle:
-        raise UsageError(f"data.{idle[0]} has no meaning with data.sequential, which knows no record: leave one out")
+        raise UsageError(
+            f"data.{idle[0]} has no meaning with data.sequential, which knows no record: leave"
+            " one out"
+        )
     if settings.held_out_fraction not in (0.0, default.held_out_fraction):
-        raise UsageError("data.held_out_fraction has no meaning with data.sequential: let data.held_out name a source "
-                         "that can be indexed")  # fmt: skip
-    found = tuple(shard for source in (settings.source, *settings.more_sources)
-                  for shard in _shards(source, settings.storage))  # fmt: skip
+        raise UsageError(
+            "data.held_out_fraction has no meaning with data.sequential: let data.held_out name a"
+            " source that can be indexed"
+        )
+    found = tuple(
+        shard
+        for source in (settings.source, *settings.more_sources)
+        for shard in _shards(source, settings.storage)
+    )
     if len(set(found)) < len(found):
         raise UsageError("data.source and data.more_sources name a shard twice: name each once")
     return found
@@ -39,13 +50,22 @@ def list_sequence(settings: DataSettings) -> tuple[str, ...]:
 
 def indexed(settings: DataSettings) -> DataSettings:
     """The settings for the held-out source, which is indexed like any other."""
-    return replace(settings, source=settings.held_out, held_out="", held_out_fraction=0.0, more_sources=(),
-                   sequential=False)  # fmt: skip
+    return replace(
+        settings,
+        source=settings.held_out,
+        held_out="",
+        held_out_fraction=0.0,
+        more_sources=(),
+        sequential=False,
+    )
 
 
 def _shards(source: str, limits: Limits) -> Iterator[str]:
     if not is_sequential(source) and not _is_list(source):
-        raise UsageError(f"data.sequential is for http:, https: and pipe:, and {source!r} can be indexed: leave it out")
+        raise UsageError(
+            f"data.sequential is for http:, https: and pipe:, and {source!r} can be indexed: leave"
+            " it out"
+        )
     if scheme_of(source) == "pipe":
         if not source.partition(":")[2].strip():
             raise UsageError("pipe: names no command")
@@ -78,7 +98,9 @@ def _listed(source: str, limits: Limits) -> Iterator[str]:
     for name in names:
         url = urljoin(source, name) if is_sequential(source) else name
         if scheme_of(url) not in ("http", "https"):
-            raise UsageError(f"list file {source!r} names {name[:80]!r}: with data.sequential a list holds http: and "
-                             "https: URLs alone")  # fmt: skip
+            raise UsageError(
+                f"list file {source!r} names {name[:80]!r}: with data.sequential a list holds http:"
+                " and https: URLs alone"
+            )
         url_name(url)
         yield from expanded(url)

@@ -1,4 +1,6 @@
-"""What can be packed: images with a key and perhaps a label, in parts called train, val and test. Knows no shard."""
+"""What can be packed: images with a key and perhaps a label, in parts called train, val and test.
+Knows no shard.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,21 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def key(self, number: int) -> str:
-        """A WebDataset key: unique within the part, without dots, the same whatever else the part holds."""
+        """A WebDataset key: unique within the part, without dots, the same whatever else the part
+        holds.
+        """
 
     def label(self, number: int) -> int:
         """The class, or -1 if there is none."""
 
-    def pixels(self, number: int, shape: Shape, fit: Fit, most_pixels: int = MOST_PIXELS) -> Pixels:  # -> [C, H, W]
+    # -> [C, H, W]
+    def pixels(self, number: int, shape: Shape, fit: Fit, most_pixels: int = MOST_PIXELS) -> Pixels:
         """The decoded image; raise DataError that names it if it cannot be read."""
 
     def shape(self, number: int, most_pixels: int) -> Shape:
-        """Channels, height and width as they are stored; raise DataError if the image cannot be read."""
+        """Channels, height and width as they are stored; raise DataError if the image cannot be
+        read.
+        """
 
     def name(self, number: int) -> str:
         """The image in words, for people."""

@@ -1,7 +1,7 @@
 """What a name stands for, and folders of images.
 
-`open_source` finds out what a name stands for: the embedded digits, IDX files, an array or a folder of images. Knows no
-shard; the folder of images is here, all that comes as one array is in `arrays`.
+`open_source` finds out what a name stands for: the embedded digits, IDX files, an array or a folder
+of images. Knows no shard; the folder of images is here, all that comes as one array is in `arrays`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,19 @@ from udl_dist.data.packing.source import LICENSES, Images, Source, find_license
 from udl_dist.errors import DataError
 
 READ = (".png", ".jpg", ".jpeg", ".webp", ".npy")
-UNREAD = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".ppm", ".pgm", ".ico")
+UNREAD = (
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".heic",
+    ".heif",
+    ".jp2",
+    ".ppm",
+    ".pgm",
+    ".ico",
+)
 COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 UNPACK = "unpack them (gunzip, for instance): positions within compressed tars cannot be found"
 UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
@@ -64,7 +76,9 @@ class Folder:
         try:
             yield path
         except DataError as error:
-            raise DataError(f"image {str(path)!r} {error}: repair or remove it, or pack with --skip-damaged") from error
+            raise DataError(
+                f"image {str(path)!r} {error}: repair or remove it, or pack with --skip-damaged"
+            ) from error
         except OSError as error:
             raise DataError(f"image {str(path)!r} cannot be read ({error.strerror})") from None
 
@@ -73,7 +87,9 @@ class Folder:
 
 
 def open_source(source: str) -> Source:
-    """Find out what `source` is and list its images, decoding none; raise DataError if there is nothing to pack."""
+    """Find out what `source` is and list its images, decoding none; raise DataError if there is
+    nothing to pack.
+    """
     if source == "digits":
         return arrays.digits()
     path = as_path(source)
@@ -85,41 +101,62 @@ def open_source(source: str) -> Source:
         return arrays.idx_file(path)
     if path.suffix in (".npy", ".npz"):
         return arrays.array_file(path)
-    raise DataError(f"{source!r} is none of what can be packed: an image folder, IDX files, .npy or .npz, or 'digits'")
+    raise DataError(
+        f"{source!r} is none of what can be packed: an image folder, IDX files, .npy or .npz, or"
+        " 'digits'"
+    )
 
 
 def image_folder(root: Path) -> Source:
-    """A folder of images; the first folder below the root, or below its train, val and test, names the class.
+    """A folder of images; the first folder below the root, or below its train, val and test, names
+    the class.
 
     Raises DataError if it holds none, or if it cannot be told which are held out.
     """
     names, ignored = _listed(root)
     if not names:
-        raise DataError(f"folder {str(root)!r} holds no image we read ({', '.join(READ)}){_instead(ignored)}")
+        raise DataError(
+            f"folder {str(root)!r} holds no image we read ({', '.join(READ)}){_instead(ignored)}"
+        )
     parts: dict[str, list[str]] = {}
-    split = divided(str(root), {name.split("/")[0] for name in names if "/" in name},
-                    [name for name in names if "/" not in name])  # fmt: skip
+    split = divided(
+        str(root),
+        {name.split("/")[0] for name in names if "/" in name},
+        [name for name in names if "/" not in name],
+    )
     if not split:
         refuse_nested(str(root), names)
     for name in names:
         parts.setdefault(part_named(name.split("/")[0]) if split else "train", []).append(name)
     depth = 1 if split else 0
-    classes = sorted({name.split("/")[depth] for name in names if name.count("/") > depth}, key=os.fsencode)
+    classes = sorted(
+        {name.split("/")[depth] for name in names if name.count("/") > depth}, key=os.fsencode
+    )
     numbers = {name: number for number, name in enumerate(classes)}
-    labels = {part: [numbers[name.split("/")[depth]] if name.count("/") > depth else -1 for name in listed]
-              for part, listed in parts.items()}  # fmt: skip
-    images: dict[str, Images] = {part: Folder(root, listed, labels[part]) for part, listed in parts.items()}
+    labels = {
+        part: [
+            numbers[name.split("/")[depth]] if name.count("/") > depth else -1 for name in listed
+        ]
+        for part, listed in parts.items()
+    }
+    images: dict[str, Images] = {
+        part: Folder(root, listed, labels[part]) for part, listed in parts.items()
+    }
     safe = tuple(os.fsencode(name).decode("utf-8", "replace") for name in classes)
     return Source(root.name, find_license(root), safe, images, ignored)
 
 
 def files_below(folder: Path) -> list[str]:
-    """The image files of a folder of images, whatever part they are of, by their paths below it; none of IDX files."""
+    """The image files of a folder of images, whatever part they are of, by their paths below it;
+    none of IDX files.
+    """
     return [] if arrays.idx_files(folder) else _listed(folder)[0]
 
 
 def identify(source: str) -> str:
-    """A hash that changes whenever the images of a source do: of names, sizes and times, without opening a file."""
+    """A hash that changes whenever the images of a source do: of names, sizes and times, without
+    opening a file.
+    """
     if source == "digits":
         return arrays.digits_identity()
     path = as_path(source)
@@ -127,7 +164,9 @@ def identify(source: str) -> str:
         raise DataError(f"there is no file or folder {source!r}: check the path")
     if path.is_dir() and not arrays.idx_files(path):
         return _hashed(path / name for name in _listed(path)[0])
-    folder, beside = (path, path.iterdir()) if path.is_dir() else (path, path.parent.glob("*idx1-ubyte*"))
+    folder, beside = (
+        (path, path.iterdir()) if path.is_dir() else (path, path.parent.glob("*idx1-ubyte*"))
+    )
     return _hashed(sorted({folder, *beside}))
 
 
@@ -140,7 +179,9 @@ def _hashed(paths: Iterable[Path]) -> str:
 
 
 def _listed(root: Path) -> tuple[list[str], dict[str, int]]:
-    """Paths below the root of all images, sorted by bytes, and the counts of other files but hidden ones."""
+    """Paths below the root of all images, sorted by bytes, and the counts of other files but hidden
+    ones.
+    """
     names, ignored = [], Counter[str]()
     for folder, file in _files(root):
         extension = os.path.splitext(file)[1].lower()
@@ -152,7 +193,9 @@ def _listed(root: Path) -> tuple[list[str], dict[str, int]]:
 
 
 def _files(root: Path) -> Iterator[tuple[str, str]]:
-    """Every file below the root that is not hidden; links to folders are followed, but no folder is entered twice."""
+    """Every file below the root that is not hidden; links to folders are followed, but no folder is
+    entered twice.
+    """
     entered = set()
 
     def refuse(error: OSError) -> None:
@@ -176,4 +219,6 @@ def _instead(ignored: dict[str, int]) -> str:
     if any(f".tar{kind}".endswith(COMPRESSED) for kind in ignored):
         return f" but {counts}, compressed tars: {UNPACK}"
     convertible = any(kind in UNREAD for kind in ignored)
-    return f" but {counts}: " + ("convert them to PNG, JPEG or WebP" if convertible else "check the path")
+    return f" but {counts}: " + (
+        "convert them to PNG, JPEG or WebP" if convertible else "check the path"
+    )

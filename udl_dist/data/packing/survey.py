@@ -18,7 +18,9 @@ from udl_dist.storage.places import LOST
 
 @dataclass(frozen=True)
 class Survey:
-    """Counts of a source; where it is not packed yet, the held-out part is what its fraction promises on average."""
+    """Counts of a source; where it is not packed yet, the held-out part is what its fraction
+    promises on average.
+    """
 
     records: int  # 0: unknown
     held_out_records: int
@@ -51,24 +53,43 @@ def survey(settings: DataSettings) -> Survey:
         datasets = [*train.datasets, *(held_out.datasets if held_out else ())]
         left_out = sum({str(each.index.path): each.index.left_out for each in datasets}.values())
         part = "val" if parts.val else "test" if parts.test else ""
-        return Survey(train.records, held_out.records if held_out else 0, shards, True,
-                      train.datasets[0].index.about.classes, _held_out_is(settings, part), left_out)  # fmt: skip
+        return Survey(
+            train.records,
+            held_out.records if held_out else 0,
+            shards,
+            True,
+            train.datasets[0].index.about.classes,
+            _held_out_is(settings, part),
+            left_out,
+        )
     alone = [replace(settings, source=source, more_sources=(), weights=()) for source in sources]
     each = [_promised(one) if not _is_ready(one.source, one) else survey(one) for one in alone]
-    held = each[0].held_out_records if settings.held_out else sum(one.held_out_records for one in each)
-    return Survey(sum(one.records for one in each), held, sum(one.shards for one in each), False, each[0].classes,
-                  each[0].held_out_is)  # fmt: skip
+    held = (
+        each[0].held_out_records if settings.held_out else sum(one.held_out_records for one in each)
+    )
+    return Survey(
+        sum(one.records for one in each),
+        held,
+        sum(one.shards for one in each),
+        False,
+        each[0].classes,
+        each[0].held_out_is,
+    )
 
 
 def _held_out_is(settings: DataSettings, part: str) -> str:
     """Where the held-out images of the first source come from, in words."""
     if settings.held_out:
         return "data.held_out"
-    return part or (f"{settings.held_out_fraction:g} of all, by a hash" if settings.held_out_fraction else "")
+    return part or (
+        f"{settings.held_out_fraction:g} of all, by a hash" if settings.held_out_fraction else ""
+    )
 
 
 def _in_sequence(settings: DataSettings) -> Survey:
-    """What is known of shards that nobody can look at before: how many there are, and what is held out."""
+    """What is known of shards that nobody can look at before: how many there are, and what is held
+    out.
+    """
     held_out = survey(indexed(settings)).records if settings.held_out else 0
     return Survey(0, held_out, len(list_sequence(settings)), True, lost=LOST)
 
@@ -88,7 +109,9 @@ def _promised(settings: DataSettings) -> Survey:
     parts = source.parts
     everything, held_out = len(parts["train"]), 0
     if settings.held_out:
-        held_out = survey(replace(settings, source=settings.held_out, held_out="", held_out_fraction=0.0)).records
+        held_out = survey(
+            replace(settings, source=settings.held_out, held_out="", held_out_fraction=0.0)
+        ).records
     elif "val" in parts:
         held_out = len(parts["val"])
     elif packing.held_out_fraction:
@@ -97,6 +120,18 @@ def _promised(settings: DataSettings) -> Survey:
     elif "test" in parts:
         held_out = len(parts["test"])
     everything = min(everything, settings.limit) if settings.limit else everything
-    part = "val" if "val" in parts else "test" if "test" in parts and not settings.held_out_fraction else ""
-    return Survey(everything, held_out, ceil(everything / packing.shard_records), False, source.classes,
-                  _held_out_is(settings, part))  # fmt: skip
+    part = (
+        "val"
+        if "val" in parts
+        else "test"
+        if "test" in parts and not settings.held_out_fraction
+        else ""
+    )
+    return Survey(
+        everything,
+        held_out,
+        ceil(everything / packing.shard_records),
+        False,
+        source.classes,
+        _held_out_is(settings, part),
+    )

@@ -1,4 +1,6 @@
-"""Work on every shard of a set, in threads; decoders, encoders and checksums release Python's lock."""
+"""Work on every shard of a set, in threads; decoders, encoders and checksums release Python's
+lock.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,23 @@ PROGRESS_SECONDS = 0.2
 
 
 class Halted(Exception):
-    """Raised in the threads that are to end because another one failed, or somebody pressed Ctrl-C."""
+    """Raised in the threads that are to end because another one failed, or somebody pressed
+    Ctrl-C.
+    """
 
 
 def on_each(
-    jobs: Sequence[J], work: Callable[[J, Done], R], threads: int, progress: Progress | None, total: int
+    jobs: Sequence[J],
+    work: Callable[[J, Done], R],
+    threads: int,
+    progress: Progress | None,
+    total: int,
 ) -> list[R]:
     """What `work(job, done)` returns for each job, in their order; 0 threads: one a core.
 
-    `work` calls `done(units)` with what it has done of its job so far, which raises Halted when all is to stop.
-    `progress(done, total)` hears of the sum. The first exception, a Ctrl-C too, ends every thread and is raised.
+    `work` calls `done(units)` with what it has done of its job so far, which raises Halted when all
+    is to stop. `progress(done, total)` hears of the sum. The first exception, a Ctrl-C too, ends
+    every thread and is raised.
     """
     stop, counts = threading.Event(), [0] * len(jobs)
 

@@ -1,9 +1,10 @@
-"""Building an index: each shard is walked once, its members grouped by WebDataset's keys, each image's checksum taken.
+"""Building an index: each shard is walked once, its members grouped by WebDataset's keys, each
+image's checksum taken.
 
-A record is a run of members with one key; it holds one image and perhaps a label (`cls`, a whole number). Anything else
-of a record is passed by and counted, never opened: what could run code (`.pkl`, `.pyd`, `.pth`) stays bytes in the tar.
-Records that cannot be read are faults: they are left out, kept in the index by name, and refused unless that is asked
-for.
+A record is a run of members with one key; it holds one image and perhaps a label (`cls`, a whole
+number). Anything else of a record is passed by and counted, never opened: what could run code
+(`.pkl`, `.pyd`, `.pth`) stays bytes in the tar. Records that cannot be read are faults: they are
+left out, kept in the index by name, and refused unless that is asked for.
 """
 
 from __future__ import annotations
@@ -21,7 +22,17 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from udl_dist.data.shards.index import NAME, ROW, VERSION, About, Fault, Index, Shard, refusal, shown
+from udl_dist.data.shards.index import (
+    NAME,
+    ROW,
+    VERSION,
+    About,
+    Fault,
+    Index,
+    Shard,
+    refusal,
+    shown,
+)
 from udl_dist.data.shards.naming import LABEL, Naming
 from udl_dist.data.shards.reading import opened
 from udl_dist.data.shards.records import Group, Hashed, grouped, label_of, wrong_with
@@ -35,15 +46,23 @@ MOST_LISTED = 1000  # faults of a shard that the index names; all are counted
 Progress = Callable[[int, int], None]
 
 
-def index_shards(paths: Sequence[str | Path], where: Path | None = None, about: About | None = None,
-                 progress: Progress | None = None, base: str = "", stamped: bool = True,
-                 skip: bool = False) -> Index:  # fmt: skip
-    """Index shards, by path or URI, and write the index to the file `where` (beside the first if not named); open it.
+def index_shards(
+    paths: Sequence[str | Path],
+    where: Path | None = None,
+    about: About | None = None,
+    progress: Progress | None = None,
+    base: str = "",
+    stamped: bool = True,
+    skip: bool = False,
+) -> Index:
+    """Index shards, by path or URI, and write the index to the file `where` (beside the first if
+    not named); open it.
 
-    `progress(done, total)` counts shards. What is found of each shard is kept until the index is whole, so that whoever
-    is interrupted goes on where it stopped; no more than a shard a thread is in memory. `base` says where shards lie
-    that are named without their folder; `stamped` keeps when each was written, which differs for equal bytes.
-    Raises DataError with all that is out of order, each with shard, byte and key; `skip` leaves that out of the index.
+    `progress(done, total)` counts shards. What is found of each shard is kept until the index is
+    whole, so that whoever is interrupted goes on where it stopped; no more than a shard a thread is
+    in memory. `base` says where shards lie that are named without their folder; `stamped` keeps
+    when each was written, which differs for equal bytes. Raises DataError with all that is out of
+    order, each with shard, byte and key; `skip` leaves that out of the index.
     """
     shards, about = [str(path) for path in paths], about or About()
     where = where or Path(shards[0]).absolute().parent / NAME
@@ -53,7 +72,9 @@ def index_shards(paths: Sequence[str | Path], where: Path | None = None, about: 
     with _held(parts_folder) as waited:
         if not (waited and where.exists()):  # else another process has just written it
             with ThreadPoolExecutor(_threads(shards), thread_name_prefix="index") as pool:
-                found = pool.map(lambda shard: _part(shard, parts_folder, beside, about, stamped), shards)
+                found = pool.map(
+                    lambda shard: _part(shard, parts_folder, beside, about, stamped), shards
+                )
                 parts = list(_counted(found, len(shards), progress))
             if not skip:
                 _refuse_faults(shards, parts)
@@ -90,7 +111,9 @@ def _held(folder: Path) -> Iterator[bool]:
 
 
 def _refuse_faults(shards: Sequence[str], parts: Sequence[Path]) -> None:
-    """Raise DataError if any record was left out; the parts stay, so that to ask again costs nothing."""
+    """Raise DataError if any record was left out; the parts stay, so that to ask again costs
+    nothing.
+    """
     faults, left_out = list[tuple[str, Fault]](), 0
     for shard, part in zip(shards, parts, strict=True):
         kept = read_part(part)
@@ -101,11 +124,15 @@ def _refuse_faults(shards: Sequence[str], parts: Sequence[Path]) -> None:
 
 
 def _part(path: str, folder: Path, beside: bool, about: About, stamped: bool) -> Path:
-    """The kept part of one shard: as it was left by an interrupted run if the shard is the same, else made now."""
+    """The kept part of one shard: as it was left by an interrupted run if the shard is the same,
+    else made now.
+    """
     raw, naming = about.shape is not None, about.naming
     with opened(path, empty=True) as (data, stamp):
         name = split(path)[1] if beside else path
-        key = xxhash.xxh3_128_hexdigest(f"{VERSION} {name!r} {len(data)} {stamp} {raw} {naming}".encode())
+        key = xxhash.xxh3_128_hexdigest(
+            f"{VERSION} {name!r} {len(data)} {stamp} {raw} {naming}".encode()
+        )
         kept = folder / f"{key}.part"
         with contextlib.suppress(DataError, FileNotFoundError):
             read_part(kept)
@@ -113,8 +140,17 @@ def _part(path: str, folder: Path, beside: bool, about: About, stamped: bool) ->
         hashed = Hashed(data)
         found = _rows(hashed, raw, naming)
         rows = found.rows.tobytes()
-        shard = Shard(name, len(data), len(found.rows), len(found.keys), xxhash.xxh3_64_hexdigest(rows), found.ignored,
-                      stamp if stamped else "", hashed.hexdigest(), found.left_out)  # fmt: skip
+        shard = Shard(
+            name,
+            len(data),
+            len(found.rows),
+            len(found.keys),
+            xxhash.xxh3_64_hexdigest(rows),
+            found.ignored,
+            stamp if stamped else "",
+            hashed.hexdigest(),
+            found.left_out,
+        )
         write_part(kept, shard, rows, found.keys, found.faults)
     return kept
 
@@ -130,7 +166,9 @@ class Found(NamedTuple):
 
 
 def _rows(data: Data, raw: bool, naming: Naming) -> Found:
-    """Walk one shard. `raw` says that the shape of bare pixels is known, so that `.raw` members are images."""
+    """Walk one shard. `raw` says that the shape of bare pixels is known, so that `.raw` members are
+    images.
+    """
     if not len(data):
         return Found(np.empty(0, ROW), b"", 0, 1, [Fault(0, "is empty", "leave it out")])
     rows: list[tuple[int, int, int, int, int, int]] = []
@@ -147,25 +185,44 @@ def _rows(data: Data, raw: bool, naming: Naming) -> Found:
         image = found.images[0][1]
         keys += found.key
         payload = data[image.offset : image.offset + image.length]
-        rows.append((image.offset, image.length, checksum_of(payload), xxhash.xxh3_64_intdigest(found.key), len(keys),
-                     label))  # fmt: skip
+        rows.append(
+            (
+                image.offset,
+                image.length,
+                checksum_of(payload),
+                xxhash.xxh3_64_intdigest(found.key),
+                len(keys),
+                label,
+            )
+        )
         read += 1 + (found.last(LABEL) is not None)
     if not rows and not faults:
         faults = [Fault(0, "holds no record", "leave it out")]
-    return Found(np.array(rows, ROW), bytes(keys), members[0] - read, len(faults), faults[:MOST_LISTED])
+    return Found(
+        np.array(rows, ROW), bytes(keys), members[0] - read, len(faults), faults[:MOST_LISTED]
+    )
 
 
 def _label_of_whole(data: Data, group: Group, raw: bool, seen: set[bytes]) -> int | Fault:
-    """The label of a record, -1 if it has none; or what keeps a group of members from being a record."""
+    """The label of a record, -1 if it has none; or what keeps a group of members from being a
+    record.
+    """
     wrong = wrong_with(group, raw)
     if group.key in seen:
-        wrong = Fault(group.members[0][1].offset, "comes a second time", "keep the members of a record together")
+        wrong = Fault(
+            group.members[0][1].offset,
+            "comes a second time",
+            "keep the members of a record together",
+        )
     member = group.last(LABEL)
     found = label_of(data, group) if wrong is None and member else -1
     if found is None and member:
         text = data[member.offset : member.offset + min(member.length, 32)]
-        wrong = Fault(member.offset, f"its label is {shown(text.strip())}, no whole number",
-                      "write class numbers into .cls, and names elsewhere")  # fmt: skip
+        wrong = Fault(
+            member.offset,
+            f"its label is {shown(text.strip())}, no whole number",
+            "write class numbers into .cls, and names elsewhere",
+        )
     seen.add(group.key)
     return wrong._replace(what=f"key {shown(group.key)}: {wrong.what}") if wrong else found or 0
 

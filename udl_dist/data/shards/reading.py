@@ -1,7 +1,9 @@
-"""Payloads of records out of shards on disk or in object storage, each checked against its checksum. Knows no image.
+"""Payloads of records out of shards on disk or in object storage, each checked against its
+checksum. Knows no image.
 
-Shards on disk are mapped, those in object storage are read by ranges; any number of threads may read at once. What does
-not match is a fault that names shard, byte and key: whoever asked decides whether it stops a run.
+Shards on disk are mapped, those in object storage are read by ranges; any number of threads may
+read at once. What does not match is a fault that names shard, byte and key: whoever asked decides
+whether it stops a run.
 """
 
 from __future__ import annotations
@@ -29,13 +31,16 @@ from udl_dist.storage.range_cache import RangeCache
 from udl_dist.storage.ranges import Blob, Window, read_ranges
 
 I64 = NDArray[np.int64]
-MOST_OPEN = 256  # shards held open at a time: each takes a file descriptor, and a process has 1,024 as a rule
+# shards held open at a time: each takes a file descriptor, and a process has 1,024 as a rule
+MOST_OPEN = 256
 LOOKED_AT = 16  # records of a shard whose time has changed
 COPY = "copy or pack the shard again"
 
 
 class Loaded(NamedTuple):
-    """Encoded images as they lie in their shards, their rows of the index, and what is wrong with which of them."""
+    """Encoded images as they lie in their shards, their rows of the index, and what is wrong with
+    which of them.
+    """
 
     payloads: list[bytes]  # empty where there is a fault
     rows: NDArray[Any]  # [B] of ROW
@@ -49,7 +54,9 @@ class Handle(Protocol):
     stamp: str
 
     def cut(self, starts: list[int], ends: list[int]) -> list[bytes]:
-        """The bytes of each range; a range past the end of a shard that was cut off since is short."""
+        """The bytes of each range; a range past the end of a shard that was cut off since is
+        short.
+        """
 
     def changed(self) -> str:
         """How the shard differs from when it was opened, or ""."""
@@ -57,7 +64,9 @@ class Handle(Protocol):
 
 @dataclass
 class RemoteAccess:
-    """How object storage is read: its time limits, what was asked of it, and a local copy of what it gave."""
+    """How object storage is read: its time limits, what was asked of it, and a local copy of what
+    it gave.
+    """
 
     limits: Limits = field(default_factory=Limits)
     traffic: Traffic = field(default_factory=Traffic)
@@ -76,22 +85,34 @@ class Mapped:
                 self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 self._file = os.dup(file.fileno())
         except FileNotFoundError:
-            raise DataError(f"shard {path!r} is missing: check the path, or copy the shard again") from None
+            raise DataError(
+                f"shard {path!r} is missing: check the path, or copy the shard again"
+            ) from None
         except (OSError, ValueError) as error:
-            raise DataError(f"shard {path!r} cannot be read ({getattr(error, 'strerror', error)})") from None
+            raise DataError(
+                f"shard {path!r} cannot be read ({getattr(error, 'strerror', error)})"
+            ) from None
         self.size, self.stamp = status.st_size, f"mtime:{status.st_mtime_ns}"
 
     def cut(self, starts: list[int], ends: list[int]) -> list[bytes]:
-        # To touch a page past the end of a file that has become shorter is a SIGBUS, which nothing can catch.
+        # To touch a page past the end of a file that has become shorter is a SIGBUS, which nothing
+        # can catch.
         size = os.fstat(self._file).st_size
         data = self.data
         if size < self.size:
-            return [data[start : min(end, size)] if start < size else b"" for start, end in zip(starts, ends)]  # noqa: B905
+            return [
+                data[start : min(end, size)] if start < size else b""
+                for start, end in zip(starts, ends)
+            ]  # noqa: B905
         return [data[start:end] for start, end in zip(starts, ends)]  # noqa: B905  # strict costs a tenth
 
     def changed(self) -> str:
         size = os.fstat(self._file).st_size
-        return "" if size == self.size else f"it has {size} bytes now, it had {self.size} when it was opened"
+        return (
+            ""
+            if size == self.size
+            else f"it has {size} bytes now, it had {self.size} when it was opened"
+        )
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError, OSError):
@@ -118,7 +139,9 @@ class Remote:
 
 @contextlib.contextmanager
 def opened(path: str, empty: bool = False) -> Iterator[tuple[Data, str]]:
-    """A shard to be walked once from its start, and its stamp; with `empty` one of no bytes may be opened."""
+    """A shard to be walked once from its start, and its stamp; with `empty` one of no bytes may be
+    opened.
+    """
     if empty and not is_remote(path) and os.path.isfile(path) and not os.path.getsize(path):
         yield b"", f"mtime:{os.stat(path).st_mtime_ns}"
     elif is_remote(path):
@@ -135,11 +158,15 @@ def opened(path: str, empty: bool = False) -> Iterator[tuple[Data, str]]:
 
 def cut_out(path: str, start: int, end: int) -> bytes:
     """Some bytes of a shard, on disk or in object storage."""
-    return (Remote(path, RemoteAccess()) if is_remote(path) else Mapped(path)).cut([start], [end])[0]
+    return (Remote(path, RemoteAccess()) if is_remote(path) else Mapped(path)).cut([start], [end])[
+        0
+    ]
 
 
 class Shards:
-    """The shards of an index, opened when they are first read; the ones not read for longest are let go."""
+    """The shards of an index, opened when they are first read; the ones not read for longest are
+    let go.
+    """
 
     def __init__(self, index: Index, access: RemoteAccess | None = None) -> None:
         self.index, self.access = index, access or RemoteAccess()
@@ -153,17 +180,25 @@ class Shards:
         return self.check(records, payloads, faults)
 
     def fetch(self, records: I64) -> tuple[list[bytes], dict[int, str]]:
-        """What lies where each record should be, not checked yet; faults are of whole shards. [B]"""
+        """What lies where each record should be, not checked yet; faults are of whole shards.
+        [B]
+        """
         shards = self.index.shard_of(records)
         rows, faults = self.index.rows[records], dict[int, str]()
         starts, ends = rows["offset"].tolist(), (rows["offset"] + rows["length"]).tolist()
         payloads: list[bytes] = [b""] * len(records)
         distinct = sorted(set(shards.tolist()))
         for shard in distinct:
-            places = range(len(records)) if len(distinct) == 1 else np.flatnonzero(shards == shard).tolist()
+            places = (
+                range(len(records))
+                if len(distinct) == 1
+                else np.flatnonzero(shards == shard).tolist()
+            )
             try:
                 handle = self._handle(shard)
-                cut = handle.cut([starts[place] for place in places], [ends[place] for place in places])
+                cut = handle.cut(
+                    [starts[place] for place in places], [ends[place] for place in places]
+                )
             except DataError as error:
                 faults.update(dict.fromkeys(places, str(error)))
                 continue
@@ -192,7 +227,10 @@ class Shards:
         shard = int(self.index.shard_of(np.array([record]))[0])
         with contextlib.suppress(DataError):
             if changed := self._handle(shard).changed():
-                return f"{self.where(record)}: the shard was changed while it was read ({changed}): {COPY}"
+                return (
+                    f"{self.where(record)}: the shard was changed while it was read ({changed}):"
+                    f" {COPY}"
+                )
         return f"{self.where(record)}: what is there does not match its checksum: {COPY}"
 
     def _handle(self, shard: int) -> Handle:
@@ -208,21 +246,31 @@ class Shards:
         return handle
 
     def _checked(self, shard: int) -> Handle:
-        """Open a shard, refusing one that is not the indexed one: by size, by ETag, or by a look into it."""
+        """Open a shard, refusing one that is not the indexed one: by size, by ETag, or by a look
+        into it.
+        """
         where, expected = self.index.shard_path(shard), self.index.shards[shard]
         handle: Handle = Remote(where, self.access) if self.remote else Mapped(where)
         path = name_of(where)
         again = f"copy it again, or delete {str(self.index.path)!r} and index it anew"
         if handle.size != expected.shard_bytes:
-            raise DataError(f"shard {path!r} has {handle.size} bytes, its index says {expected.shard_bytes}: {again}")
+            raise DataError(
+                f"shard {path!r} has {handle.size} bytes, its index says {expected.shard_bytes}:"
+                f" {again}"
+            )
         if expected.stamp in ("", handle.stamp):
             return handle
         if self.remote:
-            raise DataError(f"shard {path!r} has {handle.stamp}, its index says {expected.stamp}: {again}")
+            raise DataError(
+                f"shard {path!r} has {handle.stamp}, its index says {expected.stamp}: {again}"
+            )
         rows = self.index.rows[self.index.starts[shard] : self.index.starts[shard + 1]]
         rows = rows[np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows))).astype(int)]
         cut = handle.cut(rows["offset"].tolist(), (rows["offset"] + rows["length"]).tolist())
-        differing = sum(google_crc32c.value(data) != row["checksum"] for data, row in zip(cut, rows, strict=True))
+        differing = sum(
+            google_crc32c.value(data) != row["checksum"]
+            for data, row in zip(cut, rows, strict=True)
+        )
         if differing > len(rows) / 2:  # fewer are damage, which is named record by record
             raise DataError(f"shard {path!r} was changed after it was indexed: {again}")
         return handle

@@ -1,4 +1,5 @@
-"""The records of a shard that may be damaged: members grouped by key, and what is wrong with a group.
+"""The records of a shard that may be damaged: members grouped by key, and what is wrong with a
+group.
 
 Goes on behind damage, so that all of it can be listed at once. Knows no index.
 """
@@ -21,7 +22,9 @@ LISTED = 8  # extensions that a refusal names
 
 
 class Hashed:
-    """A shard each of whose bytes is hashed once and in order, while somebody walks through it from its start."""
+    """A shard each of whose bytes is hashed once and in order, while somebody walks through it from
+    its start.
+    """
 
     def __init__(self, data: Data) -> None:
         self._data, self._at, self._hash = data, 0, xxhash.xxh3_128()
@@ -62,7 +65,9 @@ class Group(NamedTuple):
     @property
     def images(self) -> list[tuple[bytes, Member]]:
         """Those members that are its image: one, if all is well."""
-        usual = [entry for entry in self.members if entry[0] in IMAGES] if not self.naming.image else []
+        usual = (
+            [entry for entry in self.members if entry[0] in IMAGES] if not self.naming.image else []
+        )
         if usual:
             return usual
         found = set(self.naming.images(extension for extension, _ in self.members))
@@ -74,7 +79,9 @@ class Group(NamedTuple):
 
 
 def grouped(found: Iterable[Member | Damage], naming: Naming) -> Iterator[Group | Damage]:
-    """The records of a shard and the damage between their members, in order of their bytes as nearly as can be."""
+    """The records of a shard and the damage between their members, in order of their bytes as
+    nearly as can be.
+    """
     key, members = b"", list[tuple[bytes, Member]]()
     for each in found:
         if isinstance(each, Damage):
@@ -99,7 +106,9 @@ def key_at(data: Data, at: int, naming: Naming) -> bytes:
 
 
 def wrong_with(group: Group, raw: bool) -> Fault | None:
-    """What keeps a group from being a record; None if nothing does. `raw`: bare pixels are images."""
+    """What keeps a group from being a record; None if nothing does. `raw`: bare pixels are
+    images.
+    """
     images = group.images
     if len(group.key) > LONGEST_NAME:
         return Fault(group.at, f"a key of {len(group.key)} bytes", REPACK)
@@ -107,7 +116,11 @@ def wrong_with(group: Group, raw: bool) -> Fault | None:
         return _not_one_image(group, [extension for extension, _ in images])
     extension, image = images[0]
     if kind_of(extension) == b"raw" and not raw:
-        return Fault(group.at, "is raw pixels, whose shape only an index by `udl pack` knows", "pack the images again")
+        return Fault(
+            group.at,
+            "is raw pixels, whose shape only an index by `udl pack` knows",
+            "pack the images again",
+        )
     if not 0 < image.length <= LARGEST_IMAGE:
         return Fault(image.offset, f"its image has {image.length} bytes", REPACK)
     if sum(name == LABEL for name, _ in group.members) > 1:
@@ -138,7 +151,9 @@ def _not_one_image(group: Group, images: list[bytes]) -> Fault:
         return Fault(group.at, what, cure)
     if group.naming.image:
         return Fault(
-            group.at, f"{what}; data.image is {group.naming.image!r}", "let data.image name a member that it has"
+            group.at,
+            f"{what}; data.image is {group.naming.image!r}",
+            "let data.image name a member that it has",
         )
     if any(kind_of(extension) in UNREAD for extension in extensions):
         return Fault(group.at, what, "convert its images to PNG, JPEG or WebP")

@@ -1,9 +1,11 @@
-"""Where the members of a tar lie: a bounded walk over its headers that never extracts, and never overlooks damage.
+"""Where the members of a tar lie: a bounded walk over its headers that never extracts, and never
+overlooks damage.
 
-Python's tarfile and webdataset take a bad header for the end of the archive and lose the rest without a word; here
-every header must match its checksum, every member must lie within the file, and the end mark must be there. Regular
-members alone are named; links, devices and sparse members are refused. `walk` stops at the first thing out of order,
-`salvage` goes on behind it. Both read forward in small slices. Knows nothing of images and keys.
+Python's tarfile and webdataset take a bad header for the end of the archive and lose the rest
+without a word; here every header must match its checksum, every member must lie within the file,
+and the end mark must be there. Regular members alone are named; links, devices and sparse members
+are refused. `walk` stops at the first thing out of order, `salvage` goes on behind it. Both read
+forward in small slices. Knows nothing of images and keys.
 """
 
 from __future__ import annotations
@@ -24,8 +26,15 @@ REPACK = "copy the shard again, or write it anew as a plain tar"
 FILES = (b"0", b"\0", b"7")
 EXTENSIONS = (b"L", b"K", b"x", b"g")  # of the member that follows; g: of all that follow
 BARE = (b"1", b"2", b"3", b"4", b"5", b"6")  # no content follows, whatever their size says
-KINDS = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a pipe",
-         b"S": "a sparse file", b"M": "a part of a file on another volume"}  # fmt: skip
+KINDS = {
+    b"1": "a hard link",
+    b"2": "a symbolic link",
+    b"3": "a device",
+    b"4": "a device",
+    b"6": "a pipe",
+    b"S": "a sparse file",
+    b"M": "a part of a file on another volume",
+}
 
 
 class Data(Protocol):
@@ -37,7 +46,9 @@ class Data(Protocol):
 
 
 class Member(NamedTuple):
-    """A regular member: its name as bytes, and where its content lies, in bytes from the start of the shard."""
+    """A regular member: its name as bytes, and where its content lies, in bytes from the start of
+    the shard.
+    """
 
     name: bytes
     offset: int
@@ -52,14 +63,18 @@ class Damage(NamedTuple):
 
 
 class _Disorder(Exception):
-    """What is out of order with a header, where the next one is (None: to be searched), and whether a name is lost."""
+    """What is out of order with a header, where the next one is (None: to be searched), and whether
+    a name is lost.
+    """
 
     def __init__(self, what: str, after: int | None = None, nameless: bool = False) -> None:
         self.what, self.after, self.nameless = what, after, nameless
 
 
 def walk(name: Path | str, data: Data) -> Iterator[Member]:
-    """The regular members in order; raise DataError with shard, byte and reason at the first thing out of order."""
+    """The regular members in order; raise DataError with shard, byte and reason at the first thing
+    out of order.
+    """
     for found in salvage(data):
         if isinstance(found, Damage):
             raise damaged(name, found.at, found.what)
@@ -69,8 +84,9 @@ def walk(name: Path | str, data: Data) -> Iterator[Member]:
 def salvage(data: Data) -> Iterator[Member | Damage]:
     """The regular members in order, and whatever is out of order between them.
 
-    Behind damage it goes on at the next block that is a header by its checksum. It never goes back, so the time is
-    linear, and never looks into a member whose header is whole, so a tar within a tar is not taken for members.
+    Behind damage it goes on at the next block that is a header by its checksum. It never goes back,
+    so the time is linear, and never looks into a member whose header is whole, so a tar within a
+    tar is not taken for members.
     """
     at, total = 0, len(data)
     extended: dict[bytes, bytes] | None = {}  # None: the name of the member that follows is lost
@@ -96,7 +112,8 @@ def salvage(data: Data) -> Iterator[Member | Damage]:
             nameless = disorder.nameless
             if disorder.after is None:
                 at = _next_header(data, at + BLOCK)
-                nameless |= b"\0" not in data[at : at + 100]  # cut to fit, perhaps: a long name came before it
+                # cut to fit, perhaps: a long name came before it
+                nameless |= b"\0" not in data[at : at + 100]
             else:
                 at = disorder.after
             if at >= total:
@@ -127,10 +144,18 @@ def _read_header(header: bytes, at: int, total: int) -> tuple[bytes, int]:
     if len(header) < BLOCK:
         raise _Disorder("is cut off (no end mark)" if at else "is no tar", total)
     if not _matches_checksum(header):
-        packed = header[:2] == b"\x1f\x8b" or header[:3] in (b"BZh", b"\xfd7z") or header[:4] == b"\x28\xb5\x2f\xfd"
+        packed = (
+            header[:2] == b"\x1f\x8b"
+            or header[:3] in (b"BZh", b"\xfd7z")
+            or header[:4] == b"\x28\xb5\x2f\xfd"
+        )
         first = "is compressed: positions within it cannot be found" if packed else "is no tar"
         name = header[:100]
-        nameless = header[156:157] in EXTENSIONS or name.startswith(b"././@LongLink") or b"PaxHeader" in name
+        nameless = (
+            header[156:157] in EXTENSIONS
+            or name.startswith(b"././@LongLink")
+            or b"PaxHeader" in name
+        )
         raise _Disorder("a header does not match its checksum" if at else first, nameless=nameless)
     kind, length = header[156:157], _number(header[124:136])
     if length is None or length < 0:
@@ -143,7 +168,9 @@ def _read_header(header: bytes, at: int, total: int) -> tuple[bytes, int]:
 
 
 def _check_kind(kind: bytes, length: int, after: int) -> None:
-    """Folders and volume labels are passed by; what is unknown could hide a record, so it is refused."""
+    """Folders and volume labels are passed by; what is unknown could hide a record, so it is
+    refused.
+    """
     if kind in KINDS:
         raise _Disorder(f"holds {KINDS[kind]}, which is never read", after)
     if kind in EXTENSIONS:
@@ -154,18 +181,26 @@ def _check_kind(kind: bytes, length: int, after: int) -> None:
 
 
 def _matches_checksum(header: bytes) -> bool:
-    """The sum of all bytes, its own field taken as blanks; some old writers summed them as signed."""
+    """The sum of all bytes, its own field taken as blanks; some old writers summed them as
+    signed.
+    """
     said, unsigned = _number(header[148:156]), sum(header) - sum(header[148:156]) + 8 * 32
-    return said == unsigned or said == unsigned - 256 * sum(byte > 127 for byte in header[:148] + header[156:])
+    return said == unsigned or said == unsigned - 256 * sum(
+        byte > 127 for byte in header[:148] + header[156:]
+    )
 
 
 def _check_fits(at: int, length: int, total: int) -> None:
     if at + BLOCK + length > total:
-        raise _Disorder(f"a member of {length} bytes reaches past the end at {total} (cut off)", total)
+        raise _Disorder(
+            f"a member of {length} bytes reaches past the end at {total} (cut off)", total
+        )
 
 
 def _check_end(data: Data, at: int) -> None:
-    """The end mark is two blocks of zeros; after it only zeros may follow, or members would be lost."""
+    """The end mark is two blocks of zeros; after it only zeros may follow, or members would be
+    lost.
+    """
     for start in range(at, len(data), SLICE):
         part = data[start : start + SLICE]
         if start == at and len(part) < 2 * BLOCK:
@@ -181,8 +216,13 @@ def _next_header(data: Data, start: int) -> int:
     for begin in range(start, len(data) - BLOCK + 1, SLICE):
         part = data[begin : begin + SLICE]
         for at in range(0, len(part) - BLOCK + 1, BLOCK):
-            # The first bytes of the field are digits or blanks: most blocks of an image fail here, at no cost.
-            if part[at] and part[at + 149] in b"01234567 " and _matches_checksum(part[at : at + BLOCK]):
+            # The first bytes of the field are digits or blanks: most blocks of an image fail here,
+            # at no cost.
+            if (
+                part[at]
+                and part[at + 149] in b"01234567 "
+                and _matches_checksum(part[at : at + BLOCK])
+            ):
                 return begin + at
     return len(data)
 
@@ -193,7 +233,11 @@ def _number(field: bytes) -> int | None:
         value = int.from_bytes(field[1:], "big")
         return value if field[0] == 0x80 else value - (1 << 8 * (len(field) - 1))
     digits = field.split(b"\0", 1)[0].strip()
-    return int(digits, 8) if digits and digits.translate(None, b"01234567") == b"" else (None if digits else 0)
+    return (
+        int(digits, 8)
+        if digits and digits.translate(None, b"01234567") == b""
+        else (None if digits else 0)
+    )
 
 
 def _length(extended: dict[bytes, bytes], length: int) -> int:
@@ -222,7 +266,9 @@ def _extension(data: Data, at: int, kind: bytes, length: int) -> dict[bytes, byt
 
 
 def _pax(content: bytes) -> dict[bytes, bytes]:
-    """The entries `LENGTH KEY=VALUE` of a PAX header, with the lengths checked; raise ValueError with what is wrong."""
+    """The entries `LENGTH KEY=VALUE` of a PAX header, with the lengths checked; raise ValueError
+    with what is wrong.
+    """
     found, start = {}, 0
     while start < len(content):
         digits, space, _ = content[start : start + 20].partition(b" ")

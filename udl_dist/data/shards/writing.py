@@ -1,4 +1,6 @@
-"""Writing an index: complete or absent, from the kept part of each shard; its layout is in `index`."""
+"""Writing an index: complete or absent, from the kept part of each shard; its layout is in
+`index`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,16 @@ from typing import IO, NamedTuple
 
 import xxhash
 
-from udl_dist.data.shards.index import AGAIN, MAGIC, PREAMBLE, VERSION, About, Fault, Shard, read_header
+from udl_dist.data.shards.index import (
+    AGAIN,
+    MAGIC,
+    PREAMBLE,
+    VERSION,
+    About,
+    Fault,
+    Shard,
+    read_header,
+)
 from udl_dist.errors import DataError
 from udl_dist.storage.places import split
 
@@ -27,16 +38,26 @@ class Part(NamedTuple):
 
 
 def write_index(path: Path, about: About, parts: list[Path]) -> None:
-    """Join the parts of shards, in order, into one index: complete or absent, and never held in memory."""
+    """Join the parts of shards, in order, into one index: complete or absent, and never held in
+    memory.
+    """
     fingerprint = xxhash.xxh3_128()
     shards, faults = [], list[tuple[str, Fault]]()
     for part in parts:
         shard, _, keys, found = read_part(part)
         shards.append(shard)
         faults += [(shard.name, fault) for fault in found]
-        fingerprint.update(f"{split(shard.name)[1]!r} {shard.shard_bytes} {shard.rows_hash}\n".encode() + keys)
-    header = json.dumps({"about": dataclasses.asdict(about), "fingerprint": fingerprint.hexdigest(), "faults": faults,
-                         "shards": [dataclasses.astuple(shard) for shard in shards]}).encode()  # fmt: skip
+        fingerprint.update(
+            f"{split(shard.name)[1]!r} {shard.shard_bytes} {shard.rows_hash}\n".encode() + keys
+        )
+    header = json.dumps(
+        {
+            "about": dataclasses.asdict(about),
+            "fingerprint": fingerprint.hexdigest(),
+            "faults": faults,
+            "shards": [dataclasses.astuple(shard) for shard in shards],
+        }
+    ).encode()
     with written(path) as file:
         _write_header(file, header)
         for part in parts:
@@ -45,11 +66,17 @@ def write_index(path: Path, about: About, parts: list[Path]) -> None:
             file.write(read_part(part).keys)
 
 
-def write_part(path: Path, shard: Shard, rows: bytes, keys: bytes, faults: Sequence[Fault] = ()) -> None:
+def write_part(
+    path: Path, shard: Shard, rows: bytes, keys: bytes, faults: Sequence[Fault] = ()
+) -> None:
     """Keep what the index will hold of one shard: complete or absent."""
     body = rows + keys
-    header = {"shard": dataclasses.astuple(shard), "rows": len(rows), "checksum": xxhash.xxh3_64_hexdigest(body),
-              "faults": list(faults)}  # fmt: skip
+    header = {
+        "shard": dataclasses.astuple(shard),
+        "rows": len(rows),
+        "checksum": xxhash.xxh3_64_hexdigest(body),
+        "faults": list(faults),
+    }
     with written(path) as file:
         _write_header(file, json.dumps(header).encode())
         file.write(body)

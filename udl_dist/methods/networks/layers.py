@@ -1,6 +1,8 @@
-"""The layers a network is described with: what comes out of each, how many numbers it learns, what it costs.
+"""The layers a network is described with: what comes out of each, how many numbers it learns, what
+it costs.
 
-Frozen and free of torch, so that a network is counted before anything is allocated. `modules.py` builds them.
+Frozen and free of torch, so that a network is counted before anything is allocated. `modules.py`
+builds them.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ NormKind = Literal["group", "none", "batch"]
 
 @dataclass(frozen=True)
 class Layer:
-    """One step of a network; what a subclass does not say is: no parameters, no multiplications, the same shape."""
+    """One step of a network; what a subclass does not say is: no parameters, no multiplications,
+    the same shape.
+    """
 
     @property
     def parameters(self) -> int:
@@ -40,7 +44,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Linear(Layer):
-    """A dense map; weights start with the deviation `gain / √fan`, so `gain` is the scale of what comes out."""
+    """A dense map; weights start with the deviation `gain / √fan`, so `gain` is the scale of what
+    comes out.
+    """
 
     inputs: int
     features: int
@@ -66,7 +72,9 @@ class Linear(Layer):
 
 @dataclass(frozen=True)
 class Conv(Layer):
-    """A convolution whose padding keeps the size at stride 1, and halves it at stride 2 (see `halving`)."""
+    """A convolution whose padding keeps the size at stride 1, and halves it at stride 2 (see
+    `halving`).
+    """
 
     inputs: int
     channels: int
@@ -86,7 +94,10 @@ class Conv(Layer):
 
     def outputs(self, inputs: Shape) -> Shape:
         assert inputs[0] == self.inputs, (inputs, self)
-        sides = [(side + 2 - kernel) // self.stride + 1 for side, kernel in zip(inputs[1:], self.kernel, strict=True)]
+        sides = [
+            (side + 2 - kernel) // self.stride + 1
+            for side, kernel in zip(inputs[1:], self.kernel, strict=True)
+        ]
         return (self.channels, *sides)
 
     def flops(self, inputs: Shape) -> int:
@@ -95,7 +106,9 @@ class Conv(Layer):
 
 @dataclass(frozen=True)
 class ConvTranspose(Layer):
-    """The way back of a `Conv` of stride 2 with the same kernel: 4 makes 2n of n pixels, 3 makes 2n - 1."""
+    """The way back of a `Conv` of stride 2 with the same kernel: 4 makes 2n of n pixels, 3 makes 2n
+    - 1.
+    """
 
     inputs: int
     channels: int
@@ -109,12 +122,17 @@ class ConvTranspose(Layer):
 
     @property
     def fan(self) -> float:
-        """How many inputs each output sums: at stride 2 only a quarter of the kernel meets a pixel."""
+        """How many inputs each output sums: at stride 2 only a quarter of the kernel meets a
+        pixel.
+        """
         return prod(self.kernel) * self.inputs / 4
 
     def outputs(self, inputs: Shape) -> Shape:
         assert inputs[0] == self.inputs, (inputs, self)
-        return (self.channels, *(2 * side - 4 + kernel for side, kernel in zip(inputs[1:], self.kernel, strict=True)))
+        return (
+            self.channels,
+            *(2 * side - 4 + kernel for side, kernel in zip(inputs[1:], self.kernel, strict=True)),
+        )
 
     def flops(self, inputs: Shape) -> int:
         return self.parameters * prod(inputs[1:]) - self.channels * self.bias * prod(inputs[1:])
@@ -134,7 +152,9 @@ class Bias(Layer):
 
 @dataclass(frozen=True)
 class Norm(Layer):
-    """Group or batch normalisation with a learned scale and shift; over features if `flat`, else over channels."""
+    """Group or batch normalisation with a learned scale and shift; over features if `flat`, else
+    over channels.
+    """
 
     kind: Literal["group", "batch"]
     channels: int
@@ -146,7 +166,9 @@ class Norm(Layer):
 
     @property
     def groups(self) -> int:
-        """One for features (that is LayerNorm); else the most that leave 8 channels or more to each, at most 32."""
+        """One for features (that is LayerNorm); else the most that leave 8 channels or more to
+        each, at most 32.
+        """
         most = 1 if self.flat else min(32, max(1, self.channels // 8))
         return next(groups for groups in range(most, 0, -1) if self.channels % groups == 0)
 
@@ -194,7 +216,9 @@ class Residual(Layer):
         return sum(layer.flops(shape) for layer, shape in walk(self.body, inputs))
 
     def activations(self, inputs: Shape) -> int:
-        return prod(inputs) + sum(layer.activations(shape) for layer, shape in walk(self.body, inputs))
+        return prod(inputs) + sum(
+            layer.activations(shape) for layer, shape in walk(self.body, inputs)
+        )
 
 
 def walk(layers: tuple[Layer, ...], inputs: Shape) -> list[tuple[Layer, Shape]]:

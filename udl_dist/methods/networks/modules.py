@@ -8,8 +8,13 @@ from torch import Tensor, nn
 from udl_dist.methods.networks import layers as described
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "elu": nn.ELU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid,
-}  # fmt: skip
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "elu": nn.ELU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
 
 
 class Residual(nn.Module):
@@ -72,8 +77,8 @@ def _start(
     module: nn.Linear | nn.Conv2d | nn.ConvTranspose2d,
     layer: described.Linear | described.Conv | described.ConvTranspose,
 ) -> nn.Module:
-    # He et al. 2015, eq. 10, with the fan that each output really sums: torch takes that of a transposed convolution
-    # from the wrong axis and ignores its stride.
+    # He et al. 2015, eq. 10, with the fan that each output really sums: torch takes that of a
+    # transposed convolution from the wrong axis and ignores its stride.
     nn.init.normal_(module.weight, std=layer.gain / layer.fan**0.5)
     if module.bias is not None:
         nn.init.zeros_(module.bias)
