@@ -40,7 +40,8 @@ from udl_dist.training.distributed import Ranks
 from udl_dist.launch.worker import work
 wanted = experiment.load(None, json.loads(sys.argv[1]))
 work(wanted, prepare(wanted.data), Ranks())
-print(json.dumps([point["perf/images_per_second"] for point in RunFolder(Path(wanted.run.folder)).points()]))
+points = RunFolder(Path(wanted.run.folder)).points()
+print(json.dumps([point["perf/images_per_second"] for point in points]))
 """
 
 

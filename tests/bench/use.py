@@ -34,7 +34,8 @@ import udl_dist
 from udl_dist.using.embedding import embed
 from udl_dist.using.settings import EmbedSettings
 own = [0]
-def look(done, total):  # memory of its own: pages of the shards that the system keeps are not counted
+# memory of its own: pages of the shards that the system keeps are not counted
+def look(done, total):
     fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     own.append(int(fields["RssAnon"].split()[0]) / 1024)
 model = udl_dist.load(sys.argv[1])

@@ -90,7 +90,8 @@ import grpc, os
 from ray.core.generated import ray_client_pb2 as messages, ray_client_pb2_grpc as services
 asked = messages.ClusterInfoRequest(type=messages.ClusterInfoType.PING)
 shown = [("authorization", "Bearer " + os.environ["RAY_AUTH_TOKEN"])]
-services.RayletDriverStub(grpc.insecure_channel("{client}")).ClusterInfo(asked, metadata=shown, timeout=20)
+stub = services.RayletDriverStub(grpc.insecure_channel("{client}"))
+stub.ClusterInfo(asked, metadata=shown, timeout=20)
 """
 
 

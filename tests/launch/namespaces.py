@@ -48,10 +48,14 @@ number=0; for path; do
     mount -o remount,bind,ro "/mnt/$number"
 done
 for path in $own; do mount -t tmpfs -o mode=1777 none "$path"; done
-number=0; for path; do number=$((number + 1)); mkdir -p "$path"; mount --move "/mnt/$number" "$path"; done
+number=0; for path; do
+    number=$((number + 1)); mkdir -p "$path"; mount --move "/mnt/$number" "$path"
+done
 mount -o remount,bind,ro /
-printf '127.0.0.1 localhost\\n127.0.1.1 %s\\n' "$name" >/tmp/hosts && mount --bind /tmp/hosts /etc/hosts
-: >/tmp/resolv.conf && mount --bind /tmp/resolv.conf /etc/resolv.conf # else torch asks a server that cannot be reached
+printf '127.0.0.1 localhost\\n127.0.1.1 %s\\n' "$name" >/tmp/hosts
+mount --bind /tmp/hosts /etc/hosts
+# Without this torch asks a name server that cannot be reached.
+: >/tmp/resolv.conf && mount --bind /tmp/resolv.conf /etc/resolv.conf
 if [ -n "$token" ]; then
     umask 077; mkdir "$HOME/.ray"; printf %s "$token" >"$HOME/.ray/auth_token"
 fi

@@ -21,22 +21,26 @@ from udl_dist.launch.process_reaper import VARIABLE
 from tests.sockets import listening
 from tests.commands.local import marked
 before = dict(os.environ)
-clusters.start("", False)
+ray_runtime.start("", False)
 import ray
 head = ray.get_runtime_context().gcs_address
 there = ray.get(ray.remote(lambda: os.environ[VARIABLE]).remote())
-token = clusters._token_file()
-code = f"from ray._raylet import GcsClient; GcsClient(address='{head}').internal_kv_keys(b'', None, 9)"
+token = ray_runtime._token_file()
+client = f"GcsClient(address='{head}')"
+code = f"from ray._raylet import GcsClient; {client}.internal_kv_keys(b'', None, 9)"
 joined = {}
 for name, shown in (("none", ""), ("wrong", "0" * 64), ("own", token.read_text())):
     mode = {"RAY_AUTH_MODE": "token" if shown else "disabled", "RAY_AUTH_TOKEN": shown}
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | mode, capture_output=True, text=True)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=os.environ | mode, capture_output=True, text=True)
     joined[name] = (done.returncode, done.stderr)
 found = listening([os.getpid(), *marked(f"{VARIABLE}={there}".encode())])
 modes = [path.stat().st_mode & 0o777 for path in (token.parent, token)]
-left = {name: os.environ.get(name) for name in {*before, *os.environ} if os.environ.get(name) != before.get(name)}
-print(json.dumps({"sockets": sorted(found), "modes": modes, "joined": joined, "left": left, "token": str(token)}))
-clusters.end()
+names = {*before, *os.environ}
+left = {name: os.environ.get(name) for name in names if os.environ.get(name) != before.get(name)}
+result = {"sockets": sorted(found), "modes": modes, "joined": joined, "left": left}
+print(json.dumps(result | {"token": str(token)}))
+ray_runtime.end()
 """
 
 

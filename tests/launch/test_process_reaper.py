@@ -20,8 +20,8 @@ outside = subprocess.Popen(["sleep", "60"], start_new_session=True)
 guardian = Guardian()
 with guardian.marking():
     # The grandchild has no environment, as Ray's agents once they have set their title.
-    inside = subprocess.Popen(["sh", "-c", "env -i sleep 60 & echo $!; wait"], start_new_session=True,
-                              stdout=subprocess.PIPE, text=True)
+    command = ["sh", "-c", "env -i sleep 60 & echo $!; wait"]
+    inside = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True)
 later = subprocess.Popen(["sleep", "60"], start_new_session=True)
 unmarked = int(inside.stdout.readline())
 if sys.argv[2] == "parent gone":

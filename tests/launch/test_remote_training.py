@@ -65,7 +65,7 @@ def test_a_run_from_object_storage_is_killed_and_resumed_to_the_same_weights(
 
 
 @pytest.mark.long
-def test_credentials_that_expire_in_mid_run_end_it_with_a_line_and_a_checkpoint_and_renewed_it_goes_on(
+def test_expired_credentials_end_a_run_with_a_checkpoint_and_renewed_ones_resume_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = packed(tmp_path / "data", records=700) / "train"

@@ -238,7 +238,8 @@ class Mean(Method):
     def phases(self):
         return (Phase(("mean",), self.loss),)
     def loss(self, batch):
-        error = (self.networks["mean"](batch.images * 0) - batch.images).square().flatten(1).sum(1).mean()
+        mean = self.networks["mean"](batch.images * 0)
+        error = (mean - batch.images).square().flatten(1).sum(1).mean()
         return self.settings.strength * error, {"error": error}
 '''
 

@@ -35,7 +35,8 @@ if os.environ.get("KILLED"):
         time.sleep(0.1)
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if b"wandb-core" in (command := path.read_bytes()) and str(os.getpid()).encode() in command:
+            command = path.read_bytes()
+            if b"wandb-core" in command and str(os.getpid()).encode() in command:
                 os.kill(int(path.parent.name), signal.SIGKILL)
     tracker.point(400, {"loss400": 0})
 tracker.close()

@@ -140,7 +140,8 @@ wanted = blob.read(0, 1000)
 child = os.fork()
 if child == 0:
     signal.alarm(30)
-    os._exit(0 if blob.read(0, 1000) == wanted and open_blob(sys.argv[1]).read(0, 1000) == wanted else 1)
+    again = open_blob(sys.argv[1]).read(0, 1000)
+    os._exit(0 if blob.read(0, 1000) == wanted and again == wanted else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 assert blob.read(0, 1000) == wanted
 """

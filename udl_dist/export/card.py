@@ -26,9 +26,10 @@ FITTED = {
     ),
 }
 LIMITS = """\
-* It was trained on images of one size and kind; images that differ from them are squeezed into what it knows.
+* It was trained on images of one size and kind; other images are squeezed into what it knows.
 * It has learned whatever the data holds: also what is wrong, private or unfair in it.
-* The figures are of the held-out images named above and of no others; no person has judged the pictures.
+* The metrics are of the held-out images named above and of no others; no person has judged the
+  pictures.
 """
 
 

@@ -102,7 +102,8 @@ class Launcher(Mirror):
         kept = [name for name in there if not name.startswith(("before-", f"{LIVE}/", f"{RAY}/"))]
         if not kept:
             return ""
-        aside = f"before-{len({name.split('/')[0] for name in there if name.startswith('before-')}) + 1}"
+        earlier = {name.split("/")[0] for name in there if name.startswith("before-")}
+        aside = f"before-{len(earlier) + 1}"
         for name in manifests_first(kept):
             objects.move(self.at(name), self.at(f"{aside}/{name}"))
         self._fetch()

@@ -257,7 +257,8 @@ PACK = """
 import signal, sys, time
 from udl_dist.data.packing import pack
 from udl_dist.data.packing.settings import PackSettings
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background inherits that it is ignored
+# A test run in the background inherits that the signal is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 encode = pack.encode
 pack.encode = lambda *given: (time.sleep(0.08), encode(*given))[1]
 pack.pack(sys.argv[1], sys.argv[2], PackSettings(size=16, shard_records=4, threads=2))
