@@ -1,8 +1,7 @@
-"""What each rank does with a run: open the data, make the method, take up the newest checkpoint,
-act on every report.
+"""What each rank does: open the data, build the method, resume, train, and act on every report.
 
-It stands between a launcher and the loop and knows no launcher: `work` runs in one process, under
-plain torch.distributed or in a Ray worker alike. Rank 0 alone writes.
+`work` runs in a Ray worker, under plain torch.distributed or in a single process alike, and imports
+none of Ray. Rank 0 alone writes.
 """
 
 from __future__ import annotations
@@ -17,105 +16,104 @@ import numpy as np
 import torch
 
 from udl_dist import methods
-from udl_dist.core import faults, files
+from udl_dist.core import fault_point, files
 from udl_dist.data.loader.feed import Feed
 from udl_dist.data.loader.opening import Prepared, open_feed
 from udl_dist.errors import TrainingError, UdlError
 from udl_dist.experiment import Experiment
-from udl_dist.launch.recorder import Scribe
+from udl_dist.launch.recorder import RunRecorder
 from udl_dist.launch.resume import resume
 from udl_dist.launch.watchdog import Watchdog
 from udl_dist.runs import environment, remote
 from udl_dist.runs.remote_node import Node, carried
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import arithmetic, checkpoint
+from udl_dist.training.batches import batch_memory
 from udl_dist.training.distributed import Ranks
-from udl_dist.training.finite_guard import ROLLBACKS, Diverged
-from udl_dist.training.loop import Intervals, Report, batch_memory, train
-from udl_dist.training.train_state import Learning
+from udl_dist.training.finite_guard import MAX_ROLLBACKS, Diverged
+from udl_dist.training.loop import Hooks, Intervals, Report, TrainingLoop
+from udl_dist.training.train_state import TrainState
 
+# Asked on rank 0 with the images seen, whether to go on; None: not known yet, ask again.
 Gate = Callable[[int], bool | None]
 ANSWERS = (None, False, True)
 
 
 @dataclass(frozen=True)
-class Task:
-    """What one rank is to do, and with whom it speaks meanwhile."""
+class WorkerContext:
+    """What one rank trains, and what it speaks with meanwhile."""
 
     experiment: Experiment
     prepared: Prepared
     ranks: Ranks
-    hand_over: Callable[[Report], None]
+    on_checkpoint: Callable[[Report], None]
     gate: Gate
     folder: RunFolder
     watchdog: Watchdog
     node: Node | None  # where the run folder is in object storage
-    arithmetic: Mapping[str, str]  # as `arithmetic.set_up` says
+    arithmetic: Mapping[str, str]  # as `arithmetic.set_up` returns it
 
 
 def work(
     experiment: Experiment,
     prepared: Prepared,
     ranks: Ranks,
-    hand_over: Callable[[Report], None] = lambda report: None,
+    on_checkpoint: Callable[[Report], None] = lambda report: None,
     gate: Gate = lambda images: True,
 ) -> dict[str, Any]:
-    """Train to the end or to a stop; return `{"images", "stopped", "figures"}`, the same on every
-    rank.
+    """Train to the end or to a stop; return `{"images", "stopped", "figures"}`, equal on all ranks.
 
-    `hand_over` hears of each report that comes with a checkpoint, on every rank at the same images.
-    `gate` is asked on rank 0, after each validation and where the run goes on from, whether to go
-    on; None: that is not known yet.
+    `on_checkpoint` gets each report that comes with a checkpoint, on every rank at the same images.
+    `gate` is asked after each validation, and where the run goes on from.
     """
     folder = RunFolder(remote.working(experiment.run.folder, "node"))
     used = arithmetic.set_up(ranks.device, experiment.run.determinism, experiment.train.precision)
-    with carried(experiment.run.folder, folder, ranks.leads) as node:
+    hang_seconds = experiment.run.hang_seconds
+    with carried(experiment.run.folder, folder, ranks.is_main) as node:
         try:
             with (
                 files.errors_named(folder.path),
-                Watchdog(folder, ranks.rank, experiment.run.hang_seconds) as watchdog,
+                Watchdog(folder, ranks.rank, hang_seconds) as watchdog,
             ):
-                return _attempts(
-                    Task(experiment, prepared, ranks, hand_over, gate, folder, watchdog, node, used)
+                context = WorkerContext(
+                    experiment, prepared, ranks, on_checkpoint, gate, folder, watchdog, node, used
                 )
+                return _train_with_rollbacks(context)
         except UdlError as error:
             folder.fail(error)
             raise
 
 
-def _attempts(task: Task) -> dict[str, Any]:
-    """One attempt after the other, each from the last checkpoint, while they diverge."""
+def _train_with_rollbacks(context: WorkerContext) -> dict[str, Any]:
+    """Train from the last checkpoint, and again from there whenever the run diverges."""
     rollbacks = 0
     while True:
         try:
-            with _refusing(task):
-                return _attempt(task, rollbacks)
+            with _permanent_errors_refused(context):
+                return _train_from_checkpoint(context, rollbacks)
         except Diverged as error:
             rollbacks = error.rollbacks + 1
-            if rollbacks > ROLLBACKS:
+            if rollbacks > MAX_ROLLBACKS:
                 raise TrainingError(
-                    f"{error}, and the run went back {ROLLBACKS} times: lower train.learning_rate, "
-                    "or set train.clip_norm; the last checkpoint is kept"
+                    f"{error}, and the run went back {MAX_ROLLBACKS} times: lower"
+                    " train.learning_rate, or set train.clip_norm; the last checkpoint is kept"
                 ) from None
-            if task.ranks.leads:
-                task.folder.say(
+            if context.ranks.is_main:
+                context.folder.say(
                     f"{error}: back to the last checkpoint, with another order of the images from"
-                    f" there on ({rollbacks} of {ROLLBACKS} times)"
+                    f" there on ({rollbacks} of {MAX_ROLLBACKS} times)"
                 )
 
 
 @contextlib.contextmanager
-def _refusing(task: Task) -> Iterator[None]:
-    """Turn errors of torch that would come again after every restart into refusals with the
-    cure.
-    """
+def _permanent_errors_refused(context: WorkerContext) -> Iterator[None]:
+    """Errors of torch that every restart would meet again become refusals with what to do."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        train, ranks = task.experiment.train, task.ranks
-        if isinstance(
-            error, MemoryError | torch.OutOfMemoryError
-        ) or "can't allocate memory" in str(error):
+        train, ranks = context.experiment.train, context.ranks
+        memory_errors = (MemoryError, torch.OutOfMemoryError)
+        if isinstance(error, memory_errors) or "can't allocate memory" in str(error):
             rows = -(-train.batch_size // (ranks.world * train.accumulate))
             where = "GPU" if ranks.device.type == "cuda" else "memory"
             raise TrainingError(
@@ -123,9 +121,8 @@ def _refusing(task: Task) -> Iterator[None]:
                 " train.accumulate (parts of a step, computed one after the other), lower"
                 " train.batch_size, or set train.precision = bfloat16; the last checkpoint is kept"
             ) from error
-        if train.compile and type(error).__module__.startswith(
-            ("torch._dynamo", "torch._inductor")
-        ):
+        compiler = ("torch._dynamo", "torch._inductor")
+        if train.compile and type(error).__module__.startswith(compiler):
             why = " ".join(str(error).split())[:200]
             raise TrainingError(
                 f"train.compile: PyTorch's compiler failed ({why}): install the C++ compiler that"
@@ -134,133 +131,119 @@ def _refusing(task: Task) -> Iterator[None]:
         raise
 
 
-def _attempt(task: Task, rollbacks: int) -> dict[str, Any]:
-    """One attempt, after so many that came to nothing; raise Diverged where it does."""
-    experiment, prepared, ranks, folder, watchdog = (
-        task.experiment,
-        task.prepared,
-        task.ranks,
-        task.folder,
-        task.watchdog,
-    )
-    stream, held_out = open_feed(
-        prepared, experiment.train.seed, batch_memory(ranks.device), experiment.evaluate.images
-    )
-    learning = new_learning(experiment, stream, ranks)
-    start, kept = resume(experiment, folder, task.node, ranks, learning, stream)
-    if rollbacks > kept.rollbacks:
-        kept = replace(kept, rollbacks=rollbacks, skips=0)
-    if kept.rollbacks:
-        stream, _ = open_feed(
-            prepared, _seed_after(kept.rollbacks, experiment), batch_memory(ranks.device)
-        )
+def _train_from_checkpoint(context: WorkerContext, rollbacks: int) -> dict[str, Any]:
+    """Train from the newest checkpoint, after `rollbacks` of this run; raise Diverged."""
+    experiment, ranks, watchdog = context.experiment, context.ranks, context.watchdog
+    memory, seed = batch_memory(ranks.device), experiment.train.seed
+    stream, held_out = open_feed(context.prepared, seed, memory, experiment.evaluate.images)
+    state = new_train_state(experiment, stream, ranks)
+    start, resumed = resume(experiment, context.folder, context.node, ranks, state, stream)
+    if rollbacks > resumed.rollbacks:
+        resumed = replace(resumed, rollbacks=rollbacks, skips=0)
+    if resumed.rollbacks:
+        stream, _ = open_feed(context.prepared, _seed_after(resumed.rollbacks, seed), memory)
     total = experiment.train.length(stream.records)
     if start >= total:  # ended between its last checkpoint and its result
-        facts = checkpoint.facts(checkpoint.path_of(folder.checkpoints, start))
+        facts = checkpoint.facts(checkpoint.path_of(context.folder.checkpoints, start))
         return {"images": start, "stopped": False, "figures": facts["figures"]}
-    watchdog.rest()  # whoever waits at a gate makes no step
-    if start and not _goes_on(task.gate, start, ranks):
+    watchdog.rest()  # a rank that waits at a gate makes no step
+    if start and not _may_continue(context.gate, start, ranks):
         return {"images": start, "stopped": True, "figures": {}}
-    scribe = (
-        Scribe(experiment, folder, learning, stream, held_out, start, task.node)
-        if ranks.leads
-        else None
+    recorder = None
+    if ranks.is_main:
+        recorder = RunRecorder(
+            experiment, context.folder, state, stream, held_out, start, context.node
+        )
+        environment.keep(context.folder, ranks, context.arithmetic, start)
+    reports = ReportHandler(context, state, (stream, held_out), recorder, total)
+    loop = TrainingLoop(
+        state,
+        stream,
+        held_out,
+        experiment.train,
+        intervals(experiment, total, held_out.records if held_out else 0),
+        ranks,
+        reports.hooks(),
     )
-    if ranks.leads:
-        environment.keep(folder, ranks, task.arithmetic, start)
-    figures: dict[str, float] = {}
-    images, stopped, alarms = start, False, set[str]()
-    clock = Clock(experiment.run.checkpoint_seconds if ranks.leads else 0.0)
-
-    def beat(images: int, place: str) -> None:
-        watchdog.beat(images, place)
-        faults.reach(images, place)
-
     try:
-        between = intervals(experiment, total, held_out.records if held_out else 0)
-        for report in train(
-            learning,
-            stream,
-            held_out,
-            experiment.train,
-            between,
-            ranks,
-            start,
-            folder.end_asked if ranks.leads else lambda: False,
-            clock.due,
-            kept,
-            beat,
-        ):
-            figures |= report.figures
-            images, stopped = report.images, report.stopped
-            beat(images, "save" if report.checkpoint else "report")
-            folder.add_damaged([*stream.damage, *(held_out.damage if held_out else ())])
-            if scribe:
-                scribe.take(report)
-            if report.validated:
-                _look_for_collapse(experiment, learning, report, folder, alarms, ranks)
-            if report.checkpoint:
-                clock.start()
-                task.hand_over(report)
-            if report.validated and images < total:
-                watchdog.rest()
-                if not _goes_on(task.gate, images, ranks):
-                    stopped = True
-                    ranks.await_announced()
-                    break
-            beat(images, "report")
+        stopped = reports.handle_all(loop.reports(start, resumed))
         watchdog.rest()
-        if scribe:
-            scribe.finish()
+        if recorder:
+            recorder.finish()
     finally:
         watchdog.rest()
-        if scribe:
-            scribe.close()
-    return {"images": images, "stopped": stopped, "figures": figures}
+        if recorder:
+            recorder.close()
+    return {"images": reports.images, "stopped": stopped, "figures": reports.metrics}
 
 
-def _goes_on(gate: Gate, images: int, ranks: Ranks) -> bool:
-    """Rank 0's answer, on every rank: two that were asked might hear of a stop at different times.
+class ReportHandler:
+    """What a rank does with each report of the loop; rank 0 has a recorder, the others have none."""
 
-    "Not yet" is told too, and asked again: no rank waits for another as long as that may take.
-    """
-    answer = None
-    while answer is None:
-        answer = ANSWERS[ranks.from_leader(ANSWERS.index(gate(images)) if ranks.leads else 0)]
-    return answer
+    def __init__(
+        self,
+        context: WorkerContext,
+        state: TrainState,
+        streams: tuple[Feed, Feed | None],
+        recorder: RunRecorder | None,
+        total: int,
+    ) -> None:
+        self._context, self._state, self._recorder = context, state, recorder
+        self._streams, self._total = streams, total
+        self._alarms: set[str] = set()
+        seconds = context.experiment.run.checkpoint_seconds
+        self._clock = Clock(seconds if context.ranks.is_main else 0.0)
+        self.images, self.metrics = 0, dict[str, float]()
 
+    def hooks(self) -> Hooks:
+        """What the loop calls on this rank."""
+        is_main, folder = self._context.ranks.is_main, self._context.folder
+        stop_requested = folder.end_asked if is_main else lambda: False
+        return Hooks(stop_requested, self._clock.due, self._on_progress)
 
-def _look_for_collapse(
-    experiment: Experiment,
-    learning: Learning,
-    report: Report,
-    folder: RunFolder,
-    told: set[str],
-    ranks: Ranks,
-) -> None:
-    """Tell each alarm of the method once, or stop at it: figures are equal on every rank, so all do
-    the same.
-    """
-    for name, line in learning.method.alarms(report.figures, report.images).items():
-        if experiment.train.on_collapse == "stop":
-            raise TrainingError(
-                f"{name} after {report.images} images: {line}; the last checkpoint is kept"
-            )
-        if ranks.leads and name not in told:
-            folder.say(f"ALARM: {name} after {report.images} images: {line}")
-        told.add(name)
+    def handle_all(self, reports: Iterator[Report]) -> bool:
+        """Act on every report; return whether the run stopped before its end."""
+        context, ranks, stopped = self._context, self._context.ranks, False
+        for report in reports:
+            self.metrics |= report.metrics
+            self.images, stopped = report.images, report.stopped
+            self._on_progress(report.images, "save" if report.checkpoint else "report")
+            damage = [line for stream in self._streams if stream for line in stream.damage]
+            context.folder.add_damaged(damage)
+            if self._recorder:
+                self._recorder.record(report)
+            if report.validated:
+                self._look_for_collapse(report)
+            if report.checkpoint:
+                self._clock.start()
+                context.on_checkpoint(report)
+            if report.validated and report.images < self._total:
+                context.watchdog.rest()
+                if not _may_continue(context.gate, report.images, ranks):
+                    ranks.await_announced()
+                    return True
+            self._on_progress(report.images, "report")
+        return stopped
 
+    def _on_progress(self, images: int, place: str) -> None:
+        self._context.watchdog.beat(images, place)
+        fault_point.reach(images, place)
 
-def _seed_after(rollbacks: int, experiment: Experiment) -> int:
-    """The seed of order and noise of a run that went back so many times."""
-    seeds = np.random.SeedSequence([experiment.train.seed, rollbacks])
-    return int(seeds.generate_state(1, np.uint64)[0] >> np.uint64(1))
+    def _look_for_collapse(self, report: Report) -> None:
+        """Report each alarm of the method once, or stop at it; metrics are equal on every rank."""
+        context = self._context
+        for name, line in self._state.method.alarms(report.metrics, report.images).items():
+            if context.experiment.train.on_collapse == "stop":
+                raise TrainingError(
+                    f"{name} after {report.images} images: {line}; the last checkpoint is kept"
+                )
+            if context.ranks.is_main and name not in self._alarms:
+                context.folder.say(f"ALARM: {name} after {report.images} images: {line}")
+            self._alarms.add(name)
 
 
 class Clock:
-    """Says once, `seconds` after it was started, that a checkpoint is due; 0: never. No jump of the
-    date moves it.
-    """
+    """Due once, `seconds` after its start; 0: never. Uses no date, which may jump."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -277,23 +260,37 @@ class Clock:
 
 
 def intervals(experiment: Experiment, total: int, held_out: int) -> Intervals:
-    """The intervals asked for, or a hundred reports and ten checkpoints a run, and validations as
-    they are paid for.
-    """
+    """The intervals of the settings; by default 100 reports, 10 checkpoints, affordable validations."""
     evaluate = experiment.evaluate
-    checkpoint = experiment.run.checkpoint_images or evaluate.every_images or max(1, total // 10)
     return Intervals(
         experiment.train.report_images or max(1, total // 100),
         evaluate.interval(total, held_out),
-        checkpoint,
+        experiment.run.checkpoint_images or evaluate.every_images or max(1, total // 10),
         evaluate.at_images,
     )
 
 
-def new_learning(experiment: Experiment, stream: Feed, ranks: Ranks) -> Learning:
-    """The method of an experiment with its first weights, as it learns from this stream."""
+def new_train_state(experiment: Experiment, stream: Feed, ranks: Ranks) -> TrainState:
+    """The method of an experiment with its first weights, for the images of `stream`."""
     method = methods.find(experiment.method_name)(experiment.method, stream.shape)
     torch.manual_seed(experiment.train.seed)  # the same first weights on every rank
     method.build()
-    shares = experiment.train.SHARES if experiment.run.determinism == "elastic" else 0
-    return Learning(method, experiment.train, ranks, shares)
+    train, elastic = experiment.train, experiment.run.determinism == "elastic"
+    return TrainState(method, train, ranks, train.VIRTUAL_RANKS if elastic else 0)
+
+
+def _may_continue(gate: Gate, images: int, ranks: Ranks) -> bool:
+    """Rank 0's answer, on every rank: two ranks that ask might hear of a stop at different times.
+
+    "Not known yet" is sent too and asked again, so that no rank waits longer than a time limit.
+    """
+    answer = None
+    while answer is None:
+        answer = ANSWERS[ranks.broadcast_int(ANSWERS.index(gate(images)) if ranks.is_main else 0)]
+    return answer
+
+
+def _seed_after(rollbacks: int, seed: int) -> int:
+    """The seed of order and noise after so many rollbacks."""
+    words = np.random.SeedSequence([seed, rollbacks]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))

@@ -1,3 +1,1 @@
-"""How it is learned: the loop, the state it keeps, the ranks it runs on. Knows no Ray, W&B, tar or
-method's name.
-"""
+"""The training loop, its state and its ranks; imports no Ray, no W&B and no method by name."""

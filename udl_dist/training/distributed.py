@@ -1,7 +1,6 @@
-"""Which of how many ranks this process is, and the few collective acts there are. Only here is
-torch.distributed known.
+"""Collective operations over the ranks of a run; the only file that imports torch.distributed.
 
-Every act is called by all ranks in the same order. With one rank nothing is sent.
+All ranks call each operation in the same order. With one rank nothing is sent.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-BUCKET = 2**18  # numbers that travel at once in an elastic sum
+BUCKET = 2**18  # numbers in one message of an ordered sum
 
 
 class Ranks:
@@ -30,25 +29,24 @@ class Ranks:
         if self.device.type == "cuda":
             self.device = torch.device("cuda", self.device.index or 0)
             torch.cuda.set_device(self.device)
-        # Words travel apart from gradients, and on the CPU: reading them must not wait for the
-        # device.
-        self._words = dist.new_group(backend="gloo") if self.world > 1 else None
+        # Control messages go by gloo, apart from gradients: reading them must not wait for a GPU.
+        self._control = dist.new_group(backend="gloo") if self.world > 1 else None
         self._pending: tuple[Tensor, dist.Work] | None = None
 
     @property
     def backend(self) -> str:
-        """What gradients travel by; "" where nothing does."""
+        """The backend that sends gradients; "" with one rank."""
         return str(dist.get_backend()) if self.world > 1 else ""
 
     @property
-    def leads(self) -> bool:
-        """Whether this rank is the one that writes."""
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the only one that writes files."""
         return self.rank == 0
 
-    def wrap(self, learner: nn.Module) -> nn.Module:
-        """`learner` whose gradients are averaged over all ranks during backward."""
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """`module` whose gradients are averaged over all ranks during backward."""
         if self.world == 1:
-            return learner
+            return module
         # Buffers are rank 0's (see `agree_on_buffers`): broadcasting them at each forward breaks
         # two forwards before a backward on CUDA (pytorch#175024).
         where = [self.device] if self.device.type == "cuda" else None
@@ -56,32 +54,28 @@ class Ranks:
             # Its new name (torch 2.13) is unknown to older releases.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             return DistributedDataParallel(
-                learner, device_ids=where, broadcast_buffers=False, gradient_as_bucket_view=True
+                module, device_ids=where, broadcast_buffers=False, gradient_as_bucket_view=True
             )
 
-    def unsynchronised(self, learner: nn.Module, on: bool) -> AbstractContextManager[None]:
+    def unsynchronised(self, module: nn.Module, on: bool) -> AbstractContextManager[None]:
         """While `on`, backward keeps gradients local: all parts of an accumulated batch but the
         last.
         """
         return (
-            learner.no_sync()
-            if on and isinstance(learner, DistributedDataParallel)
+            module.no_sync()
+            if on and isinstance(module, DistributedDataParallel)
             else nullcontext()
         )
 
     def total(
         self, values: Mapping[str, float | Tensor], maximum: bool = False
     ) -> dict[str, float]:
-        """The sums (or maxima) over ranks of named scalars, equal on each rank; names are the same
-        on all.
-        """
+        """Sums (or maxima) over ranks of named scalars; all ranks give the same names."""
         listed = [torch.as_tensor(value, device=self.device).double() for value in values.values()]
         return dict(zip(values, self._reduced(torch.stack(listed), maximum).tolist(), strict=True))
 
     def totals(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The sums over ranks of named tensors, on the CPU; names and shapes are the same on all
-        ranks.
-        """
+        """Sums over ranks of named tensors, on the CPU; all ranks give equal names and shapes."""
         flat = self._reduced(torch.cat([value.double().flatten() for value in values.values()]))
         parts = torch.split(flat, [value.numel() for value in values.values()])
         return {
@@ -93,18 +87,17 @@ class Ranks:
         flat = flat.cpu()  # one wait for the device, not one a value
         if self.world > 1:
             dist.all_reduce(
-                flat, dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM, group=self._words
+                flat, dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM, group=self._control
             )
         return flat
 
     def announce(self, *flags: bool) -> tuple[bool, ...]:
-        """Send rank 0's flags of this step to all ranks; return those of the *last* step, so that
-        nobody waits.
+        """Send rank 0's flags of this step; return those of the step before, so that no rank waits.
 
-        A broadcast goes down a tree: 9 hops to 512 ranks, where a sum over them goes around a ring
-        of 1,022.
+        A broadcast goes down a tree, 9 hops to 512 ranks; a sum over them would go around a ring,
+        1,022 hops.
         """
-        if self._words is None:
+        if self._control is None:
             return flags
         outcome = (False,) * len(flags)
         if self._pending:
@@ -112,11 +105,11 @@ class Ranks:
             work.wait()
             outcome = tuple(bool(flag) for flag in sent.tolist())
         mine = torch.tensor(flags, dtype=torch.int32)
-        self._pending = mine, dist.broadcast(mine, 0, group=self._words, async_op=True)
+        self._pending = mine, dist.broadcast(mine, 0, group=self._control, async_op=True)
         return outcome
 
     def await_announced(self) -> None:
-        """Receive the last announcement, so that no message is left on its way."""
+        """Receive the last announcement, so that no message is still in flight."""
         if self._pending:
             self._pending[1].wait()
             self._pending = None
@@ -126,31 +119,31 @@ class Ranks:
         if self.world == 1:
             return [numbers]
         counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
-        dist.all_gather(counts, torch.tensor([len(numbers)]), group=self._words)
+        dist.all_gather(counts, torch.tensor([len(numbers)]), group=self._control)
         mine = torch.zeros(max(int(count) for count in counts), dtype=torch.float64)
         mine[: len(numbers)] = torch.tensor(numbers, dtype=torch.float64)
-        everybody = [torch.empty_like(mine) for _ in range(self.world)]
-        dist.all_gather(everybody, mine, group=self._words)
+        gathered = [torch.empty_like(mine) for _ in range(self.world)]
+        dist.all_gather(gathered, mine, group=self._control)
         return [
-            theirs[: int(count)].tolist() for theirs, count in zip(everybody, counts, strict=True)
+            values[: int(count)].tolist() for values, count in zip(gathered, counts, strict=True)
         ]
 
-    def fold(self, shares: list[Tensor]) -> Tensor:
-        """The sum of the flat shares of all ranks, each added to the sum of those before it, in the
-        order of ranks.
+    def ordered_sum(self, parts: list[Tensor]) -> Tensor:
+        """The sum of the flat parts of all ranks, added one by one in the order of ranks.
 
-        A chain: a rank takes the sum so far from the one before it, adds its shares one by one and
-        hands it on; in buckets, so that all are at work at once. The last one tells everybody.
+        A pipelined chain: each rank receives the sum so far in buckets, adds its parts and sends it
+        on; the last rank broadcasts the result. Float addition is not associative, so this order is
+        what makes the bits independent of the world size.
         """
         before, behind = self.rank - 1, self.rank + 1
-        total = shares[0] if self.leads else torch.empty_like(shares[0])
+        total = parts[0] if self.is_main else torch.empty_like(parts[0])
         sent = []
         for start in range(0, total.numel(), BUCKET):
             place = slice(start, start + BUCKET)
-            if not self.leads:
+            if not self.is_main:
                 dist.recv(total[place], before)
-                for share in shares:
-                    total[place] += share[place]
+                for part in parts:
+                    total[place] += part[place]
             if behind < self.world:
                 sent.append(dist.isend(total[place], behind))
         for work in sent:
@@ -158,31 +151,29 @@ class Ranks:
         dist.broadcast(total, self.world - 1)
         return total
 
-    def from_leader(self, number: int) -> int:
+    def broadcast_int(self, number: int) -> int:
         """Rank 0's number, on every rank."""
-        told = torch.tensor([number], dtype=torch.int64)
+        value = torch.tensor([number], dtype=torch.int64)
         if self.world > 1:
-            dist.broadcast(told, 0, group=self._words)
-        return int(told.item())
+            dist.broadcast(value, 0, group=self._control)
+        return int(value.item())
 
-    def bytes_from_leader(self, content: bytes) -> bytes:
-        """Rank 0's bytes, on every rank; what the others give is not looked at."""
+    def broadcast_bytes(self, content: bytes) -> bytes:
+        """Rank 0's bytes, on every rank; the arguments of the others are ignored."""
         if self.world == 1:
             return content
-        size = self.from_leader(len(content))
+        size = self.broadcast_int(len(content))
         buffer = (
-            torch.frombuffer(bytearray(content if self.leads else size), dtype=torch.uint8)
+            torch.frombuffer(bytearray(content if self.is_main else size), dtype=torch.uint8)
             if size
             else None
         )
         if buffer is not None:
-            dist.broadcast(buffer, 0, group=self._words)
+            dist.broadcast(buffer, 0, group=self._control)
         return b"" if buffer is None else buffer.numpy().tobytes()
 
     def agree_on_buffers(self, networks: nn.Module) -> None:
-        """Give every rank rank 0's buffers (running statistics of BatchNorm), which no gradient
-        makes equal.
-        """
+        """Copy rank 0's buffers (running statistics of BatchNorm) to all; DDP leaves them alone."""
         if self.world > 1:
             for buffer in networks.buffers():
                 dist.broadcast(buffer, 0)

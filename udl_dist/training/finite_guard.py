@@ -1,10 +1,9 @@
-"""No step is taken on a loss or a gradient that is no number. All ranks find the same and decide
-the same.
+"""No optimiser step is taken on a loss or a gradient that is not finite, on any rank.
 
 A loss that is not finite makes the gradient of its rank not finite, the sum over ranks carries that
-to every rank, and the norm of the sum says so: there is nothing to send. The optimiser's kernel
-reads the verdict where it is made, so a bad step is never applied; the host reads it one step later
-on a GPU, and waits for nothing.
+to every rank, and the norm of the sum shows it: nothing has to be sent. The optimiser's fused
+kernel reads the flag on the device, so a bad step is never applied; on a GPU the host reads it one
+step later, and never waits.
 """
 
 from __future__ import annotations
@@ -15,43 +14,27 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
 from udl_dist.data.loader.loading import Records
 from udl_dist.errors import TrainingError
 from udl_dist.training.distributed import Ranks
-from udl_dist.training.meter import Sums
-from udl_dist.training.train_state import Learning, Turn
+from udl_dist.training.train_state import TrainState
 
-SKIPS = 3  # steps in a row that may be left out
-# steps that the host reads verdicts behind the device, by its type; else it reads them at once
-LAG = {"cuda": 1}
-ROLLBACKS = 2  # times that a run may go back to its last checkpoint
+MAX_SKIPS = 3  # steps in a row that may be left out
+MAX_ROLLBACKS = 2  # times that a run may go back to its last checkpoint
+LAG = {"cuda": 1}  # steps that the host reads flags behind the device; 0 for other device types
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What a checkpoint keeps beside tensors: sums for the next point, steps left out in a row,
-    rollbacks.
-    """
-
-    sums: Sums = field(default_factory=dict)
-    skips: int = 0
-    rollbacks: int = 0
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A step that was not taken, after `images`: by rank, the losses of its phases and the numbers
-    of its records.
-    """
+class RejectedStep:
+    """A step that was not taken, after `images`: losses of phases and record numbers, by rank."""
 
     images: int
     losses: list[list[float]]
     records: list[list[int]]
 
     def why(self) -> str:
-        """What was no number, and where."""
+        """What was not finite, and where."""
         bad = [
             f"the loss of rank {rank} is {loss:g}"
             for rank, losses in enumerate(self.losses)
@@ -62,9 +45,7 @@ class Rejected:
 
 
 class Diverged(TrainingError):
-    """More steps in a row than `SKIPS` were no numbers, in a run that had gone back `rollbacks`
-    times.
-    """
+    """More than `MAX_SKIPS` bad steps in a row, in a run that had gone back `rollbacks` times."""
 
     def __init__(self, message: str, rollbacks: int) -> None:
         super().__init__(message)
@@ -72,8 +53,8 @@ class Diverged(TrainingError):
 
 
 @dataclass
-class Step:
-    """One step until it is known whether it was a good one."""
+class PendingStep:
+    """One step whose flag the host has not read yet."""
 
     images: int
     records: Records
@@ -81,82 +62,65 @@ class Step:
     plots: list[tuple[dict[str, Tensor], int]] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
     flags: list[Tensor] = field(default_factory=list)
-    told: Tensor | None = None
+    rejected: Tensor | None = None
     copied: torch.cuda.Event | None = None
 
 
-class Guard:
-    """Watches the steps of one rank."""
+class FiniteGuard:
+    """Checks the steps of one rank."""
 
-    def __init__(self, learning: Learning, ranks: Ranks) -> None:
-        self.alone = len(learning.turns) == 1  # one phase: its loss is the loss
+    def __init__(self, state: TrainState, ranks: Ranks) -> None:
+        self._plots_loss = len(state.phases) == 1  # with one phase, its loss is "the" loss
         self._ranks = ranks
-        self._buffers = list(learning.method.networks.buffers())
-        self._step: Step
-        self._unread: deque[Step] = deque()
+        self._buffers = list(state.method.networks.buffers())
+        self._step: PendingStep
+        self._pending: deque[PendingStep] = deque()
 
     def begin(self, images: int, records: Records) -> None:
-        """A step begins; running statistics of now are kept, for a forward spoils them before
-        anybody can know.
-        """
-        self._step = Step(images, records, [buffer.clone() for buffer in self._buffers])
+        """Start a step; running statistics are copied, because a forward may spoil them."""
+        self._step = PendingStep(images, records, [buffer.clone() for buffer in self._buffers])
 
-    def backward(self, loss: Tensor, weight: float) -> None:
-        """Gradients of `weight` x loss; none of them is a number if the loss is not (0 x inf and 0
-        x nan are nan).
-        """
-        loss.backward(loss.detach() * 0 + weight)  # type: ignore[no-untyped-call]
-        self._step.losses.append(loss.detach())
+    def record(self, loss: Tensor, plots: dict[str, Tensor], rows: int) -> None:
+        """Add the loss and the plots of one backward; they count if the step is a good one."""
+        self._step.losses.append(loss)
+        self._step.plots.append(({"loss": loss, **plots} if self._plots_loss else plots, rows))
 
-    def plot(self, figures: dict[str, Tensor], rows: int) -> None:
-        """Figures that count if the step is a good one."""
-        self._step.plots.append((figures, rows))
-
-    def judge(self, turn: Turn) -> Tensor:
-        """The norm of the gradients of all ranks; if it is no number, this turn's optimiser will
-        not move.
-        """
-        norm = get_total_norm([value.grad for value in turn.parameters() if value.grad is not None])
+    def check(self, norm: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Keep `optimizer` from moving if the gradient norm over all ranks is not finite."""
         flag = (~norm.isfinite()).float()
-        turn.optimizer.found_inf = flag  # type: ignore[attr-defined]  # as torch's own GradScaler tells it
+        optimizer.found_inf = flag  # type: ignore[attr-defined]  # the attribute GradScaler sets
         self._step.flags.append(flag)
-        return norm
 
     def end(self) -> None:
-        """The step is over; its verdict is on its way."""
+        """Finish the step; its flag is copied to the host without waiting."""
         step = self._step
-        step.told = torch.stack(step.flags).amax()
+        step.rejected = torch.stack(step.flags).amax()
         if self._ranks.device.type == "cuda":
-            there = step.told
-            step.told = torch.empty_like(there, device="cpu", pin_memory=True).copy_(
-                there, non_blocking=True
-            )
+            on_host = torch.empty_like(step.rejected, device="cpu", pin_memory=True)
+            step.rejected = on_host.copy_(step.rejected, non_blocking=True)
             step.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             step.copied.record()
-        self._unread.append(step)
+        self._pending.append(step)
 
-    def read(self, all_of_them: bool) -> Iterator[tuple[Step, Rejected | None]]:
-        """The steps whose verdict can be read without waiting for the last one, or all, oldest
-        first.
-        """
+    def finished(self, all_of_them: bool) -> Iterator[tuple[PendingStep, RejectedStep | None]]:
+        """The oldest steps, up to the lag or all of them; with each the reason if it was bad."""
         lag = 0 if all_of_them else LAG.get(self._ranks.device.type, 0)
-        while len(self._unread) > lag:
-            step = self._unread.popleft()
+        while len(self._pending) > lag:
+            step = self._pending.popleft()
             if step.copied is not None:
                 step.copied.synchronize()
-            assert step.told is not None
-            yield step, self._reject(step) if step.told.item() else None
+            assert step.rejected is not None
+            yield step, self._reject(step) if step.rejected.item() else None
 
-    def _reject(self, step: Step) -> Rejected:
-        """Give back the running statistics, and gather what each rank had."""
-        for buffer, kept in zip(self._buffers, step.buffers, strict=True):
-            buffer.copy_(kept)
-        # A step that began before this verdict was read has copied statistics that this one had
+    def _reject(self, step: PendingStep) -> RejectedStep:
+        """Restore the running statistics, and gather losses and records of every rank."""
+        for buffer, before in zip(self._buffers, step.buffers, strict=True):
+            buffer.copy_(before)
+        # A step that began before this flag was read has copied statistics that this one had
         # spoiled. If it was a good one, what it added to them is lost.
-        for later in self._unread:
+        for later in self._pending:
             later.buffers = step.buffers
         losses = self._ranks.gather([float(loss) for loss in step.losses])
         records = self._ranks.gather([float(number) for number in step.records.records.tolist()])
-        return Rejected(
-            step.images, losses, [[int(number) for number in numbers] for numbers in records]
-        )
+        whole = [[int(number) for number in numbers] for numbers in records]
+        return RejectedStep(step.images, losses, whole)

@@ -1,6 +1,4 @@
-"""What a phase plots, how fast it goes and what it takes: gathered without waiting on the device,
-summed over ranks.
-"""
+"""Plots of the loss, speed and memory: summed on the device, reduced over ranks at a report."""
 
 from __future__ import annotations
 
@@ -16,39 +14,36 @@ from torch import Tensor
 from udl_dist.training.distributed import Ranks
 
 Sums = dict[str, list[list[float]]]
-DAMAGED = "damaged records"  # no figure has a blank in its name
-# by then kernels are chosen, networks compiled, and what was read ahead at the start is used up
+DAMAGED = "damaged records"  # no metric has a blank in its name
+# By then kernels are chosen, networks compiled, and the batches read ahead at the start used up.
 STEADY_STEPS = 200
 
 
 class Meter:
     """Sums of what a phase plots, kept on the device until a report turns them into numbers."""
 
-    def __init__(self, ranks: Ranks, images: int, kept: Sums | None = None) -> None:
+    def __init__(self, ranks: Ranks, images: int, resumed: Sums | None = None) -> None:
         self._ranks = ranks
         self._damaged = 0
-        self.resume(images)
-        if kept:
-            self._take_up(kept)
+        self.restart(images)
+        if resumed:
+            self._restore(resumed)
 
-    def waited(self, seconds: float, damaged: int) -> None:
+    def add_wait(self, seconds: float, damaged: int) -> None:
         """Count the wait for a batch, and the records in it that stand in for damaged ones."""
         self._wait_seconds += seconds
         self._damaged += damaged
 
-    def add(self, figures: dict[str, Tensor], rows: int) -> None:
-        for name, value in figures.items():
-            weighted = value.detach() * rows
-            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
-            self._rows[name] = self._rows.get(name, 0) + rows
-
     def add_all(self, plots: list[tuple[dict[str, Tensor], int]]) -> None:
-        """Add what the phases of one step plotted."""
-        for figures, rows in plots:
-            self.add(figures, rows)
+        """Add the plots of one step: means over some rows, and how many rows those were."""
+        for values, rows in plots:
+            for name, value in values.items():
+                weighted = value.detach() * rows
+                self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
+                self._rows[name] = self._rows.get(name, 0) + rows
 
-    def figures(self, images: int, rate: float) -> dict[str, float]:
-        """Means since the last report over all ranks, and how fast it went."""
+    def metrics(self, images: int, learning_rate: float) -> dict[str, float]:
+        """Means since the last report over all ranks, speed and memory of the slowest rank."""
         rows = {f"rows {name}": float(count) for name, count in self._rows.items()}
         sums = self._ranks.total({**self._sums, **rows, "damaged": float(self._damaged)})
         seconds = time.perf_counter() - self._started
@@ -58,11 +53,11 @@ class Meter:
             "memory": _memory_bytes(self._ranks.device),
         }
         slowest = self._ranks.total(local, maximum=True)
-        figures = {f"train/{name}": sums[name] / sums[f"rows {name}"] for name in self._sums}
+        metrics = {f"train/{name}": sums[name] / sums[f"rows {name}"] for name in self._sums}
         if sums["damaged"]:
-            figures["data/damaged"] = sums["damaged"]
-        return figures | {
-            "train/learning_rate": rate,
+            metrics["data/damaged"] = sums["damaged"]
+        return metrics | {
+            "train/learning_rate": learning_rate,
             "perf/images_per_second": (images - self._images) / slowest["seconds"],
             "perf/data_wait_seconds": slowest["wait"],
             "perf/data_wait_share": slowest["wait"] / slowest["seconds"],
@@ -70,7 +65,7 @@ class Meter:
         }
 
     def sums(self) -> Sums:
-        """All that is summed up for the next point, by name: [sum, rows] of each rank."""
+        """The sums since the last point, by name: [sum, rows] of each rank."""
         mine = [
             number
             for name in self._sums
@@ -82,30 +77,23 @@ class Meter:
             for place, name in enumerate([*self._sums, DAMAGED])
         }
 
-    def _take_up(self, kept: Sums) -> None:
-        """Go on from `sums`: each rank from its own; in another world, the first rank from all of
-        them.
-        """
-        for name, ranks in kept.items():
-            rank, world = self._ranks.rank, self._ranks.world
-            alike = len(ranks) == world
-            total, rows = (
-                ranks[rank]
-                if alike
-                else map(sum, zip(*ranks, strict=True))
-                if rank == 0
-                else (0.0, 0.0)
-            )
+    def _restore(self, sums: Sums) -> None:
+        """Go on from `sums`: each rank from its own; at another world size, rank 0 from all."""
+        for name, by_rank in sums.items():
+            if len(by_rank) == self._ranks.world:
+                total, rows = by_rank[self._ranks.rank]
+            elif self._ranks.rank == 0:
+                total, rows = map(sum, zip(*by_rank, strict=True))
+            else:
+                total, rows = 0.0, 0.0
             if name == DAMAGED:
                 self._damaged = int(total)
                 continue
             self._sums[name] = torch.tensor(total, dtype=torch.float32, device=self._ranks.device)
             self._rows[name] = int(rows)
 
-    def resume(self, images: int) -> None:
-        """Begin the next interval; what the receiver of the report did in between does not
-        count.
-        """
+    def restart(self, images: int) -> None:
+        """Begin the next interval; the time that the report took is not counted."""
         self._images = images
         self._sums: dict[str, Tensor] = {}
         self._rows: dict[str, int] = {}
@@ -114,25 +102,19 @@ class Meter:
 
 
 class Pace:
-    """Speed, time to go and peak memory of a run, said once for each start: another one may be on
-    other machines.
-    """
+    """Speed, time to go and peak memory, reported once a start: the next may use other machines."""
 
     def __init__(self, start: int, batch_size: int, total: int) -> None:
-        self._steady, self._total, self._peak, self._said = (
-            start + STEADY_STEPS * batch_size,
-            total,
-            0.0,
-            False,
-        )
+        self._steady, self._total = start + STEADY_STEPS * batch_size, total
+        self._peak, self._reported = 0.0, False
 
-    def add(self, images: int, figures: Mapping[str, float]) -> str:
-        """What is to be said after a point of the curves; "" for nothing."""
-        self._peak = max(self._peak, figures["perf/memory_bytes"])
-        if self._said or not self._steady <= images < self._total:
+    def add(self, images: int, metrics: Mapping[str, float]) -> str:
+        """The line to print after a point of the curves; "" for none."""
+        self._peak = max(self._peak, metrics["perf/memory_bytes"])
+        if self._reported or not self._steady <= images < self._total:
             return ""
-        self._said = True
-        speed = figures["perf/images_per_second"]
+        self._reported = True
+        speed = metrics["perf/images_per_second"]
         left = timedelta(seconds=round((self._total - images) / speed))
         return (
             f"after {images:,} images: {speed:,.0f} images/s, {left} to go, "
@@ -141,7 +123,7 @@ class Pace:
 
 
 def _memory_bytes(device: torch.device) -> int:
-    """The peak on a GPU; on a CPU what the process has of its own now."""
+    """The peak on a GPU; on a CPU the present memory of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

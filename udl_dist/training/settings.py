@@ -14,7 +14,7 @@ from udl_dist.errors import UsageError
 class TrainSettings:
     # Shares of a global batch in an elastic run: each is learned by itself, so the world must
     # divide them.
-    SHARES: ClassVar[int] = 12
+    VIRTUAL_RANKS: ClassVar[int] = 12
     DEFAULT_IMAGES: ClassVar[int] = 500_000  # of a run that is asked for without a length
 
     batch_size: int = setting(128, "images of one step, over all ranks together", low=1)
@@ -100,7 +100,7 @@ class TrainSettings:
         asked = self.total_images or math.ceil(self.epochs * records) or self.DEFAULT_IMAGES
         return math.ceil(asked / self.batch_size) * self.batch_size
 
-    def rate_at(self, images: int, total: int) -> float:
+    def learning_rate_at(self, images: int, total: int) -> float:
         """The learning rate of the step that starts after `images` of `total`: pure, so resuming is
         exact.
         """

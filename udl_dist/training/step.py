@@ -1,178 +1,171 @@
-"""One phase of one step: gradients of the whole global batch, then the optimiser.
+"""One optimiser step: the gradients of the whole global batch, phase after phase.
 
-It alone knows autocast, accumulation and clipping, and the two ways in which ranks add up their
-gradients: averaged by DDP during backward, or elastic: one share of the batch after the other,
-added up in their order whatever the world is.
+It alone knows backward, autocast, accumulation and clipping, and the two ways in which ranks add
+up their gradients: averaged by DDP during backward, or elastic, where the batch is cut into a fixed
+number of virtual ranks whose gradients are added in their order, whatever the world size is.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from udl_dist.methods import Batch, Method
+from udl_dist.methods import Batch
+from udl_dist.training.batches import dummy_batch
 from udl_dist.training.distributed import Ranks
-from udl_dist.training.finite_guard import Guard
+from udl_dist.training.finite_guard import FiniteGuard
 from udl_dist.training.settings import TrainSettings
-from udl_dist.training.train_state import Learning, Turn, like
+from udl_dist.training.train_state import PhaseState, TrainState, like
 
 
-def edges_of_parts(batch_size: int, shares: int, accumulate: int, ranks: Ranks) -> list[int]:
-    """Where a rank cuts its rows: into `accumulate` parts, or where the `shares` of the global
-    batch end.
-    """
-    first, last = (batch_size * rank // ranks.world for rank in (ranks.rank, ranks.rank + 1))
-    if not shares:
-        return [(last - first) * part // accumulate for part in range(accumulate + 1)]
-    every = [batch_size * share // shares for share in range(shares + 1)]
-    return [edge - first for edge in every if first <= edge <= last]
+@dataclass(frozen=True)
+class Stepper:
+    """Takes the steps of one rank; `on_phase`, a sign of progress, is called before each phase."""
+
+    state: TrainState
+    settings: TrainSettings
+    ranks: Ranks
+    guard: FiniteGuard
+    on_phase: Callable[[], None]
+
+    def step(self, batch: Batch, number: int, learning_rate: float) -> None:
+        """Step `number` of the run: every phase that is due, on this rank's rows of the batch."""
+        parts = self._cut(batch)
+        for index, phase in enumerate(self.state.phases):
+            if number % phase.phase.every == 0:
+                self.on_phase()
+                self._update(phase, parts, (number, index), learning_rate)
+
+    def warm_up(self) -> None:
+        """Run each phase once on black images, and leave no trace but the order of DDP's sums.
+
+        DDP lays its buckets anew after the first backward of a process, and with three ranks or
+        more the place in a bucket is the order of a sum: without this, the first step after a
+        resume would differ in its last bits.
+        """
+        if self.ranks.world == 1 or self.state.virtual_ranks:
+            return
+        networks = self.state.method.networks
+        buffers = [buffer.clone() for buffer in networks.buffers()]
+        batch = dummy_batch(self.state.method, self._edges()[1], self.ranks.device)
+        for phase in self.state.phases:
+            phase.unfreeze_only_its_networks(self.state.method)
+            loss, _ = self._loss(phase, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            phase.optimizer.zero_grad(set_to_none=True)
+        for buffer, before in zip(networks.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+
+    def _update(
+        self, phase: PhaseState, parts: list[Batch], place: tuple[int, int], learning_rate: float
+    ) -> None:
+        """Gradients of one phase, their norm and the optimiser; `place` is (step, phase)."""
+        phase.unfreeze_only_its_networks(self.state.method)
+        phase.optimizer.zero_grad(set_to_none=True)
+        if self.state.virtual_ranks:
+            self._elastic_gradients(phase, parts, place)
+        else:
+            self._averaged_gradients(phase, parts, place)
+        parameters = phase.parameters()
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.guard.check(norm, phase.optimizer)
+        if self.settings.clip_norm:
+            clip_grads_with_norm_(parameters, self.settings.clip_norm, norm)
+        for group in phase.optimizer.param_groups:
+            group["lr"] = learning_rate * phase.phase.rate
+        phase.optimizer.step()
+
+    def _averaged_gradients(
+        self, phase: PhaseState, parts: list[Batch], place: tuple[int, int]
+    ) -> None:
+        step, index = place
+        if index == 0:
+            # Dropout and its like draw from torch's own generator, seeded here at each step: so
+            # there is no state of it to keep.
+            self._seed(step, self.ranks.rank)
+        for number, part in enumerate(parts):
+            with self.ranks.unsynchronised(phase.module, number < len(parts) - 1):
+                # A loss is a mean over its rows and DDP averages over ranks: this weight makes both
+                # a mean over the global batch, however uneven the ranks' parts are.
+                self._backward(phase, part, self.ranks.world / self.settings.batch_size)
+
+    def _elastic_gradients(
+        self, phase: PhaseState, parts: list[Batch], place: tuple[int, int]
+    ) -> None:
+        parameters, gradients = phase.parameters(), []
+        for number, part in enumerate(parts):
+            self._seed(*place, self.ranks.rank * len(parts) + number)
+            self._backward(phase, part, 1 / self.settings.batch_size)
+            # Rank 0's parts come first in the sum: backward itself adds them up in their order.
+            if not self.ranks.is_main:
+                gradients.append(_detach_gradients(parameters))
+        if self.ranks.world > 1:
+            total = self.ranks.ordered_sum(gradients or [_detach_gradients(parameters)])
+            sizes = [parameter.numel() for parameter in parameters]
+            for parameter, gradient in zip(parameters, torch.split(total, sizes), strict=True):
+                parameter.grad = like(parameter, gradient.view_as(parameter))
+
+    def _backward(self, phase: PhaseState, batch: Batch, weight: float) -> None:
+        """Add `weight` times the gradient of the loss, summed over the rows of `batch`."""
+        rows = batch.images.shape[0]
+        loss, plots = self._loss(phase, batch)
+        # 0 x inf and 0 x nan are nan: a loss that is not finite makes every gradient nan.
+        loss.backward(loss.detach() * 0 + rows * weight)  # type: ignore[no-untyped-call]
+        self.guard.record(loss.detach(), plots, rows)
+
+    def _loss(self, phase: PhaseState, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        bfloat16 = self.settings.precision == "bfloat16"
+        with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=bfloat16):
+            loss, plots = phase.module(phase.phase, batch)
+        return loss, plots
+
+    def _cut(self, batch: Batch) -> list[Batch]:
+        edges = self._edges()
+        if len(edges) == 2:
+            return [batch]
+        return [
+            replace(
+                batch,
+                images=batch.images[first:end],
+                keys=batch.keys[first:end],
+                record_keys=batch.record_keys[first:end],
+            )
+            for first, end in itertools.pairwise(edges)
+        ]
+
+    def _edges(self) -> list[int]:
+        settings, virtual_ranks = self.settings, self.state.virtual_ranks
+        return part_edges(settings.batch_size, virtual_ranks, settings.accumulate, self.ranks)
+
+    def _seed(self, *parts: int) -> None:
+        """Seed torch's generators of the CPU and of this device; torch.manual_seed costs 1 ms."""
+        words = np.random.SeedSequence((self.settings.seed, *parts)).generate_state(1, np.uint64)
+        seed = int(words[0] >> np.uint64(1))
+        torch.default_generator.manual_seed(seed)
+        if self.ranks.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
 
-def cut(batch: Batch, edges: list[int]) -> list[Batch]:
-    """The batch in parts."""
-    if len(edges) == 2:
-        return [batch]
-    return [
-        replace(
-            batch,
-            images=batch.images[a:b],
-            keys=batch.keys[a:b],
-            record_keys=batch.record_keys[a:b],
-        )
-        for a, b in itertools.pairwise(edges)
-    ]
+def part_edges(batch_size: int, virtual_ranks: int, accumulate: int, ranks: Ranks) -> list[int]:
+    """Where a rank cuts its rows: into `accumulate` parts, or where virtual ranks end."""
+    first, end = (batch_size * rank // ranks.world for rank in (ranks.rank, ranks.rank + 1))
+    if not virtual_ranks:
+        return [(end - first) * part // accumulate for part in range(accumulate + 1)]
+    every = [batch_size * part // virtual_ranks for part in range(virtual_ranks + 1)]
+    return [edge - first for edge in every if first <= edge <= end]
 
 
-def take(
-    turn: Turn,
-    learning: Learning,
-    parts: list[Batch],
-    place: tuple[int, int, int],
-    rate: float,
-    settings: TrainSettings,
-    ranks: Ranks,
-    guard: Guard,
-) -> None:
-    """Let one phase take its turn; `place` is (seed, step, number of the turn)."""
-    for name, network in learning.method.networks.items():
-        network.requires_grad_(name in turn.phase.trains)
-    turn.optimizer.zero_grad(set_to_none=True)
-    if learning.shares:
-        _elastic(turn, parts, place, settings, ranks, guard)
-    else:
-        _averaged(turn, parts, place, settings, ranks, guard)
-    norm = guard.judge(turn)
-    if settings.clip_norm:
-        torch.nn.utils.clip_grads_with_norm_(turn.parameters(), settings.clip_norm, norm)
-    for group in turn.optimizer.param_groups:
-        group["lr"] = rate * turn.phase.rate
-    turn.optimizer.step()
-
-
-def black(method: Method, rows: int, device: torch.device) -> Batch:
-    """So many black images: what stands in where none are at hand."""
-    keys = torch.arange(rows, device=device)
-    return Batch(torch.full((rows, *method.shape), -1.0, device=device), keys, keys, 0)
-
-
-def warm_up(learning: Learning, edges: list[int], settings: TrainSettings, ranks: Ranks) -> None:
-    """Run each phase once on black images, and leave no trace but the order in which DDP adds up
-    gradients.
-
-    It lays its buckets anew after the first backward of a process, and with three ranks or more the
-    place in a bucket is the order of a sum: without this, the first step after a resume would
-    differ in its last bits.
-    """
-    if ranks.world == 1 or learning.shares:
-        return
-    batch, device = black(learning.method, edges[1], ranks.device), ranks.device
-    networks = learning.method.networks
-    before = [buffer.clone() for buffer in networks.buffers()]
-    for turn in learning.turns:
-        for name, network in networks.items():
-            network.requires_grad_(name in turn.phase.trains)
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            loss, _ = turn.learner(turn.phase, batch)
-        loss.backward()
-        turn.optimizer.zero_grad(set_to_none=True)
-    for buffer, kept in zip(networks.buffers(), before, strict=True):
-        buffer.copy_(kept)
-
-
-def _averaged(
-    turn: Turn,
-    parts: list[Batch],
-    place: tuple[int, int, int],
-    settings: TrainSettings,
-    ranks: Ranks,
-    guard: Guard,
-) -> None:
-    seed, step, number = place
-    if number == 0:
-        # Dropout and its like draw from torch's own generator: so there is no state to keep.
-        _seed(ranks.device, seed, step, ranks.rank)
-    for part, batch in enumerate(parts):
-        with ranks.unsynchronised(turn.learner, part < len(parts) - 1):
-            # A loss is a mean over its rows and DDP averages over ranks: the weight makes both a
-            # mean over the global batch, however uneven the shares are.
-            _learn(turn, batch, ranks.world / settings.batch_size, settings, ranks, guard)
-
-
-def _elastic(
-    turn: Turn,
-    parts: list[Batch],
-    place: tuple[int, int, int],
-    settings: TrainSettings,
-    ranks: Ranks,
-    guard: Guard,
-) -> None:
-    parameters, shares = turn.parameters(), []
-    for part, batch in enumerate(parts):
-        seed, step, number = place
-        _seed(ranks.device, seed, step, number, ranks.rank * len(parts) + part)
-        _learn(turn, batch, 1 / settings.batch_size, settings, ranks, guard)
-        # the first rank's shares come first: backward itself adds them up in their order
-        if not ranks.leads:
-            shares.append(_taken(parameters))
-    if ranks.world > 1:
-        total = ranks.fold(shares if shares else [_taken(parameters)])
-        for parameter, gradient in zip(
-            parameters, torch.split(total, [p.numel() for p in parameters]), strict=True
-        ):
-            parameter.grad = like(parameter, gradient.view_as(parameter))
-
-
-def _taken(parameters: list[torch.nn.Parameter]) -> Tensor:
-    """The gradients as one flat tensor; the parameters have none any more."""
-    taken = torch.cat(
-        [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters]
+def _detach_gradients(parameters: list[torch.nn.Parameter]) -> Tensor:
+    """The gradients as one flat tensor; the parameters have none afterwards."""
+    flat = torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
     )
     for parameter in parameters:
         parameter.grad = None
-    return taken
-
-
-def _learn(
-    turn: Turn, batch: Batch, weight: float, settings: TrainSettings, ranks: Ranks, guard: Guard
-) -> None:
-    rows = batch.images.shape[0]
-    with torch.autocast(
-        ranks.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"
-    ):
-        loss, figures = turn.learner(turn.phase, batch)
-    guard.backward(loss, rows * weight)
-    guard.plot({"loss": loss, **figures} if guard.alone else figures, rows)
-
-
-def _seed(device: torch.device, *parts: int) -> None:
-    """Seed torch's generators of the CPU and of this device alone: torch.manual_seed costs 1 ms
-    more.
-    """
-    seed = int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+    return flat

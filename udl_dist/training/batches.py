@@ -1,0 +1,49 @@
+"""Batches as a method sees them, on the device where it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from udl_dist.data.loader.loading import Records
+from udl_dist.methods import Batch, Method, pixels
+
+
+def to_batch(
+    records: Records, seen: int, device: torch.device, channels_last: bool = False
+) -> Batch:
+    """Records of the stream as a batch on `device`: uint8 is sent, floats in [-1, 1] made there."""
+    images = pixels.floats(_to_device(records.images, device))
+    if channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    keys, record_keys = _to_device(records.keys, device), _to_device(records.record_keys, device)
+    return Batch(images, keys, record_keys, seen)
+
+
+def batch_memory(device: torch.device) -> Callable[[tuple[int, ...]], NDArray[np.uint8]]:
+    """Allocates the memory of a batch: pinned if it goes to a GPU, so that the copy overlaps."""
+    if device.type != "cuda":
+        return lambda shape: np.empty(shape, np.uint8)
+
+    def pinned(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        # Pinning makes a context on the calling thread's current device, by default GPU 0.
+        torch.cuda.set_device(device)
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+
+    return pinned
+
+
+def _to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def dummy_batch(method: Method, rows: int, device: torch.device) -> Batch:
+    """Black images [rows, C, H, W], for shapes and names where no real image is at hand."""
+    keys = torch.arange(rows, device=device)
+    return Batch(torch.full((rows, *method.shape), -1.0, device=device), keys, keys, 0)

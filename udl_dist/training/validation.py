@@ -1,0 +1,82 @@
+"""Validation: the method's metrics over all held-out images, and their names before a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from udl_dist.core.config_schema import nearest
+from udl_dist.data.loader.feed import Feed
+from udl_dist.errors import UsageError
+from udl_dist.methods import Method
+from udl_dist.training.batches import dummy_batch, to_batch
+from udl_dist.training.distributed import Ranks
+from udl_dist.training.train_state import TrainState
+
+
+def validate(
+    state: TrainState,
+    held_out: Feed,
+    batch_size: int,
+    ranks: Ranks,
+    on_batch: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """The method's metrics of every held-out image, each counted once over all ranks: `val/…`."""
+    method = state.in_use
+    if not method.can("measure"):
+        return {}
+    for each in (method, state.method):
+        ranks.agree_on_buffers(each.networks)
+    sums: dict[str, Tensor] = {}
+    with evaluating(method):
+        for records in held_out.once(batch_size, ranks.rank, ranks.world):
+            on_batch()
+            for name, values in method.measure(to_batch(records, 0, ranks.device)).items():
+                here = values.sum(0, dtype=torch.float64)
+                sums[name] = sums[name] + here if name in sums else here
+        if not sums:
+            # More ranks than held-out images: this one adds zeros, of the shapes the others send.
+            shapes = method.measure(dummy_batch(method, 1, ranks.device))
+            sums = {name: torch.zeros_like(value[0]).double() for name, value in shapes.items()}
+    means = {name: value / held_out.records for name, value in ranks.totals(sums).items()}
+    return {f"val/{name}": value for name, value in method.figures(means).items()}
+
+
+@contextmanager
+def evaluating(method: Method) -> Iterator[None]:
+    """Evaluation mode meanwhile: no dropout, running statistics of BatchNorm, no gradients."""
+    method.networks.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        method.networks.train()
+
+
+def metric_names(method: Method) -> list[str]:
+    """The names that `validate` will report, from untrained networks; builds `method`."""
+    method.build()
+    if not method.can("measure"):
+        return []
+    with evaluating(method):
+        measured = method.measure(dummy_batch(method, 2, torch.device("cpu")))
+    means = {name: value.double().mean(0) for name, value in measured.items()}
+    return [f"val/{name}" for name in method.figures(means)]
+
+
+def refuse_unknown_metric(setting: str, name: str, method: Method) -> None:
+    """Raise UsageError if `name`, the value of `setting`, is not a metric that ranks runs."""
+    reported = metric_names(method)
+    if name not in reported:
+        why = "; metrics of training are not held out" * name.startswith("train/")
+        raise UsageError(
+            f"{setting} {name!r} is not a metric of this method: {nearest(name, reported)} "
+            f"(there are {', '.join(reported) or 'none'}){why}"
+        )
+    if method.incomparable.get(name.removeprefix("val/")) == ():
+        raise UsageError(
+            f"{setting} {name} does not tell which run is better: take val/{method.best}"
+        )
