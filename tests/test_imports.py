@@ -29,7 +29,7 @@ ALLOWED = {
     "interfaces": set[str](),
     "runs": {"disk"},
     "signals": set[str](),
-    "faults": {"runs"},
+    "faults": set[str](),
     "pulse": {"runs"},
     "watchdog": {"runs", "pulse"},
     "recovery": {"runs", "pulse", "watchdog"},
@@ -88,7 +88,6 @@ ALLOWED = {
     "groups": {
         "disk",
         "clusters",
-        "faults",
         "interfaces",
         "mirror",
         "recovery",
@@ -121,7 +120,6 @@ ALLOWED = {
         "evaluation",
         "experiment",
         "export",
-        "faults",
         "launch",
         "methods",
         "models",
@@ -143,7 +141,6 @@ ALLOWED = {
     "session": {
         "disk",
         "experiment",
-        "faults",
         "groups",
         "launch",
         "methods",

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from udl_dist import methods
-from udl_dist.core import faults, files
+from udl_dist.core import files
+from udl_dist.core.faults import fault_point
 from udl_dist.data.loader.feed import Feed
 from udl_dist.data.loader.opening import Prepared, open_feed
 from udl_dist.errors import TrainingError, UdlError
@@ -174,7 +175,7 @@ def _attempt(task: Task, rollbacks: int) -> dict[str, Any]:
 
     def beat(images: int, place: str) -> None:
         watchdog.beat(images, place)
-        faults.reach(images, place)
+        fault_point("step", folder=folder.path, rank=ranks.rank, images=images, place=place)
 
     try:
         between = intervals(experiment, total, held_out.records if held_out else 0)

@@ -17,7 +17,7 @@ from udl_dist.launch.signals import Signals
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.runs.terminal import Progress, page_hint
 from udl_dist.runs.tracking import resolved
-from udl_dist.search import ending, faulty, objective
+from udl_dist.search import ending, objective
 from udl_dist.search import settings as asked
 from udl_dist.search.conductor import Conductor
 from udl_dist.search.finals import Finals
@@ -31,11 +31,10 @@ POLL_SECONDS = 0.2
 SOURCE = "search.toml"
 
 
-def search(wanted: Search, out: TextIO, verbose: bool = False, faults: str = "") -> Ended:
+def search(wanted: Search, out: TextIO, verbose: bool = False) -> Ended:
     """Run or resume a search in its folder; what a person should see while it runs goes to
     `out`.
     """
-    by_trial = faulty.parse(faults)
     resolved(wanted.base.track)  # refuses a mode that W&B does not have
     folder = RunFolder(wanted.folder)
     base = replace(wanted.base, run=replace(wanted.base.run, folder=str(folder.path)))
@@ -54,7 +53,7 @@ def search(wanted: Search, out: TextIO, verbose: bool = False, faults: str = "")
         files.write_whole(folder.path / SOURCE, wanted.to_toml())
         track, tracked = resolved(base.track)
         wanted = replace(wanted, base=wanted.base.replace(track=track))
-        return Session(wanted, planned, journal, out, verbose, by_trial, tracked).run()
+        return Session(wanted, planned, journal, out, verbose, tracked).run()
 
 
 @dataclass
@@ -66,7 +65,6 @@ class Session:
     journal: Journal
     out: TextIO
     verbose: bool
-    faults: dict[int, str]
     tracked: str = ""  # what W&B's own settings say, where they count
 
     def run(self) -> Ended:
@@ -139,9 +137,7 @@ class Session:
 
         sampler, planned = make_sampler(self.wanted), self.planned
         rule = tuning.rule(self.wanted.settings, planned.rungs, planned.budget)
-        return Conductor(
-            self.wanted, self.journal, sampler, rule, planned.trials, planned.budget, self.faults
-        )
+        return Conductor(self.wanted, self.journal, sampler, rule, planned.trials, planned.budget)
 
     def _finals(self) -> Finals | None:
         """The winner's runs, once all trials have ended and one of them won."""
