@@ -208,7 +208,7 @@ ALLOWED = {
 # The only files that may import a library, by its first names.
 ONLY_IN = {
     "ray.train": {"groups.py"},
-    "ray.tune": {"search/tuning.py"},
+    "ray.tune": {"search/tuner.py"},
     "optuna": {"search/tpe.py"},
     "ray": {
         "groups.py",
@@ -216,7 +216,7 @@ ONLY_IN = {
         "ray_options.py",
         "clusters.py",
         "nodes.py",
-        "search/tuning.py",
+        "search/tuner.py",
         "using/workers.py",
     },
     "wandb": {"tracking.py"},

@@ -28,10 +28,10 @@ from udl_dist import experiment as experiments
 from udl_dist.errors import UsageError
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search import session
-from udl_dist.search.journal import Journal
+from udl_dist.search.config import Search
 from udl_dist.search.results import Ended
-from udl_dist.search.settings import Search
 from udl_dist.search.trial import folder_of
+from udl_dist.search.trial_log import Journal
 
 # Ray and its threads warn at will; they are not ours to mend
 pytestmark = pytest.mark.filterwarnings("default")

@@ -27,8 +27,8 @@ def add(verbs: Verbs) -> None:
 
 def _search(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.core import config_schema
+    from udl_dist.search import config as search_settings
     from udl_dist.search import session
-    from udl_dist.search import settings as search_settings
 
     if asked.help_settings:
         print(listed(config_schema.describe(search_settings.SearchSettings, "search.")))

@@ -17,15 +17,15 @@ from udl_dist.launch.signals import Signals
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.runs.terminal import Progress, page_hint
 from udl_dist.runs.tracking import resolved
+from udl_dist.search import config as asked
 from udl_dist.search import ending, objective
-from udl_dist.search import settings as asked
-from udl_dist.search.conductor import Conductor
-from udl_dist.search.finals import Finals
-from udl_dist.search.journal import Journal
+from udl_dist.search.config import Search
+from udl_dist.search.controller import Conductor
 from udl_dist.search.planning import SearchPlan, make_sampler, plan
 from udl_dist.search.results import Ended
-from udl_dist.search.settings import Search
+from udl_dist.search.trial_log import Journal
 from udl_dist.search.view import View
+from udl_dist.search.winner import Finals
 
 POLL_SECONDS = 0.2
 SOURCE = "search.toml"
@@ -116,7 +116,8 @@ class Session:
 
     def _under_ray(self, trials_left: bool) -> None:
         from udl_dist.launch import nodes
-        from udl_dist.search import places, tuning
+        from udl_dist.search import places
+        from udl_dist.search import tuner as tuning
 
         slots = places.slots(self.wanted)
         nodes.refuse_unshared(
@@ -133,7 +134,7 @@ class Session:
             finals.refuse_failures()
 
     def _new_conductor(self) -> Conductor:
-        from udl_dist.search import tuning
+        from udl_dist.search import tuner as tuning
 
         sampler, planned = make_sampler(self.wanted), self.planned
         rule = tuning.rule(self.wanted.settings, planned.rungs, planned.budget)

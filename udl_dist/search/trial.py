@@ -28,8 +28,8 @@ from udl_dist.launch.recovery import one_line
 from udl_dist.runs import heartbeat
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search.axes import with_values
+from udl_dist.search.config import Search
 from udl_dist.search.gate import Gate
-from udl_dist.search.settings import Search
 
 TURN = "turn.json"
 LOCK_SECONDS = 20.0  # that the process of a search which was killed may take to go

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from udl_dist.search import gate, trial
-from udl_dist.search.journal import Journal, Line
+from udl_dist.search.config import Search
 from udl_dist.search.objective import Objective
-from udl_dist.search.sampler import Sampler
-from udl_dist.search.schedule import Board, Decision, Rule, rungs
-from udl_dist.search.settings import Search
+from udl_dist.search.samplers import Sampler
+from udl_dist.search.scheduler import Board, Decision, Rule, rungs
 from udl_dist.search.storing import drop_checkpoints
 from udl_dist.search.trial import Outcome, Turn, folder_of, in_steps
+from udl_dist.search.trial_log import Journal, Line
 
 LOST = "its process died without a word (killed, or out of memory?)"
 
