@@ -46,6 +46,14 @@ def test_help_and_version_answer() -> None:
             ("plan", "job.toml", "--nodes", "64"),
             ("udl plan was removed", "udl train JOB --dry-run"),
         ),
+        (
+            ("train", str(JOBS / "vae_digits.toml"), "--faults", "kill rank 0 at image 1"),
+            ("--faults was removed",),
+        ),
+        (
+            ("search", "--faults=x", str(JOBS / "search_vae_digits.toml")),
+            ("--faults was removed", "kill one of its"),
+        ),
         (("train",), ("needs a job file",)),
         (("train", "no.toml"), ("no such job file: no.toml",)),
         (

@@ -72,11 +72,11 @@ ALLOWED = {
     "report": {"core", "storage", "data", "evaluation", "runs", "experiment", "account", "search"},
 }
 # Single files that may import one package more.
-EXCEPTIONS = {"core/faults.py": {"runs"}, "using/workers.py": {"launch"}}
+EXCEPTIONS = {"using/workers.py": {"launch"}}
 # The only files that may import a library, by its first names.
 ONLY_IN = {
     "ray.train": {"launch/train_group.py"},
-    "ray.tune": {"search/tuning.py"},
+    "ray.tune": {"search/tuner.py"},
     "optuna": {"search/tpe.py"},
     "ray": {
         "launch/train_group.py",
@@ -84,7 +84,7 @@ ONLY_IN = {
         "launch/ray_options.py",
         "launch/ray_runtime.py",
         "launch/nodes.py",
-        "search/tuning.py",
+        "search/tuner.py",
         "using/workers.py",
     },
     "wandb": {"runs/tracking.py"},

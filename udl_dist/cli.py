@@ -15,7 +15,11 @@ REMOVED = {
     "plan": (
         "udl plan was removed: udl train JOB --dry-run prints networks, FLOPs and memory, and a run"
         " says images/s, time to go and peak memory after its first 200 steps"
-    )
+    ),
+    "--faults": (
+        "--faults was removed, only tests break runs on purpose: to see a run recover, kill one of"
+        " its processes"
+    ),
 }
 
 
@@ -69,6 +73,8 @@ def _split(
         name = option[2:].replace("-", "_")
         if not value and "." not in name:
             raise UsageError(f"{option} is empty: is a variable of the shell not set?")
+        if option in REMOVED:
+            raise UsageError(REMOVED[option])
         flags[name] = value
     return own, flags
 

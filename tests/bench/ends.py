@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import faults
 from tests.bench import relaunch
 from tests.training.learn import packed
 from udl_dist.runs.run_folder import RunFolder
@@ -123,10 +124,10 @@ def end(kind: End, source: Path, folder: Path) -> tuple[int, float, list[str]]:
     job.write_text(experiment.to_toml())
     mark, before = uuid.uuid4().hex, {f"/dev/shm/{name}" for name in os.listdir("/dev/shm")}
     command = [sys.executable, "-m", "udl_dist", "train", str(job)]
-    command += ["--faults", kind.faults] if kind.faults else []
+    faults.arm(folder, kind.faults)
     process = subprocess.Popen(
         command,
-        env=os.environ | {MARK: mark, "UDL_FAULTS": "1"},
+        env=os.environ | {MARK: mark} | faults.FIRE,
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=folder.with_suffix(".err").open("wb"),

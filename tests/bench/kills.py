@@ -10,7 +10,6 @@ are Ray's workers.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import shutil
 import statistics
@@ -18,9 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests import faults
 from tests.bench import relaunch
 from tests.training.learn import packed
-from udl_dist.core import faults
 from udl_dist.experiment import Experiment
 from udl_dist.runs.run_folder import RunFolder
 
@@ -57,7 +56,6 @@ def main() -> None:
     parser.add_argument("--ray", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    os.environ["UDL_FAULTS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         suite(Path(folder), asked.runs or (20 if asked.ray else 200), asked.ray, asked.seed)
 

@@ -22,9 +22,9 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from tests import faults
 from tests.training.learn import asked
 from udl_dist import experiment as experiments
-from udl_dist.core import faults
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.experiment import Experiment
 from udl_dist.runs import heartbeat
@@ -55,22 +55,23 @@ def run(
     `wanted` are faults; `hook(turn)` runs in each rank before its work.
     """
     folder = RunFolder(experiment.run.folder)
+    faults.arm(folder.path, wanted)
     with folder.held():
         for start in range(1, starts + 1):
             heartbeat.clear(folder)
-            if _group(experiment, wanted, start, seconds, hook):
+            if _group(experiment, start, seconds, hook):
                 return start
     raise AssertionError(
         f"{wanted!r}: not done after {starts} starts: {folder.messages.read_text()}"
     )
 
 
-def _group(experiment: Experiment, wanted: str, start: int, seconds: float, hook: Any) -> bool:
+def _group(experiment: Experiment, start: int, seconds: float, hook: Any) -> bool:
     """One start of all ranks; whether all of them ended well. When one has failed the others get no
     grace.
     """
     with tempfile.TemporaryDirectory() as meet:
-        arguments = (meet, experiment.to_dict(), wanted, start, hook)
+        arguments = (meet, experiment.to_dict(), start, hook)
         ranks = [
             context.Process(target=_rank, args=(rank, *arguments))
             for rank in range(experiment.run.most_workers)
@@ -97,7 +98,7 @@ def _end(ranks: list[ForkServerProcess]) -> None:
         rank.close()
 
 
-def _rank(rank: int, meet: str, values: dict[str, Any], wanted: str, start: int, hook: Any) -> None:
+def _rank(rank: int, meet: str, values: dict[str, Any], start: int, hook: Any) -> None:
     import torch
     import torch.distributed as dist
 
@@ -119,7 +120,7 @@ def _rank(rank: int, meet: str, values: dict[str, Any], wanted: str, start: int,
             rank=rank,
             world_size=experiment.run.most_workers,
         )
-    faults.arm(wanted, RunFolder(experiment.run.folder), rank)
+    os.environ.update(faults.FIRE)
     if hook:
         hook(rank, start)
     work(experiment, prepare(experiment.data), Ranks())
@@ -139,11 +140,11 @@ def command(experiment: Experiment, fault: str) -> int:
     """
     job = Path(experiment.run.folder).with_suffix(".toml")
     job.write_text(experiment.to_toml())
-    arguments = [sys.executable, "-m", "udl_dist", "train", str(job), "--faults", fault]
+    faults.arm(Path(experiment.run.folder), fault)
     for turn in range(1, 4):
         done = subprocess.run(
-            arguments,
-            env=os.environ | {"UDL_FAULTS": "1"},
+            [sys.executable, "-m", "udl_dist", "train", str(job)],
+            env=os.environ | faults.FIRE,
             capture_output=True,
             text=True,
             timeout=300,

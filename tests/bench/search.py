@@ -30,7 +30,8 @@ from typing import Any
 from tests.training.learn import asked, packed
 from udl_dist import experiment as experiments
 from udl_dist.launch import ray_runtime
-from udl_dist.search import session, settings
+from udl_dist.search import config as settings
+from udl_dist.search import session
 
 STEPS, BATCH = 100, 32
 AXES = {

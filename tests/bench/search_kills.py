@@ -26,7 +26,7 @@ import torch
 from tests.search.asked import wanted
 from tests.search.simulated import conductor, journal_of, trained
 from tests.training.learn import packed
-from udl_dist.search.journal import Journal
+from udl_dist.search.trial_log import Journal
 
 IMAGES = 38_400  # of a trial: so many that few end between two kills
 

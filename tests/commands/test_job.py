@@ -11,7 +11,7 @@ from udl_dist import experiment as experiments
 from udl_dist.commands import job as jobs
 from udl_dist.commands import job_package
 from udl_dist.errors import UsageError
-from udl_dist.search import settings as searches
+from udl_dist.search import config as searches
 
 JOBS = Path(__file__).parent.parent.parent / "jobs"
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tests.faults import firing
 from udl_dist.launch.ray_runtime import ENVIRONMENT
 
 
@@ -22,6 +23,7 @@ def one_ray(cores: int, gpus: int = 0) -> Iterator[None]:
         import ray
 
         quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-        ray.init(address="local", num_cpus=cores, num_gpus=gpus, **quiet)
+        with firing():
+            ray.init(address="local", num_cpus=cores, num_gpus=gpus, **quiet)
         yield
         ray.shutdown()

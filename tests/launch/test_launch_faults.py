@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import faults
 from tests.launch.test_supervisor import cluster, source
 from tests.launch.test_worker import finished, manifest, wanted
 from tests.training import gloo
@@ -21,16 +22,12 @@ fixtures = cluster, source
 FLAGS = {"run__workers": "2", "train__total_images": "2400", "evaluate__every_images": "600"}
 
 
-@pytest.fixture(autouse=True)
-def asked_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UDL_FAULTS", "1")
-
-
 @pytest.mark.usefixtures("cluster")
 def test_a_stopped_worker_changes_nothing_in_the_end(source: Path, tmp_path: Path) -> None:
     gloo.run(2, finished, wanted("ae", source, tmp_path / "whole", **FLAGS))
     experiment = wanted("ae", source, tmp_path / "stopped", run__hang_seconds="4", **FLAGS)
-    ended = session.train(experiment, io.StringIO(), faults="freeze rank 1 at image 700 in phase")
+    faults.arm(tmp_path / "stopped", "freeze rank 1 at image 700 in phase")
+    ended = session.train(experiment, io.StringIO())
     assert ended.complete
     said = (tmp_path / "stopped" / "messages.log").read_text()
     assert "rank 1 showed no life after 708 images" in said
@@ -43,8 +40,9 @@ def test_a_stopped_worker_changes_nothing_in_the_end(source: Path, tmp_path: Pat
 @pytest.mark.usefixtures("cluster")
 def test_a_fault_that_repeats_ends_the_run_by_its_first_error(source: Path, tmp_path: Path) -> None:
     experiment = wanted("ae", source, tmp_path, **FLAGS)
+    faults.arm(tmp_path, "raise rank 1 at image 700 in phase always")
     with pytest.raises(TrainingError) as caught:
-        session.train(experiment, io.StringIO(), faults="raise rank 1 at image 700 in phase always")
+        session.train(experiment, io.StringIO())
     assert str(caught.value).startswith(
         "rank 1 failed after 708 images: raised on purpose; it did so twice"
     )

@@ -19,8 +19,8 @@ from tests.search.simulated import conductor, trained
 from tests.training.learn import packed
 from udl_dist.report.report import report
 from udl_dist.search import ending
+from udl_dist.search.config import Search
 from udl_dist.search.planning import plan
-from udl_dist.search.settings import Search
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.training.learn import asked
-from udl_dist.search import settings
-from udl_dist.search.settings import Search
+from udl_dist.search import config as settings
+from udl_dist.search.config import Search
 
 AXES = {"method.latent_dim": {"choice": [2, 3, 4]}, "train.learning_rate": {"log": [1e-4, 1e-1]}}
 

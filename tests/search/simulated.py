@@ -6,13 +6,13 @@ import random
 from pathlib import Path
 
 from udl_dist.search import gate, trial
-from udl_dist.search.conductor import Conductor
-from udl_dist.search.finals import Finals
+from udl_dist.search.config import Search
+from udl_dist.search.controller import Conductor
 from udl_dist.search.follow import Follower
-from udl_dist.search.journal import Journal
 from udl_dist.search.planning import make_sampler, plan
-from udl_dist.search.settings import Search
 from udl_dist.search.trial import Outcome, Turn, folder_of
+from udl_dist.search.trial_log import Journal
+from udl_dist.search.winner import Finals
 
 
 class Third:
@@ -37,7 +37,7 @@ def conductor(search: Search, rule: bool = False) -> Conductor:
     search.folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(search.folder / "trials.jsonl")
     if rule:
-        from udl_dist.search import tuning
+        from udl_dist.search import tuner as tuning
 
         theirs = tuning.rule(search.settings, planned.rungs, planned.budget)
         return Conductor(

@@ -12,12 +12,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import faults
 from tests.launch.test_supervisor import cluster as cluster  # a fixture: one Ray for this module
 from tests.launch.test_supervisor import descendants
 from tests.launch.test_worker import finished, manifest
@@ -28,24 +28,18 @@ from udl_dist import experiment as experiments
 from udl_dist.errors import UsageError
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search import session
-from udl_dist.search.journal import Journal
+from udl_dist.search.config import Search
 from udl_dist.search.results import Ended
-from udl_dist.search.settings import Search
 from udl_dist.search.trial import folder_of
+from udl_dist.search.trial_log import Journal
 
 # Ray and its threads warn at will; they are not ours to mend
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-@pytest.fixture(autouse=True)
-def faults_allowed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("UDL_FAULTS", "1")
-    yield
-
-
-def searched(search: Search, faults: str = "") -> tuple[Ended, str]:
+def searched(search: Search) -> tuple[Ended, str]:
     out = io.StringIO()
-    return session.search(search, out, faults=faults), out.getvalue()
+    return session.search(search, out), out.getvalue()
 
 
 @pytest.mark.usefixtures("cluster")
@@ -114,11 +108,10 @@ def test_trials_that_die_diverge_raise_or_fill_the_disk_cost_themselves_only(
         plots=False,
         final_seeds=0,
     )
-    faults = (
-        "trial 1: kill rank 0 at image 60; trial 3: raise rank 0 at image 60; "
-        "trial 4: " + "; trial 4: ".join(f"enospc at save {save}" for save in range(1, 15))
-    )
-    ended, said = searched(search, faults)
+    faults.arm(folder_of(search, 1), "kill rank 0 at image 60")
+    faults.arm(folder_of(search, 3), "raise rank 0 at image 60")
+    faults.arm(folder_of(search, 4), "; ".join(f"enospc at save {save}" for save in range(1, 15)))
+    ended, said = searched(search)
     states = {line.trial: line.state for line in ended.lines}
     assert states == {
         0: "complete",
@@ -182,7 +175,8 @@ def test_a_trial_that_hangs_is_ended_and_goes_on_in_another_process(
         plots=False,
         final_seeds=0,
     )
-    ended, _ = searched(search, "trial 1: loop rank 0 at image 60")
+    faults.arm(folder_of(search, 1), "loop rank 0 at image 60")
+    ended, _ = searched(search)
     assert [line.state for line in ended.lines] == ["complete"] * 3
     assert "made no step for 2 s" in RunFolder(folder_of(search, 1)).messages.read_text()
 

@@ -40,11 +40,9 @@ def new_verb(
 
 
 def new_runner(
-    verbs: Verbs, name: str, job: str, dry: str, faults: str, **about: Any
+    verbs: Verbs, name: str, job: str, dry: str, **about: Any
 ) -> argparse.ArgumentParser:
-    """A parser for a verb that runs a job file: `job`, `dry` and `faults` say what these are to
-    it.
-    """
+    """A parser for a verb that runs a job file: `job` and `dry` say what these are to it."""
     verb = new_verb(verbs, name, **about)
     verb.add_argument("job", type=Path, nargs="?", help=job)
     verb.add_argument("--dry-run", action="store_true", help=dry)
@@ -52,9 +50,6 @@ def new_runner(
         "--settings", dest="help_settings", action="store_true", help="list every setting and end"
     )
     verb.add_argument("--verbose", action="store_true", help="show what Ray says")
-    verb.add_argument(
-        "--faults", default="", help=f"{faults}; asks for UDL_FAULTS=1 too (faults.py)"
-    )
     return verb
 
 

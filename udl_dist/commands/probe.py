@@ -45,7 +45,7 @@ def main() -> None:
 def load_there() -> Any:
     """The experiment of the job that was sent along."""
     from udl_dist import experiment as experiments
-    from udl_dist.search import settings as searches
+    from udl_dist.search import config as searches
 
     path = Path(job_package.JOB_FILE)
     return (

@@ -16,7 +16,6 @@ def add(verbs: Verbs) -> None:
         "search",
         "a job file with [search], such as jobs/search_vae_digits.toml",
         "print trials, rungs and cost, and start nothing",
-        "break trials on purpose",
         help="find the best settings by trials that stop early; again: resume",
         epilog="any setting: --section.name value (udl search --settings lists those of [search])",
     )
@@ -28,8 +27,8 @@ def add(verbs: Verbs) -> None:
 
 def _search(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.core import config_schema
+    from udl_dist.search import config as search_settings
     from udl_dist.search import session
-    from udl_dist.search import settings as search_settings
 
     if asked.help_settings:
         print(listed(config_schema.describe(search_settings.SearchSettings, "search.")))
@@ -47,6 +46,6 @@ def _search(asked: argparse.Namespace, flags: dict[str, str]) -> int:
         planned = session.dry_run(wanted)
         show(planned.lines(), planned.as_dict(), asked.json)
         return 0
-    ended = session.search(wanted, sys.stderr, asked.verbose, asked.faults)
+    ended = session.search(wanted, sys.stderr, asked.verbose)
     show(ended.lines_for_people(), ended.as_dict(), asked.json)
     return ended.exit_code

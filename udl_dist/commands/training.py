@@ -16,7 +16,6 @@ def add(verbs: Verbs) -> None:
         "a job file, such as jobs/vae_digits.toml, or a run folder; none: --method.name and"
         " --data.source",
         "print the plan and start nothing",
-        "break the run on purpose",
         help="train what a job file says; again: resume",
         epilog="any setting: --section.name value (udl train --settings lists them)",
     )
@@ -40,6 +39,6 @@ def _train(asked: argparse.Namespace, flags: dict[str, str]) -> int:
         planned = session.planned_of(wanted)
         show(planned.lines(), planned.as_dict(), asked.json)
         return 0
-    ended = session.train(wanted, sys.stderr, asked.verbose, asked.faults)
+    ended = session.train(wanted, sys.stderr, asked.verbose)
     show(ended.lines(), ended.as_dict(), asked.json)
     return ended.exit_code

@@ -11,7 +11,6 @@ from typing import Any, TextIO
 from udl_dist import experiment as experiments
 from udl_dist import methods
 from udl_dist.core import files
-from udl_dist.core.faults import checked
 from udl_dist.data.loader.opening import Prepared
 from udl_dist.data.packing.prepare import prepare, settled
 from udl_dist.errors import UsageError
@@ -92,13 +91,10 @@ class Ended:
         }
 
 
-def train(experiment: Experiment, out: TextIO, verbose: bool = False, faults: str = "") -> Ended:
+def train(experiment: Experiment, out: TextIO, verbose: bool = False) -> Ended:
     """Run or resume `experiment` in its folder; what a person should see while it runs goes to
     `out`.
-
-    `faults` happen on purpose, if the environment asks for them too (see faults.py).
     """
-    checked(faults)
     if not experiment.run.folder:
         raise UsageError("run.folder is empty: give --run.folder")
     folder = RunFolder(remote.working(experiment.run.folder, "launcher"))
@@ -129,7 +125,7 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False, faults: st
         if far:
             prepared = far.shared(prepared)
             far.carry()
-        return _launch(folder, experiment, prepared, planned, out, verbose, faults, far)
+        return _launch(folder, experiment, prepared, planned, out, verbose, far)
 
 
 def planned_of(experiment: Experiment) -> Plan:
@@ -163,7 +159,6 @@ def _launch(
     planned: Plan,
     out: TextIO,
     verbose: bool,
-    faults: str,
     far: Launcher | None,
 ) -> Ended:
     from udl_dist.launch import supervisor
@@ -179,7 +174,7 @@ def _launch(
     experiment = experiment.replace(track=track)
     if tracked:
         terminal.say(tracked)
-    result = supervisor.run(Launched(experiment, prepared, faults, far=far), terminal, verbose)
+    result = supervisor.run(Launched(experiment, prepared, far=far), terminal, verbose)
     if far:
         far.carry()
     ended = Ended(

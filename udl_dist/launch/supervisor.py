@@ -50,13 +50,11 @@ def run(launched: Launched, terminal: Terminal, verbose: bool = False) -> dict[s
     return {**_result(launched, outcome), "signal": signals.received[0] if signals.received else 0}
 
 
-def train_within(
-    experiment: Experiment, prepared: Prepared, faults: str, gate: Gate
-) -> dict[str, Any]:
+def train_within(experiment: Experiment, prepared: Prepared, gate: Gate) -> dict[str, Any]:
     """The same in a process that has joined a Ray, such as a trial of a search: no signals and no
     terminal.
     """
-    launched = Launched(experiment, prepared, faults, gate)
+    launched = Launched(experiment, prepared, gate)
     heartbeat.clear(launched.folder)
     outcome: dict[str, Any] = {}
     thread = threading.Thread(target=_train, args=(launched, False, outcome), daemon=True)

@@ -34,13 +34,10 @@ def _open(images: int) -> bool:
 
 @dataclass(frozen=True)
 class Launched:
-    """A run as it is launched: `faults` on purpose, the workers' `gate`, the hold on a run in
-    object storage.
-    """
+    """A run as it is launched: the workers' `gate`, the hold on a run in object storage."""
 
     experiment: Experiment
     prepared: Prepared
-    faults: str = ""
     gate: Gate = _open  # travels to the workers by its name
     far: Launcher | None = None
 
@@ -113,7 +110,6 @@ def _trainer(launched: Launched, size: Size) -> Any:
         train_loop_config={
             "experiment": experiment.to_dict(),
             "prepared": asdict(launched.prepared),
-            "faults": launched.faults,
             "gate": launched.gate,
         },
         torch_config=_meeting("cpu:gloo,cuda:nccl" if size.gpu else "gloo"),
@@ -171,13 +167,10 @@ def _rank(config: dict[str, Any]) -> dict[str, Any]:
     import ray.train.torch
 
     from udl_dist import experiment as experiments
-    from udl_dist.core import faults
     from udl_dist.launch.worker import work
     from udl_dist.training.distributed import Ranks
 
     experiment = experiments.from_dict(config["experiment"])
-    folder = RunFolder(remote.working(experiment.run.folder, "node"))
-    faults.arm(config["faults"], folder, ray.train.get_context().get_world_rank())
     ranks = Ranks(ray.train.torch.get_device())
     prepared = Prepared(**config["prepared"] | {"settings": experiment.data})
     return work(

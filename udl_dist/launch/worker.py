@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from udl_dist import methods
-from udl_dist.core import fault_point, files
+from udl_dist.core import files
+from udl_dist.core.faults import fault_point
 from udl_dist.data.loader.feed import Feed
 from udl_dist.data.loader.opening import Prepared, open_feed
 from udl_dist.errors import TrainingError, UdlError
@@ -226,8 +227,9 @@ class ReportHandler:
         return stopped
 
     def _on_progress(self, images: int, place: str) -> None:
+        rank, folder = self._context.ranks.rank, self._context.folder.path
         self._context.watchdog.beat(images, place)
-        fault_point.reach(images, place)
+        fault_point("step", folder=folder, rank=rank, images=images, place=place)
 
     def _look_for_collapse(self, report: Report) -> None:
         """Report each alarm of the method once, or stop at it; metrics are equal on every rank."""
@@ -260,7 +262,7 @@ class Clock:
 
 
 def intervals(experiment: Experiment, total: int, held_out: int) -> Intervals:
-    """The intervals of the settings; by default 100 reports, 10 checkpoints, affordable validations."""
+    """The intervals of the settings; by default 100 reports and 10 checkpoints of a run."""
     evaluate = experiment.evaluate
     return Intervals(
         experiment.train.report_images or max(1, total // 100),

@@ -31,14 +31,15 @@ from udl_dist.report.parts import (
 )
 from udl_dist.report.pictures import films
 from udl_dist.runs import environment
-from udl_dist.search import ending, handing, results
-from udl_dist.search import settings as asked
-from udl_dist.search.handing import MODEL, Handed
-from udl_dist.search.journal import Journal, Line
+from udl_dist.search import config as asked
+from udl_dist.search import ending, results
+from udl_dist.search import publishing as handing
+from udl_dist.search.config import Search
 from udl_dist.search.objective import Objective
 from udl_dist.search.planning import SearchPlan, plan
+from udl_dist.search.publishing import MODEL, Handed
 from udl_dist.search.results import Winner
-from udl_dist.search.settings import Search
+from udl_dist.search.trial_log import Journal, Line
 
 SOURCE, JOURNAL = "search.toml", "trials.jsonl"
 MOST_ALARMS = 20

@@ -18,7 +18,7 @@ from udl_dist.storage import objects
 from udl_dist.storage.places import is_remote
 
 # in the working folder from one group of workers to the next
-STAYS = ("checkpoints", ".faults", "wandb", "lock")
+STAYS = ("checkpoints", "wandb", "lock")
 OF_LEADER = (
     "curves.jsonl",
     "data.json",

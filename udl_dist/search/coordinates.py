@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from udl_dist.search.axes import Axis
+from udl_dist.search.config import Search
 from udl_dist.search.importance import numbers
-from udl_dist.search.journal import Line
 from udl_dist.search.objective import Objective
-from udl_dist.search.settings import Search
+from udl_dist.search.trial_log import Line
 
 
 def shown(lines: Sequence[Line]) -> np.ndarray[Any, np.dtype[np.float64]]:

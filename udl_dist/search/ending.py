@@ -10,14 +10,15 @@ from typing import TextIO
 
 from udl_dist.core import files
 from udl_dist.runs.terminal import Screen
-from udl_dist.search import handing, results
+from udl_dist.search import publishing as handing
+from udl_dist.search import results
 from udl_dist.search.axes import LATENT
-from udl_dist.search.finals import Finals
-from udl_dist.search.handing import Handed
-from udl_dist.search.journal import Journal, Line
+from udl_dist.search.config import Search
 from udl_dist.search.planning import SearchPlan
+from udl_dist.search.publishing import Handed
 from udl_dist.search.results import Ended, Winner
-from udl_dist.search.settings import Search
+from udl_dist.search.trial_log import Journal, Line
+from udl_dist.search.winner import Finals
 
 FLOOR = "floor.json"  # what PCA reaches, by number of components
 

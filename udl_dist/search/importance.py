@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from udl_dist.search.axes import Axis
-from udl_dist.search.journal import Line
+from udl_dist.search.config import Search
 from udl_dist.search.objective import Objective
-from udl_dist.search.settings import Search
+from udl_dist.search.trial_log import Line
 
 GROUPS = 4  # of the values of a range, with as many trials each
 LEAST = 8  # trials, below which nothing is said

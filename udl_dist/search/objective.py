@@ -11,8 +11,8 @@ from typing import Any
 from udl_dist import methods
 from udl_dist.errors import UsageError
 from udl_dist.experiment import kinds
-from udl_dist.search.journal import Line
-from udl_dist.search.settings import Search
+from udl_dist.search.config import Search
+from udl_dist.search.trial_log import Line
 
 
 class Objective:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from udl_dist.errors import ClusterError
 from udl_dist.launch import capacity, ray_runtime
-from udl_dist.search.settings import Search
+from udl_dist.search.config import Search
 
 
 @dataclass(frozen=True)

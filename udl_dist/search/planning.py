@@ -11,9 +11,9 @@ from typing import Any
 from udl_dist.errors import UsageError
 from udl_dist.launch.plan import plan_here as plan_run
 from udl_dist.search.axes import with_values
-from udl_dist.search.sampler import Grid, Random, Sampler, settings_asked
-from udl_dist.search.schedule import rungs
-from udl_dist.search.settings import Search, SearchSettings
+from udl_dist.search.config import Search, SearchSettings
+from udl_dist.search.samplers import Grid, Random, Sampler, settings_asked
+from udl_dist.search.scheduler import rungs
 from udl_dist.search.trial import experiment_of, in_steps
 
 CHECKED = 200  # trials whose experiments are built before the first one starts

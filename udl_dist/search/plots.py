@@ -18,12 +18,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search.axes import LATENT, Axis
+from udl_dist.search.config import Search
 from udl_dist.search.coordinates import logarithm, losses, places, scaled, shown, unit
 from udl_dist.search.importance import importance, numbers
-from udl_dist.search.journal import Line
 from udl_dist.search.objective import Objective
-from udl_dist.search.settings import Search
 from udl_dist.search.trial import folder_of
+from udl_dist.search.trial_log import Line
 
 SIZE = (7.0, 4.5)
 GREY, MARK, BEST = "0.65", "0.5", "tab:red"  # of a page in light or dark

@@ -15,10 +15,10 @@ from typing import Any
 from udl_dist.core import files
 from udl_dist.evaluation import written
 from udl_dist.runs.run_folder import RunFolder
-from udl_dist.search.handing import MODEL, Handed
-from udl_dist.search.journal import Line
+from udl_dist.search.config import Search
 from udl_dist.search.objective import Objective
-from udl_dist.search.settings import Search
+from udl_dist.search.publishing import MODEL, Handed
+from udl_dist.search.trial_log import Line
 
 SHOWN = 30  # trials in the table; all are in search.csv
 

@@ -17,25 +17,24 @@ from udl_dist.launch.signals import Signals
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.runs.terminal import Progress, page_hint
 from udl_dist.runs.tracking import resolved
-from udl_dist.search import ending, faulty, objective
-from udl_dist.search import settings as asked
-from udl_dist.search.conductor import Conductor
-from udl_dist.search.finals import Finals
-from udl_dist.search.journal import Journal
+from udl_dist.search import config as asked
+from udl_dist.search import ending, objective
+from udl_dist.search.config import Search
+from udl_dist.search.controller import Conductor
 from udl_dist.search.planning import SearchPlan, make_sampler, plan
 from udl_dist.search.results import Ended
-from udl_dist.search.settings import Search
+from udl_dist.search.trial_log import Journal
 from udl_dist.search.view import View
+from udl_dist.search.winner import Finals
 
 POLL_SECONDS = 0.2
 SOURCE = "search.toml"
 
 
-def search(wanted: Search, out: TextIO, verbose: bool = False, faults: str = "") -> Ended:
+def search(wanted: Search, out: TextIO, verbose: bool = False) -> Ended:
     """Run or resume a search in its folder; what a person should see while it runs goes to
     `out`.
     """
-    by_trial = faulty.parse(faults)
     resolved(wanted.base.track)  # refuses a mode that W&B does not have
     folder = RunFolder(wanted.folder)
     base = replace(wanted.base, run=replace(wanted.base.run, folder=str(folder.path)))
@@ -54,7 +53,7 @@ def search(wanted: Search, out: TextIO, verbose: bool = False, faults: str = "")
         files.write_whole(folder.path / SOURCE, wanted.to_toml())
         track, tracked = resolved(base.track)
         wanted = replace(wanted, base=wanted.base.replace(track=track))
-        return Session(wanted, planned, journal, out, verbose, by_trial, tracked).run()
+        return Session(wanted, planned, journal, out, verbose, tracked).run()
 
 
 @dataclass
@@ -66,7 +65,6 @@ class Session:
     journal: Journal
     out: TextIO
     verbose: bool
-    faults: dict[int, str]
     tracked: str = ""  # what W&B's own settings say, where they count
 
     def run(self) -> Ended:
@@ -118,7 +116,8 @@ class Session:
 
     def _under_ray(self, trials_left: bool) -> None:
         from udl_dist.launch import nodes
-        from udl_dist.search import places, tuning
+        from udl_dist.search import places
+        from udl_dist.search import tuner as tuning
 
         slots = places.slots(self.wanted)
         nodes.refuse_unshared(
@@ -135,13 +134,11 @@ class Session:
             finals.refuse_failures()
 
     def _new_conductor(self) -> Conductor:
-        from udl_dist.search import tuning
+        from udl_dist.search import tuner as tuning
 
         sampler, planned = make_sampler(self.wanted), self.planned
         rule = tuning.rule(self.wanted.settings, planned.rungs, planned.budget)
-        return Conductor(
-            self.wanted, self.journal, sampler, rule, planned.trials, planned.budget, self.faults
-        )
+        return Conductor(self.wanted, self.journal, sampler, rule, planned.trials, planned.budget)
 
     def _finals(self) -> Finals | None:
         """The winner's runs, once all trials have ended and one of them won."""

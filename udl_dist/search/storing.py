@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 
 from udl_dist.runs.run_folder import RunFolder
-from udl_dist.search.journal import Journal
+from udl_dist.search.config import Search
 from udl_dist.search.objective import Objective
-from udl_dist.search.settings import Search
 from udl_dist.search.trial import folder_of
+from udl_dist.search.trial_log import Journal
 
 
 def drop_checkpoints(search: Search, journal: Journal, ended: int) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 from udl_dist.core.permutation import chain
 from udl_dist.errors import UsageError
 from udl_dist.search.axes import Axis
-from udl_dist.search.journal import Line
+from udl_dist.search.config import Search
 from udl_dist.search.objective import Objective
-from udl_dist.search.settings import Search
+from udl_dist.search.trial_log import Line
 
 STARTING = 10  # settings drawn at random first, as Optuna has it
 

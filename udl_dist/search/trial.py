@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from udl_dist.core import faults, files
+from udl_dist.core import files
 from udl_dist.data.loader.opening import Prepared
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.data.settings import DataSettings
@@ -28,8 +28,8 @@ from udl_dist.launch.recovery import one_line
 from udl_dist.runs import heartbeat
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search.axes import with_values
+from udl_dist.search.config import Search
 from udl_dist.search.gate import Gate
-from udl_dist.search.settings import Search
 
 TURN = "turn.json"
 LOCK_SECONDS = 20.0  # that the process of a search which was killed may take to go
@@ -44,7 +44,6 @@ class Turn:
     trial: int
     experiment: dict[str, Any]
     rungs: tuple[int, ...] = ()
-    faults: str = ""
 
     def write(self) -> Path:
         """Leave it in the folder of the trial, which is returned."""
@@ -171,9 +170,9 @@ def _train(
         files.write_whole(folder.experiment, experiment.to_toml())
         prepared = _prepared(experiment.data)
         if group:
-            result = group(experiment, prepared, turn.faults, gate)
+            result = group(experiment, prepared, gate)
         else:
-            result = _alone(experiment, prepared, turn.faults, folder, gate, reached)
+            result = _alone(experiment, prepared, folder, gate, reached)
         if not result["stopped"]:
             folder.finish({"images": result["images"], "figures": result["figures"]})
         state = "paused" if folder.stop_asked() else "stopped"
@@ -188,7 +187,6 @@ def _train(
 def _alone(
     experiment: Experiment,
     prepared: Prepared,
-    faulty: str,
     folder: RunFolder,
     gate: Gate,
     reached: Callable[[], None],
@@ -209,7 +207,6 @@ def _alone(
         waited += time.monotonic() - began
         return goes_on
 
-    faults.arm(faulty, folder, 0)
     wanted = experiment.run.device != "cpu" and torch.cuda.is_available()
     if experiment.run.device == "cuda" and not wanted:
         raise ClusterError(

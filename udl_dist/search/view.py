@@ -8,11 +8,11 @@ import time
 from typing import TextIO
 
 from udl_dist.runs.terminal import LOG_SECONDS, Screen, clock
-from udl_dist.search.finals import Finals
-from udl_dist.search.journal import Journal, Line
+from udl_dist.search.config import Search
 from udl_dist.search.objective import Objective
 from udl_dist.search.results import short, states
-from udl_dist.search.settings import Search
+from udl_dist.search.trial_log import Journal, Line
+from udl_dist.search.winner import Finals
 
 
 class View:

@@ -20,7 +20,7 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from udl_dist.core import faults
+from udl_dist.core.faults import fault_point
 from udl_dist.core.files import sync
 from udl_dist.errors import TrainingError
 
@@ -52,7 +52,7 @@ def save(folder: Path, images: int, files: Files, facts: Mapping[str, Any]) -> P
     temporary = folder / f"{TEMPORARY}{images:012d}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        faults.reach_save()
+        fault_point("save", folder=folder.parent)
         temporary.mkdir()
         for name, tensors in files.items():
             save_file(

@@ -16,8 +16,8 @@ from udl_dist.errors import TrainingError
 from udl_dist.experiment import Experiment
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search.axes import with_values
-from udl_dist.search.conductor import LOST
-from udl_dist.search.settings import Search
+from udl_dist.search.config import Search
+from udl_dist.search.controller import LOST
 from udl_dist.search.trial import Outcome, Turn
 
 

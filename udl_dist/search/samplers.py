@@ -17,7 +17,7 @@ import xxhash
 from udl_dist.core.permutation import chain, permuted
 from udl_dist.errors import UsageError
 from udl_dist.search.axes import Axis
-from udl_dist.search.journal import Line
+from udl_dist.search.trial_log import Line
 
 
 class Sampler(Protocol):

@@ -18,9 +18,9 @@ from udl_dist.core import files
 from udl_dist.errors import UdlError, UsageError
 from udl_dist.evaluation import written
 from udl_dist.runs.terminal import Progress, Screen
-from udl_dist.search.finals import Finals, spread
+from udl_dist.search.config import Search
 from udl_dist.search.objective import Objective
-from udl_dist.search.settings import Search
+from udl_dist.search.winner import Finals, spread
 
 if TYPE_CHECKING:
     from udl_dist.models.model import Model

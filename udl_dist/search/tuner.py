@@ -29,9 +29,9 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 
 from udl_dist.search import trial
+from udl_dist.search.config import SearchSettings
 from udl_dist.search.follow import Follower
-from udl_dist.search.schedule import Rule
-from udl_dist.search.settings import SearchSettings
+from udl_dist.search.scheduler import Rule
 from udl_dist.search.trial import Outcome, Turn
 
 POLL_SECONDS = 0.05  # of an actor for the points of its trial

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from udl_dist.search import gate, trial
-from udl_dist.search.journal import Journal, Line
+from udl_dist.search.config import Search
 from udl_dist.search.objective import Objective
-from udl_dist.search.sampler import Sampler
-from udl_dist.search.schedule import Board, Decision, Rule, rungs
-from udl_dist.search.settings import Search
+from udl_dist.search.samplers import Sampler
+from udl_dist.search.scheduler import Board, Decision, Rule, rungs
 from udl_dist.search.storing import drop_checkpoints
 from udl_dist.search.trial import Outcome, Turn, folder_of, in_steps
+from udl_dist.search.trial_log import Journal, Line
 
 LOST = "its process died without a word (killed, or out of memory?)"
 
@@ -45,13 +45,12 @@ class Conductor:
         rule: Rule,
         trials: int,
         budget: int,
-        faults: Mapping[int, str] = {},
     ) -> None:
         self.search, self.journal, self.budget, self.trials = search, journal, budget, trials
         self.places = rungs(search.settings, budget, search.batches)
         self.running: dict[int, Running] = {}
         self.stopping = False
-        self._sampler, self._faults = sampler, dict(faults)
+        self._sampler = sampler
         self._objective = Objective(search)
         self._board = Board(self.places, rule)
         self._deaths: dict[int, int] = {}
@@ -85,7 +84,7 @@ class Conductor:
         self.running[number] = Running(values, seed, own)
         folder_of(self.search, number).mkdir(parents=True, exist_ok=True)
         self._rungs[number] = []
-        return Turn(number, made.to_dict(), own, faults=self._faults.get(number, ""))
+        return Turn(number, made.to_dict(), own)
 
     def arrived(self, number: int, images: int, figures: Mapping[str, float]) -> None:
         """A trial was validated after so many images."""

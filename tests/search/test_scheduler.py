@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from tests.search.asked import wanted
 from tests.search.simulated import journal_of, run
-from udl_dist.search.schedule import Board, Rule, rungs
-from udl_dist.search.settings import SearchSettings
+from udl_dist.search.config import SearchSettings
+from udl_dist.search.scheduler import Board, Rule, rungs
 
 PLACES = (10, 30, 90)
 
@@ -145,7 +145,7 @@ def test_what_is_decided_is_what_tunes_own_scheduler_says_of_the_same_sequence(
         warnings.simplefilter("ignore")
         from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 
-        from udl_dist.search import tuning
+        from udl_dist.search import tuner as tuning
     settings = SearchSettings(scheduler=scheduler, reduction=3)  # type: ignore[arg-type]
     places = rungs(settings, 2700)
     ours, theirs = (

@@ -24,10 +24,10 @@ from udl_dist.models import layout
 from udl_dist.report.compare import compare
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search import ending, trial
-from udl_dist.search.handing import MODEL
+from udl_dist.search.config import Search
 from udl_dist.search.planning import plan
+from udl_dist.search.publishing import MODEL
 from udl_dist.search.results import Ended
-from udl_dist.search.settings import Search
 from udl_dist.search.view import View
 from udl_dist.using import evaluating
 

@@ -11,8 +11,9 @@ from tests.search.asked import AXES, wanted
 from tests.test_cli import JOBS, refused, udl
 from tests.test_experiment import job
 from udl_dist.errors import UsageError
-from udl_dist.search import objective, planning, settings
-from udl_dist.search.journal import Journal
+from udl_dist.search import config as settings
+from udl_dist.search import objective, planning
+from udl_dist.search.trial_log import Journal
 
 SEARCHES = [path for path in sorted(JOBS.glob("*.toml")) if "[search]" in path.read_text()]
 HEAD = '[method]\nname = "vae"\n[train]\nepochs = 1\n[search]\ntrials = 3\n'

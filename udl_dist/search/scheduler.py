@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from udl_dist.errors import UsageError
-from udl_dist.search.settings import SearchSettings
+from udl_dist.search.config import SearchSettings
 
 ASHA_RUNGS = 3  # unless the first one is asked for
 MEDIAN_RUNGS = 9

@@ -15,11 +15,11 @@ from tests.search.asked import wanted
 from tests.search.simulated import Third, conductor, journal_of, run
 from udl_dist.errors import UsageError
 from udl_dist.runs.run_folder import RunFolder
-from udl_dist.search.journal import Journal, Line
 from udl_dist.search.objective import Objective
 from udl_dist.search.planning import make_sampler
 from udl_dist.search.results import Ended, winner
 from udl_dist.search.trial import Outcome, folder_of
+from udl_dist.search.trial_log import Journal, Line
 
 
 @pytest.mark.parametrize(
