@@ -67,6 +67,12 @@ class Experiment:
             **{name: config_schema.to_dict(getattr(self, name)) for name in SECTIONS},
         }
 
+    @property
+    def best_metric(self) -> str:
+        """The held-out metric that chooses the best checkpoint; "" if the method has none."""
+        own = methods.find(self.method_name).best
+        return self.run.best or (f"val/{own}" if own else "")
+
     def to_toml(self) -> str:
         """The same as a TOML file that can be fed back."""
         import tomli_w  # a model is loaded with torch, safetensors and numpy alone

@@ -32,8 +32,12 @@ Batches = Iterator[Any]
 def ours(source: Path, shape: Shape, readers: int = 0) -> Batches:
     """udl_dist, checksums on and order mixed, as always."""
     settings = DataSettings(
-        str(source), size=shape[1], channels=shape[0], readers=readers, held_out_fraction=0.0
-    )  # type: ignore[arg-type]
+        str(source),
+        size=shape[1],
+        channels=shape[0],  # type: ignore[arg-type]
+        readers=readers,
+        held_out_fraction=0.0,
+    )
     stream, _ = open_streams(prepare(settings), 0)
     yield from (records.images for records in stream.batches(0, BATCH))
 

@@ -35,7 +35,7 @@ def shares(source: Path, readers: int) -> list[float]:
         experiment.load(None, FLAGS | {"data.source": str(source), "data.readers": str(readers)})
     )
     reports = run.reports(every=STEPS * BATCH, validate=10**9)
-    return [report.figures["perf/data_wait_share"] for report in reports][1:]
+    return [report.metrics["perf/data_wait_share"] for report in reports][1:]
 
 
 def main() -> None:

@@ -40,11 +40,12 @@ from udl_dist.data.packing.settings import PackSettings
 from udl_dist.errors import TrainingError
 from udl_dist.experiment import Experiment
 from udl_dist.export.export import ExportSettings, export
-from udl_dist.launch.worker import new_learning, work
+from udl_dist.launch.worker import new_train_state, work
 from udl_dist.methods import Batch
 from udl_dist.training import arithmetic, checkpoint
+from udl_dist.training.batches import batch_memory
 from udl_dist.training.distributed import Ranks
-from udl_dist.training.loop import Intervals, Report, batch_memory, train
+from udl_dist.training.loop import Intervals, Report, TrainingLoop
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda", 0) if GPU else torch.device("cpu")
@@ -137,24 +138,18 @@ class Run:
         self.stream, self.held_out = open_feed(
             prepare(experiment.data), 0, batch_memory(device), 64
         )
-        self.learning = new_learning(experiment, self.stream, self.ranks)
+        self.learning = new_train_state(experiment, self.stream, self.ranks)
 
     def reports(self, start: int = 0, every: int = 1, validate: int = 10**12) -> Iterator[Report]:
         batch = self.experiment.train.batch_size
         intervals = Intervals(every * batch, validate, validate)
-        return train(
-            self.learning,
-            self.stream,
-            self.held_out,
-            self.experiment.train,
-            intervals,
-            self.ranks,
-            start,
-        )
+        settings, ranks = self.experiment.train, self.ranks
+        loop = TrainingLoop(self.learning, self.stream, self.held_out, settings, intervals, ranks)
+        return loop.reports(start)
 
     def losses(self) -> list[float]:
         name = "train/discriminator" if self.experiment.method_name == "gan" else "train/loss"
-        return [report.figures[name] for report in self.reports()]
+        return [report.metrics[name] for report in self.reports()]
 
     def hash(self) -> str:
         digest = hashlib.sha256()
@@ -277,7 +272,7 @@ def two_bad_steps() -> dict[str, Any]:
     GPU.
     """
     run = Run(asked("ae", steps=10, method__network__norm="batch", train__non_finite="skip"))
-    (turn,) = run.learning.turns
+    (turn,) = run.learning.phases
     loss = turn.phase.loss
 
     def spoiled(batch: Batch) -> Any:
@@ -360,7 +355,7 @@ def speed(size: int, batch: int, flags: dict[str, Any]) -> dict[str, Any]:
     run = Run(asked("vae", size, batch=batch, steps=10**6, **flags))
     reports = run.reports(every=steps)
     ours = rate(lambda: next(reports), steps * batch)
-    last = next(reports).figures
+    last = next(reports).metrics
     theirs = rate(bare(size, batch, steps, flags), steps * batch)
     flops = 6 * sum(network.flops for network in run.learning.method.describe().values())
     return {
@@ -417,9 +412,9 @@ def ddp() -> dict[str, Any]:
         where = [DEVICE] if GPU else None
         # `broadcast_buffers` has a new name from torch 2.13 on
         warnings.simplefilter("ignore", FutureWarning)
-        for turn in run.learning.turns:
-            turn.learner = torch.nn.parallel.DistributedDataParallel(
-                turn.learner,
+        for turn in run.learning.phases:
+            turn.module = torch.nn.parallel.DistributedDataParallel(
+                turn.module,
                 device_ids=where,
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,

@@ -27,7 +27,7 @@ STEPS, BATCH = 600, 128
 def most_bytes(flags: dict[str, str]) -> float:
     run = Run(experiment.load(None, flags), Ranks())
     return max(
-        report.figures["perf/memory_bytes"]
+        report.metrics["perf/memory_bytes"]
         for report in run.reports(every=50 * BATCH, validate=10**9)
     )
 

@@ -120,9 +120,9 @@ def prepared(folder: Path, fraction: float, order: str) -> Prepared:
         channels=1,
         readers=0,
         held_out_fraction=fraction,
-        order=order,
+        order=order,  # type: ignore[arg-type]
         cache=str(folder / "cache"),
-    )  # type: ignore[arg-type]
+    )
     return Prepared(settings, (str(folder / "shards" / NAME),), ("",), (fraction,))
 
 

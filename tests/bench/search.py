@@ -69,14 +69,14 @@ def ours(source: Path, folder: Path, trials: int) -> None:
 def learned(config: dict[str, Any], report: Callable[[dict[str, float]], None]) -> None:
     """The same training without anything that is kept."""
     from tests.training.learn import Run
-    from udl_dist.training.loop import Intervals, train
+    from udl_dist.training.loop import Intervals, TrainingLoop
 
     run = Run(experiments.from_dict(config["experiment"]))
     intervals = Intervals(BATCH, STEPS * BATCH, STEPS * BATCH)
-    for each in train(
-        run.learning, run.stream, run.held_out, run.experiment.train, intervals, run.ranks
-    ):
-        report({"images": each.images, **each.figures})
+    settings = run.experiment.train
+    loop = TrainingLoop(run.learning, run.stream, run.held_out, settings, intervals, run.ranks)
+    for each in loop.reports():
+        report({"images": each.images, **each.metrics})
 
 
 def plain(source: Path, folder: Path, trials: int) -> None:
@@ -143,7 +143,7 @@ def rates(folder: Path, asked_for: argparse.Namespace) -> None:
     }
     found: dict[str, list[float]] = {name: [] for name in contenders}
     source = packed(folder / "data", records=1000, size=28)
-    for turn in range(asked_for.turns):
+    for turn in range(asked_for.phases):
         for name, (run, trials) in contenders.items():
             if trials:
                 began = time.perf_counter()

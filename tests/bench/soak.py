@@ -40,7 +40,7 @@ class Watch:
     def _watch(self, rank: int) -> None:
         with (self._folder / f"soak-{rank}.jsonl").open("a") as file:
             while True:
-                life = heartbeat.lives(RunFolder(self._folder)).get(rank)
+                life = heartbeat.read_all(RunFolder(self._folder)).get(rank)
                 memory = own_memory()
                 descriptors = len(os.listdir("/proc/self/fd"))
                 print(

@@ -48,7 +48,7 @@ def ours(source: Path, readers: int) -> Iterator[None]:
     )
     with tempfile.TemporaryFile("w") as curves:
         for report in run.reports(every=STEPS * BATCH, validate=10**9):
-            curves.write(str(report.figures))
+            curves.write(str(report.metrics))
             yield
 
 

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from tests.bench.step import BATCH, FLAGS
 from tests.runs.tracked import unwell
@@ -33,6 +34,7 @@ ILLNESSES: dict[str, dict[str, float]] = {
 RUN = """
 import json, sys
 from pathlib import Path
+from typing import Any, Any
 from udl_dist import experiment
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.runs.run_folder import RunFolder
@@ -47,9 +49,10 @@ print(json.dumps([point["perf/images_per_second"] for point in points]))
 
 def server(kind: str) -> AbstractContextManager[tuple[str, list[str]]]:
     """Its address; nobody listens there where no illness is asked for."""
-    return (
-        unwell(**ILLNESSES[kind]) if kind in ILLNESSES else nullcontext(("http://127.0.0.1:9", []))
-    )  # type: ignore[arg-type]
+    if kind not in ILLNESSES:
+        return nullcontext(("http://127.0.0.1:9", []))
+    illness: Any = ILLNESSES[kind]
+    return unwell(**illness)
 
 
 def run(kind: str) -> tuple[float, float]:

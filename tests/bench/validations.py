@@ -17,7 +17,7 @@ import torch
 from tests.training.learn import Run
 from udl_dist import experiment
 from udl_dist.evaluation.settings import COST
-from udl_dist.training.loop import measure
+from udl_dist.training.validation import validate
 
 JOBS = Path(__file__).parent.parent.parent / "jobs"
 NAMES = ("ae_digits", "vae_digits", "gan_digits", "ae_mnist", "vae_mnist")
@@ -42,7 +42,7 @@ def ratios(name: str) -> list[float]:
         began = time.process_time()
         next(reports)
         trained = time.process_time()
-        measure(run.learning, run.held_out, run.experiment.train.batch_size, run.ranks)
+        validate(run.learning, run.held_out, run.experiment.train.batch_size, run.ranks)
         held_out = (time.process_time() - trained) / run.held_out.records
         found.append(held_out / ((trained - began) / images))
     return found

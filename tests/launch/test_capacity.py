@@ -16,7 +16,7 @@ from tests.search.asked import wanted
 from tests.training.learn import asked, packed
 from udl_dist.errors import ClusterError
 from udl_dist.experiment import Experiment
-from udl_dist.launch import ray_runtime, train_group
+from udl_dist.launch import capacity, train_group
 from udl_dist.search import places
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
@@ -42,7 +42,7 @@ def run(source: Path, workers: str, cores: int) -> Experiment:
 
 @pytest.mark.parametrize(("cores", "workers"), [(1, 8), (2, 8), (4, 4), (6, 2), (16, 1)])
 def test_the_scarcer_of_cores_and_gpus_decides(cores: int, workers: int, source: Path) -> None:
-    assert ray_runtime.size(run(source, "1..8", cores)).workers == workers
+    assert capacity.next_group(run(source, "1..8", cores)).workers == workers
 
 
 def test_what_does_not_fit_is_refused_with_both_kinds(source: Path) -> None:
@@ -51,7 +51,7 @@ def test_what_does_not_fit_is_refused_with_both_kinds(source: Path) -> None:
         match="8 needs 32 CPU cores and 8 GPUs, the cluster has 16 CPU cores and 8 GPUs: "
         "set run.workers to 4 or fewer",
     ):
-        ray_runtime.size(run(source, "8", 4))
+        capacity.next_group(run(source, "8", 4))
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ from udl_dist.experiment import Experiment
 from udl_dist.launch.worker import work
 from udl_dist.methods import Batch, Method
 from udl_dist.runs.run_folder import RunFolder
+from udl_dist.training.batches import to_batch
 from udl_dist.training.distributed import Ranks
-from udl_dist.training.loop import measure, to_batch
+from udl_dist.training.validation import validate
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +276,7 @@ def test_a_healthy_run_raises_no_alarm_at_any_step(
 def measured(experiments: list[Experiment]) -> list[dict[str, float]]:
     """What a fresh method measures in this rank."""
     runs = [fresh(experiment) for experiment in experiments]
-    return [measure(run.learning, run.held_out, 4, run.ranks) for run in runs if run.held_out]
+    return [validate(run.learning, run.held_out, 4, run.ranks) for run in runs if run.held_out]
 
 
 def fresh(experiment: Experiment) -> Run:

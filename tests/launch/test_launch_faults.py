@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests import faults
-from tests.launch.test_supervisor import cluster, source
+from tests.launch.test_driver import cluster, source
 from tests.launch.test_worker import finished, manifest, wanted
 from tests.training import gloo
 from udl_dist.errors import ClusterError, TrainingError
-from udl_dist.launch import session
+from udl_dist.launch import driver
 
 # Ray and its threads warn at will; they are not ours to mend.
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("default")]
@@ -27,7 +27,7 @@ def test_a_stopped_worker_changes_nothing_in_the_end(source: Path, tmp_path: Pat
     gloo.run(2, finished, wanted("ae", source, tmp_path / "whole", **FLAGS))
     experiment = wanted("ae", source, tmp_path / "stopped", run__hang_seconds="4", **FLAGS)
     faults.arm(tmp_path / "stopped", "freeze rank 1 at image 700 in phase")
-    ended = session.train(experiment, io.StringIO())
+    ended = driver.train(experiment, io.StringIO())
     assert ended.complete
     said = (tmp_path / "stopped" / "messages.log").read_text()
     assert "rank 1 showed no life after 708 images" in said
@@ -42,7 +42,7 @@ def test_a_fault_that_repeats_ends_the_run_by_its_first_error(source: Path, tmp_
     experiment = wanted("ae", source, tmp_path, **FLAGS)
     faults.arm(tmp_path, "raise rank 1 at image 700 in phase always")
     with pytest.raises(TrainingError) as caught:
-        session.train(experiment, io.StringIO())
+        driver.train(experiment, io.StringIO())
     assert str(caught.value).startswith(
         "rank 1 failed after 708 images: raised on purpose; it did so twice"
     )
@@ -65,5 +65,5 @@ def test_workers_that_find_no_place_end_the_run_with_asked_and_available(
     with pytest.raises(
         ClusterError, match=r"run.workers = 2 could not be placed in 3 tries; free now: 1 CPU cores"
     ):
-        session.train(wanted("ae", source, tmp_path, **FLAGS), io.StringIO())
+        driver.train(wanted("ae", source, tmp_path, **FLAGS), io.StringIO())
     ray.kill(busy)

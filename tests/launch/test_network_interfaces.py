@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from udl_dist.launch import network_interfaces
+from udl_dist.launch import train_group
 
 
 def test_the_interface_of_an_address_is_found_by_the_address() -> None:
-    assert network_interfaces.having("127.0.0.1") == "lo"
-    assert network_interfaces.having("192.0.2.77") == ""  # kept free for examples: nobody has it
-    assert network_interfaces.having("") == network_interfaces.having("no address") == ""
+    assert train_group.interface_of("127.0.0.1") == "lo"
+    assert train_group.interface_of("192.0.2.77") == ""  # kept free for examples: nobody has it
+    assert train_group.interface_of("") == train_group.interface_of("no address") == ""

@@ -24,7 +24,7 @@ from tests.storage.served import put, served
 from tests.training import gloo
 from tests.training.learn import packed
 from udl_dist.errors import ClusterError
-from udl_dist.launch import autoscale, ray_runtime, session, train_group
+from udl_dist.launch import capacity, driver, ray_runtime, train_group
 from udl_dist.runs.remote import working
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.storage import objects
@@ -141,10 +141,10 @@ def acting(folder: Path, *turns: tuple[str, Callable[[], None]]) -> Iterator[Non
 def test_a_node_lost_and_a_node_added_change_nothing_in_the_end(
     source: Path, tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(autoscale, "GROW_SECONDS", 1.0)
+    monkeypatch.setattr(capacity, "GROW_SECONDS", 1.0)
     run = tmp_path / "run"
     with acting(run, ("3 workers", nodes.lose), (" 2 workers", nodes.add)):
-        assert session.train(
+        assert driver.train(
             wanted("vae", source, run, run__workers="2..4", **FLAGS), io.StringIO()
         ).complete
     told = said(run)
@@ -162,7 +162,7 @@ def test_a_node_lost_and_a_node_added_change_nothing_in_the_end(
 def test_nodes_that_share_nothing_but_object_storage_lose_one_and_end_with_the_same_weights(
     tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(autoscale, "GROW_SECONDS", 1.0)
+    monkeypatch.setattr(capacity, "GROW_SECONDS", 1.0)
     while nodes.nodes:
         nodes.lose()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "launcher"))
@@ -187,7 +187,7 @@ def test_nodes_that_share_nothing_but_object_storage_lose_one_and_end_with_the_s
             **(FLAGS | flags),
         )
         with acting(working(far, "launcher"), ("3 workers", nodes.lose)):
-            assert session.train(experiment, io.StringIO()).complete
+            assert driver.train(experiment, io.StringIO()).complete
         there = tmp_path / "there"
         for name in objects.listing(far):
             (there / name).parent.mkdir(parents=True, exist_ok=True)
@@ -246,7 +246,7 @@ def test_a_node_that_sees_another_disk_is_named_before_the_first_step(
         "data": "of the data is not there on node .*: put the shards",
     }[where]
     with apart(nodes, tmp_path / where), pytest.raises(ClusterError, match=expected):
-        session.train(wanted("ae", source, run, run__workers="2"), io.StringIO())
+        driver.train(wanted("ae", source, run, run__workers="2"), io.StringIO())
     assert not RunFolder(run).points() and not (run / "checkpoints").exists()
 
 
@@ -256,14 +256,14 @@ def test_too_few_nodes_left_end_the_run_with_asked_and_available(
     monkeypatch.setattr(train_group, "START_SECONDS", 1.0)
     expected = "run.workers = 3..4 needs 3 CPU cores, the cluster has 2 CPU cores"
     with acting(tmp_path, ("workers", nodes.lose)), pytest.raises(ClusterError, match=expected):
-        session.train(wanted("vae", source, tmp_path, run__workers="3..4", **FLAGS), io.StringIO())
+        driver.train(wanted("vae", source, tmp_path, run__workers="3..4", **FLAGS), io.StringIO())
     assert (tmp_path / "checkpoints").exists()
 
 
 def test_a_start_waits_for_a_node_that_is_on_its_way(
     source: Path, tmp_path: Path, nodes: Nodes
 ) -> None:
-    """An autoscaler is told what is missing; here the node comes by hand."""
+    """An capacityr is told what is missing; here the node comes by hand."""
     many = len(nodes.nodes) + 1
     flags = {"run__workers": str(many), "run__place_seconds": "120", "train__total_images": "240"}
     seen: list[Any] = []
@@ -285,7 +285,7 @@ def test_a_start_waits_for_a_node_that_is_on_its_way(
     adding = threading.Thread(target=add, daemon=True)
     adding.start()
     try:
-        assert session.train(wanted("ae", source, tmp_path, **flags), io.StringIO()).complete
+        assert driver.train(wanted("ae", source, tmp_path, **flags), io.StringIO()).complete
     finally:
         ended.set()
         adding.join()

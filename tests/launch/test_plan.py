@@ -15,7 +15,7 @@ from udl_dist import methods
 from udl_dist.core import rng
 from udl_dist.errors import UsageError
 from udl_dist.launch import plan as plans
-from udl_dist.launch.session import planned_of
+from udl_dist.launch.plan import checked_plan
 from udl_dist.methods import Batch
 
 
@@ -43,13 +43,15 @@ def test_a_run_that_no_memory_here_can_hold_is_refused(flags: dict[str, str], so
         UsageError,
         match=r"a worker would need about [\d,]+ GiB of memory, this machine has [\d,]+: ",
     ):
-        planned_of(asked("ae", source, **flags))
-    assert planned_of(asked("ae", source, run__address="elsewhere:6379", **flags)).memory_bytes > 0
+        checked_plan(asked("ae", source, **flags))
+    assert (
+        checked_plan(asked("ae", source, run__address="elsewhere:6379", **flags)).memory_bytes > 0
+    )
 
 
 def test_images_at_the_end_of_their_sizes_are_refused_too(source: Path) -> None:
     with pytest.raises(UsageError, match="a worker would need about"):
-        planned_of(asked("ae", source, data__size="4096", method__network__widths="30000"))
+        checked_plan(asked("ae", source, data__size="4096", method__network__widths="30000"))
 
 
 @pytest.mark.parametrize("flags", [{}, {"run__workers": "2"}, {"train__accumulate": "2"}])

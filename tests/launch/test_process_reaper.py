@@ -15,10 +15,10 @@ import pytest
 
 CODE = """
 import subprocess, sys, time
-from udl_dist.launch.process_reaper import LOOK_SECONDS, Guardian
+from udl_dist.launch.process_reaper import LOOK_SECONDS, ProcessReaper
 outside = subprocess.Popen(["sleep", "60"], start_new_session=True)
-guardian = Guardian()
-with guardian.marking():
+reaper = ProcessReaper()
+with reaper.marking():
     # The grandchild has no environment, as Ray's agents once they have set their title.
     command = ["sh", "-c", "env -i sleep 60 & echo $!; wait"]
     inside = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True)
@@ -30,7 +30,7 @@ if sys.argv[2] == "parent gone":
     inside.wait()
 print(inside.pid, unmarked, outside.pid, later.pid, flush=True)
 if sys.argv[1] == "close":
-    guardian.close()
+    reaper.close()
     print("closed", flush=True)
 time.sleep(60)
 """

@@ -50,14 +50,14 @@ JOIN = """
 import io, sys
 from pathlib import Path
 from udl_dist.launch import ray_runtime
-from udl_dist.launch import session
+from udl_dist.launch import driver
 from udl_dist.experiment import load
 import ray
 ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 flags = {"data.source": sys.argv[1], "data.size": "8", "data.channels": "1", "method.name": "ae",
          "track.mode": "off", "train.total_images": "24", "run.folder": sys.argv[2]}
 try:
-    session.train(load(None, flags), io.StringIO())
+    driver.train(load(None, flags), io.StringIO())
 except Exception as error:
     print(type(error).__name__, error)
 """

@@ -15,10 +15,10 @@ ECHO = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer 
 DEAD = RuntimeError("The actor died unexpectedly before finishing this task.")
 LEAVE = """
 import os, sys
-from udl_dist.runs.heartbeat import Pulse
+from udl_dist.runs.heartbeat import HeartbeatWriter
 from udl_dist.runs.run_folder import RunFolder
 folder, images, rank, stacks_from, hung = sys.argv[1:]
-Pulse(RunFolder(folder), int(rank), int(stacks_from)).beat(int(images), "phase", hung)
+HeartbeatWriter(RunFolder(folder), int(rank), int(stacks_from)).beat(int(images), "phase", hung)
 os._exit(0)
 """
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.test_supervisor import descendants
+from tests.launch.test_driver import descendants
 from tests.launch.test_worker import finished, manifest, wanted
 from tests.storage.faulty import Faulty
 from tests.storage.served import put, served

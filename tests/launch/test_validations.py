@@ -15,9 +15,8 @@ from udl_dist.data.loader.opening import open_feed
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import COST, EvaluateSettings
-from udl_dist.launch.plan import plan
-from udl_dist.launch.recorder import LONG_SECONDS, Validations
-from udl_dist.launch.session import planned_of
+from udl_dist.launch.plan import checked_plan, plan
+from udl_dist.launch.recorder import SHARE_AFTER_SECONDS, ValidationTime
 from udl_dist.training import checkpoint
 
 
@@ -96,18 +95,18 @@ def test_the_plan_tells_what_validations_take(
     [
         (
             "val/negativ_elbo",
-            "reported by nobody: did you mean val/negative_elbo.*there are val/negative_elbo, ",
+            "is not a metric of this method: did you mean val/negative_elbo.*there are val/negative_elbo, ",
         ),
-        ("val/kl", "says nothing of how good a run is: take val/negative_elbo"),
-        ("train/kl", "is no held-out figure: those begin with val/"),
+        ("val/kl", "does not tell which run is better: take val/negative_elbo"),
+        ("train/kl", "is not a held-out metric: those begin with val/"),
     ],
 )
 def test_the_best_checkpoint_is_by_a_figure_that_is_reported(
     source: Path, best: str, words: str
 ) -> None:
     with pytest.raises(UsageError, match=words):
-        planned_of(asked("vae", source, run__best=best))
-    assert planned_of(asked("vae", source, run__best="val/mse"))
+        checked_plan(asked("vae", source, run__best=best))
+    assert checked_plan(asked("vae", source, run__best="val/mse"))
 
 
 def test_nothing_is_best_where_nothing_is_held_out(source: Path) -> None:
@@ -116,9 +115,9 @@ def test_nothing_is_best_where_nothing_is_held_out(source: Path) -> None:
 
 
 def test_validations_that_take_too_long_are_spoken_of_once() -> None:
-    judged = Validations(0.05)
-    assert judged.add(0.04 * LONG_SECONDS) == ""
+    judged = ValidationTime(0.05)
+    assert judged.add(0.04 * SHARE_AFTER_SECONDS) == ""
     assert "validations take 6 % of the time (evaluate.share = 0.05)" in judged.add(
-        0.02 * LONG_SECONDS
+        0.02 * SHARE_AFTER_SECONDS
     )
-    assert judged.add(LONG_SECONDS) == ""
+    assert judged.add(SHARE_AFTER_SECONDS) == ""

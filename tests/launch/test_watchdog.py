@@ -71,7 +71,7 @@ def test_a_loop_that_stands_still_is_ended_with_its_stacks(
     assert HANG_SECONDS - 0.3 < seconds < HANG_SECONDS + 5
     assert place in (tmp_path / "stacks-0.txt").read_text()
     if fate != "lock":
-        life = heartbeat.lives(RunFolder(tmp_path))[0]
+        life = heartbeat.read_all(RunFolder(tmp_path))[0]
         assert (life.images, life.place, life.hung) == (60, "phase", "code that is not ours")
         assert (
             "rank 0 made no step for 2 s after 60 images" in (tmp_path / "messages.log").read_text()
@@ -89,7 +89,7 @@ def test_a_hanging_rank_has_all_others_write_their_stacks(tmp_path: Path) -> Non
 
 def test_a_stopped_process_is_ended_by_another_rank(tmp_path: Path) -> None:
     stopped = rank(tmp_path, 1, "wait", steps=1000)
-    while (life := heartbeat.lives(RunFolder(tmp_path)).get(1)) is None or life.images < 60:
+    while (life := heartbeat.read_all(RunFolder(tmp_path)).get(1)) is None or life.images < 60:
         time.sleep(0.05)
     other = rank(tmp_path, 0, "none", steps=200)
     os.kill(stopped.pid, signal.SIGSTOP)
@@ -134,13 +134,13 @@ def test_a_process_of_the_same_number_is_another(tmp_path: Path) -> None:
     with Watchdog(RunFolder(tmp_path), 0, 0) as watchdog:
         watchdog.beat(12, "data")
         (path,) = (tmp_path / "ranks").glob("*/000000")
-        life = heartbeat.lives(RunFolder(tmp_path))[0]
+        life = heartbeat.read_all(RunFolder(tmp_path))[0]
         assert life.here
         path.write_text(
             path.read_text().replace(
                 f'"started": "{life.started}"', f'"started": "{"1" * len(life.started)}"'
             )
         )
-        later = heartbeat.lives(RunFolder(tmp_path))[0]
+        later = heartbeat.read_all(RunFolder(tmp_path))[0]
         assert not later.here
         later.kill()  # would end this very test

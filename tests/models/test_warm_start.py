@@ -19,7 +19,7 @@ from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.export.export import ExportSettings, export
-from udl_dist.launch.session import planned_of
+from udl_dist.launch.plan import checked_plan
 from udl_dist.launch.worker import work
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training.distributed import Ranks
@@ -87,7 +87,7 @@ def test_networks_that_have_nothing_in_common_are_refused_by_the_plan(
     trained: dict[str, Path], source: Path
 ) -> None:
     with pytest.raises(UsageError, match="is of other networks, none of its tensors fits"):
-        planned_of(
+        checked_plan(
             asked(
                 "ae",
                 source,
@@ -97,7 +97,7 @@ def test_networks_that_have_nothing_in_common_are_refused_by_the_plan(
             )
         )
     with pytest.raises(UsageError, match="there is no folder"):
-        planned_of(asked("ae", source, train__init_from="nowhere"))
+        checked_plan(asked("ae", source, train__init_from="nowhere"))
     with pytest.raises(UsageError, match="must be a folder on a disk"):
         asked("ae", source, train__init_from="s3://bucket/run")
 
@@ -111,7 +111,7 @@ def test_a_resumed_run_takes_nothing_again_and_its_source_may_be_gone(
     finished(still_running("ae", source, tmp_path / "cut", origin, 120))
     shutil.rmtree(origin)
     longer = still_running("ae", source, tmp_path / "cut", origin, 240)
-    planned_of(longer)
+    checked_plan(longer)
     work(longer, prepare(longer.data), Ranks())
     assert weights(tmp_path / "cut").keys() == weights(tmp_path / "whole").keys()
     for name, value in weights(tmp_path / "whole").items():

@@ -20,8 +20,8 @@ from udl_dist.data.packing.prepare import prepare
 from udl_dist.data.packing.settings import PackSettings
 from udl_dist.experiment import Experiment
 from udl_dist.training.distributed import Ranks
-from udl_dist.training.loop import Intervals, Report, train
-from udl_dist.training.train_state import Learning
+from udl_dist.training.loop import Hooks, Intervals, LoopState, Report, TrainingLoop
+from udl_dist.training.train_state import TrainState
 
 SMALL = {
     "ae": {"method.network.kind": "dense", "method.network.widths": "16", "method.latent_dim": "4"},
@@ -72,24 +72,29 @@ class Run:
         method = methods.find(experiment.method_name)(experiment.method, self.stream.shape)
         torch.manual_seed(experiment.train.seed)
         method.build()
-        shares = experiment.train.SHARES if experiment.run.determinism == "elastic" else 0
-        self.learning = Learning(method, experiment.train, self.ranks, shares)
+        shares = experiment.train.VIRTUAL_RANKS if experiment.run.determinism == "elastic" else 0
+        self.learning = TrainState(method, experiment.train, self.ranks, shares)
 
     def reports(
-        self, start: int = 0, every: int = 12, validate: int = 120, **more: Any
+        self,
+        start: int = 0,
+        every: int = 12,
+        validate: int = 120,
+        resumed: LoopState = LoopState(),  # noqa: B008
+        **hooks: Any,
     ) -> Iterator[Report]:
         intervals = Intervals(every, validate, validate)
         settings = self.experiment.train
-        return train(
+        loop = TrainingLoop(
             self.learning,
             self.stream,
             self.held_out,
             settings,
             intervals,
             self.ranks,
-            start,
-            **more,
+            Hooks(**hooks),
         )
+        return loop.reports(start, resumed)
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
         """A copy of all that a checkpoint holds."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from udl_dist.training import async_writer
-from udl_dist.training.async_writer import Writer
+from udl_dist.training.async_writer import AsyncWriter
 from udl_dist.training.checkpoint import Files
 
 
@@ -22,7 +22,9 @@ class Disk:
         self.free, self.error = threading.Event(), error
         self.kept: dict[int, list[float]] = {}
         self.told: list[tuple[int, str]] = []
-        self.writer = Writer(self._write, lambda images, failed: self.told.append((images, failed)))
+        self.writer = AsyncWriter(
+            self._write, lambda images, failed: self.told.append((images, failed))
+        )
 
     def _write(self, images: int, files: Files, facts: Mapping[str, object]) -> None:
         assert self.free.wait(30)

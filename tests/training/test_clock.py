@@ -17,7 +17,7 @@ from tests.launch.test_worker import curves, finished, manifest, wanted
 from tests.test_imports import FILES, PACKAGE
 from tests.training.learn import packed
 from udl_dist.runs import heartbeat
-from udl_dist.runs.heartbeat import Others, Pulse
+from udl_dist.runs.heartbeat import HeartbeatMonitor, HeartbeatWriter
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import checkpoint
 
@@ -60,10 +60,10 @@ def test_the_age_of_a_pulse_is_not_a_difference_of_dates(jump: float, tmp_path: 
     seconds.
     """
     folder = RunFolder(tmp_path)
-    pulses = [Pulse(folder, rank) for rank in range(2)]
+    pulses = [HeartbeatWriter(folder, rank) for rank in range(2)]
     for each in pulses:
         each.beat(12, "phase")
-    others, paths = Others(folder), sorted((tmp_path / "ranks").glob("*/*"))
+    others, paths = HeartbeatMonitor(folder), sorted((tmp_path / "ranks").glob("*/*"))
     assert not others.silent(0.2)
     later = time.time() + jump
     silent: list[int] = []
@@ -75,7 +75,7 @@ def test_the_age_of_a_pulse_is_not_a_difference_of_dates(jump: float, tmp_path: 
     for each in pulses:
         each.close()
     assert set(silent) == {1}
-    assert not heartbeat.lives(folder)
+    assert not heartbeat.read_all(folder)
 
 
 def test_nothing_of_ours_asks_for_the_time_of_day() -> None:

@@ -46,7 +46,7 @@ def pair(method: str, source: Path, **flags: str) -> tuple[Run, Run]:
 
 
 def losses(run: Run, name: str = "train/loss") -> list[float]:
-    return [report.figures[name] for report in run.reports(validate=10**6)]
+    return [report.metrics[name] for report in run.reports(validate=10**6)]
 
 
 @pytest.mark.parametrize("method", ["ae", pytest.param("vae", marks=pytest.mark.long)])

@@ -52,7 +52,7 @@ def seeds(experiment: Experiment) -> list[int]:
         found.append(torch.initial_seed())
         return loss(batch)
 
-    for turn in run.learning.turns:
+    for turn in run.learning.phases:
         object.__setattr__(turn.phase, "loss", noted)
     list(run.reports(validate=10**9))
     return found[-20:]  # the first was to warm up

@@ -1,4 +1,4 @@
-"""A loss or gradient that is no number, on one rank of two: nobody takes the step, all do the same
+"""A loss or gradient that is not finite, on one rank of two: nobody takes the step, all do the same
 about it.
 """
 
@@ -46,7 +46,7 @@ class Nan(torch.autograd.Function):
 
 
 def spoil(phase: Phase, where: Callable[[int], bool], what: str) -> None:
-    """Make the phase's loss, or only its gradient, no number in the steps `where` says so."""
+    """Make the phase's loss, or only its gradient, not finite in the steps `where` says so."""
     loss = phase.loss
 
     def spoiled(batch: Batch) -> Any:
@@ -66,14 +66,14 @@ def trained(
     """
     run = Run(experiment, Ranks())
     if run.ranks.rank == spoiled_rank:
-        spoil(run.learning.turns[-1].phase, lambda seen: seen in BAD, what)
+        spoil(run.learning.phases[-1].phase, lambda seen: seen in BAD, what)
     reports = list(run.reports(every=24))
     rejected = [
         (report.rejected.images, report.rejected.why(), report.rejected.records)
         for report in reports
         if report.rejected
     ]
-    return run.hash(), rejected, [report.figures for report in reports if report.figures]
+    return run.hash(), rejected, [report.metrics for report in reports if report.metrics]
 
 
 CASES = [("ae", "loss"), ("ae", "gradient"), ("gan", "loss"), ("gan", "gradient")]
@@ -123,9 +123,9 @@ def test_a_step_that_is_no_number_on_the_last_rank_is_left_out_by_all(
 
 def test_steps_that_are_left_out_leave_weights_and_optimiser_as_they_were(source: Path) -> None:
     run = Run(asked("ae", source, train__non_finite="skip"))
-    spoil(run.learning.turns[0].phase, lambda seen: 24 <= seen < 60, "loss")
+    spoil(run.learning.phases[0].phase, lambda seen: 24 <= seen < 60, "loss")
     hashes = [
-        run.hash() for report in run.reports(every=12) if report.figures and report.images <= 72
+        run.hash() for report in run.reports(every=12) if report.metrics and report.images <= 72
     ]
     assert len(set(hashes[1:5])) == 1, "nothing moved from 24 to 60"
     assert len(set(hashes)) == 3
@@ -146,14 +146,14 @@ def test_running_statistics_are_not_spoiled(
         "method__network__norm": "batch",
     }
     run = Run(asked("ae", source, train__non_finite="skip", **flags))
-    loss = run.learning.turns[0].phase.loss
+    loss = run.learning.phases[0].phase.loss
 
     def spoiled(batch: Batch) -> Any:
         if 60 <= batch.seen < 60 + 12 * bad_steps:
             batch.images.fill_(float("nan"))
         return loss(batch)
 
-    object.__setattr__(run.learning.turns[0].phase, "loss", spoiled)
+    object.__setattr__(run.learning.phases[0].phase, "loss", spoiled)
     reports = list(run.reports(every=10**6, validate=10**6))
     rejected = [report.images for report in reports if report.rejected]
     assert rejected == [72 + 12 * step for step in range(bad_steps)]
@@ -164,7 +164,7 @@ def test_running_statistics_are_not_spoiled(
 
 def test_a_run_stops_before_the_step_unless_told_to_skip(source: Path) -> None:
     run, before = Run(asked("vae", source)), Run(asked("vae", source, train__total_images="60"))
-    spoil(run.learning.turns[0].phase, lambda seen: seen in BAD, "loss")
+    spoil(run.learning.phases[0].phase, lambda seen: seen in BAD, "loss")
     with pytest.raises(
         TrainingError, match="the loss of rank 0 is nan after 60 images: lower train.learning_rate"
     ):
@@ -227,6 +227,6 @@ def test_a_run_goes_back_at_most_twice_and_says_so(source: Path, tmp_path: Path)
     flags = {"track__mode": "off", "evaluate__every_images": "60", "run__folder": str(tmp_path)}
     _, error = worked(asked("ae", source, train__non_finite="skip", **flags), 3)
     assert error.startswith(
-        "the loss of rank 0 is nan after 156 images, the step number 4 in a row that is no number, "
+        "the loss of rank 0 is nan after 156 images, step 4 in a row that is not finite, "
         "and the run went back 2 times: lower train.learning_rate"
     )

@@ -46,7 +46,7 @@ def trained(experiments: list[Experiment]) -> list[Outcome]:
     for experiment in experiments:
         run = Run(experiment, Ranks())
         figures = [
-            {name: value for name, value in report.figures.items() if not name.startswith("perf/")}
+            {name: value for name, value in report.metrics.items() if not name.startswith("perf/")}
             for report in run.reports()
         ]
         outcomes.append((run.weights(), run.hash(), figures))
@@ -108,14 +108,14 @@ def test_resuming_at_any_step_gives_the_same_bits(method: str, source: Path) -> 
             file: {name: value.clone() for name, value in tensors.items()}
             for file, tensors in whole.learning.tensors().items()
         }
-        points[report.images] = report.figures["train/learning_rate"]
+        points[report.images] = report.metrics["train/learning_rate"]
     assert sorted(states) == list(range(12, 241, 12))
     for images in random.Random(0).sample(sorted(states)[:-1], 5):
         again = Run(experiment)
         again.learning.restore(states[images])
         later = list(again.reports(images))
         assert again.hash() == whole.hash(), f"resumed after {images} images"
-        assert {report.images: report.figures["train/learning_rate"] for report in later} == {
+        assert {report.images: report.metrics["train/learning_rate"] for report in later} == {
             count: rate for count, rate in points.items() if count > images
         }
 
@@ -146,7 +146,7 @@ def test_every_record_is_learned_from_once_an_epoch(source: Path) -> None:
         seen.update(batch.record_keys.tolist())
         return loss(batch)
 
-    for turn in run.learning.turns:
+    for turn in run.learning.phases:
         object.__setattr__(turn.phase, "loss", counted)
     images = [report.images for report in run.reports()][-1]
     records = run.stream.records
@@ -161,7 +161,7 @@ def test_validation_counts_each_held_out_image_once_and_moves_nothing(source: Pa
     reports = list(run.reports())
     assert [report.images for report in reports if report.validated] == [120, 240]
     assert run.held_out is not None
-    assert "val/negative_elbo" in reports[-1].figures
+    assert "val/negative_elbo" in reports[-1].metrics
     unseen = Run(asked("vae", source))
     unseen.held_out = None
     list(unseen.reports())
@@ -179,7 +179,9 @@ def test_rank_zero_stops_every_rank_at_the_same_images(source: Path) -> None:
 def stopped_by_rank_zero(experiment: Experiment) -> tuple[int, bool]:
     run = Run(experiment, Ranks())
     asked_at = iter(range(1000))
-    *_, last = run.reports(every=1000, stop_asked=lambda: run.ranks.leads and next(asked_at) >= 4)
+    *_, last = run.reports(
+        every=1000, stop_requested=lambda: run.ranks.is_main and next(asked_at) >= 4
+    )
     return last.images, last.stopped
 
 
@@ -218,16 +220,16 @@ def test_what_no_average_follows_is_the_living_network(source: Path) -> None:
     assert run.held_out is not None
     first = Run(asked("gan", source, train__average_half_life="12", train__total_images="12"))
     *_, early = first.reports(every=12)
-    assert early.figures["val/real_logit"] != last.figures["val/real_logit"]
+    assert early.metrics["val/real_logit"] != last.metrics["val/real_logit"]
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     settings = asked("ae", Path("x"), train__warmup_images="120", train__schedule="cosine").train
-    rates = [settings.rate_at(images, 1200) for images in range(0, 1200, 12)]
+    rates = [settings.learning_rate_at(images, 1200) for images in range(0, 1200, 12)]
     assert rates[:11] == sorted(rates[:11])
     assert rates[10] == max(rates) == 1e-3
     assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert settings.rate_at(1200, 1200) == pytest.approx(0)
+    assert settings.learning_rate_at(1200, 1200) == pytest.approx(0)
 
 
 def test_eight_stages_are_those_of_the_published_protocol() -> None:
@@ -238,7 +240,11 @@ def test_eight_stages_are_those_of_the_published_protocol() -> None:
     for stage, end in enumerate(ends):
         rate = pytest.approx(1e-3 * 10 ** (-stage / 7))
         begin = end - 3**stage * epoch
-        assert settings.rate_at(begin, total) == settings.rate_at(end - 20, total) == rate
+        assert (
+            settings.learning_rate_at(begin, total)
+            == settings.learning_rate_at(end - 20, total)
+            == rate
+        )
 
 
 def test_bfloat16_and_channels_last_train_too(source: Path) -> None:
@@ -253,5 +259,5 @@ def test_bfloat16_and_channels_last_train_too(source: Path) -> None:
         )
     )
     reports = list(run.reports())
-    assert reports[-1].figures["train/loss"] < reports[0].figures["train/loss"]
+    assert reports[-1].metrics["train/loss"] < reports[0].metrics["train/loss"]
     assert all(value.dtype == torch.float32 for value in run.learning.method.networks.parameters())

@@ -64,7 +64,7 @@ def test_restored_state_lies_in_memory_as_its_parameters_do(
     again = Run(experiment)
     again.learning.restore(checkpoint.load(checkpoint.path_of(tmp_path, 24))[0])
     compared = 0
-    for turn in again.learning.turns:
+    for turn in again.learning.phases:
         for parameter, state in turn.optimizer.state.items():
             for value in state.values():
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:

@@ -24,7 +24,7 @@ from udl_dist.data.packing.prepare import is_packed_at_first_use, shards_of_part
 from udl_dist.data.settings import cache_folder
 from udl_dist.data.shards.index import NAME
 from udl_dist.errors import UdlError
-from udl_dist.launch import nodes, ray_runtime
+from udl_dist.launch import capacity, nodes, ray_runtime
 from udl_dist.launch.recovery import one_line
 from udl_dist.storage import objects
 from udl_dist.storage.places import is_remote, joined
@@ -197,4 +197,4 @@ def _exists(place: str) -> bool:
 
 def _places(experiment: Any) -> str:
     """Why the workers cannot be placed, "" if they can."""
-    return _told(lambda: ray_runtime.size(experiment) and "")
+    return _told(lambda: capacity.next_group(experiment) and "")

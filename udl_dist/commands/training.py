@@ -24,7 +24,8 @@ def add(verbs: Verbs) -> None:
 
 def _train(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist import experiment
-    from udl_dist.launch import session
+    from udl_dist.launch import driver
+    from udl_dist.launch.plan import checked_plan
 
     if asked.help_settings:
         print(listed(experiment.describe(flags.get("method.name", "vae"))))
@@ -36,9 +37,9 @@ def _train(asked: argparse.Namespace, flags: dict[str, str]) -> int:
         )
     wanted = experiment.load(asked.job, flags)
     if asked.dry_run:
-        planned = session.planned_of(wanted)
+        planned = checked_plan(wanted)
         show(planned.lines(), planned.as_dict(), asked.json)
         return 0
-    ended = session.train(wanted, sys.stderr, asked.verbose)
+    ended = driver.train(wanted, sys.stderr, asked.verbose)
     show(ended.lines(), ended.as_dict(), asked.json)
     return ended.exit_code

@@ -1,23 +1,110 @@
-"""How many processes fit on a Ray cluster, by CPU cores and GPUs."""
+"""How many workers fit on a Ray cluster by CPUs and GPUs, now and when nodes come and go."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from udl_dist.errors import ClusterError
+from udl_dist.experiment import Experiment
+from udl_dist.launch.ray_runtime import POLL_SECONDS
+from udl_dist.runs import heartbeat
+from udl_dist.runs.run_folder import RunFolder
+from udl_dist.training.settings import TrainSettings
+
+RELEASE_SECONDS = 10.0  # until the CPUs and GPUs of a former group are free again
+GROW_SECONDS = 20.0  # between two looks for more workers
+
+
+@dataclass(frozen=True)
+class GroupSize:
+    """A group of workers that can be placed: how many, and whether each has a GPU."""
+
+    workers: int
+    gpu: bool
+
+
+class ElasticScaler:
+    """For run.workers = "2..8": ends a group, after a checkpoint, when a larger one would fit.
+
+    Only while all of them train: before, the CPUs they are about to take seem to be free.
+    """
+
+    def __init__(self, experiment: Experiment, folder: RunFolder) -> None:
+        self._experiment, self._folder = experiment, folder
+        self._next = time.monotonic() + GROW_SECONDS
+        self._tried = 0  # workers that were tried and not placed
+
+    def check(self, workers: int) -> None:
+        """Called often with the workers that train now; 0: none."""
+        if workers in (0, self._experiment.run.most_workers) or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + GROW_SECONDS
+        if len(heartbeat.read_all(self._folder)) < workers:
+            return
+        try:
+            more = largest_group(self._experiment, workers)
+        except Exception:  # Ray is ending in the other thread
+            return
+        if more > max(workers, self._tried) and not self._folder.resize_asked():
+            self._folder.say(
+                f"{more} workers fit now, not {workers}: they write a checkpoint, then all start"
+                " again"
+            )
+            self._folder.ask_resize()
+            self._tried = more
+        elif more == workers:
+            self._tried = 0
+
+
+def next_group(experiment: Experiment, before: int = 0, wait_seconds: float = 0.0) -> GroupSize:
+    """The workers to start now, within run.workers; `before`: those of the group that has ended.
+
+    Raises ClusterError if not even the least of them fit after `wait_seconds`, in which a lost node
+    may come back or an autoscaler may start one. Nodes in use by others count: the workers wait.
+    """
+    run = experiment.run
+    if (fit := _fitting(experiment)) < run.least_workers and wait_seconds > 0:
+        with _autoscaler_demand(experiment):
+            fit = _wait_for_nodes(experiment, time.monotonic() + wait_seconds)
+    if fit < run.least_workers:
+        needs = in_words(_needs(experiment), run.least_workers)
+        there = in_words(totals(_needs(experiment)))
+        raise ClusterError(
+            f"run.workers = {run.workers} needs {needs}, the cluster has {there}: set run.workers"
+            f" to {fit} or fewer"
+        )
+    released = time.monotonic() + RELEASE_SECONDS * (before > 0)
+    while (free := _free(experiment)) < min(before, fit) and time.monotonic() < released:
+        time.sleep(POLL_SECONDS)
+    return GroupSize(_allowed(experiment, max(free, run.least_workers)), wants_gpu(experiment))
+
+
+def largest_group(experiment: Experiment, workers: int) -> int:
+    """The workers that would fit if the present `workers` ended first; at least `workers`."""
+    fit = min(_fitting(experiment), workers + _free(experiment))
+    return max(workers, _allowed(experiment, fit))
+
+
+def wants_gpu(experiment: Experiment) -> bool:
+    """Whether each worker gets a GPU."""
+    import ray
+
+    device = experiment.run.device
+    return device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
 
 
 def of_cluster(needs: Mapping[str, float]) -> int:
-    """How many processes with these needs (CPU, GPU) fit on the living nodes, if nobody else used
-    them.
-    """
+    """How many processes with these needs (CPU, GPU) fit on the living nodes if all were free."""
     import ray
 
     return sum(fitting(node["Resources"], needs) for node in ray.nodes() if node["Alive"])
 
 
 def fitting(there: Mapping[str, float], needs: Mapping[str, float]) -> int:
-    """How many fit into these resources: the scarcest decides. A share of a GPU lies on one GPU,
-    never on two.
-    """
+    """How many fit into these resources; the scarcest decides. A share of a GPU is of one GPU."""
     return min(
         int(there.get(kind, 0)) * int(1 / each + 1e-9)
         if each < 1
@@ -26,14 +113,67 @@ def fitting(there: Mapping[str, float], needs: Mapping[str, float]) -> int:
     )
 
 
-def in_kinds(resources: Mapping[str, float], times: int = 1) -> str:
+def totals(needs: Mapping[str, float]) -> dict[str, float]:
+    """What the cluster has of each needed resource, in use or not."""
+    import ray
+
+    return {kind: float(ray.cluster_resources().get(kind, 0)) for kind in needs}
+
+
+def in_words(resources: Mapping[str, float], times: int = 1) -> str:
     """Resources for a person: "4 CPU cores and 2 GPUs"."""
     names = {"CPU": "CPU cores", "GPU": "GPUs"}
     return " and ".join(f"{amount * times:g} {names[kind]}" for kind, amount in resources.items())
 
 
-def totals(needs: Mapping[str, float]) -> dict[str, float]:
-    """What the cluster has of each kind that is needed, in use or not."""
+def free_in_words() -> str:
+    """The CPUs and GPUs of the cluster that are free now."""
     import ray
 
-    return {kind: float(ray.cluster_resources().get(kind, 0)) for kind in needs}
+    free = ray.available_resources() if ray.is_initialized() else {}
+    return in_words({kind: free.get(kind, 0.0) for kind in ("CPU", "GPU")})
+
+
+def _wait_for_nodes(experiment: Experiment, deadline: float) -> int:
+    while (fit := _fitting(experiment)) < experiment.run.least_workers:
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(POLL_SECONDS)
+    return fit
+
+
+@contextlib.contextmanager
+def _autoscaler_demand(experiment: Experiment) -> Iterator[None]:
+    """Shows an autoscaler what is missing, by a placement group that ends with this process."""
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    wanted = placement_group([_needs(experiment)] * experiment.run.least_workers)
+    try:
+        yield
+    finally:
+        remove_placement_group(wanted)
+
+
+def _allowed(experiment: Experiment, fit: int) -> int:
+    """The most workers of `fit` that the settings allow; elastic runs allow divisors of 12."""
+    most = min(fit, experiment.run.most_workers)
+    if experiment.run.determinism == "elastic":
+        virtual_ranks = TrainSettings.VIRTUAL_RANKS
+        return max(world for world in range(1, most + 1) if virtual_ranks % world == 0)
+    return most
+
+
+def _fitting(experiment: Experiment) -> int:
+    return of_cluster(_needs(experiment))
+
+
+def _free(experiment: Experiment) -> int:
+    import ray
+
+    return min(_fitting(experiment), fitting(ray.available_resources(), _needs(experiment)))
+
+
+def _needs(experiment: Experiment) -> dict[str, float]:
+    """The resources of one worker."""
+    cores = {"CPU": float(experiment.run.cpus_per_worker)}
+    return cores | {"GPU": 1.0} if wants_gpu(experiment) else cores

@@ -125,6 +125,22 @@ class Plan:
         return asdict(self)
 
 
+def checked_plan(experiment: Experiment) -> Plan:
+    """`plan_here`, and checks that need torch: of `train.init_from` and `run.best`."""
+    experiment = experiment.replace(data=settled(experiment.data))
+    made = plan_here(experiment)
+    if experiment.train.init_from:
+        from udl_dist.models import warm_start
+
+        warm_start.check(experiment)
+    if experiment.run.best:
+        from udl_dist.training.validation import refuse_unknown_metric
+
+        method = methods.find(experiment.method_name)(experiment.method, experiment.data.shape)
+        refuse_unknown_metric("run.best", experiment.run.best, method)
+    return made
+
+
 def plan_here(experiment: Experiment) -> Plan:
     """The plan of a run on this machine or on a cluster; raise UsageError for one that plainly does
     not fit here.
@@ -211,7 +227,7 @@ def plan(experiment: Experiment) -> Plan:
 def _refuse_best(best: str, held_out: int) -> None:
     """Refuse what no validation will report, as far as it can be told without torch."""
     if best and not best.startswith("val/"):
-        raise UsageError(f"run.best = {best!r} is no held-out figure: those begin with val/")
+        raise UsageError(f"run.best = {best!r} is not a held-out metric: those begin with val/")
     if best and not held_out:
         raise UsageError(
             f"run.best = {best!r} needs held-out images: set data.held_out or"
@@ -234,15 +250,16 @@ def _refuse_lone_images(experiment: Experiment, networks: Mapping[str, Any]) -> 
 def _refuse_inelastic(experiment: Experiment, networks: Mapping[str, Any]) -> None:
     """Whatever stands in the way of the same bits in any world."""
     train, run = experiment.train, experiment.run
-    asked = "run.determinism = elastic learns a batch in 12 shares"
-    if train.SHARES % run.least_workers:
+    asked = "run.determinism = elastic cuts a batch into 12 parts"
+    if train.VIRTUAL_RANKS % run.least_workers:
         raise UsageError(
-            f"{asked}, which {run.least_workers} workers cannot share: set run.workers to 1, 2, 3,"
+            f"{asked}, which {run.least_workers} workers cannot divide: set run.workers to 1, 2, 3,"
             " 4, 6 or 12"
         )
-    if train.batch_size < train.SHARES:
+    if train.batch_size < train.VIRTUAL_RANKS:
         raise UsageError(
-            f"{asked}: set train.batch_size to {train.SHARES} or more, not {train.batch_size}"
+            f"{asked}: set train.batch_size to {train.VIRTUAL_RANKS} or more, not"
+            f" {train.batch_size}"
         )
     if train.accumulate > 1:
         raise UsageError(

@@ -34,11 +34,11 @@ class Process(NamedTuple):
     began: int
 
 
-class Guardian:
+class ProcessReaper:
     """The end of it in the process that starts Ray, which does so within `marking`; `close` when it
     is over.
 
-    The pipe to the guardian is closed by the system if this process is killed.
+    The pipe to the reaper is closed by the system if this process is killed.
     """
 
     def __init__(self) -> None:

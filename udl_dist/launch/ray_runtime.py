@@ -1,6 +1,4 @@
-"""Which Ray there is, what of it is free, and how many workers fit: started, joined and ended here,
-and only here.
-"""
+"""Starts a private Ray or joins a cluster, and ends what it started."""
 
 from __future__ import annotations
 
@@ -13,54 +11,38 @@ import secrets
 import shutil
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from udl_dist.errors import ClusterError
-from udl_dist.experiment import Experiment
-from udl_dist.launch import capacity, module_check, ray_options
-from udl_dist.launch.process_reaper import Guardian
+from udl_dist.launch import module_check, ray_options
+from udl_dist.launch.process_reaper import ProcessReaper
 from udl_dist.launch.recovery import one_line
-from udl_dist.training.settings import TrainSettings
 
 START_SECONDS = 60.0  # a start of Ray, and one try to place workers
-PLACEMENTS = 3  # tries to place the workers
-RELEASE_SECONDS = 10.0  # until what a group of workers held is free again
 POLL_SECONDS = 0.2
 ENVIRONMENT = {
-    # 15 unless told: anything else on the machine would starve the workers
+    # 15 by default: anything else on the machine would starve the workers
     "RAY_worker_niceness": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # a report waits for this poll (2 s unless told)
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # a report waits for this poll (2 s by default)
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{START_SECONDS:g}",
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{START_SECONDS:g}",  # ten minutes unless told
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{START_SECONDS:g}",  # ten minutes by default
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
 }
-_guardians: list[Guardian] = []  # of the Ray that this process started: one or none
-
-
-@dataclass(frozen=True)
-class Size:
-    """A group of workers that can be placed: how many, and whether each takes a GPU."""
-
-    workers: int
-    gpu: bool
+_reapers: list[ProcessReaper] = []  # of the Ray that this process started: one or none
 
 
 def start(address: str, verbose: bool) -> bool:
-    """Join the cluster at `address`, or start a private Ray that opens no dashboard; say whether it
-    is ours to end.
+    """Join the cluster at `address` or start a private Ray; return whether `end` has to end it.
 
-    The private one asks for a token that this process alone has, and listens on loopback if Ray was
-    not imported yet. A Ray that is there already is somebody's own session or a test's cluster:
-    theirs to end.
+    The private one opens no dashboard, requires a token that only this process has, and listens on
+    loopback unless Ray was imported before. A Ray that is initialised already is left running.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -69,7 +51,7 @@ def start(address: str, verbose: bool) -> bool:
         return False
     if address:
         ray_options.refuse_silent(address)
-    with warnings.catch_warnings(), contextlib.nullcontext() if address else _closed():
+    with warnings.catch_warnings(), contextlib.nullcontext() if address else _private_settings():
         warnings.simplefilter("ignore")
         import ray
 
@@ -85,7 +67,7 @@ def start(address: str, verbose: bool) -> bool:
             options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
             options |= {"_temp_dir": folder} if (folder := ray_options.short_folder()) else {}
         try:
-            with ray_options.hangups_blocked(), contextlib.nullcontext() if address else _guarded():
+            with ray_options.hangups_blocked(), contextlib.nullcontext() if address else _reaped():
                 ray.init(**options, namespace="udl-dist")
         except Exception as error:  # Ray raises many kinds here
             end()
@@ -93,7 +75,7 @@ def start(address: str, verbose: bool) -> bool:
                 f"no Ray at {address or 'this machine'}: {one_line(error)}"
             ) from None
     if not verbose:
-        _hush()
+        _silence_ray()
     try:
         module_check.refuse_others()
     except ClusterError:
@@ -103,8 +85,8 @@ def start(address: str, verbose: bool) -> bool:
 
 
 @contextlib.contextmanager
-def _closed() -> Iterator[None]:
-    """While Ray is imported and started, here and by whatever it starts."""
+def _private_settings() -> Iterator[None]:
+    """Environment of a private Ray, while it is imported and started."""
     own = {"RAY_AUTH_TOKEN_PATH": str(_token_file())}
     # no cluster of machines: loopback will do for an address
     own["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -124,9 +106,7 @@ def _closed() -> Iterator[None]:
 
 @functools.cache  # as Ray does: one process, one token
 def _token_file() -> Path:
-    """A new token, for its owner's eyes: the one that Ray would make may be read by all users of
-    the machine.
-    """
+    """A new token, readable by its owner; every user of the machine may read the one Ray makes."""
     folder = tempfile.mkdtemp(prefix="udl-token-")  # 0700
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     file = Path(folder) / "token"
@@ -135,18 +115,16 @@ def _token_file() -> Path:
     return file
 
 
-def _guarded() -> contextlib.AbstractContextManager[None]:
-    """While Ray is started: nothing of it outlives this process."""
-    _guardians.append(Guardian())
-    return _guardians[-1].marking()
+def _reaped() -> contextlib.AbstractContextManager[None]:
+    """While Ray starts: marks its processes, so that none outlives this one."""
+    _reapers.append(ProcessReaper())
+    return _reapers[-1].marking()
 
 
-def _hush() -> None:
-    """Keep Ray off our own output: what it has to say of a dead worker is an echo of what the run
-    says itself.
+def _silence_ray() -> None:
+    """Stop Ray from printing errors of dead workers to stdout, into the output of --json.
 
-    It prints that to stdout whatever its settings are, into the midst of a --json; there is no
-    public way to stop it.
+    The run reports them itself. Ray has no public way to turn this off.
     """
     from ray._private import worker
 
@@ -157,124 +135,9 @@ def _hush() -> None:
 
 
 def end() -> None:
-    """End a Ray that is ours, or leave the cluster that was joined."""
+    """End a private Ray, or leave the cluster that was joined."""
     import ray
 
     ray.shutdown()
-    while _guardians:
-        _guardians.pop().close()
-
-
-def size(experiment: Experiment, before: int = 0, wait_seconds: float = 0.0) -> Size:
-    """The workers to start now, within run.workers; `before` is how many the group had that has
-    just ended.
-
-    Raise ClusterError if the cluster has no place for the least of them, not even after
-    `wait_seconds`: a node that was lost may come back, an autoscaler may start one. Nodes that
-    others use count as place: the workers wait for their turn.
-    """
-    run = experiment.run
-    if (places := _places(experiment)) < run.least_workers and wait_seconds > 0:
-        with _missed(experiment):
-            places = _wait_for_places(experiment, time.monotonic() + wait_seconds)
-    if places < run.least_workers:
-        needs, there = (
-            capacity.in_kinds(_needs(experiment), run.least_workers),
-            capacity.in_kinds(capacity.totals(_needs(experiment))),
-        )
-        raise ClusterError(
-            f"run.workers = {run.workers} needs {needs}, the cluster has {there}: set run.workers"
-            f" to {places} or fewer"
-        )
-    released = time.monotonic() + RELEASE_SECONDS * (before > 0)
-    while (free := _free_places(experiment)) < min(before, places) and time.monotonic() < released:
-        time.sleep(POLL_SECONDS)
-    return Size(_within(experiment, max(free, run.least_workers)), wants_gpu(experiment))
-
-
-def _wait_for_places(experiment: Experiment, deadline: float) -> int:
-    while (
-        places := _places(experiment)
-    ) < experiment.run.least_workers and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)
-    return places
-
-
-@contextlib.contextmanager
-def _missed(experiment: Experiment) -> Iterator[None]:
-    """Meanwhile an autoscaler sees what is missing: a placement that nobody uses, and that ends
-    with this process.
-    """
-    from ray.util.placement_group import placement_group, remove_placement_group
-
-    wanted = placement_group([_needs(experiment)] * experiment.run.least_workers)
-    try:
-        yield
-    finally:
-        remove_placement_group(wanted)
-
-
-def growth(experiment: Experiment, workers: int) -> int:
-    """How many workers there could be if those that are at work made room for a larger group;
-    `workers` if no more.
-    """
-    places = min(_places(experiment), workers + _free_places(experiment))
-    return max(workers, _within(experiment, places))
-
-
-def is_loss(error: Exception) -> bool:
-    """Whether workers failed, or Ray's own process that watches them: what a new group of workers
-    may cure.
-    """
-    from ray.exceptions import RayActorError
-
-    return bool(getattr(error, "worker_failures", None)) or isinstance(error, RayActorError)
-
-
-def is_misplaced(error: Exception) -> bool:
-    """Whether the workers found no place in time."""
-    return "startup timed out" in str(error)
-
-
-def in_words() -> str:
-    """What of the cluster nobody uses at the moment."""
-    import ray
-
-    free = ray.available_resources() if ray.is_initialized() else {}
-    return capacity.in_kinds({kind: free.get(kind, 0.0) for kind in ("CPU", "GPU")})
-
-
-def wants_gpu(experiment: Experiment) -> bool:
-    """Whether each worker is to take a GPU."""
-    import ray
-
-    asked = experiment.run.device
-    return asked == "cuda" or (asked == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
-
-
-def _within(experiment: Experiment, places: int) -> int:
-    """The most workers that are wanted of so many places; elastic determinism cannot be had in
-    every world.
-    """
-    run = experiment.run
-    most = min(places, run.most_workers)
-    if run.determinism == "elastic":
-        return max(world for world in range(1, most + 1) if TrainSettings.SHARES % world == 0)
-    return most
-
-
-def _places(experiment: Experiment) -> int:
-    """Workers that fit on the nodes that live, if nobody else used them."""
-    return capacity.of_cluster(_needs(experiment))
-
-
-def _free_places(experiment: Experiment) -> int:
-    import ray
-
-    return min(_places(experiment), capacity.fitting(ray.available_resources(), _needs(experiment)))
-
-
-def _needs(experiment: Experiment) -> dict[str, float]:
-    """What one worker takes."""
-    cores = {"CPU": float(experiment.run.cpus_per_worker)}
-    return cores | {"GPU": 1.0} if wants_gpu(experiment) else cores
+    while _reapers:
+        _reapers.pop().close()

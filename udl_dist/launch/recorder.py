@@ -1,6 +1,4 @@
-"""Rank 0's pen: whatever a report says is kept in the run folder, checkpoint first; knows no
-launcher and no loop.
-"""
+"""Rank 0 records the run: curves, checkpoints, pictures and tracking."""
 
 from __future__ import annotations
 
@@ -26,126 +24,110 @@ from udl_dist.runs.remote_node import Node
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.runs.tracking import Tracker
 from udl_dist.training import checkpoint
-from udl_dist.training.async_writer import WAIT_SECONDS, Writer
-from udl_dist.training.finite_guard import Rejected
-from udl_dist.training.loop import SECONDS, Report, evaluating, to_batch
+from udl_dist.training.async_writer import WAIT_SECONDS, AsyncWriter
+from udl_dist.training.batches import to_batch
+from udl_dist.training.finite_guard import RejectedStep
+from udl_dist.training.loop import VALIDATION_SECONDS, Report
 from udl_dist.training.meter import Pace
-from udl_dist.training.train_state import Learning
+from udl_dist.training.train_state import TrainState
+from udl_dist.training.validation import evaluating
 
-LONG_SECONDS = 60.0  # a run must have gone on for so long before its share of anything is spoken of
-MISSES = 3  # checkpoints in a row that may fail to be written before the run gives up
+SHARE_AFTER_SECONDS = 60.0  # of a run, before validations are said to take too much of its time
+MAX_FAILED_SAVES = 3  # checkpoints in a row that may fail to be written before the run gives up
 
 
-class Scribe:
-    """Rank 0's pen: curves, checkpoints, pictures, tracking."""
+class RunRecorder:
+    """Records the reports of one run; a full disk costs records, never the training itself."""
 
     def __init__(
         self,
         experiment: Experiment,
         folder: RunFolder,
-        learning: Learning,
-        stream: Feed,
-        held_out: Feed | None,
-        start: int,
         node: Node | None,
+        state: TrainState,
+        streams: tuple[Feed, Feed | None],
+        start: int,
     ) -> None:
-        self._experiment = experiment
-        self._node = node
-        self._folder = folder
-        self._learning = learning
-        self._shown, self._held_out = held_out or stream, held_out.records if held_out else 0
-        self._validations = Validations(experiment.evaluate.share)
-        self._fingerprint = stream.fingerprint
-        self._best = experiment.run.best or f"val/{learning.method.best}"
-        self._misses, self._missed = 0, ""
-        # images of the last checkpoint that was due, and of the last written
-        self._asked = self._saved = start
-        # points that the disk did not take yet
-        self._unwritten: list[tuple[int, dict[str, float]]] = []
-        self._writer = Writer(self._write, self._told)
-        self._stream, self._waits = stream, 0  # reports in a row whose time was waited away
-        self._advised = False
-        self._pace = Pace(
-            start, experiment.train.batch_size, experiment.train.length(stream.records)
+        self._experiment, self._folder, self._node = experiment, folder, node
+        self._state = state
+        self._stream, held_out = streams
+        self._shown, self._held_out = held_out or self._stream, held_out.records if held_out else 0
+        self._best = experiment.best_metric
+        self._failed_saves, self._failure = 0, ""
+        self._due = self._saved = (
+            start  # images of the last checkpoint due, and of the last written
         )
+        self._unwritten: list[tuple[int, dict[str, float]]] = []  # points a full disk refused
+        self._writer = AsyncWriter(self._write, self._on_written)
+        self._advice = DataWaitAdvice(self._stream)
+        self._validations = ValidationTime(experiment.evaluate.share)
+        total = experiment.train.length(self._stream.records)
+        self._pace = Pace(start, experiment.train.batch_size, total)
         self._refuse_small_disk()
         last = folder.rewind(start)
-        if not start:
-            write_whole(folder.data, json.dumps(stream.shards()))
+        if start:
+            folder.say(f"resumed after {start} images")
         else:
-            anew = ", in an order drawn anew" if stream.lost else ""
-            folder.say(f"resumed after {start} images{anew}")
-        if stream.lost:
-            folder.say(stream.lost)
+            write_whole(folder.data, json.dumps(self._stream.shards()))
         config = flatten(experiment.to_dict())
         self._tracker = Tracker(experiment.track, folder.path, config, last, folder.say)
-        for point in folder.points():  # those of which a kill kept the tracker from hearing
+        for point in folder.points():  # after a kill the tracker may lack the last ones
             self._tracker.point(int(point.pop("images")), point)
 
-    def take(self, report: Report) -> None:
-        """Keep what a report says: its point before its checkpoint, which is copied now and written
-        later.
+    def record(self, report: Report) -> None:
+        """Write the point of a report, then its checkpoint, which is copied now and written later.
 
-        A resume forgets the points after its checkpoint, so a point may come too early and never
-        too late.
+        A resume drops the points after its checkpoint: a point may come too early, never too late.
         """
-        self._give_up()
-        if report.figures:
-            self._unwritten.append((report.images, report.figures))
+        self._give_up_after_failed_saves()
+        if report.metrics:
+            self._unwritten.append((report.images, report.metrics))
         if self._unwritten:
             first, *_ = self._unwritten[0]
             self._attempt(f"the curves wait at the point after {first} images", self._write_points)
         if report.checkpoint:
             self._save(report)
         if report.rejected:
-            self._reject(report.rejected, report.kept.skips)
-        if not report.figures:  # saved between two points of the curves
+            self._record_rejected(report.rejected, report.state.skips)
+        if not report.metrics:  # a checkpoint between two points of the curves
             return
-        self._tracker.point(report.images, report.figures)
-        self._advise(report.figures["perf/data_wait_share"])
-        if said := self._pace.add(report.images, report.figures):
-            self._folder.say(said)
+        self._tracker.point(report.images, report.metrics)
+        lines = [
+            self._advice.add(report.metrics["perf/data_wait_share"]),
+            self._pace.add(report.images, report.metrics),
+        ]
         if report.validated:
             began = time.monotonic()
             if self._experiment.evaluate.pictures:
-                self._attempt(
-                    f"no pictures after {report.images} images", self._draw, report.images
-                )
-            took = report.figures.get(SECONDS, 0.0) + time.monotonic() - began
-            if said := self._validations.add(took):
-                self._folder.say(said)
+                lost = f"no pictures after {report.images} images"
+                self._attempt(lost, self._draw, report.images)
+            drawing = time.monotonic() - began
+            seconds = report.metrics.get(VALIDATION_SECONDS, 0.0) + drawing
+            lines.append(self._validations.add(seconds))
+        for line in filter(None, lines):
+            self._folder.say(line)
 
     def _write_points(self) -> None:
         while self._unwritten:
             self._folder.add_point(*self._unwritten[0])
             del self._unwritten[0]
 
-    def _advise(self, wait_share: float) -> None:
-        """Say once what to do about waiting for data; the first report is no sign, for reading had
-        no head start.
-        """
-        advised = advice(self._stream, wait_share)
-        self._waits = self._waits + 1 if advised else 0
-        if self._waits == 2 and not self._advised:
-            self._advised = True
-            self._folder.say(advised)
-
     def finish(self) -> None:
         """Wait until the last checkpoint is written; raise TrainingError if it could not be."""
         self._attempt("the last checkpoint is late", self._writer.wait)
-        if self._saved < self._asked:
+        if self._saved < self._due:
             raise TrainingError(
                 f"the last checkpoint could not be written to {self._folder.checkpoints} "
-                f"({self._missed}): free space, then run again: it goes on from the one before"
+                f"({self._failure}): free space, then run again: it goes on from the one before"
             )
 
     def close(self) -> None:
-        """End what runs beside the training, however it ended."""
+        """Wait for the last writes, however the training ended."""
         self._attempt("the last checkpoint is late", self._writer.wait)
         self._tracker.close()
 
-    def _reject(self, rejected: Rejected, skips: int) -> None:
-        """Keep the records of a step that was not taken, by rank."""
+    def _record_rejected(self, rejected: RejectedStep, skips: int) -> None:
+        """List the records of a step that was not taken, by rank."""
         both = zip(rejected.losses, rejected.records, strict=True)
         ranks = [
             {
@@ -164,13 +146,11 @@ class Scribe:
         )
 
     def _refuse_small_disk(self) -> None:
-        """Raise TrainingError before the first step if the checkpoints that are to be kept have no
-        room.
-        """
-        remote_checkpoints, keep = self._folder.checkpoints, self._experiment.run.keep_checkpoints
-        # beside them the best, and the one in writing
-        more = max(1, keep + 2 - len(checkpoint.complete(remote_checkpoints)))
-        needed = more * self._learning.checkpoint_bytes()
+        """Raise TrainingError before the first step if the checkpoints will not fit on the disk."""
+        there = len(checkpoint.complete(self._folder.checkpoints))
+        # Besides the newest ones: the best, and the one that is being written.
+        more = max(1, self._experiment.run.keep_checkpoints + 2 - there)
+        needed = more * self._state.checkpoint_bytes()
         try:
             checkpoint.refuse_full(self._folder.path, needed)
         except OSError as error:
@@ -181,30 +161,28 @@ class Scribe:
 
     def _save(self, report: Report) -> None:
         held_out = {
-            name: value for name, value in report.figures.items() if name.startswith("val/")
+            name: value for name, value in report.metrics.items() if name.startswith("val/")
         }
         facts = {
             "method": self._experiment.method_name,
-            "data": self._fingerprint,
+            "data": self._stream.fingerprint,
             "figures": held_out,
-            "kept": asdict(report.kept),
+            "kept": asdict(report.state),
             "held_out": self._held_out,
         }
-        self._asked = report.images
+        self._due = report.images
         try:
-            if self._unwritten:  # gone on from, it would lack these points for ever
+            if self._unwritten:  # a resume from this checkpoint would lose these points for good
                 self._writer.wait(WAIT_SECONDS)
-                self._told(report.images, "points of the curves before it are not written")
+                self._on_written(report.images, "points of the curves before it are not written")
                 return
-            self._writer.put(report.images, self._learning.tensors(), facts)
+            self._writer.put(report.images, self._state.tensors(), facts)
         except TimeoutError as error:
-            self._told(report.images, str(error))
-            self._give_up()
+            self._on_written(report.images, str(error))
+            self._give_up_after_failed_saves()
 
     def _write(self, images: int, files: checkpoint.Files, facts: Mapping[str, object]) -> None:
-        """On the writer's thread: points before their checkpoint, then delete what is no longer
-        kept.
-        """
+        """On the writer's thread: points before their checkpoint, then old ones are deleted."""
         self._folder.sync_curves()
         checkpoint.save(self._folder.checkpoints, images, files, facts)
         checkpoint.prune(
@@ -216,26 +194,24 @@ class Scribe:
                 self._node, written, checkpoint.complete(self._folder.checkpoints)
             )
 
-    def _told(self, images: int, failed: str) -> None:
-        """On the writer's thread: how a writing ended."""
-        self._misses = self._misses + 1 if failed else 0
+    def _on_written(self, images: int, failed: str) -> None:
+        """On the writer's thread: `failed` is why a checkpoint was not written, or empty."""
+        self._failed_saves = self._failed_saves + 1 if failed else 0
         if not failed:
             self._saved = images
         else:
-            self._missed = failed
+            self._failure = failed
             self._alarm(f"no checkpoint after {images} images", failed)
 
-    def _give_up(self) -> None:
-        if self._misses >= MISSES:
+    def _give_up_after_failed_saves(self) -> None:
+        if self._failed_saves >= MAX_FAILED_SAVES:
             raise TrainingError(
-                f"{MISSES} checkpoints in a row could not be written to {self._folder.checkpoints} "
-                f"({self._missed}): free space, then run again"
+                f"{MAX_FAILED_SAVES} checkpoints in a row could not be written to"
+                f" {self._folder.checkpoints} ({self._failure}): free space, then run again"
             )
 
     def _attempt(self, lost: str, act: Callable[..., None], *arguments: Any) -> None:
-        """Write something; a disk that refuses is told, with what is lost, and never ends a
-        training.
-        """
+        """Write something; an error of the disk is reported with what is lost, not raised."""
         try:
             act(*arguments)
         except OSError as error:
@@ -247,9 +223,9 @@ class Scribe:
         )
 
     def _draw(self, images: int) -> None:
-        """Write the grids of now: always the same first held-out images, always the same keys."""
+        """Draw the grids: always the same first held-out images, always the same random keys."""
         columns = self._experiment.evaluate.columns
-        method = self._learning.in_use
+        method = self._state.in_use
         device = next(method.networks.parameters()).device
         batch = to_batch(next(self._shown.once(columns * columns, 0, 1)), 0, device)
         keys = rng.keys(self._experiment.train.seed, columns * columns).to(device)
@@ -264,18 +240,35 @@ class Scribe:
             self._tracker.picture(images, name, path)
 
 
-class Validations:
-    """What validations and pictures take of the clock: said once where it is too much, never acted
-    upon.
+class DataWaitAdvice:
+    """What to do about waiting for data, reported once after two reports in a row that waited.
+
+    The first report alone is no sign: reading had no head start.
     """
+
+    def __init__(self, stream: Feed) -> None:
+        self._stream, self._waits, self._reported = stream, 0, False
+
+    def add(self, wait_share: float) -> str:
+        """Add the share of one report; returns the line to print, or ""."""
+        line = advice(self._stream, wait_share)
+        self._waits = self._waits + 1 if line else 0
+        if self._waits < 2 or self._reported:
+            return ""
+        self._reported = True
+        return line
+
+
+class ValidationTime:
+    """The share of the time that validations and pictures take; reported once if it is too much."""
 
     def __init__(self, share: float) -> None:
         self._share, self._seconds, self._began = share, 0.0, time.monotonic()
 
     def add(self, seconds: float) -> str:
-        """What is to be said after one that took so long; "" for nothing."""
+        """Add one validation; returns the line to print, or ""."""
         self._seconds += seconds
-        share = self._seconds / max(time.monotonic() - self._began, LONG_SECONDS)
+        share = self._seconds / max(time.monotonic() - self._began, SHARE_AFTER_SECONDS)
         if share <= self._share:
             return ""
         allowed, self._share = self._share, math.inf

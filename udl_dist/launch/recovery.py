@@ -1,9 +1,7 @@
-"""What to make of a group of workers that failed: which error came first, whether it is an
-accident, who starts again.
+"""After a group of workers failed: which error came first, and whether to start again.
 
-The first error is looked for among its echoes: when one rank is lost, all others complain of a lost
-connection. Knows no Ray: it is given what each rank raised, and reads the pulses and stacks that
-the ranks left.
+When one rank is lost, all others report a lost connection: those errors are echoes of the first.
+Imports no Ray: it gets what each rank raised, and reads heartbeats and stacks.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from dataclasses import dataclass
 
 from udl_dist.errors import TrainingError, UdlError
 from udl_dist.launch.watchdog import stacks_path
-from udl_dist.runs.heartbeat import Life, lives, machine
+from udl_dist.runs.heartbeat import Heartbeat, machine, read_all
 from udl_dist.runs.run_folder import RunFolder
 
 ECHO = re.compile(
@@ -24,14 +22,14 @@ DEATH = re.compile(
     r"actor (is dead|died|is temporarily unavailable)|worker process has died|node .*(died|dead)",
     re.I,
 )
-# where a rank stands that waits for another
+# where a rank waits for another
 WAITING = ("training/loop.py", "training/distributed.py")
-LOST = "its process died without a word (killed, or out of memory?)"
+LOST = "its process died without a message (killed, or out of memory?)"
 
 
 @dataclass(frozen=True)
 class Cause:
-    """Why a group failed: `weight` tells the first error (least) from what came of it."""
+    """Why a rank failed; of all ranks, the least `weight` is the first error."""
 
     weight: int
     rank: int
@@ -76,12 +74,12 @@ def first_cause(
     folder: RunFolder, raised: Mapping[int, BaseException], otherwise: str = ""
 ) -> Cause:
     """The first error among those of all ranks and of processes that died."""
-    alive = lives(folder)
+    heartbeats = read_all(folder)
     causes = [
-        _cause(folder, rank, raised.get(rank), alive.get(rank))
-        for rank in sorted({*raised, *alive})
+        _cause(folder, rank, raised.get(rank), heartbeats.get(rank))
+        for rank in sorted({*raised, *heartbeats})
     ]
-    images = max((life.images for life in alive.values()), default=0)
+    images = max((beat.images for beat in heartbeats.values()), default=0)
     unknown = Cause(6, 0, images, f"Ray's process that watches the workers died: {otherwise}")
     # Of ranks that died the one that was heard of: by now the others may be dead because they were
     # ended.
@@ -93,20 +91,20 @@ def first_cause(
 
 
 def _cause(
-    folder: RunFolder, rank: int, error: BaseException | None, life: Life | None
+    folder: RunFolder, rank: int, error: BaseException | None, beat: Heartbeat | None
 ) -> Cause | None:
     """What a rank has to say: its own error, a crash, a hang, a death, an echo, in the order of
     weight.
     """
-    images = life.images if life else 0
+    images = beat.images if beat else 0
     text = one_line(error) if error else ""
-    gone = bool(life and life.machine == machine() and not life.here)
+    gone = bool(beat and beat.machine == machine() and not beat.here)
     died = bool(DEATH.search(str(error))) if error else gone
-    if life and (crash := _crash(folder, life)):
+    if beat and (crash := _crash(folder, beat)):
         return Cause(1, rank, images, crash)
-    if life and life.hung:
-        waits = life.hung.startswith(WAITING)
-        return Cause(3 if waits else 2, rank, images, f"no step in time, it stood in {life.hung}")
+    if beat and beat.hung:
+        waits = beat.hung.startswith(WAITING)
+        return Cause(3 if waits else 2, rank, images, f"no step in time, it stood in {beat.hung}")
     if error and not (ECHO.search(str(error)) or DEATH.search(str(error))):
         return Cause(0, rank, images, text)
     if died:
@@ -114,15 +112,16 @@ def _cause(
     return Cause(5, rank, images, text) if error else None
 
 
-def _crash(folder: RunFolder, life: Life) -> str:
+def _crash(folder: RunFolder, beat: Heartbeat) -> str:
     """The name of the crash that a process left in its file of stacks, such as a segmentation
     fault.
     """
     try:
-        with stacks_path(folder, life.rank).open("rb") as file:
-            file.seek(life.stacks_from)
+        with stacks_path(folder, beat.rank).open("rb") as file:
+            file.seek(beat.stacks_from)
             found = re.search(
-                r"(?:Fatal Python error|No life): (.*)", file.read(1 << 16).decode(errors="replace")
+                r"(?:Fatal Python error|No heartbeat): (.*)",
+                file.read(1 << 16).decode(errors="replace"),
             )
     except OSError:
         return ""

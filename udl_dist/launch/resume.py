@@ -14,8 +14,8 @@ from udl_dist.runs.remote_node import Node
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import checkpoint
 from udl_dist.training.distributed import Ranks
-from udl_dist.training.finite_guard import Kept
-from udl_dist.training.train_state import Learning
+from udl_dist.training.loop import LoopState
+from udl_dist.training.train_state import TrainState
 
 
 def resume(
@@ -23,9 +23,9 @@ def resume(
     folder: RunFolder,
     node: Node | None,
     ranks: Ranks,
-    learning: Learning,
+    state: TrainState,
     stream: Feed,
-) -> tuple[int, Kept]:
+) -> tuple[int, LoopState]:
     """Restore the newest whole checkpoint, the same on every rank; return its images and what came
     with it.
 
@@ -33,19 +33,19 @@ def resume(
     another method or of other networks, DataError where the images seen so far were others.
     """
     found = -1
-    if ranks.leads:
+    if ranks.is_main:
         checkpoint.sweep(folder.checkpoints)
         if node:
             remote_checkpoints.fetch_all(node)
         newest = checkpoint.newest(folder.checkpoints, folder.say)
         found = int(newest.name) if newest else -1
-    images = ranks.from_leader(found)
+    images = ranks.broadcast_int(found)
     if images < 0:
         if experiment.train.init_from:
-            warm_start.start(experiment.train.init_from, learning, ranks, folder)
-        return 0, Kept()
+            warm_start.start(experiment.train.init_from, state, ranks, folder)
+        return 0, LoopState()
     files, facts = checkpoint.parsed(
-        _from_leader(checkpoint.path_of(folder.checkpoints, images), ranks)
+        _from_rank_zero(checkpoint.path_of(folder.checkpoints, images), ranks)
     )
     if facts.get("method", experiment.method_name) != experiment.method_name:
         raise TrainingError(
@@ -57,17 +57,17 @@ def resume(
             f"the first {images:,} images of this run were others ({_difference(folder, stream)}): "
             "give back the shards it was started with, or choose another --run.folder"
         )
-    learning.restore(files)
-    return images, Kept(**facts.get("kept", {}))
+    state.restore(files)
+    return images, LoopState(**facts.get("kept", {}))
 
 
-def _from_leader(path: Path, ranks: Ranks) -> dict[str, bytes]:
+def _from_rank_zero(path: Path, ranks: Ranks) -> dict[str, bytes]:
     """The files of a checkpoint that rank 0 has verified: it alone reads them, whatever the number
     of ranks.
     """
-    files = checkpoint.contents(path) if ranks.leads else {}
-    names = json.loads(ranks.bytes_from_leader(json.dumps(list(files)).encode()))
-    return {name: ranks.bytes_from_leader(files.get(name, b"")) for name in names}
+    files = checkpoint.contents(path) if ranks.is_main else {}
+    names = json.loads(ranks.broadcast_bytes(json.dumps(list(files)).encode()))
+    return {name: ranks.broadcast_bytes(files.get(name, b"")) for name in names}
 
 
 def _difference(folder: RunFolder, stream: Feed) -> str:

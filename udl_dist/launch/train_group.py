@@ -1,12 +1,17 @@
-"""The only room that knows Ray Train: one group of workers after the other, until one ends the run.
+"""Ray Train: one group of workers after the other until the run ends; alone imports ray.train.
 
-Each group is as large as there is place for. Workers and driver speak through the run folder alone.
+Each group is as large as the cluster allows. Workers and driver speak through the run folder alone.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import socket
+import struct
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +19,8 @@ from typing import Any
 from udl_dist.core import files
 from udl_dist.data.loader.opening import Prepared
 from udl_dist.experiment import Experiment
-from udl_dist.launch import network_interfaces, ray_runtime
-from udl_dist.launch.ray_runtime import PLACEMENTS, START_SECONDS, Size
+from udl_dist.launch.capacity import GroupSize, free_in_words, next_group
+from udl_dist.launch.ray_runtime import START_SECONDS
 from udl_dist.launch.recovery import as_error, judge, one_line
 from udl_dist.runs import heartbeat, remote
 from udl_dist.runs.remote_launcher import Launcher
@@ -24,103 +29,120 @@ from udl_dist.storage.clients import file_system
 from udl_dist.storage.fetching import Limits
 from udl_dist.storage.places import is_remote, joined, parse
 
-Gate = Any  # what `work` asks whether to go on; its type would bring in torch
+PLACEMENTS = 3  # tries to place the workers
+ADDRESS_OF = 0x8915  # SIOCGIFADDR: netdevice(7)
+NAME_BYTES, REQUEST_BYTES = 16, 40  # of a struct ifreq
+
+Gate = Any  # `worker.Gate`, whose module imports torch
 
 
-def _open(images: int) -> bool:
-    """The gate of a run that nobody stops at a validation."""
+def _never_stop(images: int) -> bool:
+    """The gate of a run that nothing stops at a validation; travels to the workers by its name."""
     return True
 
 
 @dataclass(frozen=True)
-class Launched:
-    """A run as it is launched: the workers' `gate`, the hold on a run in object storage."""
+class RunSpec:
+    """What is launched: `launcher` is there if the run folder is in object storage."""
 
     experiment: Experiment
     prepared: Prepared
-    gate: Gate = _open  # travels to the workers by its name
-    far: Launcher | None = None
+    gate: Gate = _never_stop
+    launcher: Launcher | None = None
 
     @property
     def folder(self) -> RunFolder:
         return RunFolder(remote.working(self.experiment.run.folder, "launcher"))
 
 
-def run(launched: Launched, outcome: dict[str, Any]) -> dict[str, Any]:
-    """One group of workers after the other, each as large as there is place for, until one ends the
-    run.
+def fit(spec: RunSpec, on_workers: Callable[[int], None]) -> dict[str, Any]:
+    """Train with one group of workers after the other; return what `worker.work` returned.
 
-    A group ends early when a worker fails, which `judge` may take for the end of the run, or for a
-    larger one. `workers` in `outcome` is how many are at work, so that somebody can look whether
-    more can be had.
+    A group ends early when a worker fails, and `judge` decides whether the next one may start; or
+    when a larger group fits. `on_workers` gets how many train now.
     """
-    experiment, folder = launched.experiment, launched.folder
-    size, placements = ray_runtime.size(experiment, wait_seconds=experiment.run.place_seconds), 0
+    experiment, folder = spec.experiment, spec.folder
+    size = next_group(experiment, wait_seconds=experiment.run.place_seconds)
+    placements = 0
     while True:
-        if launched.far:
-            launched.far.begin_group()
-        outcome["workers"] = size.workers
+        if spec.launcher:
+            spec.launcher.begin_group()
+        on_workers(size.workers)
         if experiment.run.least_workers < experiment.run.most_workers:
             folder.say(f"{size.workers} workers")
-        wait = 0.0
+        wait_seconds = 0.0
         try:
-            result = dict(_trainer(launched, size).fit().return_value)
+            result = dict(_trainer(spec, size).fit().return_value)
             if not result["stopped"] or folder.stop_asked() or not folder.resize_asked():
                 return result
         except Exception as error:
-            if launched.far:
-                launched.far.carry()
-            if ray_runtime.is_misplaced(error):
-                placements += 1
-                if placements == PLACEMENTS:
-                    raise
-                folder.say(
-                    f"{size.workers} workers found no place in {START_SECONDS:g} s, free now: "
-                    f"{ray_runtime.in_words()}: again ({placements} of {PLACEMENTS} tries)"
-                )
-            elif ray_runtime.is_loss(error):
-                placements = 0
-                with files.errors_named(folder.path):
-                    judge(
-                        folder,
-                        getattr(error, "worker_failures", {}),
-                        experiment.run.max_failures,
-                        one_line(error),
-                    )
-            else:
-                raise
-            if failure := folder.failure():
-                raise as_error(*failure) from None
-            wait = PLACEMENTS * START_SECONDS
-        outcome["workers"] = 0
+            placements = _may_start_again(spec, size, error, placements)
+            wait_seconds = PLACEMENTS * START_SECONDS
+        on_workers(0)
         folder.resize_done()
-        # those of a larger group must not be taken for dead ranks of the next
+        # The heartbeats of a larger group must not be taken for dead ranks of the next.
         heartbeat.clear(folder)
-        size = ray_runtime.size(experiment, size.workers, wait)
+        size = next_group(experiment, size.workers, wait_seconds)
 
 
-def _trainer(launched: Launched, size: Size) -> Any:
+def _may_start_again(spec: RunSpec, size: GroupSize, error: Exception, placements: int) -> int:
+    """Return the failed placements so far, or raise if another group would not help."""
+    folder, run = spec.folder, spec.experiment.run
+    if spec.launcher:
+        spec.launcher.carry()
+    if is_misplaced(error):
+        placements += 1
+        if placements == PLACEMENTS:
+            raise error
+        folder.say(
+            f"{size.workers} workers could not be placed in {START_SECONDS:g} s, free now:"
+            f" {free_in_words()}: again ({placements} of {PLACEMENTS} tries)"
+        )
+    elif _is_loss(error):
+        placements = 0
+        failures = getattr(error, "worker_failures", {})
+        with files.errors_named(folder.path):
+            judge(folder, failures, run.max_failures, one_line(error))
+    else:
+        raise error
+    if failure := folder.failure():
+        raise as_error(*failure) from None
+    return placements
+
+
+def is_misplaced(error: Exception) -> bool:
+    """Whether the workers could not be placed in time."""
+    return "startup timed out" in str(error)
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether workers failed, or Ray's own actor that watches them: a new group may succeed."""
+    from ray.exceptions import RayActorError
+
+    return bool(getattr(error, "worker_failures", None)) or isinstance(error, RayActorError)
+
+
+def _trainer(spec: RunSpec, size: GroupSize) -> Any:
     """Ray's trainer for one group of workers."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    experiment = launched.experiment
+    experiment = spec.experiment
     return TorchTrainer(
-        _rank,
+        _worker_main,
         train_loop_config={
             "experiment": experiment.to_dict(),
-            "prepared": asdict(launched.prepared),
-            "gate": launched.gate,
+            "prepared": asdict(spec.prepared),
+            "gate": spec.gate,
         },
-        torch_config=_meeting("cpu:gloo,cuda:nccl" if size.gpu else "gloo"),
+        torch_config=_torch_config("cpu:gloo,cuda:nccl" if size.gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=size.workers,
             use_gpu=size.gpu,
             resources_per_worker={"CPU": experiment.run.cpus_per_worker, "GPU": int(size.gpu)},
         ),
-        # Our checkpoints are the truth: Ray gets a name of its own each time, so that its snapshot
-        # is never taken up. It starts nothing again by itself either: the next group may be another
-        # size.
+        # Our checkpoints are the only ones: a new name each time keeps Ray from resuming a
+        # snapshot of its own. Nor does Ray restart workers: the next group may be another size.
         run_config=RunConfig(
             name=uuid.uuid4().hex,
             **_storage(experiment.run.folder),
@@ -129,11 +151,10 @@ def _trainer(launched: Launched, size: Size) -> Any:
     )
 
 
-def _meeting(backend: str) -> Any:
-    """How the workers meet: as Ray has it, but that each first says which interface its node's
-    address is on.
+def _torch_config(backend: str) -> Any:
+    """Ray's torch configuration, in which each worker first chooses its network interface.
 
-    By itself gloo takes what the machine's name means, often loopback, and NCCL the first interface
+    By itself gloo takes the interface of the machine's name, often loopback, and NCCL the first
     that looks right, often one of containers or a VPN.
     """
     from ray.train.torch import TorchConfig
@@ -143,25 +164,44 @@ def _meeting(backend: str) -> Any:
             worker_group.execute(_choose_interface)
             super().on_start(worker_group, backend_config)
 
-    class Meeting(TorchConfig):  # type: ignore[misc]
+    class Config(TorchConfig):  # type: ignore[misc]
         @property
         def backend_cls(self) -> type:
             return Backend
 
-    return Meeting(backend=backend)
+    return Config(backend=backend)
 
 
 def _choose_interface() -> None:
-    """Runs in each worker; whoever has set the variable on the nodes knows better."""
+    """Runs in each worker; a variable that is set on the node already stands."""
     import ray
 
-    if name := network_interfaces.having(ray.util.get_node_ip_address()):
+    if name := interface_of(ray.util.get_node_ip_address()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-        # exactly this one, not all that begin like it
+        # "=": exactly this name, not all that begin with it.
         os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
 
 
-def _rank(config: dict[str, Any]) -> dict[str, Any]:
+def interface_of(address: str) -> str:
+    """The name of the network interface with this IPv4 address; "" if unknown. Linux."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for _, name in socket.if_nameindex():
+            if address and _first_address(sock, name) == address:
+                return name
+    return ""
+
+
+def _first_address(sock: socket.socket, name: str) -> str:
+    request = struct.pack(f"{REQUEST_BYTES}s", name.encode()[: NAME_BYTES - 1])
+    try:
+        answer = fcntl.ioctl(sock, ADDRESS_OF, request)
+    except OSError:  # it has none
+        return ""
+    # A struct sockaddr_in follows the name: family and port in four bytes, then the address.
+    return socket.inet_ntoa(answer[NAME_BYTES + 4 : NAME_BYTES + 8])
+
+
+def _worker_main(config: dict[str, Any]) -> dict[str, Any]:
     """The body of one Ray worker."""
     import ray.train
     import ray.train.torch
@@ -171,13 +211,11 @@ def _rank(config: dict[str, Any]) -> dict[str, Any]:
     from udl_dist.training.distributed import Ranks
 
     experiment = experiments.from_dict(config["experiment"])
-    ranks = Ranks(ray.train.torch.get_device())
-    prepared = Prepared(**config["prepared"] | {"settings": experiment.data})
     return work(
         experiment,
-        prepared,
-        ranks,
-        lambda report: ray.train.report({"images": report.images, **report.figures}),
+        Prepared(**config["prepared"] | {"settings": experiment.data}),
+        Ranks(ray.train.torch.get_device()),
+        lambda report: ray.train.report({"images": report.images, **report.metrics}),
         config["gate"],
     )
 

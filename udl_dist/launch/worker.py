@@ -153,7 +153,7 @@ def _train_from_checkpoint(context: WorkerContext, rollbacks: int) -> dict[str, 
     recorder = None
     if ranks.is_main:
         recorder = RunRecorder(
-            experiment, context.folder, state, stream, held_out, start, context.node
+            experiment, context.folder, context.node, state, (stream, held_out), start
         )
         environment.keep(context.folder, ranks, context.arithmetic, start)
     reports = ReportHandler(context, state, (stream, held_out), recorder, total)
@@ -179,7 +179,7 @@ def _train_from_checkpoint(context: WorkerContext, rollbacks: int) -> dict[str, 
 
 
 class ReportHandler:
-    """What a rank does with each report of the loop; rank 0 has a recorder, the others have none."""
+    """What a rank does with each report of the loop; only rank 0 has a recorder."""
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from udl_dist.models.opening import Origin, open_folder, unfilled
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.storage.places import is_remote
 from udl_dist.training.distributed import Ranks
-from udl_dist.training.train_state import Learning
+from udl_dist.training.train_state import TrainState
 
 NAMED = 5  # tensors that are named in a line
 
@@ -93,7 +93,7 @@ def check(experiment: Experiment) -> None:
     read(experiment.train.init_from, method.networks.state_dict())
 
 
-def start(source: str, learning: Learning, ranks: Ranks, folder: RunFolder) -> None:
+def start(source: str, learning: TrainState, ranks: Ranks, folder: RunFolder) -> None:
     """Give a run its first weights, the same ones on every rank; `init.json` keeps what was
     taken.
     """
@@ -105,6 +105,6 @@ def start(source: str, learning: Learning, ranks: Ranks, folder: RunFolder) -> N
             " it was read: wait for it, or export it"
         )
     learning.start_from(found.tensors)
-    if ranks.leads:
+    if ranks.is_main:
         files.write_whole(folder.path / "init.json", json.dumps(found.facts(), indent=1))
         folder.say(found.line())

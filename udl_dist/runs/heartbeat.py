@@ -1,9 +1,7 @@
-"""A rank's pulse: a small file in the run folder that tells who the rank is, how far it came and
-that it lives.
+"""Heartbeats: a small file per rank in the run folder says who the rank is and how far it came.
 
-It is mapped into memory, so a beat costs a store and outlives a kill -9; it is laid out once, so a
-full disk does not stop it. Whoever waits for a rank can end its process here, if it is on the same
-machine. Knows no torch and no Ray.
+It is mapped into memory, so a beat costs a store and survives a kill -9; its size is fixed, so a
+full disk does not stop it. A rank on this machine can be killed through its heartbeat.
 """
 
 from __future__ import annotations
@@ -22,31 +20,29 @@ from pathlib import Path
 
 from udl_dist.runs.run_folder import RunFolder
 
-BYTES, STATIC = 1024, 256  # of the file, and of its first line, which says who the rank is
+FILE_BYTES, HEADER_BYTES = 1024, 256  # the header says who the rank is
 
 
 @dataclass(frozen=True)
-class Life:
-    """What a pulse tells: `place` is where the rank was, `hung` where it stood if its watchdog gave
-    it up.
-    """
+class Heartbeat:
+    """One reading: `place` is where the rank was, `hung` where its watchdog found it hanging."""
 
     rank: int
     process: int
-    started: str  # tells a process from a later one of the same number
+    started: str  # distinguishes a process from a later one with the same number
     machine: str
-    stacks_from: int  # bytes of the rank's file of stacks that are of earlier processes
+    stacks_from: int  # bytes of the rank's stacks file that earlier processes wrote
     images: int
     place: str
     hung: str
 
     @property
     def here(self) -> bool:
-        """Whether the process lives on this machine."""
+        """Whether the process is alive on this machine."""
         return self.machine == machine() and started(self.process) == self.started
 
     def state(self) -> str:
-        """What the system says of the process, such as `T (stopped)`."""
+        """The state of the process, such as `T (stopped)`."""
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{self.process}/status").read_text().splitlines():
                 if line.startswith("State:"):
@@ -54,14 +50,14 @@ class Life:
         return "gone"
 
     def kill(self) -> None:
-        """End the process at once, if it is on this machine."""
+        """Kill the process, if it is on this machine."""
         if self.here:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process, signal.SIGKILL)
 
 
-class Pulse:
-    """The writing end, one a rank."""
+class HeartbeatWriter:
+    """Writes the heartbeat of one rank."""
 
     def __init__(self, folder: RunFolder, rank: int, stacks_from: int = 0) -> None:
         self._path = _path(folder, rank)
@@ -74,26 +70,27 @@ class Pulse:
             "stacks_from": stacks_from,
         }
         fresh = self._path.with_name(f".{self._path.name}")
-        fresh.write_bytes((json.dumps(who).ljust(STATIC - 1) + "\n").encode().ljust(BYTES))
-        # a pulse is there whole; one of an earlier process stays with whoever maps it
+        fresh.write_bytes(
+            (json.dumps(who).ljust(HEADER_BYTES - 1) + "\n").encode().ljust(FILE_BYTES)
+        )
+        # Complete or absent; a process that maps the former file keeps it.
         fresh.replace(self._path)
         self._file = self._path.open("r+b")
-        self._map = mmap.mmap(self._file.fileno(), BYTES)
+        self._map = mmap.mmap(self._file.fileno(), FILE_BYTES)
         self._images, self._place = 0, "start"
 
     def beat(self, images: int, place: str, hung: str = "") -> None:
-        """Say how far the rank is; costs microseconds."""
+        """Write how far the rank is; costs microseconds."""
         self._images, self._place = images, place
-        self._map[STATIC:] = f"{images}\n{place}\n{hung}".encode()[: BYTES - STATIC].ljust(
-            BYTES - STATIC
-        )
+        free = FILE_BYTES - HEADER_BYTES
+        self._map[HEADER_BYTES:] = f"{images}\n{place}\n{hung}".encode()[:free].ljust(free)
 
     def hang(self, where: str) -> None:
-        """Say that the rank stands still at `where`."""
+        """Write that the rank hangs at `where`."""
         self.beat(self._images, self._place, where)
 
-    def live(self) -> bool:
-        """Show that the process lives; say whether that could be shown."""
+    def touch(self) -> bool:
+        """Renew the file's time; return whether the disk allowed it."""
         try:
             self._map.flush()
             os.utime(self._file.fileno())
@@ -109,20 +106,19 @@ class Pulse:
                 self._path.unlink()
 
 
-class Others:
-    """The reading end: which ranks of this machine have shown no life for how long, by this
-    process's own clock.
+class HeartbeatMonitor:
+    """Finds the ranks of this machine without a heartbeat, by this process's own clock.
 
-    Those of other machines cannot be ended from here, and 512 ranks that look at 512 files are a
-    load on a shared disk.
+    Ranks of other machines cannot be killed from here, and 512 ranks that each read 512 files
+    would load a shared disk.
     """
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._seen: dict[str, tuple[tuple[int, int], float]] = {}
 
-    def silent(self, seconds: float) -> list[Life]:
-        """The living processes on this machine whose pulse has not moved for `seconds`."""
+    def silent(self, seconds: float) -> list[Heartbeat]:
+        """The processes alive on this machine that have not renewed theirs for `seconds`."""
         found, now = [], time.monotonic()
         for path in _paths(self._folder, _machine_name()):
             try:
@@ -133,32 +129,31 @@ class Others:
             if mark != (stat.st_ino, stat.st_mtime_ns):
                 mark, since = (stat.st_ino, stat.st_mtime_ns), now
             self._seen[path.name] = mark, since
-            if now - since > seconds and (life := _read(path)) and life.here:
-                found.append(life)
+            if now - since > seconds and (beat := _read(path)) and beat.here:
+                found.append(beat)
         return found
 
 
-def lives(folder: RunFolder) -> dict[int, Life]:
-    """Every pulse in the run folder by rank, of processes that live and of those that died."""
+def read_all(folder: RunFolder) -> dict[int, Heartbeat]:
+    """Every heartbeat in the run folder by rank, of living and of dead processes."""
     found = (_read(path) for path in _paths(folder))
-    return {life.rank: life for life in found if life}
+    return {beat.rank: beat for beat in found if beat}
 
 
 def clear(folder: RunFolder) -> None:
-    """End what is left on this machine of the ranks of a launcher that is gone, and forget all
-    pulses.
+    """Kill ranks that a dead driver left on this machine, and delete all heartbeats.
 
-    To be called by whoever holds the run folder, before it starts ranks.
+    Called by the driver that holds the run folder, before it starts ranks.
     """
-    for life in lives(folder).values():
-        life.kill()
-        while life.here and not life.state().startswith("Z"):
+    for beat in read_all(folder).values():
+        beat.kill()
+        while beat.here and not beat.state().startswith("Z"):
             time.sleep(0.01)
     shutil.rmtree(folder.ranks, ignore_errors=True)
 
 
 def machine() -> str:
-    """This machine and, in it, what process numbers are counted in."""
+    """The machine and, in it, the namespace of process numbers."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -167,7 +162,7 @@ def machine() -> str:
 
 
 def started(process: int) -> str:
-    """When a process started, in the kernel's ticks; empty if there is none."""
+    """When a process started, in the kernel's ticks; "" if there is none."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
@@ -188,10 +183,12 @@ def _machine_name() -> str:
     return hashlib.sha256(machine().encode()).hexdigest()[:12]
 
 
-def _read(path: Path) -> Life | None:
-    """A pulse, or None where it went away or is just being written."""
+def _read(path: Path) -> Heartbeat | None:
+    """One heartbeat, or None if it was deleted or is being written."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         content = path.read_text(encoding="utf-8")
-        images, place, hung = content[STATIC:].strip(" ").split("\n")
-        return Life(**json.loads(content[:STATIC]), images=int(images), place=place, hung=hung)
+        images, place, hung = content[HEADER_BYTES:].strip(" ").split("\n")
+        return Heartbeat(
+            **json.loads(content[:HEADER_BYTES]), images=int(images), place=place, hung=hung
+        )
     return None

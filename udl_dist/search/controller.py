@@ -110,8 +110,8 @@ class Conductor:
         self._keep(
             Line(
                 trial=number,
-                state=state,
-                images=outcome.images or at.images,  # type: ignore[arg-type]
+                state=state,  # type: ignore[arg-type]
+                images=outcome.images or at.images,
                 metric=self._objective.told(metric) if state != "failed" else None,
                 settings=at.values,
                 seed=at.seed,

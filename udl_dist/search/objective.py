@@ -72,12 +72,12 @@ def check(search: Search) -> None:
     """Raise UsageError for an objective that nobody reports, or that does not compare across an
     axis.
     """
-    from udl_dist.training import metric_names as figures
+    from udl_dist.training.validation import refuse_unknown_metric
 
     found, base = search.settings, search.base
     method = methods.find(base.method_name)(base.method, base.data.shape)
     if base.run.best:
-        figures.refuse_unknown("run.best", base.run.best, method)
+        refuse_unknown_metric("run.best", base.run.best, method)
     axes = {axis.name: axis for axis in search.axes}
     for name in found.metric:
         if name in axes:
@@ -87,7 +87,7 @@ def check(search: Search) -> None:
                     " numbers"
                 )
             continue
-        figures.refuse_unknown("search.metric", name, method)
+        refuse_unknown_metric("search.metric", name, method)
         _refuse_unequal(name, search)
     if found.metric[0] in axes:
         raise UsageError(

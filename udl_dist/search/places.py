@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from udl_dist.errors import ClusterError
-from udl_dist.launch import capacity, ray_runtime
+from udl_dist.launch import capacity
 from udl_dist.search.config import Search
 
 
@@ -21,14 +21,14 @@ def slots(search: Search) -> Slots:
     joined.
     """
     base, run = search.base, search.base.run
-    gpu, workers = ray_runtime.wants_gpu(base), run.most_workers
+    gpu, workers = capacity.wants_gpu(base), run.most_workers
     share = search.settings.gpu_share if workers == 1 else 1.0
     resources = {"CPU": float(run.cpus_per_worker)} | ({"GPU": share} if gpu else {})
     places = capacity.of_cluster(resources) // workers
     if not places:
         needs, there = (
-            capacity.in_kinds(resources, workers),
-            capacity.in_kinds(capacity.totals(resources)),
+            capacity.in_words(resources, workers),
+            capacity.in_words(capacity.totals(resources)),
         )
         raise ClusterError(
             f"a trial of run.workers = {workers} needs {needs}, the cluster has {there}: set"

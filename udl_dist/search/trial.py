@@ -223,7 +223,7 @@ def _alone(
 def _held(folder: RunFolder) -> Iterator[None]:
     """Hold the folder; what a killed search left at work in it is ended first."""
     deadline = time.monotonic() + LOCK_SECONDS
-    for life in heartbeat.lives(folder).values():
+    for life in heartbeat.read_all(folder).values():
         if life.process != os.getpid():
             life.kill()
     with contextlib.ExitStack() as stack:

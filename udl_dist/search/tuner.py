@@ -281,9 +281,9 @@ class Slot(tune.Trainable):  # type: ignore[misc]
     def _group(self, grouped: bool) -> Callable[..., dict[str, Any]] | None:
         if not grouped:
             return None
-        from udl_dist.launch.supervisor import train_within
+        from udl_dist.launch.driver import train_in_cluster
 
-        return train_within
+        return train_in_cluster
 
     def _train(self, group: Callable[..., dict[str, Any]] | None) -> None:
         self._outcome = trial.train(self._turn, group, self._wake.set, self._gpu_share)

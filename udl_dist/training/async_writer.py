@@ -1,8 +1,6 @@
-"""Off the step's path: the state is copied, then a thread writes the copy while the training goes
-on.
+"""Asynchronous checkpoints: the state is copied, then a thread writes the copy during training.
 
-One writing at a time. A checkpoint that comes before the last one is written waits for it, but not
-for ever.
+One write at a time: the next checkpoint waits for it, up to a time limit.
 """
 
 from __future__ import annotations
@@ -17,21 +15,19 @@ from udl_dist.training.checkpoint import Files
 
 # that a step may stand still for a slow disk; shorter than any watchdog's patience
 WAIT_SECONDS = 20.0
-CLOSE_SECONDS = 600.0  # that an end waits for its checkpoint
+CLOSE_SECONDS = 600.0  # that the end of a run waits for its last checkpoint
 
 
 class Copies:
-    """Copies on the host in memory that is used again; pinned where they come from a GPU, which
-    need not wait then.
-    """
+    """Copies in host memory that is reused; pinned for tensors of a GPU, which need not wait."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, dict[str, Tensor]] = {}
+        self._buffers: dict[str, dict[str, Tensor]] = {}
         self._copied: torch.cuda.Event | None = None
 
-    def take(self, files: Files) -> None:
-        """Copy the tensors as they are now, in the order of what the device has to do."""
-        self._kept = {
+    def copy(self, files: Files) -> None:
+        """Copy the tensors, in order with the work queued on the device."""
+        self._buffers = {
             file: {name: self._copy(file, name, value) for name, value in tensors.items()}
             for file, tensors in files.items()
         }
@@ -43,34 +39,32 @@ class Copies:
         """The copies, once the device has made them."""
         if self._copied is not None:
             self._copied.synchronize()
-        return self._kept
+        return self._buffers
 
     def _copy(self, file: str, name: str, value: Tensor) -> Tensor:
-        kept = self._kept.get(file, {}).get(name)
-        if kept is None or kept.shape != value.shape or kept.dtype != value.dtype:
-            kept = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
-        return kept.copy_(value.detach(), non_blocking=True)
+        buffer = self._buffers.get(file, {}).get(name)
+        if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
+            buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+        return buffer.copy_(value.detach(), non_blocking=True)
 
 
-class Writer:
-    """Calls `write(images, files, facts)` on a thread, then `told(images, why it failed or "")`
-    there too.
-    """
+class AsyncWriter:
+    """Calls `write(images, files, facts)` on a thread, then `on_written(images, error or "")`."""
 
     def __init__(
         self,
         write: Callable[[int, Files, Mapping[str, object]], None],
-        told: Callable[[int, str], None],
+        on_written: Callable[[int, str], None],
     ) -> None:
         self._write = write
-        self._told = told
+        self._on_written = on_written
         self._copies = Copies()
         self._thread: threading.Thread | None = None
 
     def put(self, images: int, files: Files, facts: Mapping[str, object]) -> None:
-        """Copy and begin to write; raise TimeoutError if the last writing does not end."""
+        """Copy and begin to write; raise TimeoutError if the write before it does not end."""
         self.wait(WAIT_SECONDS)
-        self._copies.take(files)
+        self._copies.copy(files)
         self._thread = threading.Thread(
             target=self._run, args=(images, facts), daemon=True, name="checkpoint"
         )
@@ -87,6 +81,6 @@ class Writer:
     def _run(self, images: int, facts: Mapping[str, object]) -> None:
         try:
             self._write(images, self._copies.ready(), facts)
-            self._told(images, "")
-        except OSError as error:  # a disk that refuses never ends a training by itself
-            self._told(images, error.strerror or str(error))
+            self._on_written(images, "")
+        except OSError as error:  # an error of the disk does not end the training
+            self._on_written(images, error.strerror or str(error))

@@ -28,7 +28,7 @@ VALIDATION_SECONDS = "perf/validation_seconds"
 
 @dataclass(frozen=True)
 class LoopState:
-    """What a checkpoint holds beside tensors: sums for the next point, skips in a row, rollbacks."""
+    """What a checkpoint holds besides tensors: sums of the next point, skips, rollbacks."""
 
     sums: Sums = field(default_factory=dict)
     skips: int = 0

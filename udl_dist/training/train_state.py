@@ -27,7 +27,7 @@ class LossModule(nn.Module):
         return phase.loss(batch)
 
 
-@dataclass(frozen=True)
+@dataclass
 class PhaseState:
     """A phase with its networks, wrapped for all ranks in `module`, and its optimiser."""
 

@@ -37,7 +37,7 @@ from udl_dist.evaluation.family import (
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.models.inputs import scaled
 from udl_dist.models.model import BATCH_IMAGES, Model
-from udl_dist.training.loop import to_batch
+from udl_dist.training.batches import to_batch
 from udl_dist.using.remembered import Remembered
 from udl_dist.using.sources import open_stream
 

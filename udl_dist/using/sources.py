@@ -25,7 +25,7 @@ from udl_dist.errors import DataError
 from udl_dist.methods import Batch
 from udl_dist.models.inputs import scaled
 from udl_dist.models.model import BATCH_IMAGES, Model
-from udl_dist.training.loop import to_batch
+from udl_dist.training.batches import to_batch
 
 # names of many images, as those of IDX files, which have no ending
 ARRAYS = (".npy", ".npz", ".gz")

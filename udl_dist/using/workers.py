@@ -12,7 +12,7 @@ from typing import Any
 
 from udl_dist.errors import ClusterError, UdlError
 from udl_dist.evaluation.settings import FigureSettings
-from udl_dist.launch import ray_runtime
+from udl_dist.launch import capacity, ray_runtime
 from udl_dist.models.model import Model
 from udl_dist.using.measuring import Measuring, Part
 from udl_dist.using.parts import Layout
@@ -152,7 +152,7 @@ def _refuse_unplaced(workers: list[Any]) -> None:
     if not done:
         raise ClusterError(
             f"no worker found a place in {ray_runtime.START_SECONDS:g} s, free now:"
-            f" {ray_runtime.in_words()}: wait for the others, or leave workers out"
+            f" {capacity.free_in_words()}: wait for the others, or leave workers out"
         )
     _result(done[0])
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,9 +40,8 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 
 def open_stream(index: Index, seed: int = 0, **changes: object) -> Stream:
-    return Stream(
-        [Dataset(index)], DataSettings(**{"size": 8, "channels": 1, "readers": 0, **changes}), seed
-    )  # type: ignore[arg-type]
+    asked: Any = {"size": 8, "channels": 1, "readers": 0, **changes}
+    return Stream([Dataset(index)], DataSettings(**asked), seed)
 
 
 def take(stream: Stream, position: int, batch: int, steps: int, world: int = 1) -> list[Records]:
@@ -232,8 +232,8 @@ def test_every_packed_format_gives_the_same_pixels(
     pack(
         str(tmp_path / "images.npy"),
         str(tmp_path / kind),
-        PackSettings(size=16, channels=3, format=kind),
-    )  # type: ignore[arg-type]
+        PackSettings(size=16, channels=3, format=kind),  # type: ignore[arg-type]
+    )
     settings = DataSettings(size=shape[1], channels=shape[0], readers=0)  # type: ignore[arg-type]
     stream = Stream([Dataset(Index.open(tmp_path / kind / "train"))], settings, 0)
     expected = np.zeros((20, *stream.shape), np.uint8)

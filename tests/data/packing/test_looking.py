@@ -5,6 +5,7 @@ are.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,14 +19,13 @@ from udl_dist.data.packing.prepare import prepare
 from udl_dist.data.packing.settings import PackSettings
 from udl_dist.data.settings import DataSettings
 from udl_dist.errors import DataError, UsageError
-from udl_dist.launch import session
+from udl_dist.launch.plan import checked_plan
 
 
 def shape(source: Path | str, tmp_path: Path, **settings: object) -> tuple[int, int, int]:
     """The shape that training on a source sees."""
-    data = DataSettings(
-        source=str(source), cache=str(tmp_path / "cache"), **{"held_out_fraction": 0.0, **settings}
-    )  # type: ignore[arg-type]
+    more: Any = {"held_out_fraction": 0.0, **settings}
+    data = DataSettings(source=str(source), cache=str(tmp_path / "cache"), **more)
     return open_streams(prepare(data), 0)[0].shape
 
 
@@ -102,7 +102,7 @@ def test_the_plan_says_what_training_sees(tmp_path: Path) -> None:
     wanted = experiments.load(
         None, {"method.name": "gan", "data.source": str(source), "train.epochs": "1"}
     )
-    lines = session.planned_of(wanted).lines()
+    lines = checked_plan(wanted).lines()
     assert any("100 x 100 pixels, colour" in line and "data.size" in line for line in lines), lines
     assert any("generator" in line and "discriminator" in line for line in lines)
 

@@ -48,8 +48,10 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_webdataset_reads_what_was_packed(tmp_path: Path, kind: str) -> None:
     source = folder_of_images(tmp_path / "pets", NAMES)
     summary = pack(
-        str(source), str(tmp_path / "out"), PackSettings(size=16, format=kind, shard_records=15)
-    )  # type: ignore[arg-type]
+        str(source),
+        str(tmp_path / "out"),
+        PackSettings(size=16, format=kind, shard_records=15),  # type: ignore[arg-type]
+    )
     assert (
         summary.records == {"train": 40}
         and summary.shards == 3

@@ -17,7 +17,7 @@ from udl_dist.data.packing.settings import PackSettings
 from udl_dist.data.packing.sources import open_source
 from udl_dist.data.settings import DataSettings
 from udl_dist.errors import DataError
-from udl_dist.launch import session
+from udl_dist.launch.plan import checked_plan
 
 
 @pytest.mark.parametrize(
@@ -115,9 +115,9 @@ def test_pack_and_plan_print_classes_and_parts(tmp_path: Path) -> None:
             "data.held_out_fraction": "0",
         },
     )
-    before = session.planned_of(wanted).lines()
+    before = checked_plan(wanted).lines()
     prepare(wanted.data)
-    for lines in (before, session.planned_of(wanted).lines()):
+    for lines in (before, checked_plan(wanted).lines()):
         assert any("18 records" in line and "1 held out (test)" in line for line in lines), lines
         assert any(line.split() == ["classes", "2:", "cat,", "dog"] for line in lines), lines
     packed = pack(str(source), str(tmp_path / "packed"), PackSettings()).lines()

@@ -23,7 +23,7 @@ from udl_dist.data.settings import DataSettings
 from udl_dist.data.shards.index import Index
 from udl_dist.data.shards.indexing import index_shards
 from udl_dist.errors import DataError
-from udl_dist.launch import session
+from udl_dist.launch.plan import checked_plan
 
 LEFT, RIGHT = encoded(pixels(1, 8, 8)), encoded(pixels(2, 8, 8))
 
@@ -187,7 +187,7 @@ def test_damaged_records_are_left_out_of_the_index_if_that_is_asked(tmp_path: Pa
     }
     assert any(
         "3 records that cannot be read" in line
-        for line in session.planned_of(experiments.load(None, flags)).lines()
+        for line in checked_plan(experiments.load(None, flags)).lines()
     )
     with pytest.raises(DataError) as raised:
         opened(folder, tmp_path)

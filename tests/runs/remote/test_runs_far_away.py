@@ -26,7 +26,7 @@ from udl_dist.experiment import Experiment
 from udl_dist.launch.worker import work
 from udl_dist.runs import heartbeat as pulse
 from udl_dist.runs import remote, remote_checkpoints
-from udl_dist.runs.heartbeat import Pulse
+from udl_dist.runs.heartbeat import HeartbeatWriter
 from udl_dist.runs.lease import Lease
 from udl_dist.runs.remote_launcher import Launcher
 from udl_dist.runs.remote_node import Node
@@ -66,7 +66,7 @@ def lost_at(experiment: Experiment, images: int) -> None:
     """Train until a checkpoint after so many images, then be gone without a word, disk and all."""
 
     def hear(report: Report) -> None:
-        if report.images >= images and Ranks().leads:
+        if report.images >= images and Ranks().is_main:
             while str(images) not in "".join(objects.listing(f"{FAR}/checkpoints")):
                 time.sleep(0.01)
             raise KeyboardInterrupt
@@ -163,12 +163,12 @@ def test_heartbeats_of_a_node_come_to_the_launcher() -> None:
     with launcher().carrying() as here:
         here.begin_group()
         with node().carrying() as there:
-            heartbeats = [Pulse(there.folder, rank) for rank in range(2)]
+            heartbeats = [HeartbeatWriter(there.folder, rank) for rank in range(2)]
             for heartbeat in heartbeats:
                 heartbeat.beat(24, "phase")
             there._carry()
             here.carry()
-            assert {rank: life.images for rank, life in pulse.lives(here.folder).items()} == {
+            assert {rank: life.images for rank, life in pulse.read_all(here.folder).items()} == {
                 0: 24,
                 1: 24,
             }

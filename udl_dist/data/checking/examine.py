@@ -223,9 +223,11 @@ class Examination:
         for.
         """
         image = group.images[0][1] if group else None
-        offset, length = (
-            (row["offset"], row["length"]) if row is not None else (image.offset, image.length)
-        )  # type: ignore[union-attr]
+        if row is not None:
+            offset, length = row["offset"], row["length"]
+        else:
+            assert image is not None
+            offset, length = image.offset, image.length
         at, indexed = group.at if group else offset - BLOCK, row is not None
         if image and image.length != length:
             return self._damaged(at, key, f"has {image.length} bytes, its index says {length}", 1)

@@ -6,17 +6,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.training.learn import asked
-from udl_dist.launch import session
+from udl_dist import methods
+from udl_dist.launch.train_result import TrainResult
 
 
 def test_the_end_of_a_vae_names_the_commands_that_draw_better_samples(
-    trained: dict[str, Path], tmp_path: Path
+    trained: dict[str, Path],
 ) -> None:
     for method in ("ae", "vae", "gan"):
-        experiment = asked(method, tmp_path)
-        about = session._about_samples(experiment)
-        ended = session.Ended("runs/faces", trained[method], 480, {}, about_samples=about)
+        about = methods.find(method).about_samples
+        ended = TrainResult("runs/faces", trained[method], 480, {}, about_samples=about)
         said = "udl fit-prior runs/faces, then udl sample runs/faces --prior mixture" in "\n".join(
             ended.lines()
         )

@@ -24,7 +24,7 @@ from tests.training.learn import packed
 from udl_dist import experiment as experiments
 from udl_dist.data.shards.index import Index
 from udl_dist.errors import ClusterError, DataError, UsageError
-from udl_dist.launch import session
+from udl_dist.launch import driver
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import checkpoint
 
@@ -69,9 +69,9 @@ def test_two_ray_workers_train_and_say_where_everything_lies(
     monkeypatch.chdir(source.parent)
     experiment = wanted("vae", Path(source.name), tmp_path / "run", run__workers="2")
     out = io.StringIO()
-    ended = session.train(experiment, out)
+    ended = driver.train(experiment, out)
     assert (ended.images, ended.complete, ended.exit_code) == (240, True, 0)
-    assert ended.figures["val/negative_elbo"] > 0
+    assert ended.metrics["val/negative_elbo"] > 0
     assert "100 % · " in out.getvalue() and "240 of 240 images" in out.getvalue()
     assert "starting 2 workers" in out.getvalue().splitlines()
     assert f"udl report {tmp_path}/run --follow" in out.getvalue()
@@ -85,15 +85,15 @@ def test_two_ray_workers_train_and_say_where_everything_lies(
         "found from any other folder"
     )
     # Complete: said at once, without workers; more images asked: it goes on.
-    again = session.train(experiment, io.StringIO())
-    assert (again.images, again.figures) == (240, ended.figures)
+    again = driver.train(experiment, io.StringIO())
+    assert (again.images, again.metrics) == (240, ended.metrics)
 
 
 @pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_the_written_experiment_fed_back_gives_the_same_run(source: Path, tmp_path: Path) -> None:
     first = wanted("ae", source, tmp_path / "first", run__workers="2")
-    session.train(first, io.StringIO())
+    driver.train(first, io.StringIO())
     again = experiments.load(
         tmp_path / "first" / "experiment.toml", {"run.folder": str(tmp_path / "again")}
     )
@@ -124,7 +124,7 @@ def test_a_killed_rank_changes_nothing_in_the_end(source: Path, tmp_path: Path) 
 
     killer = threading.Thread(target=kill)
     killer.start()
-    ended = session.train(experiment, io.StringIO())
+    ended = driver.train(experiment, io.StringIO())
     killer.join()
     assert killed
     assert ended.complete
@@ -144,12 +144,12 @@ def test_more_workers_than_cores_are_refused_at_once(source: Path, tmp_path: Pat
         r" fewer"
     )
     with pytest.raises(ClusterError, match=expected):
-        session.train(wanted("ae", source, tmp_path, run__workers="5"), io.StringIO())
+        driver.train(wanted("ae", source, tmp_path, run__workers="5"), io.StringIO())
     expected = (
         r"run.workers = 2 needs 2 CPU cores and 2 GPUs, the cluster has 4 CPU cores and 0 GPUs"
     )
     with pytest.raises(ClusterError, match=expected):
-        session.train(
+        driver.train(
             wanted("ae", source, tmp_path, run__workers="2", run__device="cuda"), io.StringIO()
         )
     assert time.monotonic() - began < 10
@@ -170,7 +170,7 @@ def test_a_worker_that_refuses_ends_the_run_with_its_own_words(tmp_path: Path) -
     os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     began = time.monotonic()
     with pytest.raises(DataError, match=r"000000\.tar"):
-        session.train(wanted("ae", damaged, tmp_path / "run", run__workers="2"), io.StringIO())
+        driver.train(wanted("ae", damaged, tmp_path / "run", run__workers="2"), io.StringIO())
     assert time.monotonic() - began < 60
 
 
@@ -182,7 +182,7 @@ def test_a_source_is_the_same_by_its_relative_and_its_whole_path(
         first = wanted("ae", Path(saved), tmp_path, train__total_images="24")
         finished(first)
         (tmp_path / "experiment.toml").write_text(first.to_toml())
-        ended = session.train(
+        ended = driver.train(
             wanted("ae", Path(asked), tmp_path, train__total_images="24"), io.StringIO()
         )
         assert ended.complete
@@ -201,9 +201,9 @@ def test_a_folder_that_holds_another_experiment_is_left_alone(source: Path, tmp_
         UsageError,
         match=r"holds another experiment: method.latent_dim was 4, now 5: choose another",
     ):
-        session.train(wanted("ae", source, tmp_path, method__latent_dim="5"), io.StringIO())
+        driver.train(wanted("ae", source, tmp_path, method__latent_dim="5"), io.StringIO())
     with pytest.raises(UsageError, match=r"holds another experiment: method.* and \d+ more"):
-        session.train(wanted("vae", source, tmp_path), io.StringIO())
+        driver.train(wanted("vae", source, tmp_path), io.StringIO())
     assert before == {
         path: path.read_bytes()
         for path in tmp_path.rglob("*")
