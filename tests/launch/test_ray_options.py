@@ -37,14 +37,14 @@ import json, os, signal
 from udl_dist.launch import ray_runtime
 from udl_dist.launch.process_reaper import VARIABLE, family
 {ORIGINS}
-clusters.start("", False)
+ray_runtime.start("", False)
 import ray
 mark, there = ray.get(ray.remote(lambda: (os.environ[VARIABLE], origins())).remote())
 for process in family(mark):
     os.kill(process.number, signal.SIGHUP)
 alive = ray.get(ray.remote(lambda: True).remote(), timeout=30)
 print(json.dumps([origins(), there, alive]))
-clusters.end()
+ray_runtime.end()
 """
 JOIN = """
 import io, sys

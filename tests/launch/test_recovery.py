@@ -54,7 +54,7 @@ def test_a_death_comes_before_its_echoes_even_if_nobody_reported_it(tmp_path: Pa
     for raised in ({0: ECHO}, {0: ECHO, 1: DEAD}):
         cause = first_cause(folder, raised)
         assert (cause.rank, cause.images) == (1, 120)
-        assert cause.why == "its process died without a word (killed, or out of memory?)"
+        assert cause.why == "its process died without a message (killed, or out of memory?)"
 
 
 def test_a_group_that_was_ended_after_a_death_does_not_hide_who_died(tmp_path: Path) -> None:

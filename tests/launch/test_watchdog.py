@@ -72,7 +72,7 @@ def test_a_loop_that_stands_still_is_ended_with_its_stacks(
     assert place in (tmp_path / "stacks-0.txt").read_text()
     if fate != "lock":
         life = heartbeat.read_all(RunFolder(tmp_path))[0]
-        assert (life.images, life.place, life.hung) == (60, "phase", "code that is not ours")
+        assert (life.images, life.place, life.hung) == (60, "phase", "code outside of this package")
         assert (
             "rank 0 made no step for 2 s after 60 images" in (tmp_path / "messages.log").read_text()
         )
@@ -99,7 +99,7 @@ def test_a_stopped_process_is_ended_by_another_rank(tmp_path: Path) -> None:
     assert (
         "was T (stopped), it could not write its stacks" in (tmp_path / "stacks-1.txt").read_text()
     )
-    assert "rank 1 showed no life after " in (tmp_path / "messages.log").read_text()
+    assert "rank 1 had no heartbeat after " in (tmp_path / "messages.log").read_text()
     other.kill()
     ended(other, time.monotonic())
 

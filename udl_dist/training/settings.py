@@ -50,8 +50,8 @@ class TrainSettings:
     clip_norm: float = setting(0.0, "greatest gradient norm of a learner; 0: no clipping", low=0)
     non_finite: Literal["stop", "skip"] = setting(
         "stop",
-        "a loss or gradient that is not finite; skip: the step is left out, after 3 in a row the run"
-        " goes back to its last checkpoint with another order, at most twice",
+        "a loss or gradient that is not finite; skip: the step is left out, after 3 in a row the"
+        " run goes back to its last checkpoint with another order, at most twice",
     )
     on_collapse: Literal["warn", "stop"] = setting(
         "warn", "what an alarm does, such as posterior collapse"
