@@ -109,5 +109,5 @@ status() {
 
 case "${1:-}" in
 up | down | status) "$1" ;;
-*) printf 'local.sh: what is %s? cluster/local.sh up|down|status\n' "'${1:-}'" >&2 && exit 2 ;;
+*) printf 'local.sh: unexpected argument %s: cluster/local.sh up|down|status\n' "'${1:-}'" >&2 && exit 2 ;;
 esac

@@ -60,7 +60,9 @@ def test_help_and_version_answer() -> None:
             ("train", str(JOBS / "vae_digits.toml"), "--train.epoch", "3"),
             ("unknown setting train.epoch", "train.epochs"),
         ),
-        (("train", str(JOBS / "vae_digits.toml"), "stray"), ("what is 'stray'?",)),
+        (("train", str(JOBS / "vae_digits.toml"), "stray"), ("unexpected argument 'stray'",)),
+        (("train", str(JOBS / "vae_digits.toml"), "--run.folder"), ("--run.folder needs a value",)),
+        (("train", "--data.source", "--method.name", "ae"), ("--data.source needs a value",)),
         (
             ("train", str(JOBS / "vae_digits.toml"), "--method.name", "vea"),
             ("unknown method.name 'vea'", "vae"),
@@ -96,7 +98,7 @@ def test_help_and_version_answer() -> None:
         ),
         (
             ("check", "--decod", "shards/"),
-            ("required: source", "'shards/' was taken as the value of --decod"),
+            ("required: source", "'shards/' is the value of --decod"),
         ),
         (("train", "--method.name", "vae", "--data.source", ""), ("data.source is empty", "shell")),
         (

@@ -1,4 +1,4 @@
-"""Hostile files at every door of the product: nothing in them runs, each is refused in one line or
+"""Hostile files at every input of the product: nothing in them runs, each is refused in one line or
 left alone.
 
 What would run makes a file, the canary. The doors are those of the `udl` command, in this process.
@@ -30,7 +30,7 @@ from udl_dist.data.shards import index
 from udl_dist.models import layout
 
 REFUSAL = re.compile("udl: |  shard .* at byte |  '.*' ")  # or what udl check lists
-Door = Callable[[Path, bytes, dict[str, Path]], list[str]]
+Connection = Callable[[Path, bytes, dict[str, Path]], list[str]]
 
 
 class Bomb:
@@ -119,7 +119,7 @@ def _shard(folder: Path, members: dict[str, bytes]) -> Path:
     return folder
 
 
-def in_a_shard(suffix: str) -> Door:
+def in_a_shard(suffix: str) -> Connection:
     return lambda folder, payload, _: [
         "check",
         str(_shard(folder, {f"a{suffix}": payload, "a.cls": b"0"})),
@@ -127,15 +127,15 @@ def in_a_shard(suffix: str) -> Door:
     ]
 
 
-def as_a_file(name: str, *verb: str) -> Door:
-    def door(folder: Path, payload: bytes, _: dict[str, Path]) -> list[str]:
+def as_a_file(name: str, *verb: str) -> Connection:
+    def connection(folder: Path, payload: bytes, _: dict[str, Path]) -> list[str]:
         (folder / name).write_bytes(payload)
         return [
             str(folder / name) if word == "HERE" else str(folder / "out") if word == "OUT" else word
             for word in verb
         ]
 
-    return door
+    return connection
 
 
 def as_an_index(folder: Path, payload: bytes, made: dict[str, Path]) -> list[str]:
@@ -144,12 +144,12 @@ def as_an_index(folder: Path, payload: bytes, made: dict[str, Path]) -> list[str
     return ["train", str(made["job"]), "--data.source", str(folder / "shards"), "--dry-run"]
 
 
-def in_a_run(pattern: str, *verb: str, believed: bool = False) -> Door:
+def in_a_run(pattern: str, *verb: str, believed: bool = False) -> Connection:
     """All files of a run that the pattern finds take the payload; `believed`: the manifest says so
     too.
     """
 
-    def door(folder: Path, payload: bytes, made: dict[str, Path]) -> list[str]:
+    def connection(folder: Path, payload: bytes, made: dict[str, Path]) -> list[str]:
         run = folder / "run"
         shutil.copytree(made["run"], run)
         found = list(run.glob(pattern)) or [run / pattern]
@@ -164,11 +164,11 @@ def in_a_run(pattern: str, *verb: str, believed: bool = False) -> Door:
             for word in verb
         ]
 
-    return door
+    return connection
 
 
-def in_a_model(name: str, believed: bool = False) -> Door:
-    def door(folder: Path, payload: bytes, made: dict[str, Path]) -> list[str]:
+def in_a_model(name: str, believed: bool = False) -> Connection:
+    def connection(folder: Path, payload: bytes, made: dict[str, Path]) -> list[str]:
         shutil.copytree(made["model"], folder / "model")
         (folder / "model" / name).write_bytes(payload)
         if believed:
@@ -177,7 +177,7 @@ def in_a_model(name: str, believed: bool = False) -> Door:
             (folder / "model" / layout.CONFIG).write_text(json.dumps(config))
         return ["sample", str(folder / "model"), "--out", str(folder / "out.png")]
 
-    return door
+    return connection
 
 
 def as_an_extractor(folder: Path, payload: bytes, made: dict[str, Path]) -> list[str]:
@@ -201,7 +201,7 @@ def as_a_journal(folder: Path, payload: bytes, made: dict[str, Path]) -> list[st
 
 
 SAMPLE = ("sample", "HERE", "--out", "OUT")
-DOORS: dict[str, Door] = {
+DOORS: dict[str, Connection] = {
     **{
         f"shard, {suffix}": in_a_shard(suffix)
         for suffix in (".png", ".npy", ".pkl", ".pyd", ".pth", ".json", ".cls")
@@ -253,14 +253,14 @@ def made(trained: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     }
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("connection", DOORS)
 def test_nothing_runs_and_a_refusal_is_one_line(
-    door: str, made: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    connection: str, made: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number, (name, payload) in enumerate(PAYLOADS.items()):
         folder, canary = tmp_path / str(number), tmp_path / "canary"
         folder.mkdir()
-        command = DOORS[door](folder, payload(canary), made)
+        command = DOORS[connection](folder, payload(canary), made)
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.main(command)

@@ -1,4 +1,4 @@
-"""The `udl` command: from its arguments to a verb and an exit code. Nobody imports it."""
+"""The `udl` command: parses the arguments, runs a verb, ends with its exit code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from udl_dist import __version__
-from udl_dist.commands import clusters, data, results, searching, training, use
+from udl_dist.commands import data, jobs, results, searching, training, use
+from udl_dist.core.config_schema import NoValue
 from udl_dist.errors import UdlError, UsageError
 
 REMOVED = {
@@ -24,9 +25,7 @@ REMOVED = {
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a verb and end with its exit code: 0, 2 usage, 3 data, 4 training, 5 cluster, 130 and 143
-    after a signal.
-    """
+    """Run a verb; exit code 0, 2 usage, 3 data, 4 training, 5 cluster, 130 and 143 for a signal."""
     try:
         parser, verbs = _parser()
         own, flags = _split(sys.argv[1:] if arguments is None else arguments, verbs)
@@ -44,11 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _split(
     arguments: Sequence[str], verbs: Mapping[str, _Parser]
 ) -> tuple[list[str], dict[str, str]]:
-    """The verb's own arguments, and settings by dotted name: what begins with -- and is not one of
-    the verb's options.
+    """The verb's own arguments, and settings by dotted name: each `--flag` that is no option of it.
 
-    `--section.name value`, `--section.name=value` and `--section.name` (true) may stand anywhere
-    behind the verb; dashes within a name are underscores.
+    `--section.name value`, `--section.name=value` and, for a boolean, `--section.name` may stand
+    anywhere after the verb; dashes in a name are underscores.
     """
     own: list[str] = []
     flags: dict[str, str] = {}
@@ -69,7 +67,8 @@ def _split(
             verb = verb or verbs.get(token)
             continue
         if not equals:
-            value = waiting.pop(0) if waiting and not waiting[0].startswith("--") else "true"
+            missing = not waiting or waiting[0].startswith("--")
+            value = NoValue("true") if missing else waiting.pop(0)
         name = option[2:].replace("-", "_")
         if not value and "." not in name:
             raise UsageError(f"{option} is empty: is a variable of the shell not set?")
@@ -80,25 +79,25 @@ def _split(
 
 
 def _asked(parser: _Parser, own: Sequence[str], flags: Mapping[str, str]) -> argparse.Namespace:
-    """What the verb's own arguments ask for; where one is missing, a setting may have taken it for
-    its value.
-    """
+    """The verb's own arguments, parsed; if one is missing, a setting may have consumed it."""
     try:
         asked, rest = parser.parse_known_args(own)
     except UsageError as error:
-        taken = [
-            f"{value!r} was taken as the value of --{name}"
+        consumed = [
+            f"{value!r} is the value of --{name}"
             for name, value in flags.items()
-            if value != "true"
+            if not isinstance(value, NoValue)
         ]
-        raise UsageError("; ".join([str(error), *taken])) from None
+        raise UsageError("; ".join([str(error), *consumed])) from None
     if rest:
-        raise UsageError(f"what is {rest[0]!r}? settings are given as --section.name value")
+        raise UsageError(
+            f"unexpected argument {rest[0]!r}: settings are given as --section.name value"
+        )
     return asked
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line, and knows the options it has."""
+    """A parser that reports errors in one line and has a list of its options."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         self.options: set[str] = set()
@@ -113,7 +112,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
-    """The parser of the whole command, and those of its verbs by name."""
+    """The parser of the whole command, and the parsers of its verbs by name."""
     parser = _Parser(
         "udl",
         description="Images to trained AE, VAE and GAN, on one machine or a Ray cluster.",
@@ -121,6 +120,6 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     )
     parser.add_argument("--version", action="version", version=f"udl-dist {__version__}")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for family in (training, searching, clusters, data, use, results):
+    for family in (training, searching, jobs, data, use, results):
         family.add(verbs)
     return parser, verbs.choices

@@ -107,7 +107,7 @@ def join(values: dict[str, Any], flags: Mapping[str, str], path: Path | None) ->
     for dotted, text in flags.items():
         if dotted not in known:
             raise UsageError(f"unknown setting {dotted}: {nearest(dotted, list(known))}")
-        flat[dotted] = config_schema.from_text(known[dotted], text)
+        flat[dotted] = config_schema.from_text(dotted, known[dotted], text)
     # a flag counts, not the other measure that the file has
     for one, other in (LENGTHS, LENGTHS[::-1]):
         if one in flags and other not in flags:

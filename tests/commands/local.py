@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from udl_dist.commands import connection as door
+from udl_dist.commands import connection
 
 SCRIPT = Path(__file__).parent.parent.parent / "cluster" / "local.sh"
 ROUTE = re.compile(r"<ResourceRoute \[(\w+)\] <\w+  ([^\s>]+)( -> PosixPath)?")
@@ -42,7 +42,12 @@ def up(state: Path, **environment: str) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(state))
         patch.setenv("UDL_PYTHON", sys.executable)  # whatever is first on PATH
-        for name in (*door.ADDRESSES, door.TOKEN_FILE, "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):
+        for name in (
+            *connection.ADDRESSES,
+            connection.TOKEN_FILE,
+            "RAY_AUTH_TOKEN",
+            "RAY_AUTH_MODE",
+        ):
             patch.delenv(name, raising=False)
         for name, value in environment.items():
             patch.setenv(name, value)
@@ -51,22 +56,22 @@ def up(state: Path, **environment: str) -> Iterator[str]:
         )
         assert done.returncode == 0, done.stderr
         try:
-            yield (door.state() / "address").read_text()
+            yield (connection.state() / "address").read_text()
         finally:
             done = subprocess.run(
                 [SCRIPT, "down"], capture_output=True, text=True, timeout=300, check=False
             )
             assert done.stdout == "down: nothing is left\n", done.stderr
-            assert not list(door.state().iterdir())
+            assert not list(connection.state().iterdir())
 
 
 def temporary() -> Path:
     """Where Ray keeps its sessions and logs."""
-    return Path((door.state() / "temporary").read_text().strip())
+    return Path((connection.state() / "temporary").read_text().strip())
 
 
 def token() -> str:
-    return (door.state() / "token").read_text()
+    return (connection.state() / "token").read_text()
 
 
 def routes(address: str) -> list[Route]:
@@ -105,7 +110,7 @@ def ask(route: Route, shown: str = "", seconds: float = 20) -> tuple[int, bytes]
 
 def processes() -> list[int]:
     """The processes of this cluster."""
-    mark = f"UDL_LOCAL_CLUSTER={(door.state() / 'mark').read_text()}".encode()
+    mark = f"UDL_LOCAL_CLUSTER={(connection.state() / 'mark').read_text()}".encode()
     return marked(mark)
 
 

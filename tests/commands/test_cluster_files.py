@@ -168,7 +168,7 @@ def test_what_local_sh_does_not_know_is_refused(tmp_path: Path) -> None:
     done = local("dwon")
     assert (done.returncode, done.stderr) == (
         2,
-        "local.sh: what is 'dwon'? cluster/local.sh up|down|status\n",
+        "local.sh: unexpected argument 'dwon': cluster/local.sh up|down|status\n",
     )
     for verb, code in (("status", 1), ("down", 0)):
         done = subprocess.run(

@@ -183,7 +183,7 @@ def test_a_file_of_a_gigabyte_in_the_package_is_refused_before_it_is_read(
 
 
 def test_the_parcel_runs_by_itself(tmp_path: Path) -> None:
-    """Nothing but the parcel on the path: what the cluster will run."""
+    """Nothing but the package on the path: what the cluster will run."""
     import subprocess
     import sys
 

@@ -1,7 +1,6 @@
-"""The door of a cluster: its dashboard's address, its token, and whether both open it. Knows HTTP
-and no Ray.
+"""The connection to a cluster's dashboard: its address, its token and the version check, by HTTP.
 
-The token is read from a file, sent to the cluster in a header, and shown to nobody.
+The token is read from a file and sent in a header; it is never printed. Imports no Ray.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
 @dataclass(frozen=True)
-class Door:
-    """A cluster that has let us in; `token_file` is None where it asks for none."""
+class Connection:
+    """A dashboard that accepted us; with `closed` it requires the token in `token_file`."""
 
     address: str
     token_file: Path | None
@@ -43,24 +42,20 @@ class Door:
         content: bytes | dict[str, Any] | None = None,
         missing: Any = None,
     ) -> Any:
-        """What the dashboard answers, `missing` if it does not know the path; raise ClusterError,
-        in one line, else.
-        """
+        """The dashboard's answer, or `missing` for an unknown path; raises ClusterError."""
         token = _token(self.token_file) if self.closed else ""
         return _ask(self.address, path, token, missing, method, content, JOB_SECONDS)
 
 
-def opened(address: str, insecure: bool = False) -> Door:
-    """Find the cluster, show the token, and compare versions; raise UsageError or ClusterError for
-    what fails.
-    """
+def opened(address: str, insecure: bool = False) -> Connection:
+    """Find the cluster, send the token, compare versions; UsageError or ClusterError."""
     address, token_file = _found(address)
     closed = _ask(address, "/api/authentication_mode", "", missing={}).get(
         "authentication_mode"
     ) not in (None, "disabled")
     if not (closed or insecure or _is_loopback(address)):
         raise ClusterError(
-            f"{address} asks for no token, so anybody who reaches it runs code there: start it with"
+            f"{address} asks for no token, so anyone who reaches it can run code there: start it with"
             " RAY_AUTH_MODE=token, or say --insecure"
         )
     if closed and not insecure and address.startswith("http:") and not _is_loopback(address):
@@ -71,20 +66,18 @@ def opened(address: str, insecure: bool = False) -> Door:
     version = _ask(address, "/api/version", _token(token_file) if closed else "").get(
         "ray_version", ""
     )
-    door = Door(address, token_file, closed, str(version))
-    _refuse_version(door)
-    return door
+    connection = Connection(address, token_file, closed, str(version))
+    _refuse_version(connection)
+    return connection
 
 
 def state() -> Path:
-    """Where cluster/local.sh keeps the address and the token of the cluster of this machine."""
+    """Where cluster/local.sh stores the address and the token of the cluster on this machine."""
     return as_path(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "udl-dist" / "cluster"
 
 
 def _found(asked: str) -> tuple[str, Path | None]:
-    """The address asked for, else that of the environment, else that of the cluster of this
-    machine; and its token.
-    """
+    """The address given, else of the environment, else of this machine's cluster; and its token."""
     local = state() / "address"
     own = local.read_text(encoding="utf-8").strip() if local.exists() else ""
     named = next((os.environ[name] for name in ADDRESSES if os.environ.get(name)), "")
@@ -108,7 +101,7 @@ def _url(address: str) -> str:
     except ValueError:
         whole = False
     if not whole and not url.startswith("https://"):
-        raise UsageError(f"{address!r} is no address of a dashboard: give http://HOST:8265")
+        raise UsageError(f"{address!r} is not the address of a dashboard: give http://HOST:8265")
     if parts.username or parts.password or parts.query:
         raise UsageError(
             "an address must not hold credentials: the token is read from the file that "
@@ -149,9 +142,7 @@ def _ask(
     content: bytes | dict[str, Any] | None = None,
     seconds: float = 0.0,
 ) -> Any:
-    """Ask the dashboard; `missing` is the answer if it does not know the path. A dictionary goes as
-    JSON.
-    """
+    """One request; `missing` is the answer to a 404. A dictionary is sent as JSON."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     if isinstance(content, dict):
         content = json.dumps(content).encode()
@@ -175,12 +166,12 @@ def _ask(
         reason = getattr(error, "reason", error)
         raise ClusterError(
             f"no Ray dashboard at {address} ({_plain(reason)}): is it up, is the address right,"
-            " does the tunnel stand?"
+            " is the tunnel open?"
         ) from None
 
 
 def _last_line(error: urllib.error.HTTPError) -> str:
-    """What a refusal says for itself: it may be a whole traceback."""
+    """The last line of an error page, which may hold a whole traceback."""
     with contextlib.suppress(OSError, http.client.HTTPException), error:
         lines = error.read(2**16).decode(errors="replace").split("\n")
         if said := [line.strip() for line in lines if line.strip()]:
@@ -189,7 +180,7 @@ def _last_line(error: urllib.error.HTTPError) -> str:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A token goes to the address that was given, and to no other."""
+    """The token is sent to the given address and nowhere else."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
@@ -203,11 +194,12 @@ def _plain(reason: object) -> str:
     return (getattr(reason, "strerror", None) or type(reason).__name__).lower()
 
 
-def _refuse_version(door: Door) -> None:
+def _refuse_version(connection: Connection) -> None:
     from importlib.metadata import version
 
-    if door.ray_version != (ours := version("ray")):
+    if connection.ray_version != (ours := version("ray")):
         raise ClusterError(
-            f"{door.address} runs Ray {door.ray_version or 'of no known version'}, here is {ours}: "
+            f"{connection.address} runs Ray {connection.ray_version or 'of an unknown version'}, here"
+            f" is {ours}: "
             "install the same here or there"
         )

@@ -1,6 +1,4 @@
-"""udl doctor: whether a job would run on a cluster, a check a line, each failure with its cure.
-Starts no training.
-"""
+"""udl doctor: would a job run on a cluster? One line a check, each failure with its cure."""
 
 from __future__ import annotations
 
@@ -14,20 +12,20 @@ from importlib.metadata import version
 from typing import Any
 
 from udl_dist.commands import job_package
-from udl_dist.commands.connection import Door
+from udl_dist.commands.connection import Connection
 from udl_dist.commands.job import Job
-from udl_dist.commands.job_client import Client
+from udl_dist.commands.job_client import JobClient
 from udl_dist.commands.probe import HEAD, MARK
 from udl_dist.errors import ClusterError
 
 PROBE_SECONDS = 120.0
 LEAST_BYTES = 2**30  # a few checkpoints and their pictures
-CLOCK_SECONDS = 30.0  # storage refuses signatures that are minutes off; asking takes some of it
+CLOCK_SECONDS = 30.0  # storage rejects signatures that are minutes off; the probe takes some
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line: what was looked at, how it stands, and what to do if it is bad."""
+    """One line: what was checked, its state, and what to do if it is bad."""
 
     what: str
     found: str
@@ -41,33 +39,31 @@ class Check:
         )
 
 
-def examine(door: Door, client: Client, job: Job) -> Iterator[Check]:
-    """All checks in their order, as `udl doctor` shows them and `udl submit` asks for them."""
-    yield Check("address", f"{door.address} answers")
+def examine(connection: Connection, client: JobClient, job: Job) -> Iterator[Check]:
+    """All checks in order, for `udl doctor` and, before a job is sent, `udl submit`."""
+    yield Check("address", f"{connection.address} answers")
     yield Check(
-        "token", "accepted" if door.closed else "none asked for, on loopback or by --insecure"
+        "token", "accepted" if connection.closed else "none required, on loopback or by --insecure"
     )
     began = time.time()
     found = _probed(client, job)
     if error := found.get("error"):
-        yield Check("nodes", "could not be asked", False, error)
+        yield Check("nodes", "did not answer", False, error)
         return
     yield from judged(job, found, began)
 
 
-def refuse_bad(door: Door, client: Client, job: Job) -> str:
-    """Raise ClusterError for the first thing that would keep the job from running; else say that
-    all is well.
-    """
-    began, checks = time.monotonic(), list(examine(door, client, job))
+def refuse_bad(connection: Connection, client: JobClient, job: Job) -> str:
+    """Raise ClusterError for the first failed check; otherwise return a line that all passed."""
+    began, checks = time.monotonic(), list(examine(connection, client, job))
     if bad := [check for check in checks if not check.good]:
         more = f"; {len(bad) - 1} more: udl doctor names them" if len(bad) > 1 else ""
         raise ClusterError(f"nothing is sent: {bad[0].what} {bad[0].found}: {bad[0].cure}{more}")
-    return f"checked: {len(checks)} of {len(checks)} are well ({time.monotonic() - began:.1f} s)"
+    return f"checked: {len(checks)} of {len(checks)} passed ({time.monotonic() - began:.1f} s)"
 
 
 def judged(job: Job, found: dict[str, Any], began: float) -> Iterator[Check]:
-    """What the nodes told, as checks; `began` is the time here when they were asked."""
+    """Checks of the nodes' answers; `began` is the time here before the probe."""
     nodes: dict[str, dict[str, Any]] = found["nodes"]
     yield from _versions(nodes)
     yield _workers(job, found["places"])
@@ -76,7 +72,7 @@ def judged(job: Job, found: dict[str, Any], began: float) -> Iterator[Check]:
             "folder",
             folder,
             {name: node["folders"][folder] for name, node in nodes.items()},
-            "choose one on a disk that all nodes share and may write to, or s3://…",
+            "choose one on a disk that all nodes share and can write to, or s3://…",
         )
     for source in nodes[HEAD]["sources"]:
         seen = {
@@ -88,7 +84,7 @@ def judged(job: Job, found: dict[str, Any], began: float) -> Iterator[Check]:
             "data",
             source,
             seen,
-            "put the shards where all nodes see them, or name them as those do",
+            "put the shards where all nodes see them, under the same name",
         )
     if unindexed := [source for source in found["sources"] if source not in found["indexed"]]:
         yield Check(
@@ -130,8 +126,8 @@ def _workers(job: Job, problem: str) -> Check:
     return Check("workers", f"run.workers = {run.workers} can be placed")
 
 
-def _probed(client: Client, job: Job) -> dict[str, Any]:
-    """Ask the nodes by a job of its own, which is taken off the list afterwards."""
+def _probed(client: JobClient, job: Job) -> dict[str, Any]:
+    """Run a probe on every node as a job of its own, which is deleted afterwards."""
     name = f"doctor-{uuid.uuid4().hex[:12]}"
     command = 'exec python -c "from udl_dist.commands.probe import main; main()"'
     with job_package.packed(job.toml) as made:

@@ -1,6 +1,4 @@
-"""A job made ready to travel: every path absolute, its name derived from what it is. Knows no
-cluster.
-"""
+"""A job to submit: every path absolute, its name a hash of its content."""
 
 from __future__ import annotations
 
@@ -27,9 +25,7 @@ THERE = "auto"  # what a driver calls the cluster it runs on
 
 @dataclass(frozen=True)
 class Job:
-    """What is submitted: the verb that runs it and its arguments, the job file as it travels, and
-    its submission id.
-    """
+    """The verb and its arguments, the job file with absolute paths, and the submission id."""
 
     verb: str
     experiment: Experiment
@@ -43,31 +39,27 @@ class Job:
 
     @property
     def command(self) -> str:
-        """What the cluster's shell runs; exec: the signal of a stop is for the run, not for a shell
-        around it.
-        """
+        """The entry point; `exec`, so that the signal of a stop reaches the run, not its shell."""
         return f"exec python -m udl_dist {self.verb} {shlex.join(self.arguments)}"
 
 
 def load(path: Path, flags: Mapping[str, str]) -> Job:
-    """Read a job file, of a run or of a search, as it is to be run on the cluster; a run folder is
-    to be evaluated.
-    """
+    """Read the job file of a run or a search; a run folder means that the run is evaluated."""
     file = path / "experiment.toml" if path.is_dir() else path
     if file.is_file() and file.stat().st_size > JOB_BYTES:
-        raise UsageError(f"{file} is no job file: it has {file.stat().st_size:,} bytes")
+        raise UsageError(f"{file} is not a job file: it has {file.stat().st_size:,} bytes")
     if path.is_dir():
         return _evaluation(path, flags)
     if "search" not in experiments.read(path):
-        wanted = _travelling(experiments.load(path, flags))
+        wanted = _with_absolute_paths(experiments.load(path, flags))
         return _job("train", wanted, wanted.to_toml())
     found = searches.load(path, flags)
-    found = replace(found, base=_travelling(found.base))
+    found = replace(found, base=_with_absolute_paths(found.base))
     return _job("search", found.base, found.to_toml())
 
 
 def _evaluation(folder: Path, flags: Mapping[str, str]) -> Job:
-    """`udl evaluate` of a run, by at least one worker: the head is for drivers."""
+    """`udl evaluate` of a run, with at least one worker: the head runs drivers only."""
     if not (file := folder / "experiment.toml").is_file():
         raise UsageError(
             f"{folder} is no run folder: it has no experiment.toml; a job file is submitted by its"
@@ -100,12 +92,12 @@ def _evaluation(folder: Path, flags: Mapping[str, str]) -> Job:
     made = made.replace(
         run=replace(made.run, folder=arguments[0], address="", workers=wanted.workers)
     )
-    made = _travelling(made)
+    made = _with_absolute_paths(made)
     return _job("evaluate", made, made.to_toml(), tuple(arguments))
 
 
 def _text(value: Any) -> str:
-    """A value as a flag has it."""
+    """A value as the text of a flag."""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -117,9 +109,7 @@ def _job(
     toml: str,
     arguments: tuple[str, ...] = (job_package.JOB_FILE,),
 ) -> Job:
-    """The name is the same for the same job and run folder, so that it can be submitted again,
-    stopped and watched.
-    """
+    """Equal jobs with equal run folders get equal names, and so can be resumed and stopped."""
     last = experiment.run.folder.partition("?")[0].rstrip("/").rpartition("/")[2]
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", last)[:40].strip("-")
     what = shlex.join((verb, *arguments, toml)).encode()
@@ -128,8 +118,8 @@ def _job(
     )
 
 
-def _travelling(experiment: Experiment) -> Experiment:
-    """The same experiment for whoever runs it elsewhere, in another working directory."""
+def _with_absolute_paths(experiment: Experiment) -> Experiment:
+    """The same experiment for another machine and working directory."""
     if experiment.run.address:
         raise UsageError(
             "run.address is for udl train: give udl submit --address, the cluster's dashboard"
@@ -143,7 +133,7 @@ def _travelling(experiment: Experiment) -> Experiment:
 
 
 def _source(source: str) -> str:
-    """A name of embedded images, or a path, if there is one; `~` is the home of whoever submits."""
+    """`digits`, or a path made absolute; `~` is the home of the user who submits."""
     return source if source == "digits" else _absolute(source)
 
 

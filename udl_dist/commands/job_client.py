@@ -1,8 +1,7 @@
-"""Ray's job API, and here only: a job sent, looked at, followed and stopped, by plain HTTP through
-the door.
+"""Ray's job API by plain HTTP: jobs are sent, listed, followed and stopped.
 
-Ray's own client takes seconds to import, and would send the token through a proxy of the
-environment, or in its stead what `~/.netrc` has for that machine.
+Ray's own JobSubmissionClient takes seconds to import, and sends the token through a proxy of the
+environment, or replaces it by what `~/.netrc` has for that host.
 """
 
 from __future__ import annotations
@@ -16,20 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from udl_dist.commands.connection import Door
+from udl_dist.commands.connection import Connection
 from udl_dist.errors import ClusterError
 
-STOP_SECONDS = 120  # for a checkpoint, before Ray kills
+STOP_SECONDS = 120  # for a checkpoint, before Ray kills the job
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-AGENT_SECONDS = 30.0  # for a cluster that has just been started
+AGENT_SECONDS = 30.0  # a cluster that has just started has no job agent yet
 POLL_SECONDS = 0.5
-POLL_BYTES = 2**20  # of a log are asked for once a second at most: each time all of it comes
-TRIES = 5  # to follow on after the connection broke
+POLL_BYTES = 2**20  # of a log per second of polling: each request returns all of it
+TRIES = 5  # to go on following after the connection broke
 
 
 @dataclass(frozen=True)
-class State:
-    """How a job stands: Ray's word for it, and the exit code of its command once it has ended."""
+class JobState:
+    """Ray's status of a job, and the exit code of its command once it has ended."""
 
     name: str
     status: str
@@ -42,16 +41,14 @@ class State:
         return self.status in ENDED
 
 
-class Client:
-    """The jobs of the cluster behind a door."""
+class JobClient:
+    """The jobs of one cluster."""
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
 
     def submit(self, name: str, command: str, folder: Path) -> None:
-        """Start a command in a copy of `folder`; raise ClusterError if there is a job of that
-        name.
-        """
+        """Run `command` in a copy of `folder`; raises ClusterError if the job name is in use."""
         environment = {
             "working_dir": self._send(folder),
             "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
@@ -60,7 +57,7 @@ class Client:
         deadline = time.monotonic() + AGENT_SECONDS
         while True:
             try:
-                self._door.ask("POST", "/api/jobs/", job)
+                self._connection.ask("POST", "/api/jobs/", job)
                 return
             except ClusterError as error:
                 if "No available agent" not in str(error) or time.monotonic() > deadline:
@@ -68,45 +65,45 @@ class Client:
                 time.sleep(POLL_SECONDS)
 
     def _send(self, folder: Path) -> str:
-        """Have the files of a folder on the cluster, as Ray packs them; how a job calls them."""
+        """Upload a folder as Ray packs it; returns the URI by which a job names it."""
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
             for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-                # without a time: the same files, the same name
+                # Without a time: equal files give an equal name.
                 entry = zipfile.ZipInfo(str(file.relative_to(folder)))
                 entry.external_attr = 0o644 << 16
                 archive.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED)
         package = f"_ray_pkg_{hashlib.sha256(packed.getvalue()).hexdigest()[:16]}.zip"
         place = f"/api/packages/gcs/{package}"
-        if self._door.ask("GET", place, missing=False) is False:
-            self._door.ask("PUT", place, packed.getvalue())
+        if self._connection.ask("GET", place, missing=False) is False:
+            self._connection.ask("PUT", place, packed.getvalue())
         return f"gcs://{package}"
 
-    def jobs(self) -> list[State]:
-        """All jobs of ours, the oldest first."""
-        found = [_state(each) for each in self._door.ask("GET", "/api/jobs/")]
+    def jobs(self) -> list[JobState]:
+        """The jobs that udl submitted, oldest first."""
+        found = [_state(each) for each in self._connection.ask("GET", "/api/jobs/")]
         return sorted(
-            (each for each in found if each.name.startswith("udl-")),
-            key=lambda state: state.started_ms,
+            (job for job in found if job.name.startswith("udl-")),
+            key=lambda job: job.started_ms,
         )
 
-    def look(self, name: str) -> State:
-        return _state(self._door.ask("GET", f"/api/jobs/{name}"))
+    def look(self, name: str) -> JobState:
+        return _state(self._connection.ask("GET", f"/api/jobs/{name}"))
 
     def stop(self, name: str) -> None:
-        """Send the command SIGTERM; Ray kills it if it has not ended in time for a checkpoint."""
-        self._door.ask("POST", f"/api/jobs/{name}/stop")
+        """Send the command SIGTERM; after STOP_SECONDS Ray kills it."""
+        self._connection.ask("POST", f"/api/jobs/{name}/stop")
 
     def forget(self, name: str) -> None:
-        """Take a job that has ended off the list."""
-        self._door.ask("DELETE", f"/api/jobs/{name}")
+        """Delete a job that has ended from the list."""
+        self._connection.ask("DELETE", f"/api/jobs/{name}")
 
     def logs(self, name: str) -> str:
-        """All that the command has printed."""
-        return str(self._door.ask("GET", f"/api/jobs/{name}/logs")["logs"])
+        """Everything the command has printed."""
+        return str(self._connection.ask("GET", f"/api/jobs/{name}/logs")["logs"])
 
     def follow(self, name: str) -> Iterator[str]:
-        """What the command prints, until it ends; goes on where it was after a connection broke."""
+        """The output until the job ends; resumes where it was after the connection broke."""
         shown, tries = 0, 0
         while True:
             try:
@@ -115,7 +112,9 @@ class Client:
                 tries = 0
             except ClusterError as error:
                 if (tries := tries + 1) == TRIES:
-                    raise ClusterError(f"{error}; {name} may go on: udl status {name}") from None
+                    raise ClusterError(
+                        f"{error}; {name} may still run: udl status {name}"
+                    ) from None
                 ended, text = False, ""
             if text[shown:]:
                 yield text[shown:]
@@ -124,20 +123,20 @@ class Client:
                 return
             time.sleep(POLL_SECONDS + len(text) / POLL_BYTES)
 
-    def wait(self, name: str, seconds: float) -> State:
-        """How a job ended, or how it stands after so long."""
+    def wait(self, name: str, seconds: float) -> JobState:
+        """The state when the job has ended, or after `seconds`."""
         deadline = time.monotonic() + seconds
         while not (state := self.look(name)).ended and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
         return state
 
 
-def _state(told: dict[str, Any]) -> State:
-    code = told.get("driver_exit_code")
-    return State(
-        told.get("submission_id") or "",
-        str(told["status"]),
+def _state(answer: dict[str, Any]) -> JobState:
+    code = answer.get("driver_exit_code")
+    return JobState(
+        answer.get("submission_id") or "",
+        str(answer["status"]),
         int(code) if code is not None else None,
-        told.get("message") or "",
-        int(told.get("start_time") or 0),
+        answer.get("message") or "",
+        int(answer.get("start_time") or 0),
     )

@@ -1,6 +1,4 @@
-"""What is sent to a cluster: this package's own files and the job, nothing that lies beside
-them.
-"""
+"""The files sent to a cluster: this package and the job, nothing else of the disk."""
 
 from __future__ import annotations
 
@@ -20,8 +18,8 @@ JOB_FILE = "job.toml"
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """A folder that is sent as it is."""
+class JobPackage:
+    """A folder that is sent whole."""
 
     folder: Path
     files: int
@@ -29,30 +27,26 @@ class Parcel:
 
 
 @contextlib.contextmanager
-def packed(toml: str, limit_bytes: int = LIMIT_BYTES) -> Iterator[Parcel]:
-    """The parcel, in a temporary folder that nobody else reads; raise UsageError if it is larger
-    than it may be.
-    """
-    with tempfile.TemporaryDirectory(prefix="udl-parcel-") as made:
-        folder = Path(made)
+def packed(toml: str, limit_bytes: int = LIMIT_BYTES) -> Iterator[JobPackage]:
+    """The package in a private temporary folder; raises UsageError above `limit_bytes`."""
+    with tempfile.TemporaryDirectory(prefix="udl-package-") as temporary:
+        folder = Path(temporary)
         (folder / JOB_FILE).write_text(toml, encoding="utf-8")
         sizes = [len(toml.encode()), *(file.stat().st_size for file in files())]
         if sum(sizes) > limit_bytes:
             raise UsageError(
-                f"package and job are {sum(sizes):,} bytes, more than {limit_bytes:,}: something"
-                f" that is not ours lies in {PACKAGE}"
+                f"package and job are {sum(sizes):,} bytes, more than {limit_bytes:,}: files"
+                f" that do not belong to it lie in {PACKAGE}"
             )
         for file in files():
             target = folder / PACKAGE.name / file.relative_to(PACKAGE)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
-        yield Parcel(folder, len(sizes), sum(sizes))
+        yield JobPackage(folder, len(sizes), sum(sizes))
 
 
 def files() -> list[Path]:
-    """The files of the package: code and what its pages are made of; no link, no hidden one, no
-    byte code.
-    """
+    """Code and templates of the package; no links, hidden files or byte code."""
     return [
         file
         for file in sorted(PACKAGE.rglob("*"))

@@ -1,7 +1,6 @@
-"""Runs on a cluster for `udl doctor`: what each node that a job would use can do, as one line of
-JSON.
+"""Runs on a cluster for `udl doctor`: what each node can do, as one line of JSON.
 
-The head is asked as well: the launcher of a run works there, whatever CPUs it has.
+The head is probed too: the driver of a run is there, even if it has no CPUs for workers.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ HEAD = "the head"
 
 
 def main() -> None:
-    """Print what was found, or why nothing was."""
+    """Print the findings, or the error."""
     try:
         found = _probe(load_there())
     except UdlError as error:
@@ -43,7 +42,7 @@ def main() -> None:
 
 
 def load_there() -> Any:
-    """The experiment of the job that was sent along."""
+    """The experiment of the job in this package."""
     from udl_dist import experiment as experiments
     from udl_dist.search import config as searches
 
@@ -110,7 +109,7 @@ def _name(secret: str) -> str:
 
 
 def _leave(folder: str, secret: str) -> bool:
-    """Put a file into the folder that the nodes must find; whether the folder was made for it."""
+    """Write a file that the nodes must find; returns whether the folder had to be created."""
     if is_remote(folder):
         objects.write(joined(folder, _name(secret)), secret.encode())
         return False
@@ -135,7 +134,7 @@ def _tidy(folder: str, secret: str, ours: bool) -> None:
 
 
 def _write(folder: str, secret: str) -> str:
-    """Whether this node sees what the head left, and may write beside it."""
+    """A problem if this node does not see the head's file or cannot write next to it, else ""."""
     if is_remote(folder):
         own = joined(folder, f"{_name(secret)}-{uuid.uuid4().hex[:8]}")
         objects.write(own, b"")
@@ -160,13 +159,13 @@ def _free(folder: str) -> int:
 
 
 def _see(source: str) -> str:
-    """Whether this node can read the shards."""
+    """A problem if this node cannot read the shards, else ""."""
     shards = shards_of_parts(source).get("train") or list_shards(source)
     return "" if shards else "no shards there"
 
 
 def _packable(source: str) -> str:
-    """Whether the head can pack the images at their first use."""
+    """A problem if the head cannot pack the images at their first use, else ""."""
     if source == "digits":
         return (
             ""
@@ -182,7 +181,7 @@ def _readable(path: str) -> None:
 
 
 def _is_indexed(source: str) -> bool:
-    """Whether an index lies beside the shards; without one the job makes it first."""
+    """Whether the shards have an index; without one the job makes it first."""
     if source == "digits" or (not is_remote(source) and not os.path.isdir(source)):
         return True
     return any(
@@ -196,5 +195,5 @@ def _exists(place: str) -> bool:
 
 
 def _places(experiment: Any) -> str:
-    """Why the workers cannot be placed, "" if they can."""
+    """Why the workers cannot be placed; "" if they can."""
     return _told(lambda: capacity.next_group(experiment) and "")

@@ -1,8 +1,7 @@
-"""What one asks of a job on a cluster: submit, follow, see how it stands, stop. Prints nothing but
-what a job printed.
+"""Submit a job, follow it, look at its state, stop it.
 
-A job has a name of its own; each time it is submitted again after it ended, to resume, it gets a
-number behind it.
+A job has a name of its own; each time it is submitted again after its end, to resume, a number is
+appended.
 """
 
 from __future__ import annotations
@@ -14,21 +13,21 @@ from typing import Any
 
 from udl_dist.commands import job_package
 from udl_dist.commands.job import Job
-from udl_dist.commands.job_client import STOP_SECONDS, Client, State
+from udl_dist.commands.job_client import STOP_SECONDS, JobClient, JobState
 from udl_dist.errors import ClusterError, UsageError
 
-# What Ray itself writes into the log of a job.
+# Lines that Ray itself writes into the log of a job.
 STARTED = re.compile(
     r"^(Running entrypoint for job .*|\d{4}-\d\d-\d\d \S+\sINFO job_manager\.py.*)\n", re.MULTILINE
 )
-ENDING_SECONDS = 30.0  # until Ray says how a command ended that prints no more
+ENDING_SECONDS = 30.0  # until Ray reports the end of a command whose output has ended
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job that is on the cluster; `fresh` if it was not before."""
+    """A job on the cluster; `fresh` if this call sent it."""
 
-    state: State
+    state: JobState
     fresh: bool
     bytes: int = 0
     files: int = 0
@@ -36,7 +35,7 @@ class Submitted:
     def lines(self) -> list[str]:
         name = self.state.name
         if not self.fresh:
-            return [f"{name} is there already: {self.state.status.lower()}"]
+            return [f"{name} is already there: {self.state.status.lower()}"]
         return [
             f"{name}: sent {self.files} files, {self.bytes / 2**10:,.0f} KiB: the package and"
             " the job"
@@ -47,11 +46,12 @@ class Submitted:
 
 
 def submit(
-    client: Client, job: Job, check: Callable[[], Any], limit_bytes: int = job_package.LIMIT_BYTES
+    client: JobClient,
+    job: Job,
+    check: Callable[[], Any],
+    limit_bytes: int = job_package.LIMIT_BYTES,
 ) -> Submitted:
-    """Send a job, unless it is there and has not ended; `check` comes before and raises where it
-    would not run.
-    """
+    """Send a job unless it already runs; `check` is called first and raises if it would not run."""
     attempts = _attempts(client, job.name)
     if attempts and not attempts[-1].ended:
         return Submitted(attempts[-1], False)
@@ -63,12 +63,12 @@ def submit(
         except ClusterError:
             if not any(each.name == name for each in client.jobs()):
                 raise
-            return Submitted(client.look(name), False)  # somebody was quicker
+            return Submitted(client.look(name), False)  # another client was quicker
         return Submitted(client.look(name), True, made.bytes, made.files)
 
 
-def follow(client: Client, name: str, write: Callable[[str], Any]) -> int:
-    """Pass on what the job prints until it ends; return its exit code."""
+def follow(client: JobClient, name: str, write: Callable[[str], Any]) -> int:
+    """Write the output of a job until it ends; returns its exit code."""
     before = ""
     for piece in client.follow(name):
         *whole, before = STARTED.sub("", before + piece).split("\n")
@@ -79,12 +79,12 @@ def follow(client: Client, name: str, write: Callable[[str], Any]) -> int:
     return exit_code(client.wait(name, ENDING_SECONDS))
 
 
-def logs(client: Client, name: str) -> str:
+def logs(client: JobClient, name: str) -> str:
     """What the job has printed so far."""
     return STARTED.sub("", client.logs(name))
 
 
-def stop(client: Client, name: str) -> State:
+def stop(client: JobClient, name: str) -> JobState:
     """Have a job write a checkpoint and end; raise UsageError if it has ended."""
     state = client.look(name)
     if state.ended:
@@ -93,10 +93,8 @@ def stop(client: Client, name: str) -> State:
     return client.wait(name, STOP_SECONDS + ENDING_SECONDS)
 
 
-def newest(client: Client, name: str) -> State:
-    """The last job of that name; a name with a number is meant as it stands. Raise UsageError for
-    an unknown one.
-    """
+def newest(client: JobClient, name: str) -> JobState:
+    """The last submission of a job, or exactly the one named with its number; else UsageError."""
     known = client.jobs()
     for each in known:
         if each.name == name and re.search(r"-[0-9a-f]{12}-\d+$", name):
@@ -109,8 +107,8 @@ def newest(client: Client, name: str) -> State:
     )
 
 
-def exit_code(state: State) -> int:
-    """What the command ended with: 143 where it was stopped, 5 where Ray could not start it."""
+def exit_code(state: JobState) -> int:
+    """The exit code of the command; 143 if it was stopped, 5 if Ray could not start it."""
     if state.status == "STOPPED":
         return 143
     return (
@@ -118,7 +116,7 @@ def exit_code(state: State) -> int:
     )
 
 
-def line_of(state: State) -> str:
+def line_of(state: JobState) -> str:
     code = f", exit code {exit_code(state)}" if state.ended else ""
     why = (
         f": {' '.join(state.message.split())[:200]}"
@@ -128,7 +126,7 @@ def line_of(state: State) -> str:
     return f"{state.name}  {state.status.lower()}{code}{why}"
 
 
-def as_dict(state: State) -> dict[str, Any]:
+def as_dict(state: JobState) -> dict[str, Any]:
     return {
         "id": state.name,
         "status": state.status,
@@ -136,7 +134,7 @@ def as_dict(state: State) -> dict[str, Any]:
     }
 
 
-def _attempts(client: Client, name: str) -> list[State]:
+def _attempts(client: JobClient, name: str) -> list[JobState]:
     """The submissions of a job in their order."""
     own = re.compile(re.escape(name) + r"(-\d+)?")
     return sorted(
@@ -145,5 +143,5 @@ def _attempts(client: Client, name: str) -> list[State]:
     )
 
 
-def _number(state: State, name: str) -> int:
+def _number(state: JobState, name: str) -> int:
     return int(state.name[len(name) + 1 :] or 1)

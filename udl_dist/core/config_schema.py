@@ -95,7 +95,7 @@ def from_flags(cls: type[T], flags: Mapping[str, str]) -> T:
         cls,
         nest(
             {
-                name: from_text(known[name], text) if name in known else text
+                name: from_text(name, known[name], text) if name in known else text
                 for name, text in flags.items()
             }
         ),
@@ -119,10 +119,14 @@ def kinds(cls: type, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def from_text(kind: Any, text: str) -> Any:
-    """The value of a flag: TOML where the type asks for it: `[64, 32]`, `64,32`, `a,b`, `1e-3` and
-    `true` all work.
-    """
+class NoValue(str):
+    """The text of a flag given without a value: "true", for a boolean setting only."""
+
+
+def from_text(name: str, kind: Any, text: str) -> Any:
+    """The value of a flag, as TOML unless it is text: `[64, 32]`, `64,32`, `a,b`, `1e-3`."""
+    if isinstance(text, NoValue) and kind is not bool:
+        raise UsageError(f"--{name} needs a value: is a variable of the shell not set?")
     if kind is str or (
         get_origin(kind) is Literal and all(isinstance(choice, str) for choice in get_args(kind))
     ):

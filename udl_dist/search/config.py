@@ -152,7 +152,7 @@ def load(path: Path, flags: Mapping[str, str]) -> Search:
             tables[name] = _from_text(text)
         else:
             known = settings.kinds(SearchSettings)
-            plain[name] = settings.from_text(known[name], text) if name in known else text
+            plain[name] = settings.from_text(name, known[name], text) if name in known else text
     return build(base, plain, tables)
 
 

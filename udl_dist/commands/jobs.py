@@ -1,4 +1,4 @@
-"""udl submit, status, logs, stop, doctor: a job on a Ray cluster that is there already."""
+"""udl submit, status, logs, stop, doctor: jobs on an existing Ray cluster."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add(verbs: Verbs) -> None:
     submit.add_argument(
         "--follow", action="store_true", help="show what it prints, and end as it ends"
     )
-    status = _verb(verbs, "status", _status, help="how the jobs on a cluster stand")
+    status = _verb(verbs, "status", _status, help="the state of the jobs on a cluster")
     status.add_argument(
         "job", nargs="?", help="a job file, a run folder or the id of a job; none: all of them"
     )
@@ -39,9 +39,7 @@ def add(verbs: Verbs) -> None:
         verbs, "stop", _stop, help="have a job write a checkpoint and end; udl submit resumes it"
     )
     stop.add_argument("job", help="a job file or the id of a job")
-    doctor = _verb(
-        verbs, "doctor", _doctor, help="whether a job would run on a cluster, check by check"
-    )
+    doctor = _verb(verbs, "doctor", _doctor, help="check whether a job would run on a cluster")
     doctor.add_argument("job", type=Path, help="a job file, or a run folder")
 
 
@@ -56,7 +54,7 @@ def _verb(verbs: Verbs, name: str, act: Any, **about: Any) -> argparse.ArgumentP
     verb.add_argument(
         "--insecure",
         action="store_true",
-        help="go to a cluster far away without a token or encryption",
+        help="connect to a remote cluster without a token or encryption",
     )
     verb.set_defaults(act=act)
     return verb
@@ -67,9 +65,9 @@ def _submit(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.commands import job as jobs
 
     job = jobs.load(asked.job, flags)
-    door, client = _opened(asked)
+    connection, client = _opened(asked)
     sent = submit.submit(
-        client, job, lambda: print(doctor.refuse_bad(door, client, job), file=sys.stderr)
+        client, job, lambda: print(doctor.refuse_bad(connection, client, job), file=sys.stderr)
     )
     if not asked.follow:
         show(
@@ -94,7 +92,7 @@ def _status(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     _, client = _opened(asked)
     found = [submit.newest(client, name)] if name else client.jobs()
     show(
-        [submit.line_of(each) for each in found] or ["no job of ours on this cluster"],
+        [submit.line_of(each) for each in found] or ["no job of udl on this cluster"],
         {"jobs": [submit.as_dict(each) for each in found]},
         asked.json,
     )
@@ -133,9 +131,9 @@ def _doctor(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.errors import ClusterError
 
     job = jobs.load(asked.job, flags)
-    door, client = _opened(asked)
+    connection, client = _opened(asked)
     checks = []
-    for check in doctor.examine(door, client, job):
+    for check in doctor.examine(connection, client, job):
         checks.append(check)
         if not asked.json:
             print(check.line(), flush=True)
@@ -145,14 +143,14 @@ def _doctor(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 
 
 def _followed(client: Any, name: str, as_json: bool) -> int:
-    """With --json the lines of the job go to stderr, and how it ended to stdout."""
+    """With --json the job's output goes to stderr, and its final state to stdout."""
     from udl_dist.commands import submit
 
     out = sys.stderr if as_json else sys.stdout
     try:
         code = submit.follow(client, name, lambda line: print(line, end="", file=out, flush=True))
     except KeyboardInterrupt:
-        print(f"{name} goes on: udl logs {name} --follow; udl stop {name}", file=sys.stderr)
+        print(f"{name} still runs: udl logs {name} --follow; udl stop {name}", file=sys.stderr)
         return 130
     if as_json:
         print(json.dumps(submit.as_dict(client.look(name))))
@@ -160,7 +158,7 @@ def _followed(client: Any, name: str, as_json: bool) -> int:
 
 
 def _named(asked: str, flags: dict[str, str]) -> str:
-    """The id that is meant: of a job file, or itself."""
+    """The id of a job file, or the id itself."""
     from udl_dist.commands import job as jobs
 
     if asked.endswith(".toml") or Path(asked).exists():
@@ -171,9 +169,9 @@ def _named(asked: str, flags: dict[str, str]) -> str:
 
 
 def _opened(asked: argparse.Namespace) -> Any:
-    """The cluster's door, and its jobs."""
+    """The connection to the cluster, and a client of its jobs."""
     from udl_dist.commands.connection import opened
-    from udl_dist.commands.job_client import Client
+    from udl_dist.commands.job_client import JobClient
 
-    door = opened(asked.address, asked.insecure)
-    return door, Client(door)
+    connection = opened(asked.address, asked.insecure)
+    return connection, JobClient(connection)

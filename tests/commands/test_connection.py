@@ -1,4 +1,4 @@
-"""The door of a cluster: who is let in, who is refused, and that the token goes to nobody else."""
+"""The connection of a cluster: who is let in, who is refused, and that the token goes to nobody else."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_what_is_no_dashboard_is_said_in_one_line(dashboard: Dashboard) -> None:
         port = silent.getsockname()[1]
         door_seconds, connection.WAIT_SECONDS = connection.WAIT_SECONDS, 0.2
         try:
-            with pytest.raises(ClusterError, match="is the address right, does the tunnel stand"):
+            with pytest.raises(ClusterError, match="is the address right, is the tunnel open"):
                 connection.opened(f"127.0.0.1:{port}")
         finally:
             connection.WAIT_SECONDS = door_seconds
@@ -194,7 +194,7 @@ def test_an_open_cluster_far_away_is_refused_and_so_is_a_token_in_clear(
     assert dashboard.heard == [""]
     dashboard.mode = "disabled"
     with pytest.raises(
-        ClusterError, match="asks for no token, so anybody who reaches it runs code there"
+        ClusterError, match="asks for no token, so anyone who reaches it can run code there"
     ):
         connection.opened(dashboard.address)
     assert not connection.opened(dashboard.address, insecure=True).closed
