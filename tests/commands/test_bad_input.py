@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.test_door import TOKEN, Dashboard
-from tests.commands.test_door import dashboard as dashboard  # a fixture
+from tests.commands.test_connection import TOKEN, Dashboard
+from tests.commands.test_connection import dashboard as dashboard  # a fixture
 from tests.commands.test_job import JOBS
 from tests.test_cli import refused, udl
 

@@ -1,4 +1,4 @@
-"""The connection of a cluster: who is let in, who is refused, and that the token goes to nobody else."""
+"""The connection to a cluster: what is accepted, what is refused, where the token is sent."""
 
 from __future__ import annotations
 
@@ -175,7 +175,9 @@ def test_what_is_no_dashboard_is_said_in_one_line(dashboard: Dashboard) -> None:
     "address", ["ray://head:10001", "head", "http://head:port", "auto", "http://:8265", "ftp://a:1"]
 )
 def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(UsageError, match=r"is no address of a dashboard: give http://HOST:8265"):
+    with pytest.raises(
+        UsageError, match=r"is not the address of a dashboard: give http://HOST:8265"
+    ):
         connection.opened(address)
 
 

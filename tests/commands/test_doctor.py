@@ -1,4 +1,4 @@
-"""What udl doctor says of what the nodes told: a line each, the node by name, and a cure."""
+"""What udl doctor says of what the nodes answers: a line each, the node by name, and a cure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from udl_dist.commands.probe import HEAD, _packable, survey
 OTHER = "worker-1 (10.0.0.2, node 1234abcd)"
 
 
-def told(**other: Any) -> dict[str, Any]:
+def answers(**other: Any) -> dict[str, Any]:
     """What a healthy cluster of two nodes tells, but for `other` on the second."""
     node = {
         "python": platform.python_version(),
@@ -48,39 +48,40 @@ def bad(found: dict[str, Any], **flags: str) -> list[str]:
 
 def test_a_healthy_cluster_is_told_line_by_line() -> None:
     job = jobs.load(JOBS / "ae_digits.toml", {"track.key_file": "/key"})
-    lines = [check.line() for check in judged(job, told(), time.time())]
+    lines = [check.line() for check in judged(job, answers(), time.time())]
     assert len(lines) == 10
     assert all(line.startswith("ok  ") for line in lines)
     assert "ok   folder     /runs/a on all 2 nodes" in lines
 
 
 def test_another_release_on_a_node_is_told() -> None:
-    assert bad(told(ray="2.9.0")) == [
+    assert bad(answers(ray="2.9.0")) == [
         f"BAD  ray        2.9.0 on {OTHER}, {version('ray')} here: install the same on all of them"
     ]
-    assert bad(told(python="3.9.1"))[0].startswith(f"BAD  python     3.9.1 on {OTHER}")
-    assert not bad(told(python=platform.python_version().rpartition(".")[0] + ".99"))
+    assert bad(answers(python="3.9.1"))[0].startswith(f"BAD  python     3.9.1 on {OTHER}")
+    assert not bad(answers(python=platform.python_version().rpartition(".")[0] + ".99"))
 
 
 def test_a_folder_and_shards_that_a_node_does_not_see_are_told_with_the_node() -> None:
-    [line] = bad(told(folders={"/runs/a": "is not on a disk that is shared"}))
+    [line] = bad(answers(folders={"/runs/a": "is not on a disk that is shared"}))
     assert (
         line == f"BAD  folder     /runs/a on {OTHER}: is not on a disk that is shared: "
-        "choose one on a disk that all nodes share and may write to, or s3://…"
+        "choose one on a disk that all nodes share and can write to, or s3://…"
     )
-    [line] = bad(told(sources={"/shards": "no shards there"}))
+    [line] = bad(answers(sources={"/shards": "no shards there"}))
     assert line.startswith(f"BAD  data       /shards on {OTHER}: no shards there: put the shards")
 
 
 def test_what_else_fails_has_its_line() -> None:
-    assert bad(told(free_bytes=2**20)) == [
+    assert bad(answers(free_bytes=2**20)) == [
         "BAD  space      0.0 GiB free at least: make room for checkpoints"
     ]
     assert (
-        "of worker-1 (10.0.0.2, node 1234abcd) is 600 s off" in bad(told(time=time.time() - 600))[0]
+        "of worker-1 (10.0.0.2, node 1234abcd) is 600 s off"
+        in bad(answers(time=time.time() - 600))[0]
     )
-    assert "/key on worker-1" in bad(told(key="no such file"), track__key_file="/key")[0]
-    few = told() | {"places": "run.workers = 4 needs 4 GPUs"}
+    assert "/key on worker-1" in bad(answers(key="no such file"), track__key_file="/key")[0]
+    few = answers() | {"places": "run.workers = 4 needs 4 GPUs"}
     assert bad(few) == [
         "BAD  workers    do not fit: run.workers = 4 needs 4 GPUs; nodes that an autoscaler starts:"
         " run.place_seconds"
@@ -88,7 +89,7 @@ def test_what_else_fails_has_its_line() -> None:
     assert not bad(few, run__place_seconds="60")
     # A missing index costs time and is no failure.
     job = jobs.load(JOBS / "ae_digits.toml", {})
-    lines = [check.line() for check in judged(job, told() | {"indexed": []}, time.time())]
+    lines = [check.line() for check in judged(job, answers() | {"indexed": []}, time.time())]
     assert (
         "ok   index      none beside /shards: the job makes it first; once by hand: udl index"
         in lines

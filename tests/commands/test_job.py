@@ -124,11 +124,11 @@ def test_a_job_that_makes_no_sense_never_leaves(tmp_path: Path) -> None:
     large = tmp_path / "large.toml"
     with large.open("wb") as file:
         file.truncate(2**30)
-    with pytest.raises(UsageError, match="is no job file: it has 1,073,741,824 bytes"):
+    with pytest.raises(UsageError, match="is not a job file: it has 1,073,741,824 bytes"):
         jobs.load(large, {})
     large.rename(tmp_path / "experiment.toml")  # of a run folder
     with pytest.raises(
-        UsageError, match="experiment.toml is no job file: it has 1,073,741,824 bytes"
+        UsageError, match="experiment.toml is not a job file: it has 1,073,741,824 bytes"
     ):
         jobs.load(tmp_path, {})
 

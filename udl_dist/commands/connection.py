@@ -55,8 +55,8 @@ def opened(address: str, insecure: bool = False) -> Connection:
     ) not in (None, "disabled")
     if not (closed or insecure or _is_loopback(address)):
         raise ClusterError(
-            f"{address} asks for no token, so anyone who reaches it can run code there: start it with"
-            " RAY_AUTH_MODE=token, or say --insecure"
+            f"{address} asks for no token, so anyone who reaches it can run code there: start it"
+            " with RAY_AUTH_MODE=token, or say --insecure"
         )
     if closed and not insecure and address.startswith("http:") and not _is_loopback(address):
         raise ClusterError(
@@ -199,7 +199,6 @@ def _refuse_version(connection: Connection) -> None:
 
     if connection.ray_version != (ours := version("ray")):
         raise ClusterError(
-            f"{connection.address} runs Ray {connection.ray_version or 'of an unknown version'}, here"
-            f" is {ours}: "
+            f"{connection.address} runs Ray {connection.ray_version or '(unknown)'}, here is {ours}: "
             "install the same here or there"
         )
