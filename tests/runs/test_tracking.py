@@ -99,7 +99,9 @@ def test_a_server_that_is_not_there_costs_seconds_and_no_point(tmp_path: Path) -
         handed, ended, said = track(tmp_path, "online", WANDB_API_KEY="x" * 40, WANDB_BASE_URL=url)
     assert handed < 0.5
     assert ended < 30
-    assert said[0].startswith("W&B is offline although online was asked: 127.0.0.1 does not answer")
+    assert said[0].startswith(
+        "W&B is offline although track.mode = online: 127.0.0.1 does not answer"
+    )
     assert "wandb sync" in said[1]
 
 
@@ -217,7 +219,7 @@ def test_a_mode_that_wandb_does_not_have_is_refused(
     monkeypatch.setenv("WANDB_MODE", "of")
     with pytest.raises(
         UsageError,
-        match="WANDB_MODE=of: there is no such mode of W&B: set it to online, offline or",
+        match="WANDB_MODE=of: not a mode of W&B: set it to online, offline or",
     ):
         resolved(TrackSettings())
 

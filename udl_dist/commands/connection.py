@@ -199,6 +199,6 @@ def _refuse_version(connection: Connection) -> None:
 
     if connection.ray_version != (ours := version("ray")):
         raise ClusterError(
-            f"{connection.address} runs Ray {connection.ray_version or '(unknown)'}, here is {ours}: "
-            "install the same here or there"
+            f"{connection.address} runs Ray {connection.ray_version or '(unknown)'}, here is"
+            f" {ours}: install the same here or there"
         )

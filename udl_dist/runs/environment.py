@@ -1,8 +1,6 @@
-"""What a run was trained in: releases, processors, workers. Kept at each start in which it is
-another one.
+"""What a run was trained in: releases, processors, workers; recorded at each start that differs.
 
-No name of a machine or a person and no path is in it, so that it may stand in a report and in a
-card.
+Without names of machines or persons and without paths, so that reports and model cards can show it.
 """
 
 from __future__ import annotations
@@ -22,11 +20,11 @@ if TYPE_CHECKING:
     from udl_dist.training.distributed import Ranks
 
 PACKAGES = ("torch", "ray", "numpy", "webdataset", "safetensors")
-LONGEST = 200  # letters of a value that are shown
+MAX_SHOWN = 200  # characters of a value
 
 
 def releases() -> dict[str, str]:
-    """Of this package, Python and what it stands on."""
+    """The releases of this package, of Python and of what matters for the bits."""
     found = {"udl-dist": __version__, "Python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -37,9 +35,9 @@ def releases() -> dict[str, str]:
 
 
 def here(ranks: Ranks, arithmetic: Mapping[str, str]) -> dict[str, Any]:
-    """What this rank sees of it; the machines of other ranks are taken to be like its own.
+    """The environment of this rank; the other ranks are assumed to have the same.
 
-    `arithmetic` is what was set for repeatable bits and for precision.
+    `arithmetic` is what `training.arithmetic.set_up` returned.
     """
     import torch
 
@@ -58,7 +56,7 @@ def here(ranks: Ranks, arithmetic: Mapping[str, str]) -> dict[str, Any]:
 
 
 def keep(folder: RunFolder, ranks: Ranks, arithmetic: Mapping[str, str], images: int) -> None:
-    """Keep what the run goes on in after `images`, and say what is another than before."""
+    """Record the environment after `images`, and report what differs from the last one."""
     before, now = kept(folder.environment), here(ranks, arithmetic)
     last = before[-1] if before else {}
     if all(last.get(name) == value for name, value in now.items()):
@@ -75,11 +73,11 @@ def keep(folder: RunFolder, ranks: Ranks, arithmetic: Mapping[str, str], images:
         if name != "images" and now.get(name) != last.get(name)
     ]
     if before:
-        folder.say(f"goes on after {images} images in another environment: {'; '.join(changed)}")
+        folder.say(f"resumes after {images} images in another environment: {'; '.join(changed)}")
 
 
 def kept(path: Path) -> list[dict[str, Any]]:
-    """The environments of a run in their order; lines that are none are left out."""
+    """The environments of a run in order; damaged lines are skipped."""
     found = []
     for line in files.whole_lines(path):
         try:
@@ -92,16 +90,16 @@ def kept(path: Path) -> list[dict[str, Any]]:
 
 
 def in_words(entry: Mapping[str, Any]) -> str:
-    """One environment in a line; what stands in it is as strange as the file it came from."""
+    """One environment in a line; values are cut, because the file may be anything."""
     return ", ".join(
-        f"{str(name)[:LONGEST]} {str(value)[:LONGEST]}"
+        f"{str(name)[:MAX_SHOWN]} {str(value)[:MAX_SHOWN]}"
         for name, value in entry.items()
         if name != "images"
     )
 
 
 def _cpu() -> str:
-    """The name of the processor; "unknown" where the system does not tell it."""
+    """The name of the processor, or "unknown"."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,8 +1,7 @@
-"""A run is a folder: its lock, what was asked, its curves, its messages, its result. Knows no
-torch, Ray or method.
+"""A run folder: its lock, settings, curves, messages and result. Imports no torch, Ray or method.
 
-The folder is the only channel between the process that trains and whoever watches: a terminal, a
-status command and a report read the same files, so nothing is shown that is not kept.
+The processes that train and those that watch share nothing but these files, so a terminal, a status
+command and a report all show what is recorded.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from udl_dist.errors import UdlError, UsageError
 class RunSettings:
     folder: str = setting(
         "",
-        "where everything of the run lies, a path or s3://…; empty: runs/ and the job file's name",
+        "the folder of the run, a path or s3://…; empty: runs/ and the job file's name",
     )
     workers: int | str = setting(
         1,
-        "DDP workers, one a GPU, or one a CPU core where there is no GPU; '2..8': as many "
-        "of these as can be had, more or fewer as nodes come and go",
+        "DDP workers, one a GPU, or one a CPU core without GPUs; '2..8': as many as fit, more or"
+        " fewer as nodes come and go",
         low=1,
     )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: GPUs if the cluster has any")
@@ -44,7 +43,7 @@ class RunSettings:
     )
     place_seconds: float = setting(
         0.0,
-        "seconds that the start waits for nodes, which an autoscaler is asked for; "
+        "seconds that the start waits for nodes, which an autoscaler may start; "
         "with GPUs say run.device = 'cuda' too",
         low=0,
     )
@@ -56,18 +55,16 @@ class RunSettings:
     )
     checkpoint_images: int = setting(
         0,
-        "images between checkpoints beside those of validations; 0: ten times a run, "
+        "images between checkpoints, besides those of validations; 0: ten times a run, "
         "or evaluate.every_images",
         low=0,
     )
     checkpoint_seconds: float = setting(
         600.0, "seconds between checkpoints at most; 0: by images alone", low=0
     )
-    keep_checkpoints: int = setting(
-        2, "newest checkpoints that are kept, beside the best one", low=1
-    )
+    keep_checkpoints: int = setting(2, "newest checkpoints that stay, besides the best one", low=1)
     best: str = setting(
-        "", "held-out figure whose least value marks the best checkpoint; empty: the method's own"
+        "", "held-out metric whose least value marks the best checkpoint; empty: the method's own"
     )
     determinism: Literal["none", "world", "elastic"] = setting(
         "world",
@@ -75,7 +72,7 @@ class RunSettings:
         " slower; none: a GPU takes its fastest algorithms, which differ in their last bits each"
         " time",
     )
-    fresh: bool = setting(False, "put aside whatever the folder holds, and start again")
+    fresh: bool = setting(False, "move what the folder has into before-N, and start again")
 
     def __post_init__(self) -> None:
         if not 1 <= self.least_workers <= self.most_workers:
@@ -99,7 +96,7 @@ class RunSettings:
 
 
 class RunFolder:
-    """The paths of a run and the acts on them."""
+    """The paths of a run, and what is done with them."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path).absolute()
@@ -113,7 +110,7 @@ class RunFolder:
         self.environment = self.path / "environment.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.pictures = self.path / "pictures"
-        self.followed = self.path / "followed"  # figures of checkpoints by `udl evaluate --follow`
+        self.followed = self.path / "followed"  # metrics of checkpoints by `udl evaluate --follow`
         self.ranks = self.path / "ranks"
         self._restarts = self.path / "restarts.jsonl"
         self._lock = self.path / "lock"
@@ -123,9 +120,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Create the folder and hold it as long as this process lives; raise UsageError if another
-        run does.
-        """
+        """Create the folder and lock it for this process; raises UsageError if it is locked."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = self._lock.open("a+")
@@ -136,7 +131,7 @@ class RunFolder:
             ) from None
         with file:
             try:
-                # let go by the system, however this process ends
+                # The system releases the lock, however this process ends.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 file.seek(0)
@@ -153,11 +148,11 @@ class RunFolder:
             try:
                 yield
             finally:
-                with contextlib.suppress(OSError):  # the lock itself goes with the file
+                with contextlib.suppress(OSError):  # the lock itself ends with the open file
                     os.ftruncate(file.fileno(), 0)
 
     def in_use(self) -> bool:
-        """Whether a run holds the folder now; looked at without waiting."""
+        """Whether a run holds the folder now; does not wait."""
         try:
             with self._lock.open() as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -168,38 +163,34 @@ class RunFolder:
         return False
 
     def set_aside(self) -> Path | None:
-        """Move all of a run but its lock into `before-…` in the folder; say where, or None if there
-        was nothing.
-        """
-        kept = [
+        """Move everything but the lock into `before-…`; returns it, None if there was nothing."""
+        former = [
             path
             for path in self.path.iterdir()
             if path != self._lock and not path.name.startswith("before-")
         ]
-        if not kept:
+        if not former:
             return None
         before = sum(path.name.startswith("before-") for path in self.path.iterdir())
         aside = self.path / f"before-{before + 1}"
         aside.mkdir()
-        for path in kept:
+        for path in former:
             path.rename(aside / path.name)
         return aside
 
     def ask_stop(self) -> None:
-        """Ask the run to write a checkpoint and end; heard by rank 0 wherever the folder is
-        seen.
-        """
+        """Request a checkpoint and the end of the run; rank 0 sees it wherever it is."""
         self._stop.touch()
 
     def stop_asked(self) -> bool:
         return self._stop.exists()
 
     def end_asked(self) -> bool:
-        """Whether the workers are to end, for good or for others."""
+        """Whether the workers must end, for good or for a larger group."""
         return self.stop_asked() or self.resize_asked()
 
     def ask_resize(self) -> None:
-        """Ask the workers to write a checkpoint and end, so that more of them can go on."""
+        """Request a checkpoint and the end of the workers, so that a larger group can start."""
         self._resize.touch()
 
     def resize_asked(self) -> bool:
@@ -209,7 +200,7 @@ class RunFolder:
         self._resize.unlink(missing_ok=True)
 
     def say(self, line: str) -> None:
-        """Keep one line for people; on a full disk it goes to stderr."""
+        """Append a line to the messages; on a full disk it goes to stderr."""
         stamped = f"{time.strftime('%H:%M:%S')} {line}\n"
         try:
             with self.messages.open("a", encoding="utf-8") as file:
@@ -222,9 +213,7 @@ class RunFolder:
         files.append_line(self.curves, json.dumps({"images": images, **figures}))
 
     def sync_curves(self) -> None:
-        """Make the points last a power cut: called before a checkpoint that must not be ahead of
-        them.
-        """
+        """Flush the points to the disk; called before a checkpoint, which must not be ahead."""
         for path in (self.curves, self.path, self.path.parent):
             if path.exists():
                 files.sync(path)
@@ -234,11 +223,11 @@ class RunFolder:
         files.append_new(self.damaged, lines)
 
     def add_non_finite(self, rejected: dict[str, Any]) -> None:
-        """Keep what a step saw that was not taken; once, however often a resumed run comes by."""
+        """Append a rejected step, once even if a resumed run meets it again."""
         files.append_new(self.non_finite, [json.dumps(rejected)])
 
     def points(self) -> list[dict[str, float]]:
-        """Every point of the curves; a last line torn by a kill is left out."""
+        """Every point of the curves; a last line cut off by a kill is skipped."""
         if not self.curves.exists():
             return []
         points = []
@@ -248,19 +237,15 @@ class RunFolder:
         return points
 
     def rewind(self, images: int) -> int:
-        """Forget the points after `images`, which will come again; return the images of the last
-        point there was.
-        """
+        """Delete the points after `images`; returns the images of the last point there was."""
         points = self.points()
-        kept = [json.dumps(point) + "\n" for point in points if point["images"] <= images]
+        lines = [json.dumps(point) + "\n" for point in points if point["images"] <= images]
         if self.curves.exists():
-            files.write_whole(self.curves, "".join(kept))
+            files.write_whole(self.curves, "".join(lines))
         return max((int(point["images"]) for point in points), default=0)
 
     def fail(self, error: UdlError) -> None:
-        """Keep why the run cannot go on; the first refusal stands, those that follow are its
-        echoes.
-        """
+        """Record why the run cannot go on; only the first error counts, later ones are echoes."""
         # also on a full disk
         with contextlib.suppress(OSError), self._failure.open("x", encoding="utf-8") as file:
             json.dump({"exit_code": error.exit_code, "message": str(error)}, file)
@@ -268,14 +253,12 @@ class RunFolder:
     def failure(self) -> tuple[int, str] | None:
         """The exit code and message of `fail`, if the run has failed and they can be read."""
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            kept = json.loads(self._failure.read_text(encoding="utf-8"))
-            return int(kept["exit_code"]), str(kept["message"])
+            saved = json.loads(self._failure.read_text(encoding="utf-8"))
+            return int(saved["exit_code"]), str(saved["message"])
         return None
 
     def add_restart(self, images: int, rank: int, why: str) -> list[dict[str, Any]]:
-        """Keep why the workers are started again; return all of that since the run folder was
-        taken.
-        """
+        """Record why the workers restart; returns all restarts since the folder was locked."""
         with self._restarts.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"images": images, "rank": rank, "why": why}) + "\n")
         return [
@@ -286,14 +269,12 @@ class RunFolder:
         files.write_whole(self.result, json.dumps(result, indent=1))
 
     def finished(self) -> dict[str, Any] | None:
-        """What the run ended with, or None while it has not."""
+        """The result of the run, or None before its end."""
         return dict(json.loads(self.result.read_text())) if self.result.exists() else None
 
 
 def winner_of(folder: Path) -> Path:
-    """`folder` itself; of a search, the best run of its winner. Raises UsageError where that is not
-    trained yet.
-    """
+    """`folder` itself, or the best run of a search's winner; UsageError if that is not trained."""
     if not (folder / "search.toml").is_file():
         return folder
     ended = [run for run in sorted(folder.glob("winner/seed-*")) if (run / "result.json").is_file()]
@@ -301,7 +282,7 @@ def winner_of(folder: Path) -> Path:
         trials = ", ".join(str(trial) for trial in sorted(folder.glob("trials/*"))[:3])
         named = trials or "there is none yet"
         raise UsageError(
-            f"{folder} is a search without a trained winner: let it go on, or name a run of it"
+            f"{folder} is a search without a trained winner: let it finish, or name one of its runs"
             f" ({named})"
         )
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):

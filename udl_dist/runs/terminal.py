@@ -1,7 +1,6 @@
-"""What a person sees of a run: one line that redraws on a terminal, a plain line every ten seconds
-in a log.
+"""What a person sees of a run: one line that is redrawn, or in a log a line every ten seconds.
 
-It reads the run folder and nothing else, so it shows what is kept.
+Reads only the run folder: everything shown is also recorded.
 """
 
 from __future__ import annotations
@@ -21,27 +20,25 @@ from udl_dist.runs.run_folder import RunFolder
 
 LOG_SECONDS = 10.0
 SHOWN = 4  # loss terms on the line, at most
-COLUMNS = 80  # of a terminal that does not tell its width
+COLUMNS = 80  # of a terminal of unknown width
 
 
 class Screen:
-    """Lines that stay, and on a terminal one below them that is drawn anew; in a log that one is a
-    line like others.
+    """Permanent lines and below them, on a terminal, one that is redrawn.
 
-    A terminal that has been closed, or a pipe whose reader has ended, ends no run: all of it is in
-    the run folder too.
+    A closed terminal or a pipe without a reader ends no run: the run folder has everything.
     """
 
     def __init__(self, out: TextIO) -> None:
-        self._out, self.redraws, self._drawn, self._gone = out, out.isatty(), False, False
+        self._out, self.redraws, self._drawn, self._closed = out, out.isatty(), False, False
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Write a permanent line."""
         self._write(f"\r\033[K{line}\n" if self._drawn else f"{line}\n")
         self._drawn = False
 
     def draw(self, line: str) -> None:
-        """A line that gives way to the next one."""
+        """Write a line that the next one replaces; in a log, a line like others."""
         if not self.redraws:
             self.say(line)
             return
@@ -49,14 +46,14 @@ class Screen:
         self._drawn = True
 
     def end(self) -> None:
-        """What was drawn last stays, and whoever writes next begins a line."""
+        """Make the redrawn line permanent."""
         if self._drawn:
             self._write("\n")
         self._drawn = False
 
     @property
     def width(self) -> int:
-        """Letters that fit in one line; of a log as many as there are."""
+        """Characters that fit in one line; unlimited in a log."""
         if not self.redraws:
             return sys.maxsize
         try:
@@ -66,18 +63,16 @@ class Screen:
         return (columns or COLUMNS) - 1
 
     def _write(self, text: str) -> None:
-        if not self._gone:
+        if not self._closed:
             try:
                 self._out.write(text)
                 self._out.flush()
             except OSError:
-                self._gone = True
+                self._closed = True
 
 
 class Terminal:
-    """Follows one run folder from where it stands now; `best` is the held-out metric whose least
-    value is best.
-    """
+    """Shows what is added to a run folder; `best` is a held-out metric, the lower the better."""
 
     def __init__(self, folder: RunFolder, total_images: int, out: TextIO, best: str = "") -> None:
         self._total, self._metric = total_images, best
@@ -95,13 +90,13 @@ class Terminal:
         self._phase, self._begun = "", False
 
     def starting(self, phase: str) -> None:
-        """Show what the start of a run is at, until it has a first point of its curves."""
+        """Show the phase of the start, until the curves have a first point."""
         if phase != self._phase and not self._begun:
             self._phase = phase
             self._screen.draw(phase)
 
     def refresh(self, last: bool = False) -> None:
-        """Show what has come since the last call."""
+        """Show what was added since the last call."""
         for line in self._messages.lines():
             self.say(line.decode())
         for line in self._curves.lines():
@@ -124,9 +119,7 @@ class Terminal:
 def progress_line(
     point: Mapping[str, float], total: int, held_out: str = "", width: int = sys.maxsize
 ) -> str:
-    """What matters most first; what does not fit in `width` is left out as a whole, the last parts
-    first.
-    """
+    """One point in one line, most important parts first; parts that do not fit are left out."""
     images, speed = int(point["images"]), point["perf/images_per_second"]
     losses: dict[str, str] = {}  # by value: a loss of one term is that term
     for name, value in point.items():
@@ -153,9 +146,9 @@ def progress_line(
 
 
 def page_hint(folder: Path) -> str:
-    """Where to look while a run or a search is at work."""
+    """The command that shows a run or a search as a page."""
     return (
-        f"page         udl report {shlex.quote(str(folder))} --follow, while it is at work; without"
+        f"page         udl report {shlex.quote(str(folder))} --follow, while it runs; without"
         " --follow once"
     )
 
@@ -167,7 +160,7 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Progress of something that is counted, such as packing: callable with (done, total)."""
+    """A progress line, such as of packing; called with (done, total)."""
 
     def __init__(self, what: str, out: TextIO, unit: str = "images") -> None:
         self._what, self._unit = what, unit

@@ -1,8 +1,7 @@
-"""The only room that knows Weights & Biases. Training never waits for it: a thread takes points
-from a queue.
+"""Weights & Biases; the only file that imports wandb. Training never waits for it.
 
-The curves file is the record of truth; what W&B gets is a copy, online where there is a key and the
-server answers, else offline for a later `wandb sync`.
+A thread sends points from a queue: online with a key and a server that answers, else offline for a
+later `wandb sync`. The curves file of the run is the record; W&B gets a copy.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from udl_dist.runs import wandb_environment
 
 INIT_SECONDS = 8.0
 FINISH_SECONDS = 20.0
-STARTS = 3  # of W&B's service, in one start of ours
-Item = tuple[int, dict[str, Any]]  # images, and figures or pictures
+STARTS = 3  # of W&B's service, in one start of a run
+Item = tuple[int, dict[str, Any]]  # images seen, and metrics or pictures by name
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,7 @@ class TrackSettings:
 
 
 class Tracker:
-    """One W&B run on its own thread; `say` gets one line for people where there is something to
-    tell.
-    """
+    """One W&B run, on its own thread; `say` gets lines for the messages of the run."""
 
     def __init__(
         self,
@@ -57,29 +54,29 @@ class Tracker:
         self._settings = settings
         self._folder = folder
         self._config = config
-        # the images of the last point that W&B was given, in any start
+        # The images of the last point that W&B got, in any start of the run.
         self._sent = folder / "wandb" / "sent"
         self._after_images = _number_in(self._sent, after_images)
         self._say = say
         self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
-        self._ended = False  # the last item has come
-        self._kept: Path | None = None  # where W&B keeps what it was given
+        self._ended = False  # the last item was sent
+        self._wandb_folder: Path | None = None
         self._thread = threading.Thread(target=self._serve, daemon=True, name="tracker")
         if settings.mode != "off":
             self._thread.start()
 
-    def point(self, images: int, figures: dict[str, float]) -> None:
-        """Hand over one point of the curves."""
+    def point(self, images: int, metrics: dict[str, float]) -> None:
+        """Queue one point of the curves."""
         if images > self._after_images:
-            self._queue.put((images, dict(figures)))
+            self._queue.put((images, dict(metrics)))
 
     def picture(self, images: int, name: str, path: Path) -> None:
-        """Hand over a picture, if the settings ask for pictures."""
+        """Queue a picture, if track.pictures is set."""
         if self._settings.pictures and images > self._after_images:
             self._queue.put((images, {name: path}))
 
     def close(self) -> None:
-        """Let the last points go out, for a bounded time."""
+        """Wait for the last points, for a bounded time."""
         if self._thread.is_alive():
             self._queue.put(None)
             self._thread.join(INIT_SECONDS + FINISH_SECONDS)
@@ -87,21 +84,20 @@ class Tracker:
                 self._say(f"W&B did not end in time and may miss points; {self._cure()}")
 
     def _serve(self) -> None:
-        """Give W&B what comes; when its service dies begin again, offline, with all that was given
-        since the start.
+        """Send what is queued; if W&B's service dies, start again offline and send everything.
 
-        Whatever W&B does the run goes on: it is told, not hidden.
+        An error of W&B is reported and never ends the run.
         """
         import wandb
 
-        given: list[Item] = []
+        sent: list[Item] = []
         for starts in range(1, STARTS + 1):
             try:
                 run = self._start(wandb, starts > 1)
-                for item in given:
+                for item in sent:
                     self._log(wandb, run, item)
                 while not self._ended and (new := self._queue.get()) is not None:
-                    given.append(new)
+                    sent.append(new)
                     self._log(wandb, run, new)
                 self._ended = True
                 run.finish()
@@ -122,21 +118,25 @@ class Tracker:
         self._sent.write_text(str(images))
 
     def _cure(self) -> str:
-        upload = f"; to upload what W&B has kept: wandb sync {self._kept}" if self._kept else ""
+        upload = (
+            f"; to upload what W&B has stored: wandb sync {self._wandb_folder}"
+            if self._wandb_folder
+            else ""
+        )
         return f"every point is in curves.jsonl{upload}"
 
     def _start(self, wandb: Any, again: bool) -> Any:
         key, online, why = "", False, ""
         if self._settings.mode != "offline" and not again:
-            # what `wandb login --host` has set is in it
+            # It includes what `wandb login --host` has set.
             base = wandb.setup(wandb.Settings(silent=True)).settings
             key = (
                 read_key(self._settings)
                 if self._settings.key_file
                 else wandb_environment.key_for(base.base_url)
             )
-            ways = {"http": base.http_proxy, "https": base.https_proxy}
-            proxies = {scheme: way for scheme, way in ways.items() if way}
+            used = {"http": base.http_proxy, "https": base.https_proxy}
+            proxies = {scheme: proxy for scheme, proxy in used.items() if proxy}
             why = (
                 wandb_environment.why_unreachable(base.base_url, key, proxies)
                 if key
@@ -144,7 +144,7 @@ class Tracker:
             )
             online = not why
             if self._settings.mode == "online" and why:
-                self._say(f"W&B is offline although online was asked: {why}")
+                self._say(f"W&B is offline although track.mode = online: {why}")
             why = f" ({why})" if key and why else ""
         run = wandb.init(
             project=self._settings.project,
@@ -167,26 +167,23 @@ class Tracker:
         )
         run.define_metric("images")
         run.define_metric("*", step_metric="images")
-        self._kept = Path(run.dir).parent
+        self._wandb_folder = Path(run.dir).parent
         if not online:
-            self._say(
-                f"W&B is offline{' now' if again else why}; to upload: wandb sync {self._kept}"
-            )
+            since = " now" if again else why
+            self._say(f"W&B is offline{since}; to upload: wandb sync {self._wandb_folder}")
         return run
 
     def _run_id(self) -> str:
-        """The same id for every start of the run, kept in the run folder."""
-        kept = self._folder / "wandb" / "run_id"
-        if not kept.exists():
-            kept.parent.mkdir(exist_ok=True)
-            kept.write_text(uuid.uuid4().hex[:12])
-        return kept.read_text().strip()
+        """One id for every start of the run, from a file in the run folder."""
+        file = self._folder / "wandb" / "run_id"
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(uuid.uuid4().hex[:12])
+        return file.read_text().strip()
 
 
 def read_key(settings: TrackSettings) -> str:
-    """The key in `track.key_file`; raise UsageError if it cannot be read. Checked before a run
-    starts.
-    """
+    """The key in `track.key_file`; raises UsageError if it cannot be read."""
     try:
         return as_path(settings.key_file).read_text().strip()
     except OSError as error:
@@ -196,9 +193,7 @@ def read_key(settings: TrackSettings) -> str:
 
 
 def resolved(settings: TrackSettings) -> tuple[TrackSettings, str]:
-    """The settings with the mode that W&B's own variables and files ask for, where ours leaves it
-    open; and a line.
-    """
+    """The settings with W&B's own mode where track.mode is auto, and a line that says so."""
     asked, where = wandb_environment.mode_asked()
     if not asked or asked == settings.mode:
         return settings, ""

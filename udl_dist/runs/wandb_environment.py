@@ -1,6 +1,4 @@
-"""What the environment says of Weights & Biases: mode, key, and whether its server answers. Imports
-no wandb.
-"""
+"""W&B's mode, key and server as the environment has them, without importing wandb."""
 
 from __future__ import annotations
 
@@ -27,14 +25,12 @@ MODES = {
     "dryrun": "offline",
     "disabled": "off",
 }
-# W&B's own servers, now and before: a key is for both
+# W&B's present and former servers share their keys.
 HOSTED = ("api.forge.coreweave.com", "api.wandb.ai")
 
 
 def mode_asked() -> tuple[str, str]:
-    """`online`, `offline` or `off` and who asks for it: a variable or a settings file; "" and "" if
-    nobody does.
-    """
+    """`online`, `offline` or `off`, and the variable or file that says so; or "" twice."""
     disabled = os.environ.get("WANDB_DISABLED", "")
     if disabled.lower() not in ("", "0", "false", "no", "off"):
         return "off", f"WANDB_DISABLED={disabled}"
@@ -70,11 +66,9 @@ def key_for(base_url: str) -> str:
 
 
 def why_unreachable(base_url: str, key: str, proxies: Mapping[str, str]) -> str:
-    """Why the server cannot be used, "" if it knows the key; asked within seconds, by the way that
-    W&B goes.
+    """Why the server cannot be used; "" if it accepts the key. Takes seconds at most.
 
-    A server may be up and refuse the key, or everybody. `proxies` are W&B's own, by scheme, beside
-    the environment's.
+    Asks through the proxies that W&B would use: `proxies` by scheme, and those of the environment.
     """
     url = urllib.parse.urlsplit(base_url)
     login = base64.b64encode(f"api:{key}".encode()).decode()
@@ -102,16 +96,12 @@ def why_unreachable(base_url: str, key: str, proxies: Mapping[str, str]) -> str:
 
 def _known(mode: str, where: str) -> str:
     if mode not in MODES:
-        raise UsageError(
-            f"{where}: there is no such mode of W&B: set it to online, offline or disabled"
-        )
+        raise UsageError(f"{where}: not a mode of W&B: set it to online, offline or disabled")
     return MODES[mode]
 
 
 def _settings_files() -> list[Path]:
-    """Where `wandb offline` and `wandb login` keep what was set: this folder's file counts before
-    the user's.
-    """
+    """The files that `wandb offline` and `wandb login` write: of the folder, then of the user."""
     root = Path(os.environ.get("WANDB_DIR") or ".").expanduser()
     own = root / (".wandb" if (root / ".wandb").is_dir() else "wandb")
     user = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
