@@ -44,15 +44,14 @@ class Connection:
     ) -> Any:
         """The dashboard's answer, or `missing` for an unknown path; raises ClusterError."""
         token = _token(self.token_file) if self.closed else ""
-        return _ask(self.address, path, token, missing, method, content, JOB_SECONDS)
+        return _Http(self.address, token, JOB_SECONDS).ask(path, method, content, missing)
 
 
 def opened(address: str, insecure: bool = False) -> Connection:
     """Find the cluster, send the token, compare versions; UsageError or ClusterError."""
     address, token_file = _found(address)
-    closed = _ask(address, "/api/authentication_mode", "", missing={}).get(
-        "authentication_mode"
-    ) not in (None, "disabled")
+    mode = _Http(address).ask("/api/authentication_mode", missing={}).get("authentication_mode")
+    closed = mode not in (None, "disabled")
     if not (closed or insecure or _is_loopback(address)):
         raise ClusterError(
             f"{address} asks for no token, so anyone who reaches it can run code there: start it"
@@ -63,9 +62,8 @@ def opened(address: str, insecure: bool = False) -> Connection:
             f"the token would go to {address} in clear: use https, or a tunnel (ssh -L "
             "8265:localhost:8265) and --address http://127.0.0.1:8265, or say --insecure"
         )
-    version = _ask(address, "/api/version", _token(token_file) if closed else "").get(
-        "ray_version", ""
-    )
+    http = _Http(address, _token(token_file) if closed else "")
+    version = http.ask("/api/version").get("ray_version", "")
     connection = Connection(address, token_file, closed, str(version))
     _refuse_version(connection)
     return connection
@@ -133,41 +131,45 @@ def _token(file: Path | None) -> str:
     return token
 
 
-def _ask(
-    address: str,
-    path: str,
-    token: str,
-    missing: Any = None,
-    method: str = "GET",
-    content: bytes | dict[str, Any] | None = None,
-    seconds: float = 0.0,
-) -> Any:
-    """One request; `missing` is the answer to a 404. A dictionary is sent as JSON."""
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    if isinstance(content, dict):
-        content = json.dumps(content).encode()
-        headers["Content-Type"] = "application/json"
-    request = urllib.request.Request(address + path, content, headers, method=method)
-    try:
-        with _OPENER.open(request, timeout=seconds or WAIT_SECONDS) as answer:
-            return json.loads(answer.read() or b"null")
-    except urllib.error.HTTPError as error:
-        said = _last_line(error)
-        if error.code in (401, 403):
+@dataclass(frozen=True)
+class _Http:
+    address: str
+    token: str = ""
+    seconds: float = WAIT_SECONDS
+
+    def ask(
+        self,
+        path: str,
+        method: str = "GET",
+        content: bytes | dict[str, Any] | None = None,
+        missing: Any = None,
+    ) -> Any:
+        """One request; `missing` is the answer to a 404. A dictionary is sent as JSON."""
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        if isinstance(content, dict):
+            content = json.dumps(content).encode()
+            headers["Content-Type"] = "application/json"
+        request = urllib.request.Request(self.address + path, content, headers, method=method)
+        try:
+            with _OPENER.open(request, timeout=self.seconds) as answer:
+                return json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as error:
+            line = _last_line(error)
+            if error.code in (401, 403):
+                raise ClusterError(
+                    f"{self.address} does not accept the token: is it this cluster's? ({error.code})"
+                ) from None
+            if error.code == 404 and missing is not None:
+                return missing
             raise ClusterError(
-                f"{address} does not accept the token: is it this cluster's? ({error.code})"
+                f"{self.address} answered {error.code}{line}: is it the dashboard of a Ray cluster?"
             ) from None
-        if error.code == 404 and missing is not None:
-            return missing
-        raise ClusterError(
-            f"{address} answered {error.code}{said}: is it the dashboard of a Ray cluster?"
-        ) from None
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise ClusterError(
-            f"no Ray dashboard at {address} ({_plain(reason)}): is it up, is the address right,"
-            " is the tunnel open?"
-        ) from None
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            raise ClusterError(
+                f"no Ray dashboard at {self.address} ({_plain(reason)}): is it up, is the address right,"
+                " is the tunnel open?"
+            ) from None
 
 
 def _last_line(error: urllib.error.HTTPError) -> str:
