@@ -23,7 +23,7 @@ from udl_dist import experiment as experiments
 from udl_dist.core import config_schema
 from udl_dist.errors import UdlError
 from udl_dist.evaluation.settings import FigureSettings
-from udl_dist.using.evaluating import evaluate
+from udl_dist.inference.evaluating import evaluate
 
 JOB = Path(__file__).parent.parent.parent / "jobs" / "ae_digits.toml"
 QUIET = {

@@ -40,10 +40,10 @@ from udl_dist.evaluation.distances import Real
 from udl_dist.evaluation.extractor import Classifier
 from udl_dist.evaluation.extractor import load as load_extractor
 from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.inference.evaluating import evaluate
+from udl_dist.inference.model import BATCH_IMAGES, Model
 from udl_dist.launch import ray_runtime
 from udl_dist.methods import Batch
-from udl_dist.models.model import BATCH_IMAGES, Model
-from udl_dist.using.evaluating import evaluate
 
 TURNS = 3
 FAMILIES = ("reconstruction", "likelihood", "distribution")
@@ -52,7 +52,7 @@ import sys
 from pathlib import Path
 import torch, udl_dist
 from udl_dist.evaluation.settings import FigureSettings
-from udl_dist.using.evaluating import evaluate
+from udl_dist.inference.evaluating import evaluate
 torch.set_num_threads(1)
 own = [0]
 def look(done, total):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from udl_dist.evaluation import oddness
+from udl_dist.evaluation import outliers as oddness
 
 
 def rows(count: int, away: float = 0.0, width: int = 5) -> torch.Tensor:

@@ -11,8 +11,8 @@ import torch
 from tests.methods.cases import batch, made
 from udl_dist.core import rng
 from udl_dist.evaluation.extractor import Pixels
-from udl_dist.evaluation.family import HELD_OUT, Figure, Seen, Subject
 from udl_dist.evaluation.likelihood import Likelihood
+from udl_dist.evaluation.metric_group import HELD_OUT, Figure, Seen, Subject
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.methods import Batch
 

@@ -15,13 +15,13 @@ import udl_dist
 from tests.search.asked import wanted
 from tests.search.simulated import conductor, trained
 from udl_dist.errors import UsageError
-from udl_dist.evaluation.family import Subject
+from udl_dist.evaluation.metric_group import Subject
 from udl_dist.evaluation.reconstruction import Reconstruction
 from udl_dist.evaluation.settings import FigureSettings
-from udl_dist.export.card import plain
-from udl_dist.export.export import ExportSettings, export
-from udl_dist.models import layout
-from udl_dist.report.compare import compare
+from udl_dist.inference import evaluating, layout
+from udl_dist.inference.card import plain
+from udl_dist.inference.export import ExportSettings, export
+from udl_dist.reporting.compare import compare
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search import ending, trial
 from udl_dist.search.handing import MODEL
@@ -29,7 +29,6 @@ from udl_dist.search.planning import plan
 from udl_dist.search.results import Ended
 from udl_dist.search.settings import Search
 from udl_dist.search.view import View
-from udl_dist.using import evaluating
 
 
 @pytest.fixture(scope="module")

@@ -47,8 +47,8 @@ def add(verbs: Verbs) -> None:
 
 
 def _export(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist.export.export import ExportSettings, export
-    from udl_dist.models.model import load
+    from udl_dist.inference.export import ExportSettings, export
+    from udl_dist.inference.model import load
 
     refuse_flags(flags, "export")
     wanted = ExportSettings(asked.onnx, asked.torch_export, asked.license)
@@ -58,7 +58,7 @@ def _export(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 
 
 def _compare(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist.report.compare import compare
+    from udl_dist.reporting.compare import compare
 
     refuse_flags(flags, "compare")
     compared = compare(asked.runs, asked.out)
@@ -67,7 +67,7 @@ def _compare(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 
 
 def _report(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist.report.report import follow, report
+    from udl_dist.reporting.report import follow, report
 
     refuse_flags(flags, "report")
     done = follow(asked.run, asked.out, tell) if asked.follow else report(asked.run, asked.out)

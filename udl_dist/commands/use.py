@@ -12,7 +12,7 @@ from udl_dist.commands import Verbs, new_verb, progress, refuse_flags, show, tel
 from udl_dist.core import config_schema as settings
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import FigureSettings
-from udl_dist.using.settings import EmbedSettings, ExtractorSettings
+from udl_dist.inference.settings import EmbedSettings, ExtractorSettings
 
 # Names of what is written where nobody says another.
 SAMPLES, RECONSTRUCTION, TRAVERSE, SCORES = (
@@ -185,7 +185,7 @@ def _verb(
 def _model(asked: argparse.Namespace, flags: dict[str, str]) -> Any:
     """The model that was asked for; most of these verbs know no settings beside their own flags."""
     refuse_flags(flags, asked.act.__name__.strip("_").replace("_", "-"))
-    from udl_dist.models.model import load
+    from udl_dist.inference.model import load
 
     return load(asked.model, asked.device, asked.checkpoint)
 
@@ -200,7 +200,7 @@ def _out(model: Any, asked: argparse.Namespace, name: str) -> Path:
 
 
 def _sample(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist.using import drawing
+    from udl_dist.inference import drawing
 
     model = _model(asked, flags)
     done = drawing.sample(model, asked.n, asked.seed, asked.prior, _out(model, asked, SAMPLES))
@@ -209,7 +209,7 @@ def _sample(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 
 
 def _reconstruct(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist.using import drawing
+    from udl_dist.inference import drawing
 
     model = _model(asked, flags)
     done = drawing.reconstruct(model, asked.images, asked.n, _out(model, asked, RECONSTRUCTION))
@@ -218,7 +218,7 @@ def _reconstruct(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 
 
 def _traverse(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist.using import drawing
+    from udl_dist.inference import drawing
 
     model = _model(asked, flags)
     if bool(asked.start) != bool(asked.end):
@@ -235,7 +235,7 @@ def _traverse(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 
 
 def _embed(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist.using import embedding
+    from udl_dist.inference import embedding
 
     wanted = settings.from_flags(EmbedSettings, flags)
     done = embedding.embed(
@@ -246,7 +246,7 @@ def _embed(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 
 
 def _score(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist.using import scoring
+    from udl_dist.inference import scoring
 
     model = _model(asked, flags)
     out = _out(model, asked, SCORES)
@@ -258,7 +258,7 @@ def _score(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 
 
 def _evaluate(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist.using import evaluating, following
+    from udl_dist.inference import evaluating, following
 
     wanted, bar = settings.from_flags(FigureSettings, flags), progress("evaluating", "parts")
     if asked.follow:
@@ -277,7 +277,7 @@ def _evaluate(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 
 
 def _fit_extractor(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist.using import extracting
+    from udl_dist.inference import extracting
 
     wanted = settings.from_flags(ExtractorSettings, flags)
     done = extracting.fit_extractor(asked.source, asked.dest, wanted, progress("fitting", "steps"))
@@ -286,7 +286,7 @@ def _fit_extractor(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 
 
 def _fit_prior(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist.using import fitting
+    from udl_dist.inference import fitting
 
     model = _model(asked, flags)
     done = fitting.fit_prior(model, asked.components, asked.turns, asked.seed, progress("encoding"))
@@ -295,7 +295,7 @@ def _fit_prior(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 
 
 def _fit_outliers(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist.using import outliers
+    from udl_dist.inference import outliers
 
     done = outliers.fit_outliers(_model(asked, flags), asked.neighbours, progress("encoding"))
     show(done.lines(), done.as_dict(), asked.json)

@@ -10,8 +10,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from udl_dist.evaluation import oddness, pca, plain, similarity
-from udl_dist.evaluation.family import LEFT_OUT, TRAIN, Family, Figure, Seen, Subject, Taken, summed
+from udl_dist.evaluation import outliers as oddness
+from udl_dist.evaluation import pca, plain, similarity
+from udl_dist.evaluation.metric_group import (
+    LEFT_OUT,
+    TRAIN,
+    Family,
+    Figure,
+    Seen,
+    Subject,
+    Taken,
+    summed,
+)
 
 Scores = dict[str, Tensor]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from udl_dist.core import rng
 from udl_dist.evaluation import distances
 from udl_dist.evaluation.distances import Real
-from udl_dist.evaluation.family import TRAIN, Family, Figure, Seen, Subject, Taken
+from udl_dist.evaluation.metric_group import TRAIN, Family, Figure, Seen, Subject, Taken
 
 REAL = "real"  # rows of features of the images themselves
 FLOOR = "floor of "  # what training images have in the place of generated ones

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from udl_dist.core.config_schema import as_path
 from udl_dist.errors import DataError, TrainingError, UsageError
-from udl_dist.evaluation import foreign
-from udl_dist.evaluation.family import Extractor
+from udl_dist.evaluation import external_extractors as foreign
+from udl_dist.evaluation.metric_group import Extractor
 from udl_dist.evaluation.settings import DETAIL, OWN
 from udl_dist.methods import Shape, descriptor, frechet
 from udl_dist.methods.networks import NetworkSettings, encoder

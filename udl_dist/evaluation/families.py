@@ -8,8 +8,8 @@ from udl_dist.core.config_schema import nearest
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.anomaly import Anomaly
 from udl_dist.evaluation.distribution import Distribution
-from udl_dist.evaluation.family import Family, Subject
 from udl_dist.evaluation.likelihood import Likelihood
+from udl_dist.evaluation.metric_group import Family, Subject
 from udl_dist.evaluation.reconstruction import Reconstruction
 from udl_dist.evaluation.representation import Representation
 

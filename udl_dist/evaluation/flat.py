@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from udl_dist.evaluation import pca
-from udl_dist.evaluation.family import Plane
+from udl_dist.evaluation.metric_group import Plane
 
 
 def principal(fitted: Tensor, rows: Tensor, labels: Tensor) -> Plane:  # [N, F], [M, F], [M]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from udl_dist.core import rng
-from udl_dist.evaluation.family import Family, Figure, Seen, Subject, Taken, summed
+from udl_dist.evaluation.metric_group import Family, Figure, Seen, Subject, Taken, summed
 from udl_dist.methods import Batch
 
 AT_ONCE = 4096  # images that are decoded at a time, however many latents the bound takes

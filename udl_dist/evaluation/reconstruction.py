@@ -13,7 +13,16 @@ from torch import Tensor
 
 from udl_dist.core import rng
 from udl_dist.evaluation import pca, similarity
-from udl_dist.evaluation.family import HELD_OUT, TRAIN, Family, Figure, Seen, Subject, Taken, summed
+from udl_dist.evaluation.metric_group import (
+    HELD_OUT,
+    TRAIN,
+    Family,
+    Figure,
+    Seen,
+    Subject,
+    Taken,
+    summed,
+)
 
 PCA = "pca"  # its error, in the reference
 # Figures of windows: the least side that they need, and what takes them of images in pairs.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udl_dist.evaluation import flat, plain
-from udl_dist.evaluation.family import Family, Figure, Plane, Seen, Subject, Taken
+from udl_dist.evaluation.metric_group import Family, Figure, Plane, Seen, Subject, Taken
 
 CODES, PIXELS = "codes", "pixels"  # rows that classes are looked for in
 NEIGHBOURS = 10

@@ -139,7 +139,7 @@ def planned_of(experiment: Experiment) -> Plan:
     experiment = experiment.replace(data=settled(experiment.data))
     planned = plan_here(experiment)
     if experiment.train.init_from:
-        from udl_dist.models import warm_start
+        from udl_dist.inference import warm_start
 
         warm_start.check(experiment)
     if experiment.run.best:
