@@ -16,8 +16,7 @@ def load(folder: Path | str, device: str = "cpu", checkpoint: str | int = "best"
     """A trained model, from a run folder or an exported one: `.encode .decode .reconstruct .sample
     .score`.
 
-    `checkpoint` is `best`, `last` or a number of images. See `udl_dist.inference.model.Model` for
-    what it takes and gives.
+    `checkpoint` is `best`, `last` or a number of images. See `udl_dist.inference.model.Model`.
     """
     from udl_dist.inference import model
 

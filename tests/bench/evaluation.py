@@ -36,7 +36,7 @@ import torch
 
 import udl_dist
 from tests.trained import run
-from udl_dist.evaluation.distances import Real
+from udl_dist.evaluation.distribution import RealSet
 from udl_dist.evaluation.extractor import Classifier
 from udl_dist.evaluation.extractor import load as load_extractor
 from udl_dist.evaluation.settings import FigureSettings
@@ -187,7 +187,7 @@ def frechet(model: Model, folder: Path, images: int) -> str:
     values: dict[str, float] = {}
 
     def ours() -> None:
-        values["ours"] = Real.of(real, real[:0]).frechet(fake)
+        values["ours"] = RealSet.of(real, real[:0]).frechet(fake)
 
     def theirs() -> None:
         sets = [rows.double() for rows in (real, fake)]

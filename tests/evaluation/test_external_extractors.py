@@ -1,6 +1,4 @@
-"""Extractors of others: used if trusted and named by their hash; no pickle is read, and what is odd
-is one line.
-"""
+"""Extractors from elsewhere: used if trusted and named by their hash; no pickle is read."""
 
 from __future__ import annotations
 
@@ -67,17 +65,14 @@ def find(path: Path, trusted: bool = True) -> Extractor:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("save", "name"), [(script, "mine.pt"), (program, "mine.pt2")])
-def test_a_network_of_somebody_else_gives_its_own_numbers(
+def test_an_external_network_gives_its_own_numbers(
     tmp_path: Path, save: Callable[[nn.Module, Path], Path], name: str
 ) -> None:
     module, path, images = network(), tmp_path / name, torch.rand(5, *SHAPE)
     save(module, path)
     found = find(path)
-    assert (found.name, found.hash, found.classes) == (
-        name,
-        hashlib.sha256(path.read_bytes()).hexdigest(),
-        0,
-    )
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (found.name, found.hash, found.logits) == (name, sha256, None)
     for count in (1, 5):
         with torch.no_grad():
             expected = module(images[:count]).flatten(1)
@@ -94,13 +89,13 @@ def test_a_network_of_somebody_else_gives_its_own_numbers(
         (Wide(), DataError, "gave 2 numbers for an image and now 3"),
         (Infinite(), TrainingError, "not finite"),
         (Summed(), DataError, r"gives a tensor of \[1, 64\] for 2 images"),
-        (nn.Conv2d(3, 1, 3), DataError, r"cannot look at \[2, 1, 8, 8\]"),
+        (nn.Conv2d(3, 1, 3), DataError, r"cannot take \[2, 1, 8, 8\]"),
     ],
 )
 def test_what_an_extractor_must_not_give_is_refused_in_one_line(
     tmp_path: Path, module: nn.Module, kind: type[Exception], why: str
 ) -> None:
-    path = script(module, tmp_path / "odd.pt")
+    path = script(module, tmp_path / "wrong.pt")
     with pytest.raises(kind, match=why) as refusal:
         find(path)
     assert "\n" not in str(refusal.value) and str(path) in str(refusal.value)
@@ -157,6 +152,6 @@ def test_pickles_of_torch_and_zips_of_something_else_are_refused(tmp_path: Path)
     ):
         find(path)
     path.write_bytes(pickle.dumps(Trap(sprung)))
-    with pytest.raises(DataError, match="is no extractor"):
+    with pytest.raises(DataError, match="is not a valid extractor"):
         find(path)
     assert not sprung.exists()

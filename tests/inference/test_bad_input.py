@@ -52,7 +52,7 @@ def test_one_image_has_the_figures_that_one_can_have(
     asked = FigureSettings(images=1, bound_samples=2)
     if method == "gan":
         with pytest.raises(
-            UsageError, match="has no figures: .*needs 50 images or more, there are 1"
+            UsageError, match="has no metrics: .*needs 50 images or more, there are 1"
         ):
             evaluate(model, asked, tmp_path / "out.json", lambda done, total: None)
         return

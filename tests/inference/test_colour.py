@@ -40,7 +40,9 @@ def test_colour_goes_the_whole_way(tmp_path: Path) -> None:
             np.asarray(rebuilt)
             == levels(model.reconstruct(pixels[:1])).numpy()[0].transpose(1, 2, 0)
         ).all()
-    scoring.score(model, [str(tmp_path / "one.png")], "auto", 0.9, None, 0, tmp_path / "scores")
+    scoring.score(
+        model, [str(tmp_path / "one.png")], "auto", scoring.Threshold(0.9), 0, tmp_path / "scores"
+    )
     export(model, tmp_path / "model", ExportSettings())
     assert udl_dist.load(tmp_path / "model").shape == (3, 8, 8)
     assert report(str(folder)).faults == []

@@ -130,7 +130,7 @@ def test_a_walk_moves_one_latent_a_row(
     trained: dict[str, Path], tmp_path: Path, method: str
 ) -> None:
     model = udl_dist.load(trained[method])
-    done = drawing.traverse(model, 2, 5, 3.0, "", 0, tmp_path / "walk.png")
+    done = drawing.traverse(model, drawing.Walk(2, 5, 3.0), "", 0, tmp_path / "walk.png")
     assert len(done.figures["axes"]) == 2
     assert done.figures["deviations"] == sorted(done.figures["deviations"], reverse=True)
     middles = [tile(tmp_path / "walk.png", row, 2) for row in (0, 1)]

@@ -109,10 +109,10 @@ def test_another_model_source_or_layout_does_not_mix_with_what_is_there(
             embed(other, source, tmp_path / "out", **asked)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()
-    with pytest.raises(UsageError, match="exists and is no embedding"):
+    with pytest.raises(UsageError, match="exists and is not an embedding"):
         embed(model, source, tmp_path / "mine")
     (tmp_path / "out" / "embedding.json").write_text("{")
-    with pytest.raises(UsageError, match="makes no sense"):
+    with pytest.raises(UsageError, match="is damaged"):
         embed(model, source, tmp_path / "out")
 
 
@@ -160,7 +160,7 @@ def test_a_worker_that_is_killed_is_started_again_and_no_image_is_missing(
         workers = [
             int(entry.name)
             for entry in Path("/proc").iterdir()
-            if entry.name.isdecimal() and b"ray::Embedder" in (entry / "cmdline").read_bytes()
+            if entry.name.isdecimal() and b"ray::PartWorker" in (entry / "cmdline").read_bytes()
         ]
         if not killed and workers:
             os.kill(workers[0], signal.SIGKILL)

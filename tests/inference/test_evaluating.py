@@ -21,12 +21,12 @@ from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation import extractor
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.inference import evaluating
-from udl_dist.inference.extracting import fit_extractor
+from udl_dist.inference.extractor_fitting import fit_extractor
 from udl_dist.inference.fitting import fit_prior
 from udl_dist.inference.inputs import scaled
 from udl_dist.inference.model import Model
 from udl_dist.inference.settings import ExtractorSettings
-from udl_dist.reporting import run_reader as account
+from udl_dist.reporting.run_reader import read_run
 
 
 def evaluate(model: Model, out: Path, **asked: Any) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def test_each_figure_is_kept_with_its_protocol_and_read_by_reports(
     )
     assert protocol["weights"] == model.origin.weights
     (tmp_path / "experiment.toml").write_text((trained["ae"] / "experiment.toml").read_text())
-    assert account.read(tmp_path).evaluation["mse"].value == kept["mse"]["value"]
+    assert read_run(tmp_path).evaluation["mse"].value == kept["mse"]["value"]
     # What was measured of other weights does not stay beside it, what was measured of these does.
     (tmp_path / "evaluation.json").write_text(
         json.dumps(
@@ -83,9 +83,7 @@ def test_what_a_method_cannot_have_is_refused_with_what_it_has(
 ) -> None:
     with pytest.raises(UsageError, match="no reconstruction: it cannot reconstruct; it has "):
         evaluate(udl_dist.load(trained["gan"]), tmp_path, families=("reconstruction",))
-    with pytest.raises(
-        UsageError, match=r"unknown family of figures 'reconstuction': .*reconstruction"
-    ):
+    with pytest.raises(UsageError, match=r"unknown metric group 'reconstuction': .*reconstruction"):
         evaluate(udl_dist.load(trained["ae"]), tmp_path, families=("reconstuction",))
     assert not (tmp_path / "evaluation.json").exists()
 
@@ -157,8 +155,12 @@ def test_codes_and_sets_of_images_stand_beside_pixels_and_real_images(
     first, second = (evaluate(model, tmp_path) for _ in range(2))
     assert first["figures"] == second["figures"]  # chance comes from the seed
     skipped = [note.split(":")[0].removeprefix("no ") for note in first["skipped"]]
-    # no class left out, small images, no classifier
-    assert skipped == ["anomaly", "ssim", "ms_ssim", "class_score"]
+    assert skipped == [
+        "anomaly",
+        "ssim",
+        "ms_ssim",
+        "class_score",
+    ]  # no class left out, small images, no classifier
     figures = first["figures"]
     assert figures["knn_accuracy"]["floor"] == {
         "raw pixels": 1.0,
@@ -268,8 +270,9 @@ def test_an_extractor_is_fitted_kept_and_named_by_its_hash(
             read.features(scaled(images.numpy())).var(0),
         )
     assert float(brought.mean()) == pytest.approx(1, abs=0.1)
-    # none is made louder than another
-    torch.testing.assert_close(brought / brought.mean(), bare / bare.mean())
+    torch.testing.assert_close(
+        brought / brought.mean(), bare / bare.mean()
+    )  # none is made louder than another
     model = udl_dist.load(labelled)
     figures = evaluate(model, tmp_path, extractor=str(made), families=("distribution",))["figures"]
     assert figures["frechet"]["protocol"]["extractor_sha256"] == done["sha256"]
@@ -296,7 +299,8 @@ def test_sets_are_compared_by_a_network_of_one_s_own_that_is_trusted(
     protocol = done["figures"]["frechet"]["protocol"]
     assert (protocol["extractor"], len(protocol["extractor_sha256"])) == ("mine.pt", 64)
     assert done["skipped"] == [
-        "no class_score: the extractor (mine.pt) is no classifier: make one with udl fit-extractor"
+        "no class_score: the extractor (mine.pt) is not a classifier: make one with udl "
+        "fit-extractor"
     ]
 
 
@@ -310,8 +314,9 @@ def test_any_number_of_workers_makes_the_same_figures(
     model = udl_dist.load(trained["vae"])
     found = []
     for workers in (0, *counts):
-        # each makes its own
-        shutil.rmtree(kept := trained["vae"].parent / "cache" / "references", ignore_errors=True)
+        shutil.rmtree(
+            kept := trained["vae"].parent / "cache" / "references", ignore_errors=True
+        )  # each makes its own
         found.append(evaluate(model, tmp_path, data=source, workers=workers)["figures"])
     assert list(kept.iterdir())
     alone, *shared = found

@@ -110,8 +110,9 @@ def test_a_generator_is_the_whole_of_a_gan_in_every_format(
     latents = torch.randn(9, model.latent_dim)
     (drawn,) = session.run(None, {"inputs": latents.numpy()})
     torch.testing.assert_close(torch.from_numpy(drawn), model.decode(latents), atol=1e-5, rtol=0)
-    # no image of the data, and no pickle
-    with zipfile.ZipFile(tmp_path / "model" / "generator.pt2") as kept:
+    with zipfile.ZipFile(
+        tmp_path / "model" / "generator.pt2"
+    ) as kept:  # no image of the data, and no pickle
         assert all(
             entry.file_size == 0 for entry in kept.infolist() if "sample_inputs" in entry.filename
         )
@@ -268,7 +269,11 @@ def _flip(path: Path) -> None:
             "settings missing or of the wrong type",
         ),
         (lambda model: _config(model, method="os"), UsageError, "unknown method.name 'os'"),
-        (lambda model: _config(model, shape=[1, 10**9, 10**9]), DataError, "is no shape of images"),
+        (
+            lambda model: _config(model, shape=[1, 10**9, 10**9]),
+            DataError,
+            "is not a valid shape of images",
+        ),
         (
             lambda model: _config(model, settings={"latent_dim": 10**12}),
             TrainingError,
@@ -282,9 +287,9 @@ def _flip(path: Path) -> None:
         (
             lambda model: _config(model, files={"../x": {}, layout.WEIGHTS: {}}),
             DataError,
-            "names '../x', which is no file",
+            "lists '../x', which is not a file",
         ),
-        (lambda model: _config(model, files={}), DataError, "names no model.safetensors"),
+        (lambda model: _config(model, files={}), DataError, "does not list model.safetensors"),
         (
             lambda model: (model / layout.CONFIG).write_bytes(b"[" * 100_000),
             DataError,
@@ -295,7 +300,7 @@ def _flip(path: Path) -> None:
             DataError,
             "are the most",
         ),
-        (lambda model: (model / layout.CONFIG).write_text("[]"), DataError, "holds no table"),
+        (lambda model: (model / layout.CONFIG).write_text("[]"), DataError, "is not a JSON object"),
     ],
 )
 def test_a_model_folder_that_is_not_what_it_claims_is_refused(

@@ -173,21 +173,22 @@ def test_a_checkpoint_that_gives_no_numbers_is_passed_over(own: Path) -> None:
 
 
 def test_what_cannot_be_followed_is_refused_in_one_line(own: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"is no run folder: it has no experiment\.toml"):
+    with pytest.raises(UsageError, match=r"is not a run folder: it has no experiment\.toml"):
         follow(tmp_path)
-    with pytest.raises(UsageError, match="there is no figure 'mze' to be best in: .*mse"):
+    with pytest.raises(UsageError, match="there is no metric 'mze': .*mse"):
         follow(own, "mze")
-    with pytest.raises(UsageError, match=r"holds figures of other settings \(asked\.json\)"):
+    with pytest.raises(UsageError, match=r"holds metrics of other settings \(asked\.json\)"):
         follow(own, asked=FigureSettings(families=("reconstruction",)))
-    # changes no figure
-    follow(own, asked=FigureSettings(families=("reconstruction",), noise=(), readers=2))
+    follow(
+        own, asked=FigureSettings(families=("reconstruction",), noise=(), readers=2)
+    )  # changes no figure
     held = disk.lock(own / "followed")
     with pytest.raises(UsageError, match="is written by another udl evaluate --follow"):
         follow(own)
     assert held is not None
     shutil.rmtree(own / "followed")
     shutil.rmtree(own / "checkpoints")
-    with pytest.raises(TrainingError, match="has no whole checkpoint and nobody trains it"):
+    with pytest.raises(TrainingError, match="has no complete checkpoint and no process trains it"):
         follow(own)
 
 

@@ -95,7 +95,7 @@ def test_a_batch_of_none_is_a_batch() -> None:
         (torch.zeros(4, 4, dtype=torch.int32), UsageError, "of type int32"),
         (np.full((4, 4), 200.0), UsageError, "reach from 200 to 200: give uint8"),
         (np.full((4, 4), np.nan), DataError, "not finite"),
-        ("a.png", UsageError, "images are no str"),
+        ("a.png", UsageError, "a str is not an image"),
         ([np.zeros((4, 4), np.uint8), np.zeros((4, 5), np.uint8)], UsageError, r"shape \(4, 5\)"),
     ],
 )

@@ -19,7 +19,7 @@ from udl_dist.data.loader.opening import Prepared, open_left_out, open_streams
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import DataError, UsageError
-from udl_dist.evaluation import outliers as oddness
+from udl_dist.evaluation import outliers
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.inference.evaluating import evaluate
 
@@ -67,8 +67,9 @@ def test_no_stream_but_that_of_the_left_out_has_their_images(without: Path) -> N
     assert (train, held_out, left_out) == ({0, 1, 2}, {0, 1, 2}, {3})
     everything = replace(opened.settings, without_labels=())
     assert (others, trained) != (0, 0) and odd
-    # held out by the same hash
-    assert others + odd == seen(open_streams(prepare(everything), 0)[1])[1]
+    assert (
+        others + odd == seen(open_streams(prepare(everything), 0)[1])[1]
+    )  # held out by the same hash
     assert open_left_out(prepare(everything), 0) is None
 
 
@@ -110,7 +111,7 @@ def test_the_scores_are_those_of_the_images_themselves(without: Path, tmp_path: 
         )
         errors.append((model.reconstruct(images) - images).double().square().flatten(1).mean(1))
     found = figures(without, tmp_path / "out.json")["anomaly_auroc_reconstruction"]["value"]
-    assert found == pytest.approx(oddness.auroc(*errors), abs=1e-6)
+    assert found == pytest.approx(outliers.auroc(*errors), abs=1e-6)
 
 
 def test_neighbours_are_as_many_as_are_asked_for(without: Path, tmp_path: Path) -> None:

@@ -166,8 +166,9 @@ def test_scores_are_the_error_and_the_bound(trained: dict[str, Path]) -> None:
         (model.reconstruct(given) - model.images(given)).div(2).square().mean((1, 2, 3)).double()
     )
     torch.testing.assert_close(model.score(given, "reconstruction"), by_hand)
-    # a draw of the latent
-    assert not torch.allclose(model.score(given, seed=1), model.score(given, seed=2))
+    assert not torch.allclose(
+        model.score(given, seed=1), model.score(given, seed=2)
+    )  # a draw of the latent
     with pytest.raises(
         UsageError, match="has no score 'fid': it has reconstruction, negative_elbo"
     ):

@@ -18,9 +18,9 @@ from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.inference import scoring
 from udl_dist.inference.evaluating import evaluate
 from udl_dist.inference.export import ExportSettings, export
+from udl_dist.inference.fitting import fit_outliers
 from udl_dist.inference.layout import CROWD
 from udl_dist.inference.model import Model
-from udl_dist.inference.outliers import fit_outliers
 from udl_dist.training import checkpoint
 
 
@@ -40,14 +40,15 @@ def test_scores_are_those_of_scikit_learn_and_more_outside(own: Path) -> None:
     assert bare.scores == ("reconstruction",)
     fit(bare)
     model = udl_dist.load(own)
-    assert model.scores == ("reconstruction", "code_outlier_factor") and model.crowd
-    codes = (model.crowd.rows + model.crowd.centre).numpy()
+    assert model.scores == ("reconstruction", "code_outlier_factor") and model.reference_codes
+    codes = (model.reference_codes.rows + model.reference_codes.centre).numpy()
     assert len(codes) == 52 and len(np.unique(codes, axis=0)) > 40
     theirs = sklearn.LocalOutlierFactor(5, novelty=True).fit(codes)
     given = images(20)
     expected = -theirs.score_samples(model.encode(given).double().numpy())
-    # the last score is taken unasked
-    np.testing.assert_allclose(model.score(given).numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        model.score(given).numpy(), expected, rtol=1e-5
+    )  # the last score is taken unasked
     torch.testing.assert_close(model.score(given, by="reconstruction"), bare.score(given))
 
 
@@ -61,7 +62,7 @@ def test_held_out_images_set_its_threshold_anew_when_other_neighbours_are_kept(
         model = udl_dist.load(own)
         out = tmp_path / str(neighbours)
         done = scoring.score(
-            model, [str(tmp_path / "given.npy")], "auto", 0.5, None, 0, out
+            model, [str(tmp_path / "given.npy")], "auto", scoring.Threshold(0.5), 0, out
         ).as_dict()
         lines = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
         assert done["score"] == "code_outlier_factor" and (out / "oddest.png").exists()
@@ -82,7 +83,7 @@ def test_an_exported_model_brings_the_codes_along_and_says_so(own: Path, tmp_pat
         f"`{CROWD}` holds the codes of training images"
         in (tmp_path / "model" / "README.md").read_text()
     )
-    with pytest.raises(UsageError, match="is an exported model: keep the codes of its run"):
+    with pytest.raises(UsageError, match="is an exported model: store the codes of its run"):
         fit(exported)
 
 
@@ -113,25 +114,25 @@ def test_codes_of_another_checkpoint_are_left_alone_and_damaged_ones_are_refused
     fit(udl_dist.load(own))
     other = min(int(path.name) for path in checkpoint.complete(own / "checkpoints"))
     model = udl_dist.load(own, checkpoint=other)
-    assert model.crowd is None and "run udl fit-outliers again" in model.origin.notes[0]
+    assert model.reference_codes is None and "run udl fit-outliers again" in model.origin.notes[0]
     # Copies: older safetensors map the file, which is written over here.
     whole = {name: value.clone() for name, value in load_file(own / CROWD).items()}
     for changed, why in (
         ({"rows": whole["rows"][:, :3].clone()}, "other latents than 4"),
-        ({"reach": whole["reach"][:5].clone()}, "makes no sense"),
-        ({"neighbours": torch.tensor(52)}, "makes no sense"),
+        ({"reach": whole["reach"][:5].clone()}, "is damaged"),
+        ({"neighbours": torch.tensor(52)}, "is damaged"),
         ({"density": whole["density"] * torch.nan}, "not finite"),
-        ({"more": torch.ones(1)}, "holds no codes"),
+        ({"more": torch.ones(1)}, "not a valid file of reference codes"),
     ):
         save_file(whole | changed, own / CROWD)
         with pytest.raises(DataError, match=f"{why}.*: delete it, then run udl fit-outliers again"):
             udl_dist.load(own)
     (own / CROWD).write_bytes(b"\x80\x04K\x01.")
-    with pytest.raises(DataError, match="holds no codes"):
+    with pytest.raises(DataError, match="not a valid file of reference codes"):
         udl_dist.load(own)
     (own / CROWD).unlink()  # the cure that is named
     fit(udl_dist.load(own))
-    assert udl_dist.load(own).crowd is not None
+    assert udl_dist.load(own).reference_codes is not None
 
 
 def test_what_cannot_be_kept_is_refused(trained: dict[str, Path], own: Path) -> None:

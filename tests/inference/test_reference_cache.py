@@ -18,9 +18,9 @@ from tests.launch.test_worker_data import spoilt
 from tests.trained import corners, run
 from udl_dist.evaluation.extractor import Classifier
 from udl_dist.evaluation.settings import FigureSettings
-from udl_dist.inference import reference_cache as remembered
+from udl_dist.inference import reference_cache
 from udl_dist.inference.evaluating import evaluate
-from udl_dist.inference.measuring import Measuring, Part
+from udl_dist.inference.measuring import MeasuredPart, Measuring
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_what_is_known_costs_no_training_image(
     made: list[str] = []
     original = Measuring.part
 
-    def part(self: Measuring, which: str, number: int) -> Part:
+    def part(self: Measuring, which: str, number: int) -> MeasuredPart:
         made.append(which)
         return original(self, which, number)
 
@@ -103,8 +103,9 @@ def test_what_is_known_costs_no_training_image(
     assert measured(trained_here, tmp_path / "2.json", **asked) == first
     assert {"held_out"} == set(made)
     made.clear()
-    # other training images in the floor
-    measured(trained_here, tmp_path / "3.json", seed=1, **asked)
+    measured(
+        trained_here, tmp_path / "3.json", seed=1, **asked
+    )  # other training images in the floor
     assert {"held_out", "train"} == set(made)
 
 
@@ -114,9 +115,9 @@ def test_codes_are_measured_anew_and_pixels_are_not(
     rows: list[set[str]] = []
     original = Measuring.part
 
-    def part(self: Measuring, which: str, number: int) -> Part:
+    def part(self: Measuring, which: str, number: int) -> MeasuredPart:
         made = original(self, which, number)
-        rows.append(set(made.taken["representation"].rows))
+        rows.append(set(made.collected["representation"].rows))
         return made
 
     monkeypatch.setattr(Measuring, "part", part)
@@ -163,7 +164,7 @@ def test_what_another_program_worked_out_is_not_taken(
     measured(trained_here, tmp_path / "1.json")
     everything = sum(looked)
     looked.clear()
-    monkeypatch.setattr(remembered, "_program", lambda: "a later version")
+    monkeypatch.setattr(reference_cache, "_program", lambda: "a later version")
     measured(trained_here, tmp_path / "2.json")
     assert sum(looked) == everything
     assert len(list(cache.iterdir())) == 2
@@ -192,7 +193,7 @@ def test_no_more_is_kept_than_is_allowed_and_a_cache_that_cannot_be_written_cost
 ) -> None:
     first = measured(trained_here, tmp_path / "1.json")
     (kept,) = cache.iterdir()
-    monkeypatch.setattr(remembered, "MOST_BYTES", kept.stat().st_size)
+    monkeypatch.setattr(reference_cache, "MOST_BYTES", kept.stat().st_size)
     measured(trained_here, tmp_path / "2.json", seed=1)
     assert len(list(cache.iterdir())) == 1
     assert not kept.exists()

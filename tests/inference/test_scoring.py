@@ -17,8 +17,8 @@ import udl_dist
 from tests.trained import images
 from udl_dist.errors import DataError, UsageError
 from udl_dist.inference import layout, scoring
-from udl_dist.inference.calibration import calibration
 from udl_dist.inference.export import ExportSettings, export
+from udl_dist.inference.scoring import calibration
 
 
 @pytest.fixture
@@ -38,7 +38,9 @@ def test_scores_are_the_model_s_and_flags_stand_above_the_threshold(
     trained: dict[str, Path], names: list[str], tmp_path: Path
 ) -> None:
     model = udl_dist.load(trained["ae"])
-    done = scoring.score(model, names, "auto", 0.9, None, 0, tmp_path / "out").as_dict()
+    done = scoring.score(
+        model, names, "auto", scoring.Threshold(0.9), 0, tmp_path / "out"
+    ).as_dict()
     expected = model.score(images(20))
     found = lines(tmp_path / "out")
     assert [line["key"] for line in found] == names
@@ -65,7 +67,7 @@ def test_every_image_of_a_folder_is_scored_by_the_path_it_was_given(
     monkeypatch.chdir(tmp_path)
     model = udl_dist.load(trained["ae"])
     done = scoring.score(
-        model, ["photos", "photos/cats/2.png"], "auto", 0.9, None, 0, tmp_path / "out"
+        model, ["photos", "photos/cats/2.png"], "auto", scoring.Threshold(0.9), 0, tmp_path / "out"
     ).as_dict()
     found = lines(tmp_path / "out")
     assert [line["key"] for line in found] == [*below, "photos/cats/2.png"]
@@ -90,14 +92,23 @@ def test_a_threshold_can_be_given_and_another_score_asked_for(
     trained: dict[str, Path], names: list[str], tmp_path: Path
 ) -> None:
     model = udl_dist.load(trained["vae"])
-    done = scoring.score(model, names, "reconstruction", 0.99, 0.0, 0, tmp_path / "out").as_dict()
+    done = scoring.score(
+        model, names, "reconstruction", scoring.Threshold(0.99, 0.0), 0, tmp_path / "out"
+    ).as_dict()
     assert (done["flagged"], done["threshold_from"]) == (20, "as given")
     with pytest.raises(UsageError, match="has no score 'fid'"):
-        scoring.score(model, names, "fid", 0.99, None, 0, tmp_path / "new")
-    with pytest.raises(UsageError, match="--quantile 7 is no part"):
-        scoring.score(model, names, "auto", 7, None, 0, tmp_path / "new")
+        scoring.score(model, names, "fid", scoring.Threshold(0.99), 0, tmp_path / "new")
+    with pytest.raises(UsageError, match="--quantile 7 is not a part"):
+        scoring.score(model, names, "auto", scoring.Threshold(7), 0, tmp_path / "new")
     with pytest.raises(UsageError, match="cannot score, it can decode, sample"):
-        scoring.score(udl_dist.load(trained["gan"]), names, "auto", 0.9, None, 0, tmp_path / "new")
+        scoring.score(
+            udl_dist.load(trained["gan"]),
+            names,
+            "auto",
+            scoring.Threshold(0.9),
+            0,
+            tmp_path / "new",
+        )
     assert not (tmp_path / "new").exists()
 
 
@@ -106,10 +117,15 @@ def test_an_exported_model_brings_its_threshold_along(
 ) -> None:
     export(udl_dist.load(trained["ae"]), tmp_path / "model", ExportSettings())
     ours = scoring.score(
-        udl_dist.load(trained["ae"]), names, "auto", 0.9, None, 0, tmp_path / "one"
+        udl_dist.load(trained["ae"]), names, "auto", scoring.Threshold(0.9), 0, tmp_path / "one"
     ).as_dict()
     theirs = scoring.score(
-        udl_dist.load(tmp_path / "model"), names, "auto", 0.9, None, 0, tmp_path / "two"
+        udl_dist.load(tmp_path / "model"),
+        names,
+        "auto",
+        scoring.Threshold(0.9),
+        0,
+        tmp_path / "two",
     ).as_dict()
     assert ours["threshold"] == theirs["threshold"]
 
@@ -123,7 +139,12 @@ def test_where_the_held_out_images_are_gone_nothing_is_flagged_and_that_is_said(
     settings = tmp_path / "run" / "experiment.toml"
     settings.write_text(settings.read_text().replace("packed", "vanished"))
     done = scoring.score(
-        udl_dist.load(tmp_path / "run"), names[:1], "auto", 0.9, None, 0, tmp_path / "out"
+        udl_dist.load(tmp_path / "run"),
+        names[:1],
+        "auto",
+        scoring.Threshold(0.9),
+        0,
+        tmp_path / "out",
     )
     assert (done.figures["flagged"], done.figures["threshold"]) == (0, None)
     assert "no threshold: there is no file or folder" in done.lines()[1]
@@ -138,13 +159,23 @@ def test_hostile_names_stay_within_their_line(trained: dict[str, Path], tmp_path
     name = tmp_path / "a\x1b[31m\n<script>.png"
     Image.fromarray(images(1)[0]).save(name)
     done = scoring.score(
-        udl_dist.load(trained["ae"]), [str(name)], "auto", 0.9, 0.0, 0, tmp_path / "out"
+        udl_dist.load(trained["ae"]),
+        [str(name)],
+        "auto",
+        scoring.Threshold(0.9, 0.0),
+        0,
+        tmp_path / "out",
     )
     assert all("\x1b" not in line and "\n" not in line for line in done.lines())
     assert len((tmp_path / "out" / "scores.jsonl").read_text().splitlines()) == 1
     with pytest.raises(DataError):
         scoring.score(
-            udl_dist.load(trained["ae"]), ["../nowhere"], "auto", 0.9, 0.0, 0, tmp_path / "none"
+            udl_dist.load(trained["ae"]),
+            ["../nowhere"],
+            "auto",
+            scoring.Threshold(0.9, 0.0),
+            0,
+            tmp_path / "none",
         )
 
 
@@ -154,6 +185,8 @@ def test_the_noise_of_a_bound_comes_from_the_seed(
     model = udl_dist.load(trained["vae"])
     scores = []
     for number, seed in enumerate((1, 1, 2)):
-        scoring.score(model, names, "auto", 0.9, 0.0, seed, tmp_path / str(number))
+        scoring.score(
+            model, names, "auto", scoring.Threshold(0.9, 0.0), seed, tmp_path / str(number)
+        )
         scores.append([line["score"] for line in lines(tmp_path / str(number))])
     assert scores[0] == scores[1] != scores[2]

@@ -97,7 +97,7 @@ def test_evaluations_are_compared_by_their_own_protocols(
         (folder / "evaluation.json").write_text(json.dumps({"figures": figures}))
     found = compare(list(map(str, folders)), tmp_path / "curves.png")
     assert found.figures["knn"] == [0.9, 0.91]
-    assert found.refused == {"fid": "its protocols differ: n is 10, 11"}
+    assert found.refused == {"fid": "their protocols differ: n is 10, 11"}
 
 
 def test_what_is_no_comparison_is_refused(trained: dict[str, Path], tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_what_is_no_comparison_is_refused(trained: dict[str, Path], tmp_path: Pa
         compare([str(trained["ae"])], tmp_path / "curves.png")
     with pytest.raises(UsageError, match="is named twice"):
         compare([str(trained["ae"])] * 2, tmp_path / "curves.png")
-    with pytest.raises(UsageError, match="is no run folder"):
+    with pytest.raises(UsageError, match="is not a run folder"):
         compare([str(trained["ae"]), str(tmp_path)], tmp_path / "curves.png")
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot write"):

@@ -24,9 +24,8 @@ from udl_dist.errors import TrainingError, UsageError
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.inference.following import follow
 from udl_dist.reporting import page as pages
-from udl_dist.reporting import pictures
 from udl_dist.reporting import report as reports
-from udl_dist.reporting.parts import MOST_BYTES
+from udl_dist.reporting.page import MOST_BYTES
 from udl_dist.reporting.report import report
 from udl_dist.runs.run_folder import RunFolder
 
@@ -287,17 +286,17 @@ def test_a_run_in_which_everything_is_damaged_has_a_page(
 
 
 def test_only_a_run_has_a_page(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no run folder"):
+    with pytest.raises(UsageError, match="is not a run folder"):
         report(str(tmp_path))
-    with pytest.raises(UsageError, match="is no run folder"):
+    with pytest.raises(UsageError, match="is not a run folder"):
         report(str(tmp_path / "nowhere"))
 
 
 def test_many_large_pictures_are_made_small_and_fewer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures, "MOST_BYTES", 400_000)
-    monkeypatch.setattr(pictures, "WIDEST", 400)
+    monkeypatch.setattr(pages, "MOST_PICTURE_BYTES", 400_000)
+    monkeypatch.setattr(pages, "WIDEST", 400)
     random = np.random.default_rng(0)
     listed = []
     for number in range(6):
@@ -306,9 +305,9 @@ def test_many_large_pictures_are_made_small_and_fewer(
         )
         listed.append((number, tmp_path / f"{number}.png"))
     (tmp_path / "odd.png").write_bytes(b"GIF89a")
-    films, faults = pictures.films({"samples": [*listed, (99, tmp_path / "odd.png")]})
+    films, faults = pages.films({"samples": [*listed, (99, tmp_path / "odd.png")]})
     frames = films[0]["frames"]
-    assert sum(len(frame["data"]) for frame in frames) <= pictures.MOST_BYTES
+    assert sum(len(frame["data"]) for frame in frames) <= pages.MOST_PICTURE_BYTES
     assert 1 <= len(frames) < 6
     assert frames[-1]["said"] == "after 5 images"
     assert "odd.png cannot be read" in faults[0]
@@ -341,8 +340,9 @@ def shown(path: Path, folder: Path) -> tuple[str, str, list[str]]:
     )
     log: dict[str, Any] = json.loads(net.read_text())
     asked = {event["params"]["url"] for event in log["events"] if "url" in event.get("params", {})}
-    # the browser's, on any page
-    own = re.compile(r"https?://([a-z0-9-]+\.)*(google|googleapis|gstatic|gvt1)\.com/")
+    own = re.compile(
+        r"https?://([a-z0-9-]+\.)*(google|googleapis|gstatic|gvt1)\.com/"
+    )  # the browser's, on any page
     others = (
         url for url in asked if not url.startswith(("data:", path.as_uri())) and not own.match(url)
     )
@@ -397,4 +397,4 @@ def test_a_page_is_written_anew_while_somebody_trains(
     assert (
         "</html>" in page.read_text() and "refresh" not in page.read_text().partition("</head>")[0]
     )
-    assert said == [f"the page is written anew every 1 s until the run ends, or Ctrl-C: {page}"]
+    assert said == [f"the page is written every 1 s until the run ends, or Ctrl-C: {page}"]

@@ -1,10 +1,9 @@
-"""Extractors that somebody else made: TorchScript, and programs of torch.export. Both are code, and
-need trust.
+"""Extractors from elsewhere: TorchScript, and programs of torch.export. Both are code, need trust.
 
-TorchScript runs whatever its operators can do, files included, and reading a .pt2 evaluates text of
-the file as Python; neither is looked into for harm. No pickle is read: a .pt2 that holds one, or
-machine code, is refused, and the tables of a TorchScript file are read by torch's C++ reader, which
-knows tensors and the file's own types alone.
+TorchScript runs whatever its operators can do, files included, and reading a .pt2 evaluates text
+of the file as Python; neither is searched for harm. No pickle is read: a .pt2 that holds one, or
+machine code, is refused, and torch's C++ reader, which knows tensors and the file's own types
+alone, reads the tables of a TorchScript file.
 """
 
 from __future__ import annotations
@@ -24,73 +23,17 @@ import torch
 from torch import Tensor
 
 from udl_dist.errors import DataError, TrainingError, UsageError
+from udl_dist.evaluation.metric_group import Extractor
 from udl_dist.methods import Shape
 
 KINDS = {"script": "TorchScript", "program": "a program of torch.export"}
 PROBED = (2, 3)  # images: the width must not depend on how many there are
-AS_PICKLE = ("data/weights/model.pt", "data/constants/model.pt")  # forms of older releases of torch
-
-
-class Foreign:
-    """A network of somebody else, [N, C, H, W] in [-1, 1] -> [N, F]; further dimensions are laid
-    flat.
-    """
-
-    classes = 0
-    sees_detail = True
-    cannot_see = ""
-
-    def __init__(
-        self, path: Path, data: bytes, network: Callable[[Tensor], Any], device: torch.device
-    ) -> None:
-        self._where, self._network, self._device = path, network, device
-        self.name, self.hash = path.name, hashlib.sha256(data).hexdigest()
-        self.width = 0  # as the first images have it
-
-    def features(self, images: Tensor) -> Tensor:
-        """Raise DataError for what gives no rows of numbers, TrainingError for numbers that are not
-        finite.
-        """
-        try:
-            found = self._network(images.to(self._device))
-        except Exception as error:  # foreign code raises anything
-            raise DataError(
-                f"extractor {self._where} cannot look at {list(images.shape)}: {_line(error)}:"
-                " export it for such images, any number of them"
-            ) from None
-        if (
-            not isinstance(found, Tensor)
-            or found.ndim < 2
-            or len(found) != len(images)
-            or not found.numel()
-        ):
-            raise DataError(
-                f"extractor {self._where} gives {_form(found)} for {len(images)} images: let it"
-                " give a tensor with a row for each"
-            )
-        rows = found.flatten(1).float()
-        self._refuse_odd(rows)
-        return rows
-
-    def _refuse_odd(self, rows: Tensor) -> None:
-        self.width = self.width or rows.shape[1]
-        if rows.shape[1] != self.width:
-            raise DataError(
-                f"extractor {self._where} gave {self.width} numbers for an image and now"
-                f" {rows.shape[1]}: let their count be the same for all images"
-            )
-        if not bool(rows.isfinite().all()):
-            raise TrainingError(
-                f"extractor {self._where} gives numbers that are not finite: use another"
-            )
-
-    def logits(self, features: Tensor) -> Tensor:
-        raise NotImplementedError
+AS_PICKLE = ("data/weights/model.pt", "data/constants/model.pt")  # of older releases of torch
 
 
 def kind(path: Path) -> str:
-    """Which kind of code a file is; "" for one that is none of both. Raise DataError for a pickle
-    of torch.save.
+    """Which kind of code a file is, or "" for neither; raise DataError for a pickle of
+    torch.save.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -102,63 +45,84 @@ def kind(path: Path) -> str:
     if "constants.pkl" in names and any(name.startswith("code/") for name in names):
         return "script"
     raise DataError(
-        f"extractor {path} holds no network that can be read (a pickle of torch.save is not): write"
-        " it by torch.jit.save or torch.export.save"
+        f"extractor {path} holds no network that can be read (a pickle of torch.save is not): "
+        "write it by torch.jit.save or torch.export.save"
     )
 
 
-def load(path: Path, trusted: bool, shape: Shape, device: torch.device) -> Foreign:
-    """The network of a file that is code; raise UsageError without trust, DataError for what cannot
-    be used.
-    """
+def load(path: Path, trusted: bool, shape: Shape, device: torch.device) -> Extractor:
+    """The network of a file that is code; raise UsageError without trust, DataError if unusable."""
     which = kind(path)
     if not trusted:
         raise UsageError(
-            f"extractor {path} is {KINDS[which]}, which can do on this machine whatever you can: if"
-            " you trust who made it, say --trust-extractor true"
+            f"extractor {path} is {KINDS[which]}, which can do on this machine whatever you can: "
+            "if you trust who made it, say --trust-extractor true"
         )
     data = path.read_bytes()
-    with _one_line(path):
-        made = _script(path, data, device) if which == "script" else _program(path, data)
+    network: Any
+    with _errors_in_one_line(path):
+        if which == "script":
+            network = torch.jit.load(io.BytesIO(data), map_location=device).eval()  # type: ignore[no-untyped-call]
+        else:
+            _refuse_pickles(path, data)
+            network = torch.export.load(io.BytesIO(data)).module()
+            tensors = (*network.parameters(), *network.buffers())
+            # A program runs on the device that it was exported on.
+            device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+    checked = _Checked(path, network, device)
     with torch.no_grad():
         for count in PROBED:
-            made.features(torch.zeros(count, *shape, device=device))
-    return made
+            checked.features(torch.zeros(count, *shape, device=device))
+    return Extractor(path.name, checked.features, hashlib.sha256(data).hexdigest())
 
 
-def _script(path: Path, data: bytes, device: torch.device) -> Foreign:
-    network = torch.jit.load(io.BytesIO(data), map_location=device).eval()  # type: ignore[no-untyped-call]
-    return Foreign(path, data, network, device)
+class _Checked:
+    """A network from elsewhere, whose output is checked; further dimensions are flattened."""
 
+    def __init__(self, path: Path, network: Callable[[Tensor], Any], device: torch.device) -> None:
+        self._where, self._network, self._device = f"extractor {path}", network, device
+        self._width = 0  # of the rows of the first images
 
-def _program(path: Path, data: bytes) -> Foreign:
-    """On the device that it was exported on."""
-    _refuse_pickles(path, data)
-    network = torch.export.load(io.BytesIO(data)).module()
-    at = next(
-        (tensor.device for tensor in (*network.parameters(), *network.buffers())),
-        torch.device("cpu"),
-    )
-    return Foreign(path, data, network, at)
+    def features(self, images: Tensor) -> Tensor:  # [N, C, H, W] -> [N, F]
+        try:
+            found = self._network(images.to(self._device))
+        except Exception as error:  # external code raises anything
+            raise DataError(
+                f"{self._where} cannot take {list(images.shape)}: {_line(error)}: export it for "
+                "such images, any number of them"
+            ) from None
+        is_rows = isinstance(found, Tensor) and found.ndim >= 2 and len(found) == len(images)
+        if not is_rows or not found.numel():
+            is_tensor = isinstance(found, Tensor)
+            got = f"a tensor of {list(found.shape)}" if is_tensor else f"a {type(found).__name__}"
+            raise DataError(
+                f"{self._where} gives {got} for {len(images)} images: let it give a tensor with a "
+                "row for each"
+            )
+        rows: Tensor = found.flatten(1).float()
+        self._width = self._width or rows.shape[1]
+        if rows.shape[1] != self._width:
+            raise DataError(
+                f"{self._where} gave {self._width} numbers for an image and now {rows.shape[1]}: "
+                "let their count be the same for all images"
+            )
+        if not bool(rows.isfinite().all()):
+            raise TrainingError(f"{self._where} gives numbers that are not finite: use another")
+        return rows
 
 
 def _refuse_pickles(path: Path, data: bytes) -> None:
-    """Raise DataError for a program beside which there is a pickle or machine code, which torch
-    would load.
-    """
+    """Raise DataError for a program with a pickle or machine code in it, which torch would load."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
         names = [member.filename.partition("/")[2] for member in members]
         if len(set(names)) < len(names) or any(member.compress_type for member in members):
             raise DataError(
-                f"extractor {path} is no file that torch.export.save wrote: export it again"
+                f"extractor {path} was not written by torch.export.save: export it again"
             )
         for member, name in zip(members, names, strict=True):
-            table = (
-                json.loads(archive.read(member))
-                if name.endswith("_config.json")
-                else {"config": {}}
-            )
+            is_table = name.endswith("_config.json")
+            table = json.loads(archive.read(member)) if is_table else {"config": {}}
             pickled = any(entry["use_pickle"] for entry in table["config"].values())
             if name.startswith("data/sample_inputs/") and member.file_size:
                 raise DataError(
@@ -167,14 +131,14 @@ def _refuse_pickles(path: Path, data: bytes) -> None:
                 )
             if pickled or name in AS_PICKLE or name.startswith("data/aotinductor/"):
                 raise DataError(
-                    f"extractor {path} holds a pickle or machine code ({name}), and none is read:"
-                    " export plain tensors"
+                    f"extractor {path} holds a pickle or machine code ({name}), and none is read: "
+                    "export plain tensors"
                 )
 
 
 @contextmanager
-def _one_line(path: Path) -> Iterator[None]:
-    """What torch warns and logs while it reads stays away; what it raises becomes one line."""
+def _errors_in_one_line(path: Path) -> Iterator[None]:
+    """Silence what torch warns and logs while it reads; what it raises becomes one line."""
     logger = logging.getLogger("torch.export")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -194,11 +158,3 @@ def _one_line(path: Path) -> Iterator[None]:
 
 def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-def _form(found: object) -> str:
-    return (
-        f"a tensor of {list(found.shape)}"
-        if isinstance(found, Tensor)
-        else f"a {type(found).__name__}"
-    )

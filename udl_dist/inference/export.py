@@ -1,14 +1,13 @@
-"""`udl export`: the folder from start to end, complete or absent. Knows no format of other programs
-(see `formats`).
+"""`udl export`: the folder of a model, complete or absent; see `formats` for other programs.
+
+Everything that is written is read again and compared on real images before the folder appears.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,10 +20,9 @@ from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation import pictures
 from udl_dist.inference import card, formats, layout
-from udl_dist.inference import reference_codes as crowds
-from udl_dist.inference.calibration import calibration
 from udl_dist.inference.model import Model, load
 from udl_dist.inference.outcome import Outcome, outcome
+from udl_dist.inference.scoring import calibration
 from udl_dist.inference.sources import as_batch
 from udl_dist.methods import Batch
 
@@ -35,7 +33,7 @@ LONGEST_LICENSE = 500  # characters of what a card repeats
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """What is exported beside the weights."""
+    """What is exported besides the weights."""
 
     onnx: bool = False  # also encoder, decoder and whole as ONNX
     torch_export: bool = False  # also the same as .pt2
@@ -43,81 +41,90 @@ class ExportSettings:
     title: str = ""  # of the card; empty: the name of the run folder
 
 
+@dataclass(frozen=True)
+class RealImages:
+    """Images that exported files are compared on, and what is known of the data."""
+
+    batch: Batch
+    facts: card.DataFacts
+    missing: str = ""  # why they are noise, in words; "" for images of the run
+
+
 def export(model: Model, dest: Path, asked: ExportSettings) -> Outcome:
-    """Write the model folder `dest`, always on the CPU; raise UsageError for a folder that holds
-    something, TrainingError if what was written does not give what the model gives.
+    """Write the model folder `dest`, always on the CPU.
+
+    Raises UsageError for a folder that is not empty, TrainingError if what was written does not
+    give what the model gives.
     """
-    experiment = model.origin.experiment
-    if experiment is None:
+    if model.origin.experiment is None:
         raise UsageError(f"{model.origin.folder} is an exported model already: give its run folder")
     if asked.onnx:
         formats.require_onnx()
-    # files must open everywhere, and are compared within less than TF32 keeps
-    if model.device.type != "cpu":
+    if model.device.type != "cpu":  # files must open everywhere, and TF32 is less exact
         model = load(model.origin.folder, "cpu", model.origin.images)
-    images, seen, notes = _real_images(model)
+    real = _real_images(model)
     with partial_folder(dest) as folder:
-        save_file(
-            {
-                name: value.cpu().contiguous()
-                for name, value in model.method.networks.state_dict().items()
-            },
-            folder / layout.WEIGHTS,
-        )
+        tensors = model.method.networks.state_dict().items()
+        save_file({name: value.contiguous() for name, value in tensors}, folder / layout.WEIGHTS)
         if model.mixture:
             model.mixture.save(folder / layout.PRIOR)
-        if model.crowd:
-            (folder / layout.CROWD).write_bytes(crowds.as_bytes(model.crowd, model.origin.weights))
-        differences = formats.write(model, images, folder, asked.onnx, asked.torch_export)
-        for name, picture in pictures.draw(model.method, images, rng.keys(0, 64), 8).items():
+        if model.reference_codes:
+            content = model.reference_codes.as_bytes(model.origin.weights)
+            (folder / layout.CROWD).write_bytes(content)
+        others = formats.write(model, real.batch, folder, asked.onnx, asked.torch_export)
+        drawn = pictures.draw(model.method, real.batch, rng.keys(0, 64), 8)
+        for name, picture in drawn.items():
             picture.save(folder / f"{name}.png")
-        if not notes:
+        if not real.missing:
             (folder / layout.CALIBRATION).write_text(calibration(model).as_json())
-        config = _config(model, folder)
-        (folder / layout.CONFIG).write_text(json.dumps(config, indent=1))
-        text = card.written(model, asked.license, _files(folder), seen, asked.title)
+        files = sorted(path.name for path in folder.iterdir())
+        text = card.text(model, asked.license, files, real.facts, asked.title)
         (folder / layout.CARD).write_text(text, encoding="utf-8")
-        differences = {
-            layout.WEIGHTS: _difference(model, load(folder), images.images)
-        } | differences
-        _refuse_different(differences)
-        written = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+        _write_config(model, folder, files)
+        again = _difference(model, load(folder), real.batch.images)
+        differences = {layout.WEIGHTS: again} | others
+        for name, difference in differences.items():
+            if not difference <= TOLERANCE:  # NaN is refused too
+                raise TrainingError(
+                    f"{name} gives other numbers than the model: up to {difference:.2g} apart, "
+                    f"{TOLERANCE:g} is allowed: nothing was exported"
+                )
+        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         total = finish_folder(folder, dest)
-    listed = [
-        f"  {name:24} {size / 1e6:10.3f} MB" + _compared(differences.get(name))
-        for name, size in written.items()
-    ]
-    said = [*notes, f"{dest}: {len(written)} files, {total / 1e6:,.1f} MB", *listed]
-    return outcome(model, said, dest=str(dest), files=written, differences=differences)
+    said = [real.missing] if real.missing else []
+    said.append(f"{dest}: {len(sizes)} files, {total / 1e6:,.1f} MB")
+    for name, size in sizes.items():
+        compared = ""
+        if name in differences:
+            compared = f"  read again: differs by {differences[name]:.1e} at most"
+        said.append(f"  {name:24} {size / 1e6:10.3f} MB{compared}")
+    return outcome(model, said, dest=str(dest), files=sizes, differences=differences)
 
 
-def _real_images(model: Model) -> tuple[Batch, card.Seen, list[str]]:
-    """Held-out images to compare on; drawn ones, with a note, where the data is no longer there."""
+def _real_images(model: Model) -> RealImages:
+    """Held-out images to compare on; noise if the data cannot be read."""
     experiment = model.origin.experiment
     assert experiment
     try:
         stream, held_out = open_streams(prepare(experiment.data), experiment.train.seed)
         batch = as_batch(next((held_out or stream).once(64)))
-        kept = f"{held_out.records:,}" if held_out else "none"
-        licenses = {dataset.index.about.license for dataset in stream.datasets} - {""}
-        return (
-            batch,
-            card.Seen(f"{stream.records:,}", kept, " ".join(sorted(licenses))[:LONGEST_LICENSE]),
-            [],
-        )
     except (DataError, UsageError) as error:
-        drawn = rng.uniform(rng.keys(0, 64), "images", model.shape) * 2 - 1
-        note = (
-            f"the data cannot be read ({error}): compared on noise, and the card has no figures of"
-            " held-out images"
+        keys = rng.keys(0, 64)
+        noise = rng.uniform(keys, "images", model.shape) * 2 - 1
+        missing = (
+            f"the data cannot be read ({error}): compared on noise, and the card has no metrics "
+            "of held-out images"
         )
-        return Batch(drawn, rng.keys(0, 64), rng.keys(0, 64), 0), card.Seen(), [note]
+        return RealImages(Batch(noise, keys, keys, 0), card.DataFacts(), missing)
+    count = f"{held_out.records:,}" if held_out else "none"
+    licenses = {dataset.index.about.license for dataset in stream.datasets} - {""}
+    license = " ".join(sorted(licenses))[:LONGEST_LICENSE]
+    return RealImages(batch, card.DataFacts(f"{stream.records:,}", count, license))
 
 
-def _config(model: Model, folder: Path) -> dict[str, Any]:
+def _write_config(model: Model, folder: Path, files: list[str]) -> None:
     origin = model.origin
-    assert origin.experiment
-    return {
+    config = {
         "format": layout.FORMAT,
         "library": f"udl-dist {__version__}",
         "method": origin.method,
@@ -130,20 +137,13 @@ def _config(model: Model, folder: Path) -> dict[str, Any]:
         "averaged": origin.averaged,
         "data": origin.data,
         "figures": dict(origin.figures),
-        "files": {name: layout.described(folder / name) for name in _files(folder)},
+        "files": {name: layout.described(folder / name) for name in files},
     }
-
-
-def _files(folder: Path) -> list[str]:
-    return [
-        path.name
-        for path in sorted(folder.iterdir())
-        if path.name not in (layout.CONFIG, layout.CARD)
-    ]
+    (folder / layout.CONFIG).write_text(json.dumps(config, indent=1))
 
 
 def _difference(model: Model, again: Model, images: Tensor) -> float:
-    """The greatest difference between what two models give."""
+    """The greatest difference between the outputs of two models."""
     pairs = []
     if model.can("encode"):
         pairs.append((model.encode(images), again.encode(images)))
@@ -152,16 +152,3 @@ def _difference(model: Model, again: Model, images: Tensor) -> float:
     if model.can("sample"):
         pairs.append((model.sample(CHECKED_IMAGES), again.sample(CHECKED_IMAGES)))
     return max(float((one - other).abs().max()) for one, other in pairs)
-
-
-def _refuse_different(differences: Mapping[str, float]) -> None:
-    for name, difference in differences.items():
-        if not difference <= TOLERANCE:  # not a number is none
-            raise TrainingError(
-                f"{name} gives other numbers than the model: up to {difference:.2g} apart, "
-                f"{TOLERANCE:g} is allowed: nothing was exported"
-            )
-
-
-def _compared(difference: float | None) -> str:
-    return "" if difference is None else f"  read again: differs by {difference:.1e} at most"

@@ -1,9 +1,8 @@
-"""`udl evaluate --follow`: the figures of each checkpoint of a run as it is written, beside the
-training.
+"""`udl evaluate --follow`: metrics of each checkpoint of a run as it is written.
 
-It runs wherever the run folder is seen and there is room; the training neither waits for it nor
-knows of it. Each checkpoint is copied into `followed/` first, so that the run may delete its own
-meanwhile; of the copies the best stays.
+It runs wherever the run folder is visible; the training neither waits for it nor knows of it. Each
+checkpoint is copied into `followed/` first, so that the run may delete its own meanwhile; the copy
+of the best one stays.
 """
 
 from __future__ import annotations
@@ -12,24 +11,23 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from udl_dist.core import files
 from udl_dist.core.config_schema import as_path, nearest
 from udl_dist.errors import TrainingError, UsageError
-from udl_dist.evaluation import io as written
+from udl_dist.evaluation import io
 from udl_dist.evaluation.settings import FigureSettings
-from udl_dist.inference.evaluating import Progress, evaluate
+from udl_dist.inference.evaluating import evaluate
 from udl_dist.inference.model import load
-from udl_dist.inference.outcome import Outcome, writing
-from udl_dist.reporting import run_reader as account
+from udl_dist.inference.outcome import Outcome, Progress, writing
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import checkpoint
 
 POLL_SECONDS = 2.0
-WHO = ("workers", "readers", "address")  # settings that change no figure
+IGNORED = ("workers", "readers", "address")  # settings that change no metric
 COLUMNS = 6  # of the table, where no best is asked for
 MORE_IS_BETTER = (
     "psnr",
@@ -57,158 +55,142 @@ def follow(
     progress: Progress,
     say: Callable[[str], None],
 ) -> Outcome:
-    """Measure until nobody trains the run and each checkpoint that it keeps was measured; the same
-    command goes on.
+    """Measure until the run has ended and each of its checkpoints was measured; resumable.
 
-    `best` names a figure: a copy of its best checkpoint stays in `followed/`, whatever the run
-    keeps.
+    `best` names a metric: a copy of its best checkpoint stays in `followed/`.
     """
     run = RunFolder(as_path(folder))
     if not run.experiment.is_file():
-        raise UsageError(f"{run.path} is no run folder: it has no experiment.toml")
+        raise UsageError(f"{run.path} is not a run folder: it has no experiment.toml")
+    follower = Follower(run, device, asked, best, progress, say)
     with writing(run.followed):
         run.followed.mkdir(exist_ok=True)
-        held = files.lock(run.followed)
-        if held is None:
+        lock = files.lock(run.followed)
+        if lock is None:
             raise UsageError(
                 f"{run.followed} is written by another udl evaluate --follow: wait for it, or"
                 " stop it"
             )
         try:
-            _refuse_others(run, asked)
-            _until_the_end(
-                run, best, lambda path: _measured(run, path, device, asked, progress, say)
-            )
+            follower.refuse_other_settings()
+            follower.until_the_end()
         finally:
-            os.close(held)
-    return _outcome(run, best)
+            os.close(lock)
+    return follower.outcome()
 
 
-def _until_the_end(run: RunFolder, best: str, measured: Callable[[Path], bool]) -> None:
-    passed: set[Path] = set()
-    while True:
-        ended = not run.in_use()  # before the checkpoints are looked for: there is none after it
-        fresh = [
-            path
-            for path in checkpoint.complete(run.checkpoints)
-            if path not in passed and _is_new(run, path)
-        ]
-        for path in fresh:
-            if not measured(path):
-                passed.add(path)
-            _keep_best(run, best)
-        if ended and not fresh:
-            return
-        if not fresh:
-            time.sleep(POLL_SECONDS)
+@dataclass(frozen=True)
+class Follower:
+    """A run that is followed, and what is measured of it."""
 
+    run: RunFolder
+    device: str
+    asked: FigureSettings
+    best: str
+    progress: Progress
+    say: Callable[[str], None]
 
-def _found(run: RunFolder) -> dict[int, dict[str, float]]:
-    """The figures that are there, by images trained on; a file that makes no sense is none."""
-    kept = account.followed_in(run.followed, [])
-    return {
-        images: {name: figure.value for name, figure in figures.items()}
-        for images, figures in kept.items()
-    }
+    def until_the_end(self) -> None:
+        passed: set[Path] = set()
+        while True:
+            ended = not self.run.in_use()  # before checkpoints are listed: none follows it
+            every = checkpoint.complete(self.run.checkpoints)
+            fresh = [path for path in every if path not in passed and self._is_new(path)]
+            for path in fresh:
+                if not self._measured(path):
+                    passed.add(path)
+                self._discard_all_but_best()
+            if ended and not fresh:
+                return
+            if not fresh:
+                time.sleep(POLL_SECONDS)
 
+    def metrics(self) -> dict[int, dict[str, float]]:
+        """The metrics that were measured, by images trained on; damaged files are ignored."""
+        found = io.followed_in(self.run.followed, [])
+        return {
+            images: {name: metric.value for name, metric in metrics.items()}
+            for images, metrics in found.items()
+        }
 
-def _refuse_others(run: RunFolder, asked: FigureSettings) -> None:
-    """Raise UsageError where figures of other settings lie: curves of both would be none."""
-    said = json.dumps(
-        {name: value for name, value in asdict(asked).items() if name not in WHO}, indent=1
-    )
-    kept = run.followed / "asked.json"
-    if kept.exists() and kept.read_text(encoding="utf-8") != said:
-        raise UsageError(
-            f"{run.followed} holds figures of other settings ({kept.name}): give those, or"
-            " remove it"
-        )
-    files.write_whole(kept, said)
+    def refuse_other_settings(self) -> None:
+        """Raise UsageError if the folder holds metrics of other settings: curves would mix them."""
+        settings = {name: one for name, one in asdict(self.asked).items() if name not in IGNORED}
+        text, path = json.dumps(settings, indent=1), self.run.followed / "asked.json"
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            raise UsageError(
+                f"{self.run.followed} holds metrics of other settings ({path.name}): give those, or"
+                " remove it"
+            )
+        files.write_whole(path, text)
 
+    def _is_new(self, path: Path) -> bool:
+        """Whether these weights were not measured: a run that went back writes others."""
+        try:
+            return not io.of_weights(self._file(path), checkpoint.weights(path))
+        except OSError:  # deleted meanwhile
+            return False
+        except (ValueError, KeyError, TypeError):  # damaged: reported when it is copied
+            return True
 
-def _is_new(run: RunFolder, path: Path) -> bool:
-    """Whether no figures of these weights are there: a run that went back makes others of the same
-    images.
-    """
-    try:
-        return not written.of_weights(_figures_of(run, path), checkpoint.weights(path))
-    except OSError:  # deleted meanwhile
-        return False
-    except (ValueError, KeyError, TypeError):  # damaged: told where it is copied
+    def _file(self, path: Path) -> Path:
+        return self.run.followed / f"{path.name}.json"
+
+    def _measured(self, path: Path) -> bool:
+        """Measure one checkpoint; report and return False if it is damaged, NaN or deleted."""
+        run = self.run
+        try:
+            checkpoint.adopt(path, run.followed)
+            model = load(run.path, self.device, int(path.name))
+            done = evaluate(model, self.asked, self._file(path), self.progress)
+        except (TrainingError, OSError) as error:
+            checkpoint.sweep(run.followed)
+            if isinstance(error, OSError) and path.exists():  # the disk refuses the copy
+                raise
+            self.say(f"passed over: {path.name}: {' '.join(str(error).split())}")
+            return False
+        entries = list(done.as_dict()["figures"].items())[:COLUMNS]
+        some = ", ".join(f"{name} {entry['value']:.5g}" for name, entry in entries)
+        self.say(f"after {int(path.name):,} images: {some}")
         return True
 
+    def _discard_all_but_best(self) -> None:
+        best = self._best(self.metrics())
+        for path in checkpoint.complete(self.run.followed):
+            if int(path.name) != best:
+                checkpoint.discard(path)
 
-def _figures_of(run: RunFolder, path: Path) -> Path:
-    return run.followed / f"{path.name}.json"
+    def _best(self, metrics: dict[int, dict[str, float]]) -> int | None:
+        """After how many images the metric was best; None if none was asked for."""
+        if not self.best or not metrics:
+            return None
+        names = sorted(set().union(*metrics.values()))
+        if self.best not in names:
+            raise UsageError(f"there is no metric {self.best!r}: {nearest(self.best, names)}")
+        sign = -1 if self.best.startswith(MORE_IS_BETTER) else 1
+        measured = [(sign * of[self.best], n) for n, of in metrics.items() if self.best in of]
+        return min(measured)[1]
 
-
-def _measured(
-    run: RunFolder,
-    path: Path,
-    device: str,
-    asked: FigureSettings,
-    progress: Progress,
-    say: Callable[[str], None],
-) -> bool:
-    """Measure one checkpoint; tell and return False where it is damaged, gives what is no number,
-    or was deleted.
-    """
-    try:
-        checkpoint.adopt(path, run.followed)
-        done = evaluate(
-            load(run.path, device, int(path.name)), asked, _figures_of(run, path), progress
-        )
-    except (TrainingError, OSError) as error:
-        checkpoint.sweep(run.followed)
-        if isinstance(error, OSError) and path.exists():  # the disk refuses the copy
-            raise
-        say(f"passed over: {path.name}: {' '.join(str(error).split())}")
-        return False
-    figures = done.as_dict()["figures"]
-    some = [f"{name} {entry['value']:.5g}" for name, entry in list(figures.items())[:COLUMNS]]
-    say(f"after {int(path.name):,} images: {', '.join(some)}")
-    return True
-
-
-def _keep_best(run: RunFolder, best: str) -> None:
-    """Delete all copies but the best one's."""
-    kept = _best(_found(run), best)
-    for path in checkpoint.complete(run.followed):
-        if int(path.name) != kept:
-            checkpoint.discard(path)
-
-
-def _best(figures: dict[int, dict[str, float]], best: str) -> int | None:
-    """After how many images the figure was best; None where none is asked for."""
-    if not best or not figures:
-        return None
-    names = sorted(set().union(*figures.values()))
-    if best not in names:
-        raise UsageError(f"there is no figure {best!r} to be best in: {nearest(best, names)}")
-    sign = -1 if best.startswith(MORE_IS_BETTER) else 1
-    return min((sign * of[best], images) for images, of in figures.items() if best in of)[1]
-
-
-def _outcome(run: RunFolder, best: str) -> Outcome:
-    figures = _found(run)
-    if not figures:
-        raise TrainingError(
-            f"{run.path} has no whole checkpoint and nobody trains it: train it first"
-        )
-    kept = _best(figures, best)
-    names = [best] if best else list(next(iter(figures.values())))[:COLUMNS]
-    rows = [f"{'images':>12}  " + "  ".join(f"{name:>16}" for name in names)]
-    rows += [
-        f"{images:>12,}  "
-        + "  ".join(f"{of[name]:>16.5g}" if name in of else f"{'–':>16}" for name in names)
-        for images, of in figures.items()
-    ]
-    if kept is not None:
-        rows.append(f"best {best}: after {kept:,} images, a copy is kept (--checkpoint {kept})")
-    facts: dict[str, Any] = {
-        "model": str(run.path),
-        "figures": figures,
-        "best": best,
-        "best_images": kept,
-    }
-    return Outcome([*rows, f"each with its protocol: {run.followed}"], facts)
+    def outcome(self) -> Outcome:
+        metrics, best = self.metrics(), self.best
+        if not metrics:
+            raise TrainingError(
+                f"{self.run.path} has no complete checkpoint and no process trains it: train it"
+                " first"
+            )
+        best_images = self._best(metrics)
+        names = [best] if best else list(next(iter(metrics.values())))[:COLUMNS]
+        rows = [f"{'images':>12}  " + "  ".join(f"{name:>16}" for name in names)]
+        for images, values in metrics.items():
+            cells = (f"{values[name]:.5g}" if name in values else "–" for name in names)
+            rows.append(f"{images:>12,}  " + "  ".join(f"{cell:>16}" for cell in cells))
+        if best_images is not None:
+            copied = f"a copy stays (--checkpoint {best_images})"
+            rows.append(f"best {best}: after {best_images:,} images, {copied}")
+        facts: dict[str, Any] = {
+            "model": str(self.run.path),
+            "figures": metrics,
+            "best": best,
+            "best_images": best_images,
+        }
+        return Outcome([*rows, f"each with its protocol: {self.run.followed}"], facts)

@@ -1,8 +1,7 @@
-"""The networks of a model for other programs: ONNX and torch.export, each written, read again and
-compared.
+"""The networks of a model for other programs: ONNX and torch.export, written, read, compared.
 
-A .pt2 is read here for this comparison only, just after it was written: one of somebody else may
-hold a pickle (evaluation/foreign.py looks before it reads one).
+A .pt2 is read here for this comparison only, just after it was written: one from elsewhere may
+hold a pickle (evaluation/external_extractors.py looks before it reads one).
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,11 +23,11 @@ from udl_dist.inference.model import Model
 from udl_dist.methods import Batch
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
-TRACED = 4  # images of the example; neither 0 nor 1, which would be taken for constants
+TRACED = 4  # images of the example; 0 and 1 would be taken for constants
 
 
-class Part(nn.Module):
-    """One way through a method, as a module."""
+class ExportedFunction(nn.Module):
+    """One way through a method, such as its encoder, as a module."""
 
     def __init__(self, networks: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -38,53 +38,72 @@ class Part(nn.Module):
         return self._function(inputs)
 
 
+@dataclass(frozen=True)
+class Traced:
+    """A module with real inputs, its outputs, and zeros to trace it with: files keep no image."""
+
+    module: ExportedFunction
+    inputs: Tensor
+    outputs: Tensor
+    example: Tensor
+
+    def difference(self, again: Callable[[Tensor], Tensor]) -> float:
+        """The greatest difference over the whole batch and over its first image alone."""
+        found = []
+        with torch.no_grad():
+            for count in (len(self.inputs), 1):  # the size of a batch is dynamic
+                outputs = again(self.inputs[:count]).cpu()
+                found.append(float((outputs - self.outputs[:count].cpu()).abs().max()))
+        return max(found)
+
+
 def require_onnx() -> None:
     """Raise UsageError if what writes and checks ONNX is not installed."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise UsageError(f"--onnx needs {', '.join(missing)}: pip install 'udl-dist[export]'")
 
 
 def write(
     model: Model, batch: Batch, folder: Path, onnx: bool, torch_export: bool
 ) -> dict[str, float]:
-    """Write what was asked for; return the greatest difference of each file on a real batch and on
-    a part of it.
-    """
-    differences = {}
-    for name, (part, inputs) in _parts(model, batch).items():
-        with torch.no_grad():
-            expected = part(inputs)
-        if onnx:
-            differences[f"{name}.onnx"] = _onnx(part, inputs, expected, folder / f"{name}.onnx")
-        if torch_export:
-            differences[f"{name}.pt2"] = _pt2(part, inputs, expected, folder / f"{name}.pt2")
+    """Write what was asked for; return the greatest difference of each file on a real batch."""
+    writers = {"onnx": _onnx} if onnx else {}
+    if torch_export:
+        writers["pt2"] = _pt2
+    differences: dict[str, float] = {}
+    for name, traced in _traced(model, batch).items() if writers else ():
+        for kind, writer in writers.items():
+            path = folder / f"{name}.{kind}"
+            differences[path.name] = writer(traced, path)
     return differences
 
 
-def _parts(model: Model, batch: Batch) -> dict[str, tuple[Part, Tensor]]:
-    """The ways through a model that it has, with real inputs."""
+def _traced(model: Model, batch: Batch) -> dict[str, Traced]:
+    """The ways through a model that it has."""
     method, images = model.method, batch.images.to(model.device)
-    parts: dict[str, tuple[Part, Tensor]] = {}
-    if model.can("encode"):
-        parts["encoder"] = Part(method.networks, method.encode), images
-    if model.can("decode"):
-        generates = not model.can("encode")
-        latents = method.prior(rng.keys(0, len(images))) if generates else method.encode(images)
-        parts["generator" if generates else "decoder"] = (
-            Part(method.networks, method.decode),
-            latents,
-        )
-    if model.can("reconstruct"):
-        parts["whole"] = Part(method.networks, method.reconstruct), images
-    return parts
+    functions: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {}
+    with torch.no_grad():
+        if model.can("encode"):
+            functions["encoder"] = method.encode, images
+            if model.can("decode"):
+                functions["decoder"] = method.decode, method.encode(images)
+        elif model.can("decode"):
+            functions["generator"] = method.decode, method.prior(rng.keys(0, len(images)))
+        if model.can("reconstruct"):
+            functions["whole"] = method.reconstruct, images
+        found = {}
+        for name, (function, inputs) in functions.items():
+            module = ExportedFunction(method.networks, function)
+            example = inputs.new_zeros(TRACED, *inputs.shape[1:])
+            found[name] = Traced(module, inputs, module(inputs), example)
+    return found
 
 
-def _onnx(part: Part, inputs: Tensor, expected: Tensor, path: Path) -> float:
-    with _quiet(path):
+def _onnx(traced: Traced, path: Path) -> float:
+    with _errors_in_one_line(path):
         torch.onnx.export(
-            part,
-            (_example(inputs),),
+            traced.module,
+            (traced.example,),
             str(path),
             dynamo=True,
             external_data=False,
@@ -97,47 +116,28 @@ def _onnx(part: Part, inputs: Tensor, expected: Tensor, path: Path) -> float:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
-    return _apart(
-        lambda given: torch.from_numpy(session.run(None, {"inputs": given.numpy()})[0]),
-        inputs,
-        expected,
-    )
+        providers = ["CPUExecutionProvider"]
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+
+    def again(inputs: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"inputs": inputs.numpy()})[0])
+
+    return traced.difference(again)
 
 
-def _pt2(part: Part, inputs: Tensor, expected: Tensor, path: Path) -> float:
-    with _quiet(path):
+def _pt2(traced: Traced, path: Path) -> float:
+    with _errors_in_one_line(path):
         shapes = {"inputs": {0: torch.export.Dim("images")}}
-        program = torch.export.export(part, (_example(inputs),), dynamic_shapes=shapes)
-        program.example_inputs = None  # kept as a pickle otherwise, within the file
+        program = torch.export.export(traced.module, (traced.example,), dynamic_shapes=shapes)
+        program.example_inputs = None  # else the file holds them as a pickle
         torch.export.save(program, str(path))
         again = torch.export.load(str(path)).module()
-    return _apart(again, inputs, expected)
-
-
-def _example(inputs: Tensor) -> Tensor:
-    """What the networks are traced with: no image of the data, for files keep what they are
-    given.
-    """
-    return inputs.new_zeros(TRACED, *inputs.shape[1:])
-
-
-def _apart(again: Callable[[Tensor], Tensor], inputs: Tensor, expected: Tensor) -> float:
-    """The greatest difference over the whole batch and over its first image alone: the batch is
-    dynamic.
-    """
-    with torch.no_grad():
-        return max(
-            float((again(inputs[:count]).cpu() - expected[:count].cpu()).abs().max())
-            for count in (len(inputs), 1)
-        )
+    return traced.difference(again)
 
 
 @contextmanager
-def _quiet(path: Path) -> Iterator[None]:
-    """Keep what exporters log and warn off the terminal; what they raise becomes one line."""
+def _errors_in_one_line(path: Path) -> Iterator[None]:
+    """Silence what exporters log and warn; what they raise becomes one line."""
     logger, level = logging.getLogger("torch.onnx"), logging.getLogger("torch.onnx").level
     logger.setLevel(logging.ERROR)
     try:
@@ -145,9 +145,7 @@ def _quiet(path: Path) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception as error:  # exporters raise many kinds
-        why = " ".join(str(error).split())[:200]
-        raise TrainingError(
-            f"{path.name} cannot be written or read again: {type(error).__name__}: {why}"
-        ) from None
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise TrainingError(f"{path.name} cannot be written or read again: {why}") from None
     finally:
         logger.setLevel(level)

@@ -1,7 +1,6 @@
-"""The images of an evaluation in parts, and what each family takes of a part: in this process or in
-a worker of Ray.
+"""The images of an evaluation in parts, and what each metric group collects of a part.
 
-Parts depend on the images alone, so whoever makes them, in whatever number, makes the same.
+Parts depend on the images alone, so any number of processes makes the same ones.
 """
 
 from __future__ import annotations
@@ -23,21 +22,20 @@ from udl_dist.data.packing.prepare import prepare
 from udl_dist.data.settings import cache_folder
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.evaluation import extractor as extractors
-from udl_dist.evaluation import families
+from udl_dist.evaluation.groups import choose_groups
 from udl_dist.evaluation.metric_group import (
     HELD_OUT,
     LEFT_OUT,
     TRAIN,
-    Family,
-    Seen,
+    MetricBatch,
+    MetricGroup,
+    PartialSums,
     Subject,
-    Taken,
-    joined,
 )
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.inference.inputs import scaled
 from udl_dist.inference.model import BATCH_IMAGES, Model
-from udl_dist.inference.reference_cache import Remembered
+from udl_dist.inference.reference_cache import ReferenceCache
 from udl_dist.inference.sources import open_stream
 from udl_dist.training.loop import to_batch
 
@@ -46,123 +44,115 @@ MOST_DECODED_BYTES = 2**28  # 10,000 images of 64 px in colour take half of it
 
 
 @dataclass(frozen=True)
-class Part:
-    """What was taken of a part, by family, and whether its worker has met records that others stood
-    in for.
-    """
+class MeasuredPart:
+    """What the groups collected of a part, by name, and whether damaged records were replaced."""
 
-    taken: dict[str, Taken]
+    collected: dict[str, PartialSums]
     damaged: bool
 
 
 class Measuring:
-    """A model, the images it is measured on, and the families of figures that can be had of
-    both.
-    """
+    """A model, the images it is measured on, and the metric groups that both allow."""
 
     def __init__(self, model: Model, asked: FigureSettings) -> None:
         self.model, self.asked = model, asked
         self.streams = _streams(model, asked)
-        limits = {TRAIN: asked.train_images}
-        self.images = {
-            which: min(limits.get(which, asked.images) or stream.records, stream.records)
-            for which, stream in self.streams.items()
-        }
+        self.images = {}
+        for split, stream in self.streams.items():
+            most = asked.train_images if split == TRAIN else asked.images
+            self.images[split] = min(most or stream.records, stream.records)
         sample, sampled_from = _sampler(model, asked.prior)
-        labelled = TRAIN in self.streams and all(
-            _labelled(stream) for stream in self.streams.values()
-        )
-        extractor = extractors.find(
-            asked.extractor, model.shape, model.device, asked.trust_extractor
-        )
         experiment = model.origin.experiment
-        left_out = experiment.data.without_labels if experiment and LEFT_OUT in self.streams else ()
         subject = Subject(
             model.method,
             model.shape,
             model.latent_dim,
             asked,
-            extractor,
+            extractors.find(asked.extractor, model.shape, model.device, asked.trust_extractor),
             sample,
             sampled_from,
-            labelled,
-            left_out,
-            {which: self._images(which) for which in self.streams},
+            labelled=TRAIN in self.streams and all(map(_labelled, self.streams.values())),
+            left_out=experiment.data.without_labels
+            if experiment and LEFT_OUT in self.streams
+            else (),
+            real={split: self._passes(split) for split in self.streams},
         )
-        self.families, self.notes = families.chosen(subject, self.images[HELD_OUT])
-        if not self.families:
-            raise UsageError(f"{model.origin.folder} has no figures: {'; '.join(self.notes)}")
+        self.groups, self.notes = choose_groups(subject, self.images[HELD_OUT])
+        if not self.groups:
+            raise UsageError(f"{model.origin.folder} has no metrics: {'; '.join(self.notes)}")
 
     def know(self, names: Collection[str]) -> None:
-        """The references of these families are there already: nothing is to be taken for them."""
-        for family in self.families:
-            family.known = family.name in names
+        """The references of these groups are known: nothing is to be collected for them."""
+        for group in self.groups:
+            group.known = group.name in names
 
     def parts(self) -> list[tuple[str, int]]:
-        """Every part that is to be made: of which images, and its number."""
-        needed = [which for which in self.streams if self._taking(which)]
-        return [(which, number) for which in needed for number in range(self._count(which))]
+        """Every part that is to be made: its split, and its number."""
+        needed = [split for split in self.streams if self._collecting(split)]
+        return [(split, number) for split in needed for number in range(self._count(split))]
 
-    def part(self, which: str, number: int) -> Part:
-        """What the families take of one part; raise TrainingError for what is not finite."""
-        taken: dict[str, list[Taken]] = {family.name: [] for family in self._taking(which)}
+    def part(self, split: str, number: int) -> MeasuredPart:
+        """What the groups collect of one part; raise TrainingError for NaN or infinity."""
+        collected: dict[str, list[PartialSums]] = {}
         with torch.no_grad():
-            for start, records in self._records(which, number):
-                seen = Seen(
-                    to_batch(records, 0, self.model.device), torch.from_numpy(records.labels), start
-                )
-                for family in self._taking(which):
-                    taken[family.name].append(family.take(which, seen))
-        whole = {name: joined(batches) for name, batches in taken.items()}
+            for start, records in self._records(split, number):
+                batch = to_batch(records, 0, self.model.device)
+                seen = MetricBatch(batch, torch.from_numpy(records.labels), start)
+                for group in self._collecting(split):
+                    collected.setdefault(group.name, []).append(group.collect(split, seen))
+        whole = {name: PartialSums.joined(batches) for name, batches in collected.items()}
         for name, one in whole.items():
-            self._refuse_odd_numbers(name, one)
-        return Part(whole, bool(self.streams[which].damage))
+            for what, value in (one.sums | one.rows).items():
+                if not bool(value.isfinite().all()):
+                    raise TrainingError(
+                        f"{self.model.origin.line()}: {name} ({what}) has numbers that are not "
+                        "finite: use another checkpoint"
+                    )
+        return MeasuredPart(whole, bool(self.streams[split].damage))
 
-    def remembered(self) -> Remembered:
-        """Where the references of these images are kept."""
+    def reference_cache(self) -> ReferenceCache:
+        """Where the references of these images are cached."""
         experiment, model = self.model.origin.experiment, self.model
         streams = {
-            which: [
+            split: [
                 stream.fingerprint,
                 stream.seed,
-                self.images[which],
-                self._count(which),
+                self.images[split],
+                self._count(split),
                 BATCH_IMAGES,
             ]
-            for which, stream in self.streams.items()
+            for split, stream in self.streams.items()
         }
         about = {"streams": streams, "shape": model.shape, "device": model.device.type}
-        return Remembered(
-            cache_folder(experiment.data.cache if experiment else "") / "references", about
-        )
-
-    def _images(self, which: str) -> Callable[[], Iterator[Tensor]]:
-        """Passes over the images that are measured."""
-        count = self.images[which]
-        parts = range(self._count(which))
-        return passes(
-            lambda: (records for number in parts for _, records in self._records(which, number)),
-            count * math.prod(self.model.shape),
-        )
+        folder = cache_folder(experiment.data.cache if experiment else "")
+        return ReferenceCache(folder / "references", about)
 
     @property
     def damaged(self) -> bool:
-        """Whether this process has met records that others stood in for."""
+        """Whether this process has replaced damaged records."""
         return any(stream.damage for stream in self.streams.values())
 
-    def _taking(self, which: str) -> list[Family]:
-        return [family for family in self.families if family.goes_through(which)]
+    def _passes(self, split: str) -> Callable[[], Iterator[Tensor]]:
+        """Passes over the images of a split that are measured."""
 
-    def _count(self, which: str) -> int:
-        return max(1, min(MOST_PARTS, -(-self.images[which] // BATCH_IMAGES)))
+        def batches() -> Iterator[Records]:
+            for number in range(self._count(split)):
+                for _, records in self._records(split, number):
+                    yield records
 
-    def _records(self, which: str, number: int) -> Iterator[tuple[int, Records]]:
-        """The batches of a part and the images before each: all once, or as many as are wanted in
-        random order.
-        """
-        stream, parts = self.streams[which], self._count(which)
-        start, stop = share(self.images[which], number, parts)
-        if self.images[which] == stream.records:
+        return passes(batches, self.images[split] * math.prod(self.model.shape))
+
+    def _collecting(self, split: str) -> list[MetricGroup]:
+        return [group for group in self.groups if group.goes_through(split)]
+
+    def _count(self, split: str) -> int:
+        return max(1, min(MOST_PARTS, -(-self.images[split] // BATCH_IMAGES)))
+
+    def _records(self, split: str, number: int) -> Iterator[tuple[int, Records]]:
+        """The batches of a part, and the images before each: all once, or some in random order."""
+        stream, parts = self.streams[split], self._count(split)
+        start, stop = share(self.images[split], number, parts)
+        if self.images[split] == stream.records:
             for records in stream.once(BATCH_IMAGES, number, parts):
                 yield start, records
                 start += len(records.images)
@@ -173,46 +163,34 @@ class Measuring:
             if start >= stop:
                 return
 
-    def _refuse_odd_numbers(self, name: str, taken: Taken) -> None:
-        for what, value in (taken.sums | taken.rows).items():
-            if not bool(value.isfinite().all()):
-                raise TrainingError(
-                    f"{self.model.origin.line()}: {name} ({what}) has numbers that are not finite: "
-                    "use another checkpoint"
-                )
-
 
 def passes(
     batches: Callable[[], Iterator[Records]], total_bytes: int
 ) -> Callable[[], Iterator[Tensor]]:
-    """Passes over the same images, [B, C, H, W] in [-1, 1]; they are decoded once where they fit
-    into memory.
-    """
-    kept: list[NDArray[np.uint8]] = []
+    """Passes over the same images, [B, C, H, W] in [-1, 1], decoded once if they fit in memory."""
+    decoded: list[NDArray[np.uint8]] = []
 
     def once() -> Iterator[Tensor]:
-        if kept:
-            yield from map(scaled, kept)
+        if decoded:
+            yield from map(scaled, decoded)
             return
-        decoded = []
+        images = []
         for records in batches():
             if total_bytes <= MOST_DECODED_BYTES:
-                decoded.append(records.images.copy())
+                images.append(records.images.copy())
             yield scaled(records.images)
-        kept.extend(decoded)
+        decoded.extend(images)
 
     return once
 
 
 def _streams(model: Model, asked: FigureSettings) -> dict[str, Stream]:
-    """The images that are measured, and, where they can be had, those the model learned from and
-    those left out.
-    """
+    """Held-out images, and, where they can be had, left-out and training images."""
     experiment = model.origin.experiment
     found: dict[str, Stream | None] = {}
-    if experiment and not experiment.data.sequential:
-        plain = replace(experiment.data, random_crop=1.0, flip=False, readers=asked.readers)
-        prepared, seed = prepare(plain), experiment.train.seed
+    if experiment:
+        data = replace(experiment.data, random_crop=1.0, flip=False, readers=asked.readers)
+        prepared, seed = prepare(data), experiment.train.seed
         found[TRAIN], found[HELD_OUT] = open_streams(prepared, seed)
         found[LEFT_OUT] = None if asked.data else open_left_out(prepared, seed)
     if asked.data:
@@ -221,39 +199,33 @@ def _streams(model: Model, asked: FigureSettings) -> dict[str, Stream]:
         raise UsageError(
             f"{model.origin.folder} holds no images out that can be measured: name some with --data"
         )
-    return {which: stream for which in (HELD_OUT, LEFT_OUT, TRAIN) if (stream := found.get(which))}
+    splits = (HELD_OUT, LEFT_OUT, TRAIN)
+    return {split: stream for split in splits if (stream := found.get(split))}
 
 
 def _sampler(model: Model, prior: str) -> tuple[Callable[[Tensor], Tensor] | None, str]:
-    """What draws images for random keys, and where its latents come from; raise UsageError for a
-    mixture not there.
-    """
+    """What draws images for random keys, and where its latents come from."""
     own, mixture = model.method.can("sample"), model.mixture
     if prior == "mixture" and mixture is None:
         raise UsageError(
             f"{model.origin.folder} has no mixture to draw from: run udl fit-prior first"
         )
     if mixture is not None and (prior == "mixture" or (prior == "auto" and not own)):
-        return (
-            lambda keys: model.method.decode(mixture.draw(keys.cpu()).float().to(model.device)),
-            f"a mixture of {len(mixture.weights)} Gaussians over codes",
-        )
+        drawn = mixture
+
+        def sample(keys: Tensor) -> Tensor:
+            return model.method.decode(drawn.draw(keys.cpu()).float().to(model.device))
+
+        return sample, f"a mixture of {len(mixture.weights)} Gaussians over codes"
     return (model.method.sample, "the method's own prior") if own else (None, "nothing")
 
 
 def _labelled(stream: Stream) -> bool:
     """Whether the first image has a label: those of a source have them all, or none."""
-    records = next(iter(stream.once(1)))
-    return int(records.labels[0]) >= 0
+    return int(next(iter(stream.once(1))).labels[0]) >= 0
 
 
 def _first(records: Records, count: int) -> Records:
     """The first `count` of a batch."""
-    return replace(
-        records,
-        images=records.images[:count],
-        records=records.records[:count],
-        keys=records.keys[:count],
-        record_keys=records.record_keys[:count],
-        labels=records.labels[:count],
-    )
+    names = ("images", "records", "keys", "record_keys", "labels")
+    return replace(records, **{name: getattr(records, name)[:count] for name in names})

@@ -1,8 +1,8 @@
-"""What a verb of use came to: figures, lines for people, and the pictures it wrote."""
+"""The result of a verb: lines for people, values for machines; and the files that it writes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +13,12 @@ from PIL import Image
 from udl_dist.errors import UsageError
 from udl_dist.inference.model import Model
 
+Progress = Callable[[int, int], None]  # (done, total)
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """Lines for people and figures for machines; both say which model was used."""
+    """Lines for people and values for machines; both name the model."""
 
     said: Sequence[str]
     figures: dict[str, Any] = field(default_factory=dict)
@@ -28,8 +30,8 @@ class Outcome:
         return self.figures
 
 
-def outcome(model: Model, said: Sequence[str], **figures: Any) -> Outcome:
-    """An outcome that names the model and repeats what was passed over when it was opened."""
+def outcome(model: Model, said: Sequence[str], **values: Any) -> Outcome:
+    """An outcome that names the model and repeats the notes of opening it."""
     origin = model.origin
     facts = {
         "model": str(origin.folder),
@@ -39,11 +41,11 @@ def outcome(model: Model, said: Sequence[str], **figures: Any) -> Outcome:
         "averaged": origin.averaged,
         "notes": list(origin.notes),
     }
-    return Outcome([origin.line(), *origin.notes, *said], facts | figures)
+    return Outcome([origin.line(), *origin.notes, *said], facts | values)
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """Write a picture as PNG; raise UsageError where that cannot be."""
+    """Write a picture as PNG; raise UsageError if the disk refuses it."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path, "PNG")
@@ -51,17 +53,16 @@ def save(picture: Image.Image, path: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise UsageError, in one line, where the disk refuses what is written meanwhile."""
+    """Raise UsageError, in one line, if the disk refuses what the block writes."""
     try:
         yield
     except OSError as error:
-        raise UsageError(
-            f"cannot write {str(path)!r} ({error.strerror or error}): name another place"
-        ) from None
+        why = error.strerror or error
+        raise UsageError(f"cannot write {str(path)!r} ({why}): name another place") from None
 
 
 def new_folder(path: Path) -> Path:
-    """A folder that is there and empty; raise UsageError if it holds anything."""
+    """An existing, empty folder; raise UsageError if it holds anything."""
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
         if any(path.iterdir()):
@@ -72,13 +73,9 @@ def new_folder(path: Path) -> Path:
 
 
 def is_picture(out: Path) -> bool:
-    """Whether `out` names one picture rather than a folder of them; raise UsageError for another
-    kind of file.
-    """
-    if out.suffix.lower() == ".png":
-        return True
-    if out.suffix:
+    """Whether `out` names one picture, not a folder; raise UsageError for another kind of file."""
+    if out.suffix and out.suffix.lower() != ".png":
         raise UsageError(
             f"{str(out)!r}: pictures are PNG: name a file that ends in .png, or a folder"
         )
-    return False
+    return bool(out.suffix)

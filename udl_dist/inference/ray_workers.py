@@ -1,164 +1,110 @@
-"""Ray workers that each open a model once and share what is made with it: the only file of this
-room that knows Ray.
+"""Ray workers that each open a model once and share the parts of a job; alone imports Ray here.
 
 All nodes must see the model, the images and the destination under the same paths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from udl_dist.errors import ClusterError, UdlError
-from udl_dist.evaluation.settings import FigureSettings
-from udl_dist.inference.measuring import Measuring, Part
-from udl_dist.inference.model import Model
-from udl_dist.inference.parts import Layout
+from udl_dist.inference.model import Model, load
 from udl_dist.launch import ray_runtime
 
 RETRIES = 2  # of a part whose worker died
 
 
-class Embedder:
-    """One worker: a model and a stream, opened where it runs."""
-
-    def __init__(
-        self, folder: str, checkpoint: str | int, device: str, source: str, readers: int
-    ) -> None:
-        from udl_dist.inference.model import load
-        from udl_dist.inference.sources import open_stream
-
-        self._model = load(folder, device, checkpoint)
-        self._stream = open_stream(self._model, source, readers)
-
-    def ready(self) -> None:
-        """Answered once the worker is at work."""
-
-    def part(self, dest: str, layout: Layout, number: int) -> int:
-        from udl_dist.inference.embedding import embed_part
-
-        return embed_part(self._model, self._stream, Path(dest), layout, number)
-
-
-class Measurer:
-    """One worker of an evaluation."""
+class PartWorker:
+    """A model opened in a Ray actor, and the function that makes parts with it."""
 
     def __init__(
         self,
         folder: str,
         checkpoint: str | int,
         device: str,
-        asked: FigureSettings,
-        known: Collection[str],
+        make: Callable[..., Callable[..., Any]],
+        opened_with: Sequence[Any],
     ) -> None:
-        from udl_dist.inference.model import load
-
-        self._measuring = Measuring(load(folder, device, checkpoint), asked)
-        self._measuring.know(known)
+        self._part = make(load(folder, device, checkpoint), *opened_with)
 
     def ready(self) -> None:
-        """Answered once the worker is at work."""
+        """Answered once the worker has opened its model."""
 
-    def part(self, which: str, number: int) -> Part:
-        return self._measuring.part(which, number)
+    def part(self, *which: Any) -> Any:
+        return self._part(*which)
 
 
-def embed(
+def share(
+    make: Callable[..., Callable[..., Any]],
     model: Model,
-    source: str,
-    dest: Path,
-    layout: Layout,
-    missing: list[int],
-    workers: int,
-    readers: int,
-    address: str,
-) -> Iterator[int]:
-    """Share the missing parts among workers, each the next one when it is done; give the images of
-    each part.
-    """
-    parts = [(str(dest.absolute()), layout, number) for number in missing]
-    for _, images in _shared(Embedder, model, (source, readers), parts, workers, address):
-        yield int(images)
-
-
-def measure(measuring: Measuring, known: Collection[str]) -> Iterator[tuple[tuple[str, int], Part]]:
-    """The same with the parts of an evaluation; give each part and what was taken of it."""
-    asked = measuring.asked
-    yield from _shared(
-        Measurer, measuring.model, (asked, known), measuring.parts(), asked.workers, asked.address
-    )
-
-
-def _shared(
-    kind: type,
-    model: Model,
-    opened_with: tuple[Any, ...],
-    parts: Sequence[Any],
+    opened_with: Sequence[Any],
+    parts: Sequence[tuple[Any, ...]],
     workers: int,
     address: str,
 ) -> Iterator[tuple[Any, Any]]:
-    ours = ray_runtime.start(address, verbose=False)
+    """Make parts in Ray workers, each the next one when it is done; yield each with its result.
+
+    `make(model, *opened_with)` gives the function that makes a part; a worker calls it once.
+    """
+    started = ray_runtime.start(address, verbose=False)
     try:
-        yield from _handed_out(kind, model, opened_with, parts, workers)
+        yield from _shared(make, model, opened_with, parts, workers)
     finally:
-        if ours:
+        if started:
             ray_runtime.end()
 
 
-def _handed_out(
-    kind: type, model: Model, opened_with: tuple[Any, ...], parts: Sequence[Any], workers: int
+def _shared(
+    make: Callable[..., Callable[..., Any]],
+    model: Model,
+    opened_with: Sequence[Any],
+    parts: Sequence[tuple[Any, ...]],
+    workers: int,
 ) -> Iterator[tuple[Any, Any]]:
     import ray
 
-    gpu = int(model.device.type == "cuda")
-    _refuse_too_many(workers, gpu)
-    actor = ray.remote(kind).options(
-        num_cpus=1, num_gpus=gpu, max_restarts=RETRIES, max_task_retries=RETRIES
+    gpus, kind = (1, "GPU") if model.device.type == "cuda" else (0, "CPU")
+    there = int(ray.cluster_resources().get(kind, 0))
+    if workers > there:
+        raise ClusterError(
+            f"workers = {workers} needs as many {kind}s, the cluster has {there}: lower workers"
+        )
+    actor = ray.remote(PartWorker).options(
+        num_cpus=1, num_gpus=gpus, max_restarts=RETRIES, max_task_retries=RETRIES
     )
-    checkpoint = model.origin.images if model.origin.experiment else "best"
-    idle = [
-        actor.remote(str(model.origin.folder), checkpoint, model.device.type, *opened_with)
+    folder, checkpoint = str(model.origin.folder), "best"
+    if model.origin.experiment:
+        checkpoint = str(model.origin.images)
+    actors = [
+        actor.remote(folder, checkpoint, model.device.type, make, opened_with)
         for _ in range(min(workers, len(parts)))
     ]
-    everybody = list(idle)
+    idle, left, busy = list(actors), list(parts), dict[Any, Any]()
     try:
-        _refuse_unplaced(everybody)
-        left, busy = list(parts), dict[Any, Any]()
+        seconds = ray_runtime.START_SECONDS  # for the first; the others may wait for resources
+        done, _ = ray.wait([worker.ready.remote() for worker in actors], timeout=seconds)
+        if not done:
+            raise ClusterError(
+                f"no worker was placed within {seconds:g} s, free now: {ray_runtime.in_words()}:"
+                " wait for the others, or leave workers out"
+            )
+        _result(done[0])
         while left or busy:
             while left and idle:
                 worker, part = idle.pop(), left.pop(0)
                 busy[worker.part.remote(*part)] = worker, part
-            (done, *_), _ = ray.wait(list(busy), num_returns=1)
-            worker, part = busy.pop(done)
+            (finished, *_), _ = ray.wait(list(busy))
+            worker, part = busy.pop(finished)
             idle.append(worker)
-            yield part, _result(done)
+            yield part, _result(finished)
     finally:
-        for worker in everybody:  # in a Ray of somebody else they would keep their places
+        for worker in actors:  # in a Ray that others started they would occupy its resources
             ray.kill(worker)
 
 
-def _refuse_unplaced(workers: list[Any]) -> None:
-    """Raise ClusterError unless one worker is at work in time; the others may wait for their
-    turn.
-    """
-    import ray
-
-    done, _ = ray.wait(
-        [worker.ready.remote() for worker in workers],
-        num_returns=1,
-        timeout=ray_runtime.START_SECONDS,
-    )
-    if not done:
-        raise ClusterError(
-            f"no worker found a place in {ray_runtime.START_SECONDS:g} s, free now:"
-            f" {ray_runtime.in_words()}: wait for the others, or leave workers out"
-        )
-    _result(done[0])
-
-
 def _result(done: Any) -> Any:
-    """What a worker gave; its own refusal as it is, anything else as one line."""
+    """The result of a worker; its own refusal as it is, another error as one line."""
     import ray
 
     try:
@@ -169,16 +115,5 @@ def _result(done: Any) -> Any:
             raise type(cause)(str(cause)) from None
         why = " ".join(str(cause).split())[:300]
         raise ClusterError(
-            f"a worker failed: {why}; the parts that are done stay, the same command goes on"
+            f"a worker failed: {why}; finished parts stay, the same command goes on"
         ) from None
-
-
-def _refuse_too_many(workers: int, gpu: int) -> None:
-    import ray
-
-    kind = "GPU" if gpu else "CPU"
-    there = int(ray.cluster_resources().get(kind, 0))
-    if workers > there:
-        raise ClusterError(
-            f"workers = {workers} needs as many {kind}s, the cluster has {there}: lower workers"
-        )

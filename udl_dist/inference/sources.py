@@ -1,6 +1,4 @@
-"""The images that somebody names: single files, and whatever a run could be trained on, read by the
-same stream.
-"""
+"""The images that a user names: single files, and every source that a run can be trained on."""
 
 from __future__ import annotations
 
@@ -27,15 +25,12 @@ from udl_dist.inference.model import BATCH_IMAGES, Model
 from udl_dist.methods import Batch
 from udl_dist.training.loop import to_batch
 
-# names of many images, as those of IDX files, which have no ending
-ARRAYS = (".npy", ".npz", ".gz")
+ARRAYS = (".npy", ".npz", ".gz")  # files of many images, like those of IDX, which have no ending
 
 
 @dataclass(frozen=True)
-class Named:
-    """What one name stands for: image files, by their paths as given, or a stream of all its
-    images.
-    """
+class NamedImages:
+    """What one name refers to: image files, by their paths as given, or a stream of images."""
 
     files: tuple[str, ...] = ()
     stream: Stream | None = None
@@ -45,32 +40,38 @@ class Named:
         return self.stream.records if self.stream else len(self.files)
 
 
-def named(model: Model, names: Sequence[str], seed: int = 0) -> list[Named]:
-    """What each name stands for; raise DataError for one that holds no image before any is
-    decoded.
-    """
+@dataclass(frozen=True)
+class ReadImages:
+    """The first images of all names, with their keys, and how many there are."""
+
+    keys: list[str]
+    images: Tensor  # [N, C, H, W] in [-1, 1]
+    total: int
+
+
+def named(model: Model, names: Sequence[str], seed: int = 0) -> list[NamedImages]:
+    """What each name refers to; raise DataError for one without images before any is decoded."""
     return [_named(model, name, seed) for name in names]
 
 
-def read(model: Model, names: Sequence[str], most: int) -> tuple[list[str], Tensor, int]:
-    """The first `most` images of all names: their keys, [N, C, H, W] in [-1, 1], at least one, and
-    how many there are.
+def read(model: Model, names: Sequence[str], most: int) -> ReadImages:
+    """The first `most` images of all names, at least one.
 
     The key of a file is its path as it was given, that of a record its own.
     """
     every = named(model, names)
     keys: list[str] = []
-    parts: list[Tensor] = []
+    images: list[Tensor] = []
     for found, batch in batches(model, every, most):
         keys += found
-        parts.append(batch.images)
+        images.append(batch.images)
         if len(keys) >= most:
             break
-    return keys[:most], torch.cat(parts)[:most], sum(one.images for one in every)
+    return ReadImages(keys[:most], torch.cat(images)[:most], sum(one.images for one in every))
 
 
 def batches(
-    model: Model, every: Sequence[Named], most: int = BATCH_IMAGES, seed: int = 0
+    model: Model, every: Sequence[NamedImages], most: int = BATCH_IMAGES, seed: int = 0
 ) -> Iterator[tuple[list[str], Batch]]:
     """Every image once, with its key and random keys from `seed`; at most `most` at a time."""
     at_once, files = min(BATCH_IMAGES, most), 0
@@ -81,32 +82,27 @@ def batches(
             random = rng.keys(seed, len(part), files)
             files += len(part)
             yield list(part), Batch(scaled(pixels), random, random, 0)
-        if one.stream:
-            for records in one.stream.once(at_once):
-                yield keys_of(one.stream, records), as_batch(records)
+        for records in one.stream.once(at_once) if one.stream else ():
+            assert one.stream
+            yield keys_of(one.stream, records), as_batch(records)
 
 
-def _named(model: Model, name: str, seed: int) -> Named:
+def _named(model: Model, name: str, seed: int) -> NamedImages:
     if "://" not in name:
         path = as_path(name)
         if path.suffix and path.is_file() and not name.endswith((*TARS, *LISTS, *ARRAYS)):
-            return Named((name,))
+            return NamedImages((name,))
         if path.is_dir() and is_packed_at_first_use(name) and (below := files_below(path)):
-            return Named(tuple(str(Path(name) / file) for file in below))
-    return Named(stream=open_stream(model, name, seed=seed))
+            return NamedImages(tuple(str(Path(name) / file) for file in below))
+    return NamedImages(stream=open_stream(model, name, seed=seed))
 
 
 def open_stream(model: Model, source: str, readers: int = 1, seed: int = 0) -> Stream:
-    """A source as a stream of all its images, brought to the model's shape."""
+    """A source as a stream of all its images, in the model's shape."""
     channels, size, _ = model.shape
+    fit = model.origin.fit
     return Batches(
-        source,
-        BATCH_IMAGES,
-        seed=seed,
-        size=size,
-        channels=channels,
-        fit=model.origin.fit,
-        readers=readers,
+        source, BATCH_IMAGES, seed=seed, size=size, channels=channels, fit=fit, readers=readers
     ).stream
 
 
@@ -117,12 +113,12 @@ def keys_of(stream: Stream, records: Records) -> list[str]:
 
 
 def as_batch(records: Records) -> Batch:
-    """Records of a stream as a method sees them."""
+    """Records of a stream as a method takes them."""
     return to_batch(records, 0, torch.device("cpu"))
 
 
 def open_image(model: Model, path: Path) -> Pixels:  # -> [C, H, W]
-    """One image file, as training would see it; raise DataError that names it."""
+    """One image file, as training would read it; raise DataError that names it."""
     try:
         return decode(path.read_bytes(), model.shape, model.origin.fit)
     except DataError as error:

@@ -1,4 +1,4 @@
-"""Curves as pictures: SVG that takes the page's colours, PNG for a comparison. Knows no run."""
+"""Curves as pictures: SVG in the colours of the page, PNG for a comparison."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import Any
 
 from udl_dist.errors import UsageError
 
-INK, LINE = "#010203", "#040506"  # stand for the page's colours until the SVG is in the page
+# Placeholders for the page's colours until the SVG is in the page.
+INK, LINE = "#010203", "#040506"
 COLOURS = ("#2f7ed8", "#e0762a", "#2a9d62", "#b3529e", "#8a7a1f", "#d0434b", "#4aa3b5", "#7a6be0")
 STYLES = ("-", "--", "-.", ":")
-# part of a run, and how many times as high as the rest it must be to be cut off
-START, FLATTENED = 0.1, 3.0
-PANEL = (4.8, 3.4)  # inches of a figure that says no other
-MOST_POINTS = 500  # of one curve: more could not be seen
+START = 0.1  # part of a run that may be cut off
+FLATTENED = 3.0  # times the height of the rest, from which on it is
+PANEL = (4.8, 3.4)  # default inches of a figure
+MOST_POINTS = 500  # of one curve: more are not visible
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
 def as_svg(curves: Mapping[str, Curve], number: int) -> str:
-    """One panel, curves by label; `number` keeps its names apart from those of other panels of a
+    """One panel, curves by label; its ids differ by `number` from those of other panels of a
     page.
     """
     with drawing(number) as new:
@@ -32,10 +33,12 @@ def as_svg(curves: Mapping[str, Curve], number: int) -> str:
 
 
 def svg_of(figure: Any) -> str:
-    """A figure that was made within `drawing`, as markup for a page, still within it."""
-    kept = io.StringIO()
-    figure.savefig(kept, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = kept.getvalue()
+    """A figure as markup for a page; call it within the `drawing` that made the figure."""
+    content = io.StringIO()
+    figure.savefig(
+        content, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+    )
+    svg = content.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(
@@ -59,15 +62,12 @@ def as_png(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, format="png", dpi=110, facecolor="white")
         except OSError as error:
-            raise UsageError(
-                f"cannot write {str(path)!r} ({error.strerror or error}): name another place"
-            ) from None
+            why = error.strerror or error
+            raise UsageError(f"cannot write {str(path)!r} ({why}): name another place") from None
 
 
 def settled(curves: Mapping[str, Curve]) -> tuple[float, float] | None:
-    """Limits that show what comes after the first tenth, where the start would flatten it; None if
-    all can be shown.
-    """
+    """Limits of the curves after the first tenth, if that would flatten the rest; None if not."""
     last = max((images[-1] for images, _ in curves.values()), default=0.0)
     everything = [value for _, values in curves.values() for value in values]
     later = [
@@ -87,9 +87,7 @@ def settled(curves: Mapping[str, Curve]) -> tuple[float, float] | None:
 def drawing(
     number: int, ink: str = INK, line: str = LINE
 ) -> Iterator[Callable[[float, float], Any]]:
-    """Gives what makes a figure of a width and a height; nobody else's figures are touched by the
-    settings here.
-    """
+    """Gives a function that makes a figure of a width and a height; its settings are local."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -121,8 +119,7 @@ def _plot(axes: Any, curves: Mapping[str, Curve]) -> None:
     for number, (label, (images, values)) in enumerate(curves.items()):
         step = max(1, len(images) // MOST_POINTS)
         few = len(images) <= 20
-        # a leading underscore hides it from the legend
-        shown = label if not label.startswith("_") else f" {label}"
+        shown = label if not label.startswith("_") else f" {label}"  # a leading underscore hides it
         axes.plot(
             images[::step],
             values[::step],
@@ -144,9 +141,7 @@ def _plot(axes: Any, curves: Mapping[str, Curve]) -> None:
 
 
 def _free_corner(curves: Mapping[str, Curve], limits: tuple[float, float] | None) -> str:
-    """Where curves do not end; matplotlib's own search for the best place takes a second of many
-    points.
-    """
+    """Where curves do not end; matplotlib's own search takes a second with many points."""
     values = [value for _, each in curves.values() for value in each]
     low, high = limits or (min(values), max(values))
     ends = [value for _, each in curves.values() for value in each[-max(1, len(each) // 3) :]]
@@ -154,7 +149,7 @@ def _free_corner(curves: Mapping[str, Curve], limits: tuple[float, float] | None
 
 
 def _thousands(value: float, place: int) -> str:
-    """A count of images in few letters."""
+    """A count of images, abbreviated."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{letter}"

@@ -1,8 +1,7 @@
-"""What a run folder says of itself, for pages and comparisons: whatever of it can be read, and what
-cannot, in words.
+"""What can be read of a run folder, for pages and comparisons; what cannot is named in words.
 
-Nothing here is believed to be whole: a run may have been cut short anywhere. Knows no torch, Ray or
-method by name.
+A run may have been cut short anywhere, so nothing is assumed to be complete. Imports no torch, no
+Ray, no method by name.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,280 +16,192 @@ from typing import Any
 from udl_dist import methods
 from udl_dist.core import config_schema as settings
 from udl_dist.errors import UdlError, UsageError
-from udl_dist.evaluation import io as written
+from udl_dist.evaluation import io
+from udl_dist.evaluation.io import Metric, is_number
 from udl_dist.runs import environment
 from udl_dist.runs.run_folder import RunFolder, winner_of
 
 MOST_ENVIRONMENTS = 20  # the last ones
-LONGEST_FILE = 2**26  # bytes of what is read whole
+
+Curve = tuple[list[float], list[float]]  # images and values
 
 
 @dataclass(frozen=True)
-class Kept:
-    """One checkpoint: the images before it and its held-out figures."""
+class CheckpointRecord:
+    """One checkpoint: the images before it, and the fingerprint of its data."""
 
     images: int
-    figures: Mapping[str, float]
     data: str
-    held_out: int = 0  # images that the figures are means over; 0: not told
+    held_out: int  # images that its held-out metrics are means over; 0: not known
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One figure of an evaluation with all that it depends on."""
+class HeldOutMetric:
+    """A held-out metric at the end of a run, and at its best point."""
 
-    value: float
-    deviation: float | None
-    floor: Mapping[str, Any]
-    protocol: Mapping[str, Any]
+    last: float
+    best: float
+    best_images: int
 
 
 @dataclass
-class Account:
-    """Everything read; what is missing or damaged is empty here and named in `faults`."""
+class RunRecord:
+    """Everything that was read; what is missing or damaged is empty and named in `faults`."""
 
     folder: Path
     settings: dict[str, Any] = field(default_factory=dict)  # by dotted name
     points: list[dict[str, float]] = field(default_factory=list)
-    checkpoints: list[Kept] = field(default_factory=list)
+    checkpoints: list[CheckpointRecord] = field(default_factory=list)
     pictures: dict[str, list[tuple[int, Path]]] = field(default_factory=dict)
-    evaluation: dict[str, Figure] = field(default_factory=dict)
-    # of checkpoints, by images trained on
-    followed: dict[int, dict[str, Figure]] = field(default_factory=dict)
+    evaluation: dict[str, Metric] = field(default_factory=dict)
+    followed: dict[int, dict[str, Metric]] = field(default_factory=dict)  # by images trained on
     messages: list[str] = field(default_factory=list)
     shards: dict[str, str] = field(default_factory=dict)
-    # images before it, and in words
-    environments: list[tuple[int, str]] = field(default_factory=list)
+    environments: list[tuple[int, str]] = field(default_factory=list)  # images before, in words
     complete: bool = False
     failure: str = ""  # why the run ended before its end, if it refused to go on
-    images: int = 0
     faults: list[str] = field(default_factory=list)
+
+    @property
+    def images(self) -> int:
+        last = [int(point["images"]) for point in self.points[-1:]]
+        return max([*last, *(one.images for one in self.checkpoints), 0])
 
     @property
     def method(self) -> str:
         return str(self.settings.get("method.name", "unknown"))
 
     @property
-    def best_by(self) -> str:
-        """The held-out figure whose least value is best; "" if there is none."""
-        asked, own = str(self.settings.get("run.best") or ""), self.kind.best
-        return asked or (f"val/{own}" if own else "")
-
-    @property
     def kind(self) -> type[methods.Method]:
-        """The class of its method; the bare contract where that is not known here."""
+        """The class of its method; the bare contract if that is not installed here."""
         try:
             return methods.find(self.method)
         except UdlError:
             return methods.Method
 
     @property
-    def data(self) -> str:
-        """The fingerprint of what it learned from; "" if no checkpoint says it."""
-        return self.checkpoints[-1].data if self.checkpoints else ""
+    def best_by(self) -> str:
+        """The held-out metric whose least value is best; "" if there is none."""
+        own = f"val/{self.kind.best}" if self.kind.best else ""
+        return str(self.settings.get("run.best") or own)
 
     @property
-    def held_out_images(self) -> int:
-        """How many images the held-out figures are means over; 0 if no checkpoint says it."""
-        return self.checkpoints[-1].held_out if self.checkpoints else 0
+    def last(self) -> CheckpointRecord:
+        return self.checkpoints[-1] if self.checkpoints else CheckpointRecord(0, "", 0)
 
-    def curve(self, name: str) -> tuple[list[float], list[float]]:
-        """The images and values of one curve, where it has any that can be drawn."""
-        pairs = [
-            (point["images"], point[name]) for point in self.points if _is_number(point.get(name))
+    def curve(self, name: str) -> Curve:
+        """The images and finite values of one curve."""
+        points = [point for point in self.points if is_number(point.get(name))]
+        return [float(point["images"]) for point in points], [
+            float(point[name]) for point in points
         ]
-        return [float(images) for images, _ in pairs], [float(value) for _, value in pairs]
 
-    def followed_curve(self, name: str) -> tuple[list[float], list[float]]:
-        """The same of a figure that `udl evaluate --follow` measured."""
-        kept = {
-            images: figures[name].value
-            for images, figures in self.followed.items()
-            if name in figures
-        }
-        return [float(images) for images in kept], list(kept.values())
+    def followed_curve(self, name: str) -> Curve:
+        """The images and values of a metric of `udl evaluate --follow`."""
+        found = {images: of[name].value for images, of in self.followed.items() if name in of}
+        return [float(images) for images in found], list(found.values())
 
-    def held_out(self) -> dict[str, tuple[float, float, int]]:
-        """Of each held-out figure its last value, its value at the best point, and the images of
-        that point.
-        """
+    def held_out(self) -> dict[str, HeldOutMetric]:
+        """Each held-out metric, last and at the point that `best_by` chooses."""
         validated = [
             point for point in self.points if any(name.startswith("val/") for name in point)
         ]
         if not validated:
             return {}
-        scored = [point for point in validated if _is_number(point.get(self.best_by))]
-        best = min(scored, key=lambda point: point[self.best_by]) if scored else validated[-1]
         last = validated[-1]
+        scored = [point for point in validated if is_number(point.get(self.best_by))]
+        best = min(scored, key=lambda point: point[self.best_by], default=last)
         return {
-            name: (last[name], best.get(name, math.nan), int(best["images"]))
+            name: HeldOutMetric(last[name], best.get(name, math.nan), int(best["images"]))
             for name in sorted(last)
             if name.startswith("val/")
         }
 
     def protocol(self) -> dict[str, Any]:
-        """What the held-out figures depend on beside the weights: the data, and settings that say
-        what is measured.
-        """
-        measured_by = sorted({name for names in self.kind.incomparable.values() for name in names})
-        names = [
-            "data.held_out",
-            "data.held_out_fraction",
-            *(f"method.{name}" for name in measured_by),
-        ]
-        return {"data": self.data, "n": self.held_out_images} | {
-            name: self.settings.get(name) for name in names
-        }
+        """What held-out metrics depend on besides weights: data, and settings that change them."""
+        found = {"data": self.last.data, "n": self.last.held_out}
+        own = {f"method.{name}" for names in self.kind.incomparable.values() for name in names}
+        for name in ("data.held_out", "data.held_out_fraction", *sorted(own)):
+            found[name] = self.settings.get(name)
+        return found
 
 
-def read(folder: Path | str) -> Account:
-    """Read what there is, of a search what its winner's run is; raise UsageError for a folder that
-    is no run at all.
-    """
+def read_run(folder: Path | str) -> RunRecord:
+    """Read a run, or that of a search's winner; raise UsageError for a folder that is not one."""
     run = RunFolder(winner_of(settings.as_path(str(folder))))
     if not any(
         path.exists() for path in (run.experiment, run.curves, run.checkpoints, run.pictures)
     ):
         raise UsageError(
-            f"{run.path} is no run folder: it has no experiment.toml, curves or checkpoints"
+            f"{run.path} is not a run folder: it has no experiment.toml, curves or checkpoints"
         )
-    account = Account(run.path)
-    account.settings = settings.flatten(_toml(run.experiment, account))
-    account.points = _points(run, account)
-    account.checkpoints = _checkpoints(run, account)
-    account.pictures = _pictures(run)
-    account.evaluation = figures_in(run.path / written.NAME, account.faults)
-    account.followed = followed_in(run.followed, account.faults)
-    account.messages = _text(run.messages).splitlines()
-    account.shards = {
-        str(name): str(about) for name, about in _json(run.data, account.faults).items()
-    }
-    account.environments = [
-        (entry["images"], environment.in_words(entry))
-        for entry in environment.kept(run.environment)[-MOST_ENVIRONMENTS:]
-    ]
-    account.complete = bool(_json(run.result, account.faults))
-    account.failure = "" if account.complete else (run.failure() or (0, ""))[1]
-    last = [int(point["images"]) for point in account.points[-1:]]
-    account.images = max([*last, *(kept.images for kept in account.checkpoints), 0])
-    return account
+    record = RunRecord(run.path)
+    faults = record.faults
+    record.settings = settings.flatten(_toml(run.experiment, faults))
+    record.points = _points(run.curves, faults)
+    record.checkpoints = _checkpoints(run, faults)
+    record.pictures = _pictures(run)
+    record.evaluation = io.metrics_in(run.path / io.NAME, faults)
+    record.followed = io.followed_in(run.followed, faults)
+    record.messages = io.read_text(run.messages).splitlines()
+    record.shards = {name: str(about) for name, about in io.read_json(run.data, faults).items()}
+    environments = environment.kept(run.environment)[-MOST_ENVIRONMENTS:]
+    record.environments = [(one["images"], environment.in_words(one)) for one in environments]
+    record.complete = bool(io.read_json(run.result, faults))
+    failure = run.failure()
+    record.failure = failure[1] if failure and not record.complete else ""
+    return record
 
 
-def _toml(path: Path, account: Account) -> dict[str, Any]:
+def _toml(path: Path, faults: list[str]) -> dict[str, Any]:
     if not path.exists():
-        account.faults.append(f"{path.name} is missing: the settings are not known")
+        faults.append(f"{path.name} is missing: the settings are not known")
         return {}
     try:
-        return tomllib.loads(_text(path))
+        return tomllib.loads(io.read_text(path))
     except tomllib.TOMLDecodeError as error:
-        account.faults.append(f"{path.name} cannot be read ({error})")
+        faults.append(f"{path.name} cannot be read ({error})")
         return {}
 
 
-def _json(path: Path, faults: list[str]) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        loaded = json.loads(_text(path))
-        return loaded if isinstance(loaded, dict) else {}
-    except (ValueError, RecursionError):
-        faults.append(f"{path.name} is damaged")
-        return {}
-
-
-def _text(path: Path) -> str:
-    """A file as text, at most so much of it; "" if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return file.read(LONGEST_FILE).decode("utf-8", "replace")
-    except OSError:
-        return ""
-
-
-def _points(run: RunFolder, account: Account) -> list[dict[str, float]]:
+def _points(path: Path, faults: list[str]) -> list[dict[str, float]]:
     points, torn = [], 0
-    for line in _text(run.curves).splitlines():
+    for line in io.read_text(path).splitlines():
         try:
             point = json.loads(line)
         except (ValueError, RecursionError):
             point = None
-        if isinstance(point, dict) and _is_number(point.get("images")):
+        if isinstance(point, dict) and is_number(point.get("images")):
             points.append(point)
         else:
             torn += 1
     if torn:
-        account.faults.append(f"{run.curves.name}: {torn} lines are no points")
+        faults.append(f"{path.name}: {torn} lines are not valid points")
     if not points:
-        account.faults.append("there are no curves")
+        faults.append("there are no curves")
     return points
 
 
-def _checkpoints(run: RunFolder, account: Account) -> list[Kept]:
-    kept = []
-    for path in sorted(run.checkpoints.glob("[0-9]*")) if run.checkpoints.is_dir() else []:
-        state = _json(path / "state.json", account.faults)
-        figures = state.get("figures")
-        if not path.name.isdecimal() or not isinstance(figures, dict):
-            account.faults.append(f"checkpoint {path.name} is damaged")
+def _checkpoints(run: RunFolder, faults: list[str]) -> list[CheckpointRecord]:
+    found = []
+    for path in sorted(run.checkpoints.glob("[0-9]*")):
+        state = io.read_json(path / "state.json", faults)
+        if not path.name.isdecimal() or not isinstance(state.get("figures"), dict):
+            faults.append(f"checkpoint {path.name} is damaged")
             continue
-        numbers = {str(name): float(value) for name, value in figures.items() if _is_number(value)}
-        held_out = state.get("held_out")
-        kept.append(
-            Kept(
-                int(path.name),
-                numbers,
-                str(state.get("data", "")),
-                held_out if isinstance(held_out, int) else 0,
-            )
-        )
-    if not kept:
-        account.faults.append("there is no checkpoint")
-    return kept
+        held_out: Any = state.get("held_out")
+        count = held_out if isinstance(held_out, int) else 0
+        found.append(CheckpointRecord(int(path.name), str(state.get("data", "")), count))
+    if not found:
+        faults.append("there is no checkpoint")
+    return found
 
 
 def _pictures(run: RunFolder) -> dict[str, list[tuple[int, Path]]]:
     """The pictures by kind, in the order of images: `samples-000000001234.png`."""
     found: dict[str, list[tuple[int, Path]]] = {}
-    for path in sorted(run.pictures.glob("*-*.png")) if run.pictures.is_dir() else []:
+    for path in sorted(run.pictures.glob("*-*.png")):
         kind, _, images = path.stem.rpartition("-")
         if images.isdecimal():
             found.setdefault(kind, []).append((int(images), path))
     return found
-
-
-def figures_in(path: Path, faults: list[str]) -> dict[str, Figure]:
-    """The figures of an `evaluation.json`; what is none goes to `faults`."""
-    figures = _json(path, faults).get("figures", {})
-    found = {}
-    for name, entry in figures.items() if isinstance(figures, dict) else ():
-        if not isinstance(entry, dict) or not _is_number(entry.get("value")):
-            faults.append(f"{path.name}: {name} is no figure")
-            continue
-        deviation: Any = entry.get("sd")
-        found[str(name)] = Figure(
-            float(entry["value"]),
-            float(deviation) if _is_number(deviation) else None,
-            _table(entry.get("floor")),
-            _table(entry.get("protocol")),
-        )
-    return found
-
-
-def followed_in(folder: Path, faults: list[str]) -> dict[int, dict[str, Figure]]:
-    """The figures of checkpoints that `udl evaluate --follow` measured, by images; what is none
-    goes to `faults`.
-    """
-    found = {
-        int(path.stem): figures_in(path, faults)
-        for path in sorted(folder.glob("[0-9]*.json"))
-        if path.stem.isdecimal()
-    }
-    return {images: figures for images, figures in found.items() if figures}
-
-
-def _table(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

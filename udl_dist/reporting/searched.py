@@ -15,21 +15,21 @@ from typing import Any
 from udl_dist.core import config_schema
 from udl_dist.errors import UdlError
 from udl_dist.evaluation import io as evaluations
+from udl_dist.evaluation.io import Metric as Figure
 from udl_dist.reporting import curves
-from udl_dist.reporting import run_reader as account
-from udl_dist.reporting.page import clean, page
-from udl_dist.reporting.parts import (
+from udl_dist.reporting.page import (
     MOST_BYTES,
     NAME,
     Reported,
+    clean,
     evaluated,
+    films,
     in_words,
+    page,
     shared,
     tables,
     written,
 )
-from udl_dist.reporting.pictures import films
-from udl_dist.reporting.run_reader import Figure
 from udl_dist.runs import environment
 from udl_dist.search import ending, handing, results
 from udl_dist.search import settings as asked
@@ -124,7 +124,7 @@ def read(folder: Path) -> Found:
     except (UdlError, OSError, ValueError, TypeError, KeyError) as error:
         what = "the search cannot be planned again" if found.search else f"{SOURCE} cannot be read"
         found.faults.append(f"{what} ({' '.join(str(error).split())[:300]})")
-    found.figures = account.figures_in(folder / evaluations.NAME, found.faults)
+    found.figures = evaluations.metrics_in(folder / evaluations.NAME, found.faults)
     found.handed = handing.kept(folder)
     found.faults += [f"of the winner: {line}" for line in found.handed.failed]
     if found.search and len(found.lines) < found.trials:

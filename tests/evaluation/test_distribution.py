@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
-from udl_dist.evaluation import distances
-from udl_dist.evaluation.distances import Real
+from udl_dist.evaluation import distribution
+from udl_dist.evaluation.distribution import RealSet
 
 
-def of(rows: torch.Tensor) -> Real:
-    return Real.of(rows, rows)
+def of(rows: torch.Tensor) -> RealSet:
+    return RealSet.of(rows, rows)
 
 
 def sets(real: int = 60, fake: int = 50, width: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,29 +52,34 @@ def test_the_class_score_is_counted_by_hand_and_lies_between_one_and_the_classes
     ]
     mean = [sum(column) / 20 for column in zip(*chances, strict=True)]
     each = [sum(p * math.log(p / q) for p, q in zip(row, mean, strict=True)) for row in chances]
-    assert distances.class_score(logits) == pytest.approx(math.exp(sum(each) / 20), abs=1e-6)
-    # sure of each, all alike often
-    assert distances.class_score(torch.eye(4) * 1e4) == pytest.approx(4, abs=1e-9)
-    assert distances.class_score(torch.eye(4)[:1].repeat(9, 1) * 1e4) == pytest.approx(1, abs=1e-9)
+    assert distribution.class_score(logits) == pytest.approx(math.exp(sum(each) / 20), abs=1e-6)
+    assert distribution.class_score(torch.eye(4) * 1e4) == pytest.approx(
+        4, abs=1e-9
+    )  # sure of each, all alike often
+    assert distribution.class_score(torch.eye(4)[:1].repeat(9, 1) * 1e4) == pytest.approx(
+        1, abs=1e-9
+    )
 
 
 def test_the_distance_of_shifted_and_stretched_gaussians_is_its_closed_form() -> None:
     torch.manual_seed(1)
     rows = torch.randn(200, 4, dtype=torch.float64)
-    # exactly N(0, 1)
-    rows = (rows - rows.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(rows.T))).T
+    rows = (rows - rows.mean(0)) @ torch.linalg.inv(
+        torch.linalg.cholesky(torch.cov(rows.T))
+    ).T  # exactly N(0, 1)
     shift = torch.tensor([3.0, 0.0, -1.0, 0.5], dtype=torch.float64)
     assert of(rows).frechet(rows + shift) == pytest.approx(float(shift.square().sum()), abs=1e-9)
     assert of(rows).frechet(2 * rows) == pytest.approx(4.0, abs=1e-9)  # Σ (2 - 1)²
     assert of(rows).frechet(rows) == pytest.approx(0.0, abs=1e-9)
-    # no variance in two directions
-    flat = rows * torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
+    flat = rows * torch.tensor(
+        [1.0, 1.0, 0.0, 0.0], dtype=torch.float64
+    )  # no variance in two directions
     assert of(rows).frechet(flat) == pytest.approx(2.0, abs=1e-9)
 
 
 def test_neighbours_are_those_that_are_counted_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     real, fake = sets(23, 19)
-    k = distances.NEIGHBOURS
+    k = distribution.NEIGHBOURS
     near, far, across = torch.cdist(real, real), torch.cdist(fake, fake), torch.cdist(fake, real)
     radii, others = near.sort(1).values[:, k], far.sort(1).values[:, k]
     expected = {
@@ -83,7 +88,7 @@ def test_neighbours_are_those_that_are_counted_by_hand(monkeypatch: pytest.Monke
         "density": float((across <= radii).float().sum() / (k * len(fake))),
         "coverage": float((across.T.min(1).values <= radii).float().mean()),
     }
-    monkeypatch.setattr(distances, "ROWS", 4)
+    monkeypatch.setattr(distribution, "ROWS", 4)
     assert of(real).neighbours(fake) == pytest.approx(expected)
 
 

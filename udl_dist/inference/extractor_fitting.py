@@ -1,11 +1,9 @@
-"""`udl fit-extractor`: a small classifier of labelled images, by whose features sets of images can
-be compared.
-"""
+"""`udl fit-extractor`: a small classifier of labelled images, whose features compare sets."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +19,17 @@ from udl_dist.errors import DataError, UsageError
 from udl_dist.evaluation.extractor import Classifier
 from udl_dist.inference.inputs import scaled
 from udl_dist.inference.model import BATCH_IMAGES
-from udl_dist.inference.outcome import Outcome, writing
+from udl_dist.inference.outcome import Outcome, Progress, writing
 from udl_dist.inference.settings import ExtractorSettings
 
 MOST_CLASSES = 10_000
 LEAST_SIZE = 8  # pixels
-Progress = Callable[[int, int], None]
 
 
 def fit_extractor(source: str, dest: Path, asked: ExtractorSettings, progress: Progress) -> Outcome:
-    """Train on the images of `source` and write one safetensors file; what is held out says how
-    good it is.
+    """Train a small classifier of labelled images, whose features compare sets of images.
+
+    Writes one safetensors file; held-out images measure its accuracy.
     """
     if dest.exists():
         raise UsageError(f"{str(dest)!r} exists: name a new file")
@@ -45,50 +43,53 @@ def fit_extractor(source: str, dest: Path, asked: ExtractorSettings, progress: P
     stream, held_out = open_streams(prepare(data), asked.seed)
     if stream.shape[1] < LEAST_SIZE:
         raise UsageError(
-            f"an extractor sees {LEAST_SIZE} pixels at least, not {stream.shape[1]}: give --size"
+            f"an extractor needs {LEAST_SIZE} pixels at least, not {stream.shape[1]}: give --size"
         )
     classes = _classes(source, stream)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(asked.seed)
-        made = Classifier(stream.shape, classes)
-    _train(made, stream, asked, progress)
+        classifier = Classifier(stream.shape, classes)
+    _train(classifier, stream, asked, progress)
     with torch.no_grad():
-        features = torch.cat([made.body(images).relu() for images, _ in _once(stream)])
-        made.centre.copy_(features.mean(0))
-        made.scale.copy_(features.var(0).mean().sqrt().clamp(min=1e-6))
-        right = [made(images).argmax(1) == labels for images, labels in _once(held_out or stream)]
-    accuracy = float(torch.cat(right).float().mean())
+        features = torch.cat([classifier.body(images).relu() for images, _ in _once(stream)])
+        classifier.centre.copy_(features.mean(0))
+        classifier.scale.copy_(features.var(0).mean().sqrt().clamp(min=1e-6))
+        tested = [
+            classifier(images).argmax(1) == labels for images, labels in _once(held_out or stream)
+        ]
+    right = torch.cat(tested)
+    accuracy = float(right.float().mean())
     with writing(dest):
         dest.parent.mkdir(parents=True, exist_ok=True)
-        made.save(dest)
+        classifier.save(dest)
         sha256 = hashlib.sha256(dest.read_bytes()).hexdigest()
     kind = "held-out" if held_out else "training"
-    said = (
-        f"{classes} classes, {100 * accuracy:.2f} % of {len(torch.cat(right)):,} {kind} images"
-        f" right: {dest}"
-    )
-    return Outcome(
-        [said, f"sha256 {sha256}", f"use it: udl evaluate RUN --extractor {dest}"],
-        {"dest": str(dest), "classes": classes, "accuracy": accuracy, "sha256": sha256},
-    )
+    said = [
+        f"{classes} classes, {100 * accuracy:.2f} % of {len(right):,} {kind} images right: {dest}",
+        f"sha256 {sha256}",
+        f"use it: udl evaluate RUN --extractor {dest}",
+    ]
+    facts = {"dest": str(dest), "classes": classes, "accuracy": accuracy, "sha256": sha256}
+    return Outcome(said, facts)
 
 
-def _train(made: Classifier, stream: Stream, asked: ExtractorSettings, progress: Progress) -> None:
-    optimiser = torch.optim.Adam(made.parameters(), asked.learning_rate)
+def _train(
+    classifier: Classifier, stream: Stream, asked: ExtractorSettings, progress: Progress
+) -> None:
+    optimizer = torch.optim.Adam(classifier.parameters(), asked.learning_rate)
     steps = max(1, asked.epochs * stream.records // asked.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step, records in enumerate(stream.batches(0, asked.batch_size)):
         if step == steps:
             break
-        loss = functional.cross_entropy(
-            made(scaled(records.images)), torch.from_numpy(records.labels)
-        )
-        optimiser.zero_grad()
+        labels = torch.from_numpy(records.labels)
+        loss = functional.cross_entropy(classifier(scaled(records.images)), labels)
+        optimizer.zero_grad()
         torch.autograd.backward(loss)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         progress(step + 1, steps)
-    made.eval()
+    classifier.eval()
 
 
 def _once(stream: Stream) -> Iterator[tuple[Tensor, Tensor]]:
@@ -102,11 +103,11 @@ def _classes(source: str, stream: Stream) -> int:
     if labels.min() < 0:
         raise DataError(
             f"{source}: {int((labels < 0).sum()):,} of {len(labels):,} images have no label (cls): "
-            "an extractor is fitted to labelled ones"
+            "an extractor needs labelled ones"
         )
-    if not 2 <= labels.max() + 1 <= MOST_CLASSES:
+    classes = int(labels.max()) + 1
+    if not 2 <= classes <= MOST_CLASSES:
         raise DataError(
-            f"{source} has {int(labels.max()) + 1:,} classes: an extractor takes 2 to"
-            f" {MOST_CLASSES:,}"
+            f"{source} has {classes:,} classes: an extractor takes 2 to {MOST_CLASSES:,}"
         )
-    return int(labels.max()) + 1
+    return classes
