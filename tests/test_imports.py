@@ -215,7 +215,7 @@ ONLY_IN = {
     "pyarrow": {"storage/clients.py", "storage/objects.py", "inference/embedding.py"},
     "matplotlib": {"inference/evaluating.py", "reporting/curves.py", "search/plots.py"},
     "sklearn": {"evaluation/outliers.py", "evaluation/representation.py", "inference/fitting.py"},
-    "jinja2": {"reporting/page.py"},
+    "jinja2": {"inference/card.py", "reporting/page.py"},
     "onnxruntime": {"inference/formats.py"},
     "torch.onnx": {"inference/formats.py"},
     "torch.export": {"evaluation/external_extractors.py", "inference/formats.py"},

@@ -23,13 +23,6 @@ def test_a_start_that_would_flatten_the_rest_lies_outside() -> None:
     assert curves.settled({"loss": ([5], [1.0])}) is None
 
 
-def test_the_legend_lies_where_curves_do_not_end() -> None:
-    rising = (FALLING[0], [-value for value in FALLING[1]])
-    for curve, corner in ((FALLING, "upper right"), (rising, "lower right")):
-        assert curves._free_corner({"loss": curve}, curves.settled({"loss": curve})) == corner
-    assert curves._free_corner({"one": ([1], [2.0])}, None) == "upper right"
-
-
 def test_an_svg_takes_the_colours_of_the_page_and_brings_no_name_of_another(tmp_path: Path) -> None:
     one, two = (
         curves.as_svg({"train/x": FALLING, "_hidden $x_1^{$ <b>": FALLING}, number)

@@ -79,7 +79,10 @@ class Distribution(MetricGroup):
         return {
             **vars(real),
             "others": torch.tensor(len(others)),
-            **{FLOOR + name: torch.tensor(value).double() for name, value in floors.items()},
+            **{
+                FLOOR + name: torch.tensor(value, dtype=torch.float64)
+                for name, value in floors.items()
+            },
         }
 
     def metrics(
@@ -201,15 +204,11 @@ def _gaussian(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _within(rows: Tensor) -> float:
-    """The mean of the kernel over all pairs of two different rows; each pair is computed once."""
-    rows, total = rows.double(), 0.0
-    for start in range(0, len(rows), ROWS):
-        part = rows[start : start + ROWS]
-        for values in _kernel(part, rows[start:]):
-            total += float(
-                2 * values.sum() - values[:, : len(part)].sum() - values.diagonal().sum()
-            )
-    return total / (len(rows) * (len(rows) - 1))
+    """The mean of the kernel over all pairs of two different rows."""
+    rows, count = rows.double(), len(rows)
+    total = sum(float(values.sum()) for values in _kernel(rows, rows))
+    same = (rows.square().mean(1) + 1).pow(3).sum()
+    return (total - float(same)) / (count * (count - 1))
 
 
 def _kernel(first: Tensor, second: Tensor) -> Iterator[Tensor]:

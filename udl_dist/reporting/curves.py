@@ -137,15 +137,7 @@ def _plot(axes: Any, curves: Mapping[str, Curve]) -> None:
     axes.xaxis.set_major_formatter(_thousands)
     axes.margins(x=0.02)
     if len(curves) > 1:
-        axes.legend(fontsize=8, loc=_free_corner(curves, limits))
-
-
-def _free_corner(curves: Mapping[str, Curve], limits: tuple[float, float] | None) -> str:
-    """Where curves do not end; matplotlib's own search takes a second with many points."""
-    values = [value for _, each in curves.values() for value in each]
-    low, high = limits or (min(values), max(values))
-    ends = [value for _, each in curves.values() for value in each[-max(1, len(each) // 3) :]]
-    return "lower right" if sum(ends) / len(ends) > (low + high) / 2 else "upper right"
+        axes.legend(fontsize=8)
 
 
 def _thousands(value: float, place: int) -> str:
