@@ -12,32 +12,45 @@ from udl_dist.commands.use import acting
 
 def add(verbs: Verbs) -> None:
     """Add the parsers of these verbs."""
-    about = "a trained model as a folder: safetensors, configuration, card"
-    export = new_verb(verbs, "export", help=about)
+    export = new_verb(
+        verbs, "export", help="a trained model as a folder: safetensors, configuration, card"
+    )
     export.add_argument("run", help="a run folder")
     export.add_argument("dest", type=Path, help="the folder to make")
-    checkpoint = "best, last, or a number of images (best)"
-    export.add_argument("--checkpoint", default="best", help=checkpoint)
+    export.add_argument(
+        "--checkpoint", default="best", help="best, last, or a number of images (best)"
+    )
     export.add_argument("--onnx", action="store_true", help="also as ONNX")
-    also = "also as .pt2, by torch.export"
-    export.add_argument("--torch-export", action="store_true", help=also)
-    license = "of the model, as a hub names it: apache-2.0 (other)"
-    export.add_argument("--license", default="other", help=license)
+    export.add_argument("--torch-export", action="store_true", help="also as .pt2, by torch.export")
+    export.add_argument(
+        "--license", default="other", help="of the model, as a hub names it: apache-2.0 (other)"
+    )
     export.set_defaults(act=acting("export", _export))
 
-    about = "what differs between runs, their metrics and curves side by side"
-    compare = new_verb(verbs, "compare", help=about)
+    compare = new_verb(
+        verbs, "compare", help="what differs between runs, their metrics and curves side by side"
+    )
     compare.add_argument("runs", nargs="+", metavar="RUN", help="two run folders or more")
-    curves = "the picture of curves (compared.png)"
-    compare.add_argument("--out", type=Path, default=Path("compared.png"), help=curves)
+    compare.add_argument(
+        "--out",
+        type=Path,
+        default=Path("compared.png"),
+        help="the picture of curves (compared.png)",
+    )
     compare.set_defaults(act=acting("compare", _compare))
 
-    about = "one page about a run or a search: metrics, curves, pictures, settings"
-    report = new_verb(verbs, "report", help=about)
+    report = new_verb(
+        verbs,
+        "report",
+        help="one page about a run or a search: metrics, curves, pictures, settings",
+    )
     report.add_argument("run", help="a run folder, or that of a search")
     report.add_argument("--out", type=Path, help="the file to write (report.html in that folder)")
-    again = "write it again and again while the run or search is at work"
-    report.add_argument("--follow", action="store_true", help=again)
+    report.add_argument(
+        "--follow",
+        action="store_true",
+        help="write it again and again while the run or search is at work",
+    )
     report.set_defaults(act=acting("report", _report))
 
 

@@ -1,4 +1,4 @@
-"""udl sample, reconstruct, traverse, embed, score, evaluate and fit-…: a trained model in use."""
+"""udl sample, reconstruct, traverse, embed, score and evaluate: a trained model in use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from udl_dist.commands import Verbs, new_verb, progress, refuse_flags, show, tel
 from udl_dist.core import config_schema as settings
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import FigureSettings
-from udl_dist.inference.settings import EmbedSettings, ExtractorSettings
+from udl_dist.inference.settings import EmbedSettings
 
 # What --out defaults to, in the run folder.
 SAMPLES, RECONSTRUCTION = "samples.png", "reconstruction.png"
@@ -31,8 +31,8 @@ class VerbOptions:
 
 def add(verbs: Verbs) -> None:
     """Add the parsers of these verbs."""
-    options = VerbOptions(out=SAMPLES, seed=True)
-    sample = _verb(verbs, "sample", "draw new images", _sample, options)
+    drawn = VerbOptions(out=SAMPLES, seed=True)
+    sample = model_verb(verbs, "sample", "draw new images", _sample, drawn)
     sample.add_argument("--n", type=int, default=64, help="how many (64)")
     sample.add_argument(
         "--prior",
@@ -40,60 +40,82 @@ def add(verbs: Verbs) -> None:
         default="auto",
         help="of latents: the method's own, or the mixture of udl fit-prior",
     )
-    options = VerbOptions(images=True, out=RECONSTRUCTION)
-    about = "send images through a model and back"
-    rebuild = _verb(verbs, "reconstruct", about, _reconstruct, options)
+    rebuild = model_verb(
+        verbs,
+        "reconstruct",
+        "send images through a model and back",
+        _reconstruct,
+        VerbOptions(images=True, out=RECONSTRUCTION),
+    )
     rebuild.add_argument("--n", type=int, default=64, help="most images (64)")
-
-    options = VerbOptions(out=TRAVERSE, seed=True)
-    about = "walk through the latents, or from one image to another"
-    walk = _verb(verbs, "traverse", about, _traverse, options)
+    walk = model_verb(
+        verbs,
+        "traverse",
+        "walk through the latents, or from one image to another",
+        _traverse,
+        VerbOptions(out=TRAVERSE, seed=True),
+    )
     walk.add_argument("--axes", type=int, default=8, help="latents to walk along, a row each (8)")
     walk.add_argument("--steps", type=int, default=11, help="images in a row (11)")
     walk.add_argument("--reach", type=float, default=3.0, help="std to either side (3)")
     walk.add_argument("--image", default="", help="where to start from (the mean latent)")
-    ends = "interpolate: an image, or seed:N for a drawn one"
-    walk.add_argument("--from", dest="start", default="", help=ends)
+    walk.add_argument(
+        "--from",
+        dest="start",
+        default="",
+        help="interpolate: an image, or seed:N for a drawn one",
+    )
     walk.add_argument("--to", dest="end", default="", help="interpolate: its other end")
-
-    about = "the latents of all images of a source, with their keys"
-    embed = _verb(verbs, "embed", about, _embed, VerbOptions(EmbedSettings))
-    source = "a folder of images, shards, IDX files, .npy/.npz or 'digits'"
-    embed.add_argument("source", help=source)
+    embed = model_verb(
+        verbs,
+        "embed",
+        "the latents of all images of a source, with their keys",
+        _embed,
+        VerbOptions(EmbedSettings),
+    )
+    embed.add_argument(
+        "source", help="a folder of images, shards, IDX files, .npy/.npz or 'digits'"
+    )
     embed.add_argument("dest", type=Path, help="the folder to make, or to go on with")
+    _add_scores(verbs)
 
-    options = VerbOptions(images=True, out=SCORES, seed=True)
-    about = "an anomaly score of each image, flagged against held-out ones"
-    score = _verb(verbs, "score", about, _score, options)
-    names = "reconstruction, the method's bound, code_outlier_factor; auto: its last"
-    score.add_argument("--by", default="auto", help=names)
-    part = "part of the run's held-out images that is not flagged (0.99)"
-    score.add_argument("--quantile", type=float, default=0.99, help=part)
+
+def _add_scores(verbs: Verbs) -> None:
+    score = model_verb(
+        verbs,
+        "score",
+        "an anomaly score of each image, flagged against held-out ones",
+        _score,
+        VerbOptions(images=True, out=SCORES, seed=True),
+    )
+    score.add_argument(
+        "--by",
+        default="auto",
+        help="reconstruction, the method's bound, code_outlier_factor; auto: its last",
+    )
+    score.add_argument(
+        "--quantile",
+        type=float,
+        default=0.99,
+        help="part of the run's held-out images that is not flagged (0.99)",
+    )
     score.add_argument("--threshold", type=float, help="a score above which images are flagged")
-
-    about = "metrics on held-out images, each with its protocol and its floor"
-    evaluate = _verb(verbs, "evaluate", about, _evaluate, VerbOptions(FigureSettings))
+    evaluate = model_verb(
+        verbs,
+        "evaluate",
+        "metrics on held-out images, each with its protocol and its floor",
+        _evaluate,
+        VerbOptions(FigureSettings),
+    )
     evaluate.add_argument("--out", type=Path, help="the file (evaluation.json in the run folder)")
-    followed = "every checkpoint as it is written, during training, until the run has ended"
-    evaluate.add_argument("--follow", action="store_true", help=followed)
-    best = "with --follow: a metric, whose best checkpoint is copied"
-    evaluate.add_argument("--best", default="", help=best)
-
-    about = "a mixture of Gaussians over a run's codes, to sample from"
-    prior = _verb(verbs, "fit-prior", about, _fit_prior, VerbOptions(seed=True))
-    prior.add_argument("--components", type=int, default=10, help="Gaussians (10)")
-    prior.add_argument("--turns", type=int, default=200, help="most iterations (200)")
-
-    about = "reference codes of training images, to score outliers"
-    outliers = _verb(verbs, "fit-outliers", about, _fit_outliers, VerbOptions())
-    near = "of a code, for its density (10)"
-    outliers.add_argument("--neighbours", type=int, default=10, help=near)
-
-    about = "a small classifier of labelled images, for udl evaluate --extractor"
-    fit = new_verb(verbs, "fit-extractor", ExtractorSettings, help=about)
-    fit.add_argument("source", help="labelled shards, IDX files, an .npz or 'digits'")
-    fit.add_argument("dest", type=Path, help="the safetensors file to write")
-    fit.set_defaults(act=acting("fit-extractor", _fit_extractor, ExtractorSettings))
+    evaluate.add_argument(
+        "--follow",
+        action="store_true",
+        help="every checkpoint as it is written, during training, until the run has ended",
+    )
+    evaluate.add_argument(
+        "--best", default="", help="with --follow: a metric, whose best checkpoint is copied"
+    )
 
 
 def acting(
@@ -111,28 +133,34 @@ def acting(
     return act
 
 
-def _verb(
+def model_verb(
     verbs: Verbs, name: str, about: str, use: Any, options: VerbOptions
 ) -> argparse.ArgumentParser:
     """A verb that takes a model, and what `options` say."""
     verb = new_verb(verbs, name, options.settings, help=about)
     verb.add_argument("model", metavar="RUN", help="a run folder or an exported model")
     if options.images:
-        kinds = "image files, a folder of them, shards, IDX files, .npy or 'digits'"
-        verb.add_argument("images", nargs="+", metavar="IMAGES", help=kinds)
+        verb.add_argument(
+            "images",
+            nargs="+",
+            metavar="IMAGES",
+            help="image files, a folder of them, shards, IDX files, .npy or 'digits'",
+        )
     if options.out:
-        where = f"where to write ({options.out} in the run folder)"
-        verb.add_argument("--out", type=Path, help=where)
+        verb.add_argument(
+            "--out", type=Path, help=f"where to write ({options.out} in the run folder)"
+        )
     if options.seed:
         verb.add_argument("--seed", type=int, default=0, help="of random numbers (0)")
     verb.add_argument("--device", default="cpu", help="cpu, cuda or auto (cpu)")
-    checkpoint = "of a run: best, last, or a number of images (best)"
-    verb.add_argument("--checkpoint", default="best", help=checkpoint)
+    verb.add_argument(
+        "--checkpoint", default="best", help="of a run: best, last, or a number of images (best)"
+    )
     verb.set_defaults(act=acting(name, use, options.settings))
     return verb
 
 
-def _model(asked: argparse.Namespace) -> Any:
+def load_model(asked: argparse.Namespace) -> Any:
     from udl_dist.inference.model import load
 
     return load(asked.model, asked.device, asked.checkpoint)
@@ -148,21 +176,21 @@ def _out(model: Any, asked: argparse.Namespace, name: str) -> Path:
 def _sample(asked: argparse.Namespace, _: None) -> Any:
     from udl_dist.inference import drawing
 
-    model = _model(asked)
+    model = load_model(asked)
     return drawing.sample(model, asked.n, asked.seed, asked.prior, _out(model, asked, SAMPLES))
 
 
 def _reconstruct(asked: argparse.Namespace, _: None) -> Any:
     from udl_dist.inference import drawing
 
-    model = _model(asked)
+    model = load_model(asked)
     return drawing.reconstruct(model, asked.images, asked.n, _out(model, asked, RECONSTRUCTION))
 
 
 def _traverse(asked: argparse.Namespace, _: None) -> Any:
     from udl_dist.inference import drawing
 
-    model = _model(asked)
+    model = load_model(asked)
     if bool(asked.start) != bool(asked.end):
         raise UsageError("an interpolation has two ends: give both --from and --to")
     out, steps, seed = _out(model, asked, TRAVERSE), asked.steps, asked.seed
@@ -176,13 +204,13 @@ def _embed(asked: argparse.Namespace, wanted: EmbedSettings) -> Any:
     from udl_dist.inference import embedding
 
     bar = progress("embedding")
-    return embedding.embed(_model(asked), asked.source, asked.dest, wanted, bar)
+    return embedding.embed(load_model(asked), asked.source, asked.dest, wanted, bar)
 
 
 def _score(asked: argparse.Namespace, _: None) -> Any:
     from udl_dist.inference import scoring
 
-    model = _model(asked)
+    model = load_model(asked)
     threshold = scoring.Threshold(asked.quantile, asked.threshold)
     out = _out(model, asked, SCORES)
     return scoring.score(model, asked.images, asked.by, threshold, asked.seed, out)
@@ -195,30 +223,10 @@ def _evaluate(asked: argparse.Namespace, wanted: FigureSettings) -> Any:
     if not asked.follow:
         if asked.best:
             raise UsageError("--best chooses among checkpoints that --follow measures: give both")
-        return evaluating.evaluate(_model(asked), wanted, asked.out, bar)
+        return evaluating.evaluate(load_model(asked), wanted, asked.out, bar)
     if asked.out or asked.checkpoint != "best":
         raise UsageError(
             "--follow measures every checkpoint into the run folder: leave --out and --checkpoint "
             "out"
         )
     return following.follow(asked.model, asked.device, wanted, asked.best, bar, tell)
-
-
-def _fit_extractor(asked: argparse.Namespace, wanted: ExtractorSettings) -> Any:
-    from udl_dist.inference import extractor_fitting
-
-    bar = progress("fitting", "steps")
-    return extractor_fitting.fit_extractor(asked.source, asked.dest, wanted, bar)
-
-
-def _fit_prior(asked: argparse.Namespace, _: None) -> Any:
-    from udl_dist.inference import fitting
-
-    model, bar = _model(asked), progress("encoding")
-    return fitting.fit_prior(model, asked.components, asked.turns, asked.seed, bar)
-
-
-def _fit_outliers(asked: argparse.Namespace, _: None) -> Any:
-    from udl_dist.inference import fitting
-
-    return fitting.fit_outliers(_model(asked), asked.neighbours, progress("encoding"))
