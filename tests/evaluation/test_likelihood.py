@@ -14,7 +14,7 @@ from udl_dist.evaluation.extractor import OWN_EXTRACTORS
 from udl_dist.evaluation.io import Metric
 from udl_dist.evaluation.likelihood import Likelihood
 from udl_dist.evaluation.metric_group import HELD_OUT, MetricBatch, Subject
-from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.methods import Batch
 
 SHAPE = (1, 2, 3)
@@ -78,7 +78,7 @@ def images(method: Any, count: int = 8) -> Batch:
 def measured(
     method: Any, some: Batch, shape: tuple[int, int, int] = SHAPE, **asked: Any
 ) -> dict[str, Metric]:
-    wanted = FigureSettings(**asked)
+    wanted = MetricSettings(**asked)
     group = Likelihood(
         Subject(
             method, shape, method.settings.latent_dim, wanted, OWN_EXTRACTORS["pixels"], None, ""

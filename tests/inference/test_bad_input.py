@@ -14,7 +14,7 @@ from tests.trained import METHODS
 from tests.training.learn import packed
 from udl_dist import cli
 from udl_dist.errors import UsageError
-from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.inference.evaluating import evaluate
 
 VERBS = {
@@ -49,7 +49,7 @@ def test_one_image_has_the_figures_that_one_can_have(
     method: str, trained: dict[str, Path], tmp_path: Path
 ) -> None:
     model = udl_dist.load(trained[method])
-    asked = FigureSettings(images=1, bound_samples=2)
+    asked = MetricSettings(images=1, bound_samples=2)
     if method == "gan":
         with pytest.raises(
             UsageError, match="has no metrics: .*needs 50 images or more, there are 1"
@@ -65,7 +65,7 @@ def test_images_of_another_size_are_brought_to_the_model_s(
     trained: dict[str, Path], tmp_path: Path
 ) -> None:
     source = str(packed(tmp_path / "data", 60, size=16) / "train")
-    asked = FigureSettings(data=source, families=("reconstruction",))
+    asked = MetricSettings(data=source, families=("reconstruction",))
     found = evaluate(
         udl_dist.load(trained["ae"]), asked, tmp_path / "out.json", lambda done, total: None
     ).as_dict()

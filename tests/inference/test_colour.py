@@ -13,7 +13,7 @@ from tests.trained import run
 from udl_dist import experiment as experiments
 from udl_dist.data.packing.pack import pack
 from udl_dist.data.packing.settings import PackSettings
-from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.inference import drawing, evaluating, scoring
 from udl_dist.inference.export import ExportSettings, export
 from udl_dist.methods.pixels import levels
@@ -64,7 +64,7 @@ def test_colour_images_of_any_size_stand_beside_pca(tmp_path: Path) -> None:
         data__size="40",
         train__total_images="120",
     )
-    wanted = FigureSettings(families=("reconstruction",))
+    wanted = MetricSettings(families=("reconstruction",))
     done = evaluating.evaluate(udl_dist.load(folder), wanted, None, lambda done, total: None)
     mse = done.as_dict()["figures"]["mse"]
     assert mse["floor"]["PCA of 4 numbers"] > 0

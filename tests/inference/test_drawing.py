@@ -30,7 +30,7 @@ def tile(path: Path, row: int, column: int) -> np.ndarray:
 def test_a_grid_holds_the_images_of_the_seed(trained: dict[str, Path], tmp_path: Path) -> None:
     model = udl_dist.load(trained["gan"])
     done = drawing.sample(model, 5, 3, "auto", tmp_path / "new" / "grid.png")
-    assert (done.figures["n"], done.figures["seed"]) == (5, 3)
+    assert (done.values["n"], done.values["seed"]) == (5, 3)
     drawn = levels(model.sample(5, seed=3)).numpy()
     assert (tile(tmp_path / "new" / "grid.png", 1, 1) == drawn[4, 0]).all()
 
@@ -82,8 +82,8 @@ def test_originals_stand_over_reconstructions(trained: dict[str, Path], tmp_path
     done = drawing.reconstruct(model, names, 18, tmp_path / "out.png")
     rebuilt = model.reconstruct(given[:18])
     error = float((rebuilt - model.images(given[:18])).div(2).square().mean())
-    assert done.figures["n"] == 18
-    assert done.figures["mse"] == pytest.approx(error, rel=1e-5)
+    assert done.values["n"] == 18
+    assert done.values["mse"] == pytest.approx(error, rel=1e-5)
     assert (tile(tmp_path / "out.png", 0, 3) == given[3]).all()
     assert (tile(tmp_path / "out.png", 3, 1) == levels(rebuilt).numpy()[17, 0]).all()
 
@@ -97,7 +97,7 @@ def test_single_files_of_any_kind_and_size_are_fitted(
     for name in names:
         picture.convert("RGB").save(name)
     done = drawing.reconstruct(model, [*map(str, names), str(tmp_path)], 5, tmp_path / "made")
-    assert done.figures["n"] == 5
+    assert done.values["n"] == 5
     assert sorted(path.name for path in (tmp_path / "made").iterdir())[:3] == [
         f"00000{number}-photo.png" for number in range(3)
     ]
@@ -119,7 +119,7 @@ def test_that_some_of_many_images_are_taken_is_said(
         Image.fromarray(one).save(tmp_path / "photos" / f"{number}.png")
     some = drawing.reconstruct(model, [str(tmp_path / "photos")], 5, tmp_path / "some")
     assert "the first 5 of 9 images (--n 9 takes all): mean squared error" in some.lines()[-1]
-    assert (some.figures["n"], some.figures["images"]) == (5, 9)
+    assert (some.values["n"], some.values["images"]) == (5, 9)
     assert min(path.name for path in (tmp_path / "some").iterdir()) == "000000-0.png"
     every = drawing.reconstruct(model, [str(tmp_path / "photos")], 64, tmp_path / "all.png")
     assert every.lines()[-1].startswith("9 images: mean squared error")
@@ -131,8 +131,8 @@ def test_a_walk_moves_one_latent_a_row(
 ) -> None:
     model = udl_dist.load(trained[method])
     done = drawing.traverse(model, drawing.Walk(2, 5, 3.0), "", 0, tmp_path / "walk.png")
-    assert len(done.figures["axes"]) == 2
-    assert done.figures["deviations"] == sorted(done.figures["deviations"], reverse=True)
+    assert len(done.values["axes"]) == 2
+    assert done.values["deviations"] == sorted(done.values["deviations"], reverse=True)
     middles = [tile(tmp_path / "walk.png", row, 2) for row in (0, 1)]
     assert (middles[0] == middles[1]).all()
     assert (tile(tmp_path / "walk.png", 0, 0) != middles[0]).any()
@@ -144,7 +144,7 @@ def test_an_interpolation_begins_and_ends_where_it_should(
     Image.fromarray(images(1)[0]).save(tmp_path / "one.png")
     vae = udl_dist.load(trained["vae"])
     done = drawing.interpolate(vae, str(tmp_path / "one.png"), "seed:3", 4, 0, tmp_path / "way.png")
-    assert done.figures["way"] == "spherical"
+    assert done.values["way"] == "spherical"
     assert (
         tile(tmp_path / "way.png", 0, 0) == levels(vae.reconstruct(images(1))).numpy()[0, 0]
     ).all()

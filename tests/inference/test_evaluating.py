@@ -19,7 +19,7 @@ from tests.trained import corners, run
 from tests.training.learn import packed
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation import extractor
-from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.inference import evaluating
 from udl_dist.inference.extractor_fitting import fit_extractor
 from udl_dist.inference.fitting import fit_prior
@@ -30,7 +30,7 @@ from udl_dist.reporting.run_reader import read_run
 
 
 def evaluate(model: Model, out: Path, **asked: Any) -> dict[str, Any]:
-    wanted = FigureSettings(**{"bound_samples": 4, **asked})
+    wanted = MetricSettings(**{"bound_samples": 4, **asked})
     done = evaluating.evaluate(model, wanted, out / "evaluation.json", lambda done, total: None)
     assert done.lines()
     return done.as_dict()

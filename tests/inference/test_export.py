@@ -90,8 +90,8 @@ def test_every_way_through_a_model_is_read_again_and_says_how_far_it_is(
     names = {
         f"{part}.{kind}" for part in ("encoder", "decoder", "whole") for kind in ("onnx", "pt2")
     }
-    assert set(done.figures["differences"]) == names | {layout.WEIGHTS}
-    assert all(difference < 1e-5 for difference in done.figures["differences"].values())
+    assert set(done.values["differences"]) == names | {layout.WEIGHTS}
+    assert all(difference < 1e-5 for difference in done.values["differences"].values())
     assert udl_dist.load(tmp_path / "model").can("encode")
 
 
@@ -102,8 +102,8 @@ def test_a_generator_is_the_whole_of_a_gan_in_every_format(
 
     model = udl_dist.load(trained["gan"])
     done = export(model, tmp_path / "model", ExportSettings(onnx=True, torch_export=True))
-    assert set(done.figures["differences"]) == {"generator.onnx", "generator.pt2", layout.WEIGHTS}
-    assert all(difference < 1e-5 for difference in done.figures["differences"].values())
+    assert set(done.values["differences"]) == {"generator.onnx", "generator.pt2", layout.WEIGHTS}
+    assert all(difference < 1e-5 for difference in done.values["differences"].values())
     session = onnxruntime.InferenceSession(
         tmp_path / "model" / "generator.onnx", providers=["CPUExecutionProvider"]
     )
@@ -163,7 +163,7 @@ def test_the_card_has_front_matter_figures_and_no_path_of_this_machine(
     assert 'library_name: "udl-dist"' in front
     for words in (
         "## Data",
-        "## Figures",
+        "## Metrics",
         "held-out images",
         "val/negative_elbo",
         "## Limits",

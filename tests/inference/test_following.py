@@ -22,16 +22,16 @@ from tests.training.learn import packed
 from udl_dist.cli import main
 from udl_dist.core import files as disk
 from udl_dist.errors import TrainingError, UsageError
-from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.inference import evaluating, following
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import checkpoint
 
-ASKED = FigureSettings(families=("reconstruction",), noise=())
+ASKED = MetricSettings(families=("reconstruction",), noise=())
 
 
 def follow(
-    folder: Path, best: str = "", asked: FigureSettings = ASKED, say: Callable[[str], None] = print
+    folder: Path, best: str = "", asked: MetricSettings = ASKED, say: Callable[[str], None] = print
 ) -> Any:
     return following.follow(str(folder), "cpu", asked, best, lambda done, total: None, say)
 
@@ -178,9 +178,9 @@ def test_what_cannot_be_followed_is_refused_in_one_line(own: Path, tmp_path: Pat
     with pytest.raises(UsageError, match="there is no metric 'mze': .*mse"):
         follow(own, "mze")
     with pytest.raises(UsageError, match=r"holds metrics of other settings \(asked\.json\)"):
-        follow(own, asked=FigureSettings(families=("reconstruction",)))
+        follow(own, asked=MetricSettings(families=("reconstruction",)))
     follow(
-        own, asked=FigureSettings(families=("reconstruction",), noise=(), readers=2)
+        own, asked=MetricSettings(families=("reconstruction",), noise=(), readers=2)
     )  # changes no figure
     held = disk.lock(own / "followed")
     with pytest.raises(UsageError, match="is written by another udl evaluate --follow"):

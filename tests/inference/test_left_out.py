@@ -20,7 +20,7 @@ from udl_dist.data.loader.reader import Stream
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import DataError, UsageError
 from udl_dist.evaluation import outliers
-from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.inference.evaluating import evaluate
 
 
@@ -40,7 +40,7 @@ def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def figures(folder: Path, out: Path, **wanted: Any) -> dict[str, Any]:
-    settings = FigureSettings(**{"families": ("anomaly",), **wanted})
+    settings = MetricSettings(**{"families": ("anomaly",), **wanted})
     done = evaluate(udl_dist.load(folder), settings, out, lambda done, total: None).as_dict()
     found: dict[str, Any] = done["figures"]
     return found

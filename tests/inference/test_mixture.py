@@ -78,7 +78,7 @@ def run(trained: dict[str, Path], tmp_path: Path) -> Path:
 
 def test_an_autoencoder_is_drawn_from_once_a_mixture_was_fitted(run: Path, tmp_path: Path) -> None:
     done = fit_prior(udl_dist.load(run), 2, 50, 0, lambda done, total: None)
-    assert done.figures["held_out_log_likelihood"] > -100
+    assert done.values["held_out_log_likelihood"] > -100
     model = udl_dist.load(run)
     assert model.can("sample")
     assert torch.equal(model.sample(3, seed=4), model.sample(3, seed=4, prior="mixture"))
@@ -122,7 +122,7 @@ def test_what_cannot_be_fitted_is_refused(trained: dict[str, Path], run: Path) -
 
 def test_few_codes_are_drawn_of_many_images(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("udl_dist.inference.fitting.MOST_FITTED", 30)
-    assert fit_prior(udl_dist.load(run), 2, 5, 0, lambda done, total: None).figures["codes"] == 30
+    assert fit_prior(udl_dist.load(run), 2, 5, 0, lambda done, total: None).values["codes"] == 30
 
 
 def test_without_scikit_learn_fitting_is_refused_and_use_goes_on(

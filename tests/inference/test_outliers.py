@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import udl_dist
 from tests.trained import corners, images, run
 from udl_dist.errors import DataError, UsageError
-from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.inference import scoring
 from udl_dist.inference.evaluating import evaluate
 from udl_dist.inference.export import ExportSettings, export
@@ -97,7 +97,7 @@ def test_the_factor_is_that_of_the_figures(tmp_path: Path) -> None:
         data__held_out_fraction="0.5",
         data__without_labels="3",
     )
-    asked = FigureSettings(families=("anomaly",), neighbours=5, train_images=0)
+    asked = MetricSettings(families=("anomaly",), neighbours=5, train_images=0)
     figures = evaluate(udl_dist.load(folder), asked, None, lambda done, total: None).as_dict()[
         "figures"
     ]

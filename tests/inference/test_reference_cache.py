@@ -17,7 +17,7 @@ import udl_dist
 from tests.launch.test_worker_data import spoilt
 from tests.trained import corners, run
 from udl_dist.evaluation.extractor import Classifier
-from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.inference import reference_cache
 from udl_dist.inference.evaluating import evaluate
 from udl_dist.inference.measuring import MeasuredPart, Measuring
@@ -67,7 +67,7 @@ def measured(run_folder: Path, out: Path, **asked_for: Any) -> bytes:
         "seeds": 1,
         "extractor": str(run_folder.parent / "extractor.safetensors"),
     } | asked_for
-    asked = FigureSettings(**wanted)
+    asked = MetricSettings(**wanted)
     evaluate(udl_dist.load(run_folder), asked, out, lambda done, total: None)
     return out.read_bytes()
 
@@ -181,7 +181,7 @@ def test_what_was_taken_of_stand_ins_is_not_kept(cache: Path, tmp_path: Path) ->
     model = udl_dist.load(run("ae", source, tmp_path / "ae", **skipping))
     evaluate(
         model,
-        FigureSettings(families=("reconstruction",)),
+        MetricSettings(families=("reconstruction",)),
         tmp_path / "1.json",
         lambda done, total: None,
     )

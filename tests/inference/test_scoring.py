@@ -146,7 +146,7 @@ def test_where_the_held_out_images_are_gone_nothing_is_flagged_and_that_is_said(
         0,
         tmp_path / "out",
     )
-    assert (done.figures["flagged"], done.figures["threshold"]) == (0, None)
+    assert (done.values["flagged"], done.values["threshold"]) == (0, None)
     assert "no threshold: there is no file or folder" in done.lines()[1]
 
 

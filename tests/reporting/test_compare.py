@@ -47,11 +47,11 @@ def test_other_images_are_no_rivals(pair: tuple[Path, Path], tmp_path: Path) -> 
         state.write_text(json.dumps(json.loads(state.read_text()) | {"data": "another"}))
     found = compare([str(pair[0]), str(tmp_path / "other")], tmp_path / "curves.png")
     assert not found.figures
-    assert "data is " in found.refused["held-out figures"]
-    assert ", another" in found.refused["held-out figures"]
+    assert "data is " in found.refused["held-out metrics"]
+    assert ", another" in found.refused["held-out metrics"]
     assert not found.picture
     assert any(
-        line.startswith("not compared: held-out figures: their protocols differ")
+        line.startswith("not compared: held-out metrics: their protocols differ")
         for line in found.lines()
     )
 
@@ -63,7 +63,7 @@ def test_settings_that_change_what_is_measured_keep_figures_apart(
     settings = tmp_path / "binary" / "experiment.toml"
     settings.write_text(settings.read_text().replace('binarise = "none"', 'binarise = "static"'))
     found = compare([str(trained["vae"]), str(tmp_path / "binary")], tmp_path / "curves.png")
-    assert found.refused["held-out figures"].endswith("method.binarise is none, static")
+    assert found.refused["held-out metrics"].endswith("method.binarise is none, static")
 
 
 def test_of_different_methods_only_what_they_share_is_compared(

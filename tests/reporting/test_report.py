@@ -21,7 +21,7 @@ from PIL import Image
 
 from tests.trained import METHODS
 from udl_dist.errors import TrainingError, UsageError
-from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.inference.following import follow
 from udl_dist.reporting import page as pages
 from udl_dist.reporting import report as reports
@@ -101,7 +101,7 @@ def test_pictures_come_first_and_the_figure_that_chooses_the_best_leads(
 ) -> None:
     best = {"ae": "val/mse", "vae": "val/negative_elbo", "gan": "val/frechet_detail"}
     (name,) = (best[method] for method, folder in trained.items() if folder == run)
-    assert re.findall(r'<section id="(\w+)"', text)[:3] == ["pictures", "figures", "curves"]
+    assert re.findall(r'<section id="(\w+)"', text)[:3] == ["pictures", "metrics", "curves"]
     assert re.findall(r'<th scope="row">([^<]*)</th>', text)[0] == name
     assert re.findall(r"<figcaption>([^<]*)</figcaption>", text)[0] == name.removeprefix("val/")
 
@@ -205,7 +205,7 @@ def test_figures_of_checkpoints_are_curves_and_damaged_ones_are_named(
     follow(
         str(folder),
         "cpu",
-        FigureSettings(families=("reconstruction",), noise=()),
+        MetricSettings(families=("reconstruction",), noise=()),
         "",
         lambda *_: None,
         print,

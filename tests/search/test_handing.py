@@ -17,7 +17,7 @@ from tests.search.simulated import conductor, trained
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.metric_group import Subject
 from udl_dist.evaluation.reconstruction import Reconstruction
-from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.inference import evaluating, layout
 from udl_dist.inference.card import plain
 from udl_dist.inference.export import ExportSettings, export
@@ -86,9 +86,9 @@ def test_the_figures_are_those_of_evaluate_and_the_model_that_of_the_best_run(
     assert (entry["protocol"]["runs"], entry["protocol"]["n"]) == (2, 18)
     assert "weights" not in entry["protocol"], "of two runs, it is no protocol of their mean"
     alone = evaluating.evaluate(
-        udl_dist.load(runs[0]), FigureSettings(), None, lambda done, total: None
+        udl_dist.load(runs[0]), MetricSettings(), None, lambda done, total: None
     )
-    assert alone.figures["figures"] == of_each[0]
+    assert alone.as_dict()["figures"] == of_each[0]
 
     last = [(RunFolder(run).finished() or {})["figures"]["val/mse"] for run in runs]
     best = min(range(2), key=lambda seed: last[seed])

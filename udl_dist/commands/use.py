@@ -11,7 +11,7 @@ from typing import Any
 from udl_dist.commands import Verbs, new_verb, progress, refuse_flags, show, tell
 from udl_dist.core import config_schema as settings
 from udl_dist.errors import UsageError
-from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.inference.settings import EmbedSettings
 
 # What --out defaults to, in the run folder.
@@ -105,7 +105,7 @@ def _add_scores(verbs: Verbs) -> None:
         "evaluate",
         "metrics on held-out images, each with its protocol and its floor",
         _evaluate,
-        VerbOptions(FigureSettings),
+        VerbOptions(MetricSettings),
     )
     evaluate.add_argument("--out", type=Path, help="the file (evaluation.json in the run folder)")
     evaluate.add_argument(
@@ -216,7 +216,7 @@ def _score(asked: argparse.Namespace, _: None) -> Any:
     return scoring.score(model, asked.images, asked.by, threshold, asked.seed, out)
 
 
-def _evaluate(asked: argparse.Namespace, wanted: FigureSettings) -> Any:
+def _evaluate(asked: argparse.Namespace, wanted: MetricSettings) -> Any:
     from udl_dist.inference import evaluating, following
 
     bar = progress("evaluating", "parts")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +94,34 @@ def shared_protocols(
     of_all = {name: found[0] for name, found in alike.items() if len(found) == len(every)}
     of_some = {name: found[0] for name, found in alike.items() if 1 < len(found) < len(every)}
     return of_all, of_some
+
+
+def metric_rows(
+    metrics: Mapping[str, Metric], escape: Callable[[str], str]
+) -> list[tuple[str, str, str, str]]:
+    """Name, value, floors and further protocol of each metric, as text.
+
+    What all protocols share is left out; of what two or more share the name alone is there.
+    """
+    of_all, of_some = shared_protocols(metric.protocol for metric in metrics.values())
+    rows = []
+    for name, metric in metrics.items():
+        own = {key: value for key, value in metric.protocol.items() if key not in of_all}
+        words = [escape(key) if key in of_some else pairs({key: own[key]}, escape) for key in own]
+        floors = pairs(metric.floor, escape)
+        rows.append((escape(name), metric.number(), floors, ", ".join(words)))
+    return rows
+
+
+def pairs(values: Mapping[str, Any], escape: Callable[[str], str] = str) -> str:
+    """Names and values in a line."""
+    return ", ".join(f"{escape(name)} {escape(in_words(one))}" for name, one in values.items())
+
+
+def in_words(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "empty" if value == "" else str(value)
 
 
 def read_text(path: Path) -> str:

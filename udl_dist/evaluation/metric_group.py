@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from udl_dist.evaluation.io import EXTRA, Metric
-from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.methods import Batch, Method, Shape
 
 HELD_OUT, TRAIN = "held_out", "train"  # what is measured, and what may be learned from
@@ -41,7 +41,7 @@ class Subject:
     method: Method
     shape: Shape
     latent_dim: int
-    asked: FigureSettings
+    asked: MetricSettings
     extractor: Extractor
     sample: Callable[[Tensor], Tensor] | None  # [N] int64 keys -> images; None if it cannot
     sampled_from: str  # where its latents come from, in words

@@ -52,7 +52,7 @@ class EvaluateSettings:
 
 
 @dataclass(frozen=True)
-class FigureSettings:
+class MetricSettings:
     """What `udl evaluate` measures, and on how many images."""
 
     families: tuple[str, ...] = setting(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 
@@ -40,7 +39,7 @@ def text(
     )
     template.filters |= {
         "plain": plain,
-        "pairs": _pairs,
+        "pairs": lambda values: io.pairs(values, plain),
         "json": json.dumps,
         "count": lambda number: f"{number:,}",
         "environment": environment.in_words,
@@ -48,11 +47,6 @@ def text(
     origin = model.origin
     metrics = io.metrics_in(origin.folder / io.NAME, [])
     of_all, of_some = io.shared_protocols(metric.protocol for metric in metrics.values())
-    rows = []
-    for name, metric in metrics.items():
-        own = {key: value for key, value in metric.protocol.items() if key not in of_all}
-        words = [plain(key) if key in of_some else _pairs({key: own[key]}) for key in own]
-        rows.append((name, metric, ", ".join(words) or "–"))
     entries = environment.kept(RunFolder(origin.folder).environment)
     return template.from_string(Path(__file__).with_suffix(".md.jinja").read_text("utf-8")).render(
         model=model,
@@ -67,7 +61,7 @@ def text(
         facts=facts,
         data=_data(model, facts),
         held_out=f"{origin.held_out:,}" if origin.held_out else facts.held_out,
-        metrics=rows,
+        metrics=io.metric_rows(metrics, plain),
         of_all=of_all,
         of_some=of_some,
         environments=entries[-MOST_ENVIRONMENTS:],
@@ -83,10 +77,6 @@ def plain(text: object) -> str:
 
 def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in text)
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{plain(name)} {plain(value)}" for name, value in values.items()) or "–"
 
 
 def _data(model: Model, facts: DataFacts) -> list[tuple[str, str]]:

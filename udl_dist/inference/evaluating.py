@@ -22,7 +22,7 @@ from udl_dist.evaluation.metric_group import (
     MetricGroup,
     PartialSums,
 )
-from udl_dist.evaluation.settings import OWN, FigureSettings
+from udl_dist.evaluation.settings import OWN, MetricSettings
 from udl_dist.inference.measuring import MeasuredPart, Measuring
 from udl_dist.inference.model import Model
 from udl_dist.inference.outcome import Outcome, Progress, outcome, writing
@@ -32,7 +32,7 @@ SIDE, DOTS = 6.5, 110  # of a map: inches, dots per inch
 Parts = dict[tuple[str, int], MeasuredPart]
 
 
-def evaluate(model: Model, asked: FigureSettings, out: Path | None, progress: Progress) -> Outcome:
+def evaluate(model: Model, asked: MetricSettings, out: Path | None, progress: Progress) -> Outcome:
     """Measure, and write `evaluation.json` to `out`, by default into the run folder."""
     if asked.extractor not in OWN:  # absolute: workers may have another working directory
         asked = replace(asked, extractor=str(as_path(asked.extractor).absolute()))
@@ -91,7 +91,7 @@ def _measured(
 
 
 def part_maker(
-    model: Model, asked: FigureSettings, known: Collection[str]
+    model: Model, asked: MetricSettings, known: Collection[str]
 ) -> Callable[[str, int], MeasuredPart]:
     """A function that makes one part of an evaluation, in a Ray worker."""
     measuring = Measuring(model, asked)

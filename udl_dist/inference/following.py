@@ -19,7 +19,7 @@ from udl_dist.core import files
 from udl_dist.core.config_schema import as_path, nearest
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.evaluation import io
-from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.inference.evaluating import evaluate
 from udl_dist.inference.model import load
 from udl_dist.inference.outcome import Outcome, Progress, writing
@@ -50,7 +50,7 @@ MORE_IS_BETTER = (
 def follow(
     folder: str,
     device: str,
-    asked: FigureSettings,
+    asked: MetricSettings,
     best: str,
     progress: Progress,
     say: Callable[[str], None],
@@ -85,7 +85,7 @@ class Follower:
 
     run: RunFolder
     device: str
-    asked: FigureSettings
+    asked: MetricSettings
     best: str
     progress: Progress
     say: Callable[[str], None]

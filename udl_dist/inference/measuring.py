@@ -32,7 +32,7 @@ from udl_dist.evaluation.metric_group import (
     PartialSums,
     Subject,
 )
-from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.inference.inputs import scaled
 from udl_dist.inference.model import BATCH_IMAGES, Model
 from udl_dist.inference.reference_cache import ReferenceCache
@@ -54,7 +54,7 @@ class MeasuredPart:
 class Measuring:
     """A model, the images it is measured on, and the metric groups that both allow."""
 
-    def __init__(self, model: Model, asked: FigureSettings) -> None:
+    def __init__(self, model: Model, asked: MetricSettings) -> None:
         self.model, self.asked = model, asked
         self.streams = _streams(model, asked)
         self.images = {}
@@ -184,7 +184,7 @@ def passes(
     return once
 
 
-def _streams(model: Model, asked: FigureSettings) -> dict[str, Stream]:
+def _streams(model: Model, asked: MetricSettings) -> dict[str, Stream]:
     """Held-out images, and, where they can be had, left-out and training images."""
     experiment = model.origin.experiment
     found: dict[str, Stream | None] = {}

@@ -21,13 +21,13 @@ class Outcome:
     """Lines for people and values for machines; both name the model."""
 
     said: Sequence[str]
-    figures: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         return list(self.said)
 
     def as_dict(self) -> dict[str, Any]:
-        return self.figures
+        return self.values
 
 
 def outcome(model: Model, said: Sequence[str], **values: Any) -> Outcome:

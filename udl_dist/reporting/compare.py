@@ -119,7 +119,7 @@ def _held_out(
     shared = sorted(set.intersection(*(set(protocol) for protocol in protocols)))
     differing = _unequal({name: [one[name] for one in protocols] for name in shared})
     if differing:
-        return {}, {"held-out figures": _refusal(differing)}
+        return {}, {"held-out metrics": _refusal(differing)}
     found = [run.held_out() for run in runs]
     names, refused = sorted(set().union(*found)), {}
     if len({run.method for run in runs}) > 1:

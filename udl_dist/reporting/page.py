@@ -15,7 +15,7 @@ from PIL import Image
 
 from udl_dist import experiment
 from udl_dist.errors import UdlError, UsageError
-from udl_dist.evaluation.io import Metric, shared_protocols
+from udl_dist.evaluation.io import Metric, in_words, metric_rows, pairs, shared_protocols
 
 NAME = "report.html"
 MOST_BYTES = 5_000_000
@@ -83,25 +83,13 @@ def clean(text: str) -> str:
 
 
 def evaluated(metrics: Mapping[str, Metric]) -> list[tuple[str, str, str, str]]:
-    """A row for each metric of an evaluation: name, value, floors, and its own protocol.
-
-    Of what several metrics have in common a row has the name alone; `shared` has the values.
-    """
-    of_all, of_some = shared_protocols(metric.protocol for metric in metrics.values())
-    rows = []
-    for name, metric in metrics.items():
-        own = [
-            key if key in of_some else joined({key: value})
-            for key, value in metric.protocol.items()
-            if key not in of_all
-        ]
-        rows.append((name, metric.number(), joined(metric.floor), ", ".join(own)))
-    return rows
+    """A row for each metric of an evaluation; `shared` has what their protocols share."""
+    return metric_rows(metrics, str)
 
 
 def shared(metrics: Mapping[str, Metric]) -> list[str]:
     """What the protocols of all metrics have in common, then what those of several have."""
-    return [joined(one) for one in shared_protocols(each.protocol for each in metrics.values())]
+    return [pairs(one) for one in shared_protocols(each.protocol for each in metrics.values())]
 
 
 def tables(
@@ -119,16 +107,6 @@ def tables(
         rows = found.setdefault(name.split(".")[0], [])
         rows.append((name, in_words(value), plain != value))
     return list(found.items())
-
-
-def joined(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {in_words(value)}" for name, value in values.items())
-
-
-def in_words(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "empty" if value == "" else str(value)
 
 
 def films(

@@ -13,6 +13,7 @@ from typing import Any
 from udl_dist.core import config_schema
 from udl_dist.data.shards.index import Index
 from udl_dist.errors import DataError
+from udl_dist.evaluation.io import pairs
 from udl_dist.reporting import curves, searched
 from udl_dist.reporting.page import (
     MOST_BYTES,
@@ -21,7 +22,6 @@ from udl_dist.reporting.page import (
     clean,
     evaluated,
     films,
-    joined,
     page,
     shared,
     tables,
@@ -39,7 +39,7 @@ MESSAGES = 200  # lines
 FOLLOW_SECONDS = 10
 NOT_DRAWN = ("images", "train/learning_rate")
 MACHINE = ("perf/images_per_second", "perf/data_wait_share", "perf/memory_bytes")
-SECTIONS = ("Pictures", "Figures", "Curves", "Data", "Settings", "Environment", "Reproduce")
+SECTIONS = ("Pictures", "Metrics", "Curves", "Data", "Settings", "Environment", "Reproduce")
 DATA = {
     "source": "data.source",
     "further sources": "data.more_sources",
@@ -99,7 +99,7 @@ def _values(run: RunRecord, pictures: list[dict[str, Any]]) -> dict[str, Any]:
         "alarms": _alarms(run),
         **_held_out(run),
         "about_samples": of_run(about_samples, run.folder),
-        "protocol": joined(protocol),
+        "protocol": pairs(protocol),
         "evaluation": evaluated(run.evaluation),
         "shared": shared(run.evaluation),
         "panels": _panels(run),

@@ -16,6 +16,7 @@ from udl_dist.core import config_schema
 from udl_dist.errors import UdlError
 from udl_dist.evaluation import io as evaluations
 from udl_dist.evaluation.io import Metric as Figure
+from udl_dist.evaluation.io import in_words
 from udl_dist.reporting import curves
 from udl_dist.reporting.page import (
     MOST_BYTES,
@@ -24,7 +25,6 @@ from udl_dist.reporting.page import (
     clean,
     evaluated,
     films,
-    in_words,
     page,
     shared,
     tables,

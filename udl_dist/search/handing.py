@@ -122,15 +122,15 @@ def _measured(
     """The figures of one run, and what it cannot have; measured anew only if more can be had than
     before.
     """
-    from udl_dist.evaluation.settings import FigureSettings
+    from udl_dist.evaluation.settings import MetricSettings
     from udl_dist.inference import evaluating
     from udl_dist.inference.measuring import Measuring
 
-    lacking = Measuring(model, FigureSettings()).notes
+    lacking = Measuring(model, MetricSettings()).notes
     same = before.runs.get(name) == model.origin.weights and {*before.lacking} <= {*lacking}
     if not (same and _figures_of(model)):
         evaluating.evaluate(
-            model, FigureSettings(), None, Progress(f"evaluating the winner, {name}", out, "parts")
+            model, MetricSettings(), None, Progress(f"evaluating the winner, {name}", out, "parts")
         )
     return _figures_of(model), lacking
 
