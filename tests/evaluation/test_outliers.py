@@ -1,6 +1,4 @@
-"""Scores of odd rows against scikit-learn and by hand: what tells an image of another class from
-others.
-"""
+"""Outlier scores against scikit-learn and by hand."""
 
 from __future__ import annotations
 
@@ -17,11 +15,11 @@ def rows(count: int, away: float = 0.0, width: int = 5) -> torch.Tensor:
 def test_auroc_is_that_of_scikit_learn_and_equal_scores_count_half() -> None:
     from sklearn.metrics import roc_auc_score
 
-    odd, normal = (
+    outlying, normal = (
         rows(count, width=1).mul(3).round().flatten() for count in (40, 70)
     )  # many are equal
-    expected = roc_auc_score([1] * 40 + [0] * 70, torch.cat([odd, normal]).numpy())
-    assert outliers.auroc(odd, normal) == pytest.approx(expected, abs=1e-12)
+    expected = roc_auc_score([1] * 40 + [0] * 70, torch.cat([outlying, normal]).numpy())
+    assert outliers.auroc(outlying, normal) == pytest.approx(expected, abs=1e-12)
     assert outliers.auroc(torch.tensor([2.0, 1.0]), torch.tensor([1.0])) == 0.75
 
 

@@ -1,6 +1,4 @@
-"""Figures of a trained model: with their protocol, beside their floors, the same over any number of
-workers.
-"""
+"""Metrics of a trained model: with protocol and floors, the same over any number of workers."""
 
 from __future__ import annotations
 
@@ -63,7 +61,7 @@ def test_each_figure_is_kept_with_its_protocol_and_read_by_reports(
     assert protocol["weights"] == model.origin.weights
     (tmp_path / "experiment.toml").write_text((trained["ae"] / "experiment.toml").read_text())
     assert read_run(tmp_path).evaluation["mse"].value == kept["mse"]["value"]
-    # What was measured of other weights does not stay beside it, what was measured of these does.
+    # Metrics of other weights are dropped, those of the same weights stay.
     (tmp_path / "evaluation.json").write_text(
         json.dumps(
             {
@@ -136,7 +134,7 @@ def test_some_images_are_a_random_part_of_all(trained: dict[str, Path], tmp_path
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A VAE on images of four classes; `made.npz` beside it."""
+    """A VAE on images of four classes, which are in `made.npz` next to it."""
     folder = tmp_path_factory.mktemp("labelled")
     corners(folder / "made.npz")
     return run(

@@ -1,6 +1,4 @@
-"""Every checkpoint of a run measured beside it: the figures of `udl evaluate`, and the best one's
-copy stays.
-"""
+"""`udl evaluate --follow`: metrics of every checkpoint, and the copy of the best one stays."""
 
 from __future__ import annotations
 

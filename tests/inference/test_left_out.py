@@ -1,6 +1,4 @@
-"""A class that training never saw: its images are in no batch, and `udl evaluate` tells them from
-the others.
-"""
+"""A class that training never saw: its images are in no batch, and `udl evaluate` detects them."""
 
 from __future__ import annotations
 
@@ -61,14 +59,14 @@ def seen(stream: Stream | None) -> tuple[set[int], int]:
 
 def test_no_stream_but_that_of_the_left_out_has_their_images(without: Path) -> None:
     opened = prepared(without)
-    (train, trained), (held_out, others), (left_out, odd) = map(
+    (train, trained), (held_out, others), (left_out, count) = map(
         seen, (*open_streams(opened, 0), open_left_out(opened, 0))
     )
     assert (train, held_out, left_out) == ({0, 1, 2}, {0, 1, 2}, {3})
     everything = replace(opened.settings, without_labels=())
-    assert (others, trained) != (0, 0) and odd
+    assert (others, trained) != (0, 0) and count
     assert (
-        others + odd == seen(open_streams(prepare(everything), 0)[1])[1]
+        others + count == seen(open_streams(prepare(everything), 0)[1])[1]
     )  # held out by the same hash
     assert open_left_out(prepare(everything), 0) is None
 

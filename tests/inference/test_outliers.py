@@ -1,4 +1,4 @@
-"""Codes of training images are kept; what lies outside of them is told, flagged and exported."""
+"""Reference codes of training images: stored, exported, and images far from them flagged."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_scores_are_those_of_scikit_learn_and_more_outside(own: Path) -> None:
     expected = -theirs.score_samples(model.encode(given).double().numpy())
     np.testing.assert_allclose(
         model.score(given).numpy(), expected, rtol=1e-5
-    )  # the last score is taken unasked
+    )  # `auto` is the last score
     torch.testing.assert_close(model.score(given, by="reconstruction"), bare.score(given))
 
 
@@ -104,10 +104,10 @@ def test_the_factor_is_that_of_the_figures(tmp_path: Path) -> None:
     fit(udl_dist.load(folder))
     model = udl_dist.load(folder)
     made = np.load(tmp_path / "made.npz")
-    odd = model.score(made["images"][made["labels"] == 3])
+    outlying = model.score(made["images"][made["labels"] == 3])
     others = model.score(made["images"][made["labels"] != 3])
-    told = float((odd[:, None] > others).double().mean())
-    assert told == pytest.approx(figures["anomaly_auroc_code_outlier_factor"]["value"], abs=0.1)
+    auroc = float((outlying[:, None] > others).double().mean())
+    assert auroc == pytest.approx(figures["anomaly_auroc_code_outlier_factor"]["value"], abs=0.1)
 
 
 def test_codes_of_another_checkpoint_are_left_alone_and_damaged_ones_are_refused(own: Path) -> None:

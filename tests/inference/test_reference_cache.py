@@ -1,6 +1,4 @@
-"""What real images alone say is worked out once; figures are the same to the bit, whatever lies in
-the cache.
-"""
+"""References are computed once; metrics are the same to the bit, whatever is in the cache."""
 
 from __future__ import annotations
 

@@ -76,9 +76,8 @@ def settled(curves: Mapping[str, Curve]) -> tuple[float, float] | None:
         for place, value in zip(images, values, strict=True)
         if place > last * START
     ]
-    if not later or max(everything) - min(everything) <= FLATTENED * (max(later) - min(later)):
-        return None
-    if (height := max(later) - min(later)) == 0:
+    height = max(later, default=0.0) - min(later, default=0.0)
+    if height == 0 or max(everything) - min(everything) <= FLATTENED * height:
         return None
     return min(later) - height / 10, max(later) + height / 10
 
