@@ -17,7 +17,8 @@ from udl_dist.data.loader.opening import Prepared, open_left_out, open_streams
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import DataError, UsageError
-from udl_dist.evaluation import outliers
+from udl_dist.evaluation import anomaly, outliers
+from udl_dist.evaluation.io import EXTRA
 from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.inference.evaluating import evaluate
 
@@ -189,3 +190,14 @@ def test_two_workers_make_the_same_bytes(without: Path, tmp_path: Path) -> None:
         figures(without, tmp_path / str(workers), workers=workers)
         kept.append((tmp_path / str(workers)).read_bytes())
     assert kept[0] == kept[1]
+
+
+def test_without_scikit_learn_outlier_factors_are_left_out_with_the_extra(
+    without: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(anomaly, "sklearn_missing", lambda: f"it needs scikit-learn: {EXTRA}")
+    asked_for = MetricSettings(families=("anomaly",), seed=1)  # not in the cache of references
+    out = tmp_path / "out.json"
+    done = evaluate(udl_dist.load(without), asked_for, out, lambda done, total: None).as_dict()
+    assert not any("outlier" in name for name in done["figures"])
+    assert any("pip install 'udl-dist[evaluate]'" in note for note in done["skipped"])
