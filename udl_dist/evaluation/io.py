@@ -151,7 +151,7 @@ def read_tensors(path: Path, what: str, cure: str) -> tuple[dict[str, Tensor], d
 
     try:
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not iterable)
             return tensors, file.metadata() or {}
     except (OSError, SafetensorError) as error:
         why = " ".join(str(error).split())

@@ -64,13 +64,7 @@ def export(model: Model, dest: Path, asked: ExportSettings) -> Outcome:
         model = load(model.origin.folder, "cpu", model.origin.images)
     real = _real_images(model)
     with partial_folder(dest) as folder:
-        tensors = model.method.networks.state_dict().items()
-        save_file({name: value.contiguous() for name, value in tensors}, folder / layout.WEIGHTS)
-        if model.mixture:
-            model.mixture.save(folder / layout.PRIOR)
-        if model.reference_codes:
-            content = model.reference_codes.as_bytes(model.origin.weights)
-            (folder / layout.CROWD).write_bytes(content)
+        _write_tensors(model, folder)
         others = formats.write(model, real.batch, folder, asked.onnx, asked.torch_export)
         drawn = pictures.draw(model.method, real.batch, rng.keys(0, 64), 8)
         for name, picture in drawn.items():
@@ -120,6 +114,16 @@ def _real_images(model: Model) -> RealImages:
     licenses = {dataset.index.about.license for dataset in stream.datasets} - {""}
     license = " ".join(sorted(licenses))[:LONGEST_LICENSE]
     return RealImages(batch, card.DataFacts(f"{stream.records:,}", count, license))
+
+
+def _write_tensors(model: Model, folder: Path) -> None:
+    tensors = model.method.networks.state_dict().items()
+    save_file({name: value.contiguous() for name, value in tensors}, folder / layout.WEIGHTS)
+    if model.mixture:
+        model.mixture.save(folder / layout.PRIOR)
+    if model.reference_codes:
+        content = model.reference_codes.as_bytes(model.origin.weights)
+        (folder / layout.CROWD).write_bytes(content)
 
 
 def _write_config(model: Model, folder: Path, files: list[str]) -> None:
