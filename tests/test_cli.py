@@ -133,7 +133,7 @@ def test_help_and_version_answer() -> None:
         ),
         (("export", ".", "model", "--license", "mit"), ("neither a run folder",)),
         (("compare", "one"), ("needs two runs or more",)),
-        (("report", "no-such-run"), ("is no run folder",)),
+        (("report", "no-such-run"), ("is not a run folder",)),
         (("status", "--folow"), ("unknown flag --folow", "udl status --help")),
     ],
 )

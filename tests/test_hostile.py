@@ -27,7 +27,7 @@ from tests.search.asked import wanted
 from tests.trained import images
 from udl_dist import cli
 from udl_dist.data.shards import index
-from udl_dist.models import layout
+from udl_dist.inference import layout
 
 REFUSAL = re.compile("udl: |  shard .* at byte |  '.*' ")  # or what udl check lists
 Connection = Callable[[Path, bytes, dict[str, Path]], list[str]]

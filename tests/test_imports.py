@@ -20,7 +20,7 @@ ALLOWED = {
     "evaluation": {"core", "methods"},
     "runs": {"core", "storage", "data", "training"},
     "experiment": {"core", "data", "methods", "training", "evaluation", "runs"},
-    "models": {
+    "inference": {
         "core",
         "storage",
         "data",
@@ -30,49 +30,21 @@ ALLOWED = {
         "runs",
         "experiment",
     },
-    "account": {"core", "methods", "evaluation", "runs"},
-    "using": {
-        "core",
-        "storage",
-        "data",
-        "methods",
-        "training",
-        "evaluation",
-        "runs",
-        "experiment",
-        "models",
-        "account",
-    },
-    "export": {"core", "data", "methods", "evaluation", "runs", "account", "models", "using"},
-    "launch": {
-        "core",
-        "storage",
-        "data",
-        "methods",
-        "training",
-        "evaluation",
-        "runs",
-        "experiment",
-        "models",
-    },
-    "search": {
-        "core",
-        "storage",
-        "data",
-        "methods",
-        "training",
-        "evaluation",
-        "runs",
-        "experiment",
-        "models",
-        "using",
-        "export",
-        "launch",
-    },
-    "report": {"core", "storage", "data", "evaluation", "runs", "experiment", "account", "search"},
+}
+ALLOWED["launch"] = ALLOWED["inference"] | {"inference"}
+ALLOWED["search"] = ALLOWED["launch"] | {"launch"}
+ALLOWED["reporting"] = {
+    "core",
+    "storage",
+    "data",
+    "methods",
+    "evaluation",
+    "runs",
+    "experiment",
+    "search",
 }
 # Single files that may import one package more.
-EXCEPTIONS = {"using/workers.py": {"launch"}}
+EXCEPTIONS = {"inference/ray_workers.py": {"launch"}}
 # The only files that may import a library, by its first names.
 ONLY_IN = {
     "ray.train": {"launch/train_group.py"},
@@ -85,18 +57,18 @@ ONLY_IN = {
         "launch/ray_runtime.py",
         "launch/nodes.py",
         "search/tuner.py",
-        "using/workers.py",
+        "inference/ray_workers.py",
     },
     "wandb": {"runs/tracking.py"},
     "torch.distributed": {"training/distributed.py"},
     "torch.nn.parallel": {"training/distributed.py"},
-    "pyarrow": {"storage/clients.py", "storage/objects.py", "using/parts.py"},
-    "matplotlib": {"report/curves.py", "search/plots.py", "using/maps.py"},
-    "sklearn": {"evaluation/representation.py"},
-    "jinja2": {"report/page.py"},
-    "onnxruntime": {"export/formats.py"},
-    "torch.onnx": {"export/formats.py"},
-    "torch.export": {"export/formats.py", "evaluation/foreign.py"},
+    "pyarrow": {"storage/clients.py", "storage/objects.py", "inference/embedding.py"},
+    "matplotlib": {"inference/evaluating.py", "reporting/curves.py", "search/plots.py"},
+    "sklearn": {"evaluation/outliers.py", "evaluation/representation.py", "inference/fitting.py"},
+    "jinja2": {"inference/card.py", "reporting/page.py"},
+    "onnxruntime": {"inference/formats.py"},
+    "torch.onnx": {"inference/formats.py"},
+    "torch.export": {"inference/formats.py", "evaluation/external_extractors.py"},
     "pickle": set[str](),
 }
 # What these files may import of packages that need torch, which takes 1.5 s to import.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from udl_dist.models.model import Model
+    from udl_dist.inference.model import Model
 
 __version__ = "0.1.0"
 
@@ -16,9 +16,8 @@ def load(folder: Path | str, device: str = "cpu", checkpoint: str | int = "best"
     """A trained model, from a run folder or an exported one: `.encode .decode .reconstruct .sample
     .score`.
 
-    `checkpoint` is `best`, `last` or a number of images. See `udl_dist.models.model.Model` for what
-    it takes and gives.
+    `checkpoint` is `best`, `last` or a number of images. See `udl_dist.inference.model.Model`.
     """
-    from udl_dist.models import model
+    from udl_dist.inference import model
 
     return model.load(folder, device, checkpoint)

@@ -22,8 +22,8 @@ from tests.trained import finished
 from udl_dist import experiment as experiments
 from udl_dist.core import config_schema
 from udl_dist.errors import UdlError
-from udl_dist.evaluation.settings import FigureSettings
-from udl_dist.using.evaluating import evaluate
+from udl_dist.evaluation.settings import MetricSettings
+from udl_dist.inference.evaluating import evaluate
 
 JOB = Path(__file__).parent.parent.parent / "jobs" / "ae_digits.toml"
 QUIET = {
@@ -35,7 +35,7 @@ QUIET = {
 Figures = dict[str, dict[str, Any]]
 
 
-def flags(words: list[str]) -> tuple[dict[str, str], FigureSettings]:
+def flags(words: list[str]) -> tuple[dict[str, str], MetricSettings]:
     """`--name value` in pairs: those of the job, and those of the figures."""
     given = {
         name.removeprefix("--").replace("-", "_"): value
@@ -43,11 +43,11 @@ def flags(words: list[str]) -> tuple[dict[str, str], FigureSettings]:
     }
     figures = {name: value for name, value in given.items() if "." not in name}
     job = {name: value for name, value in given.items() if "." in name}
-    return job, config_schema.from_flags(FigureSettings, {"families": "anomaly", **figures})
+    return job, config_schema.from_flags(MetricSettings, {"families": "anomaly", **figures})
 
 
 def without(
-    label: str, path: Path, job: dict[str, str], wanted: FigureSettings, folder: Path
+    label: str, path: Path, job: dict[str, str], wanted: MetricSettings, folder: Path
 ) -> Figures:
     """The figures of a run that never saw one class; trained unless it is there."""
     own = QUIET | job | {"data.without_labels": label, "run.folder": str(folder / label)}

@@ -36,14 +36,14 @@ import torch
 
 import udl_dist
 from tests.trained import run
-from udl_dist.evaluation.distances import Real
+from udl_dist.evaluation.distribution import RealSet
 from udl_dist.evaluation.extractor import Classifier
 from udl_dist.evaluation.extractor import load as load_extractor
-from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.evaluation.settings import MetricSettings
+from udl_dist.inference.evaluating import evaluate
+from udl_dist.inference.model import BATCH_IMAGES, Model
 from udl_dist.launch import ray_runtime
 from udl_dist.methods import Batch
-from udl_dist.models.model import BATCH_IMAGES, Model
-from udl_dist.using.evaluating import evaluate
 
 TURNS = 3
 FAMILIES = ("reconstruction", "likelihood", "distribution")
@@ -51,14 +51,14 @@ MEMORY = """
 import sys
 from pathlib import Path
 import torch, udl_dist
-from udl_dist.evaluation.settings import FigureSettings
-from udl_dist.using.evaluating import evaluate
+from udl_dist.evaluation.settings import MetricSettings
+from udl_dist.inference.evaluating import evaluate
 torch.set_num_threads(1)
 own = [0]
 def look(done, total):
     fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     own.append(int(fields["VmHWM"].split()[0]) / 1024)
-asked = FigureSettings(families=("likelihood",), bound_samples=5000, images=int(sys.argv[2]))
+asked = MetricSettings(families=("likelihood",), bound_samples=5000, images=int(sys.argv[2]))
 evaluate(udl_dist.load(sys.argv[1]), asked, Path(sys.argv[3]), look)
 print(max(own))
 """
@@ -91,7 +91,7 @@ def model_of(folder: Path, mnist: str, images: int) -> Model:
 
 
 def figures(model: Model, folder: Path, images: int, **more: Any) -> None:
-    asked = FigureSettings(
+    asked = MetricSettings(
         **{
             "families": FAMILIES,
             "images": images,
@@ -187,7 +187,7 @@ def frechet(model: Model, folder: Path, images: int) -> str:
     values: dict[str, float] = {}
 
     def ours() -> None:
-        values["ours"] = Real.of(real, real[:0]).frechet(fake)
+        values["ours"] = RealSet.of(real, real[:0]).frechet(fake)
 
     def theirs() -> None:
         sets = [rows.double() for rows in (real, fake)]

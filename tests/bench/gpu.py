@@ -39,7 +39,7 @@ from udl_dist.data.packing.prepare import prepare
 from udl_dist.data.packing.settings import PackSettings
 from udl_dist.errors import TrainingError
 from udl_dist.experiment import Experiment
-from udl_dist.export.export import ExportSettings, export
+from udl_dist.inference.export import ExportSettings, export
 from udl_dist.launch.worker import new_train_state, work
 from udl_dist.methods import Batch
 from udl_dist.training import arithmetic, checkpoint

@@ -31,8 +31,8 @@ EMBED = """
 import sys
 from pathlib import Path
 import udl_dist
-from udl_dist.using.embedding import embed
-from udl_dist.using.settings import EmbedSettings
+from udl_dist.inference.embedding import embed
+from udl_dist.inference.settings import EmbedSettings
 own = [0]
 # memory of its own: pages of the shards that the system keeps are not counted
 def look(done, total):

@@ -142,7 +142,12 @@ def test_the_parcel_holds_the_package_and_the_job_alone(tmp_path: Path) -> None:
         assert (made.folder / "job.toml").read_text() == "x = 1\n"
         assert (made.files, made.bytes > 100_000) == (len(sent), True)
     assert not made.folder.exists()
-    assert {"job.toml", "udl_dist/cli.py", "udl_dist/py.typed", "udl_dist/report/style.css"} <= sent
+    assert {
+        "job.toml",
+        "udl_dist/cli.py",
+        "udl_dist/py.typed",
+        "udl_dist/reporting/style.css",
+    } <= sent
     assert all(name == "job.toml" or name.startswith("udl_dist/") for name in sent)
     assert not [name for name in sent if "__pycache__" in name or "/." in name]
 

@@ -22,12 +22,12 @@ def test_a_classifier_comes_back_from_its_file(tmp_path: Path) -> None:
     made.scale.fill_(2.0)
     made.save(tmp_path / "made")
     read, images = extractor.find(str(tmp_path / "made"), SHAPE, CPU), torch.rand(5, *SHAPE)
+    assert len(read.hash) == 64 and read.logits
     with torch.no_grad():
         torch.testing.assert_close(read.features(images), made.features(images))
         logits = made(images)
         torch.testing.assert_close(read.logits(read.features(images)), logits, atol=1e-5, rtol=0)
-    assert len(read.hash) == 64
-    with pytest.raises(UsageError, match=r"looks at images of \[1, 8, 8\], these are \[3, 8, 8\]"):
+    with pytest.raises(UsageError, match=r"takes images of \[1, 8, 8\], these are \[3, 8, 8\]"):
         extractor.find(str(tmp_path / "made"), (3, 8, 8), CPU)
 
 
@@ -35,9 +35,9 @@ def test_what_is_no_extractor_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"\x80\x04 no tensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "other")
     for name, why in (
-        ("text", "is no extractor"),
-        ("nowhere", "is no extractor"),
-        ("other", "no extractor that udl"),
+        ("text", "is not a valid extractor"),
+        ("nowhere", "is not a valid extractor"),
+        ("other", "was not written by udl fit-extractor"),
     ):
         with pytest.raises(DataError, match=why) as refusal:
             extractor.find(str(tmp_path / name), SHAPE, CPU)

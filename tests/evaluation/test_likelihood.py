@@ -10,10 +10,11 @@ import torch
 
 from tests.methods.cases import batch, made
 from udl_dist.core import rng
-from udl_dist.evaluation.extractor import Pixels
-from udl_dist.evaluation.family import HELD_OUT, Figure, Seen, Subject
+from udl_dist.evaluation.extractor import OWN_EXTRACTORS
+from udl_dist.evaluation.io import Metric
 from udl_dist.evaluation.likelihood import Likelihood
-from udl_dist.evaluation.settings import FigureSettings
+from udl_dist.evaluation.metric_group import HELD_OUT, MetricBatch, Subject
+from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.methods import Batch
 
 SHAPE = (1, 2, 3)
@@ -76,16 +77,18 @@ def images(method: Any, count: int = 8) -> Batch:
 
 def measured(
     method: Any, some: Batch, shape: tuple[int, int, int] = SHAPE, **asked: Any
-) -> dict[str, Figure]:
-    wanted = FigureSettings(**asked)
-    family = Likelihood(
-        Subject(method, shape, method.settings.latent_dim, wanted, Pixels(), None, "")
+) -> dict[str, Metric]:
+    wanted = MetricSettings(**asked)
+    group = Likelihood(
+        Subject(
+            method, shape, method.settings.latent_dim, wanted, OWN_EXTRACTORS["pixels"], None, ""
+        )
     )
     with torch.no_grad():
-        taken = family.take(
-            HELD_OUT, Seen(some, torch.zeros(len(some.images), dtype=torch.int64), 0)
+        collected = group.collect(
+            HELD_OUT, MetricBatch(some, torch.zeros(len(some.images), dtype=torch.int64), 0)
         )
-    return family.figures(taken, None, {})
+    return group.metrics(collected, None, {})
 
 
 def test_the_bound_of_many_latents_is_the_likelihood_of_a_linear_model(linear: Any) -> None:
@@ -118,7 +121,7 @@ def test_more_latents_tighten_the_bound_and_black_and_white_pixels_have_bits() -
     assert many["bits_per_dimension"].value == pytest.approx(
         many["iwae_200"].value / (64 * math.log(2))
     )
-    assert many["bits_per_dimension"].beside == {"even chances": 1.0}
+    assert many["bits_per_dimension"].floor == {"even chances": 1.0}
 
 
 def test_grey_pixels_have_a_cross_entropy_and_no_bits() -> None:

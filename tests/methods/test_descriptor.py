@@ -10,7 +10,7 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torch.nn import functional
 
-from udl_dist.evaluation.distances import Real
+from udl_dist.evaluation.distribution import RealSet
 from udl_dist.methods import descriptor
 
 
@@ -59,7 +59,7 @@ def test_worsened_photographs_are_ranked_below_real_ones(
     assert callable(worsen)
     first, second = photographs
     rows = descriptor.describe(first)
-    real = Real.of(rows, rows)
+    real = RealSet.of(rows, rows)
     of_real, of_worse = (descriptor.describe(images) for images in (second, worsen(second)))
     assert real.frechet(of_worse) > 2 * real.frechet(of_real)
     lifelike, lost = real.of_pairs(of_real), real.of_pairs(of_worse)
@@ -70,7 +70,7 @@ def test_worsened_photographs_are_ranked_below_real_ones(
 
 def test_a_collapsed_set_is_ranked_below_real_ones(photographs: tuple[Tensor, Tensor]) -> None:
     first, second = (descriptor.describe(images) for images in photographs)
-    real = Real.of(first, first)
+    real = RealSet.of(first, first)
     few = second[:10].repeat(30, 1)
     assert real.frechet(few) > 2 * real.frechet(second)
     assert real.neighbours(few)["recall"] < 0.1 < real.neighbours(second)["recall"]

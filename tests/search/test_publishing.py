@@ -15,13 +15,13 @@ import udl_dist
 from tests.search.asked import wanted
 from tests.search.simulated import conductor, trained
 from udl_dist.errors import UsageError
-from udl_dist.evaluation.family import Subject
+from udl_dist.evaluation.metric_group import Subject
 from udl_dist.evaluation.reconstruction import Reconstruction
-from udl_dist.evaluation.settings import FigureSettings
-from udl_dist.export.card import plain
-from udl_dist.export.export import ExportSettings, export
-from udl_dist.models import layout
-from udl_dist.report.compare import compare
+from udl_dist.evaluation.settings import MetricSettings
+from udl_dist.inference import evaluating, layout
+from udl_dist.inference.card import plain
+from udl_dist.inference.export import ExportSettings, export
+from udl_dist.reporting.compare import compare
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search import ending, trial
 from udl_dist.search.config import Search
@@ -29,7 +29,6 @@ from udl_dist.search.planning import plan
 from udl_dist.search.publishing import MODEL
 from udl_dist.search.results import Ended
 from udl_dist.search.view import View
-from udl_dist.using import evaluating
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +86,9 @@ def test_the_figures_are_those_of_evaluate_and_the_model_that_of_the_best_run(
     assert (entry["protocol"]["runs"], entry["protocol"]["n"]) == (2, 18)
     assert "weights" not in entry["protocol"], "of two runs, it is no protocol of their mean"
     alone = evaluating.evaluate(
-        udl_dist.load(runs[0]), FigureSettings(), None, lambda done, total: None
+        udl_dist.load(runs[0]), MetricSettings(), None, lambda done, total: None
     )
-    assert alone.figures["figures"] == of_each[0]
+    assert alone.as_dict()["figures"] == of_each[0]
 
     last = [(RunFolder(run).finished() or {})["figures"]["val/mse"] for run in runs]
     best = min(range(2), key=lambda seed: last[seed])

@@ -157,7 +157,8 @@ class _Http:
             line = _last_line(error)
             if error.code in (401, 403):
                 raise ClusterError(
-                    f"{self.address} does not accept the token: is it this cluster's? ({error.code})"
+                    f"{self.address} does not accept the token: is it this cluster's?"
+                    f" ({error.code})"
                 ) from None
             if error.code == 404 and missing is not None:
                 return missing
@@ -167,8 +168,8 @@ class _Http:
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise ClusterError(
-                f"no Ray dashboard at {self.address} ({_plain(reason)}): is it up, is the address right,"
-                " is the tunnel open?"
+                f"no Ray dashboard at {self.address} ({_plain(reason)}): is it up, is the address"
+                " right, is the tunnel open?"
             ) from None
 
 

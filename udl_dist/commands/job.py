@@ -14,7 +14,7 @@ from udl_dist import experiment as experiments
 from udl_dist.commands import job_package
 from udl_dist.core.config_schema import as_path, from_flags, to_dict
 from udl_dist.errors import UsageError
-from udl_dist.evaluation.settings import OWN, FigureSettings
+from udl_dist.evaluation.settings import OWN, MetricSettings
 from udl_dist.experiment import Experiment
 from udl_dist.search import config as searches
 from udl_dist.storage.places import scheme_of
@@ -67,7 +67,7 @@ def _evaluation(folder: Path, flags: Mapping[str, str]) -> Job:
         )
     own = {name: flags[name] for name in ("checkpoint", "device") if name in flags}
     wanted = from_flags(
-        FigureSettings, {name: text for name, text in flags.items() if name not in own}
+        MetricSettings, {name: text for name, text in flags.items() if name not in own}
     )
     if wanted.address:
         raise UsageError(
@@ -80,7 +80,7 @@ def _evaluation(folder: Path, flags: Mapping[str, str]) -> Job:
         address=THERE,
         extractor=wanted.extractor if wanted.extractor in OWN else _absolute(wanted.extractor),
     )
-    defaults = to_dict(FigureSettings())
+    defaults = to_dict(MetricSettings())
     asked = {
         name: value for name, value in to_dict(wanted).items() if value != defaults[name]
     } | own

@@ -1,14 +1,17 @@
-"""udl export, compare and report: what is handed to others."""
+"""udl export, compare and report: results for others."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-from udl_dist.commands import Verbs, new_verb, refuse_flags, show, tell
+from udl_dist.commands import Verbs, new_verb, tell
+from udl_dist.commands.use import acting
 
 
 def add(verbs: Verbs) -> None:
+    """Add the parsers of these verbs."""
     export = new_verb(
         verbs, "export", help="a trained model as a folder: safetensors, configuration, card"
     )
@@ -22,54 +25,50 @@ def add(verbs: Verbs) -> None:
     export.add_argument(
         "--license", default="other", help="of the model, as a hub names it: apache-2.0 (other)"
     )
-    export.set_defaults(act=_export)
+    export.set_defaults(act=acting("export", _export))
 
     compare = new_verb(
-        verbs, "compare", help="what differs between runs, their figures and curves side by side"
+        verbs, "compare", help="what differs between runs, their metrics and curves side by side"
     )
     compare.add_argument("runs", nargs="+", metavar="RUN", help="two run folders or more")
     compare.add_argument(
-        "--out", type=Path, default=Path("compared.png"), help="where curves go (compared.png)"
+        "--out",
+        type=Path,
+        default=Path("compared.png"),
+        help="the picture of curves (compared.png)",
     )
-    compare.set_defaults(act=_compare)
+    compare.set_defaults(act=acting("compare", _compare))
 
     report = new_verb(
         verbs,
         "report",
-        help="one page about a run or a search: figures, curves, pictures, settings",
+        help="one page about a run or a search: metrics, curves, pictures, settings",
     )
     report.add_argument("run", help="a run folder, or that of a search")
     report.add_argument("--out", type=Path, help="the file to write (report.html in that folder)")
     report.add_argument(
-        "--follow", action="store_true", help="write it anew while the run or search is at work"
+        "--follow",
+        action="store_true",
+        help="write it again and again while the run or search is at work",
     )
-    report.set_defaults(act=_report)
+    report.set_defaults(act=acting("report", _report))
 
 
-def _export(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist.export.export import ExportSettings, export
-    from udl_dist.models.model import load
+def _export(asked: argparse.Namespace, _: None) -> Any:
+    from udl_dist.inference.export import ExportSettings, export
+    from udl_dist.inference.model import load
 
-    refuse_flags(flags, "export")
     wanted = ExportSettings(asked.onnx, asked.torch_export, asked.license)
-    done = export(load(asked.run, "cpu", asked.checkpoint), asked.dest, wanted)
-    show(done.lines(), done.as_dict(), asked.json)
-    return 0
+    return export(load(asked.run, "cpu", asked.checkpoint), asked.dest, wanted)
 
 
-def _compare(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist.report.compare import compare
+def _compare(asked: argparse.Namespace, _: None) -> Any:
+    from udl_dist.reporting.compare import compare
 
-    refuse_flags(flags, "compare")
-    compared = compare(asked.runs, asked.out)
-    show(compared.lines(), compared.as_dict(), asked.json)
-    return 0
+    return compare(asked.runs, asked.out)
 
 
-def _report(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist.report.report import follow, report
+def _report(asked: argparse.Namespace, _: None) -> Any:
+    from udl_dist.reporting.report import follow, report
 
-    refuse_flags(flags, "report")
-    done = follow(asked.run, asked.out, tell) if asked.follow else report(asked.run, asked.out)
-    show(done.lines(), done.as_dict(), asked.json)
-    return 0
+    return follow(asked.run, asked.out, tell) if asked.follow else report(asked.run, asked.out)

@@ -1,1 +1,1 @@
-"""How good it is: figures and pictures of a method on held-out images."""
+"""Metrics and pictures of a method on held-out images."""

@@ -1,6 +1,4 @@
-"""How well images of classes that training never saw are told from others, by each score that a
-method has.
-"""
+"""How well each score of a method separates images of classes that training never saw."""
 
 from __future__ import annotations
 
@@ -10,20 +8,29 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from udl_dist.evaluation import oddness, pca, plain, similarity
-from udl_dist.evaluation.family import LEFT_OUT, TRAIN, Family, Figure, Seen, Subject, Taken, summed
+from udl_dist.evaluation import outliers, pca, similarity
+from udl_dist.evaluation.io import Metric
+from udl_dist.evaluation.metric_group import (
+    LEFT_OUT,
+    TRAIN,
+    MetricBatch,
+    MetricGroup,
+    PartialSums,
+    Subject,
+    sklearn_missing,
+    summed,
+)
 
 Scores = dict[str, Tensor]
 
-MOST_NUMBERS = 4096  # in a row whose second moments are taken: those of more would not fit
+MOST_NUMBERS = 4096  # in a row whose second moments are summed: those of more would not fit
 
 
-class Anomaly(Family):
-    """AUROC of each score, and what a threshold that was set on half of the normal images does to
-    all others.
+class Anomaly(MetricGroup):
+    """AUROC of each score, and what a threshold set on half of the normal images detects.
 
-    Of a code: its squared Mahalanobis distance from those of training images, and its local outlier
-    factor among them.
+    Scores of a code: its squared Mahalanobis distance from those of training images, and its local
+    outlier factor among them.
     """
 
     name: ClassVar[str] = "anomaly"
@@ -41,128 +48,114 @@ class Anomaly(Family):
             return "it has no score of an image"
         if not subject.left_out:
             return (
-                "no class was left out of its training (data.without_labels), of which held-out"
-                " images are here"
+                "no class was left out of its training (data.without_labels), or there are no "
+                "held-out images of one"
             )
         return ""
 
-    def take(self, which: str, seen: Seen) -> Taken:
+    @classmethod
+    def without(cls, subject: Subject) -> dict[str, str]:
+        why = sklearn_missing()
+        return {"anomaly_auroc_code_outlier_factor": why} if why else {}
+
+    def collect(self, split: str, seen: MetricBatch) -> PartialSums:
         images, method = seen.batch.images, self.subject.method
-        rows = {} if self.known else {"pixels": plain.pixels(images)}
+        rows = {} if self.known else {"pixels": pca.pixels(images)}
         if self._encodes:
             rows["codes"] = method.encode(images)
-        if which == TRAIN:
-            return Taken(
-                len(images),
-                _moments(rows),
-                {name: value.float().cpu() for name, value in rows.items()},
-            )
+        if split == TRAIN:
+            on_cpu = {name: value.float().cpu() for name, value in rows.items()}
+            return PartialSums(len(images), _moments(rows), on_cpu)
         if method.can("reconstruct"):
             rows["reconstruction"] = similarity.mse(method.reconstruct(images), images)
         if method.can("log_weights"):
             rows["negative_elbo"] = method.measure(seen.batch)["negative_elbo"]
-        rows["left_out"] = torch.full((len(images),), float(which == LEFT_OUT))
-        return Taken(len(images), rows={name: value.cpu() for name, value in rows.items()})
+        rows["left_out"] = torch.full((len(images),), float(split == LEFT_OUT))
+        return PartialSums(len(images), rows={name: value.cpu() for name, value in rows.items()})
 
     def refers_to(self) -> dict[str, object]:
-        asked = self.subject.asked
+        asked, subject = self.subject.asked, self.subject
         return {
-            "left_out": self.subject.left_out,
-            "latent_dim": self.subject.latent_dim,
+            "left_out": subject.left_out,
+            "latent_dim": subject.latent_dim,
             "pca": self._encodes,
             "neighbours": asked.neighbours,
             "seed": asked.seed,
         }
 
-    def reference(self, held_out: Taken, train: Taken | None) -> dict[str, Tensor]:
-        """The AUROCs of PCA with as many numbers and of the pixels themselves."""
+    def reference(self, held_out: PartialSums, train: PartialSums | None) -> dict[str, Tensor]:
+        """The AUROCs of the pixels themselves, and of PCA with as many numbers as a code has."""
         assert train, "a run in which classes were left out has training images"
-        odd = held_out.rows["left_out"] > 0
-        return {
-            what: torch.tensor(oddness.auroc(score[odd], score[~odd]), dtype=torch.float64)
-            for what, score in self._floors(held_out, train).items()
-        }
-
-    def figures(
-        self, held_out: Taken, train: Taken | None, reference: Mapping[str, Tensor]
-    ) -> dict[str, Figure]:
-        assert train, "a run in which classes were left out has training images"
-        odd = held_out.rows["left_out"] > 0
-        scores: Scores = {
-            name: held_out.rows[name].double()
-            for name in ("reconstruction", "negative_elbo")
-            if name in held_out.rows
-        }
-        if self._encodes:
-            scores |= self._of_codes(held_out.rows["codes"], train)
-        beside = {what: float(value) for what, value in reference.items()}
-        left_out = ", ".join(map(str, self.subject.left_out))
-        protocol = {
-            "left_out": left_out,
-            "left_out_n": int(odd.sum()),
-            "neighbours": self.subject.asked.neighbours,
-            "crowd": min(train.images, oddness.MOST_NEIGHBOURS),
-        }
-        found = {
-            f"anomaly_auroc_{name}": Figure(
-                oddness.auroc(score[odd], score[~odd]), None, beside, protocol
-            )
-            for name, score in scores.items()
-        }
-        return found | {
-            f"anomaly_detected_{name}": self._detected(score[odd], score[~odd], protocol)
-            for name, score in scores.items()
-        }
-
-    def _of_codes(self, codes: Tensor, train: Taken) -> Scores:
-        found = self._crowded("code_outlier_factor", codes, train, "codes")
-        if "codes_products" in train.sums:
-            found["code_distance"] = oddness.mahalanobis(codes, *_gaussian(train, "codes"))
-        return found
-
-    def _floors(self, held_out: Taken, train: Taken) -> Scores:
-        """What needs no network."""
         pixels, count = held_out.rows["pixels"], self.subject.latent_dim
         away = pixels.double() - train.mean("pixels")
-        found = {"raw pixels, distance from the mean": away.square().sum(1)}
-        found |= self._crowded("raw pixels, outlier factor", pixels, train, "pixels")
+        scores = {"raw pixels, distance from the mean": away.square().sum(1)}
+        scores |= self._outlier_factors("raw pixels, outlier factor", "pixels", held_out, train)
         if self._encodes:
-            kept = pca.principal(_gaussian(train, "pixels")[1], count)
-            found[f"PCA of {count} numbers, its error"] = (
-                (away - away @ kept @ kept.T).square().sum(1)
+            basis = pca.principal(_gaussian(train, "pixels")[1], count)
+            scores[f"PCA of {count} numbers, its error"] = (
+                (away - away @ basis @ basis.T).square().sum(1)
             )
+        left_out = held_out.rows["left_out"] > 0
+        return {
+            name: torch.tensor(
+                outliers.auroc(score[left_out], score[~left_out]), dtype=torch.float64
+            )
+            for name, score in scores.items()
+        }
+
+    def metrics(
+        self, held_out: PartialSums, train: PartialSums | None, reference: Mapping[str, Tensor]
+    ) -> dict[str, Metric]:
+        assert train, "a run in which classes were left out has training images"
+        rows, left_out = held_out.rows, held_out.rows["left_out"] > 0
+        own = ("reconstruction", "negative_elbo")
+        scores = {name: rows[name].double() for name in own if name in rows}
+        if self._encodes:
+            scores |= self._outlier_factors("code_outlier_factor", "codes", held_out, train)
+        if "codes_products" in train.sums:
+            scores["code_distance"] = outliers.mahalanobis(
+                rows["codes"], *_gaussian(train, "codes")
+            )
+        floors = {what: float(value) for what, value in reference.items()}
+        protocol = {
+            "left_out": ", ".join(map(str, self.subject.left_out)),
+            "left_out_n": int(left_out.sum()),
+            "neighbours": self.subject.asked.neighbours,
+            "crowd": min(train.images, outliers.MOST_CODES),
+        }
+        found = {}
+        for name, score in scores.items():
+            auroc = outliers.auroc(score[left_out], score[~left_out])
+            found[f"anomaly_auroc_{name}"] = Metric(auroc, None, floors, protocol)
+        for name, score in scores.items():
+            detected = self._detected(score[left_out], score[~left_out], protocol)
+            found[f"anomaly_detected_{name}"] = detected
         return found
 
-    def _crowded(self, name: str, rows: Tensor, train: Taken, what: str) -> Scores:
-        """The outlier factors under one name; none where training images are too few for
-        neighbours.
-        """
+    def _outlier_factors(
+        self, name: str, of: str, held_out: PartialSums, train: PartialSums
+    ) -> Scores:
+        """The factors by their name; none where there are too few images, or no scikit-learn."""
         neighbours = self.subject.asked.neighbours
-        if train.images <= neighbours:
+        if train.images <= neighbours or sklearn_missing():
             return {}
-        crowd = oddness.Crowd.of(self.some(train.rows[what], oddness.MOST_NEIGHBOURS), neighbours)
-        return {name: crowd.outlier_factors(rows)}
+        some = self.random_rows(train.rows[of], outliers.MOST_CODES)
+        codes = outliers.ReferenceCodes.fit(some, neighbours)
+        return {name: codes.outlier_factors(held_out.rows[of])}
 
-    def _detected(self, odd: Tensor, normal: Tensor, protocol: dict[str, object]) -> Figure:
-        """The part that is found by a threshold from one half of the normal images; the other half
-        is the check.
-        """
-        order = torch.randperm(
-            len(normal), generator=torch.Generator().manual_seed(self.subject.asked.seed)
-        )
-        half = len(normal) // 2
+    def _detected(self, left_out: Tensor, normal: Tensor, protocol: dict[str, object]) -> Metric:
+        """The part above a threshold set on half of the normal images; the other half checks it."""
+        seeded = torch.Generator().manual_seed(self.subject.asked.seed)
+        order, half = torch.randperm(len(normal), generator=seeded), len(normal) // 2
         quantile = self.subject.asked.quantile
         threshold = float(normal[order[:half]].quantile(quantile))
         alarms = float((normal[order[half:]] > threshold).double().mean())
-        return Figure(
-            float((odd > threshold).double().mean()),
-            None,
-            {"false alarms": alarms},
-            protocol | {"quantile": quantile, "threshold": threshold},
-        )
+        detected = float((left_out > threshold).double().mean())
+        own = {"quantile": quantile, "threshold": threshold}
+        return Metric(detected, None, {"false alarms": alarms}, protocol | own)
 
 
-def _gaussian(train: Taken, name: str) -> tuple[Tensor, Tensor]:
+def _gaussian(train: PartialSums, name: str) -> tuple[Tensor, Tensor]:
     """Mean and covariance of rows, from their sums."""
     mean = train.mean(name)
     return mean, train.mean(f"{name}_products") - mean.outer(mean)

@@ -1,29 +1,32 @@
-"""How like real images generated ones are as a set, seen through a named extractor; never called
+"""How close generated images are to real ones as a set, seen by a named extractor; not called
 FID.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from udl_dist.core import rng
-from udl_dist.evaluation import distances
-from udl_dist.evaluation.distances import Real
-from udl_dist.evaluation.family import TRAIN, Family, Figure, Seen, Subject, Taken
+from udl_dist.evaluation.io import Metric
+from udl_dist.evaluation.metric_group import TRAIN, MetricBatch, MetricGroup, PartialSums, Subject
+from udl_dist.methods.frechet import between
 
 REAL = "real"  # rows of features of the images themselves
-FLOOR = "floor of "  # what training images have in the place of generated ones
+FLOOR = "floor of "  # metrics of training images in the place of generated ones
 CLASS_SCORE = "class_score"  # the inception score, by any classifier
+NEIGHBOURS = 5  # Naeem et al. 2020, section 4
+OF_NEIGHBOURS = ("precision", "recall", "density", "coverage")
+OF_PAIRS = ("kernel_distance", *OF_NEIGHBOURS)
+ROWS = 200  # whose distances to all others are held at a time: 1000 spent most time on allocation
 
 
-class Distribution(Family):
-    """As many images are generated as are held out, in several sets; training images beside
-    held-out ones are a floor.
+class Distribution(MetricGroup):
+    """As many images are generated as are held out, in several sets; training images are a floor.
 
     Less is better of `frechet` and `kernel_distance`, more of the others.
     """
@@ -38,16 +41,15 @@ class Distribution(Family):
 
     @classmethod
     def without(cls, subject: Subject) -> dict[str, str]:
-        extractor = subject.extractor
-        found = {}
-        if not extractor.classes:
+        extractor, found = subject.extractor, {}
+        if not extractor.logits:
             found[CLASS_SCORE] = (
-                f"the extractor ({extractor.name}) is no classifier: make one with udl"
-                " fit-extractor"
+                f"the extractor ({extractor.name}) is not a classifier: make one with "
+                "udl fit-extractor"
             )
         if not extractor.sees_detail:
-            names = ", ".join(distances.OF_PAIRS)
-            found[names] = f"the extractor ({extractor.name}) cannot see {extractor.cannot_see}"
+            why = f"the extractor ({extractor.name}) cannot see {extractor.cannot_see}"
+            found[", ".join(OF_PAIRS)] = why
         return found
 
     def refers_to(self) -> dict[str, object]:
@@ -58,82 +60,172 @@ class Distribution(Family):
             "seed": asked.seed,
         }
 
-    def take(self, which: str, seen: Seen) -> Taken:
+    def collect(self, split: str, seen: MetricBatch) -> PartialSums:
         count, extractor = len(seen.batch.images), self.subject.extractor
         rows = {} if self.known else {REAL: extractor.features(seen.batch.images)}
-        if which != TRAIN and self.subject.sample:
+        if split != TRAIN and self.subject.sample:
             for number in range(self.subject.asked.seeds):
-                keys = rng.keys(self.subject.asked.seed + number, count, seen.start).to(
-                    seen.batch.keys.device
-                )
-                rows[f"fake {number}"] = extractor.features(self.subject.sample(keys))
-        return Taken(count, rows={name: features.float().cpu() for name, features in rows.items()})
+                keys = rng.keys(self.subject.asked.seed + number, count, seen.start)
+                images = self.subject.sample(keys.to(seen.batch.keys.device))
+                rows[f"fake {number}"] = extractor.features(images)
+        on_cpu = {name: features.float().cpu() for name, features in rows.items()}
+        return PartialSums(count, rows=on_cpu)
 
-    def reference(self, held_out: Taken, train: Taken | None) -> dict[str, Tensor]:
+    def reference(self, held_out: PartialSums, train: PartialSums | None) -> dict[str, Tensor]:
         rows = held_out.rows[REAL]
-        real = Real.of(rows, self._near(rows))
-        others = self.some(train.rows[REAL], len(rows)) if train else rows[:0]
-        floor = self._compared(real, others) if len(others) > distances.NEIGHBOURS else {}
-        return (
-            vars(real)
-            | {"others": torch.tensor(len(others))}
-            | {
+        real = RealSet.of(rows, self._paired(rows))
+        others = self.random_rows(train.rows[REAL], len(rows)) if train else rows[:0]
+        floors = self._compared(real, others) if len(others) > NEIGHBOURS else {}
+        return {
+            **vars(real),
+            "others": torch.tensor(len(others)),
+            **{
                 FLOOR + name: torch.tensor(value, dtype=torch.float64)
-                for name, value in floor.items()
-            }
-        )
+                for name, value in floors.items()
+            },
+        }
 
-    def figures(
-        self, held_out: Taken, train: Taken | None, reference: Mapping[str, Tensor]
-    ) -> dict[str, Figure]:
-        real, extractor = (
-            Real(**{field.name: reference[field.name] for field in fields(Real)}),
-            self.subject.extractor,
-        )
-        drawn = [
-            self._compared(real, rows)
-            for name, rows in held_out.rows.items()
-            if name.startswith("fake")
-        ]
-        protocol = {
+    def metrics(
+        self, held_out: PartialSums, train: PartialSums | None, reference: Mapping[str, Tensor]
+    ) -> dict[str, Metric]:
+        real = RealSet(**{field.name: reference[field.name] for field in fields(RealSet)})
+        rows = [rows for name, rows in held_out.rows.items() if name.startswith("fake")]
+        sets, extractor = [self._compared(real, fake) for fake in rows], self.subject.extractor
+        protocol: dict[str, object] = {
             "extractor": extractor.name,
             "extractor_sha256": extractor.hash,
             "generated": held_out.images,
             "sampled_from": self.subject.sampled_from,
-            "seeds": len(drawn),
+            "seeds": len(sets),
         }
         protocol |= {"cannot_see": extractor.cannot_see} if extractor.cannot_see else {}
         found = {}
-        for name in drawn[0]:
-            values = torch.tensor([one[name] for one in drawn], dtype=torch.float64)
-            floor = reference.get(FLOOR + name)
-            beside = (
-                {}
-                if floor is None
-                else {f"{int(reference['others'])} training images": float(floor)}
-            )
-            own: dict[str, object] = (
-                {"pairs_of": len(real.near)} if name in distances.OF_PAIRS else {}
-            )
-            own |= {"neighbours": distances.NEIGHBOURS} if name in distances.OF_NEIGHBOURS else {}
-            found[name] = Figure(
-                float(values.mean()),
-                float(values.std()) if len(values) > 1 else None,
-                beside,
-                protocol | own,
-            )
+        for name in sets[0]:
+            values = torch.tensor([one[name] for one in sets], dtype=torch.float64)
+            sd = float(values.std()) if len(values) > 1 else None
+            floors = {}
+            if FLOOR + name in reference:
+                who = f"{int(reference['others'])} training images"
+                floors[who] = float(reference[FLOOR + name])
+            own: dict[str, object] = {"pairs_of": len(real.near)} if name in OF_PAIRS else {}
+            own |= {"neighbours": NEIGHBOURS} if name in OF_NEIGHBOURS else {}
+            found[name] = Metric(float(values.mean()), sd, floors, protocol | own)
         return found
 
-    def _compared(self, real: Real, fake: Tensor) -> dict[str, float]:
-        extractor = self.subject.extractor
-        classes = (
-            {CLASS_SCORE: distances.class_score(extractor.logits(fake))}
-            if extractor.classes
-            else {}
-        )
-        pairs = real.of_pairs(self._near(fake)) if extractor.sees_detail else {}
-        return {"frechet": real.frechet(fake), **pairs, **classes}
+    def _compared(self, real: RealSet, fake: Tensor) -> dict[str, float]:
+        extractor, found = self.subject.extractor, {"frechet": real.frechet(fake)}
+        if extractor.sees_detail:
+            found |= real.of_pairs(self._paired(fake))
+        if extractor.logits:
+            found[CLASS_SCORE] = class_score(extractor.logits(fake))
+        return found
 
-    def _near(self, rows: Tensor) -> Tensor:
-        """Those of a set that pairs are made of."""
-        return self.some(rows, self.subject.asked.pairs)
+    def _paired(self, rows: Tensor) -> Tensor:
+        """The rows of a set whose distances to all others are computed."""
+        return self.random_rows(rows, self.subject.asked.pairs)
+
+
+@dataclass(frozen=True)
+class RealSet:
+    """A set of real rows, and what distances need of it alone; `near` are the rows of pairs."""
+
+    mean: Tensor  # [F] float64
+    covariance: Tensor  # [F, F] float64
+    near: Tensor  # [P, F]
+    radii: Tensor  # [P] float64: the distance of the k-th nearest other row
+    within: Tensor  # [] float64: the mean of the kernel over pairs
+
+    @classmethod
+    def of(cls, rows: Tensor, near: Tensor) -> RealSet:  # [N, F], [P, F]
+        """Of no more `near` rows than neighbours, no pair is used."""
+        if len(near) <= NEIGHBOURS:
+            return cls(*_gaussian(rows), near[:0], torch.empty(0), torch.zeros(()))
+        return cls(
+            *_gaussian(rows),
+            near,
+            _radii(near.double()),
+            torch.tensor(_within(near), dtype=torch.float64),
+        )
+
+    def frechet(self, fake: Tensor) -> float:  # [N, F]
+        """The Fréchet distance of the Gaussians of both sets."""
+        return between(self.mean, self.covariance, *_gaussian(fake))
+
+    def of_pairs(self, fake: Tensor) -> dict[str, float]:  # [P, F]
+        """Kernel distance and metrics of neighbours; nothing of too few rows."""
+        if min(len(self.near), len(fake)) <= NEIGHBOURS:
+            return {}
+        return {"kernel_distance": self.kernel(fake), **self.neighbours(fake)}
+
+    def kernel(self, fake: Tensor) -> float:  # [P, F]
+        """Squared MMD without bias under the kernel (xᵀy/F + 1)³ (Bińkowski et al. 2018, section
+        3).
+        """
+        across = sum(float(values.sum()) for values in _kernel(self.near.double(), fake.double()))
+        return float(self.within) + _within(fake) - 2 * across / (len(self.near) * len(fake))
+
+    def neighbours(self, fake: Tensor) -> dict[str, float]:  # [P, F]
+        """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al.
+        2020).
+        """
+        real, fake = self.near.double(), fake.double()
+        precise = dense = 0
+        recalled = torch.zeros(len(real), dtype=torch.uint8, device=real.device)
+        nearest = torch.full((len(real),), torch.inf, dtype=torch.float64, device=real.device)
+        for distances, radii in zip(
+            _distances(fake, real), torch.split(_radii(fake), ROWS), strict=True
+        ):
+            inside = distances <= self.radii
+            precise += int(
+                inside.view(torch.uint8).amax(1).sum()
+            )  # bytes: any() is many times slower
+            dense += int(inside.count_nonzero())
+            recalled |= (distances <= radii[:, None]).view(torch.uint8).amax(0)
+            nearest = torch.minimum(nearest, distances.amin(0))
+        return {
+            "precision": precise / len(fake),
+            "recall": int(recalled.sum()) / len(real),
+            "density": dense / (NEIGHBOURS * len(fake)),
+            "coverage": int((nearest <= self.radii).sum()) / len(real),
+        }
+
+
+def class_score(logits: Tensor) -> float:  # [N, classes]
+    """exp of the mean KL of an image's classes from those of all (Salimans et al. 2016, section
+    4).
+    """
+    logs = logits.double().log_softmax(1)
+    chances = logs.exp()
+    return float((chances * (logs - chances.mean(0).log())).nan_to_num(nan=0.0).sum(1).mean().exp())
+
+
+def _gaussian(rows: Tensor) -> tuple[Tensor, Tensor]:
+    return rows.double().mean(0), torch.cov(rows.double().T).view(rows.shape[1], -1)
+
+
+def _within(rows: Tensor) -> float:
+    """The mean of the kernel over all pairs of two different rows."""
+    rows, count = rows.double(), len(rows)
+    total = sum(float(values.sum()) for values in _kernel(rows, rows))
+    same = (rows.square().mean(1) + 1).pow(3).sum()
+    return (total - float(same)) / (count * (count - 1))
+
+
+def _kernel(first: Tensor, second: Tensor) -> Iterator[Tensor]:
+    """(xᵀy/F + 1)³ of all pairs, some rows at a time."""
+    one = torch.ones((), dtype=first.dtype, device=first.device)
+    for part in torch.split(first, ROWS):
+        yield torch.addmm(one, part, second.T, alpha=1 / first.shape[1]).pow_(3)
+
+
+def _radii(rows: Tensor) -> Tensor:  # [N, F] -> [N]
+    """The distance of the k-th nearest other row."""
+    nearest = [
+        distances.topk(NEIGHBOURS + 1, largest=False).values for distances in _distances(rows, rows)
+    ]
+    return torch.cat(nearest)[:, -1]
+
+
+def _distances(first: Tensor, second: Tensor) -> Iterator[Tensor]:
+    for part in torch.split(first, ROWS):
+        yield torch.cdist(part, second)

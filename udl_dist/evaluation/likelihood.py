@@ -1,6 +1,4 @@
-"""How likely images are under a method that has a likelihood: the ELBO and its terms, and a tighter
-bound.
-"""
+"""How likely images are under a method with a likelihood: the ELBO, its terms, a tighter bound."""
 
 from __future__ import annotations
 
@@ -12,18 +10,19 @@ import torch
 from torch import Tensor
 
 from udl_dist.core import rng
-from udl_dist.evaluation.family import Family, Figure, Seen, Subject, Taken, summed
+from udl_dist.evaluation.io import Metric
+from udl_dist.evaluation.metric_group import MetricBatch, MetricGroup, PartialSums, Subject, summed
 from udl_dist.methods import Batch
 
 AT_ONCE = 4096  # images that are decoded at a time, however many latents the bound takes
-LEVEL = 2 / 255  # how far apart the values of a pixel are, in [-1, 1]
+LEVEL = 2 / 255  # between two values of a pixel, in [-1, 1]
 
 
-class Likelihood(Family):
+class Likelihood(MetricGroup):
     """Nats per image, all constants included; less is better.
 
-    The bound of k latents is log of their mean weight (Burda et al. 2016, eq. 8); one more latent
-    never loosens it.
+    The bound of k latents is the log of their mean weight (Burda et al. 2016, eq. 8); one more
+    latent never loosens it.
     """
 
     name: ClassVar[str] = "likelihood"
@@ -32,62 +31,45 @@ class Likelihood(Family):
     def lacking(cls, subject: Subject) -> str:
         return "" if subject.method.can("log_weights") else "it has no likelihood, so no ELBO"
 
-    def take(self, which: str, seen: Seen) -> Taken:
+    def collect(self, split: str, seen: MetricBatch) -> PartialSums:
         values = self.subject.method.measure(seen.batch)
         if self.subject.asked.bound_samples:
             values |= {"bound": -self._bound(seen.batch)}
-        return Taken(len(seen.batch.images), summed(values))
+        return PartialSums(len(seen.batch.images), summed(values))
 
-    def figures(
-        self, held_out: Taken, train: Taken | None, reference: Mapping[str, Tensor]
-    ) -> dict[str, Figure]:
+    def metrics(
+        self, held_out: PartialSums, train: PartialSums | None, reference: Mapping[str, Tensor]
+    ) -> dict[str, Metric]:
         method, count = self.subject.method, self.subject.asked.bound_samples
-        known = method.figures(
-            {name: held_out.mean(name) for name in held_out.sums if name != "bound"}
-        )
-        elbo = known["negative_elbo"]
-        settings = {
-            name: getattr(method.settings, name)
-            for name in method.incomparable.get("negative_elbo", ())
-        }
+        means = {name: held_out.mean(name) for name in held_out.sums if name != "bound"}
+        known = method.figures(means)
+        elbo, found = known["negative_elbo"], {}
+        names = method.incomparable.get("negative_elbo", ())
+        protocol = {name: getattr(method.settings, name) for name in names}
         bound = float(held_out.mean("bound")) if count else elbo
-        beside = {f"bound of {count} latents": bound} if count else {}
-        found = {"negative_elbo": Figure(elbo, beside=beside, protocol=settings | {"latents": 1})}
+        floor = {f"bound of {count} latents": bound} if count else {}
+        found["negative_elbo"] = Metric(elbo, None, floor, protocol | {"latents": 1})
+        protocol["latents"] = count or 1
         if count:
-            found[f"iwae_{count}"] = Figure(
-                bound, beside={"negative ELBO": elbo}, protocol=settings | {"latents": count}
-            )
-        found["kl"] = Figure(known["kl"], beside={"collapsed": 0.0})
+            found[f"iwae_{count}"] = Metric(bound, None, {"negative ELBO": elbo}, dict(protocol))
+        found["kl"] = Metric(known["kl"], None, {"collapsed": 0.0})
         if "active_units" in known:
-            found["active_units"] = Figure(
-                known["active_units"], beside={"all": float(self.subject.latent_dim)}
-            )
+            every = {"all": float(self.subject.latent_dim)}
+            found["active_units"] = Metric(known["active_units"], None, every)
         if levels := method.pixel_levels():
-            found["bits_per_dimension"] = self._bits(
-                bound, levels, settings | {"latents": count or 1}
-            )
+            # A density is taken to be even over each of 256 values.
+            bits = bound / (math.prod(self.subject.shape) * math.log(2))
+            bits -= 0.0 if levels == 2 else math.log2(LEVEL)
+            even = {"even chances": math.log2(levels)}
+            found["bits_per_dimension"] = Metric(bits, None, even, protocol | {"levels": levels})
         return found
 
     def _bound(self, batch: Batch) -> Tensor:  # -> [B] float64
-        """log of the mean weight of k latents of each image, so many at a time that memory stays
-        bounded.
-        """
-        count, at_once = self.subject.asked.bound_samples, max(1, AT_ONCE // len(batch.images))
-        marks = rng.keys(self.subject.asked.seed, count).to(batch.keys.device)
-        total = torch.full(
-            (len(batch.images),), -math.inf, dtype=torch.float64, device=batch.images.device
-        )
-        for some in torch.split(marks, at_once):
-            weights = self.subject.method.log_weights(batch, batch.keys ^ some[:, None]).double()
+        """log of the mean weight of k latents of each image, in parts so that memory is bounded."""
+        count, asked = len(batch.images), self.subject.asked
+        marks = rng.keys(asked.seed, asked.bound_samples).to(batch.keys.device)
+        total = torch.full((count,), -math.inf, dtype=torch.float64, device=batch.images.device)
+        for part in torch.split(marks, max(1, AT_ONCE // count)):
+            weights = self.subject.method.log_weights(batch, batch.keys ^ part[:, None]).double()
             total = torch.logaddexp(total, weights.logsumexp(0))
-        return total - math.log(count)
-
-    def _bits(self, nats: float, levels: int, settings: dict[str, object]) -> Figure:
-        """Bits a pixel and channel; a density is taken to be even over each of 256 values."""
-        wide = 0.0 if levels == 2 else math.log2(LEVEL)
-        value = nats / (math.prod(self.subject.shape) * math.log(2)) - wide
-        return Figure(
-            value,
-            beside={"even chances": math.log2(levels)},
-            protocol=settings | {"levels": levels},
-        )
+        return total - math.log(asked.bound_samples)

@@ -1,6 +1,4 @@
-"""Principal components of images of any size, in bounded memory: the floor under every
-autoencoder.
-"""
+"""Baselines without a network: raw pixels, and principal components in bounded memory."""
 
 from __future__ import annotations
 
@@ -8,54 +6,78 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-# batches [B, C, H, W] in [-1, 1]; each call starts again from the first image
+from udl_dist.evaluation.metric_group import CodeMap
+
+# Batches [B, C, H, W] in [-1, 1]; each call starts again from the first image.
 Images = Callable[[], Iterable[Tensor]]
 
-# directions beyond those asked for: the last ones wanted then converge as fast as the others
-EXTRA = 16
+EXTRA = (
+    16  # directions beyond those asked for: the last ones wanted then converge as fast as others
+)
 MOST_PASSES = 8  # over the images
 SETTLED = 2e-3  # iteration ends when a pass lowers the error by less than this share of it
 CHUNK_FLOATS = 2**23  # pixels that are held as floats at a time: 32 MiB
+LARGEST_SIDE = 32  # of raw pixels; larger images are averaged
+
+
+def pixels(images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, F]
+    """Images as rows of raw pixels, averaged to 32 × 32 at most: what codes must beat."""
+    sides = (min(LARGEST_SIDE, images.shape[2]), min(LARGEST_SIDE, images.shape[3]))
+    return functional.adaptive_avg_pool2d(images, sides).flatten(1)
 
 
 def errors(
     fitted: Images, measured: Images, components: Sequence[int]
 ) -> tuple[dict[int, float], int]:
-    """Mean squared error per pixel, in [0, 1], of `measured` images behind so many components of
-    the `fitted` ones.
+    """Mean squared error per pixel, in [0, 1], of `measured` images behind PCA of `fitted` ones.
 
-    Returns the errors by number of components, and how many images were fitted to. Counts that are
-    not below that number are left out: so many components do not exist. Memory is that of a few
-    matrices of pixels × components; the covariance, which has pixels² entries, is never made.
+    Returns the errors by number of components, and how many images PCA was fitted to. Counts that
+    are not below that number are left out: they do not exist. Memory is that of a few matrices of
+    pixels × components; the covariance, which has pixels² entries, is never made.
     """
     mean, count = _mean(fitted)
     wanted = [size for size in components if size < count]
     if not wanted:
         return {}, count
     basis = _basis(fitted, mean, count, max(wanted))  # [D, K], the greatest variance first
-    kept = torch.zeros(basis.shape[1], dtype=torch.float64)
+    explained = torch.zeros(basis.shape[1], dtype=torch.float64)
     total, seen = 0.0, 0
     for rows in _centred(measured, mean):
-        kept += (rows @ basis).double().square().sum(0)
+        explained += (rows @ basis).double().square().sum(0)
         total += float(rows.double().square().sum())
         seen += len(rows)
-    explained = kept.cumsum(0)
-    left = {size: max(0.0, total - float(explained[min(size, len(kept)) - 1])) for size in wanted}
-    return {size: value / (seen * len(mean)) for size, value in left.items()}, count
+    reached = explained.cumsum(0)
+    left = {size: total - float(reached[min(size, len(reached)) - 1]) for size in wanted}
+    return {size: max(0.0, value) / (seen * len(mean)) for size, value in left.items()}, count
 
 
 def principal(covariance: Tensor, components: int) -> Tensor:  # [D, D] -> [D, K]
-    """The directions of most variance, of a covariance that is small enough to be had; the greatest
-    comes last.
-    """
-    _, vectors = torch.linalg.eigh(covariance)  # in rising order
-    kept: Tensor = vectors[:, max(0, len(covariance) - components) :]
-    return kept
+    """The directions of most variance, of a covariance that fits; the greatest comes last."""
+    vectors: Tensor = torch.linalg.eigh(covariance).eigenvectors  # in rising order
+    return vectors[:, max(0, len(covariance) - components) :]
 
 
-# -> [D, K] float32
-def _basis(images: Images, mean: Tensor, count: int, components: int) -> Tensor:
+def code_map(fitted: Tensor, rows: Tensor, labels: Tensor) -> CodeMap:  # [N, F], [M, F], [M]
+    """`rows` along the two directions in which the `fitted` ones vary most; of one number, 0."""
+    centre = fitted.double().mean(0)
+    covariance = torch.cov(fitted.double().T).view(len(centre), -1)
+    basis = principal(covariance, 2).flip(1)  # the greatest first
+    largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
+    basis = basis * largest.sign()  # a direction has no sign of its own
+    points = functional.pad((rows.double() - centre) @ basis, (0, 2 - basis.shape[1]))
+    shares = (basis * (covariance @ basis)).sum(0) / covariance.trace().clamp(min=1e-30)
+    names = [
+        f"direction {number}: {100 * share:.0f} % of the variance"
+        for number, share in enumerate(shares.tolist(), 1)
+    ]
+    return CodeMap(points, labels, (names[0], names[1] if len(names) > 1 else "none"))
+
+
+def _basis(
+    images: Images, mean: Tensor, count: int, components: int
+) -> Tensor:  # -> [D, K] float32
     """Orthonormal directions by subspace iteration from a seeded start (Halko et al. 2011,
     algorithm 4.4).
     """
@@ -65,8 +87,10 @@ def _basis(images: Images, mean: Tensor, count: int, components: int) -> Tensor:
     basis: Tensor = torch.linalg.qr(start).Q
     before = float("inf")
     for _ in range(MOST_PASSES):
-        # covariance × basis, and the variance of all pixels
-        product, total = torch.zeros_like(basis), 0.0
+        product, total = (
+            torch.zeros_like(basis),
+            0.0,
+        )  # covariance × basis, and the variance of all pixels
         for rows in _centred(images, mean):
             product.addmm_(rows.T, rows @ basis)
             total += float(rows.double().square().sum())

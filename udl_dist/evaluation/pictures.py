@@ -1,6 +1,4 @@
-"""Grids that a person looks at: originals over reconstructions, generated images beside real
-ones.
-"""
+"""Picture grids: originals over reconstructions, generated images next to real ones."""
 
 from __future__ import annotations
 
@@ -22,19 +20,19 @@ LETTER_WIDTH, LINE_HEIGHT = 7, 13  # of Pillow's own font, at most
 def draw(method: Method, batch: Batch, keys: Tensor, columns: int) -> dict[str, Image.Image]:
     """The pictures this method can have: `reconstruction` and `samples`, by name.
 
-    `batch` holds real held-out images, at least one; what a denoising method sees of them has a row
-    of its own. `keys` the random keys of the samples, [columns**2] int64.
+    `batch` holds real held-out images, at least one; the input of a denoising method has a row of
+    its own. `keys` are the random keys of the samples, [columns**2] int64.
     """
     pictures = {}
     if method.can("reconstruct"):
-        seen = method.damage(batch)
-        rows = [batch.images[:columns], method.reconstruct(seen[:columns])]
-        if seen is not batch.images:
-            rows.insert(1, seen[:columns])
+        corrupted = method.damage(batch)
+        rows = [batch.images[:columns], method.reconstruct(corrupted[:columns])]
+        if corrupted is not batch.images:
+            rows.insert(1, corrupted[:columns])
         pictures["reconstruction"] = grid(torch.cat(rows), len(rows[0]))
     if method.can("sample"):
         generated, real = method.sample(keys), batch.images[: columns * columns]
-        pictures["samples"] = beside(grid(generated, columns), grid(real, columns))
+        pictures["samples"] = _joined(grid(generated, columns), grid(real, columns))
     return pictures
 
 
@@ -45,9 +43,9 @@ def captioned(picture: Image.Image, text: str) -> Image.Image:
         picture.mode, (picture.width, picture.height + GAP + LINE_HEIGHT * len(lines)), "white"
     )
     whole.paste(picture, (0, 0))
-    pen = ImageDraw.Draw(whole)
+    canvas = ImageDraw.Draw(whole)
     for number, line in enumerate(lines):
-        pen.text((GAP, picture.height + GAP + LINE_HEIGHT * number), line, fill="black")
+        canvas.text((GAP, picture.height + GAP + LINE_HEIGHT * number), line, fill="black")
     return whole
 
 
@@ -65,7 +63,7 @@ def grid(images: Tensor, columns: int) -> Image.Image:
     return Image.fromarray(canvas.squeeze(2) if channels == 1 else canvas)
 
 
-def beside(left: Image.Image, right: Image.Image) -> Image.Image:
+def _joined(left: Image.Image, right: Image.Image) -> Image.Image:
     """Two pictures with a gap between them."""
     between = 8 * GAP
     both = Image.new(

@@ -1,10 +1,7 @@
-"""What codes say of the classes of images, beside what the raw pixels say; needs labels, and
-scikit-learn.
-"""
+"""What codes predict of the classes of images, against raw pixels; needs labels, scikit-learn."""
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -14,24 +11,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udl_dist.evaluation import flat, plain
-from udl_dist.evaluation.family import Family, Figure, Plane, Seen, Subject, Taken
+from udl_dist.evaluation import pca
+from udl_dist.evaluation.io import Metric
+from udl_dist.evaluation.metric_group import (
+    CodeMap,
+    MetricBatch,
+    MetricGroup,
+    PartialSums,
+    Subject,
+    sklearn_missing,
+)
 
-CODES, PIXELS = "codes", "pixels"  # rows that classes are looked for in
+CODES, PIXELS = "codes", "pixels"  # rows that classes are predicted from
 NEIGHBOURS = 10
-TURNS = 300  # of the linear probe
-# neighbours that t-SNE keeps near, and images: their products go into its time
-PERPLEXITY, MOST_MAPPED = 30, 5000
+MOST_ITERATIONS = 300  # of the linear probe
+PERPLEXITY = 30  # neighbours that t-SNE keeps near
+MOST_MAPPED = 5000  # images of t-SNE: its time goes with images × perplexity
 
-Rows = NDArray[np.float32]
 Labels = NDArray[np.int64]
-Set = tuple[Rows, Labels]
+Labelled = tuple[NDArray[np.float32], Labels]
 
 
-class Representation(Family):
-    """Neighbours, a linear probe and clusters, all learned from training images and measured on
-    held-out ones.
-    """
+class Representation(MetricGroup):
+    """Neighbours, a linear probe and clusters, learned from training images, tested on held-out."""
 
     name: ClassVar[str] = "representation"
     learns: ClassVar[bool] = True
@@ -43,117 +45,101 @@ class Representation(Family):
             return "it cannot encode"
         if not subject.labelled:
             return "its images have no labels (cls), or there are no training images"
-        if importlib.util.find_spec("sklearn") is None:
-            return "it needs scikit-learn: pip install 'udl-dist[evaluate]'"
-        return ""
+        return sklearn_missing()
 
-    def take(self, which: str, seen: Seen) -> Taken:
+    def collect(self, split: str, seen: MetricBatch) -> PartialSums:
         images = seen.batch.images
         rows = {CODES: self.subject.method.encode(images), "labels": seen.labels}
         if not self.known:
-            rows[PIXELS] = plain.pixels(images)
-        return Taken(len(images), rows={name: value.cpu() for name, value in rows.items()})
+            rows[PIXELS] = pca.pixels(images)
+        return PartialSums(len(images), rows={name: value.cpu() for name, value in rows.items()})
 
     def refers_to(self) -> dict[str, object]:
         return {"seed": self.subject.asked.seed, "seeds": self.subject.asked.seeds}
 
-    def reference(self, held_out: Taken, train: Taken | None) -> dict[str, Tensor]:
-        """The same figures of raw pixels."""
-        return {
-            name: torch.tensor(value, dtype=torch.float64)
-            for name, (value, _) in self._measured(held_out, train, PIXELS).items()
-        }
+    def reference(self, held_out: PartialSums, train: PartialSums | None) -> dict[str, Tensor]:
+        """The same metrics of raw pixels."""
+        measured = self._measured(held_out, train, PIXELS)
+        return {name: torch.tensor(np.mean(values)) for name, values in measured.items()}
 
-    def figures(
-        self, held_out: Taken, train: Taken | None, reference: Mapping[str, Tensor]
-    ) -> dict[str, Figure]:
+    def metrics(
+        self, held_out: PartialSums, train: PartialSums | None, reference: Mapping[str, Tensor]
+    ) -> dict[str, Metric]:
         _, labels = _labelled(held_out, CODES)
-        commonest = float(np.bincount(labels).max() / len(labels))
         protocol = {"classes": len(np.unique(labels)), "labelled": len(labels)}
-        return {
-            name: Figure(
-                value,
-                spread,
-                {"raw pixels": float(reference[name])}
-                | ({"always the commonest class": commonest} if name.endswith("accuracy") else {}),
-                protocol,
-            )
-            for name, (value, spread) in self._measured(held_out, train, CODES).items()
-        }
+        found = {}
+        for name, values in self._measured(held_out, train, CODES).items():
+            floor = {"raw pixels": float(reference[name])}
+            if name.endswith("accuracy"):
+                floor["always the commonest class"] = float(np.bincount(labels).max() / len(labels))
+            sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            found[name] = Metric(float(np.mean(values)), sd, floor, protocol)
+        return found
 
     def _measured(
-        self, held_out: Taken, train: Taken | None, what: str
-    ) -> dict[str, tuple[float, float | None]]:
-        assert train, "without training images the family is lacking"
-        return _measured(
-            _labelled(train, what),
-            _labelled(held_out, what),
-            self.subject.asked.seed,
-            self.subject.asked.seeds,
-        )
+        self, held_out: PartialSums, train: PartialSums | None, what: str
+    ) -> dict[str, list[float]]:
+        """Each metric of one kind of rows; clusters, whose start is random, over several seeds."""
+        assert train, "without training images the group is lacking"
+        fitted_to, tested_on = _labelled(train, what), _labelled(held_out, what)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a probe that is stopped early is good enough
+            found = {
+                "knn_accuracy": [_neighbours(fitted_to, tested_on)],
+                "linear_accuracy": [_linear(fitted_to, tested_on)],
+            }
+            for number in range(self.subject.asked.seeds):
+                clusters = _clusters(fitted_to, tested_on, self.subject.asked.seed + number)
+                for name, value in clusters.items():
+                    found.setdefault(name, []).append(value)
+        return found
 
-    def maps(self, held_out: Taken, train: Taken | None) -> dict[str, Plane]:
-        assert train, "without training images the family is lacking"
-        codes, labels = (torch.from_numpy(one) for one in _labelled(held_out, CODES))
-        found = {"codes": flat.principal(train.rows[CODES].float(), codes, labels)}
+    def maps(self, held_out: PartialSums, train: PartialSums | None) -> dict[str, CodeMap]:
+        assert train, "without training images the group is lacking"
+        codes, labels = map(torch.from_numpy, _labelled(held_out, CODES))
+        found = {"codes": pca.code_map(train.rows[CODES].float(), codes, labels)}
         if self.subject.asked.tsne:
-            found["codes_tsne"] = _neighbourhoods(
-                codes[:MOST_MAPPED], labels[:MOST_MAPPED], self.subject.asked.seed
-            )
+            some, seed = codes[:MOST_MAPPED], self.subject.asked.seed
+            found["codes_tsne"] = _tsne(some, labels[:MOST_MAPPED], seed)
         return found
 
 
-def _neighbourhoods(codes: Tensor, labels: Tensor, seed: int) -> Plane:
+def _tsne(codes: Tensor, labels: Tensor, seed: int) -> CodeMap:
     """t-SNE (van der Maaten & Hinton 2008): who is near whom; distances and sizes say nothing."""
     from sklearn.manifold import TSNE
 
-    fitted: Any = TSNE(init="pca", perplexity=min(PERPLEXITY, len(codes) // 3), random_state=seed)
+    perplexity = min(PERPLEXITY, len(codes) // 3)
+    fitted: Any = TSNE(init="pca", perplexity=perplexity, random_state=seed)
     points = torch.from_numpy(fitted.fit_transform(codes.numpy()))
-    return Plane(points, labels, ("t-SNE 1", "t-SNE 2"))
+    return CodeMap(points, labels, ("t-SNE 1", "t-SNE 2"))
 
 
-def _labelled(taken: Taken, what: str) -> Set:
+def _labelled(collected: PartialSums, what: str) -> Labelled:
     """The rows that have a label."""
-    labels = taken.rows["labels"].numpy()
-    return taken.rows[what].float().numpy()[labels >= 0], labels[labels >= 0]
+    labels = collected.rows["labels"].numpy()
+    return collected.rows[what].float().numpy()[labels >= 0], labels[labels >= 0]
 
 
-def _measured(
-    train: Set, held_out: Set, seed: int, seeds: int
-) -> dict[str, tuple[float, float | None]]:
-    """Every figure of one kind of rows, with its deviation over seeds where it starts by chance."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a probe that is stopped early is none the worse for it
-        found: dict[str, tuple[float, float | None]] = {
-            "knn_accuracy": (_neighbours(train, held_out), None),
-            "linear_accuracy": (_linear(train, held_out), None),
-        }
-        clustered = [_clusters(train, held_out, seed + number) for number in range(seeds)]
-    for name in clustered[0]:
-        values = [one[name] for one in clustered]
-        found[name] = float(np.mean(values)), float(np.std(values, ddof=1)) if seeds > 1 else None
-    return found
-
-
-def _neighbours(train: Set, held_out: Set) -> float:
+def _neighbours(train: Labelled, held_out: Labelled) -> float:
     from sklearn.neighbors import KNeighborsClassifier
 
     fitted: Any = KNeighborsClassifier(min(NEIGHBOURS, len(train[0]))).fit(*train)
     return float(fitted.score(*held_out))
 
 
-def _linear(train: Set, held_out: Set) -> float:
+def _linear(train: Labelled, held_out: Labelled) -> float:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     if len(np.unique(train[1])) == 1:
         return float((held_out[1] == train[1][0]).mean())
-    fitted: Any = make_pipeline(StandardScaler(), LogisticRegression(max_iter=TURNS)).fit(*train)
+    probe = LogisticRegression(max_iter=MOST_ITERATIONS)
+    fitted: Any = make_pipeline(StandardScaler(), probe).fit(*train)
     return float(fitted.score(*held_out))
 
 
-def _clusters(train: Set, held_out: Set, seed: int) -> dict[str, float]:
+def _clusters(train: Labelled, held_out: Labelled, seed: int) -> dict[str, float]:
     """As many clusters as there are classes."""
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
@@ -169,5 +155,5 @@ def _clusters(train: Set, held_out: Set, seed: int) -> dict[str, float]:
 
 def purity(labels: Labels, given: Labels) -> float:
     """The part of images that have the commonest class of their cluster."""
-    counted = sum(int(np.bincount(labels[given == cluster]).max()) for cluster in np.unique(given))
-    return counted / len(labels)
+    clusters = (labels[given == cluster] for cluster in np.unique(given))
+    return sum(int(np.bincount(cluster).max()) for cluster in clusters) / len(labels)

@@ -1,4 +1,4 @@
-"""The settings of what is looked at while a run goes on, and of `udl evaluate`; needs no torch."""
+"""The settings of validations during a run, and of `udl evaluate`; needs no torch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Literal
 
 from udl_dist.core.config_schema import setting
 
-DETAIL, PIXELS = "detail", "pixels"  # what images are compared by without an extractor of one's own
+DETAIL, PIXELS = "detail", "pixels"  # extractors that need no file
 OWN = (DETAIL, PIXELS)
-MOST = 10  # validations of a run that are made unasked
-# of a training image is what a held-out one takes: 0.24 to 0.70 (python -m tests.bench.validations)
+MOST = 10  # validations of a run that sets no interval
+# Time of a held-out image, in training images: 0.24 to 0.70 (python -m tests.bench.validations).
 COST = 0.75
 
 
@@ -24,26 +24,24 @@ class EvaluateSettings:
         low=0,
     )
     images: int = setting(
-        10_000,
-        "held-out images that validations see at most, the same ones each time; 0: all",
-        low=0,
+        10_000, "most held-out images of a validation, the same ones each time; 0: all", low=0
     )
     share: float = setting(
         0.05,
-        "part of a run that validations may take; one at the end there is always",
+        "part of a run's time for validations; there is always one at the end",
         above=0,
         high=1,
     )
     at_images: tuple[int, ...] = setting(
-        (), "images after which there is a validation too, with a checkpoint", low=1
+        (), "more points, in images, for a validation and a checkpoint", low=1
     )
     pictures: bool = setting(True, "write PNG grids into the run folder at each validation")
     columns: int = setting(10, "images in a row of a picture", low=1, high=100)
 
     def interval(self, total: int, held_out: int) -> int:
-        """Images between validations of so many held-out images, in a run of `total`.
+        """Images between validations of `held_out` images, in a run of `total`.
 
-        Worked out and never measured, so that the points of a curve depend on no clock.
+        Computed and never measured, so that the points of a curve depend on no clock.
         """
         allowed = self.share * total / max(1.0, held_out * COST)
         return self.every_images or ceil(total / max(1, min(MOST, int(allowed))))
@@ -54,23 +52,19 @@ class EvaluateSettings:
 
 
 @dataclass(frozen=True)
-class FigureSettings:
+class MetricSettings:
     """What `udl evaluate` measures, and on how many images."""
 
     families: tuple[str, ...] = setting(
-        (), "families of figures; empty: all that the method and the images allow"
+        (), "metric groups; empty: all that the method and the images allow"
     )
     images: int = setting(10_000, "held-out images at most, drawn at random; 0: all of them", low=0)
     train_images: int = setting(
-        10_000,
-        "training images at most that floors, neighbours and probes learn from; 0: all",
-        low=0,
+        10_000, "most training images for floors, neighbours and probes; 0: all", low=0
     )
-    data: str = setting(
-        "", "another source whose images are measured; empty: the run's held-out images"
-    )
-    seed: int = setting(0, "where noise, latents and clusters come from")
-    seeds: int = setting(3, "sets of generated images; figures of them have a ± over these", low=1)
+    data: str = setting("", "another source of images to measure; empty: the run's held-out images")
+    seed: int = setting(0, "of noise, latents and clusters")
+    seeds: int = setting(3, "sets of generated images; their metrics have a ± over these", low=1)
     prior: Literal["auto", "own", "mixture"] = setting(
         "auto",
         "where latents of generated images come from: the method's own, else the mixture of udl"
@@ -78,35 +72,32 @@ class FigureSettings:
     )
     pairs: int = setting(
         10_000,
-        "images of each set at most that kernel and neighbour distances compare with all "
-        "others, in a time that goes with the square; 0: none",
+        "most images of each set for kernel and neighbour distances, whose time goes with "
+        "the square; 0: none",
         low=0,
     )
     noise: tuple[float, ...] = setting(
-        (0.1, 0.25, 0.5),
-        "deviations of added noise, pixels in [0, 1], whose removal is measured",
-        above=0,
+        (0.1, 0.25, 0.5), "std of added noise, pixels in [0, 1], whose removal is measured", above=0
     )
     bound_samples: int = setting(
         100, "latents an image in the importance-weighted bound (IWAE); 0: none", low=0
     )
     extractor: str = setting(
         DETAIL,
-        "what images are compared by: detail (a fixed multi-scale descriptor), pixels (averaged to"
-        " 8×8, which see no detail), a file that udl fit-extractor wrote, TorchScript, or a .pt2 of"
-        " torch.export",
+        "features of images: detail (a fixed multi-scale descriptor), pixels (averaged to 8×8,"
+        " without detail), a file of udl fit-extractor, TorchScript, or a .pt2 of torch.export",
     )
     trust_extractor: bool = setting(
         False, "run an extractor that is code: TorchScript or .pt2 may do whatever you can"
     )
     quantile: float = setting(
-        0.95, "part of normal images below the threshold of an anomaly", above=0, high=1
+        0.95, "part of normal images below the anomaly threshold", above=0, high=1
     )
     neighbours: int = setting(
-        10, "neighbours of an outlier factor, among at most 30,000 training images", low=1
+        10, "neighbours for an outlier factor, among at most 30,000 training images", low=1
     )
     tsne: bool = setting(
-        False, "a second map of codes, by t-SNE, beside that of their two main directions"
+        False, "a second map of codes, by t-SNE, after that of their two main directions"
     )
     workers: int = setting(0, "Ray workers that share the images; 0: this process alone", low=0)
     readers: int = setting(1, "threads of each that read and decode ahead", low=0, high=256)

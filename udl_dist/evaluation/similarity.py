@@ -1,4 +1,4 @@
-"""How like two images are: squared error, PSNR, SSIM and MS-SSIM of each pair. Knows no method."""
+"""How similar two images are: squared error, PSNR, SSIM and MS-SSIM of each pair."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from torch.nn import functional
 WINDOW, SIGMA = 11, 1.5  # Wang et al. 2004, section III-B
 K1, K2 = 0.01, 0.03
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # exponents (Wang et al. 2003, section 3.2)
-LEAST_SIDE = WINDOW << (len(SCALES) - 1)  # that has a whole window when it was halved so often
+LEAST_SIDE = WINDOW << (
+    len(SCALES) - 1
+)  # that still has a whole window after halving at each scale
 LEAST_ERROR = 1e-10  # of images that are equal: their PSNR is 100 dB instead of infinite
 
 
@@ -30,19 +32,20 @@ def ssim(images: Tensor, others: Tensor) -> Tensor:  # [B, C, H, W] twice, in [-
     return _terms(images, others)[0]
 
 
-# [B, C, H, W] twice, in [-1, 1] -> [B] float64
-def ms_ssim(images: Tensor, others: Tensor) -> Tensor:
+def ms_ssim(
+    images: Tensor, others: Tensor
+) -> Tensor:  # [B, C, H, W] twice, in [-1, 1] -> [B] float64
     """SSIM over five scales (Wang et al. 2003, eq. 7): contrast and structure at each, luminance at
     the last.
 
-    What is negative counts as 0.
+    Negative terms count as 0.
     """
     images, others = images.double(), others.double()
-    found = torch.ones(len(images), dtype=torch.float64, device=images.device)
+    similarity = torch.ones(len(images), dtype=torch.float64, device=images.device)
     for exponent in SCALES[:-1]:
-        found *= _terms(images, others)[1].clamp(min=0) ** exponent
-        images, others = (functional.avg_pool2d(each, 2) for each in (images, others))
-    return found * ssim(images, others).clamp(min=0) ** SCALES[-1]
+        similarity *= _terms(images, others)[1].clamp(min=0) ** exponent
+        images, others = (functional.avg_pool2d(side, 2) for side in (images, others))
+    return similarity * ssim(images, others).clamp(min=0) ** SCALES[-1]
 
 
 def _terms(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +62,7 @@ def _terms(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _blurred(stack: Tensor) -> Tensor:  # [..., H, W] -> [..., h, w]
-    """Windows as products with a matrix of bands: up to 512 pixels a side 2 to 10 times as quick as
+    """Windows as products with a matrix of bands: up to 512 pixels a side 2 to 10 times as fast as
     convolutions.
     """
     height, width = (_bands(side, stack.device) for side in stack.shape[-2:])
@@ -67,7 +70,7 @@ def _blurred(stack: Tensor) -> Tensor:  # [..., H, W] -> [..., h, w]
 
 
 def _bands(side: int, device: torch.device) -> Tensor:  # -> [side, side - WINDOW + 1]
-    """In each column the window's weights, one place further down than in the one before."""
+    """In each column the window's weights, one row lower than in the column before."""
     places = torch.arange(WINDOW, dtype=torch.float64, device=device) - WINDOW // 2
     weights = (-(places**2) / (2 * SIGMA**2)).exp()
     weights = weights / weights.sum()

@@ -130,7 +130,7 @@ def checked_plan(experiment: Experiment) -> Plan:
     experiment = experiment.replace(data=settled(experiment.data))
     made = plan_here(experiment)
     if experiment.train.init_from:
-        from udl_dist.models import warm_start
+        from udl_dist.inference import warm_start
 
         warm_start.check(experiment)
     if experiment.run.best:

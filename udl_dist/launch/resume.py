@@ -8,7 +8,7 @@ from pathlib import Path
 from udl_dist.data.loader.feed import Feed
 from udl_dist.errors import DataError, TrainingError
 from udl_dist.experiment import Experiment
-from udl_dist.models import warm_start
+from udl_dist.inference import warm_start
 from udl_dist.runs import remote_checkpoints
 from udl_dist.runs.remote_node import Node
 from udl_dist.runs.run_folder import RunFolder

@@ -14,7 +14,7 @@ from udl_dist.data.loader.reader import Stream
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.evaluation import pca
 from udl_dist.experiment import Experiment
-from udl_dist.using.measuring import passes
+from udl_dist.inference.measuring import passes
 
 
 def pca_floor(experiment: Experiment, sizes: Sequence[int]) -> dict[int, float]:

@@ -87,7 +87,7 @@ def plan(search: Search) -> SearchPlan:
     found, base = search.settings, search.base
     whole = plan_run(base)
     if base.train.init_from:
-        from udl_dist.models import warm_start
+        from udl_dist.inference import warm_start
 
         warm_start.check(base)
     if not whole.held_out_records:

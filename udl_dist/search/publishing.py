@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from udl_dist.core import files
 from udl_dist.errors import UdlError, UsageError
-from udl_dist.evaluation import written
+from udl_dist.evaluation import io as written
 from udl_dist.runs.terminal import Progress, Screen
 from udl_dist.search.config import Search
 from udl_dist.search.objective import Objective
 from udl_dist.search.winner import Finals, spread
 
 if TYPE_CHECKING:
-    from udl_dist.models.model import Model
+    from udl_dist.inference.model import Model
 
 MODEL = "model"
 Entry = Mapping[str, Any]
@@ -98,7 +98,7 @@ def hand_over(wanted: Search, finals: Finals, out: TextIO) -> Handed:
 
 def _opened(wanted: Search, finals: Finals) -> tuple[dict[str, Model], list[str]]:
     """The final runs that ended, the best of them first, by the objective where they ended."""
-    from udl_dist.models.model import load
+    from udl_dist.inference.model import load
 
     loss, failed = Objective(wanted), list[str]()
     found: dict[str, tuple[float, Model]] = {}
@@ -122,15 +122,15 @@ def _measured(
     """The figures of one run, and what it cannot have; measured anew only if more can be had than
     before.
     """
-    from udl_dist.evaluation.settings import FigureSettings
-    from udl_dist.using import evaluating
-    from udl_dist.using.measuring import Measuring
+    from udl_dist.evaluation.settings import MetricSettings
+    from udl_dist.inference import evaluating
+    from udl_dist.inference.measuring import Measuring
 
-    lacking = Measuring(model, FigureSettings()).notes
+    lacking = Measuring(model, MetricSettings()).notes
     same = before.runs.get(name) == model.origin.weights and {*before.lacking} <= {*lacking}
     if not (same and _figures_of(model)):
         evaluating.evaluate(
-            model, FigureSettings(), None, Progress(f"evaluating the winner, {name}", out, "parts")
+            model, MetricSettings(), None, Progress(f"evaluating the winner, {name}", out, "parts")
         )
     return _figures_of(model), lacking
 
@@ -176,7 +176,7 @@ def _exported(wanted: Search, runs: Mapping[str, Model], failed: list[str], out:
     """Export the best run, unless it lies there already; give its name, or "" and tell why it
     failed.
     """
-    from udl_dist.export.export import ExportSettings, export
+    from udl_dist.inference.export import ExportSettings, export
 
     best, dest = next(iter(runs)), wanted.folder / MODEL
     try:
@@ -193,7 +193,7 @@ def _exported(wanted: Search, runs: Mapping[str, Model], failed: list[str], out:
 
 def _there(dest: Path) -> str:
     """The weights that an exported model is of; "" where there is none that can be read."""
-    from udl_dist.models import layout
+    from udl_dist.inference import layout
 
     try:
         return str(layout.read_config(dest).get("checkpoint", "")) if layout.is_model(dest) else ""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from udl_dist.core import files
-from udl_dist.evaluation import written
+from udl_dist.evaluation import io as written
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search.config import Search
 from udl_dist.search.objective import Objective

@@ -1,0 +1,160 @@
+"""Extractors from elsewhere: TorchScript, and programs of torch.export. Both are code, need trust.
+
+TorchScript runs whatever its operators can do, files included, and reading a .pt2 evaluates text
+of the file as Python; neither is searched for harm. No pickle is read: a .pt2 that holds one, or
+machine code, is refused, and torch's C++ reader, which knows tensors and the file's own types
+alone, reads the tables of a TorchScript file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from udl_dist.errors import DataError, TrainingError, UsageError
+from udl_dist.evaluation.metric_group import Extractor
+from udl_dist.methods import Shape
+
+KINDS = {"script": "TorchScript", "program": "a program of torch.export"}
+PROBED = (2, 3)  # images: the width must not depend on how many there are
+AS_PICKLE = ("data/weights/model.pt", "data/constants/model.pt")  # of older releases of torch
+
+
+def kind(path: Path) -> str:
+    """Which kind of code a file is, or "" for neither; raise DataError for a pickle of
+    torch.save.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.partition("/")[2] for name in archive.namelist()]
+    except (OSError, zipfile.BadZipFile):
+        return ""
+    if "archive_format" in names:
+        return "program"
+    if "constants.pkl" in names and any(name.startswith("code/") for name in names):
+        return "script"
+    raise DataError(
+        f"extractor {path} holds no network that can be read (a pickle of torch.save is not): "
+        "write it by torch.jit.save or torch.export.save"
+    )
+
+
+def load(path: Path, trusted: bool, shape: Shape, device: torch.device) -> Extractor:
+    """The network of a file that is code; raise UsageError without trust, DataError if unusable."""
+    which = kind(path)
+    if not trusted:
+        raise UsageError(
+            f"extractor {path} is {KINDS[which]}, which can do on this machine whatever you can: "
+            "if you trust who made it, say --trust-extractor true"
+        )
+    data = path.read_bytes()
+    network: Any
+    with _errors_in_one_line(path):
+        if which == "script":
+            network = torch.jit.load(io.BytesIO(data), map_location=device).eval()  # type: ignore[no-untyped-call]
+        else:
+            _refuse_pickles(path, data)
+            network = torch.export.load(io.BytesIO(data)).module()
+            tensors = (*network.parameters(), *network.buffers())
+            # A program runs on the device that it was exported on.
+            device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+    checked = _Checked(path, network, device)
+    with torch.no_grad():
+        for count in PROBED:
+            checked.features(torch.zeros(count, *shape, device=device))
+    return Extractor(path.name, checked.features, hashlib.sha256(data).hexdigest())
+
+
+class _Checked:
+    """A network from elsewhere, whose output is checked; further dimensions are flattened."""
+
+    def __init__(self, path: Path, network: Callable[[Tensor], Any], device: torch.device) -> None:
+        self._where, self._network, self._device = f"extractor {path}", network, device
+        self._width = 0  # of the rows of the first images
+
+    def features(self, images: Tensor) -> Tensor:  # [N, C, H, W] -> [N, F]
+        try:
+            found = self._network(images.to(self._device))
+        except Exception as error:  # external code raises anything
+            raise DataError(
+                f"{self._where} cannot take {list(images.shape)}: {_line(error)}: export it for "
+                "such images, any number of them"
+            ) from None
+        is_rows = isinstance(found, Tensor) and found.ndim >= 2 and len(found) == len(images)
+        if not is_rows or not found.numel():
+            is_tensor = isinstance(found, Tensor)
+            got = f"a tensor of {list(found.shape)}" if is_tensor else f"a {type(found).__name__}"
+            raise DataError(
+                f"{self._where} gives {got} for {len(images)} images: let it give a tensor with a "
+                "row for each"
+            )
+        rows: Tensor = found.flatten(1).float()
+        self._width = self._width or rows.shape[1]
+        if rows.shape[1] != self._width:
+            raise DataError(
+                f"{self._where} gave {self._width} numbers for an image and now {rows.shape[1]}: "
+                "let their count be the same for all images"
+            )
+        if not bool(rows.isfinite().all()):
+            raise TrainingError(f"{self._where} gives numbers that are not finite: use another")
+        return rows
+
+
+def _refuse_pickles(path: Path, data: bytes) -> None:
+    """Raise DataError for a program with a pickle or machine code in it, which torch would load."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = archive.infolist()
+        names = [member.filename.partition("/")[2] for member in members]
+        if len(set(names)) < len(names) or any(member.compress_type for member in members):
+            raise DataError(
+                f"extractor {path} was not written by torch.export.save: export it again"
+            )
+        for member, name in zip(members, names, strict=True):
+            is_table = name.endswith("_config.json")
+            table = json.loads(archive.read(member)) if is_table else {"config": {}}
+            pickled = any(entry["use_pickle"] for entry in table["config"].values())
+            if name.startswith("data/sample_inputs/") and member.file_size:
+                raise DataError(
+                    f"extractor {path} holds its example inputs as a pickle, and none is read: set "
+                    "program.example_inputs = None before torch.export.save"
+                )
+            if pickled or name in AS_PICKLE or name.startswith("data/aotinductor/"):
+                raise DataError(
+                    f"extractor {path} holds a pickle or machine code ({name}), and none is read: "
+                    "export plain tensors"
+                )
+
+
+@contextmanager
+def _errors_in_one_line(path: Path) -> Iterator[None]:
+    """Silence what torch warns and logs while it reads; what it raises becomes one line."""
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except DataError:
+        raise
+    except Exception as error:  # readers raise many kinds
+        raise DataError(
+            f"extractor {path} cannot be read: {_line(error)}: export it again"
+        ) from None
+    finally:
+        logger.setLevel(level)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,0 +1,164 @@
+"""Metrics in `evaluation.json`: read, compared by protocol, printed; needs no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from udl_dist.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NAME = "evaluation.json"
+LONGEST_FILE = 2**26  # bytes that are read of a file
+EXTRA = "pip install 'udl-dist[evaluate]'"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number, its std over seeds, floors and ceilings to compare it with, what it depends on."""
+
+    value: float
+    sd: float | None = None
+    floor: Mapping[str, Any] = field(default_factory=dict)
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+
+    def number(self, digits: int = 6) -> str:
+        """The value, ± its std where it has one."""
+        spread = f" ± {self.sd:.{digits - 3}g}" if self.sd is not None else ""
+        return f"{self.value:.{digits}g}{spread}"
+
+
+def metrics_in(path: Path, faults: list[str]) -> dict[str, Metric]:
+    """The metrics of an `evaluation.json`; entries that are not valid are named in `faults`."""
+    entries, found = read_json(path, faults).get("figures"), {}
+    for name, entry in entries.items() if isinstance(entries, dict) else ():
+        if not isinstance(entry, dict) or not is_number(entry.get("value")):
+            faults.append(f"{path.name}: {name} is not a valid metric")
+            continue
+        sd: Any = entry.get("sd")
+        floor, protocol = (entry.get(key) for key in ("floor", "protocol"))
+        found[str(name)] = Metric(
+            float(entry["value"]),
+            float(sd) if is_number(sd) else None,
+            floor if isinstance(floor, dict) else {},
+            protocol if isinstance(protocol, dict) else {},
+        )
+    return found
+
+
+def followed_in(folder: Path, faults: list[str]) -> dict[int, dict[str, Metric]]:
+    """The metrics of each checkpoint that `udl evaluate --follow` measured, by images seen."""
+    files = [path for path in sorted(folder.glob("[0-9]*.json")) if path.stem.isdecimal()]
+    found = {int(path.stem): metrics_in(path, faults) for path in files}
+    return {images: metrics for images, metrics in found.items() if metrics}
+
+
+def of_weights(path: Path, weights: str) -> dict[str, Any]:
+    """The entries of a file that were measured with these weights; none if it cannot be read."""
+    try:
+        entries = read_json(path, [])["figures"]
+        return {name: one for name, one in entries.items() if one["protocol"]["weights"] == weights}
+    except (TypeError, KeyError, AttributeError):
+        return {}
+
+
+def table(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each metric: its value, its std, and what to compare it with."""
+    width = max(len(name) for name in entries)
+    lines = []
+    for name, entry in entries.items():
+        floors = ", ".join(f"{what} {value:.5g}" for what, value in (entry["floor"] or {}).items())
+        value = Metric(entry["value"], entry["sd"]).number(5)
+        lines.append(f"{name:<{width}}  {value:<18}  {floors}".rstrip())
+    return lines
+
+
+def shared_protocols(
+    protocols: Iterable[Mapping[str, Any]],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What all protocols have in common, and what two or more, but not all, of them share."""
+    every = list(protocols)
+    values: dict[str, list[Any]] = {}
+    for protocol in every:
+        for name, value in protocol.items():
+            values.setdefault(name, []).append(value)
+    alike = {
+        name: found for name, found in values.items() if all(value == found[0] for value in found)
+    }
+    of_all = {name: found[0] for name, found in alike.items() if len(found) == len(every)}
+    of_some = {name: found[0] for name, found in alike.items() if 1 < len(found) < len(every)}
+    return of_all, of_some
+
+
+def metric_rows(
+    metrics: Mapping[str, Metric], escape: Callable[[str], str]
+) -> list[tuple[str, str, str, str]]:
+    """Name, value, floors and further protocol of each metric, as text.
+
+    What all protocols share is left out; of what two or more share the name alone is there.
+    """
+    of_all, of_some = shared_protocols(metric.protocol for metric in metrics.values())
+    rows = []
+    for name, metric in metrics.items():
+        own = {key: value for key, value in metric.protocol.items() if key not in of_all}
+        words = [escape(key) if key in of_some else pairs({key: own[key]}, escape) for key in own]
+        floors = pairs(metric.floor, escape)
+        rows.append((escape(name), metric.number(), floors, ", ".join(words)))
+    return rows
+
+
+def pairs(values: Mapping[str, Any], escape: Callable[[str], str] = str) -> str:
+    """Names and values in a line."""
+    return ", ".join(f"{escape(name)} {escape(in_words(one))}" for name, one in values.items())
+
+
+def in_words(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "empty" if value == "" else str(value)
+
+
+def read_text(path: Path) -> str:
+    """A file as text, its first 64 MiB; "" if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(LONGEST_FILE).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def read_json(path: Path, faults: list[str]) -> dict[str, Any]:
+    """A JSON object; {} for a file that is absent or, as `faults` then says, damaged."""
+    if not path.exists():
+        return {}
+    try:
+        loaded = json.loads(read_text(path))
+        return loaded if isinstance(loaded, dict) else {}
+    except (ValueError, RecursionError):
+        faults.append(f"{path.name} is damaged")
+        return {}
+
+
+def read_tensors(path: Path, what: str, cure: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and facts of a safetensors file; raise DataError if it is not a valid `what`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not iterable)
+            return tensors, file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        why = " ".join(str(error).split())
+        raise DataError(f"{path} is not a valid {what} ({why}): {cure}") from None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value from JSON is a finite number."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)

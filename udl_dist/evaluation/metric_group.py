@@ -1,0 +1,167 @@
+"""A metric group: what it collects of each batch, and the metrics that it makes of everything.
+
+Sums are in float64 and rows keep their order, so metrics are the same over any number of ranks.
+A group knows a method, never a stream, a rank or a file.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from udl_dist.evaluation.io import EXTRA, Metric
+from udl_dist.evaluation.settings import MetricSettings
+from udl_dist.methods import Batch, Method, Shape
+
+HELD_OUT, TRAIN = "held_out", "train"  # what is measured, and what may be learned from
+LEFT_OUT = "left_out"  # held-out images of classes that training never saw
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network or function that turns images into the features that sets are compared by."""
+
+    name: str
+    features: Callable[[Tensor], Tensor]  # [N, C, H, W] in [-1, 1] -> [N, F]
+    hash: str = "none"
+    logits: Callable[[Tensor], Tensor] | None = None  # [N, F] -> [N, classes], of a classifier
+    sees_detail: bool = True  # else a blurred image would count as a neighbour of a sharp one
+    cannot_see: str = ""  # in words, for the protocol; "" where it is not known
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The method that is measured, ready on its device, and how."""
+
+    method: Method
+    shape: Shape
+    latent_dim: int
+    asked: MetricSettings
+    extractor: Extractor
+    sample: Callable[[Tensor], Tensor] | None  # [N] int64 keys -> images; None if it cannot
+    sampled_from: str  # where its latents come from, in words
+    labelled: bool = False  # whether both held-out and training images have labels
+    left_out: tuple[int, ...] = ()  # classes that training never saw, with held-out images
+    # Batches [B, C, H, W] of held-out and training images, for references of several passes.
+    real: Mapping[str, Callable[[], Iterable[Tensor]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MetricBatch:
+    """One batch on the method's device; `start` counts the images before it."""
+
+    batch: Batch
+    labels: Tensor  # [B] int64; -1 where there is none
+    start: int
+
+
+@dataclass
+class PartialSums:
+    """What a group collected of some images: sums over them in float64, and a row for each."""
+
+    images: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)
+
+    def mean(self, name: str) -> Tensor:
+        return self.sums[name] / self.images
+
+    @classmethod
+    def joined(cls, parts: Iterable[PartialSums]) -> PartialSums:
+        """Parts in order as one: sums are added, rows concatenated."""
+        whole, rows = cls(), dict[str, list[Tensor]]()
+        for part in parts:
+            whole.images += part.images
+            for name, value in part.sums.items():
+                whole.sums[name] = whole.sums[name] + value if name in whole.sums else value
+            for name, value in part.rows.items():
+                rows.setdefault(name, []).append(value)
+        whole.rows = {name: torch.cat(values) for name, values in rows.items()}
+        return whole
+
+
+@dataclass(frozen=True)
+class CodeMap:
+    """Codes as points in a plane, [N, 2], their classes, [N] int64, and the name of each axis."""
+
+    points: Tensor
+    labels: Tensor
+    axes: tuple[str, str]
+
+
+class MetricGroup:
+    """Metrics that are collected together.
+
+    The *reference* of a group is what real images alone determine, without the model: floors, and
+    statistics that metrics need. It is computed from what was collected, or `known` from an
+    evaluation before; then nothing is collected for it.
+    """
+
+    name: ClassVar[str]
+    learns: ClassVar[bool] = False  # whether it collects the model's output on training images
+    refers: ClassVar[bool] = False  # whether its reference needs training images, if there are any
+    compares: ClassVar[bool] = False  # whether it collects left-out images too, after held-out ones
+    least: ClassVar[int] = 1  # images that its metrics need
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.known = False
+
+    def goes_through(self, split: str) -> bool:
+        """Whether it collects anything of the images of a split."""
+        if split == TRAIN:
+            return self.learns or (self.refers and not self.known)
+        return split == HELD_OUT or self.compares
+
+    @classmethod
+    def lacking(cls, subject: Subject) -> str:
+        """Why this method cannot have these metrics, in words; "" if it can."""
+        raise NotImplementedError
+
+    @classmethod
+    def without(cls, subject: Subject) -> dict[str, str]:
+        """Metrics of this group that this method cannot have, with the reason."""
+        return {}
+
+    def collect(self, split: str, seen: MetricBatch) -> PartialSums:
+        """What the metrics need of one batch."""
+        raise NotImplementedError
+
+    def refers_to(self) -> Mapping[str, object]:
+        """What its reference depends on besides the images."""
+        return {}
+
+    def reference(self, held_out: PartialSums, train: PartialSums | None) -> dict[str, Tensor]:
+        """What real images alone determine; `train` is None where there are no training images."""
+        return {}
+
+    def metrics(
+        self, held_out: PartialSums, train: PartialSums | None, reference: Mapping[str, Tensor]
+    ) -> dict[str, Metric]:
+        """The metrics by name; `train` is None where no training images were gone through."""
+        raise NotImplementedError
+
+    def maps(self, held_out: PartialSums, train: PartialSums | None) -> dict[str, CodeMap]:
+        """What can be plotted of the same, by name."""
+        return {}
+
+    def random_rows(self, rows: Tensor, count: int) -> Tensor:
+        """`count` rows at random, the same ones each time: shards may be sorted."""
+        seeded = torch.Generator().manual_seed(self.subject.asked.seed)
+        return rows[torch.randperm(len(rows), generator=seeded)[:count]]
+
+
+def summed(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sums over the images of a batch, [B, ...] -> [...], in float64 on the CPU."""
+    return {name: value.double().sum(0).cpu() for name, value in values.items()}
+
+
+def sklearn_missing() -> str:
+    """What to install if scikit-learn is missing; "" if it is there."""
+    there = importlib.util.find_spec("sklearn") is not None
+    return "" if there else f"it needs scikit-learn: {EXTRA}"

@@ -1,0 +1,101 @@
+"""Outlier scores of rows, and how well a score separates two sets; knows no image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from udl_dist.errors import DataError
+from udl_dist.evaluation.io import read_tensors
+
+MOST_CODES = 30_000  # training images whose neighbours are searched: time goes with the square
+ROWS = 1000  # whose distances to all others are held at a time
+TINY = 1e-10  # a density without bound where rows are equal
+RIDGE = 1e-6  # share of the mean variance added to each: directions without variance say nothing
+CURE = "delete it, then run udl fit-outliers again"
+
+
+def auroc(outliers: Tensor, normal: Tensor) -> float:  # [N], [M]
+    """The chance that an outlier scores above a normal row (Fawcett 2006, section 7); ties half."""
+    ordered = normal.double().sort().values
+    below = torch.searchsorted(ordered, outliers.double())
+    up_to = torch.searchsorted(ordered, outliers.double(), right=True)
+    return float((below + up_to).double().sum() / (2 * len(outliers) * len(normal)))
+
+
+def mahalanobis(rows: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:  # [N, Z] -> [N] float64
+    """The squared distance from a Gaussian, measured by its covariance."""
+    ridge = RIDGE * covariance.diagonal().mean().clamp(min=TINY)
+    factor = torch.linalg.cholesky(covariance + ridge * torch.eye(len(mean), dtype=torch.float64))
+    away = torch.linalg.solve_triangular(factor, (rows.double() - mean).T, upper=False)
+    distances: Tensor = away.square().sum(0)
+    return distances
+
+
+@dataclass(frozen=True)
+class ReferenceCodes:
+    """Codes of training images, and how dense they lie around each of them.
+
+    scikit-learn fits them; using them needs torch alone.
+    """
+
+    rows: Tensor  # [N, F] float64, minus the centre: far from 0, distances would lose digits
+    centre: Tensor  # [F] float64
+    reach: Tensor  # [N]: the distance of the last neighbour of each
+    density: Tensor  # [N]
+    neighbours: Tensor  # []: how many are looked at
+
+    @classmethod
+    def fit(cls, rows: Tensor, neighbours: int) -> ReferenceCodes:  # [N, F]
+        from sklearn.neighbors import NearestNeighbors
+
+        centre, count = rows.double().mean(0), min(neighbours, len(rows) - 1)
+        rows = rows.double() - centre
+        fitted: Any = NearestNeighbors(n_neighbors=count).fit(rows.numpy())
+        distances, places = map(torch.from_numpy, fitted.kneighbors())  # without the row itself
+        reach = distances[:, -1]
+        return cls(rows, centre, reach, _densities(distances, reach[places]), torch.tensor(count))
+
+    def outlier_factors(self, rows: Tensor) -> Tensor:  # [N, F] -> [N] float64
+        """Local outlier factors (Breunig et al. 2000, definition 7): 1 amid others, more
+        outside.
+        """
+        found = []
+        for part in torch.split(rows.double() - self.centre, ROWS):
+            distances = torch.cdist(part, self.rows)
+            near = distances.topk(int(self.neighbours), largest=False)
+            own = _densities(near.values, self.reach[near.indices])
+            found.append(self.density[near.indices].mean(1) / own)
+        return torch.cat(found).double()
+
+    def as_bytes(self, weights: str) -> bytes:
+        """The file of these codes, of the checkpoint with these weights."""
+        tensors = {name: value.contiguous() for name, value in vars(self).items()}
+        content: bytes = save(tensors, {"weights": weights})
+        return content
+
+    @classmethod
+    def load(cls, path: Path, latent_dim: int) -> tuple[ReferenceCodes, str]:
+        """The codes and the weights they are of; raise DataError if damaged or of other latents."""
+        tensors, facts = read_tensors(path, "file of reference codes", CURE)
+        if tensors.keys() != {field.name for field in fields(cls)}:
+            raise DataError(f"{path} is not a valid file of reference codes: {CURE}")
+        codes = cls(**tensors)
+        count = len(codes.rows)
+        if codes.rows.shape != (count, latent_dim) or codes.centre.shape != (latent_dim,):
+            raise DataError(f"{path} holds codes of other latents than {latent_dim}: {CURE}")
+        fits = codes.reach.shape == codes.density.shape == (count,) and codes.neighbours.dim() == 0
+        if not fits or not 1 <= int(codes.neighbours) < count:
+            raise DataError(f"{path} is damaged: {CURE}")
+        if not all(bool(value.isfinite().all()) for value in tensors.values()):
+            raise DataError(f"{path} holds numbers that are not finite: {CURE}")
+        return codes, facts.get("weights", "")
+
+
+def _densities(distances: Tensor, reach: Tensor) -> Tensor:  # [N, K] twice -> [N]
+    return 1 / (torch.maximum(distances, reach).mean(1) + TINY)

@@ -1,0 +1,115 @@
+"""The model card, README.md: `card.md.jinja` filled in; what comes from data is escaped."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+
+from udl_dist import __version__
+from udl_dist.evaluation import io
+from udl_dist.inference.model import ABILITIES, Model
+from udl_dist.runs import environment
+from udl_dist.runs.run_folder import RunFolder
+
+MOST_ENVIRONMENTS = 20  # the last ones
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What is known of the data: counts and licence in words, empty if it cannot be read."""
+
+    images: str = ""
+    held_out: str = ""
+    license: str = ""
+
+
+def text(
+    model: Model, license: str, files: Sequence[str], facts: DataFacts, title: str = ""
+) -> str:
+    """The text of the card; its title is the name of the run folder unless there is another."""
+    import jinja2
+
+    template = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    template.filters |= {
+        "plain": plain,
+        "pairs": lambda values: io.pairs(values, plain),
+        "json": json.dumps,
+        "count": lambda number: f"{number:,}",
+        "environment": environment.in_words,
+    }
+    origin = model.origin
+    metrics = io.metrics_in(origin.folder / io.NAME, [])
+    of_all, of_some = io.shared_protocols(metric.protocol for metric in metrics.values())
+    entries = environment.kept(RunFolder(origin.folder).environment)
+    return template.from_string(Path(__file__).with_suffix(".md.jinja").read_text("utf-8")).render(
+        model=model,
+        origin=origin,
+        license=license,
+        title=title or origin.folder.name,
+        parameters=sum(value.numel() for value in model.method.networks.parameters()),
+        version=__version__,
+        abilities=[name for name in ABILITIES if model.can(name)],
+        files=files,
+        others=[name for name in files if name.endswith((".onnx", ".pt2"))],
+        facts=facts,
+        data=_data(model, facts),
+        held_out=f"{origin.held_out:,}" if origin.held_out else facts.held_out,
+        metrics=io.metric_rows(metrics, plain),
+        of_all=of_all,
+        of_some=of_some,
+        environments=entries[-MOST_ENVIRONMENTS:],
+        settings=_settings(model),
+    )
+
+
+def plain(text: object) -> str:
+    """Text from data or a name, in Markdown: no markup, no control characters, one line."""
+    escaped = html.escape(_printable(" ".join(str(text).split())))
+    return "".join(f"\\{letter}" if letter in "\\`*_[]|#" else letter for letter in escaped)
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in text)
+
+
+def _data(model: Model, facts: DataFacts) -> list[tuple[str, str]]:
+    """The data that could be read at the export; without it what the settings say."""
+    assert model.origin.experiment
+    data = model.origin.experiment.data
+    return [
+        ("source", ", ".join(map(_last, (data.source, *data.more_sources)))),
+        ("images", facts.images),
+        ("held out", facts.held_out),
+        ("licence of the images", facts.license),
+        ("fingerprint", model.origin.data),
+        ("resized to", f"{data.size} px, {data.fit}"),
+        ("used in training", f"{model.origin.images:,} images"),
+    ]
+
+
+def _settings(model: Model) -> str:
+    """What the weights depend on, without paths and what tells of a machine."""
+    assert model.origin.experiment
+    every = model.origin.experiment.to_dict()
+    tables = {name: dict(every[name]) for name in ("method", "data", "train")}
+    data, train = tables["data"], tables["train"]
+    for name in ("cache", "storage", "readers"):
+        data.pop(name, None)
+    for name in ("source", "held_out", "keys"):
+        data[name] = _last(data[name])
+    data["more_sources"] = [_last(source) for source in data["more_sources"]]
+    train["init_from"] = _last(train["init_from"])
+    # Text of the settings must not end its own block.
+    return _printable(tomli_w.dumps(tables)).replace("```", "'''").rstrip()
+
+
+def _last(source: str) -> str:
+    """The last part of a path or an address: where it lies is private."""
+    return source.rstrip("/").rsplit("/", 1)[-1].partition("?")[0]

@@ -1,0 +1,179 @@
+"""`udl embed`: the latents of all images of a source, with their keys, in parts.
+
+A part is a Parquet file, or npy files and a text file of keys, that is there complete or not at
+all; the same command makes the missing ones.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from udl_dist.core import files
+from udl_dist.data.shards.writing import written
+from udl_dist.errors import UsageError
+from udl_dist.inference.inputs import scaled
+from udl_dist.inference.model import BATCH_IMAGES, Model
+from udl_dist.inference.outcome import Outcome, Progress, outcome
+from udl_dist.inference.settings import EmbedSettings, Kind
+from udl_dist.inference.sources import keys_of, open_stream
+
+FACTS = "embedding.json"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What an embedding is of, and its number of parts; the same for all parts of a folder."""
+
+    model: str
+    weights: str  # sha256
+    data: str  # fingerprint
+    records: int
+    latent_dim: int
+    kind: Kind
+    parts: int
+
+    def names(self, number: int) -> tuple[str, ...]:
+        """The files of a part, the last of them written last."""
+        part = f"{number:05d}-of-{self.parts:05d}"
+        if self.kind == "parquet":
+            return (f"part-{part}.parquet",)
+        return (f"keys-{part}.txt", f"labels-{part}.npy", f"latents-{part}.npy")
+
+
+def embed(
+    model: Model, source: str, dest: Path, asked: EmbedSettings, progress: Progress
+) -> Outcome:
+    """Write the latents of every image of `source` below `dest`, except parts that are there."""
+    model.require("encode")
+    began = time.monotonic()
+    stream = open_stream(model, source, asked.readers)
+    layout = Layout(
+        str(model.origin.folder),
+        model.origin.weights,
+        stream.fingerprint,
+        stream.records,
+        model.latent_dim,
+        asked.format,
+        -(-stream.records // asked.part_images),
+    )
+    missing = _begin(dest, layout)
+    there, images = layout.parts - len(missing), 0
+    parts, opened_with = [(number,) for number in missing], (source, dest.absolute(), layout, asked)
+    if asked.workers and missing:
+        from udl_dist.inference import ray_workers
+
+        shared = ray_workers.share(
+            part_maker, model, opened_with, parts, asked.workers, asked.address
+        )
+        counts = (count for _, count in shared)
+    else:
+        make = part_maker(model, *opened_with)
+        counts = (make(number) for number in missing)
+    for count in counts:
+        images += count
+        progress(images, -(-stream.records * len(missing) // layout.parts))
+    seconds = time.monotonic() - began
+    before = f", {there} of them were there" if there else ""
+    speed = f", {images / seconds:,.0f} images/s" if images else ""
+    said = (
+        f"{stream.records:,} images, latents of {layout.latent_dim}, {layout.parts} parts"
+        f"{before}{speed}: {dest}"
+    )
+    return outcome(
+        model,
+        [said],
+        dest=str(dest),
+        records=stream.records,
+        parts=layout.parts,
+        parts_there=there,
+        images=images,
+        seconds=seconds,
+    )
+
+
+def part_maker(
+    model: Model, source: str, dest: Path, layout: Layout, asked: EmbedSettings
+) -> Callable[[int], int]:
+    """A function that makes one part and returns its number of images."""
+    stream = open_stream(model, source, asked.readers)
+
+    def make(number: int) -> int:
+        keys: list[str] = []
+        labels: list[NDArray[np.int64]] = []
+        latents: list[NDArray[np.float32]] = []
+        for records in stream.once(BATCH_IMAGES, number, layout.parts):
+            keys += keys_of(stream, records)
+            labels.append(records.labels)
+            latents.append(model.encode(scaled(records.images)).float().numpy())
+        paths = [dest / name for name in layout.names(number)]
+        _write(paths, keys, np.concatenate(labels).astype(np.int32), np.concatenate(latents))
+        return len(keys)
+
+    return make
+
+
+def _begin(folder: Path, layout: Layout) -> list[int]:
+    """Make or resume the folder; return its missing parts. UsageError for another embedding."""
+    path, now = folder / FACTS, asdict(layout)
+    if path.exists():
+        try:
+            before = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            raise UsageError(f"{path} is damaged: name a new folder") from None
+        changed = [name for name in now if name != "model" and before.get(name) != now[name]]
+        if changed:
+            name = changed[0]
+            raise UsageError(
+                f"{folder} holds another embedding ({name} was {before.get(name)!r}, is now "
+                f"{now[name]!r}): name a new folder"
+            )
+    else:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
+                raise UsageError(
+                    f"{str(folder)!r} exists and is not an embedding: name a new folder"
+                )
+            files.write_whole(path, json.dumps(now, indent=1))
+        except OSError as error:
+            raise UsageError(
+                f"cannot write to {str(folder)!r} ({error.strerror}): name another folder"
+            ) from None
+    parts = range(layout.parts)
+    return [number for number in parts if not (folder / layout.names(number)[-1]).exists()]
+
+
+def _write(
+    paths: Sequence[Path],
+    keys: Sequence[str],
+    labels: NDArray[np.int32],
+    latents: NDArray[np.float32],
+) -> None:
+    """Write one part. A label of -1 means that there is none."""
+    if len(paths) == 1:
+        import pyarrow
+        import pyarrow.parquet
+
+        flat = pyarrow.array(np.ascontiguousarray(latents).reshape(-1))
+        columns = {
+            "key": pyarrow.array(keys, pyarrow.string()),
+            "label": pyarrow.array(labels),
+            "latent": pyarrow.FixedSizeListArray.from_arrays(flat, latents.shape[1]),
+        }
+        with written(paths[0]) as file:
+            pyarrow.parquet.write_table(pyarrow.table(columns), file, compression="zstd")
+        return
+    with written(paths[0]) as file:
+        for key in keys:  # without line breaks: keys are counted by lines
+            line = "".join(letter if letter.isprintable() else "�" for letter in key)
+            file.write(f"{line}\n".encode())
+    for path, array in zip(paths[1:], (labels, latents), strict=True):
+        with written(path) as file:
+            np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)

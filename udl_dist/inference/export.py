@@ -1,0 +1,158 @@
+"""`udl export`: the folder of a model, complete or absent; see `formats` for other programs.
+
+Everything that is written is read again and compared on real images before the folder appears.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from udl_dist import __version__
+from udl_dist.core import config_schema, rng
+from udl_dist.data.loader.opening import open_streams
+from udl_dist.data.packing.folders import finish_folder, partial_folder
+from udl_dist.data.packing.prepare import prepare
+from udl_dist.errors import DataError, TrainingError, UsageError
+from udl_dist.evaluation import pictures
+from udl_dist.inference import card, formats, layout
+from udl_dist.inference.model import Model, load
+from udl_dist.inference.outcome import Outcome, outcome
+from udl_dist.inference.scoring import calibration
+from udl_dist.inference.sources import as_batch
+from udl_dist.methods import Batch
+
+CHECKED_IMAGES = 16
+TOLERANCE = 1e-4
+LONGEST_LICENSE = 500  # characters of what a card repeats
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What is exported besides the weights."""
+
+    onnx: bool = False  # also encoder, decoder and whole as ONNX
+    torch_export: bool = False  # also the same as .pt2
+    license: str = "other"  # of the model, as a hub names it
+    title: str = ""  # of the card; empty: the name of the run folder
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """Images that exported files are compared on, and what is known of the data."""
+
+    batch: Batch
+    facts: card.DataFacts
+    missing: str = ""  # why they are noise, in words; "" for images of the run
+
+
+def export(model: Model, dest: Path, asked: ExportSettings) -> Outcome:
+    """Write the model folder `dest`, always on the CPU.
+
+    Raises UsageError for a folder that is not empty, TrainingError if what was written does not
+    give what the model gives.
+    """
+    if model.origin.experiment is None:
+        raise UsageError(f"{model.origin.folder} is an exported model already: give its run folder")
+    if asked.onnx:
+        formats.require_onnx()
+    if model.device.type != "cpu":  # files must open everywhere, and TF32 is less exact
+        model = load(model.origin.folder, "cpu", model.origin.images)
+    real = _real_images(model)
+    with partial_folder(dest) as folder:
+        _write_tensors(model, folder)
+        others = formats.write(model, real.batch, folder, asked.onnx, asked.torch_export)
+        drawn = pictures.draw(model.method, real.batch, rng.keys(0, 64), 8)
+        for name, picture in drawn.items():
+            picture.save(folder / f"{name}.png")
+        if not real.missing:
+            (folder / layout.CALIBRATION).write_text(calibration(model).as_json())
+        files = sorted(path.name for path in folder.iterdir())
+        text = card.text(model, asked.license, files, real.facts, asked.title)
+        (folder / layout.CARD).write_text(text, encoding="utf-8")
+        _write_config(model, folder, files)
+        again = _difference(model, load(folder), real.batch.images)
+        differences = {layout.WEIGHTS: again} | others
+        for name, difference in differences.items():
+            if not difference <= TOLERANCE:  # NaN is refused too
+                raise TrainingError(
+                    f"{name} gives other numbers than the model: up to {difference:.2g} apart, "
+                    f"{TOLERANCE:g} is allowed: nothing was exported"
+                )
+        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+        total = finish_folder(folder, dest)
+    said = [real.missing] if real.missing else []
+    said.append(f"{dest}: {len(sizes)} files, {total / 1e6:,.1f} MB")
+    for name, size in sizes.items():
+        compared = ""
+        if name in differences:
+            compared = f"  read again: differs by {differences[name]:.1e} at most"
+        said.append(f"  {name:24} {size / 1e6:10.3f} MB{compared}")
+    return outcome(model, said, dest=str(dest), files=sizes, differences=differences)
+
+
+def _real_images(model: Model) -> RealImages:
+    """Held-out images to compare on; noise if the data cannot be read."""
+    experiment = model.origin.experiment
+    assert experiment
+    try:
+        stream, held_out = open_streams(prepare(experiment.data), experiment.train.seed)
+        batch = as_batch(next((held_out or stream).once(64)))
+    except (DataError, UsageError) as error:
+        keys = rng.keys(0, 64)
+        noise = rng.uniform(keys, "images", model.shape) * 2 - 1
+        missing = (
+            f"the data cannot be read ({error}): compared on noise, and the card has no metrics "
+            "of held-out images"
+        )
+        return RealImages(Batch(noise, keys, keys, 0), card.DataFacts(), missing)
+    count = f"{held_out.records:,}" if held_out else "none"
+    licenses = {dataset.index.about.license for dataset in stream.datasets} - {""}
+    license = " ".join(sorted(licenses))[:LONGEST_LICENSE]
+    return RealImages(batch, card.DataFacts(f"{stream.records:,}", count, license))
+
+
+def _write_tensors(model: Model, folder: Path) -> None:
+    tensors = model.method.networks.state_dict().items()
+    save_file({name: value.contiguous() for name, value in tensors}, folder / layout.WEIGHTS)
+    if model.mixture:
+        model.mixture.save(folder / layout.PRIOR)
+    if model.reference_codes:
+        content = model.reference_codes.as_bytes(model.origin.weights)
+        (folder / layout.CROWD).write_bytes(content)
+
+
+def _write_config(model: Model, folder: Path, files: list[str]) -> None:
+    origin = model.origin
+    config = {
+        "format": layout.FORMAT,
+        "library": f"udl-dist {__version__}",
+        "method": origin.method,
+        "settings": config_schema.to_dict(model.method.settings),
+        "shape": list(model.shape),
+        "fit": origin.fit,
+        "latent_dim": model.latent_dim,
+        "images": origin.images,
+        "checkpoint": origin.weights,
+        "averaged": origin.averaged,
+        "data": origin.data,
+        "figures": dict(origin.figures),
+        "files": {name: layout.described(folder / name) for name in files},
+    }
+    (folder / layout.CONFIG).write_text(json.dumps(config, indent=1))
+
+
+def _difference(model: Model, again: Model, images: Tensor) -> float:
+    """The greatest difference between the outputs of two models."""
+    pairs = []
+    if model.can("encode"):
+        pairs.append((model.encode(images), again.encode(images)))
+    if model.can("reconstruct"):
+        pairs.append((model.reconstruct(images), again.reconstruct(images)))
+    if model.can("sample"):
+        pairs.append((model.sample(CHECKED_IMAGES), again.sample(CHECKED_IMAGES)))
+    return max(float((one - other).abs().max()) for one, other in pairs)

@@ -1,0 +1,171 @@
+"""`udl fit-prior` and `udl fit-outliers`: scikit-learn fits the codes of a run's images."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from udl_dist.core import files
+from udl_dist.data.loader.opening import open_streams
+from udl_dist.data.loader.reader import Stream
+from udl_dist.data.packing.prepare import prepare
+from udl_dist.data.shards.writing import written
+from udl_dist.errors import DataError, UsageError
+from udl_dist.evaluation.metric_group import sklearn_missing
+from udl_dist.evaluation.outliers import MOST_CODES, ReferenceCodes
+from udl_dist.inference.inputs import scaled
+from udl_dist.inference.layout import CROWD, PRIOR, PRIOR_FACTS
+from udl_dist.inference.mixture import Mixture
+from udl_dist.inference.model import BATCH_IMAGES, OUTLIER_FACTOR, Model
+from udl_dist.inference.outcome import Outcome, Progress, outcome, writing
+
+MOST_FITTED = 200_000  # codes of a mixture: 100 MB for latents of 64 numbers
+FLOOR = "held_out_log_likelihood_one_gaussian"
+
+
+@dataclass(frozen=True)
+class FittedMixture:
+    """A mixture, the mean log-density of its codes before the last iteration, and how it ended."""
+
+    mixture: Mixture
+    log_likelihood: float
+    iterations: int
+    converged: bool
+
+
+def fit_mixture(codes: Tensor, components: int, seed: int, iterations: int) -> FittedMixture:
+    """Fit scikit-learn's GaussianMixture to codes [N, Z]; raise DataError if it cannot be
+    fitted.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    if len(codes) < 2 * components:
+        raise DataError(
+            f"{len(codes)} images are too few for {components} components: lower --components"
+        )
+    rows = codes.double().numpy()
+    variance = float(rows.var(0).mean())
+    if not np.isfinite(variance) or variance <= 0:
+        raise DataError(
+            "the codes of all images are the same: there is nothing to fit a mixture to"
+        )
+    # A millionth of the mean variance keeps a component from collapsing onto a single code.
+    fitted: Any = GaussianMixture(
+        components, reg_covar=1e-6 * variance, max_iter=iterations, random_state=seed
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `converged` reports what it warns of
+        fitted.fit(rows)
+    weights, means, covariances = (
+        torch.from_numpy(array) for array in (fitted.weights_, fitted.means_, fitted.covariances_)
+    )
+    mixture = Mixture(weights, means, torch.linalg.cholesky(covariances))
+    return FittedMixture(
+        mixture, float(fitted.lower_bound_), int(fitted.n_iter_), bool(fitted.converged_)
+    )
+
+
+def fit_prior(
+    model: Model, components: int, iterations: int, seed: int, progress: Progress
+) -> Outcome:
+    """Fit a mixture to the codes of a run's training images, at most 200,000, drawn at random.
+
+    `udl sample --prior mixture` draws from it. A code is what `encode` gives: of a VAE the mean of
+    its posterior (as in Ghosh et al. 2020, section 4).
+    """
+    stream, held_out = _streams(model, "fit the mixture to its run")
+    origin = model.origin
+    if components < 1 or iterations < 1:
+        raise UsageError(
+            f"--components {components} --turns {iterations}: give at least one of each"
+        )
+    codes = _codes(model, stream, MOST_FITTED, progress)
+    fitted = fit_mixture(codes, components, seed, iterations)
+    facts: dict[str, Any] = {
+        "weights": origin.weights,
+        "images": origin.images,
+        "data": origin.data,
+        "codes": len(codes),
+        "components": components,
+        "seed": seed,
+        "turns": fitted.iterations,
+        "converged": fitted.converged,
+        "log_likelihood": fitted.log_likelihood,
+    }
+    ended = "" if fitted.converged else ", not yet converged: raise --turns"
+    said = [
+        f"{components} Gaussians over {len(codes):,} codes after {fitted.iterations} iterations"
+        f"{ended}"
+    ]
+    if held_out:
+        others = _codes(model, held_out, MOST_FITTED, lambda done, total: None)
+        single = fit_mixture(codes, 1, seed, 2).mixture
+        own, floor = (float(one.log_density(others).mean()) for one in (fitted.mixture, single))
+        facts |= {"held_out": len(others), "held_out_log_likelihood": own, FLOOR: floor}
+        said.append(
+            f"{len(others):,} held-out codes: {own:.4g} nats each, under one Gaussian {floor:.4g}"
+        )
+    with writing(origin.folder):
+        (origin.folder / PRIOR_FACTS).unlink(missing_ok=True)  # of the mixture before
+        temporary = origin.folder / f".{PRIOR}.writing"
+        fitted.mixture.save(temporary)
+        temporary.replace(origin.folder / PRIOR)
+        files.write_whole(origin.folder / PRIOR_FACTS, json.dumps(facts, indent=1))
+    return outcome(model, [*said, "draw from it: udl sample RUN --prior mixture"], **facts)
+
+
+def fit_outliers(model: Model, neighbours: int, progress: Progress) -> Outcome:
+    """Store the codes of at most 30,000 training images, and how dense they lie.
+
+    `udl score` then has the local outlier factor of a code (Breunig et al. 2000) among as many
+    neighbours.
+    """
+    stream, _ = _streams(model, "store the codes of its run")
+    if neighbours < 1:
+        raise UsageError(f"--neighbours {neighbours}: give 1 or more")
+    count = min(stream.records, MOST_CODES)
+    if count <= neighbours:
+        raise UsageError(
+            f"{count} training images are too few for {neighbours} neighbours: lower --neighbours"
+        )
+    codes = ReferenceCodes.fit(_codes(model, stream, MOST_CODES, progress), neighbours)
+    path = model.origin.folder / CROWD
+    with writing(model.origin.folder), written(path) as file:
+        file.write(codes.as_bytes(model.origin.weights))
+    said = [
+        f"{count:,} codes, {neighbours} neighbours: {path}",
+        f"use it: udl score RUN IMAGES --by {OUTLIER_FACTOR}",
+    ]
+    return outcome(model, said, codes=count, neighbours=neighbours, path=str(path))
+
+
+def _streams(model: Model, cure: str) -> tuple[Stream, Stream | None]:
+    """The images of a run without augmentation; raise UsageError where nothing can be fitted."""
+    model.require("encode")
+    origin = model.origin
+    if origin.experiment is None:
+        raise UsageError(f"{origin.folder} is an exported model: {cure}, and export it again")
+    if why := sklearn_missing():
+        raise UsageError(f"nothing can be fitted to the codes of {origin.folder}: {why}")
+    data = replace(origin.experiment.data, random_crop=1.0, flip=False)
+    return open_streams(prepare(data), origin.experiment.train.seed)
+
+
+def _codes(model: Model, stream: Stream, most: int, progress: Progress) -> Tensor:  # [N, Z]
+    """The codes of all images, or of `most` of them drawn at random."""
+    count = min(stream.records, most)
+    everything = stream.records <= most
+    codes: list[Tensor] = []
+    for records in stream.once(BATCH_IMAGES) if everything else stream.batches(0, BATCH_IMAGES):
+        codes.append(model.encode(scaled(records.images)))
+        done = min(len(codes) * BATCH_IMAGES, count)
+        progress(done, count)
+        if done == count:
+            break
+    return torch.cat(codes)[:count]

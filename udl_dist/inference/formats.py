@@ -1,0 +1,151 @@
+"""The networks of a model for other programs: ONNX and torch.export, written, read, compared.
+
+A .pt2 is read here for this comparison only, just after it was written: one from elsewhere may
+hold a pickle (evaluation/external_extractors.py looks before it reads one).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from udl_dist.core import rng
+from udl_dist.errors import TrainingError, UsageError
+from udl_dist.inference.model import Model
+from udl_dist.methods import Batch
+
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+TRACED = 4  # images of the example; 0 and 1 would be taken for constants
+
+
+class ExportedFunction(nn.Module):
+    """One way through a method, such as its encoder, as a module."""
+
+    def __init__(self, networks: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.networks = networks
+        self._function = function
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self._function(inputs)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A module with real inputs, its outputs, and zeros to trace it with: files keep no image."""
+
+    module: ExportedFunction
+    inputs: Tensor
+    outputs: Tensor
+    example: Tensor
+
+    def difference(self, again: Callable[[Tensor], Tensor]) -> float:
+        """The greatest difference over the whole batch and over its first image alone."""
+        found = []
+        with torch.no_grad():
+            for count in (len(self.inputs), 1):  # the size of a batch is dynamic
+                outputs = again(self.inputs[:count]).cpu()
+                found.append(float((outputs - self.outputs[:count].cpu()).abs().max()))
+        return max(found)
+
+
+def require_onnx() -> None:
+    """Raise UsageError if what writes and checks ONNX is not installed."""
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise UsageError(f"--onnx needs {', '.join(missing)}: pip install 'udl-dist[export]'")
+
+
+def write(
+    model: Model, batch: Batch, folder: Path, onnx: bool, torch_export: bool
+) -> dict[str, float]:
+    """Write what was asked for; return the greatest difference of each file on a real batch."""
+    writers = {"onnx": _onnx} if onnx else {}
+    if torch_export:
+        writers["pt2"] = _pt2
+    differences: dict[str, float] = {}
+    for name, traced in _traced(model, batch).items() if writers else ():
+        for kind, writer in writers.items():
+            path = folder / f"{name}.{kind}"
+            differences[path.name] = writer(traced, path)
+    return differences
+
+
+def _traced(model: Model, batch: Batch) -> dict[str, Traced]:
+    """The ways through a model that it has."""
+    method, images = model.method, batch.images.to(model.device)
+    functions: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {}
+    with torch.no_grad():
+        if model.can("encode"):
+            functions["encoder"] = method.encode, images
+            if model.can("decode"):
+                functions["decoder"] = method.decode, method.encode(images)
+        elif model.can("decode"):
+            functions["generator"] = method.decode, method.prior(rng.keys(0, len(images)))
+        if model.can("reconstruct"):
+            functions["whole"] = method.reconstruct, images
+        found = {}
+        for name, (function, inputs) in functions.items():
+            module = ExportedFunction(method.networks, function)
+            example = inputs.new_zeros(TRACED, *inputs.shape[1:])
+            found[name] = Traced(module, inputs, module(inputs), example)
+    return found
+
+
+def _onnx(traced: Traced, path: Path) -> float:
+    with _errors_in_one_line(path):
+        torch.onnx.export(
+            traced.module,
+            (traced.example,),
+            str(path),
+            dynamo=True,
+            external_data=False,
+            input_names=["inputs"],
+            output_names=["outputs"],
+            dynamic_shapes={"inputs": {0: torch.export.Dim("images")}},
+            verbose=False,
+        )
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        providers = ["CPUExecutionProvider"]
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+
+    def again(inputs: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"inputs": inputs.numpy()})[0])
+
+    return traced.difference(again)
+
+
+def _pt2(traced: Traced, path: Path) -> float:
+    with _errors_in_one_line(path):
+        shapes = {"inputs": {0: torch.export.Dim("images")}}
+        program = torch.export.export(traced.module, (traced.example,), dynamic_shapes=shapes)
+        program.example_inputs = None  # else the file holds them as a pickle
+        torch.export.save(program, str(path))
+        again = torch.export.load(str(path)).module()
+    return traced.difference(again)
+
+
+@contextmanager
+def _errors_in_one_line(path: Path) -> Iterator[None]:
+    """Silence what exporters log and warn; what they raise becomes one line."""
+    logger, level = logging.getLogger("torch.onnx"), logging.getLogger("torch.onnx").level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:  # exporters raise many kinds
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise TrainingError(f"{path.name} cannot be written or read again: {why}") from None
+    finally:
+        logger.setLevel(level)

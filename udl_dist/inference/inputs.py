@@ -1,0 +1,110 @@
+"""Images as users hold them, to what a method takes: [N, C, H, W] floats in [-1, 1].
+
+    uint8 (NumPy or tensor)   0 to 255; [N, C, H, W], [N, H, W, C], [C, H, W], [H, W, C];
+                              gray also [N, H, W], [H, W]
+    float (NumPy or tensor)   already in [-1, 1], of the same shapes
+    PIL images, or a list     made gray or RGB and of the model's size, as the run's `data.fit`
+
+Anything else is refused.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from udl_dist.data.images.coding import Pixels, fit_pixels
+from udl_dist.data.images.kinds import Fit, Shape
+from udl_dist.errors import DataError, UsageError
+from udl_dist.methods import pixels
+
+SLACK = 1e-3  # beyond -1 and 1: the rounding of a tanh
+EXPECTED = "give uint8 from 0 to 255, floats in [-1, 1], or PIL images"
+
+
+def as_images(given: Any, shape: Shape, fit: Fit = "crop") -> Tensor:  # -> [N, C, H, W] float32
+    """Images as a method takes them, in [-1, 1].
+
+    Raises UsageError for another shape or type, DataError for values that are not finite. Warns
+    once of images without a pixel below 0: they are most likely floats in [0, 1].
+    """
+    images = _converted(given, shape, fit)
+    if images.numel() and 0 <= float(images.min()) < float(images.max()):
+        warnings.warn(
+            "no pixel of these images is below 0, and floats are taken to be in [-1, 1]: if yours "
+            "are in [0, 1], give 2 * images - 1, or uint8",
+            stacklevel=2,
+        )
+    return images
+
+
+def as_latents(given: Any, latent_dim: int) -> Tensor:  # -> [N, Z] float32
+    """Latents as a method takes them; raise UsageError for another width, DataError for a NaN."""
+    latents = torch.as_tensor(given).float()
+    if latents.dim() == 1:
+        latents = latents[None]
+    if latents.dim() != 2 or latents.shape[1] != latent_dim:
+        raise UsageError(
+            f"latents have shape {tuple(latents.shape)}, this model takes [N, {latent_dim}]"
+        )
+    if not bool(latents.isfinite().all()):
+        raise DataError("latents hold numbers that are not finite: leave them out")
+    return latents
+
+
+def scaled(raster: Pixels) -> Tensor:  # [N, C, H, W] uint8 -> the same, float32 in [-1, 1]
+    """Pixels as training scales them."""
+    return pixels.floats(torch.from_numpy(raster))
+
+
+def _converted(given: Any, shape: Shape, fit: Fit) -> Tensor:
+    if isinstance(given, list | tuple):
+        images = [_converted(one, shape, fit) for one in given]
+        return torch.cat(images) if images else torch.empty(0, *shape)
+    if hasattr(given, "convert") and hasattr(given, "getbands"):  # a PIL image
+        from udl_dist.data.images.decoders import upright
+
+        raster = np.asarray(upright(given))
+        raster = raster[None] if raster.ndim == 2 else raster.transpose(2, 0, 1)
+        return scaled(fit_pixels(raster, shape, fit).copy())[None]
+    if isinstance(given, np.ndarray):
+        if given.dtype != np.uint8 and given.dtype.kind != "f":
+            raise UsageError(f"images are of type {given.dtype}: {EXPECTED}")
+        given = torch.from_numpy(np.ascontiguousarray(given))
+    if not isinstance(given, Tensor):
+        raise UsageError(f"a {type(given).__name__} is not an image: {EXPECTED}")
+    return _in_range(_shaped(given, shape))
+
+
+def _shaped(images: Tensor, shape: Shape) -> Tensor:  # -> [N, C, H, W]
+    channels, height, width = shape
+    there = tuple(images.shape)
+    if there[-3:] == shape and images.dim() in (3, 4):
+        return images.reshape(-1, *shape)
+    if there[-3:] == (height, width, channels) and images.dim() in (3, 4):
+        return images.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
+    if channels == 1 and there[-2:] == (height, width) and images.dim() in (2, 3):
+        return images.reshape(-1, *shape)
+    raise UsageError(
+        f"images have shape {there}, this model takes {channels} × {height} × {width} (channels, "
+        "height, width): resize them, or give PIL images, which are fitted"
+    )
+
+
+def _in_range(images: Tensor) -> Tensor:
+    if images.dtype == torch.uint8:
+        return pixels.floats(images)
+    if not images.is_floating_point():
+        kind = str(images.dtype).removeprefix("torch.")
+        raise UsageError(f"images are of type {kind}: {EXPECTED}")
+    floats = images.float()
+    if not bool(floats.isfinite().all()):
+        raise DataError("images hold numbers that are not finite: leave them out")
+    if floats.numel() and float(floats.abs().max()) > 1 + SLACK:
+        low, high = float(floats.min()), float(floats.max())
+        raise UsageError(f"images reach from {low:.4g} to {high:.4g}: {EXPECTED}")
+    return floats

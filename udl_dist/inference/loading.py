@@ -1,0 +1,243 @@
+"""From a run's checkpoint or an exported model to a method with its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from udl_dist import experiment as experiments
+from udl_dist import methods
+from udl_dist.core import config_schema
+from udl_dist.data.images.kinds import Fit, Shape
+from udl_dist.errors import TrainingError, UsageError
+from udl_dist.evaluation.io import read_tensors
+from udl_dist.evaluation.outliers import ReferenceCodes
+from udl_dist.experiment import Experiment
+from udl_dist.inference import layout
+from udl_dist.inference.mixture import Mixture
+from udl_dist.methods import Method
+from udl_dist.runs.run_folder import RunFolder, winner_of
+from udl_dist.training import checkpoint as checkpoints
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from: everything that a metric or a card says of it."""
+
+    folder: Path
+    method: str
+    images: int  # that it was trained on
+    chosen: str  # which checkpoint, in words
+    averaged: bool
+    fit: Fit
+    weights: str  # sha256 of the file, or of the checkpoint's two
+    figures: Mapping[str, float]  # held-out metrics of the checkpoint
+    data: str = ""  # fingerprint of what it was trained on
+    held_out: int = 0  # images that those metrics are means over; 0: not known
+    experiment: Experiment | None = None  # of a run
+    config: Mapping[str, Any] = field(default_factory=dict)  # of an exported model
+    notes: tuple[str, ...] = ()  # what was ignored while opening it
+
+    def line(self) -> str:
+        """What was opened, for people."""
+        averaged = ", averaged weights" if self.averaged else ""
+        trained = f"{self.method} after {self.images:,} images"
+        return f"{self.folder}: {trained} ({self.chosen}{averaged})"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A method with its weights, in evaluation mode, and where it comes from."""
+
+    method: Method
+    shape: Shape
+    origin: Origin
+    mixture: Mixture | None
+    reference_codes: ReferenceCodes | None
+
+
+def open_folder(folder: Path | str, checkpoint: str | int = "best") -> LoadedModel:
+    """Open a run, an exported model, or the winner of a search; raise UsageError for another."""
+    asked = config_schema.as_path(str(folder))
+    path = winner_of(asked)
+    if (path / "experiment.toml").is_file():
+        searched = f"{asked} is a search: this is the best run of its winner"
+        return _open_run(RunFolder(path), checkpoint, [searched] if path != asked else [])
+    if not path.is_dir():
+        raise UsageError(f"there is no folder {path}: give a run folder or an exported model")
+    if not layout.is_model(path):
+        raise UsageError(
+            f"{path} is neither a run folder nor an exported model: it has no experiment.toml and "
+            f"no {layout.CONFIG}"
+        )
+    if checkpoint != "best":
+        raise UsageError(
+            f"{path} is an exported model and has one set of weights: leave the checkpoint out"
+        )
+    return _open_model(path)
+
+
+def latent_dim(method: Method, shape: Shape) -> int:
+    """How many numbers a latent has; 0 for a method without latents."""
+    device = next(method.networks.parameters()).device
+    with torch.no_grad():
+        if method.can("prior"):
+            return method.prior(torch.zeros(1, dtype=torch.int64, device=device)).shape[1]
+        if method.can("encode"):
+            return method.encode(torch.zeros(1, *shape, device=device)).shape[1]
+    return 0
+
+
+def _open_run(run: RunFolder, asked: str | int, notes: list[str]) -> LoadedModel:
+    experiment = experiments.load(run.experiment, {})
+    path, chosen = _choose(run, experiment, asked, notes)
+    files, facts = checkpoints.load(path, ("networks", "average"))
+    shape, weights = experiment.data.shape, checkpoints.weights(path)
+    method = methods.find(experiment.method_name)(experiment.method, shape)
+    _fill(method, files["networks"] | files.get("average", {}), path)
+    mixture, codes = _fitted_of_run(run.path, latent_dim(method, shape), weights, notes)
+    held_out = facts.get("held_out")
+    origin = Origin(
+        run.path,
+        experiment.method_name,
+        int(facts["images"]),
+        chosen,
+        averaged="average" in files,
+        fit=experiment.data.fit,
+        weights=weights,
+        figures=dict(facts.get("figures", {})),
+        data=str(facts.get("data", "")),
+        held_out=held_out if isinstance(held_out, int) else 0,
+        experiment=experiment,
+        notes=tuple(notes),
+    )
+    return LoadedModel(method, shape, origin, mixture, codes)
+
+
+def _choose(
+    run: RunFolder, experiment: Experiment, asked: str | int, notes: list[str]
+) -> tuple[Path, str]:
+    """The checkpoint that was asked for, and why it is that one."""
+    found = checkpoints.complete(run.checkpoints)
+    if not found:
+        raise TrainingError(
+            f"{run.path} has no checkpoint yet: train it first (udl train {run.experiment})"
+        )
+    best = experiment.run.best or f"val/{methods.find(experiment.method_name).best}"
+    if asked == "best" and (path := checkpoints.best_of(found, best)):
+        return path, f"best of {len(found)} checkpoints by {best}"
+    if asked in ("best", "last"):
+        newest = checkpoints.newest(run.checkpoints, notes.append)
+        assert newest, "there is one, or newest has raised"
+        return newest, "the last checkpoint"
+    if str(asked).isdecimal() and (path := _numbered(run, int(asked))):
+        return path, "as asked"
+    numbers = {int(one.name) for one in [*found, *checkpoints.complete(run.followed)]}
+    there = ", ".join(map(str, sorted(numbers)))
+    raise UsageError(f"{run.path} has no checkpoint {asked!r}: there are best, last, {there}")
+
+
+def _numbered(run: RunFolder, images: int) -> Path | None:
+    """The checkpoint after so many images; its copy of --follow, if that has the same weights."""
+    folders = (run.checkpoints, run.followed)
+    own, copy = (checkpoints.path_of(folder, images) for folder in folders)
+    if not copy.is_dir():
+        return own if own.is_dir() else None
+    try:
+        return copy if checkpoints.weights(own) == checkpoints.weights(copy) else own
+    except (OSError, ValueError, KeyError, TypeError):  # deleted by the run, or damaged
+        return copy
+
+
+def _open_model(folder: Path) -> LoadedModel:
+    config = layout.read_config(folder)
+    shape, files = layout.shape_of(config, folder), config["files"]
+    kind = methods.find(config["method"])
+    method = kind(config_schema.from_dict(kind.Settings, config["settings"], "method."), shape)
+    path = folder / layout.WEIGHTS
+    tensors, _ = read_tensors(path, "safetensors file", "export it again")
+    _fill(method, tensors, path)
+    origin = Origin(
+        folder,
+        config["method"],
+        config["images"],
+        "an exported model",
+        averaged=bool(config.get("averaged")),
+        fit="pad" if config["fit"] == "pad" else "crop",
+        weights=files[layout.WEIGHTS]["sha256"],
+        figures=dict(config.get("figures", {})),
+        data=str(config.get("data", "")),
+        config=config,
+    )
+    mixture, codes, size = None, None, latent_dim(method, shape)
+    if layout.PRIOR in files:
+        mixture = Mixture.load(folder / layout.PRIOR, size)
+    if layout.CROWD in files:
+        codes, _ = ReferenceCodes.load(folder / layout.CROWD, size)
+    return LoadedModel(method, shape, origin, mixture, codes)
+
+
+def _fill(method: Method, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Build the method around its weights, on the meta device: a claimed size takes no memory."""
+    with torch.device("meta"), unfilled():
+        method.build()
+    networks = method.networks
+    wanted = {name: _in_words(value) for name, value in networks.state_dict().items()}
+    given = {name: _in_words(value) for name, value in tensors.items()}
+    names = sorted(wanted.keys() | given.keys())
+    if name := next((name for name in names if wanted.get(name) != given.get(name)), None):
+        raise TrainingError(
+            f"{path} is of other networks than its settings describe: {name} should be "
+            f"{wanted.get(name, 'absent')}, is {given.get(name, 'absent')}"
+        )
+    networks.load_state_dict(tensors, assign=True)
+    if any(value.is_meta for value in networks.buffers()):  # buffers that no file holds
+        method.build()
+        networks = method.networks
+        networks.load_state_dict(tensors)
+    networks.requires_grad_(False).eval()
+
+
+class unfilled(TorchFunctionMode):
+    """Skips drawing first weights: on meta a draw only imports torch's compiler, for 1 s."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ in ("normal_", "uniform_", "trunc_normal_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def _in_words(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _fitted_of_run(
+    folder: Path, size: int, weights: str, notes: list[str]
+) -> tuple[Mixture | None, ReferenceCodes | None]:
+    """The mixture and the reference codes of this checkpoint; those of another leave a note."""
+    mixture, codes = None, None
+    prior, facts = folder / layout.PRIOR, folder / layout.PRIOR_FACTS
+    if prior.exists() and facts.exists():
+        fitted = json.loads(facts.read_text())
+        if fitted.get("weights") == weights:
+            mixture = Mixture.load(prior, size)
+        else:
+            notes.append(
+                f"{layout.PRIOR} was fitted after {fitted.get('images')} images, not to this "
+                "checkpoint: run udl fit-prior again to use one"
+            )
+    if (stored := folder / layout.CROWD).exists():
+        codes, of_weights = ReferenceCodes.load(stored, size)
+        if of_weights != weights:
+            codes = None
+            notes.append(
+                f"{layout.CROWD} is of another checkpoint: run udl fit-outliers again to use one"
+            )
+    return mixture, codes

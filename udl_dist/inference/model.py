@@ -1,0 +1,191 @@
+"""A trained model in use: images in; latents, images and scores out, in batches of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from udl_dist.core import rng
+from udl_dist.errors import TrainingError, UsageError
+from udl_dist.evaluation import similarity
+from udl_dist.inference.inputs import as_images, as_latents
+from udl_dist.inference.loading import LoadedModel, latent_dim, open_folder
+from udl_dist.methods import Batch
+from udl_dist.methods.pixels import levels
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+BATCH_IMAGES = 256  # that go through the networks at once, so that memory is bounded
+ABILITIES = ("encode", "decode", "reconstruct", "sample", "score")
+OUTLIER_FACTOR = "code_outlier_factor"
+Prior = Literal["auto", "own", "mixture"]
+
+
+class Model:
+    """A method with its weights. It gives tensors on the CPU; images are floats in [-1, 1].
+
+    It takes images [N, C, H, W] as NumPy arrays, tensors or PIL images (see `inference/inputs.py`).
+    What the method cannot do raises UsageError that names what it can.
+    """
+
+    def __init__(self, loaded: LoadedModel, device: str = "cpu") -> None:
+        self.method, self.shape, self.origin = loaded.method, loaded.shape, loaded.origin
+        self.mixture, self.reference_codes = loaded.mixture, loaded.reference_codes
+        self.device = _device(device)
+        self.method.networks.to(self.device)
+        self.latent_dim = latent_dim(self.method, self.shape)
+
+    def can(self, ability: str) -> bool:
+        """Whether the model can `encode`, `decode`, `reconstruct`, `sample` or `score`."""
+        if ability == "score":
+            return bool(self.scores)
+        return self.method.can(ability) or (ability == "sample" and self.mixture is not None)
+
+    @cached_property
+    def scores(self) -> tuple[str, ...]:
+        """Its anomaly scores: squared error of the reconstruction, a bound on the likelihood, and
+        the outlier factor of the code where reference codes are stored."""
+        found = ["reconstruction"] if self.method.can("reconstruct") else []
+        if self.method.can("measure") and self.method.best not in ("", "mse"):
+            key = torch.zeros(1, dtype=torch.int64, device=self.device)
+            with torch.no_grad():
+                image = torch.zeros(1, *self.shape, device=self.device)
+                measured = self.method.measure(Batch(image, key, key, 0)).get(self.method.best)
+            if measured is not None and measured.dim() == 1:  # else of many images together
+                found.append(self.method.best)
+        return (*found, OUTLIER_FACTOR) if self.reference_codes else tuple(found)
+
+    def encode(self, images: Any) -> Tensor:  # -> [N, Z]
+        """The latents of images, without chance."""
+        self.require("encode")
+        return self._each(self.method.encode, self.images(images))
+
+    def decode(self, latents: Any) -> Tensor:  # [N, Z] -> [N, C, H, W]
+        """The images of latents, given as an array or a tensor."""
+        self.require("decode")
+        return self._each(self.method.decode, as_latents(latents, self.latent_dim))
+
+    def reconstruct(self, images: Any) -> Tensor:  # -> [N, C, H, W]
+        """Images through the model and back."""
+        self.require("reconstruct")
+        return self._each(self.method.reconstruct, self.images(images))
+
+    def sample(  # -> [N, C, H, W]
+        self, count: int, seed: int = 0, prior: Prior = "auto", start: int = 0
+    ) -> Tensor:
+        """New images number `start` to `start + count` of a seed, whatever the count.
+
+        `prior`: `own` draws latents from the method's prior, `mixture` from what `udl fit-prior`
+        fitted; `auto` is the method's own where it has one.
+        """
+        if count < 0:
+            raise UsageError(f"{count} images cannot be drawn: ask for 0 or more")
+        keys = rng.keys(seed, count, start)
+        if prior == "mixture" and not self.mixture:
+            raise UsageError(
+                f"{self.origin.folder} has no mixture to draw from: run udl fit-prior first"
+            )
+        own = prior == "own" or (prior == "auto" and self.method.can("sample"))
+        if self.mixture and not own:
+            return self.decode(self.mixture.draw(keys))
+        advice = "run udl fit-prior first, and it can be sampled" if self.can("encode") else ""
+        self.require("sample", advice)
+        return self._each(self.method.sample, keys)
+
+    def score(self, images: Any, by: str = "auto", seed: int = 0) -> Tensor:  # -> [N] float64
+        """How anomalous each image is; more is more anomalous.
+
+        `by` is one of `scores`, `auto` the last of them: `reconstruction`, the mean squared error
+        per pixel in [0, 1]; a bound in nats, with noise from `seed`; `code_outlier_factor`, the
+        local outlier factor of the code among those of `udl fit-outliers`.
+        """
+        ready = self.images(images)
+        keys = rng.keys(seed, len(ready))
+        return self.score_batch(Batch(ready, keys, keys, 0), by)
+
+    def score_batch(self, batch: Batch, by: str = "auto") -> Tensor:  # -> [N] float64
+        """The scores of a batch with its own random keys."""
+        name = self.scored_by(by)
+        if name == OUTLIER_FACTOR and self.reference_codes:
+            codes = self._each(self.method.encode, batch.images)
+            return self.reference_codes.outlier_factors(codes)
+
+        def scored(images: Tensor, keys: Tensor, record_keys: Tensor) -> Tensor:
+            if name == "reconstruction":
+                return similarity.mse(self.method.reconstruct(images), images)
+            return self.method.measure(Batch(images, keys, record_keys, 0))[name].double()
+
+        return self._each(scored, batch.images, batch.keys, batch.record_keys)
+
+    def scored_by(self, by: str = "auto") -> str:
+        """The name of the score that is asked for; raise UsageError if the model lacks it."""
+        self.require("score")
+        if by != "auto" and by not in self.scores:
+            has = ", ".join(self.scores)
+            raise UsageError(f"{self.origin.folder} has no score {by!r}: it has {has}")
+        return self.scores[-1] if by == "auto" else by
+
+    def images(self, given: Any) -> Tensor:  # -> [N, C, H, W]
+        """Images as the method takes them; raise UsageError for another shape or kind."""
+        return as_images(given, self.shape, self.origin.fit)
+
+    def pictures(self, images: Tensor) -> list[Image.Image]:
+        """Images of the model as PIL images."""
+        from PIL import Image
+
+        pixels = levels(images).numpy().transpose(0, 2, 3, 1)
+        return [Image.fromarray(one.squeeze(2) if one.shape[2] == 1 else one) for one in pixels]
+
+    def require(self, ability: str, advice: str = "") -> None:
+        """Raise UsageError if the model lacks an ability; say which it has."""
+        if not self.can(ability):
+            has = ", ".join(name for name in ABILITIES if self.can(name)) or "none of its abilities"
+            advised = f"; {advice}" if advice else ""
+            raise UsageError(
+                f"{self.origin.folder}: a model of method {self.origin.method} cannot {ability}, "
+                f"it can {has}{advised}"
+            )
+
+    def _each(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """`function` over parts of the inputs, on the model's device; refuses NaN and infinity."""
+        parts = []
+        with torch.no_grad():
+            for part in zip(*(torch.split(given, BATCH_IMAGES) for given in inputs), strict=True):
+                parts.append(function(*(tensor.to(self.device) for tensor in part)).cpu())
+        whole = torch.cat(parts)
+        if not bool(whole.isfinite().all()):
+            raise TrainingError(
+                f"{self.origin.line()} gives numbers that are not finite: use another checkpoint"
+            )
+        return whole
+
+
+def load(folder: Path | str, device: str = "cpu", checkpoint: str | int = "best") -> Model:
+    """Open a run folder or an exported model.
+
+    Of a run, `checkpoint` is `best` (the best held-out metric among those in the folder; the last
+    one if the method has no such metric, or nothing is held out), `last`, or a number of images;
+    averaged weights where the run keeps an average. No pickle is read. Raises UsageError,
+    DataError or TrainingError, one line each.
+    """
+    return Model(open_folder(folder, checkpoint), device)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        if name == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise UsageError(
+            f"there is no device {name!r} here ({why}): give cpu, cuda or auto"
+        ) from None
+    return device

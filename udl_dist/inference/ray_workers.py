@@ -1,0 +1,119 @@
+"""Ray workers that each open a model once and share the parts of a job; alone imports Ray here.
+
+All nodes must see the model, the images and the destination under the same paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from udl_dist.errors import ClusterError, UdlError
+from udl_dist.inference.model import Model, load
+from udl_dist.launch import capacity, ray_runtime
+
+RETRIES = 2  # of a part whose worker died
+
+
+class PartWorker:
+    """A model opened in a Ray actor, and the function that makes parts with it."""
+
+    def __init__(
+        self,
+        folder: str,
+        checkpoint: str | int,
+        device: str,
+        make: Callable[..., Callable[..., Any]],
+        opened_with: Sequence[Any],
+    ) -> None:
+        self._part = make(load(folder, device, checkpoint), *opened_with)
+
+    def ready(self) -> None:
+        """Answered once the worker has opened its model."""
+
+    def part(self, *which: Any) -> Any:
+        return self._part(*which)
+
+
+def share(
+    make: Callable[..., Callable[..., Any]],
+    model: Model,
+    opened_with: Sequence[Any],
+    parts: Sequence[tuple[Any, ...]],
+    workers: int,
+    address: str,
+) -> Iterator[tuple[Any, Any]]:
+    """Make parts in Ray workers, each the next one when it is done; yield each with its result.
+
+    `make(model, *opened_with)` gives the function that makes a part; a worker calls it once.
+    """
+    started = ray_runtime.start(address, verbose=False)
+    try:
+        yield from _shared(make, model, opened_with, parts, workers)
+    finally:
+        if started:
+            ray_runtime.end()
+
+
+def _shared(
+    make: Callable[..., Callable[..., Any]],
+    model: Model,
+    opened_with: Sequence[Any],
+    parts: Sequence[tuple[Any, ...]],
+    workers: int,
+) -> Iterator[tuple[Any, Any]]:
+    import ray
+
+    gpus, kind = (1, "GPU") if model.device.type == "cuda" else (0, "CPU")
+    there = int(ray.cluster_resources().get(kind, 0))
+    if workers > there:
+        raise ClusterError(
+            f"workers = {workers} needs as many {kind}s, the cluster has {there}: lower workers"
+        )
+    actor = ray.remote(PartWorker).options(
+        num_cpus=1, num_gpus=gpus, max_restarts=RETRIES, max_task_retries=RETRIES
+    )
+    folder, checkpoint = str(model.origin.folder), "best"
+    if model.origin.experiment:
+        checkpoint = str(model.origin.images)
+    actors = [
+        actor.remote(folder, checkpoint, model.device.type, make, opened_with)
+        for _ in range(min(workers, len(parts)))
+    ]
+    idle, left, busy = list(actors), list(parts), dict[Any, Any]()
+    try:
+        seconds = ray_runtime.START_SECONDS  # for the first; the others may wait for resources
+        done, _ = ray.wait([worker.ready.remote() for worker in actors], timeout=seconds)
+        if not done:
+            raise ClusterError(
+                f"no worker was placed within {seconds:g} s, free now: {capacity.free_in_words()}:"
+                " wait for the others, or leave workers out"
+            )
+        _result(done[0])
+        while left or busy:
+            while left and idle:
+                worker, part = idle.pop(), left.pop(0)
+                busy[worker.part.remote(*part)] = worker, part
+            (finished, *_), _ = ray.wait(list(busy))
+            worker, part = busy.pop(finished)
+            idle.append(worker)
+            yield part, _result(finished)
+    finally:
+        for worker in actors:  # in a Ray that others started they would occupy its resources
+            ray.kill(worker)
+
+
+def _result(done: Any) -> Any:
+    """The result of a worker; its own refusal as it is, another error as one line."""
+    import ray
+
+    try:
+        return ray.get(done)
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", error)
+        if isinstance(cause, UdlError):
+            raise type(cause)(str(cause)) from None
+        why = " ".join(str(cause).split())[:300]
+        raise ClusterError(
+            f"a worker failed: {why}; finished parts stay, the same command goes on"
+        ) from None

@@ -1,0 +1,96 @@
+"""Weights of another run as first weights of a new one, matched by name and shape."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from udl_dist import methods
+from udl_dist.core import files
+from udl_dist.errors import TrainingError, UsageError
+from udl_dist.experiment import Experiment
+from udl_dist.inference.loading import Origin, open_folder, unfilled
+from udl_dist.runs.run_folder import RunFolder
+from udl_dist.storage.places import is_remote
+from udl_dist.training.distributed import Ranks
+from udl_dist.training.train_state import TrainState
+
+NAMED = 5  # tensors that are named in a line
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """The tensors that fit, where they come from, and those that keep their own first weights."""
+
+    tensors: Mapping[str, Tensor]
+    origin: Origin
+    unmatched: Mapping[str, str]  # name -> why
+
+    def line(self) -> str:
+        """What is copied and what is not, for people."""
+        rest = [f"{name} ({why})" for name, why in list(self.unmatched.items())[:NAMED]]
+        if len(self.unmatched) > NAMED:
+            rest[-1] += f" and {len(self.unmatched) - NAMED} more"
+        own = f"; first weights of its own for {', '.join(rest)}" if rest else ""
+        count, total = len(self.tensors), len(self.tensors) + len(self.unmatched)
+        return f"starts from {count} of {total} tensors of {self.origin.line()}{own}"
+
+
+def read(source: str, networks: Mapping[str, Tensor]) -> WarmStart:
+    """The weights of a run or an exported model that fit; raise UsageError if none do."""
+    opened = open_folder(source)
+    given = opened.method.networks.state_dict()
+    unmatched = {}
+    for name, value in networks.items():
+        if name not in given:
+            unmatched[name] = "not there"
+        elif given[name].shape != value.shape:
+            unmatched[name] = f"{list(given[name].shape)} there, {list(value.shape)} here"
+    if len(unmatched) == len(networks):
+        raise UsageError(
+            f"train.init_from {source!r} is of other networks, none of its tensors fits: name a "
+            "run with the same method.network, or leave it out"
+        )
+    tensors = {name: given[name] for name in networks if name not in unmatched}
+    return WarmStart(tensors, opened.origin, unmatched)
+
+
+def check(experiment: Experiment) -> None:
+    """Raise what `read` would raise when the run starts; a run with a checkpoint resumes
+    instead.
+    """
+    folder, source = experiment.run.folder, experiment.train.init_from
+    if not source or is_remote(folder) or any(RunFolder(folder).checkpoints.glob("[0-9]*")):
+        return
+    method = methods.find(experiment.method_name)(experiment.method, experiment.data.shape)
+    with torch.device("meta"), unfilled():
+        method.build()
+    read(source, method.networks.state_dict())
+
+
+def start(source: str, learning: TrainState, ranks: Ranks, folder: RunFolder) -> None:
+    """Give a run its first weights, the same on every rank; `init.json` lists what was copied."""
+    found = read(source, learning.method.networks.state_dict())
+    origin = found.origin
+    marks = ranks.gather([float(int(origin.weights[:12], 16))])
+    if any(mark != marks[0] for mark in marks):
+        raise TrainingError(
+            f"train.init_from {source!r} is still being trained, its best checkpoint changed while "
+            "it was read: wait for it, or export it"
+        )
+    learning.start_from(found.tensors)
+    if ranks.is_main:
+        facts = {
+            "from": str(origin.folder),
+            "weights": origin.weights,
+            "method": origin.method,
+            "images": origin.images,
+            "taken": sorted(found.tensors),
+            "anew": dict(found.unmatched),
+        }
+        files.write_whole(folder.path / "init.json", json.dumps(facts, indent=1))
+        folder.say(found.line())

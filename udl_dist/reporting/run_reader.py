@@ -1,0 +1,207 @@
+"""What can be read of a run folder, for pages and comparisons; what cannot is named in words.
+
+A run may have been cut short anywhere, so nothing is assumed to be complete. Imports no torch, no
+Ray, no method by name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from udl_dist import methods
+from udl_dist.core import config_schema as settings
+from udl_dist.errors import UdlError, UsageError
+from udl_dist.evaluation import io
+from udl_dist.evaluation.io import Metric, is_number
+from udl_dist.runs import environment
+from udl_dist.runs.run_folder import RunFolder, winner_of
+
+MOST_ENVIRONMENTS = 20  # the last ones
+
+Curve = tuple[list[float], list[float]]  # images and values
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """One checkpoint: the images before it, and the fingerprint of its data."""
+
+    images: int
+    data: str
+    held_out: int  # images that its held-out metrics are means over; 0: not known
+
+
+@dataclass(frozen=True)
+class HeldOutMetric:
+    """A held-out metric at the end of a run, and at its best point."""
+
+    last: float
+    best: float
+    best_images: int
+
+
+@dataclass
+class RunRecord:
+    """Everything that was read; what is missing or damaged is empty and named in `faults`."""
+
+    folder: Path
+    settings: dict[str, Any] = field(default_factory=dict)  # by dotted name
+    points: list[dict[str, float]] = field(default_factory=list)
+    checkpoints: list[CheckpointRecord] = field(default_factory=list)
+    pictures: dict[str, list[tuple[int, Path]]] = field(default_factory=dict)
+    evaluation: dict[str, Metric] = field(default_factory=dict)
+    followed: dict[int, dict[str, Metric]] = field(default_factory=dict)  # by images trained on
+    messages: list[str] = field(default_factory=list)
+    shards: dict[str, str] = field(default_factory=dict)
+    environments: list[tuple[int, str]] = field(default_factory=list)  # images before, in words
+    complete: bool = False
+    failure: str = ""  # why the run ended before its end, if it refused to go on
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def images(self) -> int:
+        last = [int(point["images"]) for point in self.points[-1:]]
+        return max([*last, *(one.images for one in self.checkpoints), 0])
+
+    @property
+    def method(self) -> str:
+        return str(self.settings.get("method.name", "unknown"))
+
+    @property
+    def kind(self) -> type[methods.Method]:
+        """The class of its method; the bare contract if that is not installed here."""
+        try:
+            return methods.find(self.method)
+        except UdlError:
+            return methods.Method
+
+    @property
+    def best_by(self) -> str:
+        """The held-out metric whose least value is best; "" if there is none."""
+        own = f"val/{self.kind.best}" if self.kind.best else ""
+        return str(self.settings.get("run.best") or own)
+
+    @property
+    def last(self) -> CheckpointRecord:
+        return self.checkpoints[-1] if self.checkpoints else CheckpointRecord(0, "", 0)
+
+    def curve(self, name: str) -> Curve:
+        """The images and finite values of one curve."""
+        points = [point for point in self.points if is_number(point.get(name))]
+        return [float(point["images"]) for point in points], [
+            float(point[name]) for point in points
+        ]
+
+    def followed_curve(self, name: str) -> Curve:
+        """The images and values of a metric of `udl evaluate --follow`."""
+        found = {images: of[name].value for images, of in self.followed.items() if name in of}
+        return [float(images) for images in found], list(found.values())
+
+    def held_out(self) -> dict[str, HeldOutMetric]:
+        """Each held-out metric, last and at the point that `best_by` chooses."""
+        validated = [
+            point for point in self.points if any(name.startswith("val/") for name in point)
+        ]
+        if not validated:
+            return {}
+        last = validated[-1]
+        scored = [point for point in validated if is_number(point.get(self.best_by))]
+        best = min(scored, key=lambda point: point[self.best_by], default=last)
+        return {
+            name: HeldOutMetric(last[name], best.get(name, math.nan), int(best["images"]))
+            for name in sorted(last)
+            if name.startswith("val/")
+        }
+
+    def protocol(self) -> dict[str, Any]:
+        """What held-out metrics depend on besides weights: data, and settings that change them."""
+        found = {"data": self.last.data, "n": self.last.held_out}
+        own = {f"method.{name}" for names in self.kind.incomparable.values() for name in names}
+        for name in ("data.held_out", "data.held_out_fraction", *sorted(own)):
+            found[name] = self.settings.get(name)
+        return found
+
+
+def read_run(folder: Path | str) -> RunRecord:
+    """Read a run, or that of a search's winner; raise UsageError for a folder that is not one."""
+    run = RunFolder(winner_of(settings.as_path(str(folder))))
+    if not any(
+        path.exists() for path in (run.experiment, run.curves, run.checkpoints, run.pictures)
+    ):
+        raise UsageError(
+            f"{run.path} is not a run folder: it has no experiment.toml, curves or checkpoints"
+        )
+    record = RunRecord(run.path)
+    faults = record.faults
+    record.settings = settings.flatten(_toml(run.experiment, faults))
+    record.points = _points(run.curves, faults)
+    record.checkpoints = _checkpoints(run, faults)
+    record.pictures = _pictures(run)
+    record.evaluation = io.metrics_in(run.path / io.NAME, faults)
+    record.followed = io.followed_in(run.followed, faults)
+    record.messages = io.read_text(run.messages).splitlines()
+    record.shards = {name: str(about) for name, about in io.read_json(run.data, faults).items()}
+    environments = environment.kept(run.environment)[-MOST_ENVIRONMENTS:]
+    record.environments = [(one["images"], environment.in_words(one)) for one in environments]
+    record.complete = bool(io.read_json(run.result, faults))
+    failure = run.failure()
+    record.failure = failure[1] if failure and not record.complete else ""
+    return record
+
+
+def _toml(path: Path, faults: list[str]) -> dict[str, Any]:
+    if not path.exists():
+        faults.append(f"{path.name} is missing: the settings are not known")
+        return {}
+    try:
+        return tomllib.loads(io.read_text(path))
+    except tomllib.TOMLDecodeError as error:
+        faults.append(f"{path.name} cannot be read ({error})")
+        return {}
+
+
+def _points(path: Path, faults: list[str]) -> list[dict[str, float]]:
+    points, torn = [], 0
+    for line in io.read_text(path).splitlines():
+        try:
+            point = json.loads(line)
+        except (ValueError, RecursionError):
+            point = None
+        if isinstance(point, dict) and is_number(point.get("images")):
+            points.append(point)
+        else:
+            torn += 1
+    if torn:
+        faults.append(f"{path.name}: {torn} lines are not valid points")
+    if not points:
+        faults.append("there are no curves")
+    return points
+
+
+def _checkpoints(run: RunFolder, faults: list[str]) -> list[CheckpointRecord]:
+    found = []
+    for path in sorted(run.checkpoints.glob("[0-9]*")):
+        state = io.read_json(path / "state.json", faults)
+        if not path.name.isdecimal() or not isinstance(state.get("figures"), dict):
+            faults.append(f"checkpoint {path.name} is damaged")
+            continue
+        held_out: Any = state.get("held_out")
+        count = held_out if isinstance(held_out, int) else 0
+        found.append(CheckpointRecord(int(path.name), str(state.get("data", "")), count))
+    if not found:
+        faults.append("there is no checkpoint")
+    return found
+
+
+def _pictures(run: RunFolder) -> dict[str, list[tuple[int, Path]]]:
+    """The pictures by kind, in the order of images: `samples-000000001234.png`."""
+    found: dict[str, list[tuple[int, Path]]] = {}
+    for path in sorted(run.pictures.glob("*-*.png")):
+        kind, _, images = path.stem.rpartition("-")
+        if images.isdecimal():
+            found.setdefault(kind, []).append((int(images), path))
+    return found
