@@ -11,7 +11,7 @@ import pytest
 
 import udl_dist
 from tests import trained
-from tests.training.learn import packed
+from tests.training.learn import SMALL, packed
 from udl_dist import cli, experiment, methods
 from udl_dist.core import config_schema
 from udl_dist.search.config import SearchSettings
@@ -30,7 +30,11 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.re
     ],
 )
 def test_the_methods_of_the_pages_train_as_installed_packages(
-    page: str, name: str, abilities: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: str,
+    name: str,
+    abilities: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     code = next(block for block in blocks if "(Method)" in block)
@@ -41,6 +45,7 @@ def test_the_methods_of_the_pages_train_as_installed_packages(
     (installed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
     (installed.parent / f"{name}.py").write_text(code)
     monkeypatch.syspath_prepend(installed.parent)
+    monkeypatch.setitem(SMALL, name, {})  # default settings
 
     assert name in methods.names()
     run = trained.run(name, packed(tmp_path / "data"), tmp_path / "run")
@@ -54,7 +59,7 @@ def test_the_methods_of_the_pages_train_as_installed_packages(
 @every_page
 def test_links_modules_and_files_exist(page: Path) -> None:
     text = page.read_text()
-    links = {link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link}
+    links = {link for link in re.findall(r"\[[^\]\"]*\]\(([^)#]+)", text) if "://" not in link}
     assert not {link for link in links if not (page.parent / link).exists()}
     benches = set(re.findall(r"tests\.bench\.(\w+)", text))
     assert not {name for name in benches if not (ROOT / "tests" / "bench" / f"{name}.py").exists()}
@@ -65,10 +70,12 @@ def test_links_modules_and_files_exist(page: Path) -> None:
 @every_page
 def test_commands_and_their_flags_exist(page: Path) -> None:
     parsers = verbs()
-    for line in re.findall(r"\budl ([a-z-]+ [^`\n|]*|[a-z-]+)", page.read_text()):
+    for line in re.findall(r"\budl ([a-z][a-z-]*(?: [^`\n|]*)?)", page.read_text()):
         verb, _, rest = line.partition(" ")
         assert verb in parsers, line
         usage = parsers[verb].format_help().replace("_", "-")
+        if verb == "submit":  # of a run folder: what udl evaluate takes
+            usage += parsers["evaluate"].format_help().replace("_", "-")
         for flag in re.findall(r"--([a-z][\w-]*)(?![\w.-])", rest.partition("#")[0]):
             assert f"--{flag.replace('_', '-')}" in usage, line
 
