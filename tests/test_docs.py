@@ -11,6 +11,8 @@ import pytest
 
 import udl_dist
 from tests import trained
+from tests.methods import test_methods
+from tests.methods.cases import CASES
 from tests.training.learn import SMALL, packed
 from udl_dist import cli, experiment, methods
 from udl_dist.core import config_schema
@@ -19,6 +21,10 @@ from udl_dist.search.config import SearchSettings
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES += [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "cluster" / "README.md"]
+CONTRACT = (
+    test_methods.test_each_phase_touches_every_parameter_of_its_learner_and_no_other,
+    test_methods.test_each_phase_lowers_its_own_loss,
+)
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -46,8 +52,11 @@ def test_the_methods_of_the_pages_train_as_installed_packages(
     (installed.parent / f"{name}.py").write_text(code)
     monkeypatch.syspath_prepend(installed.parent)
     monkeypatch.setitem(SMALL, name, {})  # default settings
+    monkeypatch.setitem(CASES, name, (name, {}))
 
     assert name in methods.names()
+    for contract in CONTRACT:
+        contract(name)
     run = trained.run(name, packed(tmp_path / "data"), tmp_path / "run")
     model = udl_dist.load(run)
     assert all(model.can(ability) for ability in abilities)
@@ -64,7 +73,9 @@ def test_links_modules_and_files_exist(page: Path) -> None:
     benches = set(re.findall(r"tests\.bench\.(\w+)", text))
     assert not {name for name in benches if not (ROOT / "tests" / "bench" / f"{name}.py").exists()}
     named = set(re.findall(r"`((?:udl_dist|tests|jobs|cluster|docs)/[\w/.-]+)`", text))
-    assert not {name for name in named if not (ROOT / name).exists()}
+    named |= set(re.findall(r"\b((?:\w+/)+\w+\.py)\b", text))
+    places = (ROOT, ROOT / "udl_dist")
+    assert not {name for name in named if not any((place / name).exists() for place in places)}
 
 
 @every_page
