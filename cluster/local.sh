@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # cluster/local.sh up|down|status
-# A Ray cluster on this machine, a head without CPUs and two workers, that only the holder of its token can use: the
-# token is 256 bits in a 0600 file, the dashboard and the client listen on loopback alone. `down` ends what `up` started
-# and nothing else. UDL_WORKERS, UDL_CPUS: other numbers of workers, and of cores of each; UDL_PYTHON: another Python.
+# A Ray cluster on this machine, a head without CPUs and two workers, usable only with its token: the
+# token is 256 bits in a 0600 file; dashboard and client listen on loopback. `down` ends only what `up` started.
+# UDL_WORKERS, UDL_CPUS: number of workers, cores of each; UDL_PYTHON: another Python.
 set -euo pipefail
 umask 077
 
@@ -10,7 +10,7 @@ state="${XDG_STATE_HOME:-$HOME/.local/state}/udl-dist/cluster"
 python="${UDL_PYTHON:-python3}"
 if [[ -z "${UDL_PYTHON:-}${VIRTUAL_ENV:-}" && -x .venv/bin/python ]]; then python="$PWD/.venv/bin/python"; fi
 workers="${UDL_WORKERS:-2}" cpus="${UDL_CPUS:-1}"
-node=127.0.0.2 # on loopback too; 127.0.0.1 Ray takes for the address of this machine on the network
+node=127.0.0.2 # also loopback; Ray would replace 127.0.0.1 by the address of this machine in the network
 
 say() { printf '%s\n' "$*"; }
 
@@ -19,7 +19,7 @@ fail() {
     exit 5
 }
 
-# The processes that have this cluster's mark in their environment: what was started here and what that started.
+# Processes with the mark of this cluster in their environment: those started here and their children.
 ours() {
     grep -laF "UDL_LOCAL_CLUSTER=$(cat "$state/mark")" /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3 || true
 }
@@ -38,14 +38,14 @@ make_folder() {
     mkdir -p "$state"
     chmod 700 "$state"
     rm -f "$state/token"
-    "$python" -P -c 'import secrets; print(secrets.token_hex(32), end="")' >"$state/token" # by no argument: argv is public
+    "$python" -P -c 'import secrets; print(secrets.token_hex(32), end="")' >"$state/token" # not as an argument: argv is public
     chmod 600 "$state/token"
     "$python" -P -c 'import uuid; print(uuid.uuid4().hex, end="")' >"$state/mark"
-    mktemp -d /tmp/udl-ray-XXXXXX >"$state/temporary" # short: the paths of sockets have 107 bytes
+    mktemp -d /tmp/udl-ray-XXXXXX >"$state/temporary" # short: paths of sockets are limited to 107 bytes
 }
 
 ray_start() {
-    # Without a terminal and in a session of its own: Ctrl-C here is not meant for it.
+    # No terminal and its own session, so that Ctrl-C here does not reach it.
     setsid "$python" -P -m ray.scripts.scripts start --node-ip-address="$node" --object-store-memory=100000000 \
         --disable-usage-stats "$@" </dev/null >>"$state/log" 2>&1 || {
         tail -n 5 "$state/log" >&2
@@ -63,10 +63,10 @@ up() {
     make_folder
     : >"$state/log"
     local port worker
-    read -r -a port <<<"$(ports $((4 + workers)))" # free ones: another Ray may have the usual ones
+    read -r -a port <<<"$(ports $((4 + workers)))" # free ports: another Ray may use the default ones
     unset RAY_AUTH_TOKEN RAY_ADDRESS RAY_API_SERVER_ADDRESS
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$state/token" RAY_worker_niceness=0
-    # Figures for Prometheus are given to whoever asks, on all interfaces and without a token: not served at all.
+    # Ray serves Prometheus metrics on all interfaces and without a token: switched off.
     export RAY_enable_metrics_collection=0 DASHBOARD_METRIC_PORT=-1 AUTOSCALER_METRIC_PORT=-1
     UDL_LOCAL_CLUSTER="$(cat "$state/mark")" && export UDL_LOCAL_CLUSTER
     PATH="$("$python" -P -c 'import sys; print(sys.prefix)')/bin:$PATH" && export PATH # jobs run `python`: this one
@@ -75,7 +75,7 @@ up() {
         --include-dashboard=true --dashboard-host=127.0.0.1 --dashboard-port="${port[1]}" \
         --ray-client-server-port="${port[2]}" --dashboard-agent-listen-port="${port[3]}"
     for ((worker = 0; worker < workers; worker++)); do
-        # A temporary folder of its own: nodes that share one take the files of a running job from under each other.
+        # Its own temporary folder: nodes that share one delete files of each other's running jobs.
         ray_start --address="$node:${port[0]}" --num-cpus="$cpus" --temp-dir="$(cat "$state/temporary")/$worker" \
             --dashboard-agent-listen-port="${port[4 + worker]}"
     done

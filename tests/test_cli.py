@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 JOBS = Path(__file__).parent.parent / "jobs"
+PICTURES = JOBS.parent / "docs" / "pictures"
 
 
 def udl(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -93,7 +94,7 @@ def test_help_and_version_answer() -> None:
         (("train", str(JOBS)), ("jobs is a folder without experiment.toml", "--data.source")),
         (("search", str(JOBS)), ("jobs is a folder without search.toml",)),
         (
-            ("train", str(JOBS / "pictures" / "mnist_samples.png")),
+            ("train", str(PICTURES / "mnist_samples.png")),
             ("is not a job file", "--data.source"),
         ),
         (
@@ -192,7 +193,7 @@ def test_a_run_without_a_job_file_is_as_long_as_is_usual_and_lies_by_its_data(
         "--method.name",
         "gan",
         "--data.source",
-        f"{JOBS / 'pictures'}/",
+        f"{PICTURES}/",
         "--dry-run",
         "--json",
     )
