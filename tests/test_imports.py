@@ -209,7 +209,7 @@ ALLOWED = {
 ONLY_IN = {
     "ray.train": {"groups.py"},
     "ray.tune": {"search/tuner.py"},
-    "optuna": {"search/tpe.py"},
+    "optuna": {"search/samplers.py"},
     "ray": {
         "groups.py",
         "capacity.py",
