@@ -105,11 +105,10 @@ def _go_on(
 
 def metric(task: TrialTask, images: int) -> float:
     """Better with more latents and images, best at a rate of 0.01, and rough."""
-    method, train = task.experiment["method"], task.experiment["train"]
-    rough = random.Random(f"{train['learning_rate']} {train['seed']} {images}").random()
-    return float(
-        1 / method["latent_dim"] + abs(train["learning_rate"] - 0.01) + rough / 4 + 10 / images
-    )
+    train = task.experiment.train
+    rough = random.Random(f"{train.learning_rate} {train.seed} {images}").random()
+    best = 1 / task.experiment.method.latent_dim + abs(train.learning_rate - 0.01)
+    return float(best + rough / 4 + 10 / images)
 
 
 def logged(folder: Path) -> dict[int, tuple[object, ...]]:

@@ -113,7 +113,7 @@ def test_a_stop_leaves_what_runs_to_be_gone_on_with(source: Path, tmp_path: Path
     assert not controlled.log.results
     again = controller(search).next()
     assert again == task
-    assert task.experiment["track"]["group"] == tmp_path.name, "all trials are one group for W&B"
+    assert task.experiment.track.group == tmp_path.name, "all trials are one group for W&B"
 
 
 def test_the_best_setting_is_that_of_the_best_mean_of_its_seeds(

@@ -146,7 +146,7 @@ def test_what_takes_time_after_the_last_trial_is_said(source: Path, tmp_path: Pa
     final = final_runs(search, controlled.planned, controlled.log)
     assert final
     out = io.StringIO()
-    SearchProgress(search, 2, Screen(out)).show_final_runs(final)
+    SearchProgress(search, 2, controlled.log, Screen(out)).show(final.progress())
     task = final.next()
     assert task
     final.arrived(task.trial, 120, {})

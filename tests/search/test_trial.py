@@ -52,7 +52,7 @@ def test_each_validation_is_read_once_though_a_resumed_trial_writes_it_again(
     tmp_path: Path,
 ) -> None:
     folder = RunFolder(tmp_path)
-    reader = ValidationReader(tmp_path)
+    reader = ValidationReader(folder)
     assert reader.new() == []
     folder.add_point(12, {"train/loss": 1.0})
     folder.add_point(24, {"val/mse": 0.5, "train/loss": 1.0})

@@ -77,6 +77,9 @@ class SearchSettings:
     plots: bool = setting(True, "draw the plots at the end")
 
 
+SETTINGS = settings.kinds(SearchSettings)
+
+
 @dataclass(frozen=True)
 class Search:
     """A search: the experiment that every trial varies, the settings of the search, its axes."""
@@ -121,13 +124,12 @@ def load(path: Path, flags: Mapping[str, str]) -> Search:
     of_base = {name: text for name, text in flags.items() if not name.startswith("search.")}
     base = experiments.join(values, of_base, path)
     plain, tables = _split(table)
-    known = settings.kinds(SearchSettings)
     for flag in flags.keys() - of_base.keys():
         name, text = flag.removeprefix("search."), flags[flag]
         if "." in name:
             tables[name] = _from_text(text)
         else:
-            plain[name] = settings.from_text(known[name], text) if name in known else text
+            plain[name] = settings.from_text(SETTINGS[name], text) if name in SETTINGS else text
     return build(base, plain, tables)
 
 
@@ -179,28 +181,25 @@ def differences(old: Search, new: Search) -> list[str]:
 
 
 def _split(table: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of a [search] table, and its axes: the names with dots, quoted or not."""
+    """The settings of a [search] table, and its axes: the names with dots, quoted or as tables."""
     plain: dict[str, Any] = {}
     axes: dict[str, Any] = {}
     for name, value in table.items():
-        if "." in name:
-            axes[name] = value
-        elif isinstance(value, Mapping) and name not in settings.kinds(SearchSettings):
-            axes |= {f"{name}.{rest}": found for rest, found in _nested(value).items()}
+        if "." in name or (isinstance(value, Mapping) and name not in SETTINGS):
+            axes |= _axis_tables(name, value)
         else:
             plain[name] = value
     return plain, axes
 
 
-def _nested(table: Mapping[str, Any]) -> dict[str, Any]:
-    """`latent_dim.choice` below `[search.method]` as the axis `latent_dim`."""
+def _axis_tables(name: str, value: Any) -> dict[str, Any]:
+    """A table of tables, such as [search.method], is a prefix; any other value is for the axis."""
+    tables = isinstance(value, Mapping) and all(isinstance(v, Mapping) for v in value.values())
+    if not tables or not value:
+        return {name: value}
     found: dict[str, Any] = {}
-    for name, value in table.items():
-        tables = isinstance(value, Mapping) and all(isinstance(v, Mapping) for v in value.values())
-        if tables and value:
-            found |= {f"{name}.{rest}": below for rest, below in _nested(value).items()}
-        else:
-            found[name] = value
+    for key, below in value.items():
+        found |= _axis_tables(f"{name}.{key}", below)
     return found
 
 

@@ -78,8 +78,7 @@ class TrialController:
         own_rungs = tuple(in_steps(images, made.train.batch_size) for images in rungs)
         self._waiting.pop(0)
         self.running[number] = Running(values, made.train.seed, own_rungs, [])
-        folder_of(self.search, number).mkdir(parents=True, exist_ok=True)
-        return TrialTask(number, made.to_dict(), own_rungs)
+        return TrialTask(number, made, own_rungs).saved()
 
     def arrived(self, number: int, images: int, metrics: Mapping[str, float]) -> None:
         """A trial was validated."""

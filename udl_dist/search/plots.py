@@ -4,17 +4,13 @@ settings.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search.axes import LATENT, Axis
@@ -24,10 +20,11 @@ from udl_dist.search.trial import folder_of
 from udl_dist.search.trial_log import TrialResult
 
 SIZE = (7.0, 4.5)
-GREY, MARK, BEST = "0.65", "0.5", "tab:red"  # readable on a light and on a dark page
-MARKS = {"complete": "o", "stopped": "x", "failed": "v"}
+GREY, BEST = "0.6", "tab:red"  # readable on a light and on a dark page
 SHADES = LinearSegmentedColormap.from_list("trials", ["#d62728", "#b67ad0", "#4f8fd0"])
-LOG_SPAN = 10  # an axis whose ends differ more is logarithmic
+MARKS = {"complete": "o", "stopped": "x", "failed": "v"}
+WORST = 0.1  # part of the trials that does not count for a scale: one may have diverged
+LOG_SPAN = 10  # what spans more is drawn on a logarithmic scale
 
 
 def draw(search: Search, results: Sequence[TrialResult], rungs: Sequence[int]) -> None:
@@ -38,7 +35,7 @@ def draw(search: Search, results: Sequence[TrialResult], rungs: Sequence[int]) -
             folder.mkdir(exist_ok=True)
             figure = drawing()
             for ending in ("png", "svg"):
-                figure.savefig(Path(folder / f"{name}.{ending}"), dpi=120)
+                figure.savefig(folder / f"{name}.{ending}", dpi=120)
 
 
 def drawings(
@@ -63,18 +60,20 @@ def _curves(search: Search, results: Sequence[TrialResult], rungs: Sequence[int]
     for result in results:
         curve = RunFolder(folder_of(search, result.trial)).points()
         points = [(point["images"], point[name]) for point in curve if name in point]
-        if not points:
-            continue
-        images, values = zip(*points, strict=True)
-        every += values
-        line, dot, width, layer = (BEST, BEST, 2, 3) if result is best else (GREY, MARK, 1, 1)
-        axes.plot(images, values, color=line, lw=width, zorder=layer)
-        axes.plot(images[-1], values[-1], MARKS[result.state], color=dot, ms=4, zorder=4)
+        if points:
+            images, values = zip(*points, strict=True)
+            every += values
+            look = {"color": BEST, "zorder": 3} if result is best else {"color": GREY}
+            axes.plot(images, values, **look)
+            axes.plot(images[-1], values[-1], MARKS[result.state], ms=4, **look)
     for rung in rungs:
         axes.axvline(rung, color="tab:blue", lw=0.8, ls=":")
     axes.set_xscale("log" if rungs and search.settings.scheduler == "asha" else "linear")
     axes.set(xlabel="images", ylabel=name, title="o complete, × stopped, dotted: rungs")
-    _show_best(axes, every, search.settings.mode == "min")
+    if every:
+        low, high = _scale(every, search)
+        axes.set_yscale("log" if low > 0 and high / low > LOG_SPAN else "linear")
+        axes.set_ylim(**{"top": high} if search.settings.mode == "min" else {"bottom": low})
     return figure
 
 
@@ -84,67 +83,53 @@ def _settings(search: Search, good: Sequence[TrialResult]) -> Figure:
     """
     preferred = (LATENT, "train.learning_rate")
     ordered = sorted(search.axes, key=lambda axis: tuple(axis.name != name for name in preferred))
-    first, second = ordered[:2]
     figure = Figure(layout="constrained")
-    axes, least = figure.subplots(), search.settings.mode == "min"
-    values = np.array([result.values[0] for result in good], float)
-    # A tenth at the bad end does not count: one diverged trial would take all the colours.
-    low, high = np.quantile(values, (0.0, 0.9) if least else (0.1, 1.0))
-    x, y = (np.asarray(_numbers(axis, good), float) for axis in (first, second))
-    complete = np.array([result.state == "complete" for result in good])
-    colours = {"vmin": low, "vmax": high, "cmap": SHADES if least else SHADES.reversed()}
-    worst_first = np.argsort(-values if least else values)
-    for state, part in (("stopped", ~complete), ("complete", complete)):
-        shown = worst_first[part[worst_first]]
-        if len(shown):
-            dots = axes.scatter(
-                x[shown], y[shown], c=values[shown], marker=MARKS[state], s=60, **colours
-            )
-    _label(axes.xaxis, axes.set_xscale, first)
-    _label(axes.yaxis, axes.set_yscale, second)
+    axes, objective = figure.subplots(), Objective(search)
+    worst_first = sorted(good, key=lambda result: -objective.loss(result.values))
+    values = [result.values[0] for result in worst_first]
+    low, high = _scale(values, search)
+    colours = SHADES if search.settings.mode == "min" else SHADES.reversed()
+    for state in ("stopped", "complete"):
+        shown = [result for result in worst_first if result.state == state]
+        x, y = (_numbers(axis, shown) for axis in ordered[:2])
+        dots = axes.scatter(
+            x,
+            y,
+            c=[result.values[0] for result in shown],
+            marker=MARKS[state],
+            vmin=low,
+            vmax=high,
+            cmap=colours,
+        )
+    _label(axes.xaxis, axes.set_xscale, ordered[0])
+    _label(axes.yaxis, axes.set_yscale, ordered[1])
     axes.set_title("o complete, × stopped")
     figure.colorbar(dots, ax=axes, label=search.settings.metric[0])
     return figure
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
+def _scale(values: Sequence[float], search: Search) -> tuple[float, float]:
+    """The least and the greatest value that count."""
+    parts = (0, 1 - WORST) if search.settings.mode == "min" else (WORST, 1)
+    low, high = np.quantile(values, parts)
+    return float(low), float(high)
 
 
 def _numbers(axis: Axis, results: Sequence[TrialResult]) -> list[float]:
     """Where trials lie on an axis: at their values if they are numbers, else at their index."""
     values = [result.settings[axis.name] for result in results]
-    return values if all(map(_is_number, axis.ends())) else [axis.index(value) for value in values]
+    return values if _is_numeric(axis) else [axis.index(value) for value in values]
+
+
+def _is_numeric(axis: Axis) -> bool:
+    return all(type(end) in (int, float) for end in axis.ends())
 
 
 def _label(drawn: Any, set_scale: Callable[[str], None], axis: Axis) -> None:
     drawn.set_label_text(axis.name)
-    ends = axis.ends()
-    numeric = all(map(_is_number, ends))
+    ends, numeric = axis.ends(), _is_numeric(axis)
     if numeric and min(ends) > 0 and max(ends) / min(ends) > LOG_SPAN:
         set_scale("log")
-        _few_ticks(drawn, max(ends) / min(ends))
     if axis.values:
-        drawn.set_ticks(axis.values if numeric else range(len(axis.values)), map(str, axis.values))
+        drawn.set_ticks(axis.values if numeric else range(len(ends)), [str(end) for end in ends])
         drawn.set_ticks([], minor=True)
-
-
-def _show_best(axes: Axes, values: Sequence[float], least: bool) -> None:
-    """Choose a scale on which the best differ visibly: the worst 3 % are cut off."""
-    if not values:
-        return
-    low, high = min(values), float(np.quantile(values, 0.97)) if least else max(values)
-    logarithmic = low > 0 and max(values) / low > 3
-    if logarithmic:
-        axes.set_yscale("log")
-        _few_ticks(axes.yaxis, high / low)
-    if math.isfinite(high) and high > low:
-        bottom = low / 1.05 if logarithmic else low - 0.03 * (high - low)
-        axes.set_ylim(bottom, high * 1.05)
-
-
-def _few_ticks(axis: Any, span: float) -> None:
-    """Numbers on a logarithmic axis that do not overlap."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if span < 300 else (1,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())

@@ -9,47 +9,31 @@ from udl_dist.search.config import Search
 from udl_dist.search.objective import Objective
 from udl_dist.search.results import count_states, in_words, short
 from udl_dist.search.trial_log import TrialLog, TrialResult
-from udl_dist.search.winner import FinalRuns
 
 
 class SearchProgress:
     """Shows trials running, ended and best, then the winner's runs."""
 
-    def __init__(self, search: Search, trials: int, screen: Screen) -> None:
-        self._search, self._trials, self._screen = search, trials, screen
-        self._every_seconds = 0.5 if screen.redraws else LOG_SECONDS
-        self._shown_at, self._began = float("-inf"), time.monotonic()
-        self._known: set[int] | None = None  # trials that ended before this start, or were reported
-        self._before = 0
-        self._final = False
+    def __init__(self, search: Search, trials: int, log: TrialLog, screen: Screen) -> None:
+        self._search, self._trials, self._log, self._screen = search, trials, log, screen
+        self._before = self._reported = len(log.results)
+        self._began, self._shown_at = time.monotonic(), float("-inf")
 
-    def show_trials(self, log: TrialLog, running: int, last: bool = False) -> None:
-        results = list(log.results.values())
-        if self._known is None:
-            self._known, self._before = {*log.results}, len(results)
-        for result in results:
-            if result.trial not in self._known and result.state == "failed":
-                self._screen.say(
-                    f"trial {result.trial} failed after {result.images:,} images: {result.why}"
-                )
-            self._known.add(result.trial)
+    def show(self, now: str, last: bool = False) -> None:
+        """Draw a line, unless there was one a moment ago; failed trials are reported at once."""
+        for result in list(self._log.results.values())[self._reported :]:
+            self._reported += 1
+            if result.state == "failed":
+                images = f"{result.images:,} images"
+                self._screen.say(f"trial {result.trial} failed after {images}: {result.why}")
         if last:
-            self._screen.say(self._line(results, running))
-        elif self._due():
-            self._screen.draw(self._line(results, running))
-
-    def show_final_runs(self, final: FinalRuns) -> None:
-        if self._due() or not self._final:
-            self._final = True
-            self._screen.draw(final.progress())
-
-    def _due(self) -> bool:
-        due = time.monotonic() - self._shown_at >= self._every_seconds
-        if due:
+            self._screen.say(now)
+        elif time.monotonic() - self._shown_at >= (0.5 if self._screen.redraws else LOG_SECONDS):
             self._shown_at = time.monotonic()
-        return due
+            self._screen.draw(now)
 
-    def _line(self, results: list[TrialResult], running: int) -> str:
+    def line(self, running: int) -> str:
+        results = list(self._log.results.values())
         done, seconds = len(results) - self._before, time.monotonic() - self._began
         left = seconds / done * (self._trials - len(results)) if done else 0.0
         parts = [

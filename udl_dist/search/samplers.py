@@ -10,7 +10,7 @@ import statistics
 import warnings
 from collections.abc import Mapping
 from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -26,22 +26,12 @@ STARTUP_TRIALS = 10  # settings drawn at random first, Optuna's default
 Results = Mapping[int, list[TrialResult]]  # by setting, one for each seed
 
 
-class Sampler(Protocol):
-    """Gives the values of the n-th setting; `ahead`: how many of the last results it ignores (0:
-    all).
-    """
-
-    ahead: int
-
-    def values(self, number: int, results: Results) -> dict[str, Any]: ...
-
-
 class RandomSampler:
     """Each axis is drawn from a hash of seed, number and name: another axis changes none of
     them.
     """
 
-    ahead = 0
+    ahead = 0  # it ignores all results
 
     def __init__(self, axes: tuple[Axis, ...], seed: int) -> None:
         self._axes, self._seed = axes, seed
@@ -92,14 +82,8 @@ class OptunaSampler:
         self._optuna, self._objective = optuna, Objective(search)
         self._seed, self._axes = search.settings.seed, {axis.name: axis for axis in search.axes}
         self._distributions = {axis.name: _distribution(optuna, axis) for axis in search.axes}
-        self._drawn: dict[int, dict[str, Any]] = {}
 
     def values(self, number: int, results: Results) -> dict[str, Any]:
-        if number not in self._drawn:
-            self._drawn[number] = self._draw(number, results)
-        return self._drawn[number]
-
-    def _draw(self, number: int, results: Results) -> dict[str, Any]:
         optuna = self._optuna
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the multivariate sampler is experimental
@@ -112,14 +96,14 @@ class OptunaSampler:
             study = optuna.create_study(directions=directions, sampler=sampler)
             study.add_trials([self._as_trial(results[which]) for which in sorted(results)])
             drawn: dict[str, Any] = study.ask(self._distributions).params
-        listed = {name: self._axes[name] for name in drawn if _has_lists(self._axes[name])}
-        return drawn | {name: axis.values[drawn[name]] for name, axis in listed.items()}
+        choices = {name: self._axes[name].values for name in drawn}
+        return {name: choices[name][at] if choices[name] else at for name, at in drawn.items()}
 
     def _as_trial(self, results: list[TrialResult]) -> Any:
         """A setting as Optuna's trial: complete with its mean, stopped at a rung, or failed."""
         states, trial_state = {result.state for result in results}, self._optuna.trial.TrialState
         params = {
-            name: axis.index(value) if _has_lists(axis := self._axes[name]) else value
+            name: axis.index(value) if (axis := self._axes[name]).values else value
             for name, value in results[0].settings.items()
         }
         about: dict[str, Any] = {"params": params, "distributions": self._distributions}
@@ -136,6 +120,9 @@ def mean_values(results: list[TrialResult]) -> list[float]:
     """Each objective's mean over the seeds of one setting."""
     columns = zip(*(result.values for result in results), strict=True)
     return [statistics.fmean(column) for column in columns]
+
+
+Sampler = RandomSampler | GridSampler | OptunaSampler
 
 
 def make_sampler(search: Search) -> Sampler:
@@ -164,15 +151,9 @@ def settings_asked(sampler: Sampler, trials: int, seeds: int) -> int:
     return trials // seeds
 
 
-def _has_lists(axis: Axis) -> bool:
-    """Whether some values are lists, which Optuna cannot hold: they are passed by their index."""
-    return any(type(value) is tuple for value in axis.values)
-
-
 def _distribution(optuna: Any, axis: Axis) -> Any:
-    if axis.values:
-        values = range(len(axis.values)) if _has_lists(axis) else axis.values
-        return optuna.distributions.CategoricalDistribution(values)
+    if axis.values:  # by index: a value may be a list, which Optuna cannot hold
+        return optuna.distributions.CategoricalDistribution(range(len(axis.values)))
     if axis.whole:
         return optuna.distributions.IntDistribution(int(axis.low), int(axis.high), log=axis.log)
     return optuna.distributions.FloatDistribution(axis.low, axis.high, log=axis.log)

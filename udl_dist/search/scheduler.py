@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -30,8 +30,8 @@ SLOW_POLL_SECONDS = 0.05  # after 0.1 s: the trial waits for other trials
 PATIENCE_SECONDS = 20.0
 DECISIONS = "decisions.jsonl"
 
-# Whether a trial stops: its losses at the rungs so far, and those of the earlier trials that came
-# as far.
+# Whether a trial stops: its losses at the rungs so far, and those of the earlier trials that
+# reached this one.
 StopRule = Callable[[Sequence[float], Sequence[Sequence[float]]], bool]
 
 
@@ -102,26 +102,19 @@ class Decision:
     goes_on: bool
 
 
-@dataclass
-class Rung:
-    """The losses that arrived at one rung, and the first trial whose decision is open."""
-
-    losses: dict[int, float] = field(default_factory=dict)
-    next_trial: int = 0
-
-
 class Scheduler:
     """Takes results and ends in any order; gives decisions in the order of trials at each rung."""
 
     def __init__(self, count: int, stops: StopRule) -> None:
-        self._rungs = [Rung() for _ in range(count)]
         self._stops = stops
+        self._losses: list[dict[int, float]] = [{} for _ in range(count)]  # of trials, by rung
+        self._next = [0] * count  # the first trial at each rung whose decision is open
         self._gone: set[int] = set()  # trials that reach no further rung
         self.decided: dict[tuple[int, int], bool] = {}
 
     def arrive(self, trial: int, rung: int, loss: float) -> list[Decision]:
         """Take a result and decide what can be decided; a repeated result changes nothing."""
-        self._rungs[rung].losses.setdefault(trial, loss)
+        self._losses[rung].setdefault(trial, loss)
         before = self.decided.get((trial, rung))
         return list(self._decide()) if before is None else [Decision(trial, rung, before)]
 
@@ -132,21 +125,21 @@ class Scheduler:
 
     def _decide(self) -> Iterator[Decision]:
         # In the order of rungs: a trial that stops at one is not expected at those above.
-        for number, rung in enumerate(self._rungs):
-            while (trial := rung.next_trial) in rung.losses or trial in self._gone:
-                if trial in rung.losses:
-                    goes_on = self._goes_on(trial, number)
-                    self.decided[trial, number] = goes_on
+        for rung, losses in enumerate(self._losses):
+            while (trial := self._next[rung]) in losses or trial in self._gone:
+                self._next[rung] += 1
+                if trial in losses:
+                    goes_on = self._goes_on(trial, rung)
+                    self.decided[trial, rung] = goes_on
                     if not goes_on:
                         self._gone.add(trial)
-                    yield Decision(trial, number, goes_on)
-                rung.next_trial += 1
+                    yield Decision(trial, rung, goes_on)
 
-    def _goes_on(self, trial: int, number: int) -> bool:
-        reached = self._rungs[: number + 1]
-        earlier = [other for other in self._rungs[number].losses if other < trial]
-        losses = [[rung.losses[other] for rung in reached] for other in sorted(earlier)]
-        return not self._stops([rung.losses[trial] for rung in reached], losses)
+    def _goes_on(self, trial: int, rung: int) -> bool:
+        passed = self._losses[: rung + 1]
+        earlier = sorted(other for other in self._losses[rung] if other < trial)
+        losses = [[at_rung[other] for at_rung in passed] for other in earlier]
+        return not self._stops([at_rung[trial] for at_rung in passed], losses)
 
 
 @dataclass(frozen=True)

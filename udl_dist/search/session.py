@@ -143,7 +143,7 @@ class SearchSession:
             final.refuse_failures()
 
     def _watch(self, thread: threading.Thread, signals: Signals) -> None:
-        progress = SearchProgress(self.wanted, self.planned.trials, self._screen)
+        progress = SearchProgress(self.wanted, self.planned.trials, self.log, self._screen)
         installed, limit, began = False, self.wanted.settings.seconds, time.monotonic()
         while thread.is_alive():
             thread.join(POLL_SECONDS)
@@ -152,9 +152,9 @@ class SearchSession:
                 installed = True
             controller = self._controller
             if isinstance(controller, FinalRuns):
-                progress.show_final_runs(controller)
+                progress.show(controller.progress())
             elif controller:
-                progress.show_trials(self.log, len(controller.running))
+                progress.show(progress.line(len(controller.running)))
             over = limit and time.monotonic() - began > limit
             if over and controller and not controller.stopping:
                 self._screen.say(
@@ -164,7 +164,7 @@ class SearchSession:
                 self._stop()
             if controller and (controller.stopping or self._stop_requested):
                 controller.stop()  # repeatedly: a trial that is only starting misses one call
-        progress.show_trials(self.log, 0, last=True)
+        progress.show(progress.line(0), last=True)
 
     def _stop(self) -> None:
         self._stop_requested = True  # also for a controller that does not exist yet

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from udl_dist.data.loader.opening import Prepared
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.data.settings import DataSettings
 from udl_dist.errors import ClusterError, TrainingError, UdlError, UsageError
-from udl_dist.experiment import Experiment, from_dict
+from udl_dist.experiment import Experiment
 from udl_dist.launch.recovery import one_line
 from udl_dist.runs import heartbeat
 from udl_dist.runs.run_folder import RunFolder
@@ -29,7 +29,6 @@ from udl_dist.search.axes import with_values
 from udl_dist.search.config import Search
 from udl_dist.search.scheduler import Gate
 
-TASK = "task.json"
 LOCK_SECONDS = 20.0  # that the process of a killed search may take to end
 
 TrainGroup = Callable[[Experiment, Prepared, Gate], dict[str, Any]]  # by several workers
@@ -38,26 +37,21 @@ Validation = tuple[int, dict[str, float]]  # images, held-out metrics
 
 @dataclass(frozen=True)
 class TrialTask:
-    """What an actor has to train, as plain values: it travels by a file in the folder of the trial.
-
-    `rungs` are in the steps of this trial.
-    """
+    """What an actor has to train; `rungs` are in the steps of this trial."""
 
     trial: int
-    experiment: dict[str, Any]
+    experiment: Experiment
     rungs: tuple[int, ...] = ()
 
     @property
-    def folder(self) -> Path:
-        return Path(self.experiment["run"]["folder"])
+    def folder(self) -> RunFolder:
+        return RunFolder(self.experiment.run.folder)
 
-    def write(self) -> None:
-        (self.folder / TASK).write_text(json.dumps(asdict(self)), "utf-8")
-
-    @classmethod
-    def read(cls, folder: Path) -> TrialTask:
-        values = json.loads((folder / TASK).read_text("utf-8"))
-        return cls(**values | {"rungs": tuple(values["rungs"])})
+    def saved(self) -> TrialTask:
+        """Write the experiment into the folder, from which an actor reads it."""
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        files.write_whole(self.folder.experiment, self.experiment.to_toml())
+        return self
 
 
 @dataclass(frozen=True)
@@ -77,8 +71,8 @@ class ValidationReader:
     them.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._tail, self._images = files.Tail(RunFolder(folder).curves), 0
+    def __init__(self, folder: RunFolder) -> None:
+        self._tail, self._images = files.Tail(folder.curves), 0
 
     def new(self) -> list[Validation]:
         """The validations since the last call."""
@@ -141,7 +135,7 @@ def train(
     try:
         if group is None:
             _limit_memory(gpu_share)
-        outcome = _train(from_dict(task.experiment), task, group, at_rung)
+        outcome = _train(task, group, at_rung)
     except UdlError as error:
         outcome = TrialOutcome("failed", why=str(error))
     except Exception as error:
@@ -171,15 +165,12 @@ def _release() -> None:
     torch.cuda.empty_cache()  # does nothing in a process that has used no GPU
 
 
-def _train(
-    experiment: Experiment, task: TrialTask, group: TrainGroup | None, at_rung: Callable[[], None]
-) -> TrialOutcome:
-    folder = RunFolder(experiment.run.folder)
+def _train(task: TrialTask, group: TrainGroup | None, at_rung: Callable[[], None]) -> TrialOutcome:
+    experiment, folder = task.experiment, task.folder
     gate = Gate(str(folder.path), task.rungs)
     with files.errors_named(folder.path), _held(folder):
         if (done := folder.finished()) is not None:
             return TrialOutcome("complete", done["images"], done["figures"])
-        files.write_whole(folder.experiment, experiment.to_toml())
         prepared = _prepared(experiment.data)
         train_all = group or partial(_train_here, at_rung=at_rung)
         result = train_all(experiment, prepared, gate)

@@ -14,19 +14,22 @@ import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ray import tune
 from ray.tune.execution import class_cache
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from udl_dist import experiment as experiments
 from udl_dist.errors import ClusterError
 from udl_dist.launch import capacity as cluster_capacity
 from udl_dist.launch import ray_runtime
 from udl_dist.search import trial
 from udl_dist.search.config import Search
+from udl_dist.search.controller import TrialController
 from udl_dist.search.trial import TrainGroup, TrialOutcome, TrialTask, ValidationReader
+from udl_dist.search.winner import FinalRuns
 
 POLL_SECONDS = 0.05  # of an actor for the validations of its trial
 # Of a trial whose workers take the cores; Tune refuses an actor that takes nothing.
@@ -41,19 +44,7 @@ ENVIRONMENT = {
 }
 
 
-class Controller(Protocol):
-    """What is to be run; called from one thread."""
-
-    @property
-    def over(self) -> bool: ...
-
-    def next(self) -> TrialTask | None: ...
-
-    def arrived(self, number: int, images: int, metrics: dict[str, float]) -> None: ...
-
-    def ended(self, number: int, outcome: TrialOutcome) -> None: ...
-
-    def died(self, number: int) -> None: ...
+Controller = TrialController | FinalRuns  # called from one thread
 
 
 @dataclass(frozen=True)
@@ -150,10 +141,12 @@ class _TaskSearcher(Searcher):  # type: ignore[misc]
             if task is None:
                 done = self._controller.over and not self._live
                 return Searcher.FINISHED if done else None
-            task.write()  # not given as settings: Tune holds those of every trial several times
         self._live[trial_id] = task.trial
+        # Not the experiment itself: Tune holds the settings of every trial several times.
         return {
-            "folder": str(task.folder),
+            "trial": task.trial,
+            "experiment": str(task.folder.experiment),
+            "rungs": task.rungs,
             "grouped": self._capacity.grouped,
             "gpu_share": self._capacity.resources.get("GPU", 1.0),
         }
@@ -223,8 +216,9 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         return result | {"outcome": json.dumps(asdict(self._outcome)), "done": True}
 
     def _begin(self, config: dict[str, Any]) -> None:
-        folder = Path(config["folder"])
-        self._task, self._reader = TrialTask.read(folder), ValidationReader(folder)
+        experiment = experiments.load(Path(config["experiment"]), {})
+        self._task = TrialTask(config["trial"], experiment, tuple(config["rungs"]))
+        self._reader = ValidationReader(self._task.folder)
         self._outcome = TrialOutcome("failed", why="it did not begin")
         group: TrainGroup | None = None
         if config["grouped"]:

@@ -128,10 +128,9 @@ class FinalRuns:
             return None
         seed = self._waiting.pop(0)
         self.running.add(seed)
-        self.folder(seed).mkdir(parents=True, exist_ok=True)
         if not self._same(seed):  # the winner changed when more trials were requested
             RunFolder(self.folder(seed)).set_aside()
-        return TrialTask(seed, self.experiment(seed).to_dict())
+        return TrialTask(seed, self.experiment(seed)).saved()
 
     def arrived(self, number: int, images: int, metrics: Mapping[str, float]) -> None:
         """A final run never stops early."""
