@@ -156,9 +156,9 @@ LOSSES = st.one_of(
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(
-    data=st.lists(st.lists(LOSSES, min_size=9, max_size=9), min_size=1, max_size=25),
+    data=st.lists(st.lists(LOSSES, min_size=9, max_size=9), min_size=5, max_size=25),
     reduction=st.integers(2, 5),
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # Tune's percentiles of infinite losses
