@@ -125,7 +125,7 @@ def test_names_and_values_that_were_written_into_it_are_text_and_nothing_else(
 ) -> None:
     journal = copied / "trials.jsonl"
     first: dict[str, Any] = json.loads(journal.read_text().splitlines()[0])
-    odd = [
+    hostile = [
         first | {"trial": 9, "state": HOSTILE, "why": HOSTILE},
         first | {"trial": 7.5},
         first | {"metric": HOSTILE},
@@ -133,16 +133,16 @@ def test_names_and_values_that_were_written_into_it_are_text_and_nothing_else(
         [HOSTILE],
         {HOSTILE: 1},
     ]
-    journal.write_text("".join(json.dumps(line) + "\n" for line in odd) + journal.read_text())
+    journal.write_text("".join(json.dumps(line) + "\n" for line in hostile) + journal.read_text())
     figure = {"value": 1.0, "sd": 0.5, "floor": {HOSTILE: HOSTILE}, "protocol": {HOSTILE: HOSTILE}}
-    kept = {
+    evaluation = {
         "figures": {HOSTILE: figure},
         "runs": {},
         "lacking": [HOSTILE],
         "failed": [HOSTILE],
         "model": HOSTILE,
     }
-    (copied / "evaluation.json").write_text(json.dumps(kept))
+    (copied / "evaluation.json").write_text(json.dumps(evaluation))
     source = copied / "search.toml"
     for _ in range(2):
         text = written(copied, tmp_path / "page.html")

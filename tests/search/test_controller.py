@@ -142,9 +142,9 @@ def test_a_search_whose_trials_all_failed_ends_with_a_table_and_exit_code_4(
     ]
     ended = SearchResult(search, lines, 2, 240, find_winner(search, lines))
     assert (ended.exit_code, ended.complete) == (4, True)
-    told = "\n".join(ended.lines())
-    assert "failed" in told
-    assert "no trial has a valid metric" in told
+    text = "\n".join(ended.lines())
+    assert "failed" in text
+    assert "no trial has a valid metric" in text
 
 
 def test_a_front_has_all_that_nothing_beats(source: Path, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_front_has_all_that_nothing_beats(source: Path, tmp_path: Path) -> Non
     assert [line.trial for line in Objective(search).front(lines)] == [0, 1, 3, 4]
 
 
-def test_a_torn_last_line_is_forgotten_and_a_broken_one_is_told(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_forgotten_and_a_broken_one_is_text(tmp_path: Path) -> None:
     path = tmp_path / "trials.jsonl"
     log = TrialLog(path)
     log.add(TrialResult(0, "complete", 240, 0.5, {"a": 1}))

@@ -101,10 +101,10 @@ def test_the_figures_are_those_of_evaluate_and_the_model_that_of_the_best_run(
     assert model.decode(latents).equal(of_run.decode(latents))
     assert f"# {plain(search.folder.name)}" in (search.folder / MODEL / layout.CARD).read_text()
 
-    told = "\n".join(done.lines())
-    assert "psnr" in told
-    assert f'udl_dist.load("{search.folder}/model"), from seed-{best}' in told
-    assert "no representation: its images have no labels" in told
+    text = "\n".join(done.lines())
+    assert "psnr" in text
+    assert f'udl_dist.load("{search.folder}/model"), from seed-{best}' in text
+    assert "no representation: its images have no labels" in text
     as_json = done.as_dict()
     assert as_json["figures"]["psnr"] == {"mean": entry["value"], "sd": entry["sd"]}
     assert as_json["model"] == str(search.folder / MODEL)
@@ -179,9 +179,7 @@ def test_what_a_kill_left_undone_is_made_and_nothing_else(lost: str, search: Sea
         if before[name] != stamp
     }
     expected = {lost} - {""}
-    if (
-        lost == "evaluation.json"
-    ):  # without it nobody knows what the runs' figures lack: they are measured again
+    if lost == "evaluation.json":  # it says what the runs' metrics lack: they are measured again
         expected |= {f"winner/seed-{seed}/evaluation.json" for seed in range(2)}
     assert made == expected
     assert said.getvalue().count("evaluating the winner") == sum(

@@ -70,11 +70,11 @@ def test_a_search_is_what_its_trials_are_one_after_the_other_and_leaves_all_of_i
     again = experiments.load(folder / "experiment.toml", {"run.folder": str(tmp_path / "again")})
     finished(again)
     assert manifest(folder) == manifest(tmp_path / "again")
-    kept = [
+    with_checkpoints = [
         number for number in range(9) if RunFolder(folder_of(search, number)).checkpoints.exists()
     ]
-    assert len(kept) == 2
-    assert ended.winner.trial in kept
+    assert len(with_checkpoints) == 2
+    assert ended.winner.trial in with_checkpoints
 
     final = ended.final["val/mse"]
     assert final.runs == 2
@@ -230,8 +230,12 @@ def test_the_cores_of_a_stopped_group_are_back_within_five_seconds(
     stopped = [line.trial for line in lines if line.state == "stopped"]
     assert stopped
     for number in stopped:
-        told = (folder_of(search, number) / "decisions.jsonl").stat().st_mtime
-        assert min(moment for moment, free in samples if moment > told and free == 4) - told < 5
+        decided_at = (folder_of(search, number) / "decisions.jsonl").stat().st_mtime
+        assert (
+            min(moment for moment, free in samples if moment > decided_at and free == 4)
+            - decided_at
+            < 5
+        )
 
 
 @pytest.mark.long

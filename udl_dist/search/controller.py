@@ -71,9 +71,10 @@ class TrialController:
             return None
         number, rungs = self._waiting[0], self.planned.rungs
         setting = number // self.search.settings.seeds
-        if any(earlier not in self.log.results for earlier in self._needed(setting)):
+        earlier = self._earlier(setting)
+        if earlier is None:
             return None
-        values = self._sampler.values(setting, self._results(setting))
+        values = self._sampler.values(setting, earlier)
         made = experiment_of(self.search, number, values, self.planned.budget, rungs)
         own_rungs = tuple(in_steps(images, made.train.batch_size) for images in rungs)
         self._waiting.pop(0)
@@ -145,17 +146,14 @@ class TrialController:
                 folder = folder_of(self.search, each.trial)
                 write_decision(folder, each.rung, trial.rungs[each.rung], each.goes_on)
 
-    def _needed(self, setting: int) -> range:
-        """The trials whose results a setting is drawn from."""
-        ahead = self._sampler.ahead
-        settings = max(0, setting - ahead + 1) if ahead else 0
-        return range(settings * self.search.settings.seeds)
-
-    def _results(self, setting: int) -> dict[int, list[TrialResult]]:
+    def _earlier(self, setting: int) -> dict[int, list[TrialResult]] | None:
+        """The results a setting is drawn from, by setting; None if one is missing."""
+        seeds, ahead = self.search.settings.seeds, self._sampler.ahead
         found: dict[int, list[TrialResult]] = {}
-        for number in self._needed(setting):
-            earlier = number // self.search.settings.seeds
-            found.setdefault(earlier, []).append(self.log.results[number])
+        for number in range(max(0, setting - ahead + 1) * seeds if ahead else 0):
+            if number not in self.log.results:
+                return None
+            found.setdefault(number // seeds, []).append(self.log.results[number])
         return found
 
     def _drop_checkpoints(self, ended: int) -> None:

@@ -70,7 +70,7 @@ def check(search: Search) -> None:
     method = methods.find(base.method_name)(base.method, base.data.shape)
     if base.run.best:
         metric_names.refuse_unknown("run.best", base.run.best, method)
-    axes = {axis.name for axis in search.axes}
+    axes = [axis.name for axis in search.axes]
     if names[0] in axes:
         raise UsageError(
             f"search.metric: the first objective must be a metric; {names[0]} is an axis"
@@ -78,7 +78,12 @@ def check(search: Search) -> None:
     for name in names:
         if name not in axes:
             metric_names.refuse_unknown("search.metric", name, method)
-            _refuse_incomparable(name, search)
+            across = method.incomparable.get(name.removeprefix("val/")) or ()
+            if changed := [axis for axis in axes if axis.removeprefix("method.") in across]:
+                raise UsageError(
+                    f"search.metric {name} does not compare across {changed[0]}: each value has "
+                    "another scale; take another metric, or leave the axis out"
+                )
         elif kinds(base.method_name)[name] not in (int, float):
             raise UsageError(f"search.metric: {name} is an axis, but not one of numbers")
     if len(names) > 1 and search.settings.scheduler != "none":
@@ -86,18 +91,6 @@ def check(search: Search) -> None:
             "search.metric has several objectives: at a rung no trial is plainly worse, set "
             "search.scheduler = none"
         )
-
-
-def _refuse_incomparable(name: str, search: Search) -> None:
-    """A metric whose scale depends on an axis ranks nothing."""
-    method = methods.find(search.base.method_name)
-    across = method.incomparable.get(name.removeprefix("val/")) or ()
-    for axis in search.axes:
-        if axis.name.removeprefix("method.") in across:
-            raise UsageError(
-                f"search.metric {name} does not compare across {axis.name}: each value has another "
-                "scale; take another metric, or leave the axis out"
-            )
 
 
 def _beats(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -73,7 +73,8 @@ def _curves(search: Search, results: Sequence[TrialResult], rungs: Sequence[int]
     if every:
         low, high = _scale(every, search)
         axes.set_yscale("log" if low > 0 and high / low > LOG_SPAN else "linear")
-        axes.set_ylim(**{"top": high} if search.settings.mode == "min" else {"bottom": low})
+        least = search.settings.mode == "min"
+        axes.set_ylim(None if least else low, high if least else None)
     return figure
 
 

@@ -46,7 +46,7 @@ class SearchProgress:
 
 
 def best_in_words(search: Search, results: list[TrialResult]) -> str:
-    """The best so far, with its settings."""
+    """The best trial up to now, with its settings."""
     ranked = Objective(search).ranked(results)
     if not ranked:
         return ""

@@ -208,5 +208,5 @@ def _running_trials(folder: Path, results: Sequence[TrialResult]) -> list[str]:
         if path.name.isdecimal() and int(path.name) not in ended:
             points = RunFolder(path).points()
             images = int(points[-1]["images"]) if points else 0
-            lines.append(f"  trial {int(path.name)}: {images:,} images so far")
+            lines.append(f"  trial {int(path.name)}: {images:,} images up to now")
     return lines

@@ -30,8 +30,7 @@ SLOW_POLL_SECONDS = 0.05  # after 0.1 s: the trial waits for other trials
 PATIENCE_SECONDS = 20.0
 DECISIONS = "decisions.jsonl"
 
-# Whether a trial stops: its losses at the rungs so far, and those of the earlier trials that
-# reached this one.
+# Whether a trial stops, by its losses at each rung up to this one, and those of earlier trials.
 StopRule = Callable[[Sequence[float], Sequence[Sequence[float]]], bool]
 
 
@@ -168,7 +167,7 @@ class Gate:
 
 
 def read_decisions(folder: Path) -> list[bool]:
-    """The decisions about a trial so far, by rung: whether it goes on."""
+    """The decisions about a trial by rung: whether it goes on."""
     return [bool(json.loads(line)["goes_on"]) for line in files.whole_lines(folder / DECISIONS)]
 
 

@@ -49,7 +49,7 @@ class Spread:
 def find_winner(search: Search, results: Sequence[TrialResult]) -> Winner | None:
     """The setting of the best mean over its seeds.
 
-    While no setting is complete on all seeds, the best of those that got as far as any.
+    While no setting is complete on all seeds, the best of those with the most images.
     """
     seeds, objective = search.settings.seeds, Objective(search)
     by_setting: dict[int, list[TrialResult]] = {}
