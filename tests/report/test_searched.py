@@ -19,7 +19,7 @@ from tests.search.simulated import controller, trained
 from tests.training.learn import packed
 from udl_dist.report.report import report
 from udl_dist.search.config import Search
-from udl_dist.search.session import conclude
+from udl_dist.search.results import conclude
 from udl_dist.search.winner import final_runs
 
 

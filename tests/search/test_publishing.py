@@ -27,10 +27,9 @@ from udl_dist.runs.terminal import Screen
 from udl_dist.search import trial
 from udl_dist.search.config import Search
 from udl_dist.search.planning import plan
-from udl_dist.search.progress import SearchProgress
 from udl_dist.search.publishing import MODEL
-from udl_dist.search.results import SearchResult
-from udl_dist.search.session import conclude
+from udl_dist.search.results import SearchResult, conclude
+from udl_dist.search.session import SearchProgress
 from udl_dist.search.winner import final_runs
 from udl_dist.using import evaluating
 

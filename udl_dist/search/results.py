@@ -7,11 +7,12 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from udl_dist.core import files
 from udl_dist.evaluation import written
 from udl_dist.runs.run_folder import RunFolder
+from udl_dist.runs.terminal import Screen
 from udl_dist.search import publishing
 from udl_dist.search.config import Search
 from udl_dist.search.objective import Objective
@@ -19,7 +20,7 @@ from udl_dist.search.planning import SearchPlan
 from udl_dist.search.publishing import MODEL, Published
 from udl_dist.search.trial_log import NAME as LOG
 from udl_dist.search.trial_log import TrialLog, TrialResult
-from udl_dist.search.winner import Spread, Winner, final_runs, find_winner
+from udl_dist.search.winner import FinalRuns, Spread, Winner, final_runs, find_winner
 
 SHOWN = 30  # trials in the table; all are in search.csv
 CSV, WINNER = "search.csv", "winner.toml"
@@ -110,6 +111,28 @@ class SearchResult:
         names = (WINNER, CSV, LOG, "trials", "winner", "plots", written.NAME, MODEL)
         there = [name for name in names if (folder / name).exists()]
         return [*lines, f"  in it: {', '.join(there)}"]
+
+
+def conclude(
+    wanted: Search, planned: SearchPlan, log: TrialLog, out: TextIO, signal: int = 0
+) -> SearchResult:
+    """Write files for people, publish the winner once it is trained, and return the result."""
+    found = log.first(planned.trials)
+    if best := find_winner(wanted, found):
+        made = FinalRuns(wanted, best.values, planned.whole_images).experiment(0)
+        path = wanted.folder / WINNER
+        head = f"# udl train {path}\n# Trial {best.trial} of the search in this folder.\n\n"
+        files.write_whole(path, head + made.to_toml())
+    write_csv(wanted, found)
+    if final := final_runs(wanted, planned, log):
+        if wanted.settings.plots:
+            from udl_dist.search import plots
+
+            Screen(out).say("drawing the plots of the search")
+            plots.draw(wanted, found, planned.rungs)
+        if wanted.settings.final_seeds and not signal:
+            publishing.publish(final, out)
+    return read(wanted, planned, log, signal)
 
 
 def read(search: Search, planned: SearchPlan, log: TrialLog, signal: int = 0) -> SearchResult:

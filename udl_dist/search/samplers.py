@@ -37,10 +37,11 @@ class RandomSampler:
         self._axes, self._seed = axes, seed
 
     def values(self, number: int, results: Results) -> dict[str, Any]:
-        return {axis.name: axis.at(self._fraction(number, axis.name)) for axis in self._axes}
-
-    def _fraction(self, number: int, name: str) -> float:
-        return chain(self._seed, number, xxhash.xxh3_64_intdigest(name.encode())) / 2**64
+        found: dict[str, Any] = {}
+        for axis in self._axes:
+            name = xxhash.xxh3_64_intdigest(axis.name.encode())
+            found[axis.name] = axis.at(chain(self._seed, number, name) / 2**64)
+        return found
 
 
 class GridSampler:

@@ -14,16 +14,16 @@ from udl_dist.errors import ClusterError, UdlError, UsageError
 from udl_dist.launch.recovery import one_line
 from udl_dist.launch.signals import Signals
 from udl_dist.runs.run_folder import RunFolder
-from udl_dist.runs.terminal import Progress, Screen, page_hint
+from udl_dist.runs.terminal import LOG_SECONDS, Progress, Screen, clock, page_hint
 from udl_dist.runs.tracking import resolved
-from udl_dist.search import config, objective, publishing, results
+from udl_dist.search import config, objective, results
 from udl_dist.search.config import Search
 from udl_dist.search.controller import TrialController
+from udl_dist.search.objective import Objective
 from udl_dist.search.planning import SearchPlan, plan
-from udl_dist.search.progress import SearchProgress
-from udl_dist.search.results import SearchResult
-from udl_dist.search.trial_log import NAME, TrialLog
-from udl_dist.search.winner import FinalRuns, final_runs, find_winner
+from udl_dist.search.results import SearchResult, count_states, in_words, short
+from udl_dist.search.trial_log import NAME, TrialLog, TrialResult
+from udl_dist.search.winner import FinalRuns, final_runs
 
 POLL_SECONDS = 0.2
 SOURCE = "search.toml"
@@ -53,7 +53,7 @@ def search(wanted: Search, out: TextIO, verbose: bool = False) -> SearchResult:
                 screen.say(line)
         wanted = replace(wanted, base=wanted.base.replace(track=track))
         signal = SearchSession(wanted, planned, log, screen, verbose).run()
-        return conclude(wanted, planned, log, out, signal)
+        return results.conclude(wanted, planned, log, out, signal)
 
 
 def dry_run(wanted: Search) -> SearchPlan:
@@ -179,26 +179,49 @@ class SearchSession:
             thread.join(ray_runtime.START_SECONDS)
 
 
-def conclude(
-    wanted: Search, planned: SearchPlan, log: TrialLog, out: TextIO, signal: int = 0
-) -> SearchResult:
-    """Write files for people, publish the winner once it is trained, and return the result."""
-    found = log.first(planned.trials)
-    if best := find_winner(wanted, found):
-        made = FinalRuns(wanted, best.values, planned.whole_images).experiment(0)
-        path = wanted.folder / results.WINNER
-        head = f"# udl train {path}\n# Trial {best.trial} of the search in this folder.\n\n"
-        files.write_whole(path, head + made.to_toml())
-    results.write_csv(wanted, found)
-    if final := final_runs(wanted, planned, log):
-        if wanted.settings.plots:
-            from udl_dist.search import plots
+class SearchProgress:
+    """Shows trials running, ended and best, then the winner's runs."""
 
-            Screen(out).say("drawing the plots of the search")
-            plots.draw(wanted, found, planned.rungs)
-        if wanted.settings.final_seeds and not signal:
-            publishing.publish(final, out)
-    return results.read(wanted, planned, log, signal)
+    def __init__(self, search: Search, trials: int, log: TrialLog, screen: Screen) -> None:
+        self._search, self._trials, self._log, self._screen = search, trials, log, screen
+        self._before = self._reported = len(log.results)
+        self._began, self._shown_at = time.monotonic(), float("-inf")
+
+    def show(self, now: str, last: bool = False) -> None:
+        """Draw a line, unless there was one a moment ago; failed trials are reported at once."""
+        for result in list(self._log.results.values())[self._reported :]:
+            self._reported += 1
+            if result.state == "failed":
+                images = f"{result.images:,} images"
+                self._screen.say(f"trial {result.trial} failed after {images}: {result.why}")
+        if last:
+            self._screen.say(now)
+        elif time.monotonic() - self._shown_at >= (0.5 if self._screen.redraws else LOG_SECONDS):
+            self._shown_at = time.monotonic()
+            self._screen.draw(now)
+
+    def line(self, running: int) -> str:
+        results = list(self._log.results.values())
+        done, seconds = len(results) - self._before, time.monotonic() - self._began
+        left = seconds / done * (self._trials - len(results)) if done else 0.0
+        parts = [
+            f"{len(results)} of {self._trials} trials · {running} running",
+            in_words(count_states(results)),
+            best_in_words(self._search, results),
+            f"ETA {clock(left)}" if left else "",
+        ]
+        return " · ".join(part for part in parts if part)
+
+
+def best_in_words(search: Search, results: list[TrialResult]) -> str:
+    """The best trial up to now, with its settings."""
+    ranked = Objective(search).ranked(results)
+    if not ranked:
+        return ""
+    settings = ranked[0].settings.items()
+    values = ", ".join(f"{name.rsplit('.', 1)[-1]} {short(value)}" for name, value in settings)
+    metric = " ".join(short(value) for value in ranked[0].values)
+    return f"best {metric} (trial {ranked[0].trial}: {values})"
 
 
 def _refuse_another(wanted: Search) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from ray import tune
 from ray.tune.execution import class_cache
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from udl_dist import experiment as experiments
@@ -93,7 +93,7 @@ def run(controller: Controller, capacity: Capacity, storage: Path) -> None:
             param_space=None,
             tune_config=tune.TuneConfig(
                 search_alg=_TaskSearcher(controller, capacity, errors),
-                scheduler=_ResultScheduler(controller, errors),
+                scheduler=_LeanScheduler(),
                 num_samples=-1,
                 reuse_actors=True,
                 trial_name_creator=str,
@@ -126,7 +126,7 @@ def _remembered(errors: list[Exception]) -> Iterator[None]:
 
 
 class _TaskSearcher(Searcher):  # type: ignore[misc]
-    """Gives Tune the next task, and hears how tasks end."""
+    """Gives Tune the next task, and passes on what Tune reports."""
 
     def __init__(self, controller: Controller, capacity: Capacity, errors: list[Exception]) -> None:
         super().__init__()
@@ -151,13 +151,21 @@ class _TaskSearcher(Searcher):  # type: ignore[misc]
             "gpu_share": self._capacity.resources.get("GPU", 1.0),
         }
 
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        with _remembered(self._errors):
+            for images, metrics in json.loads(result["validations"]):
+                self._controller.arrived(self._live[trial_id], images, metrics)
+
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        ended = not error and result and "outcome" in result
+        if ended:
+            self.on_trial_result(trial_id, result)
         number = self._live.pop(trial_id)
         with _remembered(self._errors):
-            if error or not (result and "outcome" in result):
-                self._controller.died(number)
-            else:
+            if ended:
                 self._controller.ended(number, TrialOutcome(**json.loads(result["outcome"])))
+            else:
+                self._controller.died(number)
 
     def save(self, checkpoint_path: str) -> None: ...
 
@@ -166,23 +174,12 @@ class _TaskSearcher(Searcher):  # type: ignore[misc]
     def save_to_dir(self, *_: Any, **__: Any) -> None: ...
 
 
-class _ResultScheduler(FIFOScheduler):  # type: ignore[misc]
-    """Passes results on. Tune never stops a trial: it reads the decision, so all its ranks end
+class _LeanScheduler(FIFOScheduler):  # type: ignore[misc]
+    """Tune never stops a trial, which reads the decision itself, so that all its ranks end
     alike.
     """
 
-    def __init__(self, controller: Controller, errors: list[Exception]) -> None:
-        super().__init__()
-        self._controller, self._errors = controller, errors
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        with _remembered(self._errors):
-            for images, metrics in json.loads(result.get("validations", "[]")):
-                self._controller.arrived(result["number"], images, metrics)
-        return str(TrialScheduler.CONTINUE)
-
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        self.on_trial_result(tune_controller, trial, result)
         trial.metric_analysis.clear()  # with the next, 15 of 25 KB that Tune holds of a trial
         trial.metric_n_steps.clear()
 
@@ -210,7 +207,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
                 break
             self._wake.wait(POLL_SECONDS)
             self._wake.clear()
-        result = {"number": self._task.trial, "validations": json.dumps(validations)}
+        result = {"validations": json.dumps(validations)}
         if alive:
             return result
         return result | {"outcome": json.dumps(asdict(self._outcome)), "done": True}

@@ -58,20 +58,15 @@ def find_winner(search: Search, results: Sequence[TrialResult]) -> Winner | None
             by_setting.setdefault(result.trial // seeds, []).append(result)
     if not by_setting:
         return None
-    complete = {
-        setting: of_setting
-        for setting, of_setting in by_setting.items()
-        if [result.state for result in of_setting] == ["complete"] * seeds
-    }
-    reached = {
-        setting: min(result.images for result in of_setting)
-        for setting, of_setting in by_setting.items()
-    }
-    furthest = [setting for setting in reached if reached[setting] == max(reached.values())]
-    means = {setting: mean_values(by_setting[setting]) for setting in complete or furthest}
-    best = min(means, key=lambda setting: (objective.loss(means[setting]), setting))
-    first = by_setting[best][0]
-    return Winner(first.trial, first.settings, objective.as_metric(means[best]))
+
+    def rank(setting: int) -> tuple[bool, int, float, int]:
+        own = by_setting[setting]
+        unfinished = [result.state for result in own] != ["complete"] * seeds
+        images = min(result.images for result in own) if unfinished else 0
+        return unfinished, -images, objective.loss(mean_values(own)), setting
+
+    best = by_setting[min(by_setting, key=rank)]
+    return Winner(best[0].trial, best[0].settings, objective.as_metric(mean_values(best)))
 
 
 def final_runs(search: Search, planned: SearchPlan, log: TrialLog) -> FinalRuns | None:
