@@ -5,7 +5,6 @@ nothing left behind.
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -18,7 +17,6 @@ import pytest
 
 from tests.launch.rays import one_ray
 from tests.launch.test_worker import finished, manifest, wanted
-from tests.test_cli import udl
 from tests.training import gloo
 from tests.training.learn import packed
 from udl_dist import experiment as experiments
@@ -211,6 +209,7 @@ def test_a_folder_that_holds_another_experiment_is_left_alone(source: Path, tmp_
     }
 
 
+@pytest.mark.usefixtures("cluster")
 def test_a_signal_ends_a_run_with_a_checkpoint_and_the_same_command_goes_on(
     source: Path, tmp_path: Path
 ) -> None:
@@ -229,7 +228,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_the_same_command_goes_on(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     folder = RunFolder(tmp_path / "run")
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while not folder.points():
         assert time.monotonic() < deadline, process.communicate()[1]
         time.sleep(0.05)
@@ -243,9 +242,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_the_same_command_goes_on(
         time.sleep(0.2)
     assert not descendants(process.pid)
     assert checkpoint.complete(folder.checkpoints)
-    done = udl("train", str(job), "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["images"] == 4800
+    assert session.train(experiments.load(job, {}), io.StringIO()).images == 4800
     assert manifest(tmp_path / "run", 4800) == manifest(tmp_path / "whole", 4800)
 
 

@@ -291,20 +291,22 @@ def test_a_folder_that_holds_another_search_or_a_run_is_left_alone(
     refused(udl("search", "--status", str(tmp_path)), 2, "is not a search")
 
 
+@pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize(
     "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
 )
 def test_a_head_that_is_killed_or_told_to_stop_goes_on_and_comes_to_the_same(
     number: signal.Signals, source: Path, tmp_path: Path
 ) -> None:
-    """The whole command with a Ray of its own, cut off and run again."""
+    """The whole command with a Ray of its own, cut off and resumed: here, or by the command too."""
     asked: dict[str, Any] = {"trials": 4, "final_seeds": 0, "plots": False, "parallel": 2}
     asked |= {"budget_images": 2400, "least_images": 0}
     flags = {"train__total_images": "2400"}
     whole = wanted(source, tmp_path / "whole", flags=flags, **asked)
     trained(controller(whole, simulated=False))
     job = tmp_path / "job.toml"
-    job.write_text(wanted(source, tmp_path / "cut", flags=flags, **asked).to_toml())
+    cut = wanted(source, tmp_path / "cut", flags=flags, **asked)
+    job.write_text(cut.to_toml())
     log = tmp_path / "cut" / "trials.jsonl"
     process = subprocess.Popen(
         [sys.executable, "-m", "udl_dist", "search", str(job)],
@@ -313,7 +315,7 @@ def test_a_head_that_is_killed_or_told_to_stop_goes_on_and_comes_to_the_same(
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while not log.exists() or not TrialLog(log).results:
         assert time.monotonic() < deadline, process.communicate()[1]
         time.sleep(0.05)
@@ -326,8 +328,9 @@ def test_a_head_that_is_killed_or_told_to_stop_goes_on_and_comes_to_the_same(
         while descendants(process.pid) and time.monotonic() < deadline:
             time.sleep(0.2)
         assert not descendants(process.pid)
-    done = udl("search", str(job), "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["ended"] == 4
+        done = udl("search", str(job), "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["ended"] == 4
+    assert searched(cut)[0].complete
     assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
     assert len(log.read_text().splitlines()) == 4
