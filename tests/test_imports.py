@@ -49,7 +49,7 @@ EXCEPTIONS = {"inference/ray_workers.py": {"launch"}}
 ONLY_IN = {
     "ray.train": {"launch/train_group.py"},
     "ray.tune": {"search/tuner.py"},
-    "optuna": {"search/tpe.py"},
+    "optuna": {"search/samplers.py"},
     "ray": {
         "launch/train_group.py",
         "launch/capacity.py",

@@ -17,10 +17,7 @@ REMOVED = {
         "udl plan was removed: udl train JOB --dry-run prints networks, FLOPs and memory, and a run"
         " says images/s, time to go and peak memory after its first 200 steps"
     ),
-    "--faults": (
-        "--faults was removed, only tests break runs on purpose: to see a run recover, kill one of"
-        " its processes"
-    ),
+    "--faults": "--faults was removed: to see a run recover, kill one of its processes",
 }
 
 

@@ -141,9 +141,10 @@ def command(experiment: Experiment, fault: str) -> int:
     job = Path(experiment.run.folder).with_suffix(".toml")
     job.write_text(experiment.to_toml())
     faults.arm(Path(experiment.run.folder), fault)
+    arguments = [sys.executable, "-m", "udl_dist", "train", str(job)]
     for turn in range(1, 4):
         done = subprocess.run(
-            [sys.executable, "-m", "udl_dist", "train", str(job)],
+            arguments,
             env=os.environ | faults.FIRE,
             capture_output=True,
             text=True,

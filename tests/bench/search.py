@@ -30,8 +30,7 @@ from typing import Any
 from tests.training.learn import asked, packed
 from udl_dist import experiment as experiments
 from udl_dist.launch import ray_runtime
-from udl_dist.search import config as settings
-from udl_dist.search import session
+from udl_dist.search import config, session
 
 STEPS, BATCH = 100, 32
 AXES = {
@@ -48,7 +47,7 @@ FLAGS = {
 }
 
 
-def search(source: Path, folder: Path, trials: int, **plain: Any) -> settings.Search:
+def search(source: Path, folder: Path, trials: int, **plain: Any) -> config.Search:
     base = asked("vae", source, run__folder=str(folder), **FLAGS)
     more = {
         "scheduler": "none",
@@ -57,13 +56,13 @@ def search(source: Path, folder: Path, trials: int, **plain: Any) -> settings.Se
         "plots": False,
         "keep": 0,
     } | plain
-    return settings.build(base, more, AXES)
+    return config.build(base, more, AXES)
 
 
 def ours(source: Path, folder: Path, trials: int) -> None:
     ended = session.search(search(source, folder, trials), io.StringIO())
     assert ended.complete
-    assert not [line for line in ended.lines if line.state != "complete"]
+    assert not [line for line in ended.results if line.state != "complete"]
 
 
 def learned(config: dict[str, Any], report: Callable[[dict[str, float]], None]) -> None:
@@ -173,11 +172,11 @@ def asha(folder: Path, asked_for: argparse.Namespace) -> None:
             "plots": False,
             "seed": 3,
         }
-        ended = session.search(settings.build(base, more, AXES), io.StringIO())
+        ended = session.search(config.build(base, more, AXES), io.StringIO())
         assert ended.winner
         best[scheduler], images[scheduler] = (
             ended.winner.metric,
-            sum(line.images for line in ended.lines),
+            sum(line.images for line in ended.results),
         )
         print(
             f"{scheduler}: best {best[scheduler]:.2f} nats (trial {ended.winner.trial}), "
@@ -194,8 +193,8 @@ def reports(folder: Path, asked_for: argparse.Namespace) -> None:
     source = packed(folder / "data", records=1000, size=28)
     wanted = search(source, folder / "reports", 12, scheduler="median", parallel=1)
     ended = session.search(wanted, io.StringIO())
-    reached = sum(len(line.rungs) for line in ended.lines)
-    waited = sum(line.waited_seconds for line in ended.lines)
+    reached = sum(len(line.rungs) for line in ended.results)
+    waited = sum(line.waited_seconds for line in ended.results)
     print(f"{1000 * waited / reached:.2f} ms from a result to its decision ({reached} rungs)")
 
 
@@ -216,7 +215,7 @@ def tiny(folder: Path, asked_for: argparse.Namespace) -> None:
         "plots": False,
         "keep": 0,
     }
-    wanted, seen = settings.build(base, more, AXES), list[tuple[int, float, int, int, int, int]]()
+    wanted, seen = config.build(base, more, AXES), list[tuple[int, float, int, int, int, int]]()
 
     def look() -> None:
         journal = folder / "tiny" / "trials.jsonl"

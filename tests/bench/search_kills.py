@@ -24,9 +24,9 @@ from typing import Any
 import torch
 
 from tests.search.asked import wanted
-from tests.search.simulated import conductor, journal_of, trained
+from tests.search.simulated import controller, logged, trained
 from tests.training.learn import packed
-from udl_dist.search.trial_log import Journal
+from udl_dist.search.trial_log import TrialLog
 
 IMAGES = 38_400  # of a trial: so many that few end between two kills
 
@@ -59,7 +59,9 @@ def suite(folder: Path, kills: int, trials: int, chance: random.Random) -> None:
         "train__report_images": "1200",
         "run__checkpoint_images": "2400",
     }
-    trained(whole := conductor(wanted(source, folder / "whole", flags=flags, **plain), rule=True))
+    trained(
+        whole := controller(wanted(source, folder / "whole", flags=flags, **plain), simulated=False)
+    )
     job, journal = folder / "job.toml", folder / "cut" / "trials.jsonl"
     job.write_text(wanted(source, folder / "cut", flags=flags, **plain).to_toml())
     moments, killed, starts = sorted(chance.randrange(trials - 4) for _ in range(kills)), 0, 0
@@ -81,20 +83,20 @@ def suite(folder: Path, kills: int, trials: int, chance: random.Random) -> None:
             process.communicate()
             killed += 1
             print(
-                f"kill {killed}: {len(Journal(journal).lines)} of {trials} trials had ended",
+                f"kill {killed}: {len(TrialLog(journal).results)} of {trials} trials had ended",
                 flush=True,
             )
             time.sleep(1)
     assert process.returncode == 0, out.decode()
     lines = journal.read_text().splitlines()
-    same = journal_of(folder / "cut") == journal_of(folder / "whole")
+    same = logged(folder / "cut") == logged(folder / "whole")
     print(
-        f"{killed} kills, {starts} starts: {len(lines)} lines, {len(Journal(journal).lines)}"
+        f"{killed} kills, {starts} starts: {len(lines)} lines, {len(TrialLog(journal).results)}"
         f" trials, {'all as undisturbed' if same else 'DIFFERENT'}"
     )
     assert same
     assert killed == kills, "the search ended before the last kill"
-    assert len(lines) == len(whole.journal.lines) == trials
+    assert len(lines) == len(whole.log.results) == trials
 
 
 def at_work(process: subprocess.Popen[bytes], search: Path, ended: int) -> None:

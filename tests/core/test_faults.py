@@ -58,11 +58,9 @@ def test_the_third_save_finds_the_disk_full(tmp_path: Path) -> None:
 )
 def test_a_process_ends_as_its_scenario_says(act: str, status: int, tmp_path: Path) -> None:
     faults.arm(tmp_path, f"{act} rank 0 at image 3")
-    code = (
-        "from pathlib import Path; import udl_dist.core.faults as f; f.fault_point('step',"
-        f" folder=Path({str(tmp_path)!r}), images=3)"
-    )
-    command = [sys.executable, "-c", code]
+    code = "import sys, pathlib; from udl_dist.core.faults import fault_point\n"
+    code += "fault_point('step', folder=pathlib.Path(sys.argv[1]), images=3)"
+    command = [sys.executable, "-c", code, str(tmp_path)]
     assert subprocess.run(command, env=os.environ | faults.FIRE, check=False).returncode == status
 
 

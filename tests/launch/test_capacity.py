@@ -17,7 +17,7 @@ from tests.training.learn import asked, packed
 from udl_dist.errors import ClusterError
 from udl_dist.experiment import Experiment
 from udl_dist.launch import capacity, train_group
-from udl_dist.search import places
+from udl_dist.search import tuner
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 
@@ -62,7 +62,7 @@ def test_trials_share_a_gpu_but_no_trial_lies_on_two(
 ) -> None:
     search = wanted(source, tmp_path)
     settings = replace(search.settings, gpu_share=share)
-    assert places.slots(replace(search, settings=settings)).parallel == trials
+    assert tuner.capacity_for(replace(search, settings=settings)).parallel == trials
 
 
 def test_workers_tell_both_libraries_the_interface_of_ray(source: Path) -> None:

@@ -5,7 +5,6 @@ nothing left behind.
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -18,7 +17,6 @@ import pytest
 
 from tests.launch.rays import one_ray
 from tests.launch.test_worker import finished, manifest, wanted
-from tests.test_cli import refused, udl
 from tests.training import gloo
 from tests.training.learn import packed
 from udl_dist import experiment as experiments
@@ -211,13 +209,14 @@ def test_a_folder_that_holds_another_experiment_is_left_alone(source: Path, tmp_
     }
 
 
+@pytest.mark.usefixtures("cluster")
 def test_a_signal_ends_a_run_with_a_checkpoint_and_the_same_command_goes_on(
     source: Path, tmp_path: Path
 ) -> None:
     """The whole command, its own Ray: Ctrl-C, exit 130, nothing left alive; then on to the same
     weights.
     """
-    flags = {"run__workers": "2", "train__total_images": "24000", "evaluate__every_images": "1200"}
+    flags = {"run__workers": "2", "train__total_images": "4800", "evaluate__every_images": "1200"}
     whole = wanted("ae", source, tmp_path / "whole", **flags)
     finished(whole)
     job = tmp_path / "job.toml"
@@ -229,7 +228,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_the_same_command_goes_on(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     folder = RunFolder(tmp_path / "run")
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while not folder.points():
         assert time.monotonic() < deadline, process.communicate()[1]
         time.sleep(0.05)
@@ -243,11 +242,8 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_the_same_command_goes_on(
         time.sleep(0.2)
     assert not descendants(process.pid)
     assert checkpoint.complete(folder.checkpoints)
-    busy_then_done = udl("train", str(job), "--json")
-    assert busy_then_done.returncode == 0, busy_then_done.stderr
-    assert json.loads(busy_then_done.stdout)["images"] == 24000
-    assert manifest(tmp_path / "run", 24000) == manifest(tmp_path / "whole", 24000)
-    refused(udl("train", str(job), "--method.latent_dim", "9"), 2, "method.latent_dim was 4, now 9")
+    assert driver.train(experiments.load(job, {}), io.StringIO()).images == 4800
+    assert manifest(tmp_path / "run", 4800) == manifest(tmp_path / "whole", 4800)
 
 
 def descendants(session_id: int) -> list[str]:

@@ -15,12 +15,12 @@ import pytest
 
 from tests.reporting.test_report import CHROMIUM, HOSTILE, Seen, shown, written
 from tests.search.asked import wanted
-from tests.search.simulated import conductor, trained
+from tests.search.simulated import controller, trained
 from tests.training.learn import packed
 from udl_dist.reporting.report import report
-from udl_dist.search import ending
 from udl_dist.search.config import Search
-from udl_dist.search.planning import plan
+from udl_dist.search.results import conclude
+from udl_dist.search.winner import final_runs
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +35,13 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Search:
         final_seeds=2,
         metric="val/mse",
     )
-    conducted = conductor(made, rule=True)
+    controlled = controller(made, simulated=False)
     (made.folder / "search.toml").write_text(made.to_toml())
-    trained(conducted)
-    finals = ending.finals(made, plan(made), conducted.journal)
-    assert finals
-    trained(finals)
-    ending.end(made, plan(made), conducted.journal, io.StringIO(), 0)
+    trained(controlled)
+    final = final_runs(made, controlled.planned, controlled.log)
+    assert final
+    trained(final)
+    conclude(made, controlled.planned, controlled.log, io.StringIO())
     return made
 
 
@@ -66,7 +66,7 @@ def test_the_page_tells_trials_plots_the_winner_and_its_figures(
         for each in seen.all("div")
         if each.get("role") == "img"
     }
-    assert len(drawn) == len(seen.all("svg")) == 5
+    assert len(drawn) == len(seen.all("svg")) == 2
     assert "9 of 9 trials ended" in seen.text
     assert "winner.toml" in seen.text
     assert len(seen.all("img")) == len(list((search.folder / "model").glob("*.png")))
@@ -83,7 +83,7 @@ def test_the_page_tells_trials_plots_the_winner_and_its_figures(
         ("search.toml", "search.toml cannot be read"),
         ("trials.jsonl", "0 of 9 trials have ended"),
         ("evaluation.json", ""),
-        ("winner", "has not been trained anew"),
+        ("winner", "has not been trained on the full budget"),
         ("trials", "9 of 9 trials ended"),
     ],
 )
@@ -111,7 +111,7 @@ def test_a_search_that_goes_on_or_whose_data_is_gone_has_a_page(
 ) -> None:
     journal, source = copied / "trials.jsonl", copied / "search.toml"
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:4]))
-    assert "4 of 9 trials have ended: the same command goes on" in written(
+    assert "4 of 9 trials have ended: the same command resumes it" in written(
         copied, tmp_path / "page.html"
     )
     source.write_text(source.read_text().replace("/packed", "/nowhere"))
@@ -125,7 +125,7 @@ def test_names_and_values_that_were_written_into_it_are_text_and_nothing_else(
 ) -> None:
     journal = copied / "trials.jsonl"
     first: dict[str, Any] = json.loads(journal.read_text().splitlines()[0])
-    odd = [
+    hostile = [
         first | {"trial": 9, "state": HOSTILE, "why": HOSTILE},
         first | {"trial": 7.5},
         first | {"metric": HOSTILE},
@@ -133,16 +133,16 @@ def test_names_and_values_that_were_written_into_it_are_text_and_nothing_else(
         [HOSTILE],
         {HOSTILE: 1},
     ]
-    journal.write_text("".join(json.dumps(line) + "\n" for line in odd) + journal.read_text())
+    journal.write_text("".join(json.dumps(line) + "\n" for line in hostile) + journal.read_text())
     figure = {"value": 1.0, "sd": 0.5, "floor": {HOSTILE: HOSTILE}, "protocol": {HOSTILE: HOSTILE}}
-    kept = {
+    evaluation = {
         "figures": {HOSTILE: figure},
         "runs": {},
         "lacking": [HOSTILE],
         "failed": [HOSTILE],
         "model": HOSTILE,
     }
-    (copied / "evaluation.json").write_text(json.dumps(kept))
+    (copied / "evaluation.json").write_text(json.dumps(evaluation))
     source = copied / "search.toml"
     for _ in range(2):
         text = written(copied, tmp_path / "page.html")

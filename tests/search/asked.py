@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.training.learn import asked
-from udl_dist.search import config as settings
+from udl_dist.search import config
 from udl_dist.search.config import Search
 
 AXES = {"method.latent_dim": {"choice": [2, 3, 4]}, "train.learning_rate": {"log": [1e-4, 1e-1]}}
@@ -25,4 +25,4 @@ def wanted(
     quiet = {"track__mode": "off", "run__folder": str(folder), "train__report_images": "24"}
     base = asked(method, source, **(quiet | (flags or {})))
     plain = {"trials": 6, "budget_images": 240, "least_images": 24, "reduction": 3} | plain
-    return settings.build(base, plain, AXES if axes is None else axes)
+    return config.build(base, plain, AXES if axes is None else axes)

@@ -1,136 +1,119 @@
-"""Trials without Ray: real ones, one after the other, or made up ones that move in any order."""
+"""Trials without Ray: real ones, one after the other, or simulated ones that move in any order."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
-from udl_dist.search import gate, trial
+from udl_dist.search import trial
 from udl_dist.search.config import Search
-from udl_dist.search.controller import Conductor
-from udl_dist.search.follow import Follower
-from udl_dist.search.planning import make_sampler, plan
-from udl_dist.search.trial import Outcome, Turn, folder_of
-from udl_dist.search.trial_log import Journal
-from udl_dist.search.winner import Finals
+from udl_dist.search.controller import TrialController
+from udl_dist.search.planning import plan
+from udl_dist.search.scheduler import read_decisions
+from udl_dist.search.trial import TrialOutcome, TrialTask, ValidationReader, folder_of
+from udl_dist.search.trial_log import NAME, TrialLog
+from udl_dist.search.winner import FinalRuns
 
 
-class Third:
-    """Stops whoever is not in the best third of those before it."""
-
-    def __init__(self) -> None:
-        self._seen: dict[int, list[float]] = {}
-
-    def stops(self, trial: int, images: int, metric: float) -> bool:
-        before = sorted(self._seen.setdefault(images, []))
-        self._seen[images].append(metric)
-        return bool(before) and metric > before[len(before) // 3]
+def outside_best_third(own: Sequence[float], earlier: Sequence[Sequence[float]]) -> bool:
+    """A stop rule for simulated trials."""
+    before = sorted(losses[-1] for losses in earlier)
+    return bool(before) and own[-1] > before[len(before) // 3]
 
 
 class Killed(Exception):
     """The head of the search is gone."""
 
 
-def conductor(search: Search, rule: bool = False) -> Conductor:
-    """Of a search by our made up rule, or by the one that was asked for."""
-    planned = plan(search)
+def controller(search: Search, simulated: bool = True) -> TrialController:
+    """Of a search, with the rule for simulated trials or with its own."""
     search.folder.mkdir(parents=True, exist_ok=True)
-    journal = Journal(search.folder / "trials.jsonl")
-    if rule:
-        from udl_dist.search import tuner as tuning
-
-        theirs = tuning.rule(search.settings, planned.rungs, planned.budget)
-        return Conductor(
-            search, journal, make_sampler(search), theirs, planned.trials, planned.budget
-        )
-    return Conductor(search, journal, make_sampler(search), Third(), planned.trials, planned.budget)
+    log = TrialLog(search.folder / NAME)
+    return TrialController(search, log, plan(search), outside_best_third if simulated else None)
 
 
-def trained(conducted: Conductor | Finals) -> None:
-    """Really train what a conductor has, in this process, one turn after the other."""
-    while turn := conducted.next():
-        follower = Follower(Path(turn.experiment["run"]["folder"]) / "curves.jsonl")
+def trained(controlled: TrialController | FinalRuns) -> None:
+    """Really train what a controller has, in this process, one task after the other."""
+    while task := controlled.next():
+        reader = ValidationReader(task.folder)
 
-        def tell(number: int = turn.trial, follower: Follower = follower) -> None:
-            for images, figures in follower.fresh():
-                conducted.arrived(number, images, figures)
+        def report(number: int = task.trial, reader: ValidationReader = reader) -> None:
+            for images, metrics in reader.new():
+                controlled.arrived(number, images, metrics)
 
-        outcome = trial.train(turn, None, tell)
-        tell()
-        conducted.ended(turn.trial, outcome)
-    assert conducted.over
+        outcome = trial.train(task, None, report)
+        report()
+        controlled.ended(task.trial, outcome)
+    assert controlled.over
 
 
-def run(search: Search, seed: int, slots: int, kill: float = 0.0, die: float = 0.0) -> Conductor:
+def run(search: Search, seed: int, slots: int, kill: float = 0.0, die: float = 0.0) -> None:
     """Run to the end; at each event the head is killed, or a trial's process dies, with those
     probabilities.
     """
     chance = random.Random(seed)
     while True:
-        conducted = conductor(search)
         try:
-            _go_on(conducted, search, chance, slots, kill, die)
-            return conducted
+            _go_on(controller(search), search, chance, slots, kill, die)
+            return
         except Killed:
-            if chance.random() < 0.3:  # in the midst of a line
-                with (search.folder / "trials.jsonl").open("a") as file:
+            if chance.random() < 0.3:  # in the middle of a line
+                with (search.folder / NAME).open("a") as file:
                     file.write('{"trial": 7, "sta')
 
 
 def _go_on(
-    conducted: Conductor, search: Search, chance: random.Random, slots: int, kill: float, die: float
+    controlled: TrialController,
+    search: Search,
+    chance: random.Random,
+    slots: int,
+    kill: float,
+    die: float,
 ) -> None:
-    at: dict[int, tuple[Turn, int]] = {}
+    at: dict[int, tuple[TrialTask, int]] = {}
     while True:
-        while len(at) < slots and (turn := conducted.next()):
-            at[turn.trial] = turn, 0
+        while len(at) < slots and (task := controlled.next()):
+            at[task.trial] = task, 0
         if not at:
-            assert conducted.over, "nothing runs and nothing can be started"
+            assert controlled.over, "nothing runs and nothing can be started"
             return
-        moving = [
-            number for number, (turn, passed) in at.items() if _may_move(search, turn, passed)
-        ]
+        answers = {number: read_decisions(folder_of(search, number)) for number in at}
+        moving = [number for number, (_, passed) in at.items() if len(answers[number]) >= passed]
         assert moving, "all wait for each other"
         number = chance.choice(moving)
         if chance.random() < kill:
             raise Killed
-        turn, passed = at[number]
+        task, passed = at[number]
+        stopped = not all(answers[number][:passed])
         if chance.random() < die:
             del at[number]
-            conducted.died(number)
-            continue
-        answers = gate.decisions(folder_of(search, number))[:passed]
-        if not all(answers) or passed == len(turn.rungs):
-            images = turn.rungs[passed - 1] if not all(answers) else conducted.budget
+            controlled.died(number)
+        elif stopped or passed == len(task.rungs):
+            images = task.rungs[passed - 1] if stopped else controlled.planned.budget
             del at[number]
-            figures = {"val/mse": metric(turn, images)}
-            conducted.ended(
-                number, Outcome("stopped" if not all(answers) else "complete", images, figures)
+            figures = {"val/mse": metric(task, images)}
+            controlled.ended(
+                number, TrialOutcome("stopped" if stopped else "complete", images, figures)
             )
         else:
-            conducted.arrived(
-                number, turn.rungs[passed], {"val/mse": metric(turn, turn.rungs[passed])}
+            controlled.arrived(
+                number, task.rungs[passed], {"val/mse": metric(task, task.rungs[passed])}
             )
-            at[number] = turn, passed + 1
+            at[number] = task, passed + 1
 
 
-def _may_move(search: Search, turn: Turn, passed: int) -> bool:
-    return len(gate.decisions(folder_of(search, turn.trial))) >= passed
-
-
-def metric(turn: Turn, images: int) -> float:
+def metric(task: TrialTask, images: int) -> float:
     """Better with more latents and images, best at a rate of 0.01, and rough."""
-    method, train = turn.experiment["method"], turn.experiment["train"]
-    rough = random.Random(f"{train['learning_rate']} {train['seed']} {images}").random()
-    return float(
-        1 / method["latent_dim"] + abs(train["learning_rate"] - 0.01) + rough / 4 + 10 / images
-    )
+    train = task.experiment.train
+    rough = random.Random(f"{train.learning_rate} {train.seed} {images}").random()
+    best = 1 / task.experiment.method.latent_dim + abs(train.learning_rate - 0.01)
+    return float(best + rough / 4 + 10 / images)
 
 
-def journal_of(folder: Path) -> dict[int, tuple[object, ...]]:
-    """What a journal says of each trial, whatever the order of its lines."""
-    lines = Journal(folder / "trials.jsonl").lines
+def logged(folder: Path) -> dict[int, tuple[object, ...]]:
+    """The log of a search by trial, whatever the order of its lines, without times."""
     return {
         number: (line.state, line.images, line.metric, line.settings, line.seed, line.rungs)
-        for number, line in sorted(lines.items())
+        for number, line in sorted(TrialLog(folder / NAME).results.items())
     }

@@ -11,9 +11,9 @@ from tests.search.asked import AXES, wanted
 from tests.test_cli import JOBS, refused, udl
 from tests.test_experiment import job
 from udl_dist.errors import UsageError
-from udl_dist.search import config as settings
-from udl_dist.search import objective, planning
-from udl_dist.search.trial_log import Journal
+from udl_dist.search import config, objective, planning
+from udl_dist.search.samplers import make_sampler
+from udl_dist.search.trial_log import TrialLog
 
 SEARCHES = [path for path in sorted(JOBS.glob("*.toml")) if "[search]" in path.read_text()]
 HEAD = '[method]\nname = "vae"\n[train]\nepochs = 1\n[search]\ntrials = 3\n'
@@ -33,8 +33,8 @@ def test_a_budget_beyond_a_whole_run_is_said_to_be_cut(source: Path, tmp_path: P
 
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
 def test_each_job_is_read_and_written_back_the_same(path: Path, tmp_path: Path) -> None:
-    search = settings.load(path, {})
-    again = settings.load(job(tmp_path, search.to_toml()), {})
+    search = config.load(path, {})
+    again = config.load(job(tmp_path, search.to_toml()), {})
     assert (again.base, again.settings, again.axes) == (search.base, search.settings, search.axes)
     assert f"udl search jobs/{path.name}" in path.read_text().splitlines()[0], (
         "a job opens with its command"
@@ -67,9 +67,9 @@ def test_each_job_is_read_and_written_back_the_same(path: Path, tmp_path: Path) 
         ('"method.latent_dim" = {log = [2, "8"]}', "log must be two numbers"),
         ('"method.latent_dim" = 8', "must be one of {choice"),
         ('"method.latent_dim" = {chioce = [8]}', "must be one of {choice"),
-        ('"method.latent_dim" = {choice = [8], step = 2}', "what is step?"),
-        ('"method.likelihood" = {uniform = [0, 1]}', "is no number: use {choice"),
-        ('"method.name" = {choice = ["ae"]}', "is no axis: its trials are of one method"),
+        ('"method.latent_dim" = {choice = [8], step = 2}', "unexpected step"),
+        ('"method.likelihood" = {uniform = [0, 1]}', "is not a number: use {choice"),
+        ('"method.name" = {choice = ["ae"]}', "cannot be an axis: its trials use one method"),
         ('"train.seed" = {choice = [1]}', "search.seeds"),
         ('"data.size" = {choice = [28, 32]}', "trials that differ in it cannot be compared"),
         ('"run.workers" = {choice = [1, 2]}', "trials that differ in it cannot be compared"),
@@ -83,7 +83,7 @@ def test_what_makes_no_sense_is_refused_by_name(axis: str, message: str, tmp_pat
     with pytest.raises(
         UsageError, match=message.replace("{", r"\{").replace("?", r"\?").replace(r"\\?", r"\?")
     ):
-        settings.load(job(tmp_path, HEAD + axis + "\n"), {})
+        config.load(job(tmp_path, HEAD + axis + "\n"), {})
 
 
 def test_population_based_training_is_refused_with_what_to_use(tmp_path: Path) -> None:
@@ -96,28 +96,26 @@ def test_a_search_of_the_release_before_is_read(tmp_path: Path) -> None:
     """Its search.toml spells out every setting, and each line of its journal has what only a
     population filled.
     """
-    text = settings.load(
-        job(tmp_path, HEAD + '"method.latent_dim" = {choice = [2]}\n'), {}
-    ).to_toml()
+    text = config.load(job(tmp_path, HEAD + '"method.latent_dim" = {choice = [2]}\n'), {}).to_toml()
     before = text.replace("[search]\n", "[search]\nperturb_images = 0\n")
     assert before != text
-    assert settings.load(job(tmp_path, before), {}).to_toml() == text
+    assert config.load(job(tmp_path, before), {}).to_toml() == text
     (tmp_path / "trials.jsonl").write_text(
         '{"trial": 0, "state": "complete", "images": 240, "metric": 0.5, '
         '"settings": {"method.latent_dim": 2}, "more": {}}\n'
     )
-    assert Journal(tmp_path / "trials.jsonl").lines[0].metric == 0.5
+    assert TrialLog(tmp_path / "trials.jsonl").results[0].metric == 0.5
 
 
 def test_an_axis_may_be_written_quoted_or_as_a_table_or_be_a_flag(tmp_path: Path) -> None:
-    quoted = settings.load(
+    quoted = config.load(
         job(tmp_path, HEAD + '"method.network.activation" = {choice = ["relu"]}\n'), {}
     )
-    table = settings.load(
+    table = config.load(
         job(tmp_path, HEAD + '[search.method.network]\nactivation = {choice = ["relu"]}\n'), {}
     )
     flag = {"search.method.network.activation": '{choice = ["relu"]}', "search.trials": "5"}
-    flagged = settings.load(job(tmp_path, HEAD), flag)
+    flagged = config.load(job(tmp_path, HEAD), flag)
     assert quoted.axes == table.axes == flagged.axes
     assert flagged.settings.trials == 5
 
@@ -139,7 +137,7 @@ def test_the_jobs_of_train_and_search_name_each_other() -> None:
 @pytest.mark.parametrize(
     ("plain", "message"),
     [
-        ({"trials": 0}, "search.trials is 0: say how many"),
+        ({"trials": 0}, "search.trials is 0: give the number"),
         ({"trials": 3, "seeds": 2}, "cannot be shared by search.seeds = 2"),
         ({"sampler": "grid", "trials": 3}, "a grid needs its points = 2 or more"),
         ({"least_images": 240}, "leaves no rung below the budget"),
@@ -159,7 +157,7 @@ def test_a_grid_has_each_joint_value_once(source: Path, tmp_path: Path) -> None:
     }
     search = wanted(source, tmp_path, axes, sampler="grid", trials=0)
     assert planning.plan(search).trials == 9
-    sampler = planning.make_sampler(search)
+    sampler = make_sampler(search)
     every = {tuple(sampler.values(number, {}).values()) for number in range(9)}
     assert len(every) == 9
     assert sorted({rate for _, rate in every}) == pytest.approx([1e-4, 1e-3, 1e-2])
@@ -173,22 +171,16 @@ def test_a_draw_depends_on_seed_number_and_name_alone(source: Path, tmp_path: Pa
         wanted(source, tmp_path),
     )
     first, second = (
-        planning.make_sampler(each).values(5, {})["train.learning_rate"] for each in (one, more)
+        make_sampler(each).values(5, {})["train.learning_rate"] for each in (one, more)
     )
     assert first == second
-    assert (
-        planning.make_sampler(more.replace(seed=1)).values(5, {})["train.learning_rate"] != second
-    )
-    dims = [
-        planning.make_sampler(more).values(number, {})["method.latent_dim"] for number in range(300)
-    ]
+    assert make_sampler(more.replace(seed=1)).values(5, {})["train.learning_rate"] != second
+    dims = [make_sampler(more).values(number, {})["method.latent_dim"] for number in range(300)]
     assert all(80 < dims.count(value) < 120 for value in (2, 3, 4))
 
 
 def test_whole_numbers_of_a_range_come_evenly(source: Path, tmp_path: Path) -> None:
-    sampler = planning.make_sampler(
-        wanted(source, tmp_path, {"method.latent_dim": {"uniform": [2, 5]}})
-    )
+    sampler = make_sampler(wanted(source, tmp_path, {"method.latent_dim": {"uniform": [2, 5]}}))
     drawn = [sampler.values(number, {})["method.latent_dim"] for number in range(400)]
     assert {*drawn} == {2, 3, 4, 5}
     assert all(70 < drawn.count(value) < 130 for value in (2, 3, 4, 5))
@@ -237,4 +229,4 @@ def test_a_search_in_object_storage_is_refused() -> None:
         "s3://bucket/search",
         "--dry-run",
     )
-    refused(done, 2, "a search lies on a disk, not in s3://bucket/search")
+    refused(done, 2, "a search needs a folder on a disk, not s3://bucket/search")

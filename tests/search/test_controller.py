@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 
 from tests.search.asked import wanted
-from tests.search.simulated import Third, conductor, journal_of, run
+from tests.search.simulated import controller, logged, run
 from udl_dist.errors import UsageError
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search.objective import Objective
-from udl_dist.search.planning import make_sampler
-from udl_dist.search.results import Ended, winner
-from udl_dist.search.trial import Outcome, folder_of
-from udl_dist.search.trial_log import Journal, Line
+from udl_dist.search.results import SearchResult
+from udl_dist.search.samplers import make_sampler
+from udl_dist.search.trial import TrialOutcome, folder_of
+from udl_dist.search.trial_log import TrialLog, TrialResult
+from udl_dist.search.winner import find_winner
 
 
 @pytest.mark.parametrize(
@@ -39,12 +40,12 @@ def test_neither_order_nor_slots_nor_deaths_nor_kills_change_the_result(
     plain = {"trials": 12, "run__max_failures": 99} | plain
     flags = {"run__max_failures": str(plain.pop("run__max_failures"))}
     run(wanted(source, tmp_path / "one", flags=flags, **plain), 0, 1)
-    expected = journal_of(tmp_path / "one")
+    expected = logged(tmp_path / "one")
     assert [*expected] == list(range(int(str(plain["trials"]))))
     for seed in range(4):
         disturbed = wanted(source, tmp_path / f"{seed}", flags=flags, **plain)
         run(disturbed, seed, 1 + seed, kill=0.02 * seed, die=0.05 * seed)
-        assert journal_of(tmp_path / f"{seed}") == expected
+        assert logged(tmp_path / f"{seed}") == expected
         assert len((tmp_path / f"{seed}" / "trials.jsonl").read_text().splitlines()) == len(
             expected
         ), "none twice"
@@ -55,13 +56,13 @@ def test_neither_order_nor_slots_nor_deaths_nor_kills_change_the_result(
 def test_optuna_draws_near_what_was_good(source: Path, tmp_path: Path) -> None:
     axes = {"method.latent_dim": {"choice": [2, 4]}, "train.learning_rate": {"log": [1e-6, 1e-1]}}
     search = wanted(source, tmp_path, axes, sampler="optuna", scheduler="none", trials=60)
-    sampler, outcomes = make_sampler(search), dict[int, list[Line]]()
+    sampler, outcomes = make_sampler(search), dict[int, list[TrialResult]]()
     for number in range(60):
         drawn = sampler.values(
             number, {which: outcomes[which] for which in range(max(0, number - 3))}
         )
         loss = abs(math.log10(drawn["train.learning_rate"]) + 2) + (drawn["method.latent_dim"] == 2)
-        outcomes[number] = [Line(number, "complete", 240, loss, drawn)]
+        outcomes[number] = [TrialResult(number, "complete", 240, loss, drawn)]
     good = [lines[0].values[0] < 0.6 for _, lines in sorted(outcomes.items())]
     assert sum(good[30:]) > 2 * sum(good[:10]) / 10 * 30
 
@@ -69,16 +70,16 @@ def test_optuna_draws_near_what_was_good(source: Path, tmp_path: Path) -> None:
 def test_a_trial_whose_process_dies_too_often_costs_itself_only(
     source: Path, tmp_path: Path
 ) -> None:
-    conducted = conductor(wanted(source, tmp_path, flags={"run__max_failures": "1"}))
+    controlled = controller(wanted(source, tmp_path, flags={"run__max_failures": "1"}))
     for _ in range(2):
-        turn = conducted.next()
-        assert turn
-        assert turn.trial == 0, "the one that died goes first"
-        conducted.died(0)
-    second = conducted.next()
+        task = controlled.next()
+        assert task
+        assert task.trial == 0, "the one that died goes first"
+        controlled.died(0)
+    second = controlled.next()
     assert second
     assert second.trial == 1
-    line = conducted.journal.lines[0]
+    line = controlled.log.results[0]
     assert (line.state, line.metric) == ("failed", None)
     assert "died without a word" in line.why
 
@@ -87,32 +88,32 @@ def test_a_metric_that_is_no_number_is_a_failure_and_never_best(
     source: Path, tmp_path: Path
 ) -> None:
     search = wanted(source, tmp_path, trials=2, scheduler="none")
-    conducted = conductor(search)
+    controlled = controller(search)
     for metric in (math.nan, 3.0):
-        turn = conducted.next()
-        assert turn
-        conducted.ended(turn.trial, Outcome("complete", 240, {"val/mse": metric}))
-    lines = list(conducted.journal.lines.values())
+        task = controlled.next()
+        assert task
+        controlled.ended(task.trial, TrialOutcome("complete", 240, {"val/mse": metric}))
+    lines = list(controlled.log.results.values())
     assert [line.state for line in lines] == ["failed", "complete"]
-    best = winner(search, lines)
+    best = find_winner(search, lines)
     assert best
     assert best.trial == 1
-    assert winner(search, lines[:1]) is None
+    assert find_winner(search, lines[:1]) is None
 
 
 def test_a_stop_leaves_what_runs_to_be_gone_on_with(source: Path, tmp_path: Path) -> None:
     search = wanted(source, tmp_path)
-    conducted = conductor(search)
-    turn = conducted.next()
-    assert turn
-    conducted.stop()
+    controlled = controller(search)
+    task = controlled.next()
+    assert task
+    controlled.stop()
     assert RunFolder(folder_of(search, 0)).stop_asked()
-    conducted.ended(0, Outcome("paused", 24))
-    assert conducted.next() is None
-    assert not conducted.journal.lines
-    again = conductor(search).next()
-    assert again == turn
-    assert turn.experiment["track"]["group"] == tmp_path.name, "all trials are one group for W&B"
+    controlled.ended(0, TrialOutcome("paused", 24))
+    assert controlled.next() is None
+    assert not controlled.log.results
+    again = controller(search).next()
+    assert again == task
+    assert task.experiment.track.group == tmp_path.name, "all trials are one group for W&B"
 
 
 def test_the_best_setting_is_that_of_the_best_mean_of_its_seeds(
@@ -120,13 +121,13 @@ def test_the_best_setting_is_that_of_the_best_mean_of_its_seeds(
 ) -> None:
     search = wanted(source, tmp_path, trials=4, seeds=2)
     lines = [
-        Line(number, "complete", 240, metric, {"a": number // 2}, number % 2)
+        TrialResult(number, "complete", 240, metric, {"a": number // 2}, number % 2)
         for number, metric in enumerate([0.1, 0.9, 0.4, 0.4])
     ]
-    best = winner(search, lines)
+    best = find_winner(search, lines)
     assert best
     assert (best.trial, best.metric) == (2, 0.4)
-    most = winner(search.replace(mode="max"), lines)
+    most = find_winner(search.replace(mode="max"), lines)
     assert most
     assert most.trial == 0
 
@@ -136,20 +137,20 @@ def test_a_search_whose_trials_all_failed_ends_with_a_table_and_exit_code_4(
 ) -> None:
     search = wanted(source, tmp_path, trials=2)
     lines = [
-        Line(number, "failed", 24, None, {"method.latent_dim": 2}, why="no number")
+        TrialResult(number, "failed", 24, None, {"method.latent_dim": 2}, why="no number")
         for number in range(2)
     ]
-    ended = Ended(search, lines, 2, 240, winner(search, lines))
+    ended = SearchResult(search, lines, 2, 240, find_winner(search, lines))
     assert (ended.exit_code, ended.complete) == (4, True)
-    told = "\n".join(ended.lines_for_people())
-    assert "failed" in told
-    assert "no trial has a figure" in told
+    text = "\n".join(ended.lines())
+    assert "failed" in text
+    assert "no trial has a valid metric" in text
 
 
 def test_a_front_has_all_that_nothing_beats(source: Path, tmp_path: Path) -> None:
     search = wanted(source, tmp_path, metric=["val/mse", "method.latent_dim"], scheduler="none")
     lines = [
-        Line(number, "complete", 240, metric, {})
+        TrialResult(number, "complete", 240, metric, {})
         for number, metric in enumerate(
             [[1.0, 8.0], [2.0, 4.0], [2.0, 8.0], [0.5, 16.0], [2.0, 4.0]]
         )
@@ -157,26 +158,16 @@ def test_a_front_has_all_that_nothing_beats(source: Path, tmp_path: Path) -> Non
     assert [line.trial for line in Objective(search).front(lines)] == [0, 1, 3, 4]
 
 
-def test_a_torn_last_line_is_forgotten_and_a_broken_one_is_told(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_forgotten_and_a_broken_one_is_text(tmp_path: Path) -> None:
     path = tmp_path / "trials.jsonl"
-    journal = Journal(path)
-    journal.add(Line(0, "complete", 240, 0.5, {"a": 1}))
+    log = TrialLog(path)
+    log.add(TrialResult(0, "complete", 240, 0.5, {"a": 1}))
     with path.open("a") as file:
         file.write('{"trial": 1, "state": "comp')
-    again = Journal(path)
-    assert [*again.lines] == [0]
-    again.add(Line(1, "stopped", 24, 0.7, {"a": 2}))
+    again = TrialLog(path)
+    assert [*again.results] == [0]
+    again.add(TrialResult(1, "stopped", 24, 0.7, {"a": 2}))
     assert [json.loads(line)["trial"] for line in path.read_text().splitlines()] == [0, 1]
     path.write_text('{"trial": 0}\n' + path.read_text())
-    with pytest.raises(UsageError, match=r"trials.jsonl, line 1 is no line of a search"):
-        Journal(path)
-
-
-def test_the_simulated_rule_stops_some() -> None:
-    rule = Third()
-    assert [rule.stops(trial, 1, metric) for trial, metric in enumerate([0.5, 0.4, 0.6, 0.1])] == [
-        False,
-        False,
-        True,
-        False,
-    ]
+    with pytest.raises(UsageError, match=r"trials.jsonl, line 1 is not a line of a search"):
+        TrialLog(path)

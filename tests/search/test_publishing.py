@@ -13,7 +13,7 @@ import pytest
 
 import udl_dist
 from tests.search.asked import wanted
-from tests.search.simulated import conductor, trained
+from tests.search.simulated import controller, trained
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.metric_group import Subject
 from udl_dist.evaluation.reconstruction import Reconstruction
@@ -23,12 +23,14 @@ from udl_dist.inference.card import plain
 from udl_dist.inference.export import ExportSettings, export
 from udl_dist.reporting.compare import compare
 from udl_dist.runs.run_folder import RunFolder
-from udl_dist.search import ending, trial
+from udl_dist.runs.terminal import Screen
+from udl_dist.search import trial
 from udl_dist.search.config import Search
 from udl_dist.search.planning import plan
 from udl_dist.search.publishing import MODEL
-from udl_dist.search.results import Ended
-from udl_dist.search.view import View
+from udl_dist.search.results import SearchResult, conclude
+from udl_dist.search.session import SearchProgress
+from udl_dist.search.winner import final_runs
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +44,11 @@ def searched(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Search:
         final_seeds=2,
         plots=False,
     )
-    conducted = conductor(search)
-    trained(conducted)
-    finals = ending.finals(search, plan(search), conducted.journal)
-    assert finals
-    trained(finals)
+    controlled = controller(search)
+    trained(controlled)
+    final = final_runs(search, controlled.planned, controlled.log)
+    assert final
+    trained(final)
     return search
 
 
@@ -59,8 +61,8 @@ def search(searched: Search, tmp_path: Path, source: Path) -> Search:
     return wanted(source, tmp_path, trials=2, scheduler="none", final_seeds=2, plots=False)
 
 
-def ended(search: Search, said: io.StringIO | None = None) -> Ended:
-    return ending.end(search, plan(search), conductor(search).journal, said or io.StringIO(), 0)
+def ended(search: Search, said: io.StringIO | None = None) -> SearchResult:
+    return conclude(search, plan(search), controller(search).log, said or io.StringIO())
 
 
 def stamps(folder: Path) -> dict[str, int]:
@@ -80,7 +82,7 @@ def test_the_figures_are_those_of_evaluate_and_the_model_that_of_the_best_run(
     runs = [search.folder / "winner" / f"seed-{seed}" for seed in range(2)]
     of_each = [json.loads((run / "evaluation.json").read_text())["figures"] for run in runs]
     values = [figures["psnr"]["value"] for figures in of_each]
-    entry = done.handed.figures["psnr"]
+    entry = done.published.figures["psnr"]
     assert entry["value"] == pytest.approx(sum(values) / 2)
     assert entry["sd"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
     assert (entry["protocol"]["runs"], entry["protocol"]["n"]) == (2, 18)
@@ -97,10 +99,10 @@ def test_the_figures_are_those_of_evaluate_and_the_model_that_of_the_best_run(
     assert model.decode(latents).equal(of_run.decode(latents))
     assert f"# {plain(search.folder.name)}" in (search.folder / MODEL / layout.CARD).read_text()
 
-    told = "\n".join(done.lines_for_people())
-    assert "psnr" in told
-    assert f'udl_dist.load("{search.folder}/model"), from seed-{best}' in told
-    assert "no representation: its images have no labels" in told
+    text = "\n".join(done.lines())
+    assert "psnr" in text
+    assert f'udl_dist.load("{search.folder}/model"), from seed-{best}' in text
+    assert "no representation: its images have no labels" in text
     as_json = done.as_dict()
     assert as_json["figures"]["psnr"] == {"mean": entry["value"], "sd": entry["sd"]}
     assert as_json["model"] == str(search.folder / MODEL)
@@ -111,7 +113,7 @@ def test_a_search_folder_stands_for_the_best_run_of_its_winner(
     search: Search, tmp_path: Path
 ) -> None:
     (search.folder / "search.toml").write_text(search.to_toml())
-    best = search.folder / "winner" / ended(search).handed.model
+    best = search.folder / "winner" / ended(search).published.model
     opened = udl_dist.load(search.folder)
     assert opened.origin.folder == best
     assert f"{search.folder} is a search: this is the best run of its winner" in opened.origin.notes
@@ -137,26 +139,23 @@ def test_a_search_folder_stands_for_the_best_run_of_its_winner(
 
 def test_what_takes_time_after_the_last_trial_is_said(source: Path, tmp_path: Path) -> None:
     search = wanted(source, tmp_path, trials=2, scheduler="none", final_seeds=2)
-    conducted = conductor(search)
-    trained(conducted)
-    finals = ending.finals(search, plan(search), conducted.journal)
-    assert finals
+    controlled = controller(search)
+    trained(controlled)
+    final = final_runs(search, controlled.planned, controlled.log)
+    assert final
     out = io.StringIO()
-    view = View(search, 2, out)
-    view.refresh_finals(finals)
-    turn = finals.next()
-    assert turn
-    finals.arrived(turn.trial, 120, {})
-    assert (
-        finals.progress()
-        == "training the winner anew: 0 of 2 runs complete · seed-0 120 of 240 images"
-    )
-    finals.ended(turn.trial, trial.train(turn, None, lambda: None))
-    trained(finals)
-    assert finals.progress() == "training the winner anew: 2 of 2 runs complete"
-    ending.end(search, plan(search), conducted.journal, out, 0)
+    SearchProgress(search, 2, controlled.log, Screen(out)).show(final.progress())
+    task = final.next()
+    assert task
+    final.arrived(task.trial, 120, {})
+    training = "training the winner on the full budget"
+    assert final.progress() == f"{training}: 0 of 2 runs complete · seed-0 120 of 240 images"
+    final.ended(task.trial, trial.train(task, None, lambda: None))
+    trained(final)
+    assert final.progress() == f"{training}: 2 of 2 runs complete"
+    conclude(search, controlled.planned, controlled.log, out)
     said = out.getvalue().splitlines()
-    assert said[0] == "training the winner anew: 0 of 2 runs complete"
+    assert said[0] == f"{training}: 0 of 2 runs complete"
     assert (
         said.index("drawing the plots of the search")
         < said.index("evaluating the winner, seed-0: 1 of 1 parts") + 1
@@ -178,8 +177,7 @@ def test_what_a_kill_left_undone_is_made_and_nothing_else(lost: str, search: Sea
         if before[name] != stamp
     }
     expected = {lost} - {""}
-    # without it nobody knows what the runs' figures lack: they are measured again
-    if lost == "evaluation.json":
+    if lost == "evaluation.json":  # it says what the runs' metrics lack: they are measured again
         expected |= {f"winner/seed-{seed}/evaluation.json" for seed in range(2)}
     assert made == expected
     assert said.getvalue().count("evaluating the winner") == sum(
@@ -197,16 +195,16 @@ def test_what_cannot_be_had_is_said_and_had_as_soon_as_it_can(
         patch.setattr(Reconstruction, "lacking", classmethod(lacks))
         without = ended(search)
     assert without.exit_code == 0
-    assert "no figures" in "\n".join(without.lines_for_people()) or without.handed.failed
-    assert without.handed.model, "figures that cannot be had cost no model"
-    assert "psnr" in ended(search).handed.figures
+    assert "no figures" in "\n".join(without.lines()) or without.published.failed
+    assert without.published.model, "figures that cannot be had cost no model"
+    assert "psnr" in ended(search).published.figures
 
 
 def test_it_can_be_switched_off(search: Search) -> None:
     done = ended(search.replace(evaluate=False, export=False))
-    assert (done.handed.figures, done.handed.model, done.exit_code) == ({}, "", 0)
+    assert (done.published.figures, done.published.model, done.exit_code) == ({}, "", 0)
     assert not stamps(search.folder)
-    assert done.final["val/mse"][2] == 2
+    assert done.final["val/mse"].runs == 2
 
 
 def test_a_model_that_cannot_be_exported_is_told_and_ends_with_4(search: Search) -> None:
@@ -214,8 +212,8 @@ def test_a_model_that_cannot_be_exported_is_told_and_ends_with_4(search: Search)
     (search.folder / MODEL / "notes.txt").write_text("mine")
     done = ended(search)
     assert done.exit_code == 4
-    assert "no model is exported" in "\n".join(done.lines_for_people())
-    assert "psnr" in done.handed.figures
+    assert "no model is exported" in "\n".join(done.lines())
+    assert "psnr" in done.published.figures
     assert [path.name for path in (search.folder / MODEL).iterdir()] == ["notes.txt"], (
         "what is there stays"
     )

@@ -1,64 +1,66 @@
-"""Decisions as of one trial after the other, whatever order the results come in; the rules are
-Tune's own.
+"""Decisions as of one trial after the other, whatever order the results come in; rules equal to
+Tune's.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.search.asked import wanted
-from tests.search.simulated import journal_of, run
+from tests.search.simulated import logged, run
+from udl_dist.runs.run_folder import RunFolder
+from udl_dist.search import scheduler
 from udl_dist.search.config import SearchSettings
-from udl_dist.search.scheduler import Board, Rule, rungs
+from udl_dist.search.scheduler import (
+    Gate,
+    Scheduler,
+    read_decisions,
+    rungs,
+    stop_rule,
+    write_decision,
+)
 
-PLACES = (10, 30, 90)
-
-
-class Half:
-    """Stops whoever is worse than half of those before it."""
-
-    def __init__(self) -> None:
-        self.seen: dict[int, list[float]] = {}
-        self.calls: list[tuple[int, int]] = []
-
-    def stops(self, trial: int, images: int, metric: float) -> bool:
-        before = sorted(self.seen.setdefault(images, []))
-        self.seen[images].append(metric)
-        self.calls.append((trial, images))
-        return bool(before) and metric > before[len(before) // 2]
+RUNGS = 3
 
 
-def metric_of(trial: int, rung: int, seed: int) -> float:
+def outside_best_half(own: Sequence[float], earlier: Sequence[Sequence[float]]) -> bool:
+    before = sorted(losses[-1] for losses in earlier)
+    return bool(before) and own[-1] > before[len(before) // 2]
+
+
+def loss_of(trial: int, rung: int, seed: int) -> float:
     return random.Random(f"{seed} {trial} {rung}").random()
 
 
 def one_after_the_other(
-    rule: Rule, trials: int, seed: int, dies: dict[int, int]
+    trials: int, seed: int, dies: dict[int, int]
 ) -> dict[tuple[int, int], bool]:
-    """What sequential running decides."""
-    board = Board(PLACES, rule)
+    """What is decided if trials run one by one; `dies`: at which rung a trial fails."""
+    made = Scheduler(RUNGS, outside_best_half)
     for trial in range(trials):
-        for rung in range(len(PLACES)):
-            if dies.get(trial) == rung:
-                break
-            (decision,) = board.arrive(trial, rung, metric_of(trial, rung, seed))
+        for rung in range(dies.get(trial, RUNGS)):
+            (decision,) = made.arrive(trial, rung, loss_of(trial, rung, seed))
             if not decision.goes_on:
                 break
-        board.end(trial)
-    return board.decided
+        made.end(trial)
+    return made.decided
 
 
 def at_random(
-    rule: Rule, trials: int, seed: int, dies: dict[int, int], slots: int
+    trials: int, seed: int, dies: dict[int, int], slots: int
 ) -> dict[tuple[int, int], bool]:
-    """The same with so many trials at once, that move in any order."""
-    chance, board = random.Random(seed), Board(PLACES, rule)
+    """The same with this many trials at once, that move in any order."""
+    chance, made = random.Random(seed), Scheduler(RUNGS, outside_best_half)
     at: dict[int, int] = {}
     started, waits = 0, set[int]()
     while started < trials or at:
@@ -69,20 +71,20 @@ def at_random(
         moving = [trial for trial in at if trial not in waits]
         assert moving, "all wait for each other"
         trial = chance.choice(moving)
-        if at[trial] == len(PLACES) or dies.get(trial) == at[trial]:
+        if at[trial] == dies.get(trial, RUNGS):
             del at[trial]
-            decisions = board.end(trial)
+            decisions = made.end(trial)
         else:
             waits.add(trial)
-            decisions = board.arrive(trial, at[trial], metric_of(trial, at[trial], seed))
+            decisions = made.arrive(trial, at[trial], loss_of(trial, at[trial], seed))
         for each in decisions:
             if each.trial in at:
                 waits.discard(each.trial)
                 at[each.trial] += 1
                 if not each.goes_on:
                     del at[each.trial]
-                    board.end(each.trial)
-    return board.decided
+                    made.end(each.trial)
+    return made.decided
 
 
 @given(
@@ -91,33 +93,25 @@ def at_random(
     st.integers(1, 6),
     st.dictionaries(st.integers(0, 19), st.integers(0, 2)),
 )
-def test_no_order_changes_a_decision_and_nobody_waits_for_ever(
+def test_no_order_changes_a_decision_and_no_trial_waits_for_ever(
     seed: int, trials: int, slots: int, dies: dict[int, int]
 ) -> None:
-    assert at_random(Half(), trials, seed, dies, slots) == one_after_the_other(
-        Half(), trials, seed, dies
-    )
+    assert at_random(trials, seed, dies, slots) == one_after_the_other(trials, seed, dies)
 
 
-def test_a_result_that_comes_early_waits_for_those_before_it() -> None:
-    board = Board(PLACES, Half())
-    assert board.arrive(1, 0, 0.9) == []
-    assert board.waiting() == [1]
-    first, second = board.arrive(0, 0, 0.5)
+def test_an_early_result_waits_for_the_trials_before_it_unless_they_fail() -> None:
+    made = Scheduler(RUNGS, outside_best_half)
+    assert made.arrive(1, 0, 0.9) == []
+    first, second = made.arrive(0, 0, 0.5)
     assert (first.trial, first.goes_on, second.trial, second.goes_on) == (0, True, 1, False)
+    assert made.arrive(3, 0, 0.9) == []
+    assert [each.trial for each in made.end(2)] == [3]
 
 
-def test_a_trial_that_fails_on_its_way_is_not_waited_for() -> None:
-    board = Board(PLACES, Half())
-    board.arrive(1, 0, 0.9)
-    assert [each.trial for each in board.end(0)] == [1]
-
-
-def test_a_result_said_twice_is_told_to_the_rule_once() -> None:
-    rule = Half()
-    board = Board(PLACES, rule)
-    assert board.arrive(0, 0, 0.5) == board.arrive(0, 0, 0.7)
-    assert rule.calls == [(0, 10)]
+def test_a_repeated_result_is_ignored() -> None:
+    made = Scheduler(RUNGS, outside_best_half)
+    assert made.arrive(0, 0, 0.5) == made.arrive(0, 0, 0.7)
+    assert not made.arrive(1, 0, 0.6)[0].goes_on
 
 
 def test_rungs_are_parts_of_the_budget_or_multiples_of_the_first() -> None:
@@ -132,43 +126,82 @@ def test_no_two_rungs_lie_in_one_step_and_none_in_the_last(source: Path, tmp_pat
     assert rungs(SearchSettings(), 500, (64,)) == (7, 125)
     assert rungs(SearchSettings(scheduler="median"), 500, (64, 200)) == (50, 300)
     assert rungs(SearchSettings(), 500, (500,)) == ()
-    search = wanted(source, tmp_path, budget_images=36, least_images=0, trials=3)  # three steps
-    run(search, 0, 2)
-    assert {line[0] for line in journal_of(tmp_path).values()} == {"complete", "stopped"}
+    run(wanted(source, tmp_path, budget_images=36, least_images=0, trials=3), 0, 2)  # three steps
+    assert {line[0] for line in logged(tmp_path).values()} == {"complete", "stopped"}
 
 
-@pytest.mark.parametrize("scheduler", ["asha", "median"])
-def test_what_is_decided_is_what_tunes_own_scheduler_says_of_the_same_sequence(
-    scheduler: str,
-) -> None:
+def tunes(settings: SearchSettings, first: int, budget: int) -> Any:
+    """Ray Tune's own scheduler of that name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
-
-        from udl_dist.search import tuner as tuning
-    settings = SearchSettings(scheduler=scheduler, reduction=3)  # type: ignore[arg-type]
-    places = rungs(settings, 2700)
-    ours, theirs = (
-        tuning.rule(settings, places, 2700),
-        (
-            AsyncHyperBandScheduler(
-                "images", "metric", "min", max_t=2700, grace_period=100, reduction_factor=3
-            )
-            if scheduler == "asha"
-            else MedianStoppingRule("images", "metric", "min", grace_period=places[0])
-        ),
+        from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
+    if settings.scheduler == "median":
+        return MedianStoppingRule(
+            "images", "loss", "min", grace_period=first, min_samples_required=3
+        )
+    return AsyncHyperBandScheduler(
+        "images",
+        "loss",
+        "min",
+        max_t=budget,
+        grace_period=first,
+        reduction_factor=settings.reduction,
     )
-    stopped = 0
-    for number in range(40):
-        standin = tuning._StandIn(str(number))
-        theirs.on_trial_add(tuning._StandIn(), standin)
-        for images in places:
-            metric = metric_of(number, images, 1)
+
+
+# Few values, so that ties are common; diverged trials too.
+LOSSES = st.one_of(
+    st.sampled_from([0.1, 0.2, 0.3, 0.7, -1.0, math.inf, math.nan]), st.floats(-5, 5)
+)
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+@settings(max_examples=100)
+@given(
+    data=st.lists(st.lists(LOSSES, min_size=9, max_size=9), min_size=5, max_size=25),
+    reduction=st.integers(2, 5),
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # Tune's percentiles of infinite losses
+def test_each_decision_is_the_one_of_tunes_own_scheduler(
+    name: Any, data: list[list[float]], reduction: int
+) -> None:
+    asked = SearchSettings(scheduler=name, reduction=reduction)
+    places = rungs(asked, 2700)
+    ours, theirs = Scheduler(len(places), stop_rule(asked)), tunes(asked, places[0], 2700)
+    nothing_runs = SimpleNamespace(get_live_trials=list)
+    for number, losses in enumerate(data):
+        trial = type("Trial", (), {"trial_id": str(number)})()
+        theirs.on_trial_add(nothing_runs, trial)
+        for rung, images in enumerate(places):
+            (decision,) = ours.arrive(number, rung, losses[rung])
             said = theirs.on_trial_result(
-                tuning._StandIn(), standin, {"images": images, "metric": metric}
+                nothing_runs, trial, {"images": images, "loss": losses[rung]}
             )
-            assert ours.stops(number, images, metric) == (said == TrialScheduler.STOP)
-            if said == TrialScheduler.STOP:
-                stopped += 1
+            assert decision.goes_on == (said == "CONTINUE")
+            if not decision.goes_on:
                 break
-    assert 15 < stopped < 40
+        ours.end(number)
+
+
+def test_a_gate_opens_or_not_as_was_decided_at_all_rungs_passed(tmp_path: Path) -> None:
+    gate = Gate(str(tmp_path), (12, 36))
+    assert gate(6) is True, "no rung is passed"
+    write_decision(tmp_path, 0, 12, True)
+    assert gate(12) is True
+    write_decision(tmp_path, 1, 36, False)
+    write_decision(tmp_path, 1, 36, True)
+    assert read_decisions(tmp_path) == [True, False], "a decision stands"
+    assert (gate(24), gate(36), gate(99)) == (True, False, False)
+    with (tmp_path / scheduler.DECISIONS).open("a") as file:
+        file.write('{"images": 108, "goes')
+    assert read_decisions(tmp_path) == [True, False], "a torn line is not read"
+
+
+def test_a_gate_says_not_yet_and_no_once_a_stop_is_requested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "PATIENCE_SECONDS", 0.02)
+    gate = Gate(str(tmp_path), (12,))
+    assert gate(12) is None
+    RunFolder(tmp_path).ask_stop()
+    assert gate(12) is False

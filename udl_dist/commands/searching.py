@@ -27,11 +27,10 @@ def add(verbs: Verbs) -> None:
 
 def _search(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.core import config_schema
-    from udl_dist.search import config as search_settings
-    from udl_dist.search import session
+    from udl_dist.search import config, session
 
     if asked.help_settings:
-        print(listed(config_schema.describe(search_settings.SearchSettings, "search.")))
+        print(listed(config_schema.describe(config.SearchSettings, "search.")))
         return 0
     if asked.status:
         found = session.status(asked.status)
@@ -41,11 +40,11 @@ def _search(asked: argparse.Namespace, flags: dict[str, str]) -> int:
         raise UsageError(
             "udl search needs a job file with a [search] table, such as jobs/search_vae_digits.toml"
         )
-    wanted = search_settings.load(asked.job, flags)
+    wanted = config.load(asked.job, flags)
     if asked.dry_run:
         planned = session.dry_run(wanted)
         show(planned.lines(), planned.as_dict(), asked.json)
         return 0
     ended = session.search(wanted, sys.stderr, asked.verbose)
-    show(ended.lines_for_people(), ended.as_dict(), asked.json)
+    show(ended.lines(), ended.as_dict(), asked.json)
     return ended.exit_code

@@ -1,5 +1,5 @@
-"""The page about a search, finished or not: trials, plots, winner, figures; of a broken one it
-tells what is left.
+"""The page about a search, finished or not: trials, plots, winner, metrics; of a broken one what is
+left.
 """
 
 from __future__ import annotations
@@ -31,146 +31,129 @@ from udl_dist.reporting.page import (
     written,
 )
 from udl_dist.runs import environment
-from udl_dist.search import config as asked
-from udl_dist.search import ending, results
-from udl_dist.search import publishing as handing
+from udl_dist.search import config, publishing, results
 from udl_dist.search.config import Search
-from udl_dist.search.objective import Objective
 from udl_dist.search.planning import SearchPlan, plan
-from udl_dist.search.publishing import MODEL, Handed
-from udl_dist.search.results import Winner
-from udl_dist.search.trial_log import Journal, Line
+from udl_dist.search.publishing import MODEL, Published
+from udl_dist.search.session import SOURCE
+from udl_dist.search.trial_log import NAME as LOG
+from udl_dist.search.trial_log import TrialLog, TrialResult
+from udl_dist.search.winner import Spread, Winner, find_winner
 
-SOURCE, JOURNAL = "search.toml", "trials.jsonl"
 MOST_ALARMS = 20
 MOST_ROWS = 300  # of the table; all are in search.csv
+MOST_WHY = 300  # letters of why a trial failed
 PLOTS = {
     "curves": (
         "Trials",
-        (
-            "the metric of each trial over the images it was trained on; the best one is red,"
-            " dotted lines are the rungs at which it is decided who goes on"
-        ),
+        "the metric of each trial over the images it was trained on; the best one is red, dotted "
+        "lines are the rungs at which trials stop",
     ),
     "settings": ("Settings", "each trial at its settings, coloured by its metric: red is better"),
-    "latent": (
-        "Latent size",
-        "the metric of each trial over the latent size; a line is what PCA reaches",
-    ),
-    "front": (
-        "Front",
-        "two objectives against each other; nothing beats the trials on the red line",
-    ),
-    "parallel": (
-        "All settings",
-        "each trial a line through its settings to its metric; the best 15 % are red",
-    ),
-    "importance": ("Importance", "how much of who is better each setting explains by itself"),
 }
 
 
 @dataclass
-class Found:
+class SearchFolder:
     """What can be read of a search folder; what cannot is named in `faults`."""
 
     folder: Path
-    lines: list[Line]
+    results: list[TrialResult]
     search: Search | None = None
     planned: SearchPlan | None = None
     winner: Winner | None = None
-    final: Mapping[str, tuple[float, float, int]] = field(default_factory=dict)
-    figures: Mapping[str, Figure] = field(default_factory=dict)
-    handed: Handed = field(default_factory=Handed)
+    final: Mapping[str, Spread] = field(default_factory=dict)
+    metrics: Mapping[str, Figure] = field(default_factory=dict)
+    published: Published = field(default_factory=Published)
     faults: list[str] = field(default_factory=list)
 
     @property
     def trials(self) -> int:
-        """How many there are to be; as many as have ended where nobody knows."""
-        return self.planned.trials if self.planned else len(self.lines)
+        """How many were planned; as many as have ended where that is unknown."""
+        return self.planned.trials if self.planned else len(self.results)
 
 
 def is_search(folder: Path) -> bool:
-    """Whether a folder means to be one of a search."""
-    return any((folder / name).is_file() for name in (SOURCE, JOURNAL))
+    """Whether a folder is meant to be one of a search."""
+    return any((folder / name).is_file() for name in (SOURCE, LOG))
 
 
 def report(folder: Path, out: Path | None, refresh: int = 0) -> Reported:
-    """Write the page, into the search folder unless told where."""
+    """Write the page, into the search folder unless `out` names another place."""
     found = read(folder)
-    text = page(_values(found, _panels(found)) | {"refresh": refresh}, "search.html.jinja")
+    values = _values(found) | {"refresh": refresh}
+    text = page(values, "search.html.jinja")
     if len(text.encode()) > MOST_BYTES:
         found.faults.append(
-            "the plots were left out, they are in the folder plots: the page would have been too"
-            " large"
+            "the plots were left out, they are in the folder plots: the page would be too large"
         )
-        text = page(_values(found, []) | {"refresh": refresh}, "search.html.jinja")
+        text = page(values | {"panels": []}, "search.html.jinja")
     return written(text, out or folder / NAME, found.faults)
 
 
-def read(folder: Path) -> Found:
+def read(folder: Path) -> SearchFolder:
     """Everything that can be read."""
-    journal = Journal(folder / JOURNAL, strict=False)
-    found = Found(folder, [line for _, line in sorted(journal.lines.items())])
-    if journal.odd:
+    log = TrialLog(folder / LOG, strict=False)
+    found = SearchFolder(folder, [log.results[trial] for trial in sorted(log.results)])
+    if log.invalid:
         found.faults.append(
-            f"{JOURNAL}: {len(journal.odd)} lines make no sense (the first is line"
-            f" {journal.odd[0]})"
+            f"{LOG}: {len(log.invalid)} lines are not valid (the first is line {log.invalid[0]})"
         )
     try:
-        found.search = asked.load(folder / SOURCE, {"run.folder": str(folder.absolute())})
-        found.winner = results.winner(found.search, found.lines)
+        found.search = config.load(folder / SOURCE, {"run.folder": str(folder.absolute())})
+        found.winner = find_winner(found.search, found.results)
         found.planned = plan(found.search)
-        ended = ending.seen(found.search, found.planned, journal)
-        found.lines, found.winner, found.final = ended.lines, ended.winner, ended.final
+        result = results.read(found.search, found.planned, log)
+        found.results, found.winner, found.final = result.results, result.winner, result.final
     except (UdlError, OSError, ValueError, TypeError, KeyError) as error:
         what = "the search cannot be planned again" if found.search else f"{SOURCE} cannot be read"
         found.faults.append(f"{what} ({' '.join(str(error).split())[:300]})")
-    found.figures = evaluations.metrics_in(folder / evaluations.NAME, found.faults)
-    found.handed = handing.kept(folder)
-    found.faults += [f"of the winner: {line}" for line in found.handed.failed]
-    if found.search and len(found.lines) < found.trials:
+    found.metrics = evaluations.metrics_in(folder / evaluations.NAME, found.faults)
+    found.published = publishing.read(folder)
+    found.faults += [f"of the winner: {line}" for line in found.published.failed]
+    if found.search and len(found.results) < found.trials:
         found.faults.append(
-            f"{len(found.lines)} of {found.trials} trials have ended: the same command goes on"
+            f"{len(found.results)} of {found.trials} trials have ended: the same command resumes it"
         )
     return found
 
 
-def _values(found: Found, panels: list[dict[str, str]]) -> dict[str, Any]:
-    """What the template asks for."""
+def _values(found: SearchFolder) -> dict[str, Any]:
+    """What the template needs."""
     sections = ["Result", "Plots", "Trials", "Settings", "Reproduce"]
-    shown, odd = films(_pictures(found.folder))
-    head, rows = _table(found)
-    method = found.search.base.method_name if found.search else ""
+    panels = _panels(found)
+    pictures, unreadable = films(_pictures(found.folder))
+    found.faults += unreadable
+    head, *rows = _table(found)
+    winner, base = found.winner, found.search and found.search.base
     return {
         "title": found.folder.absolute().name,
         "facts": _facts(found),
         "sections": [(name.lower(), name) for name in sections],
         "alarms": _alarms(found.folder),
-        "faults": found.faults + odd,
-        "winner": (
-            [(name, in_words(value)) for name, value in found.winner.values.items()]
-            if found.winner
-            else []
-        ),
-        "best_trial": found.winner.trial if found.winner else "",
-        "final": _final(found),
-        "evaluation": evaluated(found.figures),
-        "shared": shared(found.figures),
-        "left_out": list(found.handed.lacking),
-        "pictures": shown,
+        "faults": found.faults,
+        "winner": [(name, in_words(value)) for name, value in winner.values.items()]
+        if winner
+        else [],
+        "best_trial": winner.trial if winner else "",
+        "final": [(name, _in_words(spread), spread.runs) for name, spread in found.final.items()],
+        "evaluation": evaluated(found.metrics),
+        "shared": shared(found.metrics),
+        "left_out": list(found.published.lacking),
+        "pictures": pictures,
         "panels": panels,
         "head": head,
         "rows": rows[:MOST_ROWS],
         "more": len(rows[MOST_ROWS:]),
-        "search_settings": _search_settings(found),
-        "settings": (
-            tables(method, config_schema.flatten(found.search.base.to_dict()))
-            if found.search
-            else []
-        ),
+        "search_settings": _search_settings(found.search) if found.search else [],
+        "settings": tables(base.method_name, config_schema.flatten(base.to_dict())) if base else [],
         "commands": _commands(found),
         "made_with": environment.in_words(environment.releases()),
     }
+
+
+def _in_words(spread: Spread) -> str:
+    return f"{spread.mean:.6g}" + (f" ± {spread.sd:.3g}" if spread.runs > 1 else "")
 
 
 def _alarms(folder: Path) -> list[str]:
@@ -183,97 +166,53 @@ def _alarms(folder: Path) -> list[str]:
     return found[:MOST_ALARMS]
 
 
-def _facts(found: Found) -> list[str]:
-    told = [f"method {found.search.base.method_name}"] if found.search else []
-    count = ", ".join(f"{number} {state}" for state, number in results.states(found.lines).items())
-    used = results.images(found.lines)
-    whole = found.planned.budget * len(found.lines) if found.planned else 0
+def _facts(found: SearchFolder) -> list[str]:
+    facts = [f"method {found.search.base.method_name}"] if found.search else []
+    states = results.in_words(results.count_states(found.results))
+    facts.append(f"{len(found.results)} of {found.trials} trials ended ({states})")
+    used = results.total_images(found.results)
+    whole = found.planned.budget * len(found.results) if found.planned else 0
     share = f" ({100 * used / whole:.0f} % of what they would be without stopping)" if whole else ""
-    return [
-        *told,
-        f"{len(found.lines)} of {found.trials} trials ended ({count})",
-        f"{used:,} images{share}",
-    ]
+    return [*facts, f"{used:,} images{share}"]
 
 
-def _final(found: Found) -> list[tuple[str, str, str]]:
-    return [
-        (name, f"{mean:.6g}" + (f" ± {deviation:.3g}" if runs > 1 else ""), str(runs))
-        for name, (mean, deviation, runs) in found.final.items()
-    ]
-
-
-def _table(found: Found) -> tuple[list[str], list[list[str]]]:
-    """The trials, the best first, those that failed last."""
-    names = sorted({name for line in found.lines for name in line.settings})
-    metrics = list(found.search.settings.metric) if found.search else ["metric"]
-    lines = found.lines
+def _table(found: SearchFolder) -> list[list[str]]:
+    """A head and the trials, the best first, those that failed last."""
+    names = sorted({name for result in found.results for name in result.settings})
+    metrics: tuple[str, ...] = ("metric",)
+    ordered = found.results
     if found.search:
-        ranked = Objective(found.search).ranked(lines)
-        lines = [*ranked, *(line for line in lines if line.metric is None)]
-    rows = []
-    for line in lines:
-        values = [results.short(value) for value in line.values] or ["–"]
-        rows.append(
-            [
-                str(line.trial),
-                str(line.state),
-                f"{line.images:,}",
-                *(values + ["–"] * len(metrics))[: len(metrics)],
-                *(results.short(line.settings.get(name, "")) for name in names),
-                str(line.why)[:300],
-            ]
-        )
-    return ["trial", "state", "images", *metrics, *names, "why it failed"], rows
+        metrics = found.search.settings.metric
+        ordered = results.best_first(found.search, found.results)
+    rows = results.table(metrics, names, ordered)
+    return [[*row, why[:MOST_WHY]] for *row, why in rows]
 
 
-def _panels(found: Found) -> list[dict[str, str]]:
-    """A panel for each plot that can be drawn; another is a fault."""
+def _panels(found: SearchFolder) -> list[dict[str, str]]:
+    """A panel for each plot; one that cannot be drawn is a fault: a log may hold anything."""
     if not found.search:
         return []
     from udl_dist.search import plots
 
     rungs = found.planned.rungs if found.planned else ()
+    drawings = plots.drawings(found.search, found.results, rungs)
     panels = []
-    try:
-        drawings = plots.drawings(found.search, found.lines, rungs, _floor(found.folder))
-    except Exception as error:  # a journal that was written to may hold anything
-        found.faults.append(f"there are no plots ({type(error).__name__}: {str(error)[:200]})")
-        return []
     for number, (name, drawing) in enumerate(drawings.items()):
-        title, said = PLOTS[name]
+        title, text = PLOTS[name]
         try:
             with curves.drawing(number):
                 svg = curves.svg_of(drawing())
-        except Exception as error:  # the same
-            found.faults.append(
-                f"no plot of {title.lower()} ({type(error).__name__}: {str(error)[:200]})"
-            )
+        except Exception as error:
+            why = f"{type(error).__name__}: {str(error)[:200]}"
+            found.faults.append(f"no plot of {title.lower()} ({why})")
             continue
-        panels.append(
-            {
-                "name": title,
-                "svg": svg,
-                "said": f"{said[0].upper()}{said[1:]}.",
-                "alt": f"Plot of {len(found.lines)} trials: {said}",
-            }
-        )
+        alt = f"Plot of {len(found.results)} trials: {text}"
+        panels.append({"name": title, "svg": svg, "said": f"{text.capitalize()}.", "alt": alt})
     return panels
 
 
-def _floor(folder: Path) -> dict[int, float]:
-    """What PCA reaches, as the search has kept it."""
-    try:
-        return {
-            int(size): float(value)
-            for size, value in json.loads((folder / ending.FLOOR).read_text()).items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
-
-
 def _pictures(folder: Path) -> dict[str, list[tuple[int, Path]]]:
-    """What the exported model draws, with the images it was trained on."""
+    """The pictures of the exported model, with the images it was trained on."""
     try:
         images = int(json.loads((folder / MODEL / "config.json").read_text())["images"])
     except (OSError, ValueError, TypeError, KeyError):
@@ -281,29 +220,20 @@ def _pictures(folder: Path) -> dict[str, list[tuple[int, Path]]]:
     return {path.stem: [(images, path)] for path in sorted((folder / MODEL).glob("*.png"))}
 
 
-def _search_settings(found: Found) -> list[tuple[str, str]]:
-    """What was searched, and how."""
-    if not found.search:
-        return []
-    plain = config_schema.to_dict(found.search.settings).items()
-    return [
-        *((axis.name, axis.in_words().partition(": ")[2]) for axis in found.search.axes),
-        *((f"search.{name}", in_words(value)) for name, value in plain),
-    ]
+def _search_settings(search: Search) -> list[tuple[str, str]]:
+    """The axes and the settings of the search."""
+    axes = [(axis.name, axis.in_words().partition(": ")[2]) for axis in search.axes]
+    plain = config_schema.to_dict(search.settings).items()
+    return [*axes, *((f"search.{name}", in_words(value)) for name, value in plain)]
 
 
-def _commands(found: Found) -> str:
-    def place(name: str = "") -> str:
+def _commands(found: SearchFolder) -> str:
+    def path(name: str = "") -> str:
         return shlex.quote(clean(str(found.folder / name)))
 
-    lines = [
-        f"udl search {place(SOURCE)} --run.folder runs/again    # the same search, from its start"
-    ]
-    if (found.folder / "winner.toml").exists():
-        lines.append(
-            f"udl train {place('winner.toml')} --run.folder runs/winner    # its winner, trained"
-            " anew"
-        )
+    lines = [f"udl search {path(SOURCE)} --run.folder runs/again    # the same search"]
+    if (found.folder / results.WINNER).exists():
+        lines.append(f"udl train {path(results.WINNER)} --run.folder runs/winner    # its winner")
     if (found.folder / MODEL).exists():
-        lines.append(f"udl evaluate {place(MODEL)} --data SOURCE    # its model, on other images")
-    return "\n".join([*lines, f"udl report {place()}    # this page"])
+        lines.append(f"udl evaluate {path(MODEL)} --data SOURCE    # its model, on other images")
+    return "\n".join([*lines, f"udl report {path()}    # this page"])

@@ -1,3 +1,3 @@
-"""Search: trials of one experiment with other settings, stopped early and journalled, and a winner
-trained anew.
+"""Search: trials of one experiment with other settings, stopped early and logged, and final runs of
+the winner.
 """

@@ -1,8 +1,7 @@
-"""An axis of a search: a setting by its dotted name, and the values it may take. Knows no sampler
-and no trial.
+"""An axis of a search: a setting by its dotted name, and the values it may take.
 
 "method.latent_dim" = {choice = [2, 4, 8]}           "train.learning_rate" = {log = [1e-4, 1e-2]}
-"method.beta" = {uniform = [0.5, 4], points = 8}     a grid takes so many points of a range
+"method.beta" = {uniform = [0.5, 4], points = 8}     a grid takes that many points of a range
 """
 
 from __future__ import annotations
@@ -19,11 +18,10 @@ from udl_dist.experiment import Experiment, from_dict, kinds, nearest
 
 LATENT = "method.latent_dim"  # the axis that plots know by its name
 KINDS = ("choice", "log", "uniform")
-# Of the data only what leaves the held-out images as they are; nothing else than method and
-# training is learned from.
+# Of the data only what leaves the held-out images as they are: other trials could not be compared.
 DATA = ("data.flip", "data.random_crop", "data.limit", "data.weights")
-OF_THE_SEARCH = {
-    "method.name": "its trials are of one method: search each by itself",
+SET_BY_THE_SEARCH = {
+    "method.name": "its trials use one method, so run one search for each",
     "train.seed": "each setting is run with search.seeds seeds",
     "train.epochs": "all trials have the same length: set search.budget_images",
     "train.total_images": "all trials have the same length: set search.budget_images",
@@ -32,7 +30,7 @@ OF_THE_SEARCH = {
 
 @dataclass(frozen=True)
 class Axis:
-    """One setting and its values: those of a choice, or `low` to `high`, evenly in the logarithm if
+    """One setting and its values: a choice, or `low` to `high`, evenly in the logarithm if
     `log`.
     """
 
@@ -44,19 +42,16 @@ class Axis:
     whole: bool = False
     points: int = 0
 
-    def at(self, place: float) -> Any:
-        """The value at a place in [0, 1): evenly many places for each."""
+    def at(self, fraction: float) -> Any:
+        """The value at a fraction in [0, 1): each value has an equal share."""
         if self.values:
-            return self.values[min(int(place * len(self.values)), len(self.values) - 1)]
-        if self.whole:  # each whole number has the room up to the next one
-            below = self._between(self.low, self.high + 1, place)
-            return min(int(below), int(self.high))
-        return self._between(self.low, self.high, place)
+            return self.values[min(int(fraction * len(self.values)), len(self.values) - 1)]
+        if self.whole:  # each whole number has the interval up to the next one
+            return min(int(self._between(self.low, self.high + 1, fraction)), int(self.high))
+        return self._between(self.low, self.high, fraction)
 
     def index(self, value: Any) -> int:
-        """Where a value stands among those of a choice; a list, as JSON gives it back, is meant as
-        the tuple it was.
-        """
+        """The position of a value in a choice; JSON gives a tuple back as a list."""
         return self.values.index(tuple(value) if isinstance(value, list) else value)
 
     def grid(self) -> tuple[Any, ...]:
@@ -67,37 +62,30 @@ class Axis:
             raise UsageError(
                 f"search.{self.name} is a range: a grid needs its points = 2 or more, or a choice"
             )
-        places = (
-            self._between(self.low, self.high, point / (self.points - 1))
-            for point in range(self.points)
-        )
-        return tuple(dict.fromkeys(round(value) if self.whole else value for value in places))
+        fractions = (point / (self.points - 1) for point in range(self.points))
+        values = (self._between(self.low, self.high, fraction) for fraction in fractions)
+        return tuple(dict.fromkeys(round(value) if self.whole else value for value in values))
 
     def ends(self) -> tuple[Any, ...]:
-        """Values that must all be good if every value is to be good."""
-        return self.values or (self.grid_end(self.low), self.grid_end(self.high))
-
-    def grid_end(self, value: float) -> Any:
-        return int(value) if self.whole else value
+        """If these values are valid, every value is."""
+        kind = int if self.whole else float
+        return self.values or (kind(self.low), kind(self.high))
 
     def in_words(self) -> str:
         if self.values:
             return f"{self.name}: {', '.join(str(value) for value in self.values)}"
-        return (
-            f"{self.name}: {self.low:g} to {self.high:g}{', in the logarithm' if self.log else ''}"
-        )
+        scale = ", in the logarithm" if self.log else ""
+        return f"{self.name}: {self.low:g} to {self.high:g}{scale}"
 
-    def _between(self, low: float, high: float, part: float) -> float:
-        value = low + part * (high - low)
+    def _between(self, low: float, high: float, fraction: float) -> float:
+        value = low + fraction * (high - low)
         if self.log:
-            value = math.exp(math.log(low) + part * (math.log(high) - math.log(low)))
-        return min(max(value, low), high)  # not past an end by rounding
+            value = math.exp(math.log(low) + fraction * (math.log(high) - math.log(low)))
+        return min(max(value, low), high)  # rounding must not pass an end
 
 
 def parse(tables: Mapping[str, Any], experiment: Experiment) -> tuple[Axis, ...]:
-    """The axes of a [search] table by dotted name, each checked by building the experiment of its
-    values.
-    """
+    """The axes of a [search] table, each checked by building an experiment with its values."""
     if not tables:
         raise UsageError(
             '[search] has no axis: add one, such as "train.learning_rate" = {log = [1e-4, 1e-2]}'
@@ -110,9 +98,7 @@ def parse(tables: Mapping[str, Any], experiment: Experiment) -> tuple[Axis, ...]
 
 
 def with_values(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
-    """The experiment with other values of some settings; raise UsageError as any job file with them
-    would.
-    """
+    """The experiment with other values; raise UsageError as any job file with them would."""
     return from_dict(nest(flatten(experiment.to_dict()) | dict(values)))
 
 
@@ -120,25 +106,26 @@ def _axis(name: str, table: Any, experiment: Experiment) -> Axis:
     known = kinds(experiment.method_name)
     if name not in known:
         raise UsageError(f"search.{name}: there is no such setting: {nearest(name, list(known))}")
-    if name in OF_THE_SEARCH:
-        raise UsageError(f"search.{name} is no axis: {OF_THE_SEARCH[name]}")
+    if name in SET_BY_THE_SEARCH:
+        raise UsageError(f"search.{name} cannot be an axis: {SET_BY_THE_SEARCH[name]}")
     if not name.startswith(("method.", "train.")) and name not in DATA:
-        raise UsageError(f"search.{name} is no axis: trials that differ in it cannot be compared")
-    if (
-        not isinstance(table, Mapping)
-        or len(found := [kind for kind in KINDS if kind in table]) != 1
-    ):
+        raise UsageError(
+            f"search.{name} cannot be an axis: trials that differ in it cannot be compared"
+        )
+    found = [kind for kind in KINDS if isinstance(table, Mapping) and kind in table]
+    if len(found) != 1:
         raise UsageError(
             f"search.{name} must be one of {{choice = [...]}}, {{log = [low, high]}} and "
             f"{{uniform = [low, high]}}, not {table!r}"
         )
-    if more := set(table) - {*KINDS, "points"}:
+    if unknown := set(table) - {*KINDS, "points"}:
         raise UsageError(
-            f"search.{name}: what is {', '.join(sorted(more))}? There are {', '.join(KINDS)},"
-            " points"
+            f"search.{name}: unexpected {', '.join(sorted(unknown))}: there are "
+            f"{', '.join(KINDS)}, points"
         )
-    kind = found[0]
-    return _choice(name, table) if kind == "choice" else _range(name, kind, table, known[name])
+    if found == ["choice"]:
+        return _choice(name, table)
+    return _range(name, found[0], table, known[name])
 
 
 def _choice(name: str, table: Mapping[str, Any]) -> Axis:
@@ -147,9 +134,8 @@ def _choice(name: str, table: Mapping[str, Any]) -> Axis:
         raise UsageError(
             f"search.{name}: choice = {values!r} offers nothing: write a list of values"
         )
-    if repeated := [
-        value for value, same in itertools.groupby(sorted(map(str, values))) if len(list(same)) > 1
-    ]:
+    groups = itertools.groupby(sorted(map(str, values)))
+    if repeated := [value for value, same in groups if len(list(same)) > 1]:
         raise UsageError(f"search.{name}: choice has {repeated[0]} more than once")
     if "points" in table:
         raise UsageError(f"search.{name}: points belongs to a range: a choice has its values")
@@ -158,13 +144,10 @@ def _choice(name: str, table: Mapping[str, Any]) -> Axis:
 
 def _range(name: str, kind: str, table: Mapping[str, Any], of: Any) -> Axis:
     ends, points = table[kind], table.get("points", 0)
+    numbers = isinstance(ends, Sequence) and all(type(end) in (int, float) for end in ends)
     if of not in (int, float):
-        raise UsageError(f"search.{name} is no number: use {{choice = [...]}}")
-    if not (
-        isinstance(ends, Sequence)
-        and len(ends) == 2
-        and all(type(end) in (int, float) for end in ends)
-    ):
+        raise UsageError(f"search.{name} is not a number: use {{choice = [...]}}")
+    if not numbers or len(ends) != 2:
         raise UsageError(f"search.{name}: {kind} must be two numbers [low, high], not {ends!r}")
     low, high = (float(end) for end in ends)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):

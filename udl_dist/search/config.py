@@ -1,6 +1,4 @@
-"""What a search is asked for: an experiment file with a [search] table, read strictly. Needs no
-torch and no Ray.
-"""
+"""The configuration of a search: an experiment file with a [search] table, read strictly."""
 
 from __future__ import annotations
 
@@ -20,22 +18,11 @@ from udl_dist.experiment import Experiment
 from udl_dist.search.axes import Axis, parse
 from udl_dist.storage.places import is_remote
 
-# What may differ when the same folder is searched on: no result depends on it.
+# What may differ when a search is resumed: no result depends on it.
 FREE = (
-    "search.trials",
-    "search.seconds",
-    "search.parallel",
-    "search.gpu_share",
-    "search.keep",
-    "search.final_seeds",
-    "search.evaluate",
-    "search.export",
-    "search.plots",
-    "run.",
-    "track.",
-    "evaluate.",
-    "data.readers",
-    "data.cache",
+    *("search.trials", "search.seconds", "search.parallel", "search.gpu_share", "search.keep"),
+    *("search.final_seeds", "search.evaluate", "search.export", "search.plots"),
+    *("run.", "track.", "evaluate.", "data.readers", "data.cache"),
 )
 
 
@@ -43,8 +30,8 @@ FREE = (
 class SearchSettings:
     metric: tuple[str, ...] = setting(
         (),
-        "held-out figure that is best at its least, such as val/negative_elbo; several (also a"
-        " setting by its name): the front of all that nothing beats; empty: the method's own",
+        "held-out metric that is best at its least, such as val/negative_elbo; several (also a "
+        "setting by its name): all trials that no other beats; empty: the method's own",
     )
     mode: Literal["min", "max"] = setting("min", "max: the metric is best at its greatest")
     trials: int = setting(0, "trials in all; 0 with a grid: all of it", low=0)
@@ -52,7 +39,7 @@ class SearchSettings:
         0, "images of a trial that is not stopped; 0: those of a whole run", low=0
     )
     seconds: float = setting(
-        0.0, "seconds after which the search stops, to be gone on with; 0: no limit", low=0
+        0.0, "seconds after which the search stops, to be resumed later; 0: no limit", low=0
     )
     scheduler: Literal["asha", "median", "none"] = setting(
         "asha", "which trials are stopped, and when"
@@ -62,19 +49,19 @@ class SearchSettings:
         "images before a trial may be stopped; 0: a 64th of the budget by asha, a tenth by median",
         low=0,
     )
-    reduction: int = setting(4, "asha: one of so many trials goes on at each rung", low=2)
+    reduction: int = setting(4, "asha: one of this many trials goes on at each rung", low=2)
     sampler: Literal["random", "grid", "optuna"] = setting(
         "random", "where the settings of a trial come from"
     )
     ahead: int = setting(
-        4, "optuna: a trial is drawn from all but the last so many before it", low=1
+        4, "optuna: a trial is drawn from all but the last this many before it", low=1
     )
     seed: int = setting(0, "where the settings of the trials come from", low=0, high=2**63 - 1)
     seeds: int = setting(
-        1, "trials of each setting, with other seeds; the best one is of the best mean", low=1
+        1, "trials of each setting, with different seeds; the best mean wins", low=1
     )
     final_seeds: int = setting(
-        1, "runs of the winner on the full budget, with other seeds; 0: none", low=0
+        1, "runs of the winner on the full budget, with different seeds; 0: none", low=0
     )
     evaluate: bool = setting(
         True, "measure the winner's runs at the end, as udl evaluate does: a pass over the images"
@@ -90,11 +77,12 @@ class SearchSettings:
     plots: bool = setting(True, "draw the plots at the end")
 
 
+SETTINGS = settings.kinds(SearchSettings)
+
+
 @dataclass(frozen=True)
 class Search:
-    """A search: the experiment that every trial is a variant of, the settings of the search, its
-    axes.
-    """
+    """A search: the experiment that every trial varies, the settings of the search, its axes."""
 
     base: Experiment
     settings: SearchSettings
@@ -108,18 +96,14 @@ class Search:
     @property
     def batches(self) -> list[int]:
         """The batch sizes that trials may have; of a range its ends."""
-        return [
-            self.base.train.batch_size,
-            *(
-                value
-                for axis in self.axes
-                if axis.name == "train.batch_size"
-                for value in axis.ends()
-            ),
-        ]
+        own = [axis for axis in self.axes if axis.name == "train.batch_size"]
+        return [self.base.train.batch_size, *(value for axis in own for value in axis.ends())]
 
     def to_dict(self) -> dict[str, Any]:
-        return {**self.base.to_dict(), "search": {**settings.to_dict(self.settings), **self.tables}}
+        return {
+            **self.base.to_dict(),
+            "search": {**settings.to_dict(self.settings), **self.tables},
+        }
 
     def to_toml(self) -> str:
         """The whole search as a job file that can be fed back."""
@@ -131,28 +115,22 @@ class Search:
 
 
 def load(path: Path, flags: Mapping[str, str]) -> Search:
-    """Read a job file and apply flags; raise UsageError, in one line, for whatever makes no
-    sense.
-    """
+    """Read a job file and apply flags; raise UsageError, in one line, for whatever is invalid."""
     path = experiments.job_file(path, "search.toml")
     values = experiments.read(path)
     table = values.pop("search", None)
     if not isinstance(table, Mapping):
         raise UsageError(f"{path} has no [search] table, it is for udl train: udl train {path}")
-    theirs = {name: text for name, text in flags.items() if not name.startswith("search.")}
-    ours = {
-        name.removeprefix("search."): text
-        for name, text in flags.items()
-        if name.startswith("search.")
-    }
-    base = experiments.join(values, theirs, path)
-    plain, tables = _parted(table)
-    for name, text in ours.items():
+    of_base = {name: text for name, text in flags.items() if not name.startswith("search.")}
+    base = experiments.join(values, of_base, path)
+    plain, tables = _split(table)
+    for flag in flags.keys() - of_base.keys():
+        name, text = flag.removeprefix("search."), flags[flag]
         if "." in name:
             tables[name] = _from_text(text)
         else:
-            known = settings.kinds(SearchSettings)
-            plain[name] = settings.from_text(name, known[name], text) if name in known else text
+            known = SETTINGS.get(name)
+            plain[name] = settings.from_text(name, known, text) if known else text
     return build(base, plain, tables)
 
 
@@ -162,34 +140,29 @@ def build(base: Experiment, plain: Mapping[str, Any], tables: Mapping[str, Any])
 
     if is_remote(base.run.folder):
         raise UsageError(
-            f"a search lies on a disk, not in {base.run.folder}: give --run.folder a path that all"
-            " nodes see; data may lie in object storage"
+            f"a search needs a folder on a disk, not {base.run.folder}: give --run.folder a path "
+            "that all nodes see; data may lie in object storage"
         )
     plain = _without_removed(plain)
-    one = plain.get("metric")  # one metric need not be a list
-    found = settings.from_dict(
-        SearchSettings,
-        {**plain, "metric": one.split(",")} if isinstance(one, str) else plain,
-        "search.",
-    )
+    if isinstance(metric := plain.get("metric"), str):
+        plain["metric"] = metric.split(",")
+    found = settings.from_dict(SearchSettings, plain, "search.")
     own = methods.find(base.method_name).best
     if not any(found.metric):
         if not own:
             raise UsageError(
-                f"search.metric is missing: method {base.method_name} has no figure of its own"
+                f"search.metric is missing: method {base.method_name} has no metric of its own"
             )
         found = replace(found, metric=(f"val/{own}",))
     return Search(base, found, parse(tables, base), dict(tables))
 
 
 def _without_removed(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Refuse the settings of population-based training; drop the default that older search.toml
-    files spell.
-    """
+    """Refuse population-based training; drop the default that older search.toml files spell."""
     if plain.get("scheduler") == "pbt":
         raise UsageError(
-            "search.scheduler = pbt (population-based training) was removed: use asha or median, in"
-            " a new --run.folder"
+            "search.scheduler = pbt (population-based training) was removed: use asha or median, "
+            "in a new --run.folder"
         )
     if plain.get("perturb_images", 0) != 0:
         raise UsageError(
@@ -199,45 +172,35 @@ def _without_removed(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(old: Search, new: Search) -> list[str]:
-    """What differs between two searches that one folder cannot hold, as `name was old, now new`."""
+    """Where two searches cannot share one folder, as `name was old, now new`."""
     before, after = (settings.flatten(each.to_dict()) for each in (old, new))
     return [
         f"{name} was {before.get(name)!r}, now {after.get(name)!r}"
-        for name in sorted(set(before) | set(after))
+        for name in sorted({*before, *after})
         if before.get(name) != after.get(name) and not name.startswith(FREE)
     ]
 
 
-def _parted(table: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The plain settings of a [search] table and its axes, which are the names with dots, quoted or
-    not.
-    """
+def _split(table: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of a [search] table, and its axes: the names with dots, quoted or as tables."""
     plain: dict[str, Any] = {}
     axes: dict[str, Any] = {}
     for name, value in table.items():
-        if "." in name:
-            axes[name] = value
-        elif isinstance(value, Mapping) and name not in settings.kinds(SearchSettings):
-            axes |= {f"{name}.{rest}": found for rest, found in _nested(value).items()}
+        if "." in name or (isinstance(value, Mapping) and name not in SETTINGS):
+            axes |= _axis_tables(name, value)
         else:
             plain[name] = value
     return plain, axes
 
 
-def _nested(table: Mapping[str, Any]) -> dict[str, Any]:
-    """`latent_dim.choice` below `[search.method]` as the axis `latent_dim`."""
+def _axis_tables(name: str, value: Any) -> dict[str, Any]:
+    """A table of tables, such as [search.method], is a prefix; any other value is for the axis."""
+    tables = isinstance(value, Mapping) and all(isinstance(v, Mapping) for v in value.values())
+    if not tables or not value:
+        return {name: value}
     found: dict[str, Any] = {}
-    for name, value in table.items():
-        deeper = (
-            isinstance(value, Mapping)
-            and value
-            and all(isinstance(each, Mapping) for each in value.values())
-        )
-        found |= (
-            {f"{name}.{rest}": below for rest, below in _nested(value).items()}
-            if deeper
-            else {name: value}
-        )
+    for key, below in value.items():
+        found |= _axis_tables(f"{name}.{key}", below)
     return found
 
 

@@ -1,5 +1,5 @@
-"""What a search wants the least (or the most) of, checked before anything starts: who is best.
-Needs torch to check.
+"""What a search minimises (or maximises), checked before anything starts, and which trial is
+best.
 """
 
 from __future__ import annotations
@@ -12,107 +12,88 @@ from udl_dist import methods
 from udl_dist.errors import UsageError
 from udl_dist.experiment import kinds
 from udl_dist.search.config import Search
-from udl_dist.search.trial_log import Line
+from udl_dist.search.trial_log import TrialResult
 
 
 class Objective:
-    """The figures of a search by name, and the order in which they put trials."""
+    """The metrics of a search by name, and the order in which they put trials."""
 
     def __init__(self, search: Search) -> None:
         self.names = search.settings.metric
         self._sign = 1.0 if search.settings.mode == "min" else -1.0
 
-    @property
-    def in_words(self) -> str:
-        return " and ".join(self.names)
-
-    def of(self, figures: Mapping[str, float], values: Mapping[str, Any]) -> list[float]:
+    def of(self, metrics: Mapping[str, float], settings: Mapping[str, Any]) -> list[float]:
         """The objectives of a trial; nan where one is missing."""
-        both = {**values, **figures}
+        both = {**settings, **metrics}
         return [float(both.get(name, math.nan)) for name in self.names]
 
-    def told(self, metric: Sequence[float]) -> float | list[float]:
-        return metric[0] if len(metric) == 1 else list(metric)
+    def as_metric(self, values: Sequence[float]) -> float | list[float]:
+        """As trials.jsonl has it: a number, or a list of several."""
+        return values[0] if len(values) == 1 else list(values)
 
-    def loss(self, metric: Sequence[float]) -> float:
-        """The first objective as something that is best at its least."""
-        return self._sign * metric[0]
+    def loss(self, values: Sequence[float]) -> float:
+        """The first objective, the lower the better."""
+        return self._sign * values[0]
 
-    def losses(self, metric: Sequence[float]) -> list[float]:
-        """All of them; `mode` is that of the first, the others are always best at their least."""
-        return [self.loss(metric), *metric[1:]]
+    def losses(self, values: Sequence[float]) -> list[float]:
+        """All of them; `mode` is that of the first, the others are always minimised."""
+        return [self.loss(values), *values[1:]]
 
-    def front(self, lines: Sequence[Line]) -> list[Line]:
-        """The trials that no other is as good as in every objective and better in one."""
-        every = {line.trial: self.losses(line.values) for line in lines if line.metric is not None}
+    def front(self, results: Sequence[TrialResult]) -> list[TrialResult]:
+        """The Pareto front: the trials that no other beats."""
+        good = [result for result in results if result.metric is not None]
+        losses = [self.losses(result.values) for result in good]
         return [
-            line
-            for line in lines
-            if line.trial in every
-            and not any(_beats(other, every[line.trial]) for other in every.values())
+            result
+            for result, own in zip(good, losses, strict=True)
+            if not any(_beats(other, own) for other in losses)
         ]
 
-    def ranked(self, lines: Sequence[Line]) -> list[Line]:
-        """Complete trials first, then those that were stopped later; the best of each first, no
-        failed one.
+    def ranked(self, results: Sequence[TrialResult]) -> list[TrialResult]:
+        """Complete trials, then stopped ones, the latest first; the best first; without failed
+        ones.
         """
-        good = [line for line in lines if line.metric is not None]
-        return sorted(
-            good,
-            key=lambda line: (
-                line.state != "complete",
-                -line.images if line.state != "complete" else 0,
-                self.loss(line.values),
-                line.trial,
-            ),
-        )
+
+        def rank(result: TrialResult) -> tuple[bool, int, float, int]:
+            stopped = result.state != "complete"
+            loss = self.loss(result.values)
+            return stopped, -result.images if stopped else 0, loss, result.trial
+
+        return sorted((result for result in results if result.metric is not None), key=rank)
 
 
 def check(search: Search) -> None:
-    """Raise UsageError for an objective that nobody reports, or that does not compare across an
-    axis.
-    """
+    """Raise UsageError for an objective that is not reported, or not comparable across an axis."""
     from udl_dist.training.validation import refuse_unknown_metric
 
-    found, base = search.settings, search.base
+    names, base = search.settings.metric, search.base
     method = methods.find(base.method_name)(base.method, base.data.shape)
     if base.run.best:
         refuse_unknown_metric("run.best", base.run.best, method)
-    axes = {axis.name: axis for axis in search.axes}
-    for name in found.metric:
-        if name in axes:
-            if kinds(search.base.method_name)[name] not in (int, float) or len(found.metric) == 1:
-                raise UsageError(
-                    f"search.metric: {name} is an axis: as a further objective it can be any of"
-                    " numbers"
-                )
-            continue
-        refuse_unknown_metric("search.metric", name, method)
-        _refuse_unequal(name, search)
-    if found.metric[0] in axes:
+    axes = [axis.name for axis in search.axes]
+    if names[0] in axes:
         raise UsageError(
-            "search.metric: the first objective must be a figure, not the setting"
-            f" {found.metric[0]}"
+            f"search.metric: the first objective must be a metric; {names[0]} is an axis"
         )
-    if len(found.metric) > 1 and found.scheduler != "none":
+    for name in names:
+        if name not in axes:
+            refuse_unknown_metric("search.metric", name, method)
+            across = method.incomparable.get(name.removeprefix("val/")) or ()
+            if changed := [axis for axis in axes if axis.removeprefix("method.") in across]:
+                raise UsageError(
+                    f"search.metric {name} does not compare across {changed[0]}: each value has "
+                    "another scale; take another metric, or leave the axis out"
+                )
+        elif kinds(base.method_name)[name] not in (int, float):
+            raise UsageError(f"search.metric: {name} is an axis, but not one of numbers")
+    if len(names) > 1 and search.settings.scheduler != "none":
         raise UsageError(
             "search.metric has several objectives: at a rung no trial is plainly worse, set "
             "search.scheduler = none"
         )
 
 
-def _refuse_unequal(name: str, search: Search) -> None:
-    """A figure that means another thing for each value of an axis ranks nothing."""
-    method = methods.find(search.base.method_name)
-    across = method.incomparable.get(name.removeprefix("val/"))
-    for axis in search.axes:
-        if across and axis.name.removeprefix("method.") in across:
-            raise UsageError(
-                f"search.metric {name} does not compare across {axis.name}: its values are of"
-                " another scale for each; take another metric, or leave the axis out"
-            )
-
-
 def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
+    """At least as good in every objective, and better in one."""
     pairs = list(zip(one, other, strict=True))
     return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)

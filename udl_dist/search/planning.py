@@ -1,6 +1,4 @@
-"""What a search will do, known before it starts: trials, rungs, the cost in images. Needs no
-Ray.
-"""
+"""What a search will do, known before it starts: trials, rungs, the cost in images."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from udl_dist.errors import UsageError
 from udl_dist.launch.plan import plan_here as plan_run
 from udl_dist.search.axes import with_values
 from udl_dist.search.config import Search, SearchSettings
-from udl_dist.search.samplers import Grid, Random, Sampler, settings_asked
+from udl_dist.search.samplers import Sampler, make_sampler, settings_asked
 from udl_dist.search.scheduler import rungs
 from udl_dist.search.trial import experiment_of, in_steps
 
@@ -21,9 +19,7 @@ CHECKED = 200  # trials whose experiments are built before the first one starts
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """The figures of a plan; `images` if no trial is stopped, `expected_images` with the
-    scheduler.
-    """
+    """`images` if no trial is stopped, `expected_images` with the scheduler."""
 
     folder: str
     method: str
@@ -44,35 +40,24 @@ class SearchPlan:
     at_once: int
 
     def lines(self) -> list[str]:
-        stopped = (
-            f", decided at {', '.join(f'{images:,}' for images in self.rungs)} images"
-            if self.rungs
-            else ""
-        )
-        fewer = self.expected_images < self.images
-        share = f" (about {self.expected_images:,} with {self.scheduler})" if fewer else ""
-        cost = (
-            f"{self.images:,} images if none is stopped{share}, then {self.final_images:,} for the"
-            " winner"
-        )
-        longer = (
-            f"search.budget_images = {self.capped:,} is more than a whole run"
-            f" ({self.whole_images:,} images by "
+        cost = f"{self.images:,} images if none is stopped"
+        if self.expected_images < self.images:
+            cost += f" (about {self.expected_images:,} with {self.scheduler})"
+        stopped = ", ".join(f"{images:,}" for images in self.rungs)
+        capped = (
+            f"budget        search.budget_images = {self.capped:,} is more than a whole run"
+            f" ({self.whole_images:,} images by train.epochs or train.total_images): trials end"
+            " there"
         )
         return [
             f"search folder {self.folder}",
             f"metric        {' and '.join(self.metric)}",
             *(f"axis          {axis}" for axis in self.axes),
-            (
-                f"trials        {self.trials} ({self.settings} settings by {self.sampler}),"
-                f" {self.budget:,} images each at most{stopped}"
-            ),
-            *(
-                [f"budget        {longer}train.epochs or train.total_images): trials end there"]
-                if self.capped
-                else []
-            ),
-            f"cost          {cost}",
+            f"trials        {self.trials} ({self.settings} settings by {self.sampler}), "
+            f"{self.budget:,} images each at most"
+            + (f", decided at {stopped} images" if stopped else ""),
+            *([capped] if self.capped else []),
+            f"cost          {cost}, then {self.final_images:,} for the winner",
             f"workers       {self.workers} a trial; on this machine {self.at_once} trials at once",
         ]
 
@@ -81,8 +66,8 @@ class SearchPlan:
 
 
 def plan(search: Search) -> SearchPlan:
-    """Work out the plan; raise UsageError or DataError for whatever can be refused before a machine
-    is taken.
+    """Work out the plan; raise UsageError or DataError for what can be refused without a
+    machine.
     """
     found, base = search.settings, search.base
     whole = plan_run(base)
@@ -96,17 +81,16 @@ def plan(search: Search) -> SearchPlan:
         )
     if base.run.least_workers != base.run.most_workers:
         raise UsageError(
-            f"run.workers = {base.run.workers!r}: the trials of a search have a fixed number of"
-            " workers"
+            f"run.workers = {base.run.workers!r}: the trials of a search have a fixed number of "
+            "workers"
         )
-    budget = in_steps(
-        min(found.budget_images or whole.total_images, whole.total_images), base.train.batch_size
-    )
-    capped = found.budget_images if found.budget_images > whole.total_images else 0
+    images = min(found.budget_images or whole.total_images, whole.total_images)
+    budget = in_steps(images, base.train.batch_size)
+    at_rungs = rungs(found, budget, search.batches)
     sampler = make_sampler(search)
     settings = settings_asked(sampler, found.trials, found.seeds)
-    trials, places = settings * found.seeds, rungs(found, budget, search.batches)
-    _check_trials(search, sampler, settings, budget, places)
+    trials = settings * found.seeds
+    _check_trials(search, sampler, settings, budget, at_rungs)
     return SearchPlan(
         folder=str(search.folder),
         method=base.method_name,
@@ -117,10 +101,10 @@ def plan(search: Search) -> SearchPlan:
         trials=trials,
         settings=settings,
         budget=budget,
-        capped=capped,
-        rungs=places,
+        capped=found.budget_images if found.budget_images > whole.total_images else 0,
+        rungs=at_rungs,
         images=trials * budget,
-        expected_images=_expected(trials, budget, places, found),
+        expected_images=_expected(trials, budget, at_rungs, found),
         whole_images=whole.total_images,
         final_images=whole.total_images * found.final_seeds,
         workers=base.run.workers,
@@ -128,46 +112,33 @@ def plan(search: Search) -> SearchPlan:
     )
 
 
-def make_sampler(search: Search) -> Sampler:
-    """Where the settings of trials come from."""
-    if search.settings.sampler == "grid":
-        return Grid(search.axes, search.settings.seed)
-    if search.settings.sampler == "optuna":
-        from udl_dist.search.tpe import Tpe
-
-        return Tpe(search)
-    return Random(search.axes, search.settings.seed)
-
-
 def _check_trials(
-    search: Search, sampler: Sampler, settings: int, budget: int, places: tuple[int, ...]
+    search: Search, sampler: Sampler, settings: int, budget: int, at_rungs: tuple[int, ...]
 ) -> None:
-    """Build the experiment of each trial, and plan it: what would be refused is refused before the
-    first one starts.
-    """
-    if sampler.ahead:
-        ends = [{axis.name: value} for axis in search.axes for value in axis.ends()]
-        for values in ends:
-            plan_run(with_values(search.base, values))
+    """Plan each trial: what is refused is refused before the first one starts."""
+    if sampler.ahead:  # the settings are not known yet
+        for axis in search.axes:
+            for value in axis.ends():
+                plan_run(with_values(search.base, {axis.name: value}))
         return
-    for number in range(min(settings, CHECKED)):
-        values = sampler.values(number, {})
+    for setting in range(min(settings, CHECKED)):
+        trial, values = setting * search.settings.seeds, sampler.values(setting, {})
         try:
-            plan_run(experiment_of(search, number, values, 0, budget, places))
+            plan_run(experiment_of(search, trial, values, budget, at_rungs))
         except UsageError as error:
-            told = ", ".join(f"{name} = {value}" for name, value in values.items())
-            raise UsageError(f"trial {number} ({told}): {error}") from None
+            listed = ", ".join(f"{name} = {value}" for name, value in values.items())
+            raise UsageError(f"trial {trial} ({listed}): {error}") from None
 
 
-def _expected(trials: int, budget: int, places: tuple[int, ...], settings: SearchSettings) -> int:
-    """Images if one of `reduction` trials goes on at each rung of asha, and half of those that
-    began by the median.
+def _expected(trials: int, budget: int, at_rungs: tuple[int, ...], settings: SearchSettings) -> int:
+    """Images if 1 of `reduction` trials passes each rung of asha; by the median half stop
+    midway.
     """
     if settings.scheduler == "median":
-        return round(trials * (budget + places[len(places) // 2]) / 2)
+        return round(trials * (budget + at_rungs[len(at_rungs) // 2]) / 2)
     reduction = settings.reduction if settings.scheduler == "asha" else 1
     total, before, left = 0.0, 0, float(trials)
-    for images in (*places, budget):
+    for images in (*at_rungs, budget):
         total += left * (images - before)
         before, left = images, max(1.0, left / reduction)
     return round(total)

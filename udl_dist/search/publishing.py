@@ -1,8 +1,8 @@
-"""The winner handed over: its runs measured as `udl evaluate` does, the best exported as `udl
-export` does.
+"""Publishes the winner: evaluates its runs as `udl evaluate` does, exports the best as `udl
+export`.
 
-What is there already, of these very weights, is not made again: the same command goes on after a
-kill. What cannot be had is left out with the reason; neither costs the search what it has found.
+What exists already for the same weights is not made again, so a killed search resumes here too.
+What cannot be made is left out, with the reason.
 """
 
 from __future__ import annotations
@@ -18,26 +18,25 @@ from udl_dist.core import files
 from udl_dist.errors import UdlError, UsageError
 from udl_dist.evaluation import io as written
 from udl_dist.runs.terminal import Progress, Screen
-from udl_dist.search.config import Search
 from udl_dist.search.objective import Objective
-from udl_dist.search.winner import Finals, spread
+from udl_dist.search.winner import FinalRuns, Spread
 
 if TYPE_CHECKING:
     from udl_dist.inference.model import Model
 
 MODEL = "model"
-Entry = Mapping[str, Any]
+Entry = Mapping[str, Any]  # of one metric in an evaluation.json
 
 
 @dataclass(frozen=True)
-class Handed:
-    """What there is: figures over the final runs, the weights of each, what is left out, the run in
-    `model`.
+class Published:
+    """The evaluation.json of a search: metrics over the final runs, the weights of each run, what
+    is left out and why, and the run in `model`.
     """
 
     figures: Mapping[str, Entry] = field(default_factory=dict)
     runs: Mapping[str, str] = field(default_factory=dict)
-    lacking: tuple[str, ...] = ()  # families of figures that cannot be had
+    lacking: tuple[str, ...] = ()  # metric groups that cannot be measured
     failed: tuple[str, ...] = ()
     model: str = ""
 
@@ -46,23 +45,19 @@ class Handed:
         return [*self.lacking, *self.failed]
 
     def as_dict(self, folder: Path) -> dict[str, Any]:
+        figures = self.figures.items()
         return {
-            "figures": {
-                name: {"mean": entry["value"], "sd": entry["sd"]}
-                for name, entry in self.figures.items()
-            },
+            "figures": {name: {"mean": each["value"], "sd": each["sd"]} for name, each in figures},
             "left_out": self.left_out,
             "model": str(folder / MODEL) if self.model else None,
         }
 
 
-def kept(folder: Path) -> Handed:
-    """What was handed over in a search folder; nothing where its file is not there or makes no
-    sense.
-    """
+def read(folder: Path) -> Published:
+    """What a search folder has published; nothing if its file is missing or invalid."""
     try:
         found = json.loads((folder / written.NAME).read_text(encoding="utf-8"))
-        return Handed(
+        return Published(
             dict(found["figures"]),
             dict(found["runs"]),
             tuple(found["lacking"]),
@@ -70,132 +65,120 @@ def kept(folder: Path) -> Handed:
             str(found["model"]),
         )
     except (OSError, ValueError, TypeError, KeyError):
-        return Handed()
+        return Published()
 
 
-def hand_over(wanted: Search, finals: Finals, out: TextIO) -> Handed:
-    """Measure and export what was not yet; keep it in the search folder and return it."""
-    before = kept(wanted.folder)
-    runs, failed = _opened(wanted, finals)
+def publish(final: FinalRuns, out: TextIO) -> Published:
+    """Evaluate and export what is not yet; write evaluation.json into the search folder."""
+    wanted, before = final.search, read(final.search.folder)
+    runs, failed = _loaded(final)
     measured: dict[str, Mapping[str, Entry]] = {}
     lacking: dict[str, None] = {}
     for name, model in runs.items() if wanted.settings.evaluate else ():
         try:
-            figures, cannot = _measured(name, model, before, out)
-            measured[name] = figures
-            lacking |= dict.fromkeys(cannot)
+            notes = _evaluate(name, model, before, out)
+            measured[name] = _metrics_of(model)
+            lacking |= dict.fromkeys(notes)
         except UdlError as error:
             failed.append(f"{name} is not evaluated: {error}")
+    exported = ""
+    if wanted.settings.export and runs:
+        exported = next(iter(runs))  # the best
+        try:
+            _export(runs[exported], wanted.folder / MODEL, out)
+        except UdlError as error:
+            failed.append(f"no model is exported: {error}")
+            exported = ""
     weights = {name: runs[name].origin.weights for name in measured}
-    exported = _exported(wanted, runs, failed, out) if wanted.settings.export and runs else ""
-    handed = Handed(_over_runs(measured), weights, tuple(lacking), tuple(failed), exported)
-    if handed != before:
-        files.write_whole(
-            wanted.folder / written.NAME, json.dumps(vars(handed), indent=1, ensure_ascii=False)
-        )
-    return handed
+    published = Published(_over_runs(measured), weights, tuple(lacking), tuple(failed), exported)
+    if published != before:
+        text = json.dumps(vars(published), indent=1, ensure_ascii=False)
+        files.write_whole(wanted.folder / written.NAME, text)
+    return published
 
 
-def _opened(wanted: Search, finals: Finals) -> tuple[dict[str, Model], list[str]]:
-    """The final runs that ended, the best of them first, by the objective where they ended."""
+def _loaded(final: FinalRuns) -> tuple[dict[str, Model], list[str]]:
+    """The models of complete final runs, the best by the objective first; and why others lack."""
     from udl_dist.inference.model import load
 
-    loss, failed = Objective(wanted), list[str]()
-    found: dict[str, tuple[float, Model]] = {}
-    for seed in range(wanted.settings.final_seeds):
-        folder, ended = finals.folder(seed), finals.finished(seed)
-        if ended is None:
+    objective, failed = Objective(final.search), list[str]()
+    device = "cpu" if final.search.base.run.device == "cpu" else "auto"
+    losses: dict[str, float] = {}
+    models: dict[str, Model] = {}
+    for seed in final.seeds:
+        folder, result = final.folder(seed), final.finished(seed)
+        if result is None:
             failed.append(f"{folder.name}: it was not trained to its end")
             continue
         try:
-            model = load(folder, "cpu" if wanted.base.run.device == "cpu" else "auto")
-            found[folder.name] = loss.loss(loss.of(ended["figures"], {})), model
+            models[folder.name] = load(folder, device)
+            losses[folder.name] = objective.loss(objective.of(result["figures"], {}))
         except UdlError as error:
             failed.append(f"{folder.name}: {error}")
-    ranked = sorted(found.items(), key=lambda item: item[1][0])
-    return {name: model for name, (_, model) in ranked}, failed
+    return {name: models[name] for name in sorted(models, key=losses.__getitem__)}, failed
 
 
-def _measured(
-    name: str, model: Model, before: Handed, out: TextIO
-) -> tuple[Mapping[str, Entry], list[str]]:
-    """The figures of one run, and what it cannot have; measured anew only if more can be had than
-    before.
-    """
+def _evaluate(name: str, model: Model, before: Published, out: TextIO) -> list[str]:
+    """Evaluate one run, unless nothing more can be measured than before; return what cannot be."""
     from udl_dist.evaluation.settings import MetricSettings
     from udl_dist.inference import evaluating
     from udl_dist.inference.measuring import Measuring
 
-    lacking = Measuring(model, MetricSettings()).notes
-    same = before.runs.get(name) == model.origin.weights and {*before.lacking} <= {*lacking}
-    if not (same and _figures_of(model)):
-        evaluating.evaluate(
-            model, MetricSettings(), None, Progress(f"evaluating the winner, {name}", out, "parts")
-        )
-    return _figures_of(model), lacking
+    notes = Measuring(model, MetricSettings()).notes
+    same_weights = before.runs.get(name) == model.origin.weights
+    if not (same_weights and {*before.lacking} <= {*notes} and _metrics_of(model)):
+        progress = Progress(f"evaluating the winner, {name}", out, "parts")
+        evaluating.evaluate(model, MetricSettings(), None, progress)
+    return notes
 
 
-def _figures_of(model: Model) -> Mapping[str, Entry]:
-    """The figures beside a run that are of its weights."""
+def _metrics_of(model: Model) -> Mapping[str, Entry]:
+    """The evaluation in a run folder, if it is of these weights."""
     return written.of_weights(model.origin.folder / written.NAME, model.origin.weights)
 
 
 def _over_runs(measured: Mapping[str, Mapping[str, Entry]]) -> dict[str, Entry]:
-    """Each figure's mean and deviation over runs (of one run: its own), beside what it is held
-    against.
-    """
-    found: dict[str, Entry] = {}
-    for name in next(iter(measured.values()), {}):
-        entries = [figures[name] for figures in measured.values() if name in figures]
-        mean, deviation, runs = spread([entry["value"] for entry in entries])
-        first = entries[0]
-        floor = {
-            what: spread([entry["floor"][what] for entry in entries])[0]
-            for what in first["floor"] or ()
-        }
-        same = {
-            what: value
-            for what, value in first["protocol"].items()
-            if all(entry["protocol"].get(what) == value for entry in entries)
-        }
-        protocol = {
-            **same,
-            "runs": runs,
-            "sd_over": "runs" if runs > 1 else "seeds of the evaluation",
-        }
-        found[name] = {
-            "value": mean,
-            "sd": deviation if runs > 1 else first["sd"],
-            "floor": floor or None,
-            "protocol": protocol,
-        }
-    return found
+    """Each metric of the first run over all runs; the standard deviation of one run is its own."""
+    first = next(iter(measured.values()), {})
+    return {name: _entry([run[name] for run in measured.values() if name in run]) for name in first}
 
 
-def _exported(wanted: Search, runs: Mapping[str, Model], failed: list[str], out: TextIO) -> str:
-    """Export the best run, unless it lies there already; give its name, or "" and tell why it
-    failed.
+def _entry(entries: list[Entry]) -> Entry:
+    first, spread = entries[0], Spread.of([entry["value"] for entry in entries])
+    several = spread.runs > 1
+    floor = {
+        what: Spread.of([entry["floor"][what] for entry in entries]).mean
+        for what in first["floor"] or ()
+    }
+    shared = {
+        what: value
+        for what, value in first["protocol"].items()
+        if all(entry["protocol"].get(what) == value for entry in entries)
+    }
+    sd_over = "runs" if several else "seeds of the evaluation"
+    return {
+        "value": spread.mean,
+        "sd": spread.sd if several else first["sd"],
+        "floor": floor or None,
+        "protocol": {**shared, "runs": spread.runs, "sd_over": sd_over},
+    }
+
+
+def _export(model: Model, dest: Path, out: TextIO) -> None:
+    """Export a run, unless its weights are exported already; an older winner's model is
+    replaced.
     """
+    from udl_dist.inference import layout
     from udl_dist.inference.export import ExportSettings, export
 
-    best, dest = next(iter(runs)), wanted.folder / MODEL
     try:
-        if (there := _there(dest)) != runs[best].origin.weights:
-            if there:  # of another winner, before there were more trials
-                shutil.rmtree(dest)
-            Screen(out).say(f"exporting the winner, {best}")
-            export(runs[best], dest, ExportSettings(title=wanted.folder.name))
-        return best
-    except UdlError as error:
-        failed.append(f"no model is exported: {error}")
-        return ""
-
-
-def _there(dest: Path) -> str:
-    """The weights that an exported model is of; "" where there is none that can be read."""
-    from udl_dist.inference import layout
-
-    try:
-        return str(layout.read_config(dest).get("checkpoint", "")) if layout.is_model(dest) else ""
+        config = layout.read_config(dest) if layout.is_model(dest) else {}
     except UdlError as error:
         raise UsageError(f"{error}, or remove {dest}") from None
+    exported = str(config.get("checkpoint", ""))
+    if exported == model.origin.weights:
+        return
+    if exported:
+        shutil.rmtree(dest)
+    Screen(out).say(f"exporting the winner, {model.origin.folder.name}")
+    export(model, dest, ExportSettings(title=dest.parent.name))

@@ -1,298 +1,235 @@
-"""What a search came to: a table for people, figures for machines, search.csv. Reads the journal
-and run folders.
-"""
+"""The results of a search: a table for people, values for machines, search.csv."""
 
 from __future__ import annotations
 
 import csv
 import io
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from udl_dist.core import files
 from udl_dist.evaluation import io as written
 from udl_dist.runs.run_folder import RunFolder
+from udl_dist.runs.terminal import Screen
+from udl_dist.search import publishing
 from udl_dist.search.config import Search
 from udl_dist.search.objective import Objective
-from udl_dist.search.publishing import MODEL, Handed
-from udl_dist.search.trial_log import Line
+from udl_dist.search.planning import SearchPlan
+from udl_dist.search.publishing import MODEL, Published
+from udl_dist.search.trial_log import NAME as LOG
+from udl_dist.search.trial_log import TrialLog, TrialResult
+from udl_dist.search.winner import FinalRuns, Spread, Winner, final_runs, find_winner
 
 SHOWN = 30  # trials in the table; all are in search.csv
+CSV, WINNER = "search.csv", "winner.toml"
 
 
 @dataclass(frozen=True)
-class Winner:
-    """The best setting: the trial it was found by, its values, its mean metric over the seeds it
-    had.
-    """
-
-    trial: int
-    values: dict[str, Any]
-    metric: float | list[float]
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a search ended; `final`: mean, deviation and number of runs of the winner's figures."""
+class SearchResult:
+    """A search now or at its end; `final`: the held-out metrics of the winner's runs."""
 
     search: Search
-    lines: list[Line]
+    results: list[TrialResult]
     trials: int
     budget: int
     winner: Winner | None
-    final: dict[str, tuple[float, float, int]] = field(default_factory=dict)
+    final: dict[str, Spread] = field(default_factory=dict)
     signal: int = 0
-    handed: Handed = field(default_factory=Handed)
+    published: Published = field(default_factory=Published)
 
     @property
     def complete(self) -> bool:
-        return len(self.lines) == self.trials
+        return len(self.results) == self.trials
 
     @property
     def exit_code(self) -> int:
         if self.signal:
             return 128 + self.signal
-        unfinished = self.final and self.search.settings.export and not self.handed.model
-        return 4 if self.complete and (self.winner is None or unfinished) else 0
+        unpublished = self.final and self.search.settings.export and not self.published.model
+        return 4 if self.complete and (self.winner is None or unpublished) else 0
 
     def as_dict(self) -> dict[str, Any]:
+        best, folder = self.winner, self.search.folder
         return {
-            "folder": str(self.search.folder),
+            "folder": str(folder),
             "complete": self.complete,
             "trials": self.trials,
-            "ended": len(self.lines),
-            "states": states(self.lines),
-            "images": images(self.lines),
+            "ended": len(self.results),
+            "states": count_states(self.results),
+            "images": total_images(self.results),
             "budget_images": self.budget,
             "metric": list(self.search.settings.metric),
-            "best": (
-                None
-                if self.winner is None
-                else {
-                    "trial": self.winner.trial,
-                    "metric": self.winner.metric,
-                    "settings": self.winner.values,
-                }
-            ),
-            "final": {
-                name: {"mean": mean, "sd": deviation, "runs": runs}
-                for name, (mean, deviation, runs) in self.final.items()
-            },
-            "front": [line.trial for line in Objective(self.search).front(self.lines)],
-            **self.handed.as_dict(self.search.folder),
+            "best": best and {"trial": best.trial, "metric": best.metric, "settings": best.values},
+            "final": {name: vars(spread) for name, spread in self.final.items()},
+            "front": [result.trial for result in Objective(self.search).front(self.results)],
+            **self.published.as_dict(folder),
         }
 
-    def lines_for_people(self) -> list[str]:
-        found = [*table(self.search, self.lines), *self._summary()]
-        if self.winner is None and self.complete:
-            return [
-                *found,
-                f"no trial has a figure: why each failed is in {self.search.folder}/trials.jsonl",
-            ]
-        return [*found, *self._winner()]
+    def lines(self) -> list[str]:
+        found = [*table_lines(self.search, self.results), *self._summary()]
+        if self.winner:
+            return [*found, *self._about_winner(self.winner)]
+        if self.complete:
+            log = self.search.folder / LOG
+            found.append(f"no trial has a valid metric: why each failed is in {log}")
+        return found
 
     def status_lines(self) -> list[str]:
-        """The same while it may still go on, with the trials at work."""
-        working = at_work(self.search.folder, {line.trial for line in self.lines})
-        told = [f"  trial {each['trial']}: {each['images']:,} images so far" for each in working]
-        return [*self.lines_for_people(), *told]
+        """The same while it may still run, with the running trials."""
+        return [*self.lines(), *_running_trials(self.search.folder, self.results)]
 
     def _summary(self) -> list[str]:
-        count = states(self.lines)
-        used = images(self.lines)
-        whole = self.budget * max(1, len(self.lines))
-        told = ", ".join(f"{number} {state}" for state, number in count.items())
-        state = "" if self.complete else "; the same command goes on"
+        used, most = total_images(self.results), self.budget * max(1, len(self.results))
+        states = in_words(count_states(self.results))
+        state = "" if self.complete else "; the same command resumes it"
+        count = f"{len(self.results)} of {self.trials} trials ended ({states})"
         return [
-            (
-                f"{self.search.folder}: {len(self.lines)} of {self.trials} trials ended"
-                f" ({told}){state}"
-            ),
-            f"  {used:,} images, {100 * used / whole:.0f} % of what they would be without stopping",
+            f"{self.search.folder}: {count}{state}",
+            f"  {used:,} images, {100 * used / most:.0f} % of what they would be without stopping",
         ]
 
-    def _winner(self) -> list[str]:
-        if self.winner is None:
-            return []
-        told = ", ".join(f"{name} {short(value)}" for name, value in self.winner.values.items())
-        lines = [f"  best: trial {self.winner.trial} ({told})"]
-        for name, (mean, deviation, runs) in self.final.items():
-            if name in self.search.settings.metric or len(self.final) == 1:
-                lines.append(
-                    f"  trained anew on the full budget: {name} {mean:.5g} ± {deviation:.2g}"
-                    f" ({runs} runs)"
-                )
-        front = (
-            Objective(self.search).front(self.lines) if len(self.search.settings.metric) > 1 else []
-        )
-        if front:
-            lines.append(f"  nothing beats trials {', '.join(str(line.trial) for line in front)}")
-        places = (
-            "winner.toml",
-            "search.csv",
-            "trials.jsonl",
-            "trials",
-            "winner",
-            "plots",
-            written.NAME,
-            MODEL,
-        )
-        there = [place for place in places if (self.search.folder / place).exists()]
-        return [*lines, *self._handed(), f"  in it: {', '.join(there)}"]
-
-    def _handed(self) -> list[str]:
-        """The figures of the winner's runs, and its model."""
-        told = (
-            [f"  {line}" for line in written.table(self.handed.figures)]
-            if self.handed.figures
-            else []
-        )
-        model = self.search.folder / MODEL
-        load = (
-            [f'  its model: udl_dist.load("{model}"), from {self.handed.model}']
-            if self.handed.model
-            else []
-        )
-        return [*told, *(f"  {line}" for line in self.handed.left_out), *load]
+    def _about_winner(self, winner: Winner) -> list[str]:
+        folder, metrics = self.search.folder, self.search.settings.metric
+        values = ", ".join(f"{name} {short(value)}" for name, value in winner.values.items())
+        lines = [f"  best: trial {winner.trial} ({values})"]
+        for name, spread in self.final.items():
+            if name in metrics or len(self.final) == 1:
+                value = f"{spread.mean:.5g} ± {spread.sd:.2g} ({spread.runs} runs)"
+                lines.append(f"  trained on the full budget: {name} {value}")
+        if len(metrics) > 1:
+            front = Objective(self.search).front(self.results)
+            trials = ", ".join(str(result.trial) for result in front)
+            lines.append(f"  no trial beats {trials}")
+        if self.published.figures:
+            lines += [f"  {line}" for line in written.table(self.published.figures)]
+        lines += [f"  {line}" for line in self.published.left_out]
+        if self.published.model:
+            model, run = folder / MODEL, self.published.model
+            lines.append(f'  its model: udl_dist.load("{model}"), from {run}')
+        names = (WINNER, CSV, LOG, "trials", "winner", "plots", written.NAME, MODEL)
+        there = [name for name in names if (folder / name).exists()]
+        return [*lines, f"  in it: {', '.join(there)}"]
 
 
-def winner(search: Search, lines: Sequence[Line]) -> Winner | None:
-    """The setting of the best mean over its seeds; one whose trials were all complete before any
-    other.
-    """
-    objective, by_setting = Objective(search), dict[int, list[Line]]()
-    for line in lines:
-        by_setting.setdefault(line.trial // search.settings.seeds, []).append(line)
-    whole = {
-        which: each
-        for which, each in by_setting.items()
-        if len(each) == search.settings.seeds and all(line.state == "complete" for line in each)
-    }
-    some = whole or {
-        which: good
-        for which, each in by_setting.items()
-        if (good := [line for line in each if line.metric is not None])
-    }
-    if not some:
-        return None
-    images = max(min(line.images for line in each) for each in some.values())
-    means = {
-        which: [
-            statistics.fmean(column) for column in zip(*(line.values for line in each), strict=True)
-        ]
-        for which, each in some.items()
-        if whole or min(line.images for line in each) == images
-    }
-    best = min(means, key=lambda which: (objective.loss(means[which]), which))
-    first = some[best][0]
-    return Winner(first.trial, first.settings, objective.told(means[best]))
+def conclude(
+    wanted: Search, planned: SearchPlan, log: TrialLog, out: TextIO, signal: int = 0
+) -> SearchResult:
+    """Write files for people, publish the winner once it is trained, and return the result."""
+    found = log.first(planned.trials)
+    if best := find_winner(wanted, found):
+        made = FinalRuns(wanted, best.values, planned.whole_images).experiment(0)
+        path = wanted.folder / WINNER
+        head = f"# udl train {path}\n# Trial {best.trial} of the search in this folder.\n\n"
+        files.write_whole(path, head + made.to_toml())
+    write_csv(wanted, found)
+    if final := final_runs(wanted, planned, log):
+        if wanted.settings.plots:
+            from udl_dist.search import plots
+
+            Screen(out).say("drawing the plots of the search")
+            plots.draw(wanted, found, planned.rungs)
+        if wanted.settings.final_seeds and not signal:
+            publishing.publish(final, out)
+    return read(wanted, planned, log, signal)
 
 
-def table(search: Search, lines: Sequence[Line]) -> list[str]:
-    """The best trials, then those that were stopped, then those that failed, a line each."""
-    ranked = Objective(search).ranked(lines)
-    failed = [line for line in lines if line.metric is None]
-    names = [axis.name for axis in search.axes]
-    head = [
-        "trial",
-        "state",
-        "images",
-        *search.settings.metric,
-        *names,
-        *(["seed"] * (search.settings.seeds > 1)),
-    ]
-    rows = [
-        [
-            str(line.trial),
-            line.state,
-            f"{line.images:,}",
-            *([short(value) for value in line.values] or ["–"] * len(search.settings.metric)),
-            *(short(line.settings.get(name)) for name in names),
-            *([str(line.seed)] * (search.settings.seeds > 1)),
-            *([line.why[:60]] if line.why else []),
-        ]
-        for line in [*ranked, *failed][:SHOWN]
-    ]
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    shown = [
-        "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=False))
-        + ("  " + row[len(head)] if len(row) > len(head) else "")
-        for row in [head, *rows]
-    ]
-    more = len(lines) - SHOWN
-    return shown + ([f"… and {more} more in search.csv"] if more > 0 else [])
+def read(search: Search, planned: SearchPlan, log: TrialLog, signal: int = 0) -> SearchResult:
+    """What the search folder holds; nothing is written."""
+    results = log.first(planned.trials)
+    final = final_runs(search, planned, log)
+    return SearchResult(
+        search,
+        results,
+        planned.trials,
+        planned.budget,
+        find_winner(search, results),
+        final.metrics() if final else {},
+        signal,
+        publishing.read(search.folder) if final else Published(),
+    )
 
 
-def write_csv(search: Search, lines: Sequence[Line]) -> None:
-    """search.csv: a row a trial, a column for each axis and each held-out figure."""
-    names = [axis.name for axis in search.axes]
-    figures = sorted({name for line in lines for name in line.figures})
+def best_first(search: Search, results: Sequence[TrialResult]) -> list[TrialResult]:
+    """The best trials, then those that were stopped, then those that failed."""
+    failed = [result for result in results if result.metric is None]
+    return [*Objective(search).ranked(results), *failed]
+
+
+def table(
+    metrics: Sequence[str], settings: Sequence[str], results: Sequence[TrialResult]
+) -> list[list[str]]:
+    """A head, and a row for each trial."""
+    failed = "why it failed" if any(result.why for result in results) else ""
+    rows = [["trial", "state", "images", *metrics, *settings, "seed", failed]]
+    for result in results:
+        row = [str(result.trial), str(result.state), f"{result.images:,}"]
+        row += [*map(short, result.values), *["–"] * len(metrics)][: len(metrics)]
+        row += [short(result.settings.get(name, "")) for name in settings]
+        rows.append([*row, str(result.seed), str(result.why)])
+    return rows
+
+
+def table_lines(search: Search, results: Sequence[TrialResult]) -> list[str]:
+    """The table as text; of many trials the first ones."""
+    shown = best_first(search, results)[:SHOWN]
+    rows = table(search.settings.metric, [axis.name for axis in search.axes], shown)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for *row, why in rows:
+        padded = [text.rjust(width) for text, width in zip(row, widths, strict=False)]
+        lines.append("  ".join([*padded, why[:60]]).rstrip())
+    more = len(results) - SHOWN
+    return [*lines, f"… and {more} more in {CSV}"] if more > 0 else lines
+
+
+def write_csv(search: Search, results: Sequence[TrialResult]) -> None:
+    """search.csv: a row a trial, a column for each axis and each held-out metric."""
+    axes = [axis.name for axis in search.axes]
+    held_out = sorted({name for result in results for name in result.figures})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [
-            "trial",
-            "state",
-            "images",
-            *search.settings.metric,
-            *names,
-            "seed",
-            "seconds",
-            *figures,
-            "why",
-        ]
-    )
-    for line in sorted(lines, key=lambda line: line.trial):
-        values: list[Any] = [*line.values] or [""] * len(search.settings.metric)
-        writer.writerow(
-            [
-                line.trial,
-                line.state,
-                line.images,
-                *values,
-                *(line.settings.get(name, "") for name in names),
-                line.seed,
-                line.seconds,
-                *(line.figures.get(name, "") for name in figures),
-                line.why,
-            ]
-        )
-    files.write_whole(search.folder / "search.csv", text.getvalue())
+    metrics = search.settings.metric
+    head = ["trial", "state", "images", *metrics, *axes, "seed", "seconds", *held_out, "why"]
+    writer.writerow(head)
+    for result in results:
+        row: list[Any] = [result.trial, result.state, result.images]
+        row += result.values or [""] * len(metrics)
+        row += [result.settings.get(name, "") for name in axes]
+        row += [result.seed, result.seconds]
+        row += [result.figures.get(name, "") for name in held_out]
+        writer.writerow([*row, result.why])
+    files.write_whole(search.folder / CSV, text.getvalue())
 
 
-def states(lines: Sequence[Line]) -> dict[str, int]:
-    return {
-        state: number
+def count_states(results: Sequence[TrialResult]) -> dict[str, int]:
+    counts = {
+        state: sum(result.state == state for result in results)
         for state in ("complete", "stopped", "failed")
-        if (number := sum(line.state == state for line in lines))
     }
+    return {state: count for state, count in counts.items() if count}
 
 
-def images(lines: Sequence[Line]) -> int:
-    return sum(line.images for line in lines)
+def total_images(results: Sequence[TrialResult]) -> int:
+    return sum(result.images for result in results)
+
+
+def in_words(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {state}" for state, count in counts.items())
 
 
 def short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def at_work(folder: Path, ended: set[int]) -> list[dict[str, Any]]:
-    """The trials that have begun and not ended: number, images of the last point, held-out figures
-    of the last look.
-    """
-    found = []
+def _running_trials(folder: Path, results: Sequence[TrialResult]) -> list[str]:
+    """A line for each trial that has begun and not ended."""
+    ended = {result.trial for result in results}
+    lines = []
     for path in sorted((folder / "trials").glob("*")):
         if path.name.isdecimal() and int(path.name) not in ended:
             points = RunFolder(path).points()
-            held_out = [point for point in points if any(name.startswith("val/") for name in point)]
-            figures = {
-                name: value
-                for name, value in (held_out[-1] if held_out else {}).items()
-                if "val/" in name
-            }
             images = int(points[-1]["images"]) if points else 0
-            found.append({"trial": int(path.name), "images": images, "figures": figures})
-    return found
+            lines.append(f"  trial {int(path.name)}: {images:,} images up to now")
+    return lines

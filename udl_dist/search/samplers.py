@@ -1,15 +1,16 @@
-"""The settings of trial n: a pure function of (seed, n), or, for optuna, of the outcomes of the
-trials before it too.
+"""Samplers: the settings of trial n as a pure function of (seed, n) and, for Optuna, of earlier
+results.
 
-So nothing has to be remembered, and a search that was killed goes on with the very settings it
-would have had.
+Nothing has to be remembered: a search that was killed resumes with the settings it would have had.
 """
 
 from __future__ import annotations
 
+import statistics
+import warnings
 from collections.abc import Mapping
 from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -17,62 +18,125 @@ import xxhash
 from udl_dist.core.permutation import chain, permuted
 from udl_dist.errors import UsageError
 from udl_dist.search.axes import Axis
-from udl_dist.search.trial_log import Line
+from udl_dist.search.config import Search
+from udl_dist.search.objective import Objective
+from udl_dist.search.trial_log import TrialResult
+
+STARTUP_TRIALS = 10  # settings drawn at random first, Optuna's default
+Results = Mapping[int, list[TrialResult]]  # by setting, one for each seed
 
 
-class Sampler(Protocol):
-    """Gives the values of the n-th setting; `ahead`: how many of the last outcomes it does without
-    (0: all).
+class RandomSampler:
+    """Each axis is drawn from a hash of seed, number and name: another axis changes none of
+    them.
     """
 
-    ahead: int
-
-    def values(self, number: int, outcomes: Mapping[int, list[Line]]) -> dict[str, Any]: ...
-
-
-class Random:
-    """Each axis drawn by itself, from a hash of seed, number and name: an axis more moves no
-    other.
-    """
-
-    ahead = 0
+    ahead = 0  # it ignores all results
 
     def __init__(self, axes: tuple[Axis, ...], seed: int) -> None:
         self._axes, self._seed = axes, seed
 
-    def values(self, number: int, outcomes: Mapping[int, list[Line]]) -> dict[str, Any]:
-        return {axis.name: axis.at(place(self._seed, number, axis.name)) for axis in self._axes}
-
-
-class Grid:
-    """Every joint value once, in an order drawn by the seed: in their own order, neighbours would
-    race each other.
-    """
-
-    ahead = 0
-
-    def __init__(self, axes: tuple[Axis, ...], seed: int) -> None:
-        self._axes, self._seed = axes, seed
-        self._values = [axis.grid() for axis in axes]
-        self.size = prod(len(values) for values in self._values)
-
-    def values(self, number: int, outcomes: Mapping[int, list[Line]]) -> dict[str, Any]:
-        at = int(permuted(np.array([number], np.uint64), self.size, chain(self._seed, 0))[0])
+    def values(self, number: int, results: Results) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for axis, values in zip(self._axes, self._values, strict=True):
-            at, which = divmod(at, len(values))
-            found[axis.name] = values[which]
+        for axis in self._axes:
+            name = xxhash.xxh3_64_intdigest(axis.name.encode())
+            found[axis.name] = axis.at(chain(self._seed, number, name) / 2**64)
         return found
 
 
-def place(seed: int, number: int, name: str) -> float:
-    """A number in [0, 1) that belongs to these three."""
-    return chain(seed, number, xxhash.xxh3_64_intdigest(name.encode())) / 2**64
+class GridSampler:
+    """Every joint value once, shuffled: in grid order a rung would compare neighbours only."""
+
+    ahead = 0
+
+    def __init__(self, axes: tuple[Axis, ...], seed: int) -> None:
+        self._values = {axis.name: axis.grid() for axis in axes}
+        self._seed = seed
+        self.size = prod(len(values) for values in self._values.values())
+
+    def values(self, number: int, results: Results) -> dict[str, Any]:
+        at = int(permuted(np.array([number], np.uint64), self.size, chain(self._seed, 0))[0])
+        found: dict[str, Any] = {}
+        for name, values in self._values.items():
+            at, which = divmod(at, len(values))
+            found[name] = values[which]
+        return found
+
+
+class OptunaSampler:
+    """Optuna's tree-structured Parzen estimator (Bergstra et al. 2011), for one objective or
+    several.
+
+    Each setting is drawn by a new study, with a seed of its own, from the results in the trial log
+    but the last `search.ahead`: timing changes nothing, and a resumed search draws the same.
+    """
+
+    def __init__(self, search: Search) -> None:
+        try:
+            import optuna
+        except ImportError:
+            raise UsageError(
+                "search.sampler = optuna needs a package: pip install 'udl-dist[search]'"
+            ) from None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.ahead = search.settings.ahead
+        self._optuna, self._objective = optuna, Objective(search)
+        self._seed, self._axes = search.settings.seed, {axis.name: axis for axis in search.axes}
+        self._distributions = {axis.name: _distribution(optuna, axis) for axis in search.axes}
+
+    def values(self, number: int, results: Results) -> dict[str, Any]:
+        optuna = self._optuna
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the multivariate sampler is experimental
+            sampler = optuna.samplers.TPESampler(
+                seed=chain(self._seed, number) % 2**32,
+                n_startup_trials=STARTUP_TRIALS,
+                multivariate=True,
+            )
+            directions = ["minimize"] * len(self._objective.names)
+            study = optuna.create_study(directions=directions, sampler=sampler)
+            study.add_trials([self._as_trial(results[which]) for which in sorted(results)])
+            drawn: dict[str, Any] = study.ask(self._distributions).params
+        choices = {name: self._axes[name].values for name in drawn}
+        return {name: choices[name][at] if choices[name] else at for name, at in drawn.items()}
+
+    def _as_trial(self, results: list[TrialResult]) -> Any:
+        """A setting as Optuna's trial: complete with its mean, stopped at a rung, or failed."""
+        states, trial_state = {result.state for result in results}, self._optuna.trial.TrialState
+        params = {
+            name: axis.index(value) if (axis := self._axes[name]).values else value
+            for name, value in results[0].settings.items()
+        }
+        about: dict[str, Any] = {"params": params, "distributions": self._distributions}
+        if "failed" in states:
+            return self._optuna.trial.create_trial(state=trial_state.FAIL, **about)
+        losses = self._objective.losses(mean_values(results))
+        if states == {"complete"}:
+            return self._optuna.trial.create_trial(values=losses, **about)
+        about["intermediate_values"] = {min(result.images for result in results): losses[0]}
+        return self._optuna.trial.create_trial(state=trial_state.PRUNED, **about)
+
+
+def mean_values(results: list[TrialResult]) -> list[float]:
+    """Each objective's mean over the seeds of one setting."""
+    columns = zip(*(result.values for result in results), strict=True)
+    return [statistics.fmean(column) for column in columns]
+
+
+Sampler = RandomSampler | GridSampler | OptunaSampler
+
+
+def make_sampler(search: Search) -> Sampler:
+    """The sampler that search.sampler names."""
+    if search.settings.sampler == "optuna":
+        return OptunaSampler(search)
+    kind = GridSampler if search.settings.sampler == "grid" else RandomSampler
+    return kind(search.axes, search.settings.seed)
 
 
 def settings_asked(sampler: Sampler, trials: int, seeds: int) -> int:
-    """How many settings there are; raise UsageError where that is none, or more than a grid has."""
-    if isinstance(sampler, Grid):
+    """How many settings there are; raise UsageError for none, or more than a grid has."""
+    if isinstance(sampler, GridSampler):
         settings = -(-trials // seeds) if trials else sampler.size
         if settings > sampler.size:
             raise UsageError(
@@ -80,9 +144,17 @@ def settings_asked(sampler: Sampler, trials: int, seeds: int) -> int:
             )
         return settings
     if not trials:
-        raise UsageError("search.trials is 0: say how many trials there are to be")
+        raise UsageError("search.trials is 0: give the number of trials")
     if trials % seeds:
         raise UsageError(
             f"search.trials = {trials} cannot be shared by search.seeds = {seeds}: take a multiple"
         )
     return trials // seeds
+
+
+def _distribution(optuna: Any, axis: Axis) -> Any:
+    if axis.values:  # by index: a value may be a list, which Optuna cannot hold
+        return optuna.distributions.CategoricalDistribution(range(len(axis.values)))
+    if axis.whole:
+        return optuna.distributions.IntDistribution(int(axis.low), int(axis.high), log=axis.log)
+    return optuna.distributions.FloatDistribution(axis.low, axis.high, log=axis.log)

@@ -1,30 +1,97 @@
-"""Which trials are stopped at which rung, as if one trial had run after the other, whatever the
-order they come in.
+"""Which trials stop at which rung, as if one trial had run after the other, whatever their timing.
 
-A trial's decision depends on the results of trials with smaller numbers at the same rung, and on
-nothing else: one that comes early waits for those that are still on their way to the rung. Knows no
-Ray and no clock.
+A decision depends only on the results of trials with smaller numbers at the same rung: a trial that
+is early waits for those that are still on their way there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
+import numpy as np
+
+from udl_dist.core import files
 from udl_dist.errors import UsageError
+from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search.config import SearchSettings
 
-ASHA_RUNGS = 3  # unless the first one is asked for
+ASHA_RUNGS = 3  # unless search.least_images says where the first one is
 MEDIAN_RUNGS = 9
+MEDIAN_TRIALS = 3  # that a median needs, as Ray Tune has it
+
+POLL_SECONDS = 0.001
+SLOW_POLL_SECONDS = 0.05  # after 0.1 s: the trial waits for other trials
+PATIENCE_SECONDS = 20.0
+DECISIONS = "decisions.jsonl"
+
+# Whether a trial stops, by its losses at each rung up to this one, and those of earlier trials.
+StopRule = Callable[[Sequence[float], Sequence[Sequence[float]]], bool]
 
 
-class Rule(Protocol):
-    """Told the results of each rung in the order of trials, it says which of them is stopped
-    there.
+def asha_stops(own: Sequence[float], earlier: Sequence[Sequence[float]], reduction: int) -> bool:
+    """Asynchronous successive halving (Li et al. 2020): outside the best 1/reduction at this
+    rung.
     """
+    rewards = [-losses[-1] for losses in earlier if not math.isnan(losses[-1])]
+    if not rewards:
+        return False
+    # The quantile of negated losses, as Ray Tune computes it: its rounding decides ties.
+    return bool(-own[-1] < np.percentile(rewards, (1 - 1 / reduction) * 100))
 
-    def stops(self, trial: int, images: int, metric: float) -> bool: ...
+
+def median_stops(own: Sequence[float], earlier: Sequence[Sequence[float]]) -> bool:
+    """The median rule of Vizier (Golovin et al. 2017): its best is worse than the median of
+    means.
+    """
+    means = [mean for mean in map(np.mean, earlier) if np.isfinite(mean)]
+    return len(means) >= MEDIAN_TRIALS and not min(own) <= np.median(means)
+
+
+def stop_rule(settings: SearchSettings) -> StopRule:
+    """The rule of search.scheduler; without rungs nothing is decided by it."""
+    if settings.scheduler == "median":
+        return median_stops
+    return partial(asha_stops, reduction=settings.reduction)
+
+
+def rungs(settings: SearchSettings, budget: int, batches: Sequence[int] = ()) -> tuple[int, ...]:
+    """The images at which trials may stop; none without a scheduler.
+
+    No two lie within one step of any of the batch sizes, and none within the last step.
+    """
+    asha, least = settings.scheduler == "asha", settings.least_images
+    if settings.scheduler == "none":
+        return ()
+    if least >= budget:
+        raise UsageError(
+            f"search.least_images = {least} leaves no rung below the budget of {budget} images: "
+            "lower it"
+        )
+    if least:
+        found = [least]
+        while (images := found[-1] * settings.reduction if asha else found[-1] + least) < budget:
+            found.append(images)
+    else:
+        parts = [part / (MEDIAN_RUNGS + 1) for part in range(1, MEDIAN_RUNGS + 1)]
+        if asha:
+            parts = [settings.reduction**-power for power in range(ASHA_RUNGS, 0, -1)]
+        found = list(dict.fromkeys(max(1, int(budget * part)) for part in parts))
+    return _apart(found, budget, batches)
+
+
+def _apart(found: Iterable[int], budget: int, batches: Sequence[int]) -> tuple[int, ...]:
+    for batch in batches:
+        by_step: dict[int, int] = {}
+        for images in found:
+            by_step.setdefault(-(-images // batch), images)
+        found = [images for step, images in by_step.items() if step < -(-budget // batch)]
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -34,97 +101,77 @@ class Decision:
     goes_on: bool
 
 
-def rungs(settings: SearchSettings, budget: int, batches: Sequence[int] = ()) -> tuple[int, ...]:
-    """The images at which it is decided whether a trial goes on; none without a scheduler.
+class Scheduler:
+    """Takes results and ends in any order; gives decisions in the order of trials at each rung."""
 
-    No two lie within one step of any of the `batches` that trials may have, and none within their
-    last one.
-    """
-    if settings.scheduler not in ("asha", "median"):
-        return ()
-    asha, least = settings.scheduler == "asha", settings.least_images
-    if least >= budget:
-        raise UsageError(
-            f"search.least_images = {least} leaves no rung below the budget of {budget} images:"
-            " lower it"
-        )
-    if not least:
-        parts = (
-            [settings.reduction**-power for power in range(ASHA_RUNGS, 0, -1)]
-            if asha
-            else [part / (MEDIAN_RUNGS + 1) for part in range(1, MEDIAN_RUNGS + 1)]
-        )
-        return _apart(dict.fromkeys(max(1, int(budget * part)) for part in parts), budget, batches)
-    found = [least]
-    while (images := found[-1] * settings.reduction if asha else found[-1] + least) < budget:
-        found.append(images)
-    return _apart(found, budget, batches)
-
-
-def _apart(places: Iterable[int], budget: int, batches: Sequence[int]) -> tuple[int, ...]:
-    for batch in batches:
-        by_step: dict[int, int] = {}
-        for images in places:
-            by_step.setdefault(-(-images // batch), images)
-        places = [images for step, images in by_step.items() if step < -(-budget // batch)]
-    return tuple(places)
-
-
-@dataclass
-class Rung:
-    """What came to one rung, and the first trial whose decision is open."""
-
-    images: int
-    metrics: dict[int, float] = field(default_factory=dict)
-    next_trial: int = 0
-
-
-class Board:
-    """Hears of results and ends in any order; gives decisions in the order of trials at each
-    rung.
-    """
-
-    def __init__(self, places: tuple[int, ...], rule: Rule) -> None:
-        self._rungs = [Rung(images) for images in places]
-        self._rule = rule
-        self._gone: set[int] = set()  # nothing more will come of them
+    def __init__(self, count: int, stops: StopRule) -> None:
+        self._stops = stops
+        self._losses: list[dict[int, float]] = [{} for _ in range(count)]  # of trials, by rung
+        self._next = [0] * count  # the first trial at each rung whose decision is open
+        self._gone: set[int] = set()  # trials that reach no further rung
         self.decided: dict[tuple[int, int], bool] = {}
 
-    def arrive(self, trial: int, rung: int, metric: float) -> list[Decision]:
-        """A result; what can be decided now. Said again, as a resumed trial does, it changes
-        nothing.
-        """
-        self._rungs[rung].metrics.setdefault(trial, metric)
-        again = self.decided.get((trial, rung))
-        return [Decision(trial, rung, again)] if again is not None else list(self._decide())
+    def arrive(self, trial: int, rung: int, loss: float) -> list[Decision]:
+        """Take a result and decide what can be decided; a repeated result changes nothing."""
+        self._losses[rung].setdefault(trial, loss)
+        before = self.decided.get((trial, rung))
+        return list(self._decide()) if before is None else [Decision(trial, rung, before)]
 
     def end(self, trial: int) -> list[Decision]:
-        """A trial has ended in whatever way; what can be decided now."""
+        """A trial has ended, however: decide what can be decided now."""
         self._gone.add(trial)
         return list(self._decide())
 
-    def waiting(self) -> list[int]:
-        """The trials whose result is there and whose decision is open."""
-        return sorted(
-            {
-                trial
-                for number, rung in enumerate(self._rungs)
-                for trial in rung.metrics
-                if (trial, number) not in self.decided and trial not in self._gone
-            }
-        )
-
     def _decide(self) -> Iterator[Decision]:
-        # Rungs in order: who is stopped at one is not waited for at those above it.
-        for number, rung in enumerate(self._rungs):
-            while True:
-                trial = rung.next_trial
-                if trial in rung.metrics:
-                    goes_on = not self._rule.stops(trial, rung.images, rung.metrics[trial])
-                    self.decided[trial, number] = goes_on
+        # In the order of rungs: a trial that stops at one is not expected at those above.
+        for rung, losses in enumerate(self._losses):
+            while (trial := self._next[rung]) in losses or trial in self._gone:
+                self._next[rung] += 1
+                if trial in losses:
+                    goes_on = self._goes_on(trial, rung)
+                    self.decided[trial, rung] = goes_on
                     if not goes_on:
                         self._gone.add(trial)
-                    yield Decision(trial, number, goes_on)
-                elif trial not in self._gone:
-                    break
-                rung.next_trial += 1
+                    yield Decision(trial, rung, goes_on)
+
+    def _goes_on(self, trial: int, rung: int) -> bool:
+        passed = self._losses[: rung + 1]
+        earlier = sorted(other for other in self._losses[rung] if other < trial)
+        losses = [[at_rung[other] for at_rung in passed] for other in earlier]
+        return not self._stops([at_rung[trial] for at_rung in passed], losses)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Makes a trial wait at a rung for its decision, which arrives by a file in its folder.
+
+    `rungs` are in the steps of this trial. Rank 0 reads the file, in an actor or in a Ray Train
+    group.
+    """
+
+    folder: str
+    rungs: tuple[int, ...]
+
+    def __call__(self, images: int) -> bool | None:
+        """Whether to go on: False once a stop is requested, None if it is not decided in time."""
+        passed = sum(rung <= images for rung in self.rungs)
+        began = time.monotonic()
+        while len(answers := read_decisions(Path(self.folder))) < passed and all(answers):
+            if RunFolder(self.folder).stop_asked():
+                return False
+            waited = time.monotonic() - began
+            if waited > PATIENCE_SECONDS:
+                return None
+            time.sleep(POLL_SECONDS if waited < 0.1 else SLOW_POLL_SECONDS)
+        return all(answers[:passed])
+
+
+def read_decisions(folder: Path) -> list[bool]:
+    """The decisions about a trial by rung: whether it goes on."""
+    return [bool(json.loads(line)["goes_on"]) for line in files.whole_lines(folder / DECISIONS)]
+
+
+def write_decision(folder: Path, rung: int, images: int, goes_on: bool) -> None:
+    """Append the decision at a rung, once."""
+    if len(read_decisions(folder)) == rung:
+        files.append_line(folder / DECISIONS, json.dumps({"images": images, "goes_on": goes_on}))

@@ -1,8 +1,6 @@
-"""One trial: its experiment, its folder, and the body that trains it, with the loop that every run
-has.
+"""One trial: its experiment, its folder, and its training, by the same loop as every run.
 
-A trial of one worker is trained in the process that calls `train`, one of several by workers under
-Ray Train.
+A trial of one worker is trained in the process that calls `train`, one of several by Ray Train.
 """
 
 from __future__ import annotations
@@ -12,9 +10,9 @@ import gc
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,85 +21,79 @@ from udl_dist.data.loader.opening import Prepared
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.data.settings import DataSettings
 from udl_dist.errors import ClusterError, TrainingError, UdlError, UsageError
-from udl_dist.experiment import Experiment, from_dict
+from udl_dist.experiment import Experiment
 from udl_dist.launch.recovery import one_line
 from udl_dist.runs import heartbeat
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search.axes import with_values
 from udl_dist.search.config import Search
-from udl_dist.search.gate import Gate
+from udl_dist.search.scheduler import Gate
 
-TURN = "turn.json"
-LOCK_SECONDS = 20.0  # that the process of a search which was killed may take to go
+LOCK_SECONDS = 20.0  # that the process of a killed search may take to end
+
+TrainGroup = Callable[[Experiment, Prepared, Gate], dict[str, Any]]  # by several workers
+Validation = tuple[int, dict[str, float]]  # images, held-out metrics
 
 
 @dataclass(frozen=True)
-class Turn:
-    """What one trial has to do next: plain values, so that it travels by its folder. `rungs` are in
-    its own steps.
-    """
+class TrialTask:
+    """What an actor has to train; `rungs` are in the steps of this trial."""
 
     trial: int
-    experiment: dict[str, Any]
+    experiment: Experiment
     rungs: tuple[int, ...] = ()
 
-    def write(self) -> Path:
-        """Leave it in the folder of the trial, which is returned."""
-        folder = Path(self.experiment["run"]["folder"])
-        (folder / TURN).write_text(json.dumps(asdict(self)), "utf-8")
-        return folder
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.experiment.run.folder)
 
-    @classmethod
-    def read(cls, folder: Path) -> Turn:
-        values = json.loads((folder / TURN).read_text("utf-8"))
-        return cls(**values | {"rungs": tuple(values["rungs"])})
+    def saved(self) -> TrialTask:
+        """Write the experiment into the folder, from which an actor reads it."""
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        files.write_whole(self.folder.experiment, self.experiment.to_toml())
+        return self
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a turn ended: `state` is complete, stopped (by a decision), paused (by a signal) or
-    failed.
-    """
+class TrialOutcome:
+    """How a task ended: complete, stopped (at a rung), paused (by a signal) or failed."""
 
     state: str
     images: int = 0
     figures: dict[str, float] | None = None
     why: str = ""
     seconds: float = 0.0
-    waited_seconds: float = 0.0  # at rungs, for what is decided there
+    waited_seconds: float = 0.0  # part of `seconds`, at rungs
+
+
+class ValidationReader:
+    """Reads each validation of a trial once, though a resumed trial removes points and repeats
+    them.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._tail, self._images = files.Tail(folder.curves), 0
+
+    def new(self) -> list[Validation]:
+        """The validations since the last call."""
+        found: list[Validation] = []
+        for line in self._tail.lines():
+            if (
+                b'"val/' in line
+                and (images := int((point := json.loads(line))["images"])) > self._images
+            ):
+                self._images = images
+                found.append((images, held_out(point)))
+        return found
+
+
+def held_out(point: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of a validation among all of a point or a run."""
+    return {name: value for name, value in point.items() if name.startswith("val/")}
 
 
 def folder_of(search: Search, trial: int) -> Path:
     return search.folder / "trials" / f"{trial:04d}"
-
-
-def experiment_of(
-    search: Search,
-    trial: int,
-    values: Mapping[str, Any],
-    seed: int,
-    budget: int,
-    rungs: tuple[int, ...],
-) -> Experiment:
-    """A trial as an experiment of its own: `udl train` takes the experiment.toml in its folder."""
-    made = with_values(search.base, values)
-    # Rungs are validated at, and nothing is in between: what a trial costs beside its steps is what
-    # a search costs.
-    evaluate = replace(made.evaluate, every_images=budget, at_images=rungs, pictures=False)
-    run = replace(
-        made.run,
-        folder=str(folder_of(search, trial)),
-        checkpoint_images=0,
-        fresh=False,
-        keep_checkpoints=1,
-    )
-    group = made.track.group or search.folder.name
-    return made.replace(
-        train=replace(made.train, seed=seed, total_images=budget, epochs=0.0),
-        evaluate=evaluate,
-        run=run,
-        track=replace(made.track, group=group),
-    )
 
 
 def in_steps(images: int, batch_size: int) -> int:
@@ -109,45 +101,62 @@ def in_steps(images: int, batch_size: int) -> int:
     return -(-images // batch_size) * batch_size
 
 
-def train(
-    turn: Turn,
-    group: Callable[..., dict[str, Any]] | None,
-    reached: Callable[[], None],
-    gpu_share: float = 1.0,
-) -> Outcome:
-    """Train a trial until it ends, is stopped or fails, in its folder; whatever happens is an
-    outcome, not an error.
+def experiment_of(
+    search: Search, trial: int, values: Mapping[str, Any], budget: int, rungs: Sequence[int]
+) -> Experiment:
+    """A trial as an experiment of its own: `udl train` takes the experiment.toml in its folder."""
+    made = with_values(search.base, values)
+    seed = made.train.seed + trial % search.settings.seeds
+    # Validated at rungs only, without periodic checkpoints: short trials would pay for both.
+    folder = str(folder_of(search, trial))
+    run = replace(made.run, folder=folder, checkpoint_images=0, fresh=False, keep_checkpoints=1)
+    evaluate = replace(made.evaluate, every_images=budget, at_images=tuple(rungs), pictures=False)
+    return made.replace(
+        train=replace(made.train, seed=seed, total_images=budget, epochs=0.0),
+        evaluate=evaluate,
+        run=run,
+        track=replace(made.track, group=made.track.group or search.folder.name),
+    )
 
-    `group` trains it by several workers, None: it is trained here, with no more than `gpu_share` of
-    a GPU's memory. `reached` is called where it waits at a rung.
+
+def train(
+    task: TrialTask,
+    group: TrainGroup | None,
+    at_rung: Callable[[], None],
+    gpu_share: float = 1.0,
+) -> TrialOutcome:
+    """Train a trial in its folder until it ends; an error is an outcome too: it costs this trial
+    only.
+
+    `group` trains it by several workers; None: it is trained here, with at most `gpu_share` of a
+    GPU's memory. `at_rung` is called before it waits for a decision.
     """
     began = time.monotonic()
     try:
         if group is None:
-            _bound_memory(gpu_share)
-        outcome = _train(from_dict(turn.experiment), turn, group, reached)
+            _limit_memory(gpu_share)
+        outcome = _train(task, group, at_rung)
     except UdlError as error:
-        outcome = Outcome("failed", why=str(error))
-    except Exception as error:  # a trial that fails in whatever way costs itself only
-        outcome = Outcome("failed", why=f"{type(error).__name__}: {one_line(error)}")
+        outcome = TrialOutcome("failed", why=str(error))
+    except Exception as error:
+        outcome = TrialOutcome("failed", why=f"{type(error).__name__}: {one_line(error)}")
     if group is None:
-        _let_go()
+        _release()
     return replace(outcome, seconds=time.monotonic() - began)
 
 
-def _bound_memory(gpu_share: float) -> None:
-    """Trials that share a GPU share its memory: the peak of one must not starve the others."""
+def _limit_memory(gpu_share: float) -> None:
+    """Trials that share a GPU share its memory: the peak of one must not fail the others."""
     import torch
 
     if gpu_share < 1 and torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(gpu_share)
 
 
-def _let_go() -> None:
-    """Close what a trial has left in circles, such as the shards it read: its process trains others
-    after it.
+def _release() -> None:
+    """Close what a trial left in reference cycles, such as shards: its process trains others next.
 
-    What survives is passed over from now on: all of torch would be looked at for each trial.
+    Frozen, what survives (all of torch) is not searched again for each trial.
     """
     import torch
 
@@ -156,42 +165,31 @@ def _let_go() -> None:
     torch.cuda.empty_cache()  # does nothing in a process that has used no GPU
 
 
-def _train(
-    experiment: Experiment,
-    turn: Turn,
-    group: Callable[..., dict[str, Any]] | None,
-    reached: Callable[[], None],
-) -> Outcome:
-    folder = RunFolder(experiment.run.folder)
-    gate = Gate(str(folder.path), turn.rungs)
+def _train(task: TrialTask, group: TrainGroup | None, at_rung: Callable[[], None]) -> TrialOutcome:
+    experiment, folder = task.experiment, task.folder
+    gate = Gate(str(folder.path), task.rungs)
     with files.errors_named(folder.path), _held(folder):
         if (done := folder.finished()) is not None:
-            return Outcome("complete", done["images"], done["figures"])
-        files.write_whole(folder.experiment, experiment.to_toml())
+            return TrialOutcome("complete", done["images"], done["figures"])
         prepared = _prepared(experiment.data)
-        if group:
-            result = group(experiment, prepared, gate)
+        train_all = group or partial(_train_here, at_rung=at_rung)
+        result = train_all(experiment, prepared, gate)
+        state = "complete"
+        if result["stopped"]:
+            state = "paused" if folder.stop_asked() else "stopped"
         else:
-            result = _alone(experiment, prepared, folder, gate, reached)
-        if not result["stopped"]:
             folder.finish({"images": result["images"], "figures": result["figures"]})
-        state = "paused" if folder.stop_asked() else "stopped"
-        return Outcome(
-            state if result["stopped"] else "complete",
-            result["images"],
-            _last_figures(folder),
-            waited_seconds=result.get("waited", 0.0),
-        )
+        validated = [point for point in folder.points() if held_out(point)]
+        last = {**validated[-1]} if validated else {}
+        last.pop("images", None)
+        waited = result.get("waited", 0.0)
+        return TrialOutcome(state, result["images"], last, waited_seconds=waited)
 
 
-def _alone(
-    experiment: Experiment,
-    prepared: Prepared,
-    folder: RunFolder,
-    gate: Gate,
-    reached: Callable[[], None],
+def _train_here(
+    experiment: Experiment, prepared: Prepared, gate: Gate, at_rung: Callable[[], None]
 ) -> dict[str, Any]:
-    """Train by the one worker that this process is."""
+    """Train by one worker: this process."""
     import torch
 
     from udl_dist.launch.worker import work
@@ -199,29 +197,27 @@ def _alone(
 
     waited = 0.0
 
-    def asked(images: int) -> bool | None:
+    def wait(images: int) -> bool | None:
         nonlocal waited
         began = time.monotonic()
-        reached()
+        at_rung()
         goes_on = gate(images)
         waited += time.monotonic() - began
         return goes_on
 
-    wanted = experiment.run.device != "cpu" and torch.cuda.is_available()
-    if experiment.run.device == "cuda" and not wanted:
+    cuda = experiment.run.device != "cpu" and torch.cuda.is_available()
+    if experiment.run.device == "cuda" and not cuda:
         raise ClusterError(
-            "run.device = cuda, but PyTorch sees no GPU here: install a CUDA build, or set"
-            " run.device to auto"
+            "run.device = cuda, but PyTorch sees no GPU here: install a CUDA build, or set "
+            "run.device to auto"
         )
-    result = work(
-        experiment, prepared, Ranks(torch.device("cuda" if wanted else "cpu")), gate=asked
-    )
-    return result | {"waited": waited}
+    ranks = Ranks(torch.device("cuda" if cuda else "cpu"))
+    return work(experiment, prepared, ranks, gate=wait) | {"waited": waited}
 
 
 @contextlib.contextmanager
 def _held(folder: RunFolder) -> Iterator[None]:
-    """Hold the folder; what a killed search left at work in it is ended first."""
+    """Hold the folder; processes that a killed search left there are ended first."""
     deadline = time.monotonic() + LOCK_SECONDS
     for life in heartbeat.read_all(folder).values():
         if life.process != os.getpid():
@@ -236,12 +232,6 @@ def _held(folder: RunFolder) -> Iterator[None]:
                     raise TrainingError(str(error)) from None
                 time.sleep(0.1)
         yield
-
-
-def _last_figures(folder: RunFolder) -> dict[str, float]:
-    """The figures of the last validation."""
-    looked = [point for point in folder.points() if any(name.startswith("val/") for name in point)]
-    return {name: value for name, value in looked[-1].items() if name != "images"} if looked else {}
 
 
 @lru_cache(8)

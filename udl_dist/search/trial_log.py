@@ -1,7 +1,6 @@
-"""trials.jsonl, the truth of a search: a line for each trial that ended, appended and synced. Knows
-no Ray, no torch.
+"""trials.jsonl: one line for each trial that ended, appended and synced.
 
-A trial that is not in it has not ended: it goes on from the checkpoint in its folder.
+A trial without a line has not ended: it resumes from the checkpoint in its folder.
 """
 
 from __future__ import annotations
@@ -14,20 +13,19 @@ from typing import Any, Literal
 from udl_dist.core import files
 from udl_dist.errors import UsageError
 
-State = Literal["complete", "stopped", "failed"]
+NAME = "trials.jsonl"
 
 
 @dataclass(frozen=True)
-class Line:
-    """How a trial ended: after so many images, its metric there (None if it has none), all figures,
-    why it failed.
+class TrialResult:
+    """How a trial ended; the names of its fields are those of the file.
 
-    `rungs` are [images, metric] of each rung it reached; `settings` its values on the axes, by
-    dotted name.
+    `metric` is its value at the end (None if it has none), `figures` all held-out metrics, `rungs`
+    [images, metric] of each rung it reached, `settings` its values on the axes by dotted name.
     """
 
     trial: int
-    state: State
+    state: Literal["complete", "stopped", "failed"]
     images: int
     metric: float | list[float] | None
     settings: dict[str, Any]
@@ -35,8 +33,8 @@ class Line:
     rungs: list[list[float]] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
-    waited_seconds: float = 0.0  # of them at rungs, for what was decided there
-    why: str = ""
+    waited_seconds: float = 0.0  # part of `seconds`, at rungs
+    why: str = ""  # it failed
 
     @property
     def values(self) -> list[float]:
@@ -46,41 +44,44 @@ class Line:
         return list(self.metric) if isinstance(self.metric, list) else [self.metric]
 
 
-class Journal:
-    """The lines of one search; appending is all that is ever done to them."""
+class TrialLog:
+    """The results of one search in the order they came; `invalid` are the lines it could not
+    read.
+    """
 
     def __init__(self, path: Path, strict: bool = True) -> None:
         self.path = path
-        self.lines: dict[int, Line] = {}
-        self.odd: list[int] = []  # lines that make no sense, which only whoever looks passes over
+        self.results: dict[int, TrialResult] = {}
+        self.invalid: list[int] = []
         for number, text in enumerate(files.whole_lines(path), 1):
-            if line := _parsed(text):
-                self.lines.setdefault(line.trial, line)
-            elif strict:
-                raise UsageError(
-                    f"{self.path}, line {number} is no line of a search: give back the file as it"
-                    " was, or search in another --run.folder"
-                )
+            if result := _parsed(text):
+                self.results.setdefault(result.trial, result)
             else:
-                self.odd.append(number)
+                self.invalid.append(number)
+        if self.invalid and strict:
+            raise UsageError(
+                f"{path}, line {self.invalid[0]} is not a line of a search: restore the file, "
+                "or search in another --run.folder"
+            )
 
-    def add(self, line: Line) -> None:
+    def first(self, trials: int) -> list[TrialResult]:
+        """Of the first `trials` trials those that have ended, in their order."""
+        return [result for trial, result in sorted(self.results.items()) if trial < trials]
+
+    def add(self, result: TrialResult) -> None:
         """Append and sync; raise OSError with nothing of the line left in the file."""
-        if line.trial in self.lines:
-            raise AssertionError(f"trial {line.trial} ended twice")
-        files.append_lasting(self.path, json.dumps(asdict(line)))
-        self.lines[line.trial] = line
+        assert result.trial not in self.results, f"trial {result.trial} ended twice"
+        files.append_lasting(self.path, json.dumps(asdict(result)))
+        self.results[result.trial] = result
 
 
-def _parsed(text: bytes) -> Line | None:
-    """A line, if it is one."""
+def _parsed(text: bytes) -> TrialResult | None:
     try:
-        told = json.loads(text)
-        # empty but for population-based training, in journals of releases that had it
-        told.pop("more", None)
-        line = Line(**told)
-        values = line.values
+        fields = json.loads(text)
+        fields.pop("more", None)  # written by releases that had population-based training
+        result = TrialResult(**fields)
+        numbers = all(type(value) in (int, float) for value in result.values)
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
-    whole = type(line.trial) is int and type(line.images) is int and type(line.settings) is dict
-    return line if whole and all(type(value) in (int, float) for value in values) else None
+    whole = type(result.trial) is int and type(result.images) is int
+    return result if whole and numbers and type(result.settings) is dict else None

@@ -1,42 +1,38 @@
-"""The only room that knows Ray Tune: it gives actors to trials, hands their results to the
-conductor, and takes ends.
+"""Runs trials by Ray Tune, the only module that imports ray.tune.
 
-What Tune is asked for is the leanest there is: no loggers, no snapshots that anybody reads, an
-actor that is used again for the next trial, and a result at each rung alone. Its own ASHA and
-median rule make the decisions.
+Tune gives actors to trials and reports their results and deaths; the controller decides. Everything
+else of Tune is off: loggers, snapshots, its own schedulers, and a new actor for each trial.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import threading
-from collections.abc import Callable
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ray import tune
 from ray.tune.execution import class_cache
-from ray.tune.schedulers import (
-    AsyncHyperBandScheduler,
-    FIFOScheduler,
-    MedianStoppingRule,
-    TrialScheduler,
-)
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from udl_dist import experiment as experiments
+from udl_dist.errors import ClusterError
+from udl_dist.launch import capacity as cluster_capacity
 from udl_dist.search import trial
-from udl_dist.search.config import SearchSettings
-from udl_dist.search.follow import Follower
-from udl_dist.search.scheduler import Rule
-from udl_dist.search.trial import Outcome, Turn
+from udl_dist.search.config import Search
+from udl_dist.search.controller import TrialController
+from udl_dist.search.trial import TrainGroup, TrialOutcome, TrialTask, ValidationReader
+from udl_dist.search.winner import FinalRuns
 
-POLL_SECONDS = 0.05  # of an actor for the points of its trial
-# of a trial whose workers take the cores: nothing they need, and not nothing
-DRIVER = {"CPU": 0, "memory": 2**20}
+POLL_SECONDS = 0.05  # of an actor for the validations of its trial
+# Of a trial whose workers take the cores; Tune refuses an actor that takes nothing.
+GROUP_DRIVER = {"CPU": 0, "memory": 2**20}
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "100000",
@@ -47,48 +43,56 @@ ENVIRONMENT = {
 }
 
 
-class Conducts(Protocol):
-    """What is to be run, and who is told what came of it; called from one thread."""
-
-    @property
-    def over(self) -> bool: ...
-
-    def next(self) -> Turn | None: ...
-
-    def arrived(self, number: int, images: int, figures: dict[str, float]) -> None: ...
-
-    def ended(self, number: int, outcome: Outcome) -> None: ...
-
-    def died(self, number: int) -> None: ...
+Controller = TrialController | FinalRuns  # called from one thread
 
 
-def run(
-    conductor: Conducts, parallel: int, resources: dict[str, float], storage: Path, grouped: bool
-) -> None:
-    """Run what the conductor has until it has nothing more; so many trials at once, each with those
-    resources.
+@dataclass(frozen=True)
+class Capacity:
+    """How many trials run at once, and what each takes; `grouped`: a trial has several workers."""
 
-    `grouped`: a trial has workers of its own, which Ray Train takes, so that its actor takes
-    nothing from them.
-    """
+    parallel: int
+    resources: dict[str, float]  # of the actor of a trial of one worker
+    grouped: bool
+
+
+def capacity_for(search: Search) -> Capacity:
+    """Of the Ray that was joined; raise ClusterError if no trial fits."""
+    base, run = search.base, search.base.run
+    workers, resources = run.most_workers, {"CPU": float(run.cpus_per_worker)}
+    if cluster_capacity.wants_gpu(base):
+        resources["GPU"] = search.settings.gpu_share if workers == 1 else 1.0
+    fitting = cluster_capacity.of_cluster(resources) // workers
+    if not fitting:
+        needs = cluster_capacity.in_words(resources, workers)
+        has = cluster_capacity.in_words(cluster_capacity.totals(resources))
+        raise ClusterError(
+            f"a trial of run.workers = {workers} needs {needs}, the cluster has {has}: set "
+            "run.workers to fewer"
+        )
+    return Capacity(min(search.settings.parallel or fitting, fitting), resources, workers > 1)
+
+
+def run(controller: Controller, capacity: Capacity, storage: Path) -> None:
+    """Run what the controller has until it has nothing more; `storage` is Tune's and removed."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # all actors start at once, not one after the other
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(parallel)
-    told = _Guarded(conductor)
-    # Ray would put the AWS keys of this process into the runtime_env of a trial: into logs,
-    # arguments, the dashboard.
-    class_cache.ENV_VARS_TO_PROPAGATE -= {
-        name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")
-    }
+    # All actors start at once, not one after the other.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(capacity.parallel)
+    # Tune would copy the AWS keys of this process into each trial's runtime_env: into logs, process
+    # arguments and the dashboard.
+    secrets = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+    class_cache.ENV_VARS_TO_PROPAGATE -= secrets
     shutil.rmtree(storage, ignore_errors=True)
+    errors: list[Exception] = []
     try:
         tune.Tuner(
-            tune.with_resources(Slot, DRIVER if grouped else resources),
+            tune.with_resources(
+                TrialActor, GROUP_DRIVER if capacity.grouped else capacity.resources
+            ),
             param_space=None,
             tune_config=tune.TuneConfig(
-                search_alg=_Asker(told, parallel, grouped, resources.get("GPU", 1.0)),
-                scheduler=_Desk(told),
+                search_alg=_TaskSearcher(controller, capacity, errors),
+                scheduler=_LeanScheduler(),
                 num_samples=-1,
                 reuse_actors=True,
                 trial_name_creator=str,
@@ -103,113 +107,64 @@ def run(
             ),
         ).fit()
     except Exception as error:
-        raise told.error or error from None
+        raise errors[0] if errors else error from None
     finally:
         shutil.rmtree(storage, ignore_errors=True)
-    if told.error or not conductor.over:
-        raise told.error or RuntimeError("Tune ended before the search did")
+    if errors or not controller.over:
+        raise errors[0] if errors else RuntimeError("Tune ended before the search did")
 
 
-def rule(settings: SearchSettings, places: tuple[int, ...], budget: int) -> Rule:
-    """Tune's own rule for the scheduler that was asked for."""
-    if not places:
-        return _Never()
-    if settings.scheduler == "median":
-        return _Told(
-            MedianStoppingRule(
-                "images", "metric", "min", grace_period=places[0], min_samples_required=3
-            )
-        )
-    return _Told(
-        AsyncHyperBandScheduler(
-            "images",
-            "metric",
-            "min",
-            max_t=budget,
-            grace_period=places[0],
-            reduction_factor=settings.reduction,
-        )
-    )
+@contextlib.contextmanager
+def _remembered(errors: list[Exception]) -> Iterator[None]:
+    """Remember an error of the controller, such as a full disk: Tune would make a text of it."""
+    try:
+        yield
+    except Exception as error:
+        errors.append(error)
+        raise
 
 
-class _Never:
-    def stops(self, trial: int, images: int, metric: float) -> bool:
-        return False
+class _TaskSearcher(Searcher):  # type: ignore[misc]
+    """Gives Tune the next task, and passes on what Tune reports."""
 
-
-class _StandIn:
-    """What a scheduler of Tune needs to know of a trial, or of the controller that runs none."""
-
-    def __init__(self, trial_id: str = "") -> None:
-        self.trial_id = trial_id
-
-    def get_live_trials(self) -> list[Any]:
-        return []
-
-
-class _Told:
-    """A scheduler of Tune that is told results in our order."""
-
-    def __init__(self, scheduler: TrialScheduler) -> None:
-        self._scheduler, self._known = scheduler, dict[int, _StandIn]()
-
-    def stops(self, trial: int, images: int, metric: float) -> bool:
-        if trial not in self._known:
-            self._known[trial] = _StandIn(f"{trial:04d}")
-            self._scheduler.on_trial_add(_StandIn(), self._known[trial])
-        told = {"images": images, "metric": metric}
-        return bool(
-            self._scheduler.on_trial_result(_StandIn(), self._known[trial], told)
-            == TrialScheduler.STOP
-        )
-
-
-class _Guarded:
-    """A conductor whose first error, such as of a full disk, is kept: Tune would make a text of
-    it.
-    """
-
-    def __init__(self, conductor: Conducts) -> None:
-        self._conductor = conductor
-        self.error: Exception | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._conductor, name)
-        return partial(self._kept, found) if callable(found) else found
-
-    def _kept(self, method: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return method(*arguments)
-        except Exception as error:
-            self.error = self.error or error
-            raise
-
-
-class _Asker(Searcher):  # type: ignore[misc]
-    """Asks the conductor for the next trial, never for more than have a place."""
-
-    def __init__(self, conductor: _Guarded, parallel: int, grouped: bool, gpu_share: float) -> None:
+    def __init__(self, controller: Controller, capacity: Capacity, errors: list[Exception]) -> None:
         super().__init__()
-        self._conductor, self._parallel = conductor, parallel
-        self._grouped, self._gpu_share = grouped, gpu_share
+        self._controller, self._capacity, self._errors = controller, capacity, errors
         self._live: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        if len(self._live) >= self._parallel:
+        if len(self._live) >= self._capacity.parallel:
             return None
-        turn = self._conductor.next()
-        if turn is None:
-            return Searcher.FINISHED if self._conductor.over and not self._live else None
-        self._live[trial_id] = turn.trial
-        # Not in the settings that Tune is given: it keeps those of every trial, several times over.
-        return {"folder": str(turn.write()), "grouped": self._grouped, "gpu_share": self._gpu_share}
+        with _remembered(self._errors):
+            task = self._controller.next()
+            if task is None:
+                done = self._controller.over and not self._live
+                return Searcher.FINISHED if done else None
+        self._live[trial_id] = task.trial
+        # Not the experiment itself: Tune holds the settings of every trial several times.
+        return {
+            "trial": task.trial,
+            "experiment": str(task.folder.experiment),
+            "rungs": task.rungs,
+            "grouped": self._capacity.grouped,
+            "gpu_share": self._capacity.resources.get("GPU", 1.0),
+        }
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        with _remembered(self._errors):
+            for images, metrics in json.loads(result["validations"]):
+                self._controller.arrived(self._live[trial_id], images, metrics)
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        ended = not error and result and "outcome" in result
+        if ended:
+            self.on_trial_result(trial_id, result)
         number = self._live.pop(trial_id)
-        if error or not (result and "outcome" in result):
-            self._conductor.died(number)
-        else:
-            self._conductor.ended(number, Outcome(**json.loads(result["outcome"])))
+        with _remembered(self._errors):
+            if ended:
+                self._controller.ended(number, TrialOutcome(**json.loads(result["outcome"])))
+            else:
+                self._controller.died(number)
 
     def save(self, checkpoint_path: str) -> None: ...
 
@@ -218,33 +173,19 @@ class _Asker(Searcher):  # type: ignore[misc]
     def save_to_dir(self, *_: Any, **__: Any) -> None: ...
 
 
-class _Desk(FIFOScheduler):  # type: ignore[misc]
-    """Where results come in. What is decided reaches a trial by its folder, so that all its ranks
-    end by themselves.
+class _LeanScheduler(FIFOScheduler):  # type: ignore[misc]
+    """Tune never stops a trial, which reads the decision itself, so that all its ranks end
+    alike.
     """
 
-    def __init__(self, conductor: _Guarded) -> None:
-        super().__init__()
-        self._conductor = conductor
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        self._take(result)
-        return str(TrialScheduler.CONTINUE)
-
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        self._take(result)
-        # 15 of 25 KB that Tune holds of a trial
-        for kept in (trial.metric_analysis, trial.metric_n_steps):
-            kept.clear()
-
-    def _take(self, result: dict[str, Any]) -> None:
-        for images, figures in json.loads(result.get("points", "[]")):
-            self._conductor.arrived(result["number"], images, figures)
+        trial.metric_analysis.clear()  # with the next, 15 of 25 KB that Tune holds of a trial
+        trial.metric_n_steps.clear()
 
 
-class Slot(tune.Trainable):  # type: ignore[misc]
-    """An actor that trains one trial after the other; each in a thread, so that its results can be
-    handed on.
+class TrialActor(tune.Trainable):  # type: ignore[misc]
+    """Trains one trial after the other, each in a thread, so that its validations can be
+    reported.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -260,31 +201,31 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         """Wait for the next validations of the trial, or its end."""
         while True:
             alive = self._thread.is_alive()
-            if (points := self._follower.fresh()) or not alive:
-                told = {"number": self._turn.trial, "points": json.dumps(points)}
-                if alive:
-                    return told
-                return told | {"outcome": json.dumps(asdict(self._outcome)), "done": True}
+            validations = self._reader.new()
+            if validations or not alive:
+                break
             self._wake.wait(POLL_SECONDS)
             self._wake.clear()
+        result = {"validations": json.dumps(validations)}
+        if alive:
+            return result
+        return result | {"outcome": json.dumps(asdict(self._outcome)), "done": True}
 
     def _begin(self, config: dict[str, Any]) -> None:
-        folder = Path(config["folder"])
-        self._turn, self._gpu_share = Turn.read(folder), config["gpu_share"]
-        self._follower = Follower(folder / "curves.jsonl")
-        self._outcome = Outcome("failed", why="it did not begin")
+        experiment = experiments.load(Path(config["experiment"]), {})
+        self._task = TrialTask(config["trial"], experiment, tuple(config["rungs"]))
+        self._reader = ValidationReader(self._task.folder)
+        self._outcome = TrialOutcome("failed", why="it did not begin")
+        group: TrainGroup | None = None
+        if config["grouped"]:
+            from udl_dist.launch.driver import train_in_cluster
+
+            group = train_in_cluster
         self._thread = threading.Thread(
-            target=self._train, args=(self._group(config["grouped"]),), daemon=True
+            target=self._train, args=(group, config["gpu_share"]), daemon=True
         )
         self._thread.start()
 
-    def _group(self, grouped: bool) -> Callable[..., dict[str, Any]] | None:
-        if not grouped:
-            return None
-        from udl_dist.launch.driver import train_in_cluster
-
-        return train_in_cluster
-
-    def _train(self, group: Callable[..., dict[str, Any]] | None) -> None:
-        self._outcome = trial.train(self._turn, group, self._wake.set, self._gpu_share)
+    def _train(self, group: TrainGroup | None, gpu_share: float) -> None:
+        self._outcome = trial.train(self._task, group, self._wake.set, gpu_share)
         self._wake.set()

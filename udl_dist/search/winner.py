@@ -1,13 +1,11 @@
-"""The winner of a search, trained anew on the full budget with several seeds: runs like any other,
-side by side.
-"""
+"""The winner of a search, and its final runs: trained on the full budget with several seeds."""
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +15,81 @@ from udl_dist.experiment import Experiment
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search.axes import with_values
 from udl_dist.search.config import Search
-from udl_dist.search.controller import LOST
-from udl_dist.search.trial import Outcome, Turn
+from udl_dist.search.controller import DIED
+from udl_dist.search.objective import Objective
+from udl_dist.search.planning import SearchPlan
+from udl_dist.search.samplers import mean_values
+from udl_dist.search.trial import TrialOutcome, TrialTask, held_out
+from udl_dist.search.trial_log import TrialLog, TrialResult
 
 
-class Finals:
-    """Conducts the final runs; each has a folder of its own below `winner`."""
+@dataclass(frozen=True)
+class Winner:
+    """The best setting: the first trial that had it, its values, its mean metric over seeds."""
 
-    def __init__(self, search: Search, values: Mapping[str, Any], total: int) -> None:
-        self.search, self.running, self.stopping = search, set[int](), False
+    trial: int
+    values: dict[str, Any]
+    metric: float | list[float]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A metric over runs; `sd` is that of a sample, 0 of one run."""
+
+    mean: float
+    sd: float
+    runs: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        sd = statistics.stdev(values) if len(values) > 1 else 0.0
+        return cls(statistics.fmean(values), sd, len(values))
+
+
+def find_winner(search: Search, results: Sequence[TrialResult]) -> Winner | None:
+    """The setting of the best mean over its seeds.
+
+    While no setting is complete on all seeds, the best of those with the most images.
+    """
+    seeds, objective = search.settings.seeds, Objective(search)
+    by_setting: dict[int, list[TrialResult]] = {}
+    for result in results:
+        if result.metric is not None:
+            by_setting.setdefault(result.trial // seeds, []).append(result)
+    if not by_setting:
+        return None
+
+    def rank(setting: int) -> tuple[bool, int, float, int]:
+        own = by_setting[setting]
+        unfinished = [result.state for result in own] != ["complete"] * seeds
+        images = min(result.images for result in own) if unfinished else 0
+        return unfinished, -images, objective.loss(mean_values(own)), setting
+
+    best = by_setting[min(by_setting, key=rank)]
+    return Winner(best[0].trial, best[0].settings, objective.as_metric(mean_values(best)))
+
+
+def final_runs(search: Search, planned: SearchPlan, log: TrialLog) -> FinalRuns | None:
+    """The winner's runs, once all trials have ended and one of them won."""
+    results = log.first(planned.trials)
+    if len(results) < planned.trials or not (best := find_winner(search, results)):
+        return None
+    return FinalRuns(search, best.values, planned.whole_images)
+
+
+class FinalRuns:
+    """Controls the final runs; each has a folder below `winner`."""
+
+    def __init__(self, search: Search, values: Mapping[str, Any], total_images: int) -> None:
+        self.search, self.total_images = search, total_images
+        self.running: set[int] = set()
+        self.stopping = False
         self.failed: dict[int, str] = {}
-        self.total_images = total
-        self.images = dict[int, int]()  # that each run was trained on, as far as it has told
-        self._deaths = 0
+        self.seeds = range(search.settings.final_seeds)
         self._values = values
-        self._waiting = [
-            seed for seed in range(search.settings.final_seeds) if self.finished(seed) is None
-        ]
+        self._images: dict[int, int] = {}  # that each run has reported
+        self._deaths = 0
+        self._waiting = [seed for seed in self.seeds if self.finished(seed) is None]
 
     def folder(self, seed: int) -> Path:
         return self.search.folder / "winner" / f"seed-{seed}"
@@ -51,31 +107,31 @@ class Finals:
         return RunFolder(self.folder(seed)).finished() if self._same(seed) else None
 
     def _same(self, seed: int) -> bool:
-        kept = RunFolder(self.folder(seed)).experiment
-        if not kept.exists():
+        path = RunFolder(self.folder(seed)).experiment
+        if not path.exists():
             return True
-        before, now = experiments.load(kept, {}), self.experiment(seed)
-        return _length(before) == _length(now) and not experiments.differences(before, now)
+        before, now = experiments.load(path, {}), self.experiment(seed)
+        lengths = [(each.train.epochs, each.train.total_images) for each in (before, now)]
+        return lengths[0] == lengths[1] and not experiments.differences(before, now)
 
     @property
     def over(self) -> bool:
         return self.stopping or not (self._waiting or self.running)
 
-    def next(self) -> Turn | None:
+    def next(self) -> TrialTask | None:
         if self.stopping or not self._waiting:
             return None
         seed = self._waiting.pop(0)
         self.running.add(seed)
-        self.folder(seed).mkdir(parents=True, exist_ok=True)
-        if not self._same(seed):  # of another winner, before there were more trials
+        if not self._same(seed):  # the winner changed when more trials were requested
             RunFolder(self.folder(seed)).set_aside()
-        return Turn(seed, self.experiment(seed).to_dict())
+        return TrialTask(seed, self.experiment(seed)).saved()
 
-    def arrived(self, number: int, images: int, figures: Mapping[str, float]) -> None:
-        """Nothing is decided about a final run."""
-        self.images[number] = images
+    def arrived(self, number: int, images: int, metrics: Mapping[str, float]) -> None:
+        """A final run never stops early."""
+        self._images[number] = images
 
-    def ended(self, number: int, outcome: Outcome) -> None:
+    def ended(self, number: int, outcome: TrialOutcome) -> None:
         self.running.discard(number)
         if outcome.state == "failed":
             self.failed[number] = outcome.why
@@ -84,7 +140,7 @@ class Finals:
         self.running.discard(number)
         self._deaths += 1
         if self._deaths > self.search.base.run.max_failures:
-            self.failed[number] = LOST
+            self.failed[number] = DIED
         else:
             self._waiting = sorted([*self._waiting, number])
 
@@ -94,42 +150,20 @@ class Finals:
             RunFolder(self.folder(seed)).ask_stop()
 
     def progress(self) -> str:
-        """How far the runs are, in words."""
-        runs = range(self.search.settings.final_seeds)
-        done = sum(self.finished(seed) is not None for seed in runs)
+        done = sum(self.finished(seed) is not None for seed in self.seeds)
         moving = [
-            f"seed-{seed} {self.images.get(seed, 0):,} of {self.total_images:,} images"
-            for seed in self.running
+            f"seed-{seed} {self._images.get(seed, 0):,} of {self.total_images:,} images"
+            for seed in sorted(self.running)
         ]
-        return " · ".join(
-            [f"training the winner anew: {done} of {len(runs)} runs complete", *sorted(moving)]
-        )
+        head = f"training the winner on the full budget: {done} of {len(self.seeds)} runs complete"
+        return " · ".join([head, *moving])
 
-    def figures(self) -> dict[str, tuple[float, float, int]]:
-        """Mean, deviation and number of runs of each held-out figure over the runs that are
-        complete.
-        """
-        ended = [
-            found
-            for seed in range(self.search.settings.final_seeds)
-            if (found := self.finished(seed))
-        ]
-        names = [name for name in (ended[0]["figures"] if ended else ()) if name.startswith("val/")]
-        return {name: spread([run["figures"][name] for run in ended]) for name in names}
+    def metrics(self) -> dict[str, Spread]:
+        """Each held-out metric over the runs that are complete."""
+        found = [result["figures"] for seed in self.seeds if (result := self.finished(seed))]
+        names = held_out(found[0]) if found else ()
+        return {name: Spread.of([figures[name] for figures in found]) for name in names}
 
     def refuse_failures(self) -> None:
-        if self.failed and not self.figures():
-            raise TrainingError(f"the winner could not be trained anew: {json.dumps(self.failed)}")
-
-
-def _length(experiment: Experiment) -> tuple[float, int]:
-    return experiment.train.epochs, experiment.train.total_images
-
-
-def spread(values: list[float]) -> tuple[float, float, int]:
-    """Mean, deviation (of a sample; 0 of one) and number."""
-    return (
-        statistics.fmean(values),
-        statistics.stdev(values) if len(values) > 1 else 0.0,
-        len(values),
-    )
+        if self.failed and not self.metrics():
+            raise TrainingError(f"no final run of the winner ended: {json.dumps(self.failed)}")
