@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from udl_dist.data.loader import order
-from udl_dist.storage.objects import open_blob, upload
+from udl_dist.storage.objects import Object, upload
 from udl_dist.storage.ranges import Blob, Range, read_ranges
 
 THREADS, TURNS, BATCH = 8, 7, 64
@@ -96,14 +96,13 @@ def records(least: int, most: int) -> list[Range]:
 
 def epoch(ranges: list[Range], shuffled: bool) -> str:
     """Read every record once, a batch at a time; bytes read ÷ needed and records a request."""
-    blob = open_blob(URI)
+    blob = Object(URI)
     before, count = blob.traffic.requests, len(ranges)
     places = np.arange(count, dtype=np.int64)
     chosen = order.record_at(0, 0, places, count) if shuffled else places
     for first in range(0, count, BATCH):
         read_ranges(blob, [ranges[at] for at in chosen[first : first + BATCH]])
     traffic = blob.traffic
-    blob.close()
     requests = traffic.requests - before
     return f"{traffic.bytes_read / traffic.bytes_wanted:.3f} ({count} records, {requests} requests)"
 
@@ -130,7 +129,7 @@ def main() -> None:
             file.write(np.random.default_rng(0).bytes(SHARD_BYTES))
             file.flush()
             upload(Path(file.name), URI)
-        blob, file_of_pyarrow = open_blob(URI), bare(address)
+        blob, file_of_pyarrow = Object(URI), bare(address)
         compare(blob, file_of_pyarrow, 2**20, 128)
         compare(blob, file_of_pyarrow, 100_000, 512)
         for name, least, most in (

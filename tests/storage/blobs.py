@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from udl_dist.storage.fetching import Traffic
-from udl_dist.storage.ranges import Pending
+from udl_dist.storage.ranges import Answer
+from udl_dist.storage.transfers import Traffic
 
 
 class FileBlob:
@@ -20,18 +20,12 @@ class FileBlob:
         self.traffic.count(requests=1, bytes_read=length)
         return self._data[start : start + length]
 
-    def begin(self, start: int, length: int) -> Pending:
+    def begin(self, start: int, length: int) -> Answer:
         return _Later(self, start, length)
-
-    def changed(self) -> str:
-        return ""
-
-    def close(self) -> None:
-        pass
 
 
 class _Later:
-    """Bytes that are read when they are asked for, and so are not counted if nobody does."""
+    """Bytes that are read when they are asked for; so they are not counted if they never are."""
 
     def __init__(self, blob: FileBlob, start: int, length: int) -> None:
         self._blob, self._range = blob, (start, length)

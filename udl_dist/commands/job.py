@@ -19,7 +19,7 @@ from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import OWN, FigureSettings
 from udl_dist.experiment import Experiment
 from udl_dist.search import settings as searches
-from udl_dist.storage.places import scheme_of
+from udl_dist.storage.uris import scheme_of
 
 JOB_BYTES = 2**20  # a job file is a page of text
 THERE = "auto"  # what a driver calls the cluster it runs on

@@ -11,8 +11,8 @@ from udl_dist.core.config_schema import as_path, setting
 from udl_dist.data.images.headers import HIGHEST_LIMIT, LIMIT_IN_WORDS, MOST_PIXELS
 from udl_dist.data.images.kinds import Shape
 from udl_dist.data.shards.naming import IMAGE_IN_WORDS, KEY_DOT_IN_WORDS, KeyDot, Naming
-from udl_dist.storage.fetching import Limits
-from udl_dist.storage.places import SEQUENTIAL, scheme_of
+from udl_dist.storage.transfers import Limits
+from udl_dist.storage.uris import scheme_of
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,6 @@ class DataSettings:
         "'digits' (5,000 embedded ones), an image folder, IDX files, .npy/.npz, a packed folder, "
         "or tar shards: a folder, a brace pattern, a list file or s3://...",
         filled=True,
-    )
-    sequential: bool = setting(
-        False,
-        "read tars from http:, https: or pipe:COMMAND (which is run) from start to end; exact"
-        " order, resume within an epoch, checksums and equal batches at other world sizes are lost",
     )
     more_sources: tuple[str, ...] = setting(
         (), "further sources that are trained on together with it", filled=True
@@ -136,7 +131,7 @@ class DataSettings:
 
 def _absolute(source: str) -> str:
     """A path as a whole one, each of several that `::` joins; what is no path stays."""
-    if source in ("", "digits") or scheme_of(source) in SEQUENTIAL:
+    if source in ("", "digits"):
         return source
     parts = source.split("::") if "::" in source and not as_path(source).exists() else [source]
     return "::".join(part if scheme_of(part) else str(as_path(part)) for part in parts)

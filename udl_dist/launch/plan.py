@@ -35,7 +35,6 @@ class Plan:
     source: str
     shape: tuple[int, int, int]  # channels, height, width
     packed: bool
-    lost: str  # the promises that cannot be given
     records: int  # 0: unknown
     held_out_records: int
     held_out_is: str  # where they come from
@@ -62,7 +61,6 @@ class Plan:
         least, most = self.images_per_rank
         share = str(least) if least == most else f"{least} to {most}"
         networks = ", ".join(f"{name} {count:,}" for name, count in self.parameters.items())
-        records = f"{self.records:,} records" if self.records else "an unknown number of records"
         seen = "" if self.packed else " (not packed yet: an estimate)"
         elastic = "; elastic: a step takes about 1.1 (1 worker) to 1.4 (4 workers) times as long"
         channels, height, width = self.shape
@@ -71,7 +69,10 @@ class Plan:
         colour = "colour" if channels == 3 else "gray"
         return [
             f"run folder   {self.folder}",
-            f"data         {self.source}: {records} in {self.shards} shards, {held_out}{seen}",
+            (
+                f"data         {self.source}: {self.records:,} records in {self.shards} shards,"
+                f" {held_out}{seen}"
+            ),
             *(
                 [f"classes      {len(self.classes)}: {in_words(self.classes)}"]
                 if self.classes
@@ -83,7 +84,6 @@ class Plan:
                 if self.left_out
                 else []
             ),
-            *([f"promises     {self.lost} (data.sequential)"] if self.lost else []),
             (
                 f"method       {self.method}: {sum(self.parameters.values()):,} parameters"
                 f" ({networks})"
@@ -161,7 +161,6 @@ def plan(experiment: Experiment) -> Plan:
             f"{seen.held_out_records} held-out images cannot be shared by run.workers ="
             f" {run.workers}: raise data.held_out_fraction"
         )
-    seen.refuse_few_shards(workers)
     method = methods.find(experiment.method_name)(experiment.method, experiment.data.shape)
     networks = method.describe()
     if run.determinism == "elastic":
@@ -184,7 +183,6 @@ def plan(experiment: Experiment) -> Plan:
         source=experiment.data.source,
         shape=experiment.data.shape,
         packed=seen.packed,
-        lost=seen.lost,
         records=seen.records,
         held_out_records=seen.held_out_records,
         held_out_is=seen.held_out_is,

@@ -16,7 +16,6 @@ from udl_dist.core import rng
 from udl_dist.core.config_schema import flatten
 from udl_dist.core.files import write_whole
 from udl_dist.data.loader.advice import advice
-from udl_dist.data.loader.feed import Feed
 from udl_dist.data.loader.reader import Stream
 from udl_dist.errors import TrainingError
 from udl_dist.evaluation import pictures
@@ -44,8 +43,8 @@ class Scribe:
         experiment: Experiment,
         folder: RunFolder,
         learning: Learning,
-        stream: Feed,
-        held_out: Feed | None,
+        stream: Stream,
+        held_out: Stream | None,
         start: int,
         node: Node | None,
     ) -> None:
@@ -73,10 +72,7 @@ class Scribe:
         if not start:
             write_whole(folder.data, json.dumps(stream.shards()))
         else:
-            anew = ", in an order drawn anew" if stream.lost else ""
-            folder.say(f"resumed after {start} images{anew}")
-        if stream.lost:
-            folder.say(stream.lost)
+            folder.say(f"resumed after {start} images")
         config = flatten(experiment.to_dict())
         self._tracker = Tracker(experiment.track, folder.path, config, last, folder.say)
         for point in folder.points():  # those of which a kill kept the tracker from hearing
@@ -152,7 +148,7 @@ class Scribe:
                 "rank": rank,
                 "losses": [f"{loss:g}" for loss in losses],
                 "records": records,
-                "keys": _keys_of(self._stream, records),
+                "keys": [_key_of(self._stream, record) for record in records],
             }
             for rank, (losses, records) in enumerate(both)
         ]
@@ -283,11 +279,6 @@ class Validations:
             f"validations take {100 * share:.0f} % of the time (evaluate.share = {allowed:g}):"
             " raise evaluate.every_images, lower evaluate.images, or set evaluate.pictures = false"
         )
-
-
-def _keys_of(stream: Feed, numbers: list[int]) -> list[str]:
-    """The keys of records by their numbers over all data sets; none where nothing is indexed."""
-    return [_key_of(stream, number) for number in numbers] if isinstance(stream, Stream) else []
 
 
 def _key_of(stream: Stream, number: int) -> str:

@@ -18,8 +18,8 @@ import torch
 
 from udl_dist import methods
 from udl_dist.core import faults, files
-from udl_dist.data.loader.feed import Feed
-from udl_dist.data.loader.opening import Prepared, open_feed
+from udl_dist.data.loader.opening import Prepared, open_streams
+from udl_dist.data.loader.reader import Stream
 from udl_dist.errors import TrainingError, UdlError
 from udl_dist.experiment import Experiment
 from udl_dist.launch.recorder import Scribe
@@ -143,7 +143,7 @@ def _attempt(task: Task, rollbacks: int) -> dict[str, Any]:
         task.folder,
         task.watchdog,
     )
-    stream, held_out = open_feed(
+    stream, held_out = open_streams(
         prepared, experiment.train.seed, batch_memory(ranks.device), experiment.evaluate.images
     )
     learning = new_learning(experiment, stream, ranks)
@@ -151,7 +151,7 @@ def _attempt(task: Task, rollbacks: int) -> dict[str, Any]:
     if rollbacks > kept.rollbacks:
         kept = replace(kept, rollbacks=rollbacks, skips=0)
     if kept.rollbacks:
-        stream, _ = open_feed(
+        stream, _ = open_streams(
             prepared, _seed_after(kept.rollbacks, experiment), batch_memory(ranks.device)
         )
     total = experiment.train.length(stream.records)
@@ -290,7 +290,7 @@ def intervals(experiment: Experiment, total: int, held_out: int) -> Intervals:
     )
 
 
-def new_learning(experiment: Experiment, stream: Feed, ranks: Ranks) -> Learning:
+def new_learning(experiment: Experiment, stream: Stream, ranks: Ranks) -> Learning:
     """The method of an experiment with its first weights, as it learns from this stream."""
     method = methods.find(experiment.method_name)(experiment.method, stream.shape)
     torch.manual_seed(experiment.train.seed)  # the same first weights on every rank

@@ -18,7 +18,7 @@ from udl_dist.data.settings import cache_folder
 from udl_dist.errors import DataError
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.storage import objects
-from udl_dist.storage.places import is_remote, joined, parse
+from udl_dist.storage.uris import is_remote, joined, parse
 
 TICK_SECONDS = 2.0
 LIVE = ".live"
@@ -73,8 +73,9 @@ class Mirror:
             return False
         target.parent.mkdir(parents=True, exist_ok=True)
         coming = target.with_name(f".{target.name}.coming")
-        # whatever is there now: it may be written again meanwhile
-        coming.write_bytes(objects.read(self.at(name)))
+        coming.write_bytes(
+            objects.read(self.at(name))
+        )  # whatever is there now: it may be written again meanwhile
         coming.replace(target)
         self._pulled[name] = stamp
         return True

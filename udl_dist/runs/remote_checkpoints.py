@@ -41,8 +41,9 @@ def fetch_all(mirror: Mirror) -> None:
     there = mirror.listing("checkpoints")
     complete = {_images(name) for name in there if name.endswith(f"/{MANIFEST}")}
     for path in mirror.folder.checkpoints.glob("[0-9]*"):
-        # of an earlier life of the run, or one that was not carried to its end
-        if path.name not in complete:
+        if (
+            path.name not in complete
+        ):  # of an earlier life of the run, or one that was not carried to its end
             shutil.rmtree(path)
     for images in sorted(complete):
         _fetch(mirror, images, there)

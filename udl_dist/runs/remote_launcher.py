@@ -20,7 +20,7 @@ from udl_dist.runs.remote import ASKED, LIVE, Courier, Mirror
 from udl_dist.runs.remote_checkpoints import manifests_first
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.storage import objects
-from udl_dist.storage.places import is_remote, name_of
+from udl_dist.storage.uris import is_remote, name_of
 
 KEPT = (
     "experiment.toml",
@@ -41,8 +41,9 @@ class Launcher(Mirror):
 
     def __init__(self, uri: str, folder: RunFolder) -> None:
         super().__init__(uri, folder)
-        # bytes of messages that were taken over, by node and group
-        self._lengths: dict[str, int] = {}
+        self._lengths: dict[
+            str, int
+        ] = {}  # bytes of messages that were taken over, by node and group
         self._lease = Lease(self.at(f"{LIVE}/lease.json"), folder)
         self._courier = Courier(self._carry, folder.say)
 
@@ -80,12 +81,10 @@ class Launcher(Mirror):
         def reachable(index: str) -> str:
             return self._put(index) if index and not is_remote(index) else index
 
-        train = (
-            prepared.train
-            if prepared.settings.sequential
-            else tuple(map(reachable, prepared.train))
+        train, held_out = (
+            tuple(map(reachable, part)) for part in (prepared.train, prepared.held_out)
         )
-        return replace(prepared, train=train, held_out=tuple(map(reachable, prepared.held_out)))
+        return replace(prepared, train=train, held_out=held_out)
 
     def _put(self, index: str) -> str:
         if not is_remote(open_index(index, cache_folder("")).shard_path(0)):

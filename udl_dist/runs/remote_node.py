@@ -15,10 +15,14 @@ from udl_dist.runs.heartbeat import machine
 from udl_dist.runs.remote import ASKED, LIVE, Courier, Mirror
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.storage import objects
-from udl_dist.storage.places import is_remote
+from udl_dist.storage.uris import is_remote
 
-# in the working folder from one group of workers to the next
-STAYS = ("checkpoints", ".faults", "wandb", "lock")
+STAYS = (
+    "checkpoints",
+    ".faults",
+    "wandb",
+    "lock",
+)  # in the working folder from one group of workers to the next
 OF_LEADER = (
     "curves.jsonl",
     "data.json",

@@ -21,8 +21,6 @@ def pca_floor(experiment: Experiment, sizes: Sequence[int]) -> dict[int, float]:
     """The squared error per pixel in [0, 1] of held-out images, by number of components; empty if
     none are held out.
     """
-    if experiment.data.sequential:
-        return {}
     stream, held_out = open_streams(prepare(experiment.data), experiment.train.seed)
     return pca.errors(_images(stream), _images(held_out), sizes)[0] if held_out else {}
 

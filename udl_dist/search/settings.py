@@ -18,7 +18,7 @@ from udl_dist.core.config_schema import setting
 from udl_dist.errors import UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.search.axes import Axis, parse
-from udl_dist.storage.places import is_remote
+from udl_dist.storage.uris import is_remote
 
 # What may differ when the same folder is searched on: no result depends on it.
 FREE = (

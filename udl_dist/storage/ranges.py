@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from udl_dist.storage.fetching import Traffic
 from udl_dist.storage.range_cache import RangeCache
+from udl_dist.storage.transfers import Traffic
 
 PIECE = 2**23  # bytes that a walk reads at a time
 KEPT = 4  # pieces that a walk keeps beside those in use
@@ -19,7 +19,7 @@ LONGEST_RANGE = 2**23
 Range = tuple[int, int]  # start and length in bytes
 
 
-class Pending(Protocol):
+class Answer(Protocol):
     """Bytes on their way."""
 
     def result(self) -> bytes: ...
@@ -28,26 +28,16 @@ class Pending(Protocol):
 
 
 class Blob(Protocol):
-    """An opened object or file, safe for any number of threads."""
+    """What is read by ranges, by any number of threads: an `Object`."""
 
-    name: str  # URI without options, or absolute path: for messages
+    name: str  # for messages
     size: int  # bytes
-    stamp: str  # "etag:…" or "mtime:NANOSECONDS"
+    stamp: str  # differs from one writing to the next
     traffic: Traffic
 
-    def read(self, start: int, length: int) -> bytes:
-        """Exactly `length` bytes, or DataError."""
-        ...
-
-    def begin(self, start: int, length: int) -> Pending:
+    def begin(self, start: int, length: int) -> Answer:
         """Ask for bytes without waiting for them."""
         ...
-
-    def changed(self) -> str:
-        """What differs from when it was opened, in words; empty if nothing does."""
-        ...
-
-    def close(self) -> None: ...
 
 
 class Window:
@@ -57,7 +47,7 @@ class Window:
 
     def __init__(self, blob: Blob, piece_bytes: int = PIECE) -> None:
         self._blob, self._piece = blob, piece_bytes
-        self._pieces: dict[int, Pending] = {}  # by number, oldest use first
+        self._pieces: dict[int, Answer] = {}  # by number, oldest use first
         self._held: dict[int, bytes] = {}
         self._last = -1
 
@@ -90,10 +80,12 @@ class Window:
             if number not in self._held and number not in self._pieces:
                 start = number * self._piece
                 self._pieces[number] = self._blob.begin(start, min(self._piece, len(self) - start))
-        # a walk looks back at the record before a header, and goes on
-        near = range(numbers[0], numbers[-1] + 3)
-        # the walk jumped elsewhere
-        for number in [number for number in self._pieces if number not in near]:
+        near = range(
+            numbers[0], numbers[-1] + 3
+        )  # a walk looks back at the record before a header, and goes on
+        for number in [
+            number for number in self._pieces if number not in near
+        ]:  # the walk jumped elsewhere
             self._pieces.pop(number).cancel()
         self._last = numbers[-1]
 

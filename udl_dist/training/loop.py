@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udl_dist.data.loader.feed import Feed
 from udl_dist.data.loader.loading import Records
+from udl_dist.data.loader.reader import Stream
 from udl_dist.errors import TrainingError
 from udl_dist.methods import Batch, Method, pixels
 from udl_dist.training.distributed import Ranks
@@ -63,8 +63,8 @@ class Intervals:
 
 def train(
     learning: Learning,
-    stream: Feed,
-    held_out: Feed | None,
+    stream: Stream,
+    held_out: Stream | None,
     settings: TrainSettings,
     intervals: Intervals,
     ranks: Ranks,
@@ -169,7 +169,7 @@ def train(
 
 def measure(
     learning: Learning,
-    held_out: Feed,
+    held_out: Stream,
     batch_size: int,
     ranks: Ranks,
     beat: Callable[[], None] = lambda: None,

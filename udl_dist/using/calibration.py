@@ -72,11 +72,6 @@ def compute(model: Model) -> Calibration:
     """Go through the held-out images of a run, at most 20,000."""
     experiment = model.origin.experiment
     assert experiment, "only a run knows its data"
-    if experiment.data.sequential and not experiment.data.held_out:
-        raise UsageError(
-            f"{model.origin.folder} was trained on a sequence and holds nothing out: there is"
-            " nothing to measure it by"
-        )
     stream, held_out = open_streams(prepare(experiment.data), experiment.train.seed)
     latents: list[Tensor] = []
     scores: dict[str, list[Tensor]] = {name: [] for name in model.scores}

@@ -210,7 +210,7 @@ def _streams(model: Model, asked: FigureSettings) -> dict[str, Stream]:
     """
     experiment = model.origin.experiment
     found: dict[str, Stream | None] = {}
-    if experiment and not experiment.data.sequential:
+    if experiment:
         plain = replace(experiment.data, random_crop=1.0, flip=False, readers=asked.readers)
         prepared, seed = prepare(plain), experiment.train.seed
         found[TRAIN], found[HELD_OUT] = open_streams(prepared, seed)

@@ -16,7 +16,7 @@ from udl_dist.data.packing.prepare import prepare
 from udl_dist.data.settings import DataSettings
 from udl_dist.runs.remote_launcher import Launcher
 from udl_dist.runs.run_folder import RunFolder
-from udl_dist.storage.places import is_remote
+from udl_dist.storage.uris import is_remote
 
 
 def test_a_node_with_another_disk_opens_what_the_launcher_has_indexed(

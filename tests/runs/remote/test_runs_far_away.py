@@ -45,8 +45,9 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with served() as endpoint:
         yield endpoint
-        # the server keeps what it has as long as this process lives
-        for name in objects.listing(FAR):
+        for name in objects.listing(
+            FAR
+        ):  # the server keeps what it has as long as this process lives
             objects.remove(f"{FAR}/{name}")
 
 
@@ -137,8 +138,8 @@ def test_a_bucket_that_is_gone_is_an_alarm_until_the_last_checkpoint(
     experiment = far("ae", source, tmp_path)
     real = objects.upload
 
-    def upload(path: Path, uri: str, limits: Any = None) -> None:
-        real(path, uri.replace("s3://bucket/", "s3://no-such-bucket/"), limits)
+    def upload(path: Path, uri: str) -> None:
+        real(path, uri.replace("s3://bucket/", "s3://no-such-bucket/"))
 
     monkeypatch.setattr(objects, "upload", upload)
     with pytest.raises(TrainingError, match="could not be written to"):
@@ -197,8 +198,9 @@ def test_what_a_node_says_comes_to_the_launcher_once_and_what_is_asked_to_the_no
         assert here.folder.points() == [{"images": 12, "train/loss": 1.0}]
         (here.folder.path / "stop").unlink()
         here.begin_group()
-        # the next group: nothing of the last one is said or asked again
-        with node().carrying() as there:
+        with (
+            node().carrying() as there
+        ):  # the next group: nothing of the last one is said or asked again
             assert not there.folder.stop_asked()
             assert there.folder.failure() is None
             there.folder.say("second")
@@ -238,7 +240,7 @@ def test_a_run_that_another_machine_holds_is_refused_with_its_owner(
     objects.write(f"{FAR}/.live/lease.json", json.dumps(gone).encode())
     taken = Lease(f"{FAR}/.live/lease.json", folder)
     taken.take()  # nobody renewed it
-    assert lease._read()["token"] != held["token"]
+    assert json.loads(objects.read(f"{FAR}/.live/lease.json"))["token"] != held["token"]
     monkeypatch.setattr("udl_dist.runs.lease.RENEW_SECONDS", 0.0)
     lease._next = 0.0
     assert not lease.renew()

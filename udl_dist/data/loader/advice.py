@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import os
 
-from udl_dist.data.loader.feed import Feed
+from udl_dist.data.loader.reader import Stream
 
 WAITS = 0.05  # of the time: above it training is told to wait
 
 
-def advice(stream: Feed, wait_share: float, cores: int | None = None) -> str:
+def advice(stream: Stream, wait_share: float, cores: int | None = None) -> str:
     """One line that names the slowest stage and a cure, or "" if training waits for less than 5 %
     of its time.
     """
@@ -30,7 +30,5 @@ def advice(stream: Feed, wait_share: float, cores: int | None = None) -> str:
             f"pack the images at their training size: udl pack --size {settings.size} --format raw"
         )
     share = seconds[stage] / total
-    return (
-        f"training waits {wait_share:.0%} of its time for data, {share:.0%} of the readers' time is"
-        f" to {stage}: {cure}"
-    )
+    waits = f"training waits {wait_share:.0%} of its time for data"
+    return f"{waits}, {share:.0%} of the readers' time is to {stage}: {cure}"

@@ -111,8 +111,10 @@ class Runs:
                 offset = int(numbers[place]) % self.run
                 if offset not in unused:  # the run is still here from the epoch before
                     found, wrong = self._again(number)
-                # memory is given back record by record
-                payloads[place], found[offset] = found[offset], b""
+                payloads[place], found[offset] = (
+                    found[offset],
+                    b"",
+                )  # memory is given back record by record
                 if offset in wrong:
                     faults[place] = wrong[offset]
                 unused.discard(offset)

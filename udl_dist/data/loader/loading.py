@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from udl_dist.data.loader.dataset import Dataset
 from udl_dist.data.settings import DataSettings
 from udl_dist.data.shards.reading import Loaded
 from udl_dist.errors import DataError
+from udl_dist.storage.uris import name_of
 
 I64 = NDArray[np.int64]
 Allocate = Callable[[tuple[int, ...]], Pixels]
@@ -40,8 +41,9 @@ class Records:
     keys: I64  # [B] random, by (seed, epoch, record)
     record_keys: I64  # [B] random, by (seed, record)
     labels: I64  # [B], -1: none
-    # what was wrong with records that others stand in for
-    damaged: dict[int, str] = field(default_factory=dict)
+    damaged: dict[int, str] = field(
+        default_factory=dict
+    )  # what was wrong with records that others stand in for
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,48 @@ class Plan:
     numbers: I64  # [B]
     epochs: I64  # [B]
     augmented: bool
+
+
+class BadRecordCounter:
+    """Counts damaged records that others replace, and says when they are too many."""
+
+    def __init__(self, settings: DataSettings) -> None:
+        self._settings, self._in_a_row = settings, 0
+        self.lines: dict[str, None] = {}  # what was wrong, in order
+
+    def counted(self, batches: Iterator[Records]) -> Iterator[Records]:
+        """Pass batches on; raise DataError at too many damaged records in a row: a share of all
+        comes too late.
+        """
+        for records in batches:
+            self._count(records)
+            yield records
+
+    def refuse(self, damaged: int, records: int) -> None:
+        """Raise DataError if `damaged` of `records`, over all ranks, are too many."""
+        if damaged > self._settings.damaged_limit * records:
+            limit = f"data.damaged_limit = {self._settings.damaged_limit:g}"
+            raise DataError(
+                f"{damaged} of {records:,} records were damaged, more than {limit} allows: run udl"
+                " check"
+            )
+
+    def _count(self, records: Records) -> None:
+        for row in range(len(records.records)) if records.damaged else ():
+            self._in_a_row = self._in_a_row + 1 if row in records.damaged else 0
+            if self._in_a_row >= self._settings.damaged_in_a_row:
+                cause = records.damaged[row]
+                raise DataError(
+                    f"{cause} ({self._in_a_row} damaged records in a row: run udl check)"
+                )
+        self.lines.update(dict.fromkeys(records.damaged.values()))
+        if not records.damaged:
+            self._in_a_row = 0
+
+
+def unpinned(shape: tuple[int, ...]) -> Pixels:
+    """Ordinary memory for a batch."""
+    return np.empty(shape, np.uint8)
 
 
 class Source(Protocol):
@@ -131,8 +175,9 @@ class Loader:
         batch.records[places] = dataset.chosen(numbers) + self._record_starts[number]
         batch.labels[places] = loaded.rows["label"]
         hashes = loaded.rows["key_hash"].copy()
-        # keys of two sets may be alike
-        seed = self.seed if number == 0 else chain(self.seed, number)
+        seed = (
+            self.seed if number == 0 else chain(self.seed, number)
+        )  # keys of two sets may be alike
         batch.record_keys[places] = order.record_keys(seed, hashes)
         epochs = plan.epochs[places]
         for epoch in set(epochs.tolist()):
@@ -219,7 +264,7 @@ class Loader:
 def _sample(dataset: Dataset, record: int, loaded: Loaded) -> dict[str, Any]:
     index, payload = dataset.index, loaded.payloads[0]
     kind = "raw" if index.about.format == "raw" else read_header(payload, HIGHEST_LIMIT).kind
-    shard = index.shard_path(int(index.shard_of(np.array([record]))[0]))
+    shard = name_of(index.shard_path(int(index.shard_of(np.array([record]))[0])))
     sample: dict[str, Any] = {"__key__": index.key(record), "__url__": shard}
     sample["jpg" if kind == "jpeg" else kind] = payload
     label = int(loaded.rows["label"][0])

@@ -8,21 +8,19 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import xxhash
 
 from udl_dist.data.loader.dataset import Dataset
-from udl_dist.data.loader.feed import Feed
-from udl_dist.data.loader.loading import Allocate
+from udl_dist.data.loader.loading import Allocate, unpinned
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.loader.selection import Wanted, nobody, refuse_absent, select
-from udl_dist.data.loader.sequential import Sequential
 from udl_dist.data.settings import DataSettings, cache_folder
 from udl_dist.data.shards.index import NAME, Index
 from udl_dist.data.shards.reading import RemoteAccess
-from udl_dist.errors import DataError, UsageError
-from udl_dist.storage.places import is_remote, joined, name_of, split
+from udl_dist.errors import DataError
+from udl_dist.storage.objects import Object, download, exists
 from udl_dist.storage.range_cache import RangeCache
+from udl_dist.storage.uris import is_remote, joined, name_of, split
 
 
 @dataclass(frozen=True)
@@ -32,24 +30,20 @@ class Prepared:
     """
 
     settings: DataSettings
-    # path or URI of the index of each source; with `sequential`, of each shard
-    train: tuple[str, ...]
+    train: tuple[str, ...]  # path or URI of the index of each source
     held_out: tuple[str, ...]  # likewise; empty if it is a fraction of `train`, or if there is none
     fractions: tuple[float, ...]  # part of each source held out by hash; 0: none
 
 
 def open_streams(
-    prepared: Prepared, seed: int, allocate: Allocate = lambda shape: np.empty(shape, np.uint8)
+    prepared: Prepared, seed: int, allocate: Allocate = unpinned, most_held_out: int = 0
 ) -> tuple[Stream, Stream | None]:
     """The training stream and the held-out one of a prepared source; None if nothing is held out.
 
-    `allocate` makes the memory of a batch, so that it can be pinned.
+    `allocate` makes the memory of a batch, so that it can be pinned. Held out are `most_held_out`
+    images at most, the same ones for every seed; 0: all of them.
     """
     settings = prepared.settings
-    if settings.sequential:
-        raise UsageError(
-            "data.sequential is for udl train: in a loop of your own webdataset reads such shards"
-        )
     cache = cache_folder(settings.cache)
     access = _access(settings, cache)
     train, held_out, without = [], [], settings.without_labels
@@ -70,13 +64,18 @@ def open_streams(
             wanted = Wanted("held_out", fraction, settings.keys, labels=without)
             held_out.append(_dataset(index, wanted, cache, access))
     stream = Stream(train, settings, seed, settings.weights, allocate)
-    return stream, Stream(held_out, settings, seed, (), allocate) if held_out else None
+    if not held_out:
+        return stream, None
+    total = sum(part.records for part in held_out)
+    if 0 < most_held_out < total:
+        held_out = [part.part(max(1, most_held_out * part.records // total)) for part in held_out]
+    return stream, Stream(held_out, settings, seed, (), allocate)
 
 
 def open_left_out(prepared: Prepared, seed: int) -> Stream | None:
     """The held-out images of the classes that training never saw; None if there are none."""
     settings = prepared.settings
-    if not settings.without_labels or settings.sequential:
+    if not settings.without_labels:
         return None
     cache = cache_folder(settings.cache)
     access = _access(settings, cache)
@@ -105,47 +104,11 @@ def _access(settings: DataSettings, cache: Path) -> RemoteAccess:
     return access
 
 
-def open_feed(
-    prepared: Prepared,
-    seed: int,
-    allocate: Allocate = lambda shape: np.empty(shape, np.uint8),
-    most: int = 0,
-) -> tuple[Feed, Stream | None]:
-    """What a prepared source gives a training: its streams, or, if it cannot be indexed, what is
-    read in sequence.
-
-    Held out are `most` images at most, the same ones for every seed; 0: all of them.
-    """
-    feed, held_out = _open_feed(prepared, seed, allocate)
-    if held_out and 0 < most < held_out.records:
-        parts = [
-            each.part(max(1, most * each.records // held_out.records)) for each in held_out.datasets
-        ]
-        held_out = Stream(parts, prepared.settings, seed, (), allocate)
-    return feed, held_out
-
-
-def _open_feed(prepared: Prepared, seed: int, allocate: Allocate) -> tuple[Feed, Stream | None]:
-    if not prepared.settings.sequential:
-        return open_streams(prepared, seed, allocate)
-    cache = cache_folder(prepared.settings.cache)
-    access = RemoteAccess(prepared.settings.storage)
-    held_out = [
-        _dataset(open_index(where, cache), Wanted(), cache, access) for where in prepared.held_out
-    ]
-    return (
-        Sequential(prepared.train, prepared.settings, seed, allocate),
-        Stream(held_out, prepared.settings, seed, (), allocate) if held_out else None,
-    )
-
-
 def index_beside(folder: str) -> str:
     """Path or URI of the index that lies in a folder of shards; "" if there is none."""
     if not is_remote(folder):
         where = f"{folder}/{NAME}"
         return where if os.path.exists(where) else ""
-    from udl_dist.storage.objects import exists
-
     where = joined(folder, NAME)
     return where if exists(where) else ""
 
@@ -154,10 +117,7 @@ def open_index(where: str, cache: Path) -> Index:
     """Open an index by path or URI; of one in object storage a copy is made in the cache."""
     if not is_remote(where):
         return Index.open(where)
-    from udl_dist.storage.objects import download, open_blob
-
-    blob = open_blob(where)
-    blob.close()
+    blob = Object(where)
     copy = (
         cache
         / "indexes"

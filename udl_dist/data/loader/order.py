@@ -59,8 +59,9 @@ def record_in_blocks(seed: int, epoch: int, places: I64, records: int, blocks: B
     """
     base, row, rows = _lane_rows(places, records)
     whole, left = divmod(records, blocks.records)
-    # of the last run, which is shorter
-    begin = chain(TAIL, seed, epoch) % (whole + 1) * blocks.records
+    begin = (
+        chain(TAIL, seed, epoch) % (whole + 1) * blocks.records
+    )  # of the last run, which is shorter
     # A window is whole runs. Those of different lanes end at different times, so that reading is
     # spread over the steps.
     size = blocks.records * blocks.window
@@ -140,8 +141,9 @@ def mixed(seed: int, positions: I64, weights: tuple[float, ...]) -> tuple[I64, I
     return sets, places
 
 
-# neighbouring batches ask for the same block, which costs as much as the decoding of ten images
-@lru_cache(64)
+@lru_cache(
+    64
+)  # neighbouring batches ask for the same block, which costs as much as the decoding of ten images
 def _mix_block(seed: int, block: int, weights: tuple[float, ...]) -> tuple[I64, I64]:
     """`mixed` of the positions of one block."""
     edges = mix_edges(weights)

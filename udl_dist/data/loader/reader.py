@@ -21,10 +21,19 @@ from numpy.typing import NDArray
 from udl_dist.core.permutation import chain
 from udl_dist.data.loader import order
 from udl_dist.data.loader.dataset import Dataset, Runs
-from udl_dist.data.loader.feed import Toll
-from udl_dist.data.loader.loading import Allocate, Loader, Plan, Records, Source, Spent
+from udl_dist.data.loader.loading import (
+    Allocate,
+    BadRecordCounter,
+    Loader,
+    Plan,
+    Records,
+    Source,
+    Spent,
+    unpinned,
+)
 from udl_dist.data.settings import DataSettings
 from udl_dist.errors import UsageError
+from udl_dist.storage.uris import name_of
 
 I64 = NDArray[np.int64]
 P = TypeVar("P")
@@ -48,7 +57,7 @@ class Stream:
         settings: DataSettings,
         seed: int,
         weights: tuple[float, ...] = (),
-        allocate: Allocate = lambda shape: np.empty(shape, np.uint8),
+        allocate: Allocate = unpinned,
     ) -> None:
         self.datasets, self.settings, self.seed = datasets, settings, seed
         self.shape = settings.shape
@@ -62,8 +71,7 @@ class Stream:
         self._blocks = order.Blocks(
             max(1, min(int(settings.block_bytes / self._mean_bytes), self.records // 256))
         )
-        self._toll = Toll(settings)
-        self.lost = ""  # every promise is kept
+        self._bad_records = BadRecordCounter(settings)
 
     @property
     def spent(self) -> Spent:
@@ -72,7 +80,7 @@ class Stream:
     @property
     def damage(self) -> dict[str, None]:
         """What was wrong with records that others stood in for, in order."""
-        return self._toll.lines
+        return self._bad_records.lines
 
     @property
     def slow_storage(self) -> str:
@@ -86,8 +94,8 @@ class Stream:
     def shards(self) -> dict[str, str]:
         """What is known of each shard, to be compared with on a resume."""
         return {
-            dataset.index.shard_path(
-                number
+            name_of(
+                dataset.index.shard_path(number)
             ): f"{shard.records} records in {shard.shard_bytes} bytes, {shard.rows_hash}"
             for dataset in self.datasets
             for number, shard in enumerate(dataset.index.shards)
@@ -113,7 +121,7 @@ class Stream:
         Batches straddle epochs, so each one is full. Raises DataError for a damaged record, naming
         shard, byte and key.
         """
-        return self._toll.counted(
+        return self._bad_records.counted(
             self._read(self._plans(position, batch_images, rank, world), self.loader.load)
         )
 
@@ -127,7 +135,7 @@ class Stream:
             for first in range(start, stop, batch_images)
         )
         plans = (Plan(places, np.zeros_like(places), False) for places in numbers)
-        return self._toll.counted(self._read(plans, self.loader.load))
+        return self._bad_records.counted(self._read(plans, self.loader.load))
 
     def samples(self, position: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
         """Endless records from `position` on as webdataset's samples, not decoded; ranks take
@@ -140,15 +148,16 @@ class Stream:
         """Raise DataError if so many damaged records among so many images, over all ranks, are too
         many.
         """
-        self._toll.refuse(damaged, max(images, self.records))
+        self._bad_records.refuse(damaged, max(images, self.records))
 
     def _plans(self, position: int, batch_images: int, rank: int, world: int) -> Iterator[Plan]:
         """Which records come in each batch of one rank, worked out for several batches at a
         time.
         """
         start, stop = order.share(batch_images, rank, world)
-        # no more than an epoch
-        ahead = max(1, min(PLANNED // max(1, stop - start), self.records // batch_images))
+        ahead = max(
+            1, min(PLANNED // max(1, stop - start), self.records // batch_images)
+        )  # no more than an epoch
         while True:
             firsts = position + batch_images * np.arange(ahead, dtype=np.int64)
             positions = np.concatenate(
