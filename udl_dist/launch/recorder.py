@@ -15,7 +15,6 @@ from typing import Any
 from udl_dist.core import rng
 from udl_dist.core.config_schema import flatten
 from udl_dist.core.files import write_whole
-from udl_dist.data.loader.advice import advice
 from udl_dist.data.loader.reader import Stream
 from udl_dist.errors import TrainingError
 from udl_dist.evaluation import pictures
@@ -120,7 +119,7 @@ class Scribe:
         """Say once what to do about waiting for data; the first report is no sign, for reading had
         no head start.
         """
-        advised = advice(self._stream, wait_share)
+        advised = self._stream.advice(wait_share)
         self._waits = self._waits + 1 if advised else 0
         if self._waits == 2 and not self._advised:
             self._advised = True

@@ -20,7 +20,7 @@ from udl_dist.launch.recovery import as_error, judge, one_line
 from udl_dist.runs import heartbeat, remote
 from udl_dist.runs.remote_launcher import Launcher
 from udl_dist.runs.run_folder import RunFolder
-from udl_dist.storage.client import endpoint_of, region_of
+from udl_dist.storage.access import endpoint_of, region_of
 from udl_dist.storage.uris import Uri, is_remote, joined, parse
 
 Gate = Any  # what `work` asks whether to go on; its type would bring in torch

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from udl_dist.data.loader.loading import Records
+from udl_dist.data.loader.records import Records
 from udl_dist.errors import TrainingError
 from udl_dist.training.distributed import Ranks
 from udl_dist.training.meter import Sums

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udl_dist.data.loader.loading import Records
 from udl_dist.data.loader.reader import Stream
+from udl_dist.data.loader.records import Records
 from udl_dist.errors import TrainingError
 from udl_dist.methods import Batch, Method, pixels
 from udl_dist.training.distributed import Ranks

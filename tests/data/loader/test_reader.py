@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +21,9 @@ from tests.data.loader import made
 from tests.data.loader.made import one_line, pixels
 from udl_dist.data.loader import order
 from udl_dist.data.loader.dataset import Dataset
-from udl_dist.data.loader.loading import Plan, Records, Source
+from udl_dist.data.loader.loading import BatchPlan, Source
 from udl_dist.data.loader.reader import Stream
+from udl_dist.data.loader.records import Records
 from udl_dist.data.packing.pack import pack
 from udl_dist.data.packing.settings import PackSettings
 from udl_dist.data.settings import DataSettings
@@ -38,10 +40,9 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     return index_shards(made.shards(tmp_path_factory.mktemp("shards"), COUNTS))
 
 
-def open_stream(index: Index, seed: int = 0, **changes: object) -> Stream:
-    return Stream(
-        [Dataset(index)], DataSettings(**{"size": 8, "channels": 1, "readers": 0, **changes}), seed
-    )  # type: ignore[arg-type]
+def open_stream(index: Index, seed: int = 0, **changes: Any) -> Stream:
+    settings = {"size": 8, "channels": 1, "readers": 0, **changes}
+    return Stream([Dataset(index)], DataSettings(**settings), seed)
 
 
 def take(stream: Stream, position: int, batch: int, steps: int, world: int = 1) -> list[Records]:
@@ -232,8 +233,8 @@ def test_every_packed_format_gives_the_same_pixels(
     pack(
         str(tmp_path / "images.npy"),
         str(tmp_path / kind),
-        PackSettings(size=16, channels=3, format=kind),
-    )  # type: ignore[arg-type]
+        PackSettings(size=16, channels=3, format=kind),  # type: ignore[arg-type]
+    )
     settings = DataSettings(size=shape[1], channels=shape[0], readers=0)  # type: ignore[arg-type]
     stream = Stream([Dataset(Index.open(tmp_path / kind / "train"))], settings, 0)
     expected = np.zeros((20, *stream.shape), np.uint8)
@@ -291,7 +292,7 @@ def test_reading_ahead_is_bounded(
     stream = open_stream(index, readers=2, read_ahead_bytes=ahead_bytes)
     load = stream.loader.load
 
-    def counted(plan: Plan, sources: Sequence[Source]) -> Records:
+    def counted(plan: BatchPlan, sources: Sequence[Source]) -> Records:
         loaded.append(1)
         return load(plan, sources)
 

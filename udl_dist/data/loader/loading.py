@@ -6,11 +6,10 @@ Runs in any number of threads at once; what comes out depends on the plan alone.
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,101 +20,26 @@ from udl_dist.data.images.coding import Pixels, decode_into
 from udl_dist.data.images.headers import HIGHEST_LIMIT, read_header
 from udl_dist.data.loader import order
 from udl_dist.data.loader.dataset import Dataset
+from udl_dist.data.loader.prefetch import ChunkReader
+from udl_dist.data.loader.records import Allocate, Records, StageSeconds
 from udl_dist.data.settings import DataSettings
 from udl_dist.data.shards.reading import Loaded
 from udl_dist.errors import DataError
 from udl_dist.storage.uris import name_of
 
 I64 = NDArray[np.int64]
-Allocate = Callable[[tuple[int, ...]], Pixels]
+Source = Dataset | ChunkReader
 SMALL = 4096  # pixels
 TRIES = 100  # substitutes for one damaged record, each as likely damaged as any
 
 
 @dataclass(frozen=True)
-class Records:
-    """One rank's share of a global batch."""
-
-    images: Pixels  # uint8 [B, C, H, W]
-    records: I64  # [B] record numbers in the index; behind those of the data sets before it
-    keys: I64  # [B] random, by (seed, epoch, record)
-    record_keys: I64  # [B] random, by (seed, record)
-    labels: I64  # [B], -1: none
-    damaged: dict[int, str] = field(
-        default_factory=dict
-    )  # what was wrong with records that others stand in for
-
-
-@dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """What is to be loaded: numbers over all data sets and the epoch of each."""
 
     numbers: I64  # [B]
     epochs: I64  # [B]
     augmented: bool
-
-
-class BadRecordCounter:
-    """Counts damaged records that others replace, and says when they are too many."""
-
-    def __init__(self, settings: DataSettings) -> None:
-        self._settings, self._in_a_row = settings, 0
-        self.lines: dict[str, None] = {}  # what was wrong, in order
-
-    def counted(self, batches: Iterator[Records]) -> Iterator[Records]:
-        """Pass batches on; raise DataError at too many damaged records in a row: a share of all
-        comes too late.
-        """
-        for records in batches:
-            self._count(records)
-            yield records
-
-    def refuse(self, damaged: int, records: int) -> None:
-        """Raise DataError if `damaged` of `records`, over all ranks, are too many."""
-        if damaged > self._settings.damaged_limit * records:
-            limit = f"data.damaged_limit = {self._settings.damaged_limit:g}"
-            raise DataError(
-                f"{damaged} of {records:,} records were damaged, more than {limit} allows: run udl"
-                " check"
-            )
-
-    def _count(self, records: Records) -> None:
-        for row in range(len(records.records)) if records.damaged else ():
-            self._in_a_row = self._in_a_row + 1 if row in records.damaged else 0
-            if self._in_a_row >= self._settings.damaged_in_a_row:
-                cause = records.damaged[row]
-                raise DataError(
-                    f"{cause} ({self._in_a_row} damaged records in a row: run udl check)"
-                )
-        self.lines.update(dict.fromkeys(records.damaged.values()))
-        if not records.damaged:
-            self._in_a_row = 0
-
-
-def unpinned(shape: tuple[int, ...]) -> Pixels:
-    """Ordinary memory for a batch."""
-    return np.empty(shape, np.uint8)
-
-
-class Source(Protocol):
-    """Whatever gives payloads by number: a data set, or runs of one."""
-
-    def load(self, numbers: I64) -> Loaded: ...
-
-
-class Spent:
-    """Seconds that threads spent in each stage, added up."""
-
-    def __init__(self) -> None:
-        self.seconds = {"read": 0.0, "decode": 0.0}
-        self._lock = threading.Lock()
-
-    def add(self, stage: str, since: float) -> float:
-        """Count the time since `since` to a stage; return now."""
-        now = time.perf_counter()
-        with self._lock:
-            self.seconds[stage] += now - since
-        return now
 
 
 class Loader:
@@ -129,9 +53,9 @@ class Loader:
         self.datasets, self.settings, self.seed, self._allocate = datasets, settings, seed, allocate
         self.starts = np.cumsum([0] + [dataset.records for dataset in datasets])
         self._record_starts = np.cumsum([0] + [dataset.index.records for dataset in datasets])
-        self.spent = Spent()
+        self.spent = StageSeconds()
 
-    def load(self, plan: Plan, sources: Sequence[Source]) -> Records:
+    def load(self, plan: BatchPlan, sources: Sequence[Source]) -> Records:
         """Read, check and decode the records of one batch; raises DataError for a damaged one if it
         is to stop.
         """
@@ -149,7 +73,7 @@ class Loader:
             self._replace(batch, plan)
         return batch
 
-    def samples(self, plan: Plan, sources: Sequence[Source]) -> list[dict[str, Any]]:
+    def samples(self, plan: BatchPlan, sources: Sequence[Source]) -> list[dict[str, Any]]:
         """Records as webdataset's samples, checked and not decoded; raises DataError for a damaged
         one.
         """
@@ -165,7 +89,7 @@ class Loader:
         return samples
 
     def _load_set(
-        self, batch: Records, plan: Plan, number: int, source: Source, places: I64
+        self, batch: Records, plan: BatchPlan, number: int, source: Source, places: I64
     ) -> None:
         """Fill the places of a batch whose records are of one data set."""
         began = time.perf_counter()
@@ -236,7 +160,7 @@ class Loader:
                 )
         return faults
 
-    def _replace(self, batch: Records, plan: Plan) -> None:
+    def _replace(self, batch: Records, plan: BatchPlan) -> None:
         """Put another record in the place of each damaged one, by a rule that knows the record
         alone.
         """
@@ -248,7 +172,7 @@ class Loader:
                 chosen = int(np.searchsorted(self.starts, other[0], side="right") - 1)
                 self._load_set(
                     single,
-                    Plan(other, plan.epochs[place : place + 1], plan.augmented),
+                    BatchPlan(other, plan.epochs[place : place + 1], plan.augmented),
                     chosen,
                     self.datasets[chosen],
                     np.array([0]),

@@ -11,8 +11,8 @@ from pathlib import Path
 import xxhash
 
 from udl_dist.data.loader.dataset import Dataset
-from udl_dist.data.loader.loading import Allocate, unpinned
 from udl_dist.data.loader.reader import Stream
+from udl_dist.data.loader.records import Allocate, unpinned
 from udl_dist.data.loader.selection import Wanted, nobody, refuse_absent, select
 from udl_dist.data.settings import DataSettings, cache_folder
 from udl_dist.data.shards.index import NAME, Index

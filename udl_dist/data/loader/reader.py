@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import count, islice
+from itertools import count
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,25 +19,18 @@ from numpy.typing import NDArray
 
 from udl_dist.core.permutation import chain
 from udl_dist.data.loader import order
-from udl_dist.data.loader.dataset import Dataset, Runs
-from udl_dist.data.loader.loading import (
-    Allocate,
-    BadRecordCounter,
-    Loader,
-    Plan,
-    Records,
-    Source,
-    Spent,
-    unpinned,
-)
+from udl_dist.data.loader.dataset import Dataset
+from udl_dist.data.loader.loading import BatchPlan, Loader, Source
+from udl_dist.data.loader.prefetch import ChunkReader, read_ahead
+from udl_dist.data.loader.records import Allocate, BadRecordCounter, Records, StageSeconds, unpinned
 from udl_dist.data.settings import DataSettings
 from udl_dist.errors import UsageError
 from udl_dist.storage.uris import name_of
 
 I64 = NDArray[np.int64]
-P = TypeVar("P")
 T = TypeVar("T")
 SAMPLES = 16  # that a rank loads at once where they are given one by one
+WAITS = 0.05  # of the time: training that waits for longer gets advice
 # places that are sent through the order at once: a single batch would cost five times as much a
 # record
 PLANNED = 4096
@@ -64,7 +56,7 @@ class Stream:
         self.loader = Loader(datasets, settings, seed, allocate)
         self.records = int(self.loader.starts[-1])
         self._weights = weights if len(datasets) > 1 else ()
-        self._refuse_odd_weights(weights)
+        self._refuse_weights(weights)
         remote = any(dataset.shards.remote for dataset in datasets)
         self._in_blocks = settings.order == "blocks" or (settings.order == "auto" and remote)
         self._mean_bytes = sum(each.record_bytes * each.records for each in datasets) / self.records
@@ -74,7 +66,7 @@ class Stream:
         self._bad_records = BadRecordCounter(settings)
 
     @property
-    def spent(self) -> Spent:
+    def spent(self) -> StageSeconds:
         return self.loader.spent
 
     @property
@@ -82,14 +74,12 @@ class Stream:
         """What was wrong with records that others stood in for, in order."""
         return self._bad_records.lines
 
-    @property
-    def slow_storage(self) -> str:
-        """What to do when reading, not decoding, is what training waits for."""
-        if any(dataset.shards.remote for dataset in self.datasets):
-            return (
-                "raise data.block_bytes or data.read_ahead_bytes, or set data.storage_cache_bytes"
-            )
-        return "put the shards on a faster disk, or set data.order = 'blocks'"
+    def advice(self, wait_share: float) -> str:
+        """What to do about the slowest stage of reading; "" if training waits for 5 % of its time
+        or less.
+        """
+        remote = any(dataset.shards.remote for dataset in self.datasets)
+        return self.spent.advice(self.settings, remote, wait_share) if wait_share > WAITS else ""
 
     def shards(self) -> dict[str, str]:
         """What is known of each shard, to be compared with on a resume."""
@@ -134,7 +124,7 @@ class Stream:
             np.arange(first, min(first + batch_images, stop))
             for first in range(start, stop, batch_images)
         )
-        plans = (Plan(places, np.zeros_like(places), False) for places in numbers)
+        plans = (BatchPlan(places, np.zeros_like(places), False) for places in numbers)
         return self._bad_records.counted(self._read(plans, self.loader.load))
 
     def samples(self, position: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
@@ -150,7 +140,9 @@ class Stream:
         """
         self._bad_records.refuse(damaged, max(images, self.records))
 
-    def _plans(self, position: int, batch_images: int, rank: int, world: int) -> Iterator[Plan]:
+    def _plans(
+        self, position: int, batch_images: int, rank: int, world: int
+    ) -> Iterator[BatchPlan]:
         """Which records come in each batch of one rank, worked out for several batches at a
         time.
         """
@@ -166,15 +158,17 @@ class Stream:
             numbers, epochs = self._at(positions)
             for row in np.arange(ahead) * (stop - start):
                 within = slice(row, row + stop - start)
-                yield Plan(numbers[within], epochs[within], True)
+                yield BatchPlan(numbers[within], epochs[within], True)
             position += ahead * batch_images
 
-    def _turns(self, position: int, rank: int, world: int) -> Iterator[Plan]:
+    def _turns(self, position: int, rank: int, world: int) -> Iterator[BatchPlan]:
         """Every `world`-th position, a few at a time."""
         for first in count(position + rank, world * PLANNED):
             numbers, epochs = self._at(np.arange(first, first + world * PLANNED, world))
             for start in range(0, PLANNED, SAMPLES):
-                yield Plan(numbers[start : start + SAMPLES], epochs[start : start + SAMPLES], False)
+                yield BatchPlan(
+                    numbers[start : start + SAMPLES], epochs[start : start + SAMPLES], False
+                )
 
     def _share(self, first: int, batch_images: int, start: int, stop: int) -> I64:
         """The positions of one rank's share of a batch; in blocks a share is whole lanes, as far as
@@ -219,54 +213,51 @@ class Stream:
         return start + order.record_at(seed, epoch, places, records)
 
     def _read(
-        self, plans: Iterable[Plan], load: Callable[[Plan, Sequence[Source]], T]
+        self, plans: Iterable[BatchPlan], load: Callable[[BatchPlan, Sequence[Source]], T]
     ) -> Iterator[T]:
-        """Load plans in order; a generator in any case, so that closing it is how reading ends."""
-        run = self._blocks.records if self._in_blocks else 1
-        most = (
-            self.settings.read_ahead_bytes
-            + 2 * order.LANES * self._blocks.window * self.settings.block_bytes
-        )
+        """Load plans in order; a generator in any case, so that closing it ends the reading."""
+        chunk = self._blocks.records if self._in_blocks else 1
+        windows = 2 * order.LANES * self._blocks.window * self.settings.block_bytes
+        most = self.settings.read_ahead_bytes + windows
         sources: list[Source] = [
-            Runs(dataset, run, most) if dataset.shards.remote else dataset
+            ChunkReader(dataset, chunk, most) if dataset.shards.remote else dataset
             for dataset in self.datasets
         ]
-        runs = [source for source in sources if isinstance(source, Runs)]
         try:
-            if runs:
-                plans = self._expected(plans, sources)
-            readers = self.settings.readers
-            if readers:
+            plans = self._announced(plans, sources)
+            if readers := self.settings.readers:
                 yield from read_ahead(lambda plan: load(plan, sources), plans, readers, self._depth)
             else:
                 yield from (load(plan, sources) for plan in plans)
         finally:
-            for source in runs:
-                source.close()
+            for source in sources:
+                if isinstance(source, ChunkReader):
+                    source.close()
 
-    def _depth(self, plan: Plan) -> int:
+    def _announced(
+        self, plans: Iterable[BatchPlan], sources: Sequence[Source]
+    ) -> Iterator[BatchPlan]:
+        """Plans after their chunks were asked for, as far ahead as memory allows."""
+        waiting: deque[BatchPlan] = deque()
+        remote = [pair for pair in enumerate(sources) if isinstance(pair[1], ChunkReader)]
+        most = min(self.settings.read_ahead_bytes / 4 / self._mean_bytes, self.records / 2)
+        for plan in plans:
+            waiting.append(plan)
+            for number, source in remote:
+                start, stop = self.loader.starts[number : number + 2]
+                own = plan.numbers[(plan.numbers >= start) & (plan.numbers < stop)]
+                if own.size:
+                    source.expect(own - start)
+            if not remote or len(waiting) * max(1, len(plan.numbers)) > most:
+                yield waiting.popleft()
+        yield from waiting
+
+    def _depth(self, plan: BatchPlan) -> int:
         """How many batches like this one may be made ahead of their use."""
         batch_bytes = max(1, len(plan.numbers) * int(np.prod(self.shape)))
         return max(1, min(2 * self.settings.readers, self.settings.read_ahead_bytes // batch_bytes))
 
-    def _expected(self, plans: Iterable[Plan], sources: Sequence[Source]) -> Iterator[Plan]:
-        """Tell runs of records what comes, as far ahead as may lie in memory."""
-        waiting: deque[Plan] = deque()
-        most = min(self.settings.read_ahead_bytes / 4 / self._mean_bytes, self.records / 2)
-        for plan in plans:
-            waiting.append(plan)
-            for number, source in enumerate(sources):
-                starts = self.loader.starts
-                own = plan.numbers[
-                    (plan.numbers >= starts[number]) & (plan.numbers < starts[number + 1])
-                ]
-                if own.size and isinstance(source, Runs):
-                    source.expect(own - starts[number])
-            if len(waiting) * max(1, len(plan.numbers)) > most:
-                yield waiting.popleft()
-        yield from waiting
-
-    def _refuse_odd_weights(self, weights: tuple[float, ...]) -> None:
+    def _refuse_weights(self, weights: tuple[float, ...]) -> None:
         if weights and len(weights) != len(self.datasets):
             raise UsageError(
                 f"data.weights has {len(weights)} entries for {len(self.datasets)} sources: one for"
@@ -276,26 +267,3 @@ class Stream:
             raise UsageError(
                 f"data.weights {weights} gives a source less than 1 of {order.MIX_BLOCK}: raise it"
             )
-
-
-def read_ahead(
-    load: Callable[[P], T], plans: Iterable[P], readers: int, depth: Callable[[P], int]
-) -> Iterator[T]:
-    """Load plans in threads, some batches ahead, and give them in order; closing it ends the
-    threads.
-    """
-    pool = ThreadPoolExecutor(readers, thread_name_prefix="reader")
-    remaining = iter(plans)
-    waiting: deque[Future[T]] = deque()
-    try:
-        most = 1
-        for plan in islice(remaining, 1):
-            most = depth(plan)
-            waiting.append(pool.submit(load, plan))
-        waiting.extend(pool.submit(load, plan) for plan in islice(remaining, most))
-        while waiting:
-            loaded = waiting.popleft().result()
-            waiting.extend(pool.submit(load, plan) for plan in islice(remaining, 1))
-            yield loaded
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
