@@ -51,7 +51,7 @@ ALLOWED = {
         "training",
     },
     "nodes": {"mirror", "storage", "experiment", "recovery", "runs", "stream"},
-    "plan": {"experiment", "evaluation", "methods", "packing"},
+    "plan": {"experiment", "evaluation", "methods", "packing", "storage"},
     "terminal": {"disk", "runs"},
     "scribe": {
         "mirror",
@@ -63,6 +63,7 @@ ALLOWED = {
         "runs",
         "tracking",
         "disk",
+        "storage",
     },
     "iterables": {"packing", "stream"},
     "mirror": {"disk", "pulse", "runs", "storage", "stream"},
@@ -195,7 +196,7 @@ ALLOWED = {
         "runs",
         "account",
     },
-    "account": {"environment", "evaluation", "runs", "methods"},
+    "account": {"environment", "evaluation", "runs", "methods", "storage"},
     "report": {
         "account",
         "environment",

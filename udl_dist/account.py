@@ -21,6 +21,7 @@ from udl_dist.errors import UdlError, UsageError
 from udl_dist.evaluation import written
 from udl_dist.runs import environment
 from udl_dist.runs.run_folder import RunFolder, winner_of
+from udl_dist.storage.uris import public
 
 MOST_ENVIRONMENTS = 20  # the last ones
 LONGEST_FILE = 2**26  # bytes of what is read whole
@@ -156,7 +157,7 @@ def read(folder: Path | str) -> Account:
             f"{run.path} is no run folder: it has no experiment.toml, curves or checkpoints"
         )
     account = Account(run.path)
-    account.settings = settings.flatten(_toml(run.experiment, account))
+    account.settings = public(settings.flatten(_toml(run.experiment, account)))
     account.points = _points(run, account)
     account.checkpoints = _checkpoints(run, account)
     account.pictures = _pictures(run)

@@ -7,7 +7,15 @@ from __future__ import annotations
 import pytest
 
 from udl_dist.errors import UsageError
-from udl_dist.storage.uris import is_remote, joined, name_of, parse, refuse_scheme, refuse_web
+from udl_dist.storage.uris import (
+    is_remote,
+    joined,
+    name_of,
+    parse,
+    public,
+    refuse_scheme,
+    refuse_web,
+)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +63,10 @@ def test_options_stay_with_every_uri_of_a_prefix_and_out_of_names() -> None:
 def test_a_signature_stays_with_its_url_and_out_of_names() -> None:
     url = "https://host/a%20b.tar?signature=x/y@z"
     assert name_of(url) == "https://host/a%20b.tar" and parse(url).key == "a b.tar"
+    assert public({"a": [url], "b": "s3://b/c?region=x"}) == {
+        "a": [name_of(url)],
+        "b": "s3://b/c?region=x",
+    }
     assert parse(url).at("host/c.tar") == "https://host/c.tar?signature=x/y@z"
 
 

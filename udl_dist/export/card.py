@@ -224,7 +224,7 @@ def _settings(model: Model) -> str:
 
 def _last(source: str) -> str:
     """The last part of a path or an address: where it lies is nobody else's business."""
-    return source.rstrip("/").rsplit("/", 1)[-1].partition("?")[0]
+    return source.partition("?")[0].rstrip("/").rsplit("/", 1)[-1]
 
 
 def _shown(toml: str) -> str:

@@ -17,6 +17,7 @@ from udl_dist.data.packing.survey import survey
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import COST
 from udl_dist.experiment import Experiment
+from udl_dist.storage.uris import name_of
 
 FLOAT_BYTES = 4
 # A rank before it has a network: Python, torch, Ray and W&B, measured as the least
@@ -180,7 +181,7 @@ def plan(experiment: Experiment) -> Plan:
     return Plan(
         folder=run.folder,
         method=experiment.method_name,
-        source=experiment.data.source,
+        source=name_of(experiment.data.source),
         shape=experiment.data.shape,
         packed=seen.packed,
         records=seen.records,

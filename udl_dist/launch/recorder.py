@@ -23,6 +23,7 @@ from udl_dist.runs import remote_checkpoints
 from udl_dist.runs.remote_node import Node
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.runs.tracking import Tracker
+from udl_dist.storage.uris import public
 from udl_dist.training import checkpoint
 from udl_dist.training.async_writer import WAIT_SECONDS, Writer
 from udl_dist.training.finite_guard import Rejected
@@ -72,7 +73,7 @@ class Scribe:
             write_whole(folder.data, json.dumps(stream.shards()))
         else:
             folder.say(f"resumed after {start} images")
-        config = flatten(experiment.to_dict())
+        config = public(flatten(experiment.to_dict()))
         self._tracker = Tracker(experiment.track, folder.path, config, last, folder.say)
         for point in folder.points():  # those of which a kill kept the tracker from hearing
             self._tracker.point(int(point.pop("images")), point)

@@ -39,6 +39,7 @@ from udl_dist.search.objective import Objective
 from udl_dist.search.planning import SearchPlan, plan
 from udl_dist.search.results import Winner
 from udl_dist.search.settings import Search
+from udl_dist.storage.uris import public
 
 SOURCE, JOURNAL = "search.toml", "trials.jsonl"
 MOST_ALARMS = 20
@@ -163,7 +164,7 @@ def _values(found: Found, panels: list[dict[str, str]]) -> dict[str, Any]:
         "more": len(rows[MOST_ROWS:]),
         "search_settings": _search_settings(found),
         "settings": (
-            tables(method, config_schema.flatten(found.search.base.to_dict()))
+            tables(method, public(config_schema.flatten(found.search.base.to_dict())))
             if found.search
             else []
         ),

@@ -8,7 +8,9 @@ message has it. Credentials come from the environment or the SDK's files, never 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote, unquote
 
 from udl_dist.errors import UsageError
@@ -101,6 +103,15 @@ def refuse_web(source: str, setting: str) -> None:
 def name_of(path: str) -> str:
     """A path, or a URI without its options or signature: what messages call it."""
     return parse(path).name if is_remote(path) else path
+
+
+def public(value: Any) -> Any:
+    """Settings as others may see them: a URL is without its query, which may be a signature."""
+    if isinstance(value, Mapping):
+        return {name: public(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [public(each) for each in value]
+    return name_of(value) if isinstance(value, str) and is_web(value) else value
 
 
 def joined(uri: str, name: str) -> str:

@@ -19,8 +19,7 @@ from udl_dist.data.images.augment import crops
 from udl_dist.data.images.coding import Pixels, decode_into
 from udl_dist.data.images.headers import HIGHEST_LIMIT, read_header
 from udl_dist.data.loader import order
-from udl_dist.data.loader.dataset import Dataset
-from udl_dist.data.loader.prefetch import ChunkReader
+from udl_dist.data.loader.dataset import ChunkReader, Dataset
 from udl_dist.data.loader.records import Allocate, Records, StageSeconds
 from udl_dist.data.settings import DataSettings
 from udl_dist.data.shards.reading import Loaded

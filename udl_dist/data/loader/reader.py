@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from udl_dist.core.permutation import chain
 from udl_dist.data.loader import order
-from udl_dist.data.loader.dataset import Dataset
+from udl_dist.data.loader.dataset import ChunkReader, Dataset, read_ahead
 from udl_dist.data.loader.loading import BatchPlan, Loader, Source
-from udl_dist.data.loader.prefetch import ChunkReader, read_ahead
 from udl_dist.data.loader.records import Allocate, BadRecordCounter, Records, StageSeconds, unpinned
 from udl_dist.data.settings import DataSettings
 from udl_dist.errors import UsageError
@@ -239,7 +238,7 @@ class Stream:
     ) -> Iterator[BatchPlan]:
         """Plans after their chunks were asked for, as far ahead as memory allows."""
         waiting: deque[BatchPlan] = deque()
-        remote = [pair for pair in enumerate(sources) if isinstance(pair[1], ChunkReader)]
+        remote = [(n, each) for n, each in enumerate(sources) if isinstance(each, ChunkReader)]
         most = min(self.settings.read_ahead_bytes / 4 / self._mean_bytes, self.records / 2)
         for plan in plans:
             waiting.append(plan)
