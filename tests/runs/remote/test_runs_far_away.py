@@ -167,7 +167,7 @@ def test_heartbeats_of_a_node_come_to_the_launcher() -> None:
             heartbeats = [Pulse(there.folder, rank) for rank in range(2)]
             for heartbeat in heartbeats:
                 heartbeat.beat(24, "phase")
-            there._carry()
+            there._sync()
             here.carry()
             assert {rank: life.images for rank, life in pulse.lives(here.folder).items()} == {
                 0: 24,
