@@ -1,5 +1,5 @@
 """A server on loopback that speaks enough S3 for a reader (HEAD, ranged GET, PUT, a flat list) and
-fails when told to.
+fails on request.
 
 A fault is a word: a status ("400": credentials that have expired, "403", "404", "503"), "short"
 (half of the body, then the end), "reset" (half of it, then a reset), "stall" (half of it, then

@@ -49,12 +49,12 @@ class DataSettings:
     keys: str = setting("", "file with one key a line: only those records are read; empty: all")
     without_labels: tuple[int, ...] = setting(
         (),
-        "classes that are left out, held-out images too: udl evaluate then tells how odd the"
+        "classes that are left out, held-out images too: udl evaluate then scores how unusual the"
         " held-out ones of them look",
         low=0,
     )
     limit: int = setting(
-        0, "train on so many records of each source, drawn at random; 0: all", low=0
+        0, "train on this number of records of each source, drawn at random; 0: all", low=0
     )
     size: int = setting(
         0,
@@ -73,7 +73,7 @@ class DataSettings:
         above=0.0,
         high=1.0,
     )
-    flip: bool = setting(False, "mirror half of the training images, drawn anew each epoch")
+    flip: bool = setting(False, "mirror half of the training images, others in each epoch")
     order: Literal["auto", "full", "blocks"] = setting(
         "auto",
         "full shuffles all records; blocks reads runs of neighbours; auto: blocks on object"
@@ -84,7 +84,7 @@ class DataSettings:
     image: str = setting("", IMAGE_IN_WORDS)
     key_dot: KeyDot = setting("first", KEY_DOT_IN_WORDS)
     damaged: Literal["stop", "skip"] = setting(
-        "stop", "what a damaged record does; skip: another one stands in for it"
+        "stop", "what a damaged record does; skip: another one replaces it"
     )
     damaged_limit: float = setting(
         0.01, "part of the records that may be damaged and skipped", low=0.0, high=1.0
@@ -105,7 +105,7 @@ class DataSettings:
     read_ahead_bytes: int = setting(2**28, "memory for what is read and decoded ahead", low=1)
 
     def absolute(self) -> DataSettings:
-        """The same for whoever reads it in another folder."""
+        """The same for a process in another folder."""
         return replace(
             self,
             source=_absolute(self.source),
@@ -124,7 +124,7 @@ class DataSettings:
     def shape(self) -> Shape:
         """C, H, W of an image as training sees it."""
         assert self.size and self.channels, (
-            "they are taken from the images first, by packing.prepare.settled"
+            "packing.prepare.settled sets them first, from the images"
         )
         return self.channels, self.size, self.size
 

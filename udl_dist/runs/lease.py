@@ -101,7 +101,7 @@ class Lease:
         ).encode()
 
     def _read(self) -> tuple[dict[str, str], objects.Version | None]:
-        """What the lease says, empty if it cannot be read, and its version."""
+        """The content of the lease, empty if it cannot be read, and its version."""
         content, seen = objects.read_versioned(self._uri)
         try:
             return dict(json.loads(content)), seen

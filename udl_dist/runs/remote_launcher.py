@@ -110,7 +110,7 @@ class Launcher(Mirror):
 
     def _sync(self) -> None:
         if not self._lease.renew():
-            self.folder.say("ALARM: another run has taken this run folder: stopping")
+            self.folder.say("ALARM: another run holds this run folder now: stopping")
             self.folder.ask_stop()
         for request in REQUESTS:
             self.push(self.folder.path / request, f"{LIVE}/{request}")

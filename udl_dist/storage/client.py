@@ -1,7 +1,7 @@
 """The only file that knows obstore: clients made once a process, and the meaning of their errors.
 
 A client repeats what may pass (5xx, resets, short bodies, stalls) within the limits, and goes on in
-the middle of a body. Buckets are spoken to by https alone; by http only where an endpoint says so.
+the middle of a body. Requests to buckets use https; http only where a named endpoint does.
 """
 
 from __future__ import annotations

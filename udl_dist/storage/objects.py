@@ -77,7 +77,7 @@ def list_tars(uri: str, limits: Limits = DEFAULT) -> list[str]:
     """The URIs of all `*.tar` directly below a prefix, sorted by bytes; DataError if there is no
     such prefix.
 
-    What macOS puts beside files, `._x.tar`, is left out.
+    Files of macOS, `._x.tar`, are left out.
     """
     prefix = parse(uri)
     keys = [each["path"] for each in _directly_below(prefix, limits)["objects"]]

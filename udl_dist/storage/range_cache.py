@@ -119,9 +119,8 @@ class RangeCache:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         with (self._folder / "lock").open("wb") as file:
-            fcntl.flock(
-                file, fcntl.LOCK_EX
-            )  # of this opening of the file, so threads exclude each other too
+            # The lock belongs to this opening of the file, so threads exclude each other too.
+            fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
 

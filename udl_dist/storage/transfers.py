@@ -20,10 +20,8 @@ from udl_dist.core.config_schema import setting
 
 T = TypeVar("T")
 
-REQUESTS, HEDGES = (
-    16,
-    8,
-)  # threads of a process; hedges have their own, as hung requests may fill the others
+# Threads of a process. Hedges have their own, as hung requests may fill the others.
+REQUESTS, HEDGES = 16, 8
 UNIT = 2**20  # bytes: requests above it are timed by the MiB
 
 
@@ -59,9 +57,8 @@ class Traffic:
     bytes_read: int = 0  # hedges included
     bytes_wanted: int = 0  # of records, without what was read for the sake of fewer requests
     hedges: int = 0
-    recent: deque[float] = field(
-        default_factory=lambda: deque(maxlen=64), repr=False
-    )  # seconds a unit
+    # Seconds a unit of the last requests.
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=64), repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def count(self, **more: int) -> None:

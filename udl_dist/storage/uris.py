@@ -1,6 +1,6 @@
-"""URIs of buckets and of the web taken apart, and which schemes may be read. Opens nothing.
+"""URIs of buckets and of the web parsed, and which schemes may be read. Opens nothing.
 
-A URI of a bucket is taken literally, as `aws s3` takes it, with options behind a question mark:
+A URI of a bucket is read literally, as `aws s3` reads it, with options behind a question mark:
 endpoint_override, region, scheme and anonymous. The query of a URL may be a signature, so no
 message has it. Credentials come from the environment or the SDK's files, never from a URI.
 """
@@ -28,7 +28,7 @@ NO_CREDENTIALS = (
 
 @dataclass(frozen=True)
 class Uri:
-    """A URI taken apart; `bucket` is the host where it is a URL."""
+    """A parsed URI; `bucket` is the host where it is a URL."""
 
     scheme: str
     bucket: str
@@ -137,8 +137,8 @@ def sibling(path: str, name: str) -> str:
 
 
 def parse(uri: str) -> Uri:
-    """A URI taken apart; raise UsageError for another scheme, an unknown option or credentials
-    within it.
+    """Parse a URI; raise UsageError for another scheme, an unknown option or credentials within
+    it.
     """
     refuse_scheme(uri)
     if not is_remote(uri):

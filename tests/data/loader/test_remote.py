@@ -107,7 +107,7 @@ def test_shards_are_indexed_beside_themselves_and_found_by_pattern_and_list(tmp_
     upload(tars[1], f"{source}/000001.tar")
     with pytest.raises(DataError) as raised:
         list(opened(source, tmp_path / "cache", held_out_fraction=0.0)[0].once(4))
-    made.one_line(raised.value, f"{source}/000001.tar", "its index says", "index it anew")
+    made.one_line(raised.value, f"{source}/000001.tar", "its index says", "index again")
     assert (
         indexes.index(source, IndexSettings(cache=str(tmp_path / "cache"), again=True)).records
         == 12
@@ -130,7 +130,7 @@ def test_a_shard_replaced_by_one_of_the_same_size_is_refused_by_its_etag(tmp_pat
     upload(tars[0], f"{source}/000000.tar")
     with pytest.raises(DataError) as raised:
         list(stream.once(4))
-    made.one_line(raised.value, f"{source}/000000.tar", "etag:", "its index says", "index it anew")
+    made.one_line(raised.value, f"{source}/000000.tar", "etag:", "its index says", "index again")
 
 
 def test_the_local_copy_spares_requests_and_is_bounded(tmp_path: Path) -> None:

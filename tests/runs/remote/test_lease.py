@@ -41,7 +41,7 @@ def test_of_many_runs_that_start_at_once_one_gets_the_lease(
     monkeypatch.setattr(Lease, "_read", slow_read)
     folder = RunFolder(tmp_path)
 
-    def taken(lease: Lease, seconds: float) -> bool:
+    def takes(lease: Lease, seconds: float) -> bool:
         looked.seconds = seconds
         start.wait()
         try:
@@ -58,7 +58,7 @@ def test_of_many_runs_that_start_at_once_one_gets_the_lease(
                 objects.write(uri, json.dumps(GONE).encode())
             runs = [Lease(uri, folder) for _ in range(RUNS)]
             delays = [0.0 if number else 0.4 * place for place in range(RUNS)]
-            holds = list(pool.map(taken, runs, delays))
+            holds = list(pool.map(takes, runs, delays))
             assert sum(holds) == 1
             runs[holds.index(True)].drop()
             assert not objects.exists(uri)

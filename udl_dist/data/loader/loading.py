@@ -98,9 +98,8 @@ class Loader:
         batch.records[places] = dataset.chosen(numbers) + self._record_starts[number]
         batch.labels[places] = loaded.rows["label"]
         hashes = loaded.rows["key_hash"].copy()
-        seed = (
-            self.seed if number == 0 else chain(self.seed, number)
-        )  # keys of two sets may be alike
+        # Keys of two data sets may be equal, so each set has a seed of its own.
+        seed = self.seed if number == 0 else chain(self.seed, number)
         batch.record_keys[places] = order.record_keys(seed, hashes)
         epochs = plan.epochs[places]
         for epoch in set(epochs.tolist()):
@@ -133,8 +132,8 @@ class Loader:
             if copy_bare(loaded.payloads, images):
                 if images is not batch.images:
                     batch.images[places] = images
-                turned = places[mirrored]
-                batch.images[turned] = batch.images[turned, :, :, ::-1]
+                flipped = places[mirrored]
+                batch.images[flipped] = batch.images[flipped, :, :, ::-1]
                 return loaded.faults
         raw_shape, faults = about.shape if about.format == "raw" else None, dict(loaded.faults)
         for place, (row, payload) in enumerate(zip(places.tolist(), loaded.payloads, strict=True)):
@@ -160,13 +159,11 @@ class Loader:
         return faults
 
     def _replace(self, batch: Records, plan: BatchPlan) -> None:
-        """Put another record in the place of each damaged one, by a rule that knows the record
-        alone.
-        """
+        """Replace each damaged record by another, by a rule that depends on the record alone."""
         for place in sorted(batch.damaged):
             number = int(plan.numbers[place])
-            for turn in range(TRIES):
-                other = np.array([order.substitute(number, turn, int(self.starts[-1]))])
+            for attempt in range(TRIES):
+                other = np.array([order.substitute(number, attempt, int(self.starts[-1]))])
                 single = _single(batch, place)
                 chosen = int(np.searchsorted(self.starts, other[0], side="right") - 1)
                 self._load_set(
@@ -180,7 +177,7 @@ class Loader:
                     break
             else:
                 raise DataError(
-                    f"{batch.damaged[place]} (and so are {TRIES} others that might stand in for it)"
+                    f"{batch.damaged[place]} (and so are {TRIES} others that might replace it)"
                 )
 
 

@@ -13,7 +13,7 @@ import xxhash
 from udl_dist.data.loader.dataset import Dataset
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.loader.records import Allocate, unpinned
-from udl_dist.data.loader.selection import Wanted, nobody, refuse_absent, select
+from udl_dist.data.loader.selection import Wanted, none_left, refuse_absent, select
 from udl_dist.data.settings import DataSettings, cache_folder
 from udl_dist.data.shards.index import NAME, Index
 from udl_dist.data.shards.reading import RemoteAccess
@@ -49,17 +49,13 @@ def open_streams(
     train, held_out, without = [], [], settings.without_labels
     indexes = [open_index(where, cache) for where in prepared.train]
     refuse_absent(indexes, without)
-    for index, beside, fraction in zip(indexes, prepared.held_out, prepared.fractions, strict=True):
+    for index, other, fraction in zip(indexes, prepared.held_out, prepared.fractions, strict=True):
         part = "train" if fraction else "all"
-        train.append(
-            _dataset(
-                index, Wanted(part, fraction, settings.keys, settings.limit, without), cache, access
-            )
-        )
-        if beside:
-            held_out.append(
-                _dataset(open_index(beside, cache), Wanted(labels=without), cache, access)
-            )
+        wanted = Wanted(part, fraction, settings.keys, settings.limit, without)
+        train.append(_dataset(index, wanted, cache, access))
+        if other:
+            index, wanted = open_index(other, cache), Wanted(labels=without)
+            held_out.append(_dataset(index, wanted, cache, access))
         elif fraction:
             wanted = Wanted("held_out", fraction, settings.keys, labels=without)
             held_out.append(_dataset(index, wanted, cache, access))
@@ -80,16 +76,16 @@ def open_left_out(prepared: Prepared, seed: int) -> Stream | None:
     cache = cache_folder(settings.cache)
     access = _access(settings, cache)
     found = []
-    for where, beside, fraction in zip(
+    for where, other, fraction in zip(
         prepared.train, prepared.held_out, prepared.fractions, strict=True
     ):
-        if not (beside or fraction):
+        if not (other or fraction):
             continue
-        keys, part = ("", "all") if beside else (settings.keys, "held_out")
+        keys, part = ("", "all") if other else (settings.keys, "held_out")
         wanted = Wanted(
             part, fraction, keys, labels=settings.without_labels, labels_are="all there is"
         )
-        index = open_index(beside or where, cache)
+        index = open_index(other or where, cache)
         selection, name = select(index, wanted, cache)
         if selection is not None and len(selection):
             found.append(Dataset(index, selection, name, access))
@@ -97,7 +93,7 @@ def open_left_out(prepared: Prepared, seed: int) -> Stream | None:
 
 
 def _access(settings: DataSettings, cache: Path) -> RemoteAccess:
-    """How object storage is read, with a local copy of what was read if there is place for one."""
+    """How object storage is read, with a local copy of what was read if one is asked for."""
     access = RemoteAccess(settings.storage)
     if settings.storage_cache_bytes:
         access.cache = RangeCache(cache / "ranges", settings.storage_cache_bytes)
@@ -118,11 +114,8 @@ def open_index(where: str, cache: Path) -> Index:
     if not is_remote(where):
         return Index.open(where)
     blob = Object(where)
-    copy = (
-        cache
-        / "indexes"
-        / f"{xxhash.xxh3_128_hexdigest(f'{where} {blob.stamp} {blob.size}'.encode())}.udl"
-    )
+    writing = xxhash.xxh3_128_hexdigest(f"{where} {blob.stamp} {blob.size}".encode())
+    copy = cache / "indexes" / f"{writing}.udl"
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True)
         download(where, copy)
@@ -135,7 +128,7 @@ def _dataset(index: Index, wanted: Wanted, cache: Path, access: RemoteAccess) ->
     if selection is not None and not len(selection):
         where = index.about.source or name_of(split(index.shard_path(0))[0])
         if not wanted.keys and not wanted.labels:
-            raise nobody(wanted.part == "held_out", wanted.fraction, index.records, where)
+            raise none_left(wanted.part == "held_out", wanted.fraction, index.records, where)
         cause = "data.keys" if wanted.keys else "data.without_labels"
         raise DataError(
             f"{cause} leaves none of the {index.records:,} images in {where!r} here: change it, or "

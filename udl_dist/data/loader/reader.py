@@ -39,7 +39,7 @@ class Stream:
     """The images of one or more data sets, brought to the training shape.
 
     Several are one long set, in which an epoch is each record of all of them once; or, with
-    weights, each turns over in epochs of its own and gives its part of every 1,024 positions.
+    weights, each has epochs of its own and gives its part of every 1,024 positions.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Stream:
 
     @property
     def damage(self) -> dict[str, None]:
-        """What was wrong with records that others stood in for, in order."""
+        """What was wrong with records that others replaced, in order."""
         return self._bad_records.lines
 
     def advice(self, wait_share: float) -> str:
@@ -84,17 +84,15 @@ class Stream:
         """What is known of each shard, to be compared with on a resume."""
         return {
             name_of(
-                dataset.index.shard_path(number)
+                index.shard_path(number)
             ): f"{shard.records} records in {shard.shard_bytes} bytes, {shard.rows_hash}"
-            for dataset in self.datasets
-            for number, shard in enumerate(dataset.index.shards)
+            for index in (dataset.index for dataset in self.datasets)
+            for number, shard in enumerate(index.shards)
         }
 
     @property
     def fingerprint(self) -> str:
-        """A name for exactly these images, this shape and this order: whoever resumes compares
-        it.
-        """
+        """A name for exactly these images, this shape and this order; a resume compares it."""
         sets = " ".join(dataset.fingerprint for dataset in self.datasets)
         arranged = self._blocks if self._in_blocks else "full"
         return xxhash.xxh3_128_hexdigest(
@@ -127,16 +125,14 @@ class Stream:
         return self._bad_records.counted(self._read(plans, self.loader.load))
 
     def samples(self, position: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
-        """Endless records from `position` on as webdataset's samples, not decoded; ranks take
-        turns.
+        """Endless records from `position` on as webdataset's samples, not decoded; ranks
+        alternate.
         """
-        for samples in self._read(self._turns(position, rank, world), self.loader.samples):
+        for samples in self._read(self._alternate(position, rank, world), self.loader.samples):
             yield from samples
 
     def refuse_damage(self, damaged: int, images: int) -> None:
-        """Raise DataError if so many damaged records among so many images, over all ranks, are too
-        many.
-        """
+        """Raise DataError if `damaged` records among `images`, over all ranks, are too many."""
         self._bad_records.refuse(damaged, max(images, self.records))
 
     def _plans(
@@ -146,9 +142,8 @@ class Stream:
         time.
         """
         start, stop = order.share(batch_images, rank, world)
-        ahead = max(
-            1, min(PLANNED // max(1, stop - start), self.records // batch_images)
-        )  # no more than an epoch
+        # No more than an epoch.
+        ahead = max(1, min(PLANNED // max(1, stop - start), self.records // batch_images))
         while True:
             firsts = position + batch_images * np.arange(ahead, dtype=np.int64)
             positions = np.concatenate(
@@ -160,7 +155,7 @@ class Stream:
                 yield BatchPlan(numbers[within], epochs[within], True)
             position += ahead * batch_images
 
-    def _turns(self, position: int, rank: int, world: int) -> Iterator[BatchPlan]:
+    def _alternate(self, position: int, rank: int, world: int) -> Iterator[BatchPlan]:
         """Every `world`-th position, a few at a time."""
         for first in count(position + rank, world * PLANNED):
             numbers, epochs = self._at(np.arange(first, first + world * PLANNED, world))
@@ -170,7 +165,7 @@ class Stream:
                 )
 
     def _share(self, first: int, batch_images: int, start: int, stop: int) -> I64:
-        """The positions of one rank's share of a batch; in blocks a share is whole lanes, as far as
+        """The positions of one rank's share of a batch; in blocks a share is whole lanes, where
         possible.
         """
         if not self._in_blocks:
@@ -187,17 +182,17 @@ class Stream:
         if not self._weights:
             epochs, places = np.divmod(positions, self.records)
             return np.zeros_like(positions), epochs, places
-        sets, turns = order.mixed(self.seed, positions, self._weights)
-        return sets, *np.divmod(turns, np.diff(self.loader.starts)[sets])
+        sets, places = order.mixed(self.seed, positions, self._weights)
+        return sets, *np.divmod(places, np.diff(self.loader.starts)[sets])
 
     def _at(self, positions: I64) -> tuple[I64, I64]:
         """The record numbers and epochs of positions."""
         sets, epochs, places = self._places(positions)
         numbers = np.empty_like(places)
-        turns = epochs * len(self.datasets) + sets
-        for turn in np.unique(turns).tolist():
-            within = turns == turn
-            epoch, number = divmod(turn, len(self.datasets))
+        passes = epochs * len(self.datasets) + sets
+        for each in np.unique(passes).tolist():
+            within = passes == each
+            epoch, number = divmod(each, len(self.datasets))
             numbers[within] = self._within_epoch(number, epoch, places[within])
         return numbers, epochs
 
@@ -236,7 +231,7 @@ class Stream:
     def _announced(
         self, plans: Iterable[BatchPlan], sources: Sequence[Source]
     ) -> Iterator[BatchPlan]:
-        """Plans after their chunks were asked for, as far ahead as memory allows."""
+        """Plans after their chunks were asked for, as early as memory allows."""
         waiting: deque[BatchPlan] = deque()
         remote = [(n, each) for n, each in enumerate(sources) if isinstance(each, ChunkReader)]
         most = min(self.settings.read_ahead_bytes / 4 / self._mean_bytes, self.records / 2)

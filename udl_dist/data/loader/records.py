@@ -30,13 +30,12 @@ class Records:
     keys: I64  # [B] random, by (seed, epoch, record)
     record_keys: I64  # [B] random, by (seed, record)
     labels: I64  # [B], -1: none
-    damaged: dict[int, str] = field(
-        default_factory=dict
-    )  # what was wrong with records that others stand in for
+    # What was wrong with records that others replace, by row.
+    damaged: dict[int, str] = field(default_factory=dict)
 
 
 class BadRecordCounter:
-    """Counts damaged records that others replace, and says when they are too many."""
+    """Counts damaged records that others replace, and stops the run when they are too many."""
 
     def __init__(self, settings: DataSettings) -> None:
         self._settings, self._in_a_row = settings, 0

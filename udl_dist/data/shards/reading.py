@@ -248,7 +248,7 @@ class Shards:
         where, expected = self.index.shard_path(shard), self.index.shards[shard]
         handle: Handle = Remote(where, self.access) if self.remote else Mapped(where)
         path = name_of(where)
-        again = f"copy it again, or delete {str(self.index.path)!r} and index it anew"
+        again = f"copy it again, or delete {str(self.index.path)!r} and index again"
         if handle.size != expected.shard_bytes:
             raise DataError(
                 f"shard {path!r} has {handle.size} bytes, its index says {expected.shard_bytes}:"
