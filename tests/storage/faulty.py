@@ -38,6 +38,7 @@ class Faulty(Loopback):
     def __init__(self, objects: dict[str, bytes]) -> None:
         self.objects = objects
         self.faults: deque[str] = deque()  # of the GETs to come
+        self.signed = ""  # the signature of the last request
         self.put_fault = ""  # of every PUT
         self.always = ""  # of every request, HEAD too
         self.seen: list[str] = []  # "GET bucket/key bytes=0-9"
@@ -73,6 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         faulty = self.server.owner
+        faulty.signed = self.headers.get("Authorization") or ""
         split = urlsplit(self.path)
         name = unquote(split.path).strip("/")
         faulty.seen.append(
@@ -151,7 +153,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _head(self, status: int, length: int, headers: dict[str, str]) -> None:
         self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(length)}.items():
+        known = {"Content-Length": str(length), "x-amz-bucket-region": "ap-south-1"}
+        for name, value in {**headers, **known}.items():
             self.send_header(name, value)
         self.end_headers()
 

@@ -208,4 +208,12 @@ def _file_system(uri: Uri) -> Any:
     options["anonymous"] = uri.options.get("anonymous") == "true"
     if uri.scheme == "gs":
         return fs.GcsFileSystem(**options)
-    return fs.S3FileSystem(region=region_of(uri) or None, **options)
+
+    class WithoutMarkers(fs.S3FileSystem):  # type: ignore[misc]
+        def create_dir(self, path: str, *, recursive: bool = True) -> None:
+            """S3 needs no folders, and pyarrow would leave an empty object for each."""
+
+        def __reduce__(self) -> Any:
+            return _file_system, (uri,)
+
+    return WithoutMarkers(region=region_of(uri) or None, **options)

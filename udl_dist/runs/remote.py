@@ -110,7 +110,10 @@ class Mirror:
             return False
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
-        part.write_bytes(objects.read(self.at(name)))  # it may have been written again since
+        content, found = objects.read_versioned(self.at(name))  # written again or deleted since
+        if found is None:
+            return False
+        part.write_bytes(content)
         part.replace(target)
         self._pulled[name] = stamp
         return True

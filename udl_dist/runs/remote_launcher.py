@@ -82,7 +82,8 @@ class Launcher(Mirror):
         nothing.
         """
         remote = self.listing()
-        moved = [name for name in remote if not name.startswith(("before-", f"{LIVE}/", f"{RAY}/"))]
+        ours = [name for name in remote if not name.startswith(("before-", LIVE, RAY))]
+        moved = [name for name in ours if objects.exists(self.at(name))]
         if not moved:
             return ""
         earlier = {name.split("/")[0] for name in remote if name.startswith("before-")}

@@ -99,12 +99,24 @@ def list_folders(uri: str, limits: Limits = DEFAULT) -> list[str]:
 
 
 def listing(uri: str, limits: Limits = DEFAULT) -> dict[str, str]:
-    """The objects below a prefix: name from there on -> what tells one writing of it from the
-    next.
+    """The objects below a prefix: name from there on -> what tells one writing of it from the next.
+
+    Empty objects that some tools put for folders ("a/") are listed as "a", but for those that have
+    objects below them.
     """
     prefix = parse(uri)
     found = _ask(prefix, limits, lambda store: store.list(prefix.key).collect())
-    return {each["path"].removeprefix(f"{prefix.key}/"): _written(each) for each in found}
+    folders = {parent for each in found for parent in _parents(each["path"])}
+    return {
+        each["path"].removeprefix(f"{prefix.key}/"): _written(each)
+        for each in found
+        if each["path"] not in folders | {prefix.key}
+    }
+
+
+def _parents(key: str) -> list[str]:
+    parts = key.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def stamp(uri: str, limits: Limits = DEFAULT) -> str:

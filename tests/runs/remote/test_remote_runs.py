@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,20 @@ def test_a_fresh_start_puts_all_of_a_run_aside_in_storage(source: Path, tmp_path
     } == before
     remote_checkpoints.fetch_all(node())
     assert checkpoint.complete(RunFolder(mirror.working(REMOTE, "node")).checkpoints) == []
+
+
+def test_empty_objects_that_stand_for_folders_do_no_harm(storage: str) -> None:
+    objects.write(f"{REMOTE}/curves.jsonl", b'{"images": 12}\n')
+    for name in ("", ".ray/", ".live/node/ranks/", "checkpoints/"):
+        url = f"{storage}/bucket/runs/remote/{name}"
+        urllib.request.urlopen(urllib.request.Request(url, b"", method="PUT")).close()
+    assert "curves.jsonl" in objects.listing(REMOTE) and "" not in objects.listing(REMOTE)
+    with launcher().carrying() as here:
+        here.carry()
+        assert here.folder.points() == [{"images": 12}]
+        assert not here.folder.messages.exists(), "no alarm"
+        assert here.set_aside() == f"{REMOTE}/before-1"
+        assert objects.exists(f"{REMOTE}/before-1/curves.jsonl")
 
 
 def test_a_run_that_another_machine_holds_is_refused_with_its_owner(
