@@ -107,6 +107,18 @@ def test_an_unknown_flag_names_the_nearest() -> None:
         experiment.load(None, {"method.name": "vae", "method.batch_size": "1"})
 
 
+def test_a_removed_setting_names_what_to_do_and_its_old_default_is_accepted(tmp_path: Path) -> None:
+    said = (
+        r"data.sequential was removed: shards at http:// and https:// are indexed like any others"
+    )
+    with pytest.raises(UsageError, match=said):
+        experiment.load(None, {"method.name": "ae", "data.sequential": "true"})
+    text = '[method]\nname = "ae"\n[data]\nsequential = {}\n'
+    with pytest.raises(UsageError, match=said):
+        experiment.load(job(tmp_path, text.format("true")), {})
+    assert experiment.load(job(tmp_path, text.format("false")), {}).method_name == "ae"
+
+
 def test_workers_are_a_number_or_a_range() -> None:
     for text, least, most in (("3", 3, 3), ("2..8", 2, 8), ("4..4", 4, 4)):
         run = experiment.load(None, {"method.name": "vae", "run.workers": text}).run

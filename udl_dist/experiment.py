@@ -24,6 +24,11 @@ from udl_dist.runs.run_folder import RunSettings
 from udl_dist.runs.tracking import TrackSettings
 from udl_dist.training.settings import TrainSettings
 
+# Removed settings. Run folders of earlier releases spell their defaults, so a value that is off is
+# accepted.
+REMOVED = {
+    "data.sequential": "shards at http:// and https:// are indexed like any others: leave it out"
+}
 SECTIONS: dict[str, type] = {
     "data": DataSettings,
     "train": TrainSettings,
@@ -105,6 +110,8 @@ def join(values: dict[str, Any], flags: Mapping[str, str], path: Path | None) ->
         source = str(flags.get("data.source", flat.get("data.source", DataSettings.source)))
         flat["run.folder"] = f"runs/{path.stem if path else f'{name}_{_name_of(source)}'}"
     for dotted, text in flags.items():
+        if dotted in REMOVED:
+            raise UsageError(f"{dotted} was removed: {REMOVED[dotted]}")
         if dotted not in known:
             raise UsageError(f"unknown setting {dotted}: {nearest(dotted, list(known))}")
         flat[dotted] = config_schema.from_text(dotted, known[dotted], text)
@@ -137,6 +144,7 @@ def _name_of(source: str) -> str:
 
 def from_dict(values: Mapping[str, Any]) -> Experiment:
     """Build and check an experiment from nested plain values; raise UsageError with one line."""
+    values = _without_removed(values)
     _refuse_tables(values)
     method_table = dict(values.get("method", {}))
     name = method_table.pop("name", None)
@@ -149,6 +157,14 @@ def from_dict(values: Mapping[str, Any]) -> Experiment:
     return Experiment(
         name, config_schema.from_dict(method_settings, method_table, "method."), **sections
     )
+
+
+def _without_removed(values: Mapping[str, Any]) -> dict[str, Any]:
+    flat = config_schema.flatten(values)
+    for dotted, advice in REMOVED.items():
+        if flat.pop(dotted, None):
+            raise UsageError(f"{dotted} was removed: {advice}")
+    return config_schema.nest(flat)
 
 
 def differences(old: Experiment, new: Experiment) -> list[str]:

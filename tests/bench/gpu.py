@@ -33,7 +33,7 @@ from torch.nn import functional
 import udl_dist
 from udl_dist import experiment as experiments
 from udl_dist import methods
-from udl_dist.data.loader.opening import open_feed
+from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.packing.pack import pack
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.data.packing.settings import PackSettings
@@ -135,7 +135,7 @@ class Run:
     def __init__(self, experiment: Experiment, device: torch.device = DEVICE) -> None:
         self.experiment, self.ranks = experiment, Ranks(device)
         arithmetic.set_up(device, experiment.run.determinism, experiment.train.precision)
-        self.stream, self.held_out = open_feed(
+        self.stream, self.held_out = open_streams(
             prepare(experiment.data), 0, batch_memory(device), 64
         )
         self.learning = new_train_state(experiment, self.stream, self.ranks)
@@ -483,7 +483,7 @@ def verb(*words: str) -> dict[str, Any]:
 
 def loader(data: str, size: int, readers: int) -> dict[str, Any]:
     experiment = asked("ae", size, batch=256, data=data, data__readers=readers)
-    batches = open_feed(prepare(experiment.data), 0, batch_memory(DEVICE))[0].batches(0, 256)
+    batches = open_streams(prepare(experiment.data), 0, batch_memory(DEVICE))[0].batches(0, 256)
     count = 4 if SMALL else 40
     next(batches)
     began = time.perf_counter()

@@ -1,8 +1,8 @@
-"""python -m tests.bench.object_storage: our ranged reads against pyarrow's own, on a server that
+"""python -m tests.bench.object_storage: our ranged reads against obstore's own, on a server that
 speaks S3.
 
 moto on loopback, in its own process. 128 ranged GETs of 1 MiB from 8 threads, and 512 of 100 KB,
-our Blob.read against a bare loop over `read_at`; the two take turns and the median ratio of
+our Object.read against a bare loop over `get_range`; the two take turns, and the median ratio of
 neighbouring turns is printed (goal: 0.9). Then bytes read ÷ bytes needed of shuffled and of
 straight epochs over photo-sized and tiny records (goal: 1.1).
 """
@@ -24,12 +24,13 @@ from typing import Any
 import numpy as np
 
 from udl_dist.data.loader import order
-from udl_dist.storage.objects import open_blob, upload
-from udl_dist.storage.ranges import Blob, Range, read_ranges
+from udl_dist.storage.objects import Object, upload
+from udl_dist.storage.ranges import Range, read_ranges
 
 THREADS, TURNS, BATCH = 8, 7, 64
-# moto copies the whole object for each range of it: a large one would measure that
-SHARD_BYTES = 2**24
+SHARD_BYTES = (
+    2**24
+)  # moto copies the whole object for each range of it: a large one would measure that
 URI = "s3://bucket/shard.tar"
 SERVER = """
 import sys, time
@@ -41,14 +42,13 @@ sys.stdin.read()
 """
 
 
-def bare(address: str) -> Any:
-    """A file as a person opens it with pyarrow."""
-    from pyarrow import fs
+def bare(address: str) -> Callable[[int, int], Any]:
+    """Ranges as a person reads them with obstore, who keeps the bytes."""
+    from obstore.store import S3Store
 
-    system: Any = fs.S3FileSystem(
-        endpoint_override=address.removeprefix("http://"), scheme="http", region="us-east-1"
-    )
-    return system.open_input_file(URI.removeprefix("s3://"))
+    store = S3Store("bucket", endpoint=address, client_options={"allow_http": True})
+    name = URI.rpartition("/")[2]
+    return lambda start, length: bytes(store.get_range(name, start=start, length=length))
 
 
 def seconds(read: Callable[[int], bytes], starts: list[int]) -> float:
@@ -60,11 +60,11 @@ def seconds(read: Callable[[int], bytes], starts: list[int]) -> float:
     return time.perf_counter() - started
 
 
-def compare(blob: Blob, file: Any, length: int, count: int) -> None:
+def compare(blob: Object, bare_read: Callable[[int, int], Any], length: int, count: int) -> None:
     starts: list[int] = np.random.default_rng(0).integers(0, SHARD_BYTES - length, count).tolist()
     reads: tuple[Callable[[int], bytes], ...] = (
         lambda start: blob.read(start, length),
-        lambda start: file.read_at(length, start),
+        lambda start: bare_read(start, length),
     )
     times: list[list[float]] = []
     for turn in range(TURNS + 1):
@@ -96,14 +96,13 @@ def records(least: int, most: int) -> list[Range]:
 
 def epoch(ranges: list[Range], shuffled: bool) -> str:
     """Read every record once, a batch at a time; bytes read ÷ needed and records a request."""
-    blob = open_blob(URI)
+    blob = Object(URI)
     before, count = blob.traffic.requests, len(ranges)
     places = np.arange(count, dtype=np.int64)
     chosen = order.record_at(0, 0, places, count) if shuffled else places
     for first in range(0, count, BATCH):
         read_ranges(blob, [ranges[at] for at in chosen[first : first + BATCH]])
     traffic = blob.traffic
-    blob.close()
     requests = traffic.requests - before
     return f"{traffic.bytes_read / traffic.bytes_wanted:.3f} ({count} records, {requests} requests)"
 
@@ -130,9 +129,9 @@ def main() -> None:
             file.write(np.random.default_rng(0).bytes(SHARD_BYTES))
             file.flush()
             upload(Path(file.name), URI)
-        blob, file_of_pyarrow = open_blob(URI), bare(address)
-        compare(blob, file_of_pyarrow, 2**20, 128)
-        compare(blob, file_of_pyarrow, 100_000, 512)
+        blob, bare_read = Object(URI), bare(address)
+        compare(blob, bare_read, 2**20, 128)
+        compare(blob, bare_read, 100_000, 512)
         for name, least, most in (
             ("photos of 20 to 120 KB", 20_000, 120_000),
             ("records of 200 to 400 bytes", 200, 400),

@@ -23,7 +23,7 @@ from tests.training import gloo
 from tests.training.learn import packed
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.storage import objects
-from udl_dist.storage.places import joined
+from udl_dist.storage.uris import joined
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(why := namespaces.missing()), reason=why)]
 IMAGES = 12_000

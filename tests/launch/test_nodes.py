@@ -28,7 +28,7 @@ from udl_dist.launch import capacity, driver, ray_runtime, train_group
 from udl_dist.runs.remote import working
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.storage import objects
-from udl_dist.storage.places import joined
+from udl_dist.storage.uris import joined
 
 # Ray and its threads warn at will; they are not ours to mend.
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("default")]

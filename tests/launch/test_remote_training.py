@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,9 +24,24 @@ from tests.training.learn import packed
 from udl_dist.runs.run_folder import RunFolder
 
 
+@contextmanager
+def of_web(folder: Path) -> Iterator[str]:
+    """The shards of a folder on a web server, as a source with a signature."""
+    files = {f"data/{path.name}": path.read_bytes() for path in folder.glob("*.tar")}
+    with Faulty(files) as server:
+        yield f"{server.address}/data/{{000000..{len(files) - 1:06d}}}.tar?signature=s3cr3t"
+
+
+@contextmanager
+def of_bucket(folder: Path) -> Iterator[str]:
+    with served():
+        yield put(folder, "training")
+
+
 @pytest.mark.long
+@pytest.mark.parametrize("placed", [of_bucket, of_web])
 def test_a_run_from_object_storage_is_killed_and_resumed_to_the_same_weights(
-    tmp_path: Path,
+    tmp_path: Path, placed: Callable[[Path], AbstractContextManager[str]]
 ) -> None:
     data = packed(tmp_path / "data", records=700)
     flags = {
@@ -36,14 +53,13 @@ def test_a_run_from_object_storage_is_killed_and_resumed_to_the_same_weights(
         "data__cache": str(tmp_path / "cache"),
     }
     gloo.run(2, finished, wanted("ae", data / "train", tmp_path / "whole", **flags))
-    with served():
-        source = put(data / "train", "training")
+    with placed(data / "train") as source:
         job = tmp_path / "job.toml"
         # Read ahead in a thread of its own, as users do.
-        job.write_text(
-            wanted("ae", Path(source), tmp_path / "run", **flags, data__readers="1").to_toml()
-        )
-        job.write_text(job.read_text().replace("s3:/bucket", "s3://bucket"))
+        written = wanted(
+            "ae", Path("there"), tmp_path / "run", **flags, data__readers="1"
+        ).to_toml()
+        job.write_text(written.replace('source = "there"', f'source = "{source}"'))
         command = [sys.executable, "-m", "udl_dist", "train", str(job)]
         folder = RunFolder(tmp_path / "run")
         first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -62,6 +78,7 @@ def test_a_run_from_object_storage_is_killed_and_resumed_to_the_same_weights(
     assert manifest(tmp_path / "run", 9600) == manifest(tmp_path / "whole", 9600)
     images = [point["images"] for point in folder.points()]
     assert images == sorted(set(images))
+    assert "s3cr3t" not in folder.messages.read_text() + folder.data.read_text() + again.stderr
 
 
 @pytest.mark.long

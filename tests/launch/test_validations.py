@@ -11,7 +11,7 @@ import pytest
 from tests.launch.test_worker import curves, finished, wanted
 from tests.training.learn import asked, packed
 from udl_dist import cli
-from udl_dist.data.loader.opening import open_feed
+from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import COST, EvaluateSettings
@@ -40,7 +40,8 @@ def test_validations_stay_within_their_share_of_a_run(total: int, held_out: int)
 def test_a_part_of_the_held_out_images_is_the_same_for_every_seed(source: Path) -> None:
     prepared = prepare(asked("ae", source).data)
     whole, one, other = (
-        open_feed(prepared, seed, most=most)[1] for seed, most in ((0, 0), (0, 5), (1, 5))
+        open_streams(prepared, seed, most_held_out=most)[1]
+        for seed, most in ((0, 0), (0, 5), (1, 5))
     )
     assert whole
     assert one

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from udl_dist.storage.fetching import Traffic
-from udl_dist.storage.ranges import Pending
+from udl_dist.storage.transfers import Limits, Pending, Traffic
 
 
 class FileBlob:
@@ -16,28 +15,5 @@ class FileBlob:
         self._data = path.read_bytes()
         self.size = len(self._data)
 
-    def read(self, start: int, length: int) -> bytes:
-        self.traffic.count(requests=1, bytes_read=length)
-        return self._data[start : start + length]
-
-    def begin(self, start: int, length: int) -> Pending:
-        return _Later(self, start, length)
-
-    def changed(self) -> str:
-        return ""
-
-    def close(self) -> None:
-        pass
-
-
-class _Later:
-    """Bytes that are read when they are asked for, and so are not counted if nobody does."""
-
-    def __init__(self, blob: FileBlob, start: int, length: int) -> None:
-        self._blob, self._range = blob, (start, length)
-
-    def result(self) -> bytes:
-        return self._blob.read(*self._range)
-
-    def cancel(self) -> None:
-        pass
+    def begin(self, start: int, length: int) -> Pending[bytes]:
+        return Pending(lambda: self._data[start : start + length], Limits(), self.traffic, length)

@@ -1,10 +1,11 @@
 """A server on loopback that speaks enough S3 for a reader (HEAD, ranged GET, PUT, a flat list) and
-fails when told to.
+fails on request.
 
 A fault is a word: a status ("400": credentials that have expired, "403", "404", "503"), "short"
 (half of the body, then the end), "reset" (half of it, then a reset), "stall" (half of it, then
-nothing until the server closes), "slow" (all of it after 0.6 s), "301 URL" and "307 URL" (a
-redirect). `faults` holds words for the next requests, one each; `always` one for every request.
+nothing until the server closes), "slow" (all of it after 0.6 s), "whole" (all of the object,
+whatever range is asked for), "301 URL" and "307 URL" (a redirect). `faults` holds words for the
+next requests, one each; `always` one for every request.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ ERRORS = {
     "500": "InternalError",
     "501": "NotImplemented",
 }
+MESSAGES = {"NotImplemented": "A header you provided implies functionality that is not implemented"}
 
 
 class Faulty(Loopback):
@@ -36,6 +38,8 @@ class Faulty(Loopback):
     def __init__(self, objects: dict[str, bytes]) -> None:
         self.objects = objects
         self.faults: deque[str] = deque()  # of the GETs to come
+        self.signed = ""  # the signature of the last request
+        self.put_fault = ""  # of every PUT
         self.always = ""  # of every request, HEAD too
         self.seen: list[str] = []  # "GET bucket/key bytes=0-9"
         super().__init__(_Handler)
@@ -63,15 +67,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.server.owner.put_fault:
+            return self._refuse(self.server.owner.put_fault)
         self.server.owner.objects[unquote(urlsplit(self.path).path).strip("/")] = body
         self._send(200, b"", {"ETag": _etag(body)})
 
     def _answer(self) -> None:
         faulty = self.server.owner
+        faulty.signed = self.headers.get("Authorization") or ""
         split = urlsplit(self.path)
         name = unquote(split.path).strip("/")
         faulty.seen.append(
-            f"{self.command} {name} {self.headers.get('Range') or split.query}".strip()
+            f"{self.command} {name} {self.headers.get('Range') or ''} {split.query}".strip()
         )
         fault = faulty.always or (
             faulty.faults.popleft() if faulty.faults and self.command == "GET" else ""
@@ -90,7 +97,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._object(faulty.objects[name], fault)
 
     def _object(self, data: bytes, fault: str) -> None:
-        found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+        found = re.fullmatch(
+            r"bytes=(\d+)-(\d+)", (self.headers.get("Range") or "") * (fault != "whole")
+        )
         start, stop = (
             (int(found[1]), min(int(found[2]) + 1, len(data))) if found else (0, len(data))
         )
@@ -98,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         if found:
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
         body = data[start:stop]
-        if self.command == "GET" and fault:
+        if self.command == "GET" and fault not in ("", "whole"):
             return self._break_off(fault, body, headers)
         self._send(206 if found else 200, body, headers)
 
@@ -133,10 +142,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _refuse(self, status: str) -> None:
         code = ERRORS[status]
-        body = (
-            '<?xml version="1.0"'
-            f' encoding="UTF-8"?><Error><Code>{code}</Code><Message>no</Message></Error>'.encode()
-        )
+        error = f"<Code>{code}</Code><Message>{MESSAGES.get(code, 'no')}</Message>"
+        body = f'<?xml version="1.0" encoding="UTF-8"?><Error>{error}</Error>'.encode()
         self._send(int(status), body, {"Content-Type": "application/xml"})
 
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
@@ -146,7 +153,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _head(self, status: int, length: int, headers: dict[str, str]) -> None:
         self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(length)}.items():
+        known = {"Content-Length": str(length), "x-amz-bucket-region": "ap-south-1"}
+        for name, value in {**headers, **known}.items():
             self.send_header(name, value)
         self.end_headers()
 

@@ -13,7 +13,7 @@ class Loopback:
     """A server from `with` to its end; a handler finds it as `self.server.owner`."""
 
     def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
-        self.closing = threading.Event()  # set when the server ends: whoever stalls waits for it
+        self.closing = threading.Event()  # set when the server ends: a stalled answer waits for it
         self._server = _Server(("127.0.0.1", 0), handler)
         self._server.owner = self
         self._thread = threading.Thread(
@@ -37,7 +37,7 @@ class Loopback:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = 64  # else a connection may wait a second for its turn
+    request_queue_size = 64  # else a connection may wait for a second
     owner: Any
 
     def handle_error(self, request: Any, client_address: Any) -> None:

@@ -1,4 +1,4 @@
-"""Ranges kept on disk: right or not at all, never more than allowed, the least recently used out
+"""Ranges on disk: right or not at all, never more than allowed, the least recently used out
 first.
 """
 
@@ -102,7 +102,7 @@ import random, sys
 from pathlib import Path
 from udl_dist.storage.range_cache import RangeCache
 cache, chance = RangeCache(Path(sys.argv[1]), 50 * 4096), random.Random(sys.argv[2])
-for turn in range(150):
+for number in range(150):
     start, length = chance.randrange(200), chance.choice([10, 5000, 9000])
     wanted = (start % 251).to_bytes() * length
     found = cache.get("a", "1", start, length)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.storage.blobs import FileBlob
-from udl_dist.storage.ranges import KEPT, LONGEST_RANGE, Window, merged, read_ranges
+from udl_dist.storage.ranges import LONGEST_RANGE, PIECES_HELD, Window, merged, read_ranges
 
 DATA = os.urandom(300_000)
 
@@ -40,18 +40,19 @@ def test_each_range_is_in_one_joined_range_and_what_is_read_is_bounded(
     ranges: list[tuple[int, int]],
 ) -> None:
     joined = merged(ranges)
-    assert sorted(place for _, _, places in joined for place in places) == list(range(len(ranges)))
-    for start, length, places in joined:
-        assert all(start <= ranges[at][0] and sum(ranges[at]) <= start + length for at in places)
-        wanted = sum(ranges[at][1] for at in places)
-        assert length <= max(2**18, 1.1 * wanted)
+    assert sorted(member for each in joined for member in each.members) == list(range(len(ranges)))
+    for each in joined:
+        members = [ranges[member] for member in each.members]
+        assert all(each.start <= start for start, _ in members)
+        assert all(sum(member) <= each.start + each.length for member in members)
+        assert each.length <= max(2**18, 1.1 * sum(length for _, length in members))
 
 
 def test_photos_side_by_side_go_together_within_a_tenth() -> None:
     photos = [(at * 32_256, 30_000) for at in range(100)]
     joined = merged(photos)
     assert len(joined) == 1
-    assert sum(length for _, length, _ in joined) <= 1.1 * sum(length for _, length in photos)
+    assert sum(each.length for each in joined) <= 1.1 * sum(length for _, length in photos)
 
 
 def test_photos_apart_are_read_alone() -> None:
@@ -64,7 +65,7 @@ def test_tiny_records_with_a_tar_header_between_go_together() -> None:
 
 def test_no_joined_range_is_longer_than_the_longest() -> None:
     joined = merged([(at * 100_000, 100_000) for at in range(1000)])
-    assert max(length for _, length, _ in joined) <= LONGEST_RANGE < 1000 * 100_000
+    assert max(each.length for each in joined) <= LONGEST_RANGE < 1000 * 100_000
 
 
 def test_a_window_forgets_what_it_has_passed(path: Path) -> None:
@@ -72,7 +73,7 @@ def test_a_window_forgets_what_it_has_passed(path: Path) -> None:
     window = Window(blob, piece_bytes=1000)
     assert b"".join(window[at : at + 700] for at in range(0, len(window), 700)) == DATA
     assert blob.traffic.bytes_read == len(DATA)
-    assert len(window._held) <= KEPT
+    assert len(window._pieces) <= PIECES_HELD
     assert (
         window[10:5] == window[len(DATA) : len(DATA) + 5] == b""
         and window[len(DATA) - 3 :] == DATA[-3:]

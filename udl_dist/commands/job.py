@@ -17,7 +17,7 @@ from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import OWN, MetricSettings
 from udl_dist.experiment import Experiment
 from udl_dist.search import config as searches
-from udl_dist.storage.places import scheme_of
+from udl_dist.storage.uris import scheme_of
 
 JOB_BYTES = 2**20  # a job file is a page of text
 THERE = "auto"  # what a driver calls the cluster it runs on

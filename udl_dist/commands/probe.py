@@ -26,7 +26,7 @@ from udl_dist.errors import UdlError
 from udl_dist.launch import capacity, nodes, ray_runtime
 from udl_dist.launch.recovery import one_line
 from udl_dist.storage import objects
-from udl_dist.storage.places import is_remote, joined
+from udl_dist.storage.uris import is_remote, joined
 
 MARK = "udl-doctor "
 HEAD = "the head"
@@ -57,9 +57,7 @@ def load_there() -> Any:
 def _probe(experiment: Any) -> dict[str, Any]:
     ray_runtime.start("auto", verbose=False)
     data = experiment.data
-    # that is read once: not touched here
-    streamed = () if data.sequential else (data.source, *data.more_sources)
-    sources = [source for source in (*streamed, data.held_out) if source]
+    sources = [source for source in (data.source, *data.more_sources, data.held_out) if source]
     packed = [source for source in sources if source == "digits" or is_packed_at_first_use(source)]
     indexed = [source for source in sources if _is_indexed(source)]
     made_here = packed or (not is_remote(experiment.run.folder) and len(indexed) < len(sources))

@@ -10,11 +10,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from udl_dist.data.loader.loading import Records
 from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.loader.reader import Stream
+from udl_dist.data.loader.records import Records
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.data.settings import DataSettings
 from udl_dist.errors import UsageError
@@ -99,6 +100,13 @@ class Samples:
         """`position` counts the samples of all ranks together."""
         self._stream = _opened(source, seed, settings)
         self._position, self._rank, self._world = position, rank, world
+        self._made_by = partial(
+            Samples, source, position=position, rank=rank, world=world, seed=seed, **settings
+        )
+
+    def __reduce__(self) -> Any:
+        """To a spawned process goes what was asked for: it opens the shards itself."""
+        return self._made_by, ()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """The workers of a DataLoader take turns, so that together they give what the rank would
@@ -114,8 +122,9 @@ class Samples:
 
 def _loader_worker() -> tuple[int, int]:
     """Which worker of a PyTorch DataLoader this process is, of how many; the only one elsewhere."""
-    # there in every such worker, and not imported for this alone
-    data = sys.modules.get("torch.utils.data")
+    data = sys.modules.get(
+        "torch.utils.data"
+    )  # there in every such worker, and not imported for this alone
     about = data.get_worker_info() if data else None
     return (about.id, about.num_workers) if about else (0, 1)
 

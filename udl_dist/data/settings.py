@@ -11,8 +11,8 @@ from udl_dist.core.config_schema import as_path, setting
 from udl_dist.data.images.headers import HIGHEST_LIMIT, LIMIT_IN_WORDS, MOST_PIXELS
 from udl_dist.data.images.kinds import Shape
 from udl_dist.data.shards.naming import IMAGE_IN_WORDS, KEY_DOT_IN_WORDS, KeyDot, Naming
-from udl_dist.storage.fetching import Limits
-from udl_dist.storage.places import SEQUENTIAL, scheme_of
+from udl_dist.storage.transfers import Limits
+from udl_dist.storage.uris import scheme_of
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,6 @@ class DataSettings:
         "'digits' (5,000 embedded ones), an image folder, IDX files, .npy/.npz, a packed folder, "
         "or tar shards: a folder, a brace pattern, a list file or s3://...",
         filled=True,
-    )
-    sequential: bool = setting(
-        False,
-        "read tars from http:, https: or pipe:COMMAND (which is run) from start to end; exact"
-        " order, resume within an epoch, checksums and equal batches at other world sizes are lost",
     )
     more_sources: tuple[str, ...] = setting(
         (), "further sources that are trained on together with it", filled=True
@@ -54,12 +49,12 @@ class DataSettings:
     keys: str = setting("", "file with one key a line: only those records are read; empty: all")
     without_labels: tuple[int, ...] = setting(
         (),
-        "classes that are left out, held-out images too: udl evaluate then tells how odd the"
+        "classes that are left out, held-out images too: udl evaluate then scores how unusual the"
         " held-out ones of them look",
         low=0,
     )
     limit: int = setting(
-        0, "train on so many records of each source, drawn at random; 0: all", low=0
+        0, "train on this number of records of each source, drawn at random; 0: all", low=0
     )
     size: int = setting(
         0,
@@ -78,7 +73,7 @@ class DataSettings:
         above=0.0,
         high=1.0,
     )
-    flip: bool = setting(False, "mirror half of the training images, drawn anew each epoch")
+    flip: bool = setting(False, "mirror half of the training images, others in each epoch")
     order: Literal["auto", "full", "blocks"] = setting(
         "auto",
         "full shuffles all records; blocks reads runs of neighbours; auto: blocks on object"
@@ -89,7 +84,7 @@ class DataSettings:
     image: str = setting("", IMAGE_IN_WORDS)
     key_dot: KeyDot = setting("first", KEY_DOT_IN_WORDS)
     damaged: Literal["stop", "skip"] = setting(
-        "stop", "what a damaged record does; skip: another one stands in for it"
+        "stop", "what a damaged record does; skip: another one replaces it"
     )
     damaged_limit: float = setting(
         0.01, "part of the records that may be damaged and skipped", low=0.0, high=1.0
@@ -110,7 +105,7 @@ class DataSettings:
     read_ahead_bytes: int = setting(2**28, "memory for what is read and decoded ahead", low=1)
 
     def absolute(self) -> DataSettings:
-        """The same for whoever reads it in another folder."""
+        """The same for a process in another folder."""
         return replace(
             self,
             source=_absolute(self.source),
@@ -129,14 +124,14 @@ class DataSettings:
     def shape(self) -> Shape:
         """C, H, W of an image as training sees it."""
         assert self.size and self.channels, (
-            "they are taken from the images first, by packing.prepare.settled"
+            "packing.prepare.settled sets them first, from the images"
         )
         return self.channels, self.size, self.size
 
 
 def _absolute(source: str) -> str:
     """A path as a whole one, each of several that `::` joins; what is no path stays."""
-    if source in ("", "digits") or scheme_of(source) in SEQUENTIAL:
+    if source in ("", "digits"):
         return source
     parts = source.split("::") if "::" in source and not as_path(source).exists() else [source]
     return "::".join(part if scheme_of(part) else str(as_path(part)) for part in parts)

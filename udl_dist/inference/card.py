@@ -112,4 +112,4 @@ def _settings(model: Model) -> str:
 
 def _last(source: str) -> str:
     """The last part of a path or an address: where it lies is private."""
-    return source.rstrip("/").rsplit("/", 1)[-1].partition("?")[0]
+    return source.partition("?")[0].rstrip("/").rsplit("/", 1)[-1]

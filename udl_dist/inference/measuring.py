@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udl_dist.data.loader.loading import Records
 from udl_dist.data.loader.opening import open_left_out, open_streams
 from udl_dist.data.loader.order import share
 from udl_dist.data.loader.reader import Stream
+from udl_dist.data.loader.records import Records
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.data.settings import cache_folder
 from udl_dist.errors import TrainingError, UsageError

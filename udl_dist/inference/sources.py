@@ -14,8 +14,8 @@ from udl_dist.core import rng
 from udl_dist.core.config_schema import as_path
 from udl_dist.data.images.coding import Pixels, decode
 from udl_dist.data.iterables import Batches
-from udl_dist.data.loader.loading import Records
 from udl_dist.data.loader.reader import Stream
+from udl_dist.data.loader.records import Records
 from udl_dist.data.packing.finding import LISTS, TARS
 from udl_dist.data.packing.prepare import is_packed_at_first_use
 from udl_dist.data.packing.sources import files_below

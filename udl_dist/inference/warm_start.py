@@ -15,7 +15,7 @@ from udl_dist.errors import TrainingError, UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.inference.loading import Origin, open_folder, unfilled
 from udl_dist.runs.run_folder import RunFolder
-from udl_dist.storage.places import is_remote
+from udl_dist.storage.uris import is_remote
 from udl_dist.training.distributed import Ranks
 from udl_dist.training.train_state import TrainState
 

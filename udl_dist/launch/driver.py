@@ -34,7 +34,7 @@ from udl_dist.runs.remote_launcher import carried
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.runs.terminal import Progress, Terminal, page_hint
 from udl_dist.runs.tracking import read_key, resolved
-from udl_dist.storage.places import is_remote, name_of
+from udl_dist.storage.uris import is_remote, name_of, refuse_web
 
 
 def train(experiment: Experiment, out: TextIO, verbose: bool = False) -> TrainResult:
@@ -45,6 +45,7 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False) -> TrainRe
     """
     if not experiment.run.folder:
         raise UsageError("run.folder is empty: give --run.folder")
+    refuse_web(experiment.run.folder, "run.folder")
     folder = RunFolder(remote.working(experiment.run.folder, "launcher"))
     if not is_remote(experiment.run.folder):
         experiment = replace(experiment, run=replace(experiment.run, folder=str(folder.path)))

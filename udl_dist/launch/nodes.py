@@ -13,7 +13,7 @@ from udl_dist.launch.recovery import one_line
 from udl_dist.runs import remote
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.storage.objects import read
-from udl_dist.storage.places import is_remote, joined, name_of
+from udl_dist.storage.uris import is_remote, joined, name_of
 
 PROBE_SECONDS = 60.0  # for a process to start on a node that is busy
 

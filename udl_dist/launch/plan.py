@@ -17,6 +17,7 @@ from udl_dist.data.packing.survey import survey
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import COST
 from udl_dist.experiment import Experiment
+from udl_dist.storage.uris import name_of
 
 FLOAT_BYTES = 4
 # A rank before it has a network: Python, torch, Ray and W&B, measured as the least
@@ -35,7 +36,6 @@ class Plan:
     source: str
     shape: tuple[int, int, int]  # channels, height, width
     packed: bool
-    lost: str  # the promises that cannot be given
     records: int  # 0: unknown
     held_out_records: int
     held_out_is: str  # where they come from
@@ -62,7 +62,6 @@ class Plan:
         least, most = self.images_per_rank
         share = str(least) if least == most else f"{least} to {most}"
         networks = ", ".join(f"{name} {count:,}" for name, count in self.parameters.items())
-        records = f"{self.records:,} records" if self.records else "an unknown number of records"
         seen = "" if self.packed else " (not packed yet: an estimate)"
         elastic = "; elastic: a step takes about 1.1 (1 worker) to 1.4 (4 workers) times as long"
         channels, height, width = self.shape
@@ -71,7 +70,10 @@ class Plan:
         colour = "colour" if channels == 3 else "gray"
         return [
             f"run folder   {self.folder}",
-            f"data         {self.source}: {records} in {self.shards} shards, {held_out}{seen}",
+            (
+                f"data         {self.source}: {self.records:,} records in {self.shards} shards,"
+                f" {held_out}{seen}"
+            ),
             *(
                 [f"classes      {len(self.classes)}: {in_words(self.classes)}"]
                 if self.classes
@@ -83,7 +85,6 @@ class Plan:
                 if self.left_out
                 else []
             ),
-            *([f"promises     {self.lost} (data.sequential)"] if self.lost else []),
             (
                 f"method       {self.method}: {sum(self.parameters.values()):,} parameters"
                 f" ({networks})"
@@ -177,7 +178,6 @@ def plan(experiment: Experiment) -> Plan:
             f"{seen.held_out_records} held-out images cannot be shared by run.workers ="
             f" {run.workers}: raise data.held_out_fraction"
         )
-    seen.refuse_few_shards(workers)
     method = methods.find(experiment.method_name)(experiment.method, experiment.data.shape)
     networks = method.describe()
     if run.determinism == "elastic":
@@ -197,10 +197,9 @@ def plan(experiment: Experiment) -> Plan:
     return Plan(
         folder=run.folder,
         method=experiment.method_name,
-        source=experiment.data.source,
+        source=name_of(experiment.data.source),
         shape=experiment.data.shape,
         packed=seen.packed,
-        lost=seen.lost,
         records=seen.records,
         held_out_records=seen.held_out_records,
         held_out_is=seen.held_out_is,

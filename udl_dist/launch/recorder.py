@@ -13,8 +13,6 @@ from typing import Any
 from udl_dist.core import rng
 from udl_dist.core.config_schema import flatten
 from udl_dist.core.files import write_whole
-from udl_dist.data.loader.advice import advice
-from udl_dist.data.loader.feed import Feed
 from udl_dist.data.loader.reader import Stream
 from udl_dist.errors import TrainingError
 from udl_dist.evaluation import pictures
@@ -23,6 +21,7 @@ from udl_dist.runs import remote_checkpoints
 from udl_dist.runs.remote_node import Node
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.runs.tracking import Tracker
+from udl_dist.storage.uris import public
 from udl_dist.training import checkpoint
 from udl_dist.training.async_writer import WAIT_SECONDS, AsyncWriter
 from udl_dist.training.batches import to_batch
@@ -45,7 +44,7 @@ class RunRecorder:
         folder: RunFolder,
         node: Node | None,
         state: TrainState,
-        streams: tuple[Feed, Feed | None],
+        streams: tuple[Stream, Stream | None],
         start: int,
     ) -> None:
         self._experiment, self._folder, self._node = experiment, folder, node
@@ -69,7 +68,7 @@ class RunRecorder:
             folder.say(f"resumed after {start} images")
         else:
             write_whole(folder.data, json.dumps(self._stream.shards()))
-        config = flatten(experiment.to_dict())
+        config = public(flatten(experiment.to_dict()))
         self._tracker = Tracker(experiment.track, folder.path, config, last, folder.say)
         for point in folder.points():  # after a kill the tracker may lack the last ones
             self._tracker.point(int(point.pop("images")), point)
@@ -246,12 +245,12 @@ class DataWaitAdvice:
     The first report alone is no sign: reading had no head start.
     """
 
-    def __init__(self, stream: Feed) -> None:
+    def __init__(self, stream: Stream) -> None:
         self._stream, self._waits, self._reported = stream, 0, False
 
     def add(self, wait_share: float) -> str:
         """Add the share of one report; returns the line to print, or ""."""
-        line = advice(self._stream, wait_share)
+        line = self._stream.advice(wait_share)
         self._waits = self._waits + 1 if line else 0
         if self._waits < 2 or self._reported:
             return ""
@@ -278,7 +277,7 @@ class ValidationTime:
         )
 
 
-def _keys_of(stream: Feed, numbers: list[int]) -> list[str]:
+def _keys_of(stream: Stream, numbers: list[int]) -> list[str]:
     """The keys of records by their numbers over all data sets; none where nothing is indexed."""
     return [_key_of(stream, number) for number in numbers] if isinstance(stream, Stream) else []
 

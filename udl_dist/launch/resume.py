@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from udl_dist.data.loader.feed import Feed
+from udl_dist.data.loader.reader import Stream
 from udl_dist.errors import DataError, TrainingError
 from udl_dist.experiment import Experiment
 from udl_dist.inference import warm_start
@@ -24,7 +24,7 @@ def resume(
     node: Node | None,
     ranks: Ranks,
     state: TrainState,
-    stream: Feed,
+    stream: Stream,
 ) -> tuple[int, LoopState]:
     """Restore the newest whole checkpoint, the same on every rank; return its images and what came
     with it.
@@ -70,7 +70,7 @@ def _from_rank_zero(path: Path, ranks: Ranks) -> dict[str, bytes]:
     return {name: ranks.broadcast_bytes(files.get(name, b"")) for name in names}
 
 
-def _difference(folder: RunFolder, stream: Feed) -> str:
+def _difference(folder: RunFolder, stream: Stream) -> str:
     """The first shard that is not what it was when the run began."""
     if not folder.data.exists():
         return "their list is gone"

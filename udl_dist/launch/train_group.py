@@ -25,9 +25,8 @@ from udl_dist.launch.recovery import as_error, judge, one_line
 from udl_dist.runs import heartbeat, remote
 from udl_dist.runs.remote_launcher import Launcher
 from udl_dist.runs.run_folder import RunFolder
-from udl_dist.storage.clients import file_system
-from udl_dist.storage.fetching import Limits
-from udl_dist.storage.places import is_remote, joined, parse
+from udl_dist.storage.access import endpoint_of, region_of
+from udl_dist.storage.uris import Uri, is_remote, joined, parse
 
 PLACEMENTS = 3  # tries to place the workers
 ADDRESS_OF = 0x8915  # SIOCGIFADDR: netdevice(7)
@@ -224,5 +223,28 @@ def _storage(where: str) -> dict[str, Any]:
     """Where Ray keeps what nobody reads: a place that all nodes see, or it refuses to start."""
     if not is_remote(where):
         return {"storage_path": str(Path(where) / ".ray")}
-    place = parse(joined(where, ".ray"))
-    return {"storage_path": place.path, "storage_filesystem": file_system(place, Limits())}
+    uri = parse(joined(where, ".ray"))
+    return {"storage_path": uri.path, "storage_filesystem": _file_system(uri)}
+
+
+def _file_system(uri: Uri) -> Any:
+    """What Ray writes through: it takes file systems of pyarrow only."""
+    from pyarrow import fs
+
+    scheme, _, host = endpoint_of(uri).rpartition("://")
+    options: dict[str, Any] = {"endpoint_override": host, "scheme": scheme} if host else {}
+    if uri.scheme == "az":
+        account, key = (os.environ.get(f"AZURE_STORAGE_ACCOUNT_{part}") for part in ("NAME", "KEY"))
+        return fs.AzureFileSystem(account or "", key)
+    options["anonymous"] = uri.options.get("anonymous") == "true"
+    if uri.scheme == "gs":
+        return fs.GcsFileSystem(**options)
+
+    class WithoutMarkers(fs.S3FileSystem):  # type: ignore[misc]
+        def create_dir(self, path: str, *, recursive: bool = True) -> None:
+            """S3 needs no folders, and pyarrow would leave an empty object for each."""
+
+        def __reduce__(self) -> Any:
+            return _file_system, (uri,)
+
+    return WithoutMarkers(region=region_of(uri) or None, **options)

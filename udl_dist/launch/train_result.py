@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from udl_dist.storage.places import name_of
+from udl_dist.storage.uris import name_of
 
 SHOWN_FILES = ("experiment.toml", "curves.jsonl", "pictures", "checkpoints", "damaged.txt")
 

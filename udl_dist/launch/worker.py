@@ -18,8 +18,8 @@ import torch
 from udl_dist import methods
 from udl_dist.core import files
 from udl_dist.core.faults import fault_point
-from udl_dist.data.loader.feed import Feed
-from udl_dist.data.loader.opening import Prepared, open_feed
+from udl_dist.data.loader.opening import Prepared, open_streams
+from udl_dist.data.loader.reader import Stream
 from udl_dist.errors import TrainingError, UdlError
 from udl_dist.experiment import Experiment
 from udl_dist.launch.recorder import RunRecorder
@@ -136,13 +136,13 @@ def _train_from_checkpoint(context: WorkerContext, rollbacks: int) -> dict[str, 
     """Train from the newest checkpoint, after `rollbacks` of this run; raise Diverged."""
     experiment, ranks, watchdog = context.experiment, context.ranks, context.watchdog
     memory, seed = batch_memory(ranks.device), experiment.train.seed
-    stream, held_out = open_feed(context.prepared, seed, memory, experiment.evaluate.images)
+    stream, held_out = open_streams(context.prepared, seed, memory, experiment.evaluate.images)
     state = new_train_state(experiment, stream, ranks)
     start, resumed = resume(experiment, context.folder, context.node, ranks, state, stream)
     if rollbacks > resumed.rollbacks:
         resumed = replace(resumed, rollbacks=rollbacks, skips=0)
     if resumed.rollbacks:
-        stream, _ = open_feed(context.prepared, _seed_after(resumed.rollbacks, seed), memory)
+        stream, _ = open_streams(context.prepared, _seed_after(resumed.rollbacks, seed), memory)
     total = experiment.train.length(stream.records)
     if start >= total:  # ended between its last checkpoint and its result
         facts = checkpoint.facts(checkpoint.path_of(context.folder.checkpoints, start))
@@ -185,7 +185,7 @@ class ReportHandler:
         self,
         context: WorkerContext,
         state: TrainState,
-        streams: tuple[Feed, Feed | None],
+        streams: tuple[Stream, Stream | None],
         recorder: RunRecorder | None,
         total: int,
     ) -> None:
@@ -272,7 +272,7 @@ def intervals(experiment: Experiment, total: int, held_out: int) -> Intervals:
     )
 
 
-def new_train_state(experiment: Experiment, stream: Feed, ranks: Ranks) -> TrainState:
+def new_train_state(experiment: Experiment, stream: Stream, ranks: Ranks) -> TrainState:
     """The method of an experiment with its first weights, for the images of `stream`."""
     method = methods.find(experiment.method_name)(experiment.method, stream.shape)
     torch.manual_seed(experiment.train.seed)  # the same first weights on every rank

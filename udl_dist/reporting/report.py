@@ -30,7 +30,7 @@ from udl_dist.reporting.page import (
 from udl_dist.reporting.run_reader import RunRecord, read_run
 from udl_dist.runs import environment
 from udl_dist.runs.run_folder import RunFolder
-from udl_dist.storage.places import is_remote, split
+from udl_dist.storage.uris import is_remote, split
 
 MOST_SHARDS = 100  # that are listed
 MOST_PANELS = 24

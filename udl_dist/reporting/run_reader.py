@@ -20,6 +20,7 @@ from udl_dist.evaluation import io
 from udl_dist.evaluation.io import Metric, is_number
 from udl_dist.runs import environment
 from udl_dist.runs.run_folder import RunFolder, winner_of
+from udl_dist.storage.uris import public
 
 MOST_ENVIRONMENTS = 20  # the last ones
 
@@ -137,7 +138,7 @@ def read_run(folder: Path | str) -> RunRecord:
         )
     record = RunRecord(run.path)
     faults = record.faults
-    record.settings = settings.flatten(_toml(run.experiment, faults))
+    record.settings = public(settings.flatten(_toml(run.experiment, faults)))
     record.points = _points(run.curves, faults)
     record.checkpoints = _checkpoints(run, faults)
     record.pictures = _pictures(run)

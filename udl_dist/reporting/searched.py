@@ -39,6 +39,7 @@ from udl_dist.search.session import SOURCE
 from udl_dist.search.trial_log import NAME as LOG
 from udl_dist.search.trial_log import TrialLog, TrialResult
 from udl_dist.search.winner import Spread, Winner, find_winner
+from udl_dist.storage.uris import public
 
 MOST_ALARMS = 20
 MOST_ROWS = 300  # of the table; all are in search.csv
@@ -146,7 +147,9 @@ def _values(found: SearchFolder) -> dict[str, Any]:
         "rows": rows[:MOST_ROWS],
         "more": len(rows[MOST_ROWS:]),
         "search_settings": _search_settings(found.search) if found.search else [],
-        "settings": tables(base.method_name, config_schema.flatten(base.to_dict())) if base else [],
+        "settings": (
+            tables(base.method_name, public(config_schema.flatten(base.to_dict()))) if base else []
+        ),
         "commands": _commands(found),
         "made_with": environment.in_words(environment.releases()),
     }

@@ -1,9 +1,9 @@
 """Who holds a run in object storage: an object that its owner writes again and again while it
 lives.
 
-Storage gives no lock that the system lets go, so a lease that is not renewed is taken over; on the
-machine of its owner that is known at once. Two starts within the same second are told apart by
-whose writing stays.
+Storage has no lock that the system releases, so another run takes over a lease that is not renewed;
+on the machine of its owner that is known at once. Each writing names the one that it replaces, so
+of two runs that start at the same moment one is refused.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from udl_dist.errors import UsageError
 from udl_dist.runs.heartbeat import machine, started
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.storage import objects
+from udl_dist.storage.client import NO_CONDITIONS, ConflictError
+from udl_dist.storage.uris import name_of
 
 RENEW_SECONDS = 10.0
 STALE_SECONDS = 25.0  # without a renewal
-SETTLE_SECONDS = 1.0  # until it is seen who wrote last
+LOOK_SECONDS = 1.0  # between looks at a lease that may be stale
 
 
 class Lease:
@@ -33,65 +35,82 @@ class Lease:
         self._renewals, self._next = 0, 0.0
 
     def take(self) -> None:
-        """Take the lease; raise UsageError if it is another's who lives."""
-        held = self._read()
+        """Take the lease; raise UsageError if another run that lives has it, or takes it first."""
+        held, seen = self._read()
         if held and self._lives(held):
-            raise UsageError(
-                f"the run folder is in use by {held['owner']}: wait, stop it, or choose another "
-                "--run.folder"
-            )
-        self._write()
-        if held:
-            time.sleep(SETTLE_SECONDS)
-        if (now := self._read()).get("token") != self._token:
-            raise UsageError(
-                f"the run folder was taken in the same moment by {now.get('owner')}: wait, or"
-                " choose another --run.folder"
-            )
+            raise _in_use(held)
+        try:
+            self._write(seen)
+        except ConflictError:
+            raise _in_use(self._read()[0]) from None
+        try:
+            objects.write_over(self._uri, self._content(), None)  # it exists, so this must fail
+        except ConflictError:
+            return
+        raise UsageError(f"{name_of(self._uri)!r}: {NO_CONDITIONS}")
 
     def renew(self) -> bool:
         """Show that the owner lives, where that is due; whether the lease is still its own."""
         if time.monotonic() < self._next:
             return True
-        if self._read().get("token", self._token) != self._token:
+        held, seen = self._read()
+        if held and held["token"] != self._token:
             return False
-        self._write()
+        try:
+            self._write(seen)
+        except ConflictError:  # by another run, or by an attempt of our own whose answer was lost
+            return self._is_ours()
         return True
 
     def drop(self) -> None:
         """Give the lease back, if it is ours."""
-        if self._read().get("token") == self._token:
+        if self._is_ours():
             objects.remove(self._uri)
+
+    def _is_ours(self) -> bool:
+        return self._read()[0].get("token") == self._token
 
     def _lives(self, held: dict[str, str]) -> bool:
         if held["machine"] == machine():
             return started(int(held["process"])) == held["started"]
-        self._folder.say(
-            f"looking for {STALE_SECONDS:g} s whether {held['owner']} still holds the run folder"
-        )
+        who = f"whether {held['owner']} still holds the run folder"
+        self._folder.say(f"looking for {STALE_SECONDS:g} s {who}")
         deadline = time.monotonic() + STALE_SECONDS
         while time.monotonic() < deadline:
-            time.sleep(SETTLE_SECONDS)
-            if (now := self._read()) != held:
+            time.sleep(LOOK_SECONDS)
+            now, _ = self._read()
+            if now != held:
                 return bool(now)
         return False
 
-    def _write(self) -> None:
+    def _write(self, seen: objects.Version | None) -> None:
         self._renewals += 1
-        who = {
-            "token": self._token,
-            "owner": f"process {os.getpid()} on {socket.gethostname()}",
-            "machine": machine(),
-            "process": str(os.getpid()),
-            "started": started(os.getpid()),
-            "renewals": str(self._renewals),
-        }
-        objects.write(self._uri, json.dumps(who).encode())
+        objects.write_over(self._uri, self._content(), seen)
         self._next = time.monotonic() + RENEW_SECONDS
 
-    def _read(self) -> dict[str, str]:
-        """What the lease says; empty if there is none, or none that can be read."""
+    def _content(self) -> bytes:
+        return json.dumps(
+            {
+                "token": self._token,
+                "owner": f"process {os.getpid()} on {socket.gethostname()}",
+                "machine": machine(),
+                "process": str(os.getpid()),
+                "started": started(os.getpid()),
+                "renewals": str(self._renewals),
+            }
+        ).encode()
+
+    def _read(self) -> tuple[dict[str, str], objects.Version | None]:
+        """The content of the lease, empty if it cannot be read, and its version."""
+        content, seen = objects.read_versioned(self._uri)
         try:
-            return dict(json.loads(objects.read(self._uri))) if objects.stamp(self._uri) else {}
+            return dict(json.loads(content)), seen
         except (ValueError, TypeError):
-            return {}
+            return {}, seen
+
+
+def _in_use(held: dict[str, str]) -> UsageError:
+    owner = held.get("owner", "another process")
+    return UsageError(
+        f"the run folder is in use by {owner}: wait, stop it, or choose another --run.folder"
+    )

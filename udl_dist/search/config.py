@@ -16,7 +16,7 @@ from udl_dist.core.config_schema import setting
 from udl_dist.errors import UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.search.axes import Axis, parse
-from udl_dist.storage.places import is_remote
+from udl_dist.storage.uris import is_remote
 
 # What may differ when a search is resumed: no result depends on it.
 FREE = (

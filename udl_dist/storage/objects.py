@@ -1,283 +1,262 @@
-"""Objects by URI: opened, listed, copied, with retries and time limits, whichever service holds
-them.
-"""
+"""Objects by URI: opened, listed, copied and written, whichever service holds them."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from udl_dist.errors import DataError
-from udl_dist.storage.clients import file_system
-from udl_dist.storage.fetching import Fetch, Limits, PassingError, Traffic
-from udl_dist.storage.places import Place, parse
-from udl_dist.storage.ranges import PIECE, Blob, Window
-from udl_dist.storage.refusals import meaning
+from udl_dist.errors import DataError, UsageError
+from udl_dist.storage.client import client, errors, meaning
+from udl_dist.storage.ranges import PIECE, Window
+from udl_dist.storage.transfers import Limits, Pending, Traffic
+from udl_dist.storage.uris import Uri, parse
 
 T = TypeVar("T")
+DEFAULT = Limits()
+VERSION = ("e_tag", "version")
+Version = dict[
+    str, str | None
+]  # one writing of an object: buckets of Google have a version, others an ETag
 
 
-def open_blob(uri: str, limits: Limits | None = None, traffic: Traffic | None = None) -> Blob:
-    """Open an object, at the cost of one HEAD; raise DataError if it is missing, denied or does not
-    answer.
-    """
-    return _Object(parse(uri), limits or Limits(), traffic or Traffic())
-
-
-def list_tars(uri: str, limits: Limits | None = None) -> list[str]:
-    """The URIs of all `*.tar` directly below a prefix, sorted by bytes; DataError if there is no
-    such prefix.
-
-    What macOS puts beside files, `._x.tar`, is passed by.
-    """
-    from pyarrow import fs
-
-    place = parse(uri)
-    selector = fs.FileSelector(place.path.rstrip("/"), recursive=False)
-    found = _patiently(place, limits or Limits(), lambda system: system.get_file_info(selector))
-    paths = [
-        info.path
-        for info in found
-        if info.type == fs.FileType.File
-        and info.path.lower().endswith(".tar")
-        and not info.base_name.startswith(".")
-    ]
-    return [place.uri(path) for path in sorted(paths, key=os.fsencode)]
-
-
-def list_folders(uri: str, limits: Limits | None = None) -> list[str]:
-    """The names of all prefixes directly below one, sorted; DataError if there is no such
-    prefix.
-    """
-    from pyarrow import fs
-
-    place = parse(uri)
-    selector = fs.FileSelector(place.path.rstrip("/"), recursive=False)
-    found = _patiently(place, limits or Limits(), lambda system: system.get_file_info(selector))
-    return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
-
-
-def listing(uri: str, limits: Limits | None = None) -> dict[str, str]:
-    """The objects below a prefix: name from there on -> what tells one writing of it from the
-    next.
-    """
-    from pyarrow import fs
-
-    place = parse(uri)
-    below = place.path.rstrip("/") + "/"
-    selector = fs.FileSelector(below.rstrip("/"), allow_not_found=True, recursive=True)
-    found = _patiently(place, limits or Limits(), lambda system: system.get_file_info(selector))
-    return {
-        info.path.removeprefix(below): f"{info.size} {info.mtime_ns}"
-        for info in found
-        if info.type == fs.FileType.File
-    }
-
-
-def read(uri: str, limits: Limits | None = None) -> bytes:
-    """All of a small object."""
-    blob = open_blob(uri, limits)
-    try:
-        return blob.read(0, blob.size)
-    finally:
-        blob.close()
-
-
-def write(uri: str, content: bytes, limits: Limits | None = None) -> None:
-    """Make a small object."""
-    place = parse(uri)
-
-    def attempt(system: Any) -> None:
-        with system.open_output_stream(place.path) as stream:
-            stream.write(content)
-
-    _patiently(place, limits or Limits(), attempt, len(content), hedged=False)
-
-
-def move(uri: str, other: str, limits: Limits | None = None) -> None:
-    """Give an object another name; it is there under one of the two at any time."""
-    place, target = parse(uri), parse(other)
-    _patiently(
-        place,
-        limits or Limits(),
-        lambda system: system.copy_file(place.path, target.path),
-        hedged=False,
-    )
-    remove(uri, limits)
-
-
-def exists(uri: str, limits: Limits | None = None) -> bool:
-    """Whether there is such an object; raise DataError if that cannot be found out."""
-    return bool(stamp(uri, limits))
-
-
-def stamp(uri: str, limits: Limits | None = None) -> str:
-    """What tells one writing of an object from the next, as in `listing`; "" if there is none."""
-    from pyarrow import fs
-
-    place = parse(uri)
-    info = _patiently(place, limits or Limits(), lambda system: system.get_file_info(place.path))
-    return f"{info.size} {info.mtime_ns}" if info.type == fs.FileType.File else ""
-
-
-def remove(uri: str, limits: Limits | None = None) -> None:
-    """Delete an object."""
-    place = parse(uri)
-    _patiently(place, limits or Limits(), lambda system: system.delete_file(place.path))
-
-
-def download(uri: str, path: Path, limits: Limits | None = None) -> None:
-    """Copy an object to a file: complete or absent, in bounded memory."""
-    blob = open_blob(uri, limits)
-    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
-    try:
-        with part.open("wb") as file:
-            window = Window(blob)
-            for start in range(0, blob.size, PIECE):
-                file.write(window[start : start + PIECE])
-            file.flush()
-            os.fsync(file.fileno())
-        if what := blob.changed():
-            raise DataError(f"{blob.name!r} {what} while it was copied: try again")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-        blob.close()
-
-
-def upload(path: Path, uri: str, limits: Limits | None = None) -> None:
-    """Copy a file to an object; a failed copy is taken away again."""
-    place = parse(uri)
-
-    def attempt(system: Any) -> None:
-        try:
-            with path.open("rb") as file, system.open_output_stream(place.path) as stream:
-                while data := file.read(PIECE):
-                    stream.write(data)
-        except OSError:
-            if system.get_file_info(place.path).size not in (None, path.stat().st_size):
-                system.delete_file(place.path)
-            raise
-
-    _patiently(place, limits or Limits(), attempt, path.stat().st_size, hedged=False)
-
-
-class _Object:
-    """A kept-open object: one file of pyarrow's a process, whose positioned reads any thread may
-    call.
+class Object:
+    """An opened object, safe for any number of threads; each answer is checked to be of the same
+    writing.
     """
 
-    def __init__(self, place: Place, limits: Limits, traffic: Traffic) -> None:
-        self.name, self.traffic = place.name, traffic
-        self._place, self._limits = place, limits
-        self._opened = (os.getpid(), self._open())
-        self.size, self.stamp = int(self._opened[1].size()), _stamp(self._opened[1])
+    def __init__(self, uri: str, limits: Limits = DEFAULT, traffic: Traffic | None = None) -> None:
+        """At the cost of one HEAD; raise DataError if it is missing, denied or does not answer."""
+        self._uri, self._limits, self.traffic = parse(uri), limits, traffic or Traffic()
+        self.name = self._uri.name  # for messages
+        head = _ask(
+            self._uri, limits, lambda store: store.head(self._uri.key), traffic=self.traffic
+        )
+        self.size, self.stamp = int(head["size"]), _stamp(head)  # bytes; "etag:…" or "modified:…"
 
     def read(self, start: int, length: int) -> bytes:
-        """Exactly `length` bytes, or DataError."""
+        """Exactly `length` bytes; raise DataError for others, or if the object was written
+        again.
+        """
         return self.begin(start, length).result()
 
-    def begin(self, start: int, length: int) -> Fetch[bytes]:
+    def begin(self, start: int, length: int) -> Pending[bytes]:
         """Ask for bytes without waiting for them."""
         if start < 0 or start + length > self.size:
             raise DataError(
                 f"{self.name!r} has {self.size} bytes, not {start + length}: it is another object"
                 " or cut off"
             )
-        file = self._file()
-        return Fetch(
-            repr(self.name),
-            lambda: self._read(file, start, length),
+        return _begin(
+            self._uri,
             self._limits,
-            self.traffic,
+            lambda store: self._range(store, start, length),
             length,
-        )
-
-    def changed(self) -> str:
-        """What differs from when it was opened, in words; empty if nothing does."""
-        file = self._open()
-        size, stamp = int(file.size()), _stamp(file)
-        file.close()
-        if size != self.size:
-            return f"has {size} bytes where it had {self.size}"
-        return "was written again (another ETag)" if stamp != self.stamp else ""
-
-    def close(self) -> None:
-        """Give the connection back."""
-        if self._opened[0] == os.getpid():
-            self._opened[1].close()
-
-    def _open(self) -> Any:
-        path = self._place.path
-        return _patiently(
-            self._place,
-            self._limits,
-            lambda system: system.open_input_file(path),
             traffic=self.traffic,
         )
 
-    def _file(self) -> Any:
-        """The file of this process: a forked child must not share its parent's connections."""
-        if self._opened[0] != os.getpid():
-            self._opened = (os.getpid(), self._open())
-            if _stamp(self._opened[1]) != self.stamp:
-                raise DataError(f"{self.name!r} {self.changed()} while it was read: start again")
-        return self._opened[1]
-
-    def _read(self, file: Any, start: int, length: int) -> bytes:
-        """One request. Bytes past the end of an object that has become shorter are memory that
-        nobody wrote (pyarrow 26 does not look at what came): whoever reads holds them against a
-        checksum, or asks `changed` when done.
-        """
-        try:
-            data: bytes = file.read_at(length, start) if length else b""
-        except OSError as error:
-            raise self._cause(error) from None
+    def _range(self, store: Any, start: int, length: int) -> bytes:
+        if not length:
+            return b""
+        found = store.get(self._uri.key, options={"range": (start, start + length)})
+        if (found.meta["size"], _stamp(found.meta)) != (self.size, self.stamp):
+            raise DataError(
+                f"{self.name!r} was written again (another ETag) while it was read: start again"
+            )
+        data = bytes(found.bytes())
         if len(data) != length:
-            raise PassingError(f"{len(data)} bytes came where {length} were asked for")
+            raise DataError(
+                f"{self.name!r} gave {len(data)} bytes where {length} were asked for: start again"
+            )
         return data
 
-    def _cause(self, error: OSError) -> Exception:
-        """What a failed read means. An error text longer than the range is lost by the library: a
-        HEAD repeats it.
-        """
-        if "flush response stream" not in str(error):
-            return meaning(error, self.name)
+
+def list_tars(uri: str, limits: Limits = DEFAULT) -> list[str]:
+    """The URIs of all `*.tar` directly below a prefix, sorted by bytes; DataError if there is no
+    such prefix.
+
+    Files of macOS, `._x.tar`, are left out.
+    """
+    prefix = parse(uri)
+    keys = [each["path"] for each in _directly_below(prefix, limits)["objects"]]
+    tars = [
+        key
+        for key in keys
+        if key.lower().endswith(".tar") and not key.rpartition("/")[2].startswith(".")
+    ]
+    return [prefix.at(f"{prefix.bucket}/{key}") for key in sorted(tars, key=os.fsencode)]
+
+
+def list_folders(uri: str, limits: Limits = DEFAULT) -> list[str]:
+    """The names of all prefixes directly below one, sorted; DataError if there is no such
+    prefix.
+    """
+    return sorted(
+        path.rpartition("/")[2] for path in _directly_below(parse(uri), limits)["common_prefixes"]
+    )
+
+
+def listing(uri: str, limits: Limits = DEFAULT) -> dict[str, str]:
+    """The objects below a prefix: name from there on -> what tells one writing of it from the next.
+
+    Empty objects that some tools put for folders ("a/") are listed as "a", but for those that have
+    objects below them.
+    """
+    prefix = parse(uri)
+    found = _ask(prefix, limits, lambda store: store.list(prefix.key).collect())
+    folders = {parent for each in found for parent in _parents(each["path"])}
+    return {
+        each["path"].removeprefix(f"{prefix.key}/"): _written(each)
+        for each in found
+        if each["path"] not in folders | {prefix.key}
+    }
+
+
+def _parents(key: str) -> list[str]:
+    parts = key.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def stamp(uri: str, limits: Limits = DEFAULT) -> str:
+    """What tells one writing of an object from the next, as in `listing`; "" if there is none."""
+    where = parse(uri)
+
+    def attempt(store: Any) -> str:
         try:
-            file_system(self._place, self._limits).open_input_file(self._place.path).close()
-        except OSError as told:
-            return meaning(told, self.name)
-        return PassingError("an error longer than the range asked for")
+            return _written(store.head(where.key))
+        except FileNotFoundError:
+            return ""
+
+    return _ask(where, limits, attempt)
 
 
-def _patiently(
-    place: Place,
+def exists(uri: str, limits: Limits = DEFAULT) -> bool:
+    """Whether there is such an object; raise DataError if that cannot be found out."""
+    return bool(stamp(uri, limits))
+
+
+def read(uri: str, limits: Limits = DEFAULT) -> bytes:
+    """All of a small object."""
+    where = parse(uri)
+    return _ask(where, limits, lambda store: bytes(store.get(where.key).bytes()))
+
+
+def write(uri: str, content: bytes, limits: Limits = DEFAULT) -> None:
+    """Make a small object."""
+    where = parse(uri)
+    _ask(where, limits, lambda store: store.put(where.key, content), hedged=False)
+
+
+def read_versioned(uri: str, limits: Limits = DEFAULT) -> tuple[bytes, Version | None]:
+    """All of a small object, and what `write_over` needs to replace just this; nothing and None if
+    there is none.
+    """
+    where = parse(uri)
+
+    def attempt(store: Any) -> tuple[bytes, Version | None]:
+        try:
+            found = store.get(where.key)
+            return bytes(found.bytes()), {
+                name: value for name in VERSION if (value := found.meta[name])
+            }
+        except FileNotFoundError:
+            return b"", None
+
+    return _ask(where, limits, attempt)
+
+
+def write_over(uri: str, content: bytes, seen: Version | None, limits: Limits = DEFAULT) -> None:
+    """Make a small object if there still is what was `seen` (None: nothing); raise ConflictError
+    otherwise.
+    """
+    where, mode = parse(uri), "create" if seen is None else seen
+    _ask(where, limits, lambda store: store.put(where.key, content, mode=mode), hedged=False)
+
+
+def move(uri: str, other: str, limits: Limits = DEFAULT) -> None:
+    """Give an object another name in its bucket; it is there under one of the two at any time."""
+    where, target = parse(uri), parse(other)
+    _ask(where, limits, lambda store: store.copy(where.key, target.key), hedged=False)
+    remove(uri, limits)
+
+
+def remove(uri: str, limits: Limits = DEFAULT) -> None:
+    """Delete an object, if it is there."""
+    where = parse(uri)
+    _ask(where, limits, lambda store: store.delete(where.key), hedged=False)
+
+
+def download(uri: str, path: Path, limits: Limits = DEFAULT) -> None:
+    """Copy an object to a file: complete or absent, in bounded memory."""
+    found = Object(uri, limits)
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    try:
+        with part.open("wb") as file:
+            window = Window(found)
+            for start in range(0, found.size, PIECE):
+                file.write(window[start : start + PIECE])
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def upload(path: Path, uri: str, limits: Limits = DEFAULT) -> None:
+    """Copy a file to an object: complete or absent."""
+    where = parse(uri)
+    _ask(where, limits, lambda store: store.put(where.key, path), hedged=False)
+
+
+def _directly_below(prefix: Uri, limits: Limits) -> Mapping[str, Any]:
+    if prefix.is_web:
+        raise UsageError(
+            f"{prefix.name!r} cannot be listed: write {{000..099}}.tar, or name a list of shards"
+            " (.txt)"
+        )
+    found: Mapping[str, Any] = _ask(
+        prefix, limits, lambda store: store.list_with_delimiter(prefix.key)
+    )
+    if not found["objects"] and not found["common_prefixes"]:
+        raise DataError(f"{prefix.name!r} is missing: check the path")
+    return found
+
+
+def _ask(
+    uri: Uri,
     limits: Limits,
-    attempt: Callable[[Any], T],
-    size: int = 0,
+    act: Callable[[Any], T],
     hedged: bool = True,
     traffic: Traffic | None = None,
 ) -> T:
-    """Do something with the file system of a place, with retries and time limits."""
+    return _begin(uri, limits, act, 0, hedged, traffic).result()
 
-    def explained() -> T:
+
+def _begin(
+    uri: Uri,
+    limits: Limits,
+    act: Callable[[Any], T],
+    size: int,
+    hedged: bool = True,
+    traffic: Traffic | None = None,
+) -> Pending[T]:
+    store = client(uri, limits)
+
+    def attempt() -> T:
         try:
-            return attempt(file_system(place, limits))
-        except OSError as error:
-            raise meaning(error, place.name) from None
+            return act(store)
+        except errors as error:
+            raise meaning(error, uri, limits) from None
 
-    return Fetch(repr(place.name), explained, limits, traffic or Traffic(), size, hedged).result()
+    return Pending(attempt, limits, traffic or Traffic(), size, hedged)
 
 
-def _stamp(file: Any) -> str:
-    """What tells one writing of an object from the next: its ETag, or its time where a store has
-    none.
-    """
-    metadata = {
-        name.lower(): value.decode("utf-8", "replace") for name, value in file.metadata().items()
-    }
-    etag = metadata.get("etag", "").strip('"')
-    return f"etag:{etag}" if etag else f"modified:{metadata.get('last-modified', '')}"
+def _stamp(meta: Mapping[str, Any]) -> str:
+    etag = (meta["e_tag"] or "").strip('"')
+    return f"etag:{etag}" if etag else f"modified:{meta['last_modified']:%Y-%m-%dT%H:%M:%S}"
+
+
+def _written(meta: Mapping[str, Any]) -> str:
+    return f"{_stamp(meta)} {meta['size']}"

@@ -1,9 +1,9 @@
-"""Ranges of objects kept on disk: bounded, least recently used out first, shared by any number of
+"""Ranges of objects on disk: bounded, least recently used out first, shared by any number of
 processes.
 
 A range is a file of its own, found by the hash of (name, stamp, start, length): another ETag is
-another file. A file is believed only if its length and its XXH3 are right. What is kept can be
-deleted at any time, by anybody.
+another file. A file is believed only if its length and its XXH3 are right. Anybody may delete these
+files at any time.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ import contextlib
 import fcntl
 import os
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import xxhash
 
@@ -24,13 +22,6 @@ from udl_dist.errors import UsageError
 HEAD = 8  # bytes of XXH3-64 before the content
 DISK_BLOCK = 4096  # bytes: a file takes whole ones
 FILLED = 0.9  # of the bound is left after an eviction, so that not every range evicts
-LOCK_SECONDS = 1.0  # a cache that is busy for longer is passed by
-
-
-class _Kept(NamedTuple):
-    used: int  # nanoseconds
-    size: int  # bytes on disk
-    path: str
 
 
 class RangeCache:
@@ -43,96 +34,80 @@ class RangeCache:
         written.
         """
         self._folder, self._most = folder, most_bytes
-        self._thread_lock = threading.Lock()
-        self.failed = ""  # why nothing is kept any more, if the disk refused
+        self.failed = ""  # why nothing more is written, if the disk refused
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with self._locked(patience=60.0) as locked:
-                if locked:
-                    self._evict(0)
+            with self._locked():
+                self._write_total(self._evict(0))
         except OSError as error:
             raise UsageError(
                 f"cannot write to the cache {str(folder)!r} ({error.strerror}): name another"
             ) from None
 
     def get(self, name: str, stamp: str, start: int, length: int) -> bytes | None:
-        """The range, if it is kept and whole; a damaged file is dropped."""
+        """The range, if it is there and whole; a damaged file is dropped."""
         path = self._path(name, stamp, start, length)
-        try:
+        with contextlib.suppress(OSError):  # never written, or evicted just now
             data = path.read_bytes()
             if len(data) == HEAD + length and data[:HEAD] == xxhash.xxh3_64_digest(data[HEAD:]):
                 os.utime(path)  # now the most recently used
                 return data[HEAD:]
             path.unlink()
-        except OSError:  # not kept, or evicted just now
-            pass
         return None
 
     def put(self, name: str, stamp: str, start: int, data: bytes) -> None:
-        """Keep a range if it fits; a disk that refuses ends the keeping, not the reading."""
+        """Write a range if it fits; a disk that refuses ends the writing, not the reading."""
         size = _on_disk(HEAD + len(data))
         if size > self._most or self.failed:
             return
         path = self._path(name, stamp, start, len(data))
         part = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.part")
         try:
-            if self._reserve(part, size):
+            with self._locked():
+                total = self._total()
+                if total + size > self._most:
+                    total = self._evict(size)
+                # Before the file: a kill in between leaves a total that is too high, never too low.
+                self._write_total(total + size)
+                part.parent.mkdir(exist_ok=True)
                 part.write_bytes(xxhash.xxh3_64_digest(data) + data)
                 part.replace(path)
-        except FileNotFoundError:  # evicted before it was whole
-            pass
         except OSError as error:
             self.failed = error.strerror or str(error)
             part.unlink(missing_ok=True)
 
-    def _reserve(self, part: Path, size: int) -> bool:
-        """Make room, and a file of the full size in it, so that other processes count it before it
-        is written.
-        """
-        with self._locked(LOCK_SECONDS) as locked:
-            if not locked:
-                return False
-            total = self._total()
-            if total is None or total + size > self._most:
-                total = self._evict(size)
-            self._write_total(total + size)
-            part.parent.mkdir(exist_ok=True)
-            with part.open("wb") as file:
-                file.truncate(size)
-        return True
-
     def _evict(self, coming: int) -> int:
-        """Count anew; if what is coming does not fit, remove the least recently used. Return the
+        """Count the files; remove the least recently used if `coming` bytes do not fit. Return the
         bytes that stay.
         """
-        kept = sorted(self._kept())
-        total = sum(each.size for each in kept)
+        files = sorted(self._files())
+        total = sum(size for _, size, _ in files)
         if total + coming > self._most:
             goal = max(0, int(self._most * FILLED) - coming)
-            for each in kept:
+            for _, size, path in files:
                 if total <= goal:
                     break
-                Path(each.path).unlink(missing_ok=True)
-                total -= each.size
-        self._write_total(total)
+                Path(path).unlink(missing_ok=True)
+                total -= size
         return total
 
-    def _kept(self) -> Iterator[_Kept]:
+    def _files(self) -> Iterator[tuple[int, int, str]]:
+        """When each file was last used, its bytes on disk and its path."""
         for folder in os.scandir(self._folder):
             if folder.is_dir(follow_symlinks=False):
                 for entry in os.scandir(folder):
                     with contextlib.suppress(FileNotFoundError):
                         status = entry.stat(follow_symlinks=False)
-                        yield _Kept(status.st_mtime_ns, _on_disk(status.st_size), entry.path)
+                        yield status.st_mtime_ns, _on_disk(status.st_size), entry.path
 
-    def _total(self) -> int | None:
-        """Bytes kept, as the last process that kept or evicted wrote it: never less than there
+    def _total(self) -> int:
+        """Bytes on disk as the last process to write or evict noted them: never less than there
         are.
         """
         try:
             return int((self._folder / "total").read_text())
         except (OSError, ValueError):
-            return None
+            return self._evict(0)
 
     def _write_total(self, total: int) -> None:
         (self._folder / "total").write_text(str(total))
@@ -142,29 +117,11 @@ class RangeCache:
         return self._folder / hashed[:2] / hashed[2:]
 
     @contextlib.contextmanager
-    def _locked(self, patience: float) -> Iterator[bool]:
-        """Hold the lock of the folder; False if somebody else keeps it for longer than `patience`
-        seconds.
-        """
-        until = time.monotonic() + patience
-        if not self._thread_lock.acquire(timeout=patience):
-            yield False
-            return
-        try:
-            with (self._folder / "lock").open("wb") as file:
-                while not (held := _try_lock(file.fileno())) and time.monotonic() < until:
-                    time.sleep(0.002)
-                yield held
-        finally:
-            self._thread_lock.release()
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    def _locked(self) -> Iterator[None]:
+        with (self._folder / "lock").open("wb") as file:
+            # The lock belongs to this opening of the file, so threads exclude each other too.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
 
 def _on_disk(size: int) -> int:

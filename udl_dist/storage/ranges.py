@@ -1,64 +1,45 @@
-"""Bytes of a blob, wherever it lies: single ranges, many ranges with few requests, or one walk from
-front to back.
-
-A blob is an opened object or file. Knows neither tar nor any storage library.
+"""Bytes of an object: many ranges with few requests, or one walk from front to back. Knows no tar
+and no library.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from udl_dist.storage.fetching import Traffic
 from udl_dist.storage.range_cache import RangeCache
+from udl_dist.storage.transfers import Pending, Traffic
 
 PIECE = 2**23  # bytes that a walk reads at a time
-KEPT = 4  # pieces that a walk keeps beside those in use
+# at most; a walk looks back at the record before a header, and one piece comes ahead of its use
+PIECES_HELD = 6
 SMALL_GAP, SMALL_RANGE = 2**12, 2**18  # bytes: see `merged`
 LONGEST_RANGE = 2**23
 Range = tuple[int, int]  # start and length in bytes
 
 
-class Pending(Protocol):
-    """Bytes on their way."""
-
-    def result(self) -> bytes: ...
-
-    def cancel(self) -> None: ...
-
-
 class Blob(Protocol):
-    """An opened object or file, safe for any number of threads."""
+    """What is read by ranges, by any number of threads: an `Object`."""
 
-    name: str  # URI without options, or absolute path: for messages
+    name: str  # for messages
     size: int  # bytes
-    stamp: str  # "etag:…" or "mtime:NANOSECONDS"
+    stamp: str  # differs from one writing to the next
     traffic: Traffic
 
-    def read(self, start: int, length: int) -> bytes:
-        """Exactly `length` bytes, or DataError."""
-        ...
-
-    def begin(self, start: int, length: int) -> Pending:
+    def begin(self, start: int, length: int) -> Pending[bytes]:
         """Ask for bytes without waiting for them."""
         ...
 
-    def changed(self) -> str:
-        """What differs from when it was opened, in words; empty if nothing does."""
-        ...
-
-    def close(self) -> None: ...
-
 
 class Window:
-    """The bytes of a blob for a walk from front to back: reads ahead, reads nothing twice, keeps
+    """The bytes of a blob for a walk from front to back: reads ahead, reads nothing twice, holds
     little.
     """
 
     def __init__(self, blob: Blob, piece_bytes: int = PIECE) -> None:
         self._blob, self._piece = blob, piece_bytes
-        self._pieces: dict[int, Pending] = {}  # by number, oldest use first
-        self._held: dict[int, bytes] = {}
+        self._pieces: dict[int, Pending[bytes]] = {}  # by number, the last used last
         self._last = -1
 
     def __len__(self) -> int:
@@ -71,41 +52,23 @@ class Window:
             return b""
         numbers = range(start // self._piece, (stop - 1) // self._piece + 1)
         self._ask(numbers)
-        parts = [self._content(number) for number in numbers]
-        self._forget()
+        data = b"".join([self._pieces[number].result() for number in numbers])
         first = numbers[0] * self._piece
-        if len(parts) == 1:
-            return parts[0][start - first : stop - first]
-        parts[0], parts[-1] = (
-            parts[0][start - first :],
-            parts[-1][: stop - numbers[-1] * self._piece],
-        )
-        return b"".join(parts)
+        return data[start - first : stop - first]
 
     def _ask(self, numbers: range) -> None:
         """Ask for the pieces that are wanted, and for the next one if the walk goes straight on."""
         goes_on, following = numbers[-1] - self._last in (0, 1), numbers[-1] + 1
         ahead = [following] if goes_on and following * self._piece < len(self) else []
-        for number in [*numbers, *ahead]:
-            if number not in self._held and number not in self._pieces:
-                start = number * self._piece
-                self._pieces[number] = self._blob.begin(start, min(self._piece, len(self) - start))
-        # a walk looks back at the record before a header, and goes on
-        near = range(numbers[0], numbers[-1] + 3)
-        # the walk jumped elsewhere
-        for number in [number for number in self._pieces if number not in near]:
+        for number in [*ahead, *numbers]:
+            start = number * self._piece
+            asked = self._pieces.pop(number, None)
+            self._pieces[number] = asked or self._blob.begin(
+                start, min(self._piece, len(self) - start)
+            )
+        for number in list(self._pieces)[: -max(PIECES_HELD, len(numbers) + 1)]:
             self._pieces.pop(number).cancel()
         self._last = numbers[-1]
-
-    def _content(self, number: int) -> bytes:
-        if number in self._pieces:
-            self._held[number] = self._pieces.pop(number).result()
-        self._held[number] = self._held.pop(number)  # now the newest
-        return self._held[number]
-
-    def _forget(self) -> None:
-        for number in list(self._held)[: max(0, len(self._held) - KEPT)]:
-            del self._held[number]
 
 
 def read_ranges(
@@ -114,38 +77,48 @@ def read_ranges(
     """The bytes of each range, in the order asked for, in as few requests as `merged` makes of
     them, all at once.
 
-    With a cache, what it keeps is not asked for, and what was asked for is kept.
+    What the cache has is not requested, and what was requested is put there.
     """
-    kept = (
+    cached = (
         {} if cache is None else {each: cache.get(blob.name, blob.stamp, *each) for each in ranges}
     )
-    asked = [each for each in ranges if kept.get(each) is None]
+    asked = [each for each in ranges if cached.get(each) is None]
     fetched = dict(zip(asked, _fetched(blob, asked), strict=True))
     if cache is not None:
         for (start, _), data in fetched.items():
             cache.put(blob.name, blob.stamp, start, data)
     blob.traffic.count(bytes_wanted=sum(length for _, length in asked))
-    return [kept.get(each) or fetched.get(each, b"") for each in ranges]
+    return [cached.get(each) or fetched.get(each, b"") for each in ranges]
 
 
 def _fetched(blob: Blob, ranges: Sequence[Range]) -> list[bytes]:
     joined = merged(ranges)
-    under_way = [blob.begin(start, length) for start, length, _ in joined]
+    under_way = [blob.begin(each.start, each.length) for each in joined]
     found: list[bytes] = [b""] * len(ranges)
     try:
-        for pending, (start, _, members) in zip(under_way, joined, strict=True):
+        for pending, each in zip(under_way, joined, strict=True):
             data = pending.result()
-            for place in members:
-                at, length = ranges[place]
-                found[place] = data[at - start : at - start + length]
+            for member in each.members:
+                start, length = ranges[member]
+                found[member] = data[start - each.start : start - each.start + length]
     finally:
         for pending in under_way:
             pending.cancel()
     return found
 
 
-def merged(ranges: Sequence[Range]) -> list[tuple[int, int, list[int]]]:
-    """Ranges to ask for as (start, length, places of the ranges it covers), in the order they lie.
+@dataclass
+class Joined:
+    """One request for several ranges."""
+
+    start: int
+    length: int
+    wanted: int  # bytes of its members
+    members: list[int]  # which of the ranges it covers
+
+
+def merged(ranges: Sequence[Range]) -> list[Joined]:
+    """The requests to make for ranges, in the order they lie.
 
     Two neighbours become one if what lies between, over the whole of the joined range, is at most a
     tenth of what is wanted; or if the gap is at most 4 KiB (a tar header, a label, padding) and the
@@ -153,20 +126,22 @@ def merged(ranges: Sequence[Range]) -> list[tuple[int, int, list[int]]]:
     times what they need, and tiny records go together. No joined range is longer than 8 MiB, unless
     ranges overlap.
     """
-    found: list[tuple[int, int, list[int]]] = []
-    wanted = 0
-    for place in sorted(range(len(ranges)), key=ranges.__getitem__):
-        start, length = ranges[place]
-        if found:
-            first, reach, members = found[-1]
-            gap, whole = start - (first + reach), max(first + reach, start + length) - first
-            near = gap <= SMALL_GAP and whole <= SMALL_RANGE
-            if gap < 0 or (
-                whole <= LONGEST_RANGE and (near or whole - wanted - length <= wanted // 10)
-            ):
-                found[-1] = (first, whole, [*members, place])
-                wanted += length
-                continue
-        found.append((start, length, [place]))
-        wanted = length
+    found: list[Joined] = []
+    for member in sorted(range(len(ranges)), key=ranges.__getitem__):
+        start, length = ranges[member]
+        if found and _fits(found[-1], start, length):
+            last = found[-1]
+            last.length = max(last.length, start + length - last.start)
+            last.wanted += length
+            last.members.append(member)
+        else:
+            found.append(Joined(start, length, length, [member]))
     return found
+
+
+def _fits(last: Joined, start: int, length: int) -> bool:
+    gap = start - (last.start + last.length)
+    whole = max(last.length, start + length - last.start)
+    near = gap <= SMALL_GAP and whole <= SMALL_RANGE
+    spare = whole - last.wanted - length
+    return gap < 0 or (whole <= LONGEST_RANGE and (near or spare <= last.wanted // 10))

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udl_dist.data.loader.loading import Records
+from udl_dist.data.loader.records import Records
 from udl_dist.methods import Batch, Method, pixels
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from udl_dist.data.loader.loading import Records
+from udl_dist.data.loader.records import Records
 from udl_dist.errors import TrainingError
 from udl_dist.training.distributed import Ranks
 from udl_dist.training.train_state import TrainState

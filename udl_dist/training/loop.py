@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from udl_dist.data.loader.feed import Feed
+from udl_dist.data.loader.reader import Stream
 from udl_dist.errors import TrainingError
 from udl_dist.training.batches import to_batch
 from udl_dist.training.distributed import Ranks
@@ -88,8 +88,8 @@ class TrainingLoop:
     """Trains `state` on the images of `stream`; every rank has one and runs it in step."""
 
     state: TrainState
-    stream: Feed
-    held_out: Feed | None
+    stream: Stream
+    held_out: Stream | None
     settings: TrainSettings
     intervals: Intervals
     ranks: Ranks

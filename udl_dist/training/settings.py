@@ -92,11 +92,6 @@ class TrainSettings:
         """
         if self.total_images and self.epochs:
             raise UsageError("set one of train.total_images and train.epochs, not both")
-        if self.epochs and not records:
-            raise UsageError(
-                f"train.epochs = {self.epochs:g} cannot be counted: how many records there are is"
-                " unknown with data.sequential: set train.total_images"
-            )
         asked = self.total_images or math.ceil(self.epochs * records) or self.DEFAULT_IMAGES
         return math.ceil(asked / self.batch_size) * self.batch_size
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from udl_dist.core.config_schema import nearest
-from udl_dist.data.loader.feed import Feed
+from udl_dist.data.loader.reader import Stream
 from udl_dist.errors import UsageError
 from udl_dist.methods import Method
 from udl_dist.training.batches import dummy_batch, to_batch
@@ -19,7 +19,7 @@ from udl_dist.training.train_state import TrainState
 
 def validate(
     state: TrainState,
-    held_out: Feed,
+    held_out: Stream,
     batch_size: int,
     ranks: Ranks,
     on_batch: Callable[[], None] = lambda: None,

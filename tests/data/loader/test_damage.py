@@ -165,6 +165,4 @@ def test_a_shard_written_again_is_refused_and_a_copied_one_is_read(folder: Path)
     path.write_bytes(data)
     with pytest.raises(DataError) as raised:
         next(opened(folder, damaged="stop").once(6))
-    made.one_line(
-        raised.value, repr(str(path)), "was changed after it was indexed", "index it anew"
-    )
+    made.one_line(raised.value, repr(str(path)), "was changed after it was indexed", "index again")

@@ -48,8 +48,9 @@ def test_joined_sets_are_one_epoch_of_all_records(datasets: list[Dataset]) -> No
 
 def test_weighted_sets_turn_over_each_in_its_own_epochs(datasets: list[Dataset]) -> None:
     stream = streamed(datasets, (0.5, 0.5))
-    # 2,048 positions: 1,024 of each set
-    counts = Counter(list(chain.from_iterable(seen(stream, 0, 64, 32))))
+    counts = Counter(
+        list(chain.from_iterable(seen(stream, 0, 64, 32)))
+    )  # 2,048 positions: 1,024 of each set
     small, large = ([counts[record] for record in part] for part in (range(37), range(37, 124)))
     assert sum(small) == sum(large) == 1024
     assert set(small) == {1024 // 37, 1024 // 37 + 1} and set(large) == {1024 // 87, 1024 // 87 + 1}
@@ -83,8 +84,9 @@ def test_blocks_of_one_rank_are_no_other_ranks(datasets: list[Dataset], tmp_path
         runs.append(Counter(int(record) // 8 for batch in batches for record in batch.records))
     shared = sum(sum(run in other for other in runs) > 1 for run in range(2560 // 8))
     assert sum(sum(run.values()) for run in runs) == 2560
-    # a lane ends within a run: one at each border of ranks, and one at each side of a short run
-    assert shared <= 3 * 2
+    assert (
+        shared <= 3 * 2
+    )  # a lane ends within a run: one at each border of ranks, and one at each side of a short run
 
 
 def test_chance_follows_the_record_through_epochs_of_its_own(datasets: list[Dataset]) -> None:

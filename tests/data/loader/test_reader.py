@@ -21,8 +21,9 @@ from tests.data.loader import made
 from tests.data.loader.made import one_line, pixels
 from udl_dist.data.loader import order
 from udl_dist.data.loader.dataset import Dataset
-from udl_dist.data.loader.loading import Plan, Records, Source
+from udl_dist.data.loader.loading import BatchPlan, Source
 from udl_dist.data.loader.reader import Stream
+from udl_dist.data.loader.records import Records
 from udl_dist.data.packing.pack import pack
 from udl_dist.data.packing.settings import PackSettings
 from udl_dist.data.settings import DataSettings
@@ -39,9 +40,9 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     return index_shards(made.shards(tmp_path_factory.mktemp("shards"), COUNTS))
 
 
-def open_stream(index: Index, seed: int = 0, **changes: object) -> Stream:
-    asked: Any = {"size": 8, "channels": 1, "readers": 0, **changes}
-    return Stream([Dataset(index)], DataSettings(**asked), seed)
+def open_stream(index: Index, seed: int = 0, **changes: Any) -> Stream:
+    settings = {"size": 8, "channels": 1, "readers": 0, **changes}
+    return Stream([Dataset(index)], DataSettings(**settings), seed)
 
 
 def take(stream: Stream, position: int, batch: int, steps: int, world: int = 1) -> list[Records]:
@@ -291,7 +292,7 @@ def test_reading_ahead_is_bounded(
     stream = open_stream(index, readers=2, read_ahead_bytes=ahead_bytes)
     load = stream.loader.load
 
-    def counted(plan: Plan, sources: Sequence[Source]) -> Records:
+    def counted(plan: BatchPlan, sources: Sequence[Source]) -> Records:
         loaded.append(1)
         return load(plan, sources)
 

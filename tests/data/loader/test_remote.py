@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 from tests.data.loader import made
+from tests.data.test_iterables import Shared
+from tests.storage.faulty import Faulty
 from tests.storage.served import put, served
 from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.loader.reader import Stream
@@ -21,7 +24,7 @@ from udl_dist.data.packing import indexes
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.data.packing.settings import IndexSettings
 from udl_dist.data.settings import DataSettings
-from udl_dist.errors import DataError
+from udl_dist.errors import DataError, UsageError
 from udl_dist.storage.objects import exists, upload
 
 
@@ -104,7 +107,7 @@ def test_shards_are_indexed_beside_themselves_and_found_by_pattern_and_list(tmp_
     upload(tars[1], f"{source}/000001.tar")
     with pytest.raises(DataError) as raised:
         list(opened(source, tmp_path / "cache", held_out_fraction=0.0)[0].once(4))
-    made.one_line(raised.value, f"{source}/000001.tar", "its index says", "index it anew")
+    made.one_line(raised.value, f"{source}/000001.tar", "its index says", "index again")
     assert (
         indexes.index(source, IndexSettings(cache=str(tmp_path / "cache"), again=True)).records
         == 12
@@ -127,7 +130,7 @@ def test_a_shard_replaced_by_one_of_the_same_size_is_refused_by_its_etag(tmp_pat
     upload(tars[0], f"{source}/000000.tar")
     with pytest.raises(DataError) as raised:
         list(stream.once(4))
-    made.one_line(raised.value, f"{source}/000000.tar", "etag:", "its index says", "index it anew")
+    made.one_line(raised.value, f"{source}/000000.tar", "etag:", "its index says", "index again")
 
 
 def test_the_local_copy_spares_requests_and_is_bounded(tmp_path: Path) -> None:
@@ -182,3 +185,47 @@ def test_globs_parts_and_digests_hold_in_object_storage_too(tmp_path: Path) -> N
         [shard.digest for shard in stream.datasets[0].index.shards] for stream in (glob, local)
     ]
     assert digests[0] == digests[1] and all(digests[0])
+
+
+def test_shards_of_a_web_server_are_indexed_and_read_like_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    tars = made.shards(tmp_path / "tars", [150, 1, 149])
+    files = {f"data/{path.name}": path.read_bytes() for path in tars}
+    with Faulty(files) as server:
+        pattern = f"{server.address}/data/{{000000..000002}}.tar?signature=s3cr3t"
+        listed = "\n".join(path.name for path in tars)
+        server.objects["data/list.txt"] = listed.encode()
+        local, held_out = opened(tars[0].parent, tmp_path / "cache")
+        expected = list(islice(local.batches(64, 32), 20))
+        for source in (pattern, f"{server.address}/data/list.txt"):
+            remote, remote_held_out = opened(source, tmp_path / "cache")
+            assert remote.fingerprint == local.fingerprint and held_out and remote_held_out
+            server.faults.extend(["short", "503", "reset"])
+            for wanted, found in zip(expected, remote.batches(64, 32), strict=False):
+                assert np.array_equal(wanted.images, found.images)
+            assert "s3cr3t" not in str(remote.shards())
+        with pytest.raises(UsageError, match="cannot be listed"):
+            opened(f"{server.address}/data/", tmp_path / "cache")
+        server.always = "whole"
+        with pytest.raises(DataError) as raised:
+            list(opened(pattern, tmp_path / "other")[0].once(4))
+        made.one_line(raised.value, "/data/00000", "gives no parts of files")
+
+
+@pytest.mark.filterwarnings("default")  # PyTorch's on the number of cores
+def test_spawned_workers_of_a_data_loader_read_and_forked_ones_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = put(made.shards(tmp_path / "tars", [40])[0].parent, "spawned")
+    samples = Shared(source)
+    alone = [next(each) for each in [iter(Shared(source))] for _ in range(10)]
+
+    def loader(how: str) -> DataLoader[str]:
+        return DataLoader(samples, batch_size=None, num_workers=2, multiprocessing_context=how)
+
+    assert list(islice(loader("spawn"), 10)) == alone
+    with pytest.raises(UsageError, match='multiprocessing_context="spawn"'):
+        next(iter(loader("fork")))

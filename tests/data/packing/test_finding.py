@@ -14,7 +14,7 @@ from udl_dist.data.packing.finding import list_shards
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.data.settings import DataSettings
 from udl_dist.errors import DataError, UsageError
-from udl_dist.storage.places import parse
+from udl_dist.storage.uris import parse
 
 
 def names(source: str) -> list[str]:

@@ -18,7 +18,7 @@ from udl_dist.data.packing.pack import pack
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.data.packing.settings import PackSettings
 from udl_dist.data.settings import DataSettings
-from udl_dist.errors import DataError, UsageError
+from udl_dist.errors import DataError
 from udl_dist.launch.plan import checked_plan
 
 
@@ -112,6 +112,3 @@ def test_images_that_cannot_be_looked_at_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         shape(tmp_path / "bad", tmp_path)
     one_line(raised.value, "none of the images looked at can be read", "size and channels")
-    with pytest.raises(UsageError) as usage:
-        prepare(DataSettings(source="http://localhost/0.tar", sequential=True))
-    one_line(usage.value, "data.size", "data.channels")

@@ -239,7 +239,7 @@ from pathlib import Path
 from udl_dist.data.loader.opening import Prepared
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.data.loader.opening import open_streams
-from udl_dist.storage.fetching import Limits
+from udl_dist.storage.transfers import Limits
 from udl_dist.data.settings import DataSettings
 train, held_out = open_streams(prepare({prepared.settings!r}), 0)
 next(train.batches(0, 8, 0, 1))

@@ -1,5 +1,5 @@
-"""The index of shards in object storage that have none beside them: made by the launcher, found by
-every node.
+"""The index of shards in object storage that have none in their folder: made by the launcher, found
+by every node.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from udl_dist.data.packing.prepare import prepare
 from udl_dist.data.settings import DataSettings
 from udl_dist.runs.remote_launcher import Launcher
 from udl_dist.runs.run_folder import RunFolder
-from udl_dist.storage.places import is_remote
+from udl_dist.storage.uris import is_remote
 
 
 def test_a_node_with_another_disk_opens_what_the_launcher_has_indexed(
@@ -25,17 +25,17 @@ def test_a_node_with_another_disk_opens_what_the_launcher_has_indexed(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "launcher"))
     data = packed(tmp_path / "data")
     with served():
-        far = Launcher("s3://bucket/runs/indexed", RunFolder(tmp_path / "working"))
+        run = Launcher("s3://bucket/runs/indexed", RunFolder(tmp_path / "working"))
         source = put(data / "train", "unindexed")
         prepared = prepare(DataSettings(source=source, size=8, held_out=put(data / "val", "val")))
         assert not any(map(is_remote, (*prepared.train, *prepared.held_out)))
-        there = far.shared(prepared)
+        there = run.shared(prepared)
         shutil.rmtree(tmp_path / "launcher")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "node"))
         stream, held_out = open_streams(there, 0)
         assert stream.records + (held_out.records if held_out else 0) == 70
         assert next(stream.batches(0, 4)).images.shape == (4, 1, 8, 8)
-        assert far.shared(there) == there
+        assert run.shared(there) == there
 
 
 def test_what_lies_on_a_disk_stays_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

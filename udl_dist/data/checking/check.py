@@ -30,7 +30,7 @@ from udl_dist.data.shards.reading import cut_out
 from udl_dist.data.shards.records import key_at
 from udl_dist.data.shards.tar import BLOCK
 from udl_dist.errors import UsageError
-from udl_dist.storage.places import SCHEME, name_of
+from udl_dist.storage.uris import SCHEME, name_of
 
 # Through one shard: its records, its damage, records of the index that are whole, and its bytes.
 Gone = tuple[Table, list[Damaged], int, int]

@@ -36,7 +36,7 @@ from udl_dist.data.shards.records import (
 )
 from udl_dist.data.shards.tar import BLOCK, Damage, Data, salvage
 from udl_dist.errors import DataError
-from udl_dist.storage.places import name_of
+from udl_dist.storage.uris import name_of
 
 # What is kept of each record while a set is checked: 49 bytes.
 TABLE = np.dtype(

@@ -27,7 +27,7 @@ from udl_dist.data.shards.reading import opened
 from udl_dist.data.shards.records import LARGEST_IMAGE
 from udl_dist.data.shards.tar import BLOCK, Data
 from udl_dist.errors import DataError
-from udl_dist.storage.places import name_of, split
+from udl_dist.storage.uris import name_of, split
 
 LEFT_OUT = "left_out.txt"
 

@@ -15,7 +15,7 @@ from udl_dist.data.packing.indexes import in_cache
 from udl_dist.data.packing.prepare import shards_of_parts
 from udl_dist.data.shards.index import About, Index
 from udl_dist.errors import DataError
-from udl_dist.storage.places import is_remote, name_of, split
+from udl_dist.storage.uris import is_remote, name_of, split
 
 
 @dataclass(frozen=True)

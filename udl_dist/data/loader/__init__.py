@@ -1,5 +1,4 @@
-"""What is seen: images packed into plain WebDataset tars, an index beside them, and batches in an
-exact order.
+"""From indexed WebDataset tars to batches of images in an exact order.
 
 Knows no model, no loss, no torch and no Ray.
 """

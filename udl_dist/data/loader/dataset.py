@@ -1,17 +1,18 @@
-"""A set of records that is read as one: an index, a selection of its records, and its shards. Knows
-no pixel.
+"""A set of records that is read as one, and reading ahead of their use: chunks of neighbours, whole
+batches.
 
-From object storage runs of neighbours are read at once, ahead of their use, and kept until each was
-used.
+A set is an index, a selection of its records, and its shards. Knows no pixel.
 """
 
 from __future__ import annotations
 
 import copy
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +23,11 @@ from udl_dist.data.shards.reading import Loaded, RemoteAccess, Shards
 from udl_dist.errors import DataError
 
 I64 = NDArray[np.int64]
-REQUESTS = 16  # runs that are fetched at the same time
-LOOKED_AT = 256  # records: each is a page of the index, read from a disk
+P = TypeVar("P")
+T = TypeVar("T")
+REQUESTS = 16  # chunks that are fetched at the same time
 Fetched = tuple[list[bytes], dict[int, str]]
+LOOKED_AT = 256  # records: each is a page of the index, read from a disk
 
 
 class Dataset:
@@ -47,14 +50,11 @@ class Dataset:
             )
 
     def part(self, records: int) -> Dataset:
-        """So many of its records, drawn at random once for all seeds."""
+        """A number of its records, drawn at random, the same ones for every seed."""
         drawn = np.sort(order.record_at(0, 0, np.arange(records), self.records))
         part = copy.copy(self)
-        part._selection, part.records, part._name = (
-            self.chosen(drawn),
-            records,
-            f"{self._name} {records}",
-        )
+        part._selection, part.records = self.chosen(drawn), records
+        part._name = f"{self._name} {records}"
         return part
 
     @property
@@ -77,66 +77,89 @@ class Dataset:
         return self.shards.load(self.chosen(numbers))
 
 
-class Runs:
-    """Reads a data set in runs of neighbours, in threads, ahead of their use; one for each pass
+class ChunkReader:
+    """Reads a data set in chunks of neighbours, in threads, ahead of their use; one for each pass
     over the data.
     """
 
-    def __init__(self, dataset: Dataset, run: int, most_bytes: int) -> None:
-        self.dataset, self.run = dataset, run
-        # A run that shares its lane with another rank is never used up here: beyond this many, the
-        # oldest is dropped.
-        self._most = max(4, int(most_bytes / max(1.0, run * dataset.record_bytes)))
+    def __init__(self, dataset: Dataset, chunk: int, most_bytes: int) -> None:
+        self.dataset, self._chunk = dataset, chunk
+        # A chunk that shares its lane with another rank is never used up here: beyond this many,
+        # the oldest is dropped.
+        self._most = max(4, int(most_bytes / max(1.0, chunk * dataset.record_bytes)))
         self._pool = ThreadPoolExecutor(REQUESTS, thread_name_prefix="fetch")
-        self._runs: OrderedDict[int, tuple[Future[Fetched], set[int]]] = OrderedDict()
+        self._chunks: OrderedDict[int, tuple[Future[Fetched], set[int]]] = OrderedDict()
         self._lock = threading.Lock()
 
     def expect(self, numbers: I64) -> None:
         """Begin to fetch what will be loaded soon."""
         with self._lock:
-            for number in np.unique(numbers // self.run).tolist():
-                self._run(number)
+            for number in np.unique(numbers // self._chunk).tolist():
+                self._asked(number)
 
     def load(self, numbers: I64) -> Loaded:
-        """Read records by their numbers, checked; waits for their runs."""
+        """Read records by their numbers, checked; waits for their chunks."""
         payloads: list[bytes] = [b""] * len(numbers)
         faults = dict[int, str]()
-        which = numbers // self.run
+        which = numbers // self._chunk
         for number in np.unique(which).tolist():
             places = np.flatnonzero(which == number).tolist()
             with self._lock:
-                future, unused = self._run(number)
+                future, unused = self._asked(number)
             found, wrong = future.result()
             for place in places:
-                offset = int(numbers[place]) % self.run
-                if offset not in unused:  # the run is still here from the epoch before
+                offset = int(numbers[place]) % self._chunk
+                if offset not in unused:  # the chunk is still here from the epoch before
                     found, wrong = self._again(number)
-                # memory is given back record by record
-                payloads[place], found[offset] = found[offset], b""
+                payloads[place] = found[offset]
+                found[offset] = b""  # frees the memory record by record
                 if offset in wrong:
                     faults[place] = wrong[offset]
                 unused.discard(offset)
             if not unused:
                 with self._lock:
-                    self._runs.pop(number, None)
+                    self._chunks.pop(number, None)
         return self.dataset.shards.check(self.dataset.chosen(numbers), payloads, faults)
 
     def _again(self, number: int) -> Fetched:
         return self.dataset.shards.fetch(self.dataset.chosen(self._numbers(number)))
 
-    def _numbers(self, run: int) -> I64:
-        return np.arange(run * self.run, min(self.dataset.records, (run + 1) * self.run))
+    def _numbers(self, chunk: int) -> I64:
+        return np.arange(chunk * self._chunk, min(self.dataset.records, (chunk + 1) * self._chunk))
 
     def close(self) -> None:
         """End the threads; what was fetched is forgotten."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._runs.clear()
+        self._chunks.clear()
 
-    def _run(self, number: int) -> tuple[Future[Fetched], set[int]]:
-        if number not in self._runs:
+    def _asked(self, number: int) -> tuple[Future[Fetched], set[int]]:
+        if number not in self._chunks:
             numbers = self._numbers(number)
             future = self._pool.submit(self.dataset.shards.fetch, self.dataset.chosen(numbers))
-            self._runs[number] = (future, set(range(len(numbers))))
-            while len(self._runs) > self._most:
-                self._runs.popitem(last=False)
-        return self._runs[number]
+            self._chunks[number] = (future, set(range(len(numbers))))
+            while len(self._chunks) > self._most:
+                self._chunks.popitem(last=False)
+        return self._chunks[number]
+
+
+def read_ahead(
+    load: Callable[[P], T], plans: Iterable[P], readers: int, depth: Callable[[P], int]
+) -> Iterator[T]:
+    """Load plans in threads, some batches ahead, and give them in order; closing it ends the
+    threads.
+    """
+    pool = ThreadPoolExecutor(readers, thread_name_prefix="reader")
+    remaining = iter(plans)
+    waiting: deque[Future[T]] = deque()
+    try:
+        most = 1
+        for plan in islice(remaining, 1):
+            most = depth(plan)
+            waiting.append(pool.submit(load, plan))
+        waiting.extend(pool.submit(load, plan) for plan in islice(remaining, most))
+        while waiting:
+            loaded = waiting.popleft().result()
+            waiting.extend(pool.submit(load, plan) for plan in islice(remaining, 1))
+            yield loaded
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -6,11 +6,10 @@ Runs in any number of threads at once; what comes out depends on the plan alone.
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,58 +19,26 @@ from udl_dist.data.images.augment import crops
 from udl_dist.data.images.coding import Pixels, decode_into
 from udl_dist.data.images.headers import HIGHEST_LIMIT, read_header
 from udl_dist.data.loader import order
-from udl_dist.data.loader.dataset import Dataset
+from udl_dist.data.loader.dataset import ChunkReader, Dataset
+from udl_dist.data.loader.records import Allocate, Records, StageSeconds
 from udl_dist.data.settings import DataSettings
 from udl_dist.data.shards.reading import Loaded
 from udl_dist.errors import DataError
+from udl_dist.storage.uris import name_of
 
 I64 = NDArray[np.int64]
-Allocate = Callable[[tuple[int, ...]], Pixels]
+Source = Dataset | ChunkReader
 SMALL = 4096  # pixels
 TRIES = 100  # substitutes for one damaged record, each as likely damaged as any
 
 
 @dataclass(frozen=True)
-class Records:
-    """One rank's share of a global batch."""
-
-    images: Pixels  # uint8 [B, C, H, W]
-    records: I64  # [B] record numbers in the index; behind those of the data sets before it
-    keys: I64  # [B] random, by (seed, epoch, record)
-    record_keys: I64  # [B] random, by (seed, record)
-    labels: I64  # [B], -1: none
-    # what was wrong with records that others stand in for
-    damaged: dict[int, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """What is to be loaded: numbers over all data sets and the epoch of each."""
 
     numbers: I64  # [B]
     epochs: I64  # [B]
     augmented: bool
-
-
-class Source(Protocol):
-    """Whatever gives payloads by number: a data set, or runs of one."""
-
-    def load(self, numbers: I64) -> Loaded: ...
-
-
-class Spent:
-    """Seconds that threads spent in each stage, added up."""
-
-    def __init__(self) -> None:
-        self.seconds = {"read": 0.0, "decode": 0.0}
-        self._lock = threading.Lock()
-
-    def add(self, stage: str, since: float) -> float:
-        """Count the time since `since` to a stage; return now."""
-        now = time.perf_counter()
-        with self._lock:
-            self.seconds[stage] += now - since
-        return now
 
 
 class Loader:
@@ -85,9 +52,9 @@ class Loader:
         self.datasets, self.settings, self.seed, self._allocate = datasets, settings, seed, allocate
         self.starts = np.cumsum([0] + [dataset.records for dataset in datasets])
         self._record_starts = np.cumsum([0] + [dataset.index.records for dataset in datasets])
-        self.spent = Spent()
+        self.spent = StageSeconds()
 
-    def load(self, plan: Plan, sources: Sequence[Source]) -> Records:
+    def load(self, plan: BatchPlan, sources: Sequence[Source]) -> Records:
         """Read, check and decode the records of one batch; raises DataError for a damaged one if it
         is to stop.
         """
@@ -105,7 +72,7 @@ class Loader:
             self._replace(batch, plan)
         return batch
 
-    def samples(self, plan: Plan, sources: Sequence[Source]) -> list[dict[str, Any]]:
+    def samples(self, plan: BatchPlan, sources: Sequence[Source]) -> list[dict[str, Any]]:
         """Records as webdataset's samples, checked and not decoded; raises DataError for a damaged
         one.
         """
@@ -121,7 +88,7 @@ class Loader:
         return samples
 
     def _load_set(
-        self, batch: Records, plan: Plan, number: int, source: Source, places: I64
+        self, batch: Records, plan: BatchPlan, number: int, source: Source, places: I64
     ) -> None:
         """Fill the places of a batch whose records are of one data set."""
         began = time.perf_counter()
@@ -131,7 +98,7 @@ class Loader:
         batch.records[places] = dataset.chosen(numbers) + self._record_starts[number]
         batch.labels[places] = loaded.rows["label"]
         hashes = loaded.rows["key_hash"].copy()
-        # keys of two sets may be alike
+        # Keys of two data sets may be equal, so each set has a seed of its own.
         seed = self.seed if number == 0 else chain(self.seed, number)
         batch.record_keys[places] = order.record_keys(seed, hashes)
         epochs = plan.epochs[places]
@@ -165,8 +132,8 @@ class Loader:
             if copy_bare(loaded.payloads, images):
                 if images is not batch.images:
                     batch.images[places] = images
-                turned = places[mirrored]
-                batch.images[turned] = batch.images[turned, :, :, ::-1]
+                flipped = places[mirrored]
+                batch.images[flipped] = batch.images[flipped, :, :, ::-1]
                 return loaded.faults
         raw_shape, faults = about.shape if about.format == "raw" else None, dict(loaded.faults)
         for place, (row, payload) in enumerate(zip(places.tolist(), loaded.payloads, strict=True)):
@@ -191,19 +158,17 @@ class Loader:
                 )
         return faults
 
-    def _replace(self, batch: Records, plan: Plan) -> None:
-        """Put another record in the place of each damaged one, by a rule that knows the record
-        alone.
-        """
+    def _replace(self, batch: Records, plan: BatchPlan) -> None:
+        """Replace each damaged record by another, by a rule that depends on the record alone."""
         for place in sorted(batch.damaged):
             number = int(plan.numbers[place])
-            for turn in range(TRIES):
-                other = np.array([order.substitute(number, turn, int(self.starts[-1]))])
+            for attempt in range(TRIES):
+                other = np.array([order.substitute(number, attempt, int(self.starts[-1]))])
                 single = _single(batch, place)
                 chosen = int(np.searchsorted(self.starts, other[0], side="right") - 1)
                 self._load_set(
                     single,
-                    Plan(other, plan.epochs[place : place + 1], plan.augmented),
+                    BatchPlan(other, plan.epochs[place : place + 1], plan.augmented),
                     chosen,
                     self.datasets[chosen],
                     np.array([0]),
@@ -212,14 +177,14 @@ class Loader:
                     break
             else:
                 raise DataError(
-                    f"{batch.damaged[place]} (and so are {TRIES} others that might stand in for it)"
+                    f"{batch.damaged[place]} (and so are {TRIES} others that might replace it)"
                 )
 
 
 def _sample(dataset: Dataset, record: int, loaded: Loaded) -> dict[str, Any]:
     index, payload = dataset.index, loaded.payloads[0]
     kind = "raw" if index.about.format == "raw" else read_header(payload, HIGHEST_LIMIT).kind
-    shard = index.shard_path(int(index.shard_of(np.array([record]))[0]))
+    shard = name_of(index.shard_path(int(index.shard_of(np.array([record]))[0])))
     sample: dict[str, Any] = {"__key__": index.key(record), "__url__": shard}
     sample["jpg" if kind == "jpeg" else kind] = payload
     label = int(loaded.rows["label"][0])

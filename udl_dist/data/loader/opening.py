@@ -8,21 +8,19 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import xxhash
 
 from udl_dist.data.loader.dataset import Dataset
-from udl_dist.data.loader.feed import Feed
-from udl_dist.data.loader.loading import Allocate
 from udl_dist.data.loader.reader import Stream
-from udl_dist.data.loader.selection import Wanted, nobody, refuse_absent, select
-from udl_dist.data.loader.sequential import Sequential
+from udl_dist.data.loader.records import Allocate, unpinned
+from udl_dist.data.loader.selection import Wanted, none_left, refuse_absent, select
 from udl_dist.data.settings import DataSettings, cache_folder
 from udl_dist.data.shards.index import NAME, Index
 from udl_dist.data.shards.reading import RemoteAccess
-from udl_dist.errors import DataError, UsageError
-from udl_dist.storage.places import is_remote, joined, name_of, split
+from udl_dist.errors import DataError
+from udl_dist.storage.objects import Object, download, exists
 from udl_dist.storage.range_cache import RangeCache
+from udl_dist.storage.uris import is_remote, joined, name_of, split
 
 
 @dataclass(frozen=True)
@@ -32,65 +30,62 @@ class Prepared:
     """
 
     settings: DataSettings
-    # path or URI of the index of each source; with `sequential`, of each shard
-    train: tuple[str, ...]
+    train: tuple[str, ...]  # path or URI of the index of each source
     held_out: tuple[str, ...]  # likewise; empty if it is a fraction of `train`, or if there is none
     fractions: tuple[float, ...]  # part of each source held out by hash; 0: none
 
 
 def open_streams(
-    prepared: Prepared, seed: int, allocate: Allocate = lambda shape: np.empty(shape, np.uint8)
+    prepared: Prepared, seed: int, allocate: Allocate = unpinned, most_held_out: int = 0
 ) -> tuple[Stream, Stream | None]:
     """The training stream and the held-out one of a prepared source; None if nothing is held out.
 
-    `allocate` makes the memory of a batch, so that it can be pinned.
+    `allocate` makes the memory of a batch, so that it can be pinned. Held out are `most_held_out`
+    images at most, the same ones for every seed; 0: all of them.
     """
     settings = prepared.settings
-    if settings.sequential:
-        raise UsageError(
-            "data.sequential is for udl train: in a loop of your own webdataset reads such shards"
-        )
     cache = cache_folder(settings.cache)
     access = _access(settings, cache)
     train, held_out, without = [], [], settings.without_labels
     indexes = [open_index(where, cache) for where in prepared.train]
     refuse_absent(indexes, without)
-    for index, beside, fraction in zip(indexes, prepared.held_out, prepared.fractions, strict=True):
+    for index, other, fraction in zip(indexes, prepared.held_out, prepared.fractions, strict=True):
         part = "train" if fraction else "all"
-        train.append(
-            _dataset(
-                index, Wanted(part, fraction, settings.keys, settings.limit, without), cache, access
-            )
-        )
-        if beside:
-            held_out.append(
-                _dataset(open_index(beside, cache), Wanted(labels=without), cache, access)
-            )
+        wanted = Wanted(part, fraction, settings.keys, settings.limit, without)
+        train.append(_dataset(index, wanted, cache, access))
+        if other:
+            index, wanted = open_index(other, cache), Wanted(labels=without)
+            held_out.append(_dataset(index, wanted, cache, access))
         elif fraction:
             wanted = Wanted("held_out", fraction, settings.keys, labels=without)
             held_out.append(_dataset(index, wanted, cache, access))
     stream = Stream(train, settings, seed, settings.weights, allocate)
-    return stream, Stream(held_out, settings, seed, (), allocate) if held_out else None
+    if not held_out:
+        return stream, None
+    total = sum(part.records for part in held_out)
+    if 0 < most_held_out < total:
+        held_out = [part.part(max(1, most_held_out * part.records // total)) for part in held_out]
+    return stream, Stream(held_out, settings, seed, (), allocate)
 
 
 def open_left_out(prepared: Prepared, seed: int) -> Stream | None:
     """The held-out images of the classes that training never saw; None if there are none."""
     settings = prepared.settings
-    if not settings.without_labels or settings.sequential:
+    if not settings.without_labels:
         return None
     cache = cache_folder(settings.cache)
     access = _access(settings, cache)
     found = []
-    for where, beside, fraction in zip(
+    for where, other, fraction in zip(
         prepared.train, prepared.held_out, prepared.fractions, strict=True
     ):
-        if not (beside or fraction):
+        if not (other or fraction):
             continue
-        keys, part = ("", "all") if beside else (settings.keys, "held_out")
+        keys, part = ("", "all") if other else (settings.keys, "held_out")
         wanted = Wanted(
             part, fraction, keys, labels=settings.without_labels, labels_are="all there is"
         )
-        index = open_index(beside or where, cache)
+        index = open_index(other or where, cache)
         selection, name = select(index, wanted, cache)
         if selection is not None and len(selection):
             found.append(Dataset(index, selection, name, access))
@@ -98,45 +93,11 @@ def open_left_out(prepared: Prepared, seed: int) -> Stream | None:
 
 
 def _access(settings: DataSettings, cache: Path) -> RemoteAccess:
-    """How object storage is read, with a local copy of what was read if there is place for one."""
+    """How object storage is read, with a local copy of what was read if one is asked for."""
     access = RemoteAccess(settings.storage)
     if settings.storage_cache_bytes:
         access.cache = RangeCache(cache / "ranges", settings.storage_cache_bytes)
     return access
-
-
-def open_feed(
-    prepared: Prepared,
-    seed: int,
-    allocate: Allocate = lambda shape: np.empty(shape, np.uint8),
-    most: int = 0,
-) -> tuple[Feed, Stream | None]:
-    """What a prepared source gives a training: its streams, or, if it cannot be indexed, what is
-    read in sequence.
-
-    Held out are `most` images at most, the same ones for every seed; 0: all of them.
-    """
-    feed, held_out = _open_feed(prepared, seed, allocate)
-    if held_out and 0 < most < held_out.records:
-        parts = [
-            each.part(max(1, most * each.records // held_out.records)) for each in held_out.datasets
-        ]
-        held_out = Stream(parts, prepared.settings, seed, (), allocate)
-    return feed, held_out
-
-
-def _open_feed(prepared: Prepared, seed: int, allocate: Allocate) -> tuple[Feed, Stream | None]:
-    if not prepared.settings.sequential:
-        return open_streams(prepared, seed, allocate)
-    cache = cache_folder(prepared.settings.cache)
-    access = RemoteAccess(prepared.settings.storage)
-    held_out = [
-        _dataset(open_index(where, cache), Wanted(), cache, access) for where in prepared.held_out
-    ]
-    return (
-        Sequential(prepared.train, prepared.settings, seed, allocate),
-        Stream(held_out, prepared.settings, seed, (), allocate) if held_out else None,
-    )
 
 
 def index_beside(folder: str) -> str:
@@ -144,8 +105,6 @@ def index_beside(folder: str) -> str:
     if not is_remote(folder):
         where = f"{folder}/{NAME}"
         return where if os.path.exists(where) else ""
-    from udl_dist.storage.objects import exists
-
     where = joined(folder, NAME)
     return where if exists(where) else ""
 
@@ -154,15 +113,9 @@ def open_index(where: str, cache: Path) -> Index:
     """Open an index by path or URI; of one in object storage a copy is made in the cache."""
     if not is_remote(where):
         return Index.open(where)
-    from udl_dist.storage.objects import download, open_blob
-
-    blob = open_blob(where)
-    blob.close()
-    copy = (
-        cache
-        / "indexes"
-        / f"{xxhash.xxh3_128_hexdigest(f'{where} {blob.stamp} {blob.size}'.encode())}.udl"
-    )
+    blob = Object(where)
+    writing = xxhash.xxh3_128_hexdigest(f"{where} {blob.stamp} {blob.size}".encode())
+    copy = cache / "indexes" / f"{writing}.udl"
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True)
         download(where, copy)
@@ -175,7 +128,7 @@ def _dataset(index: Index, wanted: Wanted, cache: Path, access: RemoteAccess) ->
     if selection is not None and not len(selection):
         where = index.about.source or name_of(split(index.shard_path(0))[0])
         if not wanted.keys and not wanted.labels:
-            raise nobody(wanted.part == "held_out", wanted.fraction, index.records, where)
+            raise none_left(wanted.part == "held_out", wanted.fraction, index.records, where)
         cause = "data.keys" if wanted.keys else "data.without_labels"
         raise DataError(
             f"{cause} leaves none of the {index.records:,} images in {where!r} here: change it, or "

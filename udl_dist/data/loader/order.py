@@ -35,11 +35,11 @@ class Blocks:
     """An order for storage that is slow to jump: runs of `records` neighbours are mixed, then read
     a few at a time.
 
-    Places are dealt to 64 lanes in turn, so every batch holds records of 64 far places. Within a
-    lane, runs come in random order and `window` of them are shuffled together: batches of 256 of a
-    set that is sorted by 100 classes then hold them with 1.4 times the variance of a full shuffle
-    (2.5 times with a window of 2). Lanes do not depend on the world size: a rank reads whole lanes,
-    so hardly a run is read by two ranks.
+    Place p is in lane p % 64, so every batch holds records of 64 distant places. Within a lane,
+    runs come in random order and `window` of them are shuffled together: batches of 256 of a set
+    that is sorted by 100 classes then hold them with 1.4 times the variance of a full shuffle (2.5
+    times with a window of 2). Lanes do not depend on the world size: a rank reads whole lanes, so
+    hardly a run is read by two ranks.
     """
 
     records: int
@@ -59,7 +59,7 @@ def record_in_blocks(seed: int, epoch: int, places: I64, records: int, blocks: B
     """
     base, row, rows = _lane_rows(places, records)
     whole, left = divmod(records, blocks.records)
-    # of the last run, which is shorter
+    # Where the last run begins, which is shorter.
     begin = chain(TAIL, seed, epoch) % (whole + 1) * blocks.records
     # A window is whole runs. Those of different lanes end at different times, so that reading is
     # spread over the steps.
@@ -93,8 +93,8 @@ def _lane_rows(places: I64, records: int) -> tuple[I64, I64, I64]:
 
 
 def by_lane(place: int, count: int, start: int, stop: int) -> I64:
-    """Of `count` neighbouring places from `place` on, sorted by lane: how far on the ones from
-    `start` to `stop` are.
+    """Sort `count` neighbouring places from `place` on by lane; return the distances from `place`
+    of a part of them.
 
     A rank of many takes a small share of a large batch, so the batch itself is not sorted.
     """
@@ -140,7 +140,7 @@ def mixed(seed: int, positions: I64, weights: tuple[float, ...]) -> tuple[I64, I
     return sets, places
 
 
-# neighbouring batches ask for the same block, which costs as much as the decoding of ten images
+# Neighbouring batches ask for the same block, which costs as much as the decoding of ten images.
 @lru_cache(64)
 def _mix_block(seed: int, block: int, weights: tuple[float, ...]) -> tuple[I64, I64]:
     """`mixed` of the positions of one block."""
@@ -181,11 +181,11 @@ def held_out(key_hash: U64, fraction: float, seed: int = 0) -> NDArray[np.bool_]
     return mix64(key_hash ^ np.uint64(chain(HELD_OUT, seed))) < np.uint64(int(fraction * 2**64))
 
 
-def substitute(record: int, turn: int, records: int) -> int:
-    """The record that stands in for a damaged one, at the `turn`-th try: the same for every rank
-    and world.
+def substitute(record: int, attempt: int, records: int) -> int:
+    """The record that replaces a damaged one, at the `attempt`-th try: the same for every rank and
+    world.
     """
-    return chain(SUBSTITUTE, record, turn) % records
+    return chain(SUBSTITUTE, record, attempt) % records
 
 
 def share(batch_images: int, rank: int, world: int) -> tuple[int, int]:

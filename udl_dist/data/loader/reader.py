@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import count, islice
+from itertools import count
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,16 +19,17 @@ from numpy.typing import NDArray
 
 from udl_dist.core.permutation import chain
 from udl_dist.data.loader import order
-from udl_dist.data.loader.dataset import Dataset, Runs
-from udl_dist.data.loader.feed import Toll
-from udl_dist.data.loader.loading import Allocate, Loader, Plan, Records, Source, Spent
+from udl_dist.data.loader.dataset import ChunkReader, Dataset, read_ahead
+from udl_dist.data.loader.loading import BatchPlan, Loader, Source
+from udl_dist.data.loader.records import Allocate, BadRecordCounter, Records, StageSeconds, unpinned
 from udl_dist.data.settings import DataSettings
 from udl_dist.errors import UsageError
+from udl_dist.storage.uris import name_of
 
 I64 = NDArray[np.int64]
-P = TypeVar("P")
 T = TypeVar("T")
 SAMPLES = 16  # that a rank loads at once where they are given one by one
+WAITS = 0.05  # of the time: training that waits for longer gets advice
 # places that are sent through the order at once: a single batch would cost five times as much a
 # record
 PLANNED = 4096
@@ -39,7 +39,7 @@ class Stream:
     """The images of one or more data sets, brought to the training shape.
 
     Several are one long set, in which an epoch is each record of all of them once; or, with
-    weights, each turns over in epochs of its own and gives its part of every 1,024 positions.
+    weights, each has epochs of its own and gives its part of every 1,024 positions.
     """
 
     def __init__(
@@ -48,56 +48,51 @@ class Stream:
         settings: DataSettings,
         seed: int,
         weights: tuple[float, ...] = (),
-        allocate: Allocate = lambda shape: np.empty(shape, np.uint8),
+        allocate: Allocate = unpinned,
     ) -> None:
         self.datasets, self.settings, self.seed = datasets, settings, seed
         self.shape = settings.shape
         self.loader = Loader(datasets, settings, seed, allocate)
         self.records = int(self.loader.starts[-1])
         self._weights = weights if len(datasets) > 1 else ()
-        self._refuse_odd_weights(weights)
+        self._refuse_weights(weights)
         remote = any(dataset.shards.remote for dataset in datasets)
         self._in_blocks = settings.order == "blocks" or (settings.order == "auto" and remote)
         self._mean_bytes = sum(each.record_bytes * each.records for each in datasets) / self.records
         self._blocks = order.Blocks(
             max(1, min(int(settings.block_bytes / self._mean_bytes), self.records // 256))
         )
-        self._toll = Toll(settings)
-        self.lost = ""  # every promise is kept
+        self._bad_records = BadRecordCounter(settings)
 
     @property
-    def spent(self) -> Spent:
+    def spent(self) -> StageSeconds:
         return self.loader.spent
 
     @property
     def damage(self) -> dict[str, None]:
-        """What was wrong with records that others stood in for, in order."""
-        return self._toll.lines
+        """What was wrong with records that others replaced, in order."""
+        return self._bad_records.lines
 
-    @property
-    def slow_storage(self) -> str:
-        """What to do when reading, not decoding, is what training waits for."""
-        if any(dataset.shards.remote for dataset in self.datasets):
-            return (
-                "raise data.block_bytes or data.read_ahead_bytes, or set data.storage_cache_bytes"
-            )
-        return "put the shards on a faster disk, or set data.order = 'blocks'"
+    def advice(self, wait_share: float) -> str:
+        """What to do about the slowest stage of reading; "" if training waits for 5 % of its time
+        or less.
+        """
+        remote = any(dataset.shards.remote for dataset in self.datasets)
+        return self.spent.advice(self.settings, remote, wait_share) if wait_share > WAITS else ""
 
     def shards(self) -> dict[str, str]:
         """What is known of each shard, to be compared with on a resume."""
         return {
-            dataset.index.shard_path(
-                number
+            name_of(
+                index.shard_path(number)
             ): f"{shard.records} records in {shard.shard_bytes} bytes, {shard.rows_hash}"
-            for dataset in self.datasets
-            for number, shard in enumerate(dataset.index.shards)
+            for index in (dataset.index for dataset in self.datasets)
+            for number, shard in enumerate(index.shards)
         }
 
     @property
     def fingerprint(self) -> str:
-        """A name for exactly these images, this shape and this order: whoever resumes compares
-        it.
-        """
+        """A name for exactly these images, this shape and this order; a resume compares it."""
         sets = " ".join(dataset.fingerprint for dataset in self.datasets)
         arranged = self._blocks if self._in_blocks else "full"
         return xxhash.xxh3_128_hexdigest(
@@ -113,7 +108,7 @@ class Stream:
         Batches straddle epochs, so each one is full. Raises DataError for a damaged record, naming
         shard, byte and key.
         """
-        return self._toll.counted(
+        return self._bad_records.counted(
             self._read(self._plans(position, batch_images, rank, world), self.loader.load)
         )
 
@@ -126,28 +121,28 @@ class Stream:
             np.arange(first, min(first + batch_images, stop))
             for first in range(start, stop, batch_images)
         )
-        plans = (Plan(places, np.zeros_like(places), False) for places in numbers)
-        return self._toll.counted(self._read(plans, self.loader.load))
+        plans = (BatchPlan(places, np.zeros_like(places), False) for places in numbers)
+        return self._bad_records.counted(self._read(plans, self.loader.load))
 
     def samples(self, position: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
-        """Endless records from `position` on as webdataset's samples, not decoded; ranks take
-        turns.
+        """Endless records from `position` on as webdataset's samples, not decoded; ranks
+        alternate.
         """
-        for samples in self._read(self._turns(position, rank, world), self.loader.samples):
+        for samples in self._read(self._alternate(position, rank, world), self.loader.samples):
             yield from samples
 
     def refuse_damage(self, damaged: int, images: int) -> None:
-        """Raise DataError if so many damaged records among so many images, over all ranks, are too
-        many.
-        """
-        self._toll.refuse(damaged, max(images, self.records))
+        """Raise DataError if `damaged` records among `images`, over all ranks, are too many."""
+        self._bad_records.refuse(damaged, max(images, self.records))
 
-    def _plans(self, position: int, batch_images: int, rank: int, world: int) -> Iterator[Plan]:
+    def _plans(
+        self, position: int, batch_images: int, rank: int, world: int
+    ) -> Iterator[BatchPlan]:
         """Which records come in each batch of one rank, worked out for several batches at a
         time.
         """
         start, stop = order.share(batch_images, rank, world)
-        # no more than an epoch
+        # No more than an epoch.
         ahead = max(1, min(PLANNED // max(1, stop - start), self.records // batch_images))
         while True:
             firsts = position + batch_images * np.arange(ahead, dtype=np.int64)
@@ -157,18 +152,20 @@ class Stream:
             numbers, epochs = self._at(positions)
             for row in np.arange(ahead) * (stop - start):
                 within = slice(row, row + stop - start)
-                yield Plan(numbers[within], epochs[within], True)
+                yield BatchPlan(numbers[within], epochs[within], True)
             position += ahead * batch_images
 
-    def _turns(self, position: int, rank: int, world: int) -> Iterator[Plan]:
+    def _alternate(self, position: int, rank: int, world: int) -> Iterator[BatchPlan]:
         """Every `world`-th position, a few at a time."""
         for first in count(position + rank, world * PLANNED):
             numbers, epochs = self._at(np.arange(first, first + world * PLANNED, world))
             for start in range(0, PLANNED, SAMPLES):
-                yield Plan(numbers[start : start + SAMPLES], epochs[start : start + SAMPLES], False)
+                yield BatchPlan(
+                    numbers[start : start + SAMPLES], epochs[start : start + SAMPLES], False
+                )
 
     def _share(self, first: int, batch_images: int, start: int, stop: int) -> I64:
-        """The positions of one rank's share of a batch; in blocks a share is whole lanes, as far as
+        """The positions of one rank's share of a batch; in blocks a share is whole lanes, where
         possible.
         """
         if not self._in_blocks:
@@ -185,17 +182,17 @@ class Stream:
         if not self._weights:
             epochs, places = np.divmod(positions, self.records)
             return np.zeros_like(positions), epochs, places
-        sets, turns = order.mixed(self.seed, positions, self._weights)
-        return sets, *np.divmod(turns, np.diff(self.loader.starts)[sets])
+        sets, places = order.mixed(self.seed, positions, self._weights)
+        return sets, *np.divmod(places, np.diff(self.loader.starts)[sets])
 
     def _at(self, positions: I64) -> tuple[I64, I64]:
         """The record numbers and epochs of positions."""
         sets, epochs, places = self._places(positions)
         numbers = np.empty_like(places)
-        turns = epochs * len(self.datasets) + sets
-        for turn in np.unique(turns).tolist():
-            within = turns == turn
-            epoch, number = divmod(turn, len(self.datasets))
+        passes = epochs * len(self.datasets) + sets
+        for each in np.unique(passes).tolist():
+            within = passes == each
+            epoch, number = divmod(each, len(self.datasets))
             numbers[within] = self._within_epoch(number, epoch, places[within])
         return numbers, epochs
 
@@ -210,54 +207,51 @@ class Stream:
         return start + order.record_at(seed, epoch, places, records)
 
     def _read(
-        self, plans: Iterable[Plan], load: Callable[[Plan, Sequence[Source]], T]
+        self, plans: Iterable[BatchPlan], load: Callable[[BatchPlan, Sequence[Source]], T]
     ) -> Iterator[T]:
-        """Load plans in order; a generator in any case, so that closing it is how reading ends."""
-        run = self._blocks.records if self._in_blocks else 1
-        most = (
-            self.settings.read_ahead_bytes
-            + 2 * order.LANES * self._blocks.window * self.settings.block_bytes
-        )
+        """Load plans in order; a generator in any case, so that closing it ends the reading."""
+        chunk = self._blocks.records if self._in_blocks else 1
+        windows = 2 * order.LANES * self._blocks.window * self.settings.block_bytes
+        most = self.settings.read_ahead_bytes + windows
         sources: list[Source] = [
-            Runs(dataset, run, most) if dataset.shards.remote else dataset
+            ChunkReader(dataset, chunk, most) if dataset.shards.remote else dataset
             for dataset in self.datasets
         ]
-        runs = [source for source in sources if isinstance(source, Runs)]
         try:
-            if runs:
-                plans = self._expected(plans, sources)
-            readers = self.settings.readers
-            if readers:
+            plans = self._announced(plans, sources)
+            if readers := self.settings.readers:
                 yield from read_ahead(lambda plan: load(plan, sources), plans, readers, self._depth)
             else:
                 yield from (load(plan, sources) for plan in plans)
         finally:
-            for source in runs:
-                source.close()
+            for source in sources:
+                if isinstance(source, ChunkReader):
+                    source.close()
 
-    def _depth(self, plan: Plan) -> int:
+    def _announced(
+        self, plans: Iterable[BatchPlan], sources: Sequence[Source]
+    ) -> Iterator[BatchPlan]:
+        """Plans after their chunks were asked for, as early as memory allows."""
+        waiting: deque[BatchPlan] = deque()
+        remote = [(n, each) for n, each in enumerate(sources) if isinstance(each, ChunkReader)]
+        most = min(self.settings.read_ahead_bytes / 4 / self._mean_bytes, self.records / 2)
+        for plan in plans:
+            waiting.append(plan)
+            for number, source in remote:
+                start, stop = self.loader.starts[number : number + 2]
+                own = plan.numbers[(plan.numbers >= start) & (plan.numbers < stop)]
+                if own.size:
+                    source.expect(own - start)
+            if not remote or len(waiting) * max(1, len(plan.numbers)) > most:
+                yield waiting.popleft()
+        yield from waiting
+
+    def _depth(self, plan: BatchPlan) -> int:
         """How many batches like this one may be made ahead of their use."""
         batch_bytes = max(1, len(plan.numbers) * int(np.prod(self.shape)))
         return max(1, min(2 * self.settings.readers, self.settings.read_ahead_bytes // batch_bytes))
 
-    def _expected(self, plans: Iterable[Plan], sources: Sequence[Source]) -> Iterator[Plan]:
-        """Tell runs of records what comes, as far ahead as may lie in memory."""
-        waiting: deque[Plan] = deque()
-        most = min(self.settings.read_ahead_bytes / 4 / self._mean_bytes, self.records / 2)
-        for plan in plans:
-            waiting.append(plan)
-            for number, source in enumerate(sources):
-                starts = self.loader.starts
-                own = plan.numbers[
-                    (plan.numbers >= starts[number]) & (plan.numbers < starts[number + 1])
-                ]
-                if own.size and isinstance(source, Runs):
-                    source.expect(own - starts[number])
-            if len(waiting) * max(1, len(plan.numbers)) > most:
-                yield waiting.popleft()
-        yield from waiting
-
-    def _refuse_odd_weights(self, weights: tuple[float, ...]) -> None:
+    def _refuse_weights(self, weights: tuple[float, ...]) -> None:
         if weights and len(weights) != len(self.datasets):
             raise UsageError(
                 f"data.weights has {len(weights)} entries for {len(self.datasets)} sources: one for"
@@ -267,26 +261,3 @@ class Stream:
             raise UsageError(
                 f"data.weights {weights} gives a source less than 1 of {order.MIX_BLOCK}: raise it"
             )
-
-
-def read_ahead(
-    load: Callable[[P], T], plans: Iterable[P], readers: int, depth: Callable[[P], int]
-) -> Iterator[T]:
-    """Load plans in threads, some batches ahead, and give them in order; closing it ends the
-    threads.
-    """
-    pool = ThreadPoolExecutor(readers, thread_name_prefix="reader")
-    remaining = iter(plans)
-    waiting: deque[Future[T]] = deque()
-    try:
-        most = 1
-        for plan in islice(remaining, 1):
-            most = depth(plan)
-            waiting.append(pool.submit(load, plan))
-        waiting.extend(pool.submit(load, plan) for plan in islice(remaining, most))
-        while waiting:
-            loaded = waiting.popleft().result()
-            waiting.extend(pool.submit(load, plan) for plan in islice(remaining, 1))
-            yield loaded
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

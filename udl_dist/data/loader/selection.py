@@ -1,5 +1,5 @@
 """Which records of an index a stream reads: the hashed fraction or the rest, keys of a list,
-classes, at most so many.
+classes, a limit.
 
 A selection is sorted record numbers. Small ones are held in memory, large ones lie in the cache and
 are mapped, so that a hundred million records cost a process nothing. Knows rows and keys, and no
@@ -24,7 +24,7 @@ from udl_dist.data.shards.writing import written
 from udl_dist.errors import DataError
 
 I64 = NDArray[np.int64]
-SEED = 1  # not that of packing, which may have taken just these records out already
+SEED = 1  # not that of packing, which may have held out these very records already
 IN_MEMORY = 2**20  # record numbers
 ROWS = 2**18  # looked at at a time
 
@@ -47,7 +47,7 @@ class Wanted:
         return self.part == "all" and not self.keys and not self.limit and not self.labels
 
 
-def nobody(held_out: bool, fraction: float, records: int, where: str) -> DataError:
+def none_left(held_out: bool, fraction: float, records: int, where: str) -> DataError:
     """The refusal of a fraction by hash that leaves nothing to hold out, or nothing to train on."""
     share = "none" if held_out else "all"
     return DataError(
@@ -100,7 +100,7 @@ def _chosen(index: Index, wanted: Wanted, listed: NDArray[np.uint64] | None) -> 
 def _mapped(
     path: Path, index: Index, wanted: Wanted, listed: NDArray[np.uint64] | None
 ) -> NDArray[Any]:
-    """The chosen numbers in a file of the cache, written once by whoever is first."""
+    """The chosen numbers in a file of the cache, written by the first process that needs it."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with written(path) as file:

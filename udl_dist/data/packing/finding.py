@@ -13,7 +13,8 @@ from pathlib import Path
 from udl_dist.core.config_schema import as_path
 from udl_dist.data.packing.sources import COMPRESSED, READ, UNPACK
 from udl_dist.errors import DataError, UsageError
-from udl_dist.storage.places import is_remote, joined, name_of, parse, refuse_scheme, split
+from udl_dist.storage.objects import Object, list_folders, list_tars
+from udl_dist.storage.uris import is_remote, is_web, name_of, parse, refuse_scheme, sibling, split
 
 TARS = (".tar", *COMPRESSED)
 JOINED = "::"  # between shards, as webdataset writes it
@@ -83,17 +84,17 @@ def passed_by(source: str) -> int:
 def is_prefix(uri: str) -> bool:
     """Whether a URI names what is below it, rather than a shard, a pattern of them or a list."""
     path = parse(uri).path
+    if is_web(uri):
+        return path.endswith("/")
     return not path.lower().endswith((*TARS, *LISTS)) and not any(
         sign in path for sign in ("{", "*", JOINED)
     )
 
 
 def _list_remote(uri: str) -> list[str]:
-    from udl_dist.storage.objects import list_tars, open_blob
-
     path = parse(uri).path
     if path.endswith(LISTS):
-        blob = open_blob(uri)
+        blob = Object(uri)
         _refuse_long(blob.name, blob.size)
         return _listed(uri, blob.read(0, blob.size))
     return (
@@ -105,8 +106,6 @@ def _list_remote(uri: str) -> list[str]:
 
 def _matching_far(uri: str) -> list[str]:
     """The objects that a glob in the last part of a URI stands for."""
-    from udl_dist.storage.objects import list_tars
-
     folder, pattern = split(uri)
     if "*" not in parse(uri).path:
         return [uri]
@@ -123,8 +122,6 @@ def _matching_far(uri: str) -> list[str]:
 def subfolders(source: str) -> list[str]:
     """The names of the folders directly below a folder or prefix, hidden ones left out."""
     if is_remote(source):
-        from udl_dist.storage.objects import list_folders
-
         names = list_folders(source)
     else:
         names = [entry.name for entry in os.scandir(as_path(source)) if entry.is_dir()]
@@ -168,7 +165,7 @@ def _beside(source: str, name: str) -> str:
     if is_remote(name) or Path(name).is_absolute():
         return name
     if is_remote(source):
-        return joined(split(source)[0], name)
+        return sibling(source, name)
     return str(
         as_path(name) if name.startswith(("~", "file://")) else as_path(source).parent / name
     )

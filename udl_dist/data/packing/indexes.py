@@ -20,7 +20,8 @@ from udl_dist.data.shards.index import NAME, About, Index, refusal
 from udl_dist.data.shards.indexing import Progress, index_shards
 from udl_dist.data.shards.naming import Naming
 from udl_dist.errors import DataError, UsageError
-from udl_dist.storage.places import is_remote, joined, name_of, split
+from udl_dist.storage.objects import remove, upload
+from udl_dist.storage.uris import is_remote, is_web, joined, name_of, sibling, split
 
 PLAIN = About()
 
@@ -97,11 +98,9 @@ def index(source: str, settings: IndexSettings, progress: Progress | None = None
 def refuse_left_out(index: Index, skip: bool) -> None:
     """Raise DataError if records were left out of an index and nobody asked for that."""
     if index.left_out and not skip:
+        folder = index.shard_path(0)
         raise refusal(
-            [
-                (index.shard_path(0).rpartition("/")[0] + "/" + split(name)[1], fault)
-                for name, fault in index.faults
-            ],
+            [(sibling(folder, split(name)[1]), fault) for name, fault in index.faults],
             index.left_out,
         )
 
@@ -164,8 +163,6 @@ def _upload_index(
     """Index shards in object storage and put the index beside them, so that nobody has to make it
     again.
     """
-    from udl_dist.storage.objects import upload
-
     folder = split(shards[0])[0]
     path = _cached([folder, *shards], cache)
     index_shards(shards, path, about, progress, base=folder, skip=skip)
@@ -185,8 +182,6 @@ def _forget(shards: list[str], cache: Path, about: About) -> About:
                 replace(known, image=about.image, key_dot=about.key_dot) if known.shape else about
             )
     if is_remote(folder):
-        from udl_dist.storage.objects import remove
-
         if _fills_folder(shards) and (beside := index_beside(folder)):
             remove(beside)
     elif _fills_folder(shards):
@@ -199,7 +194,7 @@ def _fills_folder(shards: list[str]) -> bool:
     """Whether the shards are just the tars of one folder; no other index may be called by the
     folder's name.
     """
-    return shards == list_shards(split(shards[0])[0])
+    return not is_web(shards[0]) and shards == list_shards(split(shards[0])[0])
 
 
 def _cached(states: list[str], cache: Path) -> Path:

@@ -24,7 +24,7 @@ from udl_dist.core.config_schema import as_path
 from udl_dist.data.images.coding import encode
 from udl_dist.data.images.kinds import Shape
 from udl_dist.data.loader import order
-from udl_dist.data.loader.selection import nobody
+from udl_dist.data.loader.selection import none_left
 from udl_dist.data.packing.folders import finish_folder, partial_folder
 from udl_dist.data.packing.looking import settled
 from udl_dist.data.packing.settings import PackSettings
@@ -159,7 +159,7 @@ def _split(source: Source, settings: PackSettings) -> dict[str, tuple[Images, ND
     for part, chosen in mixed.items():
         if not chosen[1].size:
             there = len(parts.get(part, parts["train"]))
-            raise nobody(part == "val", settings.held_out_fraction, there, source.name)
+            raise none_left(part == "val", settings.held_out_fraction, there, source.name)
     return mixed
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from udl_dist.errors import DataError
-from udl_dist.storage.places import name_of, split
+from udl_dist.storage.uris import name_of, split
 
 PARTS = {
     "train": "train",

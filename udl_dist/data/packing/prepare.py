@@ -20,14 +20,13 @@ from udl_dist.data.packing.finding import is_prefix, list_shards, subfolders
 from udl_dist.data.packing.indexes import index_of, refuse_left_out, writable
 from udl_dist.data.packing.pack import pack_source
 from udl_dist.data.packing.parts import divided, divided_by_name, part_named
-from udl_dist.data.packing.sequences import indexed, list_sequence
 from udl_dist.data.packing.settings import PackSettings
 from udl_dist.data.packing.sources import identify, open_source
 from udl_dist.data.settings import DataSettings, cache_folder
 from udl_dist.data.shards.index import NAME, About, Index
 from udl_dist.data.shards.indexing import Progress
 from udl_dist.errors import DataError, UsageError
-from udl_dist.storage.places import is_remote, joined, name_of, refuse_scheme, split
+from udl_dist.storage.uris import is_remote, joined, name_of, refuse_scheme, split
 
 CACHE_VERSION = 2
 # pixels: up to here the cache holds npy, read many times faster than PNG; above it PNG, which is
@@ -53,13 +52,6 @@ def prepare(settings: DataSettings, progress: Progress | None = None) -> Prepare
     Raises DataError for what is missing or damaged, UsageError for what cannot be meant.
     """
     settings = settled(settings, progress)
-    if settings.sequential:
-        beside = (
-            (parts_of(settings.held_out, indexed(settings), progress).train,)
-            if settings.held_out
-            else ()
-        )
-        return Prepared(settings, list_sequence(settings), beside, ())
     fraction = 0.0 if settings.held_out else settings.held_out_fraction
     own = replace(settings, held_out_fraction=fraction)
     sources = [
@@ -93,11 +85,6 @@ def settled(settings: DataSettings, progress: Progress | None = None) -> DataSet
     """
     if settings.size and settings.channels:
         return settings
-    if settings.sequential:
-        raise UsageError(
-            "data.sequential: images cannot be looked at before they are read: set data.size and"
-            " data.channels"
-        )
     sources = (settings.source, *settings.more_sources)
     shapes = [_stored_shape(source, settings, progress) for source in sources]
     channels = max(shape[0] for shape in shapes)

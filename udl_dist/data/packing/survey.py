@@ -7,13 +7,10 @@ from math import ceil
 from pathlib import Path
 
 from udl_dist.data.loader.opening import open_streams
-from udl_dist.data.loader.sequential import refuse_few_shards
 from udl_dist.data.packing.prepare import cached, is_packed_at_first_use, parts_of, prepare, settled
-from udl_dist.data.packing.sequences import indexed, list_sequence
 from udl_dist.data.packing.settings import PackSettings
 from udl_dist.data.packing.sources import open_source
 from udl_dist.data.settings import DataSettings
-from udl_dist.storage.places import LOST
 
 
 @dataclass(frozen=True)
@@ -22,19 +19,13 @@ class Survey:
     promises on average.
     """
 
-    records: int  # 0: unknown
+    records: int
     held_out_records: int
     shards: int
     packed: bool
     classes: tuple[str, ...] = ()  # their names, if they have any
     held_out_is: str = ""  # where held-out images come from
     left_out: int = 0  # records that cannot be read and are not in the index
-    lost: str = ""  # the promises that cannot be given
-
-    def refuse_few_shards(self, workers: int) -> None:
-        """Raise UsageError if shards are dealt whole, and are too few."""
-        if self.lost:
-            refuse_few_shards(self.shards, workers)
 
 
 def survey(settings: DataSettings) -> Survey:
@@ -43,8 +34,6 @@ def survey(settings: DataSettings) -> Survey:
     Raises what `prepare` raises.
     """
     settings = settled(settings)
-    if settings.sequential:
-        return _in_sequence(settings)
     sources = (settings.source, *settings.more_sources)
     if all(_is_ready(source, settings) for source in sources):
         train, held_out = open_streams(prepare(settings), 0)
@@ -84,14 +73,6 @@ def _held_out_is(settings: DataSettings, part: str) -> str:
     return part or (
         f"{settings.held_out_fraction:g} of all, by a hash" if settings.held_out_fraction else ""
     )
-
-
-def _in_sequence(settings: DataSettings) -> Survey:
-    """What is known of shards that nobody can look at before: how many there are, and what is held
-    out.
-    """
-    held_out = survey(indexed(settings)).records if settings.held_out else 0
-    return Survey(0, held_out, len(list_sequence(settings)), True, lost=LOST)
 
 
 def _is_ready(source: str, settings: DataSettings) -> bool:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from udl_dist.data.images.kinds import Shape
 from udl_dist.data.shards.naming import KeyDot, Naming
 from udl_dist.errors import DataError
-from udl_dist.storage.places import is_remote, joined, name_of, split
+from udl_dist.storage.uris import is_remote, joined, name_of, split
 
 NAME = "index.udl"
 MAGIC, VERSION = b"UDLINDEX", 3

@@ -39,7 +39,7 @@ from udl_dist.data.shards.records import Group, Hashed, grouped, label_of, wrong
 from udl_dist.data.shards.tar import REPACK, Damage, Data, Member, salvage
 from udl_dist.data.shards.writing import read_part, write_index, write_part
 from udl_dist.errors import DataError
-from udl_dist.storage.places import is_remote, split
+from udl_dist.storage.uris import is_remote, split
 
 MOST_LISTED = 1000  # faults of a shard that the index names; all are counted
 

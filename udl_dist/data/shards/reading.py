@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 from udl_dist.data.shards.index import Index, shown
 from udl_dist.data.shards.tar import Data
 from udl_dist.errors import DataError
-from udl_dist.storage.fetching import Limits, Traffic
-from udl_dist.storage.places import is_remote, name_of
+from udl_dist.storage.objects import Object
 from udl_dist.storage.range_cache import RangeCache
-from udl_dist.storage.ranges import Blob, Window, read_ranges
+from udl_dist.storage.ranges import Window, read_ranges
+from udl_dist.storage.transfers import Limits, Traffic
+from udl_dist.storage.uris import is_remote, name_of
 
 I64 = NDArray[np.int64]
 # shards held open at a time: each takes a file descriptor, and a process has 1,024 as a rule
@@ -121,12 +122,10 @@ class Mapped:
 
 
 class Remote:
-    """A shard in object storage, kept open."""
+    """A shard in object storage."""
 
     def __init__(self, address: str, remote: RemoteAccess) -> None:
-        from udl_dist.storage.objects import open_blob
-
-        self.blob: Blob = open_blob(address, remote.limits, remote.traffic)
+        self.blob = Object(address, remote.limits, remote.traffic)
         self._cache = remote.cache
         self.size, self.stamp = self.blob.size, self.blob.stamp
 
@@ -135,7 +134,7 @@ class Remote:
         return read_ranges(self.blob, ranges, self._cache)
 
     def changed(self) -> str:
-        return self.blob.changed()
+        return ""  # each read is refused if the object was written again
 
 
 @contextlib.contextmanager
@@ -147,10 +146,7 @@ def opened(path: str, empty: bool = False) -> Iterator[tuple[Data, str]]:
         yield b"", f"mtime:{os.stat(path).st_mtime_ns}"
     elif is_remote(path):
         blob = Remote(path, RemoteAccess()).blob
-        try:
-            yield Window(blob), blob.stamp
-        finally:
-            blob.close()
+        yield Window(blob), blob.stamp
     else:
         mapped = Mapped(path)
         with mapped.data:
@@ -253,7 +249,7 @@ class Shards:
         where, expected = self.index.shard_path(shard), self.index.shards[shard]
         handle: Handle = Remote(where, self.access) if self.remote else Mapped(where)
         path = name_of(where)
-        again = f"copy it again, or delete {str(self.index.path)!r} and index it anew"
+        again = f"copy it again, or delete {str(self.index.path)!r} and index again"
         if handle.size != expected.shard_bytes:
             raise DataError(
                 f"shard {path!r} has {handle.size} bytes, its index says {expected.shard_bytes}:"

@@ -25,7 +25,7 @@ from udl_dist.data.shards.index import (
     read_header,
 )
 from udl_dist.errors import DataError
-from udl_dist.storage.places import split
+from udl_dist.storage.uris import split
 
 
 class Part(NamedTuple):

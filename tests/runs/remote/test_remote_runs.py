@@ -1,5 +1,5 @@
 """A run folder in object storage: the same weights from nodes that share nothing else, killed and
-gone on with.
+resumed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.launch.worker import work
 from udl_dist.runs import heartbeat as pulse
-from udl_dist.runs import remote, remote_checkpoints
+from udl_dist.runs import remote as mirror
+from udl_dist.runs import remote_checkpoints
 from udl_dist.runs.heartbeat import HeartbeatWriter
 from udl_dist.runs.lease import Lease
 from udl_dist.runs.remote_launcher import Launcher
@@ -37,7 +39,7 @@ from udl_dist.training.distributed import Ranks
 from udl_dist.training.loop import Report
 
 fixtures = (source,)
-FAR = "s3://bucket/runs/far"
+REMOTE = "s3://bucket/runs/remote"
 
 
 @pytest.fixture(autouse=True)
@@ -45,20 +47,21 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with served() as endpoint:
         yield endpoint
-        # the server keeps what it has as long as this process lives
-        for name in objects.listing(FAR):
-            objects.remove(f"{FAR}/{name}")
+        for name in objects.listing(
+            REMOTE
+        ):  # the server keeps what it has as long as this process lives
+            objects.remove(f"{REMOTE}/{name}")
 
 
-def far(method: str, source: Path, tmp_path: Path, **flags: str) -> Experiment:
-    return wanted(method, source, tmp_path / "unused", run__folder=FAR, **flags)
+def remote(method: str, source: Path, tmp_path: Path, **flags: str) -> Experiment:
+    return wanted(method, source, tmp_path / "unused", run__folder=REMOTE, **flags)
 
 
 def brought(tmp_path: Path, name: str = "brought") -> Path:
     """All of the run as it lies in the storage, on a disk."""
-    for path in objects.listing(FAR):
+    for path in objects.listing(REMOTE):
         (tmp_path / name / path).parent.mkdir(parents=True, exist_ok=True)
-        objects.download(f"{FAR}/{path}", tmp_path / name / path)
+        objects.download(f"{REMOTE}/{path}", tmp_path / name / path)
     return tmp_path / name
 
 
@@ -67,7 +70,7 @@ def lost_at(experiment: Experiment, images: int) -> None:
 
     def hear(report: Report) -> None:
         if report.images >= images and Ranks().is_main:
-            while str(images) not in "".join(objects.listing(f"{FAR}/checkpoints")):
+            while str(images) not in "".join(objects.listing(f"{REMOTE}/checkpoints")):
                 time.sleep(0.01)
             raise KeyboardInterrupt
 
@@ -78,9 +81,9 @@ def lost_at(experiment: Experiment, images: int) -> None:
 def test_a_run_goes_on_from_storage_when_its_node_is_lost(source: Path, tmp_path: Path) -> None:
     flags = {"run__keep_checkpoints": "2", "train__average_half_life": "100"}
     finished(wanted("vae", source, tmp_path / "whole", **flags))
-    lost_at(far("vae", source, tmp_path, **flags), 120)
+    lost_at(remote("vae", source, tmp_path, **flags), 120)
     shutil.rmtree(tmp_path / "cache")  # the next node has nothing
-    ended = finished(far("vae", source, tmp_path, **flags))
+    ended = finished(remote("vae", source, tmp_path, **flags))
     assert ended["images"] == 240
     there = brought(tmp_path)
     assert manifest(there) == manifest(tmp_path / "whole")
@@ -98,35 +101,35 @@ def test_a_run_goes_on_from_storage_when_its_node_is_lost(source: Path, tmp_path
 def test_two_ranks_go_on_from_storage_and_write_one_run(source: Path, tmp_path: Path) -> None:
     flags = {"run__determinism": "elastic"}
     finished(wanted("ae", source, tmp_path / "whole", **flags))
-    lost_at(far("ae", source, tmp_path, **flags), 120)
+    lost_at(remote("ae", source, tmp_path, **flags), 120)
     shutil.rmtree(tmp_path / "cache")
-    gloo.run(2, finished, far("ae", source, tmp_path, **flags))
+    gloo.run(2, finished, remote("ae", source, tmp_path, **flags))
     assert manifest(brought(tmp_path)) == manifest(tmp_path / "whole")
 
 
 def test_a_checkpoint_that_was_not_carried_to_its_end_is_none(source: Path, tmp_path: Path) -> None:
-    lost_at(far("ae", source, tmp_path), 120)
-    names = sorted(objects.listing(f"{FAR}/checkpoints"))
+    lost_at(remote("ae", source, tmp_path), 120)
+    names = sorted(objects.listing(f"{REMOTE}/checkpoints"))
     newest = names[-1].split("/")[0]
-    objects.remove(f"{FAR}/checkpoints/{newest}/manifest.json")
-    folder = RunFolder(remote.working(FAR, "node"))
-    remote_checkpoints.fetch_all(Node(FAR, folder, leads=True))
+    objects.remove(f"{REMOTE}/checkpoints/{newest}/manifest.json")
+    folder = RunFolder(mirror.working(REMOTE, "node"))
+    remote_checkpoints.fetch_all(Node(REMOTE, folder, leads=True))
     assert newest not in [path.name for path in checkpoint.complete(folder.checkpoints)]
 
 
 def test_a_checkpoint_damaged_in_storage_is_passed_over_by_name(
     source: Path, tmp_path: Path
 ) -> None:
-    experiment = far("ae", source, tmp_path, run__keep_checkpoints="9")
+    experiment = remote("ae", source, tmp_path, run__keep_checkpoints="9")
     lost_at(experiment, 180)
     shutil.rmtree(tmp_path / "cache")
-    uri = f"{FAR}/checkpoints/000000000180/networks.safetensors"
+    uri = f"{REMOTE}/checkpoints/000000000180/networks.safetensors"
     content = bytearray(objects.read(uri))
     content[-1] ^= 1
     objects.write(uri, bytes(content))
     ended = finished(experiment)
     assert ended["images"] == 240
-    said = RunFolder(remote.working(FAR, "node")).messages.read_text()
+    said = RunFolder(mirror.working(REMOTE, "node")).messages.read_text()
     assert "passed over" in said
     assert "resumed after 120 images" in said
 
@@ -134,29 +137,29 @@ def test_a_checkpoint_damaged_in_storage_is_passed_over_by_name(
 def test_a_bucket_that_is_gone_is_an_alarm_until_the_last_checkpoint(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    experiment = far("ae", source, tmp_path)
+    experiment = remote("ae", source, tmp_path)
     real = objects.upload
 
-    def upload(path: Path, uri: str, limits: Any = None) -> None:
-        real(path, uri.replace("s3://bucket/", "s3://no-such-bucket/"), limits)
+    def upload(path: Path, uri: str) -> None:
+        real(path, uri.replace("s3://bucket/", "s3://no-such-bucket/"))
 
     monkeypatch.setattr(objects, "upload", upload)
     with pytest.raises(TrainingError, match="could not be written to"):
         finished(experiment)
-    said = RunFolder(remote.working(FAR, "node")).messages.read_text()
+    said = RunFolder(mirror.working(REMOTE, "node")).messages.read_text()
     assert said.count("ALARM: the run folder in object storage") == 1
     assert "ALARM: no checkpoint after 60 images" in said
 
 
 def launcher() -> Launcher:
-    folder = RunFolder(remote.working(FAR, "launcher"))
+    folder = RunFolder(mirror.working(REMOTE, "launcher"))
     folder.path.mkdir(parents=True, exist_ok=True)
-    return Launcher(FAR, folder)
+    return Launcher(REMOTE, folder)
 
 
 def node(leads: bool = True) -> Node:
-    folder = RunFolder(remote.working(FAR, "node"))
-    return Node(FAR, folder, leads)
+    folder = RunFolder(mirror.working(REMOTE, "node"))
+    return Node(REMOTE, folder, leads)
 
 
 def test_heartbeats_of_a_node_come_to_the_launcher() -> None:
@@ -166,7 +169,7 @@ def test_heartbeats_of_a_node_come_to_the_launcher() -> None:
             heartbeats = [HeartbeatWriter(there.folder, rank) for rank in range(2)]
             for heartbeat in heartbeats:
                 heartbeat.beat(24, "phase")
-            there._carry()
+            there._sync()
             here.carry()
             assert {rank: life.images for rank, life in pulse.read_all(here.folder).items()} == {
                 0: 24,
@@ -197,53 +200,68 @@ def test_what_a_node_says_comes_to_the_launcher_once_and_what_is_asked_to_the_no
         assert here.folder.points() == [{"images": 12, "train/loss": 1.0}]
         (here.folder.path / "stop").unlink()
         here.begin_group()
-        # the next group: nothing of the last one is said or asked again
-        with node().carrying() as there:
+        with (
+            node().carrying() as there
+        ):  # the next group: nothing of the last one is said or asked again
             assert not there.folder.stop_asked()
             assert there.folder.failure() is None
             there.folder.say("second")
         here.carry()
         said = here.folder.messages.read_text()
         assert (said.count("first"), said.count("second")) == (1, 1)
-    left = objects.listing(FAR)
+    left = objects.listing(REMOTE)
     assert not [name for name in left if name.startswith((".live", ".ray"))]
     assert {"messages.log", "curves.jsonl"} <= set(left)
 
 
 def test_a_fresh_start_puts_all_of_a_run_aside_in_storage(source: Path, tmp_path: Path) -> None:
-    finished(far("ae", source, tmp_path))
-    before = {name for name in objects.listing(FAR) if not name.startswith(".live")}
+    finished(remote("ae", source, tmp_path))
+    before = {name for name in objects.listing(REMOTE) if not name.startswith(".live")}
     with launcher().carrying() as here:
-        assert here.set_aside() == f"{FAR}/before-1"
+        assert here.set_aside() == f"{REMOTE}/before-1"
         assert here.folder.points() == []
-    assert {name.removeprefix("before-1/") for name in objects.listing(FAR)} - {
+    assert {name.removeprefix("before-1/") for name in objects.listing(REMOTE)} - {
         "messages.log"
     } == before
     remote_checkpoints.fetch_all(node())
-    assert checkpoint.complete(RunFolder(remote.working(FAR, "node")).checkpoints) == []
+    assert checkpoint.complete(RunFolder(mirror.working(REMOTE, "node")).checkpoints) == []
+
+
+def test_empty_objects_that_stand_for_folders_do_no_harm(storage: str) -> None:
+    objects.write(f"{REMOTE}/curves.jsonl", b'{"images": 12}\n')
+    for name in ("", ".ray/", ".live/node/ranks/", "checkpoints/"):
+        url = f"{storage}/bucket/runs/remote/{name}"
+        urllib.request.urlopen(urllib.request.Request(url, b"", method="PUT")).close()
+    assert "curves.jsonl" in objects.listing(REMOTE) and "" not in objects.listing(REMOTE)
+    with launcher().carrying() as here:
+        here.carry()
+        assert here.folder.points() == [{"images": 12}]
+        assert not here.folder.messages.exists(), "no alarm"
+        assert here.set_aside() == f"{REMOTE}/before-1"
+        assert objects.exists(f"{REMOTE}/before-1/curves.jsonl")
 
 
 def test_a_run_that_another_machine_holds_is_refused_with_its_owner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("udl_dist.runs.lease.STALE_SECONDS", 3.0)
-    folder = RunFolder(remote.working(FAR, "launcher"))
+    folder = RunFolder(mirror.working(REMOTE, "launcher"))
     folder.path.mkdir(parents=True)
-    lease = Lease(f"{FAR}/.live/lease.json", folder)
+    lease = Lease(f"{REMOTE}/.live/lease.json", folder)
     lease.take()
     with pytest.raises(UsageError, match="in use by process"):
-        Lease(f"{FAR}/.live/lease.json", folder).take()
-    held = json.loads(objects.read(f"{FAR}/.live/lease.json"))
+        Lease(f"{REMOTE}/.live/lease.json", folder).take()
+    held = json.loads(objects.read(f"{REMOTE}/.live/lease.json"))
     gone = held | {"machine": "another", "owner": "process 7 on elsewhere"}
-    objects.write(f"{FAR}/.live/lease.json", json.dumps(gone).encode())
-    taken = Lease(f"{FAR}/.live/lease.json", folder)
-    taken.take()  # nobody renewed it
-    assert lease._read()["token"] != held["token"]
+    objects.write(f"{REMOTE}/.live/lease.json", json.dumps(gone).encode())
+    second = Lease(f"{REMOTE}/.live/lease.json", folder)
+    second.take()  # the first was not renewed
+    assert json.loads(objects.read(f"{REMOTE}/.live/lease.json"))["token"] != held["token"]
     monkeypatch.setattr("udl_dist.runs.lease.RENEW_SECONDS", 0.0)
     lease._next = 0.0
     assert not lease.renew()
-    taken.drop()
-    assert not objects.exists(f"{FAR}/.live/lease.json")
+    second.drop()
+    assert not objects.exists(f"{REMOTE}/.live/lease.json")
 
 
 @pytest.mark.long
@@ -253,12 +271,12 @@ def test_the_command_is_killed_and_goes_on_from_another_machine(
     flags = {"run__workers": "2", "train__total_images": "9600", "evaluate__every_images": "1200"}
     gloo.run(2, finished, wanted("ae", source, tmp_path / "whole", **flags))
     job = tmp_path / "job.toml"
-    job.write_text(far("ae", source, tmp_path, **flags).to_toml())
+    job.write_text(remote("ae", source, tmp_path, **flags).to_toml())
     command = [sys.executable, "-m", "udl_dist", "train", str(job)]
     first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
     while not any(
-        "000002400/manifest.json" in name for name in objects.listing(f"{FAR}/checkpoints")
+        "000002400/manifest.json" in name for name in objects.listing(f"{REMOTE}/checkpoints")
     ):
         assert first.poll() is None and time.monotonic() < deadline, first.communicate()[1]
         time.sleep(0.1)
@@ -268,13 +286,13 @@ def test_the_command_is_killed_and_goes_on_from_another_machine(
     shutil.rmtree(tmp_path / "cache")
     again = subprocess.run(command, capture_output=True, text=True, timeout=150)
     assert again.returncode == 0, again.stderr
-    assert f"{FAR}: complete after 9,600 images" in again.stdout
+    assert f"{REMOTE}: complete after 9,600 images" in again.stdout
     assert "resumed after" in again.stderr
     there = brought(tmp_path)
     assert manifest(there, 9600) == manifest(tmp_path / "whole", 9600)
     images = [point["images"] for point in RunFolder(there).points()]
     assert images == sorted(set(images))
-    assert not [name for name in objects.listing(FAR) if name.startswith((".live", ".ray"))]
+    assert not [name for name in objects.listing(REMOTE) if name.startswith((".live", ".ray"))]
     third = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (third.returncode, "complete" in third.stdout) == (0, True), third.stderr
 
@@ -286,7 +304,7 @@ def test_the_points_before_a_checkpoint_are_in_storage_with_it(tmp_path: Path) -
     )
     writer.folder.add_point(12, {"train/loss": 1.0})
     remote_checkpoints.push(writer, written, [written])
-    assert json.loads(objects.read(f"{FAR}/curves.jsonl"))["images"] == 12
+    assert json.loads(objects.read(f"{REMOTE}/curves.jsonl"))["images"] == 12
 
 
 def test_storage_that_fails_at_any_call_of_a_save_leaves_whole_checkpoints(
@@ -320,7 +338,7 @@ def test_storage_that_fails_at_any_call_of_a_save_leaves_whole_checkpoints(
             ended = False
         for name, function in real.items():
             monkeypatch.setattr(objects, name, function)
-        reader = Node(FAR, RunFolder(tmp_path / f"reader-{last}"), leads=True)
+        reader = Node(REMOTE, RunFolder(tmp_path / f"reader-{last}"), leads=True)
         remote_checkpoints.fetch_all(reader)
         found = checkpoint.complete(reader.folder.checkpoints)
         assert found, f"all is lost when storage fails at call {last}"

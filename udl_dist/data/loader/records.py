@@ -1,0 +1,109 @@
+"""A batch of images as the stream gives it, the damage in it, and where the time to read it
+went.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from udl_dist.data.images.coding import Pixels
+from udl_dist.data.settings import DataSettings
+from udl_dist.errors import DataError
+
+I64 = NDArray[np.int64]
+Allocate = Callable[[tuple[int, ...]], Pixels]
+
+
+@dataclass(frozen=True)
+class Records:
+    """One rank's share of a global batch."""
+
+    images: Pixels  # uint8 [B, C, H, W]
+    records: I64  # [B] record numbers in the index; behind those of the data sets before it
+    keys: I64  # [B] random, by (seed, epoch, record)
+    record_keys: I64  # [B] random, by (seed, record)
+    labels: I64  # [B], -1: none
+    # What was wrong with records that others replace, by row.
+    damaged: dict[int, str] = field(default_factory=dict)
+
+
+class BadRecordCounter:
+    """Counts damaged records that others replace, and stops the run when they are too many."""
+
+    def __init__(self, settings: DataSettings) -> None:
+        self._settings, self._in_a_row = settings, 0
+        self.lines: dict[str, None] = {}  # what was wrong, in order
+
+    def counted(self, batches: Iterator[Records]) -> Iterator[Records]:
+        """Pass batches on; raise DataError at too many damaged records in a row: a share of all
+        comes too late.
+        """
+        for records in batches:
+            self._count(records)
+            yield records
+
+    def refuse(self, damaged: int, records: int) -> None:
+        """Raise DataError if `damaged` of `records`, over all ranks, are too many."""
+        if damaged > self._settings.damaged_limit * records:
+            limit = f"data.damaged_limit = {self._settings.damaged_limit:g}"
+            raise DataError(
+                f"{damaged} of {records:,} records were damaged, more than {limit} allows: run udl"
+                " check"
+            )
+
+    def _count(self, records: Records) -> None:
+        for row in range(len(records.records)) if records.damaged else ():
+            self._in_a_row = self._in_a_row + 1 if row in records.damaged else 0
+            if self._in_a_row >= self._settings.damaged_in_a_row:
+                cause = records.damaged[row]
+                raise DataError(
+                    f"{cause} ({self._in_a_row} damaged records in a row: run udl check)"
+                )
+        self.lines.update(dict.fromkeys(records.damaged.values()))
+        if not records.damaged:
+            self._in_a_row = 0
+
+
+def unpinned(shape: tuple[int, ...]) -> Pixels:
+    """Ordinary memory for a batch."""
+    return np.empty(shape, np.uint8)
+
+
+class StageSeconds:
+    """Seconds that threads spent in each stage, added up."""
+
+    def __init__(self) -> None:
+        self.seconds = {"read": 0.0, "decode": 0.0}
+        self._lock = threading.Lock()
+
+    def add(self, stage: str, since: float) -> float:
+        """Count the time since `since` to a stage; return now."""
+        now = time.perf_counter()
+        with self._lock:
+            self.seconds[stage] += now - since
+        return now
+
+    def advice(self, settings: DataSettings, remote: bool, wait_share: float) -> str:
+        """One line that names the slowest stage and a cure."""
+        stage, cores = max(self.seconds, key=self.seconds.__getitem__), os.cpu_count() or 1
+        if stage == "read" and remote:
+            cure = (
+                "raise data.block_bytes or data.read_ahead_bytes, or set data.storage_cache_bytes"
+            )
+        elif stage == "read":
+            cure = "put the shards on a faster disk, or set data.order = 'blocks'"
+        elif settings.readers < cores:
+            cure = f"raise data.readers from {settings.readers} (there are {cores} cores)"
+        else:
+            size = settings.size
+            cure = f"pack the images at their training size: udl pack --size {size} --format raw"
+        share = self.seconds[stage] / (sum(self.seconds.values()) or 1.0)
+        waits = f"training waits {wait_share:.0%} of its time for data"
+        return f"{waits}, {share:.0%} of the readers' time is to {stage}: {cure}"
