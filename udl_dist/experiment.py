@@ -122,18 +122,16 @@ def join(values: dict[str, Any], flags: Mapping[str, str], path: Path | None) ->
     return from_dict(config_schema.nest(flat))
 
 
-def job_file(path: Path, kept: str) -> Path:
-    """The file itself; of a run or search folder the file `kept` in it, which holds what was
-    asked.
-    """
+def job_file(path: Path, name: str) -> Path:
+    """The file itself, or of a run or search folder its file `name` of settings."""
     if not path.is_dir():
         return path
-    if not (path / kept).is_file():
+    if not (path / name).is_file():
         raise UsageError(
-            f"{path} is a folder without {kept}, not a job file: images are given as --data.source"
+            f"{path} is a folder without {name}, not a job file: images are given as --data.source"
             f" {path}"
         )
-    return path / kept
+    return path / name
 
 
 def _name_of(source: str) -> str:

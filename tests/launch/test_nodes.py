@@ -243,7 +243,7 @@ def test_a_node_that_sees_another_disk_is_named_before_the_first_step(
     run.mkdir()
     expected = {
         "run": "is not the same on node .*: choose one on a disk that all nodes share",
-        "data": "of the data is not there on node .*: put the shards",
+        "data": "of the data is missing on node .*: put the shards",
     }[where]
     with apart(nodes, tmp_path / where), pytest.raises(ClusterError, match=expected):
         driver.train(wanted("ae", source, run, run__workers="2"), io.StringIO())

@@ -23,7 +23,7 @@ print("ended with", signals.received, flush=True)
 """
 
 
-STOPPING = ["stop\n", "stopping: a checkpoint is written first (once more: at once)\n"]
+STOPPING = ["stop\n", "stopping: a checkpoint is written first (again: end at once)\n"]
 
 
 def started(state: str, times: str) -> subprocess.Popen[str]:

@@ -34,7 +34,7 @@ def test_another_environment_is_kept_and_said_when_a_run_goes_on_in_it(tmp_path:
         torch.set_num_threads(count)
         assert finished(experiment, stop_after=1)["stopped"]
         (tmp_path / "run" / "stop").unlink()
-    first, second = environment.kept(folder.environment)
+    first, second = environment.recorded(folder.environment)
     assert (first["images"], first["workers"], first["device"], first["backend"]) == (
         0,
         1,

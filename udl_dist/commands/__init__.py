@@ -1,8 +1,6 @@
-"""The verbs of the `udl` command, a file for each family: their arguments, one short function each,
-and no logic.
+"""The verbs of the `udl` command: argument parsers and one short function each.
 
-A file's `add` hands its parsers over. What a verb does is imported when it runs, so that `udl
---help` stays quick.
+A verb imports what it needs when it runs, so that `udl --help` stays quick.
 """
 
 from __future__ import annotations
@@ -24,9 +22,7 @@ Verbs = Any  # what argparse's add_subparsers gives; its type has no public name
 def new_verb(
     verbs: Verbs, name: str, settings: type | None = None, **about: Any
 ) -> argparse.ArgumentParser:
-    """A parser for the verb `name`, which takes --json; what `settings` declares is listed below
-    its help.
-    """
+    """A parser for the verb `name`, with --json; lists the settings that `settings` declares."""
     if settings:
         from udl_dist.core.config_schema import describe
 
@@ -42,7 +38,7 @@ def new_verb(
 def new_runner(
     verbs: Verbs, name: str, job: str, dry: str, **about: Any
 ) -> argparse.ArgumentParser:
-    """A parser for a verb that runs a job file: `job` and `dry` say what these are to it."""
+    """A parser for a verb that runs a job file; `job` and `dry` are the help of these arguments."""
     verb = new_verb(verbs, name, **about)
     verb.add_argument("job", type=Path, nargs="?", help=job)
     verb.add_argument("--dry-run", action="store_true", help=dry)
@@ -54,13 +50,13 @@ def new_runner(
 
 
 def refuse_flags(flags: Mapping[str, str], verb: str) -> None:
-    """Raise UsageError for flags of a verb that knows none beside its own arguments."""
+    """Raise UsageError for flags of a verb that has no settings."""
     if flags:
         raise UsageError(f"unknown flag --{next(iter(flags))} (see udl {verb} --help)")
 
 
 def show(lines: Sequence[str], figures: dict[str, Any], as_json: bool) -> None:
-    """Print what a verb found; a terminal that has been closed meanwhile changes no exit code."""
+    """Print the result of a verb; a terminal closed meanwhile changes no exit code."""
     try:
         print(json.dumps(figures) if as_json else "\n".join(lines), flush=True)
     except OSError as error:
@@ -71,7 +67,7 @@ def show(lines: Sequence[str], figures: dict[str, Any], as_json: bool) -> None:
 
 
 def tell(line: str) -> None:
-    """A line on stderr, beside what a verb prints in the end."""
+    """Print a line on stderr; stdout is for the result."""
     print(line, file=sys.stderr, flush=True)
 
 

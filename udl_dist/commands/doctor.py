@@ -88,7 +88,7 @@ def judged(job: Job, found: dict[str, Any], began: float) -> Iterator[Check]:
         )
     if unindexed := [source for source in found["sources"] if source not in found["indexed"]]:
         yield Check(
-            "index", f"none beside {unindexed[0]}: the job makes it first; once by hand: udl index"
+            "index", f"none for {unindexed[0]}: the job makes it first; or make it with udl index"
         )
     else:
         yield Check("index", "is there, or is made with the packed images")

@@ -68,7 +68,7 @@ def _probe(experiment: Any) -> dict[str, Any]:
         shards = [source for source in sources if source not in packed]
         arguments = (folders, secret, shards, experiment.track.key_file)
         here = survey(*arguments)
-        # nobody else packs
+        # only the head packs
         here["sources"] |= {source: _told(_packable, source) for source in packed}
         return {
             "places": _places(experiment),

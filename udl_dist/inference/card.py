@@ -47,7 +47,7 @@ def text(
     origin = model.origin
     metrics = io.metrics_in(origin.folder / io.NAME, [])
     of_all, of_some = io.shared_protocols(metric.protocol for metric in metrics.values())
-    entries = environment.kept(RunFolder(origin.folder).environment)
+    entries = environment.recorded(RunFolder(origin.folder).environment)
     return template.from_string(Path(__file__).with_suffix(".md.jinja").read_text("utf-8")).render(
         model=model,
         origin=origin,

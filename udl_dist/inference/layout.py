@@ -53,7 +53,7 @@ def described(path: Path) -> dict[str, Any]:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The configuration, with its files verified; raise DataError that names what is wrong."""
-    # A pickle runs code when it is loaded: nobody should take one for the weights.
+    # A pickle runs code when it is loaded: it must not pass for the weights.
     if pickles := [path.name for path in folder.iterdir() if path.suffix.lower() in PICKLES]:
         raise DataError(
             f"{folder} holds {min(pickles)!r}, which may be a pickle and run code: a model is "

@@ -1,6 +1,4 @@
-"""What a run will do, known before it starts: records, steps, shares, parameters, memory. Needs no
-torch, no Ray.
-"""
+"""What a run will do, before it starts: records, steps, parameters, memory; imports no torch."""
 
 from __future__ import annotations
 
@@ -27,9 +25,7 @@ IDLE_BYTES = 320 * 2**20
 
 @dataclass(frozen=True)
 class Plan:
-    """The figures of a plan; `memory_bytes` is an estimate of one rank's peak, on its device and
-    its host together.
-    """
+    """A plan; `memory_bytes` is an estimate of one rank's peak, device and host together."""
 
     folder: str
     method: str
@@ -143,9 +139,7 @@ def checked_plan(experiment: Experiment) -> Plan:
 
 
 def plan_here(experiment: Experiment) -> Plan:
-    """The plan of a run on this machine or on a cluster; raise UsageError for one that plainly does
-    not fit here.
-    """
+    """The plan of a run; raises UsageError if it cannot possibly fit into this machine."""
     made = plan(experiment)
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     # The estimate is too high rather than too low, and a GPU has memory of its own: twice what is
@@ -160,9 +154,7 @@ def plan_here(experiment: Experiment) -> Plan:
 
 
 def plan(experiment: Experiment) -> Plan:
-    """Work out the plan; raise UsageError or DataError for whatever can be refused before a machine
-    is taken.
-    """
+    """The plan of a run; raises UsageError or DataError for all that can be refused now."""
     experiment = experiment.replace(data=settled(experiment.data))
     train, run = experiment.train, experiment.run
     least, workers = run.least_workers, run.most_workers
@@ -224,7 +216,7 @@ def plan(experiment: Experiment) -> Plan:
 
 
 def _refuse_best(best: str, held_out: int) -> None:
-    """Refuse what no validation will report, as far as it can be told without torch."""
+    """Refuse a metric that no validation will report, as far as is known without torch."""
     if best and not best.startswith("val/"):
         raise UsageError(f"run.best = {best!r} is not a held-out metric: those begin with val/")
     if best and not held_out:
@@ -235,7 +227,7 @@ def _refuse_best(best: str, held_out: int) -> None:
 
 
 def _refuse_lone_images(experiment: Experiment, networks: Mapping[str, Any]) -> None:
-    """Batch normalisation of one image has no variance to divide by: torch raises in the worker."""
+    """Batch normalisation of one image has no variance: torch would raise in the worker."""
     train, workers = experiment.train, experiment.run.most_workers
     mixing = [name for name, network in networks.items() if network.mixes_images]
     if mixing and train.batch_size // workers // train.accumulate < 2:
@@ -247,7 +239,7 @@ def _refuse_lone_images(experiment: Experiment, networks: Mapping[str, Any]) -> 
 
 
 def _refuse_inelastic(experiment: Experiment, networks: Mapping[str, Any]) -> None:
-    """Whatever stands in the way of the same bits in any world."""
+    """Refuse settings that cannot give the same bits at every world size."""
     train, run = experiment.train, experiment.run
     asked = "run.determinism = elastic cuts a batch into 12 parts"
     if train.VIRTUAL_RANKS % run.least_workers:

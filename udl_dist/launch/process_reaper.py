@@ -1,9 +1,8 @@
-"""A process beside a private Ray: when whoever started that Ray is gone, however it went, nothing
-of it stays.
+"""Kills leftover processes of a private Ray if the process that started it dies.
 
-Ray's own processes watch their parent, but two of its agents try for minutes to tell a head that is
-gone too. Knows no Ray: it finds the processes by a mark in their environment, and by who started
-them.
+Ray's own processes watch their parent, but two of its agents keep trying to reach a dead head for
+minutes. This file imports no Ray: it runs as a script, and finds the processes by a mark in their
+environment and by their parents.
 """
 
 from __future__ import annotations
@@ -21,29 +20,26 @@ from pathlib import Path
 from typing import NamedTuple
 
 VARIABLE = "UDL_GUARDED_BY"
-GRACE_SECONDS = 3.0  # for them to end by themselves
-LOOK_SECONDS = 5.0  # between looks at who belongs to it, some hundredths of a second of work each
+GRACE_SECONDS = 3.0  # for the processes to end by themselves
+LOOK_SECONDS = 5.0  # between two scans of /proc, which take some hundredths of a second
 
 
 class Process(NamedTuple):
-    """A process, told from a later one of the same number by when it began, in ticks since the
-    machine started.
-    """
+    """A process; its start, in ticks since boot, distinguishes it from a later one."""
 
     number: int
     began: int
 
 
 class ProcessReaper:
-    """The end of it in the process that starts Ray, which does so within `marking`; `close` when it
-    is over.
+    """Starts the script; the caller starts Ray within `marking`, and calls `close` after its end.
 
-    The pipe to the reaper is closed by the system if this process is killed.
+    If the caller is killed, the system closes the pipe to the script.
     """
 
     def __init__(self) -> None:
         self._mark = uuid.uuid4().hex
-        # A session of its own: Ctrl-C on a terminal is sent to all of a group.
+        # In a session of its own, because Ctrl-C on a terminal reaches a whole process group.
         self._process = subprocess.Popen(
             [sys.executable, "-I", __file__, self._mark],
             stdin=subprocess.PIPE,
@@ -52,7 +48,7 @@ class ProcessReaper:
 
     @contextlib.contextmanager
     def marking(self) -> Iterator[None]:
-        """Whatever is started meanwhile has the mark, and so has what that starts."""
+        """Processes started meanwhile, and their descendants, inherit the mark."""
         os.environ[VARIABLE] = self._mark
         try:
             yield
@@ -60,38 +56,34 @@ class ProcessReaper:
             del os.environ[VARIABLE]
 
     def close(self) -> None:
-        """Have what is left ended, and wait for that."""
+        """Kill what is left of Ray, and wait for that."""
         self._process.communicate()
 
 
 def family(mark: str) -> set[Process]:
-    """The processes with the mark in their environment, and all that descend from them.
+    """The processes with the mark in their environment, and all their descendants.
 
-    A process that sets its title writes over its environment, the mark perhaps with it: Ray's
-    agents do. Who started it is still told, as long as that one lives.
+    Ray's agents set their title, which may overwrite the mark; their parent is still known as long
+    as it lives.
     """
     parents: dict[Process, int] = {}
     found: set[Process] = set()
     for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has just ended, or it is somebody else's
+        with contextlib.suppress(OSError):  # it has just ended, or belongs to another user
             process, parent = _read(entry)
             parents[process] = parent
             if f"{VARIABLE}={mark}".encode() in (entry / "environ").read_bytes():
                 found.add(process)
-    while (
-        more := {
-            each for each, parent in parents.items() if parent in {one.number for one in found}
-        }
-        - found
-    ):
-        found |= more
-    return found
+    while True:
+        numbers = {process.number for process in found}
+        children = {process for process, parent in parents.items() if parent in numbers}
+        if children <= found:
+            return found
+        found |= children
 
 
 def _read(entry: Path) -> tuple[Process, int]:
-    """A process and the number of its parent; raise ProcessLookupError if it has ended and waits to
-    be asked for.
-    """
+    """A process and the number of its parent; raises ProcessLookupError for a zombie."""
     number, _, rest = (entry / "stat").read_text().partition(" ")
     state, parent, *others = rest.rpartition(")")[2].split()
     if state == "Z":
@@ -107,9 +99,7 @@ def alive(process: Process) -> bool:
 
 
 def watch(mark: str) -> None:
-    """Look who belongs to it until the pipe is closed, then wait for them, and end those that
-    stay.
-    """
+    """Collect the processes until the pipe is closed, wait for them, kill those that stay."""
     known = family(mark)
     while not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
         known |= family(mark)
@@ -117,7 +107,7 @@ def watch(mark: str) -> None:
     deadline = time.monotonic() + GRACE_SECONDS
     while any(map(alive, known)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    # Again and again: who is ended last may have started somebody meanwhile.
+    # Repeated, because a process may have started another one before it was killed.
     while left := {each for each in known | family(mark) if alive(each)}:
         known |= left
         for process in left:

@@ -1,8 +1,4 @@
-"""How Ray is started or joined: which modules its workers import, where its sockets lie, and
-whether a cluster answers.
-
-Knows how `ray.init` is called and no run; clusters.py calls it.
-"""
+"""How Ray is started or joined: the workers' module path, short socket paths, a reachable head."""
 
 from __future__ import annotations
 
@@ -23,9 +19,8 @@ from typing import Any
 from udl_dist.errors import ClusterError, UsageError
 
 ANSWER_SECONDS = 5.0  # for the head of a cluster to answer
-# Ray's sockets lie some 65 letters below its temporary folder, and Linux takes no socket path
-# beyond 107.
-LONGEST_TEMPORARY = 40
+# Ray adds some 65 characters to its temporary folder; Linux limits a socket path to 107.
+MAX_TEMPORARY = 40
 SHORT_FOLDERS = ("/tmp", "/dev/shm")
 # The opening of an HTTP/2 connection, which gRPC uses: a fixed text and an empty SETTINGS frame.
 HTTP2_OPENING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -33,22 +28,21 @@ SETTINGS_FRAME = 4
 
 
 def search_path() -> list[str]:
-    """Where this process looks for modules, for processes that are to use the same."""
+    """The module path of this process, absolute, for its workers."""
     return [str(Path(entry).absolute()) for entry in sys.path]
 
 
 def job_config() -> Any:
-    """The configuration of our job on a Ray: its workers search for modules where this process
-    does.
+    """Ray's job configuration with the module path of this process for the workers.
 
-    Ray by itself puts the current folder before everything else, so that a `numpy.py` or another
-    `udl_dist` there would be imported by the workers and not by the command.
+    By itself Ray puts the current folder first, so that workers would import a `numpy.py` or
+    another `udl_dist` from there.
     """
     from ray.job_config import JobConfig
 
     class WithOurPath(JobConfig):  # type: ignore[misc]
         @property
-        # each worker inserts one after the other at the front
+        # Each worker inserts the entries at the front, one by one: hence reversed.
         def _py_driver_sys_path(self) -> list[str]:
             return search_path()[::-1]
 
@@ -60,11 +54,9 @@ def job_config() -> Any:
 
 @functools.cache
 def short_folder() -> str:
-    """A folder of this process for Ray's sockets, if the path of the usual one is too long for
-    them; else "".
-    """
+    """A temporary folder with a short path, if the usual one is too long for sockets; else ""."""
     usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    if len(os.fsencode(usual)) <= LONGEST_TEMPORARY:
+    if len(os.fsencode(usual)) <= MAX_TEMPORARY:
         return ""
     for place in SHORT_FOLDERS:
         with contextlib.suppress(OSError):
@@ -73,16 +65,15 @@ def short_folder() -> str:
             return folder
     raise ClusterError(
         f"TMPDIR {usual} is too long for Ray's sockets, and {' and '.join(SHORT_FOLDERS)} cannot be"
-        f" written to: set TMPDIR to a folder of at most {LONGEST_TEMPORARY} letters"
+        f" written to: set TMPDIR to a folder of at most {MAX_TEMPORARY} characters"
     )
 
 
 @contextlib.contextmanager
 def hangups_blocked() -> Iterator[None]:
-    """Processes that are started meanwhile never get SIGHUP, which a closing terminal sends to all
-    it started.
+    """Processes started meanwhile ignore SIGHUP, which a closing terminal sends to all of them.
 
-    The process that started them decides what is to become of them.
+    The driver gets it, writes a checkpoint and ends them.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
@@ -92,14 +83,13 @@ def hangups_blocked() -> Iterator[None]:
 
 
 def refuse_silent(address: str) -> None:
-    """Raise UsageError for what is not the address of a head, ClusterError if nobody answers there
-    as a head does.
+    """Raise UsageError for a malformed address, ClusterError if no head of a cluster answers there.
 
-    Ray itself would try for minutes.
+    Ray itself would keep trying for minutes.
     """
     named, address = address, os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
     if not address:
-        return  # Ray looks for one on this machine and says at once that there is none
+        return  # Ray looks on this machine and reports at once if there is none
     found = re.fullmatch(r"\[?([^/\s]+?)\]?:(\d{1,5})", address)
     if not found or not 0 < int(found[2]) < 2**16:
         which = "RAY_ADDRESS" if named == "auto" else "address"
@@ -114,7 +104,7 @@ def refuse_silent(address: str) -> None:
                 connection.sendall(HTTP2_OPENING)
                 answer = connection.recv(9, socket.MSG_WAITALL)
                 if len(answer) < 9 or answer[3] != SETTINGS_FRAME:
-                    raise ConnectionError("something else answers there")
+                    raise ConnectionError("another program answers there")
     except OSError as error:
         raise ClusterError(
             f"no Ray at {address} ({error.strerror or error}): is the cluster up, and is that the"

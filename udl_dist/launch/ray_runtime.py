@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from udl_dist.errors import ClusterError
-from udl_dist.launch import module_check, ray_options
+from udl_dist.launch import nodes, ray_options
 from udl_dist.launch.process_reaper import ProcessReaper
 from udl_dist.launch.recovery import one_line
 
@@ -47,7 +47,7 @@ def start(address: str, verbose: bool) -> bool:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if (known := sys.modules.get("ray")) and known.is_initialized():
-        module_check.refuse_others()
+        nodes.refuse_other_modules()
         return False
     if address:
         ray_options.refuse_silent(address)
@@ -77,7 +77,7 @@ def start(address: str, verbose: bool) -> bool:
     if not verbose:
         _silence_ray()
     try:
-        module_check.refuse_others()
+        nodes.refuse_other_modules()
     except ClusterError:
         end()
         raise

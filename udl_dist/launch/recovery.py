@@ -40,7 +40,7 @@ class Cause:
 def judge(
     folder: RunFolder, raised: Mapping[int, BaseException], max_failures: int, otherwise: str = ""
 ) -> None:
-    """Keep and say why the workers start again; fail the run if that would be in vain or too often.
+    """Record why the workers restart; fail the run if a restart would not help or is one too many.
 
     `otherwise` is what to say where no rank has a word to say of it.
     """
@@ -73,7 +73,7 @@ def judge(
 def first_cause(
     folder: RunFolder, raised: Mapping[int, BaseException], otherwise: str = ""
 ) -> Cause:
-    """The first error among those of all ranks and of processes that died."""
+    """The first error among those of all ranks and of dead processes."""
     heartbeats = read_all(folder)
     causes = [
         _cause(folder, rank, raised.get(rank), heartbeats.get(rank))
@@ -93,9 +93,7 @@ def first_cause(
 def _cause(
     folder: RunFolder, rank: int, error: BaseException | None, beat: Heartbeat | None
 ) -> Cause | None:
-    """What a rank has to say: its own error, a crash, a hang, a death, an echo, in the order of
-    weight.
-    """
+    """Why one rank failed: an error of its own, a crash, a hang, a death or an echo."""
     images = beat.images if beat else 0
     text = one_line(error) if error else ""
     gone = bool(beat and beat.machine == machine() and not beat.here)
@@ -113,9 +111,7 @@ def _cause(
 
 
 def _crash(folder: RunFolder, beat: Heartbeat) -> str:
-    """The name of the crash that a process left in its file of stacks, such as a segmentation
-    fault.
-    """
+    """The crash that a process wrote to its stacks file, such as a segmentation fault."""
     try:
         with stacks_path(folder, beat.rank).open("rb") as file:
             file.seek(beat.stacks_from)
@@ -129,12 +125,12 @@ def _crash(folder: RunFolder, beat: Heartbeat) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The last line of a message that may hold a whole traceback."""
+    """The last line of a message, which may be a whole traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:300] if lines else type(error).__name__
 
 
 def as_error(exit_code: int, message: str) -> UdlError:
-    """The refusal a worker left, as the class of its exit code."""
+    """A worker's refusal, as the error class of its exit code."""
     kinds = {kind.exit_code: kind for kind in UdlError.__subclasses__()}
     return kinds.get(exit_code, TrainingError)(message)

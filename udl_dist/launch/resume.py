@@ -1,4 +1,4 @@
-"""Go on from the newest checkpoint: rank 0 finds, verifies and reads it, the others receive it."""
+"""Resume from the newest checkpoint: rank 0 finds, verifies and reads it, the others receive it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ def resume(
     state: TrainState,
     stream: Stream,
 ) -> tuple[int, LoopState]:
-    """Restore the newest whole checkpoint, the same on every rank; return its images and what came
-    with it.
+    """Restore the newest complete checkpoint on every rank; return its images and the loop's state.
 
-    `node` is there if the run folder is in object storage. Raise TrainingError for a checkpoint of
-    another method or of other networks, DataError where the images seen so far were others.
+    `node` is given if the run folder is in object storage. Raises TrainingError for a checkpoint of
+    another method or of other networks, DataError if the images seen so far were different ones.
     """
     found = -1
     if ranks.is_main:
@@ -54,17 +53,16 @@ def resume(
         )
     if facts["data"] != stream.fingerprint:
         raise DataError(
-            f"the first {images:,} images of this run were others ({_difference(folder, stream)}): "
-            "give back the shards it was started with, or choose another --run.folder"
+            f"the first {images:,} images of this run were different ones"
+            f" ({_difference(folder, stream)}): "
+            "restore the shards it was started with, or choose another --run.folder"
         )
     state.restore(files)
     return images, LoopState(**facts.get("kept", {}))
 
 
 def _from_rank_zero(path: Path, ranks: Ranks) -> dict[str, bytes]:
-    """The files of a checkpoint that rank 0 has verified: it alone reads them, whatever the number
-    of ranks.
-    """
+    """The files of a checkpoint by name, read and verified by rank 0 alone, sent to the others."""
     files = checkpoint.contents(path) if ranks.is_main else {}
     names = json.loads(ranks.broadcast_bytes(json.dumps(list(files)).encode()))
     return {name: ranks.broadcast_bytes(files.get(name, b"")) for name in names}
@@ -73,12 +71,11 @@ def _from_rank_zero(path: Path, ranks: Ranks) -> dict[str, bytes]:
 def _difference(folder: RunFolder, stream: Stream) -> str:
     """The first shard that is not what it was when the run began."""
     if not folder.data.exists():
-        return "their list is gone"
+        return "their list is missing"
     before, now = json.loads(folder.data.read_text(encoding="utf-8")), stream.shards()
     for path in sorted(before | now):
         if before.get(path) != now.get(path):
             return (
-                f"shard {path!r} was: {before.get(path, 'not there')}; is:"
-                f" {now.get(path, 'not there')}"
+                f"shard {path!r} was: {before.get(path, 'missing')}; is: {now.get(path, 'missing')}"
             )
-    return "the shards are the same: another selection, size or order of them is asked for"
+    return "the shards are equal, but their selection, size or order is not"

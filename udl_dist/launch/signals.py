@@ -1,6 +1,4 @@
-"""What SIGINT, SIGTERM and SIGHUP mean to a run: first a checkpoint, then, asked again, an end.
-Knows no Ray.
-"""
+"""SIGINT, SIGTERM, SIGHUP: the first asks for a checkpoint and the end, the second ends at once."""
 
 from __future__ import annotations
 
@@ -12,11 +10,9 @@ from typing import Any
 
 
 class Signals:
-    """A context in which the first signal calls `stop` and the second ends the process with 128 +
-    its number.
+    """A context in which the first signal calls `stop` and the second exits with 128 + its number.
 
-    Before `started` there is nothing to keep: the first signal ends the process. Off the main
-    thread (a notebook's worker, a test) it does nothing.
+    Until `started()` the first signal exits too. Off the main thread it does nothing.
     """
 
     def __init__(
@@ -27,13 +23,11 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Take the signals; again once Ray is up, whose core takes SIGTERM for a crash and prints
-        its stack.
-        """
+        """Install the handlers; again after Ray has started, which replaces that of SIGTERM."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-                    continue  # nohup: the run is to go on when its terminal closes
+                    continue  # nohup: the run continues when its terminal closes
                 self._before.setdefault(number, signal.signal(number, self._handle))
 
     def __enter__(self) -> Signals:
@@ -49,8 +43,8 @@ class Signals:
         if not self._started():
             self._say("stopped before anything was trained")
             os._exit(128 + number)
-        # Ray ended from here would end this process too, in the midst and with 1
+        # Not ray.shutdown(): from a signal handler it would end this process with exit code 1.
         if len(self.received) > 1:
             os._exit(128 + number)
         self._stop()
-        self._say("stopping: a checkpoint is written first (once more: at once)")
+        self._say("stopping: a checkpoint is written first (again: end at once)")

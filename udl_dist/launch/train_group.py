@@ -220,7 +220,7 @@ def _worker_main(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _storage(where: str) -> dict[str, Any]:
-    """Where Ray keeps what nobody reads: a place that all nodes see, or it refuses to start."""
+    """Ray's storage_path; we read nothing of it, but Ray requires one that all nodes see."""
     if not is_remote(where):
         return {"storage_path": str(Path(where) / ".ray")}
     uri = parse(joined(where, ".ray"))

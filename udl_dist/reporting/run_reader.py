@@ -146,7 +146,7 @@ def read_run(folder: Path | str) -> RunRecord:
     record.followed = io.followed_in(run.followed, faults)
     record.messages = io.read_text(run.messages).splitlines()
     record.shards = {name: str(about) for name, about in io.read_json(run.data, faults).items()}
-    environments = environment.kept(run.environment)[-MOST_ENVIRONMENTS:]
+    environments = environment.recorded(run.environment)[-MOST_ENVIRONMENTS:]
     record.environments = [(one["images"], environment.in_words(one)) for one in environments]
     record.complete = bool(io.read_json(run.result, faults))
     failure = run.failure()

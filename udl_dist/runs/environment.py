@@ -57,7 +57,7 @@ def here(ranks: Ranks, arithmetic: Mapping[str, str]) -> dict[str, Any]:
 
 def keep(folder: RunFolder, ranks: Ranks, arithmetic: Mapping[str, str], images: int) -> None:
     """Record the environment after `images`, and report what differs from the last one."""
-    before, now = kept(folder.environment), here(ranks, arithmetic)
+    before, now = recorded(folder.environment), here(ranks, arithmetic)
     last = before[-1] if before else {}
     if all(last.get(name) == value for name, value in now.items()):
         return
@@ -76,7 +76,7 @@ def keep(folder: RunFolder, ranks: Ranks, arithmetic: Mapping[str, str], images:
         folder.say(f"resumes after {images} images in another environment: {'; '.join(changed)}")
 
 
-def kept(path: Path) -> list[dict[str, Any]]:
+def recorded(path: Path) -> list[dict[str, Any]]:
     """The environments of a run in order; damaged lines are skipped."""
     found = []
     for line in files.whole_lines(path):
