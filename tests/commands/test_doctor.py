@@ -91,7 +91,7 @@ def test_what_else_fails_has_its_line() -> None:
     job = jobs.load(JOBS / "ae_digits.toml", {})
     lines = [check.line() for check in judged(job, answers() | {"indexed": []}, time.time())]
     assert (
-        "ok   index      none beside /shards: the job makes it first; once by hand: udl index"
+        "ok   index      none for /shards: the job makes it first; or make it with udl index"
         in lines
     )
 
