@@ -78,8 +78,7 @@ WITHOUT_TORCH = {
         "data.settings",
         "training.settings",
         "evaluation.settings",
-        "runs.run_folder",
-        "runs.tracking",
+        "runs.settings",
         "methods",
     },
     "launch/plan.py": {

@@ -20,8 +20,7 @@ from udl_dist.core import config_schema
 from udl_dist.data.settings import DataSettings
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import EvaluateSettings
-from udl_dist.runs.run_folder import RunSettings
-from udl_dist.runs.tracking import TrackSettings
+from udl_dist.runs.settings import RunSettings, TrackSettings
 from udl_dist.training.settings import TrainSettings
 
 # Removed settings. Run folders of earlier releases spell their defaults, so a value that is off is

@@ -15,12 +15,14 @@ import pytest
 
 from tests.runs.tracked import unwell
 from udl_dist.errors import UsageError
-from udl_dist.runs.tracking import TrackSettings, read_key, resolved
+from udl_dist.runs.settings import TrackSettings
+from udl_dist.runs.tracking import read_key, resolved
 
 TRACK = """
 import contextlib, os, signal, sys, time
 from pathlib import Path
-from udl_dist.runs.tracking import Tracker, TrackSettings
+from udl_dist.runs.settings import TrackSettings
+from udl_dist.runs.tracking import Tracker
 folder, mode, after = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 said = []
 began = time.monotonic()

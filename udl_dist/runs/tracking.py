@@ -11,33 +11,19 @@ import queue
 import threading
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from udl_dist.core.config_schema import as_path, setting
+from udl_dist.core.config_schema import as_path
 from udl_dist.errors import UsageError
 from udl_dist.runs import wandb_environment
+from udl_dist.runs.settings import TrackSettings
 
 INIT_SECONDS = 8.0
 FINISH_SECONDS = 20.0
 STARTS = 3  # of W&B's service, in one start of a run
 Item = tuple[int, dict[str, Any]]  # images seen, and metrics or pictures by name
-
-
-@dataclass(frozen=True)
-class TrackSettings:
-    mode: Literal["auto", "online", "offline", "off"] = setting(
-        "auto",
-        "Weights & Biases: auto is what WANDB_MODE or `wandb offline` says, else online where there"
-        " is a key and the server answers, else offline",
-    )
-    project: str = setting("udl-dist", "the W&B project")
-    group: str = setting("", "the W&B group; empty: none")
-    key_file: str = setting(
-        "", "a file that holds the W&B key; empty: W&B's own ways (environment, netrc)"
-    )
-    pictures: bool = setting(False, "also send the picture grids")
 
 
 class Tracker:

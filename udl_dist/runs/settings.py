@@ -1,0 +1,96 @@
+"""The settings of a run: its folder, workers and checkpoints, and its tracking."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from udl_dist.core.config_schema import setting
+from udl_dist.errors import UsageError
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    folder: str = setting(
+        "",
+        "the folder of the run, a path or s3://…; empty: runs/ and the job file's name",
+    )
+    workers: int | str = setting(
+        1,
+        "DDP workers, one a GPU, or one a CPU core without GPUs; '2..8': as many as fit, more or"
+        " fewer as nodes come and go",
+        low=1,
+    )
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: GPUs if the cluster has any")
+    cpus_per_worker: int = setting(1, "CPU cores that each worker takes", low=1)
+    address: str = setting(
+        "", "a Ray cluster to join; empty: a private Ray on this machine, ended with the run"
+    )
+    place_seconds: float = setting(
+        0.0,
+        "seconds that the start waits for nodes, which an autoscaler may start; "
+        "with GPUs say run.device = 'cuda' too",
+        low=0,
+    )
+    max_failures: int = setting(3, "times that Ray starts the workers again after one dies", low=0)
+    hang_seconds: float = setting(
+        60.0,
+        "seconds without a step after which a worker hangs, and all start again; 0: never",
+        low=0,
+    )
+    checkpoint_images: int = setting(
+        0,
+        "images between checkpoints, besides those of validations; 0: ten times a run, "
+        "or evaluate.every_images",
+        low=0,
+    )
+    checkpoint_seconds: float = setting(
+        600.0, "seconds between checkpoints at most; 0: by images alone", low=0
+    )
+    keep_checkpoints: int = setting(2, "newest checkpoints that stay, besides the best one", low=1)
+    best: str = setting(
+        "", "held-out metric whose least value marks the best checkpoint; empty: the method's own"
+    )
+    determinism: Literal["none", "world", "elastic"] = setting(
+        "world",
+        "weights are the same to the bit with the same workers; elastic: with 1, 2, 3, 4, 6 or 12,"
+        " slower; none: a GPU takes its fastest algorithms, which differ in their last bits each"
+        " time",
+    )
+    fresh: bool = setting(False, "move what the folder has into before-N, and start again")
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least_workers <= self.most_workers:
+            raise UsageError(
+                f"run.workers = {self.workers!r}: say a number, or a range such as '2..8'"
+            )
+
+    @property
+    def least_workers(self) -> int:
+        return self._range()[0]
+
+    @property
+    def most_workers(self) -> int:
+        return self._range()[1]
+
+    def _range(self) -> tuple[int, int]:
+        if isinstance(self.workers, int):
+            return self.workers, self.workers
+        found = re.fullmatch(r"(\d{1,6})\.\.(\d{1,6})", self.workers.replace(" ", ""))
+        return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+@dataclass(frozen=True)
+class TrackSettings:
+    mode: Literal["auto", "online", "offline", "off"] = setting(
+        "auto",
+        "Weights & Biases: auto is what WANDB_MODE or `wandb offline` says, else online where there"
+        " is a key and the server answers, else offline",
+    )
+    project: str = setting("udl-dist", "the W&B project")
+    group: str = setting("", "the W&B group; empty: none")
+    key_file: str = setting(
+        "", "a file that holds the W&B key; empty: W&B's own ways (environment, netrc)"
+    )
+    pictures: bool = setting(False, "also send the picture grids")
