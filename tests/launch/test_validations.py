@@ -15,8 +15,8 @@ from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import COST, EvaluateSettings
+from udl_dist.launch.notices import SHARE_AFTER_SECONDS, ValidationTime
 from udl_dist.launch.plan import checked_plan, plan
-from udl_dist.launch.recorder import SHARE_AFTER_SECONDS, ValidationTime
 from udl_dist.training import checkpoint
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from udl_dist.training.meter import Pace
+from udl_dist.launch.notices import Pace
 
 
 def point(speed: float, mebibytes: int) -> dict[str, float]:

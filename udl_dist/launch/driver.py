@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any, TextIO
 
 from udl_dist import experiment as experiments
-from udl_dist import methods
 from udl_dist.core import files
 from udl_dist.data.loader.opening import Prepared
 from udl_dist.data.packing.prepare import prepare, settled
@@ -22,7 +21,7 @@ from udl_dist.errors import ClusterError, UdlError, UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.launch import nodes, ray_runtime, train_group
 from udl_dist.launch.capacity import ElasticScaler, free_in_words
-from udl_dist.launch.plan import Plan, checked_plan, plan_here
+from udl_dist.launch.plan import checked_plan, plan_here
 from udl_dist.launch.ray_runtime import POLL_SECONDS, START_SECONDS
 from udl_dist.launch.recovery import as_error, one_line
 from udl_dist.launch.signals import Signals
@@ -64,8 +63,9 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False) -> TrainRe
         plan_here(experiment)  # refuses what it can before a million images are packed
         prepared = prepare(experiment.data, packing)
         plan = checked_plan(experiment)
-        if (result := _complete(folder, experiment, plan)) is not None:
-            return result
+        saved = folder.finished()
+        if saved and saved["images"] >= plan.total_images:
+            return TrainResult.of(experiment, folder.path, saved)
         files.write_whole(folder.experiment, experiment.to_toml())
         if launcher:
             prepared = launcher.shared(prepared)
@@ -83,7 +83,7 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False) -> TrainRe
         outcome, signal = _supervise(spec, terminal, verbose)
         if launcher:
             launcher.carry()
-        result = _result(folder, experiment, outcome, signal)
+        result = TrainResult.of(experiment, folder.path, outcome, signal)
         if result.complete:
             folder.finish({"images": result.images, "figures": result.metrics})
         return result
@@ -248,25 +248,3 @@ def _refuse_another_experiment(folder: RunFolder, experiment: Experiment) -> Non
             f" {'; '.join(differing[:3])}{more}: choose another --run.folder, or the settings it"
             " was started with"
         )
-
-
-def _complete(folder: RunFolder, experiment: Experiment, plan: Plan) -> TrainResult | None:
-    """The result of a run that has seen all images that are asked for now; else None."""
-    saved = folder.finished()
-    if saved is None or saved["images"] < plan.total_images:
-        return None
-    return _result(folder, experiment, saved, 0)
-
-
-def _result(
-    folder: RunFolder, experiment: Experiment, outcome: dict[str, Any], signal: int
-) -> TrainResult:
-    return TrainResult(
-        experiment.run.folder,
-        folder.path,
-        outcome["images"],
-        outcome["figures"],
-        signal,
-        not outcome.get("stopped", False),
-        methods.find(experiment.method_name).about_samples,
-    )

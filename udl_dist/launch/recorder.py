@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from udl_dist.data.loader.reader import Stream
 from udl_dist.errors import TrainingError
 from udl_dist.evaluation import pictures
 from udl_dist.experiment import Experiment
+from udl_dist.launch.notices import DataWaitAdvice, Pace, ValidationTime
 from udl_dist.runs import remote_checkpoints
 from udl_dist.runs.remote_node import Node
 from udl_dist.runs.run_folder import RunFolder
@@ -27,11 +27,9 @@ from udl_dist.training.async_writer import WAIT_SECONDS, AsyncWriter
 from udl_dist.training.batches import to_batch
 from udl_dist.training.finite_guard import RejectedStep
 from udl_dist.training.loop import VALIDATION_SECONDS, Report
-from udl_dist.training.meter import Pace
 from udl_dist.training.train_state import TrainState
 from udl_dist.training.validation import evaluating
 
-SHARE_AFTER_SECONDS = 60.0  # of a run, before validations are said to take too much of its time
 MAX_FAILED_SAVES = 3  # checkpoints in a row that may fail to be written before the run gives up
 
 
@@ -237,44 +235,6 @@ class RunRecorder:
             path: Path = self._folder.pictures / f"{name}-{images:012d}.png"
             picture.save(path)
             self._tracker.picture(images, name, path)
-
-
-class DataWaitAdvice:
-    """What to do about waiting for data, reported once after two reports in a row that waited.
-
-    The first report alone is no sign: reading had no head start.
-    """
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream, self._waits, self._reported = stream, 0, False
-
-    def add(self, wait_share: float) -> str:
-        """Add the share of one report; returns the line to print, or ""."""
-        line = self._stream.advice(wait_share)
-        self._waits = self._waits + 1 if line else 0
-        if self._waits < 2 or self._reported:
-            return ""
-        self._reported = True
-        return line
-
-
-class ValidationTime:
-    """The share of the time that validations and pictures take; reported once if it is too much."""
-
-    def __init__(self, share: float) -> None:
-        self._share, self._seconds, self._began = share, 0.0, time.monotonic()
-
-    def add(self, seconds: float) -> str:
-        """Add one validation; returns the line to print, or ""."""
-        self._seconds += seconds
-        share = self._seconds / max(time.monotonic() - self._began, SHARE_AFTER_SECONDS)
-        if share <= self._share:
-            return ""
-        allowed, self._share = self._share, math.inf
-        return (
-            f"validations take {100 * share:.0f} % of the time (evaluate.share = {allowed:g}):"
-            " raise evaluate.every_images, lower evaluate.images, or set evaluate.pictures = false"
-        )
 
 
 def _keys_of(stream: Stream, numbers: list[int]) -> list[str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from udl_dist import methods
+from udl_dist.experiment import Experiment
 from udl_dist.storage.uris import name_of
 
 SHOWN_FILES = ("experiment.toml", "curves.jsonl", "pictures", "checkpoints", "damaged.txt")
@@ -25,6 +28,21 @@ class TrainResult:
     signal: int = 0
     complete: bool = True
     about_samples: str = ""  # what to know of generated images, with commands on RUN
+
+    @classmethod
+    def of(
+        cls, experiment: Experiment, folder: Path, outcome: Mapping[str, Any], signal: int = 0
+    ) -> TrainResult:
+        """The end of a run from what `worker.work` returned, or from its result.json."""
+        return cls(
+            experiment.run.folder,
+            folder,
+            outcome["images"],
+            outcome["figures"],
+            signal,
+            not outcome.get("stopped", False),
+            methods.find(experiment.method_name).about_samples,
+        )
 
     @property
     def damaged(self) -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -15,8 +13,6 @@ from udl_dist.training.distributed import Ranks
 
 Sums = dict[str, list[list[float]]]
 DAMAGED = "damaged records"  # no metric has a blank in its name
-# By then kernels are chosen, networks compiled, and the batches read ahead at the start used up.
-STEADY_STEPS = 200
 
 
 class Meter:
@@ -99,27 +95,6 @@ class Meter:
         self._rows: dict[str, int] = {}
         self._wait_seconds = 0.0
         self._started = time.perf_counter()
-
-
-class Pace:
-    """Speed, time to go and peak memory, reported once a start: the next may use other machines."""
-
-    def __init__(self, start: int, batch_size: int, total: int) -> None:
-        self._steady, self._total = start + STEADY_STEPS * batch_size, total
-        self._peak, self._reported = 0.0, False
-
-    def add(self, images: int, metrics: Mapping[str, float]) -> str:
-        """The line to print after a point of the curves; "" for none."""
-        self._peak = max(self._peak, metrics["perf/memory_bytes"])
-        if self._reported or not self._steady <= images < self._total:
-            return ""
-        self._reported = True
-        speed = metrics["perf/images_per_second"]
-        left = timedelta(seconds=round((self._total - images) / speed))
-        return (
-            f"after {images:,} images: {speed:,.0f} images/s, {left} to go, "
-            f"peak memory of a worker {self._peak / 2**20:,.0f} MiB"
-        )
 
 
 def _memory_bytes(device: torch.device) -> int:

@@ -1,0 +1,73 @@
+"""Lines that a run prints once: speed, advice about waiting for data, costly validations."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+
+from udl_dist.data.loader.reader import Stream
+
+# By then kernels are chosen, networks compiled, and the batches read ahead at the start used up.
+STEADY_STEPS = 200
+SHARE_AFTER_SECONDS = 60.0  # of a run, before validations are said to take too much of its time
+
+
+class Pace:
+    """Speed, time to go and peak memory, reported once a start: the next may use other machines."""
+
+    def __init__(self, start: int, batch_size: int, total: int) -> None:
+        self._steady, self._total = start + STEADY_STEPS * batch_size, total
+        self._peak, self._reported = 0.0, False
+
+    def add(self, images: int, metrics: Mapping[str, float]) -> str:
+        """The line to print after a point of the curves; "" for none."""
+        self._peak = max(self._peak, metrics["perf/memory_bytes"])
+        if self._reported or not self._steady <= images < self._total:
+            return ""
+        self._reported = True
+        speed = metrics["perf/images_per_second"]
+        left = timedelta(seconds=round((self._total - images) / speed))
+        return (
+            f"after {images:,} images: {speed:,.0f} images/s, {left} to go, "
+            f"peak memory of a worker {self._peak / 2**20:,.0f} MiB"
+        )
+
+
+class DataWaitAdvice:
+    """What to do about waiting for data, reported once after two reports in a row that waited.
+
+    The first report alone is no sign: reading had no head start.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream, self._waits, self._reported = stream, 0, False
+
+    def add(self, wait_share: float) -> str:
+        """Add the share of one report; returns the line to print, or ""."""
+        line = self._stream.advice(wait_share)
+        self._waits = self._waits + 1 if line else 0
+        if self._waits < 2 or self._reported:
+            return ""
+        self._reported = True
+        return line
+
+
+class ValidationTime:
+    """The share of the time that validations and pictures take; reported once if it is too much."""
+
+    def __init__(self, share: float) -> None:
+        self._share, self._seconds, self._began = share, 0.0, time.monotonic()
+
+    def add(self, seconds: float) -> str:
+        """Add one validation; returns the line to print, or ""."""
+        self._seconds += seconds
+        share = self._seconds / max(time.monotonic() - self._began, SHARE_AFTER_SECONDS)
+        if share <= self._share:
+            return ""
+        allowed, self._share = self._share, math.inf
+        return (
+            f"validations take {100 * share:.0f} % of the time (evaluate.share = {allowed:g}):"
+            " raise evaluate.every_images, lower evaluate.images, or set evaluate.pictures = false"
+        )
