@@ -199,7 +199,7 @@ def test_other_images_under_the_same_path_are_refused_at_a_resume(tmp_path: Path
     other = packed(tmp_path / "two", records=80)
     other.rename(data)
     with pytest.raises(
-        DataError, match=r"the first 120 images .* others \(shard .* was: 26 records"
+        DataError, match=r"the first 120 images .* different ones \(shard .* was: 26 records"
     ):
         finished(wanted("ae", data, tmp_path / "run"))
 
