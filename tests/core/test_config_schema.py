@@ -87,5 +87,5 @@ def test_the_home_of_nobody_is_no_path() -> None:
 
 
 def test_an_empty_name_is_no_path() -> None:
-    with pytest.raises(UsageError, match="a name is empty where a file or folder is to be named"):
+    with pytest.raises(UsageError, match="the name of a file or folder is empty"):
         config_schema.as_path("")

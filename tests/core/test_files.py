@@ -151,7 +151,7 @@ def test_a_last_checkpoint_that_a_slow_one_kept_out_is_missed_by_name(
 
 
 def test_only_what_a_disk_says_is_named_so(tmp_path: Path) -> None:
-    expected = "Read-only file system: free space or mend the disk, then run again"
+    expected = "Read-only file system: free space or repair the disk, then run again"
     with pytest.raises(TrainingError, match=expected), files.errors_named(tmp_path):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     with pytest.raises(ConnectionResetError), files.errors_named(tmp_path):

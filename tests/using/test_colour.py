@@ -12,7 +12,7 @@ import udl_dist
 from tests.trained import run
 from udl_dist import experiment as experiments
 from udl_dist.data.packing.pack import pack
-from udl_dist.data.packing.settings import PackSettings
+from udl_dist.data.settings import PackSettings
 from udl_dist.evaluation.settings import FigureSettings
 from udl_dist.export.export import ExportSettings, export
 from udl_dist.methods.pixels import levels

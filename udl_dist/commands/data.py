@@ -6,8 +6,7 @@ import argparse
 
 from udl_dist.commands import Verbs, new_verb, progress, show
 from udl_dist.core import config_schema
-from udl_dist.data.checking.settings import CheckSettings
-from udl_dist.data.packing.settings import IndexSettings, PackSettings
+from udl_dist.data.settings import CheckSettings, IndexSettings, PackSettings
 
 
 def add(verbs: Verbs) -> None:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from udl_dist.data.packing.folders import finish_folder, partial_folder
+from udl_dist.core.files import finish_folder, partial_folder
 from udl_dist.errors import DataError, UsageError
 from udl_dist.evaluation.pictures import grid
 from udl_dist.methods.pixels import floats

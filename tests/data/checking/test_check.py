@@ -17,9 +17,8 @@ from tests.data.loader.made import encoded, one_line, pixels, shards, tar
 from tests.test_cli import udl
 from udl_dist.data.checking.check import check
 from udl_dist.data.checking.findings import Findings, Looked
-from udl_dist.data.checking.settings import CheckSettings
 from udl_dist.data.packing.pack import pack
-from udl_dist.data.packing.settings import PackSettings
+from udl_dist.data.settings import CheckSettings, PackSettings
 from udl_dist.data.shards.index import NAME
 from udl_dist.data.shards.indexing import index_shards
 from udl_dist.errors import DataError, UdlError

@@ -15,10 +15,9 @@ import xxhash
 from tests.data.loader.made import encoded, pixels, shards
 from udl_dist.data.checking.check import check
 from udl_dist.data.checking.findings import Findings
-from udl_dist.data.checking.settings import CheckSettings
 from udl_dist.data.packing.indexes import index
 from udl_dist.data.packing.pack import pack
-from udl_dist.data.packing.settings import IndexSettings, PackSettings
+from udl_dist.data.settings import CheckSettings, IndexSettings, PackSettings
 from udl_dist.data.shards.index import NAME, Index
 from udl_dist.data.shards.indexing import index_shards
 

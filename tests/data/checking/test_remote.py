@@ -19,9 +19,8 @@ from tests.storage.served import put, served
 from tests.test_cli import refused, udl
 from udl_dist.data.checking.check import check
 from udl_dist.data.checking.findings import Findings
-from udl_dist.data.checking.settings import CheckSettings
 from udl_dist.data.packing import indexes
-from udl_dist.data.packing.settings import IndexSettings
+from udl_dist.data.settings import CheckSettings, IndexSettings
 from udl_dist.data.shards.index import Index
 from udl_dist.data.shards.indexing import index_shards
 from udl_dist.storage import ranges

@@ -14,9 +14,9 @@ from PIL import Image
 
 from tests.data.loader.made import encoded, pixels
 from udl_dist.data.images import decoders, headers
-from udl_dist.data.images.augment import crop_box, crops
-from udl_dist.data.images.coding import Pixels, decode, decode_into, encode
-from udl_dist.data.images.kinds import Fit, Shape
+from udl_dist.data.images.coding import decode, decode_into, encode
+from udl_dist.data.images.fitting import Pixels, crop_box, crops
+from udl_dist.data.images.headers import Fit, Shape
 
 LEAST_DB = 35
 

@@ -17,8 +17,9 @@ from PIL import Image
 
 from tests.data.loader.made import encoded, pixels
 from udl_dist.data.images import decoders, headers
-from udl_dist.data.images.coding import decode, encode, fit_pixels
-from udl_dist.data.images.kinds import Fit, Shape
+from udl_dist.data.images.coding import decode, encode
+from udl_dist.data.images.fitting import fit_pixels
+from udl_dist.data.images.headers import Fit, Shape
 from udl_dist.errors import DataError
 
 GRAY, COLOUR = (1, 28, 28), (3, 28, 28)

@@ -24,8 +24,7 @@ from udl_dist.data.loader.dataset import Dataset
 from udl_dist.data.loader.loading import Plan, Records, Source
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.packing.pack import pack
-from udl_dist.data.packing.settings import PackSettings
-from udl_dist.data.settings import DataSettings
+from udl_dist.data.settings import DataSettings, PackSettings
 from udl_dist.data.shards.index import Index
 from udl_dist.data.shards.indexing import index_shards
 from udl_dist.errors import DataError

@@ -22,7 +22,7 @@ from tests.data.loader.made import one_line, tar
 from tests.test_cli import refused, udl
 from udl_dist.data.packing.finding import list_shards
 from udl_dist.data.packing.indexes import index
-from udl_dist.data.packing.settings import IndexSettings
+from udl_dist.data.settings import IndexSettings
 from udl_dist.data.shards.index import NAME, ROW, Index
 from udl_dist.data.shards.indexing import index_shards
 from udl_dist.errors import DataError, UdlError, UsageError

@@ -27,9 +27,9 @@ from tests.data.loader.made import (
     pixels,
     seen_by_webdataset,
 )
-from udl_dist.data.packing.folders import partial_folder
+from udl_dist.core.files import partial_folder
 from udl_dist.data.packing.pack import pack
-from udl_dist.data.packing.settings import PackSettings
+from udl_dist.data.settings import PackSettings
 from udl_dist.data.shards.index import Index
 from udl_dist.errors import DataError, UdlError, UsageError
 
@@ -258,7 +258,7 @@ def test_a_fraction_of_a_source_with_its_own_val_part_is_refused(tmp_path: Path)
 PACK = """
 import signal, sys, time
 from udl_dist.data.packing import pack
-from udl_dist.data.packing.settings import PackSettings
+from udl_dist.data.settings import PackSettings
 # A test run in the background inherits that the signal is ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 encode = pack.encode

@@ -13,9 +13,8 @@ from udl_dist import experiment as experiments
 from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.packing.pack import pack
 from udl_dist.data.packing.prepare import prepare
-from udl_dist.data.packing.settings import PackSettings
 from udl_dist.data.packing.sources import open_source
-from udl_dist.data.settings import DataSettings
+from udl_dist.data.settings import DataSettings, PackSettings
 from udl_dist.errors import DataError
 from udl_dist.launch.plan import checked_plan
 

@@ -18,10 +18,8 @@ from udl_dist.data.loader.opening import Prepared, open_streams
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.packing import prepare as preparing
 from udl_dist.data.packing.pack import pack
-from udl_dist.data.packing.prepare import prepare
-from udl_dist.data.packing.settings import PackSettings
-from udl_dist.data.packing.survey import survey
-from udl_dist.data.settings import DataSettings, cache_folder
+from udl_dist.data.packing.prepare import prepare, survey
+from udl_dist.data.settings import DataSettings, PackSettings, cache_folder
 from udl_dist.data.shards.index import NAME
 from udl_dist.errors import DataError, UsageError
 

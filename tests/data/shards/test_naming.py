@@ -18,8 +18,7 @@ from udl_dist.data.loader.reader import Stream
 from udl_dist.data.packing.finding import list_shards
 from udl_dist.data.packing.indexes import index
 from udl_dist.data.packing.prepare import prepare
-from udl_dist.data.packing.settings import IndexSettings
-from udl_dist.data.settings import DataSettings
+from udl_dist.data.settings import DataSettings, IndexSettings
 from udl_dist.data.shards.index import Index
 from udl_dist.data.shards.indexing import index_shards
 from udl_dist.errors import DataError

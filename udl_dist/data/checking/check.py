@@ -16,14 +16,13 @@ import numpy as np
 import xxhash
 
 from udl_dist.core.config_schema import as_path
+from udl_dist.core.files import finish_folder, partial_folder
 from udl_dist.data.checking.duplicates import Table, exact_groups, near_records
 from udl_dist.data.checking.examine import TABLE, Damaged, Examination, Whole, as_row
 from udl_dist.data.checking.findings import LISTED, Findings, Looked
-from udl_dist.data.checking.settings import CheckSettings
 from udl_dist.data.checking.sources import Job, Sources, find
-from udl_dist.data.packing.folders import finish_folder, partial_folder
-from udl_dist.data.packing.threads import on_each
-from udl_dist.data.settings import cache_folder
+from udl_dist.data.packing.pack import run_threads
+from udl_dist.data.settings import CheckSettings, cache_folder
 from udl_dist.data.shards.index import shown
 from udl_dist.data.shards.indexing import Progress
 from udl_dist.data.shards.reading import cut_out
@@ -83,7 +82,7 @@ def _go_through(sources: Sources, settings: CheckSettings, progress: Progress | 
     total = sum(job.shard_bytes for job in sources.jobs)
     # Of shards in object storage without an index it is not known before, and may grow.
     told = (lambda done, total: progress(min(done, total), total)) if progress and total else None
-    return on_each(
+    return run_threads(
         sources.jobs,
         lambda job, done: _through(job, sources, settings, done),
         settings.threads,

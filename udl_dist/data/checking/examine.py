@@ -19,8 +19,7 @@ import xxhash
 
 from udl_dist.data.checking.looks import Looks, look
 from udl_dist.data.checking.sources import Job
-from udl_dist.data.images.headers import HIGHEST_LIMIT, MOST_PIXELS, read_header
-from udl_dist.data.images.kinds import Shape
+from udl_dist.data.images.headers import HIGHEST_LIMIT, MOST_PIXELS, Shape, read_header
 from udl_dist.data.shards.index import shown
 from udl_dist.data.shards.indexing import checksum_of
 from udl_dist.data.shards.naming import Naming

@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 from webdataset import TarWriter
 
 from udl_dist.data.checking.examine import Damaged, Examination, Whole
-from udl_dist.data.checking.settings import CheckSettings
 from udl_dist.data.checking.sources import Job, Sources
+from udl_dist.data.settings import CheckSettings
 from udl_dist.data.shards.index import NAME, shown
 from udl_dist.data.shards.indexing import index_shards
 from udl_dist.data.shards.naming import LABEL

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from udl_dist.data.images.coding import WHOLE, Pixels, decode
-from udl_dist.data.images.headers import MOST_PIXELS, read_header
-from udl_dist.data.images.kinds import Shape
+from udl_dist.data.images.coding import WHOLE, decode
+from udl_dist.data.images.fitting import Pixels
+from udl_dist.data.images.headers import MOST_PIXELS, Shape, read_header
 
 SIDE = 32  # pixels of the thumbnail that is hashed
 

@@ -12,7 +12,7 @@ from udl_dist.core.config_schema import as_path
 from udl_dist.data.loader.opening import index_beside, open_index
 from udl_dist.data.packing.finding import list_shards
 from udl_dist.data.packing.indexes import in_cache
-from udl_dist.data.packing.prepare import shards_of_parts
+from udl_dist.data.packing.parts import shards_of_parts
 from udl_dist.data.shards.index import About, Index
 from udl_dist.errors import DataError
 from udl_dist.storage.places import is_remote, name_of, split

@@ -11,9 +11,13 @@ import io
 import math
 import struct
 import zlib
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from udl_dist.errors import DataError
+
+Shape = tuple[int, int, int]  # C, H, W
+Fit = Literal["crop", "pad"]
+Format = Literal["png", "jpeg", "webp", "npy", "raw"]
 
 # Pixels that are decoded of one image unless a setting `most_pixels` says otherwise: 33.5
 # megapixels, 100 MB as RGB.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
-from udl_dist.data.images.kinds import Shape
+from udl_dist.data.images.headers import Shape
 from udl_dist.data.loader.loading import Records, Spent
 from udl_dist.data.settings import DataSettings
 from udl_dist.errors import DataError

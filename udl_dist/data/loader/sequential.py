@@ -17,8 +17,8 @@ from typing import Any, cast
 import numpy as np
 import xxhash
 
-from udl_dist.data.images.augment import crops
 from udl_dist.data.images.coding import decode_into
+from udl_dist.data.images.fitting import crops
 from udl_dist.data.loader import order
 from udl_dist.data.loader.feed import Toll
 from udl_dist.data.loader.loading import Allocate, Records, Spent
