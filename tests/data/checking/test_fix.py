@@ -85,7 +85,7 @@ def test_nothing_is_written_where_something_is_or_where_nothing_can_be_kept(tmp_
     with pytest.raises(UsageError, match="is not empty"):
         checked(tmp_path / "old", fix=str(tmp_path / "old"))
     tar(tmp_path / "bad" / "0.tar", {"a.png": b"<html>"})
-    with pytest.raises(DataError, match="can be kept"):
+    with pytest.raises(DataError, match="can be copied"):
         checked(tmp_path / "bad", fix=str(tmp_path / "new"))
     assert {path.name for path in tmp_path.iterdir()} == {"old", "bad"}
 

@@ -142,7 +142,7 @@ def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def _read_at_most(file: IO[bytes], size: int) -> bytes:
+def _read_at_most(file: IO[bytes] | gzip.GzipFile, size: int) -> bytes:
     """At most `size` bytes, read in pieces, so that a false size allocates no memory."""
     pieces = io.BytesIO()
     while pieces.tell() < size and (piece := file.read(min(2**24, size - pieces.tell()))):

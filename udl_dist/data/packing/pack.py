@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,11 +35,10 @@ from udl_dist.data.shards.indexing import Progress, index_shards
 from udl_dist.errors import DataError, UsageError
 
 LEFT_OUT = "left_out.txt"
-PROGRESS_SECONDS = 0.2
 
 J = TypeVar("J")
 R = TypeVar("R")
-Report = Callable[[int], None]  # takes the units of a job that are done so far
+Report = Callable[[int], None]  # takes units of work, such as images or bytes
 
 
 @dataclass(frozen=True)
@@ -195,29 +194,25 @@ def run_threads(
 ) -> list[R]:
     """What `work(job, report)` returns for each job, in their order; 0 threads: one per CPU.
 
-    `work` calls `report(units)` with the units done of its job; `progress(done, total)` gets their
-    sum. The first exception or Ctrl-C ends all threads, at their next report, and is raised.
+    `work` calls `report(units)` for each piece it has done; `progress(done, total)` gets the sum.
+    The first exception or Ctrl-C ends all threads, at their next report, and is raised.
     """
-    stop, done = threading.Event(), [0] * len(jobs)
+    stop, lock, done = threading.Event(), threading.Lock(), 0
 
-    def run(number: int) -> R:
-        def report(units: int) -> None:
-            done[number] = units
-            if stop.is_set():
-                raise CancelledError
-
-        return work(jobs[number], report)
+    def report(units: int) -> None:
+        nonlocal done
+        if stop.is_set():
+            raise CancelledError
+        with lock:
+            done += units
+            if progress:
+                progress(min(done, total), total)
 
     with ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="shards") as pool:
-        futures = [pool.submit(run, number) for number in range(len(jobs))]
+        futures = [pool.submit(work, job, report) for job in jobs]
         try:
-            pending = set(futures)
-            while pending:
-                finished, pending = wait(pending, PROGRESS_SECONDS, FIRST_COMPLETED)
-                for future in finished:
-                    future.result()
-                if progress:
-                    progress(sum(done), total)
+            for future in as_completed(futures):
+                future.result()
         except BaseException:
             stop.set()
             pool.shutdown(cancel_futures=True)
@@ -232,14 +227,14 @@ def _write(path: Path, shard: Chosen, settings: PackSettings, report: Report) ->
     left_out = []
     with path.open("wb") as file:
         with TarWriter(file, encoder=False, mtime=0) as writer:
-            for count, number in enumerate(shard.numbers.tolist(), 1):
+            for number in shard.numbers.tolist():
                 try:
                     writer.write(_record(shard.images, number, settings))
                 except DataError as error:
                     if not settings.skip_damaged:
                         raise
                     left_out.append(str(error))
-                report(count)
+                report(1)
         file.flush()
         os.fsync(file.fileno())
     if len(left_out) == len(shard.numbers):
