@@ -186,7 +186,7 @@ def test_damage_without_an_index_is_named_by_the_rules_of_records(tmp_path: Path
         "'d'": "its image has 0 bytes",
         "'e'": "is raw pixels, whose shape only an index by `udl pack` knows",
         "'f'": "its label is not a whole number",
-        "'g'": "is no PNG, JPEG, WebP or npy image",
+        "'g'": "is not a PNG, JPEG, WebP or npy image",
     }
 
 

@@ -208,9 +208,9 @@ def npy(array: NDArray[Any]) -> bytes:
 
 BAD = {
     "empty": (b"", "is empty"),
-    "text": (b"hello, I am a text\n" * 40, "no PNG, JPEG, WebP or npy"),
-    "html": (b"<!DOCTYPE html><html></html>", "no PNG"),
-    "gif": (encoded(pixels(1, 8, 8), "GIF"), "no PNG"),
+    "text": (b"hello, I am a text\n" * 40, "not a PNG, JPEG, WebP or npy"),
+    "html": (b"<!DOCTYPE html><html></html>", "not a PNG"),
+    "gif": (encoded(pixels(1, 8, 8), "GIF"), "not a PNG"),
     "truncated png": (encoded(pixels(1, 28, 28))[:-30], "truncated PNG"),
     "png without its end": (encoded(pixels(1, 28, 28))[:-12], "truncated PNG"),
     "damaged png": (encoded(pixels(1, 28, 28)).replace(b"IDATx", b"IDATy"), "damaged PNG"),

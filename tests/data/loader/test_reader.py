@@ -265,7 +265,7 @@ def test_image_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     stream = Stream([Dataset(index_shards([path]))], DataSettings(size=8, channels=1, readers=0), 0)
     with pytest.raises(DataError) as raised:
         next(stream.batches(0, 1))
-    one_line(raised.value, repr(str(path)), "'page'", "is no PNG")
+    one_line(raised.value, repr(str(path)), "'page'", "is not a PNG")
 
 
 def _threads() -> int:

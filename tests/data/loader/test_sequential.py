@@ -157,7 +157,7 @@ def test_shards_that_all_fail_end_even_where_damage_is_skipped(web: Web) -> None
 def test_an_image_that_cannot_be_decoded_stops_or_is_replaced(web: Web, tmp_path: Path) -> None:
     members = {f"{n}.png": encoded(pixels(n, 8, 8)) if n != 3 else b"<html>" for n in range(6)}
     web.files["/odd.tar"] = tar(tmp_path / "odd.tar", members).read_bytes()
-    with pytest.raises(DataError, match="is no PNG"):
+    with pytest.raises(DataError, match="is not a PNG"):
         some(feed(web.url("/odd.tar")).batches(0, 6), 1)
     found = feed(web.url("/odd.tar"), damaged="skip")
     (batch,) = some(found.batches(0, 6), 1)
