@@ -1,7 +1,7 @@
 """What a setting is: a field of a frozen dataclass with a default, a meaning and a range.
 
-Owners declare their settings with `setting(...)`; this file turns plain dicts (a TOML file, flags,
-a search axis) into such dataclasses and back, strictly: there is one converter, so a value is
+Owners declare their settings with `setting(...)`; this file converts plain dicts (a TOML file,
+flags, a search axis) to such dataclasses and back, strictly: there is one converter, so a value is
 refused in the same words wherever it came from.
 """
 

@@ -124,7 +124,7 @@ def append_new(path: Path, lines: list[str]) -> None:
 
 @contextlib.contextmanager
 def errors_named(folder: Path) -> Iterator[None]:
-    """Turn an error of the disk that holds a run's `folder` into a TrainingError of one line."""
+    """Convert an error of the disk that holds a run's `folder` into a TrainingError of one line."""
     try:
         yield
     except OSError as error:

@@ -1,8 +1,6 @@
-"""Keyed permutations and hashes of whole numbers: the arithmetic under every order and every chance
-of the stream.
+"""Keyed permutations and hashes of whole numbers, for the order and the augmentation of images.
 
-No list of numbers is ever held, any place can be asked for at once, and equal keys give equal
-answers everywhere.
+No list is stored, any place can be computed alone, and equal keys give equal results everywhere.
 """
 
 from __future__ import annotations
@@ -20,9 +18,7 @@ FEW = 2**12
 
 
 def mix64(values: U64) -> U64:
-    """Spread each 64-bit value over all 64-bit values, one to one: the finaliser of SplitMix64
-    (Steele et al. 2014).
-    """
+    """The finaliser of SplitMix64 (Steele et al. 2014): a bijection that mixes all bits."""
     values = values ^ (values >> np.uint64(30))
     values *= np.uint64(0xBF58476D1CE4E5B9)
     values ^= values >> np.uint64(27)
@@ -33,7 +29,7 @@ def mix64(values: U64) -> U64:
 
 @lru_cache(4096)
 def chain(*parts: int) -> int:
-    """One well-mixed 64-bit number from several whole numbers; their order matters."""
+    """A 64-bit hash of several whole numbers in their order."""
     state = np.zeros(1, np.uint64)
     for part in parts:
         state = mix64(state + np.uint64(GOLDEN) + np.array([part & MASK], np.uint64))
@@ -41,30 +37,28 @@ def chain(*parts: int) -> int:
 
 
 def permuted(places: U64, size: int, key: int) -> U64:
-    """Where each place of 0 … size-1 is sent: one to one for any size and key. [B] -> [B]
+    """The image of each place in a keyed permutation of 0 … size-1. [B] -> [B]
 
     A Feistel network over a rectangle of about sqrt(size) rows and columns that just covers all
-    places (Black and Rogaway 2002, "generalised Feistel"); what falls outside is sent through again
-    until it falls inside.
+    places (Black and Rogaway 2002, "generalised Feistel"); results outside of it are permuted again
+    until they are inside.
     """
-    # Ten rounds pass every test against a full shuffle; few places need more turns to reach all
-    # their orders alike.
-    turns = 10 if size > FEW else 32
+    # Ten rounds pass every test against a full shuffle; for few places all orders are equally
+    # likely only after more.
+    rounds = 10 if size > FEW else 32
     return _walked(
-        places, np.uint64(size), np.uint64(ceil_root(size)), np.array([key], np.uint64), turns
+        places, np.uint64(size), np.uint64(ceil_root(size)), np.array([key], np.uint64), rounds
     )
 
 
 def permuted_each(places: U64, sizes: U64, keys: U64) -> U64:
-    """The same with a size and a key for each place; for sizes of a few thousand. [B], [B], [B] ->
-    [B]
-    """
+    """The same with a size (up to a few thousand) and a key for each place. 3 x [B] -> [B]"""
     rows = np.ceil(np.sqrt(sizes.astype(np.float64))).astype(np.uint64)  # exact below 2^52
     return _walked(places, sizes, rows, keys, 32)
 
 
 def ceil_root(size: int) -> int:
-    """The least whole number whose square is no less than `size`, at least 1."""
+    """The square root of `size`, rounded up, at least 1."""
     root = int(np.sqrt(size))
     while root * root < size:
         root += 1
@@ -74,11 +68,11 @@ def ceil_root(size: int) -> int:
 
 
 def _walked(
-    places: U64, sizes: U64 | np.uint64, rows: U64 | np.uint64, keys: U64, turns: int
+    places: U64, sizes: U64 | np.uint64, rows: U64 | np.uint64, keys: U64, count: int
 ) -> U64:
     columns = (sizes + rows - np.uint64(1)) // rows
-    # [turns, B or 1]
-    rounds = mix64(np.arange(1, turns + 1, dtype=np.uint64)[:, None] * np.uint64(GOLDEN) + keys)
+    # [count, B or 1]
+    rounds = mix64(np.arange(1, count + 1, dtype=np.uint64)[:, None] * np.uint64(GOLDEN) + keys)
     values = _permute(places, rows, columns, rounds)
     outside = np.flatnonzero(values >= sizes)
     while outside.size:
@@ -90,7 +84,7 @@ def _walked(
 
 
 def _of(per_place: U64 | np.uint64, places: NDArray[np.int64]) -> U64 | np.uint64:
-    """The entries of some places, of an array that may hold one for all."""
+    """The entries for some places of an array that may have one entry for all."""
     array = np.asarray(per_place)
     return per_place if array.ndim == 0 or array.shape[-1] == 1 else array[..., places]
 
@@ -98,12 +92,10 @@ def _of(per_place: U64 | np.uint64, places: NDArray[np.int64]) -> U64 | np.uint6
 def _permute(
     values: U64, rows: U64 | np.uint64, columns: U64 | np.uint64, rounds: U64 | np.uint64
 ) -> U64:
-    """One pass of the Feistel network: row and column are shifted in turns by a keyed hash of the
-    other.
-    """
+    """One pass of the Feistel network: hashes of the column shift the row, and vice versa."""
     row, column = np.divmod(values, columns)
-    for turn, key in enumerate(np.asarray(rounds)):
-        if turn % 2:
+    for number, key in enumerate(np.asarray(rounds)):
+        if number % 2:
             column = _shift(column, mix64(row ^ key), columns)
         else:
             row = _shift(row, mix64(column ^ key), rows)

@@ -1,8 +1,6 @@
-"""Random numbers that are a pure function of (key, name of the draw, element): the same on any
-rank, split or restart.
+"""Random numbers as a pure function of (key, name of the draw, element), on any rank and restart.
 
-A helper of the methods, no method itself. The hash is splitmix64 (Steele, Lea, Flood 2014), started
-anew for each key.
+The hash is splitmix64 (Steele, Lea, Flood 2014), with a start of its own for each key.
 """
 
 from __future__ import annotations
@@ -18,9 +16,7 @@ BITS = 23  # of a draw: k + 1/2 is then exact in float32, so a uniform number is
 
 
 def keys(seed: int, count: int, start: int = 0) -> Tensor:
-    """The random keys number `start` to `start + count` of a seed, [count] int64 on the CPU: one
-    for each new image.
-    """
+    """The random keys number `start` to `start + count` of a seed, [count] int64 on the CPU."""
     import torch
 
     places = torch.arange(start + 1, start + count + 1, dtype=torch.int64)
@@ -53,11 +49,10 @@ def normal(keys: Tensor, draw: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def _mix(bits: Tensor) -> Tensor:
-    """Spread each of the 64 bits over all of them (splitmix64's finaliser, variant 13 of Stafford);
-    overwrites `bits`.
+    """Mix `bits` in place (splitmix64's finaliser, Stafford's variant 13).
 
-    Multiplication of int64 wraps, but its shift drags the sign along: a mask makes it the shift of
-    an unsigned number.
+    Multiplication of int64 wraps, but its right shift copies the sign: a mask makes it the shift
+    of an unsigned number.
     """
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         bits = bits.bitwise_xor_(

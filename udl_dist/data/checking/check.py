@@ -31,6 +31,8 @@ from udl_dist.data.shards.tar import BLOCK
 from udl_dist.errors import UsageError
 from udl_dist.storage.places import SCHEME, name_of
 
+Groups = list[list[int]]  # rows of the table with equal payloads
+
 
 @dataclass(frozen=True)
 class Examined:
@@ -57,16 +59,7 @@ def check(source: str, settings: CheckSettings, progress: Progress | None = None
         examined = _examine_all(sources, settings, progress)
         table = np.concatenate([one.records for one in examined])
         groups = exact_groups(table, lambda record: _digest(sources, table[record]))
-        damage = [Damaged(where, 0, "", what, 0) for where, what in sources.broken]
-        found = Findings(
-            source=source,
-            total_bytes=sum(one.shard_bytes for one in examined),
-            readable=sum(one.readable for one in examined),
-            damage=damage + [entry for one in examined for entry in one.damage],
-            looked=_looked(table, groups, settings.near_bits) if settings.decode else None,
-            **_counts_of_index(sources),
-            **_counts_of_table(sources, table, groups),
-        )
+        found = _findings(sources, settings, examined, table, groups)
         if folder and dest:
             # webdataset takes two seconds to import
             from udl_dist.data.checking.fix import write_clean
@@ -130,37 +123,43 @@ def _examine(job: Job, sources: Sources, settings: CheckSettings, report: Report
     return Examined(np.array(rows, TABLE), damage, readable, examination.shard_bytes)
 
 
-def _counts_of_index(sources: Sources) -> dict[str, int]:
+def _findings(
+    sources: Sources,
+    settings: CheckSettings,
+    examined: list[Examined],
+    table: Table,
+    groups: Groups,
+) -> Findings:
     indexed = [job.indexed_shard for job in sources.jobs if job.indexed_shard]
-    return {
-        "shards": len(sources.jobs),
-        "compared": len(indexed),
-        "undigested": sum(not shard.digest for shard in indexed),
-        "indexed": sum(shard.records for shard in indexed),
-    }
-
-
-def _counts_of_table(sources: Sources, table: Table, groups: list[list[int]]) -> dict[str, Any]:
-    parts = np.array([job.part for job in sources.jobs])[table["shard"]]
-    held_out = [table["held_out"][group] for group in groups]
+    records = dict.fromkeys((job.part for job in sources.jobs), 0)
+    for job, one in zip(sources.jobs, examined, strict=True):
+        records[job.part] += len(one.records)
     labels, counts = np.unique(table["label"][table["label"] >= 0], return_counts=True)
     names = dict(enumerate(sources.about.classes))
     labelled = zip(labels.tolist(), counts.tolist(), strict=True)
-    return {
-        "records": {
-            part: int((parts == part).sum())
-            for part in dict.fromkeys(job.part for job in sources.jobs)
-        },
-        "classes": {names.get(label, str(label)): count for label, count in labelled},
-        "keys_again": len(table) - len(np.unique(table["key_hash"])),
-        "copies": sum(len(group) - 1 for group in groups),
-        "copied": [_named(sources, table, group) for group in groups[:LISTED]],
-        "leaks": sum(int(held.sum()) for held in held_out if not held.all()),
-    }
+    held_out = [table["held_out"][group] for group in groups]
+    damage = [Damaged(where, 0, "", what, 0) for where, what in sources.broken]
+    return Findings(
+        source=sources.name,
+        shards=len(sources.jobs),
+        total_bytes=sum(one.shard_bytes for one in examined),
+        compared=len(indexed),
+        undigested=sum(not shard.digest for shard in indexed),
+        indexed=sum(shard.records for shard in indexed),
+        readable=sum(one.readable for one in examined),
+        records=records,
+        classes={names.get(label, str(label)): count for label, count in labelled},
+        keys_again=len(table) - len(np.unique(table["key_hash"])),
+        copies=sum(len(group) - 1 for group in groups),
+        copied=[_named(sources, table, group) for group in groups[:LISTED]],
+        leaks=sum(int(held.sum()) for held in held_out if not held.all()),
+        damage=damage + [entry for one in examined for entry in one.damage],
+        looked=_looked(table, groups, settings.near_bits) if settings.decode else None,
+    )
 
 
 def _dropped(
-    sources: Sources, table: Table, groups: list[list[int]], settings: CheckSettings
+    sources: Sources, table: Table, groups: Groups, settings: CheckSettings
 ) -> dict[tuple[int, int], str]:
     """The copies that a clean copy leaves out: (shard, offset) -> why."""
     dropped = {}
@@ -177,7 +176,7 @@ def _dropped(
     return dropped
 
 
-def _looked(table: Table, groups: list[list[int]], near_bits: int) -> Looked:
+def _looked(table: Table, groups: Groups, near_bits: int) -> Looked:
     """What decoding showed; near copies are counted among the first ones of exact copies."""
     sizes = Counter(f"{width} x {height}" for width, height in table[["width", "height"]].tolist())
     channels = Counter(str(count) for count in table["channels"].tolist())

@@ -89,7 +89,7 @@ def _copy(
         os.fsync(file.fileno())
     if not copied:
         path.unlink()
-    # damage that cost nothing is no news: the copy has the record
+    # damage to a record that the copy has anyway is not listed
     lost = [entry.line() for entry in damage if entry.at not in places or entry.lost]
     return copied, lost + lines
 

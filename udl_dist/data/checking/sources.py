@@ -44,6 +44,7 @@ class Job:
 class Sources:
     """Every shard of a source, and the indexes that cannot be used."""
 
+    name: str
     jobs: list[Job] = field(default_factory=list)
     # (index file, what is wrong with it)
     broken: list[tuple[str, str]] = field(default_factory=list)
@@ -59,7 +60,7 @@ def find(source: str, cache: Path) -> Sources:
 
     Their indexes lie next to them, or, for patterns and lists, in the cache.
     """
-    found = Sources()
+    found = Sources(source)
     for part, shards in shards_of_parts(source).items():
         _add(found, part, shards, True, cache)
     if not found.jobs:
@@ -74,8 +75,8 @@ def find(source: str, cache: Path) -> Sources:
 def _add(found: Sources, part: str, shards: list[str], whole: bool, cache: Path) -> None:
     """Add the shards of a part; of `whole` folders also those that only the index names."""
     known: dict[str, tuple[Index, int]] = {}
-    beside = [index_beside(folder) for folder in dict.fromkeys(split(shard)[0] for shard in shards)]
-    for where in filter(None, [_in_cache(shards, cache), *beside]):  # a later index overrides
+    next_to = map(index_beside, dict.fromkeys(split(shard)[0] for shard in shards))
+    for where in filter(None, [_in_cache(shards, cache), *next_to]):  # a later index overrides
         try:
             index = open_index(where, cache)
         except DataError as error:

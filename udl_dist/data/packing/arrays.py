@@ -209,7 +209,7 @@ def _checked_labels(where: str, labels: NDArray[Any], images: int) -> NDArray[np
 
 
 def _scale_of(where: str, images: NDArray[Any]) -> Scale:
-    """How to turn images of this array into bytes: 0…255 as they are, 0…1 and -1…1 stretched.
+    """How images of this array become bytes: 0…255 as they are, 0…1 and -1…1 stretched.
 
     Raises DataError if the values fit none of these ranges or more than one.
     """

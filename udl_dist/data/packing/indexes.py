@@ -113,13 +113,13 @@ def index_of(
     """
     folder, usual = split(shards[0])[0], about.naming == PLAIN.naming
     fills = _fills_folder(shards)
-    beside = index_beside(folder) if fills else ""
+    found = index_beside(folder) if fills else ""
     path = None
-    if beside:
-        index = open_index(beside, cache)
+    if found:
+        index = open_index(found, cache)
         if usual or index.about.naming == about.naming:
             _refuse_others(index, shards)
-            return beside
+            return found
     elif fills and not is_remote(folder) and (usual or asked) and os.access(folder, os.W_OK):
         path = Path(folder) / NAME
     path = path or in_cache(shards, cache, about.naming)
@@ -164,17 +164,17 @@ def _upload_index(
 def _forget(shards: list[str], cache: Path, about: About) -> About:
     """Delete the index that `index_of` would find; return `about` with its facts of packing."""
     folder = split(shards[0])[0]
-    if _fills_folder(shards) and (beside := index_beside(folder)):
+    if _fills_folder(shards) and (found := index_beside(folder)):
         with contextlib.suppress(DataError):
-            known = open_index(beside, cache).about
+            known = open_index(found, cache).about
             if known.shape:
                 about = replace(known, image=about.image, key_dot=about.key_dot)
         if is_remote(folder):
             from udl_dist.storage.objects import remove
 
-            remove(beside)
+            remove(found)
         else:
-            os.unlink(beside)
+            os.unlink(found)
     in_cache(shards, cache, about.naming).unlink(missing_ok=True)
     return about
 

@@ -69,10 +69,10 @@ def prepare(settings: DataSettings, progress: Progress | None = None) -> Prepare
     """
     settings = settled(settings, progress)
     if settings.sequential:
-        beside = ()
+        alone: tuple[str, ...] = ()
         if settings.held_out:
-            beside = (parts_of(settings.held_out, indexed(settings), progress).train,)
-        return Prepared(settings, list_sequence(settings), beside, ())
+            alone = (parts_of(settings.held_out, indexed(settings), progress).train,)
+        return Prepared(settings, list_sequence(settings), alone, ())
     own = _without_hash(settings)
     sources = [
         parts_of(source, own, progress) for source in (settings.source, *settings.more_sources)
@@ -80,8 +80,8 @@ def prepare(settings: DataSettings, progress: Progress | None = None) -> Prepare
     train = tuple(parts.train for parts in sources)
     held_out = tuple(parts.val or parts.test for parts in sources)
     if settings.held_out:
-        alone = parts_of(settings.held_out, own, progress).train
-        held_out = (alone,) + ("",) * (len(train) - 1)
+        found = parts_of(settings.held_out, own, progress).train
+        held_out = (found,) + ("",) * (len(train) - 1)
     if len(set(train)) < len(train):
         raise UsageError(
             "data.more_sources names the same images twice: name each source once, and set"
@@ -101,7 +101,7 @@ def _without_hash(settings: DataSettings) -> DataSettings:
 
 
 def settled(settings: DataSettings, progress: Progress | None = None) -> DataSettings:
-    """The settings, with `size` and `channels` taken from the images where they are 0."""
+    """The settings, with `size` and `channels` of the images where they are 0."""
     if settings.size and settings.channels:
         return settings
     if settings.sequential:
@@ -201,8 +201,8 @@ def survey(settings: DataSettings) -> Survey:
     """
     settings = settled(settings)
     if settings.sequential:
-        held_out = survey(indexed(settings)).records if settings.held_out else 0
-        return Survey(0, held_out, len(list_sequence(settings)), True, lost=LOST)
+        records = survey(indexed(settings)).records if settings.held_out else 0
+        return Survey(0, records, len(list_sequence(settings)), True, lost=LOST)
     own, sources = _without_hash(settings), (settings.source, *settings.more_sources)
     unpacked = [
         source

@@ -1,4 +1,4 @@
-"""Training size and channels where the settings give none: taken from the images of the source.
+"""Training size and channels where the settings give none: those of the images.
 
 `udl pack` records its size. Of other sources a sample is examined: the median of the shorter sides
 (of the longer ones for `pad`), 128 pixels at most; colour if any image of the sample has colour.
