@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from udl_dist.core.files import partial_folder
 from udl_dist.data.packing.pack import pack
 from udl_dist.data.settings import PackSettings
 from udl_dist.data.shards.index import Index
-from udl_dist.errors import DataError, UdlError, UsageError
+from udl_dist.errors import DataError, UsageError
 
 NAMES = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(20)]
 
@@ -118,8 +119,7 @@ def test_idx_gives_train_and_test_and_the_index_tells_whence(tmp_path: Path) -> 
     assert about.classes == tuple("0123456789") and about.shape == (1, 28, 28)
     assert summary.total_bytes == sum(len(content) for content in files(tmp_path / "out").values())
     assert (
-        "train 60" in summary.lines()[0]
-        and json.loads(json.dumps(summary.as_dict()))["shards"] == 2
+        "train 60" in summary.lines()[0] and json.loads(json.dumps(asdict(summary)))["shards"] == 2
     )
     records = {
         record["__key__"]: record
@@ -305,7 +305,3 @@ def test_a_folder_in_the_making_is_not_swept_away(tmp_path: Path) -> None:
     with partial_folder(tmp_path / "out"):
         assert {path.name.split("-1")[0] for path in tmp_path.iterdir()} > {".out-2.partial"}
         assert not (tmp_path / ".out.partial-1").exists()
-
-
-def test_refusals_have_exit_codes() -> None:
-    assert (UsageError.exit_code, DataError.exit_code) == (2, 3) and issubclass(DataError, UdlError)

@@ -10,6 +10,7 @@ rest.
 
 from __future__ import annotations
 
+import contextlib
 import io
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from udl_dist.data.images.headers import MOST_PIXELS, ORIENTATION, Header, bare_png, too_large
+from udl_dist.data.images.headers import MOST_PIXELS, Header, bare_png, too_large
 from udl_dist.errors import DataError
 
 if TYPE_CHECKING:
@@ -101,7 +102,19 @@ def pillow_image(data: bytes, header: Header) -> Image.Image:
 
 def upright(image: Image.Image) -> Image.Image:
     """An opened image by the same rules: turned as EXIF says, then L or RGB."""
-    return _flattened(_turned(image))
+    from PIL import Image, ImageOps
+
+    # an EXIF block that cannot be read says nothing about the orientation
+    with contextlib.suppress(Exception):
+        if image.info.get("exif"):
+            image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit gray: 65535 is 257 times 255
+        wide = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        over = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
 @lru_cache(1)
@@ -179,29 +192,3 @@ def _opencv(data: bytes, header: Header) -> Raster | None:  # None: let Pillow s
     if raster.ndim == 2:
         return raster  # type: ignore[no-any-return]
     return cv2.cvtColor(raster, cv2.COLOR_BGR2RGB) if raster.shape[2] == 3 else None
-
-
-def _turned(image: Image.Image) -> Image.Image:
-    from PIL import ImageOps
-
-    if not image.info.get("exif"):
-        return image
-    try:
-        turned = image.getexif().get(ORIENTATION, 1) != 1
-    except Exception:  # an EXIF block that cannot be read says nothing about up and down
-        return image
-    upright: Image.Image = ImageOps.exif_transpose(image) if turned else image
-    return upright
-
-
-def _flattened(image: Image.Image) -> Image.Image:
-    """Any mode that the allowed kinds have, as L or RGB."""
-    from PIL import Image
-
-    if image.mode.startswith("I"):  # 16-bit gray: 65535 is 257 times 255
-        wide = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((wide + 128) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        over = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
@@ -37,9 +35,6 @@ class Indexed:
     passed_by: int  # hidden files and folders with the name of a shard
     fingerprint: str
     seconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
     def lines(self) -> list[str]:
         """The counts for people."""

@@ -7,7 +7,6 @@ and encoders release Python's lock.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
 import time
@@ -15,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import xxhash
@@ -54,9 +53,6 @@ class Summary:
     left_out: tuple[str, ...]  # one line for each damaged image, if they were to be skipped
     ignored: Mapping[str, int]  # files of the source of unknown kinds, by extension
     seconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
     def lines(self) -> list[str]:
         """The summary for people, what was not packed included."""
