@@ -1,4 +1,4 @@
-"""Images of every odd kind come out right, damaged ones come out named, bombs cost no memory."""
+"""Unusual images are decoded right, damaged ones are named, and bombs cost no memory."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_cmyk_jpeg_becomes_its_colours() -> None:
 def test_exif_turns_the_image_upright(orientation: int, kind: str) -> None:
     upright = np.zeros((28, 28), np.uint8)
     upright[:8, :20] = 255
-    turns = {
+    transposes = {
         2: "FLIP_LEFT_RIGHT",
         3: "ROTATE_180",
         4: "FLIP_TOP_BOTTOM",
@@ -140,7 +140,7 @@ def test_exif_turns_the_image_upright(orientation: int, kind: str) -> None:
     }
     stored = Image.fromarray(upright)
     if orientation > 1:
-        stored = stored.transpose(Image.Transpose[turns[orientation]])
+        stored = stored.transpose(Image.Transpose[transposes[orientation]])
     exif = Image.Exif()
     exif[headers.ORIENTATION] = orientation
     options = {"lossless": True} if kind == "WEBP" else {}

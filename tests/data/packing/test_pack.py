@@ -1,6 +1,4 @@
-"""Packing: plain WebDataset tars that webdataset reads, the same bytes each time, complete or
-absent.
-"""
+"""Packing writes plain WebDataset tars, the same bytes each time, complete or absent."""
 
 from __future__ import annotations
 
@@ -104,7 +102,7 @@ def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
     assert files(tmp_path / "a") != files(tmp_path / "c")
 
 
-def test_idx_gives_train_and_test_and_the_index_tells_whence(tmp_path: Path) -> None:
+def test_idx_gives_train_and_test_and_the_index_names_the_source(tmp_path: Path) -> None:
     (mnist_like(tmp_path / "digits", 60, 20) / "LICENSE").write_text("CC BY-SA 3.0\n")
     progress = list[tuple[int, int]]()
     summary = pack(
@@ -204,17 +202,17 @@ def test_damaged_images_are_left_out_and_listed_if_asked(tmp_path: Path) -> None
     assert not (tmp_path / "none").exists()
 
 
-def test_a_destination_with_content_is_refused_and_an_empty_one_taken(tmp_path: Path) -> None:
+def test_a_destination_with_content_is_refused_and_an_empty_one_used(tmp_path: Path) -> None:
     source = str(folder_of_images(tmp_path / "pets", NAMES))
     dest = tmp_path / "out"
     dest.mkdir()
     pack(source, str(dest), PackSettings(size=16))
     before = files(dest)
     (tmp_path / "file").write_text("mine")
-    for taken in (dest, tmp_path / "file"):
+    for used in (dest, tmp_path / "file"):
         with pytest.raises(UsageError) as raised:
-            pack(source, str(taken), PackSettings(size=16))
-        one_line(raised.value, repr(str(taken)), "not empty")
+            pack(source, str(used), PackSettings(size=16))
+        one_line(raised.value, repr(str(used)), "not empty")
     assert files(dest) == before and (tmp_path / "file").read_text() == "mine"
 
 
@@ -282,7 +280,7 @@ def test_a_killed_pack_leaves_nothing_that_looks_complete(
     assert not dest.exists()
     left = list(tmp_path.glob(".out.partial-*"))
     assert len(left) == (kill == signal.SIGKILL)
-    with partial_folder(tmp_path / "other"):  # somebody else's, at work
+    with partial_folder(tmp_path / "other"):  # of another process, at work
         pack(source, str(dest), PackSettings(size=16, shard_records=4))
         assert len(list(tmp_path.glob(".other.partial-*"))) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "pets"]

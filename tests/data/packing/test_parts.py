@@ -89,9 +89,9 @@ def test_shards_of_which_some_may_be_held_out_are_refused(tmp_path: Path) -> Non
     many(tmp_path / "no_train" / "test-0.tar", 2)
     shards(tmp_path / "folders" / "val", [2])
     shards(tmp_path / "folders" / "test", [2])
-    shards(tmp_path / "beside" / "train", [2])
-    shards(tmp_path / "beside", [2])
-    for name in ("mixed", "no_train", "folders", "beside"):
+    shards(tmp_path / "both" / "train", [2])
+    shards(tmp_path / "both", [2])
+    for name in ("mixed", "no_train", "folders", "both"):
         with pytest.raises(DataError) as raised:
             counts(tmp_path / name, tmp_path / "cache")
         one_line(raised.value, name, "source")

@@ -1,6 +1,4 @@
-"""What can be packed is recognised and read right; what cannot is refused by name, and nothing is
-dropped unsaid.
-"""
+"""Sources are recognised and read right, or refused by name; nothing is dropped silently."""
 
 from __future__ import annotations
 

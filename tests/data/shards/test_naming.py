@@ -73,7 +73,7 @@ def test_hidden_tars_and_folders_called_like_tars_are_passed_by_and_counted(tmp_
     told = udl("index", str(tmp_path / "tars"))
     assert (
         told.returncode == 0
-        and "2 files or folders called like shards are passed by" in told.stdout
+        and "2 hidden files and folders named like shards are ignored" in told.stdout
     ), told
     assert json.loads(udl("index", str(tmp_path / "tars"), "--json").stdout)["passed_by"] == 2
 
@@ -200,5 +200,5 @@ def test_udl_index_follows_the_same_policy(tmp_path: Path) -> None:
     folder = damaged_set(tmp_path / "tars")
     assert udl("index", str(folder)).returncode == 3
     told = udl("index", str(folder), "--damaged", "skip")
-    assert told.returncode == 0 and "3 that cannot be read are left out" in told.stdout, told
+    assert told.returncode == 0 and "3 unreadable records are left out" in told.stdout, told
     assert udl("index", str(folder)).returncode == 3
