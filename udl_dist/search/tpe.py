@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from udl_dist.core.permutation import chain
+from udl_dist.core.rng import chain
 from udl_dist.errors import UsageError
 from udl_dist.search.axes import Axis
 from udl_dist.search.config import Search

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from udl_dist.core import permutation
+from udl_dist.core import rng
 from udl_dist.data.images.decoders import Decoded, Raster, opencv
 from udl_dist.data.images.headers import Fit, Shape
 
@@ -63,11 +63,9 @@ def crops(keys: NDArray[np.int64], least_area: float) -> F64:  # [B] -> [B, TRIE
     """Draw a crop for each key, whatever the image: width and height of each try for an image of
     area 1, and last the offsets to the right and down, as parts (0 … 1) of the free space.
     """
-    places = np.arange(1, 2 * TRIES + 3, dtype=np.uint64) * np.uint64(permutation.GOLDEN)
-    seeds = permutation.mix64(keys.view(np.uint64) ^ np.uint64(permutation.chain(CROP)))
-    drawn: F64 = (permutation.mix64(seeds[:, None] + places) >> np.uint64(11)).astype(
-        np.float64
-    ) * 2.0**-53
+    places = np.arange(1, 2 * TRIES + 3, dtype=np.uint64) * np.uint64(rng.GOLDEN)
+    seeds = rng.mix64(keys.view(np.uint64) ^ np.uint64(rng.chain(CROP)))
+    drawn: F64 = (rng.mix64(seeds[:, None] + places) >> np.uint64(11)).astype(np.float64) * 2.0**-53
     drawn = drawn.reshape(len(keys), TRIES + 1, 2)
     tries = drawn[:, :TRIES]
     sides = np.sqrt(least_area + (1 - least_area) * tries[..., 0])

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from udl_dist.core.permutation import chain
+from udl_dist.core.rng import chain
 from udl_dist.data.images.coding import decode_into
 from udl_dist.data.images.fitting import Pixels, crops
 from udl_dist.data.images.headers import HIGHEST_LIMIT, read_header
