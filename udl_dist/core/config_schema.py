@@ -16,7 +16,7 @@ import types
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import unquote
 
 from udl_dist.errors import UsageError
@@ -185,17 +185,11 @@ def in_words(kind: Any) -> str:
     """A type as a person reads it."""
     if get_origin(kind) is Literal:
         return " or ".join(repr(choice) for choice in get_args(kind))
-    if get_origin(kind) in (Union, types.UnionType):
+    if get_origin(kind) is types.UnionType:
         return " or ".join(in_words(part) for part in get_args(kind))
     if get_origin(kind) is tuple:
         return f"a list of {in_words(get_args(kind)[0])}s"
-    names = {
-        int: "whole number",
-        float: "number",
-        bool: "true or false",
-        str: "text",
-        type(None): "nothing",
-    }
+    names = {int: "whole number", float: "number", bool: "true or false", str: "text"}
     return names.get(kind, str(kind))
 
 
@@ -224,7 +218,7 @@ def _fits(kind: Any, value: Any) -> bool:
     if get_origin(kind) is Literal:
         # the type too: true equals 1
         return any(type(value) is type(choice) and value == choice for choice in get_args(kind))
-    if get_origin(kind) in (Union, types.UnionType):
+    if get_origin(kind) is types.UnionType:
         return any(_fits(part, value) for part in get_args(kind))
     return type(value) is kind  # isinstance would take true for a whole number
 

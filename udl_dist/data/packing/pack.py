@@ -200,8 +200,8 @@ def run_threads(
         if stop.is_set():
             raise CancelledError
         with lock:
-            done += units
-            if progress:
+            before, done = done, done + units
+            if progress and before < total:  # a second call at the total would print a second line
                 progress(min(done, total), total)
 
     with ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="shards") as pool:
