@@ -156,3 +156,26 @@ def test_only_what_a_disk_says_is_named_so(tmp_path: Path) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     with pytest.raises(ConnectionResetError), files.errors_named(tmp_path):
         raise ConnectionResetError(errno.ECONNRESET, "reset")
+
+
+def test_a_partial_folder_is_removed_only_when_its_process_is_gone(tmp_path: Path) -> None:
+    with (
+        files.partial_folder(tmp_path / "out") as first,
+        files.partial_folder(tmp_path / "out") as second,
+    ):
+        assert first.exists() and second.exists() and first != second
+    assert not list(tmp_path.iterdir())
+    for name in (".out.partial-1", ".out-2.partial-1"):
+        os.mkdir(tmp_path / name)
+    with files.partial_folder(dest):
+        assert {path.name.split("-1")[0] for path in tmp_path.iterdir()} > {".out-2.partial"}
+        assert not (tmp_path / ".out.partial-1").exists()
+
+
+def test_a_line_that_a_kill_has_torn_is_cut_off_before_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    files.append_lasting(path, "first")
+    path.write_bytes(path.read_bytes() + b"secon")
+    assert files.whole_lines(path) == [b"first"]
+    files.append_lasting(path, "third")
+    assert path.read_bytes() == b"first\nthird\n"

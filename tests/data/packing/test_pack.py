@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -293,14 +292,3 @@ def _wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end, "waited 30 s in vain"
         time.sleep(0.01)
-
-
-def test_a_folder_in_the_making_is_not_swept_away(tmp_path: Path) -> None:
-    with partial_folder(tmp_path / "out") as first, partial_folder(tmp_path / "out") as second:
-        assert first.exists() and second.exists() and first != second
-    assert not list(tmp_path.iterdir())
-    for name in (".out.partial-1", ".out-2.partial-1"):
-        os.mkdir(tmp_path / name)
-    with partial_folder(tmp_path / "out"):
-        assert {path.name.split("-1")[0] for path in tmp_path.iterdir()} > {".out-2.partial"}
-        assert not (tmp_path / ".out.partial-1").exists()
