@@ -159,10 +159,8 @@ def test_only_what_a_disk_says_is_named_so(tmp_path: Path) -> None:
 
 
 def test_a_partial_folder_is_removed_only_when_its_process_is_gone(tmp_path: Path) -> None:
-    with (
-        files.partial_folder(tmp_path / "out") as first,
-        files.partial_folder(tmp_path / "out") as second,
-    ):
+    dest = tmp_path / "out"
+    with files.partial_folder(dest) as first, files.partial_folder(dest) as second:
         assert first.exists() and second.exists() and first != second
     assert not list(tmp_path.iterdir())
     for name in (".out.partial-1", ".out-2.partial-1"):
