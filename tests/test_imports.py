@@ -82,9 +82,8 @@ WITHOUT_TORCH = {
         "methods",
     },
     "launch/plan.py": {
-        "data.packing.survey",
         "data.packing.prepare",
-        "data.packing.source",
+        "data.packing.sources",
         "evaluation.settings",
         "methods",
     },

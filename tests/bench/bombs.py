@@ -147,7 +147,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 def explode(name: str) -> Cost:
     """Check a bomb in this process."""
     from udl_dist.data.checking.check import check
-    from udl_dist.data.checking.settings import CheckSettings
+    from udl_dist.data.settings import CheckSettings
 
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "good.tar").write_bytes(members({"a.png": png(8, 8)}))

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from udl_dist.data.images.coding import decode_into
-from udl_dist.data.images.kinds import Shape
+from udl_dist.data.images.headers import Shape
 from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.data.settings import DataSettings

@@ -16,7 +16,7 @@ from tests.training import gloo
 from tests.training.learn import Run
 from udl_dist import experiment
 from udl_dist.data.packing.pack import pack
-from udl_dist.data.packing.settings import PackSettings
+from udl_dist.data.settings import PackSettings
 from udl_dist.training.distributed import Ranks
 
 STEPS, TURNS, BATCH = 20, 3, 480

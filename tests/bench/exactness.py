@@ -23,7 +23,7 @@ import numpy as np
 import xxhash
 
 from tests.data.loader.made import shards
-from udl_dist.core.permutation import chain
+from udl_dist.core.rng import chain
 from udl_dist.data.loader import order
 from udl_dist.data.loader.dataset import Dataset
 from udl_dist.data.loader.reader import Stream

@@ -29,8 +29,8 @@ import xxhash
 
 from tests.data.loader.made import encoded, pixels, tar
 from udl_dist.data.checking.check import check
-from udl_dist.data.checking.settings import CheckSettings
 from udl_dist.data.images.coding import decode, encode
+from udl_dist.data.settings import CheckSettings
 from udl_dist.data.shards.index import NAME, PREAMBLE, Index
 from udl_dist.data.shards.indexing import index_shards
 from udl_dist.data.shards.reading import Shards, opened

@@ -36,7 +36,7 @@ from udl_dist import methods
 from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.packing.pack import pack
 from udl_dist.data.packing.prepare import prepare
-from udl_dist.data.packing.settings import PackSettings
+from udl_dist.data.settings import PackSettings
 from udl_dist.errors import TrainingError
 from udl_dist.experiment import Experiment
 from udl_dist.inference.export import ExportSettings, export

@@ -24,7 +24,7 @@ import numpy as np
 import xxhash
 
 from tests.bench import resume
-from udl_dist.core.permutation import mix64
+from udl_dist.core.rng import mix64
 from udl_dist.data.loader.opening import Prepared, open_streams
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.packing.prepare import prepare

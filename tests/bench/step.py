@@ -23,7 +23,7 @@ from tests.training.learn import Run
 from udl_dist import experiment
 from udl_dist.core.config_schema import to_dict
 from udl_dist.data.packing.pack import pack
-from udl_dist.data.packing.settings import PackSettings
+from udl_dist.data.settings import PackSettings
 
 STEPS, TURNS, BATCH = 150, 7, 128
 FLAGS = {

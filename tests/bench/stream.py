@@ -28,9 +28,9 @@ import torch
 from tests.bench.contenders import Batches, bare, litdata, mosaicml, ours, webdataset
 from tests.bench.photos import jpeg_shards
 from tests.bench.resume import million, resume_seconds
-from udl_dist.data.images.kinds import Shape
+from udl_dist.data.images.headers import Shape
 from udl_dist.data.packing.pack import pack
-from udl_dist.data.packing.settings import PackSettings
+from udl_dist.data.settings import PackSettings
 
 TURNS, SHARDS, PHOTOS = 5, 4, 250
 # of the small arrays: the order of fewer than 4,096 records costs more than their reading

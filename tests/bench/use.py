@@ -17,7 +17,7 @@ import numpy as np
 from tests.trained import run
 from tests.training.learn import packed
 from udl_dist.data.packing.pack import pack
-from udl_dist.data.packing.settings import PackSettings
+from udl_dist.data.settings import PackSettings
 
 TURNS = 5
 LOAD = """

@@ -14,7 +14,7 @@ import numpy as np
 
 from tests.data.loader.made import encoded, pixels, tar
 from udl_dist.data.checking.check import check
-from udl_dist.data.checking.settings import CheckSettings
+from udl_dist.data.settings import CheckSettings
 from udl_dist.data.shards.index import NAME, Index
 from udl_dist.data.shards.indexing import index_shards
 from udl_dist.data.shards.reading import opened

@@ -80,12 +80,12 @@ def test_every_setting_is_described_once() -> None:
     assert list(config_schema.kinds(Outer)) == names
 
 
-def test_the_home_of_nobody_is_no_path() -> None:
+def test_the_home_of_an_unknown_user_is_not_a_path() -> None:
     assert config_schema.as_path("~/a").is_absolute() and config_schema.as_path("a").is_absolute()
-    with pytest.raises(UsageError, match="'~nobody-here/a': there is no such user"):
-        config_schema.as_path("~nobody-here/a")
+    with pytest.raises(UsageError, match="'~no-such-user/a': there is no such user"):
+        config_schema.as_path("~no-such-user/a")
 
 
-def test_an_empty_name_is_no_path() -> None:
-    with pytest.raises(UsageError, match="a name is empty where a file or folder is to be named"):
+def test_an_empty_name_is_not_a_path() -> None:
+    with pytest.raises(UsageError, match="the name of a file or folder is empty"):
         config_schema.as_path("")

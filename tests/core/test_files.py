@@ -121,7 +121,7 @@ def lines_within(path: Path, most: int) -> str:
     return path.read_text()
 
 
-def test_a_last_checkpoint_that_a_slow_one_kept_out_is_missed_by_name(
+def test_a_last_checkpoint_that_a_slow_one_blocked_is_missed_by_name(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one before it goes through in the end; that must not pass for the last one."""
@@ -134,10 +134,10 @@ def test_a_last_checkpoint_that_a_slow_one_kept_out_is_missed_by_name(
             assert may.wait(30)
         return real(folder, images, *rest)  # type: ignore[arg-type]
 
-    told = RunFolder.say
+    log = RunFolder.say
 
     def say(folder: RunFolder, line: str) -> None:
-        told(folder, line)
+        log(folder, line)
         if "no checkpoint after 240 images" in line:
             may.set()
 
@@ -151,8 +151,29 @@ def test_a_last_checkpoint_that_a_slow_one_kept_out_is_missed_by_name(
 
 
 def test_only_what_a_disk_says_is_named_so(tmp_path: Path) -> None:
-    expected = "Read-only file system: free space or mend the disk, then run again"
+    expected = "Read-only file system: free space or repair the disk, then run again"
     with pytest.raises(TrainingError, match=expected), files.errors_named(tmp_path):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     with pytest.raises(ConnectionResetError), files.errors_named(tmp_path):
         raise ConnectionResetError(errno.ECONNRESET, "reset")
+
+
+def test_a_partial_folder_is_removed_only_when_its_process_is_gone(tmp_path: Path) -> None:
+    dest = tmp_path / "out"
+    with files.partial_folder(dest) as first, files.partial_folder(dest) as second:
+        assert first.exists() and second.exists() and first != second
+    assert not list(tmp_path.iterdir())
+    for name in (".out.partial-1", ".out-2.partial-1"):
+        os.mkdir(tmp_path / name)
+    with files.partial_folder(dest):
+        assert {path.name.split("-1")[0] for path in tmp_path.iterdir()} > {".out-2.partial"}
+        assert not (tmp_path / ".out.partial-1").exists()
+
+
+def test_a_line_that_a_kill_has_torn_is_cut_off_before_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    files.append_lasting(path, "first")
+    path.write_bytes(path.read_bytes() + b"secon")
+    assert files.whole_lines(path) == [b"first"]
+    files.append_lasting(path, "third")
+    assert path.read_bytes() == b"first\nthird\n"

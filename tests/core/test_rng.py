@@ -68,7 +68,7 @@ def test_normal_numbers_are_normal() -> None:
         -torch.arange(4000),
         torch.arange(4000) * 2 + 1,
     ],
-    ids=["hashed", "counting", "high bits", "negative", "odd"],
+    ids=["hashed", "counting", "high bits", "negative", "odd numbers"],
 )
 def test_neighbouring_keys_draws_and_elements_are_independent(keys: Tensor) -> None:
     a, b = rng.normal(keys, "a", (40,)), rng.normal(keys, "b", (40,))

@@ -1,4 +1,4 @@
-"""The stream in other people's loops: a plain PyTorch one, and webdataset's pipeline."""
+"""The stream in other training loops: PyTorch's and webdataset's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(shards(tmp_path_factory.mktemp("tars"), [20, 13])[0].parent)
 
 
-def test_batches_go_on_where_a_state_was_taken_at_another_world(folder: str) -> None:
+def test_batches_continue_from_a_state_at_another_world_size(folder: str) -> None:
     first = Batches(folder, 10, size=8, flip=True)
     assert len(first) == 4
     seen = [batch for batch in islice(first, 3)]  # noqa: C416
@@ -64,7 +64,7 @@ def test_samples_start_at_a_position(folder: str) -> None:
     assert next(iter(Samples(folder)))["__url__"].endswith(".tar")
 
 
-# PyTorch's on the number of cores, Python's on forks beside threads
+# PyTorch's on the number of cores, Python's on forks in a process with threads
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("world", [1, 2])
 def test_workers_of_a_data_loader_share_the_samples_of_a_rank(folder: str, world: int) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 import udl_dist
 from tests.trained import run
 from udl_dist.data.packing.pack import pack
-from udl_dist.data.packing.settings import PackSettings
+from udl_dist.data.settings import PackSettings
 from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.inference import drawing, evaluating, scoring
 from udl_dist.inference.export import ExportSettings, export

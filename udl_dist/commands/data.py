@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 
 from udl_dist.commands import Verbs, new_verb, progress, show
 from udl_dist.core import config_schema
-from udl_dist.data.checking.settings import CheckSettings
-from udl_dist.data.packing.settings import IndexSettings, PackSettings
+from udl_dist.data.settings import CheckSettings, IndexSettings, PackSettings
 
 
 def add(verbs: Verbs) -> None:
@@ -41,7 +41,7 @@ def _pack(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     summary = pack.pack(
         asked.source, asked.dest, config_schema.from_flags(PackSettings, flags), progress("packing")
     )
-    show(summary.lines(), summary.as_dict(), asked.json)
+    show(summary.lines(), asdict(summary), asked.json)
     return 0
 
 
@@ -51,7 +51,7 @@ def _index(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     indexed = indexes.index(
         asked.shards, config_schema.from_flags(IndexSettings, flags), progress("indexing", "shards")
     )
-    show(indexed.lines(), indexed.as_dict(), asked.json)
+    show(indexed.lines(), asdict(indexed), asked.json)
     return 0
 
 

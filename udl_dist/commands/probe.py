@@ -19,7 +19,8 @@ from typing import Any
 from udl_dist.commands import job_package
 from udl_dist.core.config_schema import as_path
 from udl_dist.data.packing.finding import list_shards
-from udl_dist.data.packing.prepare import is_packed_at_first_use, shards_of_parts
+from udl_dist.data.packing.parts import shards_of_parts
+from udl_dist.data.packing.prepare import is_packed_at_first_use
 from udl_dist.data.settings import cache_folder
 from udl_dist.data.shards.index import NAME
 from udl_dist.errors import UdlError

@@ -1,26 +1,35 @@
 """What a setting is: a field of a frozen dataclass with a default, a meaning and a range.
 
-Owners declare their settings with `setting(...)`; this file turns plain dicts (a TOML file, flags,
-a search axis) into such dataclasses and back, strictly: one converter for every way in, so a value
-is refused in the same words everywhere. It knows no owner, no file and no flag.
+Owners declare their settings with `setting(...)`; this file converts plain dicts (a TOML file,
+flags, a search axis) to such dataclasses and back, strictly: there is one converter, so a value is
+refused in the same words wherever it came from.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import operator
 import tomllib
 import types
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import unquote
 
 from udl_dist.errors import UsageError
 
 T = TypeVar("T")
 MOST_LISTED = 12  # names in a refusal
+# bound: (comparison that breaks it, its words in a refusal)
+BOUNDS = {
+    "low": (operator.lt, "at least"),
+    "above": (operator.le, "greater than"),
+    "high": (operator.gt, "at most"),
+    "below": (operator.ge, "less than"),
+}
 
 
 def setting(
@@ -33,52 +42,38 @@ def setting(
     below: float | None = None,
     filled: bool = False,
 ) -> Any:
-    """Declare a setting: its default, one line of meaning, and bounds: `low` and `high` are allowed
-    themselves, `above` and `below` are not.
+    """Declare a setting: its default, one line of meaning, and bounds.
 
-    Bounds hold for each entry of a tuple. `filled` text must not be empty: without it "" is taken
-    for "none given". A dataclass as default (the class itself) makes a nested table.
+    `low` and `high` are inclusive, `above` and `below` exclusive; in a tuple they hold for each
+    entry. Text that is `filled` must not be empty; otherwise "" means "none given". A dataclass as
+    default (the class itself) makes a nested table.
     """
-    metadata = {
-        "meaning": meaning,
-        "low": low,
-        "above": above,
-        "high": high,
-        "below": below,
-        "filled": filled,
-    }
+    bounds = {"low": low, "above": above, "high": high, "below": below}
+    metadata = {"meaning": meaning, "filled": filled, **bounds}
     if isinstance(default, type):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
-    """Build the dataclass `cls` from nested plain values; raise UsageError on an unknown name, type
-    or range.
-    """
+    """Build the dataclass `cls` from nested plain values; raise UsageError for an invalid one."""
     known = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in values:
         if name not in known:
             raise UsageError(f"unknown setting {prefix}{name}: {nearest(name, known)}")
     hints = hints_of(cls)  # type: ignore[arg-type]
-    return cls(
-        **{
-            name: _value(hints[name], value, prefix + name, known[name].metadata)
-            for name, value in values.items()
-        }
-    )
+    made = {
+        name: _value(hints[name], value, prefix + name, known[name].metadata)
+        for name, value in values.items()
+    }
+    return cls(**made)
 
 
 def as_path(text: str) -> Path:
-    """The absolute path that somebody wrote, `~` for a home folder; raise UsageError for "" and the
-    home of nobody.
-
-    The URI of a file is a path too.
-    """
+    """The absolute path that text or a file:// URI names, with `~` for a home folder."""
     if not text:
         raise UsageError(
-            "a name is empty where a file or folder is to be named: is a variable of the shell not"
-            " set?"
+            "the name of a file or folder is empty: is a variable of the shell not set?"
         )
     if text.lower().startswith("file://"):
         text = unquote(text[len("file://") :].removeprefix("localhost"))
@@ -91,20 +86,13 @@ def as_path(text: str) -> Path:
 def from_flags(cls: type[T], flags: Mapping[str, str]) -> T:
     """Build the dataclass `cls` from flags, dotted names with their values as text."""
     known = kinds(cls)
-    return from_dict(
-        cls,
-        nest(
-            {
-                name: from_text(name, known[name], text) if name in known else text
-                for name, text in flags.items()
-            }
-        ),
-    )
+    values = {name: from_text(name, known.get(name, str), text) for name, text in flags.items()}
+    return from_dict(cls, nest(values))
 
 
 @lru_cache(256)
 def hints_of(cls: Any) -> dict[str, Any]:
-    """The types of the fields of `cls`, looked up once: that takes milliseconds."""
+    """The types of the fields of `cls`; cached, because a look-up takes milliseconds."""
     return get_type_hints(cls)
 
 
@@ -124,7 +112,7 @@ class NoValue(str):
 
 
 def from_text(name: str, kind: Any, text: str) -> Any:
-    """The value of a flag, as TOML unless it is text: `[64, 32]`, `64,32`, `a,b`, `1e-3`."""
+    """The value of a flag: TOML, or text, or a list without brackets: `64,32` and `a,b`."""
     if isinstance(text, NoValue) and kind is not bool:
         raise UsageError(f"--{name} needs a value: is a variable of the shell not set?")
     if kind is str or (
@@ -141,25 +129,18 @@ def from_text(name: str, kind: Any, text: str) -> Any:
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
-    """The plain nested dict of a settings dataclass, every default spelled out; `from_dict` reads
-    it back.
-    """
+    """A settings dataclass as a nested dict, defaults included; `from_dict` reads it back."""
     return {
         field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)
     }
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one dict with dotted names: `{"train": {"seed": 1}}` becomes `{"train.seed":
-    1}`.
-    """
+    """Nested tables as one dict with dotted names: `{"a": {"b": 1}}` becomes `{"a.b": 1}`."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat.update(
-            flatten(value, f"{prefix}{name}.")
-            if isinstance(value, Mapping)
-            else {prefix + name: value}
-        )
+        nested = isinstance(value, Mapping)
+        flat |= flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return flat
 
 
@@ -178,36 +159,27 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe(cls: type, prefix: str = "") -> Iterator[tuple[str, str, Any, str]]:
-    """Every setting below `cls` as (dotted name, type in words, default, meaning), for help
-    texts.
-    """
+    """Every setting below `cls`, for help texts: (dotted name, type, default, meaning)."""
     hints = hints_of(cls)
     for field in dataclasses.fields(cls):
-        kind = hints[field.name]
+        name, kind = prefix + field.name, hints[field.name]
         if dataclasses.is_dataclass(kind):
-            yield from describe(kind, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+            yield from describe(kind, f"{name}.")  # type: ignore[arg-type]
         else:
-            yield (
-                prefix + field.name,
-                in_words(kind),
-                field.default,
-                field.metadata.get("meaning", ""),
-            )
+            yield name, in_words(kind), field.default, field.metadata.get("meaning", "")
 
 
 def nearest(name: str, known: Mapping[str, Any] | list[str]) -> str:
-    """What to do about a name nobody knows: the nearest one, else all of them, or the nearest few
-    of many.
-    """
+    """Advice about an unknown name: the nearest known one, else all, or the nearest few of many."""
     if close := difflib.get_close_matches(name, list(known), n=1, cutoff=0.5):
         return f"did you mean {close[0]}?"
     if len(known) <= MOST_LISTED:
         return f"there are {', '.join(known)}"
-    # By the last part alone: the tables before it make all of them unlike.
+    # by the last part alone: the tables before it make all names differ
     last = name.rpartition(".")[2]
     few = sorted(
         known,
-        key=lambda each: -difflib.SequenceMatcher(None, last, each.rpartition(".")[2]).ratio(),
+        key=lambda one: -difflib.SequenceMatcher(None, last, one.rpartition(".")[2]).ratio(),
     )[:4]
     return (
         f"there are {len(known)}, the nearest are {', '.join(few)} (--settings or --help lists"
@@ -219,17 +191,11 @@ def in_words(kind: Any) -> str:
     """A type as a person reads it."""
     if get_origin(kind) is Literal:
         return " or ".join(repr(choice) for choice in get_args(kind))
-    if get_origin(kind) in (Union, types.UnionType):
+    if get_origin(kind) is types.UnionType:
         return " or ".join(in_words(part) for part in get_args(kind))
     if get_origin(kind) is tuple:
         return f"a list of {in_words(get_args(kind)[0])}s"
-    names = {
-        int: "whole number",
-        float: "number",
-        bool: "true or false",
-        str: "text",
-        type(None): "nothing",
-    }
+    names = {int: "whole number", float: "number", bool: "true or false", str: "text"}
     return names.get(kind, str(kind))
 
 
@@ -256,24 +222,19 @@ def _value(kind: Any, value: Any, name: str, limits: Mapping[str, Any]) -> Any:
 
 def _fits(kind: Any, value: Any) -> bool:
     if get_origin(kind) is Literal:
-        # true is not 1
+        # the type too: true equals 1
         return any(type(value) is type(choice) and value == choice for choice in get_args(kind))
-    if get_origin(kind) in (Union, types.UnionType):
+    if get_origin(kind) is types.UnionType:
         return any(_fits(part, value) for part in get_args(kind))
-    return type(value) is kind  # not isinstance: true is no whole number
+    return type(value) is kind  # isinstance would take true for a whole number
 
 
 def _check_range(value: float, name: str, limits: Mapping[str, Any]) -> None:
-    if value != value or value in (float("inf"), float("-inf")):
+    if value != value or abs(value) == math.inf:
         raise UsageError(f"{name} must be a finite number, not {value}")
-    if limits.get("low") is not None and value < limits["low"]:
-        raise UsageError(f"{name} must be at least {limits['low']}, not {value}")
-    if limits.get("above") is not None and value <= limits["above"]:
-        raise UsageError(f"{name} must be greater than {limits['above']}, not {value}")
-    if limits.get("high") is not None and value > limits["high"]:
-        raise UsageError(f"{name} must be at most {limits['high']}, not {value}")
-    if limits.get("below") is not None and value >= limits["below"]:
-        raise UsageError(f"{name} must be less than {limits['below']}, not {value}")
+    for bound, (breaks, words) in BOUNDS.items():
+        if limits.get(bound) is not None and breaks(value, limits[bound]):
+            raise UsageError(f"{name} must be {words} {limits[bound]}, not {value}")
 
 
 def _plain(value: Any) -> Any:

@@ -1,24 +1,24 @@
-"""Files that last: whole or as they were, through kills and power cuts; what a disk refuses, by
-name. Knows no run.
-"""
+"""Durable files and folders: complete or as they were, through kills and power cuts."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
+import glob
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from udl_dist.errors import TrainingError
+from udl_dist.errors import DataError, TrainingError, UsageError
 
-# what a disk says, and a network does not
+# errors of a disk, never of a network
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def sync(path: Path) -> None:
-    """Make a file, or the names in a folder, last a power cut."""
+    """Make a file, or the names in a folder, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -27,8 +27,9 @@ def sync(path: Path) -> None:
 
 
 def lock(folder: Path) -> int | None:
-    """Hold a folder, without waiting, until the descriptor is closed or the process dies; None if
-    somebody holds it, or if it is gone.
+    """Lock a folder, without waiting, until the descriptor is closed or the process dies.
+
+    None if another process holds the lock, or if the folder is gone.
     """
     try:
         handle = os.open(folder, os.O_RDONLY)
@@ -43,7 +44,7 @@ def lock(folder: Path) -> int | None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that is there whole or as it was before."""
+    """Replace a file: after a kill it has its new content or its old."""
     temporary = path.with_name(f".{path.name}.writing")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -54,17 +55,14 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line; raise OSError with nothing of it left, so that the next one is not glued to
-    its rest.
-    """
+    """Append one line; if that raises OSError, no part of the line stays in the file."""
     content = (line + "\n").encode()
     with path.open("ab", buffering=0) as file:
         before = file.tell()
         try:
             if (written := file.write(content)) < len(content):
                 raise OSError(
-                    errno.ENOSPC,
-                    f"No space left: {written} of {len(content)} bytes of a line were taken",
+                    errno.ENOSPC, f"No space left: {written} of {len(content)} bytes were written"
                 )
         except OSError:
             with contextlib.suppress(OSError):
@@ -73,27 +71,18 @@ def append_line(path: Path, line: str) -> None:
 
 
 def append_lasting(path: Path, line: str) -> None:
-    """Append one line that lasts a power cut; what a kill left of a line before it is cut off."""
+    """Append one line that survives a power cut, and cut off a line that a kill has torn."""
     new = not path.exists()
     if not new:
-        _cut_torn(path)
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
     append_line(path, line)
     sync(path)
     if new:
         sync(path.parent)
 
 
-def _cut_torn(path: Path) -> None:
-    with path.open("r+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(0, end - 1))
-        if end and file.read(1) != b"\n":
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
-
-
 def whole_lines(path: Path) -> list[bytes]:
-    """The lines of a file, but for a last one that a kill has torn; none if there is no file."""
+    """The lines of a file, without a last one that a kill has torn; none if there is no file."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -102,7 +91,7 @@ def whole_lines(path: Path) -> list[bytes]:
 
 
 class Tail:
-    """Follows a file that grows; one that was written anew is read from its start."""
+    """Follows a file that grows; a file that was replaced is read from its start."""
 
     def __init__(self, path: Path, from_end: bool = False) -> None:
         self._path = path
@@ -135,15 +124,71 @@ def append_new(path: Path, lines: list[str]) -> None:
 
 @contextlib.contextmanager
 def errors_named(folder: Path) -> Iterator[None]:
-    """Raise TrainingError, in one line, where the disk of a run's `folder` refuses what is done
-    meanwhile.
-    """
+    """Convert an error of the disk that holds a run's `folder` into a TrainingError of one line."""
     try:
         yield
     except OSError as error:
         if error.errno not in REFUSED:
             raise
         raise TrainingError(
-            f"{error.filename or folder}: {error.strerror}: free space or mend the disk, then run "
-            "again: it goes on from its last checkpoint"
+            f"{error.filename or folder}: {error.strerror}: free space or repair the disk, then run"
+            " again: it continues from its last checkpoint"
         ) from None
+
+
+@contextlib.contextmanager
+def partial_folder(dest: Path) -> Iterator[Path]:
+    """A new hidden folder next to `dest`, removed at the end unless `finish_folder` renamed it.
+
+    Raises UsageError if `dest` has content or cannot be written, DataError if the disk is full.
+    """
+    try:
+        if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+            raise UsageError(
+                f"{str(dest)!r} exists and is not empty: name a new folder, or remove it"
+            )
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(dest)
+        folder, handle = _locked_folder(dest)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write to {str(dest.parent)!r} ({error.strerror}): name another folder"
+        ) from None
+    try:
+        yield folder
+    except OSError as error:
+        raise DataError(
+            f"cannot write {str(dest)!r} ({error.strerror}): free space, or name another folder"
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def finish_folder(folder: Path, dest: Path) -> int:
+    """Sync a folder, rename it to `dest` (absent or empty) and return its size in bytes."""
+    total_bytes = 0
+    for path in [*sorted(folder.rglob("*")), folder]:
+        total_bytes += path.stat().st_size if path.is_file() else 0
+        sync(path)
+    folder.rename(dest)
+    sync(dest.parent)
+    return total_bytes
+
+
+def _remove_stale(dest: Path) -> None:
+    """Remove hidden folders for `dest` whose process is gone: the system dropped its lock."""
+    for folder in dest.parent.glob(f".{glob.escape(dest.name)}.partial-*"):
+        if (handle := lock(folder)) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(handle)
+
+
+def _locked_folder(dest: Path) -> tuple[Path, int]:
+    """Make a hidden folder and lock it; try again if another process removed it in between."""
+    while True:
+        folder = dest.with_name(f".{dest.name}.partial-{os.urandom(6).hex()}")
+        folder.mkdir()
+        handle = lock(folder)
+        if handle is not None and folder.exists():
+            return folder, handle

@@ -1,8 +1,6 @@
-"""The stream alone, for loops that are not ours: batches for plain PyTorch, samples for a
-`wds.DataPipeline`.
+"""The stream for other training loops: batches for PyTorch, samples for a `wds.DataPipeline`.
 
-Both start at any position, share the work over ranks by themselves and repeat no record of an
-epoch. Knows no torch.
+Both start at any position, divide the records among ranks and repeat no record of an epoch.
 """
 
 from __future__ import annotations
@@ -26,8 +24,8 @@ class Batches:
     channels=3): …`.
 
     `records.images` is uint8 [B, C, H, W] (`torch.from_numpy(records.images)` shares its memory),
-    `records.labels` are classes. `state_dict` after any batch is all that is needed to go on behind
-    it, at any number of ranks.
+    `records.labels` are classes. A `state_dict` after any batch is enough to continue behind it, at
+    any number of ranks.
     """
 
     def __init__(
@@ -40,8 +38,8 @@ class Batches:
         seed: int = 0,
         **settings: Any,
     ) -> None:
-        """`batch_images` is the global batch; `settings` are those of `data`, with nothing held out
-        unless asked.
+        """`batch_images` is the global batch; `settings` are those of `data`, by default without
+        held-out images.
         """
         self.stream = _opened(source, seed, settings)
         self.position = 0
@@ -60,9 +58,7 @@ class Batches:
             yield records
 
     def __len__(self) -> int:
-        """Batches that make an epoch, the last one reaching into the next; iteration does not end
-        there.
-        """
+        """Batches of an epoch, the last one included if it reaches into the next epoch."""
         return -(-self.stream.records // self._batch_images)
 
     def state_dict(self) -> dict[str, Any]:
@@ -70,17 +66,14 @@ class Batches:
         return {"position": self.position, "data": self.stream.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a state was taken; raise ValueError if it is of other images or another
-        order.
-        """
+        """Continue from a state; raise ValueError if it is of other images or another order."""
         if state["data"] != self.stream.fingerprint:
             raise ValueError("this state is of other images, or of another size or order of them")
         self.position = int(state["position"])
 
 
 class Samples:
-    """Endless samples as webdataset knows them, images still encoded:
-    `wds.DataPipeline(Samples("shards/"), …)`.
+    """Endless encoded samples for webdataset: `wds.DataPipeline(Samples("shards/"), …)`.
 
     A sample is `{"__key__", "__url__", EXTENSION: bytes, "cls": bytes}`. Records come in the exact
     order of the seed, each checked against its checksum; what follows in the pipeline (decode, map,
@@ -109,9 +102,7 @@ class Samples:
         return self._made_by, ()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The workers of a DataLoader take turns, so that together they give what the rank would
-        give without them.
-        """
+        """Samples of the rank; the workers of a DataLoader divide them among themselves."""
         worker, workers = _loader_worker()
         return self._stream.samples(
             self._position, self._rank + self._world * worker, self._world * workers
@@ -121,14 +112,13 @@ class Samples:
 
 
 def _loader_worker() -> tuple[int, int]:
-    """Which worker of a PyTorch DataLoader this process is, of how many; the only one elsewhere."""
-    data = sys.modules.get(
-        "torch.utils.data"
-    )  # there in every such worker, and not imported for this alone
+    """Number of this PyTorch DataLoader worker, and how many there are; (0, 1) elsewhere."""
+    # Loaded in every such worker; importing it here would import torch.
+    data = sys.modules.get("torch.utils.data")
     about = data.get_worker_info() if data else None
     return (about.id, about.num_workers) if about else (0, 1)
 
 
 def _opened(source: str, seed: int, settings: dict[str, Any]) -> Stream:
-    asked = replace(DataSettings(), source=source, **{"held_out_fraction": 0.0, **settings})
-    return open_streams(prepare(asked), seed)[0]
+    data = replace(DataSettings(), source=source, **{"held_out_fraction": 0.0, **settings})
+    return open_streams(prepare(data), seed)[0]

@@ -1,4 +1,4 @@
-"""What a run reads, as settings. Knows no image and no tar."""
+"""Settings of what is read, packed, indexed and checked."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from udl_dist.core.config_schema import as_path, setting
-from udl_dist.data.images.headers import HIGHEST_LIMIT, LIMIT_IN_WORDS, MOST_PIXELS
-from udl_dist.data.images.kinds import Shape
+from udl_dist.data.images.headers import HIGHEST_LIMIT, LIMIT_IN_WORDS, MOST_PIXELS, Shape
 from udl_dist.data.shards.naming import IMAGE_IN_WORDS, KEY_DOT_IN_WORDS, KeyDot, Naming
 from udl_dist.storage.transfers import Limits
 from udl_dist.storage.uris import scheme_of
@@ -17,9 +16,7 @@ from udl_dist.storage.uris import scheme_of
 
 @dataclass(frozen=True)
 class DataSettings:
-    """What a run sees: where its images are, how they are brought to one shape, what is held
-    out.
-    """
+    """What a run sees: where its images are, their training shape, what is held out."""
 
     source: str = setting(
         "digits",
@@ -49,13 +46,11 @@ class DataSettings:
     keys: str = setting("", "file with one key a line: only those records are read; empty: all")
     without_labels: tuple[int, ...] = setting(
         (),
-        "classes that are left out, held-out images too: udl evaluate then scores how unusual the"
-        " held-out ones of them look",
+        "classes that are left out of training and validation: udl evaluate then reports how"
+        " anomalous their held-out images look",
         low=0,
     )
-    limit: int = setting(
-        0, "train on this number of records of each source, drawn at random; 0: all", low=0
-    )
+    limit: int = setting(0, "records of each source to train on, drawn at random; 0: all", low=0)
     size: int = setting(
         0,
         "height and width in pixels that training sees; 0: as packed, else as the images are, 128"
@@ -73,7 +68,7 @@ class DataSettings:
         above=0.0,
         high=1.0,
     )
-    flip: bool = setting(False, "mirror half of the training images, others in each epoch")
+    flip: bool = setting(False, "mirror half of the training images, another half each epoch")
     order: Literal["auto", "full", "blocks"] = setting(
         "auto",
         "full shuffles all records; blocks reads runs of neighbours; auto: blocks on object"
@@ -100,12 +95,12 @@ class DataSettings:
     )
     storage: Limits = setting(Limits, "how long object storage is waited for")
     readers: int = setting(
-        1, "threads that read and decode ahead; 0: in the training loop itself", low=0, high=256
+        1, "threads that read and decode ahead; 0: the training loop does it", low=0, high=256
     )
     read_ahead_bytes: int = setting(2**28, "memory for what is read and decoded ahead", low=1)
 
     def absolute(self) -> DataSettings:
-        """The same for a process in another folder."""
+        """The same settings with absolute paths, so that they hold in another working folder."""
         return replace(
             self,
             source=_absolute(self.source),
@@ -124,13 +119,104 @@ class DataSettings:
     def shape(self) -> Shape:
         """C, H, W of an image as training sees it."""
         assert self.size and self.channels, (
-            "packing.prepare.settled sets them first, from the images"
+            "packing.prepare.settled takes them from the images first"
         )
         return self.channels, self.size, self.size
 
 
+@dataclass(frozen=True)
+class PackSettings:
+    """How a source of images becomes shards."""
+
+    size: int = setting(
+        0,
+        "height and width in pixels of the packed images; 0: as they are, 128 at most",
+        low=0,
+        high=4096,
+    )
+    channels: Literal[0, 1, 3] = setting(0, "1 for gray, 3 for colour; 0: as the images are")
+    fit: Literal["crop", "pad"] = setting(
+        "crop", "how other shapes become square: crop the middle, or pad with black"
+    )
+    format: Literal["png", "jpeg", "webp", "npy", "raw"] = setting(
+        "png", "png, npy and raw keep every pixel; npy and raw are the fastest to read"
+    )
+    quality: int = setting(90, "of jpeg and webp", low=1, high=100)
+    shard_records: int = setting(10_000, "most records in a shard", low=1)
+    shard_bytes: int = setting(
+        256 * 2**20, "most bytes in a shard, counted as uncompressed images", low=1
+    )
+    held_out_fraction: float = setting(
+        0.0, "part of the images packed as `val`, by a seeded hash", low=0.0, high=0.9
+    )
+    seed: int = setting(
+        0, "seed of the held-out hash and of the order in which images are packed", low=0
+    )
+    threads: int = setting(
+        0, "threads that pack, one shard each at a time; 0: one per CPU", low=0, high=256
+    )
+    most_pixels: int = setting(MOST_PIXELS, LIMIT_IN_WORDS, low=1, high=HIGHEST_LIMIT)
+    skip_damaged: bool = setting(
+        False, "leave out images that cannot be read, and list them, instead of stopping"
+    )
+    license: str = setting(
+        "", "licence of the images, stored in the index; empty: the text of a LICENSE file"
+    )
+
+    @property
+    def shape(self) -> Shape:
+        """C, H, W of a packed image."""
+        assert self.size and self.channels, "`settled` takes them from the images first"
+        return self.channels, self.size, self.size
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """How shards are indexed."""
+
+    cache: str = setting(
+        "", "folder for the index of shards whose own cannot be written; empty: ~/.cache/udl-dist"
+    )
+    again: bool = setting(False, "index again, even if there is an index")
+    image: str = setting("", IMAGE_IN_WORDS)
+    key_dot: KeyDot = setting("first", KEY_DOT_IN_WORDS)
+    damaged: Literal["stop", "skip"] = setting(
+        "stop", "what unreadable records do: stop, or skip: they are left out"
+    )
+
+
+@dataclass(frozen=True)
+class CheckSettings:
+    """What `udl check` examines beyond headers and checksums, and the clean copy it writes."""
+
+    decode: bool = setting(
+        False, "decode every image too: sizes, channels, constant and near-duplicate images"
+    )
+    near_bits: int = setting(
+        3,
+        "most bits of 64 in which the perceptual hashes of near duplicates differ; -1: do"
+        " not look for them",
+        low=-1,
+        high=7,
+    )
+    most_pixels: int = setting(MOST_PIXELS, LIMIT_IN_WORDS, low=1, high=HIGHEST_LIMIT)
+    fix: str = setting("", "folder for a clean copy, with left_out.txt naming what was lost")
+    drop_copies: bool = setting(
+        False, "leave exact copies out of the clean copy; one stays, a training image first"
+    )
+    drop_leaks: bool = setting(
+        False, "leave held-out images out of the clean copy that are exact copies of training ones"
+    )
+    cache: str = setting(
+        "", "folder with the indexes of patterns and lists; empty: ~/.cache/udl-dist"
+    )
+    threads: int = setting(
+        0, "threads that read, one shard each at a time; 0: one per CPU", low=0, high=256
+    )
+
+
 def _absolute(source: str) -> str:
-    """A path as a whole one, each of several that `::` joins; what is no path stays."""
+    """A path made absolute, each of several that `::` joins; URIs stay."""
     if source in ("", "digits"):
         return source
     parts = source.split("::") if "::" in source and not as_path(source).exists() else [source]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from udl_dist.core import rng
-from udl_dist.data.packing.sources import READ
+from udl_dist.data.packing.finding import READ
 from udl_dist.errors import UsageError
 from udl_dist.evaluation import similarity
 from udl_dist.evaluation.pictures import grid

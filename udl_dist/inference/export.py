@@ -14,8 +14,8 @@ from torch import Tensor
 
 from udl_dist import __version__
 from udl_dist.core import config_schema, rng
+from udl_dist.core.files import finish_folder, partial_folder
 from udl_dist.data.loader.opening import open_streams
-from udl_dist.data.packing.folders import finish_folder, partial_folder
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation import pictures

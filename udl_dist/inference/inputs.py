@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from udl_dist.data.images.coding import Pixels, fit_pixels
-from udl_dist.data.images.kinds import Fit, Shape
+from udl_dist.data.images.fitting import Pixels, fit_pixels
+from udl_dist.data.images.headers import Fit, Shape
 from udl_dist.errors import DataError, UsageError
 from udl_dist.methods import pixels
 

@@ -18,7 +18,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from udl_dist.data.images.kinds import Shape
+from udl_dist.data.images.headers import Shape
 from udl_dist.errors import DataError, UsageError
 
 FORMAT = 1

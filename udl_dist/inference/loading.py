@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from udl_dist import experiment as experiments
 from udl_dist import methods
 from udl_dist.core import config_schema
-from udl_dist.data.images.kinds import Fit, Shape
+from udl_dist.data.images.headers import Fit, Shape
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.evaluation.io import read_tensors
 from udl_dist.evaluation.outliers import ReferenceCodes

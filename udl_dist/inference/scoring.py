@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udl_dist.core import files
+from udl_dist.core.files import finish_folder, partial_folder
 from udl_dist.data.loader.opening import open_streams
-from udl_dist.data.packing.folders import finish_folder, partial_folder
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import DataError, UsageError
 from udl_dist.evaluation.pictures import grid

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from udl_dist.core import rng
 from udl_dist.core.config_schema import as_path
-from udl_dist.data.images.coding import Pixels, decode
+from udl_dist.data.images.coding import decode
+from udl_dist.data.images.fitting import Pixels
 from udl_dist.data.iterables import Batches
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.loader.records import Records

@@ -9,9 +9,8 @@ from math import ceil
 from typing import Any
 
 from udl_dist import methods
-from udl_dist.data.packing.prepare import settled
-from udl_dist.data.packing.source import in_words
-from udl_dist.data.packing.survey import survey
+from udl_dist.data.packing.prepare import settled, survey
+from udl_dist.data.packing.sources import class_names
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import COST
 from udl_dist.experiment import Experiment
@@ -71,7 +70,7 @@ class Plan:
                 f" {held_out}{seen}"
             ),
             *(
-                [f"classes      {len(self.classes)}: {in_words(self.classes)}"]
+                [f"classes      {len(self.classes)}: {class_names(self.classes)}"]
                 if self.classes
                 else []
             ),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from udl_dist.core.permutation import chain, permuted
+from udl_dist.core.rng import chain, permuted
 from udl_dist.errors import UsageError
 from udl_dist.search.axes import Axis
 from udl_dist.search.config import Search

@@ -1,4 +1,4 @@
-"""A check finds what is damaged, and names it; what is merely odd it counts."""
+"""A check finds what is damaged, and names it; what is merely unusual it counts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from tests.data.loader.made import encoded, one_line, pixels, shards, tar
 from tests.test_cli import udl
 from udl_dist.data.checking.check import check
 from udl_dist.data.checking.findings import Findings, Looked
-from udl_dist.data.checking.settings import CheckSettings
 from udl_dist.data.packing.pack import pack
-from udl_dist.data.packing.settings import PackSettings
+from udl_dist.data.settings import CheckSettings, PackSettings
 from udl_dist.data.shards.index import NAME
 from udl_dist.data.shards.indexing import index_shards
 from udl_dist.errors import DataError, UdlError
@@ -186,8 +185,8 @@ def test_damage_without_an_index_is_named_by_the_rules_of_records(tmp_path: Path
         "'c'": "has 2 images, not one ('png', 'jpg')",
         "'d'": "its image has 0 bytes",
         "'e'": "is raw pixels, whose shape only an index by `udl pack` knows",
-        "'f'": "its label is no whole number",
-        "'g'": "is no PNG, JPEG, WebP or npy image",
+        "'f'": "its label is not a whole number",
+        "'g'": "is not a PNG, JPEG, WebP or npy image",
     }
 
 

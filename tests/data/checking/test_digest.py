@@ -15,17 +15,16 @@ import xxhash
 from tests.data.loader.made import encoded, pixels, shards
 from udl_dist.data.checking.check import check
 from udl_dist.data.checking.findings import Findings
-from udl_dist.data.checking.settings import CheckSettings
 from udl_dist.data.packing.indexes import index
 from udl_dist.data.packing.pack import pack
-from udl_dist.data.packing.settings import IndexSettings, PackSettings
+from udl_dist.data.settings import CheckSettings, IndexSettings, PackSettings
 from udl_dist.data.shards.index import NAME, Index
 from udl_dist.data.shards.indexing import index_shards
 
 
 def with_pax(path: Path) -> Path:
-    """A shard whose members carry a comment and a time in PAX headers, and one that nobody
-    reads.
+    """A shard whose members carry a comment and a time in PAX headers, and one that is not
+    read.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as file:
@@ -68,9 +67,7 @@ def test_each_byte_counts(tmp_path: Path) -> None:
 
 
 def made_old(path: Path) -> None:
-    """Turn an index into one of version 2, as the release before wrote it: no digests, nothing left
-    out.
-    """
+    """Rewrite an index as version 2, of the release before: no digests, nothing left out."""
     data = path.read_bytes()
     _, _, length, _ = struct.unpack_from("<8sIIQ", data)
     header = json.loads(data[24 : 24 + length])

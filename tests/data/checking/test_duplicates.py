@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from tests.data.loader.made import pixels
-from udl_dist.data.checking.duplicates import exact_groups, near_pairs
+from udl_dist.data.checking.duplicates import exact_groups, near_pairs, perceptual_hash
 from udl_dist.data.checking.examine import TABLE
-from udl_dist.data.checking.looks import perceptual_hash
 
 
 @pytest.mark.parametrize("bits", [0, 1, 3, 7])

@@ -19,9 +19,8 @@ from tests.storage.served import put, served
 from tests.test_cli import refused, udl
 from udl_dist.data.checking.check import check
 from udl_dist.data.checking.findings import Findings
-from udl_dist.data.checking.settings import CheckSettings
 from udl_dist.data.packing import indexes
-from udl_dist.data.packing.settings import IndexSettings
+from udl_dist.data.settings import CheckSettings, IndexSettings
 from udl_dist.data.shards.index import Index
 from udl_dist.data.shards.indexing import index_shards
 from udl_dist.storage import ranges
@@ -37,7 +36,7 @@ def endpoint() -> Iterator[str]:
 def indexed(
     tmp_path: Path, prefix: str, counts: list[int], size: int = 16
 ) -> tuple[list[Path], str]:
-    """Shards on disk and their copies below a prefix, both with an index beside them."""
+    """Shards on disk and their copies below a prefix, both with an index next to them."""
     paths = made.shards(tmp_path / "tars", counts, size)
     index_shards(paths)
     source = put(tmp_path / "tars", prefix)
@@ -104,23 +103,25 @@ def test_records_whose_headers_are_gone_are_read_going_back_once(
     paths, source = indexed(tmp_path, f"back{piece}", [200], 64)
     wounded(paths[0], Index.open(tmp_path / "tars"), (3,), (0, 1, 60, 120, 180, 199))
     upload(paths[0], f"{source}/{paths[0].name}")
-    taken = list[int]()
+    lengths = list[int]()
     begin = ranges.Window.__init__
     monkeypatch.setattr(
-        ranges.Window, "__init__", lambda window, blob: begin(window, counting(blob, taken), piece)
+        ranges.Window,
+        "__init__",
+        lambda window, blob: begin(window, counting(blob, lengths), piece),
     )
     found = checked_there(source, tmp_path)
     alike(found, checked(tmp_path / "tars"))
     assert found.readable == 199
-    assert sum(taken) <= 2 * paths[0].stat().st_size + 4 * piece
+    assert sum(lengths) <= 2 * paths[0].stat().st_size + 4 * piece
 
 
-def counting(blob: Any, taken: list[int]) -> Any:
+def counting(blob: Any, lengths: list[int]) -> Any:
     """A blob whose requests are noted by their lengths."""
     begin = blob.begin
 
     def noted(start: int, length: int) -> Any:
-        taken.append(length)
+        lengths.append(length)
         return begin(start, length)
 
     blob.begin = noted

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from udl_dist.data.images.augment import TRIES, Box, crop_box, crops
+from udl_dist.data.images.fitting import TRIES, Box, crop_box, crops
 from udl_dist.data.loader import order
 
 KEYS = order.keys(7, 3, np.arange(4000, dtype=np.uint64))

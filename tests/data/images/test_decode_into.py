@@ -14,9 +14,9 @@ from PIL import Image
 
 from tests.data.loader.made import encoded, pixels
 from udl_dist.data.images import decoders, headers
-from udl_dist.data.images.augment import crop_box, crops
-from udl_dist.data.images.coding import Pixels, decode, decode_into, encode
-from udl_dist.data.images.kinds import Fit, Shape
+from udl_dist.data.images.coding import decode, decode_into, encode
+from udl_dist.data.images.fitting import Pixels, crop_box, crops
+from udl_dist.data.images.headers import Fit, Shape
 
 LEAST_DB = 35
 
@@ -68,7 +68,7 @@ def test_quick_shrinking_is_antialiased(size: int) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("fit", ["crop", "pad"])
 @pytest.mark.parametrize("size", [(150, 101), (333, 222)])
-def test_a_turned_jpeg_is_quick_too(
+def test_a_rotated_jpeg_is_quick_too(
     size: tuple[int, int], fit: Fit, orientation: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exif = Image.Exif()
@@ -86,7 +86,7 @@ def decode_upright(data: bytes) -> Image.Image:
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
-def test_an_orientation_in_an_odd_place_is_left_to_pillow(orientation: int) -> None:
+def test_an_orientation_in_an_unusual_place_is_left_to_pillow(orientation: int) -> None:
     exif = Image.Exif()
     exif[headers.ORIENTATION] = orientation
     plain = encoded(detailed(60, 40), "JPEG", exif=exif)

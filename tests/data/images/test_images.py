@@ -1,4 +1,4 @@
-"""Images of every odd kind come out right, damaged ones come out named, bombs cost no memory."""
+"""Unusual images are decoded right, damaged ones are named, and bombs cost no memory."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
 from tests.data.loader.made import encoded, pixels
 from udl_dist.data.images import decoders, headers
-from udl_dist.data.images.coding import decode, encode, fit_pixels
-from udl_dist.data.images.kinds import Fit, Shape
+from udl_dist.data.images.coding import decode, encode
+from udl_dist.data.images.fitting import fit_pixels
+from udl_dist.data.images.headers import Fit, Shape
 from udl_dist.errors import DataError
 
 GRAY, COLOUR = (1, 28, 28), (3, 28, 28)
@@ -130,7 +129,7 @@ def test_cmyk_jpeg_becomes_its_colours() -> None:
 def test_exif_turns_the_image_upright(orientation: int, kind: str) -> None:
     upright = np.zeros((28, 28), np.uint8)
     upright[:8, :20] = 255
-    turns = {
+    transposes = {
         2: "FLIP_LEFT_RIGHT",
         3: "ROTATE_180",
         4: "FLIP_TOP_BOTTOM",
@@ -141,7 +140,7 @@ def test_exif_turns_the_image_upright(orientation: int, kind: str) -> None:
     }
     stored = Image.fromarray(upright)
     if orientation > 1:
-        stored = stored.transpose(Image.Transpose[turns[orientation]])
+        stored = stored.transpose(Image.Transpose[transposes[orientation]])
     exif = Image.Exif()
     exif[headers.ORIENTATION] = orientation
     options = {"lossless": True} if kind == "WEBP" else {}
@@ -207,9 +206,9 @@ def npy(array: NDArray[Any]) -> bytes:
 
 BAD = {
     "empty": (b"", "is empty"),
-    "text": (b"hello, I am a text\n" * 40, "no PNG, JPEG, WebP or npy"),
-    "html": (b"<!DOCTYPE html><html></html>", "no PNG"),
-    "gif": (encoded(pixels(1, 8, 8), "GIF"), "no PNG"),
+    "text": (b"hello, I am a text\n" * 40, "not a PNG, JPEG, WebP or npy"),
+    "html": (b"<!DOCTYPE html><html></html>", "not a PNG"),
+    "gif": (encoded(pixels(1, 8, 8), "GIF"), "not a PNG"),
     "truncated png": (encoded(pixels(1, 28, 28))[:-30], "truncated PNG"),
     "png without its end": (encoded(pixels(1, 28, 28))[:-12], "truncated PNG"),
     "damaged png": (encoded(pixels(1, 28, 28)).replace(b"IDATx", b"IDATy"), "damaged PNG"),
@@ -259,16 +258,3 @@ def test_bombs_of_other_kinds_are_refused_by_their_headers() -> None:
 def test_raw_of_another_length_is_refused() -> None:
     with pytest.raises(DataError, match="has 3 bytes"):
         decode(b"abc", GRAY, "crop", GRAY)
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.sampled_from(["PNG", "JPEG", "WEBP"]), st.data())
-def test_any_damage_gives_an_image_or_a_refusal(kind: str, draw: st.DataObject) -> None:
-    data = bytearray(encoded(pixels(1, 24, 24, 3), kind))
-    for _ in range(draw.draw(st.integers(1, 4))):
-        data[draw.draw(st.integers(0, len(data) - 1))] ^= draw.draw(st.integers(1, 255))
-    cut = bytes(data[: draw.draw(st.integers(0, len(data)))])
-    try:
-        assert decode(cut, GRAY, "crop").shape == GRAY
-    except DataError as error:
-        assert str(error).isprintable()

@@ -14,12 +14,10 @@ from PIL import Image
 from tests.data.images.test_images import png
 from tests.data.loader.made import encoded, one_line, pixels, tar
 from udl_dist.data.checking.check import check
-from udl_dist.data.checking.settings import CheckSettings
 from udl_dist.data.images.coding import decode, decode_into
-from udl_dist.data.images.headers import MOST_PIXELS
-from udl_dist.data.images.kinds import Shape
+from udl_dist.data.images.headers import MOST_PIXELS, Shape
 from udl_dist.data.packing.pack import pack
-from udl_dist.data.packing.settings import PackSettings
+from udl_dist.data.settings import CheckSettings, PackSettings
 from udl_dist.data.shards.indexing import index_shards
 from udl_dist.errors import DataError
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from udl_dist.core import permutation
+from udl_dist.core import rng
 from udl_dist.data.loader import order
 from udl_dist.data.loader.order import Blocks
 
@@ -143,7 +143,7 @@ def test_chance_of_a_record_depends_on_seed_and_epoch_and_key_alone() -> None:
 
 @pytest.mark.parametrize("fraction", [0.0, 0.01, 0.1, 0.5, 0.9])
 def test_held_out_is_the_asked_fraction_and_grows_with_it(fraction: float) -> None:
-    hashes = permutation.mix64(np.arange(100_000, dtype=np.uint64))
+    hashes = rng.mix64(np.arange(100_000, dtype=np.uint64))
     held = order.held_out(hashes, fraction)
     assert abs(held.mean() - fraction) < 0.01
     assert (order.held_out(hashes, 0.95) | ~held).all()

@@ -25,8 +25,7 @@ from udl_dist.data.loader.loading import BatchPlan, Source
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.loader.records import Records
 from udl_dist.data.packing.pack import pack
-from udl_dist.data.packing.settings import PackSettings
-from udl_dist.data.settings import DataSettings
+from udl_dist.data.settings import DataSettings, PackSettings
 from udl_dist.data.shards.index import Index
 from udl_dist.data.shards.indexing import index_shards
 from udl_dist.errors import DataError
@@ -267,7 +266,7 @@ def test_image_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     stream = Stream([Dataset(index_shards([path]))], DataSettings(size=8, channels=1, readers=0), 0)
     with pytest.raises(DataError) as raised:
         next(stream.batches(0, 1))
-    one_line(raised.value, repr(str(path)), "'page'", "is no PNG")
+    one_line(raised.value, repr(str(path)), "'page'", "is not a PNG")
 
 
 def _threads() -> int:

@@ -22,8 +22,7 @@ from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.packing import indexes
 from udl_dist.data.packing.prepare import prepare
-from udl_dist.data.packing.settings import IndexSettings
-from udl_dist.data.settings import DataSettings
+from udl_dist.data.settings import DataSettings, IndexSettings
 from udl_dist.errors import DataError, UsageError
 from udl_dist.storage.objects import exists, upload
 

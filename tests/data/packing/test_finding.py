@@ -1,6 +1,4 @@
-"""However a source names its shards, the right ones are taken, or one line says what to write
-instead.
-"""
+"""However a source names its shards, they are found, or one line says what to write instead."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""`udl index`: what it takes, what it says, and that whoever is killed in the middle goes on where
-it stopped.
-"""
+"""`udl index`: its input, its output, and that a killed run continues where it stopped."""
 
 from __future__ import annotations
 
@@ -22,12 +20,12 @@ from tests.data.loader.made import one_line, tar
 from tests.test_cli import refused, udl
 from udl_dist.data.packing.finding import list_shards
 from udl_dist.data.packing.indexes import index
-from udl_dist.data.packing.settings import IndexSettings
+from udl_dist.data.settings import IndexSettings
 from udl_dist.data.shards.index import NAME, ROW, Index
 from udl_dist.data.shards.indexing import index_shards
 from udl_dist.errors import DataError, UdlError, UsageError
 
-# As a user would, but after each shard the process waits to be killed or for its turn.
+# As a user would, but after each shard the process waits, perhaps to be killed.
 SLOW = """
 import sys, time
 from udl_dist import cli
@@ -54,7 +52,7 @@ def parts(folder: Path) -> dict[str, int]:
 
 
 def killed_after(folder: Path, count: int) -> dict[str, int]:
-    """Index slowly, kill the process without warning once so many shards are done; what it left."""
+    """Index slowly, kill the process once `count` shards are done; return what it left."""
     process = subprocess.Popen([sys.executable, "-c", SLOW, str(folder)], stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 60
@@ -85,7 +83,7 @@ def test_a_killed_run_is_gone_on_with_and_reads_only_the_rest(
     monkeypatch.setattr(indexing, "_rows", noted)
     found = index(str(tmp_path / "tars"), IndexSettings())
     assert len(walked) == 40 - len(left)
-    assert found.fingerprint == index_shards(paths, tmp_path / "anew.udl").fingerprint
+    assert found.fingerprint == index_shards(paths, tmp_path / "again.udl").fingerprint
     assert {path.name for path in (tmp_path / "tars").iterdir()} == {
         NAME,
         *(path.name for path in paths),
@@ -144,7 +142,7 @@ def test_memory_does_not_grow_with_the_number_of_shards(tmp_path: Path) -> None:
     assert peaks[1] - peaks[0] < rows / 2
 
 
-def test_folder_pattern_and_list_are_indexed_and_told(tmp_path: Path) -> None:
+def test_folder_pattern_and_list_are_indexed_and_counted(tmp_path: Path) -> None:
     paths = many(tmp_path / "tars", 3)
     done = udl("index", str(tmp_path / "tars"))
     assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
@@ -155,13 +153,15 @@ def test_folder_pattern_and_list_are_indexed_and_told(tmp_path: Path) -> None:
         (f"{tmp_path}/tars/{{000000..000001}}.tar", 6),
         (str(tmp_path / "some.txt"), 3),
     ):
-        told = json.loads(udl("index", source, "--cache", str(tmp_path / "cache"), "--json").stdout)
-        assert (told["records"], told["ignored"]) == (records, 0)
-        assert Path(told["index"]).parent == tmp_path / "cache" / "indexes"
+        shown = json.loads(
+            udl("index", source, "--cache", str(tmp_path / "cache"), "--json").stdout
+        )
+        assert (shown["records"], shown["ignored"]) == (records, 0)
+        assert Path(shown["index"]).parent == tmp_path / "cache" / "indexes"
 
 
 @pytest.mark.parametrize("source", ["tars", "tars/{000000..000001}.tar"])
-def test_again_indexes_anew_and_without_it_nothing_is_read(tmp_path: Path, source: str) -> None:
+def test_again_indexes_again_and_without_it_nothing_is_read(tmp_path: Path, source: str) -> None:
     many(tmp_path / "tars", 3)
     settings = IndexSettings(cache=str(tmp_path / "cache"))
     first = Path(index(f"{tmp_path}/{source}", settings).index)

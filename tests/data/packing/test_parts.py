@@ -13,9 +13,8 @@ from udl_dist import experiment as experiments
 from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.packing.pack import pack
 from udl_dist.data.packing.prepare import prepare
-from udl_dist.data.packing.settings import PackSettings
 from udl_dist.data.packing.sources import open_source
-from udl_dist.data.settings import DataSettings
+from udl_dist.data.settings import DataSettings, PackSettings
 from udl_dist.errors import DataError
 from udl_dist.launch.plan import checked_plan
 
@@ -90,9 +89,9 @@ def test_shards_of_which_some_may_be_held_out_are_refused(tmp_path: Path) -> Non
     many(tmp_path / "no_train" / "test-0.tar", 2)
     shards(tmp_path / "folders" / "val", [2])
     shards(tmp_path / "folders" / "test", [2])
-    shards(tmp_path / "beside" / "train", [2])
-    shards(tmp_path / "beside", [2])
-    for name in ("mixed", "no_train", "folders", "beside"):
+    shards(tmp_path / "both" / "train", [2])
+    shards(tmp_path / "both", [2])
+    for name in ("mixed", "no_train", "folders", "both"):
         with pytest.raises(DataError) as raised:
             counts(tmp_path / name, tmp_path / "cache")
         one_line(raised.value, name, "source")

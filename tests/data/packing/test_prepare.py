@@ -18,17 +18,15 @@ from udl_dist.data.loader.opening import Prepared, open_streams
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.packing import prepare as preparing
 from udl_dist.data.packing.pack import pack
-from udl_dist.data.packing.prepare import prepare
-from udl_dist.data.packing.settings import PackSettings
-from udl_dist.data.packing.survey import survey
-from udl_dist.data.settings import DataSettings, cache_folder
+from udl_dist.data.packing.prepare import prepare, survey
+from udl_dist.data.settings import DataSettings, PackSettings, cache_folder
 from udl_dist.data.shards.index import NAME
 from udl_dist.errors import DataError, UsageError
 
 NAMES = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(20)]
 
 
-def asked(tmp_path: Path, source: Path | str, **changes: Any) -> DataSettings:
+def settings_of(tmp_path: Path, source: Path | str, **changes: Any) -> DataSettings:
     changes = {"size": 16, "readers": 0, **changes}
     return DataSettings(source=str(source), cache=str(tmp_path / "cache"), **changes)
 
@@ -56,7 +54,7 @@ def counts(settings: DataSettings) -> tuple[int, int]:
 
 
 def test_embedded_digits_are_packed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings, seen = asked(tmp_path, "digits", size=28), list[tuple[int, int]]()
+    settings, seen = settings_of(tmp_path, "digits", size=28), list[tuple[int, int]]()
     prepared = prepare(settings, lambda *done: seen.append(done))
     assert seen[-1] == (5000, 5000)
     train, held_out = open_streams(prepared, 0)
@@ -69,9 +67,9 @@ def test_embedded_digits_are_packed_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(Path(where).is_absolute() for where in (*prepared.train, *prepared.held_out))
 
 
-def test_images_are_packed_anew_when_they_or_the_wishes_change(tmp_path: Path) -> None:
+def test_images_are_packed_again_when_they_or_the_settings_change(tmp_path: Path) -> None:
     source = folder_of_images(tmp_path / "pets", NAMES)
-    wishes: list[dict[str, Any]] = [
+    cases: list[dict[str, Any]] = [
         {},
         {"size": 12},
         {"channels": 3},
@@ -79,40 +77,43 @@ def test_images_are_packed_anew_when_they_or_the_wishes_change(tmp_path: Path) -
         {"held_out_fraction": 0.5},
     ]
     found = [
-        prepare(asked(tmp_path, source, **changes)).train for changes in [*wishes, {"flip": True}]
+        prepare(settings_of(tmp_path, source, **changes)).train
+        for changes in [*cases, {"flip": True}]
     ]
     assert len(set(found)) == 5 and found[5] == found[0]
     (source / "cat" / "0.png").unlink()
-    again = prepare(asked(tmp_path, source))
-    assert again.train not in found and sum(counts(asked(tmp_path, source))) == 39
+    again = prepare(settings_of(tmp_path, source))
+    assert again.train not in found and sum(counts(settings_of(tmp_path, source))) == 39
 
 
 def test_held_out_is_found_in_its_order(tmp_path: Path) -> None:
     mnist = mnist_like(tmp_path / "mnist", 60, 20)
-    assert counts(asked(tmp_path, mnist, held_out_fraction=0.0)) == (60, 20)
-    train, held_out = counts(asked(tmp_path, mnist, held_out_fraction=0.3))
+    assert counts(settings_of(tmp_path, mnist, held_out_fraction=0.0)) == (60, 20)
+    train, held_out = counts(settings_of(tmp_path, mnist, held_out_fraction=0.3))
     assert train + held_out == 60 and 5 < held_out < 35
-    assert counts(asked(tmp_path, mnist, held_out=str(mnist / "t10k-images-idx3-ubyte.gz"))) == (
+    assert counts(
+        settings_of(tmp_path, mnist, held_out=str(mnist / "t10k-images-idx3-ubyte.gz"))
+    ) == (
         60,
         20,
     )
     pets = folder_of_images(tmp_path / "pets", NAMES)
-    assert counts(asked(tmp_path, pets, held_out_fraction=0.0)) == (40, 0)
-    assert counts(asked(tmp_path, mnist, held_out=str(pets))) == (60, 40)
+    assert counts(settings_of(tmp_path, pets, held_out_fraction=0.0)) == (40, 0)
+    assert counts(settings_of(tmp_path, mnist, held_out=str(pets))) == (60, 40)
     split = folder_of_images(tmp_path / "split", ["train/1.png", "train/2.png", "val/3.png"])
-    assert counts(asked(tmp_path, split)) == (2, 1)
+    assert counts(settings_of(tmp_path, split)) == (2, 1)
 
 
 def test_a_packed_folder_is_read_as_it_is(tmp_path: Path) -> None:
     pack(str(mnist_like(tmp_path / "mnist")), str(tmp_path / "out"), PackSettings())
-    assert counts(asked(tmp_path, tmp_path / "out")) == (60, 20)
+    assert counts(settings_of(tmp_path, tmp_path / "out")) == (60, 20)
     assert counts(
-        asked(tmp_path, tmp_path / "out" / "train", held_out=str(tmp_path / "out" / "test"))
+        settings_of(tmp_path, tmp_path / "out" / "train", held_out=str(tmp_path / "out" / "test"))
     ) == (60, 20)
     assert not (tmp_path / "cache").exists()
     for index in tmp_path.rglob(NAME):
         index.unlink()
-    assert counts(asked(tmp_path, tmp_path / "out")) == (60, 20)
+    assert counts(settings_of(tmp_path, tmp_path / "out")) == (60, 20)
 
 
 def test_shards_are_named_by_folder_pattern_list_or_one_by_one(tmp_path: Path) -> None:
@@ -125,16 +126,16 @@ def test_shards_are_named_by_folder_pattern_list_or_one_by_one(tmp_path: Path) -
         tars[1]: 4,
     }
     for source, records in cases.items():
-        assert counts(asked(tmp_path, source, held_out_fraction=0.0)) == (records, 0)
+        assert counts(settings_of(tmp_path, source, held_out_fraction=0.0)) == (records, 0)
     assert (tmp_path / "tars" / NAME).exists()
     assert len(list((tmp_path / "cache" / "indexes").iterdir())) == 3
 
 
-def test_hashed_fraction_of_plain_shards_is_disjoint_and_survives_sharding_anew(
+def test_hashed_fraction_of_plain_shards_is_disjoint_and_survives_another_sharding(
     tmp_path: Path,
 ) -> None:
     settings = [
-        asked(tmp_path, shards(tmp_path / name, sizes, 16)[0].parent, held_out_fraction=0.3)
+        settings_of(tmp_path, shards(tmp_path / name, sizes, 16)[0].parent, held_out_fraction=0.3)
         for name, sizes in (("a", [30, 30]), ("b", [10, 50]))
     ]
     first, second = (opened(one) for one in settings)
@@ -145,18 +146,18 @@ def test_hashed_fraction_of_plain_shards_is_disjoint_and_survives_sharding_anew(
     assert first[0].fingerprint != first[1].fingerprint
 
 
-def test_shards_that_cannot_be_written_beside_are_indexed_in_the_cache(
+def test_shards_whose_folder_is_read_only_are_indexed_in_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shards(tmp_path / "tars", [5], 16)[0].parent
     monkeypatch.setattr("udl_dist.data.packing.indexes.os.access", lambda path, mode: False)
-    assert counts(asked(tmp_path, folder, held_out_fraction=0.0)) == (5, 0)
+    assert counts(settings_of(tmp_path, folder, held_out_fraction=0.0)) == (5, 0)
     assert not (folder / NAME).exists()
 
 
 def test_a_folder_that_does_not_match_its_index_is_refused(tmp_path: Path) -> None:
     tars = shards(tmp_path / "tars", [5, 4], 16)
-    settings = asked(tmp_path, tars[0].parent)
+    settings = settings_of(tmp_path, tars[0].parent)
     prepare(settings)
     tars[1].rename(tars[1].with_name("000007.tar"))
     with pytest.raises(DataError) as raised:
@@ -186,17 +187,17 @@ def test_bad_sources_are_named(tmp_path: Path) -> None:
     }
     for name, said in cases.items():
         with pytest.raises(DataError) as raised:
-            prepare(asked(tmp_path, tmp_path / name, held_out_fraction=0.001))
+            prepare(settings_of(tmp_path, tmp_path / name, held_out_fraction=0.001))
         one_line(raised.value, said)
     with pytest.raises(UsageError) as usage:
-        prepare(asked(tmp_path, "ftp://host/x.tar"))
+        prepare(settings_of(tmp_path, "ftp://host/x.tar"))
     one_line(usage.value, "ftp:", "s3://")
 
 
 def test_the_same_images_for_training_and_held_out_are_refused(tmp_path: Path) -> None:
     pets = folder_of_images(tmp_path / "pets", NAMES)
     with pytest.raises(UsageError) as raised:
-        prepare(asked(tmp_path, pets, held_out=str(pets)))
+        prepare(settings_of(tmp_path, pets, held_out=str(pets)))
     one_line(raised.value, "data.held_out", "name others")
 
 
@@ -204,19 +205,19 @@ def test_an_image_that_cannot_be_read_stops_and_leaves_the_cache_empty(tmp_path:
     pets = folder_of_images(tmp_path / "pets", NAMES)
     (pets / "cat" / "3.png").write_bytes(encoded(pixels(1, 16, 16))[:-30])
     with pytest.raises(DataError, match="truncated PNG"):
-        prepare(asked(tmp_path, pets))
+        prepare(settings_of(tmp_path, pets))
     assert not list((tmp_path / "cache" / "packed").iterdir())
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(UsageError) as raised:
-        prepare(asked(tmp_path, folder_of_images(tmp_path / "pets", NAMES)))
+        prepare(settings_of(tmp_path, folder_of_images(tmp_path / "pets", NAMES)))
     one_line(raised.value, "cannot write", "data.cache")
 
 
 def test_many_may_prepare_at_once(tmp_path: Path) -> None:
-    settings = asked(tmp_path, folder_of_images(tmp_path / "pets", NAMES))
+    settings = settings_of(tmp_path, folder_of_images(tmp_path / "pets", NAMES))
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(prepare, [settings] * 4))
     assert len(set(found)) == 1
@@ -232,7 +233,7 @@ def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_prepared_source_is_opened_without_torch_and_webdataset(tmp_path: Path) -> None:
-    prepared = prepare(asked(tmp_path, folder_of_images(tmp_path / "pets", NAMES)))
+    prepared = prepare(settings_of(tmp_path, folder_of_images(tmp_path / "pets", NAMES)))
     code = f"""
 import sys
 from pathlib import Path
@@ -249,19 +250,19 @@ assert not {{"torch", "webdataset", "ray"}} & set(sys.modules)
     assert isinstance(prepared, Prepared)
 
 
-def test_a_survey_promises_what_packing_keeps(tmp_path: Path) -> None:
+def test_a_survey_expects_what_packing_writes(tmp_path: Path) -> None:
     mnist = mnist_like(tmp_path / "mnist", 60, 20)
-    wishes: dict[str, dict[str, Any]] = {
+    cases: dict[str, dict[str, Any]] = {
         "fraction": {"held_out_fraction": 0.0},
         "named": {"held_out": str(mnist / "t10k-images-idx3-ubyte.gz")},
     }
-    for place, changes in wishes.items():
-        settings = asked(tmp_path / place, mnist, **changes)
+    for place, changes in cases.items():
+        settings = settings_of(tmp_path / place, mnist, **changes)
         promised = survey(settings)
         assert (promised.records, promised.held_out_records, promised.packed) == (60, 20, False)
         prepare(settings)
-        kept = survey(settings)
-        assert (kept.records, kept.held_out_records, kept.shards, kept.packed) == (
+        counted = survey(settings)
+        assert (counted.records, counted.held_out_records, counted.shards, counted.packed) == (
             60,
             20,
             promised.shards,
@@ -279,16 +280,16 @@ def test_a_source_too_small_to_hold_anything_out_says_what_to_do(
     else:
         source = folder_of_images(tmp_path / "few", [f"{number}.png" for number in range(records)])
     with pytest.raises(DataError) as raised:
-        opened(asked(tmp_path, source, held_out_fraction=0.0001))
+        opened(settings_of(tmp_path, source, held_out_fraction=0.0001))
     one_line(
         raised.value, "few", f"none of {records} ", "held_out_fraction", "to 0 to hold out none"
     )
     assert str(tmp_path / "cache") not in str(raised.value) and ".udl" not in str(raised.value)
-    assert counts(asked(tmp_path, source, held_out_fraction=0.0)) == (records, 0)
+    assert counts(settings_of(tmp_path, source, held_out_fraction=0.0)) == (records, 0)
 
 
 def test_a_selection_of_nothing_names_its_cause(tmp_path: Path) -> None:
     source = shards(tmp_path / "few", [6], 16)[0].parent
     with pytest.raises(DataError) as raised:
-        opened(asked(tmp_path, source, held_out_fraction=0.0, without_labels=tuple(range(6))))
+        opened(settings_of(tmp_path, source, held_out_fraction=0.0, without_labels=tuple(range(6))))
     one_line(raised.value, "few", "data.without_labels")

@@ -18,8 +18,7 @@ from udl_dist.data.loader.reader import Stream
 from udl_dist.data.packing.finding import list_shards
 from udl_dist.data.packing.indexes import index
 from udl_dist.data.packing.prepare import prepare
-from udl_dist.data.packing.settings import IndexSettings
-from udl_dist.data.settings import DataSettings
+from udl_dist.data.settings import DataSettings, IndexSettings
 from udl_dist.data.shards.index import Index
 from udl_dist.data.shards.indexing import index_shards
 from udl_dist.errors import DataError
@@ -74,7 +73,7 @@ def test_hidden_tars_and_folders_called_like_tars_are_passed_by_and_counted(tmp_
     told = udl("index", str(tmp_path / "tars"))
     assert (
         told.returncode == 0
-        and "2 files or folders called like shards are passed by" in told.stdout
+        and "2 hidden files and folders named like shards are ignored" in told.stdout
     ), told
     assert json.loads(udl("index", str(tmp_path / "tars"), "--json").stdout)["passed_by"] == 2
 
@@ -201,5 +200,5 @@ def test_udl_index_follows_the_same_policy(tmp_path: Path) -> None:
     folder = damaged_set(tmp_path / "tars")
     assert udl("index", str(folder)).returncode == 3
     told = udl("index", str(folder), "--damaged", "skip")
-    assert told.returncode == 0 and "3 that cannot be read are left out" in told.stdout, told
+    assert told.returncode == 0 and "3 unreadable records are left out" in told.stdout, told
     assert udl("index", str(folder)).returncode == 3

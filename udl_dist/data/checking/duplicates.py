@@ -1,36 +1,36 @@
-"""Which records are the same image, to the byte or to the eye, without comparing each with each.
-Knows no file.
+"""Which records are the same image, to the byte or to the eye, without comparing all pairs.
 
 Exact copies: those of equal length and checksum are read again and compared by XXH3-128, which
-tells them apart for certain. Near copies: perceptual hashes that differ in at most `bits` of 64.
+is certain. Near copies: perceptual hashes that differ in at most `bits` of 64.
 Cut into bits + 1 bands, two such hashes agree in at least one whole band (pigeonhole), so only what
 shares a band is compared. The default of 3 bits gives bands of 16: among a million images about 15
-share one by chance. Half of the bits of a hash are set, so distances are even. Measured on 150
-images with the spectrum of photos: unlike ones differ in 31 ± 4 bits, 16 at least; copies as JPEG
-of quality 40 to 90, at half the size, or brighter, in at most 2 in 98 to 100 % of cases. Small
-drawings lie closer: of 5,000 MNIST digits 490 have another within 2, mostly ones, that is alike and
-no copy.
+share one by chance. Measured on 150 images with the spectrum of photos: different images differ in
+31 ± 4 bits, 16 at least; copies as JPEG of quality 40 to 90, at half the size, or brighter, in at
+most 2 in 98 to 100 % of cases. Small drawings are closer: of 5,000 MNIST digits 490 have another
+within 2, mostly ones, which look alike and are not copies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from udl_dist.data.images.coding import WHOLE, decode
+from udl_dist.data.images.fitting import Pixels
+from udl_dist.data.images.headers import MOST_PIXELS, Shape, read_header
+
 Table = NDArray[Any]  # of examine.TABLE
 I64 = NDArray[np.int64]
-# compared with each hash in a band; what is alike beyond that is found through its neighbours
+# hashes compared with each one in a band; more copies are found through their neighbours
 MOST_NEIGHBOURS = 4096
 
 
 def exact_groups(table: Table, digest: Callable[[int], bytes]) -> list[list[int]]:
-    """Records of equal payloads, in groups of two or more; `digest` reads one again and hashes
-    it.
-    """
+    """Groups of records with equal payloads; `digest` reads a record again and hashes it."""
     sizes = table["length"].astype(np.uint64) << np.uint64(32) | table["checksum"]
     order = np.argsort(sizes, kind="stable")
     same = sizes[order][1:] == sizes[order][:-1]
@@ -52,9 +52,7 @@ def near_pairs(hashes: NDArray[np.uint64], bits: int) -> I64:  # distinct [N] ->
 
 
 def _pairs_in(band: NDArray[np.uint64], hashes: NDArray[np.uint64], bits: int) -> I64:
-    """The near pairs among those with an equal band: each is compared with the next ones in order
-    of bands.
-    """
+    """The near pairs with an equal band: each hash is compared with the next in order of bands."""
     order = np.argsort(band, kind="stable")
     left, found = np.arange(len(order)), [np.empty((0, 2), np.int64)]
     for ahead in range(1, MOST_NEIGHBOURS):
@@ -68,21 +66,68 @@ def _pairs_in(band: NDArray[np.uint64], hashes: NDArray[np.uint64], bits: int) -
     return np.concatenate(found)
 
 
-def near_records(
-    table: Table, held_out: NDArray[np.bool_], bits: int
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which records have a near copy, and which held-out ones have one in training: [N] and [N]."""
-    taken = np.flatnonzero(table["hash"])
-    hashes, inverse, counts = np.unique(
-        table["hash"][taken], return_inverse=True, return_counts=True
-    )
-    trained, held = np.zeros(len(hashes), bool), np.zeros(len(hashes), bool)
-    trained[inverse[~held_out[taken]]], held[inverse[held_out[taken]]] = True, True
-    twin, leaked = counts > 1, trained & held
+def count_near(table: Table, bits: int) -> tuple[int, int]:
+    """How many records have a near copy, and how many held-out ones have one in training."""
+    table = table[table["hash"] > 0]
+    hashes, inverse, counts = np.unique(table["hash"], return_inverse=True, return_counts=True)
+    trained = np.zeros(len(hashes), bool)
+    trained[inverse[~table["held_out"]]] = True
+    twin, leaked = counts > 1, trained.copy()
     pairs = near_pairs(hashes, bits)
     for one, other in (pairs.T, pairs.T[::-1]):
         twin[one] = True
         leaked[one[trained[other]]] = True
-    near, leaks = np.zeros(len(table), bool), np.zeros(len(table), bool)
-    near[taken], leaks[taken] = twin[inverse], leaked[inverse] & held_out[taken]
-    return near, leaks
+    return int(twin[inverse].sum()), int((leaked[inverse] & table["held_out"]).sum())
+
+
+SIDE = 32  # pixels of the thumbnail that is hashed
+
+
+class Looks(NamedTuple):
+    """What decoding shows of a stored image."""
+
+    width: int
+    height: int
+    channels: int  # 1: all pixels are gray, 3: some are not
+    constant: bool  # one colour all over
+    hash: int  # 64 bit; 0: not computed
+
+
+def look(
+    payload: bytes, raw_shape: Shape | None, near: bool, most_pixels: int = MOST_PIXELS
+) -> Looks:
+    """Decode all of an image, a large one at a smaller scale; raise DataError if that fails."""
+    if raw_shape is None:
+        header = read_header(payload, most_pixels)
+        width, height = header.width, header.height
+    else:
+        _, height, width = raw_shape
+    part = 1
+    while width * height > part * part * WHOLE:
+        part *= 2
+    pixels = decode(
+        payload, (3, max(1, height // part), max(1, width // part)), "pad", raw_shape, most_pixels
+    )
+    pixels = pixels[:, 1:-1, 1:-1] if part > 1 else pixels  # rounded sizes may leave a black edge
+    gray = bool((pixels[0] == pixels[1]).all() and (pixels[0] == pixels[2]).all())
+    constant = bool((pixels == pixels[:, :1, :1]).all())
+    hashed = perceptual_hash(pixels) if near and not constant else 0
+    return Looks(width, height, 1 if gray else 3, constant, hashed)
+
+
+def perceptual_hash(pixels: Pixels) -> int:  # [3, H, W]
+    """pHash: which of the 8 x 8 lowest frequencies of a 32 x 32 thumbnail are above their median.
+
+    About half of the bits are set in any image, so hashes of different images differ in about 32 of
+    64 bits. A difference hash has few bits set for images that are mostly background, so different
+    images come close.
+    """
+    import cv2
+
+    luma = (pixels[0] * 0.299 + pixels[1] * 0.587 + pixels[2] * 0.114).astype(np.float32)
+    frequencies = cv2.dct(cv2.resize(luma, (SIDE, SIDE), interpolation=cv2.INTER_AREA))[
+        :8, :8
+    ].ravel()
+    # without the first: it is the mean brightness
+    bits = frequencies > np.median(frequencies[1:])
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")

@@ -1,28 +1,48 @@
-"""A raster into one row of a batch: cut, resized, mirrored, channels first. Knows no file format.
+"""Rasters into rows of a batch: cropped, resized, mirrored, channels first; and the random crops.
 
 Shrinking is antialiased as Pillow's bilinear filter does it, a triangle as wide as the step. Here
-that is made of a blur of three taps and a linear interpolation, which together have its variance,
-in vector code: twice as fast, and within 43 to 50 dB of Pillow's pixels. Steps above two, which no
-scaled decode leaves, go through Pillow itself.
+that is a blur of three taps and a linear interpolation, which together have the triangle's
+variance, in vector code: twice as fast, and within 43 to 50 dB of Pillow's pixels. Steps above two,
+which no scaled decode leaves, go through Pillow itself.
+
+Random resized crops are drawn from a key per record: the same key gives the same crop on any rank,
+thread or batch. As in Szegedy et al. 2015 (and torchvision's RandomResizedCrop), the area is
+uniform in [least, 1] of the image, the logarithm of width / height uniform in [log 3/4, log 4/3];
+after ten misfits it is the largest centred part with a permitted ratio.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from udl_dist.data.images.augment import F64, Box, crop_box
+from udl_dist.core import rng
 from udl_dist.data.images.decoders import Decoded, Raster, opencv
-from udl_dist.data.images.kinds import Fit
+from udl_dist.data.images.headers import Fit, Shape
 
-Row = NDArray[np.uint8]  # [C, H, W]: an image of a batch
-LONGEST_STEP = 2.0  # pixels of the raster to a pixel of the row
+F64 = NDArray[np.float64]
+Pixels = NDArray[np.uint8]  # [C, H, W]: an image, or a row of a batch
+
+CROP = 0x63726F70  # the kind of chance; see `order`
+TRIES = 10
+RATIO = 4 / 3
+LONGEST_STEP = 2.0  # pixels of the raster per pixel of the row
+
+
+class Box(NamedTuple):
+    """A part of an image in its pixels, with fractions."""
+
+    left: float
+    top: float
+    width: float
+    height: float
 
 
 class Plan(NamedTuple):
-    """Which part of an image becomes how many pixels, in the middle of its row."""
+    """A part of an image and the size in pixels that it gets, centred in its row."""
 
     box: Box
     width: int
@@ -33,11 +53,42 @@ class Plan(NamedTuple):
         """The smallest scale at which the image holds as many pixels as are wanted."""
         return max(self.width / self.box.width, self.height / self.box.height)
 
+    def within(self, row: Pixels) -> Pixels:
+        """The centred part of a row that the image fills."""
+        top, left = (row.shape[1] - self.height) // 2, (row.shape[2] - self.width) // 2
+        return row[:, top : top + self.height, left : left + self.width]
 
-def plan(width: int, height: int, row: Row, fit: Fit, crop: F64 | None = None) -> Plan:
-    """The middle part in the row's proportions, or the whole within black, or a drawn crop in place
-    of both.
+
+def crops(keys: NDArray[np.int64], least_area: float) -> F64:  # [B] -> [B, TRIES + 1, 2]
+    """Draw a crop for each key, whatever the image: width and height of each try for an image of
+    area 1, and last the offsets to the right and down, as parts (0 … 1) of the free space.
     """
+    places = np.arange(1, 2 * TRIES + 3, dtype=np.uint64) * np.uint64(rng.GOLDEN)
+    seeds = rng.mix64(keys.view(np.uint64) ^ np.uint64(rng.chain(CROP)))
+    drawn: F64 = (rng.mix64(seeds[:, None] + places) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    drawn = drawn.reshape(len(keys), TRIES + 1, 2)
+    tries = drawn[:, :TRIES]
+    sides = np.sqrt(least_area + (1 - least_area) * tries[..., 0])
+    stretch = RATIO ** (tries[..., 1] - 0.5)  # the square root of width / height
+    drawn[:, :TRIES] = np.stack([sides * stretch, sides / stretch], -1)
+    return drawn
+
+
+def crop_box(crop: F64, width: int, height: int) -> Box:  # [TRIES + 1, 2] ->
+    """The box of a drawn crop in an image of this size."""
+    side = math.sqrt(width * height)
+    right, down = crop[TRIES].tolist()
+    for try_width, try_height in (crop[:TRIES] * side).tolist():
+        if try_width <= width and try_height <= height:
+            return Box(
+                right * (width - try_width), down * (height - try_height), try_width, try_height
+            )
+    wide, high = min(width, height * RATIO), min(height, width * RATIO)
+    return Box((width - wide) / 2, (height - high) / 2, wide, high)
+
+
+def plan(width: int, height: int, row: Pixels, fit: Fit, crop: F64 | None = None) -> Plan:
+    """How an image fills a row: its centre, or all of it on black (`pad`), or a drawn crop."""
     high, wide = row.shape[1:]
     if crop is not None:
         return Plan(crop_box(crop, width, height), wide, high)
@@ -47,22 +98,44 @@ def plan(width: int, height: int, row: Row, fit: Fit, crop: F64 | None = None) -
             Box(0, 0, width, height), max(1, round(width * scale)), max(1, round(height * scale))
         )
     cut_width, cut_height = min(width, height * wide / high), min(height, width * high / wide)
-    # whole pixels, as `decode` cuts
+    # whole pixels: then a crop of the row's size is copied exactly
     left, top = (width - cut_width) // 2, (height - cut_height) // 2
     return Plan(Box(left, top, cut_width, cut_height), wide, high)
 
 
-def copy_into(row: Row, raster: Raster, mirrored: bool) -> None:
-    """Write a raster of the row's very size, channels first; gray becomes equal channels, and
-    colour gray.
-    """
+def as_raster(pixels: Pixels) -> Raster:  # [C, H, W] -> [H, W] or [H, W, 3], a view
+    return pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+
+
+def fit_pixels(pixels: Pixels, shape: Shape, fit: Fit) -> Pixels:  # [C, H, W] -> [C, H, W]
+    """Bring pixels of one or three channels to the training shape, exactly, by Pillow."""
+    from PIL import Image
+
+    if pixels.shape == shape:
+        return pixels
+    if pixels.shape == (1, *shape[1:]):
+        return np.repeat(pixels, 3, axis=0)
+    raster = np.asarray(
+        Image.fromarray(np.ascontiguousarray(as_raster(pixels))).convert(
+            "L" if shape[0] == 1 else "RGB"
+        )
+    )
+    row = np.zeros(shape, np.uint8)
+    planned = plan(raster.shape[1], raster.shape[0], row, fit)
+    part = _by_pillow(raster, planned.box, planned.width, planned.height)
+    copy_into(planned.within(row), part, False)
+    return row
+
+
+def copy_into(row: Pixels, raster: Raster, mirrored: bool) -> None:
+    """Copy a raster of the row's size into it; gray becomes equal channels, and colour gray."""
     if raster.ndim == 3 and row.shape[0] == 1:
         raster = opencv().cvtColor(raster, opencv().COLOR_RGB2GRAY)
     raster = raster[:, ::-1] if mirrored else raster
     row[...] = raster if raster.ndim == 2 else raster.transpose(2, 0, 1)
 
 
-def fit_into(row: Row, decoded: Decoded, planned: Plan, mirrored: bool) -> None:
+def fit_into(row: Pixels, decoded: Decoded, planned: Plan, mirrored: bool) -> None:
     """Write the planned part of a decoded image into its row."""
     raster, scale, left, top = decoded
     if raster.ndim == 3 and row.shape[0] == 1:
@@ -75,12 +148,11 @@ def fit_into(row: Row, decoded: Decoded, planned: Plan, mirrored: bool) -> None:
         return _resize(row, raster, window, mirrored)
     part = np.empty((row.shape[0], height, width), np.uint8)
     _resize(part, raster, window, mirrored)
-    above, before = (row.shape[1] - height) // 2, (row.shape[2] - width) // 2
     row[...] = 0
-    row[:, above : above + height, before : before + width] = part
+    planned.within(row)[...] = part
 
 
-def _resize(row: Row, raster: Raster, window: Box, mirrored: bool) -> None:
+def _resize(row: Pixels, raster: Raster, window: Box, mirrored: bool) -> None:
     left, top = int(window.left), int(window.top)
     _, height, width = row.shape
     if window == (left, top, width, height):
@@ -100,7 +172,7 @@ def _by_pillow(raster: Raster, window: Box, width: int, height: int) -> Raster:
     )
 
 
-def _interpolate(row: Row, raster: Raster, window: Box, mirrored: bool) -> None:
+def _interpolate(row: Pixels, raster: Raster, window: Box, mirrored: bool) -> None:
     cv2 = opencv()
     channels, height, width = row.shape
     left, top = max(0, int(window.left) - 2), max(0, int(window.top) - 2)  # a margin for the taps
@@ -132,8 +204,6 @@ def _interpolate(row: Row, raster: Raster, window: Box, mirrored: bool) -> None:
 
 
 def _taps(step: float) -> NDArray[np.float32]:
-    """Three taps whose variance and that of linear interpolation, 1/6 of a pixel, make a
-    triangle's, step² / 6.
-    """
+    """Three taps whose variance plus linear interpolation's, 1/6, is a triangle's, step² / 6."""
     side = max(0.0, (step * step - 1) / 12)
     return np.array([side, 1 - 2 * side, side], np.float32)

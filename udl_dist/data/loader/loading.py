@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from udl_dist.core.permutation import chain
-from udl_dist.data.images.augment import crops
-from udl_dist.data.images.coding import Pixels, decode_into
+from udl_dist.core.rng import chain
+from udl_dist.data.images.coding import decode_into
+from udl_dist.data.images.fitting import Pixels, crops
 from udl_dist.data.images.headers import HIGHEST_LIMIT, read_header
 from udl_dist.data.loader import order
 from udl_dist.data.loader.dataset import ChunkReader, Dataset

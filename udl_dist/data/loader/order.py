@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from udl_dist.core.permutation import U64, chain, mix64, permuted, permuted_each
+from udl_dist.core.rng import U64, chain, mix64, permuted, permuted_each
 
 I64 = NDArray[np.int64]
 

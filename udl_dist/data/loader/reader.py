@@ -17,7 +17,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from udl_dist.core.permutation import chain
+from udl_dist.core.rng import chain
 from udl_dist.data.loader import order
 from udl_dist.data.loader.dataset import ChunkReader, Dataset, read_ahead
 from udl_dist.data.loader.loading import BatchPlan, Loader, Source

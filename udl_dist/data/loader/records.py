@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from udl_dist.data.images.coding import Pixels
+from udl_dist.data.images.fitting import Pixels
 from udl_dist.data.settings import DataSettings
 from udl_dist.errors import DataError
 

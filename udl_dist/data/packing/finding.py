@@ -1,6 +1,4 @@
-"""Which shards a source names: a tar, a folder, a brace pattern, a list file; on disk or in object
-storage.
-"""
+"""Which shards a source names: a tar, a folder, a brace pattern, a list file; on disk or remote."""
 
 from __future__ import annotations
 
@@ -11,11 +9,13 @@ from itertools import islice
 from pathlib import Path
 
 from udl_dist.core.config_schema import as_path
-from udl_dist.data.packing.sources import COMPRESSED, READ, UNPACK
 from udl_dist.errors import DataError, UsageError
 from udl_dist.storage.objects import Object, list_folders, list_tars
 from udl_dist.storage.uris import is_remote, is_web, name_of, parse, refuse_scheme, sibling, split
 
+READ = (".png", ".jpg", ".jpeg", ".webp", ".npy")  # extensions of images
+COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+UNPACK = "unpack them (gunzip, for instance): positions within compressed tars cannot be found"
 TARS = (".tar", *COMPRESSED)
 JOINED = "::"  # between shards, as webdataset writes it
 LISTS = (".txt", ".list")
@@ -24,61 +24,68 @@ MOST_SHARDS = 2**20  # that a brace pattern may stand for
 
 
 def list_shards(source: str) -> list[str]:
-    """The shards that a source names, as absolute paths or URIs; empty if it is none.
+    """The shards that a source names, as absolute paths or URIs; empty if it names images.
 
     Raises DataError for a list or a glob that names nothing and a folder that mixes shards and
-    images, UsageError for a scheme that is never opened and for braces that do not match.
+    images, UsageError for an unsupported scheme and for braces that do not match.
     """
     refuse_scheme(source)
     if JOINED in source and (is_remote(source) or not as_path(source).exists()):
-        return [shard for part in source.split(JOINED) for shard in _some(part)]
+        return [shard for part in source.split(JOINED) for shard in _some_shards(part)]
     if is_remote(source):
         return _list_remote(source)
     path = as_path(source)
     if path.is_dir():
-        return _tars(path)
+        return _tars_of_folder(path)
     if path.suffix in LISTS and path.is_file():
-        return _listed(source, _read_list(path))
+        return _list_file(source, path)
     if "{" in source or has_magic(source):
         return [shard for pattern in expanded(str(path)) for shard in _matching(pattern)]
     return [str(path)] if path.name.lower().endswith(TARS) else []
 
 
-def _some(source: str) -> list[str]:
-    shards = list_shards(source)
-    if not shards:
-        raise DataError(f"{source!r} names no tar shard: check the path")
-    return shards
+def _some_shards(source: str) -> list[str]:
+    if shards := list_shards(source):
+        return shards
+    raise DataError(f"{source!r} names no tar shard: check the path")
 
 
 def _matching(pattern: str) -> list[str]:
-    """The shards that a glob stands for; a path that is none, or that exists, stands for itself."""
+    """The shards that a glob matches; an existing path and one without wildcards match alone."""
     if not has_magic(pattern) or os.path.exists(pattern):
         return [pattern]
-    found = [Path(path) for path in sorted(glob(pattern), key=os.fsencode)]
-    shards = [str(path) for path in found if _is_shard(path)]
-    if not shards:
+    found = [path for path in sorted(glob(pattern), key=os.fsencode) if _is_shard(Path(path))]
+    if not found:
         raise DataError(f"{pattern!r} matches no tar shard: check it, or name a folder")
-    return shards
+    return found
 
 
 def _is_shard(path: Path) -> bool:
-    """Whether a file is called like a shard and is none of the `._` files of macOS; so are folders,
-    at times.
-    """
+    """Whether a path is a visible tar file; macOS adds hidden `._x.tar`, and folders may match."""
     return path.name.lower().endswith(".tar") and not path.name.startswith(".") and path.is_file()
 
 
-def passed_by(source: str) -> int:
-    """How many hidden files and folders of a folder of shards are called like a shard and are
-    none.
-    """
+def _tars_of_folder(folder: Path) -> list[str]:
+    """The tars of a folder; raise DataError if it also holds what would be ignored."""
+    shards = sorted((path for path in folder.iterdir() if _is_shard(path)), key=os.fsencode)
+    for path in folder.iterdir() if shards else ():
+        if path.name.lower().endswith(COMPRESSED):
+            raise DataError(
+                f"folder {str(folder)!r} holds compressed tars ({path.name!r}) and others: {UNPACK}"
+            )
+        if path.suffix.lower() in READ:
+            raise DataError(
+                f"folder {str(folder)!r} holds shards and images ({path.name!r}): keep them apart"
+            )
+    return [str(shard) for shard in shards]
+
+
+def ignored_tars(source: str) -> int:
+    """How many entries of a folder have the name of a shard and are hidden or folders."""
     if is_remote(source) or not as_path(source).is_dir():
         return 0
-    return sum(
-        path.name.lower().endswith(".tar") and not _is_shard(path)
-        for path in as_path(source).iterdir()
-    )
+    named = [path for path in as_path(source).iterdir() if path.name.lower().endswith(".tar")]
+    return sum(not _is_shard(path) for path in named)
 
 
 def is_prefix(uri: str) -> bool:
@@ -97,15 +104,13 @@ def _list_remote(uri: str) -> list[str]:
         blob = Object(uri)
         _refuse_long(blob.name, blob.size)
         return _listed(uri, blob.read(0, blob.size))
-    return (
-        list_tars(uri)
-        if is_prefix(uri)
-        else [shard for pattern in expanded(uri) for shard in _matching_far(pattern)]
-    )
+    if is_prefix(uri):
+        return list_tars(uri)
+    return [shard for pattern in expanded(uri) for shard in _matching_remote(pattern)]
 
 
-def _matching_far(uri: str) -> list[str]:
-    """The objects that a glob in the last part of a URI stands for."""
+def _matching_remote(uri: str) -> list[str]:
+    """The objects that a glob in the last part of a URI matches."""
     folder, pattern = split(uri)
     if "*" not in parse(uri).path:
         return [uri]
@@ -120,7 +125,7 @@ def _matching_far(uri: str) -> list[str]:
 
 
 def subfolders(source: str) -> list[str]:
-    """The names of the folders directly below a folder or prefix, hidden ones left out."""
+    """The names of the visible folders directly below a folder or prefix."""
     if is_remote(source):
         names = list_folders(source)
     else:
@@ -128,13 +133,13 @@ def subfolders(source: str) -> list[str]:
     return sorted(name for name in names if not name.startswith("."))
 
 
-def _read_list(path: Path) -> bytes:
+def _list_file(source: str, path: Path) -> list[str]:
     try:
         _refuse_long(str(path), path.stat().st_size)
-        return path.read_bytes()
+        return _listed(source, path.read_bytes())
     except OSError as error:
         raise DataError(
-            f"list file {str(path)!r} cannot be read ({error.strerror}): put it right"
+            f"list file {str(path)!r} cannot be read ({error.strerror}): check its permissions"
         ) from None
 
 
@@ -151,51 +156,27 @@ def _listed(source: str, content: bytes) -> list[str]:
         lines = [line.strip() for line in content.decode().splitlines()]
     except UnicodeDecodeError as error:
         raise DataError(
-            f"list file {source!r} is no text in UTF-8 (byte {error.start}): write one path a line"
+            f"list file {source!r} is not text in UTF-8 (byte {error.start}): write one path a line"
         ) from None
     names = [line for line in lines if line and not line.startswith("#")]
     if not names:
         raise DataError(f"list file {source!r} names no shard: write one path a line")
     for name in names:
         refuse_scheme(name)
-    return [shard for name in names for shard in expanded(_beside(source, name))]
+    return [shard for name in names for shard in expanded(_relative_to(source, name))]
 
 
-def _beside(source: str, name: str) -> str:
+def _relative_to(source: str, name: str) -> str:
     if is_remote(name) or Path(name).is_absolute():
         return name
     if is_remote(source):
         return sibling(source, name)
-    return str(
-        as_path(name) if name.startswith(("~", "file://")) else as_path(source).parent / name
-    )
-
-
-def _tars(folder: Path) -> list[str]:
-    """The tars of a folder, which must not hold images as well: one of the two would be passed
-    over.
-    """
-    shards = sorted((path for path in folder.iterdir() if _is_shard(path)), key=os.fsencode)
-    compressed = [path.name for path in folder.iterdir() if path.name.lower().endswith(COMPRESSED)]
-    if shards and compressed:
-        raise DataError(
-            f"folder {str(folder)!r} holds compressed tars ({min(compressed)!r}) beside others:"
-            f" {UNPACK}"
-        )
-    odd = (
-        next((path for path in folder.iterdir() if path.suffix.lower() in READ), None)
-        if shards
-        else None
-    )
-    if odd is not None:
-        raise DataError(
-            f"folder {str(folder)!r} holds shards and images ({odd.name!r}): keep them apart"
-        )
-    return [str(shard) for shard in shards]
+    alone = name.startswith(("~", "file://"))
+    return str(as_path(name) if alone else as_path(source).parent / name)
 
 
 def expanded(pattern: str) -> list[str]:
-    """A brace pattern as webdataset expands it; raise UsageError if it makes no sense."""
+    """A brace pattern as webdataset expands it."""
     if "{" not in pattern:
         return [pattern]
     import braceexpand  # what webdataset itself calls
@@ -204,7 +185,7 @@ def expanded(pattern: str) -> list[str]:
         found = list(islice(braceexpand.braceexpand(pattern), MOST_SHARDS + 1))
     except ValueError:
         raise UsageError(
-            f"{pattern!r} is no pattern of shards, its braces do not match: write {{000..099}}"
+            f"{pattern!r} is not a pattern of shards, its braces do not match: write {{000..099}}"
         ) from None
     if len(found) > MOST_SHARDS:
         raise UsageError(

@@ -1,21 +1,18 @@
-"""The index of the shards that a source names: found beside them or in the cache, or made."""
+"""The index of the shards that a source names: next to them or in the cache, made if missing."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
 from udl_dist.data.loader.opening import index_beside, open_index
-from udl_dist.data.packing.finding import list_shards, passed_by
-from udl_dist.data.packing.settings import IndexSettings
-from udl_dist.data.settings import cache_folder
+from udl_dist.data.packing.finding import ignored_tars, list_shards
+from udl_dist.data.settings import IndexSettings, cache_folder
 from udl_dist.data.shards.index import NAME, About, Index, refusal
 from udl_dist.data.shards.indexing import Progress, index_shards
 from udl_dist.data.shards.naming import Naming
@@ -36,35 +33,28 @@ class Indexed:
     total_bytes: int
     ignored: int  # members that belong to no record or are never read
     left_out: int  # records that cannot be read
-    passed_by: int  # hidden files and folders that are called like shards
+    passed_by: int  # hidden files and folders with the name of a shard
     fingerprint: str
     seconds: float
 
-    def as_dict(self) -> dict[str, Any]:
-        """The figures as plain values."""
-        return dataclasses.asdict(self)
-
     def lines(self) -> list[str]:
-        """The figures for people."""
-        said = f"; {self.ignored:,} members are not read" if self.ignored else ""
-        said += f"; {self.left_out:,} that cannot be read are left out" if self.left_out else ""
-        said += (
-            f"; {self.passed_by:,} files or folders called like shards are passed by"
-            if self.passed_by
-            else ""
-        )
+        """The counts for people."""
+        notes = {
+            "members are ignored": self.ignored,
+            "unreadable records are left out": self.left_out,
+            "hidden files and folders named like shards are ignored": self.passed_by,
+        }
         return [
             f"indexed {self.records:,} records in {self.shards:,} shards of"
-            f" {self.total_bytes / 1e6:,.1f} MB, in {self.seconds:.1f} s:"
-            f" {name_of(self.index)!r}{said}"
+            f" {self.total_bytes / 1e6:,.1f} MB, in {self.seconds:.1f} s: {name_of(self.index)!r}"
+            + "".join(f"; {count:,} {note}" for note, count in notes.items() if count)
         ]
 
 
 def index(source: str, settings: IndexSettings, progress: Progress | None = None) -> Indexed:
-    """Index what `source` names, beside the shards if they fill their folder; what is there already
-    is looked up.
+    """Index what `source` names, next to the shards if they fill their folder.
 
-    Raises UsageError if it names no shards, DataError for what is out of order in them.
+    Raises UsageError if it names no shards, DataError for damage in them.
     """
     began = time.monotonic()
     shards = list_shards(source)
@@ -77,7 +67,8 @@ def index(source: str, settings: IndexSettings, progress: Progress | None = None
     if settings.again:
         about = _forget(shards, cache, about)
     skip = settings.damaged == "skip"
-    if is_remote(shards[0]) and _fills_folder(shards) and not index_beside(split(shards[0])[0]):
+    folder = split(shards[0])[0]
+    if is_remote(folder) and _fills_folder(shards) and not index_beside(folder):
         _upload_index(shards, cache, progress, about, skip)
     where = index_of(shards, cache, progress, about, skip, asked=True)
     found = open_index(where, cache)
@@ -89,20 +80,18 @@ def index(source: str, settings: IndexSettings, progress: Progress | None = None
         sum(shard.shard_bytes for shard in found.shards),
         sum(shard.ignored for shard in found.shards),
         found.left_out,
-        passed_by(source),
+        ignored_tars(source),
         found.fingerprint,
         time.monotonic() - began,
     )
 
 
 def refuse_left_out(index: Index, skip: bool) -> None:
-    """Raise DataError if records were left out of an index and nobody asked for that."""
+    """Raise DataError if records were left out of an index and the settings do not skip them."""
     if index.left_out and not skip:
         folder = index.shard_path(0)
-        raise refusal(
-            [(sibling(folder, split(name)[1]), fault) for name, fault in index.faults],
-            index.left_out,
-        )
+        faults = [(sibling(folder, split(name)[1]), fault) for name, fault in index.faults]
+        raise refusal(faults, index.left_out)
 
 
 def index_of(
@@ -113,56 +102,52 @@ def index_of(
     skip: bool = False,
     asked: bool = False,
 ) -> str:
-    """Where the index of shards is: beside them if they fill their folder and it can be written,
-    else in the cache.
+    """Where the index of shards is, next to them or in the cache; made if it is missing.
 
-    `about` says how members become records; one that is not the usual is written beside the shards
-    only if an index was `asked` for. `skip` leaves out what cannot be read.
+    An index whose `about` has unusual rules for records is written next to the shards only if the
+    user `asked` for an index. `skip` leaves out what cannot be read.
     """
     folder, usual = split(shards[0])[0], about.naming == PLAIN.naming
     fills = _fills_folder(shards)
-    beside = index_beside(folder) if fills else ""
-    if beside:
-        index = open_index(beside, cache)
+    found = index_beside(folder) if fills else ""
+    path = None
+    if found:
+        index = open_index(found, cache)
         if usual or index.about.naming == about.naming:
             _refuse_others(index, shards)
-            return beside
+            return found
     elif fills and not is_remote(folder) and (usual or asked) and os.access(folder, os.W_OK):
-        return str(index_shards(shards, Path(folder) / NAME, about, progress, skip=skip).path)
-    path = in_cache(shards, cache, about.naming)
-    return str(
-        path if path.exists() else index_shards(shards, path, about, progress, skip=skip).path
-    )
+        path = Path(folder) / NAME
+    path = path or in_cache(shards, cache, about.naming)
+    if not path.exists():
+        index_shards(shards, path, about, progress, skip=skip)
+    return str(path)
 
 
 def in_cache(shards: list[str], cache: Path, naming: Naming = PLAIN.naming) -> Path:
-    """Where the cache has the index of just these shards as they are now, or will have it;
-    DataError if one is missing.
+    """Where the cache has, or will have, the index of exactly these shards as they are now.
 
-    Of shards in object storage it is not asked how they are now: their ETags are in the index.
+    Remote shards are not looked at: their ETags are in the index.
     """
-    rules = [] if naming == PLAIN.naming else [repr(naming)]
-    if is_remote(shards[0]):
-        return _cached([*rules, *shards], cache)
-    try:
-        states = [
-            f"{shard!r} {status.st_size} {status.st_mtime_ns}"
-            for shard, status in zip(shards, map(os.stat, shards), strict=True)
-        ]
-    except OSError:
-        missing = next((shard for shard in shards if not Path(shard).exists()), shards[0])
-        raise DataError(
-            f"shard {missing!r} is missing: check the path, or copy the shard again"
-        ) from None
-    return _cached([*rules, *states], cache)
+    states = [] if naming == PLAIN.naming else [repr(naming)]
+    for shard in shards:
+        if is_remote(shard):
+            states.append(shard)
+            continue
+        try:
+            status = os.stat(shard)
+        except OSError:
+            raise DataError(
+                f"shard {shard!r} is missing: check the path, or copy the shard again"
+            ) from None
+        states.append(f"{shard!r} {status.st_size} {status.st_mtime_ns}")
+    return _cached(states, cache)
 
 
 def _upload_index(
     shards: list[str], cache: Path, progress: Progress | None, about: About, skip: bool
 ) -> None:
-    """Index shards in object storage and put the index beside them, so that nobody has to make it
-    again.
-    """
+    """Index remote shards and put the index next to them, so that it is made only once."""
     folder = split(shards[0])[0]
     path = _cached([folder, *shards], cache)
     index_shards(shards, path, about, progress, base=folder, skip=skip)
@@ -171,29 +156,23 @@ def _upload_index(
 
 
 def _forget(shards: list[str], cache: Path, about: About) -> About:
-    """Take away the index that `index_of` would find; what it said of packed images belongs into
-    the new one.
-    """
+    """Delete the index that `index_of` would find; return `about` with its facts of packing."""
     folder = split(shards[0])[0]
     if _fills_folder(shards) and (found := index_beside(folder)):
         with contextlib.suppress(DataError):
             known = open_index(found, cache).about
-            about = (
-                replace(known, image=about.image, key_dot=about.key_dot) if known.shape else about
-            )
-    if is_remote(folder):
-        if _fills_folder(shards) and (beside := index_beside(folder)):
-            remove(beside)
-    elif _fills_folder(shards):
-        (Path(folder) / NAME).unlink(missing_ok=True)
+            if known.shape:
+                about = replace(known, image=about.image, key_dot=about.key_dot)
+        if is_remote(folder):
+            remove(found)
+        else:
+            os.unlink(found)
     in_cache(shards, cache, about.naming).unlink(missing_ok=True)
     return about
 
 
 def _fills_folder(shards: list[str]) -> bool:
-    """Whether the shards are just the tars of one folder; no other index may be called by the
-    folder's name.
-    """
+    """Whether the shards are all tars of one folder: only then its index may lie in it."""
     return not is_web(shards[0]) and shards == list_shards(split(shards[0])[0])
 
 
@@ -203,36 +182,27 @@ def _cached(states: list[str], cache: Path) -> Path:
 
 
 def _refuse_others(index: Index, shards: list[str]) -> None:
-    """Raise DataError unless the index is of just these shards, as far as can be seen without
-    opening them.
-    """
+    """Raise DataError if the index names other shards, or, on disk, other sizes of them."""
     folder = split(shards[0])[0]
-    known, there = {shard.name for shard in index.shards}, {split(shard)[1] for shard in shards}
-    odd = sorted(known ^ there)
-    what = (
-        "is in the index but not in the folder"
-        if odd and odd[0] in known
-        else "is not in the index"
-    )
-    if not odd and not is_remote(folder):
-        sizes = (
-            (shard.name, shard.shard_bytes, os.stat(Path(folder) / shard.name).st_size)
-            for shard in index.shards
-        )
-        differing = [
-            (name, f"has {now} bytes, its index says {then}")
-            for name, then, now in sizes
-            if then != now
-        ]
-        odd, what = ([differing[0][0]], differing[0][1]) if differing else ([], "")
-    if odd:
+    indexed = {shard.name: shard.shard_bytes for shard in index.shards}
+    there = {split(shard)[1] for shard in shards}
+    for name in sorted(indexed.keys() | there):
+        if name not in there:
+            what = "is in the index but not in the folder"
+        elif name not in indexed:
+            what = "is not in the index"
+        elif is_remote(folder) or (size := os.stat(f"{folder}/{name}").st_size) == indexed[name]:
+            continue
+        else:
+            what = f"has {size} bytes, its index says {indexed[name]}"
         raise DataError(
-            f"shard {name_of(folder)}/{odd[0]} {what}: put it right, or run udl index --again"
+            f"shard {name_of(folder)}/{name} {what}: put the right file there, or run"
+            " udl index --again"
         )
 
 
 def writable(folder: Path) -> Path:
-    """A folder that is there from now on; raise UsageError if it cannot be made."""
+    """Make a folder if it is missing; raise UsageError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

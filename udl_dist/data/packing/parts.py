@@ -1,5 +1,6 @@
-"""Which folders or shards of a source are train, val and test, by their usual names. What is
-ambiguous is refused.
+"""Which folders or shards of a source are train, val and test, by their usual names.
+
+What could be meant in two ways is refused.
 """
 
 from __future__ import annotations
@@ -7,8 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from udl_dist.core.config_schema import as_path
+from udl_dist.data.packing.finding import is_prefix, list_shards, subfolders
 from udl_dist.errors import DataError
-from udl_dist.storage.uris import name_of, split
+from udl_dist.storage.uris import is_remote, joined, name_of, split
 
 PARTS = {
     "train": "train",
@@ -28,18 +31,17 @@ def part_named(folder: str) -> str:
     return PARTS.get(folder.lower(), "")
 
 
-def divided(where: str, folders: Iterable[str], beside: Iterable[str]) -> dict[str, str]:
-    """The folder of each part; empty if no folder is called like one, so that all of it is for
-    training.
+def divided(where: str, folders: Iterable[str], others: Iterable[str]) -> dict[str, str]:
+    """The folder of each part; empty if no folder has such a name, so that all is for training.
 
-    `beside` are further images or shards that lie there. Raises DataError if it could be meant in
-    two ways.
+    `others` are further images or shards in the same place. Raises DataError if the division is
+    ambiguous.
     """
-    parts, others = dict[str, str](), list(beside)
+    parts, strange = dict[str, str](), list(others)
     for folder in sorted(folders):
         part = part_named(folder)
         if not part:
-            others.append(folder)
+            strange.append(folder)
         elif part in parts:
             raise DataError(
                 f"folder {where!r} has {parts[part]!r} and {folder!r}, both of them {part}:"
@@ -49,29 +51,29 @@ def divided(where: str, folders: Iterable[str], beside: Iterable[str]) -> dict[s
             parts[part] = folder
     if not parts:
         return {}
+    listed = _and(parts.values())
     if "train" not in parts:
         one = next(iter(parts.values()))
         raise DataError(
-            f"folder {where!r} holds {_listed(parts.values())} and no training images: name "
-            f"{f'{where}/{one}'!r} as the source if it is to be trained on"
+            f"folder {where!r} holds {listed} and no training images: to train on one of them, name"
+            f" {f'{where}/{one}'!r} as the source"
         )
-    if others:
+    if strange:
         train = f"{where}/{parts['train']}"
         raise DataError(
-            f"folder {where!r} has {others[0]!r} beside {_listed(parts.values())}, a class or a"
-            f" part? Move it away, or name {train!r} as the source and another folder as"
-            " data.held_out"
+            f"folder {where!r} has {strange[0]!r} besides {listed}, a class or a part? Move it"
+            f" away, or name {train!r} as the source and another folder as data.held_out"
         )
     return parts
 
 
 def refuse_nested(where: str, names: Sequence[str]) -> None:
-    """Raise DataError if images lie in parts one folder deeper than they are looked for."""
+    """Raise DataError if images lie in parts one folder deeper than parts are recognised."""
     folders = {tuple(name.split("/")[:2]) for name in names if name.count("/") > 1}
-    if len({part_named(below) for _, below in folders} - {""}) < 2:
+    parts = {below for _, below in folders if part_named(below)}
+    if len({part_named(below) for below in parts}) < 2:
         return
-    top = sorted({above for above, _ in folders})
-    found = _listed({below for _, below in folders if part_named(below)})
+    found, top = _and(parts), sorted({above for above, _ in folders})
     if len(top) == 1:
         raise DataError(f"{found} lie below {top[0]!r}: name {f'{where}/{top[0]}'!r} as the source")
     raise DataError(
@@ -80,11 +82,29 @@ def refuse_nested(where: str, names: Sequence[str]) -> None:
     )
 
 
-def divided_by_name(shards: Sequence[str]) -> dict[str, list[str]]:
-    """The shards of one folder by the part that their names tell; empty if they are all of one.
+def shards_of_parts(source: str) -> dict[str, list[str]]:
+    """The shards of train, val and test, by folders or names of shards; empty without parts.
 
-    Raises DataError if some may be held out and it is not clear which are for training.
+    Raises DataError if it is not clear which shards are for training.
     """
+    # a pattern followed by a folder's name would be a pattern of other shards
+    if not (is_prefix(source) if is_remote(source) else as_path(source).is_dir()):
+        return {}
+    join = joined if is_remote(source) else lambda folder, name: str(as_path(folder) / name)
+    folders = sorted(subfolders(source), key=lambda folder: not part_named(folder))
+    found = dict[str, list[str]]()
+    for folder in folders:  # parts first: without them no other folder is listed
+        if (part_named(folder) or found) and (shards := list_shards(join(source, folder))):
+            found[folder] = shards
+    own = list_shards(source)
+    if not found:
+        return _divided_by_name(own)
+    parts = divided(name_of(source), found, [split(shard)[1] for shard in own])
+    return {part: found[folder] for part, folder in parts.items()}
+
+
+def _divided_by_name(shards: Sequence[str]) -> dict[str, list[str]]:
+    """The shards of one folder by the part that their names show; empty if all are of one part."""
     parts: dict[str, list[str]] = {}
     for shard in shards:
         found = WITHIN.search(split(shard)[1])
@@ -93,17 +113,14 @@ def divided_by_name(shards: Sequence[str]) -> dict[str, list[str]]:
         return {}
     if "" in parts or "train" not in parts:
         held = next(part for part in parts if part not in ("", "train"))
-        one, other = (
-            parts[held][0],
-            next(listed[0] for part, listed in parts.items() if part != held),
-        )
+        other = next(listed[0] for part, listed in parts.items() if part != held)
+        folder, one = split(parts[held][0])
         raise DataError(
-            f"{name_of(split(one)[0])!r} holds {split(one)[1]!r} beside {split(other)[1]!r}: which"
-            " are for training? Name those by a pattern as the source, and the others as"
-            " data.held_out"
+            f"{name_of(folder)!r} holds {one!r} and {split(other)[1]!r}: which are for training?"
+            " Name those by a pattern as the source, and the others as data.held_out"
         )
     return parts
 
 
-def _listed(names: Iterable[str]) -> str:
+def _and(names: Iterable[str]) -> str:
     return " and ".join(repr(name) for name in sorted(names))

