@@ -184,7 +184,7 @@ def test_an_address_where_nobody_is_is_refused_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "why"), [(b"", "timed out"), (b"HTTP/1.1 400 Bad Request\r\n", "something else")]
+    ("answer", "why"), [(b"", "timed out"), (b"HTTP/1.1 400 Bad Request\r\n", "another program")]
 )
 def test_a_server_that_is_no_head_is_refused(
     answer: bytes, why: str, monkeypatch: pytest.MonkeyPatch
