@@ -32,7 +32,7 @@ BOUNDS = {
 }
 
 
-def setting(
+def setting(  # noqa: PLR0913  (four bounds, each by its name)
     default: Any,
     meaning: str,
     *,

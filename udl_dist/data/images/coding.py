@@ -67,7 +67,7 @@ def _scale_for(header: Header, shape: Shape, fit: Fit, most_pixels: int) -> floa
     return 2 * least if pixels_at(header, 2 * least) <= most_pixels else least
 
 
-def decode_into(
+def decode_into(  # noqa: PLR0913  (called once an image: an object of settings would cost time)
     row: Pixels,
     data: bytes,
     fit: Fit,
