@@ -20,7 +20,7 @@ from udl_dist.core.files import finish_folder, partial_folder
 from udl_dist.data.checking.duplicates import Table, count_near, exact_groups
 from udl_dist.data.checking.examine import TABLE, Damaged, Examination, Whole
 from udl_dist.data.checking.findings import LISTED, Findings, Looked
-from udl_dist.data.checking.sources import Job, Sources, find
+from udl_dist.data.checking.sources import ShardJob, Sources, find
 from udl_dist.data.packing.pack import Report, run_threads
 from udl_dist.data.settings import CheckSettings, cache_folder
 from udl_dist.data.shards.index import shown
@@ -102,7 +102,7 @@ def _examine_all(
     )
 
 
-def _examine(job: Job, sources: Sources, settings: CheckSettings, report: Report) -> Examined:
+def _examine(job: ShardJob, sources: Sources, settings: CheckSettings, report: Report) -> Examined:
     rows, damage, readable, at = [], list[Damaged](), 0, 0
     examination = Examination(
         job,

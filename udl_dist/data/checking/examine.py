@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 
 from udl_dist.data.checking.duplicates import Looks, look
-from udl_dist.data.checking.sources import Job
+from udl_dist.data.checking.sources import ShardJob
 from udl_dist.data.images.headers import HIGHEST_LIMIT, MOST_PIXELS, Shape, read_header
 from udl_dist.data.shards.index import shown
 from udl_dist.data.shards.indexing import checksum_of
@@ -85,7 +85,7 @@ class Whole(NamedTuple):
     group: Group | None  # None: found by the index alone
     looks: Looks | None  # None: not decoded
 
-    def as_row(self, job: Job) -> tuple[int, ...]:
+    def as_row(self, job: ShardJob) -> tuple[int, ...]:
         """The record as a row of TABLE."""
         key_hash = xxhash.xxh3_64_intdigest(self.key)
         held_out = job.part not in ("train", "")
@@ -97,7 +97,7 @@ class Whole(NamedTuple):
 class Examination:
     """One pass over one shard. `decode`: every image; `decode_unknown`: those without checksum."""
 
-    job: Job
+    job: ShardJob
     shape: Shape | None  # of bare pixels
     decode: bool = False
     decode_unknown: bool = False

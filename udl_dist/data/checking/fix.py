@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from webdataset import TarWriter
 
 from udl_dist.data.checking.examine import Damaged, Examination, Whole
-from udl_dist.data.checking.sources import Job, Sources
+from udl_dist.data.checking.sources import ShardJob, Sources
 from udl_dist.data.packing.pack import LEFT_OUT
 from udl_dist.data.settings import CheckSettings
 from udl_dist.data.shards.index import NAME, shown
@@ -57,7 +57,7 @@ def write_clean(sources: Sources, settings: CheckSettings, folder: Path, dropped
 
 
 def _copy(
-    job: Job, path: Path, settings: CheckSettings, sources: Sources, dropped: Dropped
+    job: ShardJob, path: Path, settings: CheckSettings, sources: Sources, dropped: Dropped
 ) -> tuple[int, list[str]]:
     """Copy one shard; return the count of its records and a line for each thing left out."""
     examination = Examination(

@@ -18,7 +18,7 @@ from udl_dist.storage.uris import is_remote, name_of, split
 
 
 @dataclass(frozen=True)
-class Job:
+class ShardJob:
     """One shard to check: its number among all, its part, and its index."""
 
     number: int
@@ -45,12 +45,12 @@ class Sources:
     """Every shard of a source, and the indexes that cannot be used."""
 
     name: str
-    jobs: list[Job] = field(default_factory=list)
+    jobs: list[ShardJob] = field(default_factory=list)
     # (index file, what is wrong with it)
     broken: list[tuple[str, str]] = field(default_factory=list)
     about: About = field(default_factory=About)
 
-    def shape_of(self, job: Job) -> Shape | None:
+    def shape_of(self, job: ShardJob) -> Shape | None:
         """The shape of bare pixels in a shard, if an index knows it."""
         return job.index.about.shape if job.index else self.about.shape
 
@@ -87,7 +87,7 @@ def _add(found: Sources, part: str, shards: list[str], whole: bool, cache: Path)
     missing = [path for path in known if path not in set(shards)] if whole else []
     folders = {split(path)[0] for path in known}
     for path in [*shards, *missing]:
-        found.jobs.append(Job(len(found.jobs), part, path, *known.get(path, (None, -1))))
+        found.jobs.append(ShardJob(len(found.jobs), part, path, *known.get(path, (None, -1))))
         if path not in known and split(path)[0] in folders:
             found.broken.append((name_of(path), "is not in the index of its folder: index again"))
 

@@ -41,7 +41,7 @@ class Box(NamedTuple):
     height: float
 
 
-class Plan(NamedTuple):
+class Placement(NamedTuple):
     """A part of an image and the size in pixels that it gets, centred in its row."""
 
     box: Box
@@ -87,20 +87,20 @@ def crop_box(crop: F64, width: int, height: int) -> Box:  # [TRIES + 1, 2] ->
     return Box((width - wide) / 2, (height - high) / 2, wide, high)
 
 
-def plan(width: int, height: int, row: Pixels, fit: Fit, crop: F64 | None = None) -> Plan:
+def plan(width: int, height: int, row: Pixels, fit: Fit, crop: F64 | None = None) -> Placement:
     """How an image fills a row: its centre, or all of it on black (`pad`), or a drawn crop."""
     high, wide = row.shape[1:]
     if crop is not None:
-        return Plan(crop_box(crop, width, height), wide, high)
+        return Placement(crop_box(crop, width, height), wide, high)
     if fit == "pad":
         scale = min(wide / width, high / height)
-        return Plan(
+        return Placement(
             Box(0, 0, width, height), max(1, round(width * scale)), max(1, round(height * scale))
         )
     cut_width, cut_height = min(width, height * wide / high), min(height, width * high / wide)
     # whole pixels: then a crop of the row's size is copied exactly
     left, top = (width - cut_width) // 2, (height - cut_height) // 2
-    return Plan(Box(left, top, cut_width, cut_height), wide, high)
+    return Placement(Box(left, top, cut_width, cut_height), wide, high)
 
 
 def as_raster(pixels: Pixels) -> Raster:  # [C, H, W] -> [H, W] or [H, W, 3], a view
@@ -135,7 +135,7 @@ def copy_into(row: Pixels, raster: Raster, mirrored: bool) -> None:
     row[...] = raster if raster.ndim == 2 else raster.transpose(2, 0, 1)
 
 
-def fit_into(row: Pixels, decoded: Decoded, planned: Plan, mirrored: bool) -> None:
+def fit_into(row: Pixels, decoded: Decoded, planned: Placement, mirrored: bool) -> None:
     """Write the planned part of a decoded image into its row."""
     raster, scale, left, top = decoded
     if raster.ndim == 3 and row.shape[0] == 1:
