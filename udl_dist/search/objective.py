@@ -1,6 +1,4 @@
-"""What a search minimises (or maximises), checked before anything starts, and which trial is
-best.
-"""
+"""The objective of a search, checked before a trial starts, and the order it gives to trials."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from udl_dist.search.trial_log import TrialResult
 
 
 class Objective:
-    """The metrics of a search by name, and the order in which they put trials."""
+    """The metrics of a search by name, and the order they give to trials."""
 
     def __init__(self, search: Search) -> None:
         self.names = search.settings.metric
@@ -24,7 +22,7 @@ class Objective:
 
     def of(self, metrics: Mapping[str, float], settings: Mapping[str, Any]) -> list[float]:
         """The objectives of a trial; nan where one is missing."""
-        both = {**settings, **metrics}
+        both = {**settings, **metrics}  # an objective may be a setting, such as the latent size
         return [float(both.get(name, math.nan)) for name in self.names]
 
     def as_metric(self, values: Sequence[float]) -> float | list[float]:
@@ -50,9 +48,7 @@ class Objective:
         ]
 
     def ranked(self, results: Sequence[TrialResult]) -> list[TrialResult]:
-        """Complete trials, then stopped ones, the latest first; the best first; without failed
-        ones.
-        """
+        """Complete trials, then stopped ones, those with more images first; the best first."""
 
         def rank(result: TrialResult) -> tuple[bool, int, float, int]:
             stopped = result.state != "complete"
@@ -88,12 +84,11 @@ def check(search: Search) -> None:
             raise UsageError(f"search.metric: {name} is an axis, but not one of numbers")
     if len(names) > 1 and search.settings.scheduler != "none":
         raise UsageError(
-            "search.metric has several objectives: at a rung no trial is plainly worse, set "
+            "search.metric has several objectives, which no rung can rank: set "
             "search.scheduler = none"
         )
 
 
 def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
     """At least as good in every objective, and better in one."""
-    pairs = list(zip(one, other, strict=True))
-    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+    return all(a <= b for a, b in zip(one, other, strict=True)) and list(one) != list(other)

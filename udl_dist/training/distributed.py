@@ -59,8 +59,9 @@ class Ranks:
 
     def unsynchronised(self, module: nn.Module, on: bool) -> AbstractContextManager[None]:
         """While `on`, backward leaves gradients local; DDP sums them with those of the next one."""
-        wrapped = isinstance(module, DistributedDataParallel)
-        return module.no_sync() if on and wrapped else nullcontext()
+        if on and isinstance(module, DistributedDataParallel):
+            return module.no_sync()
+        return nullcontext()
 
     def total(
         self, values: Mapping[str, float | Tensor], maximum: bool = False
