@@ -187,8 +187,8 @@ def test_whole_numbers_of_a_range_come_evenly(source: Path, tmp_path: Path) -> N
     ("method", "metric", "message"),
     [
         ("ae", "val/elbo", r"'val/elbo' is not a metric of this method: .*val/mse"),
-        ("ae", "train/loss", "a figure of training is not held out"),
-        ("gan", "val/fake_logit", "says nothing of how good a run is"),
+        ("ae", "train/loss", "metrics of training are not held out"),
+        ("gan", "val/fake_logit", "does not tell which run is better"),
         ("ae", "method.latent_dim", "is an axis"),
     ],
 )

@@ -48,7 +48,7 @@ def kind(path: Path) -> str:
     )
 
 
-def load(path: Path, trusted: bool, shape: Shape, device: torch.device) -> Extractor:
+def load_external(path: Path, trusted: bool, shape: Shape, device: torch.device) -> Extractor:
     """The network in a file; raise UsageError unless `trusted`, DataError if it is unusable."""
     which = kind(path)
     if not trusted:

@@ -89,14 +89,14 @@ def find(asked: str, shape: Shape, device: torch.device, trusted: bool = False) 
         return OWN_EXTRACTORS[asked]
     path = as_path(asked)
     if external_extractors.kind(path):
-        return external_extractors.load(path, trusted, shape, device)
-    classifier = load(path, shape).to(device)
+        return external_extractors.load_external(path, trusted, shape, device)
+    classifier = load_classifier(path, shape).to(device)
     name = f"classifier of {classifier.classes} classes"
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return Extractor(name, classifier.features, sha256, classifier.logits)
 
 
-def load(path: Path, shape: Shape) -> Classifier:
+def load_classifier(path: Path, shape: Shape) -> Classifier:
     """A classifier from its file; raise DataError for another file, UsageError for other images."""
     tensors, facts = read_tensors(
         path, "extractor", "make one with udl fit-extractor, or say detail"

@@ -110,11 +110,11 @@ class Autoencoder(Method):
             return corrupted
         return corrupted.masked_fill((draw < level) & ~black, 1.0)
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, Z]
         latents: Tensor = self.networks["encoder"](images)
         return latents
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor) -> Tensor:  # [B, Z] -> [B, C, H, W]
         return self._output(latents).clamp(-1, 1)
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
@@ -137,7 +137,7 @@ class Autoencoder(Method):
     def alarms(self, figures: Mapping[str, float], seen: int) -> dict[str, str]:
         return exploding("latents", figures.get("val/latent_scale", 0.0))
 
-    def _output(self, latents: Tensor) -> Tensor:
+    def _output(self, latents: Tensor) -> Tensor:  # [B, Z] -> [B, C, H, W]
         if not self.settings.tied:
             return self.networks["decoder"](latents).tanh()  # type: ignore[no-any-return]
         weights = self.networks["encoder"].get_parameter("1.weight")  # [Z, D]: after Reshape, "0"

@@ -140,10 +140,10 @@ class GenerativeAdversarialNetwork(Method):
             loss = functional.softplus(-logits).mean()
         return loss, {"generator": loss}
 
-    def prior(self, keys: Tensor) -> Tensor:
+    def prior(self, keys: Tensor) -> Tensor:  # [N] int64 -> [N, Z]
         return self._latents(keys, "sample")
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor) -> Tensor:  # [N, Z] -> [N, C, H, W]
         return self.networks["generator"](latents).tanh()  # type: ignore[no-any-return]
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
@@ -204,10 +204,10 @@ class GenerativeAdversarialNetwork(Method):
         # Drawn from `seen` alone, so that all ranks and a resumed run agree without a message.
         return self.settings.r1 > 0 and int(rng.keys(seen, 1)) % self.settings.r1_every == 0
 
-    def _generate(self, keys: Tensor, draw: str) -> Tensor:
+    def _generate(self, keys: Tensor, draw: str) -> Tensor:  # [N] int64 -> [N, C, H, W]
         return self.decode(self._latents(keys, draw))
 
-    def _latents(self, keys: Tensor, draw: str) -> Tensor:  # -> [N, Z]
+    def _latents(self, keys: Tensor, draw: str) -> Tensor:  # [N] int64 -> [N, Z]
         latents = rng.normal(keys, draw, (self.settings.latent_dim,))
         # In the type of the weights: float64 in tests of gradients.
         return latents.to(next(self.networks["generator"].parameters()).dtype)
@@ -215,7 +215,7 @@ class GenerativeAdversarialNetwork(Method):
     def _logits(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B]
         return self.networks["discriminator"](images).to(images.dtype).squeeze(1)  # type: ignore[no-any-return]
 
-    def _penalty(self, real: Tensor, logits: Tensor) -> Tensor:
+    def _penalty(self, real: Tensor, logits: Tensor) -> Tensor:  # [B, C, H, W], [B] -> []
         """γ/2 E‖∇D(x)‖² (Mescheder et al. 2018, eq. 9)."""
         import torch
 

@@ -131,13 +131,13 @@ class VariationalAutoencoder(Method):
         # makes a gradient zero.
         return mean, LOGVAR_BOUND * (logvar / LOGVAR_BOUND).tanh()
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, Z]
         return self.posterior(images)[0]
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor) -> Tensor:  # [B, Z] -> [B, C, H, W]
         return self._mean(self.networks["decoder"](latents))
 
-    def prior(self, keys: Tensor) -> Tensor:
+    def prior(self, keys: Tensor) -> Tensor:  # [N] int64 -> [N, Z]
         return rng.normal(keys, "latent", (self.settings.latent_dim,))
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
@@ -159,7 +159,7 @@ class VariationalAutoencoder(Method):
             "latent_scale": float(means["latent_square"].mean().sqrt()),
         }
 
-    def log_weights(self, batch: Batch, keys: Tensor) -> Tensor:
+    def log_weights(self, batch: Batch, keys: Tensor) -> Tensor:  # [K, B] int64 -> [K, B]
         images = self.targets(batch)
         mean, logvar = self.posterior(images)
         noise = rng.normal(keys.flatten(), "latent", (self.settings.latent_dim,)).to(mean.dtype)

@@ -53,7 +53,7 @@ class Published:
         }
 
 
-def read(folder: Path) -> Published:
+def read_published(folder: Path) -> Published:
     """The published results of a search folder; empty if its file is missing or invalid."""
     try:
         found = json.loads((folder / written.NAME).read_text(encoding="utf-8"))
@@ -70,7 +70,7 @@ def read(folder: Path) -> Published:
 
 def publish(final: FinalRuns, out: TextIO) -> Published:
     """Evaluate and export what is missing; write evaluation.json into the search folder."""
-    wanted, before = final.search, read(final.search.folder)
+    wanted, before = final.search, read_published(final.search.folder)
     runs, failed = _loaded(final)
     measured: dict[str, Mapping[str, Entry]] = {}
     lacking: dict[str, None] = {}

@@ -133,10 +133,12 @@ def conclude(
             plots.draw(wanted, found, planned.rungs)
         if wanted.settings.final_seeds and not signal:
             publishing.publish(final, out)
-    return read(wanted, planned, log, signal)
+    return read_result(wanted, planned, log, signal)
 
 
-def read(search: Search, planned: SearchPlan, log: TrialLog, signal: int = 0) -> SearchResult:
+def read_result(
+    search: Search, planned: SearchPlan, log: TrialLog, signal: int = 0
+) -> SearchResult:
     """The result that a search folder holds; nothing is written."""
     results = log.first(planned.trials)
     final = final_runs(search, planned, log)
@@ -148,7 +150,7 @@ def read(search: Search, planned: SearchPlan, log: TrialLog, signal: int = 0) ->
         find_winner(search, results),
         final.metrics() if final else {},
         signal,
-        publishing.read(search.folder) if final else Published(),
+        publishing.read_published(search.folder) if final else Published(),
     )
 
 

@@ -70,7 +70,7 @@ def status(folder: Path) -> SearchResult:
     if not source.exists():
         raise UsageError(f"{folder} is not a search: give the folder of a udl search")
     wanted = config.load(source, {"run.folder": str(folder.absolute())})
-    return results.read(wanted, plan(wanted), TrialLog(folder / NAME))
+    return results.read_result(wanted, plan(wanted), TrialLog(folder / NAME))
 
 
 class SearchSession:

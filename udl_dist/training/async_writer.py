@@ -45,6 +45,7 @@ class Copies:
     def _copy(self, file: str, name: str, value: Tensor) -> Tensor:
         buffer = self._buffers.get(file, {}).get(name)
         if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
+            # At the first checkpoint, and when an optimiser has made its moments since.
             buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
         return buffer.copy_(value.detach(), non_blocking=True)
 
@@ -65,7 +66,7 @@ class AsyncWriter:
     def put(self, images: int, files: Files, facts: Mapping[str, object]) -> None:
         """Copy, then write in a thread; raise TimeoutError if the previous write does not end."""
         self.wait(WAIT_SECONDS)
-        self._copies.copy(files)
+        self._copies.copy(files)  # training may change the tensors from here on
         self._thread = threading.Thread(
             target=self._run, args=(images, facts), daemon=True, name="checkpoint"
         )

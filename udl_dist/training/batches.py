@@ -41,6 +41,7 @@ def batch_memory(device: torch.device) -> Callable[[tuple[int, ...]], NDArray[np
 
 def _to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     tensor = torch.from_numpy(array)
+    # From pinned memory (see `batch_memory`) the copy runs while the device computes.
     return tensor.to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 

@@ -5,6 +5,7 @@ It is written under a temporary name, synced and renamed. Nothing is pickled and
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -23,7 +24,7 @@ from udl_dist.core.files import sync
 from udl_dist.errors import TrainingError
 
 FORMAT = 1
-TEMPORARY = ".writing-"
+TEMPORARY = ".writing-"  # a name that `complete` never lists
 OVERHEAD_BYTES = 2**18  # headers, manifest, facts, and blocks that are not full
 
 Files = Mapping[str, Mapping[str, Tensor]]
@@ -95,7 +96,7 @@ def _publish(temporary: Path, target: Path) -> None:
     """Give a written folder its name, once its files are on the disk: a rename is atomic."""
     for path in (*temporary.iterdir(), temporary):
         sync(path)
-    discard(target)
+    discard(target)  # a rename cannot replace a folder that has files
     temporary.rename(target)
     sync(target.parent)
 
@@ -124,8 +125,7 @@ def load(
         files = sorted(checkpoint.glob("*.safetensors"))
         loaded = {path.stem: load_file(path) for path in files if not only or path.stem in only}
         return loaded, facts(checkpoint)
-    except (OSError, ValueError, SafetensorError) as error:
-        # Truncated or deleted since it was verified.
+    except (OSError, ValueError, SafetensorError) as error:  # deleted since it was verified
         raise TrainingError(f"{checkpoint} is damaged: {error}") from None
 
 
@@ -153,7 +153,7 @@ def verify(checkpoint: Path) -> None:
         if checkpoint.is_symlink():
             raise TrainingError(f"{checkpoint} is a symbolic link, not a checkpoint")
         manifest = json.loads((checkpoint / "manifest.json").read_text())
-        _refuse_format(checkpoint, manifest["format"])
+        _refuse_format(checkpoint, manifest["format"])  # first: another format has other files
         expected = dict(manifest["files"])
         if set(expected) | {"manifest.json"} != {path.name for path in checkpoint.iterdir()}:
             raise TrainingError(f"{checkpoint}: its files are not those of its manifest")
@@ -192,11 +192,7 @@ def complete(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that is whole; `say` gets a line for each damaged one.
-
-    Raise TrainingError if all are damaged, and NewerFormat at one of a newer udl-dist: to start
-    again, or to go back behind it, is the user's decision.
-    """
+    """The newest whole checkpoint, or None; `say` gets a line for each damaged one."""
     if not (found := complete(folder)):
         return None
     for checkpoint in reversed(found):
@@ -204,7 +200,7 @@ def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
             verify(checkpoint)
             return checkpoint
         except NewerFormat:
-            raise
+            raise  # to go back behind it, or to start again below, is the user's decision
         except TrainingError as error:
             say(f"passed over: {error}")
     raise TrainingError(
@@ -226,7 +222,11 @@ def prune(folder: Path, keep: int, metric: str, images: int) -> None:
 
 def best_of(found: Collection[Path], metric: str) -> Path | None:
     """The checkpoint whose held-out `metric` is least; None if none has it."""
-    scored = [(value, path) for path in found if (value := _metric(path, metric)) is not None]
+    scored = []
+    for path in found:
+        # Not an error: it was not validated, or it is damaged.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            scored.append((float(facts(path)["figures"][metric]), path))
     return min(scored)[1] if scored else None
 
 
@@ -234,15 +234,6 @@ def sweep(folder: Path) -> None:
     """Remove the remains of interrupted writes and deletions."""
     for path in folder.glob(f"{TEMPORARY}*"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _metric(checkpoint: Path, name: str) -> float | None:
-    """A held-out metric of a checkpoint; None if it has none, or if it cannot be read."""
-    try:
-        value = facts(checkpoint)["figures"][name]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return float(value) if isinstance(value, int | float) else None
 
 
 def discard(checkpoint: Path) -> None:

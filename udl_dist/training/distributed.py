@@ -31,7 +31,7 @@ class Ranks:
             torch.cuda.set_device(self.device)
         # Control messages go by gloo on the CPU: reading them must not wait for the GPU's queue.
         self._control = dist.new_group(backend="gloo") if self.world > 1 else None
-        self._pending: tuple[Tensor, dist.Work] | None = None
+        self._pending: tuple[Tensor, dist.Work] | None = None  # an announcement in flight
 
     @property
     def backend(self) -> str:
@@ -68,6 +68,7 @@ class Ranks:
     ) -> dict[str, float]:
         """Sums (or maxima) over ranks of named scalars; all ranks must pass the same names."""
         listed = [torch.as_tensor(value, device=self.device).double() for value in values.values()]
+        # One message for all names, in the order in which every rank lists them.
         return dict(zip(values, self._reduced(torch.stack(listed), maximum).tolist(), strict=True))
 
     def totals(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -99,7 +100,7 @@ class Ranks:
         if self._pending:
             sent, work = self._pending
             work.wait()
-            outcome = tuple(bool(flag) for flag in sent.tolist())
+            outcome = tuple(bool(flag) for flag in sent.tolist())  # rank 0's, received in place
         mine = torch.tensor(flags, dtype=torch.int32)
         self._pending = mine, dist.broadcast(mine, 0, group=self._control, async_op=True)
         return outcome
@@ -133,6 +134,7 @@ class Ranks:
         what makes the bits independent of the world size.
         """
         before, behind = self.rank - 1, self.rank + 1
+        # Rank 0 has one part: its backward has summed its virtual ranks already.
         total = parts[0] if self.is_main else torch.empty_like(parts[0])
         sent = []
         # In buckets, so that all ranks of the chain work at the same time.
@@ -170,4 +172,4 @@ class Ranks:
         """Copy rank 0's buffers (running statistics of BatchNorm) to all; DDP does not."""
         if self.world > 1:
             for buffer in networks.buffers():
-                dist.broadcast(buffer, 0)
+                dist.broadcast(buffer, 0)  # on the device, by the backend of gradients

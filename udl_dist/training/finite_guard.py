@@ -88,6 +88,7 @@ class FiniteGuard:
 
     def check(self, norm: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Keep `optimizer` from moving if the gradient norm over all ranks is not finite."""
+        # With 1 in `found_inf` a fused optimiser leaves weights and moments as they are.
         flag = (~norm.isfinite()).float()
         optimizer.found_inf = flag  # type: ignore[attr-defined]  # the attribute GradScaler sets
         self._step.flags.append(flag)
@@ -95,8 +96,10 @@ class FiniteGuard:
     def end(self) -> None:
         """Finish the step; its flag is copied to the host without waiting."""
         step = self._step
+        # One bad phase rejects the step, but phases before it have moved their networks.
         step.rejected = torch.stack(step.flags).amax()
         if self._ranks.device.type == "cuda":
+            # Pinned: a copy to ordinary memory would wait for the device.
             on_host = torch.empty_like(step.rejected, device="cpu", pin_memory=True)
             step.rejected = on_host.copy_(step.rejected, non_blocking=True)
             step.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -121,6 +124,7 @@ class FiniteGuard:
         # added to them is lost, even if it was a good one.
         for later in self._pending:
             later.buffers = step.buffers
+        # Collective: every rank has the same flag, so every rank comes here.
         losses = self._ranks.gather([float(loss) for loss in step.losses])
         records = self._ranks.gather([float(number) for number in step.records.records.tolist()])
         whole = [[int(number) for number in numbers] for numbers in records]

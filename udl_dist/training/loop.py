@@ -30,7 +30,7 @@ VALIDATION_SECONDS = "perf/validation_seconds"
 class LoopState:
     """The state of the loop besides tensors: sums of the next point, skips, rollbacks."""
 
-    sums: Sums = field(default_factory=dict)
+    sums: Sums = field(default_factory=dict)  # so that a resumed run plots the same curve
     skips: int = 0
     rollbacks: int = 0
 
@@ -138,6 +138,7 @@ class TrainingLoop:
                     continue
                 skips += 1
                 state = LoopState(skips=skips)
+                # The worker logs it before this loop raises.
                 yield Report(step.images + batch_size, {}, state=state, rejected=rejected)
                 self._refuse_rejected(rejected, skips, resumed.rollbacks)
             if due.point:
@@ -148,7 +149,7 @@ class TrainingLoop:
                 _refuse_not_finite(metrics, images)
                 state = LoopState({}, skips, resumed.rollbacks)
                 yield Report(images, metrics, due.validation, due.checkpoint, due.stop, state)
-                meter.restart(images)
+                meter.restart(images)  # after the report, whose time is not training
             elif due.checkpoint:
                 # Between two points: the sums go into the checkpoint, so that a resumed run plots
                 # the same next point.
@@ -160,6 +161,7 @@ class TrainingLoop:
 
     def _due(self, images: int, total: int) -> Due:
         """What is due after the step that ended at `images`, the same on every rank."""
+        # Rank 0's requests of the step before: all ranks stop at the same images.
         asked = (self.hooks.stop_requested(), self.hooks.save_requested())
         stop, save = self.ranks.announce(*asked)
         last, every = images >= total, self.intervals
@@ -188,7 +190,7 @@ class TrainingLoop:
             self.state, self.held_out, self.settings.batch_size, self.ranks, on_batch
         )
         seconds = {VALIDATION_SECONDS: time.perf_counter() - began}
-        return metrics | self.ranks.total(seconds, maximum=True)
+        return metrics | self.ranks.total(seconds, maximum=True)  # the slowest rank's
 
     def _refuse_rejected(self, rejected: RejectedStep, skips: int, rollbacks: int) -> None:
         """Raise for a rejected step, or for one too many in a row; all ranks decide alike."""

@@ -38,7 +38,7 @@ class Meter:
         """Add the plots of one step: means over rows, each with its number of rows."""
         for values, rows in plots:
             for name, value in values.items():
-                weighted = value.detach() * rows
+                weighted = value.detach() * rows  # parts of a batch may differ in rows
                 self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
                 self._rows[name] = self._rows.get(name, 0) + rows
 
@@ -52,9 +52,9 @@ class Meter:
             "seconds": seconds,
             "memory": _memory_bytes(self._ranks.device),
         }
-        slowest = self._ranks.total(local, maximum=True)
+        slowest = self._ranks.total(local, maximum=True)  # all ranks wait for it
         metrics = {f"train/{name}": sums[name] / sums[f"rows {name}"] for name in self._sums}
-        if sums["damaged"]:
+        if sums["damaged"]:  # absent from the curves of a run without damage
             metrics["data/damaged"] = sums["damaged"]
         return metrics | {
             "train/learning_rate": learning_rate,

@@ -122,6 +122,7 @@ class Stepper:
         self.guard.record(loss.detach(), plots, rows)
 
     def _loss(self, phase: PhaseState, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        # The forward of the loss too: each loss returns to float32 where it sums over pixels.
         bfloat16 = self.settings.precision == "bfloat16"
         with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=bfloat16):
             loss, plots = phase.module(phase.phase, batch)
@@ -147,6 +148,7 @@ class Stepper:
 
     def _seed(self, *parts: int) -> None:
         """Seed torch's generators of the CPU and of this device; torch.manual_seed costs 1 ms."""
+        # SeedSequence hashes its words, so that neighbouring steps have unrelated draws.
         words = np.random.SeedSequence((self.settings.seed, *parts)).generate_state(1, np.uint64)
         seed = int(words[0] >> np.uint64(1))
         torch.default_generator.manual_seed(seed)
@@ -156,6 +158,7 @@ class Stepper:
 
 def part_edges(batch_size: int, virtual_ranks: int, accumulate: int, ranks: Ranks) -> list[int]:
     """Where a rank cuts its rows: into `accumulate` parts, or at the ends of virtual ranks."""
+    # Shares differ by one row where the world does not divide the batch.
     first, end = (batch_size * rank // ranks.world for rank in (ranks.rank, ranks.rank + 1))
     if not virtual_ranks:
         return [(end - first) * part // accumulate for part in range(accumulate + 1)]

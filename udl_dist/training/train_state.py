@@ -56,9 +56,11 @@ class TrainState:
     ) -> None:
         self.method = method
         self.virtual_ranks = virtual_ranks
+        # Moments of each parameter, which an optimiser allocates at its first step.
         self._moments = 2 if settings.optimizer.startswith("adam") else int(settings.beta1 > 0)
         layout = torch.channels_last if settings.channels_last else torch.preserve_format
         method.networks.to(device=ranks.device, memory_format=layout)  # type: ignore[call-overload]
+        # Copied before compiling: a copy would share the compiled forward of the original.
         self.average = _averaged(method) if settings.average_half_life else None
         if settings.compile:
             _compile(method)
@@ -90,6 +92,7 @@ class TrainState:
         """All state by file and name: `networks`, `average`, and `optimizer-N` for each phase."""
         files = {"networks": dict(self.method.networks.state_dict())}
         if self.average is not None:
+            # Of a network that no average follows the weights are in `networks` already.
             files["average"] = {
                 f"{name}.{key}": value
                 for name in self.method.averaged()
@@ -156,6 +159,7 @@ def _averaged(method: Method) -> Method:
     """A copy of the method: averaged networks are copies, the others (a discriminator) shared."""
     average = copy.deepcopy(method)
     for name in method.networks:
+        # A shared discriminator costs no memory, and validation uses the newest one.
         if name in method.averaged():
             average.networks[name].requires_grad_(False)
         else:

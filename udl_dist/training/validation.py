@@ -42,6 +42,7 @@ def validate(
             # More ranks than held-out images: this one adds zeros, of the shapes that others send.
             shapes = method.measure(dummy_batch(method, 1, ranks.device))
             sums = {name: torch.zeros_like(value[0]).double() for name, value in shapes.items()}
+    # By the records of all ranks: their shares may differ.
     means = {name: value / held_out.records for name, value in ranks.totals(sums).items()}
     return {f"val/{name}": value for name, value in method.figures(means).items()}
 
@@ -77,6 +78,7 @@ def refuse_unknown_metric(setting: str, name: str, method: Method) -> None:
             f"{setting} {name!r} is not a metric of this method: {nearest(name, reported)} "
             f"(there are {', '.join(reported) or 'none'}){why}"
         )
+    # (): it ranks no runs, whatever their settings, such as the logit of a discriminator.
     if method.incomparable.get(name.removeprefix("val/")) == ():
         raise UsageError(
             f"{setting} {name} does not tell which run is better: take val/{method.best}"

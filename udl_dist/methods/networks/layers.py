@@ -82,10 +82,11 @@ class Conv(Layer):
     @property
     def fan(self) -> float:
         """How many inputs each output sums."""
-        return prod(self.kernel) * self.inputs
+        return prod(self.kernel) * self.inputs  # padding, which is zero, counts too
 
     def outputs(self, inputs: Shape) -> Shape:
         assert inputs[0] == self.inputs, (inputs, self)
+        # torch's formula (n + 2 * padding - kernel) // stride + 1, with padding 1.
         sides = [
             (side + 2 - kernel) // self.stride + 1
             for side, kernel in zip(inputs[1:], self.kernel, strict=True)

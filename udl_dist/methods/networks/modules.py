@@ -36,7 +36,7 @@ class Bias(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.full((features,), value))
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:  # [..., features] -> the same
         return inputs + self.bias
 
 
