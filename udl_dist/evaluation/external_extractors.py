@@ -67,46 +67,48 @@ def load_external(path: Path, trusted: bool, shape: Shape, device: torch.device)
             tensors = (*network.parameters(), *network.buffers())
             # A program runs on the device that it was exported on.
             device = next((tensor.device for tensor in tensors), torch.device("cpu"))
-    checked = _Checked(path, network, device)
+    features = _checked(path, network, device)
     with torch.no_grad():
         for count in PROBED:
-            checked.features(torch.zeros(count, *shape, device=device))
-    return Extractor(path.name, checked.features, hashlib.sha256(data).hexdigest())
+            features(torch.zeros(count, *shape, device=device))
+    return Extractor(path.name, features, hashlib.sha256(data).hexdigest())
 
 
-class _Checked:
-    """A network whose output is checked; dimensions after the second are flattened."""
+def _checked(
+    path: Path, network: Callable[[Tensor], Any], device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """The network with a check of its output; dimensions after the second are flattened."""
+    where, width = f"extractor {path}", 0  # width: of the rows of the first images
 
-    def __init__(self, path: Path, network: Callable[[Tensor], Any], device: torch.device) -> None:
-        self._where, self._network, self._device = f"extractor {path}", network, device
-        self._width = 0  # of the rows of the first images
-
-    def features(self, images: Tensor) -> Tensor:  # [N, C, H, W] -> [N, F]
+    def features(images: Tensor) -> Tensor:  # [N, C, H, W] -> [N, F]
+        nonlocal width
         try:
-            found = self._network(images.to(self._device))
+            found = network(images.to(device))
         except Exception as error:  # external code raises anything
             raise DataError(
-                f"{self._where} cannot take {list(images.shape)}: {_line(error)}: export it for "
-                "such images, any number of them"
+                f"{where} cannot take {list(images.shape)}: {_line(error)}: export it for such"
+                " images, any number of them"
             ) from None
         is_tensor = isinstance(found, Tensor)
         is_rows = is_tensor and found.ndim >= 2 and len(found) == len(images)
         if not is_rows or not found.numel():
             got = f"a tensor of {list(found.shape)}" if is_tensor else f"a {type(found).__name__}"
             raise DataError(
-                f"{self._where} gives {got} for {len(images)} images: let it give a tensor with a "
-                "row for each"
+                f"{where} gives {got} for {len(images)} images: let it give a tensor with a row for"
+                " each"
             )
         rows: Tensor = found.flatten(1).float()
-        self._width = self._width or rows.shape[1]
-        if rows.shape[1] != self._width:
+        width = width or rows.shape[1]
+        if rows.shape[1] != width:
             raise DataError(
-                f"{self._where} gave {self._width} numbers for an image and now {rows.shape[1]}: "
-                "let their count be the same for all images"
+                f"{where} gave {width} numbers for an image and now {rows.shape[1]}: let their"
+                " count be the same for all images"
             )
         if not bool(rows.isfinite().all()):
-            raise TrainingError(f"{self._where} gives numbers that are not finite: use another")
+            raise TrainingError(f"{where} gives numbers that are not finite: use another")
         return rows
+
+    return features
 
 
 def _refuse_pickles(path: Path, data: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from operator import le
 from typing import Any
 
 from udl_dist import methods
@@ -41,10 +42,11 @@ class Objective:
         """The Pareto front: the trials that no other beats."""
         good = [result for result in results if result.metric is not None]
         losses = [self.losses(result.values) for result in good]
+        # A trial is beaten by one that is as good in every objective, and not equal.
         return [
             result
             for result, own in zip(good, losses, strict=True)
-            if not any(_beats(other, own) for other in losses)
+            if not any(other != own and all(map(le, other, own)) for other in losses)
         ]
 
     def ranked(self, results: Sequence[TrialResult]) -> list[TrialResult]:
@@ -87,8 +89,3 @@ def check(search: Search) -> None:
             "search.metric has several objectives, which no rung can rank: set "
             "search.scheduler = none"
         )
-
-
-def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
-    """At least as good in every objective, and better in one."""
-    return all(a <= b for a, b in zip(one, other, strict=True)) and list(one) != list(other)
