@@ -259,7 +259,7 @@ def test_an_extractor_is_fitted_kept_and_named_by_its_hash(
     done = fit_extractor(source, made, wanted, lambda done, total: None).as_dict()
     assert done["accuracy"] > 0.9
     read, images = (
-        extractor.load(made, (1, 8, 8)),
+        extractor.load_classifier(made, (1, 8, 8)),
         torch.from_numpy(np.load(source)["images"])[:, None],
     )
     with torch.no_grad():

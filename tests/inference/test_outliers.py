@@ -118,9 +118,9 @@ def test_codes_of_another_checkpoint_are_left_alone_and_damaged_ones_are_refused
     # Copies: older safetensors map the file, which is written over here.
     whole = {name: value.clone() for name, value in load_file(own / CROWD).items()}
     for changed, why in (
-        ({"rows": whole["rows"][:, :3].clone()}, "other latents than 4"),
-        ({"reach": whole["reach"][:5].clone()}, "is damaged"),
-        ({"neighbours": torch.tensor(52)}, "is damaged"),
+        ({"rows": whole["rows"][:, :3].clone()}, "reference codes of 4 numbers"),
+        ({"reach": whole["reach"][:5].clone()}, "not a valid file"),
+        ({"neighbours": torch.tensor(52)}, "not a valid file"),
         ({"density": whole["density"] * torch.nan}, "not finite"),
         ({"more": torch.ones(1)}, "not a valid file of reference codes"),
     ):

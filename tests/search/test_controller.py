@@ -81,7 +81,7 @@ def test_a_trial_whose_process_dies_too_often_costs_itself_only(
     assert second.trial == 1
     line = controlled.log.results[0]
     assert (line.state, line.metric) == ("failed", None)
-    assert "died without a word" in line.why
+    assert "died without an error" in line.why
 
 
 def test_a_metric_that_is_no_number_is_a_failure_and_never_best(

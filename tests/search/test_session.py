@@ -123,7 +123,7 @@ def test_trials_that_die_diverge_raise_or_fill_the_disk_cost_themselves_only(
         5: "complete",
     }
     why = {line.trial: line.why for line in ended.results}
-    assert "its process died without a word" in why[1]
+    assert "its process died without an error" in why[1]
     assert "raised on purpose" in why[3]
     assert "could not be written" in why[4]
     assert ended.winner

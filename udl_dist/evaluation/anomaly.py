@@ -23,11 +23,11 @@ from udl_dist.evaluation.metric_group import (
 
 Scores = dict[str, Tensor]
 
-MOST_NUMBERS = 4096  # in a row whose second moments are summed: those of more would not fit
+MOST_FEATURES = 4096  # of a row with second moments: 4096² doubles are 128 MiB
 
 
 class Anomaly(MetricGroup):
-    """AUROC of each score, and what a threshold set on half of the normal images detects.
+    """AUROC of each score, and the share detected above a threshold set on normal images.
 
     Scores of a code: its squared Mahalanobis distance from those of training images, and its local
     outlier factor among them.
@@ -84,7 +84,7 @@ class Anomaly(MetricGroup):
         }
 
     def reference(self, held_out: PartialSums, train: PartialSums | None) -> dict[str, Tensor]:
-        """The AUROCs of the pixels themselves, and of PCA with as many numbers as a code has."""
+        """The AUROCs of raw pixels, and of PCA with as many components as a code has numbers."""
         assert train, "a run in which classes were left out has training images"
         pixels, count = held_out.rows["pixels"], self.subject.latent_dim
         away = pixels.double() - train.mean("pixels")
@@ -96,12 +96,11 @@ class Anomaly(MetricGroup):
                 (away - away @ basis @ basis.T).square().sum(1)
             )
         left_out = held_out.rows["left_out"] > 0
-        return {
-            name: torch.tensor(
-                outliers.auroc(score[left_out], score[~left_out]), dtype=torch.float64
-            )
+        aurocs = {
+            name: outliers.auroc(score[left_out], score[~left_out])
             for name, score in scores.items()
         }
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in aurocs.items()}
 
     def metrics(
         self, held_out: PartialSums, train: PartialSums | None, reference: Mapping[str, Tensor]
@@ -121,21 +120,20 @@ class Anomaly(MetricGroup):
             "left_out": ", ".join(map(str, self.subject.left_out)),
             "left_out_n": int(left_out.sum()),
             "neighbours": self.subject.asked.neighbours,
-            "crowd": min(train.images, outliers.MOST_CODES),
+            "reference_codes": min(train.images, outliers.MOST_CODES),
         }
-        found = {}
+        aurocs, detected = {}, {}
         for name, score in scores.items():
-            auroc = outliers.auroc(score[left_out], score[~left_out])
-            found[f"anomaly_auroc_{name}"] = Metric(auroc, None, floors, protocol)
-        for name, score in scores.items():
-            detected = self._detected(score[left_out], score[~left_out], protocol)
-            found[f"anomaly_detected_{name}"] = detected
-        return found
+            unseen, normal = score[left_out], score[~left_out]
+            auroc = outliers.auroc(unseen, normal)
+            aurocs[f"anomaly_auroc_{name}"] = Metric(auroc, None, floors, protocol)
+            detected[f"anomaly_detected_{name}"] = self._detected(unseen, normal, protocol)
+        return aurocs | detected
 
     def _outlier_factors(
         self, name: str, of: str, held_out: PartialSums, train: PartialSums
     ) -> Scores:
-        """The factors by their name; none where there are too few images, or no scikit-learn."""
+        """The factors by name; none for too few images, or without scikit-learn."""
         neighbours = self.subject.asked.neighbours
         if train.images <= neighbours or sklearn_missing():
             return {}
@@ -144,7 +142,8 @@ class Anomaly(MetricGroup):
         return {name: codes.outlier_factors(held_out.rows[of])}
 
     def _detected(self, left_out: Tensor, normal: Tensor, protocol: dict[str, object]) -> Metric:
-        """The part above a threshold set on half of the normal images; the other half checks it."""
+        """The share of left-out images above a threshold, set on half of the normal images."""
+        # The other half gives the rate of false alarms: on the first it is 1 - quantile by choice.
         seeded = torch.Generator().manual_seed(self.subject.asked.seed)
         order, half = torch.randperm(len(normal), generator=seeded), len(normal) // 2
         quantile = self.subject.asked.quantile
@@ -162,9 +161,9 @@ def _gaussian(train: PartialSums, name: str) -> tuple[Tensor, Tensor]:
 
 
 def _moments(rows: dict[str, Tensor]) -> dict[str, Tensor]:
-    """First and second moments of rows, summed over the images."""
+    """First and second moments of rows, summed over images."""
     sums = summed(rows)
     for name, value in rows.items():
-        if value.shape[1] <= MOST_NUMBERS:
+        if value.shape[1] <= MOST_FEATURES:
             sums[f"{name}_products"] = (value.double().T @ value.double()).cpu()
     return sums

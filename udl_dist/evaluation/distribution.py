@@ -1,5 +1,6 @@
-"""How close generated images are to real ones as a set, seen by a named extractor; not called
-FID.
+"""Distances between sets of generated and real images, in the features of a named extractor.
+
+Not called FID: that name belongs to one Inception network.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from udl_dist.evaluation.metric_group import TRAIN, MetricBatch, MetricGroup, Pa
 from udl_dist.methods.frechet import between
 
 REAL = "real"  # rows of features of the images themselves
-FLOOR = "floor of "  # metrics of training images in the place of generated ones
+FLOOR = "floor of "  # a metric of training images instead of generated ones
 CLASS_SCORE = "class_score"  # the inception score, by any classifier
 NEIGHBOURS = 5  # Naeem et al. 2020, section 4
 OF_NEIGHBOURS = ("precision", "recall", "density", "coverage")
 OF_PAIRS = ("kernel_distance", *OF_NEIGHBOURS)
-ROWS = 200  # whose distances to all others are held at a time: 1000 spent most time on allocation
+ROWS = 200  # rows of a distance matrix at a time; with 1000 most time went into allocation
 
 
 class Distribution(MetricGroup):
-    """As many images are generated as are held out, in several sets; training images are a floor.
+    """Several sets of as many generated images as are held out; training images are the floor.
 
-    Less is better of `frechet` and `kernel_distance`, more of the others.
+    `frechet` and `kernel_distance` are best at their least, the others at their greatest.
     """
 
     name: ClassVar[str] = "distribution"
@@ -65,6 +66,7 @@ class Distribution(MetricGroup):
         rows = {} if self.known else {REAL: extractor.features(seen.batch.images)}
         if split != TRAIN and self.subject.sample:
             for number in range(self.subject.asked.seeds):
+                # By the number of the image, so that any world size makes the same images.
                 keys = rng.keys(self.subject.asked.seed + number, count, seen.start)
                 images = self.subject.sample(keys.to(seen.batch.keys.device))
                 rows[f"fake {number}"] = extractor.features(images)
@@ -76,14 +78,10 @@ class Distribution(MetricGroup):
         real = RealSet.of(rows, self._paired(rows))
         others = self.random_rows(train.rows[REAL], len(rows)) if train else rows[:0]
         floors = self._compared(real, others) if len(others) > NEIGHBOURS else {}
-        return {
-            **vars(real),
-            "others": torch.tensor(len(others)),
-            **{
-                FLOOR + name: torch.tensor(value, dtype=torch.float64)
-                for name, value in floors.items()
-            },
-        }
+        found = {**vars(real), "others": torch.tensor(len(others))}
+        for name, value in floors.items():
+            found[FLOOR + name] = torch.tensor(value, dtype=torch.float64)
+        return found
 
     def metrics(
         self, held_out: PartialSums, train: PartialSums | None, reference: Mapping[str, Tensor]
@@ -127,47 +125,39 @@ class Distribution(MetricGroup):
 
 @dataclass(frozen=True)
 class RealSet:
-    """A set of real rows, and what distances need of it alone; `near` are the rows of pairs."""
+    """A set of real rows, with the parts of distances that it alone decides."""
 
     mean: Tensor  # [F] float64
     covariance: Tensor  # [F, F] float64
-    near: Tensor  # [P, F]
+    near: Tensor  # [P, F]: the rows whose pairs are used
     radii: Tensor  # [P] float64: the distance of the k-th nearest other row
     within: Tensor  # [] float64: the mean of the kernel over pairs
 
     @classmethod
     def of(cls, rows: Tensor, near: Tensor) -> RealSet:  # [N, F], [P, F]
-        """Of no more `near` rows than neighbours, no pair is used."""
+        """With no more `near` rows than neighbours, no pairs are used."""
         if len(near) <= NEIGHBOURS:
             return cls(*_gaussian(rows), near[:0], torch.empty(0), torch.zeros(()))
-        return cls(
-            *_gaussian(rows),
-            near,
-            _radii(near.double()),
-            torch.tensor(_within(near), dtype=torch.float64),
-        )
+        within = torch.tensor(_within(near), dtype=torch.float64)
+        return cls(*_gaussian(rows), near, _radii(near.double()), within)
 
     def frechet(self, fake: Tensor) -> float:  # [N, F]
         """The Fréchet distance of the Gaussians of both sets."""
         return between(self.mean, self.covariance, *_gaussian(fake))
 
     def of_pairs(self, fake: Tensor) -> dict[str, float]:  # [P, F]
-        """Kernel distance and metrics of neighbours; nothing of too few rows."""
+        """Kernel distance and metrics of neighbours; empty for too few rows."""
         if min(len(self.near), len(fake)) <= NEIGHBOURS:
             return {}
         return {"kernel_distance": self.kernel(fake), **self.neighbours(fake)}
 
     def kernel(self, fake: Tensor) -> float:  # [P, F]
-        """Squared MMD without bias under the kernel (xᵀy/F + 1)³ (Bińkowski et al. 2018, section
-        3).
-        """
+        """Unbiased squared MMD under the kernel (xᵀy/F + 1)³ (Bińkowski et al. 2018, section 3)."""
         across = sum(float(values.sum()) for values in _kernel(self.near.double(), fake.double()))
         return float(self.within) + _within(fake) - 2 * across / (len(self.near) * len(fake))
 
     def neighbours(self, fake: Tensor) -> dict[str, float]:  # [P, F]
-        """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al.
-        2020).
-        """
+        """Precision, recall (Kynkäänniemi et al. 2019), density, coverage (Naeem et al. 2020)."""
         real, fake = self.near.double(), fake.double()
         precise = dense = 0
         recalled = torch.zeros(len(real), dtype=torch.uint8, device=real.device)
@@ -176,9 +166,8 @@ class RealSet:
             _distances(fake, real), torch.split(_radii(fake), ROWS), strict=True
         ):
             inside = distances <= self.radii
-            precise += int(
-                inside.view(torch.uint8).amax(1).sum()
-            )  # bytes: any() is many times slower
+            # As bytes: any() is many times slower.
+            precise += int(inside.view(torch.uint8).amax(1).sum())
             dense += int(inside.count_nonzero())
             recalled |= (distances <= radii[:, None]).view(torch.uint8).amax(0)
             nearest = torch.minimum(nearest, distances.amin(0))
@@ -191,9 +180,7 @@ class RealSet:
 
 
 def class_score(logits: Tensor) -> float:  # [N, classes]
-    """exp of the mean KL of an image's classes from those of all (Salimans et al. 2016, section
-    4).
-    """
+    """exp of the mean KL of p(class|image) from p(class) (Salimans et al. 2016, section 4)."""
     logs = logits.double().log_softmax(1)
     chances = logs.exp()
     return float((chances * (logs - chances.mean(0).log())).nan_to_num(nan=0.0).sum(1).mean().exp())

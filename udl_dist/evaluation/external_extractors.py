@@ -1,9 +1,9 @@
-"""Extractors from elsewhere: TorchScript, and programs of torch.export. Both are code, need trust.
+"""Extractors of other projects: TorchScript and programs of torch.export, which are trusted code.
 
-TorchScript runs whatever its operators can do, files included, and reading a .pt2 evaluates text
-of the file as Python; neither is searched for harm. No pickle is read: a .pt2 that holds one, or
-machine code, is refused, and torch's C++ reader, which knows tensors and the file's own types
-alone, reads the tables of a TorchScript file.
+TorchScript operators can read and write files, and loading a .pt2 evaluates text of the file as
+Python; neither is checked for harm. No pickle is read: a .pt2 with one, or with machine code, is
+refused, and torch's C++ reader, which knows only tensors and the file's own types, reads the tables
+of a TorchScript file.
 """
 
 from __future__ import annotations
@@ -27,14 +27,12 @@ from udl_dist.evaluation.metric_group import Extractor
 from udl_dist.methods import Shape
 
 KINDS = {"script": "TorchScript", "program": "a program of torch.export"}
-PROBED = (2, 3)  # images: the width must not depend on how many there are
+PROBED = (2, 3)  # batch sizes to try: the width must not depend on them
 AS_PICKLE = ("data/weights/model.pt", "data/constants/model.pt")  # of older releases of torch
 
 
 def kind(path: Path) -> str:
-    """Which kind of code a file is, or "" for neither; raise DataError for a pickle of
-    torch.save.
-    """
+    """The kind of code in a file, or "" for none; raise DataError for a pickle of torch.save."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.partition("/")[2] for name in archive.namelist()]
@@ -50,13 +48,13 @@ def kind(path: Path) -> str:
     )
 
 
-def load(path: Path, trusted: bool, shape: Shape, device: torch.device) -> Extractor:
-    """The network of a file that is code; raise UsageError without trust, DataError if unusable."""
+def load_external(path: Path, trusted: bool, shape: Shape, device: torch.device) -> Extractor:
+    """The network in a file; raise UsageError unless `trusted`, DataError if it is unusable."""
     which = kind(path)
     if not trusted:
         raise UsageError(
             f"extractor {path} is {KINDS[which]}, which can do on this machine whatever you can: "
-            "if you trust who made it, say --trust-extractor true"
+            "if you trust its author, say --trust-extractor true"
         )
     data = path.read_bytes()
     network: Any
@@ -69,53 +67,57 @@ def load(path: Path, trusted: bool, shape: Shape, device: torch.device) -> Extra
             tensors = (*network.parameters(), *network.buffers())
             # A program runs on the device that it was exported on.
             device = next((tensor.device for tensor in tensors), torch.device("cpu"))
-    checked = _Checked(path, network, device)
+    features = _checked(path, network, device)
     with torch.no_grad():
         for count in PROBED:
-            checked.features(torch.zeros(count, *shape, device=device))
-    return Extractor(path.name, checked.features, hashlib.sha256(data).hexdigest())
+            features(torch.zeros(count, *shape, device=device))
+    return Extractor(path.name, features, hashlib.sha256(data).hexdigest())
 
 
-class _Checked:
-    """A network from elsewhere, whose output is checked; further dimensions are flattened."""
+def _checked(
+    path: Path, network: Callable[[Tensor], Any], device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """The network with a check of its output; dimensions after the second are flattened."""
+    where, width = f"extractor {path}", 0  # width: of the rows of the first images
 
-    def __init__(self, path: Path, network: Callable[[Tensor], Any], device: torch.device) -> None:
-        self._where, self._network, self._device = f"extractor {path}", network, device
-        self._width = 0  # of the rows of the first images
-
-    def features(self, images: Tensor) -> Tensor:  # [N, C, H, W] -> [N, F]
+    def features(images: Tensor) -> Tensor:  # [N, C, H, W] -> [N, F]
+        nonlocal width
         try:
-            found = self._network(images.to(self._device))
+            found = network(images.to(device))
         except Exception as error:  # external code raises anything
             raise DataError(
-                f"{self._where} cannot take {list(images.shape)}: {_line(error)}: export it for "
-                "such images, any number of them"
+                f"{where} cannot take {list(images.shape)}: {_line(error)}: export it for such"
+                " images, any number of them"
             ) from None
-        is_rows = isinstance(found, Tensor) and found.ndim >= 2 and len(found) == len(images)
+        is_tensor = isinstance(found, Tensor)
+        is_rows = is_tensor and found.ndim >= 2 and len(found) == len(images)
         if not is_rows or not found.numel():
-            is_tensor = isinstance(found, Tensor)
             got = f"a tensor of {list(found.shape)}" if is_tensor else f"a {type(found).__name__}"
             raise DataError(
-                f"{self._where} gives {got} for {len(images)} images: let it give a tensor with a "
-                "row for each"
+                f"{where} gives {got} for {len(images)} images: let it give a tensor with a row for"
+                " each"
             )
         rows: Tensor = found.flatten(1).float()
-        self._width = self._width or rows.shape[1]
-        if rows.shape[1] != self._width:
+        width = width or rows.shape[1]
+        if rows.shape[1] != width:
             raise DataError(
-                f"{self._where} gave {self._width} numbers for an image and now {rows.shape[1]}: "
-                "let their count be the same for all images"
+                f"{where} gave {width} numbers for an image and now {rows.shape[1]}: let their"
+                " count be the same for all images"
             )
         if not bool(rows.isfinite().all()):
-            raise TrainingError(f"{self._where} gives numbers that are not finite: use another")
+            raise TrainingError(f"{where} gives numbers that are not finite: use another")
         return rows
+
+    return features
 
 
 def _refuse_pickles(path: Path, data: bytes) -> None:
-    """Raise DataError for a program with a pickle or machine code in it, which torch would load."""
+    """Raise DataError for a program that holds a pickle or machine code: torch would load it."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
         names = [member.filename.partition("/")[2] for member in members]
+        # torch.export.save compresses nothing, and two members of one name would let this check see
+        # another than torch reads.
         if len(set(names)) < len(names) or any(member.compress_type for member in members):
             raise DataError(
                 f"extractor {path} was not written by torch.export.save: export it again"
@@ -138,7 +140,7 @@ def _refuse_pickles(path: Path, data: bytes) -> None:
 
 @contextmanager
 def _errors_in_one_line(path: Path) -> Iterator[None]:
-    """Silence what torch warns and logs while it reads; what it raises becomes one line."""
+    """Silence torch's warnings and logs; its errors become one line."""
     logger = logging.getLogger("torch.export")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -1,7 +1,7 @@
-"""What sets of images are compared by: a fixed descriptor, averaged pixels, or a network in a file.
+"""Features to compare sets of images by: a fixed descriptor, averaged pixels, a network in a file.
 
 A classifier of `udl fit-extractor` is one safetensors file; its sha256 goes into every protocol,
-because two of them give different distances.
+because two classifiers give different distances.
 """
 
 from __future__ import annotations
@@ -44,10 +44,11 @@ OWN_EXTRACTORS = {
 class Classifier(nn.Module):
     """Convolutions to 64 features, and a linear layer on them.
 
-    All features are divided by one number, so that their mean variance is 1. Divided each by its
-    own std, a feature that training images hardly ever activate would rule a distance: three sets
-    of one GAN were 4.0, 5.5 and 16.3 from real ones, where they are 1.98, 2.01 and 2.00 now.
+    All features are divided by one number, so that their mean variance is 1.
     """
+
+    # Divided each by its own std, a feature that training images hardly ever activate dominates a
+    # distance: three sets of one GAN were 4.0, 5.5 and 16.3 from real ones, now 1.98, 2.01, 2.00.
 
     def __init__(self, shape: Shape, classes: int) -> None:
         super().__init__()
@@ -78,11 +79,6 @@ class Classifier(nn.Module):
         tensors = {name: value.contiguous().cpu() for name, value in self.state_dict().items()}
         save_file(tensors, path, facts)
 
-    def as_extractor(self, sha256: str) -> Extractor:
-        return Extractor(
-            f"classifier of {self.classes} classes", self.features, sha256, self.logits
-        )
-
 
 def find(asked: str, shape: Shape, device: torch.device, trusted: bool = False) -> Extractor:
     """`detail`, `pixels`, or the network in a file; raise UsageError or DataError for another.
@@ -93,12 +89,14 @@ def find(asked: str, shape: Shape, device: torch.device, trusted: bool = False) 
         return OWN_EXTRACTORS[asked]
     path = as_path(asked)
     if external_extractors.kind(path):
-        return external_extractors.load(path, trusted, shape, device)
-    classifier = load(path, shape).to(device)
-    return classifier.as_extractor(hashlib.sha256(path.read_bytes()).hexdigest())
+        return external_extractors.load_external(path, trusted, shape, device)
+    classifier = load_classifier(path, shape).to(device)
+    name = f"classifier of {classifier.classes} classes"
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Extractor(name, classifier.features, sha256, classifier.logits)
 
 
-def load(path: Path, shape: Shape) -> Classifier:
+def load_classifier(path: Path, shape: Shape) -> Classifier:
     """A classifier from its file; raise DataError for another file, UsageError for other images."""
     tensors, facts = read_tensors(
         path, "extractor", "make one with udl fit-extractor, or say detail"

@@ -1,4 +1,4 @@
-"""Which metric groups there are; what runs them knows none by name."""
+"""The list of metric groups, and the choice among them; other modules know none by name."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ GROUPS: tuple[type[MetricGroup], ...] = (
 
 
 def choose_groups(subject: Subject, images: int) -> tuple[list[MetricGroup], list[str]]:
-    """The groups that the subject allows, and in words why others are left out.
+    """The groups that the subject allows, and notes on those that are left out.
 
-    Raises UsageError for a group that was asked for and cannot be had.
+    Raises UsageError for a requested group that this subject cannot have.
     """
     names, asked = [group.name for group in GROUPS], subject.asked.families
     if unknown := [name for name in asked if name not in names]:

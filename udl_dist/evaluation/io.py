@@ -1,4 +1,4 @@
-"""Metrics in `evaluation.json`: read, compared by protocol, printed; needs no torch."""
+"""Metrics of `evaluation.json`: reading, comparing by protocol, printing; needs no torch."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NAME = "evaluation.json"
-LONGEST_FILE = 2**26  # bytes that are read of a file
+LONGEST_FILE = 2**26  # bytes read of a file, whatever its size
 EXTRA = "pip install 'udl-dist[evaluate]'"
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number, its std over seeds, floors and ceilings to compare it with, what it depends on."""
+    """A value, its std over seeds, floors and ceilings to compare with, and how it was measured."""
 
     value: float
     sd: float | None = None
@@ -35,7 +35,7 @@ class Metric:
 
 
 def metrics_in(path: Path, faults: list[str]) -> dict[str, Metric]:
-    """The metrics of an `evaluation.json`; entries that are not valid are named in `faults`."""
+    """The metrics of an `evaluation.json`; `faults` gets a line for each invalid entry."""
     entries, found = read_json(path, faults).get("figures"), {}
     for name, entry in entries.items() if isinstance(entries, dict) else ():
         if not isinstance(entry, dict) or not is_number(entry.get("value")):
@@ -60,7 +60,7 @@ def followed_in(folder: Path, faults: list[str]) -> dict[int, dict[str, Metric]]
 
 
 def of_weights(path: Path, weights: str) -> dict[str, Any]:
-    """The entries of a file that were measured with these weights; none if it cannot be read."""
+    """The entries of a file that were measured with these weights; empty if it is unreadable."""
     try:
         entries = read_json(path, [])["figures"]
         return {name: one for name, one in entries.items() if one["protocol"]["weights"] == weights}
@@ -69,7 +69,7 @@ def of_weights(path: Path, weights: str) -> dict[str, Any]:
 
 
 def table(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A line for each metric: its value, its std, and what to compare it with."""
+    """A line for each metric: its value, its std and its floors."""
     width = max(len(name) for name in entries)
     lines = []
     for name, entry in entries.items():
@@ -82,17 +82,14 @@ def table(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def shared_protocols(
     protocols: Iterable[Mapping[str, Any]],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What all protocols have in common, and what two or more, but not all, of them share."""
+    """The entries that all protocols share, and those that two or more, but not all, share."""
     every = list(protocols)
-    values: dict[str, list[Any]] = {}
-    for protocol in every:
-        for name, value in protocol.items():
-            values.setdefault(name, []).append(value)
-    alike = {
-        name: found for name, found in values.items() if all(value == found[0] for value in found)
-    }
-    of_all = {name: found[0] for name, found in alike.items() if len(found) == len(every)}
-    of_some = {name: found[0] for name, found in alike.items() if 1 < len(found) < len(every)}
+    of_all, of_some = dict[str, Any](), dict[str, Any]()
+    for name in dict.fromkeys(name for protocol in every for name in protocol):
+        first, *others = [protocol[name] for protocol in every if name in protocol]
+        if others == [first] * len(others) and (others or len(every) == 1):
+            shared = of_all if len(others) + 1 == len(every) else of_some
+            shared[name] = first
     return of_all, of_some
 
 
@@ -101,7 +98,7 @@ def metric_rows(
 ) -> list[tuple[str, str, str, str]]:
     """Name, value, floors and further protocol of each metric, as text.
 
-    What all protocols share is left out; of what two or more share the name alone is there.
+    Entries that all protocols share are left out; of those that some share, the value is.
     """
     of_all, of_some = shared_protocols(metric.protocol for metric in metrics.values())
     rows = []
@@ -134,7 +131,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path, faults: list[str]) -> dict[str, Any]:
-    """A JSON object; {} for a file that is absent or, as `faults` then says, damaged."""
+    """A JSON object; {} for an absent file, or a damaged one, which `faults` then names."""
     if not path.exists():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""How likely images are under a method with a likelihood: the ELBO, its terms, a tighter bound."""
+"""The likelihood of images: the ELBO, its terms, and a tighter bound."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from udl_dist.evaluation.io import Metric
 from udl_dist.evaluation.metric_group import MetricBatch, MetricGroup, PartialSums, Subject, summed
 from udl_dist.methods import Batch
 
-AT_ONCE = 4096  # images that are decoded at a time, however many latents the bound takes
-LEVEL = 2 / 255  # between two values of a pixel, in [-1, 1]
+AT_ONCE = 4096  # latents decoded at a time, for bounded memory
+LEVEL = 2 / 255  # the step between two levels of a pixel, in [-1, 1]
 
 
 class Likelihood(MetricGroup):
-    """Nats per image, all constants included; less is better.
+    """Negative bounds in nats per image, all constants included; less is better.
 
-    The bound of k latents is the log of their mean weight (Burda et al. 2016, eq. 8); one more
-    latent never loosens it.
+    The bound of k latents is the log of their mean weight (Burda et al. 2016, eq. 8), which more
+    latents never loosen.
     """
 
     name: ClassVar[str] = "likelihood"
@@ -57,7 +57,7 @@ class Likelihood(MetricGroup):
             every = {"all": float(self.subject.latent_dim)}
             found["active_units"] = Metric(known["active_units"], None, every)
         if levels := method.pixel_levels():
-            # A density is taken to be even over each of 256 values.
+            # A density counts as constant over each of 256 levels, of width 2/255 in [-1, 1].
             bits = bound / (math.prod(self.subject.shape) * math.log(2))
             bits -= 0.0 if levels == 2 else math.log2(LEVEL)
             even = {"even chances": math.log2(levels)}
@@ -65,11 +65,12 @@ class Likelihood(MetricGroup):
         return found
 
     def _bound(self, batch: Batch) -> Tensor:  # -> [B] float64
-        """log of the mean weight of k latents of each image, in parts so that memory is bounded."""
+        """log of the mean weight of k latents of each image, some latents at a time."""
         count, asked = len(batch.images), self.subject.asked
         marks = rng.keys(asked.seed, asked.bound_samples).to(batch.keys.device)
         total = torch.full((count,), -math.inf, dtype=torch.float64, device=batch.images.device)
         for part in torch.split(marks, max(1, AT_ONCE // count)):
+            # The key of a latent comes from the image's key and the latent's, on every rank alike.
             weights = self.subject.method.log_weights(batch, batch.keys ^ part[:, None]).double()
             total = torch.logaddexp(total, weights.logsumexp(0))
         return total - math.log(asked.bound_samples)

@@ -1,7 +1,7 @@
-"""A metric group: what it collects of each batch, and the metrics that it makes of everything.
+"""A metric group: the statistics it collects of batches, and the metrics it computes from them.
 
 Sums are in float64 and rows keep their order, so metrics are the same over any number of ranks.
-A group knows a method, never a stream, a rank or a file.
+A group knows a method, but no stream, rank or file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from udl_dist.evaluation.io import EXTRA, Metric
 from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.methods import Batch, Method, Shape
 
-HELD_OUT, TRAIN = "held_out", "train"  # what is measured, and what may be learned from
+HELD_OUT, TRAIN = "held_out", "train"  # measured on the first, fitted to the second
 LEFT_OUT = "left_out"  # held-out images of classes that training never saw
 
 
@@ -36,7 +36,7 @@ class Extractor:
 
 @dataclass(frozen=True)
 class Subject:
-    """The method that is measured, ready on its device, and how."""
+    """The measured method, ready on its device, with its settings and extractor."""
 
     method: Method
     shape: Shape
@@ -44,7 +44,7 @@ class Subject:
     asked: MetricSettings
     extractor: Extractor
     sample: Callable[[Tensor], Tensor] | None  # [N] int64 keys -> images; None if it cannot
-    sampled_from: str  # where its latents come from, in words
+    sampled_from: str  # the source of its latents, in words
     labelled: bool = False  # whether both held-out and training images have labels
     left_out: tuple[int, ...] = ()  # classes that training never saw, with held-out images
     # Batches [B, C, H, W] of held-out and training images, for references of several passes.
@@ -62,7 +62,7 @@ class MetricBatch:
 
 @dataclass
 class PartialSums:
-    """What a group collected of some images: sums over them in float64, and a row for each."""
+    """Statistics of some images: sums over them in float64, and a row for each."""
 
     images: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -97,9 +97,9 @@ class CodeMap:
 class MetricGroup:
     """Metrics that are collected together.
 
-    The *reference* of a group is what real images alone determine, without the model: floors, and
-    statistics that metrics need. It is computed from what was collected, or `known` from an
-    evaluation before; then nothing is collected for it.
+    The *reference* of a group depends on real images alone, not on the model: floors, and
+    statistics that metrics need. It is computed from the collected statistics, or `known` from an
+    earlier evaluation; then nothing is collected for it.
     """
 
     name: ClassVar[str]
@@ -129,29 +129,29 @@ class MetricGroup:
         return {}
 
     def collect(self, split: str, seen: MetricBatch) -> PartialSums:
-        """What the metrics need of one batch."""
+        """The statistics of one batch."""
         raise NotImplementedError
 
     def refers_to(self) -> Mapping[str, object]:
-        """What its reference depends on besides the images."""
+        """The settings that its reference depends on, besides the images."""
         return {}
 
     def reference(self, held_out: PartialSums, train: PartialSums | None) -> dict[str, Tensor]:
-        """What real images alone determine; `train` is None where there are no training images."""
+        """The reference of the group; `train` is None where there are no training images."""
         return {}
 
     def metrics(
         self, held_out: PartialSums, train: PartialSums | None, reference: Mapping[str, Tensor]
     ) -> dict[str, Metric]:
-        """The metrics by name; `train` is None where no training images were gone through."""
+        """The metrics by name; `train` is None if the group collected no training images."""
         raise NotImplementedError
 
     def maps(self, held_out: PartialSums, train: PartialSums | None) -> dict[str, CodeMap]:
-        """What can be plotted of the same, by name."""
+        """Maps of codes to plot, by name."""
         return {}
 
     def random_rows(self, rows: Tensor, count: int) -> Tensor:
-        """`count` rows at random, the same ones each time: shards may be sorted."""
+        """`count` rows at random, since shards may be sorted; the same ones each time."""
         seeded = torch.Generator().manual_seed(self.subject.asked.seed)
         return rows[torch.randperm(len(rows), generator=seeded)[:count]]
 

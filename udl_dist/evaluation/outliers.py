@@ -1,8 +1,8 @@
-"""Outlier scores of rows, and how well a score separates two sets; knows no image."""
+"""Outlier scores of rows of features, and how well a score separates two sets."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from udl_dist.errors import DataError
 from udl_dist.evaluation.io import read_tensors
 
-MOST_CODES = 30_000  # training images whose neighbours are searched: time goes with the square
-ROWS = 1000  # whose distances to all others are held at a time
-TINY = 1e-10  # a density without bound where rows are equal
-RIDGE = 1e-6  # share of the mean variance added to each: directions without variance say nothing
+MOST_CODES = 30_000  # reference codes: the time of a search grows with the square
+ROWS = 1000  # rows of a distance matrix at a time
+TINY = 1e-10  # where rows are equal, a density would be infinite
+RIDGE = 1e-6  # share of the mean variance added to each, against directions without variance
 CURE = "delete it, then run udl fit-outliers again"
 
 
@@ -39,16 +39,16 @@ def mahalanobis(rows: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:  # [N
 
 @dataclass(frozen=True)
 class ReferenceCodes:
-    """Codes of training images, and how dense they lie around each of them.
+    """Codes of training images, and the density of codes around each of them.
 
-    scikit-learn fits them; using them needs torch alone.
+    Fitting needs scikit-learn, using them only torch.
     """
 
-    rows: Tensor  # [N, F] float64, minus the centre: far from 0, distances would lose digits
+    rows: Tensor  # [N, F] float64, minus the centre: cdist loses digits for rows far from 0
     centre: Tensor  # [F] float64
-    reach: Tensor  # [N]: the distance of the last neighbour of each
+    reach: Tensor  # [N]: the distance of each to its last neighbour
     density: Tensor  # [N]
-    neighbours: Tensor  # []: how many are looked at
+    neighbours: Tensor  # []: their number
 
     @classmethod
     def fit(cls, rows: Tensor, neighbours: int) -> ReferenceCodes:  # [N, F]
@@ -57,14 +57,13 @@ class ReferenceCodes:
         centre, count = rows.double().mean(0), min(neighbours, len(rows) - 1)
         rows = rows.double() - centre
         fitted: Any = NearestNeighbors(n_neighbors=count).fit(rows.numpy())
-        distances, places = map(torch.from_numpy, fitted.kneighbors())  # without the row itself
+        # Without arguments each row's neighbours exclude the row itself.
+        distances, places = map(torch.from_numpy, fitted.kneighbors())
         reach = distances[:, -1]
         return cls(rows, centre, reach, _densities(distances, reach[places]), torch.tensor(count))
 
     def outlier_factors(self, rows: Tensor) -> Tensor:  # [N, F] -> [N] float64
-        """Local outlier factors (Breunig et al. 2000, definition 7): 1 amid others, more
-        outside.
-        """
+        """Local outlier factors (Breunig et al. 2000, definition 7): 1 inside, more outside."""
         found = []
         for part in torch.split(rows.double() - self.centre, ROWS):
             distances = torch.cdist(part, self.rows)
@@ -74,27 +73,26 @@ class ReferenceCodes:
         return torch.cat(found).double()
 
     def as_bytes(self, weights: str) -> bytes:
-        """The file of these codes, of the checkpoint with these weights."""
+        """The content of a file with these codes, made with these weights."""
         tensors = {name: value.contiguous() for name, value in vars(self).items()}
         content: bytes = save(tensors, {"weights": weights})
         return content
 
     @classmethod
     def load(cls, path: Path, latent_dim: int) -> tuple[ReferenceCodes, str]:
-        """The codes and the weights they are of; raise DataError if damaged or of other latents."""
+        """The codes and their weights; raise DataError if damaged or of another latent size."""
         tensors, facts = read_tensors(path, "file of reference codes", CURE)
-        if tensors.keys() != {field.name for field in fields(cls)}:
-            raise DataError(f"{path} is not a valid file of reference codes: {CURE}")
-        codes = cls(**tensors)
-        count = len(codes.rows)
-        if codes.rows.shape != (count, latent_dim) or codes.centre.shape != (latent_dim,):
-            raise DataError(f"{path} holds codes of other latents than {latent_dim}: {CURE}")
-        fits = codes.reach.shape == codes.density.shape == (count,) and codes.neighbours.dim() == 0
-        if not fits or not 1 <= int(codes.neighbours) < count:
-            raise DataError(f"{path} is damaged: {CURE}")
+        count = len(tensors["rows"]) if tensors.get("rows", torch.ones(())).dim() else 0
+        shapes = {"rows": (count, latent_dim), "centre": (latent_dim,), "neighbours": ()}
+        shapes |= {"reach": (count,), "density": (count,)}
+        fits = {name: tuple(value.shape) for name, value in tensors.items()} == shapes
+        if not fits or not 1 <= int(tensors["neighbours"]) < count:
+            raise DataError(
+                f"{path} is not a valid file of reference codes of {latent_dim} numbers: {CURE}"
+            )
         if not all(bool(value.isfinite().all()) for value in tensors.values()):
             raise DataError(f"{path} holds numbers that are not finite: {CURE}")
-        return codes, facts.get("weights", "")
+        return cls(**tensors), facts.get("weights", "")
 
 
 def _densities(distances: Tensor, reach: Tensor) -> Tensor:  # [N, K] twice -> [N]

@@ -13,17 +13,16 @@ from udl_dist.evaluation.metric_group import CodeMap
 # Batches [B, C, H, W] in [-1, 1]; each call starts again from the first image.
 Images = Callable[[], Iterable[Tensor]]
 
-EXTRA = (
-    16  # directions beyond those asked for: the last ones wanted then converge as fast as others
-)
+# Directions beyond those requested, so that the last requested ones converge as fast as others.
+EXTRA = 16
 MOST_PASSES = 8  # over the images
 SETTLED = 2e-3  # iteration ends when a pass lowers the error by less than this share of it
-CHUNK_FLOATS = 2**23  # pixels that are held as floats at a time: 32 MiB
+CHUNK_FLOATS = 2**23  # pixels in memory as floats at a time: 32 MiB
 LARGEST_SIDE = 32  # of raw pixels; larger images are averaged
 
 
 def pixels(images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, F]
-    """Images as rows of raw pixels, averaged to 32 × 32 at most: what codes must beat."""
+    """Images as rows of raw pixels, averaged to 32 × 32 at most: the baseline of codes."""
     sides = (min(LARGEST_SIDE, images.shape[2]), min(LARGEST_SIDE, images.shape[3]))
     return functional.adaptive_avg_pool2d(images, sides).flatten(1)
 
@@ -31,11 +30,11 @@ def pixels(images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, F]
 def errors(
     fitted: Images, measured: Images, components: Sequence[int]
 ) -> tuple[dict[int, float], int]:
-    """Mean squared error per pixel, in [0, 1], of `measured` images behind PCA of `fitted` ones.
+    """Mean squared error per pixel, in [0, 1], of `measured` images after PCA of `fitted` ones.
 
-    Returns the errors by number of components, and how many images PCA was fitted to. Counts that
-    are not below that number are left out: they do not exist. Memory is that of a few matrices of
-    pixels × components; the covariance, which has pixels² entries, is never made.
+    Returns the errors by number of components, and the number of fitted images. Component counts
+    that this number does not allow are left out. Memory is that of a few matrices of pixels ×
+    components; the covariance, which has pixels² entries, is never computed.
     """
     mean, count = _mean(fitted)
     wanted = [size for size in components if size < count]
@@ -54,13 +53,13 @@ def errors(
 
 
 def principal(covariance: Tensor, components: int) -> Tensor:  # [D, D] -> [D, K]
-    """The directions of most variance, of a covariance that fits; the greatest comes last."""
+    """The directions of most variance, of a covariance in memory; the greatest comes last."""
     vectors: Tensor = torch.linalg.eigh(covariance).eigenvectors  # in rising order
     return vectors[:, max(0, len(covariance) - components) :]
 
 
 def code_map(fitted: Tensor, rows: Tensor, labels: Tensor) -> CodeMap:  # [N, F], [M, F], [M]
-    """`rows` along the two directions in which the `fitted` ones vary most; of one number, 0."""
+    """`rows` along the two directions in which the `fitted` ones vary most."""
     centre = fitted.double().mean(0)
     covariance = torch.cov(fitted.double().T).view(len(centre), -1)
     basis = principal(covariance, 2).flip(1)  # the greatest first
@@ -78,23 +77,19 @@ def code_map(fitted: Tensor, rows: Tensor, labels: Tensor) -> CodeMap:  # [N, F]
 def _basis(
     images: Images, mean: Tensor, count: int, components: int
 ) -> Tensor:  # -> [D, K] float32
-    """Orthonormal directions by subspace iteration from a seeded start (Halko et al. 2011,
-    algorithm 4.4).
-    """
+    """Orthonormal directions by subspace iteration (Halko et al. 2011, algorithm 4.4)."""
     pixels = len(mean)
     width = min(components + EXTRA + components // 4, pixels, count)
     start = torch.randn(pixels, width, generator=torch.Generator().manual_seed(0))
     basis: Tensor = torch.linalg.qr(start).Q
     before = float("inf")
     for _ in range(MOST_PASSES):
-        product, total = (
-            torch.zeros_like(basis),
-            0.0,
-        )  # covariance × basis, and the variance of all pixels
+        # covariance × basis, and the variance of all pixels
+        product, total = torch.zeros_like(basis), 0.0
         for rows in _centred(images, mean):
             product.addmm_(rows.T, rows @ basis)
             total += float(rows.double().square().sum())
-        # Rayleigh-Ritz: the eigenvectors of the covariance as far as it acts within the basis.
+        # Rayleigh-Ritz: the eigenvectors of the covariance restricted to the basis.
         values, vectors = torch.linalg.eigh((basis.T @ product).double())
         best: Tensor = basis @ vectors.flip(1)[:, :components].float()
         error = total - float(values.flip(0)[:components].sum())
@@ -105,7 +100,7 @@ def _basis(
 
 
 def _mean(images: Images) -> tuple[Tensor, int]:
-    """The mean image, [D] in [0, 1], and how many images there are."""
+    """The mean image, [D] in [0, 1], and the number of images."""
     total, count = torch.zeros(()), 0
     for batch in images():
         total = total + (batch.flatten(1).double().cpu().sum(0) + len(batch)) / 2
@@ -114,7 +109,7 @@ def _mean(images: Images) -> tuple[Tensor, int]:
 
 
 def _centred(images: Images, mean: Tensor) -> Iterable[Tensor]:
-    """Pixels in [0, 1] without their mean, [B, D] float32, few enough rows at a time."""
+    """Pixels in [0, 1] without their mean, [B, D] float32, in parts of bounded memory."""
     for batch in images():
         for part in torch.split(batch.flatten(1), max(1, CHUNK_FLOATS // len(mean))):
             yield (part.float().cpu() + 1) / 2 - mean

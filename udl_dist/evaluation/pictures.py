@@ -39,9 +39,8 @@ def draw(method: Method, batch: Batch, keys: Tensor, columns: int) -> dict[str, 
 def captioned(picture: Image.Image, text: str) -> Image.Image:
     """A picture with lines of small text below it."""
     lines = textwrap.wrap(text, max(20, picture.width // LETTER_WIDTH))
-    whole = Image.new(
-        picture.mode, (picture.width, picture.height + GAP + LINE_HEIGHT * len(lines)), "white"
-    )
+    height = picture.height + GAP + LINE_HEIGHT * len(lines)
+    whole = Image.new(picture.mode, (picture.width, height), "white")
     whole.paste(picture, (0, 0))
     canvas = ImageDraw.Draw(whole)
     for number, line in enumerate(lines):
@@ -65,10 +64,9 @@ def grid(images: Tensor, columns: int) -> Image.Image:
 
 def _joined(left: Image.Image, right: Image.Image) -> Image.Image:
     """Two pictures with a gap between them."""
-    between = 8 * GAP
-    both = Image.new(
-        left.mode, (left.width + between + right.width, max(left.height, right.height)), "white"
-    )
+    start = left.width + 8 * GAP
+    height = max(left.height, right.height)
+    both = Image.new(left.mode, (start + right.width, height), "white")
     both.paste(left, (0, 0))
-    both.paste(right, (left.width + between, 0))
+    both.paste(right, (start, 0))
     return both

@@ -1,4 +1,4 @@
-"""How close reconstructions are: MSE, PSNR, SSIM, MS-SSIM, noise removed, against PCA."""
+"""The quality of reconstructions: MSE, PSNR, SSIM, MS-SSIM, removal of noise, against PCA."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from udl_dist.evaluation.metric_group import (
 )
 
 PCA = "pca"  # its error, in the reference
-# Metrics of windows: the least side that they need, and the function of two batches of images.
+# Metrics of windows: their least side, and the function of two batches of images.
 WINDOWED = {
     "ssim": (similarity.WINDOW, similarity.ssim),
     "ms_ssim": (similarity.LEAST_SIDE, similarity.ms_ssim),
@@ -75,7 +75,7 @@ class Reconstruction(MetricGroup):
         return {"latent_dim": self.subject.latent_dim}
 
     def reference(self, held_out: PartialSums, train: PartialSums | None) -> dict[str, Tensor]:
-        """PCA's error, if training images are enough; it goes through the images several times."""
+        """PCA's error, given enough training images; it needs several passes over them."""
         real, size = self.subject.real, self.subject.latent_dim
         reached, count = dict[int, float](), 0
         if TRAIN in real:
@@ -94,7 +94,7 @@ class Reconstruction(MetricGroup):
         if PCA in reference:
             floor[f"PCA of {self.subject.latent_dim} numbers"] = float(reference[PCA])
             fitted = f"fitted to {count:,} training images"
-        # A mean of logarithms and the logarithm of a mean differ, so each has its like as floor.
+        # The mean PSNR is not the PSNR of the mean error, so its floors are named as the latter.
         of_means = {
             f"of the mean error: {what}": _decibels(error)
             for what, error in {"this model": mse, **floor}.items()

@@ -1,4 +1,4 @@
-"""What codes predict of the classes of images, against raw pixels; needs labels, scikit-learn."""
+"""Classes predicted from codes, against raw pixels; needs labels and scikit-learn."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from udl_dist.evaluation.metric_group import (
     sklearn_missing,
 )
 
-CODES, PIXELS = "codes", "pixels"  # rows that classes are predicted from
+CODES, PIXELS = "codes", "pixels"  # the rows to predict classes from
 NEIGHBOURS = 10
 MOST_ITERATIONS = 300  # of the linear probe
-PERPLEXITY = 30  # neighbours that t-SNE keeps near
-MOST_MAPPED = 5000  # images of t-SNE: its time goes with images × perplexity
+PERPLEXITY = 30  # of t-SNE: about the number of neighbours of an image
+MOST_MAPPED = 5000  # images of t-SNE, whose time grows with images × perplexity
 
 Labels = NDArray[np.int64]
 Labelled = tuple[NDArray[np.float32], Labels]
 
 
 class Representation(MetricGroup):
-    """Neighbours, a linear probe and clusters, learned from training images, tested on held-out."""
+    """Neighbours, a linear probe and clusters, fitted to training images, tested on held-out."""
 
     name: ClassVar[str] = "representation"
     learns: ClassVar[bool] = True
@@ -83,7 +83,7 @@ class Representation(MetricGroup):
         assert train, "without training images the group is lacking"
         fitted_to, tested_on = _labelled(train, what), _labelled(held_out, what)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a probe that is stopped early is good enough
+            warnings.simplefilter("ignore")  # a probe at its limit of iterations is good enough
             found = {
                 "knn_accuracy": [_neighbours(fitted_to, tested_on)],
                 "linear_accuracy": [_linear(fitted_to, tested_on)],
@@ -105,7 +105,7 @@ class Representation(MetricGroup):
 
 
 def _tsne(codes: Tensor, labels: Tensor, seed: int) -> CodeMap:
-    """t-SNE (van der Maaten & Hinton 2008): who is near whom; distances and sizes say nothing."""
+    """t-SNE (van der Maaten & Hinton 2008): neighbours stay near, distances mean nothing."""
     from sklearn.manifold import TSNE
 
     perplexity = min(PERPLEXITY, len(codes) // 3)
@@ -140,7 +140,7 @@ def _linear(train: Labelled, held_out: Labelled) -> float:
 
 
 def _clusters(train: Labelled, held_out: Labelled, seed: int) -> dict[str, float]:
-    """As many clusters as there are classes."""
+    """Metrics of as many clusters as there are classes."""
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
@@ -154,6 +154,6 @@ def _clusters(train: Labelled, held_out: Labelled, seed: int) -> dict[str, float
 
 
 def purity(labels: Labels, given: Labels) -> float:
-    """The part of images that have the commonest class of their cluster."""
+    """The share of images that have the commonest class of their cluster."""
     clusters = (labels[given == cluster] for cluster in np.unique(given))
     return sum(int(np.bincount(cluster).max()) for cluster in clusters) / len(labels)

@@ -28,7 +28,7 @@ class EvaluateSettings:
     )
     share: float = setting(
         0.05,
-        "part of a run's time for validations; there is always one at the end",
+        "share of a run's time for validations; there is always one at the end",
         above=0,
         high=1,
     )
@@ -47,13 +47,13 @@ class EvaluateSettings:
         return self.every_images or ceil(total / max(1, min(MOST, int(allowed))))
 
     def seen(self, held_out: int) -> int:
-        """How many of the held-out images a validation sees."""
+        """The number of held-out images of a validation."""
         return min(held_out, self.images or held_out)
 
 
 @dataclass(frozen=True)
 class MetricSettings:
-    """What `udl evaluate` measures, and on how many images."""
+    """The metrics of `udl evaluate`, and the images they are measured on."""
 
     families: tuple[str, ...] = setting(
         (), "metric groups; empty: all that the method and the images allow"
@@ -72,7 +72,7 @@ class MetricSettings:
     )
     pairs: int = setting(
         10_000,
-        "most images of each set for kernel and neighbour distances, whose time goes with "
+        "most images of each set for kernel and neighbour distances, whose time grows with "
         "the square; 0: none",
         low=0,
     )
@@ -91,7 +91,7 @@ class MetricSettings:
         False, "run an extractor that is code: TorchScript or .pt2 may do whatever you can"
     )
     quantile: float = setting(
-        0.95, "part of normal images below the anomaly threshold", above=0, high=1
+        0.95, "share of normal images below the anomaly threshold", above=0, high=1
     )
     neighbours: int = setting(
         10, "neighbours for an outlier factor, among at most 30,000 training images", low=1

@@ -1,4 +1,4 @@
-"""How similar two images are: squared error, PSNR, SSIM and MS-SSIM of each pair."""
+"""The similarity of pairs of images: squared error, PSNR, SSIM and MS-SSIM."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from torch import Tensor
 from torch.nn import functional
 
 WINDOW, SIGMA = 11, 1.5  # Wang et al. 2004, section III-B
-K1, K2 = 0.01, 0.03
+K1, K2 = 0.01, 0.03  # constants of the same article
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # exponents (Wang et al. 2003, section 3.2)
-LEAST_SIDE = WINDOW << (
-    len(SCALES) - 1
-)  # that still has a whole window after halving at each scale
-LEAST_ERROR = 1e-10  # of images that are equal: their PSNR is 100 dB instead of infinite
+LEAST_SIDE = WINDOW * 2 ** (len(SCALES) - 1)  # has a whole window after halving at each scale
+LEAST_ERROR = 1e-10  # equal images have a PSNR of 100 dB instead of infinity
 
 
 def mse(images: Tensor, others: Tensor) -> Tensor:  # [B, C, H, W] twice, in [-1, 1] -> [B] float64
@@ -26,20 +24,14 @@ def psnr(errors: Tensor) -> Tensor:  # [B] -> [B]
 
 
 def ssim(images: Tensor, others: Tensor) -> Tensor:  # [B, C, H, W] twice, in [-1, 1] -> [B] float64
-    """Structural similarity (Wang et al. 2004, eq. 13), the mean over all places where the whole
-    window fits.
-    """
+    """Structural similarity (Wang et al. 2004, eq. 13), a mean over all whole windows."""
     return _terms(images, others)[0]
 
 
-def ms_ssim(
-    images: Tensor, others: Tensor
-) -> Tensor:  # [B, C, H, W] twice, in [-1, 1] -> [B] float64
-    """SSIM over five scales (Wang et al. 2003, eq. 7): contrast and structure at each, luminance at
-    the last.
-
-    Negative terms count as 0.
-    """
+# [B, C, H, W] twice, in [-1, 1] -> [B] float64
+def ms_ssim(images: Tensor, others: Tensor) -> Tensor:
+    """Contrast and structure over five scales, luminance at the last (Wang et al. 2003, eq. 7)."""
+    # Negative terms count as 0: they have no fractional power.
     images, others = images.double(), others.double()
     similarity = torch.ones(len(images), dtype=torch.float64, device=images.device)
     for exponent in SCALES[:-1]:
@@ -49,7 +41,7 @@ def ms_ssim(
 
 
 def _terms(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """The whole of SSIM, and its contrast and structure alone. -> [B], [B]"""
+    """SSIM, and the product of its contrast and structure alone. -> [B], [B]"""
     first, second = (images.double() + 1) / 2, (others.double() + 1) / 2
     mean_1, mean_2, square_1, square_2, product = _blurred(
         torch.stack([first, second, first.square(), second.square(), first * second])
@@ -62,15 +54,14 @@ def _terms(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _blurred(stack: Tensor) -> Tensor:  # [..., H, W] -> [..., h, w]
-    """Windows as products with a matrix of bands: up to 512 pixels a side 2 to 10 times as fast as
-    convolutions.
-    """
+    """Gaussian windows as products with band matrices."""
+    # Up to 512 pixels a side 2 to 10 times as fast as convolutions.
     height, width = (_bands(side, stack.device) for side in stack.shape[-2:])
     return height.T @ (stack @ width)
 
 
 def _bands(side: int, device: torch.device) -> Tensor:  # -> [side, side - WINDOW + 1]
-    """In each column the window's weights, one row lower than in the column before."""
+    """In each column the weights of the window, one row lower than in the previous column."""
     places = torch.arange(WINDOW, dtype=torch.float64, device=device) - WINDOW // 2
     weights = (-(places**2) / (2 * SIGMA**2)).exp()
     weights = weights / weights.sum()

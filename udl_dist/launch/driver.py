@@ -1,15 +1,12 @@
 """`udl train` in the driver process: prepare the data, hold the run folder, run Ray, watch the run.
 
-Ray runs in a thread, because on the main thread it would install its own signal handlers. Workers
-and driver speak through the run folder: a stop is requested by a file, progress is read from the
-curves, a refusal from `failure.json`.
+Workers and driver communicate through the run folder: a stop is requested by a file, progress is
+read from the curves, a refusal from `failure.json`.
 """
 
 from __future__ import annotations
 
 import shutil
-import threading
-import time
 from dataclasses import replace
 from typing import Any, TextIO
 
@@ -19,10 +16,10 @@ from udl_dist.data.loader.opening import Prepared
 from udl_dist.data.packing.prepare import prepare, settled
 from udl_dist.errors import ClusterError, UdlError, UsageError
 from udl_dist.experiment import Experiment
-from udl_dist.launch import nodes, ray_runtime, train_group
+from udl_dist.launch import nodes, train_group
 from udl_dist.launch.capacity import ElasticScaler, free_in_words
 from udl_dist.launch.plan import checked_plan, plan_here
-from udl_dist.launch.ray_runtime import POLL_SECONDS, START_SECONDS
+from udl_dist.launch.ray_thread import RayThread
 from udl_dist.launch.recovery import as_error, one_line
 from udl_dist.launch.signals import Signals
 from udl_dist.launch.train_group import PLACEMENTS, Gate, RunSpec
@@ -96,57 +93,46 @@ def train_in_cluster(experiment: Experiment, prepared: Prepared, gate: Gate) -> 
     """
     spec = RunSpec(experiment, prepared, gate)
     heartbeat.clear(spec.folder)
-    thread = RayThread(spec)
-    hanging = HangingRanks(spec.folder, experiment.run.hang_seconds)
-    while not thread.join(POLL_SECONDS):
-        hanging.kill()
+    training = Training(spec)
+    training.thread.watch(HangingRanks(spec.folder, experiment.run.hang_seconds).kill)
     _remove_temporary_files(spec.folder)
-    return thread.outcome()
+    return training.outcome()
 
 
 def _supervise(spec: RunSpec, terminal: Terminal, verbose: bool) -> tuple[dict[str, Any], int]:
     """Run Ray in its thread to the end or a signal; return the outcome and the signal, or 0."""
     folder = spec.folder
     heartbeat.clear(folder)
-    thread = RayThread(spec, verbose, started=False)
-    with Signals(folder.ask_stop, terminal.say, lambda: thread.ray_is_up) as signals:
-        thread.start()
-        try:
-            _watch(thread, spec, terminal, signals)
-        finally:
-            thread.end_ray()
-            _remove_temporary_files(folder)
-        terminal.refresh(last=True)
-    return thread.outcome(), signals.received[0] if signals.received else 0
-
-
-def _watch(thread: RayThread, spec: RunSpec, terminal: Terminal, signals: Signals) -> None:
-    """Show the run until its thread ends; raise the first refusal of a worker."""
+    training = Training(spec, verbose)
     # Heartbeats of a run in object storage arrive late: its workers watch each other.
     hang_seconds = 0.0 if spec.launcher else spec.experiment.run.hang_seconds
-    hanging, scaler = (
-        HangingRanks(spec.folder, hang_seconds),
-        ElasticScaler(spec.experiment, spec.folder),
-    )
-    installed = False
-    while not thread.join(POLL_SECONDS):
+    hanging = HangingRanks(folder, hang_seconds)
+    scaler = ElasticScaler(spec.experiment, folder)
+
+    def poll() -> None:
+        """Show the run; raise the first refusal of a worker."""
         terminal.refresh()
-        terminal.starting(_phase(thread, spec))
-        if thread.ray_is_up and not installed:
-            signals.install()  # Ray has replaced the handler of SIGTERM
-            installed = True
+        terminal.starting(_phase(training, spec))
         hanging.kill()
-        if failure := spec.folder.failure():
+        if failure := folder.failure():
             raise as_error(*failure)
-        scaler.check(thread.workers)
+        scaler.check(training.workers)
+
+    with Signals(folder.ask_stop, terminal.say, lambda: training.thread.ray_is_up) as signals:
+        try:
+            training.thread.watch(poll, signals)
+        finally:
+            _remove_temporary_files(folder)
+        terminal.refresh(last=True)
+    return training.outcome(), signals.received[0] if signals.received else 0
 
 
-def _phase(thread: RayThread, spec: RunSpec) -> str:
+def _phase(training: Training, spec: RunSpec) -> str:
     """What a run that has not made a step yet is doing, for the terminal."""
-    if not thread.ray_is_up:
+    if not training.thread.ray_is_up:
         address = spec.experiment.run.address
         return f"joining the Ray cluster at {address}" if address else "starting Ray"
-    if not (workers := thread.workers):
+    if not (workers := training.workers):
         return "Ray is up: waiting for free CPUs or GPUs"
     many = f"{workers} workers" if workers > 1 else "1 worker"
     heartbeats = heartbeat.read_all(spec.folder).values()
@@ -157,66 +143,32 @@ def _phase(thread: RayThread, spec: RunSpec) -> str:
     return "training: the first steps"
 
 
-class RayThread:
-    """Ray from its start to its end, in a thread; `workers` are training now."""
+class Training:
+    """One run under Ray; `workers` are training now."""
 
-    def __init__(self, spec: RunSpec, verbose: bool = False, started: bool = True) -> None:
+    def __init__(self, spec: RunSpec, verbose: bool = False) -> None:
         self.workers = 0
-        self.ray_is_up = False
-        self._spec, self._verbose = spec, verbose
-        self._owns_ray = False
+        self.thread = RayThread(spec.experiment.run.address, verbose, self._fit)
+        self._spec = spec
         self._outcome: dict[str, Any] = {}
-        self._error: Exception | None = None
         self._free = ""  # CPUs and GPUs that were free when it failed
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        if started:
-            self.start()
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def join(self, seconds: float) -> bool:
-        """Wait; return whether the thread has ended."""
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
-
-    def end_ray(self) -> None:
-        """End a Ray that still runs; one that is starting is waited for, so that none is left."""
-        deadline = time.monotonic() + START_SECONDS
-        while self._thread.is_alive() and not self.ray_is_up and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-        if self._thread.is_alive():
-            self._shut_down()
-            self._thread.join(START_SECONDS)
 
     def outcome(self) -> dict[str, Any]:
         """What the workers returned; raises the error the run ended with."""
-        if self._error is None:
+        if (error := self.thread.error) is None:
             return self._outcome
-        if isinstance(self._error, UdlError):
-            raise self._error
-        raise self._explained(self._error)
+        raise error if isinstance(error, UdlError) else self._explained(error)
 
-    def _run(self) -> None:
+    def _fit(self) -> None:
         try:
-            self._owns_ray = ray_runtime.start(self._spec.experiment.run.address, self._verbose)
-            self.ray_is_up = True
             nodes.refuse_unshared(self._spec.experiment, self._spec.prepared)
             self._outcome = train_group.fit(self._spec, self._set_workers)
-        except Exception as error:  # raised again on the main thread, by `outcome`
+        except Exception:
             self._free = free_in_words()
-            self._error = error
-        finally:
-            # Not left to the main thread: Ray's processes are killed, not ended, with the thread
-            # that started them.
-            self._shut_down()
+            raise
 
     def _set_workers(self, workers: int) -> None:
         self.workers = workers
-
-    def _shut_down(self) -> None:
-        if self._owns_ray:
-            ray_runtime.end()
 
     def _explained(self, error: Exception) -> UdlError:
         """An error of Ray in one line; the whole traceback is in the messages of the run."""

@@ -1,4 +1,4 @@
-"""What is learned: the contract that every method keeps, and how a method is found by its name.
+"""What is learned: the contract of every method, and how a method is found by its name.
 
 One file, one method. A file of this folder, or a module that an installed package names in the
 entry-point group `udl_dist.methods`, holds one subclass of `Method` with its own `Settings`. A
@@ -28,15 +28,14 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, int, int]  # C, H, W of an image
 
-# modules here that hold no method
+# Modules of this folder that are not methods.
 HELPERS = ("descriptor", "frechet", "gan_alarms", "networks", "pixels")
-EXPLODED = 100.0  # root mean square of latents or logits: healthy ones stay below 10
+EXPLODED = 100.0  # root mean square of latents or logits; healthy runs stay below 10
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images and what chance may depend on, so that no draw depends on a rank, a reader or a
-    restart.
+    """Images and the keys of all random draws, which depend on no rank, reader or restart.
 
     `keys` differ by (seed, epoch, record), `record_keys` by (seed, record) alone: a draw from the
     latter stays the same in every epoch (static binarisation). `seen` counts the images of all
@@ -51,12 +50,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Phase:
-    """Whose turn it is: the networks that learn, the loss they minimise, and how often (every n-th
-    step).
+    """One optimiser step of a method: which networks learn, by which loss, in every n-th step.
 
     The loss is `(batch) -> (scalar to minimise, {name: scalar to plot})`; both are means over the
-    images of the batch. It must reach every parameter of the networks it trains: DDP waits for all
-    of them.
+    images of the batch. It must reach every parameter of these networks: DDP waits for all.
     """
 
     trains: tuple[str, ...]
@@ -66,25 +63,22 @@ class Phase:
 
 
 class Method:
-    """A method: named networks, phases, and what it can do. Not an nn.Module itself; `networks` is
-    one.
+    """A method: named networks, phases, and what it can do; not an nn.Module, `networks` is one.
 
     A subclass sets `Settings` (a frozen dataclass made of `setting(...)`), describes its networks,
     lists its phases, and defines those of encode, decode, reconstruct, prior, sample, measure that
-    make sense for it. `measure` gives values of images, `figures` what is told of their means,
-    `alarms` what that is a sign of.
+    make sense for it. `measure` returns values of each image, `figures` turns their means into
+    metrics, and `alarms` names the failures that these metrics show.
     """
 
     Settings: ClassVar[type]
-    # the measured figure whose least value marks the best checkpoint; "" if there is none
+    # The metric whose least value marks the best checkpoint; "" if there is none.
     best: ClassVar[str] = ""
-    # Figures that are of another scale for other values of these settings; (): they say nothing of
-    # how good a run is.
+    # Metric -> the settings that change its scale; (): the metric does not rank runs at all.
     incomparable: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    # figure -> what it is blind to, for people who read it
+    # Metric -> what it is blind to, in words for readers of reports.
     cannot_see: ClassVar[Mapping[str, str]] = {}
-    # What to know of generated images, with the commands that draw better ones of the run folder
-    # RUN; "" for nothing.
+    # A note for people on generated images, with commands for the run folder RUN; "" for none.
     about_samples: ClassVar[str] = ""
     networks: nn.ModuleDict
 
@@ -97,19 +91,16 @@ class Method:
         raise NotImplementedError
 
     def phases(self) -> tuple[Phase, ...]:
-        """The phases in the order in which they take turns within a step."""
+        """The phases in the order in which a step runs them."""
         raise NotImplementedError
 
     def averaged(self) -> tuple[str, ...]:
-        """The networks that the moving average follows; all of them unless a method says
-        otherwise.
-        """
+        """The networks whose weights are averaged; by default all of them."""
         return tuple(self.describe())
 
     def differentiated_twice(self) -> tuple[str, ...]:
-        """The networks whose input gradient is part of a loss (gradient penalties): they are never
-        compiled.
-        """
+        """The networks whose input gradient is part of a loss (a gradient penalty)."""
+        # They are never compiled: compiled code has no double backward, an error on torch 2.13.
         return ()
 
     def build(self) -> None:
@@ -121,16 +112,14 @@ class Method:
         )
 
     def can(self, ability: str) -> bool:
-        """Whether this method defines `encode`, `decode`, `prior`, `measure` or `log_weights`; two
-        more follow.
-        """
+        """Whether this method defines an ability, such as `encode`, or has all that it needs."""
         if getattr(type(self), ability) is not getattr(Method, ability):
             return True
         follows = {"reconstruct": ("encode", "decode"), "sample": ("prior", "decode")}
         return ability in follows and all(self.can(part) for part in follows[ability])
 
     def encode(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, Z]
-        """The latents of images, without chance (a VAE gives the mean)."""
+        """The latents of images, without randomness (a VAE gives the mean)."""
         raise NotImplementedError
 
     def decode(self, latents: Tensor) -> Tensor:  # [B, Z] -> [B, C, H, W] in [-1, 1]
@@ -138,19 +127,15 @@ class Method:
         raise NotImplementedError
 
     def reconstruct(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> the same
-        """Images through the method and back, without chance."""
+        """Images encoded and decoded, without randomness."""
         return self.decode(self.encode(images))
 
     def damage(self, batch: Batch) -> Tensor:  # -> [B, C, H, W]
-        """What the method gets to see of the images of a batch: all of it, unless it learns to mend
-        them.
-        """
+        """The input of the method: the images, or corrupted ones for a denoising method."""
         return batch.images
 
     def prior(self, keys: Tensor) -> Tensor:  # [N] int64 -> [N, Z]
-        """Latents as the method takes them to be spread, standard normal, one for each random
-        key.
-        """
+        """Latents drawn from the prior, one for each random key."""
         raise NotImplementedError
 
     def sample(self, keys: Tensor) -> Tensor:  # [N] int64 -> [N, C, H, W] in [-1, 1]
@@ -158,41 +143,34 @@ class Method:
         return self.decode(self.prior(keys))
 
     def alarms(self, figures: Mapping[str, float], seen: int) -> dict[str, str]:
-        """Which ways of coming to nothing the figures of a validation show: name -> figures and
-        advice, in one line.
-        """
+        """The failures that the metrics of a validation show: name -> values and advice."""
         return {}
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:  # each [B] or [B, D]
-        """Held-out values of each image, which depend on no other, so that means over any share of
-        the data are exact.
+        """Held-out values of each image alone, so that sums over any shares of the data are exact.
 
-        A mean is taken of each column: with x and x² as [B, D], `figures` has the variance of D
-        numbers over the data.
+        Each column is averaged: from x and x² as [B, D], `figures` has D variances over the data.
         """
         raise NotImplementedError
 
     def log_weights(self, batch: Batch, keys: Tensor) -> Tensor:  # [K, B] int64 -> [K, B]
-        """log p(x, z) - log q(z|x) of a latent for each key and image; the mean of their exp
-        estimates p(x).
+        """log p(x, z) - log q(z|x) of one latent for each key and image.
+
+        The mean of their exp over K estimates p(x) (Burda et al. 2016, eq. 8).
         """
         raise NotImplementedError
 
     def pixel_levels(self) -> int:
-        """Values that a pixel of a likelihood has: 2, or 256 for a density over [-1, 1]; 0 if it is
-        no likelihood.
-        """
+        """Values of a pixel under the likelihood: 2, 256 for a density, 0 without a likelihood."""
         return 0
 
     def figures(self, means: Mapping[str, Tensor]) -> dict[str, float]:  # each [] or [D], float64
-        """What is reported of the means of `measure` over all held-out images: the scalars as they
-        are.
-        """
+        """The metrics, from the means of `measure` over all held-out images: by default scalars."""
         return {name: float(mean) for name, mean in means.items() if not mean.dim()}
 
 
 def exploding(what: str, scale: float) -> dict[str, str]:
-    """The alarm about latents or logits whose root mean square is far from any healthy one."""
+    """The alarm about latents or logits whose root mean square is above any healthy one."""
     if scale < EXPLODED:
         return {}
     return {
@@ -203,27 +181,28 @@ def exploding(what: str, scale: float) -> dict[str, str]:
 
 
 def names() -> list[str]:
-    """The methods there are: files of this folder, then entry points of installed packages."""
+    """The names of all methods: files of this folder and entry points of installed packages."""
     return sorted({*_here(), *_installed()})
 
 
 def find(name: str) -> type[Method]:
     """The method class called `name`; raise UsageError with the nearest name if there is none.
 
-    Only a file of this folder or an entry point of an installed package is ever imported: a job
-    file cannot name code. A file of this folder is never replaced by a package that gives its
-    method the same name.
+    A job file cannot name code: only these files and entry points are ever imported.
     """
+    # Our own files come first: no installed package can replace a method by taking its name.
     module_name = _here().get(name) or _installed().get(name)
     if module_name is None:
         raise UsageError(f"unknown method.name {name!r}: {nearest(name, names())}")
     module = importlib.import_module(module_name)
-    classes = [
+    # Those that a module imports, to derive from them, are not its own.
+    found = [
         value
         for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Method)
+        if isinstance(value, type)
+        and issubclass(value, Method)
+        and value.__module__ == module.__name__
     ]
-    found = [value for value in classes if value.__module__ == module.__name__]
     if len(found) != 1:
         raise UsageError(
             f"method {name}: {module_name} must define one subclass of Method, found {len(found)}"

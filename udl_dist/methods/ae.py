@@ -1,6 +1,6 @@
-"""The autoencoder: squared error between an image and what comes back through a narrow latent.
+"""The autoencoder: the squared error between an image and its reconstruction from a latent.
 
-Plain, denoising (Vincent et al. 2010: the input is damaged, the target is not) or with tied
+Plain, denoising (Vincent et al. 2010: the input is corrupted, the target is not) or with tied
 weights.
 """
 
@@ -27,37 +27,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AESettings:
-    """What an autoencoder is made of."""
+    """Settings of the autoencoder's networks and of its noise."""
 
-    latent_dim: int = setting(32, "numbers that an image is squeezed into", low=1)
+    latent_dim: int = setting(32, "numbers in the latent of an image", low=1)
     network: NetworkSettings = setting(NetworkSettings, "the encoder; the decoder mirrors it")
     tied: bool = setting(
         False, "one dense layer, read out by its own transpose: image = Wᵀf(Wx + b) + c"
     )
     noise: Literal["none", "gaussian", "mask", "salt_and_pepper"] = setting(
         "none",
-        "what damages the input: added normal numbers, pixels set to -1, or pixels set to -1 or 1",
+        "corruption of the input: added normal numbers, pixels set to -1, or pixels set to -1 or 1",
     )
     noise_level: float = setting(
         0.0,
-        "deviation of the gaussian, in units of pixels in [-1, 1]; else the share of pixels hit",
+        "std of the gaussian, in units of pixels in [-1, 1]; else the share of pixels hit",
         low=0,
     )
 
 
 class Autoencoder(Method):
-    """Minimises Σ(x - y)² over pixels; with tied weights the energy ½Σ(x - y)², y = Wᵀf(Wx + b) +
-    c.
+    """Minimises Σ(x - y)² over pixels; with tied weights ½Σ(x - y)², y = Wᵀf(Wx + b) + c.
 
-    Images are in [-1, 1]. The article's 784-64-32-32-64-784 (encoder 784-64-32, decoder 32-64-784)
-    ends in a sigmoid, which cannot reach the half of the range below zero; here the output is tanh,
-    which covers all of it and no more. `network.kind = "dense"`, `network.widths = [64]` and
-    `latent_dim = 32` make that network; its latent is linear. Tied weights give y as the energy has
-    it, linear; pictures of it are cut to [-1, 1].
+    Images are in [-1, 1]. `network.kind = "dense"`, `network.widths = [64]` and `latent_dim = 32`
+    make the article's 784-64-32-32-64-784; its latent is linear. The article ends in a sigmoid,
+    which cannot reach the range below zero; here the output is tanh. With tied weights y is linear,
+    and pictures of it are clamped to [-1, 1].
     """
 
     Settings = AESettings
     best = "mse"
+    # Errors of corrupted images depend on how much is corrupted; tied weights halve the error.
     incomparable: ClassVar = {
         "latent_scale": (),
         "mse": ("noise", "noise_level"),
@@ -67,7 +66,7 @@ class Autoencoder(Method):
 
     def __init__(self, settings: AESettings, shape: Shape) -> None:
         super().__init__(settings, shape)
-        _refuse_nonsense(settings)
+        _refuse_contradictions(settings)
 
     def describe(self) -> dict[str, Network]:
         network, latents = self.settings.network, self.settings.latent_dim
@@ -82,51 +81,49 @@ class Autoencoder(Method):
             Linear(pixels, latents, GAINS[network.activation]),
             Activation(network.activation),
         )
-        # W is the encoder's; of its own the decoder has c alone.
         out = (Bias(pixels), Reshape(self.shape))
+        # W belongs to the encoder (see `_output`); the decoder learns c alone.
         return {"encoder": Network(self.shape, into), "decoder": Network((pixels,), out)}
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(("encoder", "decoder"), self.loss),)
 
     def loss(self, batch: Batch) -> Losses:
-        """The mean reconstruction error of the damaged images, to be minimised and plotted."""
-        reconstruction = self._error(
-            batch.images, self._output(self.encode(self.damage(batch)))
-        ).mean()
+        """The mean error between the images and the reconstructions of the corrupted ones."""
+        output = self._output(self.encode(self.damage(batch)))
+        reconstruction = self._error(batch.images, output).mean()
         return reconstruction, {"reconstruction": reconstruction}
 
     def damage(self, batch: Batch) -> Tensor:  # -> [B, C, H, W]
-        """The images with this batch's noise, which depends on nothing but `batch.keys`."""
+        """The images with noise that depends on `batch.keys` alone."""
         images, level = batch.images, self.settings.noise_level
         shape = tuple(images.shape[1:])
         if self.settings.noise == "none":
             return images
         if self.settings.noise == "gaussian":
             return images + level * rng.normal(batch.keys, "noise", shape).to(images.dtype)
+        # One draw decides whether a pixel is hit and, for salt and pepper, which end it goes to.
         draw = rng.uniform(batch.keys, "noise", shape)
         black = draw < (level if self.settings.noise == "mask" else level / 2)
-        damaged = images.masked_fill(black, -1.0)
-        return (
-            damaged
-            if self.settings.noise == "mask"
-            else damaged.masked_fill((draw < level) & ~black, 1.0)
-        )
+        corrupted = images.masked_fill(black, -1.0)
+        if self.settings.noise == "mask":
+            return corrupted
+        return corrupted.masked_fill((draw < level) & ~black, 1.0)
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, Z]
         latents: Tensor = self.networks["encoder"](images)
         return latents
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor) -> Tensor:  # [B, Z] -> [B, C, H, W]
         return self._output(latents).clamp(-1, 1)
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
-        """The error as it is trained, and per pixel in [0, 1]; both from damaged images if there is
-        noise.
-        """
+        """The error as trained, and per pixel in [0, 1]; of corrupted images if there is noise."""
         latents = self.encode(self.damage(batch))
         output = self._output(latents)
+        # A difference in [-1, 1] is twice that in [0, 1], the range that papers give errors in.
         squares = (output.clamp(-1, 1) - batch.images).div(2).square().flatten(1)
+        # `reconstruction` is a sum over pixels, which grows with the image; `mse` a mean.
         return {
             "reconstruction": self._error(batch.images, output),
             "mse": squares.mean(1),
@@ -134,24 +131,26 @@ class Autoencoder(Method):
         }
 
     def figures(self, means: Mapping[str, Tensor]) -> dict[str, float]:
-        """Beside the errors, the root mean square of the latents."""
+        """The errors, and the root mean square of the latents."""
         return super().figures(means) | {"latent_scale": float(means["latent_scale"].sqrt())}
 
     def alarms(self, figures: Mapping[str, float], seen: int) -> dict[str, str]:
         return exploding("latents", figures.get("val/latent_scale", 0.0))
 
-    def _output(self, latents: Tensor) -> Tensor:
+    def _output(self, latents: Tensor) -> Tensor:  # [B, Z] -> [B, C, H, W]
         if not self.settings.tied:
             return self.networks["decoder"](latents).tanh()  # type: ignore[no-any-return]
-        weights = self.networks["encoder"].get_parameter("1.weight")
+        weights = self.networks["encoder"].get_parameter("1.weight")  # [Z, D]: after Reshape, "0"
         return self.networks["decoder"](latents @ weights)  # type: ignore[no-any-return]
 
     def _error(self, images: Tensor, output: Tensor) -> Tensor:  # -> [B]
+        # In the type of the images: autocast returns bfloat16, too coarse to sum over all pixels.
         squares = (output.to(images.dtype) - images).square().flatten(1).sum(1)
         return squares / 2 if self.settings.tied else squares
 
 
-def _refuse_nonsense(settings: AESettings) -> None:
+# A setting that would be ignored is refused.
+def _refuse_contradictions(settings: AESettings) -> None:
     if settings.noise == "none" and settings.noise_level:
         raise UsageError("method.noise_level is set, but method.noise is none: choose a noise")
     if settings.noise != "none" and not settings.noise_level:
@@ -173,7 +172,7 @@ def _refuse_nonsense(settings: AESettings) -> None:
 
 
 def _difference(settings: Any, plain: Any) -> tuple[str, Any]:
-    """The first setting in which the two differ, and what the second one has."""
+    """The first setting in which the two differ, and its value in the second."""
     return next(
         (name, value) for name, value in vars(plain).items() if getattr(settings, name) != value
     )

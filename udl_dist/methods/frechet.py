@@ -1,9 +1,7 @@
-"""The Fréchet distance of two sets of rows, from means that any number of ranks can add up; and 8×8
-pixels as rows.
+"""The Fréchet distance of two sets of rows, each taken as a Gaussian; and 8×8 pixels as rows.
 
-Of each set a Gaussian is taken; means and second moments are means over images, so the distance is
-exact over any number of ranks. It is no FID: no network looks at the images. Rows of 8×8 pixels say
-nothing of what is finer.
+Means and second moments are means over images, so the distance is exact over any number of ranks.
+It is not FID: no network looks at the images, and rows of 8×8 pixels cannot show finer detail.
 """
 
 from __future__ import annotations
@@ -27,7 +25,8 @@ def small(images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, D]
 
 
 def moments(rows: Tensor, name: str) -> dict[str, Tensor]:  # [B, D] -> [B, D], [B, D²]
-    """What of each row goes into the mean and the second moments of its set."""
+    """What each row adds to the mean and the second moments of its set."""
+    # In double: a covariance is the small difference of second moments and squared means.
     values = rows.double()
     return {name: values, f"{name}_products": (values[:, :, None] * values[:, None, :]).flatten(1)}
 
@@ -42,6 +41,7 @@ def between(mean: Tensor, covariance: Tensor, other: Tensor, spread: Tensor) -> 
     """|μ - ν|² + tr(S + T - 2 (S½ T S½)½) of two Gaussians (Dowson & Landau 1982, eq. 4)."""
     import torch
 
+    # The symmetric form: eigh and eigvalsh stay real where the root of S T would be complex.
     values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
     root = torch.mm(vectors * values.clamp(min=0).sqrt(), vectors.T)  # below 0 by rounding
     both = torch.linalg.eigvalsh(root @ spread @ root).clamp(min=0).sqrt().sum()

@@ -1,12 +1,11 @@
 """The generative adversarial network (Goodfellow et al. 2014): a generator against a discriminator.
 
-Two phases take turns in a step: the discriminator learns from real and generated images, then the
-generator from it.
+A step has two phases: the discriminator learns from real and generated images, then the generator
+from the discriminator.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -14,25 +13,8 @@ from udl_dist.core import rng
 from udl_dist.core.config_schema import setting
 from udl_dist.errors import UsageError
 from udl_dist.methods import Batch, Method, Phase, Shape, descriptor, frechet, gan_alarms
-from udl_dist.methods.networks import (
-    GAINS,
-    Network,
-    NetworkSettings,
-    decoder,
-    encoder,
-    halvings,
-    kernel,
-)
-from udl_dist.methods.networks.layers import (
-    Activation,
-    Conv,
-    ConvTranspose,
-    Dropout,
-    Layer,
-    Linear,
-    Norm,
-    Reshape,
-)
+from udl_dist.methods.networks import Network, NetworkSettings, decoder, encoder
+from udl_dist.methods.networks.article_gan import DIVERSE, article_discriminator, article_generator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,17 +23,12 @@ if TYPE_CHECKING:
 
     from udl_dist.methods import Losses
 
-LEAKY = GAINS["leaky_relu"]
-# A generator that starts with nearly equal images is answered by one shift of them all, and never
-# leaves that image.
-DIVERSE = 1.0
-
 
 @dataclass(frozen=True)
 class GANSettings:
-    """What the two adversaries are made of, and how they play."""
+    """Settings of both networks, of their losses and of the gradient penalty."""
 
-    latent_dim: int = setting(100, "normal numbers that an image is made from", low=1)
+    latent_dim: int = setting(100, "normal numbers that an image is generated from", low=1)
     generator: Literal["article", "conv"] = setting(
         "article",
         "dense 256-512-1024, then transposed convolutions from 4×4×256, or the decoder of"
@@ -72,7 +49,7 @@ class GANSettings:
         0.0, "weight γ of R1, the gradient penalty on real images (Mescheder et al. 2018)", low=0
     )
     r1_every: int = setting(
-        1, "R1 is computed in about one of so many steps, with so many times the weight", low=1
+        1, "R1 is computed in about one of this many steps, with this many times the weight", low=1
     )
     discriminator_rate: float = setting(
         1.0, "factor on train.learning_rate for the discriminator", above=0
@@ -80,19 +57,14 @@ class GANSettings:
 
 
 class GenerativeAdversarialNetwork(Method):
-    """The discriminator minimises softplus(-D(x)) + softplus(D(G(z))) + γ/2 ‖∇D(x)‖², the generator
-    its own loss.
+    """The discriminator minimises softplus(-D(x)) + softplus(D(G(z))) + γ/2 ‖∇D(x)‖².
 
-    The article's generator is dense up to 4×4×256, and two doublings of 4 make 16, never 28. Here
-    the image is halved, rounding up, as long as 4 pixels or more are left (28, 14, 7, 4), and
-    transposed convolutions with half the channels each go the same way back; a size that does not
-    come down to 4 starts from 5, 6 or 7. The last layer is tanh.
+    The generator minimises softplus(-D(G(z))), or by minimax -softplus(D(G(z))); it ends in tanh.
     """
 
     Settings = GANSettings
     best = "frechet_detail"
-    # Each discriminator judges by a scale of its own, and a share of nothing but variance is had by
-    # noise too.
+    # Each discriminator has logits on a scale of its own, and noise has variance and detail too.
     incomparable: ClassVar = dict.fromkeys(
         ("real_logit", "fake_logit", "logit_scale", "spread", "contrast", "detail", "headroom"), ()
     )
@@ -103,45 +75,40 @@ class GenerativeAdversarialNetwork(Method):
 
     def __init__(self, settings: GANSettings, shape: Shape) -> None:
         super().__init__(settings, shape)
-        _refuse_nonsense(settings)
+        _refuse_contradictions(settings)
 
     def describe(self) -> dict[str, Network]:
         settings, shape = self.settings, self.shape
-        article = settings.generator == "article"
-        generator = (
-            _article_generator(settings.latent_dim, shape)
-            if article
-            else decoder(settings.network, settings.latent_dim, shape, DIVERSE)
-        )
-        article = settings.discriminator == "article"
-        discriminator = (
-            _article_discriminator(settings.dropout, shape)
-            if article
-            else encoder(settings.network, shape, 1)
-        )
+        if settings.generator == "article":
+            generator = article_generator(settings.latent_dim, shape)
+        else:
+            generator = decoder(settings.network, settings.latent_dim, shape, DIVERSE)
+        if settings.discriminator == "article":
+            discriminator = article_discriminator(settings.dropout, shape)
+        else:
+            discriminator = encoder(settings.network, shape, 1)
         return {"generator": generator, "discriminator": discriminator}
 
     def phases(self) -> tuple[Phase, ...]:
+        rate = self.settings.discriminator_rate
         return (
-            Phase(
-                ("discriminator",), self.discriminator_loss, rate=self.settings.discriminator_rate
-            ),
+            Phase(("discriminator",), self.discriminator_loss, rate=rate),
             Phase(("generator",), self.generator_loss),
         )
 
     def averaged(self) -> tuple[str, ...]:
-        return ("generator",)
+        return ("generator",)  # as is usual for GANs: only its weights are used afterwards
 
     def differentiated_twice(self) -> tuple[str, ...]:
         return ("discriminator",) if self.settings.r1 else ()
 
     def discriminator_loss(self, batch: Batch) -> Losses:
-        """The discriminator's side; `r1` is what the penalty adds, 0 in the steps that leave it
-        out.
-        """
+        """The discriminator's loss; `r1` is what the penalty adds, 0 in steps without it."""
         import torch
         from torch.nn import functional
 
+        # No gradient of this phase reaches the generator. The keys are those of the generator's
+        # phase, but another name draws other latents.
         with torch.no_grad():
             fake = self._generate(batch.keys, "discriminator").to(batch.images.dtype)
         penalised = self.is_penalised(batch.seen)
@@ -149,6 +116,7 @@ class GenerativeAdversarialNetwork(Method):
         # One forward over both: two before one backward fail under DDP with batch normalisation
         # (pytorch#175024).
         real_logits, fake_logits = self._logits(torch.cat([real, fake])).tensor_split(2)
+        # softplus(-a) = -log sigmoid(a), but finite for any logit (Goodfellow et al. 2014, eq. 1).
         adversarial = (
             functional.softplus(-real_logits).mean() + functional.softplus(fake_logits).mean()
         )
@@ -162,28 +130,24 @@ class GenerativeAdversarialNetwork(Method):
         return adversarial + r1, plots
 
     def generator_loss(self, batch: Batch) -> Losses:
-        """The generator's side: log(1 - D) by minimax, -log D non-saturating (Goodfellow et al.
-        2014, section 3).
-        """
+        """Minimax: log(1 - D); non-saturating: -log D (Goodfellow et al. 2014, section 3)."""
         from torch.nn import functional
 
         logits = self._logits(self._generate(batch.keys, "generator").to(batch.images.dtype))
-        minimax = self.settings.loss == "minimax"
-        loss = (
-            -functional.softplus(logits).mean() if minimax else functional.softplus(-logits).mean()
-        )
+        if self.settings.loss == "minimax":
+            loss = -functional.softplus(logits).mean()
+        else:
+            loss = functional.softplus(-logits).mean()
         return loss, {"generator": loss}
 
-    def prior(self, keys: Tensor) -> Tensor:
+    def prior(self, keys: Tensor) -> Tensor:  # [N] int64 -> [N, Z]
         return self._latents(keys, "sample")
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor) -> Tensor:  # [N, Z] -> [N, C, H, W]
         return self.networks["generator"](latents).tanh()  # type: ignore[no-any-return]
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
-        """What the discriminator says of each real image and of one generated beside it, and the
-        pixels of both.
-        """
+        """Logits and statistics of each real image, and of an image generated from its key."""
         fake = self.sample(batch.keys).to(batch.images.dtype)
         real_logit, fake_logit = self._logits(batch.images), self._logits(fake)
         values = {
@@ -193,6 +157,7 @@ class GenerativeAdversarialNetwork(Method):
         }
         for name, images in (("real", batch.images), ("fake", fake)):
             pixels = images.flatten(1)
+            # Moments of D features are D² numbers an image: 64 of 8×8 grey pixels make 4,096.
             values |= frechet.moments(frechet.small(images), f"{name}_small")
             values |= frechet.moments(descriptor.describe(images), f"{name}_described")
             values |= {
@@ -204,14 +169,13 @@ class GenerativeAdversarialNetwork(Method):
         return values
 
     def figures(self, means: Mapping[str, Tensor]) -> dict[str, float]:
-        """The logits and their root mean square, and shares: of generated images in what real ones
-        have of each.
+        """Mean logits and their root mean square, Fréchet distances, and ratios of fake to real.
 
         `spread`: the variance of a pixel over images; `contrast`: that within an image; `detail`:
         the energy of what is finer than 3×3 pixels; `headroom`: 1 - x², the slope of tanh, without
-        which no gradient comes to the generator. A share of nothing is left out. `frechet_detail`:
-        how far the two sets are from each other, each seen as a Gaussian of the numbers of
-        `descriptor`; `frechet_8x8`: of 8×8 pixels, blind to what is finer. No FID.
+        which no gradient reaches the generator. A ratio to nearly 0 is left out. `frechet_detail`:
+        the distance of the Gaussians of both sets in the features of `descriptor`; `frechet_8x8`:
+        in 8×8 pixels, blind to finer detail. Neither is FID.
         """
         logits = {name: float(means[name]) for name in ("real_logit", "fake_logit")}
         of = {
@@ -223,101 +187,48 @@ class GenerativeAdversarialNetwork(Method):
             }
             for name in ("real", "fake")
         }
-        shares = {name: of["fake"][name] / real for name, real in of["real"].items() if real > 1e-6}
+        ratios = {name: of["fake"][name] / real for name, real in of["real"].items() if real > 1e-6}
         scale = {"logit_scale": float(means["logit_scale"].sqrt())}
-        far = {
+        distances = {
             "frechet_detail": frechet.distance(means, "real_described", "fake_described"),
             "frechet_8x8": frechet.distance(means, "real_small", "fake_small"),
         }
-        return logits | scale | far | shares
+        return logits | scale | distances | ratios
 
     def alarms(self, figures: Mapping[str, float], seen: int) -> dict[str, str]:
-        """Who has won, which images are lost, and what has exploded."""
+        """The failures that metrics of training and validation show."""
         return gan_alarms.alarms(figures, seen)
 
     def is_penalised(self, seen: int) -> bool:
-        """Whether R1's turn has come: drawn from the images seen, so all ranks and a resumed run
-        agree.
-        """
+        """Whether R1 is computed in the step after `seen` images."""
+        # Drawn from `seen` alone, so that all ranks and a resumed run agree without a message.
         return self.settings.r1 > 0 and int(rng.keys(seen, 1)) % self.settings.r1_every == 0
 
-    def _generate(self, keys: Tensor, draw: str) -> Tensor:
+    def _generate(self, keys: Tensor, draw: str) -> Tensor:  # [N] int64 -> [N, C, H, W]
         return self.decode(self._latents(keys, draw))
 
-    def _latents(self, keys: Tensor, draw: str) -> Tensor:  # -> [N, Z]
+    def _latents(self, keys: Tensor, draw: str) -> Tensor:  # [N] int64 -> [N, Z]
         latents = rng.normal(keys, draw, (self.settings.latent_dim,))
+        # In the type of the weights: float64 in tests of gradients.
         return latents.to(next(self.networks["generator"].parameters()).dtype)
 
     def _logits(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B]
         return self.networks["discriminator"](images).to(images.dtype).squeeze(1)  # type: ignore[no-any-return]
 
-    def _penalty(self, real: Tensor, logits: Tensor) -> Tensor:
-        """Mescheder et al. 2018, eq. 9, times `r1_every`: skipped steps are made up for (Karras et
-        al. 2020, B).
-        """
+    def _penalty(self, real: Tensor, logits: Tensor) -> Tensor:  # [B, C, H, W], [B] -> []
+        """γ/2 E‖∇D(x)‖² (Mescheder et al. 2018, eq. 9)."""
         import torch
 
+        # The sum of logits has each image's own gradient, as long as images do not mix: under
+        # batch normalisation this would be the gradient of a whole batch. `r1_every` makes up for
+        # the steps without a penalty (Karras et al. 2020, appendix B).
         (gradient,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
         return gradient.square().flatten(1).sum(1).mean() * (
             self.settings.r1 / 2 * self.settings.r1_every
         )
 
 
-def _article_generator(latent_dim: int, shape: Shape) -> Network:
-    sides = [(shape[1], shape[2])]
-    while min((side + 1) // 2 for side in sides[-1]) >= 4:
-        sides = halvings(sides[0], len(sides))
-    layers: list[Layer] = []
-    for inputs, features in ((latent_dim, 256), (256, 512), (512, 1024)):
-        layers += [
-            Linear(inputs, features, LEAKY, bias=False),
-            Norm("batch", features, flat=True),
-            _leaky(),
-        ]
-    start = (256, *sides[-1])
-    # Normalised feature by feature: over channels, a pattern that all images share would drown what
-    # sets them apart.
-    features = math.prod(start)
-    layers += [
-        Linear(1024, features, LEAKY, bias=False),
-        Norm("batch", features, flat=True),
-        _leaky(),
-        Reshape(start),
-    ]
-    channels = 256
-    for side in sides[-2:0:-1]:
-        half = max(32, channels // 2)
-        layers += [
-            ConvTranspose(channels, half, kernel(side), LEAKY, bias=False),
-            Norm("batch", half),
-            _leaky(),
-        ]
-        channels = half
-    if len(sides) == 1:
-        return Network((latent_dim,), (*layers, Conv(channels, shape[0], (3, 3), 1, DIVERSE)))
-    return Network(
-        (latent_dim,), (*layers, ConvTranspose(channels, shape[0], kernel(sides[0]), DIVERSE))
-    )
-
-
-def _article_discriminator(dropout: float, shape: Shape) -> Network:
-    sides = halvings((shape[1], shape[2]), 2)
-    layers: list[Layer] = []
-    for inputs, filters, side in ((shape[0], 64, sides[0]), (64, 128, sides[1])):
-        layers += [
-            Conv(inputs, filters, kernel(side), 2, LEAKY),
-            _leaky(),
-            *[Dropout(dropout)] * (dropout > 0),
-        ]
-    features = 128 * math.prod(sides[2])
-    return Network(shape, (*layers, Reshape((features,)), Linear(features, 1)))
-
-
-def _leaky() -> Activation:
-    return Activation("leaky_relu", 0.2)
-
-
-def _refuse_nonsense(settings: GANSettings) -> None:
+def _refuse_contradictions(settings: GANSettings) -> None:
     default = GANSettings()
     kinds = (settings.generator, settings.discriminator)
     if "conv" not in kinds and settings.network != default.network:

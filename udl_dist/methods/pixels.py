@@ -1,6 +1,4 @@
-"""Pixels as bytes and as what methods see, floats in [-1, 1]; a helper of the methods, no method
-itself.
-"""
+"""Pixels as bytes, and as the floats in [-1, 1] that methods work on."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""The variational autoencoder (Kingma & Welling 2014): a latent distribution for each image, a
-bound on its likelihood.
+"""The variational autoencoder (Kingma & Welling 2014), with a bound on the likelihood of an image.
 
-Every figure is in nats per image and holds all constants, so `negative_elbo` can be set beside
-published ones.
+Every metric is in nats per image with all constants, so `negative_elbo` compares with published
+values.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ if TYPE_CHECKING:
     from udl_dist.methods import Losses
 
 LOGVAR_BOUND = 20.0
-LOGSIGMA_FLOOR = -6.0
-# variance over the data of the mean of a latent that is in use (Burda et al. 2016, section 5)
+LOGSIGMA_FLOOR = -6.0  # σ of 0.0025: a third of the step between two of 256 levels in [-1, 1]
+# Variance over the data of the mean of a latent that is in use (Burda et al. 2016, section 5).
 ACTIVE = 0.01
-# Nats: the KL bounds what the latents say of an image, however many there are. A healthy small VAE
-# dips to 0.2 before it finds a use for them.
+# Nats. The KL bounds the information of all latents about an image; in a healthy small VAE it dips
+# to 0.2 before the decoder learns to use them.
 COLLAPSED = 0.1
 
 
 @dataclass(frozen=True)
 class VAESettings:
-    """What a variational autoencoder is made of."""
+    """Settings of the networks, the likelihood and the weight of the KL."""
 
     latent_dim: int = setting(32, "dimensions of the latent", low=1)
     network: NetworkSettings = setting(NetworkSettings, "the encoder; the decoder mirrors it")
@@ -45,21 +44,21 @@ class VAESettings:
     )
     binarise: Literal["none", "static", "epoch"] = setting(
         "none",
-        "bernoulli: pixels are drawn black or white, once for all epochs or anew in each; none"
+        "bernoulli: pixels are drawn black or white, once for all epochs or again in each; none"
         " leaves them grey",
     )
     variance: Literal["fixed", "learned"] = setting(
         "fixed", "gaussian: whether `sigma` is learned, one for all pixels"
     )
     sigma: float = setting(
-        1.0, "gaussian: deviation of a pixel in [-1, 1], or where a learned one starts", above=0
+        1.0, "gaussian: std of a pixel in [-1, 1], or where a learned one starts", above=0
     )
     beta: float = setting(1.0, "weight of the KL (Higgins et al. 2017)", low=0)
     warmup_images: int = setting(
         0, "images over which the weight of the KL grows from 0 to beta", low=0
     )
     free_bits: float = setting(
-        0.0, "nats of KL that each latent dimension of an image may have for nothing", low=0
+        0.0, "nats of KL of each latent dimension of an image that cost nothing", low=0
     )
 
 
@@ -67,19 +66,15 @@ class VariationalAutoencoder(Method):
     """Minimises -E log p(x|z) + weight · KL(q(z|x) ‖ N(0, 1)), with one draw of z for each image.
 
     Bernoulli: a pixel in [-1, 1] stands for a probability (x + 1) / 2. Binarised, `negative_elbo`
-    bounds -log p of the drawn image. With `binarise = "none"` it is a cross-entropy and no
-    likelihood: the Bernoulli lacks its normalising constant on grey values (Loaiza-Ganem &
-    Cunningham 2019), and the least it can be is the entropy of the pixels. Gaussian: a density of
-    pixels in [-1, 1]; of pixels in [0, 1] it is C·H·W·log 2 nats less. A learned deviation is one
-    number for all pixels, as in σ-VAE (Rybkin et al. 2021), where it beats one for each pixel. Free
-    bits are max(λ, KLⱼ) for each image and dimension, so that the loss stays a mean over images at
-    any batch size; Kingma et al. 2016, eq. 15, take the mean over the batch inside the maximum.
+    bounds -log p of the drawn image; with `binarise = "none"` it is a cross-entropy, since on grey
+    values the Bernoulli lacks its normalising constant (Loaiza-Ganem & Cunningham 2019). Gaussian:
+    a density of pixels in [-1, 1]; of pixels in [0, 1] it is C·H·W·log 2 nats less. A learned σ is
+    one number for all pixels, as in σ-VAE (Rybkin et al. 2021), where it beats one for each pixel.
     """
 
     Settings = VAESettings
     best = "negative_elbo"
-    # A density, a probability of black and white, and a cross-entropy of greys have nothing in
-    # common.
+    # A density, a probability of black and white, and a cross-entropy of greys cannot be compared.
     incomparable: ClassVar = {
         **dict.fromkeys(("negative_elbo", "reconstruction"), ("likelihood", "binarise")),
         **dict.fromkeys(("kl", "active_units", "latent_scale"), ()),
@@ -92,7 +87,7 @@ class VariationalAutoencoder(Method):
 
     def __init__(self, settings: VAESettings, shape: Shape) -> None:
         super().__init__(settings, shape)
-        _refuse_nonsense(settings)
+        _refuse_contradictions(settings)
 
     def describe(self) -> dict[str, Network]:
         settings = self.settings
@@ -108,82 +103,71 @@ class VariationalAutoencoder(Method):
         return (Phase(tuple(self.describe()), self.loss),)
 
     def loss(self, batch: Batch) -> Losses:
-        """The weighted bound to be minimised; plotted are the true terms, without weight, warm-up
-        or free bits.
-        """
+        """The weighted bound; the plots are its terms without weight, warm-up or free bits."""
         reconstruction, kls = self._terms(batch)
         kl = kls.sum(1).mean()
-        paid = (
-            kls.clamp(min=self.settings.free_bits).sum(1).mean() if self.settings.free_bits else kl
-        )
-        plots = {
-            "reconstruction": reconstruction.mean(),
-            "kl": kl,
-            "negative_elbo": reconstruction.mean() + kl,
-        }
+        paid = kl
+        if self.settings.free_bits:
+            # max(λ, KLⱼ) for each image, so that the loss is a mean over images at any batch size;
+            # Kingma et al. 2016, eq. 15, take the mean over the batch inside the maximum.
+            paid = kls.clamp(min=self.settings.free_bits).sum(1).mean()
+        error = reconstruction.mean()
+        plots = {"reconstruction": error, "kl": kl, "negative_elbo": error + kl}
         if self.settings.variance == "learned":
             plots["sigma"] = self._logsigma(batch.images).exp().mean()
-        return reconstruction.mean() + self.kl_weight(batch.seen) * paid, plots
+        return error + self.kl_weight(batch.seen) * paid, plots
 
     def kl_weight(self, seen: int) -> float:
         """The weight of the KL after `seen` images."""
-        grown = min(1.0, seen / self.settings.warmup_images) if self.settings.warmup_images else 1.0
-        return self.settings.beta * grown
+        # Grows over the first images: against an untrained decoder the KL would win, and collapse.
+        if seen >= self.settings.warmup_images:
+            return self.settings.beta
+        return self.settings.beta * (seen / self.settings.warmup_images)
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:  # [B, C, H, W] -> [B, Z], [B, Z]
         """The mean and log-variance of q(z|x)."""
         mean, logvar = self.networks["encoder"](images).to(images.dtype).chunk(2, 1)
-        # A smooth bound: exp(logvar) cannot overflow early in training, and no gradient is cut to
-        # zero as by a clamp.
+        # A smooth bound: exp(logvar) cannot overflow early in training, and unlike a clamp it never
+        # makes a gradient zero.
         return mean, LOGVAR_BOUND * (logvar / LOGVAR_BOUND).tanh()
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, Z]
         return self.posterior(images)[0]
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor) -> Tensor:  # [B, Z] -> [B, C, H, W]
         return self._mean(self.networks["decoder"](latents))
 
-    def prior(self, keys: Tensor) -> Tensor:
+    def prior(self, keys: Tensor) -> Tensor:  # [N] int64 -> [N, Z]
         return rng.normal(keys, "latent", (self.settings.latent_dim,))
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
-        """The bound and its terms with full weight, and the squared error per pixel in [0, 1] of
-        `reconstruct`.
-        """
+        """The bound and its terms with full weight; the mean squared error of `reconstruct`."""
         reconstruction, kls = self._terms(batch)
         latents = self.encode(batch.images)
         squares = (self.decode(latents) - batch.images).div(2).square().flatten(1)
-        kl = kls.sum(1)
+        values = {"reconstruction": reconstruction, "kl": kls.sum(1), "mse": squares.mean(1)}
+        values["negative_elbo"] = reconstruction + values["kl"]
         # In double: a variance is the small difference of two means.
-        return {
-            "negative_elbo": reconstruction + kl,
-            "reconstruction": reconstruction,
-            "kl": kl,
-            "mse": squares.mean(1),
-            "latent": latents.double(),
-            "latent_square": latents.double().square(),
-        }
+        latents = latents.double()
+        return values | {"latent": latents, "latent_square": latents.square()}
 
     def figures(self, means: Mapping[str, Tensor]) -> dict[str, float]:
-        """Beside the bound, the count of latents in use and the root mean square of the means of
-        all.
-        """
+        """The bound, the number of latents in use, and the root mean square of their means."""
         variance = means["latent_square"] - means["latent"].square()
         return super().figures(means) | {
             "active_units": float((variance > ACTIVE).sum()),
             "latent_scale": float(means["latent_square"].mean().sqrt()),
         }
 
-    def log_weights(self, batch: Batch, keys: Tensor) -> Tensor:
+    def log_weights(self, batch: Batch, keys: Tensor) -> Tensor:  # [K, B] int64 -> [K, B]
         images = self.targets(batch)
         mean, logvar = self.posterior(images)
         noise = rng.normal(keys.flatten(), "latent", (self.settings.latent_dim,)).to(mean.dtype)
         noise = noise.view(*keys.shape, -1)
         latents = mean + (logvar / 2).exp() * noise  # [K, B, Z]
         output = self.networks["decoder"](latents.flatten(0, 1)).to(images.dtype)
-        surprise = self._surprise(
-            images.expand(len(keys), *images.shape).flatten(0, 1), output
-        ).view(keys.shape)
+        repeated = images.expand(len(keys), *images.shape).flatten(0, 1)  # [K * B, C, H, W]
+        surprise = self._surprise(repeated, output).view(keys.shape)
         # log N(z; 0, 1) - log q(z|x): their constants cancel.
         return (noise.square() + logvar - latents.square()).sum(2) / 2 - surprise
 
@@ -193,28 +177,23 @@ class VariationalAutoencoder(Method):
         return 0 if self.settings.binarise == "none" else 2
 
     def alarms(self, figures: Mapping[str, float], seen: int) -> dict[str, str]:
-        """Posterior collapse: the latents of an image say nothing of it. Exploding scale: they are
-        far from N(0, 1).
-        """
+        """Posterior collapse: latents without information. Exploding scale: far from N(0, 1)."""
         exploded = exploding("latents", figures.get("val/latent_scale", 0.0))
-        kl, active = (
-            figures.get("val/kl", figures.get("train/kl", math.inf)),
-            figures.get("val/active_units"),
-        )
+        kl = figures.get("val/kl", figures.get("train/kl", math.inf))
+        active = figures.get("val/active_units")
+        # During the warm-up a low KL is no alarm: its weight may still be too small to judge.
         if self.kl_weight(seen) < self.settings.beta or (kl >= COLLAPSED and active != 0):
             return exploded
-        used = (
-            "" if active is None else f"{active:.0f} of {self.settings.latent_dim} latents in use, "
-        )
+        used = f"{active:.0f} of {self.settings.latent_dim} latents in use, "
         return exploded | {
             "posterior collapse": (
-                f"{used}KL {kl:.2g} nats: lower method.beta, or set "
+                f"{used if active is not None else ''}KL {kl:.2g} nats: lower method.beta, or set "
                 "method.warmup_images or method.free_bits"
             )
         }
 
     def targets(self, batch: Batch) -> Tensor:  # -> [B, C, H, W]
-        """The images that are explained: as they are, or each pixel drawn to be -1 or 1."""
+        """The images whose likelihood is taken: as they are, or each pixel drawn as -1 or 1."""
         if self.settings.binarise == "none":
             return batch.images
         keys = batch.record_keys if self.settings.binarise == "static" else batch.keys
@@ -226,11 +205,13 @@ class VariationalAutoencoder(Method):
         images = self.targets(batch)
         mean, logvar = self.posterior(images)
         noise = rng.normal(batch.keys, "latent", (self.settings.latent_dim,)).to(mean.dtype)
+        # z = μ + σ ε, so that gradients reach μ and σ (Kingma & Welling 2014, section 2.4).
         output = self.networks["decoder"](mean + (logvar / 2).exp() * noise).to(images.dtype)
-        # Kingma & Welling 2014, eq. 10: both Gaussians diagonal, so the KL is closed.
+        # Both Gaussians are diagonal, so the KL has a closed form (Kingma & Welling 2014, eq. 10).
         return self._surprise(images, output), (mean.square() + logvar.exp() - 1 - logvar) / 2
 
     def _surprise(self, images: Tensor, output: Tensor) -> Tensor:  # -> [B]
+        """-log p(x|z), summed over pixels, with all constants."""
         from torch.nn import functional
 
         if self.settings.likelihood == "bernoulli":
@@ -248,8 +229,7 @@ class VariationalAutoencoder(Method):
             return images.new_tensor(math.log(self.settings.sigma))
         from torch.nn import functional
 
-        # The density of images that are reproduced exactly has no bound: a soft floor, as in Rybkin
-        # et al. 2021.
+        # A soft floor (Rybkin et al. 2021): the density of exactly reproduced images is unbounded.
         free = self.networks["logsigma"](images.new_zeros(1))
         return LOGSIGMA_FLOOR + functional.softplus(free - LOGSIGMA_FLOOR)
 
@@ -258,7 +238,7 @@ class VariationalAutoencoder(Method):
         return (output / 2).tanh() if self.settings.likelihood == "bernoulli" else output.tanh()
 
 
-def _refuse_nonsense(settings: VAESettings) -> None:
+def _refuse_contradictions(settings: VAESettings) -> None:
     default = VAESettings()
     theirs = ("variance", "sigma") if settings.likelihood == "bernoulli" else ("binarise",)
     for name in theirs:

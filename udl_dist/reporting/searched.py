@@ -104,13 +104,13 @@ def read(folder: Path) -> SearchFolder:
         found.search = config.load(folder / SOURCE, {"run.folder": str(folder.absolute())})
         found.winner = find_winner(found.search, found.results)
         found.planned = plan(found.search)
-        result = results.read(found.search, found.planned, log)
+        result = results.read_result(found.search, found.planned, log)
         found.results, found.winner, found.final = result.results, result.winner, result.final
     except (UdlError, OSError, ValueError, TypeError, KeyError) as error:
         what = "the search cannot be planned again" if found.search else f"{SOURCE} cannot be read"
         found.faults.append(f"{what} ({' '.join(str(error).split())[:300]})")
     found.metrics = evaluations.metrics_in(folder / evaluations.NAME, found.faults)
-    found.published = publishing.read(folder)
+    found.published = publishing.read_published(folder)
     found.faults += [f"of the winner: {line}" for line in found.published.failed]
     if found.search and len(found.results) < found.trials:
         found.faults.append(

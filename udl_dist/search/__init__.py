@@ -1,3 +1,1 @@
-"""Search: trials of one experiment with other settings, stopped early and logged, and final runs of
-the winner.
-"""
+"""Search: trials of an experiment with other settings, stopped early, and runs of the winner."""

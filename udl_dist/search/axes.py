@@ -1,4 +1,4 @@
-"""An axis of a search: a setting by its dotted name, and the values it may take.
+"""An axis of a search: a setting by its dotted name, and its possible values.
 
 "method.latent_dim" = {choice = [2, 4, 8]}           "train.learning_rate" = {log = [1e-4, 1e-2]}
 "method.beta" = {uniform = [0.5, 4], points = 8}     a grid takes that many points of a range
@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,9 @@ from udl_dist.core.config_schema import flatten, nest
 from udl_dist.errors import UsageError
 from udl_dist.experiment import Experiment, from_dict, kinds, nearest
 
-LATENT = "method.latent_dim"  # the axis that plots know by its name
+LATENT = "method.latent_dim"  # plotted before other axes
 KINDS = ("choice", "log", "uniform")
-# Of the data only what leaves the held-out images as they are: other trials could not be compared.
+# Only settings of the data that leave the held-out images unchanged: others could not be compared.
 DATA = ("data.flip", "data.random_crop", "data.limit", "data.weights")
 SET_BY_THE_SEARCH = {
     "method.name": "its trials use one method, so run one search for each",
@@ -30,9 +30,7 @@ SET_BY_THE_SEARCH = {
 
 @dataclass(frozen=True)
 class Axis:
-    """One setting and its values: a choice, or `low` to `high`, evenly in the logarithm if
-    `log`.
-    """
+    """One setting and its values: a choice, or `low` to `high`, logarithmic if `log`."""
 
     name: str
     values: tuple[Any, ...] = ()
@@ -42,8 +40,9 @@ class Axis:
     whole: bool = False
     points: int = 0
 
-    def at(self, fraction: float) -> Any:
-        """The value at a fraction in [0, 1): each value has an equal share."""
+    def value_at(self, fraction: float) -> Any:
+        """The value at a fraction in [0, 1]: each value has an equal share."""
+        # 1 too: a hash just below 2**64 becomes 1.0 as a float.
         if self.values:
             return self.values[min(int(fraction * len(self.values)), len(self.values) - 1)]
         if self.whole:  # each whole number has the interval up to the next one
@@ -67,7 +66,7 @@ class Axis:
         return tuple(dict.fromkeys(round(value) if self.whole else value for value in values))
 
     def ends(self) -> tuple[Any, ...]:
-        """If these values are valid, every value is."""
+        """The values to check: if they are valid, every value is."""
         kind = int if self.whole else float
         return self.values or (kind(self.low), kind(self.high))
 
@@ -98,7 +97,7 @@ def parse(tables: Mapping[str, Any], experiment: Experiment) -> tuple[Axis, ...]
 
 
 def with_values(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
-    """The experiment with other values; raise UsageError as any job file with them would."""
+    """The experiment with other values; raise UsageError as for a job file with them."""
     return from_dict(nest(flatten(experiment.to_dict()) | dict(values)))
 
 
@@ -134,8 +133,7 @@ def _choice(name: str, table: Mapping[str, Any]) -> Axis:
         raise UsageError(
             f"search.{name}: choice = {values!r} offers nothing: write a list of values"
         )
-    groups = itertools.groupby(sorted(map(str, values)))
-    if repeated := [value for value, same in groups if len(list(same)) > 1]:
+    if repeated := [value for value, count in Counter(map(str, values)).items() if count > 1]:
         raise UsageError(f"search.{name}: choice has {repeated[0]} more than once")
     if "points" in table:
         raise UsageError(f"search.{name}: points belongs to a range: a choice has its values")
@@ -143,21 +141,20 @@ def _choice(name: str, table: Mapping[str, Any]) -> Axis:
 
 
 def _range(name: str, kind: str, table: Mapping[str, Any], of: Any) -> Axis:
-    ends, points = table[kind], table.get("points", 0)
-    numbers = isinstance(ends, Sequence) and all(type(end) in (int, float) for end in ends)
     if of not in (int, float):
         raise UsageError(f"search.{name} is not a number: use {{choice = [...]}}")
-    if not numbers or len(ends) != 2:
-        raise UsageError(f"search.{name}: {kind} must be two numbers [low, high], not {ends!r}")
-    low, high = (float(end) for end in ends)
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    ends, points = table[kind], table.get("points", 0)
+    types = (int,) if of is int else (int, float)  # by type(), since True is an int too
+    valid = isinstance(ends, list) and len(ends) == 2 and all(type(end) in types for end in ends)
+    least = 0.0 if kind == "log" else -math.inf
+    if not valid or not least < ends[0] < ends[1] < math.inf:
+        numbers = "whole numbers" if of is int else "numbers"
+        above = " above 0" if kind == "log" else ""
         raise UsageError(
-            f"search.{name}: {kind} = {ends!r}: the first must be less than the second"
+            f"search.{name}: {kind} must be [low, high], two {numbers}{above} with low < high, not"
+            f" {ends!r}"
         )
-    if kind == "log" and low <= 0:
-        raise UsageError(f"search.{name}: log = {ends!r}: a logarithm needs ends above 0")
-    if of is int and any(type(end) is float for end in ends):
-        raise UsageError(f"search.{name} is a whole number: {kind} = {ends!r} must have whole ends")
     if type(points) is not int or points < 0:
         raise UsageError(f"search.{name}: points must be a whole number, not {points!r}")
+    low, high = map(float, ends)
     return Axis(name, (), low, high, kind == "log", of is int, points)

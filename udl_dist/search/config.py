@@ -1,4 +1,4 @@
-"""The configuration of a search: an experiment file with a [search] table, read strictly."""
+"""The configuration of a search: an experiment file with a [search] table."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ FREE = (
 class SearchSettings:
     metric: tuple[str, ...] = setting(
         (),
-        "held-out metric that is best at its least, such as val/negative_elbo; several (also a "
-        "setting by its name): all trials that no other beats; empty: the method's own",
+        "held-out metric to minimise, such as val/negative_elbo; several (also a setting by its "
+        "name): the Pareto front; empty: the method's own",
     )
     mode: Literal["min", "max"] = setting("min", "max: the metric is best at its greatest")
-    trials: int = setting(0, "trials in all; 0 with a grid: all of it", low=0)
+    trials: int = setting(0, "trials in all; 0 with a grid: all combinations", low=0)
     budget_images: int = setting(
-        0, "images of a trial that is not stopped; 0: those of a whole run", low=0
+        0, "images of a trial that is not stopped; 0: those of a full run", low=0
     )
     seconds: float = setting(
         0.0, "seconds after which the search stops, to be resumed later; 0: no limit", low=0
     )
     scheduler: Literal["asha", "median", "none"] = setting(
-        "asha", "which trials are stopped, and when"
+        "asha", "the rule that stops trials early"
     )
     least_images: int = setting(
         0,
@@ -51,21 +51,19 @@ class SearchSettings:
     )
     reduction: int = setting(4, "asha: one of this many trials goes on at each rung", low=2)
     sampler: Literal["random", "grid", "optuna"] = setting(
-        "random", "where the settings of a trial come from"
+        "random", "how the settings of a trial are chosen"
     )
     ahead: int = setting(
-        4, "optuna: a trial is drawn from all but the last this many before it", low=1
+        4, "optuna: a trial is drawn without the results of this many trials before it", low=1
     )
-    seed: int = setting(0, "where the settings of the trials come from", low=0, high=2**63 - 1)
+    seed: int = setting(0, "seed of the sampler", low=0, high=2**63 - 1)
     seeds: int = setting(
         1, "trials of each setting, with different seeds; the best mean wins", low=1
     )
     final_seeds: int = setting(
         1, "runs of the winner on the full budget, with different seeds; 0: none", low=0
     )
-    evaluate: bool = setting(
-        True, "measure the winner's runs at the end, as udl evaluate does: a pass over the images"
-    )
+    evaluate: bool = setting(True, "measure the winner's runs at the end, as udl evaluate does")
     export: bool = setting(
         True, "export the best of the winner's runs into model/, as udl export does"
     )
@@ -73,7 +71,7 @@ class SearchSettings:
     gpu_share: float = setting(
         1.0, "part of a GPU that a trial of one worker takes", above=0, high=1
     )
-    keep: int = setting(1, "best trials whose checkpoints stay", low=0)
+    keep: int = setting(1, "best trials whose checkpoints are not deleted", low=0)
     plots: bool = setting(True, "draw the plots at the end")
 
 
@@ -115,7 +113,7 @@ class Search:
 
 
 def load(path: Path, flags: Mapping[str, str]) -> Search:
-    """Read a job file and apply flags; raise UsageError, in one line, for whatever is invalid."""
+    """Read a job file and apply flags; raise UsageError for an invalid one."""
     path = experiments.job_file(path, "search.toml")
     values = experiments.read(path)
     table = values.pop("search", None)
@@ -124,6 +122,7 @@ def load(path: Path, flags: Mapping[str, str]) -> Search:
     of_base = {name: text for name, text in flags.items() if not name.startswith("search.")}
     base = experiments.join(values, of_base, path)
     plain, tables = _split(table)
+    # --search.seed is a setting, --search.train.learning_rate an axis.
     for flag in flags.keys() - of_base.keys():
         name, text = flag.removeprefix("search."), flags[flag]
         if "." in name:
@@ -158,7 +157,7 @@ def build(base: Experiment, plain: Mapping[str, Any], tables: Mapping[str, Any])
 
 
 def _without_removed(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Refuse population-based training; drop the default that older search.toml files spell."""
+    """Refuse population-based training; drop its default, which older search.toml files have."""
     if plain.get("scheduler") == "pbt":
         raise UsageError(
             "search.scheduler = pbt (population-based training) was removed: use asha or median, "

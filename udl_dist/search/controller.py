@@ -1,4 +1,4 @@
-"""What a search does next, and what follows from what came: no Ray, no thread and no clock.
+"""Decides what a search does next, without Ray, threads or a clock.
 
 The tuner asks for the next task and reports validations, ends and deaths in any order.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from udl_dist.runs.run_folder import RunFolder
@@ -28,12 +29,65 @@ from udl_dist.search.trial import (
 )
 from udl_dist.search.trial_log import TrialLog, TrialResult
 
-DIED = "its process died without a word (killed, or out of memory?)"
+DIED = "its process died without an error (killed, or out of memory?)"
+
+
+class Controller:
+    """Tasks by number, which wait, run, and resume in another process if theirs died."""
+
+    def __init__(self, search: Search, waiting: Iterable[int]) -> None:
+        self.search = search
+        self.stopping = False
+        self.running: dict[int, Any] = {}
+        self._waiting = list(waiting)
+        self._deaths: Counter[int] = Counter()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will be started."""
+        return not self._waiting or self.stopping
+
+    def folder(self, number: int) -> Path:
+        """The run folder of a task."""
+        raise NotImplementedError
+
+    def next(self) -> TrialTask | None:
+        """The task to start now; None if there is none yet, or none at all (`over`)."""
+        raise NotImplementedError
+
+    def arrived(self, number: int, images: int, metrics: Mapping[str, float]) -> None:
+        """A task was validated after `images`."""
+        raise NotImplementedError
+
+    def ended(self, number: int, outcome: TrialOutcome) -> None:
+        """A task ended."""
+        raise NotImplementedError
+
+    def died(self, number: int) -> None:
+        """The process of a task is gone: the task waits again, or fails after too many deaths."""
+        self._deaths[number] += 1
+        if self._deaths[number] > self.search.base.run.max_failures:
+            self.ended(number, TrialOutcome("failed", why=DIED))
+        else:
+            self._wait_again(number)
+
+    def stop(self) -> None:
+        """Start nothing more; running tasks write a checkpoint and end.
+
+        To be called until they have: a task that is only starting misses the first call.
+        """
+        self.stopping = True
+        for number in list(self.running):
+            RunFolder(self.folder(number)).ask_stop()
+
+    def _wait_again(self, number: int) -> None:
+        self.running.pop(number, None)
+        self._waiting = sorted([*self._waiting, number])
 
 
 @dataclass
 class Running:
-    """A trial that is being trained; `rungs` in its own steps, `reached` as [images, metric]."""
+    """A trial in training; `rungs` in its own steps, `reached` as [images, metric]."""
 
     values: dict[str, Any]
     seed: int
@@ -42,63 +96,59 @@ class Running:
     images: int = 0
 
 
-class TrialController:
+class TrialController(Controller):
     """Runs each trial to its end or to a rung where it stops; trials start in their order."""
 
     def __init__(
         self, search: Search, log: TrialLog, planned: SearchPlan, stops: StopRule | None = None
     ) -> None:
-        self.search, self.log, self.planned = search, log, planned
-        self.running: dict[int, Running] = {}
-        self.stopping = False
+        super().__init__(search, (n for n in range(planned.trials) if n not in log.results))
+        self.log, self.planned = log, planned
         self._sampler, self._objective = make_sampler(search), Objective(search)
         self._scheduler = Scheduler(len(planned.rungs), stops or stop_rule(search.settings))
-        self._deaths: Counter[int] = Counter()
-        self._waiting = [number for number in range(planned.trials) if number not in log.results]
+        # Results of an earlier start: decisions are made again from them.
         for trial, result in sorted(log.results.items()):
             for rung, (_, metric) in enumerate(result.rungs):
                 self._scheduler.arrive(trial, rung, self._objective.loss([metric]))
             self._scheduler.end(trial)
 
-    @property
-    def over(self) -> bool:
-        """Whether nothing more will be started."""
-        return not self._waiting or self.stopping
+    def folder(self, number: int) -> Path:
+        return folder_of(self.search, number)
 
     def next(self) -> TrialTask | None:
-        """What to start now; None if there is nothing, for now or at all (`over`)."""
         if self.over:
             return None
         number, rungs = self._waiting[0], self.planned.rungs
         setting = number // self.search.settings.seeds
         earlier = self._earlier(setting)
-        if earlier is None:
+        if earlier is None:  # optuna: wait for a result that this setting depends on
             return None
         values = self._sampler.values(setting, earlier)
         made = experiment_of(self.search, number, values, self.planned.budget, rungs)
+        # The batch size may be an axis: each trial reaches a rung at the end of a step of its own.
         own_rungs = tuple(in_steps(images, made.train.batch_size) for images in rungs)
         self._waiting.pop(0)
         self.running[number] = Running(values, made.train.seed, own_rungs, [])
         return TrialTask(number, made, own_rungs).saved()
 
     def arrived(self, number: int, images: int, metrics: Mapping[str, float]) -> None:
-        """A trial was validated."""
         trial = self.running[number]
         trial.images = max(trial.images, images)
         if images in trial.rungs:
             rung = trial.rungs.index(images)
             value = metrics[self._objective.names[0]]
-            if len(trial.reached) == rung:
+            if len(trial.reached) == rung:  # a resumed trial reaches rungs again
                 trial.reached.append([self.planned.rungs[rung], value])
             self._pass_on(self._scheduler.arrive(number, rung, self._objective.loss([value])))
 
     def ended(self, number: int, outcome: TrialOutcome) -> None:
-        """A trial ended: log its result, unless it was only paused."""
-        trial = self.running.pop(number)
+        """Log the result of a trial, unless it was only paused."""
         if outcome.state == "paused":
             self._wait_again(number)
             return
+        trial = self.running.pop(number)
         values = self._objective.of(outcome.figures or {}, trial.values)
+        # A diverged trial must not win, nor be an objective of the sampler.
         state, why = outcome.state, outcome.why
         if state != "failed" and not all(map(math.isfinite, values)):
             state, why = "failed", f"{' and '.join(self._objective.names)} is not a finite number"
@@ -116,35 +166,15 @@ class TrialController:
             why=why,
         )
         self.log.add(result)
+        # Only after the log: a decision must follow from results that a resumed search has too.
         self._pass_on(self._scheduler.end(number))
         self._drop_checkpoints(number)
-
-    def died(self, number: int) -> None:
-        """The process of a trial is gone: the trial resumes in another one, or fails at last."""
-        self._deaths[number] += 1
-        if self._deaths[number] > self.search.base.run.max_failures:
-            self.ended(number, TrialOutcome("failed", why=DIED))
-        else:
-            self.running.pop(number)
-            self._wait_again(number)
-
-    def stop(self) -> None:
-        """Start nothing more, and have running trials write a checkpoint and end.
-
-        To be called until they have: a trial that is only starting does not see the first call.
-        """
-        self.stopping = True
-        for number in list(self.running):
-            RunFolder(folder_of(self.search, number)).ask_stop()
-
-    def _wait_again(self, number: int) -> None:
-        self._waiting = sorted([*self._waiting, number])
 
     def _pass_on(self, decisions: list[Decision]) -> None:
         for each in decisions:
             if trial := self.running.get(each.trial):
-                folder = folder_of(self.search, each.trial)
-                write_decision(folder, each.rung, trial.rungs[each.rung], each.goes_on)
+                images = trial.rungs[each.rung]
+                write_decision(self.folder(each.trial), each.rung, images, each.goes_on)
 
     def _earlier(self, setting: int) -> dict[int, list[TrialResult]] | None:
         """The results a setting is drawn from, by setting; None if one is missing."""
@@ -161,5 +191,4 @@ class TrialController:
         complete = [each for each in self.log.results.values() if each.state == "complete"]
         ranked = [each.trial for each in self._objective.ranked(complete)]
         for number in {ended, *ranked} - set(ranked[: self.search.settings.keep]):
-            folder = RunFolder(folder_of(self.search, number)).checkpoints
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(RunFolder(self.folder(number)).checkpoints, ignore_errors=True)

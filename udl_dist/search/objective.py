@@ -1,11 +1,10 @@
-"""What a search minimises (or maximises), checked before anything starts, and which trial is
-best.
-"""
+"""The objective of a search, checked before a trial starts, and the order it gives to trials."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from operator import le
 from typing import Any
 
 from udl_dist import methods
@@ -16,7 +15,7 @@ from udl_dist.search.trial_log import TrialResult
 
 
 class Objective:
-    """The metrics of a search by name, and the order in which they put trials."""
+    """The metrics of a search by name, and the order they give to trials."""
 
     def __init__(self, search: Search) -> None:
         self.names = search.settings.metric
@@ -24,7 +23,7 @@ class Objective:
 
     def of(self, metrics: Mapping[str, float], settings: Mapping[str, Any]) -> list[float]:
         """The objectives of a trial; nan where one is missing."""
-        both = {**settings, **metrics}
+        both = {**settings, **metrics}  # an objective may be a setting, such as the latent size
         return [float(both.get(name, math.nan)) for name in self.names]
 
     def as_metric(self, values: Sequence[float]) -> float | list[float]:
@@ -43,16 +42,15 @@ class Objective:
         """The Pareto front: the trials that no other beats."""
         good = [result for result in results if result.metric is not None]
         losses = [self.losses(result.values) for result in good]
+        # A trial is beaten by one that is as good in every objective, and not equal.
         return [
             result
             for result, own in zip(good, losses, strict=True)
-            if not any(_beats(other, own) for other in losses)
+            if not any(other != own and all(map(le, other, own)) for other in losses)
         ]
 
     def ranked(self, results: Sequence[TrialResult]) -> list[TrialResult]:
-        """Complete trials, then stopped ones, the latest first; the best first; without failed
-        ones.
-        """
+        """Complete trials, then stopped ones, those with more images first; the best first."""
 
         def rank(result: TrialResult) -> tuple[bool, int, float, int]:
             stopped = result.state != "complete"
@@ -88,12 +86,6 @@ def check(search: Search) -> None:
             raise UsageError(f"search.metric: {name} is an axis, but not one of numbers")
     if len(names) > 1 and search.settings.scheduler != "none":
         raise UsageError(
-            "search.metric has several objectives: at a rung no trial is plainly worse, set "
+            "search.metric has several objectives, which no rung can rank: set "
             "search.scheduler = none"
         )
-
-
-def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
-    """At least as good in every objective, and better in one."""
-    pairs = list(zip(one, other, strict=True))
-    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)

@@ -1,4 +1,4 @@
-"""What a search will do, known before it starts: trials, rungs, the cost in images."""
+"""The plan of a search before it starts: trials, rungs, the cost in images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHECKED = 200  # trials whose experiments are built before the first one starts
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """`images` if no trial is stopped, `expected_images` with the scheduler."""
+    """The numbers of `--dry-run`: `images` without stopping, `expected_images` with it."""
 
     folder: str
     method: str
@@ -30,7 +30,7 @@ class SearchPlan:
     trials: int
     settings: int
     budget: int
-    capped: int  # the budget that was asked for, where a whole run is shorter; else 0
+    capped: int  # search.budget_images where a whole run is shorter; else 0
     rungs: tuple[int, ...]
     images: int
     expected_images: int
@@ -66,9 +66,7 @@ class SearchPlan:
 
 
 def plan(search: Search) -> SearchPlan:
-    """Work out the plan; raise UsageError or DataError for what can be refused without a
-    machine.
-    """
+    """The plan; raise UsageError or DataError for what can be refused before Ray starts."""
     found, base = search.settings, search.base
     whole = plan_run(base)
     if base.train.init_from:
@@ -108,6 +106,7 @@ def plan(search: Search) -> SearchPlan:
         whole_images=whole.total_images,
         final_images=whole.total_images * found.final_seeds,
         workers=base.run.workers,
+        # Of this machine; the cluster of a search may be another one.
         at_once=(os.cpu_count() or 1) // (base.run.cpus_per_worker * base.run.most_workers),
     )
 
@@ -115,8 +114,8 @@ def plan(search: Search) -> SearchPlan:
 def _check_trials(
     search: Search, sampler: Sampler, settings: int, budget: int, at_rungs: tuple[int, ...]
 ) -> None:
-    """Plan each trial: what is refused is refused before the first one starts."""
-    if sampler.ahead:  # the settings are not known yet
+    """Plan the first trials, so that an invalid setting is refused before any of them starts."""
+    if sampler.ahead:  # settings depend on results
         for axis in search.axes:
             for value in axis.ends():
                 plan_run(with_values(search.base, {axis.name: value}))
@@ -131,9 +130,8 @@ def _check_trials(
 
 
 def _expected(trials: int, budget: int, at_rungs: tuple[int, ...], settings: SearchSettings) -> int:
-    """Images if 1 of `reduction` trials passes each rung of asha; by the median half stop
-    midway.
-    """
+    """Images if 1 of `reduction` trials passes each rung of asha."""
+    # By the median half of the trials stop midway.
     if settings.scheduler == "median":
         return round(trials * (budget + at_rungs[len(at_rungs) // 2]) / 2)
     reduction = settings.reduction if settings.scheduler == "asha" else 1

@@ -1,6 +1,4 @@
-"""Two plots of a search, as PNG and SVG below `plots` and for its page: metric over images,
-settings.
-"""
+"""Two plots of a search for its folder and its page: the metric over images, and the settings."""
 
 from __future__ import annotations
 
@@ -23,12 +21,12 @@ SIZE = (7.0, 4.5)
 GREY, BEST = "0.6", "tab:red"  # readable on a light and on a dark page
 SHADES = LinearSegmentedColormap.from_list("trials", ["#d62728", "#b67ad0", "#4f8fd0"])
 MARKS = {"complete": "o", "stopped": "x", "failed": "v"}
-WORST = 0.1  # part of the trials that does not count for a scale: one may have diverged
-LOG_SPAN = 10  # what spans more is drawn on a logarithmic scale
+WORST = 0.1  # share of values outside the scale: a trial may have diverged
+LOG_SPAN = 10  # ratio above which a scale is logarithmic
 
 
 def draw(search: Search, results: Sequence[TrialResult], rungs: Sequence[int]) -> None:
-    """Draw every plot that these trials have something for."""
+    """Write every plot that these trials have data for, as PNG and SVG."""
     folder = search.folder / "plots"
     with matplotlib.rc_context({"figure.figsize": SIZE}):
         for name, drawing in drawings(search, results, rungs).items():
@@ -41,7 +39,7 @@ def draw(search: Search, results: Sequence[TrialResult], rungs: Sequence[int]) -
 def drawings(
     search: Search, results: Sequence[TrialResult], rungs: Sequence[int]
 ) -> dict[str, Callable[[], Figure]]:
-    """What can be drawn, by name; size and colours are those that matplotlib has by then."""
+    """A function for each plot, by name; it takes size and colours of matplotlib when called."""
     good = [result for result in results if result.metric is not None]
     found: dict[str, Callable[[], Figure]] = {}
     if good:
@@ -68,6 +66,7 @@ def _curves(search: Search, results: Sequence[TrialResult], rungs: Sequence[int]
             axes.plot(images[-1], values[-1], MARKS[result.state], ms=4, **look)
     for rung in rungs:
         axes.axvline(rung, color="tab:blue", lw=0.8, ls=":")
+    # ASHA's rungs are powers of the reduction: on a linear scale they would lie at the left edge.
     axes.set_xscale("log" if rungs and search.settings.scheduler == "asha" else "linear")
     axes.set(xlabel="images", ylabel=name, title="o complete, × stopped, dotted: rungs")
     if every:
@@ -79,13 +78,12 @@ def _curves(search: Search, results: Sequence[TrialResult], rungs: Sequence[int]
 
 
 def _settings(search: Search, good: Sequence[TrialResult]) -> Figure:
-    """Latent size and learning rate (or two other axes), coloured by the metric; the best on
-    top.
-    """
+    """Latent size and learning rate, or two other axes, coloured by the metric; the best on top."""
     preferred = (LATENT, "train.learning_rate")
     ordered = sorted(search.axes, key=lambda axis: tuple(axis.name != name for name in preferred))
     figure = Figure(layout="constrained")
     axes, objective = figure.subplots(), Objective(search)
+    # Later dots are drawn on top.
     worst_first = sorted(good, key=lambda result: -objective.loss(result.values))
     values = [result.values[0] for result in worst_first]
     low, high = _scale(values, search)
@@ -110,14 +108,14 @@ def _settings(search: Search, good: Sequence[TrialResult]) -> Figure:
 
 
 def _scale(values: Sequence[float], search: Search) -> tuple[float, float]:
-    """The least and the greatest value that count."""
+    """The least and the greatest value of a scale."""
     parts = (0, 1 - WORST) if search.settings.mode == "min" else (WORST, 1)
     low, high = np.quantile(values, parts)
     return float(low), float(high)
 
 
 def _numbers(axis: Axis, results: Sequence[TrialResult]) -> list[float]:
-    """Where trials lie on an axis: at their values if they are numbers, else at their index."""
+    """The positions of trials on an axis: their values if they are numbers, else the index."""
     values = [result.settings[axis.name] for result in results]
     return values if _is_numeric(axis) else [axis.index(value) for value in values]
 

@@ -1,8 +1,7 @@
-"""Publishes the winner: evaluates its runs as `udl evaluate` does, exports the best as `udl
-export`.
+"""Publishes the winner: evaluates its runs like `udl evaluate`, exports the best like `udl export`.
 
-What exists already for the same weights is not made again, so a killed search resumes here too.
-What cannot be made is left out, with the reason.
+Results that exist for the same weights are reused, so a killed search resumes here too. What cannot
+be evaluated or exported is left out, with the reason.
 """
 
 from __future__ import annotations
@@ -30,8 +29,9 @@ Entry = Mapping[str, Any]  # of one metric in an evaluation.json
 
 @dataclass(frozen=True)
 class Published:
-    """The evaluation.json of a search: metrics over the final runs, the weights of each run, what
-    is left out and why, and the run in `model`.
+    """The evaluation.json of a search: metrics over final runs, and the weights of each run.
+
+    `lacking` and `failed` say in words what is left out, and why; `model` is the exported run.
     """
 
     figures: Mapping[str, Entry] = field(default_factory=dict)
@@ -53,8 +53,8 @@ class Published:
         }
 
 
-def read(folder: Path) -> Published:
-    """What a search folder has published; nothing if its file is missing or invalid."""
+def read_published(folder: Path) -> Published:
+    """The published results of a search folder; empty if its file is missing or invalid."""
     try:
         found = json.loads((folder / written.NAME).read_text(encoding="utf-8"))
         return Published(
@@ -69,8 +69,8 @@ def read(folder: Path) -> Published:
 
 
 def publish(final: FinalRuns, out: TextIO) -> Published:
-    """Evaluate and export what is not yet; write evaluation.json into the search folder."""
-    wanted, before = final.search, read(final.search.folder)
+    """Evaluate and export what is missing; write evaluation.json into the search folder."""
+    wanted, before = final.search, read_published(final.search.folder)
     runs, failed = _loaded(final)
     measured: dict[str, Mapping[str, Entry]] = {}
     lacking: dict[str, None] = {}
@@ -98,7 +98,7 @@ def publish(final: FinalRuns, out: TextIO) -> Published:
 
 
 def _loaded(final: FinalRuns) -> tuple[dict[str, Model], list[str]]:
-    """The models of complete final runs, the best by the objective first; and why others lack."""
+    """The models of complete final runs, the best first, and why others are missing."""
     from udl_dist.inference.model import load
 
     objective, failed = Objective(final.search), list[str]()
@@ -108,18 +108,19 @@ def _loaded(final: FinalRuns) -> tuple[dict[str, Model], list[str]]:
     for seed in final.seeds:
         folder, result = final.folder(seed), final.finished(seed)
         if result is None:
-            failed.append(f"{folder.name}: it was not trained to its end")
+            failed.append(f"{folder.name}: its training did not end")
             continue
         try:
             models[folder.name] = load(folder, device)
             losses[folder.name] = objective.loss(objective.of(result["figures"], {}))
         except UdlError as error:
             failed.append(f"{folder.name}: {error}")
+    # By objective, not by seed: the first one is exported.
     return {name: models[name] for name in sorted(models, key=losses.__getitem__)}, failed
 
 
 def _evaluate(name: str, model: Model, before: Published, out: TextIO) -> list[str]:
-    """Evaluate one run, unless nothing more can be measured than before; return what cannot be."""
+    """Evaluate a run, unless an earlier evaluation has as much; return what it cannot have."""
     from udl_dist.evaluation.settings import MetricSettings
     from udl_dist.inference import evaluating
     from udl_dist.inference.measuring import Measuring
@@ -138,7 +139,7 @@ def _metrics_of(model: Model) -> Mapping[str, Entry]:
 
 
 def _over_runs(measured: Mapping[str, Mapping[str, Entry]]) -> dict[str, Entry]:
-    """Each metric of the first run over all runs; the standard deviation of one run is its own."""
+    """Each metric of the first run over all runs."""
     first = next(iter(measured.values()), {})
     return {name: _entry([run[name] for run in measured.values() if name in run]) for name in first}
 
@@ -150,11 +151,13 @@ def _entry(entries: list[Entry]) -> Entry:
         what: Spread.of([entry["floor"][what] for entry in entries]).mean
         for what in first["floor"] or ()
     }
+    # Entries that differ between runs, such as their weights, are left out.
     shared = {
         what: value
         for what, value in first["protocol"].items()
         if all(entry["protocol"].get(what) == value for entry in entries)
     }
+    # Of a single run the std is that over the seeds of its evaluation.
     sd_over = "runs" if several else "seeds of the evaluation"
     return {
         "value": spread.mean,
@@ -165,9 +168,7 @@ def _entry(entries: list[Entry]) -> Entry:
 
 
 def _export(model: Model, dest: Path, out: TextIO) -> None:
-    """Export a run, unless its weights are exported already; an older winner's model is
-    replaced.
-    """
+    """Export a run, in place of an older winner's model, unless that has the same weights."""
     from udl_dist.inference import layout
     from udl_dist.inference.export import ExportSettings, export
 
@@ -178,7 +179,7 @@ def _export(model: Model, dest: Path, out: TextIO) -> None:
     exported = str(config.get("checkpoint", ""))
     if exported == model.origin.weights:
         return
-    if exported:
+    if exported:  # of an earlier winner, before more trials were requested
         shutil.rmtree(dest)
     Screen(out).say(f"exporting the winner, {model.origin.folder.name}")
     export(model, dest, ExportSettings(title=dest.parent.name))

@@ -28,7 +28,7 @@ CSV, WINNER = "search.csv", "winner.toml"
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A search now or at its end; `final`: the held-out metrics of the winner's runs."""
+    """A search, finished or not; `final` has the held-out metrics of the winner's runs."""
 
     search: Search
     results: list[TrialResult]
@@ -47,6 +47,7 @@ class SearchResult:
     def exit_code(self) -> int:
         if self.signal:
             return 128 + self.signal
+        # 4, as of a failed training: no trial has a metric, or the winner could not be exported.
         unpublished = self.final and self.search.settings.export and not self.published.model
         return 4 if self.complete and (self.winner is None or unpublished) else 0
 
@@ -77,7 +78,7 @@ class SearchResult:
         return found
 
     def status_lines(self) -> list[str]:
-        """The same while it may still run, with the running trials."""
+        """`lines` with those of running trials, for a search that may still run."""
         return [*self.lines(), *_running_trials(self.search.folder, self.results)]
 
     def _summary(self) -> list[str]:
@@ -116,7 +117,7 @@ class SearchResult:
 def conclude(
     wanted: Search, planned: SearchPlan, log: TrialLog, out: TextIO, signal: int = 0
 ) -> SearchResult:
-    """Write files for people, publish the winner once it is trained, and return the result."""
+    """Write the results, publish the winner once it is trained, and return everything."""
     found = log.first(planned.trials)
     if best := find_winner(wanted, found):
         made = FinalRuns(wanted, best.values, planned.whole_images).experiment(0)
@@ -132,11 +133,13 @@ def conclude(
             plots.draw(wanted, found, planned.rungs)
         if wanted.settings.final_seeds and not signal:
             publishing.publish(final, out)
-    return read(wanted, planned, log, signal)
+    return read_result(wanted, planned, log, signal)
 
 
-def read(search: Search, planned: SearchPlan, log: TrialLog, signal: int = 0) -> SearchResult:
-    """What the search folder holds; nothing is written."""
+def read_result(
+    search: Search, planned: SearchPlan, log: TrialLog, signal: int = 0
+) -> SearchResult:
+    """The result that a search folder holds; nothing is written."""
     results = log.first(planned.trials)
     final = final_runs(search, planned, log)
     return SearchResult(
@@ -147,12 +150,12 @@ def read(search: Search, planned: SearchPlan, log: TrialLog, signal: int = 0) ->
         find_winner(search, results),
         final.metrics() if final else {},
         signal,
-        publishing.read(search.folder) if final else Published(),
+        publishing.read_published(search.folder) if final else Published(),
     )
 
 
 def best_first(search: Search, results: Sequence[TrialResult]) -> list[TrialResult]:
-    """The best trials, then those that were stopped, then those that failed."""
+    """Complete trials, the best first, then stopped ones, then failed ones."""
     failed = [result for result in results if result.metric is None]
     return [*Objective(search).ranked(results), *failed]
 
@@ -160,7 +163,8 @@ def best_first(search: Search, results: Sequence[TrialResult]) -> list[TrialResu
 def table(
     metrics: Sequence[str], settings: Sequence[str], results: Sequence[TrialResult]
 ) -> list[list[str]]:
-    """A head, and a row for each trial."""
+    """A header, and a row for each trial."""
+    # The last column of the header is empty unless a trial failed.
     failed = "why it failed" if any(result.why for result in results) else ""
     rows = [["trial", "state", "images", *metrics, *settings, "seed", failed]]
     for result in results:
@@ -172,7 +176,7 @@ def table(
 
 
 def table_lines(search: Search, results: Sequence[TrialResult]) -> list[str]:
-    """The table as text; of many trials the first ones."""
+    """The table as text, of the first `SHOWN` trials."""
     shown = best_first(search, results)[:SHOWN]
     rows = table(search.settings.metric, [axis.name for axis in search.axes], shown)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -185,7 +189,7 @@ def table_lines(search: Search, results: Sequence[TrialResult]) -> list[str]:
 
 
 def write_csv(search: Search, results: Sequence[TrialResult]) -> None:
-    """search.csv: a row a trial, a column for each axis and each held-out metric."""
+    """search.csv: a row for each trial, a column for each axis and each held-out metric."""
     axes = [axis.name for axis in search.axes]
     held_out = sorted({name for result in results for name in result.figures})
     text = io.StringIO()
@@ -224,7 +228,7 @@ def short(value: Any) -> str:
 
 
 def _running_trials(folder: Path, results: Sequence[TrialResult]) -> list[str]:
-    """A line for each trial that has begun and not ended."""
+    """A line for each trial that has started and not ended."""
     ended = {result.trial for result in results}
     lines = []
     for path in sorted((folder / "trials").glob("*")):

@@ -1,7 +1,6 @@
-"""Samplers: the settings of trial n as a pure function of (seed, n) and, for Optuna, of earlier
-results.
+"""Samplers: the settings of trial n, a function of (seed, n) and, for Optuna, of earlier results.
 
-Nothing has to be remembered: a search that was killed resumes with the settings it would have had.
+They have no state, so a killed search resumes with the settings it would have had.
 """
 
 from __future__ import annotations
@@ -27,11 +26,9 @@ Results = Mapping[int, list[TrialResult]]  # by setting, one for each seed
 
 
 class RandomSampler:
-    """Each axis is drawn from a hash of seed, number and name: another axis changes none of
-    them.
-    """
+    """Draws each axis from a hash of seed, number and name: a new axis changes no other."""
 
-    ahead = 0  # it ignores all results
+    ahead = 0  # it needs no results
 
     def __init__(self, axes: tuple[Axis, ...], seed: int) -> None:
         self._axes, self._seed = axes, seed
@@ -40,12 +37,12 @@ class RandomSampler:
         found: dict[str, Any] = {}
         for axis in self._axes:
             name = xxhash.xxh3_64_intdigest(axis.name.encode())
-            found[axis.name] = axis.at(chain(self._seed, number, name) / 2**64)
+            found[axis.name] = axis.value_at(chain(self._seed, number, name) / 2**64)
         return found
 
 
 class GridSampler:
-    """Every joint value once, shuffled: in grid order a rung would compare neighbours only."""
+    """Every combination once, shuffled: in grid order a rung would compare only neighbours."""
 
     ahead = 0
 
@@ -55,6 +52,7 @@ class GridSampler:
         self.size = prod(len(values) for values in self._values.values())
 
     def values(self, number: int, results: Results) -> dict[str, Any]:
+        # A keyed permutation, so that no shuffled list has to be stored.
         at = int(permuted(np.array([number], np.uint64), self.size, chain(self._seed, 0))[0])
         found: dict[str, Any] = {}
         for name, values in self._values.items():
@@ -64,11 +62,10 @@ class GridSampler:
 
 
 class OptunaSampler:
-    """Optuna's tree-structured Parzen estimator (Bergstra et al. 2011), for one objective or
-    several.
+    """Optuna's tree-structured Parzen estimator (Bergstra et al. 2011).
 
     Each setting is drawn by a new study, with a seed of its own, from the results in the trial log
-    but the last `search.ahead`: timing changes nothing, and a resumed search draws the same.
+    without the last `search.ahead`: timing changes nothing, and a resumed search draws the same.
     """
 
     def __init__(self, search: Search) -> None:
@@ -97,24 +94,27 @@ class OptunaSampler:
             study = optuna.create_study(directions=directions, sampler=sampler)
             study.add_trials([self._as_trial(results[which]) for which in sorted(results)])
             drawn: dict[str, Any] = study.ask(self._distributions).params
+        # Of a choice Optuna has only the index: its values may be lists.
         choices = {name: self._axes[name].values for name in drawn}
         return {name: choices[name][at] if choices[name] else at for name, at in drawn.items()}
 
     def _as_trial(self, results: list[TrialResult]) -> Any:
         """A setting as Optuna's trial: complete with its mean, stopped at a rung, or failed."""
-        states, trial_state = {result.state for result in results}, self._optuna.trial.TrialState
+        states, create_trial = {result.state for result in results}, self._optuna.trial.create_trial
+        trial_state = self._optuna.trial.TrialState
         params = {
             name: axis.index(value) if (axis := self._axes[name]).values else value
             for name, value in results[0].settings.items()
         }
         about: dict[str, Any] = {"params": params, "distributions": self._distributions}
         if "failed" in states:
-            return self._optuna.trial.create_trial(state=trial_state.FAIL, **about)
+            return create_trial(state=trial_state.FAIL, **about)
         losses = self._objective.losses(mean_values(results))
         if states == {"complete"}:
-            return self._optuna.trial.create_trial(values=losses, **about)
+            return create_trial(values=losses, **about)
+        # A pruned trial counts by its images first, then by its value there.
         about["intermediate_values"] = {min(result.images for result in results): losses[0]}
-        return self._optuna.trial.create_trial(state=trial_state.PRUNED, **about)
+        return create_trial(state=trial_state.PRUNED, **about)
 
 
 def mean_values(results: list[TrialResult]) -> list[float]:
@@ -135,7 +135,7 @@ def make_sampler(search: Search) -> Sampler:
 
 
 def settings_asked(sampler: Sampler, trials: int, seeds: int) -> int:
-    """How many settings there are; raise UsageError for none, or more than a grid has."""
+    """The number of settings; raise UsageError for none, or more than a grid has."""
     if isinstance(sampler, GridSampler):
         settings = -(-trials // seeds) if trials else sampler.size
         if settings > sampler.size:

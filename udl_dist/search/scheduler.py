@@ -1,7 +1,7 @@
-"""Which trials stop at which rung, as if one trial had run after the other, whatever their timing.
+"""Decides which trials stop at which rung, as if they had run one after the other.
 
-A decision depends only on the results of trials with smaller numbers at the same rung: a trial that
-is early waits for those that are still on their way there.
+A decision depends only on results of trials with smaller numbers at the same rung: an early trial
+waits at the rung for those that have not reached it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from udl_dist.errors import UsageError
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search.config import SearchSettings
 
-ASHA_RUNGS = 3  # unless search.least_images says where the first one is
+ASHA_RUNGS = 3  # unless search.least_images sets the first one
 MEDIAN_RUNGS = 9
-MEDIAN_TRIALS = 3  # that a median needs, as Ray Tune has it
+MEDIAN_TRIALS = 3  # the fewest for a median, as in Ray Tune
 
 POLL_SECONDS = 0.001
-SLOW_POLL_SECONDS = 0.05  # after 0.1 s: the trial waits for other trials
+SLOW_POLL_SECONDS = 0.05  # after 0.1 s, when the trial waits for other trials
 PATIENCE_SECONDS = 20.0
 DECISIONS = "decisions.jsonl"
 
@@ -35,9 +35,7 @@ StopRule = Callable[[Sequence[float], Sequence[Sequence[float]]], bool]
 
 
 def asha_stops(own: Sequence[float], earlier: Sequence[Sequence[float]], reduction: int) -> bool:
-    """Asynchronous successive halving (Li et al. 2020): outside the best 1/reduction at this
-    rung.
-    """
+    """Asynchronous successive halving (Li et al. 2020): stop outside the best 1/reduction."""
     rewards = [-losses[-1] for losses in earlier if not math.isnan(losses[-1])]
     if not rewards:
         return False
@@ -46,15 +44,14 @@ def asha_stops(own: Sequence[float], earlier: Sequence[Sequence[float]], reducti
 
 
 def median_stops(own: Sequence[float], earlier: Sequence[Sequence[float]]) -> bool:
-    """The median rule of Vizier (Golovin et al. 2017): its best is worse than the median of
-    means.
-    """
+    """Vizier's median rule (Golovin et al. 2017): stop if the best is above the median mean."""
+    # Means over all rungs up to this one; a diverged trial has none.
     means = [mean for mean in map(np.mean, earlier) if np.isfinite(mean)]
     return len(means) >= MEDIAN_TRIALS and not min(own) <= np.median(means)
 
 
 def stop_rule(settings: SearchSettings) -> StopRule:
-    """The rule of search.scheduler; without rungs nothing is decided by it."""
+    """The rule of search.scheduler; it is never asked where there are no rungs."""
     if settings.scheduler == "median":
         return median_stops
     return partial(asha_stops, reduction=settings.reduction)
@@ -87,7 +84,7 @@ def rungs(settings: SearchSettings, budget: int, batches: Sequence[int] = ()) ->
 
 def _apart(found: Iterable[int], budget: int, batches: Sequence[int]) -> tuple[int, ...]:
     for batch in batches:
-        by_step: dict[int, int] = {}
+        by_step: dict[int, int] = {}  # the first rung within each step
         for images in found:
             by_step.setdefault(-(-images // batch), images)
         found = [images for step, images in by_step.items() if step < -(-budget // batch)]
@@ -102,28 +99,28 @@ class Decision:
 
 
 class Scheduler:
-    """Takes results and ends in any order; gives decisions in the order of trials at each rung."""
+    """Gets results and ends in any order; decides in the order of trials at each rung."""
 
     def __init__(self, count: int, stops: StopRule) -> None:
         self._stops = stops
         self._losses: list[dict[int, float]] = [{} for _ in range(count)]  # of trials, by rung
-        self._next = [0] * count  # the first trial at each rung whose decision is open
+        self._next = [0] * count  # the first undecided trial at each rung
         self._gone: set[int] = set()  # trials that reach no further rung
         self.decided: dict[tuple[int, int], bool] = {}
 
     def arrive(self, trial: int, rung: int, loss: float) -> list[Decision]:
-        """Take a result and decide what can be decided; a repeated result changes nothing."""
+        """Add a result and decide what is possible; a repeated result changes nothing."""
         self._losses[rung].setdefault(trial, loss)
         before = self.decided.get((trial, rung))
         return list(self._decide()) if before is None else [Decision(trial, rung, before)]
 
     def end(self, trial: int) -> list[Decision]:
-        """A trial has ended, however: decide what can be decided now."""
+        """A trial has ended: decide what is possible now."""
         self._gone.add(trial)
         return list(self._decide())
 
     def _decide(self) -> Iterator[Decision]:
-        # In the order of rungs: a trial that stops at one is not expected at those above.
+        # From the lowest rung: a trial that stops there is not waited for at those above.
         for rung, losses in enumerate(self._losses):
             while (trial := self._next[rung]) in losses or trial in self._gone:
                 self._next[rung] += 1
@@ -136,6 +133,7 @@ class Scheduler:
 
     def _goes_on(self, trial: int, rung: int) -> bool:
         passed = self._losses[: rung + 1]
+        # Smaller numbers only: their results are known whatever the timing (see `_decide`).
         earlier = sorted(other for other in self._losses[rung] if other < trial)
         losses = [[at_rung[other] for at_rung in passed] for other in earlier]
         return not self._stops([at_rung[trial] for at_rung in passed], losses)
@@ -145,15 +143,14 @@ class Scheduler:
 class Gate:
     """Makes a trial wait at a rung for its decision, which arrives by a file in its folder.
 
-    `rungs` are in the steps of this trial. Rank 0 reads the file, in an actor or in a Ray Train
-    group.
+    `rungs` are in images, in whole steps of this trial. Only rank 0 reads the file.
     """
 
     folder: str
     rungs: tuple[int, ...]
 
     def __call__(self, images: int) -> bool | None:
-        """Whether to go on: False once a stop is requested, None if it is not decided in time."""
+        """Whether to go on: False once a stop is requested, None if no decision came in time."""
         passed = sum(rung <= images for rung in self.rungs)
         began = time.monotonic()
         while len(answers := read_decisions(Path(self.folder))) < passed and all(answers):
@@ -167,7 +164,7 @@ class Gate:
 
 
 def read_decisions(folder: Path) -> list[bool]:
-    """The decisions about a trial by rung: whether it goes on."""
+    """For each rung that was decided, whether the trial goes on."""
     return [bool(json.loads(line)["goes_on"]) for line in files.whole_lines(folder / DECISIONS)]
 
 

@@ -1,6 +1,6 @@
-"""One trial: its experiment, its folder, and its training, by the same loop as every run.
+"""One trial: its experiment, its folder, and its training by the same loop as every run.
 
-A trial of one worker is trained in the process that calls `train`, one of several by Ray Train.
+A trial of one worker is trained in the process that calls `train`, others by Ray Train.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any
 from udl_dist.core import files
 from udl_dist.data.loader.opening import Prepared
 from udl_dist.data.packing.prepare import prepare
-from udl_dist.data.settings import DataSettings
 from udl_dist.errors import ClusterError, TrainingError, UdlError, UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.launch.recovery import one_line
@@ -29,15 +28,16 @@ from udl_dist.search.axes import with_values
 from udl_dist.search.config import Search
 from udl_dist.search.scheduler import Gate
 
-LOCK_SECONDS = 20.0  # that the process of a killed search may take to end
+LOCK_SECONDS = 20.0  # patience for a process of a killed search to end
 
 TrainGroup = Callable[[Experiment, Prepared, Gate], dict[str, Any]]  # by several workers
 Validation = tuple[int, dict[str, float]]  # images, held-out metrics
+_prepared = lru_cache(8)(prepare)  # once for all trials of a process
 
 
 @dataclass(frozen=True)
 class TrialTask:
-    """What an actor has to train; `rungs` are in the steps of this trial."""
+    """A task for an actor; `rungs` are in images, in whole steps of this trial."""
 
     trial: int
     experiment: Experiment
@@ -67,9 +67,7 @@ class TrialOutcome:
 
 
 class ValidationReader:
-    """Reads each validation of a trial once, though a resumed trial removes points and repeats
-    them.
-    """
+    """Reads each validation of a trial once, even if a resumed trial writes points again."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._tail, self._images = files.Tail(folder.curves), 0
@@ -78,10 +76,9 @@ class ValidationReader:
         """The validations since the last call."""
         found: list[Validation] = []
         for line in self._tail.lines():
-            if (
-                b'"val/' in line
-                and (images := int((point := json.loads(line))["images"])) > self._images
-            ):
+            # Most lines are points of training, which need no parsing.
+            point = json.loads(line) if b'"val/' in line else {"images": 0}
+            if (images := int(point["images"])) > self._images:
                 self._images = images
                 found.append((images, held_out(point)))
         return found
@@ -104,10 +101,11 @@ def in_steps(images: int, batch_size: int) -> int:
 def experiment_of(
     search: Search, trial: int, values: Mapping[str, Any], budget: int, rungs: Sequence[int]
 ) -> Experiment:
-    """A trial as an experiment of its own: `udl train` takes the experiment.toml in its folder."""
+    """A trial as an experiment of its own, which `udl train` could run too."""
     made = with_values(search.base, values)
+    # Trials of one setting have consecutive numbers and differ in their seed.
     seed = made.train.seed + trial % search.settings.seeds
-    # Validated at rungs only, without periodic checkpoints: short trials would pay for both.
+    # Validated at rungs only, without periodic checkpoints: both cost short trials much time.
     folder = str(folder_of(search, trial))
     run = replace(made.run, folder=folder, checkpoint_images=0, fresh=False, keep_checkpoints=1)
     evaluate = replace(made.evaluate, every_images=budget, at_images=tuple(rungs), pictures=False)
@@ -125,17 +123,15 @@ def train(
     at_rung: Callable[[], None],
     gpu_share: float = 1.0,
 ) -> TrialOutcome:
-    """Train a trial in its folder until it ends; an error is an outcome too: it costs this trial
-    only.
+    """Train a trial in its folder until it ends; an error fails this trial only.
 
-    `group` trains it by several workers; None: it is trained here, with at most `gpu_share` of a
+    `group` trains it by several workers; None: this process does, with at most `gpu_share` of a
     GPU's memory. `at_rung` is called before it waits for a decision.
     """
     began = time.monotonic()
     try:
-        if group is None:
-            _limit_memory(gpu_share)
-        outcome = _train(task, group, at_rung)
+        here = partial(_train_here, at_rung=at_rung, gpu_share=gpu_share)
+        outcome = _train(task, group or here)
     except UdlError as error:
         outcome = TrialOutcome("failed", why=str(error))
     except Exception as error:
@@ -145,36 +141,25 @@ def train(
     return replace(outcome, seconds=time.monotonic() - began)
 
 
-def _limit_memory(gpu_share: float) -> None:
-    """Trials that share a GPU share its memory: the peak of one must not fail the others."""
-    import torch
-
-    if gpu_share < 1 and torch.cuda.is_available():
-        torch.cuda.set_per_process_memory_fraction(gpu_share)
-
-
 def _release() -> None:
-    """Close what a trial left in reference cycles, such as shards: its process trains others next.
-
-    Frozen, what survives (all of torch) is not searched again for each trial.
-    """
+    """Free what a trial left in reference cycles, such as open shards, for the next trial."""
     import torch
 
     gc.collect()
-    gc.freeze()
+    gc.freeze()  # what survives (all of torch) is not searched again after each trial
     torch.cuda.empty_cache()  # does nothing in a process that has used no GPU
 
 
-def _train(task: TrialTask, group: TrainGroup | None, at_rung: Callable[[], None]) -> TrialOutcome:
+def _train(task: TrialTask, train_all: TrainGroup) -> TrialOutcome:
     experiment, folder = task.experiment, task.folder
     gate = Gate(str(folder.path), task.rungs)
     with files.errors_named(folder.path), _held(folder):
         if (done := folder.finished()) is not None:
             return TrialOutcome("complete", done["images"], done["figures"])
         prepared = _prepared(experiment.data)
-        train_all = group or partial(_train_here, at_rung=at_rung)
         result = train_all(experiment, prepared, gate)
         state = "complete"
+        # The loop stops for a decision at a rung or for a request in the folder (a signal).
         if result["stopped"]:
             state = "paused" if folder.stop_asked() else "stopped"
         else:
@@ -187,7 +172,11 @@ def _train(task: TrialTask, group: TrainGroup | None, at_rung: Callable[[], None
 
 
 def _train_here(
-    experiment: Experiment, prepared: Prepared, gate: Gate, at_rung: Callable[[], None]
+    experiment: Experiment,
+    prepared: Prepared,
+    gate: Gate,
+    at_rung: Callable[[], None],
+    gpu_share: float,
 ) -> dict[str, Any]:
     """Train by one worker: this process."""
     import torch
@@ -211,13 +200,15 @@ def _train_here(
             "run.device = cuda, but PyTorch sees no GPU here: install a CUDA build, or set "
             "run.device to auto"
         )
+    if cuda and gpu_share < 1:  # the peak of one trial must not fail the others on its GPU
+        torch.cuda.set_per_process_memory_fraction(gpu_share)
     ranks = Ranks(torch.device("cuda" if cuda else "cpu"))
     return work(experiment, prepared, ranks, gate=wait) | {"waited": waited}
 
 
 @contextlib.contextmanager
 def _held(folder: RunFolder) -> Iterator[None]:
-    """Hold the folder; processes that a killed search left there are ended first."""
+    """Lock the folder, after killing processes of a search that was killed."""
     deadline = time.monotonic() + LOCK_SECONDS
     for life in heartbeat.read_all(folder).values():
         if life.process != os.getpid():
@@ -232,9 +223,3 @@ def _held(folder: RunFolder) -> Iterator[None]:
                     raise TrainingError(str(error)) from None
                 time.sleep(0.1)
         yield
-
-
-@lru_cache(8)
-def _prepared(data: DataSettings) -> Prepared:
-    """Where the images are, found once in a process."""
-    return prepare(data)

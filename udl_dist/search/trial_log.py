@@ -18,9 +18,9 @@ NAME = "trials.jsonl"
 
 @dataclass(frozen=True)
 class TrialResult:
-    """How a trial ended; the names of its fields are those of the file.
+    """How a trial ended; the names of the fields are those in the file.
 
-    `metric` is its value at the end (None if it has none), `figures` all held-out metrics, `rungs`
+    `metric` is its value at the end (None if it failed), `figures` all held-out metrics, `rungs`
     [images, metric] of each rung it reached, `settings` its values on the axes by dotted name.
     """
 
@@ -45,9 +45,7 @@ class TrialResult:
 
 
 class TrialLog:
-    """The results of one search in the order they came; `invalid` are the lines it could not
-    read.
-    """
+    """The results of a search in the order of their ends; `invalid` are numbers of bad lines."""
 
     def __init__(self, path: Path, strict: bool = True) -> None:
         self.path = path
@@ -55,7 +53,7 @@ class TrialLog:
         self.invalid: list[int] = []
         for number, text in enumerate(files.whole_lines(path), 1):
             if result := _parsed(text):
-                self.results.setdefault(result.trial, result)
+                self.results.setdefault(result.trial, result)  # the first line of a trial counts
             else:
                 self.invalid.append(number)
         if self.invalid and strict:
@@ -65,11 +63,11 @@ class TrialLog:
             )
 
     def first(self, trials: int) -> list[TrialResult]:
-        """Of the first `trials` trials those that have ended, in their order."""
+        """Those of the first `trials` trials that have ended, by number."""
         return [result for trial, result in sorted(self.results.items()) if trial < trials]
 
     def add(self, result: TrialResult) -> None:
-        """Append and sync; raise OSError with nothing of the line left in the file."""
+        """Append and sync; after an OSError nothing of the line is in the file."""
         assert result.trial not in self.results, f"trial {result.trial} ended twice"
         files.append_lasting(self.path, json.dumps(asdict(result)))
         self.results[result.trial] = result

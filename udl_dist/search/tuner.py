@@ -1,7 +1,8 @@
-"""Runs trials by Ray Tune, the only module that imports ray.tune.
+"""Runs trials by Ray Tune; the only module that imports ray.tune.
 
-Tune gives actors to trials and reports their results and deaths; the controller decides. Everything
-else of Tune is off: loggers, snapshots, its own schedulers, and a new actor for each trial.
+Tune assigns actors to trials and reports results and deaths; the controller decides. Tune never
+stops a trial: it reads its decision itself, so that all its ranks end together. Tune's loggers and
+snapshots are off, and actors are reused.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import Any
 
 from ray import tune
 from ray.tune.execution import class_cache
-from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from udl_dist import experiment as experiments
@@ -26,29 +26,25 @@ from udl_dist.errors import ClusterError
 from udl_dist.launch import capacity as cluster_capacity
 from udl_dist.search import trial
 from udl_dist.search.config import Search
-from udl_dist.search.controller import TrialController
+from udl_dist.search.controller import Controller
 from udl_dist.search.trial import TrainGroup, TrialOutcome, TrialTask, ValidationReader
-from udl_dist.search.winner import FinalRuns
 
-POLL_SECONDS = 0.05  # of an actor for the validations of its trial
-# Of a trial whose workers take the cores; Tune refuses an actor that takes nothing.
+POLL_SECONDS = 0.05  # between two looks of an actor for validations of its trial
+# For the actor of a trial whose workers have the cores; Tune refuses one without resources.
 GROUP_DRIVER = {"CPU": 0, "memory": 2**20}
 ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "100000",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard files
+    "TUNE_GLOBAL_CHECKPOINT_S": "100000",  # no snapshots: a search resumes from trials.jsonl
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "1",
     "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "100000",
     "TUNE_WARN_THRESHOLD_S": "100",
-    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # progress is ours
 }
-
-
-Controller = TrialController | FinalRuns  # called from one thread
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """How many trials run at once, and what each takes; `grouped`: a trial has several workers."""
+    """The number of parallel trials and the resources of each; `grouped`: by several workers."""
 
     parallel: int
     resources: dict[str, float]  # of the actor of a trial of one worker
@@ -56,7 +52,7 @@ class Capacity:
 
 
 def capacity_for(search: Search) -> Capacity:
-    """Of the Ray that was joined; raise ClusterError if no trial fits."""
+    """The capacity of the connected Ray; raise ClusterError if no trial fits."""
     base, run = search.base, search.base.run
     workers, resources = run.most_workers, {"CPU": float(run.cpus_per_worker)}
     if cluster_capacity.wants_gpu(base):
@@ -73,10 +69,10 @@ def capacity_for(search: Search) -> Capacity:
 
 
 def run(controller: Controller, capacity: Capacity, storage: Path) -> None:
-    """Run what the controller has until it has nothing more; `storage` is Tune's and removed."""
+    """Run the controller's tasks to the end; `storage` is a folder for Tune, and removed."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # All actors start at once, not one after the other.
+    # All actors start at the same time; by default Tune starts them one after the other.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(capacity.parallel)
     # Tune would copy the AWS keys of this process into each trial's runtime_env: into logs, process
     # arguments and the dashboard.
@@ -92,8 +88,9 @@ def run(controller: Controller, capacity: Capacity, storage: Path) -> None:
             param_space=None,
             tune_config=tune.TuneConfig(
                 search_alg=_TaskSearcher(controller, capacity, errors),
-                scheduler=_LeanScheduler(),
-                num_samples=-1,
+                num_samples=-1,  # until the searcher returns FINISHED
+                # Thirty-two trials of 100 steps took 4.7 times as long with an actor for each as in
+                # one process.
                 reuse_actors=True,
                 trial_name_creator=str,
                 trial_dirname_creator=lambda each: each.trial_id,
@@ -102,7 +99,7 @@ def run(controller: Controller, capacity: Capacity, storage: Path) -> None:
                 name="tune",
                 storage_path=str(storage),
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=0),
+                failure_config=tune.FailureConfig(max_failures=0),  # the controller counts deaths
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()
@@ -116,7 +113,7 @@ def run(controller: Controller, capacity: Capacity, storage: Path) -> None:
 
 @contextlib.contextmanager
 def _remembered(errors: list[Exception]) -> Iterator[None]:
-    """Remember an error of the controller, such as a full disk: Tune would make a text of it."""
+    """Remember an error of the controller, such as a full disk: Tune would turn it into text."""
     try:
         yield
     except Exception as error:
@@ -125,7 +122,7 @@ def _remembered(errors: list[Exception]) -> Iterator[None]:
 
 
 class _TaskSearcher(Searcher):  # type: ignore[misc]
-    """Gives Tune the next task, and passes on what Tune reports."""
+    """Gives Tune the next task and reports to the controller, all in one thread of Tune."""
 
     def __init__(self, controller: Controller, capacity: Capacity, errors: list[Exception]) -> None:
         super().__init__()
@@ -133,6 +130,7 @@ class _TaskSearcher(Searcher):  # type: ignore[misc]
         self._live: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
+        # None: Tune asks again later.
         if len(self._live) >= self._capacity.parallel:
             return None
         with _remembered(self._errors):
@@ -141,7 +139,7 @@ class _TaskSearcher(Searcher):  # type: ignore[misc]
                 done = self._controller.over and not self._live
                 return Searcher.FINISHED if done else None
         self._live[trial_id] = task.trial
-        # Not the experiment itself: Tune holds the settings of every trial several times.
+        # A path instead of the experiment: Tune stores the config of every trial several times.
         return {
             "trial": task.trial,
             "experiment": str(task.folder.experiment),
@@ -156,6 +154,7 @@ class _TaskSearcher(Searcher):  # type: ignore[misc]
                 self._controller.arrived(self._live[trial_id], images, metrics)
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        # A result without an outcome is of an earlier step: the process died since.
         ended = not error and result and "outcome" in result
         if ended:
             self.on_trial_result(trial_id, result)
@@ -166,6 +165,7 @@ class _TaskSearcher(Searcher):  # type: ignore[misc]
             else:
                 self._controller.died(number)
 
+    # The controller's log is the only state, so Tune has nothing to save here.
     def save(self, checkpoint_path: str) -> None: ...
 
     def restore(self, checkpoint_path: str) -> None: ...
@@ -173,20 +173,8 @@ class _TaskSearcher(Searcher):  # type: ignore[misc]
     def save_to_dir(self, *_: Any, **__: Any) -> None: ...
 
 
-class _LeanScheduler(FIFOScheduler):  # type: ignore[misc]
-    """Tune never stops a trial, which reads the decision itself, so that all its ranks end
-    alike.
-    """
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        trial.metric_analysis.clear()  # with the next, 15 of 25 KB that Tune holds of a trial
-        trial.metric_n_steps.clear()
-
-
 class TrialActor(tune.Trainable):  # type: ignore[misc]
-    """Trains one trial after the other, each in a thread, so that its validations can be
-    reported.
-    """
+    """Trains trials in sequence, each in a thread, so that its validations can be reported."""
 
     def setup(self, config: dict[str, Any]) -> None:
         self._wake = threading.Event()
@@ -198,9 +186,9 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         return True
 
     def step(self) -> dict[str, Any]:
-        """Wait for the next validations of the trial, or its end."""
+        """Wait for validations of the trial or its end, and report them."""
         while True:
-            alive = self._thread.is_alive()
+            alive = self._thread.is_alive()  # before reading: a last validation is then not missed
             validations = self._reader.new()
             if validations or not alive:
                 break

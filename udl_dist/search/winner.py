@@ -1,4 +1,4 @@
-"""The winner of a search, and its final runs: trained on the full budget with several seeds."""
+"""The winner of a search, and its final runs on the full budget with several seeds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from udl_dist.experiment import Experiment
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search.axes import with_values
 from udl_dist.search.config import Search
-from udl_dist.search.controller import DIED
+from udl_dist.search.controller import Controller
 from udl_dist.search.objective import Objective
 from udl_dist.search.planning import SearchPlan
 from udl_dist.search.samplers import mean_values
@@ -62,6 +62,7 @@ def find_winner(search: Search, results: Sequence[TrialResult]) -> Winner | None
     def rank(setting: int) -> tuple[bool, int, float, int]:
         own = by_setting[setting]
         unfinished = [result.state for result in own] != ["complete"] * seeds
+        # A stopped trial's metric is of fewer images: only those of equal images compare.
         images = min(result.images for result in own) if unfinished else 0
         return unfinished, -images, objective.loss(mean_values(own)), setting
 
@@ -77,22 +78,19 @@ def final_runs(search: Search, planned: SearchPlan, log: TrialLog) -> FinalRuns 
     return FinalRuns(search, best.values, planned.whole_images)
 
 
-class FinalRuns:
-    """Controls the final runs; each has a folder below `winner`."""
+class FinalRuns(Controller):
+    """Controls the final runs, by their seeds; each has a folder below `winner`."""
 
     def __init__(self, search: Search, values: Mapping[str, Any], total_images: int) -> None:
-        self.search, self.total_images = search, total_images
-        self.running: set[int] = set()
-        self.stopping = False
+        self.total_images = total_images
         self.failed: dict[int, str] = {}
         self.seeds = range(search.settings.final_seeds)
         self._values = values
-        self._images: dict[int, int] = {}  # that each run has reported
-        self._deaths = 0
+        super().__init__(search, ())
         self._waiting = [seed for seed in self.seeds if self.finished(seed) is None]
 
-    def folder(self, seed: int) -> Path:
-        return self.search.folder / "winner" / f"seed-{seed}"
+    def folder(self, number: int) -> Path:
+        return self.search.folder / "winner" / f"seed-{number}"
 
     def experiment(self, seed: int) -> Experiment:
         """The winner as an experiment of a whole run."""
@@ -103,7 +101,7 @@ class FinalRuns:
         )
 
     def finished(self, seed: int) -> dict[str, Any] | None:
-        """How a final run ended; None if it has not, or if its folder is of another winner."""
+        """The result of a final run; None without one, or if its folder is of another winner."""
         return RunFolder(self.folder(seed)).finished() if self._same(seed) else None
 
     def _same(self, seed: int) -> bool:
@@ -111,49 +109,32 @@ class FinalRuns:
         if not path.exists():
             return True
         before, now = experiments.load(path, {}), self.experiment(seed)
+        # `differences` ignores lengths, since a run may be made longer; here another budget counts.
         lengths = [(each.train.epochs, each.train.total_images) for each in (before, now)]
         return lengths[0] == lengths[1] and not experiments.differences(before, now)
 
-    @property
-    def over(self) -> bool:
-        return self.stopping or not (self._waiting or self.running)
-
     def next(self) -> TrialTask | None:
-        if self.stopping or not self._waiting:
+        if self.over:
             return None
         seed = self._waiting.pop(0)
-        self.running.add(seed)
+        self.running[seed] = 0  # images up to now
         if not self._same(seed):  # the winner changed when more trials were requested
             RunFolder(self.folder(seed)).set_aside()
         return TrialTask(seed, self.experiment(seed)).saved()
 
     def arrived(self, number: int, images: int, metrics: Mapping[str, float]) -> None:
-        """A final run never stops early."""
-        self._images[number] = images
+        self.running[number] = images  # for `progress` alone: a final run never stops early
 
     def ended(self, number: int, outcome: TrialOutcome) -> None:
-        self.running.discard(number)
+        self.running.pop(number)
         if outcome.state == "failed":
             self.failed[number] = outcome.why
-
-    def died(self, number: int) -> None:
-        self.running.discard(number)
-        self._deaths += 1
-        if self._deaths > self.search.base.run.max_failures:
-            self.failed[number] = DIED
-        else:
-            self._waiting = sorted([*self._waiting, number])
-
-    def stop(self) -> None:
-        self.stopping = True
-        for seed in list(self.running):
-            RunFolder(self.folder(seed)).ask_stop()
 
     def progress(self) -> str:
         done = sum(self.finished(seed) is not None for seed in self.seeds)
         moving = [
-            f"seed-{seed} {self._images.get(seed, 0):,} of {self.total_images:,} images"
-            for seed in sorted(self.running)
+            f"seed-{seed} {images:,} of {self.total_images:,} images"
+            for seed, images in sorted(self.running.items())
         ]
         head = f"training the winner on the full budget: {done} of {len(self.seeds)} runs complete"
         return " · ".join([head, *moving])

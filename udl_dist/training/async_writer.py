@@ -13,13 +13,13 @@ from torch import Tensor
 
 from udl_dist.training.checkpoint import Files
 
-# that a step may stand still for a slow disk; shorter than any watchdog's patience
+# How long a step may wait for a slow disk; shorter than the patience of any watchdog.
 WAIT_SECONDS = 20.0
-CLOSE_SECONDS = 600.0  # that the end of a run waits for its last checkpoint
+CLOSE_SECONDS = 600.0  # how long the end of a run waits for its last checkpoint
 
 
 class Copies:
-    """Copies in host memory that is reused; pinned for tensors of a GPU, which need not wait."""
+    """Copies in host memory that is reused; pinned for a GPU, whose copies are asynchronous."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, dict[str, Tensor]] = {}
@@ -32,6 +32,7 @@ class Copies:
             for file, tensors in files.items()
         }
         if any(value.is_cuda for tensors in files.values() for value in tensors.values()):
+            # The writing thread waits for this event, so that training need not.
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
 
@@ -44,12 +45,13 @@ class Copies:
     def _copy(self, file: str, name: str, value: Tensor) -> Tensor:
         buffer = self._buffers.get(file, {}).get(name)
         if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
+            # At the first checkpoint, and when an optimiser has made its moments since.
             buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
         return buffer.copy_(value.detach(), non_blocking=True)
 
 
 class AsyncWriter:
-    """Calls `write(images, files, facts)` on a thread, then `on_written(images, error or "")`."""
+    """Calls `write(images, files, facts)` in a thread, then `on_written(images, error or "")`."""
 
     def __init__(
         self,
@@ -62,16 +64,16 @@ class AsyncWriter:
         self._thread: threading.Thread | None = None
 
     def put(self, images: int, files: Files, facts: Mapping[str, object]) -> None:
-        """Copy and begin to write; raise TimeoutError if the write before it does not end."""
+        """Copy, then write in a thread; raise TimeoutError if the previous write does not end."""
         self.wait(WAIT_SECONDS)
-        self._copies.copy(files)
+        self._copies.copy(files)  # training may change the tensors from here on
         self._thread = threading.Thread(
             target=self._run, args=(images, facts), daemon=True, name="checkpoint"
         )
         self._thread.start()
 
     def wait(self, seconds: float = CLOSE_SECONDS) -> None:
-        """Wait for what is being written; raise TimeoutError if that takes longer."""
+        """Wait for a write in progress; raise TimeoutError if it takes longer."""
         if self._thread is not None:
             self._thread.join(seconds)
             if self._thread.is_alive():

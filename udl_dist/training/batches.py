@@ -17,7 +17,8 @@ from udl_dist.methods import Batch, Method, pixels
 def to_batch(
     records: Records, seen: int, device: torch.device, channels_last: bool = False
 ) -> Batch:
-    """Records of the stream as a batch on `device`: uint8 is sent, floats in [-1, 1] made there."""
+    """Records of the stream as a batch on `device`."""
+    # uint8 is sent, a quarter of the bytes, and floats in [-1, 1] are made on the device.
     images = pixels.floats(_to_device(records.images, device))
     if channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
@@ -26,12 +27,12 @@ def to_batch(
 
 
 def batch_memory(device: torch.device) -> Callable[[tuple[int, ...]], NDArray[np.uint8]]:
-    """Allocates the memory of a batch: pinned if it goes to a GPU, so that the copy overlaps."""
+    """An allocator for batches: pinned memory for a GPU, so that copies overlap with training."""
     if device.type != "cuda":
         return lambda shape: np.empty(shape, np.uint8)
 
     def pinned(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        # Pinning makes a context on the calling thread's current device, by default GPU 0.
+        # Pinning creates a context on the current device of the calling thread, by default GPU 0.
         torch.cuda.set_device(device)
         return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
 
@@ -40,10 +41,11 @@ def batch_memory(device: torch.device) -> Callable[[tuple[int, ...]], NDArray[np
 
 def _to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     tensor = torch.from_numpy(array)
+    # From pinned memory (see `batch_memory`) the copy runs while the device computes.
     return tensor.to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def dummy_batch(method: Method, rows: int, device: torch.device) -> Batch:
-    """Black images [rows, C, H, W], for shapes and names where no real image is at hand."""
+    """Black images [rows, C, H, W], for shapes and names where there is no real image."""
     keys = torch.arange(rows, device=device)
     return Batch(torch.full((rows, *method.shape), -1.0, device=device), keys, keys, 0)

@@ -1,12 +1,11 @@
-"""A checkpoint is a folder of safetensors and JSON, complete or absent: temporary name, fsync,
-manifest, rename.
+"""A checkpoint: a folder of safetensors, JSON and a manifest, complete or absent.
 
-Nothing is pickled and no pickle is read. The newest complete one is found by looking; a damaged one
-is passed over.
+It is written under a temporary name, synced and renamed. Nothing is pickled and no pickle is read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -25,24 +24,20 @@ from udl_dist.core.files import sync
 from udl_dist.errors import TrainingError
 
 FORMAT = 1
-TEMPORARY = ".writing-"
-BESIDE_BYTES = 2**18  # headers, manifest, facts, and blocks that are not full
+TEMPORARY = ".writing-"  # a name that `complete` never lists
+OVERHEAD_BYTES = 2**18  # headers, manifest, facts, and blocks that are not full
 
 Files = Mapping[str, Mapping[str, Tensor]]
 
 
 class NewerFormat(TrainingError):
-    """A checkpoint that a later udl-dist wrote: not damaged, so never passed over for an older
-    one.
-    """
+    """A checkpoint of a later udl-dist: not damaged, so never skipped for an older one."""
 
 
 def save(folder: Path, images: int, files: Files, facts: Mapping[str, Any]) -> Path:
-    """Write the checkpoint of `images` below `folder`; raise OSError with nothing half-done left
-    behind.
+    """Write the checkpoint of `images` below `folder`, in place of a damaged one of that number.
 
-    `facts` are plain values kept in `state.json`. One of the same images that was passed over gives
-    way.
+    `facts` are plain values for `state.json`. After an OSError nothing half-written remains.
     """
     target = path_of(folder, images)
     if not folder.exists():
@@ -55,135 +50,110 @@ def save(folder: Path, images: int, files: Files, facts: Mapping[str, Any]) -> P
         fault_point("save", folder=folder.parent)
         temporary.mkdir()
         for name, tensors in files.items():
-            save_file(
-                {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
-                temporary / f"{name}.safetensors",
-            )
+            # safetensors refuses views that are not contiguous, such as channels-last weights.
+            dense = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+            save_file(dense, temporary / f"{name}.safetensors")
         (temporary / "state.json").write_text(json.dumps({"images": images, **facts}, indent=1))
         manifest = {
             path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
             for path in sorted(temporary.iterdir())
         }
-        (temporary / "manifest.json").write_text(
-            json.dumps({"format": FORMAT, "files": manifest}, indent=1)
-        )
-        for path in (*temporary.iterdir(), temporary):
-            sync(path)
-        discard(target)
-        temporary.rename(target)
+        text = json.dumps({"format": FORMAT, "files": manifest}, indent=1)
+        (temporary / "manifest.json").write_text(text)
+        _publish(temporary, target)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
         shutil.rmtree(temporary, ignore_errors=True)
         raise error if isinstance(error, OSError) else OSError(str(error)) from error
-    sync(folder)
     return target
 
 
 def bytes_of(files: Files) -> int:
-    """What a checkpoint of these tensors takes on a disk."""
-    return BESIDE_BYTES + sum(
-        value.nbytes for tensors in files.values() for value in tensors.values()
-    )
+    """The size of a checkpoint of these tensors on a disk."""
+    sizes = (value.nbytes for tensors in files.values() for value in tensors.values())
+    return OVERHEAD_BYTES + sum(sizes)
 
 
 def refuse_full(folder: Path, needed_bytes: int) -> None:
     """Raise OSError where fewer bytes are free: before a file is begun that cannot be ended."""
-    free = shutil.disk_usage(folder).free
-    if free < needed_bytes:
-        why = (
-            f"No space left: {free / 2**20:,.1f} MiB are free, {needed_bytes / 2**20:,.1f} MiB are"
-            " needed"
-        )
+    free, needed = shutil.disk_usage(folder).free / 2**20, needed_bytes / 2**20
+    if free < needed:
+        why = f"No space left: {free:,.1f} MiB are free, {needed:,.1f} MiB are needed"
         raise OSError(errno.ENOSPC, why, str(folder))
 
 
 def adopt(source: Path, folder: Path) -> Path:
-    """Put a copy of a checkpoint below another `folder`, in place of one of the same images; whole
-    or not at all.
-    """
+    """Copy a checkpoint below another `folder`, in place of one of that number; whole or not."""
     verify(source)
     target, temporary = folder / source.name, folder / f"{TEMPORARY}{source.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(source, temporary)
-    for path in (*temporary.iterdir(), temporary):
-        sync(path)
-    verify(temporary)
-    discard(target)
-    temporary.rename(target)
-    sync(folder)
+    verify(temporary)  # the run that owns the source may have deleted it during the copy
+    _publish(temporary, target)
     return target
 
 
+def _publish(temporary: Path, target: Path) -> None:
+    """Give a written folder its name, once its files are on the disk: a rename is atomic."""
+    for path in (*temporary.iterdir(), temporary):
+        sync(path)
+    discard(target)  # a rename cannot replace a folder that has files
+    temporary.rename(target)
+    sync(target.parent)
+
+
 def weights(checkpoint: Path) -> str:
-    """The sha256 of the weights that are used: those of the networks, and of the average where
-    there is one.
-    """
+    """The sha256 of the networks' weights, and of the averaged ones where there are any."""
     files = json.loads((checkpoint / "manifest.json").read_text())["files"]
-    return " ".join(
-        files[f"{name}.safetensors"]["sha256"]
-        for name in ("networks", "average")
-        if f"{name}.safetensors" in files
-    )
+    names = ("networks.safetensors", "average.safetensors")
+    return " ".join(files[name]["sha256"] for name in names if name in files)
 
 
 def path_of(folder: Path, images: int) -> Path:
-    """Where the checkpoint after `images` lies."""
+    """The folder of the checkpoint after `images`."""
     return folder / f"{images:012d}"
 
 
 def load(
     checkpoint: Path, only: Collection[str] = ()
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The tensors by file and name, and the facts; raise TrainingError if anything is not as the
-    manifest says.
+    """The tensors by file and name, and the facts; raise TrainingError for a damaged checkpoint.
 
-    `only` names the files that are wanted, those of them that are there; empty: all.
+    `only` names the files to load, of those that exist; empty: all.
     """
     verify(checkpoint)
     try:
-        files = [
-            path
-            for path in sorted(checkpoint.glob("*.safetensors"))
-            if not only or path.stem in only
-        ]
-        return {path.stem: load_file(path) for path in files}, facts(checkpoint)
-    except (OSError, ValueError, SafetensorError) as error:
-        # cut short or taken away since it was verified
+        files = sorted(checkpoint.glob("*.safetensors"))
+        loaded = {path.stem: load_file(path) for path in files if not only or path.stem in only}
+        return loaded, facts(checkpoint)
+    except (OSError, ValueError, SafetensorError) as error:  # deleted since it was verified
         raise TrainingError(f"{checkpoint} is damaged: {error}") from None
 
 
 def contents(checkpoint: Path) -> dict[str, bytes]:
-    """The files of a verified checkpoint by name, for ranks that need not read them again."""
-    return {
-        path.name: path.read_bytes()
-        for path in sorted(checkpoint.iterdir())
-        if path.name != "manifest.json"
-    }
+    """The files of a verified checkpoint by name, for rank 0 to send to the others."""
+    paths = sorted(checkpoint.iterdir())
+    return {path.name: path.read_bytes() for path in paths if path.name != "manifest.json"}
 
 
 def parsed(files: Mapping[str, bytes]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The tensors by file and name, and the facts, of what `contents` gave."""
-    named = {
-        name.removesuffix(".safetensors"): load_bytes(files[name])
-        for name in files
-        if name != "state.json"
-    }
-    return named, dict(json.loads(files["state.json"]))
+    """The tensors by file and name, and the facts, from what `contents` returned."""
+    stored = {name: data for name, data in files.items() if name != "state.json"}
+    tensors = {Path(name).stem: load_bytes(data) for name, data in stored.items()}
+    return tensors, dict(json.loads(files["state.json"]))
 
 
 def facts(checkpoint: Path) -> dict[str, Any]:
-    """The plain values of a checkpoint: images seen, held-out figures, the tracker's id."""
+    """The plain values of a checkpoint: images seen, held-out metrics, the tracker's id."""
     return dict(json.loads((checkpoint / "state.json").read_text()))
 
 
 def verify(checkpoint: Path) -> None:
-    """Hold every file against the manifest; raise TrainingError that names the first one that
-    differs.
-    """
+    """Compare every file with the manifest; raise TrainingError naming the first that differs."""
     try:
         if checkpoint.is_symlink():
             raise TrainingError(f"{checkpoint} is a symbolic link, not a checkpoint")
         manifest = json.loads((checkpoint / "manifest.json").read_text())
-        _refuse_format(checkpoint, manifest["format"])
+        _refuse_format(checkpoint, manifest["format"])  # first: another format has other files
         expected = dict(manifest["files"])
         if set(expected) | {"manifest.json"} != {path.name for path in checkpoint.iterdir()}:
             raise TrainingError(f"{checkpoint}: its files are not those of its manifest")
@@ -194,9 +164,7 @@ def verify(checkpoint: Path) -> None:
 
 
 def _refuse_format(checkpoint: Path, written: object) -> None:
-    """Raise NewerFormat for one of a later version, TrainingError for what no version has
-    written.
-    """
+    """Raise NewerFormat for a later version's format, TrainingError for one that never existed."""
     if isinstance(written, int) and written > FORMAT:
         raise NewerFormat(
             f"{checkpoint} was written by a newer udl-dist: its format is {written}, this version"
@@ -207,86 +175,69 @@ def _refuse_format(checkpoint: Path, written: object) -> None:
 
 
 def _verify_file(path: Path, entry: Mapping[str, Any]) -> None:
-    if (
-        path.is_symlink()
-        or path.stat().st_size != entry["bytes"]
-        or _sha256(path) != entry["sha256"]
-    ):
+    # The size first: a truncated file of gigabytes need not be hashed.
+    same_size = not path.is_symlink() and path.stat().st_size == entry["bytes"]
+    if not same_size or _sha256(path) != entry["sha256"]:
         raise TrainingError(f"{path} is damaged: size or sha256 differs from the manifest")
     if path.suffix == ".safetensors":
-        with safe_open(path, "pt"):  # something else (a pickle) under that name ends here, unread
+        with safe_open(path, "pt"):  # refuses another format under that name, such as a pickle
             pass
 
 
 def complete(folder: Path) -> list[Path]:
-    """The checkpoints below `folder`, oldest first, without looking into them."""
+    """The checkpoints below `folder` by their names, oldest first; none is opened."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdecimal())
 
 
 def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that is whole; `say` one line for each that is passed over.
-
-    Raise TrainingError if there are checkpoints and none is whole: starting again is the user's to
-    decide. So is going back behind one of a newer udl-dist (NewerFormat).
-    """
-    found = complete(folder)
+    """The newest whole checkpoint, or None; `say` gets a line for each damaged one."""
+    if not (found := complete(folder)):
+        return None
     for checkpoint in reversed(found):
         try:
             verify(checkpoint)
             return checkpoint
         except NewerFormat:
-            raise
+            raise  # to go back behind it, or to start again below, is the user's decision
         except TrainingError as error:
             say(f"passed over: {error}")
-    if found:
-        raise TrainingError(
-            f"all {len(found)} checkpoints in {folder} are damaged; nothing was deleted: give back "
-            "whole ones, or --run.fresh true puts all of the run aside and starts again"
-        )
-    return None
+    raise TrainingError(
+        f"all {len(found)} checkpoints in {folder} are damaged; nothing was deleted: restore whole"
+        " ones, or --run.fresh true moves all of the run aside and starts again"
+    )
 
 
 def prune(folder: Path, keep: int, metric: str, images: int) -> None:
-    """Delete all but the newest `keep` up to `images` and the best one by held-out `metric` (least
-    is best).
-
-    Later ones were passed over as damaged: counted as the newest, they would drive the last good
-    ones out.
-    """
+    """Delete all but the newest `keep` and the best by held-out `metric` (least is best)."""
+    # Those after `images` were skipped as damaged: counted as the newest, they would displace the
+    # last good ones.
     found = [path for path in complete(folder) if int(path.name) <= images]
-    kept = set(found[-keep:])
-    if (best := best_of(found, metric)) is not None:
-        kept.add(best)
-    for path in found:
-        if path not in kept:
+    best = best_of(found, metric)
+    for path in found[:-keep]:
+        if path != best:
             discard(path)
 
 
 def best_of(found: Collection[Path], metric: str) -> Path | None:
     """The checkpoint whose held-out `metric` is least; None if none has it."""
-    scored = [(figure, path) for path in found if (figure := _figure(path, metric)) is not None]
+    scored = []
+    for path in found:
+        # Not an error: it was not validated, or it is damaged.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            scored.append((float(facts(path)["figures"][metric]), path))
     return min(scored)[1] if scored else None
 
 
 def sweep(folder: Path) -> None:
-    """Remove what interrupted writings and deletions left."""
+    """Remove the remains of interrupted writes and deletions."""
     for path in folder.glob(f"{TEMPORARY}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _figure(checkpoint: Path, metric: str) -> float | None:
-    """A held-out figure of a checkpoint; None if there is none, or if it cannot be read."""
-    try:
-        figure = facts(checkpoint)["figures"][metric]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return float(figure) if isinstance(figure, int | float) else None
-
-
 def discard(checkpoint: Path) -> None:
-    """Delete a checkpoint, renamed first: a deletion that is cut short must not look like one."""
+    """Delete a checkpoint, renamed first: half of one must not look like a damaged checkpoint."""
     if checkpoint.exists():
         doomed = checkpoint.with_name(f"{TEMPORARY}doomed-{checkpoint.name}")
         checkpoint.rename(doomed)

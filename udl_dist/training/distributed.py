@@ -14,24 +14,24 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-BUCKET = 2**18  # numbers in one message of an ordered sum
+BUCKET = 2**18  # floats in one message of an ordered sum: 1 MiB
 
 
 class Ranks:
-    """This process among its `world`; `device` is where its networks live."""
+    """This process among the `world` ranks of a run; its networks are on `device`."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         joined = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if joined else 0
         self.world = dist.get_world_size() if joined else 1
         self.device = device or torch.device("cpu")
-        # events, generators and pinned memory belong to the current device
+        # Events, generators and pinned memory belong to the current device.
         if self.device.type == "cuda":
             self.device = torch.device("cuda", self.device.index or 0)
             torch.cuda.set_device(self.device)
-        # Control messages go by gloo, apart from gradients: reading them must not wait for a GPU.
+        # Control messages go by gloo on the CPU: reading them must not wait for the GPU's queue.
         self._control = dist.new_group(backend="gloo") if self.world > 1 else None
-        self._pending: tuple[Tensor, dist.Work] | None = None
+        self._pending: tuple[Tensor, dist.Work] | None = None  # an announcement in flight
 
     @property
     def backend(self) -> str:
@@ -51,31 +51,28 @@ class Ranks:
         # two forwards before a backward on CUDA (pytorch#175024).
         where = [self.device] if self.device.type == "cuda" else None
         with warnings.catch_warnings():
-            # Its new name (torch 2.13) is unknown to older releases.
+            # Releases before torch 2.13 do not know its new name.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             return DistributedDataParallel(
                 module, device_ids=where, broadcast_buffers=False, gradient_as_bucket_view=True
             )
 
     def unsynchronised(self, module: nn.Module, on: bool) -> AbstractContextManager[None]:
-        """While `on`, backward keeps gradients local: all parts of an accumulated batch but the
-        last.
-        """
-        return (
-            module.no_sync()
-            if on and isinstance(module, DistributedDataParallel)
-            else nullcontext()
-        )
+        """While `on`, backward leaves gradients local; DDP sums them with those of the next one."""
+        if on and isinstance(module, DistributedDataParallel):
+            return module.no_sync()
+        return nullcontext()
 
     def total(
         self, values: Mapping[str, float | Tensor], maximum: bool = False
     ) -> dict[str, float]:
-        """Sums (or maxima) over ranks of named scalars; all ranks give the same names."""
+        """Sums (or maxima) over ranks of named scalars; all ranks must pass the same names."""
         listed = [torch.as_tensor(value, device=self.device).double() for value in values.values()]
+        # One message for all names, in the order in which every rank lists them.
         return dict(zip(values, self._reduced(torch.stack(listed), maximum).tolist(), strict=True))
 
     def totals(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sums over ranks of named tensors, on the CPU; all ranks give equal names and shapes."""
+        """Sums over ranks of named tensors, on the CPU; all ranks pass equal names and shapes."""
         flat = self._reduced(torch.cat([value.double().flatten() for value in values.values()]))
         parts = torch.split(flat, [value.numel() for value in values.values()])
         return {
@@ -84,7 +81,7 @@ class Ranks:
         }
 
     def _reduced(self, flat: Tensor, maximum: bool = False) -> Tensor:
-        flat = flat.cpu()  # one wait for the device, not one a value
+        flat = flat.cpu()  # one wait for the device instead of one for each value
         if self.world > 1:
             dist.all_reduce(
                 flat, dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM, group=self._control
@@ -94,22 +91,22 @@ class Ranks:
     def announce(self, *flags: bool) -> tuple[bool, ...]:
         """Send rank 0's flags of this step; return those of the step before, so that no rank waits.
 
-        A broadcast goes down a tree, 9 hops to 512 ranks; a sum over them would go around a ring,
-        1,022 hops.
+        With one rank the flags themselves are returned.
         """
+        # A broadcast goes down a tree, 9 hops to 512 ranks; an all-reduce around a ring, 1,022.
         if self._control is None:
             return flags
         outcome = (False,) * len(flags)
         if self._pending:
             sent, work = self._pending
             work.wait()
-            outcome = tuple(bool(flag) for flag in sent.tolist())
+            outcome = tuple(bool(flag) for flag in sent.tolist())  # rank 0's, received in place
         mine = torch.tensor(flags, dtype=torch.int32)
         self._pending = mine, dist.broadcast(mine, 0, group=self._control, async_op=True)
         return outcome
 
     def await_announced(self) -> None:
-        """Receive the last announcement, so that no message is still in flight."""
+        """Receive the last announcement, so that no message is in flight when a run ends."""
         if self._pending:
             self._pending[1].wait()
             self._pending = None
@@ -118,6 +115,7 @@ class Ranks:
         """The numbers of every rank, by rank, on every rank."""
         if self.world == 1:
             return [numbers]
+        # all_gather needs equal shapes, so the counts go first and shorter lists are padded.
         counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
         dist.all_gather(counts, torch.tensor([len(numbers)]), group=self._control)
         mine = torch.zeros(max(int(count) for count in counts), dtype=torch.float64)
@@ -136,8 +134,10 @@ class Ranks:
         what makes the bits independent of the world size.
         """
         before, behind = self.rank - 1, self.rank + 1
+        # Rank 0 has one part: its backward has summed its virtual ranks already.
         total = parts[0] if self.is_main else torch.empty_like(parts[0])
         sent = []
+        # In buckets, so that all ranks of the chain work at the same time.
         for start in range(0, total.numel(), BUCKET):
             place = slice(start, start + BUCKET)
             if not self.is_main:
@@ -160,20 +160,16 @@ class Ranks:
 
     def broadcast_bytes(self, content: bytes) -> bytes:
         """Rank 0's bytes, on every rank; the arguments of the others are ignored."""
-        if self.world == 1:
-            return content
         size = self.broadcast_int(len(content))
-        buffer = (
-            torch.frombuffer(bytearray(content if self.is_main else size), dtype=torch.uint8)
-            if size
-            else None
-        )
-        if buffer is not None:
-            dist.broadcast(buffer, 0, group=self._control)
-        return b"" if buffer is None else buffer.numpy().tobytes()
+        if self.world == 1 or not size:  # frombuffer takes no empty buffer
+            return content if self.is_main else b""
+        mine = bytearray(content if self.is_main else size)
+        buffer = torch.frombuffer(mine, dtype=torch.uint8)
+        dist.broadcast(buffer, 0, group=self._control)
+        return bytes(mine)
 
     def agree_on_buffers(self, networks: nn.Module) -> None:
-        """Copy rank 0's buffers (running statistics of BatchNorm) to all; DDP leaves them alone."""
+        """Copy rank 0's buffers (running statistics of BatchNorm) to all; DDP does not."""
         if self.world > 1:
             for buffer in networks.buffers():
-                dist.broadcast(buffer, 0)
+                dist.broadcast(buffer, 0)  # on the device, by the backend of gradients

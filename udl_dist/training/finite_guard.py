@@ -1,13 +1,14 @@
-"""No optimiser step is taken on a loss or a gradient that is not finite, on any rank.
+"""Rejects optimiser steps whose loss or gradient is not finite on any rank.
 
 A loss that is not finite makes the gradient of its rank not finite, the sum over ranks carries that
-to every rank, and the norm of the sum shows it: nothing has to be sent. The optimiser's fused
-kernel reads the flag on the device, so a bad step is never applied; on a GPU the host reads it one
-step later, and never waits.
+to every rank, and the norm of the sum shows it: no message is needed. The optimiser's fused kernel
+reads the flag on the device, so a bad step is never applied; on a GPU the host reads it one step
+later, and never waits.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,26 +21,26 @@ from udl_dist.errors import TrainingError
 from udl_dist.training.distributed import Ranks
 from udl_dist.training.train_state import TrainState
 
-MAX_SKIPS = 3  # steps in a row that may be left out
-MAX_ROLLBACKS = 2  # times that a run may go back to its last checkpoint
-LAG = {"cuda": 1}  # steps that the host reads flags behind the device; 0 for other device types
+MAX_SKIPS = 3  # rejected steps in a row before a run goes back to its last checkpoint
+MAX_ROLLBACKS = 2  # times that a run may go back
+LAG = {"cuda": 1}  # steps that the host is behind the device when it reads flags; else 0
 
 
 @dataclass(frozen=True)
 class RejectedStep:
-    """A step that was not taken, after `images`: losses of phases and record numbers, by rank."""
+    """A rejected step, after `images`: losses of phases and record numbers, by rank."""
 
     images: int
     losses: list[list[float]]
     records: list[list[int]]
 
     def why(self) -> str:
-        """What was not finite, and where."""
+        """What was not finite, and on which rank."""
         bad = [
             f"the loss of rank {rank} is {loss:g}"
             for rank, losses in enumerate(self.losses)
             for loss in losses
-            if loss - loss != 0
+            if not math.isfinite(loss)
         ]
         return " and ".join(bad) or "every loss is finite, but the gradient is not"
 
@@ -77,16 +78,17 @@ class FiniteGuard:
         self._pending: deque[PendingStep] = deque()
 
     def begin(self, images: int, records: Records) -> None:
-        """Start a step; running statistics are copied, because a forward may spoil them."""
+        """Start a step; buffers are copied, since a bad forward spoils running statistics."""
         self._step = PendingStep(images, records, [buffer.clone() for buffer in self._buffers])
 
     def record(self, loss: Tensor, plots: dict[str, Tensor], rows: int) -> None:
-        """Add the loss and the plots of one backward; they count if the step is a good one."""
+        """Add the loss and the plots of one backward; they count unless the step is rejected."""
         self._step.losses.append(loss)
         self._step.plots.append(({"loss": loss, **plots} if self._plots_loss else plots, rows))
 
     def check(self, norm: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Keep `optimizer` from moving if the gradient norm over all ranks is not finite."""
+        # With 1 in `found_inf` a fused optimiser leaves weights and moments as they are.
         flag = (~norm.isfinite()).float()
         optimizer.found_inf = flag  # type: ignore[attr-defined]  # the attribute GradScaler sets
         self._step.flags.append(flag)
@@ -94,8 +96,10 @@ class FiniteGuard:
     def end(self) -> None:
         """Finish the step; its flag is copied to the host without waiting."""
         step = self._step
+        # One bad phase rejects the step, but phases before it have moved their networks.
         step.rejected = torch.stack(step.flags).amax()
         if self._ranks.device.type == "cuda":
+            # Pinned: a copy to ordinary memory would wait for the device.
             on_host = torch.empty_like(step.rejected, device="cpu", pin_memory=True)
             step.rejected = on_host.copy_(step.rejected, non_blocking=True)
             step.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -103,7 +107,7 @@ class FiniteGuard:
         self._pending.append(step)
 
     def finished(self, all_of_them: bool) -> Iterator[tuple[PendingStep, RejectedStep | None]]:
-        """The oldest steps, up to the lag or all of them; with each the reason if it was bad."""
+        """The oldest steps, up to the lag or all of them, each with its rejection or None."""
         lag = 0 if all_of_them else LAG.get(self._ranks.device.type, 0)
         while len(self._pending) > lag:
             step = self._pending.popleft()
@@ -113,13 +117,14 @@ class FiniteGuard:
             yield step, self._reject(step) if step.rejected.item() else None
 
     def _reject(self, step: PendingStep) -> RejectedStep:
-        """Restore the running statistics, and gather losses and records of every rank."""
+        """Restore the buffers, and gather losses and records of every rank."""
         for buffer, before in zip(self._buffers, step.buffers, strict=True):
             buffer.copy_(before)
-        # A step that began before this flag was read has copied statistics that this one had
-        # spoiled. If it was a good one, what it added to them is lost.
+        # A later step that began before this flag was read has copied spoiled statistics. What it
+        # added to them is lost, even if it was a good one.
         for later in self._pending:
             later.buffers = step.buffers
+        # Collective: every rank has the same flag, so every rank comes here.
         losses = self._ranks.gather([float(loss) for loss in step.losses])
         records = self._ranks.gather([float(number) for number in step.records.records.tolist()])
         whole = [[int(number) for number in numbers] for numbers in records]

@@ -1,7 +1,7 @@
 """The training loop, one for every method: a generator of reports.
 
-Chance is drawn from (seed, epoch, record) or (seed, step, rank), so that the position in the run is
-the only state of it.
+Random numbers come from (seed, epoch, record) or (seed, step, rank), so that the position in the
+run is their only state.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ VALIDATION_SECONDS = "perf/validation_seconds"
 
 @dataclass(frozen=True)
 class LoopState:
-    """What a checkpoint holds besides tensors: sums of the next point, skips, rollbacks."""
+    """The state of the loop besides tensors: sums of the next point, skips, rollbacks."""
 
-    sums: Sums = field(default_factory=dict)
+    sums: Sums = field(default_factory=dict)  # so that a resumed run plots the same curve
     skips: int = 0
     rollbacks: int = 0
 
@@ -46,7 +46,7 @@ class Report:
     metrics: dict[str, float]
     validated: bool = False
     checkpoint: bool = False
-    stopped: bool = False  # because it was asked for, before the end
+    stopped: bool = False  # by request, before the end
     state: LoopState = field(default_factory=LoopState)
     rejected: RejectedStep | None = None
 
@@ -63,7 +63,7 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls: rank 0's requests for a stop or a checkpoint, and a sign of progress.
+    """Calls of the loop: rank 0's requests for a stop or a checkpoint, and a sign of progress.
 
     `on_progress` gets the images done and the place: data, phase or validation.
     """
@@ -85,7 +85,7 @@ class Due:
 
 @dataclass(frozen=True)
 class TrainingLoop:
-    """Trains `state` on the images of `stream`; every rank has one and runs it in step."""
+    """Trains `state` on the images of `stream`; all ranks run one each, step by step."""
 
     state: TrainState
     stream: Stream
@@ -125,9 +125,11 @@ class TrainingLoop:
             guard.end()
             images += batch_size
             if settings.average_half_life:
+                # Half of the average is of the last `average_half_life` images.
                 self.state.update_average(1 - 0.5 ** (batch_size / settings.average_half_life))
 
             # ── report
+            # On a GPU flags are read one step late; before a point or checkpoint all are read.
             due = self._due(images, total)
             for step, rejected in guard.finished(due.point or due.checkpoint):
                 if rejected is None:
@@ -136,6 +138,7 @@ class TrainingLoop:
                     continue
                 skips += 1
                 state = LoopState(skips=skips)
+                # The worker logs it before this loop raises.
                 yield Report(step.images + batch_size, {}, state=state, rejected=rejected)
                 self._refuse_rejected(rejected, skips, resumed.rollbacks)
             if due.point:
@@ -146,8 +149,10 @@ class TrainingLoop:
                 _refuse_not_finite(metrics, images)
                 state = LoopState({}, skips, resumed.rollbacks)
                 yield Report(images, metrics, due.validation, due.checkpoint, due.stop, state)
-                meter.restart(images)
+                meter.restart(images)  # after the report, whose time is not training
             elif due.checkpoint:
+                # Between two points: the sums go into the checkpoint, so that a resumed run plots
+                # the same next point.
                 state = LoopState(meter.sums(), skips, resumed.rollbacks)
                 yield Report(images, {}, False, True, due.stop, state)
             if due.stop:
@@ -156,17 +161,19 @@ class TrainingLoop:
 
     def _due(self, images: int, total: int) -> Due:
         """What is due after the step that ended at `images`, the same on every rank."""
+        # Rank 0's requests of the step before: all ranks stop at the same images.
         asked = (self.hooks.stop_requested(), self.hooks.save_requested())
         stop, save = self.ranks.announce(*asked)
         last, every = images >= total, self.intervals
 
+        # Intervals need not be multiples of the batch: due is the step that passes a multiple.
         def crossed(interval: int) -> bool:
             return images // interval > (images - self.settings.batch_size) // interval
 
         passed = [images - self.settings.batch_size < at <= images for at in every.validate_at]
         validation = last or crossed(every.validate) or any(passed)
         checkpoint = validation or crossed(every.checkpoint)
-        stop = stop and not last
+        stop = stop and not last  # a run that is complete is not stopped
         return Due(
             point=checkpoint or crossed(every.report),
             validation=validation,
@@ -183,25 +190,25 @@ class TrainingLoop:
             self.state, self.held_out, self.settings.batch_size, self.ranks, on_batch
         )
         seconds = {VALIDATION_SECONDS: time.perf_counter() - began}
-        return metrics | self.ranks.total(seconds, maximum=True)
+        return metrics | self.ranks.total(seconds, maximum=True)  # the slowest rank's
 
     def _refuse_rejected(self, rejected: RejectedStep, skips: int, rollbacks: int) -> None:
-        """Stop at a rejected step, or at one too many in a row; every rank decides the same."""
+        """Raise for a rejected step, or for one too many in a row; all ranks decide alike."""
         why = f"{rejected.why()} after {rejected.images} images"
         if self.settings.non_finite == "stop":
             raise TrainingError(
                 f"{why}: lower train.learning_rate, set train.clip_norm, or train.non_finite ="
-                " skip; its records are in non_finite.jsonl, the last checkpoint is kept"
+                " skip; its records are in non_finite.jsonl, the last checkpoint remains"
             )
         if skips > MAX_SKIPS:
             raise Diverged(f"{why}, step {skips} in a row that is not finite", rollbacks)
 
 
 def _refuse_not_finite(metrics: dict[str, float], images: int) -> None:
-    """Stop on a metric that is not finite; metrics are equal on every rank, so every rank stops."""
+    """Raise for a metric that is not finite: equal on every rank, so every rank stops."""
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise TrainingError(
                 f"{name} is {value} after {images} images: lower train.learning_rate, or set "
-                "train.clip_norm; the last checkpoint is kept"
+                "train.clip_norm; the last checkpoint remains"
             )

@@ -1,4 +1,4 @@
-"""Plots of the loss, speed and memory: summed on the device, reduced over ranks at a report."""
+"""Means of what phases plot, speed and memory: summed on the device, reduced at a report."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from udl_dist.training.distributed import Ranks
 
 Sums = dict[str, list[list[float]]]
-DAMAGED = "damaged records"  # no metric has a blank in its name
+DAMAGED = "damaged records"  # cannot be the name of a metric, which has no blank
 
 
 class Meter:
-    """Sums of what a phase plots, kept on the device until a report turns them into numbers."""
+    """Sums of what phases plot, on the device until a report: reading them waits for a GPU."""
 
     def __init__(self, ranks: Ranks, images: int, resumed: Sums | None = None) -> None:
         self._ranks = ranks
@@ -26,15 +26,15 @@ class Meter:
             self._restore(resumed)
 
     def add_wait(self, seconds: float, damaged: int) -> None:
-        """Count the wait for a batch, and the records in it that stand in for damaged ones."""
+        """Count the wait for a batch, and its records that replace damaged ones."""
         self._wait_seconds += seconds
         self._damaged += damaged
 
     def add_all(self, plots: list[tuple[dict[str, Tensor], int]]) -> None:
-        """Add the plots of one step: means over some rows, and how many rows those were."""
+        """Add the plots of one step: means over rows, each with its number of rows."""
         for values, rows in plots:
             for name, value in values.items():
-                weighted = value.detach() * rows
+                weighted = value.detach() * rows  # parts of a batch may differ in rows
                 self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
                 self._rows[name] = self._rows.get(name, 0) + rows
 
@@ -48,9 +48,9 @@ class Meter:
             "seconds": seconds,
             "memory": _memory_bytes(self._ranks.device),
         }
-        slowest = self._ranks.total(local, maximum=True)
+        slowest = self._ranks.total(local, maximum=True)  # all ranks wait for it
         metrics = {f"train/{name}": sums[name] / sums[f"rows {name}"] for name in self._sums}
-        if sums["damaged"]:
+        if sums["damaged"]:  # absent from the curves of a run without damage
             metrics["data/damaged"] = sums["damaged"]
         return metrics | {
             "train/learning_rate": learning_rate,
@@ -67,6 +67,7 @@ class Meter:
             for name in self._sums
             for number in (float(self._sums[name]), float(self._rows[name]))
         ]
+        # Damaged records as a pair like the others; 0.0 stands for its rows.
         ranks = self._ranks.gather([*mine, float(self._damaged), 0.0])
         return {
             name: [numbers[2 * place : 2 * place + 2] for numbers in ranks]
@@ -74,7 +75,7 @@ class Meter:
         }
 
     def _restore(self, sums: Sums) -> None:
-        """Go on from `sums`: each rank from its own; at another world size, rank 0 from all."""
+        """Continue from `sums`: each rank from its own; at another world size, rank 0 from all."""
         for name, by_rank in sums.items():
             if len(by_rank) == self._ranks.world:
                 total, rows = by_rank[self._ranks.rank]
@@ -85,11 +86,12 @@ class Meter:
             if name == DAMAGED:
                 self._damaged = int(total)
                 continue
+            # float32, as the loss that was summed: any other type would change the next bits.
             self._sums[name] = torch.tensor(total, dtype=torch.float32, device=self._ranks.device)
             self._rows[name] = int(rows)
 
     def restart(self, images: int) -> None:
-        """Begin the next interval; the time that the report took is not counted."""
+        """Begin the next interval; the time of the report is not counted."""
         self._images = images
         self._sums: dict[str, Tensor] = {}
         self._rows: dict[str, int] = {}
@@ -104,8 +106,8 @@ def _memory_bytes(device: torch.device) -> int:
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except FileNotFoundError:
-        # no Linux: the peak of all resident pages, those of mapped shards included
+        # Not Linux: the peak of all resident pages, those of mapped shards included.
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    # Mapped shards are the kernel's cache, which it takes back at will: they are not counted.
+    # Pages of mapped shards are the kernel's cache, which it can reclaim: they are not counted.
     own = [line for line in lines if line.startswith(("RssAnon", "RssShmem"))]
     return sum(int(line.split()[1]) * 1024 for line in own)

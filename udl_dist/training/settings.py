@@ -1,4 +1,4 @@
-"""The settings of the loop; needs no torch."""
+"""The settings of training; needs no torch."""
 
 from __future__ import annotations
 
@@ -12,24 +12,22 @@ from udl_dist.errors import UsageError
 
 @dataclass(frozen=True)
 class TrainSettings:
-    # Shares of a global batch in an elastic run: each is learned by itself, so the world must
-    # divide them.
+    # Parts of a global batch in an elastic run, each with a backward of its own. 12 is divisible by
+    # 1, 2, 3, 4, 6 and 12 ranks.
     VIRTUAL_RANKS: ClassVar[int] = 12
-    DEFAULT_IMAGES: ClassVar[int] = 500_000  # of a run that is asked for without a length
+    DEFAULT_IMAGES: ClassVar[int] = 500_000  # of a run without a length in its settings
 
     batch_size: int = setting(128, "images of one step, over all ranks together", low=1)
     total_images: int = setting(
         0,
-        "stop after so many images (whole steps); this or train.epochs; 0 and no epochs: 500,000",
+        "images of the run (whole steps); this or train.epochs; 0 and no epochs: 500,000",
         low=0,
     )
-    epochs: float = setting(
-        0.0, "stop after so many passes over the data; this or train.total_images", low=0
-    )
+    epochs: float = setting(0.0, "passes over the data; this or train.total_images", low=0)
     seed: int = setting(
-        0, "where all chance comes from: weights, order, flips, noise", low=0, high=2**63 - 1
+        0, "seed of all random numbers: weights, order, flips, noise", low=0, high=2**63 - 1
     )
-    optimizer: Literal["adam", "adamw", "sgd"] = setting("adam", "the optimiser of every learner")
+    optimizer: Literal["adam", "adamw", "sgd"] = setting("adam", "the optimiser of every phase")
     learning_rate: float = setting(1e-3, "its peak", above=0)
     beta1: float = setting(0.9, "Adam's first decay; the momentum of sgd", low=0, below=1)
     beta2: float = setting(0.999, "Adam's second decay", low=0, below=1)
@@ -47,7 +45,7 @@ class TrainSettings:
     accumulate: int = setting(
         1, "parts in which a rank computes its share of a batch, to save memory", low=1
     )
-    clip_norm: float = setting(0.0, "greatest gradient norm of a learner; 0: no clipping", low=0)
+    clip_norm: float = setting(0.0, "greatest gradient norm of a phase; 0: no clipping", low=0)
     non_finite: Literal["stop", "skip"] = setting(
         "stop",
         "a loss or gradient that is not finite; skip: the step is left out, after 3 in a row the"
@@ -70,8 +68,7 @@ class TrainSettings:
     )
     init_from: str = setting(
         "",
-        "a run folder or an exported model whose weights are the first ones; nothing else of it is"
-        " taken",
+        "a run folder or an exported model to start from: its weights and nothing else",
     )
     report_images: int = setting(
         0, "images between points of the curves; 0: a hundred a run", low=0
@@ -83,28 +80,22 @@ class TrainSettings:
                 f"train.init_from {self.init_from!r} must be a folder on a disk: copy the model"
                 " there"
             )
-        if self.init_from:  # workers run in folders of their own
+        if self.init_from:  # absolute: Ray gives each worker another working directory
             object.__setattr__(self, "init_from", str(as_path(self.init_from)))
 
     def length(self, records: int) -> int:
-        """The images of the whole run: whole steps, the least number that reaches what was
-        asked.
-        """
+        """The images of the whole run: the least number of whole steps that reaches its length."""
         if self.total_images and self.epochs:
             raise UsageError("set one of train.total_images and train.epochs, not both")
         asked = self.total_images or math.ceil(self.epochs * records) or self.DEFAULT_IMAGES
         return math.ceil(asked / self.batch_size) * self.batch_size
 
     def learning_rate_at(self, images: int, total: int) -> float:
-        """The learning rate of the step that starts after `images` of `total`: pure, so resuming is
-        exact.
-        """
+        """The learning rate of the step after `images` of `total`: pure, so resuming is exact."""
         if images < self.warmup_images:
-            return (
-                self.learning_rate
-                * (images + self.batch_size)
-                / (self.warmup_images + self.batch_size)
-            )
+            # The step's own images count, so that the first step is not at 0.
+            reached = images + self.batch_size
+            return self.learning_rate * reached / (self.warmup_images + self.batch_size)
         if self.schedule == "constant":
             return self.learning_rate
         done = (images - self.warmup_images) / max(1, total - self.warmup_images)

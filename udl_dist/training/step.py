@@ -1,8 +1,8 @@
 """One optimiser step: the gradients of the whole global batch, phase after phase.
 
-It alone knows backward, autocast, accumulation and clipping, and the two ways in which ranks add
-up their gradients: averaged by DDP during backward, or elastic, where the batch is cut into a fixed
-number of virtual ranks whose gradients are added in their order, whatever the world size is.
+Only this module knows backward, autocast, accumulation and clipping, and the two ways to sum the
+gradients of ranks: averaged by DDP during backward, or elastic, where the batch is cut into a fixed
+number of virtual ranks whose gradients are added in order, at any world size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from udl_dist.training.train_state import PhaseState, TrainState, like
 
 @dataclass(frozen=True)
 class Stepper:
-    """Takes the steps of one rank; `on_phase`, a sign of progress, is called before each phase."""
+    """Makes the steps of one rank; `on_phase`, a sign of progress, is called before each phase."""
 
     state: TrainState
     settings: TrainSettings
@@ -43,10 +43,10 @@ class Stepper:
                 self._update(phase, parts, (number, index), learning_rate)
 
     def warm_up(self) -> None:
-        """Run each phase once on black images, and leave no trace but the order of DDP's sums.
+        """Run each phase once on black images, which changes nothing but the order of DDP's sums.
 
-        DDP lays its buckets anew after the first backward of a process, and with three ranks or
-        more the place in a bucket is the order of a sum: without this, the first step after a
+        DDP rebuilds its buckets after the first backward of a process, and with three ranks or more
+        the position in a bucket decides the order of a sum: without this, the first step after a
         resume would differ in its last bits.
         """
         if self.ranks.world == 1 or self.state.virtual_ranks:
@@ -66,6 +66,7 @@ class Stepper:
         self, phase: PhaseState, parts: list[Batch], place: tuple[int, int], learning_rate: float
     ) -> None:
         """Gradients of one phase, their norm and the optimiser; `place` is (step, phase)."""
+        # The generator's backward goes through the discriminator and must leave no gradient there.
         phase.unfreeze_only_its_networks(self.state.method)
         phase.optimizer.zero_grad(set_to_none=True)
         if self.state.virtual_ranks:
@@ -75,6 +76,7 @@ class Stepper:
         parameters = phase.parameters()
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         self.guard.check(norm, phase.optimizer)
+        # The norm of the whole batch, after the sum over ranks: before it, ranks would clip apart.
         if self.settings.clip_norm:
             clip_grads_with_norm_(parameters, self.settings.clip_norm, norm)
         for group in phase.optimizer.param_groups:
@@ -86,8 +88,8 @@ class Stepper:
     ) -> None:
         step, index = place
         if index == 0:
-            # Dropout and its like draw from torch's own generator, seeded here at each step: so
-            # there is no state of it to keep.
+            # Dropout draws from torch's own generator. Seeded at each step, it has no state to
+            # save.
             self._seed(step, self.ranks.rank)
         for number, part in enumerate(parts):
             with self.ranks.unsynchronised(phase.module, number < len(parts) - 1):
@@ -102,7 +104,7 @@ class Stepper:
         for number, part in enumerate(parts):
             self._seed(*place, self.ranks.rank * len(parts) + number)
             self._backward(phase, part, 1 / self.settings.batch_size)
-            # Rank 0's parts come first in the sum: backward itself adds them up in their order.
+            # Rank 0's parts come first in the sum: its backward adds them up in this order.
             if not self.ranks.is_main:
                 gradients.append(_detach_gradients(parameters))
         if self.ranks.world > 1:
@@ -120,6 +122,7 @@ class Stepper:
         self.guard.record(loss.detach(), plots, rows)
 
     def _loss(self, phase: PhaseState, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        # The forward of the loss too: each loss returns to float32 where it sums over pixels.
         bfloat16 = self.settings.precision == "bfloat16"
         with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=bfloat16):
             loss, plots = phase.module(phase.phase, batch)
@@ -145,6 +148,7 @@ class Stepper:
 
     def _seed(self, *parts: int) -> None:
         """Seed torch's generators of the CPU and of this device; torch.manual_seed costs 1 ms."""
+        # SeedSequence hashes its words, so that neighbouring steps have unrelated draws.
         words = np.random.SeedSequence((self.settings.seed, *parts)).generate_state(1, np.uint64)
         seed = int(words[0] >> np.uint64(1))
         torch.default_generator.manual_seed(seed)
@@ -153,16 +157,19 @@ class Stepper:
 
 
 def part_edges(batch_size: int, virtual_ranks: int, accumulate: int, ranks: Ranks) -> list[int]:
-    """Where a rank cuts its rows: into `accumulate` parts, or where virtual ranks end."""
+    """Where a rank cuts its rows: into `accumulate` parts, or at the ends of virtual ranks."""
+    # Shares differ by one row where the world does not divide the batch.
     first, end = (batch_size * rank // ranks.world for rank in (ranks.rank, ranks.rank + 1))
     if not virtual_ranks:
         return [(end - first) * part // accumulate for part in range(accumulate + 1)]
     every = [batch_size * part // virtual_ranks for part in range(virtual_ranks + 1)]
+    # A world that divides the virtual ranks has its own edges among these.
     return [edge - first for edge in every if first <= edge <= end]
 
 
 def _detach_gradients(parameters: list[torch.nn.Parameter]) -> Tensor:
     """The gradients as one flat tensor; the parameters have none afterwards."""
+    # A parameter that this part of the loss did not use has no gradient: zeros take its place.
     flat = torch.cat(
         [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
     )

@@ -35,19 +35,21 @@ def validate(
         for records in held_out.once(batch_size, ranks.rank, ranks.world):
             on_batch()
             for name, values in method.measure(to_batch(records, 0, ranks.device)).items():
+                # In double: the order of a sum, which depends on the world size, must not show.
                 here = values.sum(0, dtype=torch.float64)
                 sums[name] = sums[name] + here if name in sums else here
         if not sums:
-            # More ranks than held-out images: this one adds zeros, of the shapes the others send.
+            # More ranks than held-out images: this one adds zeros, of the shapes that others send.
             shapes = method.measure(dummy_batch(method, 1, ranks.device))
             sums = {name: torch.zeros_like(value[0]).double() for name, value in shapes.items()}
+    # By the records of all ranks: their shares may differ.
     means = {name: value / held_out.records for name, value in ranks.totals(sums).items()}
     return {f"val/{name}": value for name, value in method.figures(means).items()}
 
 
 @contextmanager
 def evaluating(method: Method) -> Iterator[None]:
-    """Evaluation mode meanwhile: no dropout, running statistics of BatchNorm, no gradients."""
+    """Evaluation mode: no dropout, running statistics of BatchNorm, no gradients."""
     method.networks.eval()
     try:
         with torch.no_grad():
@@ -76,6 +78,7 @@ def refuse_unknown_metric(setting: str, name: str, method: Method) -> None:
             f"{setting} {name!r} is not a metric of this method: {nearest(name, reported)} "
             f"(there are {', '.join(reported) or 'none'}){why}"
         )
+    # (): it ranks no runs, whatever their settings, such as the logit of a discriminator.
     if method.incomparable.get(name.removeprefix("val/")) == ():
         raise UsageError(
             f"{setting} {name} does not tell which run is better: take val/{method.best}"

@@ -1,8 +1,6 @@
-"""Networks as descriptions: dense and convolutional encoders and decoders that are counted first
-and built later.
+"""Networks as descriptions: encoders and decoders that are counted first and built later.
 
-Knows layers and shapes; knows no loss, no device and no method. Nothing here imports torch before
-`build`.
+This package knows no loss, device or method. Nothing here imports torch before `build`.
 """
 
 from __future__ import annotations
@@ -33,8 +31,8 @@ from udl_dist.methods.networks.layers import (
 if TYPE_CHECKING:
     from torch import nn
 
-# The factor that keeps the variance through each function: He et al. 2015, eq. 10; LeCun et al.
-# 1998 for the others.
+# The factor that keeps the variance through each function (He et al. 2015, eq. 10; for tanh and
+# sigmoid LeCun et al. 1998). Of leaky ReLU with slope a it is √(2 / (1 + a²)), here a = 0.2.
 GAINS = {
     "relu": sqrt(2),
     "leaky_relu": sqrt(2 / 1.04),
@@ -44,8 +42,7 @@ GAINS = {
     "tanh": 5 / 3,
     "sigmoid": 1.0,
 }
-# the last layer of a decoder starts near zero: grey images, and tanh or sigmoid where they are
-# steepest
+# The last layer of a decoder starts near zero: grey images, where tanh and sigmoid are steepest.
 SMALL = 0.1
 
 
@@ -58,42 +55,34 @@ class Network:
 
     @property
     def parameters(self) -> int:
-        """How many numbers are learned."""
+        """The count of learned numbers."""
         return sum(layer.parameters for layer in self.layers)
 
     @property
     def outputs(self) -> Shape:
-        """The shape that comes out for one image."""
+        """The shape of the output for one image."""
         last, shape = walk(self.layers, self.inputs)[-1]
         return last.outputs(shape)
 
     @property
     def mixes_images(self) -> bool:
-        """Whether what comes out for an image depends on the others of its batch: batch
-        normalisation.
-        """
+        """Whether an image's output depends on the others of its batch (batch normalisation)."""
         return any(isinstance(layer, Norm) and layer.kind == "batch" for layer in self.layers)
 
     @property
     def activations(self) -> int:
-        """Floats that a forward pass makes for one image: an upper bound of what is kept for the
-        gradient.
-        """
+        """Floats of a forward pass for one image: an upper bound of those stored for backward."""
         return prod(self.inputs) + sum(
             layer.activations(shape) for layer, shape in walk(self.layers, self.inputs)
         )
 
     @property
     def flops(self) -> int:
-        """Multiply-adds of a forward pass for one image; forward and backward take about three
-        times as many.
-        """
+        """Multiply-adds of a forward pass for one image."""
         return sum(layer.flops(shape) for layer, shape in walk(self.layers, self.inputs))
 
     def in_words(self) -> str:
-        """The kind, and the width of each layer of weights: "conv 32-64-8"; residual blocks keep
-        the width.
-        """
+        """The kind, and the width of each layer with weights: "conv 32-64-8"."""
         weights = [
             layer for layer in self.layers if isinstance(layer, Linear | Conv | ConvTranspose)
         ]
@@ -108,9 +97,7 @@ class Network:
         return f"{kind} {widths}" + (f" with {blocks} residual blocks" if blocks else "")
 
     def build(self) -> nn.Sequential:
-        """The network as a torch module on the CPU, initialised from torch's current random
-        state.
-        """
+        """The network as a torch module on the CPU, initialised from torch's random state."""
         from udl_dist.methods.networks.modules import chain
 
         return chain(self.layers)
@@ -118,7 +105,7 @@ class Network:
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """How an encoder is made; a decoder is its mirror image."""
+    """The layers of an encoder; a decoder mirrors them."""
 
     kind: Literal["dense", "conv"] = setting(
         "conv", "dense layers over all pixels, or strided convolutions"
@@ -142,16 +129,19 @@ class NetworkSettings:
 
 
 def encoder(settings: NetworkSettings, shape: Shape, outputs: int) -> Network:
-    """A network [C, H, W] -> [outputs]; raise UsageError if the image cannot be halved once for
-    each width.
-    """
+    """A network [C, H, W] -> [outputs]; raise UsageError for more widths than halvings."""
+    widths = _widths(settings, shape)
     if settings.kind == "dense":
-        return Network(shape, _dense_encoder(settings, prod(shape), outputs))
-    sides = halvings((shape[1], shape[2]), len(_widths(settings, shape)))
+        pixels = prod(shape)
+        hidden = _dense_chain(settings, (pixels, *widths))
+        return Network(shape, (Reshape((pixels,)), *hidden, Linear(widths[-1], outputs)))
+    sides = halvings((shape[1], shape[2]), len(widths))
     layers: list[Layer] = []
     channels = shape[0]
-    for width, side in zip(_widths(settings, shape), sides, strict=False):
-        layers += [_conv(settings, channels, width, kernel(side), 2), *_after(settings, width)]
+    # sides has one more entry, the size after the last halving.
+    for width, side in zip(widths, sides, strict=False):
+        layers.append(Conv(channels, width, kernel(side), 2, *_gain_and_bias(settings)))
+        layers += _after(settings, width)
         layers += [_conv_residual(settings, width)] * settings.depth
         channels = width
     features = channels * prod(sides[-1])
@@ -161,35 +151,29 @@ def encoder(settings: NetworkSettings, shape: Shape, outputs: int) -> Network:
 def decoder(
     settings: NetworkSettings, latent_dim: int, shape: Shape, gain: float = SMALL
 ) -> Network:
-    """A network [latent_dim] -> [C, H, W] that mirrors `encoder`; its output is unbounded, at first
-    of scale `gain`.
-    """
-    if settings.kind == "dense":
-        return Network(
-            (latent_dim,),
-            (*_dense_decoder(settings, latent_dim, prod(shape), gain), Reshape(shape)),
-        )
+    """A network [latent_dim] -> [C, H, W], unbounded; its output has scale `gain` at first."""
     widths = _widths(settings, shape)
+    if settings.kind == "dense":
+        hidden = _dense_chain(settings, (latent_dim, *widths[::-1]))
+        output = (Linear(widths[0], prod(shape), gain), Reshape(shape))
+        return Network((latent_dim,), (*hidden, *output))
     sides = halvings((shape[1], shape[2]), len(widths))
-    start = (widths[-1], *sides[-1])
-    layers: list[Layer] = [
-        Linear(latent_dim, prod(start), GAINS[settings.activation]),
-        Reshape(start),
-    ]
-    layers += _after(settings, widths[-1])
+    start = (widths[-1], *sides[-1])  # the smallest map of channels
+    # With a bias under any norm: `_after` normalises channels, and this bias is one for each pixel.
+    layers: list[Layer] = [Linear(latent_dim, prod(start), GAINS[settings.activation])]
+    layers += [Reshape(start), *_after(settings, widths[-1])]
     for level in range(len(widths) - 1, -1, -1):
         layers += [_conv_residual(settings, widths[level])] * settings.depth
         if level:
-            layers += _up(settings, widths[level], widths[level - 1], sides[level])
-    return Network(
-        (latent_dim,), (*layers, ConvTranspose(widths[0], shape[0], kernel(sides[0]), gain))
-    )
+            width, side = widths[level - 1], kernel(sides[level])
+            layers.append(ConvTranspose(widths[level], width, side, *_gain_and_bias(settings)))
+            layers += _after(settings, width)
+    layers.append(ConvTranspose(widths[0], shape[0], kernel(sides[0]), gain))
+    return Network((latent_dim,), tuple(layers))
 
 
 def halvings(sides: Pair, times: int) -> list[Pair]:
-    """The sizes of an image from whole to smallest, each half of the one before, rounded up: 28,
-    14, 7, 4.
-    """
+    """The sizes of an image from whole to smallest, halved and rounded up: 28, 14, 7, 4."""
     sizes = [sides]
     for _ in range(times):
         if min(sizes[-1]) < 2:
@@ -203,8 +187,9 @@ def halvings(sides: Pair, times: int) -> list[Pair]:
 
 
 def kernel(sides: Pair) -> Pair:
-    """The kernel that halves these sides exactly: 4 an even one, 3 an odd one, so that the way back
-    is exact too.
+    """The kernel of stride 2 that halves these sides exactly: 4 for an even side, 3 for any other.
+
+    A transposed convolution with the same kernel then gives back the same size.
     """
     return (3 if sides[0] % 2 else 4, 3 if sides[1] % 2 else 4)
 
@@ -214,50 +199,25 @@ def _widths(settings: NetworkSettings, shape: Shape) -> tuple[int, ...]:
         return settings.widths
     if settings.kind == "dense":
         return (512, 256)
+    # Halved until both sides have 8 pixels or fewer, or one of them a single pixel.
     sides = halvings((shape[1], shape[2]), 1)
     while max(sides[-1]) > 8 and min(sides[-1]) > 1:
         sides = halvings(sides[0], len(sides))
     return tuple(min(32 * 2**level, 256) for level in range(len(sides) - 1))
 
 
-def _dense_encoder(settings: NetworkSettings, pixels: int, outputs: int) -> tuple[Layer, ...]:
-    widths = _widths(settings, ())
-    hidden = _dense_chain(settings, (pixels, *widths))
-    return (Reshape((pixels,)), *hidden, Linear(widths[-1], outputs))
-
-
-def _dense_decoder(
-    settings: NetworkSettings, latent_dim: int, pixels: int, gain: float
-) -> tuple[Layer, ...]:
-    widths = _widths(settings, ())[::-1]
-    return (*_dense_chain(settings, (latent_dim, *widths)), Linear(widths[-1], pixels, gain))
-
-
 def _dense_chain(settings: NetworkSettings, features: tuple[int, ...]) -> list[Layer]:
     layers: list[Layer] = []
     for inputs, outputs in pairwise(features):
-        layers += [_linear(settings, inputs, outputs), *_after(settings, outputs, flat=True)]
+        layers.append(Linear(inputs, outputs, *_gain_and_bias(settings)))
+        layers += _after(settings, outputs, flat=True)
         layers += [_dense_residual(settings, outputs)] * settings.depth
     return layers
 
 
-def _linear(settings: NetworkSettings, inputs: int, outputs: int) -> Linear:
+def _gain_and_bias(settings: NetworkSettings) -> tuple[float, bool]:
     # A bias before batch normalisation would be subtracted again.
-    return Linear(inputs, outputs, GAINS[settings.activation], settings.norm != "batch")
-
-
-def _conv(settings: NetworkSettings, inputs: int, channels: int, kernel: Pair, stride: int) -> Conv:
-    return Conv(
-        inputs, channels, kernel, stride, GAINS[settings.activation], settings.norm != "batch"
-    )
-
-
-def _up(settings: NetworkSettings, inputs: int, channels: int, sides: Pair) -> list[Layer]:
-    bias = settings.norm != "batch"
-    return [
-        ConvTranspose(inputs, channels, kernel(sides), GAINS[settings.activation], bias),
-        *_after(settings, channels),
-    ]
+    return GAINS[settings.activation], settings.norm != "batch"
 
 
 def _after(settings: NetworkSettings, channels: int, flat: bool = False) -> list[Layer]:
@@ -266,11 +226,12 @@ def _after(settings: NetworkSettings, channels: int, flat: bool = False) -> list
 
 
 def _conv_residual(settings: NetworkSettings, channels: int) -> Residual:
-    # The last layer of a block starts at zero, so a deep network starts as a shallow one (Zhang et
-    # al. 2019, Fixup).
+    # The last layer of a block starts at zero, so a deep network starts as a shallow one (Fixup,
+    # Zhang et al. 2019).
     last = Conv(channels, channels, (3, 3), gain=0.0)
     before = _after(settings, channels)
-    return Residual((*before, _conv(settings, channels, channels, (3, 3), 1), *before, last))
+    first = Conv(channels, channels, (3, 3), 1, *_gain_and_bias(settings))
+    return Residual((*before, first, *before, last))
 
 
 def _dense_residual(settings: NetworkSettings, features: int) -> Residual:

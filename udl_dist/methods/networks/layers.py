@@ -1,8 +1,6 @@
-"""The layers a network is described with: what comes out of each, how many numbers it learns, what
-it costs.
+"""The layers that describe a network: the output shape, parameters and cost of each.
 
-Frozen and free of torch, so that a network is counted before anything is allocated. `modules.py`
-builds them.
+They need no torch, so a network is counted before memory is allocated; `modules.py` builds them.
 """
 
 from __future__ import annotations
@@ -20,17 +18,15 @@ NormKind = Literal["group", "none", "batch"]
 
 @dataclass(frozen=True)
 class Layer:
-    """One step of a network; what a subclass does not say is: no parameters, no multiplications,
-    the same shape.
-    """
+    """A layer; by default without parameters and multiplications, and of unchanged shape."""
 
     @property
     def parameters(self) -> int:
-        """How many numbers are learned."""
+        """The count of learned numbers."""
         return 0
 
     def outputs(self, inputs: Shape) -> Shape:
-        """The shape that comes out for the shape that goes in."""
+        """The shape of the output, from that of the input."""
         return inputs
 
     def flops(self, inputs: Shape) -> int:
@@ -38,19 +34,17 @@ class Layer:
         return 0
 
     def activations(self, inputs: Shape) -> int:
-        """Floats this layer makes for one image; at most these are kept for the gradient."""
+        """Floats in the output for one image; at most these are stored for backward."""
         return prod(self.outputs(inputs))
 
 
 @dataclass(frozen=True)
 class Linear(Layer):
-    """A dense map; weights start with the deviation `gain / √fan`, so `gain` is the scale of what
-    comes out.
-    """
+    """A dense map; weights start with std `gain / √fan`, so `gain` is the scale of the output."""
 
     inputs: int
     features: int
-    gain: float = 1.0
+    gain: float = 1.0  # that of the function that follows (see GAINS), or 0 to start at zero
     bias: bool = True
 
     @property
@@ -72,9 +66,7 @@ class Linear(Layer):
 
 @dataclass(frozen=True)
 class Conv(Layer):
-    """A convolution whose padding keeps the size at stride 1, and halves it at stride 2 (see
-    `halving`).
-    """
+    """A convolution padded by 1: the same size at stride 1, half at stride 2 (see `kernel`)."""
 
     inputs: int
     channels: int
@@ -90,10 +82,11 @@ class Conv(Layer):
     @property
     def fan(self) -> float:
         """How many inputs each output sums."""
-        return prod(self.kernel) * self.inputs
+        return prod(self.kernel) * self.inputs  # padding, which is zero, counts too
 
     def outputs(self, inputs: Shape) -> Shape:
         assert inputs[0] == self.inputs, (inputs, self)
+        # torch's formula (n + 2 * padding - kernel) // stride + 1, with padding 1.
         sides = [
             (side + 2 - kernel) // self.stride + 1
             for side, kernel in zip(inputs[1:], self.kernel, strict=True)
@@ -106,9 +99,7 @@ class Conv(Layer):
 
 @dataclass(frozen=True)
 class ConvTranspose(Layer):
-    """The way back of a `Conv` of stride 2 with the same kernel: 4 makes 2n of n pixels, 3 makes 2n
-    - 1.
-    """
+    """The inverse in size of a `Conv` of stride 2: kernel 4 makes 2n of n pixels, 3 2n - 1."""
 
     inputs: int
     channels: int
@@ -122,28 +113,26 @@ class ConvTranspose(Layer):
 
     @property
     def fan(self) -> float:
-        """How many inputs each output sums: at stride 2 only a quarter of the kernel meets a
-        pixel.
-        """
+        """How many inputs each output sums: at stride 2 a quarter of the kernel meets a pixel."""
         return prod(self.kernel) * self.inputs / 4
 
     def outputs(self, inputs: Shape) -> Shape:
         assert inputs[0] == self.inputs, (inputs, self)
-        return (
-            self.channels,
-            *(2 * side - 4 + kernel for side, kernel in zip(inputs[1:], self.kernel, strict=True)),
-        )
+        # torch's formula (n - 1) * 2 - 2 * padding + kernel, with padding 1.
+        sides = (2 * side - 4 + size for side, size in zip(inputs[1:], self.kernel, strict=True))
+        return (self.channels, *sides)
 
     def flops(self, inputs: Shape) -> int:
-        return self.parameters * prod(inputs[1:]) - self.channels * self.bias * prod(inputs[1:])
+        # Each input pixel meets the whole kernel.
+        return prod(self.kernel) * self.inputs * self.channels * prod(inputs[1:])
 
 
 @dataclass(frozen=True)
 class Bias(Layer):
-    """A learned vector added to what comes in."""
+    """A learned vector added to the input."""
 
     features: int
-    value: float = 0.0
+    value: float = 0.0  # at the start
 
     @property
     def parameters(self) -> int:
@@ -152,13 +141,11 @@ class Bias(Layer):
 
 @dataclass(frozen=True)
 class Norm(Layer):
-    """Group or batch normalisation with a learned scale and shift; over features if `flat`, else
-    over channels.
-    """
+    """Group or batch normalisation with a learned scale and shift; of features if `flat`."""
 
     kind: Literal["group", "batch"]
     channels: int
-    flat: bool = False
+    flat: bool = False  # [B, F] instead of [B, C, H, W]
 
     @property
     def parameters(self) -> int:
@@ -166,9 +153,7 @@ class Norm(Layer):
 
     @property
     def groups(self) -> int:
-        """One for features (that is LayerNorm); else the most that leave 8 channels or more to
-        each, at most 32.
-        """
+        """For features one, which is LayerNorm; else at most 32, of 8 channels or more each."""
         most = 1 if self.flat else min(32, max(1, self.channels // 8))
         return next(groups for groups in range(most, 0, -1) if self.channels % groups == 0)
 
@@ -183,7 +168,7 @@ class Activation(Layer):
 
 @dataclass(frozen=True)
 class Dropout(Layer):
-    """Zeros a share of what comes in while training."""
+    """Zeros a share of the input while training."""
 
     share: float
 
@@ -199,12 +184,12 @@ class Reshape(Layer):
         return self.shape
 
     def activations(self, inputs: Shape) -> int:
-        return 0
+        return 0  # a view of the same memory
 
 
 @dataclass(frozen=True)
 class Residual(Layer):
-    """What comes in plus what `body` makes of it (He et al. 2016, pre-activation)."""
+    """The input plus the output of `body` (He et al. 2016b, pre-activation)."""
 
     body: tuple[Layer, ...]
 
@@ -222,7 +207,7 @@ class Residual(Layer):
 
 
 def walk(layers: tuple[Layer, ...], inputs: Shape) -> list[tuple[Layer, Shape]]:
-    """Each layer with the shape that goes into it."""
+    """Each layer with the shape of its input."""
     pairs = []
     for layer in layers:
         pairs.append((layer, inputs))

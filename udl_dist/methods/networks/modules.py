@@ -1,4 +1,4 @@
-"""Described layers as torch modules, initialised: the only file of this room that imports torch."""
+"""Builds described layers as initialised torch modules; only this file of networks/ needs torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class Residual(nn.Module):
-    """The sum of the input and what the body makes of it."""
+    """The sum of the input and the body's output."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -36,24 +36,27 @@ class Bias(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.full((features,), value))
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:  # [..., features] -> the same
         return inputs + self.bias
 
 
 def chain(layers: tuple[described.Layer, ...]) -> nn.Sequential:
-    """The layers one after the other."""
+    """The layers in sequence."""
     return nn.Sequential(*(build(layer) for layer in layers))
 
 
 def build(layer: described.Layer) -> nn.Module:
     """One layer, initialised from torch's current random state."""
+    # A description keeps its positions: these patterns match fields by their order.
     match layer:
         case described.Linear(inputs, features, _, bias):
             return _start(nn.Linear(inputs, features, bias), layer)
         case described.Conv(inputs, channels, kernel, stride, _, bias):
             return _start(nn.Conv2d(inputs, channels, kernel, stride, 1, bias=bias), layer)
         case described.ConvTranspose(inputs, channels, kernel, _, bias):
+            # Padding 1, so that kernel 4 doubles a size (see `layers.ConvTranspose`).
             return _start(nn.ConvTranspose2d(inputs, channels, kernel, 2, 1, bias=bias), layer)
+        # GroupNorm takes [B, F] as well as [B, C, H, W]; with one group it is LayerNorm.
         case described.Norm("group", channels):
             return nn.GroupNorm(layer.groups, channels)
         case described.Norm("batch", channels, flat):
@@ -77,8 +80,8 @@ def _start(
     module: nn.Linear | nn.Conv2d | nn.ConvTranspose2d,
     layer: described.Linear | described.Conv | described.ConvTranspose,
 ) -> nn.Module:
-    # He et al. 2015, eq. 10, with the fan that each output really sums: torch takes that of a
-    # transposed convolution from the wrong axis and ignores its stride.
+    # He et al. 2015, eq. 10, with the true number of inputs that each output sums: torch takes that
+    # of a transposed convolution from the wrong axis and ignores its stride.
     nn.init.normal_(module.weight, std=layer.gain / layer.fan**0.5)
     if module.bias is not None:
         nn.init.zeros_(module.bias)
