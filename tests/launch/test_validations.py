@@ -96,7 +96,7 @@ def test_the_plan_tells_what_validations_take(
     [
         (
             "val/negativ_elbo",
-            "not a metric of this method: did you mean val/negative_elbo.*there are val/negative",
+            "not a metric of this method: did you mean val/negative_elbo.*there are val/recon",
         ),
         ("val/kl", "does not tell which run is better: take val/negative_elbo"),
         ("train/kl", "is not a held-out metric: those begin with val/"),
