@@ -276,7 +276,7 @@ def test_the_command_prints_a_table_or_json_and_ends_with_3_on_damage(tmp_path: 
     done = udl("check", str(tmp_path))
     assert done.returncode == 3
     assert "and 20 more: --json lists all" in done.stdout
-    assert "at byte 0, key '000000': is no tar" in done.stdout
+    assert "at byte 0, key '000000': is not a tar" in done.stdout
     figures = json.loads(udl("check", str(tmp_path), "--json", "--decode").stdout)
     assert (len(figures["damage"]), figures["readable"], figures["lost"], figures["exit_code"]) == (
         40,

@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 from tests.data.loader import made
 from tests.data.loader.made import one_line, pixels
 from udl_dist.data.loader import order
-from udl_dist.data.loader.dataset import Dataset
-from udl_dist.data.loader.loading import BatchPlan, Source
+from udl_dist.data.loader.loading import BatchPlan, Dataset, Source
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.loader.records import Records
 from udl_dist.data.packing.pack import pack

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.loader.made import one_line, tar
+from tests.data.loader.made import one_line, tar, walk
 from udl_dist.data.shards import tar as reading
-from udl_dist.data.shards.tar import Damage, Member, salvage, walk
+from udl_dist.data.shards.tar import Damage, Member, salvage
 from udl_dist.errors import DataError
 
 NAMES = [f"{number}.png".encode() for number in range(6)]

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.data.loader.made import one_line, tar
+from tests.data.loader.made import one_line, tar, walk
 from udl_dist.data.shards.reading import opened
-from udl_dist.data.shards.tar import Member, walk
+from udl_dist.data.shards.tar import Member
 from udl_dist.errors import DataError
 
 MEMBERS = {
@@ -105,7 +105,7 @@ DAMAGE = {
     "half an end mark": (None, 6144 + 512, "half an end mark"),
     "no end mark": (None, 6144, "no end mark"),
     "a huge size": ((1536 + 124, b"\x80" + bytes(5) + b"\x20" + bytes(5)), None, "byte 1536"),
-    "no tar": ((0, b"<!DOCTYPE html>"), None, "is no tar"),
+    "no tar": ((0, b"<!DOCTYPE html>"), None, "is not a tar"),
     "gzip": ((0, gzip.compress(b"x" * 600)), None, "compressed"),
     "something after the end": ((8000, b"x"), None, "follows the end mark"),
 }
