@@ -71,7 +71,7 @@ class RangeCache:
             part.unlink(missing_ok=True)
 
     def _evict(self, coming: int) -> int:
-        """Count the files; delete the oldest if `coming` bytes do not fit. Return the bytes left."""
+        """Delete the oldest files if `coming` bytes do not fit; return the bytes of the rest."""
         files = sorted(self._files(), reverse=True)
         total = sum(size for _, size, _ in files)
         fits = total + coming <= self._most

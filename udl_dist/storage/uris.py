@@ -1,8 +1,8 @@
 """Parses URIs of buckets and URLs, and decides which schemes may be read.
 
-A URI of a bucket is literal, as for `aws s3`, with options after a question mark: endpoint_override,
-region, scheme and anonymous. The query of a URL may be a signature, so no message shows it.
-Credentials come from the environment or the SDK's files, never from a URI.
+A URI of a bucket is literal, as for `aws s3`, with options after a question mark:
+endpoint_override, region, scheme and anonymous. The query of a URL may be a signature, so no
+message shows it. Credentials come from the environment or the SDK's files, never from a URI.
 """
 
 from __future__ import annotations

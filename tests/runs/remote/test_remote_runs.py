@@ -27,7 +27,6 @@ from udl_dist.experiment import Experiment
 from udl_dist.launch.worker import work
 from udl_dist.runs import heartbeat as pulse
 from udl_dist.runs import remote as mirror
-from udl_dist.runs import remote_checkpoints
 from udl_dist.runs.heartbeat import HeartbeatWriter
 from udl_dist.runs.lease import Lease
 from udl_dist.runs.remote_launcher import Launcher
@@ -113,7 +112,7 @@ def test_a_checkpoint_that_was_not_carried_to_its_end_is_none(source: Path, tmp_
     newest = names[-1].split("/")[0]
     objects.remove(f"{REMOTE}/checkpoints/{newest}/manifest.json")
     folder = RunFolder(mirror.working(REMOTE, "node"))
-    remote_checkpoints.fetch_all(Node(REMOTE, folder, leads=True))
+    mirror.fetch_checkpoints(Node(REMOTE, folder, is_main=True))
     assert newest not in [path.name for path in checkpoint.complete(folder.checkpoints)]
 
 
@@ -163,14 +162,14 @@ def node(leads: bool = True) -> Node:
 
 
 def test_heartbeats_of_a_node_come_to_the_launcher() -> None:
-    with launcher().carrying() as here:
+    with launcher().syncing() as here:
         here.begin_group()
-        with node().carrying() as there:
+        with node().syncing() as there:
             heartbeats = [HeartbeatWriter(there.folder, rank) for rank in range(2)]
             for heartbeat in heartbeats:
                 heartbeat.beat(24, "phase")
-            there._sync()
-            here.carry()
+            there._copy()
+            here.sync()
             assert {rank: life.images for rank, life in pulse.read_all(here.folder).items()} == {
                 0: 24,
                 1: 24,
@@ -181,32 +180,32 @@ def test_heartbeats_of_a_node_come_to_the_launcher() -> None:
 
 
 def test_what_a_node_says_comes_to_the_launcher_once_and_what_is_asked_to_the_node() -> None:
-    with launcher().carrying() as here:
+    with launcher().syncing() as here:
         here.begin_group()
-        with node().carrying() as there:
+        with node().syncing() as there:
             there.folder.say("first")
             there.folder.add_point(12, {"train/loss": 1.0})
             here.folder.ask_stop()
-            here.carry()
+            here.sync()
             deadline = time.monotonic() + 10
             while not there.folder.stop_asked():
                 assert time.monotonic() < deadline, "the node does not hear of the stop"
                 time.sleep(0.1)
             there.folder.fail(TrainingError("a loss that is no number"))
-        here.carry()
-        here.carry()
+        here.sync()
+        here.sync()
         assert here.folder.messages.read_text().count("first") == 1
         assert here.folder.failure() == (4, "a loss that is no number")
         assert here.folder.points() == [{"images": 12, "train/loss": 1.0}]
         (here.folder.path / "stop").unlink()
         here.begin_group()
         with (
-            node().carrying() as there
+            node().syncing() as there
         ):  # the next group: nothing of the last one is said or asked again
             assert not there.folder.stop_asked()
             assert there.folder.failure() is None
             there.folder.say("second")
-        here.carry()
+        here.sync()
         said = here.folder.messages.read_text()
         assert (said.count("first"), said.count("second")) == (1, 1)
     left = objects.listing(REMOTE)
@@ -217,13 +216,13 @@ def test_what_a_node_says_comes_to_the_launcher_once_and_what_is_asked_to_the_no
 def test_a_fresh_start_puts_all_of_a_run_aside_in_storage(source: Path, tmp_path: Path) -> None:
     finished(remote("ae", source, tmp_path))
     before = {name for name in objects.listing(REMOTE) if not name.startswith(".live")}
-    with launcher().carrying() as here:
+    with launcher().syncing() as here:
         assert here.set_aside() == f"{REMOTE}/before-1"
         assert here.folder.points() == []
     assert {name.removeprefix("before-1/") for name in objects.listing(REMOTE)} - {
         "messages.log"
     } == before
-    remote_checkpoints.fetch_all(node())
+    mirror.fetch_checkpoints(node())
     assert checkpoint.complete(RunFolder(mirror.working(REMOTE, "node")).checkpoints) == []
 
 
@@ -233,8 +232,8 @@ def test_empty_objects_that_stand_for_folders_do_no_harm(storage: str) -> None:
         url = f"{storage}/bucket/runs/remote/{name}"
         urllib.request.urlopen(urllib.request.Request(url, b"", method="PUT")).close()
     assert "curves.jsonl" in objects.listing(REMOTE) and "" not in objects.listing(REMOTE)
-    with launcher().carrying() as here:
-        here.carry()
+    with launcher().syncing() as here:
+        here.sync()
         assert here.folder.points() == [{"images": 12}]
         assert not here.folder.messages.exists(), "no alarm"
         assert here.set_aside() == f"{REMOTE}/before-1"
@@ -248,19 +247,19 @@ def test_a_run_that_another_machine_holds_is_refused_with_its_owner(
     folder = RunFolder(mirror.working(REMOTE, "launcher"))
     folder.path.mkdir(parents=True)
     lease = Lease(f"{REMOTE}/.live/lease.json", folder)
-    lease.take()
+    lease.acquire()
     with pytest.raises(UsageError, match="in use by process"):
-        Lease(f"{REMOTE}/.live/lease.json", folder).take()
+        Lease(f"{REMOTE}/.live/lease.json", folder).acquire()
     held = json.loads(objects.read(f"{REMOTE}/.live/lease.json"))
     gone = held | {"machine": "another", "owner": "process 7 on elsewhere"}
     objects.write(f"{REMOTE}/.live/lease.json", json.dumps(gone).encode())
     second = Lease(f"{REMOTE}/.live/lease.json", folder)
-    second.take()  # the first was not renewed
+    second.acquire()  # the first was not renewed
     assert json.loads(objects.read(f"{REMOTE}/.live/lease.json"))["token"] != held["token"]
     monkeypatch.setattr("udl_dist.runs.lease.RENEW_SECONDS", 0.0)
     lease._next = 0.0
     assert not lease.renew()
-    second.drop()
+    second.release()
     assert not objects.exists(f"{REMOTE}/.live/lease.json")
 
 
@@ -303,7 +302,7 @@ def test_the_points_before_a_checkpoint_are_in_storage_with_it(tmp_path: Path) -
         writer.folder.checkpoints, 12, {"networks": {"w": torch.zeros(3)}}, {}
     )
     writer.folder.add_point(12, {"train/loss": 1.0})
-    remote_checkpoints.push(writer, written, [written])
+    mirror.push_checkpoint(writer, written, [written])
     assert json.loads(objects.read(f"{REMOTE}/curves.jsonl"))["images"] == 12
 
 
@@ -314,7 +313,7 @@ def test_storage_that_fails_at_any_call_of_a_save_leaves_whole_checkpoints(
     folder = writer.folder.checkpoints
     for images in (12, 24):
         checkpoint.save(folder, images, {"networks": {"w": torch.full((3,), float(images))}}, {})
-    remote_checkpoints.push(writer, checkpoint.path_of(folder, 12), checkpoint.complete(folder))
+    mirror.push_checkpoint(writer, checkpoint.path_of(folder, 12), checkpoint.complete(folder))
     calls = itertools.count()
     real = {name: getattr(objects, name) for name in ("upload", "remove")}
 
@@ -332,14 +331,14 @@ def test_storage_that_fails_at_any_call_of_a_save_leaves_whole_checkpoints(
             failing(name, last)
         written = checkpoint.path_of(folder, 24)
         try:
-            remote_checkpoints.push(writer, written, [written])
+            mirror.push_checkpoint(writer, written, [written])
             ended = True
         except OSError:
             ended = False
         for name, function in real.items():
             monkeypatch.setattr(objects, name, function)
-        reader = Node(REMOTE, RunFolder(tmp_path / f"reader-{last}"), leads=True)
-        remote_checkpoints.fetch_all(reader)
+        reader = Node(REMOTE, RunFolder(tmp_path / f"reader-{last}"), is_main=True)
+        mirror.fetch_checkpoints(reader)
         found = checkpoint.complete(reader.folder.checkpoints)
         assert found, f"all is lost when storage fails at call {last}"
         for path in found:
