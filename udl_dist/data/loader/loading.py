@@ -108,7 +108,7 @@ class Loader:
         records, keys, record_keys, labels = np.empty((4, count), np.int64)
         batch = Records(images, records, keys, record_keys, labels)
         sets = self._sets(plan.numbers)
-        for number in np.unique(sets).tolist():
+        for number in sorted(set(sets.tolist())):
             rows = np.flatnonzero(sets == number)
             batch.damaged.update(self._fill(batch, rows, plan, number, sources[number]))
         for row in sorted(batch.damaged):

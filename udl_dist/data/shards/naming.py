@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,14 +44,14 @@ class Naming:
             return None
         return folder + slash + stem, extension.lower()
 
-    def images(self, extensions: Iterable[bytes]) -> list[bytes]:
+    def images(self, extensions: Sequence[bytes]) -> list[bytes]:
         """Those of a record's extensions that are its image: exactly one in a valid record."""
-        listed, wanted = list(extensions), self.image.lower().lstrip(".").encode()
-        if wanted:
-            return [extension for extension in listed if extension == wanted]
+        if self.image:
+            wanted = self.image.lower().lstrip(".").encode()
+            return [extension for extension in extensions if extension == wanted]
         # A whole extension counts first, then what follows its last dot, as in `x.input.jpg`.
-        whole = [extension for extension in listed if extension in IMAGES]
-        return whole or [extension for extension in listed if kind_of(extension) in IMAGES[:-1]]
+        whole = [extension for extension in extensions if extension in IMAGES]
+        return whole or [extension for extension in extensions if kind_of(extension) in IMAGES[:-1]]
 
 
 def kind_of(extension: bytes) -> bytes:

@@ -146,7 +146,8 @@ class Shards:
         rows, faults = self.index.rows[records], dict[int, str]()
         starts, ends = rows["offset"].tolist(), (rows["offset"] + rows["length"]).tolist()
         payloads: list[bytes] = [b""] * len(records)
-        for shard in np.unique(shards).tolist():
+        # A set of numbers is faster than np.unique for the few of a batch.
+        for shard in sorted(set(shards.tolist())):
             places = np.flatnonzero(shards == shard).tolist()
             try:
                 found = self._handle(shard).cut(

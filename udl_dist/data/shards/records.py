@@ -30,7 +30,8 @@ class Hashed:
         return len(self._data)
 
     def __getitem__(self, span: slice) -> bytes:
-        self._reach(span.stop)
+        if span.stop > self._at:
+            self._reach(span.stop)
         return self._data[span]
 
     def hexdigest(self) -> str:
@@ -61,7 +62,7 @@ class Group(NamedTuple):
     @property
     def images(self) -> list[tuple[bytes, Member]]:
         """The members that are its image: one, unless the group is damaged."""
-        found = set(self.naming.images(extension for extension, _ in self.members))
+        found = self.naming.images([extension for extension, _ in self.members])
         return [entry for entry in self.members if entry[0] in found]
 
     def last(self, extension: bytes) -> Member | None:
