@@ -1,8 +1,8 @@
 """The lease of a run in object storage: an object that its owner renews while it lives.
 
-Storage has no lock that is released with its process, so a lease without renewals may be taken
-over; on the owner's machine, as soon as its process has ended. Each write is conditional on the one
-before, so that of two runs that start at the same moment one is refused.
+Storage has no lock that is released with its process, so another run may acquire a lease that is
+not renewed; on the owner's machine, as soon as its process has ended. Each write is conditional on
+the one before, so that of two runs that start at the same moment one is refused.
 """
 
 from __future__ import annotations

@@ -53,6 +53,7 @@ class Node(Mirror):
         self.folder.path.mkdir(parents=True, exist_ok=True)
         group = objects.read_versioned(self.at(f"{LIVE}/group"))[0].decode()
         self._reports = f"{LIVE}/{hashlib.sha256(machine().encode()).hexdigest()[:12]}-{group}"
+        # The lock file names the group for which the folder is clean, so ranks clean it once.
         with (self.folder.path / "lock").open("a+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             lock.seek(0)

@@ -62,6 +62,7 @@ def _aws_endpoint() -> str:
 def refuse_open_proxy(endpoint: str) -> None:
     """Raise UsageError if a proxy could read the tokens of requests that are not encrypted."""
     parts = urlsplit(endpoint)
+    # Of https a proxy sees only the host, as it passes on the encrypted bytes (CONNECT).
     proxies = urllib.request.getproxies()
     proxied = "http" in proxies or "all" in proxies
     if parts.scheme == "http" and proxied and not urllib.request.proxy_bypass(parts.netloc):
@@ -76,6 +77,7 @@ def profile() -> dict[str, str]:
     name = os.environ.get("AWS_PROFILE") or "default"
     if os.environ.get("AWS_ACCESS_KEY_ID"):
         return {}
+    # Raw, as a "%" in a secret key is not an interpolation.
     config = configparser.RawConfigParser()
     home = Path("~/.aws").expanduser()
     config.read([os.environ.get("AWS_CONFIG_FILE") or home / "config"])

@@ -28,6 +28,7 @@ class Object:
         """Costs one HEAD; raise DataError if it is missing, denied or does not answer."""
         self._uri, self._limits, self.traffic = parse(uri), limits, traffic or Traffic()
         self.name = self._uri.name  # for messages
+        # One HEAD fixes size and stamp, against which each later answer is compared.
         head = _begin(self._uri, lambda store, key: store.head(key), limits, self.traffic).result()
         self.size, self.stamp = int(head["size"]), _stamp(head)  # bytes; "etag:…" or "modified:…"
 
@@ -47,6 +48,7 @@ class Object:
             if not length:
                 return b""
             found = store.get(key, options={"range": (start, start + length)})
+            # Or bytes of two writings would be mixed.
             if (found.meta["size"], _stamp(found.meta)) != (self.size, self.stamp):
                 raise DataError(
                     f"{self.name!r} was written again (another ETag) while it was read: start again"
@@ -74,7 +76,7 @@ def list_tars(uri: str, limits: Limits = DEFAULT) -> list[str]:
 
 
 def list_folders(uri: str) -> list[str]:
-    """The names of all prefixes directly below one, sorted; DataError if there is no such one."""
+    """The names of all prefixes directly below one, sorted; DataError if that one is missing."""
     paths = _directly_below(parse(uri), DEFAULT)["common_prefixes"]
     return sorted(path.rpartition("/")[2] for path in paths)
 

@@ -58,7 +58,7 @@ class Window:
         for number in [*ahead, *numbers]:
             start = number * self._piece
             length = min(self._piece, len(self) - start)
-            # Taken out and put back, so that the last used piece is the last of the dict.
+            # Removed and inserted again, so that the last used piece is the last of the dict.
             piece = self._pieces.pop(number, None) or self._blob.begin(start, length)
             self._pieces[number] = piece
         for number in list(self._pieces)[: -max(PIECES_HELD, len(numbers) + 1)]:

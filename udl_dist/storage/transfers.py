@@ -96,6 +96,7 @@ class Pending(Generic[T]):
         """The first good answer; raise what the request raised."""
         if self._hedged:
             self._make_again_if_slow()
+        # If every try failed, the error of the first one counts.
         for each in as_completed(self._tries):
             if not each.exception():
                 return each.result()

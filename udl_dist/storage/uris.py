@@ -139,6 +139,7 @@ def parse(uri: str) -> Uri:
         raise UsageError(f"{uri!r} is not a URI of storage: {ALLOWED}")
     scheme, _, rest = uri.partition("://")
     scheme = scheme.lower()
+    # A URL's query begins at its first question mark, a bucket's options at the last one.
     path, mark, query = rest.partition("?") if scheme in WEB else rest.rpartition("?")
     # In a bucket a question mark may be part of an object's name.
     if not mark or (scheme in BUCKETS and "=" not in query):

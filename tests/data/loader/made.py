@@ -86,7 +86,7 @@ def walk(name: Path | str, data: Data) -> Iterator[Member]:
 
 
 def shards(root: Path, counts: list[int], size: int = 8) -> list[Path]:
-    """Tars with so many numbered PNGs each; the label is the number of the record."""
+    """Tars of numbered PNGs, with the number of the record as its label."""
     paths, number = [], 0
     for shard, count in enumerate(counts):
         members = {}

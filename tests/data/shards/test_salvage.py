@@ -95,6 +95,7 @@ def test_links_devices_and_sparse_members_are_refused_and_passed(tmp_path: Path)
             tarfile.SYMTYPE,
             tarfile.LNKTYPE,
             tarfile.CHRTYPE,
+            tarfile.BLKTYPE,
             tarfile.FIFOTYPE,
             b"S",
             b"M",
@@ -107,7 +108,8 @@ def test_links_devices_and_sparse_members_are_refused_and_passed(tmp_path: Path)
         file.addfile(info, io.BytesIO())
     members, damage = found(path.read_bytes())
     assert members == [b"b.png"]
-    assert [entry.at for entry in damage] == [512 * place for place in range(7)]
+    assert [entry.at for entry in damage] == [512 * place for place in range(8)]
+    assert ["which is never read" in entry.what for entry in damage] == [True] * 7 + [False]
 
 
 def pax_sparse(size: int) -> bytes:

@@ -25,10 +25,9 @@ from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.launch.worker import work
-from udl_dist.runs import heartbeat as pulse
-from udl_dist.runs import remote as mirror
-from udl_dist.runs.heartbeat import HeartbeatWriter
+from udl_dist.runs.heartbeat import HeartbeatWriter, read_all
 from udl_dist.runs.lease import Lease
+from udl_dist.runs.remote import fetch_checkpoints, push_checkpoint, working
 from udl_dist.runs.remote_launcher import Launcher
 from udl_dist.runs.remote_node import Node
 from udl_dist.runs.run_folder import RunFolder
@@ -65,7 +64,7 @@ def brought(tmp_path: Path, name: str = "brought") -> Path:
 
 
 def lost_at(experiment: Experiment, images: int) -> None:
-    """Train until a checkpoint after so many images, then be gone without a word, disk and all."""
+    """Train until a checkpoint at `images`, then die with the disk lost."""
 
     def hear(report: Report) -> None:
         if report.images >= images and Ranks().is_main:
@@ -111,8 +110,8 @@ def test_a_checkpoint_that_was_not_carried_to_its_end_is_none(source: Path, tmp_
     names = sorted(objects.listing(f"{REMOTE}/checkpoints"))
     newest = names[-1].split("/")[0]
     objects.remove(f"{REMOTE}/checkpoints/{newest}/manifest.json")
-    folder = RunFolder(mirror.working(REMOTE, "node"))
-    mirror.fetch_checkpoints(Node(REMOTE, folder, is_main=True))
+    folder = RunFolder(working(REMOTE, "node"))
+    fetch_checkpoints(Node(REMOTE, folder, is_main=True))
     assert newest not in [path.name for path in checkpoint.complete(folder.checkpoints)]
 
 
@@ -128,7 +127,7 @@ def test_a_checkpoint_damaged_in_storage_is_passed_over_by_name(
     objects.write(uri, bytes(content))
     ended = finished(experiment)
     assert ended["images"] == 240
-    said = RunFolder(mirror.working(REMOTE, "node")).messages.read_text()
+    said = RunFolder(working(REMOTE, "node")).messages.read_text()
     assert "passed over" in said
     assert "resumed after 120 images" in said
 
@@ -145,19 +144,19 @@ def test_a_bucket_that_is_gone_is_an_alarm_until_the_last_checkpoint(
     monkeypatch.setattr(objects, "upload", upload)
     with pytest.raises(TrainingError, match="could not be written to"):
         finished(experiment)
-    said = RunFolder(mirror.working(REMOTE, "node")).messages.read_text()
+    said = RunFolder(working(REMOTE, "node")).messages.read_text()
     assert said.count("ALARM: the run folder in object storage") == 1
     assert "ALARM: no checkpoint after 60 images" in said
 
 
 def launcher() -> Launcher:
-    folder = RunFolder(mirror.working(REMOTE, "launcher"))
+    folder = RunFolder(working(REMOTE, "launcher"))
     folder.path.mkdir(parents=True, exist_ok=True)
     return Launcher(REMOTE, folder)
 
 
 def node(leads: bool = True) -> Node:
-    folder = RunFolder(mirror.working(REMOTE, "node"))
+    folder = RunFolder(working(REMOTE, "node"))
     return Node(REMOTE, folder, leads)
 
 
@@ -170,10 +169,8 @@ def test_heartbeats_of_a_node_come_to_the_launcher() -> None:
                 heartbeat.beat(24, "phase")
             there._copy()
             here.sync()
-            assert {rank: life.images for rank, life in pulse.read_all(here.folder).items()} == {
-                0: 24,
-                1: 24,
-            }
+            lives = read_all(here.folder)
+            assert {rank: life.images for rank, life in lives.items()} == {0: 24, 1: 24}
             assert not here.folder.messages.exists(), "no alarm"
             for heartbeat in heartbeats:
                 heartbeat.close()
@@ -222,8 +219,8 @@ def test_a_fresh_start_puts_all_of_a_run_aside_in_storage(source: Path, tmp_path
     assert {name.removeprefix("before-1/") for name in objects.listing(REMOTE)} - {
         "messages.log"
     } == before
-    mirror.fetch_checkpoints(node())
-    assert checkpoint.complete(RunFolder(mirror.working(REMOTE, "node")).checkpoints) == []
+    fetch_checkpoints(node())
+    assert checkpoint.complete(RunFolder(working(REMOTE, "node")).checkpoints) == []
 
 
 def test_empty_objects_that_stand_for_folders_do_no_harm(storage: str) -> None:
@@ -244,7 +241,7 @@ def test_a_run_that_another_machine_holds_is_refused_with_its_owner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("udl_dist.runs.lease.STALE_SECONDS", 3.0)
-    folder = RunFolder(mirror.working(REMOTE, "launcher"))
+    folder = RunFolder(working(REMOTE, "launcher"))
     folder.path.mkdir(parents=True)
     lease = Lease(f"{REMOTE}/.live/lease.json", folder)
     lease.acquire()
@@ -302,7 +299,7 @@ def test_the_points_before_a_checkpoint_are_in_storage_with_it(tmp_path: Path) -
         writer.folder.checkpoints, 12, {"networks": {"w": torch.zeros(3)}}, {}
     )
     writer.folder.add_point(12, {"train/loss": 1.0})
-    mirror.push_checkpoint(writer, written, [written])
+    push_checkpoint(writer, written, [written])
     assert json.loads(objects.read(f"{REMOTE}/curves.jsonl"))["images"] == 12
 
 
@@ -313,7 +310,7 @@ def test_storage_that_fails_at_any_call_of_a_save_leaves_whole_checkpoints(
     folder = writer.folder.checkpoints
     for images in (12, 24):
         checkpoint.save(folder, images, {"networks": {"w": torch.full((3,), float(images))}}, {})
-    mirror.push_checkpoint(writer, checkpoint.path_of(folder, 12), checkpoint.complete(folder))
+    push_checkpoint(writer, checkpoint.path_of(folder, 12), checkpoint.complete(folder))
     calls = itertools.count()
     real = {name: getattr(objects, name) for name in ("upload", "remove")}
 
@@ -331,14 +328,14 @@ def test_storage_that_fails_at_any_call_of_a_save_leaves_whole_checkpoints(
             failing(name, last)
         written = checkpoint.path_of(folder, 24)
         try:
-            mirror.push_checkpoint(writer, written, [written])
+            push_checkpoint(writer, written, [written])
             ended = True
         except OSError:
             ended = False
         for name, function in real.items():
             monkeypatch.setattr(objects, name, function)
         reader = Node(REMOTE, RunFolder(tmp_path / f"reader-{last}"), is_main=True)
-        mirror.fetch_checkpoints(reader)
+        fetch_checkpoints(reader)
         found = checkpoint.complete(reader.folder.checkpoints)
         assert found, f"all is lost when storage fails at call {last}"
         for path in found:

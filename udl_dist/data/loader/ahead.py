@@ -35,6 +35,7 @@ class ChunkReader:
 
     def expect(self, numbers: I64) -> None:
         """Start to fetch the chunks of records that will be loaded soon."""
+        # The lock also keeps two threads from fetching one chunk twice.
         with self._lock:
             for chunk in np.unique(numbers // self._chunk).tolist():
                 self._started(chunk)
@@ -60,6 +61,7 @@ class ChunkReader:
             if not unused:
                 with self._lock:
                     self._chunks.pop(chunk, None)
+        # Verified here, in the caller's thread, so that the fetching threads only wait for answers.
         return self.dataset.shards.check(self.dataset.chosen(numbers), payloads, faults)
 
     def close(self) -> None:
@@ -91,6 +93,7 @@ def read_ahead(
     waiting: deque[Future[T]] = deque()
     try:
         most = 1
+        # The size of the first plan, which may be an iterator's only one, decides the depth.
         for plan in islice(remaining, 1):
             most = depth(plan)
             waiting.append(pool.submit(load, plan))

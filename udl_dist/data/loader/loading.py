@@ -54,6 +54,7 @@ class Dataset:
 
     def part(self, records: int) -> Dataset:
         """A random subset of its records, the same for every seed."""
+        # Sorted, so that a pass reads the shards from front to back.
         drawn = np.sort(order.record_at(0, 0, np.arange(records), self.records))
         part = copy.copy(self)
         part._selection, part.records = self.chosen(drawn), records
@@ -141,7 +142,7 @@ class Loader:
         began = self.spent.add("read", began)
         batch.records[rows] = dataset.chosen(numbers) + self._record_starts[number]
         batch.labels[rows] = loaded.rows["label"]
-        hashes = loaded.rows["key_hash"].copy()
+        hashes = loaded.rows["key_hash"].copy()  # a field of rows is strided, so slower to mix
         # Keys of two data sets may be equal, so each set has its own seed.
         seed = self.seed if number == 0 else chain(self.seed, number)
         batch.record_keys[rows] = order.record_keys(seed, hashes)
@@ -154,6 +155,7 @@ class Loader:
             where = dataset.shards.where(int(dataset.chosen(numbers[place : place + 1])[0]))
             faults[place] = f"{where}: the image {faults[place]}: pack the images again without it"
         self.spent.add("decode", began)
+        # The first of the batch, so that a rerun reports the same one.
         if faults and self.settings.damaged == "stop":
             raise DataError(faults[min(faults)])
         return {int(rows[place]): line for place, line in faults.items()}

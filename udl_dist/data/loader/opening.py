@@ -46,6 +46,7 @@ def open_streams(
         part, without = "train" if fraction else "all", settings.without_labels
         wanted = Wanted(part, fraction, settings.keys, settings.limit, without)
         train.append(opener.required(where, wanted))
+    # A misspelt class would silently leave nothing out.
     refuse_absent([dataset.index for dataset in train], settings.without_labels)
     stream = Stream(train, settings, seed, settings.weights, allocate)
     held_out = [opener.required(*each) for each in _held_out(prepared)]
@@ -53,6 +54,7 @@ def open_streams(
         return stream, None
     total = sum(part.records for part in held_out)
     if 0 < most_held_out < total:
+        # In proportion, or the first sets would be all that validation sees.
         held_out = [part.part(max(1, most_held_out * part.records // total)) for part in held_out]
     return stream, Stream(held_out, settings, seed, (), allocate)
 
@@ -128,6 +130,7 @@ def open_index(where: str, cache: Path) -> Index:
         return Index.open(where)
     blob = Object(where)
     writing = xxhash.xxh3_128_hexdigest(f"{where} {blob.stamp} {blob.size}".encode())
+    # Named by its stamp, so that an index that is written again is a new copy.
     copy = cache / "indexes" / f"{writing}.udl"
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True)

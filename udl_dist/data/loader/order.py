@@ -62,6 +62,7 @@ def record_in_blocks(seed: int, epoch: int, places: I64, records: int, blocks: B
         for edge in (window * size - shift, window * size + size - shift)
     )
     first, last = np.maximum(base, first), np.minimum(base + rows, last)
+    # Each window has its own permutation, by its first slot.
     keys = mix64(first.astype(np.uint64) ^ np.uint64(chain(WINDOW, seed, epoch)))
     within = permuted_each(
         (slots - first).astype(np.uint64), (last - first).astype(np.uint64), keys
@@ -126,6 +127,7 @@ def mixed(seed: int, positions: I64, weights: tuple[float, ...]) -> tuple[I64, I
 def _mix_block(seed: int, block: int, weights: tuple[float, ...]) -> tuple[I64, I64]:
     """`mixed` of the positions of one block."""
     edges = mix_edges(weights)
+    # The block's number is the epoch of the permutation, so every block is shuffled differently.
     shuffled = record_at(chain(MIX, seed), block, np.arange(MIX_BLOCK), MIX_BLOCK)
     chosen = np.searchsorted(edges, shuffled, side="right")
     before = np.empty(MIX_BLOCK, np.int64)
@@ -136,6 +138,7 @@ def _mix_block(seed: int, block: int, weights: tuple[float, ...]) -> tuple[I64, 
 
 def mix_edges(weights: tuple[float, ...]) -> I64:
     """The cumulated parts of 1,024 of each data set."""
+    # Rounding the cumulated parts, not each one, keeps their sum at 1,024.
     edges: I64 = np.rint(np.cumsum(weights) / np.sum(weights) * MIX_BLOCK).astype(np.int64)
     return edges
 

@@ -49,6 +49,7 @@ class Stream:
         self.shape = settings.shape
         self.loader = Loader(datasets, settings, seed, allocate)
         self.records = int(self.loader.starts[-1])
+        # One set with a weight is the set itself: its order must not change with a useless weight.
         self._weights = weights if len(datasets) > 1 else ()
         self._refuse_weights(weights)
         remote = any(dataset.shards.remote for dataset in datasets)
@@ -172,6 +173,7 @@ class Stream:
         """Record numbers and epochs of positions."""
         sets, epochs, places = self._places(positions)
         numbers = np.empty_like(places)
+        # One number for (epoch, set), as each such pair has its own permutation.
         passes = epochs * len(self.datasets) + sets
         for each in np.unique(passes).tolist():
             within = passes == each
@@ -183,7 +185,7 @@ class Stream:
         start, records, seed = 0, self.records, self.seed
         if self._weights:
             start, records = int(self.loader.starts[number]), self.datasets[number].records
-            seed = chain(self.seed, number)
+            seed = chain(self.seed, number)  # or sets of equal size would have equal orders
         if self._in_blocks:
             return start + order.record_in_blocks(seed, epoch, places, records, self._blocks)
         return start + order.record_at(seed, epoch, places, records)
@@ -233,6 +235,7 @@ class Stream:
     def _depth(self, plan: BatchPlan) -> int:
         """How many batches of this size may be loaded ahead."""
         batch_bytes = max(1, len(plan.numbers) * int(np.prod(self.shape)))
+        # Two per thread: one that is loaded, and one that waits while a slow batch is ahead of it.
         return max(1, min(2 * self.settings.readers, self.settings.read_ahead_bytes // batch_bytes))
 
     def _refuse_weights(self, weights: tuple[float, ...]) -> None:

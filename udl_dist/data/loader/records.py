@@ -36,7 +36,8 @@ class BadRecordCounter:
 
     def __init__(self, settings: DataSettings) -> None:
         self._settings, self._in_a_row = settings, 0
-        self.lines: dict[str, None] = {}  # what was wrong, in order
+        # What was wrong, in order: a dict, as a record comes again in every epoch.
+        self.lines: dict[str, None] = {}
 
     def counted(self, batches: Iterator[Records]) -> Iterator[Records]:
         """Pass batches on; raise DataError at too many damaged records in a row.
@@ -81,6 +82,7 @@ class StageSeconds:
     def add(self, stage: str, since: float) -> float:
         """Add the time since `since` to a stage; return now."""
         now = time.perf_counter()
+        # += on a dict entry is not atomic between threads.
         with self._lock:
             self.seconds[stage] += now - since
         return now

@@ -69,6 +69,7 @@ def select(index: Index, wanted: Wanted, cache: Path) -> tuple[NDArray[Any] | No
         chosen = _mapped(cache / "selections" / f"{name}.u64", index, wanted, listed)
     if listed is not None:
         _refuse_unknown(index, chosen, listed, wanted)
+    # With seed and epoch 0: a limit chooses the same records in every run.
     if 0 < wanted.limit < len(chosen):
         places = order.record_at(0, 0, np.arange(wanted.limit), len(chosen))
         chosen = np.sort(np.asarray(chosen[places]))
@@ -77,7 +78,7 @@ def select(index: Index, wanted: Wanted, cache: Path) -> tuple[NDArray[Any] | No
 
 def _chosen(index: Index, wanted: Wanted, listed: NDArray[np.uint64] | None) -> Iterator[I64]:
     """The chosen numbers, from ROWS rows at a time."""
-    yield np.empty(0, np.int64)
+    yield np.empty(0, np.int64)  # of an index without records there is nothing to concatenate
     for start in range(0, index.records, ROWS):
         rows = index.read_rows(start, min(start + ROWS, index.records))
         hashes = rows["key_hash"]
@@ -95,6 +96,7 @@ def _mapped(
     path: Path, index: Index, wanted: Wanted, listed: NDArray[np.uint64] | None
 ) -> NDArray[Any]:
     """The chosen numbers as a file of the cache, which the first process writes."""
+    # Two processes may write it at once: both write the same, and each renames a whole file.
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:

@@ -69,10 +69,11 @@ def index_shards(
 ) -> Index:
     """Index shards, given by path or URI, into the file `where`; open it.
 
-    `where` is by default beside the first shard. `progress(done, total)` counts shards. Each shard
-    becomes a part file at once, so an interrupted run continues, and memory holds one shard per
-    thread. `base` is the folder of shards named without one; `stamped` records mtimes, which differ
-    for equal bytes. Raises DataError that lists every fault; `skip` leaves those records out.
+    `where` is by default in the folder of the first shard; `progress(done, total)` counts shards.
+    Each shard becomes a part file at once, so an interrupted run continues, and memory holds one
+    shard per thread. `base` is the folder of shards named without one; `stamped` records mtimes,
+    which differ for equal bytes. Raises DataError that lists every fault; `skip` leaves those
+    records out.
     """
     shards, about = [str(path) for path in paths], about or About()
     where = where or Path(shards[0]).absolute().parent / NAME
@@ -111,6 +112,7 @@ def _held(folder: Path) -> Iterator[bool]:
             fcntl.flock(file, fcntl.LOCK_EX)
         folder.mkdir(exist_ok=True)
         yield waited
+        # A waiting process holds the deleted file, then finds the index written.
         lock.unlink(missing_ok=True)
 
 
@@ -132,6 +134,7 @@ def _part(path: str, folder: Path, in_base: bool, about: About, stamped: bool) -
         name = split(path)[1] if in_base else path
         same = f"{VERSION} {name!r} {len(data)} {stamp} {raw} {naming}"
         target = folder / f"{xxhash.xxh3_128_hexdigest(same.encode())}.part"
+        # A damaged part is simply built again.
         with contextlib.suppress(DataError, FileNotFoundError):
             read_part(target)
             return target
@@ -160,6 +163,7 @@ def _walked(shard: Shard, data: Hashed, about: About) -> Part:
         checksum = checksum_of(data[image.offset : image.offset + image.length])
         key_hash = xxhash.xxh3_64_intdigest(found.key)
         rows.append((image.offset, image.length, checksum, key_hash, len(keys), label))
+        # The image and its label are read; every other member of the record counts as ignored.
         read += 1 + (found.last(LABEL) is not None)
     if not rows and not faults:
         faults = [Fault(0, "holds no record" if len(data) else "is empty", "leave it out")]
@@ -189,6 +193,7 @@ def checksum_of(payload: bytes) -> int:
 
 def write_index(path: Path, about: About, parts: Sequence[Path]) -> None:
     """Join part files, in order, into one index. One part at a time is in memory."""
+    # Three passes over the parts instead of one, as rows and keys may exceed the memory.
     fingerprint = xxhash.xxh3_128()
     shards, faults = [], list[tuple[str, Fault]]()
     for part in map(read_part, parts):

@@ -119,6 +119,7 @@ def label_of(data: Data, group: Group) -> int | None:
     if member is None:
         return -1
     text = _label_text(data, member)
+    # At most nine digits fit the signed 32 bits of a row.
     return max(-1, int(text)) if re.fullmatch(rb"-?\d{1,9}", text) else None
 
 
@@ -129,6 +130,7 @@ def _label_text(data: Data, member: Member) -> bytes:
 def label_or_fault(data: Data, group: Group, raw: bool, seen: set[bytes]) -> int | Fault:
     """The label of a record, or what is wrong with its group; `seen` collects keys."""
     fault, label, member = wrong_with(group, raw), -1, group.last(LABEL)
+    # Members of one record that others separate are two groups with one key.
     if group.key in seen:
         offset = group.members[0][1].offset
         fault = Fault(offset, "comes a second time", "keep the members of a record together")
