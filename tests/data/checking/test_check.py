@@ -185,7 +185,7 @@ def test_damage_without_an_index_is_named_by_the_rules_of_records(tmp_path: Path
         "'b'": "has 0 images, not one ('cls')",
         "'c'": "has 2 images, not one ('png', 'jpg')",
         "'d'": "its image has 0 bytes",
-        "'e'": "is raw pixels, whose shape only an index by `udl pack` knows",
+        "'e'": "is raw pixels, whose shape only an index by `udl pack` has",
         "'f'": "its label is no whole number",
         "'g'": "is no PNG, JPEG, WebP or npy image",
     }
