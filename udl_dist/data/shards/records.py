@@ -12,7 +12,7 @@ from typing import NamedTuple
 import xxhash
 
 from udl_dist.data.shards.index import Fault, shown
-from udl_dist.data.shards.naming import LABEL, UNREAD, Naming, kind_of
+from udl_dist.data.shards.naming import IMAGES, LABEL, UNREAD, Naming, kind_of
 from udl_dist.data.shards.tar import BLOCK, LONGEST_NAME, REPACK, Damage, Data, Member, name_of
 
 LARGEST_IMAGE = 2**28  # bytes, encoded
@@ -62,6 +62,10 @@ class Group(NamedTuple):
     @property
     def images(self) -> list[tuple[bytes, Member]]:
         """The members that are its image: one, unless the group is damaged."""
+        # The usual case first: indexing asks this twice per record.
+        usual = [] if self.naming.image else [each for each in self.members if each[0] in IMAGES]
+        if usual:
+            return usual
         found = self.naming.images([extension for extension, _ in self.members])
         return [entry for entry in self.members if entry[0] in found]
 
