@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import multiprocessing
 import os
 import sys
@@ -29,11 +28,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.bench.scale import apart, own
-from udl_dist.data.loader.dataset import LOOKED_AT, Dataset
+from udl_dist.data.loader.loading import LOOKED_AT, Dataset
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.settings import DataSettings
 from udl_dist.data.shards.index import NAME, ROW, About, Index, Shard
-from udl_dist.data.shards.writing import _write_header
+from udl_dist.data.shards.indexing import _write_header
 
 WORLD, IMAGES = 512, 128  # ranks, and images of one of them in a step
 RECORDS, SHARDS, KEY_BYTES, RECORD_BYTES = 1_000_000_000, 10_000, 4, 100_000
@@ -57,7 +56,7 @@ def virtual(folder: Path, records: int, shards: int) -> Path:
         "shards": listed,
     }
     with (folder / NAME).open("wb") as file:
-        _write_header(file, json.dumps(header).encode())
+        _write_header(file, header)
         file.truncate(file.tell() + records * (ROW.itemsize + KEY_BYTES))
     start = Index.open(folder)._rows_start
     row = np.zeros(1, ROW)

@@ -27,14 +27,14 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from tests.data.loader.made import encoded, pixels, tar
+from tests.data.loader.made import encoded, pixels, tar, walk
 from udl_dist.data.checking.check import check
 from udl_dist.data.images.coding import decode, encode
 from udl_dist.data.settings import CheckSettings
 from udl_dist.data.shards.index import NAME, PREAMBLE, Index
 from udl_dist.data.shards.indexing import index_shards
 from udl_dist.data.shards.reading import Shards, opened
-from udl_dist.data.shards.tar import BLOCK, walk
+from udl_dist.data.shards.tar import BLOCK
 from udl_dist.errors import DataError, UdlError
 
 MOST_SECONDS, EACH = 5.0, 1000

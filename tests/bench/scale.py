@@ -30,8 +30,7 @@ from udl_dist.data.loader.reader import Stream
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.data.settings import DataSettings
 from udl_dist.data.shards.index import NAME, About, Index, Shard
-from udl_dist.data.shards.indexing import index_shards
-from udl_dist.data.shards.writing import write_index, write_part
+from udl_dist.data.shards.indexing import Part, index_shards, write_index, write_part
 
 SHARDS, EACH = 10_000, 10_000
 BATCH, TURNS = 64, 5
@@ -73,7 +72,7 @@ def _part(path: Path, number: int, one: Index) -> None:
         0,
         one.shards[0].stamp,
     )
-    write_part(path, shard, rows.tobytes(), keys)
+    write_part(path, Part(shard, rows.tobytes(), keys))
 
 
 def resident() -> int:

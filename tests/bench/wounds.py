@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tests.data.loader.made import encoded, pixels, tar
+from tests.data.loader.made import encoded, pixels, tar, walk
 from udl_dist.data.checking.check import check
 from udl_dist.data.settings import CheckSettings
 from udl_dist.data.shards.index import NAME, Index
 from udl_dist.data.shards.indexing import index_shards
 from udl_dist.data.shards.reading import opened
-from udl_dist.data.shards.tar import BLOCK, walk
+from udl_dist.data.shards.tar import BLOCK
 
 
 class Base(NamedTuple):

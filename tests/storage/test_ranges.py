@@ -11,10 +11,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.storage.blobs import FileBlob
 from udl_dist.storage.ranges import LONGEST_RANGE, PIECES_HELD, Window, merged, read_ranges
+from udl_dist.storage.transfers import Limits, Pending, Traffic
 
 DATA = os.urandom(300_000)
+
+
+class FileBlob:
+    """A file on disk, small enough for memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.name, self.traffic, self.stamp = str(path), Traffic(), "mtime:0"
+        self._data = path.read_bytes()
+        self.size = len(self._data)
+
+    def begin(self, start: int, length: int) -> Pending[bytes]:
+        return Pending(lambda: self._data[start : start + length], Limits(), self.traffic, length)
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +60,15 @@ def test_each_range_is_in_one_joined_range_and_what_is_read_is_bounded(
         assert each.length <= max(2**18, 1.1 * sum(length for _, length in members))
 
 
-def test_photos_side_by_side_go_together_within_a_tenth() -> None:
-    photos = [(at * 32_256, 30_000) for at in range(100)]
-    joined = merged(photos)
-    assert len(joined) == 1
-    assert sum(each.length for each in joined) <= 1.1 * sum(length for _, length in photos)
-
-
-def test_photos_apart_are_read_alone() -> None:
-    assert len(merged([(at * 60_000, 30_000) for at in range(100)])) == 100
-
-
-def test_tiny_records_with_a_tar_header_between_go_together() -> None:
-    assert len(merged([(at * 1536, 300) for at in range(100)])) == 1
+@pytest.mark.parametrize(
+    ("apart", "length", "requests"),
+    [(32_256, 30_000, 1), (60_000, 30_000, 100), (1536, 300, 1)],
+    ids=["photos side by side", "photos apart", "tiny records with a header between"],
+)
+def test_neighbours_are_joined_where_that_costs_little(
+    apart: int, length: int, requests: int
+) -> None:
+    assert len(merged([(at * apart, length) for at in range(100)])) == requests
 
 
 def test_no_joined_range_is_longer_than_the_longest() -> None:

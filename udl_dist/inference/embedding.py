@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udl_dist.core import files
-from udl_dist.data.shards.writing import written
+from udl_dist.core.files import whole_file
 from udl_dist.errors import UsageError
 from udl_dist.inference.inputs import scaled
 from udl_dist.inference.model import BATCH_IMAGES, Model
@@ -167,13 +167,13 @@ def _write(
             "label": pyarrow.array(labels),
             "latent": pyarrow.FixedSizeListArray.from_arrays(flat, latents.shape[1]),
         }
-        with written(paths[0]) as file:
+        with whole_file(paths[0]) as file:
             pyarrow.parquet.write_table(pyarrow.table(columns), file, compression="zstd")
         return
-    with written(paths[0]) as file:
+    with whole_file(paths[0]) as file:
         for key in keys:  # without line breaks: keys are counted by lines
             line = "".join(letter if letter.isprintable() else "�" for letter in key)
             file.write(f"{line}\n".encode())
     for path, array in zip(paths[1:], (labels, latents), strict=True):
-        with written(path) as file:
+        with whole_file(path) as file:
             np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)

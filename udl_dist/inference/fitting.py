@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from udl_dist.core import files
+from udl_dist.core.files import whole_file
 from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.packing.prepare import prepare
-from udl_dist.data.shards.writing import written
 from udl_dist.errors import DataError, UsageError
 from udl_dist.evaluation.metric_group import sklearn_missing
 from udl_dist.evaluation.outliers import MOST_CODES, ReferenceCodes
@@ -136,7 +136,7 @@ def fit_outliers(model: Model, neighbours: int, progress: Progress) -> Outcome:
         )
     codes = ReferenceCodes.fit(_codes(model, stream, MOST_CODES, progress), neighbours)
     path = model.origin.folder / CROWD
-    with writing(model.origin.folder), written(path) as file:
+    with writing(model.origin.folder), whole_file(path) as file:
         file.write(codes.as_bytes(model.origin.weights))
     said = [
         f"{count:,} codes, {neighbours} neighbours: {path}",

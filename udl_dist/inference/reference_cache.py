@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 import udl_dist
-from udl_dist.data.shards.writing import written
+from udl_dist.core.files import whole_file
 from udl_dist.errors import DataError
 from udl_dist.evaluation.io import read_tensors
 from udl_dist.evaluation.metric_group import MetricGroup
@@ -58,7 +58,7 @@ class ReferenceCache:
         tensors = {key: value.contiguous() for key, value in reference.items()}
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with written(path) as file:
+            with whole_file(path) as file:
                 file.write(save(tensors, _facts(about, reference)))
             self._evict()
 

@@ -26,7 +26,7 @@ from udl_dist.launch.train_group import PLACEMENTS, Gate, RunSpec
 from udl_dist.launch.train_result import TrainResult
 from udl_dist.launch.watchdog import HangingRanks
 from udl_dist.runs import heartbeat, remote
-from udl_dist.runs.remote_launcher import carried
+from udl_dist.runs.remote_launcher import sync_launcher
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.runs.terminal import Progress, Terminal, page_hint
 from udl_dist.runs.tracking import read_key, resolved
@@ -49,7 +49,7 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False) -> TrainRe
         read_key(experiment.track)
     resolved(experiment.track)  # refuses a mode that W&B does not have
     name = experiment.run.folder
-    with folder.held(), files.errors_named(folder.path), carried(name, folder) as launcher:
+    with folder.held(), files.errors_named(folder.path), sync_launcher(name, folder) as launcher:
         if experiment.run.fresh:
             if aside := (launcher or folder).set_aside():
                 folder.say(f"a fresh start: the former run was moved to {aside}")
@@ -66,7 +66,7 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False) -> TrainRe
         files.write_whole(folder.experiment, experiment.to_toml())
         if launcher:
             prepared = launcher.shared(prepared)
-            launcher.carry()
+            launcher.sync()
         terminal = Terminal(folder, plan.total_images, out, experiment.best_metric)
         for line in plan.lines():
             terminal.say(line)
@@ -79,7 +79,7 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False) -> TrainRe
         spec = RunSpec(experiment.replace(track=track), prepared, launcher=launcher)
         outcome, signal = _supervise(spec, terminal, verbose)
         if launcher:
-            launcher.carry()
+            launcher.sync()
         result = TrainResult.of(experiment, folder.path, outcome, signal)
         if result.complete:
             folder.finish({"images": result.images, "figures": result.metrics})

@@ -17,7 +17,7 @@ from udl_dist.errors import TrainingError
 from udl_dist.evaluation import pictures
 from udl_dist.experiment import Experiment
 from udl_dist.launch.notices import DataWaitAdvice, Pace, ValidationTime
-from udl_dist.runs import remote_checkpoints
+from udl_dist.runs.remote import push_checkpoint
 from udl_dist.runs.remote_node import Node
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.runs.tracking import Tracker
@@ -187,9 +187,7 @@ class RunRecorder:
         )
         if self._node:
             written = checkpoint.path_of(self._folder.checkpoints, images)
-            remote_checkpoints.push(
-                self._node, written, checkpoint.complete(self._folder.checkpoints)
-            )
+            push_checkpoint(self._node, written, checkpoint.complete(self._folder.checkpoints))
 
     def _on_written(self, images: int, failed: str) -> None:
         """On the writer's thread: `failed` is why a checkpoint was not written, or empty."""

@@ -9,7 +9,7 @@ from udl_dist.data.loader.reader import Stream
 from udl_dist.errors import DataError, TrainingError
 from udl_dist.experiment import Experiment
 from udl_dist.inference import warm_start
-from udl_dist.runs import remote_checkpoints
+from udl_dist.runs.remote import fetch_checkpoints
 from udl_dist.runs.remote_node import Node
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import checkpoint
@@ -35,7 +35,7 @@ def resume(
     if ranks.is_main:
         checkpoint.sweep(folder.checkpoints)
         if node:
-            remote_checkpoints.fetch_all(node)
+            fetch_checkpoints(node)
         newest = checkpoint.newest(folder.checkpoints, folder.say)
         found = int(newest.name) if newest else -1
     images = ranks.broadcast_int(found)

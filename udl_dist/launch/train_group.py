@@ -88,7 +88,7 @@ def _may_start_again(spec: RunSpec, size: GroupSize, error: Exception, placement
     """Return the failed placements so far, or raise if another group would not help."""
     folder, run = spec.folder, spec.experiment.run
     if spec.launcher:
-        spec.launcher.carry()
+        spec.launcher.sync()
     if is_misplaced(error):
         placements += 1
         if placements == PLACEMENTS:

@@ -25,7 +25,7 @@ from udl_dist.launch.report_handler import Gate, ReportHandler, WorkerContext, m
 from udl_dist.launch.resume import resume
 from udl_dist.launch.watchdog import Watchdog
 from udl_dist.runs import environment, remote
-from udl_dist.runs.remote_node import carried
+from udl_dist.runs.remote_node import sync_node
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import arithmetic, checkpoint
 from udl_dist.training.batches import batch_memory
@@ -50,7 +50,7 @@ def work(
     folder = RunFolder(remote.working(experiment.run.folder, "node"))
     used = arithmetic.set_up(ranks.device, experiment.run.determinism, experiment.train.precision)
     hang_seconds = experiment.run.hang_seconds
-    with carried(experiment.run.folder, folder, ranks.is_main) as node:
+    with sync_node(experiment.run.folder, folder, ranks.is_main) as node:
         try:
             with (
                 files.errors_named(folder.path),

@@ -1,9 +1,8 @@
-"""Who holds a run in object storage: an object that its owner writes again and again while it
-lives.
+"""The lease of a run in object storage: an object that its owner renews while it lives.
 
-Storage has no lock that the system releases, so another run takes over a lease that is not renewed;
-on the machine of its owner that is known at once. Each writing names the one that it replaces, so
-of two runs that start at the same moment one is refused.
+Storage has no lock that is released with its process, so another run may acquire a lease that is
+not renewed; on the owner's machine, as soon as its process has ended. Each write is conditional on
+the one before, so that of two runs that start at the same moment one is refused.
 """
 
 from __future__ import annotations
@@ -23,34 +22,35 @@ from udl_dist.storage.uris import name_of
 
 RENEW_SECONDS = 10.0
 STALE_SECONDS = 25.0  # without a renewal
-LOOK_SECONDS = 1.0  # between looks at a lease that may be stale
+LOOK_SECONDS = 1.0  # between reads of a lease that may be stale
 
 
 class Lease:
-    """The lease at `uri`, for the process that takes it."""
+    """The lease at `uri`, for this process."""
 
     def __init__(self, uri: str, folder: RunFolder) -> None:
         self._uri, self._folder = uri, folder
         self._token = uuid.uuid4().hex
         self._renewals, self._next = 0, 0.0
 
-    def take(self) -> None:
-        """Take the lease; raise UsageError if another run that lives has it, or takes it first."""
+    def acquire(self) -> None:
+        """Acquire the lease; raise UsageError if a live run has it, or is quicker."""
         held, seen = self._read()
-        if held and self._lives(held):
+        if held and self._is_alive(held):
             raise _in_use(held)
         try:
             self._write(seen)
         except ConflictError:
             raise _in_use(self._read()[0]) from None
+        # A service without conditional writes would accept this one, though the lease exists.
         try:
-            objects.write_over(self._uri, self._content(), None)  # it exists, so this must fail
+            objects.write_over(self._uri, self._content(), None)
         except ConflictError:
             return
         raise UsageError(f"{name_of(self._uri)!r}: {NO_CONDITIONS}")
 
     def renew(self) -> bool:
-        """Show that the owner lives, where that is due; whether the lease is still its own."""
+        """Renew the lease if that is due; return whether this process still holds it."""
         if time.monotonic() < self._next:
             return True
         held, seen = self._read()
@@ -58,23 +58,23 @@ class Lease:
             return False
         try:
             self._write(seen)
-        except ConflictError:  # by another run, or by an attempt of our own whose answer was lost
-            return self._is_ours()
+        except ConflictError:  # with another run, or with our own write whose answer was lost
+            return self._is_held()
         return True
 
-    def drop(self) -> None:
-        """Give the lease back, if it is ours."""
-        if self._is_ours():
+    def release(self) -> None:
+        """Delete the lease, if this process holds it."""
+        if self._is_held():
             objects.remove(self._uri)
 
-    def _is_ours(self) -> bool:
+    def _is_held(self) -> bool:
         return self._read()[0].get("token") == self._token
 
-    def _lives(self, held: dict[str, str]) -> bool:
+    def _is_alive(self, held: dict[str, str]) -> bool:
         if held["machine"] == machine():
             return started(int(held["process"])) == held["started"]
         who = f"whether {held['owner']} still holds the run folder"
-        self._folder.say(f"looking for {STALE_SECONDS:g} s {who}")
+        self._folder.say(f"watching for {STALE_SECONDS:g} s {who}")
         deadline = time.monotonic() + STALE_SECONDS
         while time.monotonic() < deadline:
             time.sleep(LOOK_SECONDS)
@@ -101,7 +101,7 @@ class Lease:
         ).encode()
 
     def _read(self) -> tuple[dict[str, str], objects.Version | None]:
-        """The content of the lease, empty if it cannot be read, and its version."""
+        """The content of the lease, empty if it is not valid, and its version."""
         content, seen = objects.read_versioned(self._uri)
         try:
             return dict(json.loads(content)), seen

@@ -1,17 +1,16 @@
-"""A run folder in object storage: its files on a disk are a working copy, which is synced with the
-storage.
+"""A run folder in object storage, synced with working copies on the disks of its processes.
 
-The launcher and each node have a working folder of their own, so nothing but the storage is shared.
-While the run goes on, the storage has `.live/` as well: who holds the run, requests to the workers,
-reports of the nodes. Knows no Ray and no tensor.
+The launcher and each node have their own working folder, so they share only the storage. During the
+run the storage also has `.live/`: the lease, requests to the workers, reports of the nodes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from udl_dist.data.settings import cache_folder
@@ -23,12 +22,12 @@ from udl_dist.storage.uris import is_remote, joined, parse
 SYNC_SECONDS = 2.0
 LIVE = ".live"
 REQUESTS = ("stop", "resize")
+MANIFEST = "manifest.json"
+TEMPORARY = ".writing-"  # as of training.checkpoint, which deletes such leftovers
 
 
 def working(folder: str, role: str) -> Path:
-    """The folder on this machine's disk in which the `launcher` or a `node` works: the run folder
-    itself if local.
-    """
+    """The local working folder of the `launcher` or a `node`; a local run folder itself."""
     if not is_remote(folder):
         return Path(folder)
     path = parse(folder).path.rstrip("/")
@@ -37,66 +36,60 @@ def working(folder: str, role: str) -> Path:
 
 
 class Mirror:
-    """One end of a remote run: its working folder, synced by a thread; unchanged files are not
-    copied again.
-    """
+    """A working folder of a remote run, synced by a thread; copies only changed files."""
 
     def __init__(self, uri: str, folder: RunFolder) -> None:
         self.uri, self.folder = uri, folder
         self._pushed: dict[str, tuple[int, int]] = {}
         self._pulled: dict[str, str] = {}
-        self._pushing = threading.Lock()  # an older writing must not end after a newer one
+        self._pushing = threading.Lock()  # or an older upload might end after a newer one
         self._syncing, self._closed = threading.Lock(), threading.Event()
         self._alarmed = False
 
-    def _sync(self) -> None:
+    def _copy(self) -> None:
         """Copy what has changed, both ways."""
         raise NotImplementedError
 
-    def carry(self) -> None:
-        """Sync now, from any thread. Storage that fails is reported once and tried again; the run
-        goes on.
-        """
+    def sync(self) -> None:
+        """Sync now, in any thread. Storage that fails is reported once; the run continues."""
         with self._syncing:
             try:
-                self._sync()
+                self._copy()
                 self._alarmed = False
             except (DataError, OSError) as error:
                 if not self._alarmed:
                     where = "the run folder in object storage"
-                    self.folder.say(f"ALARM: {where}: {error}; asked again until it answers")
+                    self.folder.say(f"ALARM: {where}: {error}; retrying until it answers")
                 self._alarmed = True
 
     @contextlib.contextmanager
     def _synced(self) -> Iterator[None]:
         """Sync at the start, every two seconds, and at the end."""
         thread = threading.Thread(target=self._run, daemon=True, name="sync")
-        self.carry()
+        self.sync()
         thread.start()
         try:
             yield
         finally:
             self._closed.set()
             thread.join()
-            self.carry()
+            self.sync()
 
     def _run(self) -> None:
         while not self._closed.wait(SYNC_SECONDS):
-            self.carry()
+            self.sync()
 
     def at(self, name: str) -> str:
         """The URI of something in the run folder."""
         return joined(self.uri, name)
 
     def listing(self, below: str = "") -> dict[str, str]:
-        """The objects of the run: name in the run folder -> what tells one writing of it from the
-        next.
-        """
+        """The objects of the run: name in the run folder -> stamp of its last writing."""
         found = objects.listing(self.at(below) if below else self.uri)
         return {f"{below}/{name}" if below else name: stamp for name, stamp in found.items()}
 
     def push(self, path: Path, name: str = "") -> None:
-        """Copy a file to the storage, if it exists and has changed since the last copy."""
+        """Upload a file, if it exists and has changed since its last upload."""
         name = name or str(path.relative_to(self.folder.path))
         with self._pushing, contextlib.suppress(FileNotFoundError):
             status = path.stat()
@@ -105,15 +98,69 @@ class Mirror:
                 self._pushed[name] = stamp
 
     def pull(self, name: str, stamp: str, target: Path) -> bool:
-        """Fetch an object, if it has changed since it was last fetched; whether it had."""
+        """Download an object, if it has changed since its last download; return whether it had."""
         if self._pulled.get(name) == stamp:
             return False
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.part")
-        content, found = objects.read_versioned(self.at(name))  # written again or deleted since
-        if found is None:
+        content, version = objects.read_versioned(self.at(name))
+        if version is None:  # deleted since it was listed
             return False
+        part = target.with_name(f".{target.name}.part")
         part.write_bytes(content)
         part.replace(target)
         self._pulled[name] = stamp
         return True
+
+
+def push_checkpoint(mirror: Mirror, checkpoint: Path, stay: Iterable[Path]) -> None:
+    """Upload a checkpoint, delete older ones not in `stay`; raise OSError if storage fails.
+
+    It exists once its manifest does, which is uploaded last and deleted first.
+    """
+    try:
+        # Curves first: a run that resumes elsewhere from this checkpoint must not lack a point.
+        mirror.push(mirror.folder.curves)
+        files = sorted(checkpoint.iterdir(), key=lambda path: (path.name == MANIFEST, path.name))
+        for path in files:
+            objects.upload(path, mirror.at(f"checkpoints/{checkpoint.name}/{path.name}"))
+        names = {path.name for path in stay}
+        for name in manifests_first(mirror.listing("checkpoints")):
+            if _images(name) not in names and _images(name) < checkpoint.name:
+                objects.remove(mirror.at(name))
+    except DataError as error:
+        raise OSError(str(error)) from None
+
+
+def fetch_checkpoints(mirror: Mirror) -> None:
+    """Make the working folder's checkpoints equal to those of the storage."""
+    remote = mirror.listing("checkpoints")
+    complete = {_images(name) for name in remote if name.endswith(f"/{MANIFEST}")}
+    for path in mirror.folder.checkpoints.glob("[0-9]*"):
+        if path.name not in complete:  # from an earlier run, or its upload never ended
+            shutil.rmtree(path)
+    for images in sorted(complete):
+        _fetch_checkpoint(mirror, images, [name for name in remote if _images(name) == images])
+
+
+def manifests_first(names: Iterable[str]) -> list[str]:
+    """Sorted so that an interrupted deletion leaves no checkpoint that looks complete."""
+    return sorted(names, key=lambda name: (not name.endswith(f"/{MANIFEST}"), name))
+
+
+def _fetch_checkpoint(mirror: Mirror, images: str, names: Iterable[str]) -> None:
+    target = mirror.folder.checkpoints / images
+    local, remote = target / MANIFEST, mirror.at(f"checkpoints/{images}/{MANIFEST}")
+    if local.exists() and local.read_bytes() == objects.read(remote):
+        return
+    part = mirror.folder.checkpoints / f"{TEMPORARY}{images}"
+    for path in (part, target):
+        shutil.rmtree(path, ignore_errors=True)
+    part.mkdir(parents=True)
+    for name in names:
+        objects.download(mirror.at(name), part / name.rpartition("/")[2])
+    part.rename(target)
+
+
+def _images(name: str) -> str:
+    """The folder of a checkpoint, its number of images, in the name of an object."""
+    return name.split("/")[1]

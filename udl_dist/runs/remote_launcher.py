@@ -1,6 +1,4 @@
-"""The launcher's end of a remote run: it holds the lease, shows what nodes report, and joins that
-into the run.
-"""
+"""The launcher's side of a remote run: holds the lease, merges the nodes' reports."""
 
 from __future__ import annotations
 
@@ -16,61 +14,53 @@ from udl_dist.data.loader.opening import Prepared, open_index
 from udl_dist.data.settings import cache_folder
 from udl_dist.errors import DataError
 from udl_dist.runs.lease import Lease
-from udl_dist.runs.remote import LIVE, REQUESTS, Mirror
-from udl_dist.runs.remote_checkpoints import manifests_first
+from udl_dist.runs.remote import LIVE, REQUESTS, Mirror, manifests_first
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.storage import objects
 from udl_dist.storage.uris import is_remote, name_of
 
-RAY = ".ray"  # what Ray writes during a run
-OURS = ("experiment.toml", "messages.log", "damaged.txt", "result.json")
-OF_RUN = (*OURS, "curves.jsonl", "non_finite.jsonl", "data.json", "environment.jsonl")
+RAY = ".ray"  # Ray writes it during a run
+PUSHED = ("experiment.toml", "messages.log", "damaged.txt", "result.json")
+OF_RUN = (*PUSHED, "curves.jsonl", "non_finite.jsonl", "data.json", "environment.jsonl")
 
 
 class Launcher(Mirror):
-    """To be used within `carrying`, by the process that holds the working folder."""
+    """Used within `syncing`, by the process that has locked the working folder."""
 
     def __init__(self, uri: str, folder: RunFolder) -> None:
         super().__init__(uri, folder)
-        self._lengths: dict[
-            str, int
-        ] = {}  # bytes of messages that are in the log, by node and group
+        self._lengths: dict[str, int] = {}  # bytes of messages in the log, by node and group
         self._lease = Lease(self.at(f"{LIVE}/lease.json"), folder)
 
     @contextlib.contextmanager
-    def carrying(self) -> Iterator[Launcher]:
-        """Hold the run, fetch its files, and sync until the end; raise UsageError if another run
-        holds it.
-        """
-        self._lease.take()
+    def syncing(self) -> Iterator[Launcher]:
+        """Acquire the run, fetch its files, sync until the end; UsageError if it is in use."""
+        self._lease.acquire()
         try:
             self._fetch()
             with self._synced():
                 yield self
         finally:
-            with contextlib.suppress(DataError):  # how the run ended is what counts
+            with contextlib.suppress(DataError):  # or it would hide how the run ended
                 self._clear()
-                self._lease.drop()
+                self._lease.release()
 
     def begin_group(self) -> None:
-        """Forget the requests to the workers and their reports; the next group of workers has a new
-        name.
-        """
+        """Delete requests and reports, and name the next group of workers."""
         self._clear()
         objects.write(self.at(f"{LIVE}/group"), uuid.uuid4().hex[:8].encode())
 
     def shared(self, prepared: Prepared) -> Prepared:
-        """The same data by indexes that each node finds: those made here of remote shards are put
-        into the run.
-        """
-        train, held_out = (
-            tuple(map(self._reachable, part)) for part in (prepared.train, prepared.held_out)
+        """The same data by indexes that every node can open: local ones are uploaded to the run."""
+        train = tuple(map(self._reachable, prepared.train))
+        return replace(
+            prepared, train=train, held_out=tuple(map(self._reachable, prepared.held_out))
         )
-        return replace(prepared, train=train, held_out=held_out)
 
     def _reachable(self, index: str) -> str:
         if not index or is_remote(index):
             return index
+        # Shards on a disk are the same path on every node, and so is their index.
         if not is_remote(open_index(index, cache_folder("")).shard_path(0)):
             return index
         copy = self.at(f"indexes/{Path(index).name}")
@@ -78,12 +68,11 @@ class Launcher(Mirror):
         return copy
 
     def set_aside(self) -> str:
-        """Move all of the run into `before-…` in the storage; return where, "" if there was
-        nothing.
-        """
+        """Move the run to `before-…` in the storage; return where, "" if there was nothing."""
         remote = self.listing()
-        ours = [name for name in remote if not name.startswith(("before-", LIVE, RAY))]
-        moved = [name for name in ours if objects.exists(self.at(name))]
+        names = [name for name in remote if not name.startswith(("before-", LIVE, RAY))]
+        # A listing may have empty objects for folders under names that no object has.
+        moved = [name for name in names if objects.exists(self.at(name))]
         if not moved:
             return ""
         earlier = {name.split("/")[0] for name in remote if name.startswith("before-")}
@@ -94,7 +83,7 @@ class Launcher(Mirror):
         return name_of(self.at(aside))
 
     def _fetch(self) -> None:
-        """Make the working folder what the storage has, but for checkpoints and pictures."""
+        """Make the working folder equal to the storage, without checkpoints and pictures."""
         remote = self.listing()
         for name in OF_RUN:
             (self.folder.path / name).unlink(missing_ok=True)
@@ -109,7 +98,7 @@ class Launcher(Mirror):
             self._pushed.pop(f"{LIVE}/{request}", None)
         shutil.rmtree(self.folder.path / LIVE, ignore_errors=True)
 
-    def _sync(self) -> None:
+    def _copy(self) -> None:
         if not self._lease.renew():
             self.folder.say("ALARM: another run holds this run folder now: stopping")
             self.folder.ask_stop()
@@ -121,18 +110,16 @@ class Launcher(Mirror):
                 self._join(node, "/".join(rest))
         if stamp := objects.stamp(self.at("curves.jsonl")):
             self.pull("curves.jsonl", stamp, self.folder.curves)
-        for name in OURS:
+        for name in PUSHED:
             self.push(self.folder.path / name)
 
     def _join(self, node: str, name: str) -> None:
-        """Join a report of a node into the run: messages are appended, damaged records joined, the
-        rest copied.
-        """
+        """Merge a node's report into the run: messages and damage are appended, others copied."""
         report = self.folder.path / LIVE / node / name
         if name == "messages.log":
             known = self._lengths.get(node, 0)
             fresh = report.read_bytes()[known:]
-            fresh = fresh[: fresh.rfind(b"\n") + 1]
+            fresh = fresh[: fresh.rfind(b"\n") + 1]  # the node may be in the middle of a line
             self._lengths[node] = known + len(fresh)
             with self.folder.messages.open("ab") as file:
                 file.write(fresh)
@@ -143,6 +130,8 @@ class Launcher(Mirror):
             shutil.copyfile(report, self.folder.path / name)
 
 
-def carried(uri: str, folder: RunFolder) -> contextlib.AbstractContextManager[Launcher | None]:
-    """The launcher's end, or nothing where the run folder is on a disk."""
-    return Launcher(uri, folder).carrying() if is_remote(uri) else contextlib.nullcontext()
+def sync_launcher(
+    uri: str, folder: RunFolder
+) -> contextlib.AbstractContextManager[Launcher | None]:
+    """The launcher's side of a remote run; None for a run folder on a disk."""
+    return Launcher(uri, folder).syncing() if is_remote(uri) else contextlib.nullcontext()

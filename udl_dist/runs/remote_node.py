@@ -1,6 +1,4 @@
-"""The workers' end of a remote run: their files and reports go to the storage, requests come from
-there.
-"""
+"""The workers' side of a remote run: uploads their files and reports, downloads requests."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from udl_dist.runs.run_folder import RunFolder
 from udl_dist.storage import objects
 from udl_dist.storage.uris import is_remote
 
-# What stays in the working folder from one group of workers to the next.
+# What the next group of workers still needs in the working folder.
 STAYS = ("checkpoints", "wandb", "lock")
 OF_RANK_0 = (
     "curves.jsonl",
@@ -31,21 +29,17 @@ REPORTS = ("messages.log", "damaged.txt", "failure.json", "stacks-*.txt", "ranks
 
 
 class Node(Mirror):
-    """The end of one rank. Rank 0 syncs the run; one rank of each machine syncs what its ranks
-    report.
-    """
+    """The side of one rank. Rank 0 syncs the run; one rank per machine syncs all its reports."""
 
-    def __init__(self, uri: str, folder: RunFolder, leads: bool) -> None:
+    def __init__(self, uri: str, folder: RunFolder, is_main: bool) -> None:
         super().__init__(uri, folder)
-        self._leads = leads
+        self._is_main = is_main
         self._elected: IO[bytes] | None = None
-        self._reports = ""  # where those of this machine and group go
+        self._reports = ""  # the prefix for this machine and group
 
     @contextlib.contextmanager
-    def carrying(self) -> Iterator[Node]:
-        """Begin with a clean working folder and the files of the run; sync until the end of the
-        context.
-        """
+    def syncing(self) -> Iterator[Node]:
+        """Start with a clean working folder and the files of the run; sync until the end."""
         self._begin()
         try:
             with self._synced():
@@ -55,10 +49,11 @@ class Node(Mirror):
                 self._elected.close()
 
     def _begin(self) -> None:
-        """The first rank of a group on this machine deletes what an earlier group has left."""
+        """The first rank of a group on this machine deletes the files of earlier groups."""
         self.folder.path.mkdir(parents=True, exist_ok=True)
         group = objects.read_versioned(self.at(f"{LIVE}/group"))[0].decode()
         self._reports = f"{LIVE}/{hashlib.sha256(machine().encode()).hexdigest()[:12]}-{group}"
+        # The lock file names the group for which the folder is clean, so ranks clean it once.
         with (self.folder.path / "lock").open("a+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             lock.seek(0)
@@ -68,17 +63,17 @@ class Node(Mirror):
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
                 lock.truncate(0)
                 lock.write(f"group {group}")
-        remote = self.listing() if self._leads else {}
+        remote = self.listing() if self._is_main else {}
         for name in OF_RANK_0:
             if name in remote:
                 self.pull(name, remote[name], self.folder.path / name)
 
-    def _sync(self) -> None:
+    def _copy(self) -> None:
         live = self.listing(LIVE)
         for request in REQUESTS:
             flag = self.folder.path / request
             flag.touch() if f"{LIVE}/{request}" in live else flag.unlink(missing_ok=True)
-        if self._leads:
+        if self._is_main:
             for name in OF_RANK_0:
                 self.push(self.folder.path / name)
             for picture in sorted(self.folder.pictures.glob("*.png")):
@@ -89,9 +84,7 @@ class Node(Mirror):
                     self.push(path, f"{self._reports}/{path.relative_to(self.folder.path)}")
 
     def _is_elected(self) -> bool:
-        """Whether this rank syncs the reports of its machine; another one does when its process has
-        ended.
-        """
+        """Whether this rank syncs its machine's reports; the lock passes on when it ends."""
         if self._elected is None:
             file = (self.folder.path / ".courier").open("wb")
             try:
@@ -102,8 +95,8 @@ class Node(Mirror):
         return self._elected is not None
 
 
-def carried(
-    uri: str, folder: RunFolder, leads: bool
+def sync_node(
+    uri: str, folder: RunFolder, is_main: bool
 ) -> contextlib.AbstractContextManager[Node | None]:
-    """The end of a rank, or nothing where the run folder is on a disk that all see."""
-    return Node(uri, folder, leads).carrying() if is_remote(uri) else contextlib.nullcontext()
+    """The side of a rank in a remote run; None for a run folder on a shared disk."""
+    return Node(uri, folder, is_main).syncing() if is_remote(uri) else contextlib.nullcontext()

@@ -1,6 +1,4 @@
-"""Where buckets are reached and with which keys, as URIs, the environment and the files of AWS name
-them.
-"""
+"""Endpoints, regions and keys of buckets, from URIs, the environment and the files of AWS."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ REGIONS = "https://s3.amazonaws.com"  # answers with the region of any bucket
 
 
 def endpoint_of(uri: Uri) -> str:
-    """The endpoint of a bucket that its URI or the environment names; "": that of its service."""
+    """The endpoint that a URI or the environment names; "": the default of its service."""
     endpoint = uri.options.get("endpoint_override") or (
         _aws_endpoint() if uri.scheme == "s3" else ""
     )
@@ -29,9 +27,7 @@ def endpoint_of(uri: Uri) -> str:
 
 
 def region_of(uri: Uri) -> str:
-    """The region that the URI names, else that of a bucket of Amazon's, else what the environment
-    names, if any.
-    """
+    """The region in the URI, else the one where Amazon has the bucket, else the environment's."""
     named = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
     if "region" in uri.options or endpoint_of(uri):
         return uri.options.get("region", named)
@@ -46,14 +42,14 @@ def region_of(uri: Uri) -> str:
 
 
 class _Unfollowed(urllib.request.HTTPRedirectHandler):
+    # The redirect itself has the header with the region.
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
 def _aws_endpoint() -> str:
-    """The endpoint that the environment names; messages may show it, so raise UsageError for
-    credentials in it.
-    """
+    """The endpoint that the environment names; raise UsageError for credentials in it."""
+    # Messages show the endpoint, so it must not hold secrets.
     named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     if "@" in named:
         raise UsageError(
@@ -64,10 +60,9 @@ def _aws_endpoint() -> str:
 
 
 def refuse_open_proxy(endpoint: str) -> None:
-    """Raise UsageError if signed requests would go through a proxy unencrypted: it could read their
-    tokens.
-    """
+    """Raise UsageError if a proxy could read the tokens of requests that are not encrypted."""
     parts = urlsplit(endpoint)
+    # Of https a proxy sees only the host, as it passes on the encrypted bytes (CONNECT).
     proxies = urllib.request.getproxies()
     proxied = "http" in proxies or "all" in proxies
     if parts.scheme == "http" and proxied and not urllib.request.proxy_bypass(parts.netloc):
@@ -78,12 +73,11 @@ def refuse_open_proxy(endpoint: str) -> None:
 
 
 def profile() -> dict[str, str]:
-    """The keys and the region of AWS_PROFILE, which obstore does not read; empty where the
-    environment has keys.
-    """
+    """The keys and region of AWS_PROFILE, which obstore does not read; {} if keys are set."""
     name = os.environ.get("AWS_PROFILE") or "default"
     if os.environ.get("AWS_ACCESS_KEY_ID"):
         return {}
+    # Raw, as a "%" in a secret key is not an interpolation.
     config = configparser.RawConfigParser()
     home = Path("~/.aws").expanduser()
     config.read([os.environ.get("AWS_CONFIG_FILE") or home / "config"])

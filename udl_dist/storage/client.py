@@ -1,7 +1,7 @@
-"""The only file that knows obstore: clients made once a process, and the meaning of their errors.
+"""The clients of obstore, one per bucket and process, and the meaning of their errors.
 
-A client repeats what may pass (5xx, resets, short bodies, stalls) within the limits, and goes on in
-the middle of a body. Requests to buckets use https; http only where a named endpoint does.
+A client retries transient errors (5xx, resets, short bodies, stalls) within the limits, and resumes
+in the middle of a body. Buckets are reached by https, or by http if a named endpoint says so.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from udl_dist.storage.uris import Uri
 
 STATUS = re.compile(r"status code: (\d+)")
 CODE = re.compile(r"<Code>(\w+)</Code>")
-MAY_PASS = (408, 429)
+TRANSIENT = (408, 429)  # of the 4xx; every 5xx but 501 is
 SIGNATURE = "the URL, or whether its signature has ended"
 CREDENTIALS = (
     "credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS,"
@@ -51,12 +51,12 @@ NO_CONDITIONS = (
     "the service does not support conditional writes (If-None-Match), by which one run alone holds"
     " a run folder: put run.folder on a disk or into storage that has them"
 )
-# What stays wrong, by the words of obstore and of the services.
+# Errors that no retry mends, by the words of obstore and of the services.
 FINAL = {
     "ExpiredToken": EXPIRED,
     "TokenRefreshRequired": EXPIRED,
     "RequestExpired": EXPIRED,
-    "http://169.254.169.254": NO_CREDENTIALS,  # where a machine of a cloud would get them
+    "http://169.254.169.254": NO_CREDENTIALS,  # the metadata service of cloud machines
     "implies functionality that is not implemented": NO_CONDITIONS,
     "Range request not supported": NO_RANGES,
     "Wanted range": "it was written again (it is shorter now) while it was read: start again",
@@ -64,7 +64,7 @@ FINAL = {
         "the endpoint redirects: name the right endpoint_override, or the region"
     ),
 }
-# What broke, by the words of the library below obstore; the first that is found counts.
+# Causes of transient errors, by the words of the library below obstore; the first match counts.
 CAUSES = {
     "IncompleteBody": "the body is short",
     "ConnectionReset": "the connection was reset",
@@ -82,17 +82,14 @@ errors = (BaseError, FileNotFoundError, ValueError)  # what the calls of a clien
 
 
 class ConflictError(Exception):
-    """A conditional write that came too late: the object is not what the writer had seen."""
+    """A conditional write that found another version of the object."""
 
 
 def client(uri: Uri, limits: Limits) -> Any:
-    """The client of a bucket or host; raise UsageError in a process that was forked from one that
-    has clients.
-    """
+    """The client of a bucket or host; raise UsageError in a fork of a process with clients."""
     global _process
     with _lock:
-        # obstore's threads do not come along into a forked child, where each call would wait for
-        # them for ever.
+        # A forked child lacks obstore's threads, so each of its calls would hang.
         if _process not in (0, os.getpid()):
             raise UsageError(
                 "object storage cannot be read in a process that was forked after it was opened: "
@@ -135,7 +132,7 @@ def _made(uri: Uri, limits: Limits) -> Any:
     if uri.scheme == "az":
         common |= {"endpoint": endpoint} if endpoint else {}
         return AzureStore(uri.bucket, **common)
-    # AWS_ENDPOINT_URL_S3 of the environment would come before a plain `endpoint`.
+    # The environment's AWS_ENDPOINT_URL_S3 would override a plain `endpoint`.
     common |= {"aws_endpoint_url_s3": endpoint} if endpoint else {}
     own = {} if anonymous else profile()
     region = region_of(uri) or own.get("region", "us-east-1")
@@ -143,9 +140,7 @@ def _made(uri: Uri, limits: Limits) -> Any:
 
 
 def meaning(error: Exception, uri: Uri, limits: Limits) -> Exception:
-    """An error of obstore as one line for people; ConflictError for a condition that did not
-    hold.
-    """
+    """An error of obstore as a one-line DataError, or ConflictError for a failed condition."""
     if isinstance(error, (AlreadyExistsError, PreconditionError)):
         return ConflictError(uri.name)
     text = str(error)
@@ -161,12 +156,12 @@ def meaning(error: Exception, uri: Uri, limits: Limits) -> Exception:
         why = f": {final}"
     elif isinstance(error, PermissionDeniedError) or status in (401, 403, 407):
         why = f": access denied: check {SIGNATURE if uri.is_web else CREDENTIALS}"
-    elif status == 400:  # an answer to a HEAD does not say more
+    elif status == 400:  # the answer to a HEAD has no body with more detail
         why = (
             f": refused ({answer}): check whether the credentials have expired, the URI and the"
             " region"
         )
-    elif (300 <= status < 500 and status not in MAY_PASS) or status == 501:
+    elif (300 <= status < 500 and status not in TRANSIENT) or status == 501:
         why = f": refused ({answer}): check the URI, the region and the endpoint"
     else:
         cause = answer or _by_words(text, CAUSES) or "the connection broke off"

@@ -1,13 +1,13 @@
-"""Objects by URI: opened, listed, copied and written, whichever service holds them."""
+"""Objects by URI: opened, listed, copied and written, in any of the services."""
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from udl_dist.core.files import whole_file
 from udl_dist.errors import DataError, UsageError
 from udl_dist.storage.client import client, errors, meaning
 from udl_dist.storage.ranges import PIECE, Window
@@ -16,69 +16,55 @@ from udl_dist.storage.uris import Uri, parse
 
 T = TypeVar("T")
 DEFAULT = Limits()
+# Tells one writing of an object from the next: Google's buckets have a version, others an ETag.
+Version = dict[str, str | None]
 VERSION = ("e_tag", "version")
-Version = dict[
-    str, str | None
-]  # one writing of an object: buckets of Google have a version, others an ETag
 
 
 class Object:
-    """An opened object, safe for any number of threads; each answer is checked to be of the same
-    writing.
-    """
+    """An opened object, for any number of threads; raises if it is written again meanwhile."""
 
     def __init__(self, uri: str, limits: Limits = DEFAULT, traffic: Traffic | None = None) -> None:
-        """At the cost of one HEAD; raise DataError if it is missing, denied or does not answer."""
+        """Costs one HEAD; raise DataError if it is missing, denied or does not answer."""
         self._uri, self._limits, self.traffic = parse(uri), limits, traffic or Traffic()
         self.name = self._uri.name  # for messages
-        head = _ask(
-            self._uri, limits, lambda store: store.head(self._uri.key), traffic=self.traffic
-        )
+        # One HEAD fixes size and stamp, against which each later answer is compared.
+        head = _begin(self._uri, lambda store, key: store.head(key), limits, self.traffic).result()
         self.size, self.stamp = int(head["size"]), _stamp(head)  # bytes; "etag:…" or "modified:…"
 
     def read(self, start: int, length: int) -> bytes:
-        """Exactly `length` bytes; raise DataError for others, or if the object was written
-        again.
-        """
+        """Exactly `length` bytes; raise DataError for fewer, or if the object was written again."""
         return self.begin(start, length).result()
 
     def begin(self, start: int, length: int) -> Pending[bytes]:
-        """Ask for bytes without waiting for them."""
+        """Request bytes without waiting for them."""
         if start < 0 or start + length > self.size:
             raise DataError(
                 f"{self.name!r} has {self.size} bytes, not {start + length}: it is another object"
                 " or cut off"
             )
-        return _begin(
-            self._uri,
-            self._limits,
-            lambda store: self._range(store, start, length),
-            length,
-            traffic=self.traffic,
-        )
 
-    def _range(self, store: Any, start: int, length: int) -> bytes:
-        if not length:
-            return b""
-        found = store.get(self._uri.key, options={"range": (start, start + length)})
-        if (found.meta["size"], _stamp(found.meta)) != (self.size, self.stamp):
-            raise DataError(
-                f"{self.name!r} was written again (another ETag) while it was read: start again"
-            )
-        data = bytes(found.bytes())
-        if len(data) != length:
-            raise DataError(
-                f"{self.name!r} gave {len(data)} bytes where {length} were asked for: start again"
-            )
-        return data
+        def attempt(store: Any, key: str) -> bytes:
+            if not length:
+                return b""
+            found = store.get(key, options={"range": (start, start + length)})
+            # Or bytes of two writings would be mixed.
+            if (found.meta["size"], _stamp(found.meta)) != (self.size, self.stamp):
+                raise DataError(
+                    f"{self.name!r} was written again (another ETag) while it was read: start again"
+                )
+            data = bytes(found.bytes())
+            if len(data) != length:
+                raise DataError(
+                    f"{self.name!r} sent {len(data)} bytes instead of {length}: start again"
+                )
+            return data
+
+        return _begin(self._uri, attempt, self._limits, self.traffic, length)
 
 
 def list_tars(uri: str, limits: Limits = DEFAULT) -> list[str]:
-    """The URIs of all `*.tar` directly below a prefix, sorted by bytes; DataError if there is no
-    such prefix.
-
-    Files of macOS, `._x.tar`, are left out.
-    """
+    """The URIs of all `*.tar` directly below a prefix, sorted by bytes, without hidden files."""
     prefix = parse(uri)
     keys = [each["path"] for each in _directly_below(prefix, limits)["objects"]]
     tars = [
@@ -89,47 +75,40 @@ def list_tars(uri: str, limits: Limits = DEFAULT) -> list[str]:
     return [prefix.at(f"{prefix.bucket}/{key}") for key in sorted(tars, key=os.fsencode)]
 
 
-def list_folders(uri: str, limits: Limits = DEFAULT) -> list[str]:
-    """The names of all prefixes directly below one, sorted; DataError if there is no such
-    prefix.
+def list_folders(uri: str) -> list[str]:
+    """The names of all prefixes directly below one, sorted; DataError if that one is missing."""
+    paths = _directly_below(parse(uri), DEFAULT)["common_prefixes"]
+    return sorted(path.rpartition("/")[2] for path in paths)
+
+
+def listing(uri: str) -> dict[str, str]:
+    """The objects below a prefix: name from there on -> stamp, new with each writing.
+
+    Some tools write empty objects ("a/") for folders; those with objects below are left out.
     """
-    return sorted(
-        path.rpartition("/")[2] for path in _directly_below(parse(uri), limits)["common_prefixes"]
-    )
-
-
-def listing(uri: str, limits: Limits = DEFAULT) -> dict[str, str]:
-    """The objects below a prefix: name from there on -> what tells one writing of it from the next.
-
-    Empty objects that some tools put for folders ("a/") are listed as "a", but for those that have
-    objects below them.
-    """
-    prefix = parse(uri)
-    found = _ask(prefix, limits, lambda store: store.list(prefix.key).collect())
-    folders = {parent for each in found for parent in _parents(each["path"])}
+    prefix = parse(uri).key
+    found = _ask(uri, lambda store, key: store.list(key).collect())
+    folders = {prefix}
+    for each in found:
+        parts = each["path"].split("/")
+        folders.update("/".join(parts[:count]) for count in range(1, len(parts)))
     return {
-        each["path"].removeprefix(f"{prefix.key}/"): _written(each)
+        each["path"].removeprefix(f"{prefix}/"): _written(each)
         for each in found
-        if each["path"] not in folders | {prefix.key}
+        if each["path"] not in folders
     }
 
 
-def _parents(key: str) -> list[str]:
-    parts = key.split("/")
-    return ["/".join(parts[:count]) for count in range(1, len(parts))]
-
-
 def stamp(uri: str, limits: Limits = DEFAULT) -> str:
-    """What tells one writing of an object from the next, as in `listing`; "" if there is none."""
-    where = parse(uri)
+    """The stamp of an object, as in `listing`; "" if there is none."""
 
-    def attempt(store: Any) -> str:
+    def attempt(store: Any, key: str) -> str:
         try:
-            return _written(store.head(where.key))
+            return _written(store.head(key))
         except FileNotFoundError:
             return ""
 
-    return _ask(where, limits, attempt)
+    return _ask(uri, attempt, limits)
 
 
 def exists(uri: str, limits: Limits = DEFAULT) -> bool:
@@ -137,77 +116,60 @@ def exists(uri: str, limits: Limits = DEFAULT) -> bool:
     return bool(stamp(uri, limits))
 
 
-def read(uri: str, limits: Limits = DEFAULT) -> bytes:
+def read(uri: str) -> bytes:
     """All of a small object."""
-    where = parse(uri)
-    return _ask(where, limits, lambda store: bytes(store.get(where.key).bytes()))
+    return _ask(uri, lambda store, key: bytes(store.get(key).bytes()))
 
 
-def write(uri: str, content: bytes, limits: Limits = DEFAULT) -> None:
-    """Make a small object."""
-    where = parse(uri)
-    _ask(where, limits, lambda store: store.put(where.key, content), hedged=False)
+def read_versioned(uri: str) -> tuple[bytes, Version | None]:
+    """All of a small object, and what `write_over` needs; b"" and None if there is none."""
 
-
-def read_versioned(uri: str, limits: Limits = DEFAULT) -> tuple[bytes, Version | None]:
-    """All of a small object, and what `write_over` needs to replace just this; nothing and None if
-    there is none.
-    """
-    where = parse(uri)
-
-    def attempt(store: Any) -> tuple[bytes, Version | None]:
+    def attempt(store: Any, key: str) -> tuple[bytes, Version | None]:
         try:
-            found = store.get(where.key)
-            return bytes(found.bytes()), {
-                name: value for name in VERSION if (value := found.meta[name])
-            }
+            found = store.get(key)
         except FileNotFoundError:
             return b"", None
+        version = {name: found.meta[name] for name in VERSION if found.meta[name]}
+        return bytes(found.bytes()), version
 
-    return _ask(where, limits, attempt)
-
-
-def write_over(uri: str, content: bytes, seen: Version | None, limits: Limits = DEFAULT) -> None:
-    """Make a small object if there still is what was `seen` (None: nothing); raise ConflictError
-    otherwise.
-    """
-    where, mode = parse(uri), "create" if seen is None else seen
-    _ask(where, limits, lambda store: store.put(where.key, content, mode=mode), hedged=False)
+    return _ask(uri, attempt)
 
 
-def move(uri: str, other: str, limits: Limits = DEFAULT) -> None:
-    """Give an object another name in its bucket; it is there under one of the two at any time."""
-    where, target = parse(uri), parse(other)
-    _ask(where, limits, lambda store: store.copy(where.key, target.key), hedged=False)
-    remove(uri, limits)
+def write(uri: str, content: bytes) -> None:
+    """Write a small object."""
+    _ask(uri, lambda store, key: store.put(key, content), hedged=False)
 
 
-def remove(uri: str, limits: Limits = DEFAULT) -> None:
-    """Delete an object, if it is there."""
-    where = parse(uri)
-    _ask(where, limits, lambda store: store.delete(where.key), hedged=False)
+def write_over(uri: str, content: bytes, seen: Version | None) -> None:
+    """Write a small object in place of the `seen` one (None: of none), else raise ConflictError."""
+    mode = "create" if seen is None else seen
+    _ask(uri, lambda store, key: store.put(key, content, mode=mode), hedged=False)
+
+
+def upload(path: Path, uri: str) -> None:
+    """Copy a file to an object: complete or absent."""
+    _ask(uri, lambda store, key: store.put(key, path), hedged=False)
+
+
+def move(uri: str, other: str) -> None:
+    """Rename an object within its bucket; it exists under one of the two names at any time."""
+    target = parse(other).key
+    _ask(uri, lambda store, key: store.copy(key, target), hedged=False)
+    remove(uri)
+
+
+def remove(uri: str) -> None:
+    """Delete an object, if it exists."""
+    _ask(uri, lambda store, key: store.delete(key), hedged=False)
 
 
 def download(uri: str, path: Path, limits: Limits = DEFAULT) -> None:
     """Copy an object to a file: complete or absent, in bounded memory."""
     found = Object(uri, limits)
-    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
-    try:
-        with part.open("wb") as file:
-            window = Window(found)
-            for start in range(0, found.size, PIECE):
-                file.write(window[start : start + PIECE])
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def upload(path: Path, uri: str, limits: Limits = DEFAULT) -> None:
-    """Copy a file to an object: complete or absent."""
-    where = parse(uri)
-    _ask(where, limits, lambda store: store.put(where.key, path), hedged=False)
+    with whole_file(path) as file:
+        window = Window(found)
+        for start in range(0, found.size, PIECE):
+            file.write(window[start : start + PIECE])
 
 
 def _directly_below(prefix: Uri, limits: Limits) -> Mapping[str, Any]:
@@ -216,37 +178,34 @@ def _directly_below(prefix: Uri, limits: Limits) -> Mapping[str, Any]:
             f"{prefix.name!r} cannot be listed: write {{000..099}}.tar, or name a list of shards"
             " (.txt)"
         )
-    found: Mapping[str, Any] = _ask(
-        prefix, limits, lambda store: store.list_with_delimiter(prefix.key)
-    )
+    found: Mapping[str, Any] = _begin(
+        prefix, lambda store, key: store.list_with_delimiter(key), limits
+    ).result()
     if not found["objects"] and not found["common_prefixes"]:
         raise DataError(f"{prefix.name!r} is missing: check the path")
     return found
 
 
 def _ask(
-    uri: Uri,
-    limits: Limits,
-    act: Callable[[Any], T],
-    hedged: bool = True,
-    traffic: Traffic | None = None,
+    uri: str, act: Callable[[Any, str], T], limits: Limits = DEFAULT, hedged: bool = True
 ) -> T:
-    return _begin(uri, limits, act, 0, hedged, traffic).result()
+    return _begin(parse(uri), act, limits, hedged=hedged).result()
 
 
 def _begin(
     uri: Uri,
+    act: Callable[[Any, str], T],
     limits: Limits,
-    act: Callable[[Any], T],
-    size: int,
-    hedged: bool = True,
     traffic: Traffic | None = None,
+    size: int = 0,
+    hedged: bool = True,
 ) -> Pending[T]:
-    store = client(uri, limits)
+    """Start `act(client, key)` in a thread; what must not be done twice is not `hedged`."""
+    store, key = client(uri, limits), uri.key
 
     def attempt() -> T:
         try:
-            return act(store)
+            return act(store, key)
         except errors as error:
             raise meaning(error, uri, limits) from None
 
@@ -259,4 +218,5 @@ def _stamp(meta: Mapping[str, Any]) -> str:
 
 
 def _written(meta: Mapping[str, Any]) -> str:
+    # With the size, as a time of whole seconds alone may be that of two writings.
     return f"{_stamp(meta)} {meta['size']}"

@@ -1,9 +1,7 @@
-"""Ranges of objects on disk: bounded, least recently used out first, shared by any number of
-processes.
+"""A bounded cache of object ranges on disk, least recently used out first, shared by processes.
 
-A range is a file of its own, found by the hash of (name, stamp, start, length): another ETag is
-another file. A file is believed only if its length and its XXH3 are right. Anybody may delete these
-files at any time.
+Each range is a file, named by the hash of (name, stamp, start, length), so another ETag is another
+file. A file counts only if its length and XXH3 are right, and may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -21,18 +19,14 @@ from udl_dist.errors import UsageError
 
 HEAD = 8  # bytes of XXH3-64 before the content
 DISK_BLOCK = 4096  # bytes: a file takes whole ones
-FILLED = 0.9  # of the bound is left after an eviction, so that not every range evicts
+FILLED = 0.9  # of the bound is left after an eviction, or every new range would evict
 
 
 class RangeCache:
-    """A folder that never holds more than `most_bytes`, in whole disk blocks; safe for threads and
-    processes.
-    """
+    """A folder of at most `most_bytes`, in whole disk blocks; safe for threads and processes."""
 
     def __init__(self, folder: Path, most_bytes: int) -> None:
-        """Count what is there and evict what is too much; raise UsageError if the folder cannot be
-        written.
-        """
+        """Count the files, evict the excess; raise UsageError if the folder cannot be written."""
         self._folder, self._most = folder, most_bytes
         self.failed = ""  # why nothing more is written, if the disk refused
         try:
@@ -45,7 +39,7 @@ class RangeCache:
             ) from None
 
     def get(self, name: str, stamp: str, start: int, length: int) -> bytes | None:
-        """The range, if it is there and whole; a damaged file is dropped."""
+        """The range, if the cache has it; a damaged file is deleted."""
         path = self._path(name, stamp, start, length)
         with contextlib.suppress(OSError):  # never written, or evicted just now
             data = path.read_bytes()
@@ -56,7 +50,7 @@ class RangeCache:
         return None
 
     def put(self, name: str, stamp: str, start: int, data: bytes) -> None:
-        """Write a range if it fits; a disk that refuses ends the writing, not the reading."""
+        """Write a range if it fits; after an error of the disk nothing more is written."""
         size = _on_disk(HEAD + len(data))
         if size > self._most or self.failed:
             return
@@ -67,7 +61,7 @@ class RangeCache:
                 total = self._total()
                 if total + size > self._most:
                     total = self._evict(size)
-                # Before the file: a kill in between leaves a total that is too high, never too low.
+                # Before the file, so that a kill in between leaves a total too high, never too low.
                 self._write_total(total + size)
                 part.parent.mkdir(exist_ok=True)
                 part.write_bytes(xxhash.xxh3_64_digest(data) + data)
@@ -77,18 +71,15 @@ class RangeCache:
             part.unlink(missing_ok=True)
 
     def _evict(self, coming: int) -> int:
-        """Count the files; remove the least recently used if `coming` bytes do not fit. Return the
-        bytes that stay.
-        """
-        files = sorted(self._files())
+        """Delete the oldest files if `coming` bytes do not fit; return the bytes of the rest."""
+        files = sorted(self._files(), reverse=True)
         total = sum(size for _, size, _ in files)
-        if total + coming > self._most:
-            goal = max(0, int(self._most * FILLED) - coming)
-            for _, size, path in files:
-                if total <= goal:
-                    break
-                Path(path).unlink(missing_ok=True)
-                total -= size
+        fits = total + coming <= self._most
+        goal = total if fits else max(0, int(self._most * FILLED) - coming)
+        while total > goal:
+            _, size, path = files.pop()
+            Path(path).unlink(missing_ok=True)
+            total -= size
         return total
 
     def _files(self) -> Iterator[tuple[int, int, str]]:
@@ -101,9 +92,7 @@ class RangeCache:
                         yield status.st_mtime_ns, _on_disk(status.st_size), entry.path
 
     def _total(self) -> int:
-        """Bytes on disk as the last process to write or evict noted them: never less than there
-        are.
-        """
+        """Bytes on disk, as the last writer noted them: never fewer than there are."""
         try:
             return int((self._folder / "total").read_text())
         except (OSError, ValueError):
@@ -119,7 +108,7 @@ class RangeCache:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         with (self._folder / "lock").open("wb") as file:
-            # The lock belongs to this opening of the file, so threads exclude each other too.
+            # flock belongs to this opening of the file, so threads exclude each other, too.
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

@@ -1,6 +1,4 @@
-"""Bytes of an object: many ranges with few requests, or one walk from front to back. Knows no tar
-and no library.
-"""
+"""Reads an object: many ranges with few requests, or one walk from front to back."""
 
 from __future__ import annotations
 
@@ -12,15 +10,14 @@ from udl_dist.storage.range_cache import RangeCache
 from udl_dist.storage.transfers import Pending, Traffic
 
 PIECE = 2**23  # bytes that a walk reads at a time
-# at most; a walk looks back at the record before a header, and one piece comes ahead of its use
-PIECES_HELD = 6
+PIECES_HELD = 6  # at most: a walk looks back at the record before a header, and one piece is ahead
 SMALL_GAP, SMALL_RANGE = 2**12, 2**18  # bytes: see `merged`
 LONGEST_RANGE = 2**23
 Range = tuple[int, int]  # start and length in bytes
 
 
 class Blob(Protocol):
-    """What is read by ranges, by any number of threads: an `Object`."""
+    """What is read by ranges in any number of threads: an `Object`, or a file in tests."""
 
     name: str  # for messages
     size: int  # bytes
@@ -28,14 +25,12 @@ class Blob(Protocol):
     traffic: Traffic
 
     def begin(self, start: int, length: int) -> Pending[bytes]:
-        """Ask for bytes without waiting for them."""
+        """Request bytes without waiting for them."""
         ...
 
 
 class Window:
-    """The bytes of a blob for a walk from front to back: reads ahead, reads nothing twice, holds
-    little.
-    """
+    """The bytes of a blob for a walk from front to back, read ahead in pieces, few in memory."""
 
     def __init__(self, blob: Blob, piece_bytes: int = PIECE) -> None:
         self._blob, self._piece = blob, piece_bytes
@@ -57,15 +52,15 @@ class Window:
         return data[start - first : stop - first]
 
     def _ask(self, numbers: range) -> None:
-        """Ask for the pieces that are wanted, and for the next one if the walk goes straight on."""
+        """Request the wanted pieces, and the next one if the walk is sequential."""
         goes_on, following = numbers[-1] - self._last in (0, 1), numbers[-1] + 1
         ahead = [following] if goes_on and following * self._piece < len(self) else []
         for number in [*ahead, *numbers]:
             start = number * self._piece
-            asked = self._pieces.pop(number, None)
-            self._pieces[number] = asked or self._blob.begin(
-                start, min(self._piece, len(self) - start)
-            )
+            length = min(self._piece, len(self) - start)
+            # Removed and inserted again, so that the last used piece is the last of the dict.
+            piece = self._pieces.pop(number, None) or self._blob.begin(start, length)
+            self._pieces[number] = piece
         for number in list(self._pieces)[: -max(PIECES_HELD, len(numbers) + 1)]:
             self._pieces.pop(number).cancel()
         self._last = numbers[-1]
@@ -74,21 +69,17 @@ class Window:
 def read_ranges(
     blob: Blob, ranges: Sequence[Range], cache: RangeCache | None = None
 ) -> list[bytes]:
-    """The bytes of each range, in the order asked for, in as few requests as `merged` makes of
-    them, all at once.
-
-    What the cache has is not requested, and what was requested is put there.
-    """
-    cached = (
-        {} if cache is None else {each: cache.get(blob.name, blob.stamp, *each) for each in ranges}
-    )
-    asked = [each for each in ranges if cached.get(each) is None]
-    fetched = dict(zip(asked, _fetched(blob, asked), strict=True))
-    if cache is not None:
-        for (start, _), data in fetched.items():
-            cache.put(blob.name, blob.stamp, start, data)
-    blob.traffic.count(bytes_wanted=sum(length for _, length in asked))
-    return [cached.get(each) or fetched.get(each, b"") for each in ranges]
+    """The bytes of each range, from the cache or by parallel requests for `merged` ranges."""
+    found: dict[Range, bytes | None] = {}
+    if cache:
+        found = {each: cache.get(blob.name, blob.stamp, *each) for each in ranges}
+    missing = [each for each in ranges if found.get(each) is None]
+    for each, data in zip(missing, _fetched(blob, missing), strict=True):
+        found[each] = data
+        if cache:
+            cache.put(blob.name, blob.stamp, each[0], data)
+    blob.traffic.count(bytes_wanted=sum(length for _, length in missing))
+    return [found[each] or b"" for each in ranges]
 
 
 def _fetched(blob: Blob, ranges: Sequence[Range]) -> list[bytes]:
@@ -114,17 +105,16 @@ class Joined:
     start: int
     length: int
     wanted: int  # bytes of its members
-    members: list[int]  # which of the ranges it covers
+    members: list[int]  # places of the ranges it covers
 
 
 def merged(ranges: Sequence[Range]) -> list[Joined]:
-    """The requests to make for ranges, in the order they lie.
+    """The requests to make for ranges, sorted by position.
 
-    Two neighbours become one if what lies between, over the whole of the joined range, is at most a
-    tenth of what is wanted; or if the gap is at most 4 KiB (a tar header, a label, padding) and the
-    joined range at most 256 KiB, which costs less than another request. So photos read at most 1.1
-    times what they need, and tiny records go together. No joined range is longer than 8 MiB, unless
-    ranges overlap.
+    Neighbours are joined if all gaps of the joined range are at most a tenth of what is wanted, or
+    if the gap is at most 4 KiB (a tar header, a label, padding) and the joined range at most 256
+    KiB, which costs less than another request. So photos cost at most 1.1 times their bytes, and
+    tiny records go together. Unless ranges overlap, a joined range has at most 8 MiB.
     """
     found: list[Joined] = []
     for member in sorted(range(len(ranges)), key=ranges.__getitem__):

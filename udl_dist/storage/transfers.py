@@ -1,8 +1,6 @@
-"""Time limits, counters and slow requests: each request runs in a thread, and a slow one is made a
-second time.
+"""Requests in threads: time limits, counters, and a second request where the first one is slow.
 
-The client repeats what fails (see `client`); here only the wait is cut short. Knows no URI and no
-library.
+The client retries what fails; hedging here only shortens the wait.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from udl_dist.core.config_schema import setting
 
 T = TypeVar("T")
 
-# Threads of a process. Hedges have their own, as hung requests may fill the others.
+# Threads of a process. Hedges have their own, as hung requests may occupy all others.
 REQUESTS, HEDGES = 16, 8
 UNIT = 2**20  # bytes: requests above it are timed by the MiB
 
@@ -49,16 +47,13 @@ class Limits:
 
 @dataclass
 class Traffic:
-    """Requests and bytes of all who share this object, and how fast the last ones were. Safe for
-    threads.
-    """
+    """Counts requests and bytes, and times the last ones; shared by threads."""
 
     requests: int = 0
     bytes_read: int = 0  # hedges included
-    bytes_wanted: int = 0  # of records, without what was read for the sake of fewer requests
+    bytes_wanted: int = 0  # of records, without the gaps that were read to save requests
     hedges: int = 0
-    # Seconds a unit of the last requests.
-    recent: deque[float] = field(default_factory=lambda: deque(maxlen=64), repr=False)
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=64), repr=False)  # s per unit
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def count(self, **more: int) -> None:
@@ -68,20 +63,20 @@ class Traffic:
                 setattr(self, name, getattr(self, name) + value)
 
     def timed(self, size: int, seconds: float) -> None:
-        """Note how long a request for `size` bytes took."""
+        """Record how long a request for `size` bytes took."""
         with self._lock:
             self.bytes_read += size
             self.recent.append(seconds / max(1.0, size / UNIT))
 
     def slow_seconds(self, limits: Limits, size: int) -> float:
-        """After how long a request for `size` bytes is slow."""
+        """The time after which a request for `size` bytes counts as slow."""
         with self._lock:
             median = statistics.median(self.recent) if self.recent else 0.0
         return max(limits.hedge_seconds, 4 * median) * max(1.0, size / UNIT)
 
 
 class Pending(Generic[T]):
-    """A request under way, made a second time if it is slow; the first good answer counts."""
+    """A request under way, sent a second time if it is slow; the first good answer counts."""
 
     def __init__(
         self,
@@ -91,7 +86,7 @@ class Pending(Generic[T]):
         size: int = 0,
         hedged: bool = True,
     ) -> None:
-        """`size` in bytes; what must not be done twice is not `hedged`."""
+        """`size` is in bytes; a request that must not be sent twice is not `hedged`."""
         self._attempt, self._limits, self._traffic, self._size = attempt, limits, traffic, size
         self._hedged = hedged and limits.hedge_seconds > 0
         self._submitted, self._begun = time.monotonic(), 0.0
@@ -101,13 +96,14 @@ class Pending(Generic[T]):
         """The first good answer; raise what the request raised."""
         if self._hedged:
             self._make_again_if_slow()
+        # If every try failed, the error of the first one counts.
         for each in as_completed(self._tries):
             if not each.exception():
                 return each.result()
         return self._tries[0].result()
 
     def cancel(self) -> None:
-        """Drop what has not begun; what has begun ends by itself and is not read."""
+        """Drop the request if it has not begun; else it ends by itself, unread."""
         for attempt in self._tries:
             attempt.cancel()
 
@@ -115,8 +111,7 @@ class Pending(Generic[T]):
         first, slow = self._tries[0], self._traffic.slow_seconds(self._limits, self._size)
         while len(self._tries) == 1 and not first.done():
             now = time.monotonic()
-            # Time in the queue counts a quarter: threads that hang must not hold up others for
-            # long.
+            # Time in the queue counts a quarter, so that hung threads delay others only briefly.
             waited = now - self._begun if self._begun else (now - self._submitted) / 4
             if waited < slow:
                 wait([first], max(0.01, slow - waited))

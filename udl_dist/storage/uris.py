@@ -1,8 +1,8 @@
-"""URIs of buckets and of the web parsed, and which schemes may be read. Opens nothing.
+"""Parses URIs of buckets and URLs, and decides which schemes may be read.
 
-A URI of a bucket is read literally, as `aws s3` reads it, with options behind a question mark:
+A URI of a bucket is literal, as for `aws s3`, with options after a question mark:
 endpoint_override, region, scheme and anonymous. The query of a URL may be a signature, so no
-message has it. Credentials come from the environment or the SDK's files, never from a URI.
+message shows it. Credentials come from the environment or the SDK's files, never from a URI.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Uri:
 
     @property
     def key(self) -> str:
-        """The name of the object in its bucket or on its host."""
+        """The name of the object in its bucket or on its host, decoded for URLs."""
         key = self.path.partition("/")[2].strip("/")
         return unquote(key) if self.is_web else key
 
@@ -53,10 +53,8 @@ class Uri:
     @property
     def options(self) -> dict[str, str]:
         """The options of a bucket."""
-        pairs = (
-            [] if self.is_web else [part.partition("=") for part in self.query.split("&") if part]
-        )
-        return {name: value for name, _, value in sorted(pairs)}
+        parts = [] if self.is_web else [part for part in self.query.split("&") if part]
+        return {name: value for name, _, value in sorted(part.partition("=") for part in parts)}
 
     def at(self, path: str) -> str:
         """Another path, bucket included, with the same options or signature."""
@@ -69,21 +67,19 @@ def is_remote(source: str) -> bool:
 
 
 def is_web(source: str) -> bool:
-    """Whether a source is a URL of the web: readable, but not listable or writable."""
+    """Whether a source is a URL: it can be read, but not listed or written."""
     return scheme_of(source) in WEB
 
 
 def scheme_of(source: str) -> str:
-    """The scheme of a source in small letters; "" for a path, also as the URI of a file."""
+    """The scheme of a source in lower case; "" for a path, also as a file: URI."""
     found = SCHEME.match(source)
     scheme = (found[1] or found[2]).lower() if found else ""
     return "" if scheme == "file" else scheme
 
 
 def refuse_scheme(source: str) -> None:
-    """Raise UsageError if a source has a scheme that is never opened; a path or an allowed URI
-    passes.
-    """
+    """Raise UsageError if a source has a scheme that is not supported."""
     scheme = scheme_of(source)
     if scheme == "pipe":
         raise UsageError(f"pipe: was removed: download the shards, or give a URI of {ALLOWED}")
@@ -92,7 +88,7 @@ def refuse_scheme(source: str) -> None:
 
 
 def refuse_web(source: str, setting: str) -> None:
-    """Raise UsageError if what is to be written is at a URL of the web."""
+    """Raise UsageError if the place to write is a URL."""
     if is_web(source):
         raise UsageError(
             f"{setting} {name_of(source)!r} cannot be written: give a path, or a URI of s3://,"
@@ -101,12 +97,12 @@ def refuse_web(source: str, setting: str) -> None:
 
 
 def name_of(path: str) -> str:
-    """A path, or a URI without its options or signature: what messages call it."""
+    """A path, or a URI without its options or signature: for messages."""
     return parse(path).name if is_remote(path) else path
 
 
 def public(value: Any) -> Any:
-    """Settings as others may see them: a URL is without its query, which may be a signature."""
+    """Settings that may be published: URLs without their query, which may be a signature."""
     if isinstance(value, Mapping):
         return {name: public(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -115,7 +111,7 @@ def public(value: Any) -> Any:
 
 
 def joined(uri: str, name: str) -> str:
-    """The URI of what is called `name` directly below a prefix, with the prefix's options."""
+    """The URI of `name` directly below a prefix, with the prefix's options."""
     prefix = parse(uri)
     return prefix.at(f"{prefix.path.rstrip('/')}/{quote(name) if prefix.is_web else name}")
 
@@ -131,24 +127,22 @@ def split(path: str) -> tuple[str, str]:
 
 
 def sibling(path: str, name: str) -> str:
-    """The path or URI of what is called `name` in the same folder as `path`."""
+    """The path or URI of `name` in the same folder as `path`."""
     folder = split(path)[0]
     return joined(folder, name) if is_remote(path) else f"{folder}/{name}"
 
 
 def parse(uri: str) -> Uri:
-    """Parse a URI; raise UsageError for another scheme, an unknown option or credentials within
-    it.
-    """
+    """Parse a URI; raise UsageError for another scheme, an unknown option or credentials."""
     refuse_scheme(uri)
     if not is_remote(uri):
         raise UsageError(f"{uri!r} is not a URI of storage: {ALLOWED}")
     scheme, _, rest = uri.partition("://")
     scheme = scheme.lower()
+    # A URL's query begins at its first question mark, a bucket's options at the last one.
     path, mark, query = rest.partition("?") if scheme in WEB else rest.rpartition("?")
-    if not mark or (
-        scheme in BUCKETS and "=" not in query
-    ):  # a question mark may be part of an object's name
+    # In a bucket a question mark may be part of an object's name.
+    if not mark or (scheme in BUCKETS and "=" not in query):
         path, query = rest, ""
     found = Uri(scheme, path.partition("/")[0], path, query)
     if "@" in found.bucket or (scheme in BUCKETS and "@" in query):

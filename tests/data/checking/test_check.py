@@ -184,7 +184,7 @@ def test_damage_without_an_index_is_named_by_the_rules_of_records(tmp_path: Path
         "'b'": "has 0 images, not one ('cls')",
         "'c'": "has 2 images, not one ('png', 'jpg')",
         "'d'": "its image has 0 bytes",
-        "'e'": "is raw pixels, whose shape only an index by `udl pack` knows",
+        "'e'": "is raw pixels, whose shape only an index by `udl pack` has",
         "'f'": "its label is not a whole number",
         "'g'": "is not a PNG, JPEG, WebP or npy image",
     }
@@ -275,7 +275,7 @@ def test_the_command_prints_a_table_or_json_and_ends_with_3_on_damage(tmp_path: 
     done = udl("check", str(tmp_path))
     assert done.returncode == 3
     assert "and 20 more: --json lists all" in done.stdout
-    assert "at byte 0, key '000000': is no tar" in done.stdout
+    assert "at byte 0, key '000000': is not a tar" in done.stdout
     figures = json.loads(udl("check", str(tmp_path), "--json", "--decode").stdout)
     assert (len(figures["damage"]), figures["readable"], figures["lost"], figures["exit_code"]) == (
         40,

@@ -8,6 +8,7 @@ import io
 import struct
 import tarfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from udl_dist.data.loader.dataset import Dataset
+from udl_dist.data.loader.loading import Dataset
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.settings import DataSettings
 from udl_dist.data.shards.indexing import index_shards
-from udl_dist.errors import UdlError
+from udl_dist.data.shards.tar import Damage, Data, Member, salvage
+from udl_dist.errors import DataError, UdlError
 
 
 def pixels(seed: int, *shape: int) -> NDArray[np.uint8]:
@@ -75,8 +77,16 @@ def tar(path: Path, members: dict[str, bytes], format: int = tarfile.PAX_FORMAT)
     return path
 
 
+def walk(name: Path | str, data: Data) -> Iterator[Member]:
+    """The members of a tar; raise DataError at the first damage."""
+    for found in salvage(data):
+        if isinstance(found, Damage):
+            raise DataError(f"shard {str(name)!r} at byte {found.at}: {found.what}")
+        yield found
+
+
 def shards(root: Path, counts: list[int], size: int = 8) -> list[Path]:
-    """Tars with so many numbered PNGs each; the label is the number of the record."""
+    """Tars of numbered PNGs, with the number of the record as its label."""
     paths, number = [], 0
     for shard, count in enumerate(counts):
         members = {}

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.data.loader import made
-from udl_dist.data.loader.dataset import Dataset
+from udl_dist.data.loader.loading import Dataset
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.settings import DataSettings
 from udl_dist.data.shards.index import Index
@@ -94,15 +94,6 @@ def test_substitutes_may_be_damaged_too(folder: Path) -> None:
         for image, record in zip(batch.images, batch.records, strict=True)
     )
     assert sum(len(batch.damaged) for batch in batches) == 30 == len(stream.damage)
-
-
-def test_damage_stops_by_default_and_names_shard_byte_and_key(folder: Path) -> None:
-    flip(folder, 25)
-    with pytest.raises(DataError) as raised:
-        list(opened(folder, damaged="stop").once(10))
-    made.one_line(
-        raised.value, "000001.tar", f"byte {int(Index.open(folder).rows['offset'][25])}", "'000025'"
-    )
 
 
 def test_too_many_damaged_records_are_refused(folder: Path) -> None:

@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 from tests.data.loader import made
 from tests.data.loader.made import one_line, pixels
 from udl_dist.data.loader import order
-from udl_dist.data.loader.dataset import Dataset
-from udl_dist.data.loader.loading import BatchPlan, Source
+from udl_dist.data.loader.loading import BatchPlan, Dataset, Source
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.loader.records import Records
 from udl_dist.data.packing.pack import pack
@@ -253,11 +252,12 @@ def test_damage_reaches_the_consumer_by_name(tmp_path: Path, readers: int) -> No
     paths = made.shards(tmp_path, COUNTS)
     stream = made.stream(tmp_path, COUNTS, readers=readers)
     data = bytearray(paths[2].read_bytes())
-    data[int(stream.datasets[0].index.rows["offset"][10]) + 9] ^= 1
+    offset = int(stream.datasets[0].index.rows["offset"][10])
+    data[offset + 9] ^= 1
     paths[2].write_bytes(data)
     with pytest.raises(DataError) as raised:
         list(stream.once(4))
-    one_line(raised.value, repr(str(paths[2])), "byte", "'000010'", "checksum")
+    one_line(raised.value, repr(str(paths[2])), f"byte {offset}", "'000010'", "checksum")
     assert _threads() == 0
 
 

@@ -30,11 +30,11 @@ SLOW = """
 import sys, time
 from udl_dist import cli
 from udl_dist.data.shards import indexing
-rows = indexing._rows
+rows = indexing._walked
 def slowly(*arguments):
     time.sleep(0.2)
     return rows(*arguments)
-indexing._rows = slowly
+indexing._walked = slowly
 cli.main(["index", sys.argv[1]])
 """
 
@@ -74,13 +74,13 @@ def test_a_killed_run_is_gone_on_with_and_reads_only_the_rest(
     walked = list[int]()
     from udl_dist.data.shards import indexing
 
-    rows = indexing._rows
+    rows = indexing._walked
 
-    def noted(data: Any, *rest: Any) -> Any:
-        walked.append(len(data))
-        return rows(data, *rest)
+    def noted(shard: Any, *rest: Any) -> Any:
+        walked.append(shard.shard_bytes)
+        return rows(shard, *rest)
 
-    monkeypatch.setattr(indexing, "_rows", noted)
+    monkeypatch.setattr(indexing, "_walked", noted)
     found = index(str(tmp_path / "tars"), IndexSettings())
     assert len(walked) == 40 - len(left)
     assert found.fingerprint == index_shards(paths, tmp_path / "again.udl").fingerprint

@@ -181,7 +181,7 @@ def test_bad_sources_are_named(tmp_path: Path) -> None:
         "missing.tar": "is missing",
         "{0..1}.tar": "is missing",
         "empty.tar": "is empty",
-        "text.tar": "is no tar",
+        "text.tar": "is not a tar",
         "list.txt": "names no shard",
         "one": "none of 1 images",
     }

@@ -16,10 +16,9 @@ import xxhash
 
 from tests.data.loader.made import encoded, one_line, pixels, seen_by_webdataset, shards, tar
 from udl_dist.data.shards.index import NAME, ROW, About, Index, Shard
-from udl_dist.data.shards.indexing import index_shards
+from udl_dist.data.shards.indexing import Part, index_shards, write_index, write_part
 from udl_dist.data.shards.naming import Naming
 from udl_dist.data.shards.reading import Shards
-from udl_dist.data.shards.writing import write_index, write_part
 from udl_dist.errors import DataError
 
 PNG = encoded(pixels(1, 8, 8))
@@ -98,7 +97,7 @@ BAD = {
         "a second time",
     ),
     "no bytes": ({"a.png": b""}, "has 0 bytes"),
-    "label in words": ({"a.png": PNG, "a.cls": b"c\x1b[31mat"}, "no whole number"),
+    "label in words": ({"a.png": PNG, "a.cls": b"c\x1b[31mat"}, "not a whole number"),
     "raw of no shape": ({"a.raw": b"123"}, "raw pixels"),
     "a name of 10 kB": ({"k" * 10_000 + ".png": PNG}, "a name of 10004 bytes"),
     "nothing": ({"README": b"1"}, "holds no record"),
@@ -161,9 +160,8 @@ def test_a_damaged_index_is_named_wherever_the_damage_is(tmp_path: Path) -> None
 def test_a_missing_index_and_one_of_foreign_shards_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         Index.open(tmp_path / "nowhere")
-    write_part(
-        tmp_path / "part", Shard("../other.tar", 1, 1, 1, "", 0), np.zeros(1, ROW).tobytes(), b"k"
-    )
+    shard = Shard("../other.tar", 1, 1, 1, "", 0)
+    write_part(tmp_path / "part", Part(shard, np.zeros(1, ROW).tobytes(), b"k"))
     write_index(tmp_path / NAME, About(), [tmp_path / "part"])
     with pytest.raises(DataError, match="outside its folder"):
         Index.open(tmp_path)
@@ -184,9 +182,8 @@ def test_opening_costs_what_the_shards_cost(tmp_path: Path) -> None:
     rows = np.zeros(100_000, ROW)
     parts = [tmp_path / f"{number}.part" for number in range(20)]
     for number, part in enumerate(parts):
-        write_part(
-            part, Shard(f"{number:06d}.tar", 10**8, len(rows), 0, "0", 0), rows.tobytes(), b""
-        )
+        shard = Shard(f"{number:06d}.tar", 10**8, len(rows), 0, "0", 0)
+        write_part(part, Part(shard, rows.tobytes(), b""))
     write_index(tmp_path / NAME, About(), parts)
     pages = _resident_bytes()
     index = Index.open(tmp_path)

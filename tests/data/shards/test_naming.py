@@ -70,11 +70,11 @@ def test_hidden_tars_and_folders_called_like_tars_are_passed_by_and_counted(tmp_
     (tmp_path / "tars" / "._000000.tar").write_bytes(b"x")
     (tmp_path / "tars" / "x.tar").mkdir()
     assert list_shards(str(tmp_path / "tars")) == [str(path) for path in paths]
-    told = udl("index", str(tmp_path / "tars"))
+    done = udl("index", str(tmp_path / "tars"))
     assert (
-        told.returncode == 0
-        and "2 hidden files and folders named like shards are ignored" in told.stdout
-    ), told
+        done.returncode == 0
+        and "2 hidden files and folders named like shards are ignored" in done.stdout
+    ), done
     assert json.loads(udl("index", str(tmp_path / "tars"), "--json").stdout)["passed_by"] == 2
 
 
@@ -95,7 +95,7 @@ def test_a_setting_says_which_member_is_the_image(tmp_path: Path, image: str) ->
         opened(folder, tmp_path)
     one_line(raised.value, "has 2 images", "data.image", "left.png", "data.key_dot = last")
     index(str(folder), IndexSettings(image="right.png"))
-    assert payload(opened(folder, tmp_path)) == RIGHT, "the index beside the shards says it"
+    assert payload(opened(folder, tmp_path)) == RIGHT, "from the index in their folder"
 
 
 def test_keys_may_have_dots(tmp_path: Path) -> None:
@@ -199,6 +199,6 @@ def test_damaged_records_are_left_out_of_the_index_if_that_is_asked(tmp_path: Pa
 def test_udl_index_follows_the_same_policy(tmp_path: Path) -> None:
     folder = damaged_set(tmp_path / "tars")
     assert udl("index", str(folder)).returncode == 3
-    told = udl("index", str(folder), "--damaged", "skip")
-    assert told.returncode == 0 and "3 unreadable records are left out" in told.stdout, told
+    done = udl("index", str(folder), "--damaged", "skip")
+    assert done.returncode == 0 and "3 unreadable records are left out" in done.stdout, done
     assert udl("index", str(folder)).returncode == 3

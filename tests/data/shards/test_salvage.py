@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.loader.made import one_line, tar
+from tests.data.loader.made import one_line, tar, walk
 from udl_dist.data.shards import tar as reading
-from udl_dist.data.shards.tar import Damage, Member, salvage, walk
+from udl_dist.data.shards.tar import Damage, Member, salvage
 from udl_dist.errors import DataError
 
 NAMES = [f"{number}.png".encode() for number in range(6)]
@@ -95,6 +95,7 @@ def test_links_devices_and_sparse_members_are_refused_and_passed(tmp_path: Path)
             tarfile.SYMTYPE,
             tarfile.LNKTYPE,
             tarfile.CHRTYPE,
+            tarfile.BLKTYPE,
             tarfile.FIFOTYPE,
             b"S",
             b"M",
@@ -107,7 +108,8 @@ def test_links_devices_and_sparse_members_are_refused_and_passed(tmp_path: Path)
         file.addfile(info, io.BytesIO())
     members, damage = found(path.read_bytes())
     assert members == [b"b.png"]
-    assert [entry.at for entry in damage] == [512 * place for place in range(7)]
+    assert [entry.at for entry in damage] == [512 * place for place in range(8)]
+    assert ["which is never read" in entry.what for entry in damage] == [True] * 7 + [False]
 
 
 def pax_sparse(size: int) -> bytes:

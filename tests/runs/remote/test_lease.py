@@ -28,7 +28,7 @@ GONE = {"token": "x", "owner": "process 7", "machine": "another", "process": "7"
 def test_of_many_runs_that_start_at_once_one_gets_the_lease(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
 ) -> None:
-    monkeypatch.setattr(Lease, "_lives", lambda self, held: held["token"] != "x")
+    monkeypatch.setattr(Lease, "_is_alive", lambda self, held: held["token"] != "x")
     start, looked = threading.Barrier(RUNS), threading.local()
     real = Lease._read
 
@@ -45,7 +45,7 @@ def test_of_many_runs_that_start_at_once_one_gets_the_lease(
         looked.seconds = seconds
         start.wait()
         try:
-            lease.take()
+            lease.acquire()
         except UsageError as error:
             assert "is in use by process" in str(error)
             return False
@@ -60,7 +60,7 @@ def test_of_many_runs_that_start_at_once_one_gets_the_lease(
             delays = [0.0 if number else 0.4 * place for place in range(RUNS)]
             holds = list(pool.map(takes, runs, delays))
             assert sum(holds) == 1
-            runs[holds.index(True)].drop()
+            runs[holds.index(True)].release()
             assert not objects.exists(uri)
 
 
@@ -76,7 +76,7 @@ def test_a_renewal_whose_answer_was_lost_is_none_of_another_run(
 
     with served():
         lease = Lease("s3://bucket/renewed.json", RunFolder(tmp_path))
-        lease.take()
+        lease.acquire()
         monkeypatch.setattr(objects, "write_over", twice)
         assert lease.renew() and lease.renew()
         objects.write("s3://bucket/renewed.json", json.dumps(GONE).encode())
@@ -92,6 +92,6 @@ def test_storage_without_conditional_writes_is_named(
     with Faulty({}) as server:  # ignores conditions; with the fault, refuses them
         server.put_fault = always
         with pytest.raises((UsageError, DataError)) as raised:
-            Lease(server.uri("bucket/lease.json"), RunFolder(tmp_path)).take()
+            Lease(server.uri("bucket/lease.json"), RunFolder(tmp_path)).acquire()
         assert "s3://bucket/lease.json" in str(raised.value)
         assert "does not support conditional writes (If-None-Match)" in str(raised.value)

@@ -25,11 +25,9 @@ from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.launch.worker import work
-from udl_dist.runs import heartbeat as pulse
-from udl_dist.runs import remote as mirror
-from udl_dist.runs import remote_checkpoints
-from udl_dist.runs.heartbeat import HeartbeatWriter
+from udl_dist.runs.heartbeat import HeartbeatWriter, read_all
 from udl_dist.runs.lease import Lease
+from udl_dist.runs.remote import fetch_checkpoints, push_checkpoint, working
 from udl_dist.runs.remote_launcher import Launcher
 from udl_dist.runs.remote_node import Node
 from udl_dist.runs.run_folder import RunFolder
@@ -66,7 +64,7 @@ def brought(tmp_path: Path, name: str = "brought") -> Path:
 
 
 def lost_at(experiment: Experiment, images: int) -> None:
-    """Train until a checkpoint after so many images, then be gone without a word, disk and all."""
+    """Train until a checkpoint at `images`, then die with the disk lost."""
 
     def hear(report: Report) -> None:
         if report.images >= images and Ranks().is_main:
@@ -112,8 +110,8 @@ def test_a_checkpoint_that_was_not_carried_to_its_end_is_none(source: Path, tmp_
     names = sorted(objects.listing(f"{REMOTE}/checkpoints"))
     newest = names[-1].split("/")[0]
     objects.remove(f"{REMOTE}/checkpoints/{newest}/manifest.json")
-    folder = RunFolder(mirror.working(REMOTE, "node"))
-    remote_checkpoints.fetch_all(Node(REMOTE, folder, leads=True))
+    folder = RunFolder(working(REMOTE, "node"))
+    fetch_checkpoints(Node(REMOTE, folder, is_main=True))
     assert newest not in [path.name for path in checkpoint.complete(folder.checkpoints)]
 
 
@@ -129,7 +127,7 @@ def test_a_checkpoint_damaged_in_storage_is_passed_over_by_name(
     objects.write(uri, bytes(content))
     ended = finished(experiment)
     assert ended["images"] == 240
-    said = RunFolder(mirror.working(REMOTE, "node")).messages.read_text()
+    said = RunFolder(working(REMOTE, "node")).messages.read_text()
     assert "passed over" in said
     assert "resumed after 120 images" in said
 
@@ -146,67 +144,65 @@ def test_a_bucket_that_is_gone_is_an_alarm_until_the_last_checkpoint(
     monkeypatch.setattr(objects, "upload", upload)
     with pytest.raises(TrainingError, match="could not be written to"):
         finished(experiment)
-    said = RunFolder(mirror.working(REMOTE, "node")).messages.read_text()
+    said = RunFolder(working(REMOTE, "node")).messages.read_text()
     assert said.count("ALARM: the run folder in object storage") == 1
     assert "ALARM: no checkpoint after 60 images" in said
 
 
 def launcher() -> Launcher:
-    folder = RunFolder(mirror.working(REMOTE, "launcher"))
+    folder = RunFolder(working(REMOTE, "launcher"))
     folder.path.mkdir(parents=True, exist_ok=True)
     return Launcher(REMOTE, folder)
 
 
 def node(leads: bool = True) -> Node:
-    folder = RunFolder(mirror.working(REMOTE, "node"))
+    folder = RunFolder(working(REMOTE, "node"))
     return Node(REMOTE, folder, leads)
 
 
 def test_heartbeats_of_a_node_come_to_the_launcher() -> None:
-    with launcher().carrying() as here:
+    with launcher().syncing() as here:
         here.begin_group()
-        with node().carrying() as there:
+        with node().syncing() as there:
             heartbeats = [HeartbeatWriter(there.folder, rank) for rank in range(2)]
             for heartbeat in heartbeats:
                 heartbeat.beat(24, "phase")
-            there._sync()
-            here.carry()
-            assert {rank: life.images for rank, life in pulse.read_all(here.folder).items()} == {
-                0: 24,
-                1: 24,
-            }
+            there._copy()
+            here.sync()
+            lives = read_all(here.folder)
+            assert {rank: life.images for rank, life in lives.items()} == {0: 24, 1: 24}
             assert not here.folder.messages.exists(), "no alarm"
             for heartbeat in heartbeats:
                 heartbeat.close()
 
 
 def test_what_a_node_says_comes_to_the_launcher_once_and_what_is_asked_to_the_node() -> None:
-    with launcher().carrying() as here:
+    with launcher().syncing() as here:
         here.begin_group()
-        with node().carrying() as there:
+        with node().syncing() as there:
             there.folder.say("first")
             there.folder.add_point(12, {"train/loss": 1.0})
             here.folder.ask_stop()
-            here.carry()
+            here.sync()
             deadline = time.monotonic() + 10
             while not there.folder.stop_asked():
                 assert time.monotonic() < deadline, "the node does not hear of the stop"
                 time.sleep(0.1)
             there.folder.fail(TrainingError("a loss that is no number"))
-        here.carry()
-        here.carry()
+        here.sync()
+        here.sync()
         assert here.folder.messages.read_text().count("first") == 1
         assert here.folder.failure() == (4, "a loss that is no number")
         assert here.folder.points() == [{"images": 12, "train/loss": 1.0}]
         (here.folder.path / "stop").unlink()
         here.begin_group()
         with (
-            node().carrying() as there
+            node().syncing() as there
         ):  # the next group: nothing of the last one is said or asked again
             assert not there.folder.stop_asked()
             assert there.folder.failure() is None
             there.folder.say("second")
-        here.carry()
+        here.sync()
         said = here.folder.messages.read_text()
         assert (said.count("first"), said.count("second")) == (1, 1)
     left = objects.listing(REMOTE)
@@ -217,14 +213,14 @@ def test_what_a_node_says_comes_to_the_launcher_once_and_what_is_asked_to_the_no
 def test_a_fresh_start_puts_all_of_a_run_aside_in_storage(source: Path, tmp_path: Path) -> None:
     finished(remote("ae", source, tmp_path))
     before = {name for name in objects.listing(REMOTE) if not name.startswith(".live")}
-    with launcher().carrying() as here:
+    with launcher().syncing() as here:
         assert here.set_aside() == f"{REMOTE}/before-1"
         assert here.folder.points() == []
     assert {name.removeprefix("before-1/") for name in objects.listing(REMOTE)} - {
         "messages.log"
     } == before
-    remote_checkpoints.fetch_all(node())
-    assert checkpoint.complete(RunFolder(mirror.working(REMOTE, "node")).checkpoints) == []
+    fetch_checkpoints(node())
+    assert checkpoint.complete(RunFolder(working(REMOTE, "node")).checkpoints) == []
 
 
 def test_empty_objects_that_stand_for_folders_do_no_harm(storage: str) -> None:
@@ -233,8 +229,8 @@ def test_empty_objects_that_stand_for_folders_do_no_harm(storage: str) -> None:
         url = f"{storage}/bucket/runs/remote/{name}"
         urllib.request.urlopen(urllib.request.Request(url, b"", method="PUT")).close()
     assert "curves.jsonl" in objects.listing(REMOTE) and "" not in objects.listing(REMOTE)
-    with launcher().carrying() as here:
-        here.carry()
+    with launcher().syncing() as here:
+        here.sync()
         assert here.folder.points() == [{"images": 12}]
         assert not here.folder.messages.exists(), "no alarm"
         assert here.set_aside() == f"{REMOTE}/before-1"
@@ -245,22 +241,22 @@ def test_a_run_that_another_machine_holds_is_refused_with_its_owner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("udl_dist.runs.lease.STALE_SECONDS", 3.0)
-    folder = RunFolder(mirror.working(REMOTE, "launcher"))
+    folder = RunFolder(working(REMOTE, "launcher"))
     folder.path.mkdir(parents=True)
     lease = Lease(f"{REMOTE}/.live/lease.json", folder)
-    lease.take()
+    lease.acquire()
     with pytest.raises(UsageError, match="in use by process"):
-        Lease(f"{REMOTE}/.live/lease.json", folder).take()
+        Lease(f"{REMOTE}/.live/lease.json", folder).acquire()
     held = json.loads(objects.read(f"{REMOTE}/.live/lease.json"))
     gone = held | {"machine": "another", "owner": "process 7 on elsewhere"}
     objects.write(f"{REMOTE}/.live/lease.json", json.dumps(gone).encode())
     second = Lease(f"{REMOTE}/.live/lease.json", folder)
-    second.take()  # the first was not renewed
+    second.acquire()  # the first was not renewed
     assert json.loads(objects.read(f"{REMOTE}/.live/lease.json"))["token"] != held["token"]
     monkeypatch.setattr("udl_dist.runs.lease.RENEW_SECONDS", 0.0)
     lease._next = 0.0
     assert not lease.renew()
-    second.drop()
+    second.release()
     assert not objects.exists(f"{REMOTE}/.live/lease.json")
 
 
@@ -303,7 +299,7 @@ def test_the_points_before_a_checkpoint_are_in_storage_with_it(tmp_path: Path) -
         writer.folder.checkpoints, 12, {"networks": {"w": torch.zeros(3)}}, {}
     )
     writer.folder.add_point(12, {"train/loss": 1.0})
-    remote_checkpoints.push(writer, written, [written])
+    push_checkpoint(writer, written, [written])
     assert json.loads(objects.read(f"{REMOTE}/curves.jsonl"))["images"] == 12
 
 
@@ -314,7 +310,7 @@ def test_storage_that_fails_at_any_call_of_a_save_leaves_whole_checkpoints(
     folder = writer.folder.checkpoints
     for images in (12, 24):
         checkpoint.save(folder, images, {"networks": {"w": torch.full((3,), float(images))}}, {})
-    remote_checkpoints.push(writer, checkpoint.path_of(folder, 12), checkpoint.complete(folder))
+    push_checkpoint(writer, checkpoint.path_of(folder, 12), checkpoint.complete(folder))
     calls = itertools.count()
     real = {name: getattr(objects, name) for name in ("upload", "remove")}
 
@@ -332,14 +328,14 @@ def test_storage_that_fails_at_any_call_of_a_save_leaves_whole_checkpoints(
             failing(name, last)
         written = checkpoint.path_of(folder, 24)
         try:
-            remote_checkpoints.push(writer, written, [written])
+            push_checkpoint(writer, written, [written])
             ended = True
         except OSError:
             ended = False
         for name, function in real.items():
             monkeypatch.setattr(objects, name, function)
-        reader = Node(REMOTE, RunFolder(tmp_path / f"reader-{last}"), leads=True)
-        remote_checkpoints.fetch_all(reader)
+        reader = Node(REMOTE, RunFolder(tmp_path / f"reader-{last}"), is_main=True)
+        fetch_checkpoints(reader)
         found = checkpoint.complete(reader.folder.checkpoints)
         assert found, f"all is lost when storage fails at call {last}"
         for path in found:

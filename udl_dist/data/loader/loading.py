@@ -1,15 +1,16 @@
-"""From planned records to a batch of pixels: read, checked, decoded, mirrored; damage stops or is
-replaced.
+"""Loads planned records into a batch of pixels: read, verified, decoded, cropped, mirrored.
 
-Runs in any number of threads at once; what comes out depends on the plan alone.
+Safe for any number of threads; the result depends only on the plan. A damaged record stops the
+run, or another record replaces it.
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,22 +20,71 @@ from udl_dist.data.images.coding import decode_into
 from udl_dist.data.images.fitting import Pixels, crops
 from udl_dist.data.images.headers import HIGHEST_LIMIT, read_header
 from udl_dist.data.loader import order
-from udl_dist.data.loader.dataset import ChunkReader, Dataset
-from udl_dist.data.loader.records import Allocate, Records, StageSeconds
+from udl_dist.data.loader.records import I64, Allocate, Records, StageSeconds
 from udl_dist.data.settings import DataSettings
-from udl_dist.data.shards.reading import Loaded
+from udl_dist.data.shards.index import Index
+from udl_dist.data.shards.reading import Loaded, RemoteAccess, Shards
 from udl_dist.errors import DataError
 from udl_dist.storage.uris import name_of
 
-I64 = NDArray[np.int64]
-Source = Dataset | ChunkReader
-SMALL = 4096  # pixels
+SMALL = 4096  # pixels up to which one copy of a whole batch is faster than a call per image
 TRIES = 100  # substitutes for one damaged record, each as likely damaged as any
+LOOKED_AT = 256  # records whose lengths are averaged: each is a page of the index on disk
+
+
+class Dataset:
+    """The selected records of an index, numbered 0 … `records`-1, and its shards."""
+
+    def __init__(
+        self,
+        index: Index,
+        selection: NDArray[Any] | None = None,
+        name: str = "all",
+        access: RemoteAccess | None = None,
+    ) -> None:
+        self.index, self._selection = index, selection
+        self.fingerprint = f"{index.fingerprint} {name}"  # a name for exactly these records
+        self.shards = Shards(index, access)
+        self.records = index.records if selection is None else len(selection)
+        if not self.records:
+            raise DataError(
+                f"{str(index.path)!r}: no record is left to read: change data.held_out_fraction,"
+                " data.keys or data.without_labels"
+            )
+
+    def part(self, records: int) -> Dataset:
+        """A random subset of its records, the same for every seed."""
+        # Sorted, so that a pass reads the shards from front to back.
+        drawn = np.sort(order.record_at(0, 0, np.arange(records), self.records))
+        part = copy.copy(self)
+        part._selection, part.records = self.chosen(drawn), records
+        part.fingerprint = f"{self.fingerprint} {records}"
+        return part
+
+    @property
+    def record_bytes(self) -> float:
+        """The mean length of an encoded image, estimated from some of them."""
+        looked = self.index.rows["length"][:: max(1, self.index.records // LOOKED_AT)]
+        return float(looked.mean())
+
+    def chosen(self, numbers: I64) -> I64:
+        """The records of the index with these numbers. [B] -> [B]"""
+        return numbers if self._selection is None else self._selection[numbers].astype(np.int64)
+
+    def load(self, numbers: I64) -> Loaded:
+        """Read records by their numbers, and verify them."""
+        return self.shards.load(self.chosen(numbers))
+
+
+class Source(Protocol):
+    """A data set, or a reader that fetches its records ahead."""
+
+    def load(self, numbers: I64) -> Loaded: ...
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """What is to be loaded: numbers over all data sets and the epoch of each."""
+    """Which records a batch has: numbers over all data sets, and the epoch of each."""
 
     numbers: I64  # [B]
     epochs: I64  # [B]
@@ -42,9 +92,7 @@ class BatchPlan:
 
 
 class Loader:
-    """Loads plans over data sets; `starts` are the first number of each, and of what would
-    follow.
-    """
+    """Loads plans over data sets; number k of set i is `starts[i] + k` of all."""
 
     def __init__(
         self, datasets: Sequence[Dataset], settings: DataSettings, seed: int, allocate: Allocate
@@ -55,157 +103,120 @@ class Loader:
         self.spent = StageSeconds()
 
     def load(self, plan: BatchPlan, sources: Sequence[Source]) -> Records:
-        """Read, check and decode the records of one batch; raises DataError for a damaged one if it
-        is to stop.
-        """
+        """Load one batch; raise DataError for a damaged record, unless another may replace it."""
         count = len(plan.numbers)
         images = self._allocate((count, *self.settings.shape))
         records, keys, record_keys, labels = np.empty((4, count), np.int64)
         batch = Records(images, records, keys, record_keys, labels)
-        if len(self.datasets) == 1:
-            self._load_set(batch, plan, 0, sources[0], np.arange(count))
-        else:
-            sets = np.searchsorted(self.starts, plan.numbers, side="right") - 1
-            for number in np.unique(sets).tolist():
-                self._load_set(batch, plan, number, sources[number], np.flatnonzero(sets == number))
-        if batch.damaged:
-            self._replace(batch, plan)
+        sets = self._sets(plan.numbers)
+        for number in sorted(set(sets.tolist())):
+            rows = np.flatnonzero(sets == number)
+            batch.damaged.update(self._fill(batch, rows, plan, number, sources[number]))
+        for row in sorted(batch.damaged):
+            self._replace(batch, row, plan)
         return batch
 
     def samples(self, plan: BatchPlan, sources: Sequence[Source]) -> list[dict[str, Any]]:
-        """Records as webdataset's samples, checked and not decoded; raises DataError for a damaged
-        one.
-        """
-        samples = []
-        for number in plan.numbers.tolist():
-            which = int(np.searchsorted(self.starts, number, side="right") - 1)
-            place = np.array([number - self.starts[which]])
-            loaded, dataset = sources[which].load(place), self.datasets[which]
+        """Records as webdataset's samples, not decoded; raise DataError for a damaged one."""
+        samples = list[dict[str, Any]]()
+        for number in self._sets(plan.numbers).tolist():
+            dataset = self.datasets[number]
+            place = plan.numbers[len(samples) :][:1] - self.starts[number]
+            loaded = sources[number].load(place)
             if loaded.faults:
                 raise DataError(loaded.faults[0])
-            record = int(dataset.chosen(place)[0])
-            samples.append(_sample(dataset, record, loaded))
+            samples.append(_sample(dataset.index, int(dataset.chosen(place)[0]), loaded))
         return samples
 
-    def _load_set(
-        self, batch: Records, plan: BatchPlan, number: int, source: Source, places: I64
-    ) -> None:
-        """Fill the places of a batch whose records are of one data set."""
+    def _sets(self, numbers: I64) -> I64:
+        """The data set of each number. [B] -> [B]"""
+        return np.searchsorted(self.starts, numbers, side="right") - 1
+
+    def _fill(
+        self, batch: Records, rows: I64, plan: BatchPlan, number: int, source: Source
+    ) -> dict[int, str]:
+        """Load the rows of a batch that are of data set `number`; return the damage by row."""
         began = time.perf_counter()
-        dataset, numbers = self.datasets[number], plan.numbers[places] - self.starts[number]
+        dataset, numbers = self.datasets[number], plan.numbers[rows] - self.starts[number]
         loaded = source.load(numbers)
         began = self.spent.add("read", began)
-        batch.records[places] = dataset.chosen(numbers) + self._record_starts[number]
-        batch.labels[places] = loaded.rows["label"]
-        hashes = loaded.rows["key_hash"].copy()
-        # Keys of two data sets may be equal, so each set has a seed of its own.
+        batch.records[rows] = dataset.chosen(numbers) + self._record_starts[number]
+        batch.labels[rows] = loaded.rows["label"]
+        hashes = loaded.rows["key_hash"].copy()  # a field of rows is strided, so slower to mix
+        # Keys of two data sets may be equal, so each set has its own seed.
         seed = self.seed if number == 0 else chain(self.seed, number)
-        batch.record_keys[places] = order.record_keys(seed, hashes)
-        epochs = plan.epochs[places]
+        batch.record_keys[rows] = order.record_keys(seed, hashes)
+        epochs = plan.epochs[rows]
         for epoch in set(epochs.tolist()):
             within = epochs == epoch
-            batch.keys[places[within]] = order.keys(seed, epoch, hashes[within])
-        faults = self._decode(dataset, batch, plan.augmented, places, loaded)
+            batch.keys[rows[within]] = order.keys(seed, epoch, hashes[within])
+        faults = self._decode(batch, rows, plan.augmented, dataset, loaded)
+        for place in faults.keys() - loaded.faults.keys():
+            where = dataset.shards.where(int(dataset.chosen(numbers[place : place + 1])[0]))
+            faults[place] = f"{where}: the image {faults[place]}: pack the images again without it"
         self.spent.add("decode", began)
+        # The first of the batch, so that a rerun reports the same one.
         if faults and self.settings.damaged == "stop":
             raise DataError(faults[min(faults)])
-        batch.damaged.update({int(places[place]): line for place, line in faults.items()})
+        return {int(rows[place]): line for place, line in faults.items()}
 
     def _decode(
-        self, dataset: Dataset, batch: Records, augmented: bool, places: I64, loaded: Loaded
+        self, batch: Records, rows: I64, augmented: bool, dataset: Dataset, loaded: Loaded
     ) -> dict[int, str]:
-        """Decode into the rows of the batch; what is wrong with which of the loaded."""
-        keys, settings, about = batch.keys[places], self.settings, dataset.index.about
+        """Decode into the rows of the batch; return what is wrong, by place in `loaded`."""
+        keys, settings, about = batch.keys[rows], self.settings, dataset.index.about
         cut = crops(keys, settings.random_crop) if augmented and settings.random_crop < 1 else None
         mirrored = order.flips(keys) if augmented and settings.flip else np.zeros(len(keys), bool)
-        if (
-            cut is None
-            and not loaded.faults
-            and about.format in ("npy", "raw")
-            and about.shape == settings.shape
-        ):
-            images = (
-                batch.images
-                if len(places) == len(batch.images)
-                else np.empty_like(batch.images[places])
-            )
+        stored = about.shape == settings.shape and about.format in ("npy", "raw")
+        # Pixels that are stored as the batch needs them are only copied.
+        if stored and cut is None and not loaded.faults:
+            # All rows, the usual case, are written in place; a copy of the batch would cost more.
+            whole = len(rows) == len(batch.images)
+            images = batch.images if whole else np.empty_like(batch.images[rows])
             if copy_bare(loaded.payloads, images):
-                if images is not batch.images:
-                    batch.images[places] = images
-                flipped = places[mirrored]
+                if not whole:
+                    batch.images[rows] = images
+                flipped = rows[mirrored]
                 batch.images[flipped] = batch.images[flipped, :, :, ::-1]
-                return loaded.faults
+                return {}
         raw_shape, faults = about.shape if about.format == "raw" else None, dict(loaded.faults)
-        for place, (row, payload) in enumerate(zip(places.tolist(), loaded.payloads, strict=True)):
+        for place, (row, payload) in enumerate(zip(rows.tolist(), loaded.payloads, strict=True)):
             if place in faults:
                 continue
+            crop, mirror = None if cut is None else cut[place], bool(mirrored[place])
+            image, most = batch.images[row], settings.most_pixels
             try:
-                crop = None if cut is None else cut[place]
-                decode_into(
-                    batch.images[row],
-                    payload,
-                    settings.fit,
-                    raw_shape,
-                    crop,
-                    bool(mirrored[place]),
-                    settings.most_pixels,
-                )
+                decode_into(image, payload, settings.fit, raw_shape, crop, mirror, most)
             except DataError as error:
-                record = int(batch.records[row] - self._record_starts[self.datasets.index(dataset)])
-                faults[place] = (
-                    f"{dataset.shards.where(record)}: the image {error}: pack the images again"
-                    " without it"
-                )
+                faults[place] = str(error)
         return faults
 
-    def _replace(self, batch: Records, plan: BatchPlan) -> None:
-        """Replace each damaged record by another, by a rule that depends on the record alone."""
-        for place in sorted(batch.damaged):
-            number = int(plan.numbers[place])
-            for attempt in range(TRIES):
-                other = np.array([order.substitute(number, attempt, int(self.starts[-1]))])
-                single = _single(batch, place)
-                chosen = int(np.searchsorted(self.starts, other[0], side="right") - 1)
-                self._load_set(
-                    single,
-                    BatchPlan(other, plan.epochs[place : place + 1], plan.augmented),
-                    chosen,
-                    self.datasets[chosen],
-                    np.array([0]),
-                )
-                if not single.damaged:
-                    break
-            else:
-                raise DataError(
-                    f"{batch.damaged[place]} (and so are {TRIES} others that might replace it)"
-                )
+    def _replace(self, batch: Records, row: int, plan: BatchPlan) -> None:
+        """Replace a damaged record by another, by a rule that depends only on the record."""
+        numbers, damaged = plan.numbers.copy(), int(plan.numbers[row])
+        for attempt in range(TRIES):
+            numbers[row] = order.substitute(damaged, attempt, int(self.starts[-1]))
+            number = int(self._sets(numbers[row : row + 1])[0])
+            other = replace(plan, numbers=numbers)
+            if not self._fill(batch, np.array([row]), other, number, self.datasets[number]):
+                return
+        others = f"(and so are {TRIES} others that might replace it)"
+        raise DataError(f"{batch.damaged[row]} {others}")
 
 
-def _sample(dataset: Dataset, record: int, loaded: Loaded) -> dict[str, Any]:
-    index, payload = dataset.index, loaded.payloads[0]
+def _sample(index: Index, record: int, loaded: Loaded) -> dict[str, Any]:
+    payload, label = loaded.payloads[0], int(loaded.rows["label"][0])
     kind = "raw" if index.about.format == "raw" else read_header(payload, HIGHEST_LIMIT).kind
     shard = name_of(index.shard_path(int(index.shard_of(np.array([record]))[0])))
     sample: dict[str, Any] = {"__key__": index.key(record), "__url__": shard}
     sample["jpg" if kind == "jpeg" else kind] = payload
-    label = int(loaded.rows["label"][0])
     return {**sample, "cls": str(label).encode()} if label >= 0 else sample
 
 
-def _single(batch: Records, place: int) -> Records:
-    """One row of a batch as a batch of its own, of the same memory."""
-    one = slice(place, place + 1)
-    return Records(
-        batch.images[one],
-        batch.records[one],
-        batch.keys[one],
-        batch.record_keys[one],
-        batch.labels[one],
-    )
-
-
 def copy_bare(payloads: list[bytes], images: Pixels) -> bool:
-    """Copy bare pixels that lie behind equal headers (raw: of no bytes) into a batch; False if they
-    are not that.
+    """Copy pixels that follow equal headers (raw: of 0 bytes) into a batch; False if they do not.
+
+    The header of an npy has the shape, so equal headers mean equal layouts.
     """
     if not payloads:
         return True
@@ -214,7 +225,7 @@ def copy_bare(payloads: list[bytes], images: Pixels) -> bool:
     if head < 0 or any(len(payload) != head + pixels for payload in payloads):
         return False
     rows = images.reshape(len(payloads), pixels)
-    if pixels < SMALL:  # one copy of all costs less than a call for each
+    if pixels < SMALL:
         table = np.frombuffer(b"".join(payloads), np.uint8).reshape(len(payloads), head + pixels)
         rows[:] = table[:, head:]
         return not head or bool((table[:, :head] == table[0, :head]).all())

@@ -1,8 +1,6 @@
-"""In which order records are seen, and the chance that each carries: pure functions of (seed,
-epoch, position).
+"""The order of records and their random numbers: pure functions of (seed, epoch, position).
 
-No list of all records is ever held: place p of an epoch is sent through a keyed permutation of 0 …
-n-1. Knows plain numbers, and no record, file or process.
+No list of all records exists: place p of an epoch goes through a keyed permutation of 0 … n-1.
 """
 
 from __future__ import annotations
@@ -17,14 +15,9 @@ from udl_dist.core.rng import U64, chain, mix64, permuted, permuted_each
 
 I64 = NDArray[np.int64]
 
-# One constant per kind of chance, so that no two kinds are ever correlated.
-ORDER, KEYS, RECORD_KEYS, FLIP, HELD_OUT = (
-    0x6F72646572,
-    0x6B657973,
-    0x7265636B,
-    0x666C6970,
-    0x68656C64,
-)
+# One constant per use of random numbers, so that no two uses are correlated.
+ORDER, KEYS, RECORD_KEYS = 0x6F72646572, 0x6B657973, 0x7265636B
+FLIP, HELD_OUT = 0x666C6970, 0x68656C64
 WINDOW, TAIL, SUBSTITUTE, MIX = 0x77696E64, 0x7461696C, 0x73756273, 0x6D6978
 LANES = 64
 MIX_BLOCK = 1024
@@ -32,14 +25,13 @@ MIX_BLOCK = 1024
 
 @dataclass(frozen=True)
 class Blocks:
-    """An order for storage that is slow to jump: runs of `records` neighbours are mixed, then read
-    a few at a time.
+    """An order for storage with slow random access: runs of `records` neighbours are shuffled.
 
-    Place p is in lane p % 64, so every batch holds records of 64 distant places. Within a lane,
-    runs come in random order and `window` of them are shuffled together: batches of 256 of a set
-    that is sorted by 100 classes then hold them with 1.4 times the variance of a full shuffle (2.5
-    times with a window of 2). Lanes do not depend on the world size: a rank reads whole lanes, so
-    hardly a run is read by two ranks.
+    Place p is in lane p % 64, so every batch has records from 64 distant places. Within a lane the
+    runs come in random order, and `window` of them are shuffled together. In a set sorted by 100
+    classes, the class counts of batches of 256 then have 1.4 times the variance of a full shuffle
+    (2.5 times with a window of 2). Lanes do not depend on the world size, and a rank reads whole
+    lanes, so two ranks rarely read the same run.
     """
 
     records: int
@@ -47,22 +39,18 @@ class Blocks:
 
 
 def record_at(seed: int, epoch: int, places: I64, records: int) -> I64:
-    """Which record stands at each place (0 … records-1) of an epoch, fully shuffled: each exactly
-    once. [B] -> [B]
-    """
+    """The record at each place of a fully shuffled epoch: a permutation. [B] -> [B]"""
     return permuted(places.astype(np.uint64), records, chain(ORDER, seed, epoch)).astype(np.int64)
 
 
 def record_in_blocks(seed: int, epoch: int, places: I64, records: int, blocks: Blocks) -> I64:
-    """Which record stands at each place of an epoch in the order of `blocks`: every record exactly
-    once. [B] -> [B]
-    """
+    """The record at each place of an epoch in the order of `blocks`: a permutation. [B] -> [B]"""
     base, row, rows = _lane_rows(places, records)
     whole, left = divmod(records, blocks.records)
-    # Where the last run begins, which is shorter.
+    # The last run is shorter and may come anywhere, so that it is not always the last to be read.
     begin = chain(TAIL, seed, epoch) % (whole + 1) * blocks.records
-    # A window is whole runs. Those of different lanes end at different times, so that reading is
-    # spread over the steps.
+    # A window is whole runs. The shift lets the windows of different lanes end at different steps,
+    # or all lanes would fetch at once.
     size = blocks.records * blocks.window
     shift = places % LANES % blocks.window * blocks.records
     slots = base + row
@@ -74,6 +62,7 @@ def record_in_blocks(seed: int, epoch: int, places: I64, records: int, blocks: B
         for edge in (window * size - shift, window * size + size - shift)
     )
     first, last = np.maximum(base, first), np.minimum(base + rows, last)
+    # Each window has its own permutation, by its first slot.
     keys = mix64(first.astype(np.uint64) ^ np.uint64(chain(WINDOW, seed, epoch)))
     within = permuted_each(
         (slots - first).astype(np.uint64), (last - first).astype(np.uint64), keys
@@ -84,19 +73,16 @@ def record_in_blocks(seed: int, epoch: int, places: I64, records: int, blocks: B
 
 
 def _lane_rows(places: I64, records: int) -> tuple[I64, I64, I64]:
-    """Of the lane of each place: where its records begin if lanes are laid end to end, the row in
-    it, its rows.
-    """
+    """Each place's lane: its first slot with lanes laid end to end, the row in it, its rows."""
     lane, row = places % LANES, places // LANES
     rows, more = divmod(records, LANES)
     return lane * rows + np.minimum(lane, more), row, rows + (lane < more).astype(np.int64)
 
 
 def by_lane(place: int, count: int, start: int, stop: int) -> I64:
-    """Sort `count` neighbouring places from `place` on by lane; return the distances from `place`
-    of a part of them.
+    """Of `count` places from `place` on, sorted by lane, those from `start` to `stop`, as offsets.
 
-    A rank of many takes a small share of a large batch, so the batch itself is not sorted.
+    Computed without sorting: one of many ranks needs a small share of a large batch.
     """
     first = (np.arange(LANES) - place) % LANES  # of each lane
     lengths = np.maximum(0, (count - first + LANES - 1) // LANES)
@@ -110,9 +96,7 @@ def by_lane(place: int, count: int, start: int, stop: int) -> I64:
 def _record_of_slot(
     seed: int, epoch: int, slots: I64, begin: int, whole: int, left: int, run: int
 ) -> I64:
-    """Runs of `run` records in random order, the last one, of `left` records, at slot `begin` among
-    them.
-    """
+    """Runs of `run` records in random order, with the last one, of `left` records, at `begin`."""
     in_tail = (slots >= begin) & (slots < begin + left)
     found = whole * run + slots - begin
     number, offset = np.divmod((slots - np.where(slots >= begin + left, left, 0))[~in_tail], run)
@@ -125,11 +109,9 @@ def _record_of_slot(
 
 
 def mixed(seed: int, positions: I64, weights: tuple[float, ...]) -> tuple[I64, I64]:
-    """Which data set stands at each position, and which place in its own endless order it takes.
-    [B] -> [B], [B]
+    """The data set at each position, and the place in its own endless order. [B] -> [B], [B]
 
-    Of each 1,024 positions in a row every data set gets its weight's part, rounded to a 1,024th, in
-    a shuffled order.
+    In each 1,024 positions every data set has its weight's part, rounded to a 1,024th, shuffled.
     """
     blocks, within = np.divmod(positions, MIX_BLOCK)
     sets, places = np.empty_like(positions), np.empty_like(positions)
@@ -140,11 +122,12 @@ def mixed(seed: int, positions: I64, weights: tuple[float, ...]) -> tuple[I64, I
     return sets, places
 
 
-# Neighbouring batches ask for the same block, which costs as much as the decoding of ten images.
+# Neighbouring batches use the same block, which costs as much as decoding ten images.
 @lru_cache(64)
 def _mix_block(seed: int, block: int, weights: tuple[float, ...]) -> tuple[I64, I64]:
     """`mixed` of the positions of one block."""
     edges = mix_edges(weights)
+    # The block's number is the epoch of the permutation, so every block is shuffled differently.
     shuffled = record_at(chain(MIX, seed), block, np.arange(MIX_BLOCK), MIX_BLOCK)
     chosen = np.searchsorted(edges, shuffled, side="right")
     before = np.empty(MIX_BLOCK, np.int64)
@@ -155,17 +138,18 @@ def _mix_block(seed: int, block: int, weights: tuple[float, ...]) -> tuple[I64, 
 
 def mix_edges(weights: tuple[float, ...]) -> I64:
     """The cumulated parts of 1,024 of each data set."""
+    # Rounding the cumulated parts, not each one, keeps their sum at 1,024.
     edges: I64 = np.rint(np.cumsum(weights) / np.sum(weights) * MIX_BLOCK).astype(np.int64)
     return edges
 
 
 def keys(seed: int, epoch: int, key_hash: U64) -> I64:
-    """A random number for each record that changes with the epoch. [B] -> [B]"""
+    """A random number for each record, new in each epoch. [B] -> [B]"""
     return mix64(key_hash ^ np.uint64(chain(KEYS, seed, epoch))).view(np.int64)
 
 
 def record_keys(seed: int, key_hash: U64) -> I64:
-    """A random number for each record that stays the same in every epoch. [B] -> [B]"""
+    """A random number for each record, the same in every epoch. [B] -> [B]"""
     return mix64(key_hash ^ np.uint64(chain(RECORD_KEYS, seed))).view(np.int64)
 
 
@@ -175,21 +159,15 @@ def flips(keys: I64) -> NDArray[np.bool_]:
 
 
 def held_out(key_hash: U64, fraction: float, seed: int = 0) -> NDArray[np.bool_]:
-    """Which records are held out: about `fraction` (below 1) of them, by their keys alone. [B] ->
-    [B]
-    """
+    """Which records are held out: about `fraction` < 1 of them, by key alone. [B] -> [B]"""
     return mix64(key_hash ^ np.uint64(chain(HELD_OUT, seed))) < np.uint64(int(fraction * 2**64))
 
 
 def substitute(record: int, attempt: int, records: int) -> int:
-    """The record that replaces a damaged one, at the `attempt`-th try: the same for every rank and
-    world.
-    """
+    """The record that replaces a damaged one at the `attempt`-th try, at any world size."""
     return chain(SUBSTITUTE, record, attempt) % records
 
 
 def share(batch_images: int, rank: int, world: int) -> tuple[int, int]:
-    """The half-open range of a global batch that `rank` of `world` takes; sizes differ by one at
-    most.
-    """
+    """The half-open range of a global batch for `rank`; sizes differ by at most one."""
     return batch_images * rank // world, batch_images * (rank + 1) // world

@@ -1,9 +1,8 @@
-"""Batches of images in the order of (seed, epoch, position), for one rank or all; knows no model
-and no device.
+"""Batches of images in the order of (seed, epoch, position), for one rank of any number.
 
-A position is one whole number: how many records of the endless order were consumed. Place p stands
-in epoch p // n. The global batch of a step is the same records at any world size; a rank takes a
-share of it, uneven if need be.
+A position is one integer: the number of records consumed since the start. Of n records, position p
+is in epoch p // n. The global batch of a step has the same records at any world size; the shares of
+two ranks differ by one record at most.
 """
 
 from __future__ import annotations
@@ -15,31 +14,27 @@ from typing import Any, TypeVar
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from udl_dist.core.rng import chain
 from udl_dist.data.loader import order
-from udl_dist.data.loader.dataset import ChunkReader, Dataset, read_ahead
-from udl_dist.data.loader.loading import BatchPlan, Loader, Source
-from udl_dist.data.loader.records import Allocate, BadRecordCounter, Records, StageSeconds, unpinned
+from udl_dist.data.loader.ahead import ChunkReader, read_ahead
+from udl_dist.data.loader.loading import BatchPlan, Dataset, Loader, Source
+from udl_dist.data.loader.records import I64, Allocate, BadRecordCounter, Records, unpinned
 from udl_dist.data.settings import DataSettings
 from udl_dist.errors import UsageError
 from udl_dist.storage.uris import name_of
 
-I64 = NDArray[np.int64]
 T = TypeVar("T")
-SAMPLES = 16  # that a rank loads at once where they are given one by one
-WAITS = 0.05  # of the time: training that waits for longer gets advice
-# places that are sent through the order at once: a single batch would cost five times as much a
-# record
-PLANNED = 4096
+SAMPLES = 16  # records loaded together where they are given one by one
+WAITS = 0.05  # share of time: training that waits longer for data gets advice
+PLANNED = 4096  # positions ordered together: batch by batch each would cost five times as much
 
 
 class Stream:
     """The images of one or more data sets, brought to the training shape.
 
-    Several are one long set, in which an epoch is each record of all of them once; or, with
-    weights, each has epochs of its own and gives its part of every 1,024 positions.
+    Without weights several sets are one long set. With weights each set has its own epochs, and
+    contributes its part of every 1,024 positions.
     """
 
     def __init__(
@@ -54,45 +49,41 @@ class Stream:
         self.shape = settings.shape
         self.loader = Loader(datasets, settings, seed, allocate)
         self.records = int(self.loader.starts[-1])
+        # One set with a weight is the set itself: its order must not change with a useless weight.
         self._weights = weights if len(datasets) > 1 else ()
         self._refuse_weights(weights)
         remote = any(dataset.shards.remote for dataset in datasets)
         self._in_blocks = settings.order == "blocks" or (settings.order == "auto" and remote)
         self._mean_bytes = sum(each.record_bytes * each.records for each in datasets) / self.records
-        self._blocks = order.Blocks(
-            max(1, min(int(settings.block_bytes / self._mean_bytes), self.records // 256))
-        )
+        # At least 256 runs, or a small set would hardly be shuffled.
+        run = min(int(settings.block_bytes / self._mean_bytes), self.records // 256)
+        self._blocks = order.Blocks(max(1, run))
         self._bad_records = BadRecordCounter(settings)
-
-    @property
-    def spent(self) -> StageSeconds:
-        return self.loader.spent
+        self.spent = self.loader.spent
 
     @property
     def damage(self) -> dict[str, None]:
-        """What was wrong with records that others replaced, in order."""
+        """What was wrong with records that were replaced, in order."""
         return self._bad_records.lines
 
     def advice(self, wait_share: float) -> str:
-        """What to do about the slowest stage of reading; "" if training waits for 5 % of its time
-        or less.
-        """
+        """How to speed up the slowest stage; "" if training waits for at most 5 % of its time."""
         remote = any(dataset.shards.remote for dataset in self.datasets)
         return self.spent.advice(self.settings, remote, wait_share) if wait_share > WAITS else ""
 
     def shards(self) -> dict[str, str]:
-        """What is known of each shard, to be compared with on a resume."""
+        """A line on each shard, which a resume compares."""
         return {
-            name_of(
-                index.shard_path(number)
-            ): f"{shard.records} records in {shard.shard_bytes} bytes, {shard.rows_hash}"
-            for index in (dataset.index for dataset in self.datasets)
-            for number, shard in enumerate(index.shards)
+            name_of(dataset.index.shard_path(number)): (
+                f"{shard.records} records in {shard.shard_bytes} bytes, {shard.rows_hash}"
+            )
+            for dataset in self.datasets
+            for number, shard in enumerate(dataset.index.shards)
         }
 
     @property
     def fingerprint(self) -> str:
-        """A name for exactly these images, this shape and this order; a resume compares it."""
+        """A hash of exactly these images, this shape and this order; a resume compares it."""
         sets = " ".join(dataset.fingerprint for dataset in self.datasets)
         arranged = self._blocks if self._in_blocks else "full"
         return xxhash.xxh3_128_hexdigest(
@@ -102,19 +93,18 @@ class Stream:
     def batches(
         self, position: int, batch_images: int, rank: int = 0, world: int = 1
     ) -> Iterator[Records]:
-        """Endless batches from `position` on; batch k holds positions from `position + k *
-        batch_images`.
+        """Endless batches; batch k begins at `position + k * batch_images`.
 
-        Batches straddle epochs, so each one is full. Raises DataError for a damaged record, naming
-        shard, byte and key.
+        Batches straddle epochs, so each one is full. Raises DataError for a damaged record, with
+        its shard, byte and key.
         """
-        return self._bad_records.counted(
-            self._read(self._plans(position, batch_images, rank, world), self.loader.load)
-        )
+        plans = self._plans(position, batch_images, rank, world)
+        return self._bad_records.counted(self._read(plans, self.loader.load))
 
     def once(self, batch_images: int, rank: int = 0, world: int = 1) -> Iterator[Records]:
-        """Every record once, in the order of the index, a contiguous part a rank; keys of epoch 0,
-        not augmented.
+        """Every record once, in the order of the index, without augmentation, with epoch 0's keys.
+
+        A rank gets a contiguous part.
         """
         start, stop = order.share(self.records, rank, world)
         numbers = (
@@ -125,9 +115,7 @@ class Stream:
         return self._bad_records.counted(self._read(plans, self.loader.load))
 
     def samples(self, position: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
-        """Endless records from `position` on as webdataset's samples, not decoded; ranks
-        alternate.
-        """
+        """Endless records as webdataset's samples, not decoded; ranks alternate."""
         for samples in self._read(self._alternate(position, rank, world), self.loader.samples):
             yield from samples
 
@@ -138,11 +126,9 @@ class Stream:
     def _plans(
         self, position: int, batch_images: int, rank: int, world: int
     ) -> Iterator[BatchPlan]:
-        """Which records come in each batch of one rank, worked out for several batches at a
-        time.
-        """
+        """The records in each batch of one rank, computed for several batches together."""
         start, stop = order.share(batch_images, rank, world)
-        # No more than an epoch.
+        # At most an epoch ahead.
         ahead = max(1, min(PLANNED // max(1, stop - start), self.records // batch_images))
         while True:
             firsts = position + batch_images * np.arange(ahead, dtype=np.int64)
@@ -156,29 +142,27 @@ class Stream:
             position += ahead * batch_images
 
     def _alternate(self, position: int, rank: int, world: int) -> Iterator[BatchPlan]:
-        """Every `world`-th position, a few at a time."""
+        """Every `world`-th position, SAMPLES at a time."""
         for first in count(position + rank, world * PLANNED):
             numbers, epochs = self._at(np.arange(first, first + world * PLANNED, world))
             for start in range(0, PLANNED, SAMPLES):
-                yield BatchPlan(
-                    numbers[start : start + SAMPLES], epochs[start : start + SAMPLES], False
-                )
+                part = slice(start, start + SAMPLES)
+                yield BatchPlan(numbers[part], epochs[part], False)
 
     def _share(self, first: int, batch_images: int, start: int, stop: int) -> I64:
-        """The positions of one rank's share of a batch; in blocks a share is whole lanes, where
-        possible.
-        """
+        """The positions of one rank's share of a batch; in blocks, whole lanes where possible."""
         if not self._in_blocks:
             return np.arange(first + start, first + stop, dtype=np.int64)
         place = first % self.records
         if not self._weights and place + batch_images <= self.records:
             return first + order.by_lane(place, batch_images, start, stop)
+        # The lanes of a batch across two epochs, or of weighted sets, are irregular.
         positions = np.arange(first, first + batch_images, dtype=np.int64)
         lanes = self._places(positions)[2] % order.LANES
         return positions[np.argsort(lanes, kind="stable")[start:stop]]
 
     def _places(self, positions: I64) -> tuple[I64, I64, I64]:
-        """The data set (0 if they are one), the epoch and the place within it of each position."""
+        """Data set (0 without weights), epoch and place in the epoch of each position."""
         if not self._weights:
             epochs, places = np.divmod(positions, self.records)
             return np.zeros_like(positions), epochs, places
@@ -186,9 +170,10 @@ class Stream:
         return sets, *np.divmod(places, np.diff(self.loader.starts)[sets])
 
     def _at(self, positions: I64) -> tuple[I64, I64]:
-        """The record numbers and epochs of positions."""
+        """Record numbers and epochs of positions."""
         sets, epochs, places = self._places(positions)
         numbers = np.empty_like(places)
+        # One number for (epoch, set), as each such pair has its own permutation.
         passes = epochs * len(self.datasets) + sets
         for each in np.unique(passes).tolist():
             within = passes == each
@@ -197,11 +182,10 @@ class Stream:
         return numbers, epochs
 
     def _within_epoch(self, number: int, epoch: int, places: I64) -> I64:
-        if not self._weights:
-            start, records, seed = 0, self.records, self.seed
-        else:
+        start, records, seed = 0, self.records, self.seed
+        if self._weights:
             start, records = int(self.loader.starts[number]), self.datasets[number].records
-            seed = chain(self.seed, number)
+            seed = chain(self.seed, number)  # or sets of equal size would have equal orders
         if self._in_blocks:
             return start + order.record_in_blocks(seed, epoch, places, records, self._blocks)
         return start + order.record_at(seed, epoch, places, records)
@@ -209,8 +193,9 @@ class Stream:
     def _read(
         self, plans: Iterable[BatchPlan], load: Callable[[BatchPlan, Sequence[Source]], T]
     ) -> Iterator[T]:
-        """Load plans in order; a generator in any case, so that closing it ends the reading."""
+        """Load plans in order. A generator, so that closing it ends the reading."""
         chunk = self._blocks.records if self._in_blocks else 1
+        # Each lane holds the runs of one window, and in the next step those of a second one.
         windows = 2 * order.LANES * self._blocks.window * self.settings.block_bytes
         most = self.settings.read_ahead_bytes + windows
         sources: list[Source] = [
@@ -231,9 +216,10 @@ class Stream:
     def _announced(
         self, plans: Iterable[BatchPlan], sources: Sequence[Source]
     ) -> Iterator[BatchPlan]:
-        """Plans after their chunks were asked for, as early as memory allows."""
+        """Yields plans after requesting their chunks, as early as memory allows."""
         waiting: deque[BatchPlan] = deque()
         remote = [(n, each) for n, each in enumerate(sources) if isinstance(each, ChunkReader)]
+        # A quarter of the memory, as chunks hold neighbours, too, that are not yet due.
         most = min(self.settings.read_ahead_bytes / 4 / self._mean_bytes, self.records / 2)
         for plan in plans:
             waiting.append(plan)
@@ -247,8 +233,9 @@ class Stream:
         yield from waiting
 
     def _depth(self, plan: BatchPlan) -> int:
-        """How many batches like this one may be made ahead of their use."""
+        """How many batches of this size may be loaded ahead."""
         batch_bytes = max(1, len(plan.numbers) * int(np.prod(self.shape)))
+        # Two per thread: one that is loaded, and one that waits while a slow batch is ahead of it.
         return max(1, min(2 * self.settings.readers, self.settings.read_ahead_bytes // batch_bytes))
 
     def _refuse_weights(self, weights: tuple[float, ...]) -> None:

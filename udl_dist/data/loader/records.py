@@ -1,6 +1,4 @@
-"""A batch of images as the stream gives it, the damage in it, and where the time to read it
-went.
-"""
+"""A batch of images as the stream yields it, counts of damaged records, and timing."""
 
 from __future__ import annotations
 
@@ -26,27 +24,37 @@ class Records:
     """One rank's share of a global batch."""
 
     images: Pixels  # uint8 [B, C, H, W]
-    records: I64  # [B] record numbers in the index; behind those of the data sets before it
-    keys: I64  # [B] random, by (seed, epoch, record)
-    record_keys: I64  # [B] random, by (seed, record)
+    records: I64  # [B] record numbers over the indexes of all data sets
+    keys: I64  # [B] random, from (seed, epoch, record)
+    record_keys: I64  # [B] random, from (seed, record)
     labels: I64  # [B], -1: none
-    # What was wrong with records that others replace, by row.
-    damaged: dict[int, str] = field(default_factory=dict)
+    damaged: dict[int, str] = field(default_factory=dict)  # cause by row, of replaced records
 
 
 class BadRecordCounter:
-    """Counts damaged records that others replace, and stops the run when they are too many."""
+    """Counts damaged records that are replaced, and stops the run when they are too many."""
 
     def __init__(self, settings: DataSettings) -> None:
         self._settings, self._in_a_row = settings, 0
-        self.lines: dict[str, None] = {}  # what was wrong, in order
+        # What was wrong, in order: a dict, as a record comes again in every epoch.
+        self.lines: dict[str, None] = {}
 
     def counted(self, batches: Iterator[Records]) -> Iterator[Records]:
-        """Pass batches on; raise DataError at too many damaged records in a row: a share of all
-        comes too late.
+        """Pass batches on; raise DataError at too many damaged records in a row.
+
+        A limit on their share alone would stop a run of wholly damaged shards much later.
         """
         for records in batches:
-            self._count(records)
+            if not records.damaged:
+                self._in_a_row = 0
+            for row in range(len(records.records)) if records.damaged else ():
+                self._in_a_row = self._in_a_row + 1 if row in records.damaged else 0
+                if self._in_a_row >= self._settings.damaged_in_a_row:
+                    raise DataError(
+                        f"{records.damaged[row]} ({self._in_a_row} damaged records in a row: run"
+                        " udl check)"
+                    )
+            self.lines.update(dict.fromkeys(records.damaged.values()))
             yield records
 
     def refuse(self, damaged: int, records: int) -> None:
@@ -58,40 +66,29 @@ class BadRecordCounter:
                 " check"
             )
 
-    def _count(self, records: Records) -> None:
-        for row in range(len(records.records)) if records.damaged else ():
-            self._in_a_row = self._in_a_row + 1 if row in records.damaged else 0
-            if self._in_a_row >= self._settings.damaged_in_a_row:
-                cause = records.damaged[row]
-                raise DataError(
-                    f"{cause} ({self._in_a_row} damaged records in a row: run udl check)"
-                )
-        self.lines.update(dict.fromkeys(records.damaged.values()))
-        if not records.damaged:
-            self._in_a_row = 0
-
 
 def unpinned(shape: tuple[int, ...]) -> Pixels:
-    """Ordinary memory for a batch."""
+    """Ordinary memory for a batch, not pinned for a GPU."""
     return np.empty(shape, np.uint8)
 
 
 class StageSeconds:
-    """Seconds that threads spent in each stage, added up."""
+    """Seconds that all threads spent in each stage."""
 
     def __init__(self) -> None:
         self.seconds = {"read": 0.0, "decode": 0.0}
         self._lock = threading.Lock()
 
     def add(self, stage: str, since: float) -> float:
-        """Count the time since `since` to a stage; return now."""
+        """Add the time since `since` to a stage; return now."""
         now = time.perf_counter()
+        # += on a dict entry is not atomic between threads.
         with self._lock:
             self.seconds[stage] += now - since
         return now
 
     def advice(self, settings: DataSettings, remote: bool, wait_share: float) -> str:
-        """One line that names the slowest stage and a cure."""
+        """One line that names the slowest stage and what to change."""
         stage, cores = max(self.seconds, key=self.seconds.__getitem__), os.cpu_count() or 1
         if stage == "read" and remote:
             cure = (
@@ -106,4 +103,4 @@ class StageSeconds:
             cure = f"pack the images at their training size: udl pack --size {size} --format raw"
         share = self.seconds[stage] / (sum(self.seconds.values()) or 1.0)
         waits = f"training waits {wait_share:.0%} of its time for data"
-        return f"{waits}, {share:.0%} of the readers' time is to {stage}: {cure}"
+        return f"{waits}, the readers spend {share:.0%} of theirs to {stage}: {cure}"

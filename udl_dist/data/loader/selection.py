@@ -1,9 +1,7 @@
-"""Which records of an index a stream reads: the hashed fraction or the rest, keys of a list,
-classes, a limit.
+"""Which records of an index a stream reads: a hashed fraction, listed keys, classes, a limit.
 
-A selection is sorted record numbers. Small ones are held in memory, large ones lie in the cache and
-are mapped, so that a hundred million records cost a process nothing. Knows rows and keys, and no
-payload.
+A selection is an array of sorted record numbers. Large ones are mapped files of the cache, so that
+100 million records take no memory of a process.
 """
 
 from __future__ import annotations
@@ -18,26 +16,24 @@ import xxhash
 from numpy.typing import NDArray
 
 from udl_dist.core.config_schema import as_path
+from udl_dist.core.files import whole_file
 from udl_dist.data.loader import order
+from udl_dist.data.loader.records import I64
 from udl_dist.data.shards.index import Index, shown
-from udl_dist.data.shards.writing import written
 from udl_dist.errors import DataError
 
-I64 = NDArray[np.int64]
-SEED = 1  # not that of packing, which may have held out these very records already
+SEED = 1  # not that of packing, which may already have held out the same records
 IN_MEMORY = 2**20  # record numbers
-ROWS = 2**18  # looked at at a time
+ROWS = 2**18  # rows read at a time, of 32 bytes each
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be selected; `part` is 'all', or 'train' or 'held_out' of the hashed
-    `fraction`.
-    """
+    """What to select; `part` is 'all', or 'train' or 'held_out' of the hashed `fraction`."""
 
     part: str = "all"
     fraction: float = 0.0
-    keys: str = ""  # path of a list, a key a line
+    keys: str = ""  # path of a list, one key per line
     limit: int = 0
     labels: tuple[int, ...] = ()
     labels_are: Literal["left out", "all there is"] = "left out"
@@ -48,7 +44,7 @@ class Wanted:
 
 
 def none_left(held_out: bool, fraction: float, records: int, where: str) -> DataError:
-    """The refusal of a fraction by hash that leaves nothing to hold out, or nothing to train on."""
+    """The error for a fraction that leaves nothing to hold out, or nothing to train on."""
     share = "none" if held_out else "all"
     return DataError(
         f"held_out_fraction = {fraction:g} holds out {share} of {records:,} images in {where!r}:"
@@ -57,9 +53,7 @@ def none_left(held_out: bool, fraction: float, records: int, where: str) -> Data
 
 
 def select(index: Index, wanted: Wanted, cache: Path) -> tuple[NDArray[Any] | None, str]:
-    """Sorted record numbers (None: all), and a name for exactly this choice; raise DataError if
-    none is left.
-    """
+    """Sorted record numbers (None: all), and a name for exactly this selection."""
     if wanted.everything:
         return None, "all"
     listed = _listed(as_path(wanted.keys)) if wanted.keys else None
@@ -75,6 +69,7 @@ def select(index: Index, wanted: Wanted, cache: Path) -> tuple[NDArray[Any] | No
         chosen = _mapped(cache / "selections" / f"{name}.u64", index, wanted, listed)
     if listed is not None:
         _refuse_unknown(index, chosen, listed, wanted)
+    # With seed and epoch 0: a limit chooses the same records in every run.
     if 0 < wanted.limit < len(chosen):
         places = order.record_at(0, 0, np.arange(wanted.limit), len(chosen))
         chosen = np.sort(np.asarray(chosen[places]))
@@ -82,8 +77,8 @@ def select(index: Index, wanted: Wanted, cache: Path) -> tuple[NDArray[Any] | No
 
 
 def _chosen(index: Index, wanted: Wanted, listed: NDArray[np.uint64] | None) -> Iterator[I64]:
-    """The chosen numbers, a part of the rows at a time."""
-    yield np.empty(0, np.int64)
+    """The chosen numbers, from ROWS rows at a time."""
+    yield np.empty(0, np.int64)  # of an index without records there is nothing to concatenate
     for start in range(0, index.records, ROWS):
         rows = index.read_rows(start, min(start + ROWS, index.records))
         hashes = rows["key_hash"]
@@ -100,10 +95,11 @@ def _chosen(index: Index, wanted: Wanted, listed: NDArray[np.uint64] | None) -> 
 def _mapped(
     path: Path, index: Index, wanted: Wanted, listed: NDArray[np.uint64] | None
 ) -> NDArray[Any]:
-    """The chosen numbers in a file of the cache, written by the first process that needs it."""
+    """The chosen numbers as a file of the cache, which the first process writes."""
+    # Two processes may write it at once: both write the same, and each renames a whole file.
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written(path) as file:
+        with whole_file(path) as file:
             for numbers in _chosen(index, wanted, listed):
                 file.write(numbers.tobytes())
     return (
@@ -126,13 +122,10 @@ def _listed(path: Path) -> NDArray[np.uint64]:
 
 
 def refuse_absent(indexes: Sequence[Index], labels: tuple[int, ...]) -> None:
-    """Raise DataError for a class that no record is of, or for images without labels: they may be
-    of any class.
-
-    Of a source all records have labels or none has; rows are looked at until each class was seen.
-    """
+    """Raise DataError for a class without records, and for sources without labels."""
     missing = set(labels)
     for index in indexes:
+        # In a source all records have labels or none has, so the first one tells.
         if labels and index.records and index.read_rows(0, 1)["label"][0] < 0:
             raise DataError(
                 f"data.without_labels: {str(index.path)!r} has no labels (cls): leave it out, or"
@@ -141,15 +134,11 @@ def refuse_absent(indexes: Sequence[Index], labels: tuple[int, ...]) -> None:
         for start in range(0, index.records, ROWS):
             if not missing:
                 break
-            missing -= set(
-                np.unique(
-                    index.read_rows(start, min(start + ROWS, index.records))["label"]
-                ).tolist()
-            )
+            rows = index.read_rows(start, min(start + ROWS, index.records))
+            missing -= set(np.unique(rows["label"]).tolist())
     if missing:
-        where = " or ".join(repr(str(index.path)) for index in indexes[:3]) + (
-            " …" if len(indexes) > 3 else ""
-        )
+        where = " or ".join(repr(str(index.path)) for index in indexes[:3])
+        where += " …" if len(indexes) > 3 else ""
         raise DataError(
             f"data.without_labels: no record of {where} is of class {min(missing)}: name one of its"
             " labels"
@@ -159,19 +148,15 @@ def refuse_absent(indexes: Sequence[Index], labels: tuple[int, ...]) -> None:
 def _refuse_unknown(
     index: Index, chosen: NDArray[Any], listed: NDArray[np.uint64], wanted: Wanted
 ) -> None:
-    """A key that no record has is a mistake; those of the other part are not."""
-    if wanted.part != "all":
-        listed = listed[
-            order.held_out(listed, wanted.fraction, SEED) == (wanted.part == "held_out")
-        ]
+    """Raise DataError for a listed key that no record has."""
+    if wanted.part != "all":  # keys of the other part are no mistake
+        held_out = order.held_out(listed, wanted.fraction, SEED)
+        listed = listed[held_out == (wanted.part == "held_out")]
     there = index.rows["key_hash"]
     unknown = np.setdiff1d(listed, there if wanted.labels else there[chosen])
     if unknown.size:
-        wrong = {
-            xxhash.xxh3_64_intdigest(line): line
-            for line in as_path(wanted.keys).read_bytes().splitlines()
-        }
-        first = shown(wrong[int(unknown[0])])
+        lines = as_path(wanted.keys).read_bytes().splitlines()
+        first = shown(next(line for line in lines if xxhash.xxh3_64_intdigest(line) in unknown))
         raise DataError(
             f"data.keys {wanted.keys!r}: {unknown.size} of its keys are in no shard, as {first}:"
             " correct it"

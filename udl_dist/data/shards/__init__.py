@@ -1,1 +1,1 @@
-"""Tar shards as they lie: walked, indexed, read by ranges, checked. Knows no pixel and no order."""
+"""Tar shards: walked, indexed, read and verified, without decoding an image."""

@@ -1,16 +1,14 @@
-"""How the members of a tar become records: where the key ends in a name, and which member is the
-image.
-"""
+"""Where the key ends in the name of a tar's member, and which member of a record is the image."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 IMAGES = (b"jpg", b"jpeg", b"png", b"webp", b"npy", b"raw")
-# images, but not for us
+# images of kinds that are not decoded
 UNREAD = (b"gif", b"bmp", b"tif", b"tiff", b"avif", b"heic", b"heif", b"jp2", b"ppm", b"pgm")
 LABEL = b"cls"
 META = re.compile(rb"__[^/]*__($|/)")  # webdataset's skip_meta, on bytes
@@ -26,41 +24,36 @@ KEY_DOT_IN_WORDS = (
 
 @dataclass(frozen=True)
 class Naming:
-    """The rules of one set of shards; by default those of webdataset."""
+    """The naming rules of one set of shards, by default those of webdataset."""
 
     image: str = ""  # extension of the image; empty: the only member that is one
     key_dot: KeyDot = "first"
 
     def parts(self, name: bytes) -> tuple[bytes, bytes] | None:
-        """Key and lower-case extension of a member's name; None if it has none, is meta or a hidden
-        file.
+        """Key and lower-case extension of a member's name; None for what is not of a record.
 
-        A key may hold folders. At the first dot it ends where webdataset's base_plus_ext ends it,
-        `^((?:.*/|)[^.]+)[.]([^/]*)$`, a pattern that needs 0.3 s for 4 kB of slashes. Hidden files,
-        such as `._x.jpg` and `.DS_Store` of macOS, are not part of a record.
+        Those are names without a dot, meta files and hidden files, such as `._x.jpg` and
+        `.DS_Store` of macOS. A key may contain folders.
         """
+        # By default as webdataset's base_plus_ext, `^((?:.*/|)[^.]+)[.]([^/]*)$`, a pattern that
+        # needs 0.3 s for 4 kB of slashes.
         folder, slash, file = name.rpartition(b"/")
-        stem, dot, extension = (
-            file.partition(b".") if self.key_dot == "first" else file.rpartition(b".")
-        )
+        split = file.partition if self.key_dot == "first" else file.rpartition
+        stem, dot, extension = split(b".")
         if not dot or file.startswith(b".") or META.match(name):
             return None
         return folder + slash + stem, extension.lower()
 
-    def images(self, extensions: Iterable[bytes]) -> list[bytes]:
-        """Those of a record's extensions that are its image: exactly one, if all is well.
-
-        By the whole extension first; where none fits, by what stands behind its last dot, as in
-        `x.input.jpg`.
-        """
-        wanted = self.image.lower().lstrip(".").encode()
-        if wanted:
+    def images(self, extensions: Sequence[bytes]) -> list[bytes]:
+        """Those of a record's extensions that are its image: exactly one in a valid record."""
+        if self.image:
+            wanted = self.image.lower().lstrip(".").encode()
             return [extension for extension in extensions if extension == wanted]
-        listed = list(extensions)
-        whole = [extension for extension in listed if extension in IMAGES]
-        return whole or [extension for extension in listed if kind_of(extension) in IMAGES[:-1]]
+        # A whole extension counts first, then what follows its last dot, as in `x.input.jpg`.
+        whole = [extension for extension in extensions if extension in IMAGES]
+        return whole or [extension for extension in extensions if kind_of(extension) in IMAGES[:-1]]
 
 
 def kind_of(extension: bytes) -> bytes:
-    """What stands behind the last dot of an extension."""
+    """What follows the last dot of an extension."""
     return extension.rpartition(b".")[2]

@@ -1,9 +1,7 @@
-"""Payloads of records out of shards on disk or in object storage, each checked against its
-checksum. Knows no image.
+"""Reads the payloads of records from shards, and verifies each against its checksum.
 
-Shards on disk are mapped, those in object storage are read by ranges; any number of threads may
-read at once. What does not match is a fault that names shard, byte and key: whoever asked decides
-whether it stops a run.
+Shards on disk are mapped, those in object storage are read by ranges, by any number of threads. A
+mismatch is a fault that names shard, byte and key; the caller decides whether it stops a run.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -32,42 +30,22 @@ from udl_dist.storage.transfers import Limits, Traffic
 from udl_dist.storage.uris import is_remote, name_of
 
 I64 = NDArray[np.int64]
-# shards held open at a time: each takes a file descriptor, and a process has 1,024 as a rule
-MOST_OPEN = 256
-LOOKED_AT = 16  # records of a shard whose time has changed
+MOST_OPEN = 256  # shards: each takes a file descriptor, and a process usually has 1,024
+LOOKED_AT = 16  # records compared in a shard whose mtime has changed
 COPY = "copy or pack the shard again"
 
 
 class Loaded(NamedTuple):
-    """Encoded images as they lie in their shards, their rows of the index, and what is wrong with
-    which of them.
-    """
+    """Encoded images, their rows of the index, and the faults among them."""
 
     payloads: list[bytes]  # empty where there is a fault
     rows: NDArray[Any]  # [B] of ROW
     faults: dict[int, str]  # by place in the batch
 
 
-class Handle(Protocol):
-    """An opened shard."""
-
-    size: int
-    stamp: str
-
-    def cut(self, starts: list[int], ends: list[int]) -> list[bytes]:
-        """The bytes of each range; a range past the end of a shard that was cut off since is
-        short.
-        """
-
-    def changed(self) -> str:
-        """How the shard differs from when it was opened, or ""."""
-
-
 @dataclass
 class RemoteAccess:
-    """How object storage is read: its time limits, what was asked of it, and a local copy of what
-    it gave.
-    """
+    """How object storage is read: time limits, counters, and the local copies if there are any."""
 
     limits: Limits = field(default_factory=Limits)
     traffic: Traffic = field(default_factory=Traffic)
@@ -84,7 +62,6 @@ class Mapped:
                 if status.st_size == 0:
                     raise DataError(f"shard {path!r} is empty: copy it again, or leave it out")
                 self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                self._file = os.dup(file.fileno())
         except FileNotFoundError:
             raise DataError(
                 f"shard {path!r} is missing: check the path, or copy the shard again"
@@ -96,37 +73,26 @@ class Mapped:
         self.size, self.stamp = status.st_size, f"mtime:{status.st_mtime_ns}"
 
     def cut(self, starts: list[int], ends: list[int]) -> list[bytes]:
-        # To touch a page past the end of a file that has become shorter is a SIGBUS, which nothing
-        # can catch.
-        size = os.fstat(self._file).st_size
-        data = self.data
-        if size < self.size:
-            return [
-                data[start : min(end, size)] if start < size else b""
-                for start, end in zip(starts, ends)  # noqa: B905
-            ]
+        """The bytes of each range; short ones past the end of a file that was cut off since."""
+        # Touching a page past the end of a shortened file is a SIGBUS, which nothing can catch.
+        # `size()` asks for the length of the file, not of the map.
+        if (size := self.data.size()) < self.size:
+            starts, ends = ([min(edge, size) for edge in edges] for edges in (starts, ends))
         # strict=True would cost a tenth of the time
-        return [data[start:end] for start, end in zip(starts, ends)]  # noqa: B905
+        return [self.data[start:end] for start, end in zip(starts, ends)]  # noqa: B905
 
     def changed(self) -> str:
-        size = os.fstat(self._file).st_size
-        return (
-            ""
-            if size == self.size
-            else f"it has {size} bytes now, it had {self.size} when it was opened"
-        )
-
-    def __del__(self) -> None:
-        with contextlib.suppress(AttributeError, OSError):
-            os.close(self._file)
+        """How the file differs from when it was opened, or ""."""
+        size = self.data.size()
+        return f"it has {size} bytes now, it had {self.size}" if size != self.size else ""
 
 
 class Remote:
     """A shard in object storage."""
 
-    def __init__(self, address: str, remote: RemoteAccess) -> None:
-        self.blob = Object(address, remote.limits, remote.traffic)
-        self._cache = remote.cache
+    def __init__(self, uri: str, access: RemoteAccess) -> None:
+        self.blob = Object(uri, access.limits, access.traffic)
+        self._cache = access.cache
         self.size, self.stamp = self.blob.size, self.blob.stamp
 
     def cut(self, starts: list[int], ends: list[int]) -> list[bytes]:
@@ -134,14 +100,12 @@ class Remote:
         return read_ranges(self.blob, ranges, self._cache)
 
     def changed(self) -> str:
-        return ""  # each read is refused if the object was written again
+        return ""  # a read of an object that was written again raises
 
 
 @contextlib.contextmanager
 def opened(path: str, empty: bool = False) -> Iterator[tuple[Data, str]]:
-    """A shard to be walked once from its start, and its stamp; with `empty` one of no bytes may be
-    opened.
-    """
+    """A shard to be walked once from its start, and its stamp; `empty` allows one of 0 bytes."""
     if empty and not is_remote(path) and os.path.isfile(path) and not os.path.getsize(path):
         yield b"", f"mtime:{os.stat(path).st_mtime_ns}"
     elif is_remote(path):
@@ -154,57 +118,50 @@ def opened(path: str, empty: bool = False) -> Iterator[tuple[Data, str]]:
 
 
 def cut_out(path: str, start: int, end: int) -> bytes:
-    """Some bytes of a shard, on disk or in object storage."""
-    return (Remote(path, RemoteAccess()) if is_remote(path) else Mapped(path)).cut([start], [end])[
-        0
-    ]
+    """The bytes of one range of a shard, by path or URI."""
+    return _opened(path, RemoteAccess()).cut([start], [end])[0]
+
+
+def _opened(path: str, access: RemoteAccess) -> Mapped | Remote:
+    return Remote(path, access) if is_remote(path) else Mapped(path)
 
 
 class Shards:
-    """The shards of an index, opened when they are first read; the ones not read for longest are
-    let go.
-    """
+    """The shards of an index, opened at their first read; the least recently read are closed."""
 
     def __init__(self, index: Index, access: RemoteAccess | None = None) -> None:
         self.index, self.access = index, access or RemoteAccess()
         self.remote = is_remote(index.shard_path(0))
-        self._open: OrderedDict[int, Handle] = OrderedDict()
+        self._open: OrderedDict[int, Mapped | Remote] = OrderedDict()
         self._lock = threading.Lock()
 
     def load(self, records: I64) -> Loaded:
-        """Read records and check them against their checksums."""
+        """Read records and verify their checksums."""
         payloads, faults = self.fetch(records)
         return self.check(records, payloads, faults)
 
     def fetch(self, records: I64) -> tuple[list[bytes], dict[int, str]]:
-        """What lies where each record should be, not checked yet; faults are of whole shards.
-        [B]
-        """
+        """The bytes at the place of each record, not verified; faults are of whole shards. [B]"""
         shards = self.index.shard_of(records)
         rows, faults = self.index.rows[records], dict[int, str]()
         starts, ends = rows["offset"].tolist(), (rows["offset"] + rows["length"]).tolist()
         payloads: list[bytes] = [b""] * len(records)
-        distinct = sorted(set(shards.tolist()))
-        for shard in distinct:
-            places = (
-                range(len(records))
-                if len(distinct) == 1
-                else np.flatnonzero(shards == shard).tolist()
-            )
+        # A set of numbers is faster than np.unique for the few of a batch.
+        for shard in sorted(set(shards.tolist())):
+            places = np.flatnonzero(shards == shard).tolist()
             try:
-                handle = self._handle(shard)
-                cut = handle.cut(
+                found = self._handle(shard).cut(
                     [starts[place] for place in places], [ends[place] for place in places]
                 )
             except DataError as error:
                 faults.update(dict.fromkeys(places, str(error)))
                 continue
-            for place, payload in zip(places, cut, strict=True):
+            for place, payload in zip(places, found, strict=True):
                 payloads[place] = payload
         return payloads, faults
 
     def check(self, records: I64, payloads: list[bytes], faults: dict[int, str]) -> Loaded:
-        """Compare payloads with their checksums; adds the faults it finds."""
+        """Verify the checksums of payloads; adds to `faults`."""
         for shard in set(self.index.shard_of(records).tolist()):
             self.index.check_rows(shard)
         rows = self.index.rows[records]
@@ -215,59 +172,52 @@ class Shards:
         return Loaded(payloads, rows, faults)
 
     def where(self, record: int) -> str:
-        """A record in words: its shard, the byte where it starts, its key."""
+        """Shard, first byte and key of a record, for messages."""
         shard = int(self.index.shard_of(np.array([record]))[0])
         key, offset = shown(self.index.key(record)), int(self.index.rows["offset"][record])
         return f"shard {name_of(self.index.shard_path(shard))!r} at byte {offset}, key {key}"
 
     def _mismatch(self, record: int) -> str:
-        shard = int(self.index.shard_of(np.array([record]))[0])
+        what, shard = "does not match its checksum", int(self.index.shard_of(np.array([record]))[0])
         with contextlib.suppress(DataError):
             if changed := self._handle(shard).changed():
-                return (
-                    f"{self.where(record)}: the shard was changed while it was read ({changed}):"
-                    f" {COPY}"
-                )
-        return f"{self.where(record)}: what is there does not match its checksum: {COPY}"
+                what = f"the shard was changed while it was read ({changed})"
+        return f"{self.where(record)}: {what}: {COPY}"
 
-    def _handle(self, shard: int) -> Handle:
+    def _handle(self, shard: int) -> Mapped | Remote:
         with self._lock:
             if shard in self._open:
                 self._open.move_to_end(shard)
                 return self._open[shard]
-        handle = self._checked(shard)  # without the lock: object storage may take its time
+        handle = self._checked(shard)  # without the lock: object storage may be slow
         with self._lock:
             self._open[shard] = handle
             while len(self._open) > MOST_OPEN:
                 self._open.popitem(last=False)
         return handle
 
-    def _checked(self, shard: int) -> Handle:
-        """Open a shard, refusing one that is not the indexed one: by size, by ETag, or by a look
-        into it.
-        """
+    def _checked(self, shard: int) -> Mapped | Remote:
+        """Open a shard; raise DataError if it is not the indexed one, by size, ETag or content."""
         where, expected = self.index.shard_path(shard), self.index.shards[shard]
-        handle: Handle = Remote(where, self.access) if self.remote else Mapped(where)
-        path = name_of(where)
-        again = f"copy it again, or delete {str(self.index.path)!r} and index again"
+        handle = _opened(where, self.access)
         if handle.size != expected.shard_bytes:
-            raise DataError(
-                f"shard {path!r} has {handle.size} bytes, its index says {expected.shard_bytes}:"
-                f" {again}"
-            )
-        if expected.stamp in ("", handle.stamp):
+            what = f"has {handle.size} bytes, its index says {expected.shard_bytes}"
+        elif expected.stamp in ("", handle.stamp):
             return handle
-        if self.remote:
-            raise DataError(
-                f"shard {path!r} has {handle.stamp}, its index says {expected.stamp}: {again}"
-            )
+        elif self.remote:
+            what = f"has {handle.stamp}, its index says {expected.stamp}"
+        elif self._is_unchanged(shard, handle):
+            return handle
+        else:
+            what = "was changed after it was indexed"
+        again = f"copy it again, or delete {str(self.index.path)!r} and index again"
+        raise DataError(f"shard {name_of(where)!r} {what}: {again}")
+
+    def _is_unchanged(self, shard: int, handle: Mapped | Remote) -> bool:
+        """Whether some records are as indexed: a copied shard has another mtime, too."""
         rows = self.index.rows[self.index.starts[shard] : self.index.starts[shard + 1]]
         rows = rows[np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows))).astype(int)]
-        cut = handle.cut(rows["offset"].tolist(), (rows["offset"] + rows["length"]).tolist())
-        differing = sum(
-            google_crc32c.value(data) != row["checksum"]
-            for data, row in zip(cut, rows, strict=True)
-        )
-        if differing > len(rows) / 2:  # fewer are damage, which is named record by record
-            raise DataError(f"shard {path!r} was changed after it was indexed: {again}")
-        return handle
+        found = handle.cut(rows["offset"].tolist(), (rows["offset"] + rows["length"]).tolist())
+        differing = np.array([*map(google_crc32c.value, found)]) != rows["checksum"]
+        # Up to half may be damage, which is named record by record.
+        return int(differing.sum()) <= len(rows) / 2

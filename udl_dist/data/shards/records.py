@@ -1,7 +1,6 @@
-"""The records of a shard that may be damaged: members grouped by key, and what is wrong with a
-group.
+"""Groups the members of a shard by key into records, and names what is wrong with a group.
 
-Goes on behind damage, so that all of it can be listed at once. Knows no index.
+Continues after damage, so that one pass lists all of it.
 """
 
 from __future__ import annotations
@@ -17,14 +16,12 @@ from udl_dist.data.shards.naming import IMAGES, LABEL, UNREAD, Naming, kind_of
 from udl_dist.data.shards.tar import BLOCK, LONGEST_NAME, REPACK, Damage, Data, Member, name_of
 
 LARGEST_IMAGE = 2**28  # bytes, encoded
-HASHED = 2**20  # bytes at a time
-LISTED = 8  # extensions that a refusal names
+HASHED = 2**20  # bytes hashed at a time
+LISTED = 8  # extensions that an error message names
 
 
 class Hashed:
-    """A shard each of whose bytes is hashed once and in order, while somebody walks through it from
-    its start.
-    """
+    """A shard whose bytes are hashed once, in order, while it is walked from its start."""
 
     def __init__(self, data: Data) -> None:
         self._data, self._at, self._hash = data, 0, xxhash.xxh3_128()
@@ -51,7 +48,7 @@ class Hashed:
 
 
 class Group(NamedTuple):
-    """A run of members with one key."""
+    """Neighbouring members with one key."""
 
     key: bytes
     members: tuple[tuple[bytes, Member], ...]  # (extension, member)
@@ -64,13 +61,12 @@ class Group(NamedTuple):
 
     @property
     def images(self) -> list[tuple[bytes, Member]]:
-        """Those members that are its image: one, if all is well."""
-        usual = (
-            [entry for entry in self.members if entry[0] in IMAGES] if not self.naming.image else []
-        )
+        """The members that are its image: one, unless the group is damaged."""
+        # The usual case first: indexing asks this twice per record.
+        usual = [] if self.naming.image else [each for each in self.members if each[0] in IMAGES]
         if usual:
             return usual
-        found = set(self.naming.images(extension for extension, _ in self.members))
+        found = self.naming.images([extension for extension, _ in self.members])
         return [entry for entry in self.members if entry[0] in found]
 
     def last(self, extension: bytes) -> Member | None:
@@ -79,9 +75,7 @@ class Group(NamedTuple):
 
 
 def grouped(found: Iterable[Member | Damage], naming: Naming) -> Iterator[Group | Damage]:
-    """The records of a shard and the damage between their members, in order of their bytes as
-    nearly as can be.
-    """
+    """The records of a shard and the damage between their members, about in order of bytes."""
     key, members = b"", list[tuple[bytes, Member]]()
     for each in found:
         if isinstance(each, Damage):
@@ -100,15 +94,13 @@ def grouped(found: Iterable[Member | Damage], naming: Naming) -> Iterator[Group 
 
 
 def key_at(data: Data, at: int, naming: Naming) -> bytes:
-    """The key that a damaged header still shows; empty if it shows none."""
+    """The key in a damaged header; empty if it has none."""
     parts = naming.parts(name_of(data[at : at + BLOCK]))
     return parts[0] if parts else b""
 
 
 def wrong_with(group: Group, raw: bool) -> Fault | None:
-    """What keeps a group from being a record; None if nothing does. `raw`: bare pixels are
-    images.
-    """
+    """What keeps a group from being a record, if anything. `raw`: bare pixels are images."""
     images = group.images
     if len(group.key) > LONGEST_NAME:
         return Fault(group.at, f"a key of {len(group.key)} bytes", REPACK)
@@ -116,11 +108,8 @@ def wrong_with(group: Group, raw: bool) -> Fault | None:
         return _not_one_image(group, [extension for extension, _ in images])
     extension, image = images[0]
     if kind_of(extension) == b"raw" and not raw:
-        return Fault(
-            group.at,
-            "is raw pixels, whose shape only an index by `udl pack` knows",
-            "pack the images again",
-        )
+        what = "is raw pixels, whose shape only an index by `udl pack` has"
+        return Fault(group.at, what, "pack the images again")
     if not 0 < image.length <= LARGEST_IMAGE:
         return Fault(image.offset, f"its image has {image.length} bytes", REPACK)
     if sum(name == LABEL for name, _ in group.members) > 1:
@@ -129,16 +118,40 @@ def wrong_with(group: Group, raw: bool) -> Fault | None:
 
 
 def label_of(data: Data, group: Group) -> int | None:
-    """The label of a group, -1 if it has none, None if it is no whole number."""
+    """The label of a group: -1 if it has none, None if it is not a whole number."""
     member = group.last(LABEL)
     if member is None:
         return -1
-    text = data[member.offset : member.offset + min(member.length, 32)].strip()
+    text = _label_text(data, member)
+    # At most nine digits fit the signed 32 bits of a row.
     return max(-1, int(text)) if re.fullmatch(rb"-?\d{1,9}", text) else None
 
 
+def _label_text(data: Data, member: Member) -> bytes:
+    return data[member.offset : member.offset + min(member.length, 32)].strip()
+
+
+def label_or_fault(data: Data, group: Group, raw: bool, seen: set[bytes]) -> int | Fault:
+    """The label of a record, or what is wrong with its group; `seen` collects keys."""
+    fault, label, member = wrong_with(group, raw), -1, group.last(LABEL)
+    # Members of one record that others separate are two groups with one key.
+    if group.key in seen:
+        offset = group.members[0][1].offset
+        fault = Fault(offset, "comes a second time", "keep the members of a record together")
+    elif not fault and member:
+        found = label_of(data, group)
+        if found is None:
+            text = shown(_label_text(data, member))
+            cure = "write class numbers into .cls, and names elsewhere"
+            fault = Fault(member.offset, f"its label is {text}, not a whole number", cure)
+        else:
+            label = found
+    seen.add(group.key)
+    return fault._replace(what=f"key {shown(group.key)}: {fault.what}") if fault else label
+
+
 def _not_one_image(group: Group, images: list[bytes]) -> Fault:
-    """No image or several, and the cure for the likely cause."""
+    """The fault of no image or several, with the cure of the likely cause."""
     extensions = images or [extension for extension, _ in group.members]
     kinds = ", ".join(shown(extension) for extension in extensions[:LISTED])
     what = f"has {len(images)} images, not one ({kinds})"
@@ -150,11 +163,10 @@ def _not_one_image(group: Group, images: list[bytes]) -> Fault:
             cure = "give each image a key of its own"
         return Fault(group.at, what, cure)
     if group.naming.image:
-        return Fault(
-            group.at,
-            f"{what}; data.image is {group.naming.image!r}",
-            "let data.image name a member that it has",
-        )
-    if any(kind_of(extension) in UNREAD for extension in extensions):
-        return Fault(group.at, what, "convert its images to PNG, JPEG or WebP")
-    return Fault(group.at, what, "let data.image name the member that is the image")
+        what += f"; data.image is {group.naming.image!r}"
+        return Fault(group.at, what, "let data.image name a member that it has")
+    unread = any(kind_of(extension) in UNREAD for extension in extensions)
+    convert = "convert its images to PNG, JPEG or WebP"
+    return Fault(
+        group.at, what, convert if unread else "let data.image name the member that is the image"
+    )

@@ -1,31 +1,25 @@
-"""Where the members of a tar lie: a bounded walk over its headers that never extracts, and never
-overlooks damage.
+"""Finds the members of a tar by a bounded walk over its headers; extracts nothing.
 
-Python's tarfile and webdataset take a bad header for the end of the archive and lose the rest
-without a word; here every header must match its checksum, every member must lie within the file,
-and the end mark must be there. Regular members alone are named; links, devices and sparse members
-are refused. `walk` stops at the first thing out of order, `salvage` goes on behind it. Both read
-forward in small slices. Knows nothing of images and keys.
+Python's tarfile and webdataset read a bad header as the end of the archive and silently lose the
+rest. Here every header must match its checksum, every member must lie within the file, and the end
+mark must be there. Only regular members are listed; links, devices and sparse members are damage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple, Protocol
-
-from udl_dist.errors import DataError
 
 BLOCK = 512
 LONGEST_EXTENSION = 2**20  # bytes of a long name or a PAX header
 LONGEST_NAME = 4096
-MOST_HEADERS = 2**24  # of a shard, folders and extensions included
-SLICE = 2**16  # bytes looked at together where headers are searched
+MOST_HEADERS = 2**24  # in a shard, folders and extensions included
+SLICE = 2**16  # bytes read at a time in a search for a header
 ZEROS = bytes(BLOCK)
-REPACK = "copy the shard again, or write it anew as a plain tar"
+REPACK = "copy the shard again, or write it again as a plain tar"
 FILES = (b"0", b"\0", b"7")
-EXTENSIONS = (b"L", b"K", b"x", b"g")  # of the member that follows; g: of all that follow
-BARE = (b"1", b"2", b"3", b"4", b"5", b"6")  # no content follows, whatever their size says
+EXTENSIONS = (b"L", b"K", b"x", b"g")  # they describe the next member; g: all that follow
+BARE = (b"1", b"2", b"3", b"4", b"5", b"6")  # without content, whatever their size field says
 KINDS = {
     b"1": "a hard link",
     b"2": "a symbolic link",
@@ -38,7 +32,7 @@ KINDS = {
 
 
 class Data(Protocol):
-    """The bytes of a shard, wherever they are: a map of a file, or a window that moves forward."""
+    """The bytes of a shard: a mapped file, or a window that moves forward over an object."""
 
     def __len__(self) -> int: ...
 
@@ -46,9 +40,7 @@ class Data(Protocol):
 
 
 class Member(NamedTuple):
-    """A regular member: its name as bytes, and where its content lies, in bytes from the start of
-    the shard.
-    """
+    """A regular member; its content is `length` bytes from byte `offset` of the shard on."""
 
     name: bytes
     offset: int
@@ -56,37 +48,28 @@ class Member(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """Something out of order, and the byte where."""
+    """What is wrong with a shard, and at which byte."""
 
     at: int
     what: str
 
 
-class _Disorder(Exception):
-    """What is out of order with a header, where the next one is (None: to be searched), and whether
-    a name is lost.
+class _BadHeader(Exception):
+    """What is wrong with a header.
+
+    `after`: where the next header is, None if unknown; `nameless`: the next member's name is lost.
     """
 
     def __init__(self, what: str, after: int | None = None, nameless: bool = False) -> None:
         self.what, self.after, self.nameless = what, after, nameless
 
 
-def walk(name: Path | str, data: Data) -> Iterator[Member]:
-    """The regular members in order; raise DataError with shard, byte and reason at the first thing
-    out of order.
-    """
-    for found in salvage(data):
-        if isinstance(found, Damage):
-            raise damaged(name, found.at, found.what)
-        yield found
-
-
 def salvage(data: Data) -> Iterator[Member | Damage]:
-    """The regular members in order, and whatever is out of order between them.
+    """The regular members in order, and the damage between them.
 
-    Behind damage it goes on at the next block that is a header by its checksum. It never goes back,
-    so the time is linear, and never looks into a member whose header is whole, so a tar within a
-    tar is not taken for members.
+    After damage the walk continues at the next block whose checksum is that of a header. It never
+    goes back, so the time is linear, and it skips the content of members with a valid header, so
+    the members of a tar inside the tar are not listed.
     """
     at, total = 0, len(data)
     extended: dict[bytes, bytes] | None = {}  # None: the name of the member that follows is lost
@@ -100,124 +83,112 @@ def salvage(data: Data) -> Iterator[Member | Damage]:
                 found = _extension(data, at, kind, length)
                 extended = None if extended is None else extended | found
             elif kind in FILES:
-                length = _length(extended or {}, length)
+                length = int((extended or {}).get(b"size", length))
                 _check_fits(at, length, total)
                 if extended is not None:
                     yield Member(extended.get(b"path") or name_of(header), at + BLOCK, length)
             if kind not in EXTENSIONS:
                 extended = {}
             at = _after(at, length)
-        except _Disorder as disorder:
-            yield Damage(at, disorder.what)
-            nameless = disorder.nameless
-            if disorder.after is None:
+        except _BadHeader as bad:
+            yield Damage(at, bad.what)
+            nameless = bad.nameless
+            if bad.after is None:
                 at = _next_header(data, at + BLOCK)
-                # cut to fit, perhaps: a long name came before it
+                # A name that fills its field may be the cut form of a long name that is lost.
                 nameless |= b"\0" not in data[at : at + 100]
             else:
-                at = disorder.after
+                at = bad.after
             if at >= total:
                 return
             extended = None if nameless else {}
     yield Damage(at, f"more than {MOST_HEADERS} members")
 
 
-def damaged(name: Path | str, at: int, what: str) -> DataError:
-    """The refusal of a shard, with the byte where it is out of order."""
-    return DataError(f"shard {str(name)!r} at byte {at}: {what}: {REPACK}")
-
-
 def name_of(header: bytes) -> bytes:
-    """The name that stands in a header, its prefix included."""
+    """The name in a header, with the prefix that ustar keeps apart."""
     name = header[:100].split(b"\0", 1)[0]
     prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
     return prefix + b"/" + name if prefix else name
 
 
 def _after(at: int, length: int) -> int:
-    """Where the header behind a member lies."""
+    """Where the header after a member begins: content is padded to whole blocks."""
     return at + BLOCK + (length + BLOCK - 1) // BLOCK * BLOCK
 
 
 def _read_header(header: bytes, at: int, total: int) -> tuple[bytes, int]:
-    """Kind and length of a member whose header is whole and allowed."""
+    """Kind and length of a member, if its header is valid and allowed."""
     if len(header) < BLOCK:
-        raise _Disorder("is cut off (no end mark)" if at else "is no tar", total)
+        raise _BadHeader("is cut off (no end mark)" if at else "is not a tar", total)
     if not _matches_checksum(header):
         packed = (
             header[:2] == b"\x1f\x8b"
             or header[:3] in (b"BZh", b"\xfd7z")
             or header[:4] == b"\x28\xb5\x2f\xfd"
         )
-        first = "is compressed: positions within it cannot be found" if packed else "is no tar"
+        first = "is compressed: positions within it cannot be found" if packed else "is not a tar"
         name = header[:100]
         nameless = (
             header[156:157] in EXTENSIONS
             or name.startswith(b"././@LongLink")
             or b"PaxHeader" in name
         )
-        raise _Disorder("a header does not match its checksum" if at else first, nameless=nameless)
+        raise _BadHeader("a header does not match its checksum" if at else first, nameless=nameless)
     kind, length = header[156:157], _number(header[124:136])
     if length is None or length < 0:
-        raise _Disorder("a member has no valid size")
+        raise _BadHeader("a member has no valid size")
     length = 0 if kind in BARE else length
-    if kind not in FILES:  # a file's own size may still be overruled by a PAX header
+    if kind not in FILES:  # a PAX header may replace the size of a file, which is checked later
         _check_kind(kind, length, _after(at, length))
         _check_fits(at, length, total)
     return kind, length
 
 
 def _check_kind(kind: bytes, length: int, after: int) -> None:
-    """Folders and volume labels are passed by; what is unknown could hide a record, so it is
-    refused.
-    """
+    """Folders and volume labels pass; an unknown kind could hide a record, so it is damage."""
     if kind in KINDS:
-        raise _Disorder(f"holds {KINDS[kind]}, which is never read", after)
+        raise _BadHeader(f"holds {KINDS[kind]}, which is never read", after)
     if kind in EXTENSIONS:
         if length > LONGEST_EXTENSION:
-            raise _Disorder(f"an extended header of {length} bytes", after, nameless=True)
+            raise _BadHeader(f"an extended header of {length} bytes", after, nameless=True)
     elif kind not in (b"5", b"V"):
-        raise _Disorder(f"holds a member of unknown kind {kind!a}", after)
+        raise _BadHeader(f"holds a member of unknown kind {kind!a}", after)
 
 
 def _matches_checksum(header: bytes) -> bool:
-    """The sum of all bytes, its own field taken as blanks; some old writers summed them as
-    signed.
-    """
-    said, unsigned = _number(header[148:156]), sum(header) - sum(header[148:156]) + 8 * 32
-    return said == unsigned or said == unsigned - 256 * sum(
+    """The sum of all bytes, with blanks in the checksum's own field."""
+    stored, unsigned = _number(header[148:156]), sum(header) - sum(header[148:156]) + 8 * 32
+    # Some old writers summed signed bytes, which gives 256 less for each byte above 127.
+    return stored == unsigned or stored == unsigned - 256 * sum(
         byte > 127 for byte in header[:148] + header[156:]
     )
 
 
 def _check_fits(at: int, length: int, total: int) -> None:
     if at + BLOCK + length > total:
-        raise _Disorder(
+        raise _BadHeader(
             f"a member of {length} bytes reaches past the end at {total} (cut off)", total
         )
 
 
 def _check_end(data: Data, at: int) -> None:
-    """The end mark is two blocks of zeros; after it only zeros may follow, or members would be
-    lost.
-    """
+    """The end mark is two blocks of zeros. Only zeros may follow, or members would be lost."""
     for start in range(at, len(data), SLICE):
         part = data[start : start + SLICE]
         if start == at and len(part) < 2 * BLOCK:
-            raise _Disorder("half an end mark (cut off)", len(data))
+            raise _BadHeader("half an end mark (cut off)", len(data))
         if part.count(0) != len(part):
-            raise _Disorder("something follows the end mark or a header is wiped")
-        if len(part) < SLICE:  # a stream does not know its length before
-            return
+            raise _BadHeader("something follows the end mark or a header is wiped")
 
 
 def _next_header(data: Data, start: int) -> int:
-    """The next block that is a header by its checksum, else the end of the shard."""
+    """The next block whose checksum is that of a header, else the end of the shard."""
     for begin in range(start, len(data) - BLOCK + 1, SLICE):
         part = data[begin : begin + SLICE]
         for at in range(0, len(part) - BLOCK + 1, BLOCK):
-            # The first bytes of the field are digits or blanks: most blocks of an image fail here,
-            # at no cost.
+            # The checksum field begins with digits or blanks, which rules out most blocks of an
+            # image before their bytes are summed.
             if (
                 part[at]
                 and part[at + 149] in b"01234567 "
@@ -240,35 +211,26 @@ def _number(field: bytes) -> int | None:
     )
 
 
-def _length(extended: dict[bytes, bytes], length: int) -> int:
-    overruled = extended.get(b"size")
-    if overruled is None:
-        return length
-    if not overruled.isdigit() or len(overruled) > 20:
-        raise _Disorder("a PAX header with an invalid size")
-    return int(overruled)
-
-
 def _extension(data: Data, at: int, kind: bytes, length: int) -> dict[bytes, bytes]:
-    """Name and size that a GNU long name or a PAX header gives to the member that follows."""
+    """Name and size that a GNU long name or a PAX header gives to the next member."""
     content = data[at + BLOCK : at + BLOCK + length]
     if kind == b"K":  # the target of a link
         return {}
     try:
         found = {b"path": content.split(b"\0", 1)[0]} if kind == b"L" else _pax(content)
     except ValueError as error:
-        raise _Disorder(str(error), _after(at, length), nameless=kind == b"x") from None
+        raise _BadHeader(str(error), _after(at, length), nameless=kind == b"x") from None
     if kind == b"g" and found:
-        raise _Disorder("a global header sets names or sizes", _after(at, length))
+        raise _BadHeader("a global header sets names or sizes", _after(at, length))
     if len(found.get(b"path", b"")) > LONGEST_NAME:
-        raise _Disorder(f"a name of {len(found[b'path'])} bytes", _after(at, length), nameless=True)
+        raise _BadHeader(
+            f"a name of {len(found[b'path'])} bytes", _after(at, length), nameless=True
+        )
     return found
 
 
 def _pax(content: bytes) -> dict[bytes, bytes]:
-    """The entries `LENGTH KEY=VALUE` of a PAX header, with the lengths checked; raise ValueError
-    with what is wrong.
-    """
+    """Path and size from the entries `LENGTH KEY=VALUE`; raise ValueError with what is wrong."""
     found, start = {}, 0
     while start < len(content):
         digits, space, _ = content[start : start + 20].partition(b" ")
@@ -281,4 +243,7 @@ def _pax(content: bytes) -> dict[bytes, bytes]:
             raise ValueError(f"holds {KINDS[b'S']}, which is never read")
         found[key] = value
         start += size
+    size_field = found.get(b"size", b"0")
+    if not size_field.isdigit() or len(size_field) > 20:
+        raise ValueError("a PAX header with an invalid size")
     return {key: value for key, value in found.items() if key in (b"path", b"size")}

@@ -1,0 +1,107 @@
+"""Reads ahead of use: chunks of neighbouring records from object storage, and whole batches."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+
+from udl_dist.data.loader.loading import Dataset
+from udl_dist.data.loader.records import I64
+from udl_dist.data.shards.reading import Loaded
+
+P = TypeVar("P")
+T = TypeVar("T")
+REQUESTS = 16  # chunks fetched at the same time
+Fetched = tuple[list[bytes], dict[int, str]]
+
+
+class ChunkReader:
+    """Reads a data set in chunks of neighbours, in threads, for one pass over the data."""
+
+    def __init__(self, dataset: Dataset, chunk: int, most_bytes: int) -> None:
+        self.dataset, self._chunk = dataset, chunk
+        # A chunk in a lane that two ranks share is never used up here: beyond this number of
+        # chunks the oldest is dropped.
+        self._most = max(4, int(most_bytes / max(1.0, chunk * dataset.record_bytes)))
+        self._pool = ThreadPoolExecutor(REQUESTS, thread_name_prefix="fetch")
+        self._chunks: OrderedDict[int, tuple[Future[Fetched], set[int]]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def expect(self, numbers: I64) -> None:
+        """Start to fetch the chunks of records that will be loaded soon."""
+        # The lock also keeps two threads from fetching one chunk twice.
+        with self._lock:
+            for chunk in np.unique(numbers // self._chunk).tolist():
+                self._started(chunk)
+
+    def load(self, numbers: I64) -> Loaded:
+        """Read records by their numbers, and verify them; waits for their chunks."""
+        payloads: list[bytes] = [b""] * len(numbers)
+        faults = dict[int, str]()
+        chunks, offsets = np.divmod(numbers, self._chunk)
+        for chunk in np.unique(chunks).tolist():
+            with self._lock:
+                future, unused = self._started(chunk)
+            found, wrong = future.result()
+            for place in np.flatnonzero(chunks == chunk).tolist():
+                offset = int(offsets[place])
+                if offset not in unused:  # the chunk is left from the epoch before
+                    found, wrong = self._fetch(chunk)
+                payloads[place] = found[offset]
+                found[offset] = b""  # frees memory record by record, not chunk by chunk
+                if offset in wrong:
+                    faults[place] = wrong[offset]
+                unused.discard(offset)
+            if not unused:
+                with self._lock:
+                    self._chunks.pop(chunk, None)
+        # Verified here, in the caller's thread, so that the fetching threads only wait for answers.
+        return self.dataset.shards.check(self.dataset.chosen(numbers), payloads, faults)
+
+    def close(self) -> None:
+        """End the threads and drop what was fetched."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._chunks.clear()
+
+    def _fetch(self, chunk: int) -> Fetched:
+        first = chunk * self._chunk
+        numbers = np.arange(first, min(self.dataset.records, first + self._chunk))
+        return self.dataset.shards.fetch(self.dataset.chosen(numbers))
+
+    def _started(self, chunk: int) -> tuple[Future[Fetched], set[int]]:
+        """The fetch of a chunk, and the offsets not yet used of it."""
+        if chunk not in self._chunks:
+            count = min(self._chunk, self.dataset.records - chunk * self._chunk)
+            self._chunks[chunk] = (self._pool.submit(self._fetch, chunk), set(range(count)))
+            while len(self._chunks) > self._most:
+                self._chunks.popitem(last=False)
+        return self._chunks[chunk]
+
+
+def read_ahead(
+    load: Callable[[P], T], plans: Iterable[P], readers: int, depth: Callable[[P], int]
+) -> Iterator[T]:
+    """Load plans in threads, `depth` of them ahead, and yield them in order."""
+    pool = ThreadPoolExecutor(readers, thread_name_prefix="reader")
+    remaining = iter(plans)
+    waiting: deque[Future[T]] = deque()
+    try:
+        most = 1
+        # The size of the first plan, which may be an iterator's only one, decides the depth.
+        for plan in islice(remaining, 1):
+            most = depth(plan)
+            waiting.append(pool.submit(load, plan))
+        waiting.extend(pool.submit(load, plan) for plan in islice(remaining, most))
+        while waiting:
+            loaded = waiting.popleft().result()
+            # The next load starts before the caller gets this one, so no thread idles meanwhile.
+            waiting.extend(pool.submit(load, plan) for plan in islice(remaining, 1))
+            yield loaded
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
