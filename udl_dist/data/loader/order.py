@@ -93,7 +93,7 @@ def by_lane(place: int, count: int, start: int, stop: int) -> I64:
     return found
 
 
-def _record_of_slot(
+def _record_of_slot(  # noqa: PLR0913  (numbers of one formula)
     seed: int, epoch: int, slots: I64, begin: int, whole: int, left: int, run: int
 ) -> I64:
     """Runs of `run` records in random order, with the last one, of `left` records, at `begin`."""

@@ -58,7 +58,7 @@ class Part(NamedTuple):
     faults: Sequence[Fault] = ()
 
 
-def index_shards(
+def index_shards(  # noqa: PLR0913  (two paths, five options by name)
     paths: Sequence[str | Path],
     where: Path | None = None,
     about: About | None = None,
