@@ -81,7 +81,7 @@ def decode_into(
     `augment` replaces `fit`.
 
     Photos of 500 x 375 as JPEGs come within 43 dB at 64 px and 44 dB at 128 px of Pillow's full
-    decode and antialiased resize (means, no photo below 38; `python -m tests.bench.decoders`).
+    decode and antialiased resize (means, no photo below 38).
     Raises DataError as `decode` does, and `row` is then of no use.
     """
     if raw_shape is not None:
