@@ -2,8 +2,6 @@
 busy machine).
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

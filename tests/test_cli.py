@@ -1,7 +1,5 @@
 """The `udl` command as a person meets it: fast, one line for what is wrong, the right exit code."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

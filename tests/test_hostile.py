@@ -4,8 +4,6 @@ left alone.
 What would run makes a file, the canary. The doors are those of the `udl` command, in this process.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

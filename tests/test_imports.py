@@ -1,7 +1,5 @@
 """Which package may import which, read from the syntax trees."""
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 

@@ -8,8 +8,6 @@ job have a dot (`--data.source MNIST`, `--train.epochs 3`), those of `udl evalua
 in the folder that is kept are measured again, not trained again.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile

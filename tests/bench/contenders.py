@@ -5,8 +5,6 @@ Ours through the public way in; webdataset's usual pipeline; the bare loop that 
 images lie.
 """
 
-from __future__ import annotations
-
 import itertools
 import mmap
 import tarfile

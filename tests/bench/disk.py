@@ -12,8 +12,6 @@ and `EROFS` are a seccomp filter, by which the kernel itself refuses every furth
 write, fsync, mkdir, rename … of the process.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import ctypes

@@ -11,8 +11,6 @@ rows whose lengths a stream looks at. No payload is read. `--records 1e6 --order
 makes it small.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

@@ -17,8 +17,6 @@ A dense VAE of 28 px, trained for a few steps; of random blocks of grey unless -
 four IDX files. Times are medians of turns; each process has one thread.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import subprocess

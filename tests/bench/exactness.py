@@ -6,8 +6,6 @@ what is counted is (set, epoch, record), with a Counter: whatever comes twice or
 also where a batch straddles epochs.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import tempfile

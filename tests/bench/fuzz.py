@@ -8,8 +8,6 @@ processes, a thousand each, so that a crash costs one; the same seed makes the s
 --first to see one again). Prints counts; ends with 1 if anything was found.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

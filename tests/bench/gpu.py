@@ -7,8 +7,6 @@ nothing of a GPU. `expect` stands beside what was seen; nothing is asserted here
 surprise does not hide the next.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

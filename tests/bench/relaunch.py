@@ -5,8 +5,6 @@ Ranks are forked from a server that has imported everything, so a start costs a 
 second.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -11,8 +11,6 @@ sweeps, verifies every hash, loads, saves again and looks for strays. Then the s
 tmpfs that is full after 0, 4, 8 … KiB (without rights to mount: RLIMIT_FSIZE).
 """
 
-from __future__ import annotations
-
 import os
 import random
 import resource

@@ -14,8 +14,6 @@ actor a trial, every report to Tune. Nested: Ray's template, a trainer of one wo
 every report through Ray Train to Tune.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import os

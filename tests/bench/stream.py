@@ -8,8 +8,6 @@ and medians of images a second. Without readers: CPU time of the process; with r
 wall clock.
 """
 
-from __future__ import annotations
-
 import io
 import statistics
 import sys

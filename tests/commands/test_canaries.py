@@ -5,8 +5,6 @@ children inherit: so AWS and W&B want it. Environments of processes are not sear
 what Ray is told of a job's is.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import os

@@ -2,8 +2,6 @@
 without that cloud.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -1,7 +1,5 @@
 """The connection to a cluster: what is accepted, what is refused, where the token is sent."""
 
-from __future__ import annotations
-
 import json
 import socket
 import threading

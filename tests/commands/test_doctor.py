@@ -1,7 +1,5 @@
 """What udl doctor says of what the nodes answers: a line each, the node by name, and a cure."""
 
-from __future__ import annotations
-
 import json
 import platform
 import subprocess

@@ -1,7 +1,5 @@
 """A job as it travels: absolute, named by what it is, and nothing beside it."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 

@@ -2,8 +2,6 @@
 end has a name.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import resource

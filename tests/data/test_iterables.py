@@ -1,7 +1,5 @@
 """The stream in other people's loops: a plain PyTorch one, and webdataset's pipeline."""
 
-from __future__ import annotations
-
 import gc
 import warnings
 from collections import Counter

@@ -1,7 +1,5 @@
 """Extractors from elsewhere: used if trusted and named by their hash; no pickle is read."""
 
-from __future__ import annotations
-
 import hashlib
 import pickle
 import zipfile

@@ -1,7 +1,5 @@
 """A classifier from a file: the same features, and a refusal of whatever is none."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

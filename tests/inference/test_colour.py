@@ -1,7 +1,5 @@
 """Colour goes the whole way: trained, rebuilt, scored, exported, reported."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

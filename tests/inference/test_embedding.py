@@ -2,8 +2,6 @@
 again.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Metrics of a trained model: with protocol and floors, the same over any number of workers."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -2,8 +2,6 @@
 refused by name.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

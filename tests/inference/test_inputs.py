@@ -2,8 +2,6 @@
 is expected.
 """
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

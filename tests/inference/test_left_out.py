@@ -1,7 +1,5 @@
 """A class that training never saw: its images are in no batch, and `udl evaluate` detects them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -2,8 +2,6 @@
 cannot do.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

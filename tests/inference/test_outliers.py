@@ -1,7 +1,5 @@
 """Reference codes of training images: stored, exported, and images far from them flagged."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

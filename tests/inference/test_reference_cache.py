@@ -1,7 +1,5 @@
 """References are computed once; metrics are the same to the bit, whatever is in the cache."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@ home folder of its own and can write nothing else; an S3-speaking server that th
 that they share. Needs root.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

@@ -1,7 +1,5 @@
 """One Ray for a module of tests: started once, ended with the last of them."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Iterator

@@ -2,8 +2,6 @@
 nothing left behind.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import signal

@@ -2,8 +2,6 @@
 the run by name.
 """
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

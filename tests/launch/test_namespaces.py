@@ -3,8 +3,6 @@ temporary and home folder, a second network that leads nowhere, and a name that 
 itself.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

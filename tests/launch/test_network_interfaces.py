@@ -1,7 +1,5 @@
 """Which interface has an address."""
 
-from __future__ import annotations
-
 from udl_dist.launch import train_group
 
 

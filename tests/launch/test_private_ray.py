@@ -2,8 +2,6 @@
 user of the machine.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

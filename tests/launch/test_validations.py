@@ -2,8 +2,6 @@
 a point.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -2,8 +2,6 @@
 that fills up.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import resource

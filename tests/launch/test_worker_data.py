@@ -2,8 +2,6 @@
 on every rank.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

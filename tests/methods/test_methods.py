@@ -1,7 +1,5 @@
 """What every method keeps, whoever wrote it, and how a method is found."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from pathlib import Path

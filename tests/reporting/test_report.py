@@ -2,8 +2,6 @@
 broken run too.
 """
 
-from __future__ import annotations
-
 import html
 import json
 import re

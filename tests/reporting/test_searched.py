@@ -2,8 +2,6 @@
 broken one too.
 """
 
-from __future__ import annotations
-
 import html
 import io
 import json

@@ -2,8 +2,6 @@
 machine and nobody.
 """
 
-from __future__ import annotations
-
 import getpass
 import json
 import socket

@@ -1,7 +1,5 @@
 """A run folder: one owner, one record of truth, a stop that is heard, the first refusal kept."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

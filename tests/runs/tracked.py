@@ -2,8 +2,6 @@
 begun. For tests.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import time

@@ -1,7 +1,5 @@
 """What a search is asked for: strict, and refused in one line before anything starts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

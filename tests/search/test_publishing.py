@@ -2,8 +2,6 @@
 between costs nothing.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

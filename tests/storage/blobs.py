@@ -1,7 +1,5 @@
 """A blob on disk, to see what the readers of any blob ask for."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from udl_dist.storage.transfers import Limits, Pending, Traffic

@@ -1,7 +1,5 @@
 """Where buckets are reached and with which keys."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

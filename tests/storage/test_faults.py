@@ -2,8 +2,6 @@
 line, soon.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A slow request is made a second time, and the first good answer counts."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable

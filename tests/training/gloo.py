@@ -1,7 +1,5 @@
 """Real gloo ranks for tests: a function run in `world` processes that meet through a file."""
 
-from __future__ import annotations
-
 import multiprocessing
 import pickle
 import tempfile

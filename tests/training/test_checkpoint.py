@@ -1,7 +1,5 @@
 """A checkpoint is complete or absent, and a damaged one is never taken for whole."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """torch.compile for real: what is compiled, what stays eager, and the same numbers either way."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """The loop: exact over ranks, over restarts and over parts of a batch, for every method alike."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections import Counter

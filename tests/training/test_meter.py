@@ -1,7 +1,5 @@
 """What a run says of its speed, time to go and memory, and when."""
 
-from __future__ import annotations
-
 from udl_dist.training.meter import Pace
 
 

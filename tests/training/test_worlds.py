@@ -2,8 +2,6 @@
 same one.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

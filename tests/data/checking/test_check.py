@@ -1,7 +1,5 @@
 """A check finds what is damaged, and names it; what is merely odd it counts."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

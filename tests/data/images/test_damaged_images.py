@@ -1,7 +1,5 @@
 """Whatever is cut, flipped or made up, both ways of decoding say DataError, and soon."""
 
-from __future__ import annotations
-
 import io
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Images of every odd kind come out right, damaged ones come out named, bombs cost no memory."""
 
-from __future__ import annotations
-
 import io
 import struct
 import warnings

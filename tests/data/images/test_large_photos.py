@@ -2,8 +2,6 @@
 refused unread.
 """
 
-from __future__ import annotations
-
 import struct
 from pathlib import Path
 

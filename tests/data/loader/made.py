@@ -1,7 +1,5 @@
 """Small real files for the tests of the stream: images, folders, IDX files, tars."""
 
-from __future__ import annotations
-
 import gc
 import gzip
 import io

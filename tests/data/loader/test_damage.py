@@ -2,8 +2,6 @@
 listed, limited.
 """
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from itertools import chain, islice

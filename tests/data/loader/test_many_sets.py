@@ -2,8 +2,6 @@
 world and order.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from itertools import chain, islice
 from pathlib import Path

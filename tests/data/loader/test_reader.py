@@ -2,8 +2,6 @@
 readers, or an error.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import Counter

@@ -2,8 +2,6 @@
 large ones on disk.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -2,8 +2,6 @@
 dropped unsaid.
 """
 
-from __future__ import annotations
-
 import gzip
 import importlib.metadata
 import io

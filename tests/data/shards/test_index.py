@@ -2,8 +2,6 @@
 its shards.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import re

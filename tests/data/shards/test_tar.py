@@ -2,8 +2,6 @@
 in silence.
 """
 
-from __future__ import annotations
-
 import gzip
 import tarfile
 from pathlib import Path

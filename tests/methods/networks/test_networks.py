@@ -2,8 +2,6 @@
 well.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import subprocess
