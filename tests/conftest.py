@@ -18,6 +18,14 @@ settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """70 packed images of 8 px, a fifth held out, to be read only."""
+    from tests.training.learn import packed
+
+    return packed(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run folder of each method, to be read only."""
     from tests.trained import runs

@@ -1,14 +1,10 @@
 """A launcher for tests that is not Ray: forked gloo ranks, started again all together while any of
 them ends badly.
-
-Ranks are forked from a server that has imported everything, so a start costs a fraction of a
-second.
 """
 
 import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -21,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import faults
+from tests.training.gloo import context
 from tests.training.learn import asked
 from udl_dist import experiment as experiments
 from udl_dist.data.packing.prepare import prepare
@@ -29,18 +26,6 @@ from udl_dist.runs import heartbeat
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import checkpoint
 
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(
-    [
-        "torch._dynamo",
-        "torch.distributed.optim",
-        "udl_dist.launch.worker",
-        "udl_dist.methods.ae",
-        "udl_dist.methods.vae",
-        "udl_dist.methods.gan",
-        "tests.bench.relaunch",
-    ]
-)
 QUIET = {"track__mode": "off", "evaluate__pictures": "false"}
 
 

@@ -15,16 +15,10 @@ import pytest
 from tests.bench import disk as bench
 from tests.launch.test_worker import curves, finished, manifest, wanted
 from tests.training import gloo
-from tests.training.learn import packed
 from udl_dist.core import files
 from udl_dist.errors import TrainingError
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import async_writer, checkpoint
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.skipif(

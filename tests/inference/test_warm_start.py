@@ -11,7 +11,7 @@ import torch
 
 import udl_dist
 from tests.trained import finished, run
-from tests.training.learn import asked, packed
+from tests.training.learn import asked
 from udl_dist import experiment as experiments
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import UsageError
@@ -21,11 +21,6 @@ from udl_dist.launch.plan import checked_plan
 from udl_dist.launch.worker import work
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training.distributed import Ranks
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("data"))
 
 
 def still(method: str, source: Path, folder: Path, init_from: Path, **flags: str) -> Path:

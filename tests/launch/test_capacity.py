@@ -11,18 +11,13 @@ import pytest
 
 from tests.launch.rays import one_ray
 from tests.search.asked import wanted
-from tests.training.learn import asked, packed
+from tests.training.learn import asked
 from udl_dist.errors import ClusterError
 from udl_dist.experiment import Experiment
 from udl_dist.launch import capacity, train_group
 from udl_dist.search import tuner
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -23,11 +23,6 @@ from udl_dist.training.distributed import Ranks
 from udl_dist.training.validation import validate
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("data"))
-
-
 def made(name: str, **flags: str) -> Method:
     experiment = asked(name, Path("x"), **flags)
     return methods.find(name)(experiment.method, (1, 8, 8))

@@ -29,11 +29,6 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """More cores than there are, so that no test waits for another's."""
     with one_ray(4):

@@ -33,11 +33,6 @@ from udl_dist.training.distributed import Ranks
 from udl_dist.training.loop import Report
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("data"))
-
-
 def wanted(method: str, source: Path, folder: Path, **flags: str) -> Experiment:
     folder.mkdir(parents=True, exist_ok=True)
     quiet = {"track__mode": "off", "train__report_images": "24", "evaluate__every_images": "60"}

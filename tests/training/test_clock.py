@@ -13,7 +13,6 @@ import pytest
 
 from tests.launch.test_worker import curves, finished, manifest, wanted
 from tests.test_imports import FILES, PACKAGE
-from tests.training.learn import packed
 from udl_dist.runs import heartbeat
 from udl_dist.runs.heartbeat import HeartbeatMonitor, HeartbeatWriter
 from udl_dist.runs.run_folder import RunFolder
@@ -45,11 +44,6 @@ def test_a_run_whose_clock_jumps_is_the_run_it_was(
     assert len(checkpoint.complete(tmp_path / "jumped" / "checkpoints")) == 4
     assert manifest(tmp_path / "jumped") == manifest(tmp_path / "whole")
     assert curves(tmp_path / "jumped") == curves(tmp_path / "whole")
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.parametrize("jump", [YEARS, -YEARS])

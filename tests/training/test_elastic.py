@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.training import gloo
-from tests.training.learn import Run, asked, packed
+from tests.training.learn import Run, asked
 from udl_dist.errors import UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.launch.plan import plan
@@ -21,11 +21,6 @@ pytestmark = pytest.mark.long
 METHODS = ["ae", "vae", "gan"]
 States = dict[str, dict[str, dict[str, torch.Tensor]]]
 Legs = tuple[dict[str, str], States, dict[str, bool]]
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("data"))
 
 
 def wanted(method: str, source: Path, **flags: str) -> Experiment:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.training import gloo
-from tests.training.learn import Run, asked, packed
+from tests.training.learn import Run, asked
 from udl_dist import methods
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import TrainingError
@@ -24,11 +24,6 @@ from udl_dist.training import finite_guard
 from udl_dist.training.distributed import Ranks
 
 BAD = (60, 84)  # images seen before the steps that are spoiled
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("data"))
 
 
 class Nan(torch.autograd.Function):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.training import gloo
-from tests.training.learn import Run, asked, packed
+from tests.training.learn import Run, asked
 from udl_dist.errors import TrainingError
 from udl_dist.experiment import Experiment
 from udl_dist.methods import Batch
@@ -18,11 +18,6 @@ from udl_dist.training.distributed import Ranks
 from udl_dist.training.settings import TrainSettings
 
 METHODS = ["ae", "vae", "gan"]
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("data"))
 
 
 Outcome = tuple[torch.Tensor, str, list[dict[str, float]]]
