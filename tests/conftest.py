@@ -3,6 +3,7 @@ busy machine).
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,23 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 # No test is timed: a busy machine fails nobody.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """Whatever Ray is up at the end is ended."""
+    yield
+    from tests.launch import rays
+
+    rays.end()
+
+
+@pytest.fixture
+def cluster(ray_session: None) -> None:
+    """A Ray of four cores, one for all tests that use it."""
+    from tests.launch import rays
+
+    rays.start()
 
 
 @pytest.fixture(scope="session")

@@ -128,7 +128,7 @@ def test_two_ray_workers_refuse_what_is_damaged_and_then_make_what_one_process_m
     model: Model, source: Path, tmp_path: Path
 ) -> None:
     embed(model, source, tmp_path / "alone", part_images=20)
-    with pytest.raises(ClusterError, match="workers = 9 needs as many CPUs, the cluster has 3"):
+    with pytest.raises(ClusterError, match="workers = 9 needs as many CPUs, the cluster has 4"):
         embed(model, source, tmp_path / "many", part_images=2, workers=9)
     tar = next(source.glob("*.tar"))
     content = bytearray(tar.read_bytes())

@@ -3,13 +3,12 @@ has them.
 """
 
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.launch.rays import one_ray
+from tests.launch import rays
 from tests.search.asked import wanted
 from tests.training.learn import asked
 from udl_dist.errors import ClusterError
@@ -20,11 +19,10 @@ from udl_dist.search import tuner
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def large_cluster(ray_session: None) -> None:
     """96 cores and 8 GPUs would be a usual node; here a sixth of the cores."""
-    with one_ray(cores=16, gpus=8):
-        yield
+    rays.start(cores=16, gpus=8)
 
 
 def run(source: Path, workers: str, cores: int) -> Experiment:

@@ -8,12 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.launch.rays import one_ray
 from tests.launch.test_worker import finished, manifest, wanted
 from tests.training import gloo
 from tests.training.learn import packed
@@ -26,13 +24,6 @@ from udl_dist.training import checkpoint
 
 # Ray and its threads warn at will; they are not ours to mend
 pytestmark = pytest.mark.filterwarnings("default")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """More cores than there are, so that no test waits for another's."""
-    with one_ray(4):
-        yield
 
 
 def workers_of(folder: Path) -> list[int]:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests import faults
-from tests.launch.test_driver import cluster, source
 from tests.launch.test_worker import finished, manifest, wanted
 from tests.training import gloo
 from udl_dist.errors import ClusterError, TrainingError
@@ -16,7 +15,6 @@ from udl_dist.launch import driver
 
 # Ray and its threads warn at will; they are not ours to mend.
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("default")]
-fixtures = cluster, source
 FLAGS = {"run__workers": "2", "train__total_images": "2400", "evaluate__every_images": "600"}
 
 

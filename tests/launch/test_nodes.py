@@ -17,7 +17,8 @@ from unittest.mock import patch
 
 import pytest
 
-from tests.launch.test_worker import curves, finished, manifest, source, wanted
+from tests.launch import rays
+from tests.launch.test_worker import curves, finished, manifest, wanted
 from tests.storage.served import put, served
 from tests.training import gloo
 from tests.training.learn import packed
@@ -30,7 +31,6 @@ from udl_dist.storage.uris import joined
 
 # Ray and its threads warn at will; they are not ours to mend.
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("default")]
-fixtures = (source,)
 IMAGES, CHECKPOINT_IMAGES = 24_000, 1200
 FLAGS = {
     "run__determinism": "elastic",
@@ -81,6 +81,7 @@ def nodes() -> Iterator[Nodes]:
         warnings.simplefilter("ignore")
         import ray
 
+        rays.end()
         nodes = Nodes()
         ray.init(address=nodes.cluster.address, log_to_driver=False, logging_level="ERROR")
         yield nodes

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from tests import faults
-from tests.launch.test_driver import cluster as cluster  # a fixture: one Ray for this module
 from tests.launch.test_driver import descendants
 from tests.launch.test_worker import finished, manifest
 from tests.search.asked import wanted

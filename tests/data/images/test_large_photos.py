@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.data.images.test_images import png
-from tests.data.loader.made import encoded, one_line, pixels, tar
+from tests.data.loader.made import encoded, pixels, refusal, tar
 from udl_dist.data.checking.check import check
 from udl_dist.data.checking.settings import CheckSettings
 from udl_dist.data.images.coding import decode, decode_into
@@ -90,9 +90,8 @@ def test_what_must_be_decoded_whole_has_the_lower_limit(bomb: bytes) -> None:
         lambda: decode_into(np.empty(SHAPE, np.uint8), bomb, "crop"),
         lambda: decode(bomb, SHAPE, "crop"),
     ):
-        with pytest.raises(DataError) as raised:
+        with refusal(DataError, "pixels", "most_pixels"):
             way()
-        one_line(raised.value, "pixels", "most_pixels")
 
 
 def test_the_limit_is_a_setting() -> None:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.loader import made
-from tests.data.loader.made import one_line, pixels
+from tests.data.loader.made import pixels, refusal
 from udl_dist.data.loader import order
 from udl_dist.data.loader.dataset import Dataset
 from udl_dist.data.loader.loading import BatchPlan, Source
@@ -254,18 +254,16 @@ def test_damage_reaches_the_consumer_by_name(tmp_path: Path, readers: int) -> No
     data = bytearray(paths[2].read_bytes())
     data[int(stream.datasets[0].index.rows["offset"][10]) + 9] ^= 1
     paths[2].write_bytes(data)
-    with pytest.raises(DataError) as raised:
+    with refusal(DataError, repr(str(paths[2])), "byte", "'000010'", "checksum"):
         list(stream.once(4))
-    one_line(raised.value, repr(str(paths[2])), "byte", "'000010'", "checksum")
     assert _threads() == 0
 
 
 def test_image_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     path = made.tar(tmp_path / "a.tar", {"page.jpg": b"<!DOCTYPE html>" * 9})
     stream = Stream([Dataset(index_shards([path]))], DataSettings(size=8, channels=1, readers=0), 0)
-    with pytest.raises(DataError) as raised:
+    with refusal(DataError, repr(str(path)), "'page'", "is no PNG"):
         next(stream.batches(0, 1))
-    one_line(raised.value, repr(str(path)), "'page'", "is no PNG")
 
 
 def _threads() -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.data.loader.made import encoded, one_line, pixels, shards, tar
+from tests.data.loader.made import encoded, one_line, pixels, refusal, shards, tar
 from tests.test_cli import udl
 from udl_dist import experiment as experiments
 from udl_dist.data.loader.opening import open_streams
@@ -90,9 +90,8 @@ def test_a_setting_says_which_member_is_the_image(tmp_path: Path, image: str) ->
     folder = tar(tmp_path / "a" / "0.tar", {"x.left.png": LEFT, "x.right.png": RIGHT}).parent
     assert payload(opened(folder, tmp_path, image=image)) == RIGHT
     assert payload(opened(folder, tmp_path, image="left.png")) == LEFT
-    with pytest.raises(DataError) as raised:
+    with refusal(DataError, "has 2 images", "data.image", "left.png", "data.key_dot = last"):
         opened(folder, tmp_path)
-    one_line(raised.value, "has 2 images", "data.image", "left.png", "data.key_dot = last")
     index(str(folder), IndexSettings(image="right.png"))
     assert payload(opened(folder, tmp_path)) == RIGHT, "the index beside the shards says it"
 
@@ -152,10 +151,8 @@ def damaged_set(root: Path) -> Path:
 
 
 def test_all_that_cannot_be_read_is_listed_at_once(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as raised:
-        opened(damaged_set(tmp_path / "tars"), tmp_path)
-    one_line(
-        raised.value,
+    with refusal(
+        DataError,
         "3 things",
         "'0.tar'",
         "no_image",
@@ -166,7 +163,8 @@ def test_all_that_cannot_be_read_is_listed_at_once(tmp_path: Path) -> None:
         "check",
         "--fix",
         "data.damaged = skip",
-    )
+    ):
+        opened(damaged_set(tmp_path / "tars"), tmp_path)
 
 
 def test_damaged_records_are_left_out_of_the_index_if_that_is_asked(tmp_path: Path) -> None:
@@ -187,9 +185,8 @@ def test_damaged_records_are_left_out_of_the_index_if_that_is_asked(tmp_path: Pa
         "3 records that cannot be read" in line
         for line in checked_plan(experiments.load(None, flags)).lines()
     )
-    with pytest.raises(DataError) as raised:
+    with refusal(DataError, "3 things", "n01440764"):
         opened(folder, tmp_path)
-    one_line(raised.value, "3 things", "n01440764")
     with pytest.raises(DataError) as limit:
         opened(folder, tmp_path, damaged="skip", damaged_limit=0.001)
     one_line(limit.value, "3 records", "data.damaged_limit")

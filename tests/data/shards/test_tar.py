@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.data.loader.made import one_line, tar
+from tests.data.loader.made import one_line, refusal, tar
 from udl_dist.data.shards.reading import opened
 from udl_dist.data.shards.tar import Member, walk
 from udl_dist.errors import DataError
@@ -113,9 +113,8 @@ DAMAGE = {
 def test_damage_is_named_with_its_byte(tmp_path: Path, name: str) -> None:
     change, end, said = DAMAGE[name]
     path = wounded(tmp_path, change, end)
-    with pytest.raises(DataError) as raised:
+    with refusal(DataError, repr(str(path)), said):
         walked(path)
-    one_line(raised.value, repr(str(path)), said)
 
 
 def headed(tmp_path: Path, size: bytes, kind: bytes = b"0") -> Path:
@@ -134,9 +133,8 @@ def headed(tmp_path: Path, size: bytes, kind: bytes = b"0") -> Path:
     [b"\x80" + (2**45).to_bytes(11, "big"), b"\xff" * 12, b"99999999999\0", b"77777777777\0"],
 )
 def test_impossible_sizes_are_refused_at_once(tmp_path: Path, size: bytes, kind: bytes) -> None:
-    with pytest.raises(DataError) as raised:
+    with refusal(DataError, "byte 0"):
         walked(headed(tmp_path, size, kind))
-    one_line(raised.value, "byte 0")
 
 
 def test_missing_and_empty_shards_and_folders_are_named(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.launch.test_worker import curves, finished, manifest, source, wanted
+from tests.launch.test_worker import curves, finished, manifest, wanted
 from tests.storage.served import served
 from tests.training import gloo
 from udl_dist.data.packing.prepare import prepare
@@ -36,7 +36,6 @@ from udl_dist.training import checkpoint
 from udl_dist.training.distributed import Ranks
 from udl_dist.training.loop import Report
 
-fixtures = (source,)
 REMOTE = "s3://bucket/runs/remote"
 
 
