@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_cli import udl
+from tests.test_cli import udl_subprocess as udl
 from udl_dist.commands import connection
 from udl_dist.errors import ClusterError, UsageError
 

@@ -13,7 +13,8 @@ import pytest
 
 from tests.commands.local import temporary, up
 from tests.commands.test_job import JOBS
-from tests.test_cli import refused, udl
+from tests.test_cli import refused
+from tests.test_cli import udl_subprocess as udl
 from udl_dist.commands import connection
 
 pytestmark = pytest.mark.long

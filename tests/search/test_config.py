@@ -187,9 +187,9 @@ def test_whole_numbers_of_a_range_come_evenly(source: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("method", "metric", "message"),
     [
-        ("ae", "val/elbo", r"'val/elbo' is reported by nobody: .*val/mse"),
-        ("ae", "train/loss", "a figure of training is not held out"),
-        ("gan", "val/fake_logit", "says nothing of how good a run is"),
+        ("ae", "val/elbo", "'val/elbo' is not a metric of this method: .*val/mse"),
+        ("ae", "train/loss", "metrics of training are not held out"),
+        ("gan", "val/fake_logit", "does not tell which run is better: take val/frechet_detail"),
         ("ae", "method.latent_dim", "is an axis"),
     ],
 )

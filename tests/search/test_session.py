@@ -20,7 +20,8 @@ from tests.launch.test_driver import descendants
 from tests.launch.test_worker import finished, manifest
 from tests.search.asked import wanted
 from tests.search.simulated import controller, logged, trained
-from tests.test_cli import refused, udl
+from tests.test_cli import refused
+from tests.test_cli import udl_subprocess as udl
 from udl_dist import experiment as experiments
 from udl_dist.errors import UsageError
 from udl_dist.runs.run_folder import RunFolder

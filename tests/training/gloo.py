@@ -17,6 +17,11 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
     [
         "pytest",
+        "udl_dist.cli",
+        "udl_dist.data.packing.pack",
+        "udl_dist.data.checking.check",
+        "udl_dist.inference.evaluating",
+        "udl_dist.search.config",
         "torch._dynamo",
         "torch.distributed.optim",
         "udl_dist.launch.worker",
