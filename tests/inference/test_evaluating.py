@@ -84,13 +84,6 @@ def test_what_a_method_cannot_have_is_refused_with_what_it_has(
     assert not (tmp_path / "evaluation.json").exists()
 
 
-def test_one_image_is_enough_where_a_mean_is_taken(
-    trained: dict[str, Path], tmp_path: Path
-) -> None:
-    found = evaluate(udl_dist.load(trained["ae"]), tmp_path, images=1)["figures"]
-    assert found["mse"]["protocol"]["n"] == 1
-
-
 def test_numbers_that_are_not_finite_are_no_figures(
     trained: dict[str, Path], tmp_path: Path
 ) -> None:

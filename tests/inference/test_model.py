@@ -101,12 +101,6 @@ def test_loading_imports_neither_ray_nor_wandb_nor_webdataset(trained: dict[str,
     assert done.stdout.splitlines() == ["[]"]
 
 
-def test_a_run_without_a_checkpoint_says_so(trained: dict[str, Path], tmp_path: Path) -> None:
-    shutil.copy(trained["ae"] / "experiment.toml", tmp_path / "experiment.toml")
-    with pytest.raises(TrainingError, match="has no checkpoint yet: train it first"):
-        udl_dist.load(tmp_path)
-
-
 def test_a_folder_that_is_neither_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="neither a run folder nor an exported model"):
         udl_dist.load(tmp_path)

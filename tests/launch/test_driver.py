@@ -26,24 +26,6 @@ from udl_dist.training import checkpoint
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-def workers_of(folder: Path) -> list[int]:
-    """The processes of Ray's workers that train in `folder`, by the files they hold or the name Ray
-    gives them.
-    """
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                command = (
-                    (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                )
-            except OSError:
-                continue
-            if "RayTrainWorker" in command:
-                found.append(int(entry.name))
-    return sorted(found)
-
-
 @pytest.mark.usefixtures("cluster")
 def test_two_ray_workers_train_and_say_where_everything_lies(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -81,41 +63,6 @@ def test_the_written_experiment_fed_back_gives_the_same_run(source: Path, tmp_pa
     )
     gloo.run(2, finished, again)  # and without Ray, which changes nothing either
     assert manifest(tmp_path / "first") == manifest(tmp_path / "again")
-
-
-@pytest.mark.long
-@pytest.mark.usefixtures("cluster")
-def test_a_killed_rank_changes_nothing_in_the_end(source: Path, tmp_path: Path) -> None:
-    """SIGKILL to a worker in mid-run: Ray starts the group again, the weights are those of an
-    undisturbed run.
-    """
-    import threading
-
-    flags = {"run__workers": "2", "train__total_images": "24000", "evaluate__every_images": "3600"}
-    gloo.run(2, finished, wanted("ae", source, tmp_path / "whole", **flags))
-    experiment = wanted("ae", source, tmp_path / "killed", **flags)
-    killed: list[int] = []
-
-    def kill() -> None:
-        folder = RunFolder(tmp_path / "killed")
-        while not folder.points() or folder.points()[-1]["images"] < 5000:
-            time.sleep(0.02)
-        killed.extend(workers_of(tmp_path)[-1:])
-        for process in killed:
-            os.kill(process, signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    ended = driver.train(experiment, io.StringIO())
-    killer.join()
-    assert killed
-    assert ended.complete
-    assert "resumed after" in (tmp_path / "killed" / "messages.log").read_text(), (
-        "the kill came too late to matter"
-    )
-    assert manifest(tmp_path / "killed", 24000) == manifest(tmp_path / "whole", 24000)
-    images = [point["images"] for point in RunFolder(tmp_path / "killed").points()]
-    assert images == sorted(set(images))
 
 
 @pytest.mark.usefixtures("cluster")

@@ -19,17 +19,27 @@ FLAGS = {"run__workers": "2", "train__total_images": "2400", "evaluate__every_im
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_stopped_worker_changes_nothing_in_the_end(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("act", "expected"),
+    [
+        ("freeze", "rank 1 showed no life after 708 images"),
+        ("kill", "rank 1 failed after 708 images: its process died"),
+    ],
+)
+def test_a_stopped_or_killed_worker_changes_nothing_in_the_end(
+    act: str, expected: str, source: Path, tmp_path: Path
+) -> None:
     gloo.run(2, finished, wanted("ae", source, tmp_path / "whole", **FLAGS))
     experiment = wanted("ae", source, tmp_path / "stopped", run__hang_seconds="4", **FLAGS)
-    faults.arm(tmp_path / "stopped", "freeze rank 1 at image 700 in phase")
+    faults.arm(tmp_path / "stopped", f"{act} rank 1 at image 700 in phase")
     ended = driver.train(experiment, io.StringIO())
     assert ended.complete
     said = (tmp_path / "stopped" / "messages.log").read_text()
-    assert "rank 1 showed no life after 708 images" in said
+    assert expected in said
     assert "all workers start again from the newest checkpoint (1 of 3)" in said
     assert "resumed after 600 images" in said
-    assert "backward" in (tmp_path / "stopped" / "stacks-0.txt").read_text()
+    stacks = tmp_path / "stopped" / "stacks-0.txt"
+    assert act == "kill" or "backward" in stacks.read_text()
     assert manifest(tmp_path / "stopped", 2400) == manifest(tmp_path / "whole", 2400)
 
 

@@ -355,11 +355,3 @@ def test_after_200_steps_a_run_says_its_speed_time_to_go_and_memory_once(
         f"after 2,508 images: {point['perf/images_per_second']:,.0f} images/s,"
         f" {timedelta(seconds=seconds)} to go, peak memory of a worker {peak / 2**20:,.0f} MiB"
     )
-
-
-def test_a_run_of_fewer_than_200_steps_says_no_speed(source: Path, tmp_path: Path) -> None:
-    finished(
-        wanted("ae", source, tmp_path, train__total_images="2400", evaluate__every_images="2400")
-    )
-    messages = RunFolder(tmp_path).messages
-    assert not messages.exists() or "images/s" not in messages.read_text()

@@ -212,11 +212,6 @@ def test_helpers_are_no_methods() -> None:
         find("chance")
 
 
-def test_an_unknown_method_names_the_nearest() -> None:
-    with pytest.raises(UsageError, match="unknown method.name 'vea': did you mean vae?"):
-        find("vea")
-
-
 NEW = '''
 from dataclasses import dataclass
 from udl_dist.methods import Method, Phase

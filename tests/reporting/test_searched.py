@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.reporting.test_report import CHROMIUM, HOSTILE, Seen, shown, written
+from tests.reporting.test_report import HOSTILE, Seen, written
 from tests.search.asked import wanted
 from tests.search.simulated import controller, trained
 from tests.training.learn import packed
@@ -160,12 +160,3 @@ def test_a_search_in_which_everything_is_damaged_has_a_page(copied: Path, tmp_pa
     assert len(done.faults) >= 3
     text = html.unescape((tmp_path / "page.html").read_text())
     assert all(fault in text for fault in done.faults)
-
-
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt-get install chromium")
-def test_chromium_shows_it_without_a_complaint_or_a_request(search: Search, tmp_path: Path) -> None:
-    report(str(search.folder), tmp_path / "page.html")
-    document, said, asked = shown(tmp_path / "page.html", tmp_path)
-    assert "CONSOLE" not in said, said
-    assert asked == []
-    assert "9 of 9 trials ended" in Seen(document).text

@@ -5,9 +5,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +12,7 @@ import pytest
 import torch
 
 from tests.bench import saves
+from tests.training import gloo
 from udl_dist.errors import TrainingError
 from udl_dist.training import checkpoint
 
@@ -222,50 +220,15 @@ def test_no_full_disk_costs_a_complete_checkpoint() -> None:
     assert all("No space left" in why or "File too large" in why for why in ends)
 
 
+def test_a_kill_anywhere_in_saving_leaves_a_complete_checkpoint() -> None:
+    """SIGKILL before and after each call into the system of save and prune (the bench: at each of them)."""
+    ((died, wrong),) = gloo.run(1, saves.kills, 30)
+    assert died == 30
+    assert not wrong
+
+
 def test_a_damaged_one_of_the_same_images_gives_way(tmp_path: Path) -> None:
     saved(tmp_path, 7)
     (checkpoint.path_of(tmp_path, 7) / "networks.safetensors").write_bytes(b"")
     saved(tmp_path, 7)
     checkpoint.verify(checkpoint.path_of(tmp_path, 7))
-
-
-KILLED = """
-import os, signal, sys, torch
-from pathlib import Path
-from udl_dist.training import checkpoint
-calls, limit = 0, int(sys.argv[2])
-def count(frame, event, argument):
-    global calls
-    calls += event in ("call", "c_call")
-    if calls > limit:
-        os.kill(os.getpid(), signal.SIGKILL)
-files = {"networks": {"a": torch.zeros(2000)}}
-sys.setprofile(count)
-checkpoint.save(Path(sys.argv[1]), 200, files, {"figures": {}})
-checkpoint.prune(Path(sys.argv[1]), 1, "val/none", 200)
-sys.setprofile(None)
-print("through")
-"""
-
-
-@pytest.mark.long
-def test_a_kill_anywhere_in_saving_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
-    """SIGKILL at evenly spread Python calls of save and prune: what is found afterwards is whole,
-    always.
-    """
-    limit, ended, killed = 2, False, 0
-    while not ended:
-        folder = tmp_path / str(limit)
-        saved(folder, 100)
-        done = subprocess.run(
-            [sys.executable, "-c", KILLED, str(folder), str(limit)],
-            capture_output=True,
-            check=False,
-        )
-        ended, killed = b"through" in done.stdout, killed + (done.returncode == -signal.SIGKILL)
-        found = checkpoint.newest(folder, lambda line: pytest.fail(line))
-        assert found is not None
-        checkpoint.sweep(folder)
-        assert not [path for path in folder.iterdir() if path.name.startswith(".")]
-        limit = limit * 3
-    assert killed >= 4

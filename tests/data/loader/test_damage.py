@@ -94,14 +94,6 @@ def test_substitutes_may_be_damaged_too(folder: Path) -> None:
     assert sum(len(batch.damaged) for batch in batches) == 30 == len(stream.damage)
 
 
-def test_damage_stops_by_default_and_names_shard_byte_and_key(folder: Path) -> None:
-    flip(folder, 25)
-    with made.refusal(
-        DataError, "000001.tar", f"byte {int(Index.open(folder).rows['offset'][25])}", "'000025'"
-    ):
-        list(opened(folder, damaged="stop").once(10))
-
-
 def test_too_many_damaged_records_are_refused(folder: Path) -> None:
     stream = opened(folder, damaged_limit=0.05)
     stream.refuse_damage(3, 10)

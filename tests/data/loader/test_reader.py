@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests.data.loader import made
 from tests.data.loader.made import pixels, refusal
@@ -83,30 +81,6 @@ def test_every_record_comes_once_an_epoch(index: Index) -> None:
     assert len(epochs) == 10
     assert all(Counter(epoch.tolist()) == Counter(range(RECORDS)) for epoch in epochs)
     assert len({epoch.tobytes() for epoch in epochs}) == 10
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.integers(1, 40), st.integers(1, 8), st.integers(1, 6)), min_size=1, max_size=5
-    )
-)
-def test_resizes_in_mid_epoch_lose_and_double_nothing(
-    index: Index, schedule: list[tuple[int, int, int]]
-) -> None:
-    """Any schedule of (batch, world, steps): what was seen is the order itself, without a gap."""
-    stream, position, seen = open_stream(index), 0, list[int]()
-    for batch, world, steps in schedule:
-        seen += [
-            int(record)
-            for part in take(stream, position, batch, steps, world)
-            for record in part.records
-        ]
-        position += batch * steps
-    expected = [int(record) for part in take(stream, 0, 1, position) for record in part.records]
-    assert seen == expected
-    for start in range(0, position - RECORDS + 1, RECORDS):
-        assert Counter(seen[start : start + RECORDS]) == Counter(range(RECORDS))
 
 
 @pytest.mark.parametrize("position", [0, 1, 28, 29, 30, 1000, 29 * 10**12 + 7])

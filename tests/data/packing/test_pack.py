@@ -29,7 +29,7 @@ from udl_dist.data.packing.folders import partial_folder
 from udl_dist.data.packing.pack import pack
 from udl_dist.data.packing.settings import PackSettings
 from udl_dist.data.shards.index import Index
-from udl_dist.errors import DataError, UdlError, UsageError
+from udl_dist.errors import DataError, UsageError
 
 NAMES = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(20)]
 
@@ -299,7 +299,3 @@ def test_a_folder_in_the_making_is_not_swept_away(tmp_path: Path) -> None:
     with partial_folder(tmp_path / "out"):
         assert {path.name.split("-1")[0] for path in tmp_path.iterdir()} > {".out-2.partial"}
         assert not (tmp_path / ".out.partial-1").exists()
-
-
-def test_refusals_have_exit_codes() -> None:
-    assert (UsageError.exit_code, DataError.exit_code) == (2, 3) and issubclass(DataError, UdlError)

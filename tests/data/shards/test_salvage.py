@@ -106,6 +106,9 @@ def test_links_devices_and_sparse_members_are_refused_and_passed(tmp_path: Path)
     members, damage = found(path.read_bytes())
     assert members == [b"b.png"]
     assert [entry.at for entry in damage] == [512 * place for place in range(7)]
+    assert sum("which is never read" in entry.what for entry in damage) >= 5
+    with refusal(DataError, str(path), "byte 0", "which is never read"):
+        list(walk(path, path.read_bytes()))
 
 
 def pax_sparse(size: int) -> bytes:

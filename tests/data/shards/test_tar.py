@@ -59,28 +59,6 @@ def test_folders_are_passed_by_and_sizes_of_pax_headers_hold(tmp_path: Path) -> 
     assert [member.name for member in walked(path)] == [b"folder/a.png"]
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        tarfile.LNKTYPE,
-        tarfile.SYMTYPE,
-        tarfile.CHRTYPE,
-        tarfile.BLKTYPE,
-        tarfile.FIFOTYPE,
-        tarfile.GNUTYPE_SPARSE,
-    ],
-)
-def test_what_is_no_file_is_refused(tmp_path: Path, kind: bytes) -> None:
-    path = tmp_path / "shard.tar"
-    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as file:
-        info = tarfile.TarInfo("a.png")
-        info.type, info.linkname = kind, "/etc/passwd"
-        file.addfile(info)
-    with pytest.raises(DataError, match="which is never read") as raised:
-        walked(path)
-    one_line(raised.value, str(path), "byte 0")
-
-
 def wounded(
     tmp_path: Path, change: tuple[int, bytes] | None = None, end: int | None = None
 ) -> Path:
