@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.storage.blobs import FileBlob
-from udl_dist.storage.ranges import LONGEST_RANGE, PIECES_HELD, Window, merged, read_ranges
+from udl_dist.storage.ranges import (
+    LONGEST_RANGE,
+    PIECES_HELD,
+    SMALL_GAP,
+    SMALL_RANGE,
+    Window,
+    merged,
+    read_ranges,
+)
 
 DATA = os.urandom(300_000)
 
@@ -59,6 +67,24 @@ def test_photos_apart_are_read_alone() -> None:
 
 def test_tiny_records_with_a_tar_header_between_go_together() -> None:
     assert len(merged([(at * 1536, 300) for at in range(100)])) == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "gap", "second", "requests"),
+    [
+        (300, SMALL_GAP, 300, 1),
+        (300, SMALL_GAP + 1, 300, 2),
+        (SMALL_RANGE - 400, 100, 300, 1),
+        (1_000_000, 100_000, 50, 1),
+        (1_000_000, 100_001, 50, 2),
+        (LONGEST_RANGE - 300, 0, 300, 1),
+        (LONGEST_RANGE - 300, 0, 301, 2),
+    ],
+)
+def test_neighbours_are_joined_up_to_each_limit(
+    first: int, gap: int, second: int, requests: int
+) -> None:
+    assert len(merged([(7, first), (7 + first + gap, second)])) == requests
 
 
 def test_no_joined_range_is_longer_than_the_longest() -> None:

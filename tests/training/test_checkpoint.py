@@ -221,7 +221,7 @@ def test_no_full_disk_costs_a_complete_checkpoint() -> None:
 
 
 def test_a_kill_anywhere_in_saving_leaves_a_complete_checkpoint() -> None:
-    """SIGKILL before and after each call into the system of save and prune (the bench: at each of them)."""
+    """SIGKILL around a call into the system of save and prune; the bench has all of them."""
     ((died, wrong),) = gloo.run(1, saves.kills, 30)
     assert died == 30
     assert not wrong

@@ -14,6 +14,7 @@ from tests.training.learn import Run, asked
 from udl_dist.errors import TrainingError
 from udl_dist.experiment import Experiment
 from udl_dist.methods import Batch
+from udl_dist.training.checkpoint import bytes_of
 from udl_dist.training.distributed import Ranks
 from udl_dist.training.settings import TrainSettings
 
@@ -240,6 +241,22 @@ def test_eight_stages_are_those_of_the_published_protocol() -> None:
             == settings.learning_rate_at(end - 20, total)
             == rate
         )
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{}, {"train__optimizer": "sgd"}, {"train__optimizer": "sgd", "train__beta1": "0"}],
+    ids=["adam", "momentum", "plain"],
+)
+def test_a_checkpoint_takes_what_was_foreseen_before_the_first_step(
+    flags: dict[str, str], source: Path
+) -> None:
+    run = Run(asked("ae", source, train__average_half_life="9", train__total_images="12", **flags))
+    foreseen = run.learning.checkpoint_bytes()
+    list(run.reports())
+    counters = 4 * sum(1 for _ in run.learning.method.networks.parameters())  # Adam's, of steps
+    assert 0 <= bytes_of(run.learning.tensors()) - foreseen <= counters
+    assert run.learning.checkpoint_bytes() == bytes_of(run.learning.tensors())
 
 
 def test_bfloat16_and_channels_last_train_too(source: Path) -> None:

@@ -14,7 +14,7 @@ from tests.data.loader.made import encoded, pixels, refusal, tar
 from udl_dist.data.checking.check import check
 from udl_dist.data.checking.settings import CheckSettings
 from udl_dist.data.images.coding import decode, decode_into
-from udl_dist.data.images.headers import MOST_PIXELS
+from udl_dist.data.images.headers import MOST_PIXELS, read_header
 from udl_dist.data.images.kinds import Shape
 from udl_dist.data.packing.pack import pack
 from udl_dist.data.packing.settings import PackSettings
@@ -92,6 +92,14 @@ def test_what_must_be_decoded_whole_has_the_lower_limit(bomb: bytes) -> None:
     ):
         with refusal(DataError, "pixels", "most_pixels"):
             way()
+
+
+def test_a_jpeg_that_is_decoded_at_an_eighth_may_have_eight_times_the_pixels() -> None:
+    assert read_header(claiming(800, 800), 80_000).scalable
+    with refusal(DataError, "800 x 800", "79,999 (times 8, as a JPEG)"):
+        read_header(claiming(800, 800), 79_999)
+    assert not read_header(claiming(512, 512)).scalable
+    assert read_header(claiming(513, 512)).scalable
 
 
 def test_the_limit_is_a_setting() -> None:

@@ -115,6 +115,16 @@ def test_impossible_sizes_are_refused_at_once(tmp_path: Path, size: bytes, kind:
         walked(headed(tmp_path, size, kind))
 
 
+def test_checksums_of_old_writers_and_binary_sizes_are_read(tmp_path: Path) -> None:
+    """Some old writers summed the bytes of a header as signed numbers."""
+    header = bytearray(tarfile.TarInfo("ü.png").tobuf(tarfile.GNU_FORMAT))
+    header[124:136], header[148:156] = b"\x80" + (600).to_bytes(11, "big"), b" " * 8
+    header[148:156] = b"%06o\0 " % sum(byte - 256 * (byte > 127) for byte in header)
+    path = tmp_path / "shard.tar"
+    path.write_bytes(bytes(header) + b"x" * 600 + bytes(424 + 1024))
+    assert walked(path) == [Member("ü.png".encode(), 512, 600)]
+
+
 def test_missing_and_empty_shards_and_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty.tar").write_bytes(b"")
     (tmp_path / "folder.tar").mkdir()

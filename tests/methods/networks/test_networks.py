@@ -137,6 +137,18 @@ def test_a_bad_network_setting_is_refused_by_name(values: dict[str, object]) -> 
         from_dict(NetworkSettings, values, "network.")
 
 
+@pytest.mark.parametrize("norm", ["none", "group", "batch"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_before_batch_normalisation_has_no_bias_and_every_other_has(
+    kind: Literal["dense", "conv"], norm: NormKind
+) -> None:
+    settings, shape = NetworkSettings(kind, (6, 16), 0, norm), (3, 28, 28)
+    for network in (encoder(settings, shape, 5), decoder(settings, 5, shape)):
+        for layer, following in itertools.pairwise((*network.layers, None)):
+            if isinstance(layer, Linear | Conv | ConvTranspose):
+                assert layer.bias is not (norm == "batch" and isinstance(following, Norm))
+
+
 @pytest.mark.parametrize("channels", [1, 3, 6, 8, 20, 32, 48, 100, 256, 1024])
 def test_groups_divide_the_channels_and_are_not_too_small(channels: int) -> None:
     groups = Norm("group", channels).groups
