@@ -18,6 +18,11 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need another Ray than the rest come last."""
+    items.sort(key=lambda item: "test_capacity" in item.nodeid)
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """Whatever Ray is up at the end is ended."""

@@ -110,6 +110,7 @@ def test_a_source_is_the_same_by_its_relative_and_its_whole_path(
     for saved, asked in ((source, source.name), (source.name, source), (source.name, source.name)):
         first = wanted("ae", Path(saved), tmp_path, train__total_images="24")
         finished(first)
+        RunFolder(tmp_path).finish({"images": 24, "figures": {}})
         (tmp_path / "experiment.toml").write_text(first.to_toml())
         ended = driver.train(
             wanted("ae", Path(asked), tmp_path, train__total_images="24"), io.StringIO()

@@ -5,6 +5,7 @@ not the three seconds of importing torch.
 """
 
 import multiprocessing
+import os
 import pickle
 import tempfile
 import traceback
@@ -47,7 +48,8 @@ def run(
         for rank in range(world):
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(
-                target=_rank, args=(rank, world, Path(folder), theirs, function, arguments)
+                target=_rank,
+                args=(rank, world, Path(folder), dict(os.environ), theirs, function, arguments),
             )
             process.start()
             theirs.close()
@@ -83,6 +85,7 @@ def _rank(
     rank: int,
     world: int,
     folder: Path,
+    environment: dict[str, str],
     end: Connection,
     function: Callable[..., Any],
     arguments: Any,
@@ -91,6 +94,7 @@ def _rank(
     import torch.distributed as dist
 
     torch.set_num_threads(1)
+    os.environ.update(environment)  # the server has that of its own start
     try:
         if world > 1:
             dist.init_process_group(
