@@ -18,7 +18,6 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -366,33 +365,6 @@ def speed(size: int, batch: int, flags: dict[str, Any]) -> dict[str, Any]:
         "tflops": round(ours * flops / 1e12, 1),
         "wait": round(last["perf/data_wait_share"], 3),
         "memory_mib": round(last["perf/memory_bytes"] / 2**20),
-    }
-
-
-def profile(kind: str) -> dict[str, Any]:
-    """Where a step's time goes: launches, copies and waits of the host, and how busy the GPU is."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profiled
-
-    reports = Run(asked(kind, 64, batch=128, steps=10**6)).reports(every=STEPS)
-    next(reports)
-    began = time.perf_counter()
-    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if GPU else [])]
-    with profiled(activities=kinds) as seen:
-        next(reports)
-        if GPU:
-            torch.cuda.synchronize()
-    wall = time.perf_counter() - began
-    calls, busy = Counter[str](), 0.0
-    for event in seen.events() or ():
-        if event.device_type == torch._C._autograd.DeviceType.CUDA:
-            busy += event.device_time_total
-        elif event.name.startswith(("cuda", "cu")):
-            calls[event.name] += 1
-    return {
-        "ms_a_step": round(wall / STEPS * 1e3, 2),
-        "gpu_busy": round(busy / 1e6 / wall, 2),
-        "calls": {name: round(count / STEPS, 1) for name, count in calls.most_common(8)},
     }
 
 
