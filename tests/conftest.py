@@ -13,7 +13,7 @@ from hypothesis import settings
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
 
-# No test is timed: a busy machine fails nobody.
+# No test is timed: a busy machine fails no one.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 

@@ -1,7 +1,7 @@
 """Hostile files at every input of the product: nothing in them runs, each is refused in one line or
 left alone.
 
-What would run makes a file, the canary. The doors are those of the `udl` command, in this process.
+What would run makes a file, the canary. The inputs are those of the `udl` command.
 """
 
 import io

@@ -3,7 +3,7 @@
 
 What each rank plans to load is worked out by the stream's own code for the whole epoch, and each
 number is marked in a bitmap of a bit a record: as many numbers as records, all of them below that,
-and every bit set is each record once. Beside it, for single ranks in a process each: seconds and
+and every bit set is each record once. Also, for single ranks in a process each: seconds and
 memory from opening the index to the first plan.
 
 The index is virtual: a real header of 10,000 shards over a file of 36 GB that is holes, but for the

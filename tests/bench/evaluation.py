@@ -63,7 +63,7 @@ print(max(own))
 
 
 def model_of(folder: Path, mnist: str, images: int) -> Model:
-    """A VAE of 28 px that holds so many images out, and a classifier beside it."""
+    """A VAE of 28 px that holds so many images out, and a classifier next to it."""
     source = mnist
     if not mnist:
         random = np.random.default_rng(0)

@@ -93,7 +93,7 @@ def makings(folder: Path) -> list[tuple[bytes, bytes, list[int]]]:
 
 
 def mutate(data: bytearray, chance: Random, low: int, high: int) -> None:
-    """Change some bytes between two places: flipped, told, or copied from elsewhere."""
+    """Change some bytes between two places: flipped, set, or copied from elsewhere."""
     for _ in range(chance.choice([1, 1, 1, 2, 4])):
         at = chance.randrange(low, high)
         kind = chance.randrange(4)
@@ -182,7 +182,7 @@ def case(
     ]
     if kind == 3:
         return [lambda: read(folder), *tries]
-    return [lambda: index_shards([path], folder / "again.udl"), lambda: read_anew(path), *tries]
+    return [lambda: index_shards([path], folder / "again.udl"), lambda: read_again(path), *tries]
 
 
 def read(folder: Path) -> None:
@@ -196,7 +196,7 @@ def read(folder: Path) -> None:
         decode(payload, SHAPE, "crop")
 
 
-def read_anew(path: Path) -> None:
+def read_again(path: Path) -> None:
     """What a mutated shard holds, decoded without the checksums that would stop it."""
     with opened(str(path)) as (data, _):
         for member in walk(path, data):

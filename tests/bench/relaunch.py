@@ -92,7 +92,7 @@ def _rank(rank: int, meet: str, values: dict[str, Any], start: int, hook: Any) -
         contextlib.suppress(FileNotFoundError),
         open(Path(values["run"]["folder"]) / "stderr.txt", "a") as file,
     ):
-        os.dup2(file.fileno(), 2)  # of a rank that ends badly on purpose nobody wants to read
+        os.dup2(file.fileno(), 2)  # of ranks that end badly on purpose
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "Grad strides do not match", UserWarning)
     experiment = experiments.from_dict(values)
@@ -108,7 +108,7 @@ def _rank(rank: int, meet: str, values: dict[str, Any], start: int, hook: Any) -
         hook(rank, start)
     work(experiment, prepare(experiment.data), Ranks())
     if experiment.run.most_workers > 1:
-        dist.barrier()  # nobody leaves while another still listens to it
+        dist.barrier()  # no one leaves while another still listens to it
     os._exit(0)  # nothing of the server is to be tidied up here
 
 

@@ -1,7 +1,7 @@
 """python -m tests.bench.search [--trials 32] [--nested 6] [--turns 1] [--only WHAT]: what a small
 search costs.
 
-    rates    trials per hour, ours beside plain Tune and Ray's nested template
+    rates    trials per hour, ours next to plain Tune and Ray's nested template
     asha     ASHA against the same trials without stopping, on the embedded digits: best figure and
     images
     reports  what a rung costs a trial: from its result to the decision, with one trial at a time
@@ -61,7 +61,7 @@ def ours(source: Path, folder: Path, trials: int) -> None:
 
 
 def learned(config: dict[str, Any], report: Callable[[dict[str, float]], None]) -> None:
-    """The same training without anything that is kept."""
+    """The same training without anything that is stored."""
     from tests.training.learn import Run
     from udl_dist.training.loop import Intervals, TrainingLoop
 

@@ -82,7 +82,7 @@ def test_the_right_token_opens(dashboard: Dashboard) -> None:
 def test_neither_a_proxy_nor_netrc_comes_between(
     dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Of the environment of whoever asks: HTTP libraries send the token there, or a password here,
+    """Of the environment of the command: HTTP libraries send the token there, or a password here,
     by themselves.
     """
     (tmp_path / ".netrc").write_text("default login me password hunter2\n")
@@ -157,12 +157,12 @@ def test_no_redirect_carries_the_token_away(dashboard: Dashboard) -> None:
 def test_what_is_no_dashboard_is_said_in_one_line(dashboard: Dashboard) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        door_seconds, connection.WAIT_SECONDS = connection.WAIT_SECONDS, 0.2
+        wait_seconds, connection.WAIT_SECONDS = connection.WAIT_SECONDS, 0.2
         try:
             with pytest.raises(ClusterError, match="is the address right, is the tunnel open"):
                 connection.opened(f"127.0.0.1:{port}")
         finally:
-            connection.WAIT_SECONDS = door_seconds
+            connection.WAIT_SECONDS = wait_seconds
     with pytest.raises(ClusterError, match="connection refused"):
         connection.opened(f"http://127.0.0.1:{port}")
     with pytest.raises(ClusterError, match=r"no Ray dashboard at http://nowhere\.invalid:8265"):

@@ -78,7 +78,7 @@ def test_every_setting_is_described_once() -> None:
     assert list(config_schema.kinds(Outer)) == names
 
 
-def test_the_home_of_nobody_is_no_path() -> None:
+def test_the_home_of_no_one_is_no_path() -> None:
     assert config_schema.as_path("~/a").is_absolute() and config_schema.as_path("a").is_absolute()
     with pytest.raises(UsageError, match="'~nobody-here/a': there is no such user"):
         config_schema.as_path("~nobody-here/a")

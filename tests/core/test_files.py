@@ -113,7 +113,7 @@ def lines_within(path: Path, most: int) -> str:
     return path.read_text()
 
 
-def test_a_last_checkpoint_that_a_slow_one_kept_out_is_missed_by_name(
+def test_a_last_checkpoint_that_a_slow_one_delayed_is_missed_by_name(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one before it goes through in the end; that must not pass for the last one."""
@@ -126,10 +126,10 @@ def test_a_last_checkpoint_that_a_slow_one_kept_out_is_missed_by_name(
             assert may.wait(30)
         return real(folder, images, *rest)  # type: ignore[arg-type]
 
-    told = RunFolder.say
+    reported = RunFolder.say
 
     def say(folder: RunFolder, line: str) -> None:
-        told(folder, line)
+        reported(folder, line)
         if "no checkpoint after 240 images" in line:
             may.set()
 

@@ -62,7 +62,7 @@ def test_samples_start_at_a_position(folder: str) -> None:
     assert next(iter(Samples(folder)))["__url__"].endswith(".tar")
 
 
-# PyTorch's on the number of cores, Python's on forks beside threads
+# PyTorch's on the number of cores, Python's on forks next to threads
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("world", [1, 2])
 def test_workers_of_a_data_loader_share_the_samples_of_a_rank(folder: str, world: int) -> None:

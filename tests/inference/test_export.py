@@ -110,9 +110,9 @@ def test_a_generator_is_the_whole_of_a_gan_in_every_format(
     torch.testing.assert_close(torch.from_numpy(drawn), model.decode(latents), atol=1e-5, rtol=0)
     with zipfile.ZipFile(
         tmp_path / "model" / "generator.pt2"
-    ) as kept:  # no image of the data, and no pickle
+    ) as stored:  # no image of the data, and no pickle
         assert all(
-            entry.file_size == 0 for entry in kept.infolist() if "sample_inputs" in entry.filename
+            entry.file_size == 0 for entry in stored.infolist() if "sample_inputs" in entry.filename
         )
 
 

@@ -183,11 +183,11 @@ def test_a_class_of_one_of_two_sources_is_left_out_and_one_without_labels_is_ref
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.filterwarnings("default")
 def test_two_workers_make_the_same_bytes(without: Path, tmp_path: Path) -> None:
-    kept = []
+    stored = []
     for workers in (0, 2):
         figures(without, tmp_path / str(workers), workers=workers)
-        kept.append((tmp_path / str(workers)).read_bytes())
-    assert kept[0] == kept[1]
+        stored.append((tmp_path / str(workers)).read_bytes())
+    assert stored[0] == stored[1]
 
 
 def test_without_scikit_learn_outlier_factors_are_left_out_with_the_extra(

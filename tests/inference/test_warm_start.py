@@ -1,4 +1,4 @@
-"""A run that starts with the weights of another: taken by name and shape, said, kept by hash, and
+"""A run that starts with the weights of another: taken by name and shape, said, stored by hash, and
 never taken again.
 """
 
@@ -47,14 +47,12 @@ def test_a_run_starts_with_the_weights_of_another_and_keeps_their_hash(
     average = {"train__average_half_life": "100"} if method == "gan" else {}
     made = still(method, source, tmp_path / "new", trained[method], **average)
     torch.testing.assert_close(weights(made), weights(trained[method]), atol=1e-6, rtol=0)
-    kept = json.loads((made / "init.json").read_text())
-    assert kept["weights"] == udl_dist.load(trained[method]).origin.weights
-    assert (kept["from"], kept["anew"]) == (str(trained[method]), {})
+    stored = json.loads((made / "init.json").read_text())
+    assert stored["weights"] == udl_dist.load(trained[method]).origin.weights
+    assert (stored["from"], stored["anew"]) == (str(trained[method]), {})
     said = RunFolder(made).messages.read_text()
-    assert (
-        f"starts from {len(kept['taken'])} of {len(kept['taken'])} tensors of {trained[method]}: "
-        in said
-    )
+    count = len(stored["taken"])
+    assert f"starts from {count} of {count} tensors of {trained[method]}: " in said
 
 
 def test_an_exported_model_will_do(trained: dict[str, Path], source: Path, tmp_path: Path) -> None:
@@ -63,15 +61,15 @@ def test_an_exported_model_will_do(trained: dict[str, Path], source: Path, tmp_p
     torch.testing.assert_close(weights(made), weights(trained["ae"]), atol=1e-6, rtol=0)
 
 
-def test_what_does_not_fit_starts_anew_and_is_said(
+def test_what_does_not_fit_starts_fresh_and_is_said(
     trained: dict[str, Path], source: Path, tmp_path: Path
 ) -> None:
     made = still("ae", source, tmp_path / "new", trained["ae"], method__latent_dim="5")
-    kept = json.loads((made / "init.json").read_text())
-    assert kept["taken"] and kept["anew"]
-    assert all(why.endswith(" here") for why in kept["anew"].values())  # of other shapes
+    stored = json.loads((made / "init.json").read_text())
+    assert stored["taken"] and stored["anew"]
+    assert all(why.endswith(" here") for why in stored["anew"].values())  # of other shapes
     before, after = weights(trained["ae"]), weights(made)
-    for name in kept["taken"]:
+    for name in stored["taken"]:
         torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)
     assert "; first weights of its own for " in RunFolder(made).messages.read_text()
 

@@ -59,9 +59,9 @@ def test_trials_share_a_gpu_but_no_trial_lies_on_two(
 def test_workers_tell_both_libraries_the_interface_of_ray(source: Path) -> None:
     import ray
 
-    def told() -> tuple[str | None, str | None]:
+    def reported() -> tuple[str | None, str | None]:
         train_group._choose_interface()
         return os.environ.get("GLOO_SOCKET_IFNAME"), os.environ.get("NCCL_SOCKET_IFNAME")
 
-    gloo, nccl = ray.get(ray.remote(num_cpus=1)(told).remote())
+    gloo, nccl = ray.get(ray.remote(num_cpus=1)(reported).remote())
     assert gloo and nccl == f"={gloo}"

@@ -72,7 +72,7 @@ def test_a_discriminator_that_makes_no_error_has_won_at_smaller_logits(loss: flo
         ),
     ],
 )
-def test_generated_images_unlike_real_ones_are_told_from_both_sides(
+def test_generated_images_unlike_real_ones_are_reported_from_both_sides(
     figures: dict[str, float], words: str
 ) -> None:
     assert made("gan").alarms(HEALTHY | figures, 5_000) == {}  # a generator starts with noise
@@ -81,7 +81,7 @@ def test_generated_images_unlike_real_ones_are_told_from_both_sides(
     assert words in alarms["unlike real images"]
 
 
-def test_a_vae_that_collapses_is_told_once_or_stopped(source: Path, tmp_path: Path) -> None:
+def test_a_vae_that_collapses_is_reported_once_or_stopped(source: Path, tmp_path: Path) -> None:
     flags = {
         "track__mode": "off",
         "method__beta": "1000",
@@ -92,8 +92,8 @@ def test_a_vae_that_collapses_is_told_once_or_stopped(source: Path, tmp_path: Pa
     experiment = asked("vae", source, run__folder=str(tmp_path / "warned"), **flags)
     (tmp_path / "warned").mkdir()
     work(experiment, prepare(experiment.data), Ranks())
-    told = RunFolder(tmp_path / "warned").messages.read_text()
-    assert told.count("ALARM: posterior collapse after ") == 1
+    reported = RunFolder(tmp_path / "warned").messages.read_text()
+    assert reported.count("ALARM: posterior collapse after ") == 1
     (tmp_path / "stopped").mkdir()
     experiment = asked(
         "vae", source, run__folder=str(tmp_path / "stopped"), train__on_collapse="stop", **flags
@@ -144,7 +144,7 @@ HEALTHY = {
         ),
     ],
 )
-def test_a_lost_gan_is_told_by_the_one_name_it_has(
+def test_a_lost_gan_is_reported_by_the_one_name_it_has(
     figures: dict[str, float], name: str, line: str
 ) -> None:
     alarms = made("gan").alarms(HEALTHY | figures, 0)

@@ -87,7 +87,7 @@ def test_more_workers_than_cores_are_refused_at_once(source: Path, tmp_path: Pat
 @pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_a_worker_that_refuses_ends_the_run_with_its_own_words(tmp_path: Path) -> None:
-    """A record damaged on disk after it was indexed: the rank that reads it says which, nobody
+    """A record damaged on disk after it was indexed: the rank that reads it says which, no one
     retries or waits.
     """
     damaged = packed(tmp_path)
@@ -179,7 +179,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_the_same_command_goes_on(
 
 
 def descendants(session_id: int) -> list[str]:
-    """Command lines of processes that still live and belong to a session (a dead one that nobody
+    """Command lines of processes that still live and belong to a session (a dead one that no one
     reaped has none).
     """
     found = []

@@ -139,12 +139,14 @@ def test_a_node_lost_and_a_node_added_change_nothing_in_the_end(
         assert driver.train(
             wanted("vae", source, run, run__workers="2..4", **FLAGS), io.StringIO()
         ).complete
-    told = said(run)
-    assert told.index(" 3 workers") < told.index("start again from the newest checkpoint (1 of 3)")
+    reported = said(run)
+    assert reported.index(" 3 workers") < reported.index(
+        "start again from the newest checkpoint (1 of 3)"
+    )
     assert (
-        told.index(" 2 workers")
-        < told.index("3 workers can be had now, not 2")
-        < told.rindex(" 3 workers")
+        reported.index(" 2 workers")
+        < reported.index("3 workers can be had now, not 2")
+        < reported.rindex(" 3 workers")
     )
     gloo.run(1, finished, wanted("vae", source, tmp_path / "whole", **FLAGS), seconds=300)
     assert manifest(run, IMAGES) == manifest(tmp_path / "whole", IMAGES)
@@ -164,7 +166,7 @@ def test_too_few_nodes_left_end_the_run_with_asked_and_available(
 def test_a_start_waits_for_a_node_that_is_on_its_way(
     source: Path, tmp_path: Path, nodes: Nodes
 ) -> None:
-    """An capacityr is told what is missing; here the node comes by hand."""
+    """An autoscaler sees what is missing; here the node comes by hand."""
     many = len(nodes.nodes) + 1
     flags = {"run__workers": str(many), "run__place_seconds": "120", "train__total_images": "240"}
     seen: list[Any] = []

@@ -1,4 +1,4 @@
-"""The Ray that `udl train` starts for itself: nobody else gets in, by the network or as another
+"""The Ray that `udl train` starts for itself: no one else gets in, by the network or as another
 user of the machine.
 """
 

@@ -62,7 +62,7 @@ except Exception as error:
 
 
 def bad_modules(folder: Path) -> Path:
-    """A folder with an udl_dist, a numpy and a wandb that nobody asked for."""
+    """A folder with an udl_dist, a numpy and a wandb that no one asked for."""
     (folder / "udl_dist").mkdir(parents=True)
     for file in ("udl_dist/__init__.py", "numpy.py", "wandb.py"):
         (folder / file).write_text(
@@ -178,7 +178,7 @@ def test_what_is_not_the_address_of_a_head_is_refused(address: str) -> None:
         ray_runtime.start(address, verbose=False)
 
 
-def test_an_address_where_nobody_is_is_refused_at_once() -> None:
+def test_an_address_where_no_one_is_is_refused_at_once() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(

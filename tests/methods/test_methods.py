@@ -1,4 +1,4 @@
-"""What every method keeps, whoever wrote it, and how a method is found."""
+"""What every method keeps, whatever package it is from, and how a method is found."""
 
 import copy
 from collections.abc import Callable
@@ -239,7 +239,7 @@ class Mean(Method):
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package that is installed beside ours and brings one new file, with entry points for it."""
+    """A package installed next to ours that brings one new file, with entry points for it."""
     (tmp_path / "newcomer.py").write_text(NEW)
     (tmp_path / "broken_newcomer.py").write_text("from udl_dist.methods.ae import Autoencoder")
     (tmp_path / "newcomer-1.0.dist-info").mkdir()

@@ -64,8 +64,8 @@ def unwell(
             if heard is not None:
                 zipped = self.headers.get("Content-Encoding") == "gzip"
                 del self.headers["Authorization"]
-                told = f"{self.path}\n{self.headers}".encode()
-                heard.append(told + (gzip.decompress(question) if zipped else question))
+                reported = f"{self.path}\n{self.headers}".encode()
+                heard.append(reported + (gzip.decompress(question) if zipped else question))
             path = urlsplit(self.path).path
             well = starts and path == f"{below}/graphql"
             if not well:

@@ -69,7 +69,7 @@ def blob(server: Faulty) -> Iterator[Object]:
     yield Object(server.uri("bucket/a.tar"), QUICK)
 
 
-def test_nobody_listens_there() -> None:
+def test_no_one_listens_there() -> None:
     started = time.monotonic()
     with pytest.raises(DataError, match="storage does not answer") as raised:
         Object("s3://bucket/a.tar?endpoint_override=http://127.0.0.1:9", QUICK)

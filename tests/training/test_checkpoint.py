@@ -96,8 +96,10 @@ def test_any_damage_is_noticed_and_the_one_before_is_taken(tmp_path: Path, damag
             "bytes": weights.stat().st_size,
             "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         }
-        told = json.loads(manifest.read_text())
-        manifest.write_text(json.dumps(told | {"files": told["files"] | {weights.name: entry}}))
+        reported = json.loads(manifest.read_text())
+        manifest.write_text(
+            json.dumps(reported | {"files": reported["files"] | {weights.name: entry}})
+        )
     elif damage == "no format":
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 0}))
     said: list[str] = []
@@ -129,7 +131,7 @@ def test_one_of_a_newer_udl_dist_is_refused_by_name_and_never_passed_over(tmp_pa
     assert len(checkpoint.complete(tmp_path)) == 2
 
 
-def test_everything_is_on_the_disk_before_the_name_and_the_name_before_it_is_told(
+def test_everything_is_on_the_disk_before_the_name_and_the_name_before_it_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a power cut would leave: contents that were fsynced, and names in folders that were."""
@@ -163,7 +165,7 @@ def test_everything_is_on_the_disk_before_the_name_and_the_name_before_it_is_tol
     assert acts[-2:] == ["rename to 000000000007", "fsync checkpoints"]
 
 
-def test_if_all_are_damaged_nothing_is_started_anew_and_nothing_deleted(tmp_path: Path) -> None:
+def test_if_all_are_damaged_nothing_starts_afresh_and_nothing_deleted(tmp_path: Path) -> None:
     saved(tmp_path, 100)
     (checkpoint.path_of(tmp_path, 100) / "state.json").write_text("{}")
     with pytest.raises(

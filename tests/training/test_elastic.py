@@ -93,8 +93,8 @@ def test_an_elastic_run_that_went_on_with_two_then_three_of_four_has_them_too(
 def test_a_plain_run_that_was_gone_on_with_has_the_same_bits_in_the_same_world(
     world: int, worlds: dict[int, list[Any]]
 ) -> None:
-    """With three ranks and more the order of a sum is a place in DDP's buckets, which are laid anew
-    at each start.
+    """With three ranks and more the order of a sum is a place in DDP's buckets, laid again at each
+    start.
     """
     assert all(rank[2] == dict.fromkeys(METHODS, True) for rank in worlds[world])
 

@@ -1,4 +1,4 @@
-"""A check finds what is damaged, and names it; what is merely odd it counts."""
+"""A check finds what is damaged, and names it; what is merely unusual it counts."""
 
 import io
 import json

@@ -22,7 +22,7 @@ from udl_dist.data.shards.indexing import index_shards
 
 
 def with_pax(path: Path) -> Path:
-    """A shard whose members carry a comment and a time in PAX headers, and one that nobody
+    """A shard whose members carry a comment and a time in PAX headers, and one that no one
     reads.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

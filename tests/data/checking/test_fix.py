@@ -53,7 +53,7 @@ def test_damaged_records_are_left_out_and_listed_and_damaged_headers_made_good(
     assert checked(tmp_path / "new", decode=True).damage == []
 
 
-def test_without_an_index_what_decodes_is_kept(tmp_path: Path) -> None:
+def test_without_an_index_what_decodes_is_stored(tmp_path: Path) -> None:
     image = encoded(pixels(0, 8, 8))
     tar(
         tmp_path / "old" / "0.tar",
@@ -78,7 +78,9 @@ def test_without_an_index_what_decodes_is_kept(tmp_path: Path) -> None:
     assert checked(tmp_path / "new").damage == []
 
 
-def test_nothing_is_written_where_something_is_or_where_nothing_can_be_kept(tmp_path: Path) -> None:
+def test_nothing_is_written_where_something_is_or_where_nothing_can_be_stored(
+    tmp_path: Path,
+) -> None:
     shards(tmp_path / "old", [2])
     with pytest.raises(UsageError, match="is not empty"):
         checked(tmp_path / "old", fix=str(tmp_path / "old"))

@@ -35,7 +35,7 @@ def endpoint() -> Iterator[str]:
 def indexed(
     tmp_path: Path, prefix: str, counts: list[int], size: int = 16
 ) -> tuple[list[Path], str]:
-    """Shards on disk and their copies below a prefix, both with an index beside them."""
+    """Shards on disk and their copies below a prefix, both with an index next to them."""
     paths = made.shards(tmp_path / "tars", counts, size)
     index_shards(paths)
     source = put(tmp_path / "tars", prefix)

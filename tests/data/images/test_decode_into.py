@@ -84,7 +84,7 @@ def decode_upright(data: bytes) -> Image.Image:
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
-def test_an_orientation_in_an_odd_place_is_left_to_pillow(orientation: int) -> None:
+def test_an_orientation_in_an_unusual_place_is_left_to_pillow(orientation: int) -> None:
     exif = Image.Exif()
     exif[headers.ORIENTATION] = orientation
     plain = encoded(detailed(60, 40), "JPEG", exif=exif)

@@ -1,4 +1,4 @@
-"""Images of every odd kind come out right, damaged ones come out named, bombs cost no memory."""
+"""Images of every kind come out right, damaged ones come out named, bombs cost no memory."""
 
 import io
 import struct

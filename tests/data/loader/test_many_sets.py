@@ -96,7 +96,7 @@ def test_chance_follows_the_record_through_epochs_of_its_own(datasets: list[Data
     assert len(np.unique(np.stack([keys, records]), axis=1).T) == len(np.unique(keys)) == 2048
 
 
-def test_odd_weights_are_refused(datasets: list[Dataset]) -> None:
+def test_bad_weights_are_refused(datasets: list[Dataset]) -> None:
     with made.refusal(UsageError, "data.weights", "2 sources"):
         streamed(datasets, (1.0,))
     with made.refusal(UsageError, "less than 1 of 1024"):

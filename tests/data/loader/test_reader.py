@@ -147,7 +147,7 @@ def test_keys_follow_the_key_of_a_record_and_not_its_number(tmp_path: Path) -> N
     assert not np.intersect1d(epochs[0].keys, epochs[1].keys).size
 
 
-def test_flips_mirror_half_of_the_images_anew_each_epoch(index: Index) -> None:
+def test_flips_mirror_another_half_of_the_images_each_epoch(index: Index) -> None:
     plain, flipped = (
         take(open_stream(index), 0, 29, 20),
         take(open_stream(index, flip=True), 0, 29, 20),

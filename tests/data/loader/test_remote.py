@@ -88,7 +88,9 @@ def test_an_epoch_reads_each_byte_about_once(tmp_path: Path) -> None:
     assert traffic.requests < 1280 / 3
 
 
-def test_shards_are_indexed_beside_themselves_and_found_by_pattern_and_list(tmp_path: Path) -> None:
+def test_shards_are_indexed_next_to_themselves_and_found_by_pattern_and_list(
+    tmp_path: Path,
+) -> None:
     tars = made.shards(tmp_path / "tars", [5, 6])
     source = put(tars[0].parent, "indexed")
     cache = IndexSettings(cache=str(tmp_path / "cache"))
@@ -140,12 +142,12 @@ def test_the_local_copy_spares_requests_and_is_bounded(tmp_path: Path) -> None:
         assert sum(len(part.records) for part in stream.once(16)) == 128
         counts.append(stream.datasets[0].shards.access.traffic.bytes_read)
     assert counts[0] > 0 and counts[1] == 0
-    kept_before = kept_bytes(tmp_path)
+    stored_before = stored_bytes(tmp_path)
     opened(source, tmp_path / "cache", storage_cache_bytes=40_000)
-    assert kept_bytes(tmp_path) <= 40_000 < kept_before
+    assert stored_bytes(tmp_path) <= 40_000 < stored_before
 
 
-def kept_bytes(folder: Path) -> int:
+def stored_bytes(folder: Path) -> int:
     return sum(
         path.stat().st_size for path in (folder / "cache" / "ranges").rglob("*") if path.is_file()
     )

@@ -1,4 +1,4 @@
-"""`udl index`: what it takes, what it says, and that whoever is killed in the middle goes on where
+"""`udl index`: what it takes, what it says, and that a run that is killed goes on where
 it stopped.
 """
 
@@ -142,7 +142,7 @@ def test_memory_does_not_grow_with_the_number_of_shards(tmp_path: Path) -> None:
     assert peaks[1] - peaks[0] < rows / 2
 
 
-def test_folder_pattern_and_list_are_indexed_and_told(tmp_path: Path) -> None:
+def test_folder_pattern_and_list_are_indexed_and_reported(tmp_path: Path) -> None:
     paths = many(tmp_path / "tars", 3)
     done = udl("index", str(tmp_path / "tars"))
     assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
@@ -153,13 +153,17 @@ def test_folder_pattern_and_list_are_indexed_and_told(tmp_path: Path) -> None:
         (f"{tmp_path}/tars/{{000000..000001}}.tar", 6),
         (str(tmp_path / "some.txt"), 3),
     ):
-        told = json.loads(udl("index", source, "--cache", str(tmp_path / "cache"), "--json").stdout)
-        assert (told["records"], told["ignored"]) == (records, 0)
-        assert Path(told["index"]).parent == tmp_path / "cache" / "indexes"
+        reported = json.loads(
+            udl("index", source, "--cache", str(tmp_path / "cache"), "--json").stdout
+        )
+        assert (reported["records"], reported["ignored"]) == (records, 0)
+        assert Path(reported["index"]).parent == tmp_path / "cache" / "indexes"
 
 
 @pytest.mark.parametrize("source", ["tars", "tars/{000000..000001}.tar"])
-def test_again_indexes_anew_and_without_it_nothing_is_read(tmp_path: Path, source: str) -> None:
+def test_again_rebuilds_the_index_and_without_it_nothing_is_read(
+    tmp_path: Path, source: str
+) -> None:
     many(tmp_path / "tars", 3)
     settings = IndexSettings(cache=str(tmp_path / "cache"))
     first = Path(index(f"{tmp_path}/{source}", settings).index)

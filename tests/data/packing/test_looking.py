@@ -60,7 +60,7 @@ def test_of_many_sizes_the_median_counts_in_steps_of_eight(tmp_path: Path) -> No
     assert shape(source, tmp_path, fit="pad") == (3, 88, 88)
 
 
-def test_gray_and_colour_are_told_by_the_pixels(tmp_path: Path) -> None:
+def test_gray_and_colour_are_recognised_by_the_pixels(tmp_path: Path) -> None:
     gray = np.repeat(pixels(1, 40, 40)[..., None], 3, axis=2)
     members = {f"{number}.jpg": encoded(gray, "JPEG") for number in range(3)}
     assert shape(tar(tmp_path / "gray" / "0.tar", members).parent, tmp_path) == (1, 40, 40)
@@ -86,7 +86,7 @@ def test_folders_arrays_and_digits_are_looked_at_too(tmp_path: Path) -> None:
     assert shape(tmp_path / "turned", tmp_path) == (3, 60, 60)
 
 
-def test_pack_keeps_size_and_colour_unless_told_otherwise(tmp_path: Path) -> None:
+def test_pack_keeps_size_and_colour_unless_set_otherwise(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes(encoded(pixels(1, 96, 96, 3)))
     summary = pack(str(tmp_path / "photos"), str(tmp_path / "packed"), PackSettings())

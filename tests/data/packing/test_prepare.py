@@ -75,7 +75,7 @@ def test_embedded_digits_are_packed_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(Path(where).is_absolute() for where in (*prepared.train, *prepared.held_out))
 
 
-def test_images_are_packed_anew_when_they_or_the_wishes_change(tmp_path: Path) -> None:
+def test_images_are_packed_again_when_they_or_the_wishes_change(tmp_path: Path) -> None:
     source = folder_of_images(tmp_path / "pets", NAMES)
     wishes: list[dict[str, Any]] = [
         {},
@@ -136,7 +136,7 @@ def test_shards_are_named_by_folder_pattern_list_or_one_by_one(tmp_path: Path) -
     assert len(list((tmp_path / "cache" / "indexes").iterdir())) == 3
 
 
-def test_hashed_fraction_of_plain_shards_is_disjoint_and_survives_sharding_anew(
+def test_hashed_fraction_of_plain_shards_is_disjoint_and_survives_sharding_again(
     tmp_path: Path,
 ) -> None:
     settings = [
@@ -151,7 +151,7 @@ def test_hashed_fraction_of_plain_shards_is_disjoint_and_survives_sharding_anew(
     assert first[0].fingerprint != first[1].fingerprint
 
 
-def test_shards_that_cannot_be_written_beside_are_indexed_in_the_cache(
+def test_shards_whose_folder_cannot_be_written_are_indexed_in_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shards(tmp_path / "tars", [5], 16)[0].parent
@@ -262,8 +262,8 @@ def test_a_survey_promises_what_packing_keeps(tmp_path: Path) -> None:
         promised = survey(settings)
         assert (promised.records, promised.held_out_records, promised.packed) == (60, 20, False)
         prepare(settings)
-        kept = survey(settings)
-        assert (kept.records, kept.held_out_records, kept.shards, kept.packed) == (
+        stored = survey(settings)
+        assert (stored.records, stored.held_out_records, stored.shards, stored.packed) == (
             60,
             20,
             promised.shards,

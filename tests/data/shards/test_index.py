@@ -82,7 +82,7 @@ def test_records_are_those_that_webdataset_sees(tmp_path: Path) -> None:
     assert index.shards[0].ignored == 5
 
 
-def test_odd_keys_survive(tmp_path: Path) -> None:
+def test_unusual_keys_survive(tmp_path: Path) -> None:
     keys = ["../../x", "new\nline", "\x1b[31mred", "ü" * 90, "k" * 3000, "\udcff\udcfe"]
     path = tar(tmp_path / "shard.tar", {f"{key}.png": PNG for key in keys})
     index = index_shards([path])

@@ -49,7 +49,7 @@ def payload(stream: Stream) -> bytes:
     return image
 
 
-def test_files_that_macos_puts_beside_others_are_passed_by_and_counted(tmp_path: Path) -> None:
+def test_files_that_macos_puts_next_to_others_are_passed_by_and_counted(tmp_path: Path) -> None:
     members = {
         "./._a.png": b"x",
         "./a.png": LEFT,
@@ -69,11 +69,11 @@ def test_hidden_tars_and_folders_called_like_tars_are_passed_by_and_counted(tmp_
     (tmp_path / "tars" / "._000000.tar").write_bytes(b"x")
     (tmp_path / "tars" / "x.tar").mkdir()
     assert list_shards(str(tmp_path / "tars")) == [str(path) for path in paths]
-    told = udl("index", str(tmp_path / "tars"))
+    reported = udl("index", str(tmp_path / "tars"))
     assert (
-        told.returncode == 0
-        and "2 files or folders called like shards are passed by" in told.stdout
-    ), told
+        reported.returncode == 0
+        and "2 files or folders called like shards are passed by" in reported.stdout
+    ), reported
     assert json.loads(udl("index", str(tmp_path / "tars"), "--json").stdout)["passed_by"] == 2
 
 
@@ -195,6 +195,8 @@ def test_damaged_records_are_left_out_of_the_index_if_that_is_asked(tmp_path: Pa
 def test_udl_index_follows_the_same_policy(tmp_path: Path) -> None:
     folder = damaged_set(tmp_path / "tars")
     assert udl("index", str(folder)).returncode == 3
-    told = udl("index", str(folder), "--damaged", "skip")
-    assert told.returncode == 0 and "3 that cannot be read are left out" in told.stdout, told
+    reported = udl("index", str(folder), "--damaged", "skip")
+    assert reported.returncode == 0 and "3 that cannot be read are left out" in reported.stdout, (
+        reported
+    )
     assert udl("index", str(folder)).returncode == 3

@@ -148,7 +148,7 @@ def test_a_global_header_may_comment_and_no_more(tmp_path: Path, header: str) ->
 @pytest.mark.parametrize(
     "name", [b"../../etc/a.png", b"/etc/a.png", b"a\nb.png", b"a\x1b[31mb.png", b"\xff\xfe.png"]
 )
-def test_odd_names_are_bytes_and_nothing_else(name: bytes) -> None:
+def test_unusual_names_are_bytes_and_nothing_else(name: bytes) -> None:
     info = tarfile.TarInfo(name.decode("utf-8", "surrogateescape"))
     data = info.tobuf(tarfile.GNU_FORMAT, errors="surrogateescape") + bytes(1024)
     assert found(bytes(data)) == ([name], [])

@@ -90,21 +90,21 @@ def test_described_multiply_adds_equal_those_torch_counts(settings: NetworkSetti
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: f"{s.kind}-{s.depth}-{s.norm}")
-def test_activations_bound_what_is_kept_for_the_gradient(settings: NetworkSettings) -> None:
+def test_activations_bound_what_is_stored_for_the_gradient(settings: NetworkSettings) -> None:
     for network in (encoder(settings, (3, 28, 27), 5), decoder(settings, 5, (3, 28, 27))):
-        module, images, kept = network.build(), torch.rand(64, *network.inputs), dict[int, int]()
+        module, images, stored = network.build(), torch.rand(64, *network.inputs), dict[int, int]()
         parameters = {value.data_ptr() for value in module.parameters()}
 
         def keep(
-            value: torch.Tensor, parameters: set[int] = parameters, kept: dict[int, int] = kept
+            value: torch.Tensor, parameters: set[int] = parameters, stored: dict[int, int] = stored
         ) -> torch.Tensor:
             if value.data_ptr() not in parameters:
-                kept[value.untyped_storage().data_ptr()] = value.numel()
+                stored[value.untyped_storage().data_ptr()] = value.numel()
             return value
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
             module(images).tanh()  # the loss keeps what comes out
-        assert 0.4 * network.activations <= sum(kept.values()) / 64 <= 1.1 * network.activations
+        assert 0.4 * network.activations <= sum(stored.values()) / 64 <= 1.1 * network.activations
 
 
 @pytest.mark.parametrize("side", range(2, 40))

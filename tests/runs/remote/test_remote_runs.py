@@ -23,9 +23,8 @@ from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.launch.worker import work
-from udl_dist.runs import heartbeat as pulse
+from udl_dist.runs import heartbeat, remote_checkpoints
 from udl_dist.runs import remote as mirror
-from udl_dist.runs import remote_checkpoints
 from udl_dist.runs.heartbeat import HeartbeatWriter
 from udl_dist.runs.lease import Lease
 from udl_dist.runs.remote_launcher import Launcher
@@ -164,17 +163,19 @@ def test_heartbeats_of_a_node_come_to_the_launcher() -> None:
         here.begin_group()
         with node().carrying() as there:
             heartbeats = [HeartbeatWriter(there.folder, rank) for rank in range(2)]
-            for heartbeat in heartbeats:
-                heartbeat.beat(24, "phase")
+            for writer in heartbeats:
+                writer.beat(24, "phase")
             there._sync()
             here.carry()
-            assert {rank: life.images for rank, life in pulse.read_all(here.folder).items()} == {
+            assert {
+                rank: life.images for rank, life in heartbeat.read_all(here.folder).items()
+            } == {
                 0: 24,
                 1: 24,
             }
             assert not here.folder.messages.exists(), "no alarm"
-            for heartbeat in heartbeats:
-                heartbeat.close()
+            for writer in heartbeats:
+                writer.close()
 
 
 def test_what_a_node_says_comes_to_the_launcher_once_and_what_is_asked_to_the_node() -> None:
