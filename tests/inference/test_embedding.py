@@ -134,9 +134,8 @@ def test_two_ray_workers_refuse_what_is_damaged_and_then_make_what_one_process_m
     content = bytearray(tar.read_bytes())
     whole, content[700] = bytes(content), content[700] ^ 1
     tar.write_bytes(content)
-    with pytest.raises(DataError, match="does not match its checksum") as refusal:
+    with pytest.raises(DataError, match="does not match its checksum"):
         embed(model, source, tmp_path / "shared", part_images=20, workers=2)
-    assert "\n" not in str(refusal.value)
     tar.write_bytes(whole)  # mended, the same command goes on
     embed(model, source, tmp_path / "shared", part_images=20, workers=2)
     alone, shared = table(tmp_path / "alone"), table(tmp_path / "shared")

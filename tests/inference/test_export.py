@@ -310,9 +310,8 @@ def test_a_model_folder_that_is_not_what_it_claims_is_refused(
 ) -> None:
     shutil.copytree(exported["ae"], tmp_path / "model")
     wound(tmp_path / "model")
-    with pytest.raises(error, match=words) as refusal:
+    with pytest.raises(error, match=words):
         udl_dist.load(tmp_path / "model")
-    assert "\n" not in str(refusal.value)
 
 
 def test_a_model_can_be_exported_when_its_data_is_gone(

@@ -152,9 +152,8 @@ def test_a_class_that_is_nowhere_and_images_without_labels_are_refused(tmp_path:
         (tmp_path / "made.npz", "no record of .* is of class 7: name one"),
     ):
         data = asked("ae", source, data__without_labels="0,7", data__cache=str(tmp_path)).data
-        with pytest.raises(DataError, match=rf"data\.without_labels: .*{said}") as why:
+        with pytest.raises(DataError, match=rf"data\.without_labels: .*{said}"):
             open_streams(prepare(data), 0)
-        assert "\n" not in str(why.value)
 
 
 def test_a_class_of_one_of_two_sources_is_left_out_and_one_without_labels_is_refused(

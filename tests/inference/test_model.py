@@ -41,9 +41,8 @@ def test_a_model_gives_what_it_can_and_refuses_the_rest_by_name(folder: Path) ->
         else:
             with pytest.raises(
                 UsageError, match=f"a model of method .* cannot {ability}, it can .*"
-            ) as refusal:
+            ):
                 use()
-            assert "\n" not in str(refusal.value)
 
 
 def test_what_comes_out_does_not_depend_on_how_many_go_in(

@@ -121,7 +121,7 @@ TRAIN, SUBMIT = (
 
 
 @pytest.mark.parametrize(
-    ("method", "command", "unplugged", "told"),
+    ("method", "command", "unplugged", "reported"),
     [
         ("ae", TRAIN, False, ""),
         ("vae", SUBMIT, False, ""),

@@ -124,9 +124,8 @@ def test_one_of_a_newer_udl_dist_is_refused_by_name_and_never_passed_over(tmp_pa
         lambda: checkpoint.newest(tmp_path, said.append),
         lambda: checkpoint.load(manifest.parent),
     ):
-        with pytest.raises(TrainingError, match=expected) as refused:
+        with pytest.raises(TrainingError, match=expected):
             act()
-        assert "\n" not in str(refused.value)
     assert not said
     assert len(checkpoint.complete(tmp_path)) == 2
 

@@ -71,18 +71,14 @@ def worlds(source: Path) -> dict[tuple[int, str, str], list[Outcome]]:
 def test_ranks_equal_one_rank_of_the_whole_batch_even_if_shares_are_uneven(
     method: str, optimizer: str, worlds: dict[tuple[int, str, str], list[Outcome]]
 ) -> None:
-    ((alone, _, figures),) = worlds[1, method, optimizer]
-    for world in WORLDS[1:]:
-        ranks = worlds[world, method, optimizer]
-        assert len({hash_ for _, hash_, _ in ranks}) == 1, "weights differ between ranks"
-        assert all(figures_ == ranks[0][2] for _, _, figures_ in ranks), (
-            "figures differ between ranks"
-        )
-        apart = (ranks[0][0] - alone).abs()
-        assert apart.quantile(0.99).item() <= 1e-6
-        assert apart.max().item() <= (1e-6 if optimizer == "plain" else 1e-4)
-        for ours, theirs in zip(figures, ranks[0][2], strict=True):
-            assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+    ((alone, _, figures),), ranks = (worlds[world, method, optimizer] for world in WORLDS)
+    assert len({hash_ for _, hash_, _ in ranks}) == 1, "weights differ between ranks"
+    assert all(figures_ == ranks[0][2] for _, _, figures_ in ranks), "figures differ between ranks"
+    apart = (ranks[0][0] - alone).abs()
+    assert apart.quantile(0.99).item() <= 1e-6
+    assert apart.max().item() <= (1e-6 if optimizer == "plain" else 1e-4)
+    for ours, theirs in zip(figures, ranks[0][2], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
