@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.storage.blobs import FileBlob
 from udl_dist.storage.ranges import (
     LONGEST_RANGE,
     PIECES_HELD,
@@ -19,8 +18,21 @@ from udl_dist.storage.ranges import (
     merged,
     read_ranges,
 )
+from udl_dist.storage.transfers import Limits, Pending, Traffic
 
 DATA = os.urandom(300_000)
+
+
+class FileBlob:
+    """A file on disk, small enough for memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.name, self.traffic, self.stamp = str(path), Traffic(), "mtime:0"
+        self._data = path.read_bytes()
+        self.size = len(self._data)
+
+    def begin(self, start: int, length: int) -> Pending[bytes]:
+        return Pending(lambda: self._data[start : start + length], Limits(), self.traffic, length)
 
 
 @pytest.fixture(scope="module")
