@@ -4,7 +4,7 @@ reads them.
 Each case mutates a tiny shard (headers, with their checksums put right half of the time; payloads;
 its length) or its index, then indexes it, opens the index, reads and decodes the records, and
 checks both. Only UdlError may come out, and a case may take 5 seconds at most. Each thousand has
-a process of its own, whose crash or hang ends the bench; the same seed makes the same cases (--seed,
+a process of its own, whose crash or hang ends the bench; a seed makes the same cases again (--seed,
 --first to see one again). Prints counts; ends with 1 if anything was found.
 """
 

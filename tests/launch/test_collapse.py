@@ -263,7 +263,7 @@ def test_a_run_that_really_fails_says_so(name: str, source: Path, tmp_path: Path
 def test_a_healthy_run_raises_no_alarm_at_any_step(
     method: str, source: Path, tmp_path: Path
 ) -> None:
-    assert "ALARM" not in said(method, source, tmp_path / "run", images="1200", every="12")
+    assert "ALARM" not in said(method, source, tmp_path / "run", images="600", every="12")
 
 
 def measured(experiments: list[Experiment]) -> list[dict[str, float]]:

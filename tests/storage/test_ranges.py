@@ -86,7 +86,6 @@ def test_tiny_records_with_a_tar_header_between_go_together() -> None:
     [
         (300, SMALL_GAP, 300, 1),
         (300, SMALL_GAP + 1, 300, 2),
-        (SMALL_RANGE - 400, 100, 300, 1),
         (1_000_000, 100_000, 50, 1),
         (1_000_000, 100_001, 50, 2),
         (LONGEST_RANGE - 300, 0, 300, 1),
@@ -97,6 +96,13 @@ def test_neighbours_are_joined_up_to_each_limit(
     first: int, gap: int, second: int, requests: int
 ) -> None:
     assert len(merged([(7, first), (7 + first + gap, second)])) == requests
+
+
+def test_tiny_ranges_are_joined_up_to_the_small_range() -> None:
+    tiny = [(at * 2048, 1024) for at in range(128)]
+    for length, requests in ((524, 1), (525, 2)):
+        last = (SMALL_RANGE - 524, length)
+        assert len(merged([*tiny, last])) == requests
 
 
 def test_no_joined_range_is_longer_than_the_longest() -> None:
