@@ -22,7 +22,7 @@ FLAGS = {"run__workers": "2", "train__total_images": "2400", "evaluate__every_im
 @pytest.mark.parametrize(
     ("act", "expected"),
     [
-        ("freeze", "rank 1 showed no life after 708 images"),
+        ("freeze", "rank 1 had no heartbeat after 708 images"),
         ("kill", "rank 1 failed after 708 images: its process died"),
     ],
 )
