@@ -2,9 +2,8 @@
 busy machine).
 """
 
-from __future__ import annotations
-
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,39 @@ from hypothesis import settings
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
 
-# No test is timed: a busy machine fails nobody.
+# No test is timed: a busy machine fails no one.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need another Ray than the rest come last."""
+    items.sort(key=lambda item: "test_capacity" in item.nodeid)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """Whatever Ray is up at the end is ended."""
+    yield
+    from tests.launch import rays
+
+    rays.end()
+
+
+@pytest.fixture
+def cluster(ray_session: None) -> None:
+    """A Ray of four cores, one for all tests that use it."""
+    from tests.launch import rays
+
+    rays.start()
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """70 packed images of 8 px, a fifth held out, to be read only."""
+    from tests.training.learn import packed
+
+    return packed(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="session")

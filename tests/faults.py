@@ -14,8 +14,6 @@ again; `always`: each time it is reached. Without `in PLACE` it happens at the f
 comes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import errno

@@ -1,7 +1,5 @@
 """What processes of this machine listen on, read from /proc. For tests."""
 
-from __future__ import annotations
-
 import ipaddress
 import socket
 import struct

@@ -1,7 +1,5 @@
 """The README and docs/: their methods train, and what they name exists."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Mapping

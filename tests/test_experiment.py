@@ -1,7 +1,5 @@
 """An experiment: defaults, then a file, then flags; nothing is ever ignored."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,10 +1,8 @@
 """Hostile files at every input of the product: nothing in them runs, each is refused in one line or
 left alone.
 
-What would run makes a file, the canary. The doors are those of the `udl` command, in this process.
+What would run makes a file, the canary. The inputs are those of the `udl` command.
 """
-
-from __future__ import annotations
 
 import io
 import json

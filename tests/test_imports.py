@@ -1,7 +1,5 @@
 """Which package may import which, read from the syntax trees."""
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "udl_dist"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# What each package may import of ours, beside `errors`. `cli` and `commands` may import anything.
+# What each package may import of ours, next to `errors`. `cli` and `commands` may import anything.
 ALLOWED = {
     "core": set[str](),
     "storage": {"core"},

@@ -2,8 +2,6 @@
 them.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +31,12 @@ def run(method: str, source: Path, folder: Path, **flags: str) -> Path:
 
 def finished(experiment: Experiment) -> Path:
     """The same of any experiment, trained by one worker in this process."""
-    kept = RunFolder(Path(experiment.run.folder))
-    kept.path.mkdir(parents=True, exist_ok=True)
-    kept.experiment.write_text(experiment.to_toml())
+    stored = RunFolder(Path(experiment.run.folder))
+    stored.path.mkdir(parents=True, exist_ok=True)
+    stored.experiment.write_text(experiment.to_toml())
     ended = work(experiment, prepare(experiment.data), Ranks())
-    kept.finish({"images": ended["images"], "figures": ended["figures"]})
-    return kept.path
+    stored.finish({"images": ended["images"], "figures": ended["figures"]})
+    return stored.path
 
 
 def runs(folder: Path) -> dict[str, Path]:

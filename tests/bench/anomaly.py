@@ -1,14 +1,12 @@
-"""python -m tests.bench.anomaly [--job JOB.toml] [--keep FOLDER] [--classes 0,1] [any setting]: odd
-classes told apart.
+"""python -m tests.bench.anomaly [--job JOB.toml] [--keep FOLDER] [--classes 0,1] [any setting]:
+classes never seen are recognised as anomalies.
 
-Each class is left out of training in turn; held-out images of it are odd, those of the others
+Each class is left out of training in turn; held-out images of it are anomalies, those of the others
 normal. AUROC and what a threshold finds of each score, as means over the classes. Settings of the
 job have a dot (`--data.source MNIST`, `--train.epochs 3`), those of `udl evaluate` have none
 (`--neighbours 5`, `--train-images 0`). One worker, in this process, one run after the other; runs
-in the folder that is kept are measured again, not trained again.
+in the folder that is stored are measured again, not trained again.
 """
-
-from __future__ import annotations
 
 import argparse
 import sys
@@ -61,7 +59,7 @@ def without(
 
 
 def rows(figures: Figures) -> dict[str, float]:
-    """AUROC of every score and of what stands beside it, and what its threshold finds."""
+    """AUROC of every score and of what stands next to it, and what its threshold finds."""
     found = {}
     for name, entry in figures.items():
         _, what, score = name.split("_", 2)

@@ -3,8 +3,6 @@
 python -m tests.bench.bombs NAME checks one in this process and prints what it took.
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

@@ -2,11 +2,8 @@
 H, W].
 
 Ours through the public way in; webdataset's usual pipeline; the bare loop that knows where the
-images lie; litdata and MosaicML streaming, which want the images converted first and are not among
-our dependencies.
+images lie.
 """
-
-from __future__ import annotations
 
 import itertools
 import mmap
@@ -91,55 +88,3 @@ def bare(source: Path, shape: Shape) -> Batches:
         for row, (mapped, start, end) in zip(images, itertools.islice(endless, BATCH), strict=True):
             decode_into(row, mapped[start:end], "crop")
         yield images
-
-
-def photos_of(source: Path) -> Iterator[bytes]:
-    """The encoded photos of a folder of shards, for those that must convert them."""
-    for path in sorted(source.rglob("*.tar")):
-        with tarfile.open(path) as members:
-            for each in members:
-                if each.name.endswith(".jpg"):
-                    yield members.extractfile(each).read()  # type: ignore[union-attr]
-
-
-def litdata(source: Path, shape: Shape, folder: Path) -> Batches:
-    """litdata out of its own chunks, with PIL, in this process."""
-    from litdata import StreamingDataLoader, StreamingDataset
-    from litdata.streaming.writer import BinaryWriter
-
-    from udl_dist.data.images.decoders import pillow_image
-    from udl_dist.data.images.headers import read_header
-
-    class Photos(StreamingDataset):  # type: ignore[misc]
-        def __getitem__(self, index: Any) -> Any:
-            data = bytes(super().__getitem__(index))
-            return fitted(pillow_image(data, read_header(data)), shape)
-
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        writer = BinaryWriter(str(folder), chunk_bytes="32MB")
-        for number, data in enumerate(photos_of(source)):
-            writer[number] = data
-        writer.done()
-        writer.merge()
-    while True:
-        yield from StreamingDataLoader(Photos(str(folder)), batch_size=BATCH, num_workers=0)
-
-
-def mosaicml(source: Path, shape: Shape, folder: Path) -> Batches:
-    """MosaicML streaming out of its own MDS shards, with PIL, in this process."""
-    import io
-
-    from streaming import MDSWriter, StreamingDataset
-    from torch.utils.data import DataLoader
-
-    class Photos(StreamingDataset):  # type: ignore[misc]
-        def __getitem__(self, index: Any) -> Any:
-            return fitted(Image.open(io.BytesIO(super().__getitem__(index)["jpg"])), shape)
-
-    if not folder.exists():
-        with MDSWriter(out=str(folder), columns={"jpg": "bytes"}) as writer:
-            for data in photos_of(source):
-                writer.write({"jpg": data})
-    while True:
-        yield from DataLoader(Photos(local=str(folder), batch_size=BATCH), batch_size=BATCH)

@@ -6,8 +6,6 @@ keys that are lost. Exact: what the index can still read, counted by comparing b
 reported lost is what was indexed. Ends with 1 if anything is missed.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 from pathlib import Path

@@ -12,8 +12,6 @@ and `EROFS` are a seccomp filter, by which the kernel itself refuses every furth
 write, fsync, mkdir, rename … of the process.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import ctypes
@@ -32,6 +30,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from tests.bench import relaunch, saves
+from tests.training.gloo import context
 from tests.training.learn import packed
 from udl_dist import experiment as experiments
 from udl_dist.errors import TrainingError
@@ -221,7 +220,7 @@ class Suite:
         shutil.rmtree(self.run, ignore_errors=True)
         self.run.mkdir()
         arguments = (self.experiment.to_dict(), at, how, str(self.said))
-        process = relaunch.context.Process(target=ranked, args=arguments)
+        process = context.Process(target=ranked, args=arguments)
         process.start()
         process.join(60)
         code = process.exitcode

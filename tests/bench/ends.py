@@ -6,8 +6,6 @@ mark in their environment), with them their ports; files in /dev/shm that are ne
 process has open; a run folder that cannot be taken.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal

@@ -17,8 +17,6 @@ A dense VAE of 28 px, trained for a few steps; of random blocks of grey unless -
 four IDX files. Times are medians of turns; each process has one thread.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import subprocess
@@ -65,7 +63,7 @@ print(max(own))
 
 
 def model_of(folder: Path, mnist: str, images: int) -> Model:
-    """A VAE of 28 px that holds so many images out, and a classifier beside it."""
+    """A VAE of 28 px that holds so many images out, and a classifier next to it."""
     source = mnist
     if not mnist:
         random = np.random.default_rng(0)

@@ -1,12 +1,10 @@
 """python -m tests.bench.exactness: resumes, resizes, mixed sets and damage, counted exactly; ends
 with 1 on a miss.
 
-Which epoch a delivered record belongs to is told by its key, a hash of seed, epoch and record; so
+The key of a delivered record, a hash of seed, epoch and record, says which epoch it belongs to; so
 what is counted is (set, epoch, record), with a Counter: whatever comes twice or not at all shows,
 also where a batch straddles epochs.
 """
-
-from __future__ import annotations
 
 import os
 import sys
@@ -71,7 +69,7 @@ def global_batches(
 
 
 def digest(shares: list[Records]) -> str:
-    """A hash of all that a global batch holds, whoever got which part of it."""
+    """A hash of all that a global batch holds, whichever rank got which part of it."""
     state = xxhash.xxh3_128()
     for name in FIELDS:
         state.update(np.concatenate([getattr(share, name) for share in shares]).tobytes())
@@ -110,7 +108,7 @@ class Seen(NamedTuple):
 
 def resized(stream: Stream, chance: Random, epochs: float = 1.3, most_world: int = 8) -> Seen:
     """Deliver some epochs, each segment of steps at a world and a batch size of its own, as if
-    started anew.
+    started again.
     """
     counted, position, foreign, other = Counter[Delivered](), 0, 0, 0
     known = names(stream, int(epochs * stream.records) + 1)

@@ -3,11 +3,9 @@ a check, < 8 min.
 
 The most valuable checks come first; after LIMIT seconds (450) those that are left are skipped.
 Without a GPU, or with SMALL=1, everything runs small on the CPU: that tries the script, and shows
-nothing of a GPU. `expect` stands beside what was seen; nothing is asserted here, so that one
+nothing of a GPU. `expect` stands next to what was seen; nothing is asserted here, so that one
 surprise does not hide the next.
 """
-
-from __future__ import annotations
 
 import contextlib
 import hashlib
@@ -20,7 +18,6 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -129,7 +126,7 @@ def asked(
     return experiments.load(None, base | KINDS[kind] | dotted)
 
 
-class Run:
+class GpuRun:
     """A training and its reports on a device, with the arithmetic that a worker would set."""
 
     def __init__(self, experiment: Experiment, device: torch.device = DEVICE) -> None:
@@ -209,9 +206,9 @@ def ray(verb: str, *flags: str) -> dict[str, Any]:
 def agree(kind: str) -> dict[str, Any]:
     """The losses of 20 steps on the CPU and on the GPU, by precision."""
     flags: dict[str, Any] = {"method__dropout": 0} if kind == "gan" else {}
-    cpu = Run(asked(kind, **flags), torch.device("cpu")).losses()
+    cpu = GpuRun(asked(kind, **flags), torch.device("cpu")).losses()
     found = {
-        precision: apart(cpu, Run(asked(kind, train__precision=precision, **flags)).losses())
+        precision: apart(cpu, GpuRun(asked(kind, train__precision=precision, **flags)).losses())
         for precision in ("float32", "tf32", "bfloat16")
     }
     return found | {"expect": "1e-4 (GANs 5e-2: batch normalisation and kinks), 1e-2, 5e-2"}
@@ -223,12 +220,12 @@ def bits(kind: str, determinism: str, size: int, channels: int, **flags: Any) ->
     half, hashes = STEPS * experiment.train.batch_size, []
     folder = FOLDER / f"checkpoints_{time.monotonic()}"
     for turn in range(3):
-        run = Run(experiment)
+        run = GpuRun(experiment)
         for report in run.reports(every=STEPS, validate=half):
             if turn == 0 and report.images == half:
                 checkpoint.save(folder, half, run.learning.tensors(), {})
         hashes.append(run.hash())
-    again = Run(experiment)
+    again = GpuRun(experiment)
     again.learning.restore(checkpoint.load(checkpoint.path_of(folder, half))[0])
     list(again.reports(half, STEPS, half))
     return {
@@ -246,7 +243,8 @@ def compiled(kind: str) -> dict[str, Any]:
     # compiled code draws its own noise
     flags: dict[str, Any] = {"method__dropout": 0} if kind == "gan" else {}
     eager, fused = (
-        Run(asked(kind, steps=4, train__compile=on, **flags)).losses() for on in ("false", "true")
+        GpuRun(asked(kind, steps=4, train__compile=on, **flags)).losses()
+        for on in ("false", "true")
     )
     found = apart(eager, fused)
     return {"frames": dict(counters["frames"]), "apart": found, "expect": "ok > 0, 1e-3"}
@@ -271,7 +269,7 @@ def two_bad_steps() -> dict[str, Any]:
     """Two steps of NaN images in a row with batch normalisation: verdicts come a step late on a
     GPU.
     """
-    run = Run(asked("ae", steps=10, method__network__norm="batch", train__non_finite="skip"))
+    run = GpuRun(asked("ae", steps=10, method__network__norm="batch", train__non_finite="skip"))
     (turn,) = run.learning.phases
     loss = turn.phase.loss
 
@@ -352,7 +350,7 @@ def bare(size: int, batch: int, steps: int, flags: dict[str, Any]) -> Callable[[
 
 def speed(size: int, batch: int, flags: dict[str, Any]) -> dict[str, Any]:
     steps = 3 if SMALL else 40
-    run = Run(asked("vae", size, batch=batch, steps=10**6, **flags))
+    run = GpuRun(asked("vae", size, batch=batch, steps=10**6, **flags))
     reports = run.reports(every=steps)
     ours = rate(lambda: next(reports), steps * batch)
     last = next(reports).metrics
@@ -371,44 +369,17 @@ def speed(size: int, batch: int, flags: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def profile(kind: str) -> dict[str, Any]:
-    """Where a step's time goes: launches, copies and waits of the host, and how busy the GPU is."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profiled
-
-    reports = Run(asked(kind, 64, batch=128, steps=10**6)).reports(every=STEPS)
-    next(reports)
-    began = time.perf_counter()
-    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if GPU else [])]
-    with profiled(activities=kinds) as seen:
-        next(reports)
-        if GPU:
-            torch.cuda.synchronize()
-    wall = time.perf_counter() - began
-    calls, busy = Counter[str](), 0.0
-    for event in seen.events() or ():
-        if event.device_type == torch._C._autograd.DeviceType.CUDA:
-            busy += event.device_time_total
-        elif event.name.startswith(("cuda", "cu")):
-            calls[event.name] += 1
-    return {
-        "ms_a_step": round(wall / STEPS * 1e3, 2),
-        "gpu_busy": round(busy / 1e6 / wall, 2),
-        "calls": {name: round(count / STEPS, 1) for name, count in calls.most_common(8)},
-    }
-
-
 def ddp() -> dict[str, Any]:
-    """DDP by NCCL with one rank against none; NCCL is told the interface as workers are."""
+    """DDP by NCCL with one rank against none; NCCL gets the interface as workers are."""
     import torch.distributed as dist
 
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "=lo")
-    plain = Run(asked("gan")).losses()
+    plain = GpuRun(asked("gan")).losses()
     dist.init_process_group(
         "nccl" if GPU else "gloo", init_method=f"file://{FOLDER}/meet", rank=0, world_size=1
     )
     try:
-        run = Run(asked("gan"))
+        run = GpuRun(asked("gan"))
         where = [DEVICE] if GPU else None
         # `broadcast_buffers` has a new name from torch 2.13 on
         warnings.simplefilter("ignore", FutureWarning)
@@ -432,7 +403,7 @@ def two_ranks() -> dict[str, Any]:
     both = [queue.get() for _ in range(2)]
     return {
         "equal": both[0] == both[1],
-        "apart": apart(Run(experiment).losses(), both[0]),
+        "apart": apart(GpuRun(experiment).losses(), both[0]),
         "expect": "true, 1e-3",
     }
 
@@ -443,7 +414,7 @@ def _rank_of_two(rank: int, folder: str, experiment: Experiment, queue: Any) -> 
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet_two", rank=rank, world_size=2
     )
-    queue.put(Run(experiment).losses())
+    queue.put(GpuRun(experiment).losses())
     dist.destroy_process_group()
 
 
@@ -555,8 +526,6 @@ def main() -> None:
             "--search.final-seeds",
             "1",
         )
-    for kind in ("vae", "gan"):
-        check(f"profile {kind}", profile, kind)
     for data, size in (("jpeg", 64), ("npy", 64), ("jpeg", 128)):
         for readers in (1, 4, 16):
             check("loader", loader, data, size, readers)

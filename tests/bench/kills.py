@@ -7,8 +7,6 @@ curves. Without Ray the ranks are gloo processes that are started again all toge
 are Ray's workers.
 """
 
-from __future__ import annotations
-
 import argparse
 import random
 import shutil

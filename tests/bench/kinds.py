@@ -5,8 +5,6 @@ Without Ray the ranks are gloo processes; with it they are Ray's workers, and th
 too and run again.
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import tempfile

@@ -7,8 +7,6 @@ neighbouring turns is printed (goal: 0.9). Then bytes read ÷ bytes needed of sh
 straight epochs over photo-sized and tiny records (goal: 1.1).
 """
 
-from __future__ import annotations
-
 import os
 import statistics
 import subprocess

@@ -2,8 +2,6 @@
 domain).
 """
 
-from __future__ import annotations
-
 import io
 from functools import lru_cache
 from pathlib import Path

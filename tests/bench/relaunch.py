@@ -1,16 +1,10 @@
 """A launcher for tests that is not Ray: forked gloo ranks, started again all together while any of
 them ends badly.
-
-Ranks are forked from a server that has imported everything, so a start costs a fraction of a
-second.
 """
-
-from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -23,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import faults
+from tests.training.gloo import context
 from tests.training.learn import asked
 from udl_dist import experiment as experiments
 from udl_dist.data.packing.prepare import prepare
@@ -31,18 +26,6 @@ from udl_dist.runs import heartbeat
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import checkpoint
 
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(
-    [
-        "torch._dynamo",
-        "torch.distributed.optim",
-        "udl_dist.launch.worker",
-        "udl_dist.methods.ae",
-        "udl_dist.methods.vae",
-        "udl_dist.methods.gan",
-        "tests.bench.relaunch",
-    ]
-)
 QUIET = {"track__mode": "off", "evaluate__pictures": "false"}
 
 
@@ -109,7 +92,7 @@ def _rank(rank: int, meet: str, values: dict[str, Any], start: int, hook: Any) -
         contextlib.suppress(FileNotFoundError),
         open(Path(values["run"]["folder"]) / "stderr.txt", "a") as file,
     ):
-        os.dup2(file.fileno(), 2)  # of a rank that ends badly on purpose nobody wants to read
+        os.dup2(file.fileno(), 2)  # of ranks that end badly on purpose
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "Grad strides do not match", UserWarning)
     experiment = experiments.from_dict(values)
@@ -125,7 +108,7 @@ def _rank(rank: int, meet: str, values: dict[str, Any], start: int, hook: Any) -
         hook(rank, start)
     work(experiment, prepare(experiment.data), Ranks())
     if experiment.run.most_workers > 1:
-        dist.barrier()  # nobody leaves while another still listens to it
+        dist.barrier()  # no one leaves while another still listens to it
     os._exit(0)  # nothing of the server is to be tidied up here
 
 

@@ -11,8 +11,6 @@ sweeps, verifies every hash, loads, saves again and looks for strays. Then the s
 tmpfs that is full after 0, 4, 8 … KiB (without rights to mount: RLIMIT_FSIZE).
 """
 
-from __future__ import annotations
-
 import os
 import random
 import resource
@@ -134,8 +132,9 @@ def kills(number: int) -> tuple[int, list[str]]:
     """How many of `number` children were killed, and what went wrong after any of them."""
     there, wrong, died = points(), [], 0
     chance, span = random.Random(0), seconds()
+    order = chance.sample(range(1, len(there) + 1), len(there))
     for turn in range(number):
-        point = turn + 1 if turn < len(there) else 0
+        point = order[turn] if turn < len(there) else 0
         with tempfile.TemporaryDirectory() as folder:
             where = prepared(Path(folder))
             while (
@@ -146,7 +145,7 @@ def kills(number: int) -> tuple[int, list[str]]:
                 span *= 0.9
             died += dead
             if trouble := restarted(where):
-                wrong.append(f"{there[turn] if point else 'random'}: {trouble}")
+                wrong.append(f"{there[point - 1] if point else 'random'}: {trouble}")
     return died, wrong
 
 

@@ -1,12 +1,10 @@
 """python -m tests.bench.search [--trials 32] [--nested 6] [--turns 1] [--only WHAT]: what a small
 search costs.
 
-    rates    trials per hour, ours beside plain Tune and Ray's nested template
+    rates    trials per hour, ours next to plain Tune and Ray's nested template
     asha     ASHA against the same trials without stopping, on the embedded digits: best figure and
     images
     reports  what a rung costs a trial: from its result to the decision, with one trial at a time
-    tiny     so many tiny trials (--tiny 1000): memory, descriptors, threads and processes of the
-    head
 
 The same VAE, the same steps and a hundred reports a trial, on a Ray that is there already. Ours:
 `udl search` with run folders, checkpoints, validations and the journal. Plain Tune: a function, an
@@ -14,13 +12,10 @@ actor a trial, every report to Tune. Nested: Ray's template, a trainer of one wo
 every report through Ray Train to Tune.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import os
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -66,7 +61,7 @@ def ours(source: Path, folder: Path, trials: int) -> None:
 
 
 def learned(config: dict[str, Any], report: Callable[[dict[str, float]], None]) -> None:
-    """The same training without anything that is kept."""
+    """The same training without anything that is stored."""
     from tests.training.learn import Run
     from udl_dist.training.loop import Intervals, TrainingLoop
 
@@ -142,7 +137,7 @@ def rates(folder: Path, asked_for: argparse.Namespace) -> None:
     }
     found: dict[str, list[float]] = {name: [] for name in contenders}
     source = packed(folder / "data", records=1000, size=28)
-    for turn in range(asked_for.phases):
+    for turn in range(asked_for.turns):
         for name, (run, trials) in contenders.items():
             if trials:
                 began = time.perf_counter()
@@ -198,100 +193,18 @@ def reports(folder: Path, asked_for: argparse.Namespace) -> None:
     print(f"{1000 * waited / reached:.2f} ms from a result to its decision ({reached} rungs)")
 
 
-def tiny(folder: Path, asked_for: argparse.Namespace) -> None:
-    source = packed(folder / "data")
-    base = asked(
-        "ae",
-        source,
-        run__folder=str(folder / "tiny"),
-        train__total_images="48",
-        track__mode="off",
-        run__hang_seconds="0",
-    )
-    more = {
-        "scheduler": "none",
-        "trials": asked_for.tiny,
-        "final_seeds": 0,
-        "plots": False,
-        "keep": 0,
-    }
-    wanted, seen = config.build(base, more, AXES), list[tuple[int, float, int, int, int, int]]()
-
-    def look() -> None:
-        journal = folder / "tiny" / "trials.jsonl"
-        while True:
-            time.sleep(0.5)
-            ended = journal.read_bytes().count(b"\n") if journal.exists() else 0
-            own = [
-                line
-                for line in Path("/proc/self/status").read_text().splitlines()
-                if line.startswith("RssAnon")
-            ]
-            mine = [
-                entry
-                for entry in Path("/proc").glob("[0-9]*")
-                if _session_of(entry) == os.getsid(0)
-            ]
-            threads, descriptors, most = (
-                _count(Path("/proc/self"), "task"),
-                _count(Path("/proc/self"), "fd"),
-                0,
-            )
-            for entry in mine:
-                most = max(most, _count(entry, "fd") if b"ray::" in _command(entry) else 0)
-            seen.append(
-                (ended, int(own[0].split()[1]) / 1024, descriptors, threads, len(mine), most)
-            )
-
-    threading.Thread(target=look, daemon=True).start()
-    began = time.perf_counter()
-    session.search(wanted, io.StringIO())
-    rate = 3600 * asked_for.tiny / (time.perf_counter() - began)
-    print(f"{asked_for.tiny} trials, {rate:,.0f} an hour")
-    for part in (0.1, 0.5, 0.98):
-        ended, memory, descriptors, threads, processes, most = next(
-            each for each in seen if each[0] >= part * asked_for.tiny
-        )
-        print(
-            f"after {ended}: head {memory:.0f} MiB, {descriptors} descriptors, {threads} threads, "
-            f"{processes} processes of the session, {most} descriptors of an actor at most"
-        )
-
-
-def _session_of(entry: Path) -> int:
-    try:
-        return os.getsid(int(entry.name))
-    except OSError:
-        return -1
-
-
-def _count(entry: Path, what: str) -> int:
-    try:
-        return len(list((entry / what).iterdir()))
-    except OSError:
-        return 0
-
-
-def _command(entry: Path) -> bytes:
-    try:
-        return (entry / "cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=32)
     parser.add_argument("--nested", type=int, default=6)
     parser.add_argument("--turns", type=int, default=1)
-    parser.add_argument("--tiny", type=int, default=1000)
-    parser.add_argument("--only", choices=("rates", "asha", "reports", "tiny"))
+    parser.add_argument("--only", choices=("rates", "asha", "reports"))
     asked_for = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ray_runtime.start("", False)
-        for suite in (rates, asha, reports, tiny):
+        for suite in (rates, asha, reports):
             if asked_for.only in (None, suite.__name__):
                 suite(Path(folder) / suite.__name__, asked_for)
         ray_runtime.end()

@@ -7,8 +7,6 @@ none twice, and every line of the journal is that of a search that was never dis
 this process, one trial after the other).
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import random

@@ -6,8 +6,6 @@ meet both; what is printed is the median ratio of neighbouring turns. Goal: 1.35
 (fused Adam is most of it).
 """
 
-from __future__ import annotations
-
 import itertools
 import statistics
 import tempfile

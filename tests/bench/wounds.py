@@ -2,8 +2,6 @@
 for the tests.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

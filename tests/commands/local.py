@@ -2,8 +2,6 @@
 it lets in.
 """
 
-from __future__ import annotations
-
 import http.client
 import re
 import subprocess

@@ -1,11 +1,9 @@
 """Secrets given by every way there is, and then looked for wherever they must not be: 0 hits.
 
-Whoever exports a secret hands it to the processes that are started there, by the environment that
+A secret that is exported goes to the processes that are started there, by the environment that
 children inherit: so AWS and W&B want it. Environments of processes are not searched, therefore;
-what Ray is told of a job's is.
+what Ray knows of a job is.
 """
-
-from __future__ import annotations
 
 import base64
 import json
@@ -264,8 +262,8 @@ def test_secrets_are_nowhere_but_where_they_were_put(
             for name in (listed := objects.listing("s3://bucket/")):
                 canaries.look(f"s3 {name}", objects.read(f"s3://bucket/{name}"))
             assert any(name.startswith("run/checkpoints/") for name in listed)
-            for told in heard:
-                canaries.look("the W&B server", told)
+            for reported in heard:
+                canaries.look("the W&B server", reported)
             canaries.look("what was printed", "".join(said).encode())
             assert (tmp_path / "run" / "report.html").exists() and (tmp_path / "exported").exists()
             assert canaries.searched > 1000

@@ -2,8 +2,6 @@
 without that cloud.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import signal
@@ -135,7 +133,7 @@ def test_rays_launcher_accepts_its_file() -> None:
     assert any("--dashboard-host=127.0.0.1" in command for command in starts)
 
 
-def test_the_image_runs_as_nobody_special_and_the_base_can_be_pinned() -> None:
+def test_the_image_runs_as_an_ordinary_user_and_the_base_can_be_pinned() -> None:
     text = (CLUSTER / "Dockerfile").read_text()
     assert re.findall(r"^USER (.*)$", text, re.MULTILINE) == ["1000:1000"]
     assert re.search(r"^ARG BASE=.*\nFROM \$\{BASE\}", text, re.MULTILINE)

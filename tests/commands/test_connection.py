@@ -1,53 +1,47 @@
 """The connection to a cluster: what is accepted, what is refused, where the token is sent."""
 
-from __future__ import annotations
-
 import json
 import socket
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.test_cli import udl
+from tests.storage.loopback import Loopback
+from tests.test_cli import udl_subprocess as udl
 from udl_dist.commands import connection
 from udl_dist.errors import ClusterError, UsageError
 
 TOKEN = "0123456789abcdef" * 4
 
 
-class Dashboard:
+class Asked(BaseHTTPRequestHandler):
+    server: Any
+
+    def do_GET(self) -> None:
+        dashboard: Dashboard = self.server.owner
+        code, answer = dashboard.answer(self.path, self.headers.get("Authorization", ""))
+        self.send_response(code)
+        if dashboard.elsewhere:
+            self.send_header("Location", dashboard.elsewhere)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class Dashboard(Loopback):
     """What a Ray dashboard answers, from a server of our own: with it no test waits for a Ray."""
 
     def __init__(self) -> None:
-        self.mode, self.version, self.elsewhere, self.heard = (
-            "token",
-            version("ray"),
-            "",
-            list[str](),
-        )
+        super().__init__(Asked)
+        self.mode, self.version, self.elsewhere = "token", version("ray"), ""
+        self.heard = list[str]()
         self.jobs = list[dict[str, Any]]()
-        dashboard = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                code, answer = dashboard.answer(self.path, self.headers.get("Authorization", ""))
-                self.send_response(code)
-                if dashboard.elsewhere:
-                    self.send_header("Location", dashboard.elsewhere)
-                self.end_headers()
-                self.wfile.write(json.dumps(answer).encode())
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def answer(self, path: str, shown: str) -> tuple[int, Any]:
         self.heard.append(shown)
@@ -67,10 +61,15 @@ def dashboard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Dashb
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setenv(connection.TOKEN_FILE, str(tmp_path / "token"))
     (tmp_path / "token").write_text(TOKEN + "\n")
-    made = Dashboard()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+    with Dashboard() as made:
+        yield made
+
+
+@pytest.fixture
+def thief() -> Iterator[Dashboard]:
+    """A server that must hear of nothing."""
+    with Dashboard() as made:
+        yield made
 
 
 def test_the_right_token_opens(dashboard: Dashboard) -> None:
@@ -82,13 +81,12 @@ def test_the_right_token_opens(dashboard: Dashboard) -> None:
 
 
 def test_neither_a_proxy_nor_netrc_comes_between(
-    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    dashboard: Dashboard, thief: Dashboard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Of the environment of whoever asks: HTTP libraries send the token there, or a password here,
+    """Of the environment of the command: HTTP libraries send the token there, or a password here,
     by themselves.
     """
     (tmp_path / ".netrc").write_text("default login me password hunter2\n")
-    thief = Dashboard()
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, thief.address)
     for name in ("no_proxy", "NO_PROXY"):
@@ -98,8 +96,6 @@ def test_neither_a_proxy_nor_netrc_comes_between(
     done = udl("status", "--address", dashboard.address)
     assert done.stdout == "udl-a-0123456789ab  running\n", done.stderr
     assert {*dashboard.heard} == {"", f"Bearer {TOKEN}"} and thief.heard == []
-    thief.server.shutdown()
-    thief.server.server_close()
 
 
 def test_the_cluster_of_this_machine_is_found(
@@ -147,24 +143,22 @@ def test_a_cluster_of_another_ray_is_refused(dashboard: Dashboard) -> None:
         connection.opened(dashboard.address)
 
 
-def test_no_redirect_carries_the_token_away(dashboard: Dashboard) -> None:
-    dashboard.elsewhere = (thief := Dashboard()).address + "/stolen"
+def test_no_redirect_carries_the_token_away(dashboard: Dashboard, thief: Dashboard) -> None:
+    dashboard.elsewhere = thief.address + "/stolen"
     with pytest.raises(ClusterError, match="answered 302"):
         connection.opened(dashboard.address)
     assert thief.heard == []
-    thief.server.shutdown()
-    thief.server.server_close()
 
 
 def test_what_is_no_dashboard_is_said_in_one_line(dashboard: Dashboard) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        door_seconds, connection.WAIT_SECONDS = connection.WAIT_SECONDS, 0.2
+        wait_seconds, connection.WAIT_SECONDS = connection.WAIT_SECONDS, 0.2
         try:
             with pytest.raises(ClusterError, match="is the address right, is the tunnel open"):
                 connection.opened(f"127.0.0.1:{port}")
         finally:
-            connection.WAIT_SECONDS = door_seconds
+            connection.WAIT_SECONDS = wait_seconds
     with pytest.raises(ClusterError, match="connection refused"):
         connection.opened(f"http://127.0.0.1:{port}")
     with pytest.raises(ClusterError, match=r"no Ray dashboard at http://nowhere\.invalid:8265"):

@@ -1,7 +1,5 @@
 """What udl doctor says of what the nodes answers: a line each, the node by name, and a cure."""
 
-from __future__ import annotations
-
 import json
 import platform
 import subprocess
@@ -46,7 +44,7 @@ def bad(found: dict[str, Any], **flags: str) -> list[str]:
     return [check.line() for check in judged(job, found, time.time()) if not check.good]
 
 
-def test_a_healthy_cluster_is_told_line_by_line() -> None:
+def test_a_healthy_cluster_is_reported_line_by_line() -> None:
     job = jobs.load(JOBS / "ae_digits.toml", {"track.key_file": "/key"})
     lines = [check.line() for check in judged(job, answers(), time.time())]
     assert len(lines) == 10
@@ -54,7 +52,7 @@ def test_a_healthy_cluster_is_told_line_by_line() -> None:
     assert "ok   folder     /runs/a on all 2 nodes" in lines
 
 
-def test_another_release_on_a_node_is_told() -> None:
+def test_another_release_on_a_node_is_reported() -> None:
     assert bad(answers(ray="2.9.0")) == [
         f"BAD  ray        2.9.0 on {OTHER}, {version('ray')} here: install the same on all of them"
     ]
@@ -62,7 +60,7 @@ def test_another_release_on_a_node_is_told() -> None:
     assert not bad(answers(python=platform.python_version().rpartition(".")[0] + ".99"))
 
 
-def test_a_folder_and_shards_that_a_node_does_not_see_are_told_with_the_node() -> None:
+def test_a_folder_and_shards_that_a_node_does_not_see_are_reported_with_the_node() -> None:
     [line] = bad(answers(folders={"/runs/a": "is not on a disk that is shared"}))
     assert (
         line == f"BAD  folder     /runs/a on {OTHER}: is not on a disk that is shared: "

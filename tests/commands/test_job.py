@@ -1,6 +1,4 @@
-"""A job as it travels: absolute, named by what it is, and nothing beside it."""
-
-from __future__ import annotations
+"""A job as it travels: absolute, named by what it is, and nothing next to it."""
 
 import shlex
 from pathlib import Path
@@ -133,7 +131,7 @@ def test_a_job_that_makes_no_sense_never_leaves(tmp_path: Path) -> None:
         jobs.load(tmp_path, {})
 
 
-def test_the_parcel_holds_the_package_and_the_job_alone(tmp_path: Path) -> None:
+def test_the_upload_holds_the_package_and_the_job_alone(tmp_path: Path) -> None:
     with job_package.packed("x = 1\n") as made:
         sent = {
             str(file.relative_to(made.folder)) for file in made.folder.rglob("*") if file.is_file()
@@ -164,7 +162,7 @@ def test_what_lies_in_the_package_and_is_not_ours_stays(
     assert [file.name for file in job_package.files()] == ["cli.py"]
 
 
-def test_a_parcel_that_is_too_large_is_refused_with_its_size() -> None:
+def test_an_upload_that_is_too_large_is_refused_with_its_size() -> None:
     with (
         pytest.raises(UsageError, match=r"package and job are [\d,]+ bytes, more than 1,000"),
         job_package.packed("", 1000),
@@ -187,7 +185,7 @@ def test_a_file_of_a_gigabyte_in_the_package_is_refused_before_it_is_read(
         pass
 
 
-def test_the_parcel_runs_by_itself(tmp_path: Path) -> None:
+def test_the_upload_runs_by_itself(tmp_path: Path) -> None:
     """Nothing but the package on the path: what the cluster will run."""
     import subprocess
     import sys

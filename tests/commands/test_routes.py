@@ -2,8 +2,6 @@
 join it.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
@@ -96,7 +94,7 @@ stub.ClusterInfo(asked, metadata=shown, timeout=20)
 
 
 @pytest.mark.parametrize("way", [NODE, DRIVER, CLIENT], ids=["node", "driver", "client"])
-def test_nobody_joins_without_the_token(cluster: str, way: str, tmp_path: Path) -> None:
+def test_no_one_joins_without_the_token(cluster: str, way: str, tmp_path: Path) -> None:
     head = (temporary() / "ray_current_cluster").read_text().strip()
     argv = [Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0") for process in processes()]
     [client] = [

@@ -2,8 +2,6 @@
 takes minutes.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -15,7 +13,8 @@ import pytest
 
 from tests.commands.local import temporary, up
 from tests.commands.test_job import JOBS
-from tests.test_cli import refused, udl
+from tests.test_cli import refused
+from tests.test_cli import udl_subprocess as udl
 from udl_dist.commands import connection
 
 pytestmark = pytest.mark.long
@@ -66,8 +65,8 @@ def test_a_run_that_is_trained_is_evaluated_there(tmp_path: Path) -> None:
     done = udl("submit", *wanted, "--follow")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^mse +0\.\d+", done.stdout, re.MULTILINE)
-    kept = json.loads((tmp_path / "run" / "evaluation.json").read_text())["figures"]
-    assert kept["mse"]["protocol"]["n"] == 200
+    stored = json.loads((tmp_path / "run" / "evaluation.json").read_text())["figures"]
+    assert stored["mse"]["protocol"]["n"] == 200
     assert udl("status", *wanted).stdout.endswith("  succeeded, exit code 0\n")
 
 
@@ -80,7 +79,7 @@ def test_the_exit_code_is_the_runs(tmp_path: Path) -> None:
     assert str(tmp_path / "none") in done.stdout
 
 
-def test_what_a_check_finds_is_told_in_one_line_and_nothing_is_sent(tmp_path: Path) -> None:
+def test_what_a_check_finds_is_reported_in_one_line_and_nothing_is_sent(tmp_path: Path) -> None:
     before = udl("status", "--json").stdout
     for flags, why in (
         (("--data.source", "/nowhere"), "data /nowhere on the head: does not exist there"),

@@ -1,7 +1,5 @@
 """Settings are read strictly, in the same words from a file and from a flag."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -2,8 +2,6 @@
 scenario says.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import signal

@@ -2,8 +2,6 @@
 end has a name.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import resource
@@ -17,16 +15,10 @@ import pytest
 from tests.bench import disk as bench
 from tests.launch.test_worker import curves, finished, manifest, wanted
 from tests.training import gloo
-from tests.training.learn import packed
 from udl_dist.core import files
 from udl_dist.errors import TrainingError
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import async_writer, checkpoint
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.skipif(
@@ -121,7 +113,7 @@ def lines_within(path: Path, most: int) -> str:
     return path.read_text()
 
 
-def test_a_last_checkpoint_that_a_slow_one_blocked_is_missed_by_name(
+def test_a_last_checkpoint_that_a_slow_one_delayed_is_missed_by_name(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one before it goes through in the end; that must not pass for the last one."""
@@ -134,10 +126,10 @@ def test_a_last_checkpoint_that_a_slow_one_blocked_is_missed_by_name(
             assert may.wait(30)
         return real(folder, images, *rest)  # type: ignore[arg-type]
 
-    log = RunFolder.say
+    reported = RunFolder.say
 
     def say(folder: RunFolder, line: str) -> None:
-        log(folder, line)
+        reported(folder, line)
         if "no checkpoint after 240 images" in line:
             may.set()
 

@@ -1,7 +1,5 @@
 """Chance looks like chance, and is a pure function of key, draw and element."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

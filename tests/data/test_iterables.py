@@ -1,7 +1,5 @@
 """The stream in other training loops: PyTorch's and webdataset's."""
 
-from __future__ import annotations
-
 import gc
 import warnings
 from collections import Counter

@@ -1,7 +1,5 @@
 """Distances of sets against torchmetrics, closed forms and counting by hand."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

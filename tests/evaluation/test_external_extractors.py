@@ -1,7 +1,5 @@
 """Extractors from elsewhere: used if trusted and named by their hash; no pickle is read."""
 
-from __future__ import annotations
-
 import hashlib
 import pickle
 import zipfile
@@ -77,9 +75,8 @@ def test_an_external_network_gives_its_own_numbers(
         with torch.no_grad():
             expected = module(images[:count]).flatten(1)
             torch.testing.assert_close(found.features(images[:count]), expected, atol=1e-6, rtol=0)
-    with pytest.raises(UsageError, match="say --trust-extractor true") as refusal:
+    with pytest.raises(UsageError, match="say --trust-extractor true"):
         find(path, trusted=False)
-    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,7 +1,5 @@
 """The bound of many latents, against a model whose likelihood is known in closed form."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

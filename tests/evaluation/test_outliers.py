@@ -1,7 +1,5 @@
 """Outlier scores against scikit-learn and by hand."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

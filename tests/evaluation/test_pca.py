@@ -1,7 +1,5 @@
 """The plane of most variance against scikit-learn, and of rows that have no second direction."""
 
-from __future__ import annotations
-
 import torch
 
 from udl_dist.evaluation import pca

@@ -1,7 +1,5 @@
 """Colour goes the whole way: trained, rebuilt, scored, exported, reported."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +43,7 @@ def test_colour_goes_the_whole_way(tmp_path: Path) -> None:
     assert report(str(folder)).faults == []
 
 
-def test_colour_images_of_any_size_stand_beside_pca(tmp_path: Path) -> None:
+def test_colour_images_of_any_size_stand_next_to_pca(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (60, 40, 40, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", pixels)
     pack(

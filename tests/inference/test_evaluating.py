@@ -1,7 +1,5 @@
 """Metrics of a trained model: with protocol and floors, the same over any number of workers."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -45,14 +43,14 @@ def test_figures_are_those_of_the_run_s_own_validation(
         assert "ssim" not in found  # of images smaller than its window
 
 
-def test_each_figure_is_kept_with_its_protocol_and_read_by_reports(
+def test_each_figure_is_stored_with_its_protocol_and_read_by_reports(
     trained: dict[str, Path], tmp_path: Path
 ) -> None:
     model = udl_dist.load(trained["ae"])
     done = evaluate(model, tmp_path, families=("reconstruction",))
-    kept = json.loads((tmp_path / "evaluation.json").read_text())["figures"]
-    assert kept == done["figures"]
-    protocol = kept["mse"]["protocol"]
+    stored = json.loads((tmp_path / "evaluation.json").read_text())["figures"]
+    assert stored == done["figures"]
+    protocol = stored["mse"]["protocol"]
     assert (protocol["split"], protocol["size"], protocol["checkpoint"]) == (
         "held_out",
         "1×8×8",
@@ -60,20 +58,23 @@ def test_each_figure_is_kept_with_its_protocol_and_read_by_reports(
     )
     assert protocol["weights"] == model.origin.weights
     (tmp_path / "experiment.toml").write_text((trained["ae"] / "experiment.toml").read_text())
-    assert read_run(tmp_path).evaluation["mse"].value == kept["mse"]["value"]
+    assert read_run(tmp_path).evaluation["mse"].value == stored["mse"]["value"]
     # Metrics of other weights are dropped, those of the same weights stay.
     (tmp_path / "evaluation.json").write_text(
         json.dumps(
             {
                 "figures": {
                     "old": {"value": 1.0, "protocol": {"weights": "other"}},
-                    "kept": kept["mse"],
+                    "kept": stored["mse"],
                 }
             }
         )
     )
     evaluate(model, tmp_path, families=("reconstruction",))
-    assert set(json.loads((tmp_path / "evaluation.json").read_text())["figures"]) == {*kept, "kept"}
+    assert set(json.loads((tmp_path / "evaluation.json").read_text())["figures"]) == {
+        *stored,
+        "kept",
+    }
 
 
 def test_what_a_method_cannot_have_is_refused_with_what_it_has(
@@ -84,13 +85,6 @@ def test_what_a_method_cannot_have_is_refused_with_what_it_has(
     with pytest.raises(UsageError, match=r"unknown metric group 'reconstuction': .*reconstruction"):
         evaluate(udl_dist.load(trained["ae"]), tmp_path, families=("reconstuction",))
     assert not (tmp_path / "evaluation.json").exists()
-
-
-def test_one_image_is_enough_where_a_mean_is_taken(
-    trained: dict[str, Path], tmp_path: Path
-) -> None:
-    found = evaluate(udl_dist.load(trained["ae"]), tmp_path, images=1)["figures"]
-    assert found["mse"]["protocol"]["n"] == 1
 
 
 def test_numbers_that_are_not_finite_are_no_figures(
@@ -146,7 +140,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def test_codes_and_sets_of_images_stand_beside_pixels_and_real_images(
+def test_codes_and_sets_of_images_stand_next_to_pixels_and_real_images(
     labelled: Path, tmp_path: Path
 ) -> None:
     model = udl_dist.load(labelled)
@@ -249,7 +243,7 @@ def test_a_family_without_labels_or_images_enough_is_left_out_and_refused_when_a
         evaluate(udl_dist.load(trained["gan"]), tmp_path, data=source, families=("likelihood",))
 
 
-def test_an_extractor_is_fitted_kept_and_named_by_its_hash(
+def test_an_extractor_is_fitted_stored_and_named_by_its_hash(
     labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -313,10 +307,10 @@ def test_any_number_of_workers_makes_the_same_figures(
     found = []
     for workers in (0, *counts):
         shutil.rmtree(
-            kept := trained["vae"].parent / "cache" / "references", ignore_errors=True
+            stored := trained["vae"].parent / "cache" / "references", ignore_errors=True
         )  # each makes its own
         found.append(evaluate(model, tmp_path, data=source, workers=workers)["figures"])
-    assert list(kept.iterdir())
+    assert list(stored.iterdir())
     alone, *shared = found
     for other in shared:
         assert {name: entry["value"] for name, entry in other.items()} == pytest.approx(

@@ -2,8 +2,6 @@
 refused by name.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess
@@ -112,9 +110,9 @@ def test_a_generator_is_the_whole_of_a_gan_in_every_format(
     torch.testing.assert_close(torch.from_numpy(drawn), model.decode(latents), atol=1e-5, rtol=0)
     with zipfile.ZipFile(
         tmp_path / "model" / "generator.pt2"
-    ) as kept:  # no image of the data, and no pickle
+    ) as stored:  # no image of the data, and no pickle
         assert all(
-            entry.file_size == 0 for entry in kept.infolist() if "sample_inputs" in entry.filename
+            entry.file_size == 0 for entry in stored.infolist() if "sample_inputs" in entry.filename
         )
 
 
@@ -312,9 +310,8 @@ def test_a_model_folder_that_is_not_what_it_claims_is_refused(
 ) -> None:
     shutil.copytree(exported["ae"], tmp_path / "model")
     wound(tmp_path / "model")
-    with pytest.raises(error, match=words) as refusal:
+    with pytest.raises(error, match=words):
         udl_dist.load(tmp_path / "model")
-    assert "\n" not in str(refusal.value)
 
 
 def test_a_model_can_be_exported_when_its_data_is_gone(

@@ -1,7 +1,5 @@
 """`udl evaluate --follow`: metrics of every checkpoint, and the copy of the best one stays."""
 
-from __future__ import annotations
-
 import json
 import resource
 import shutil

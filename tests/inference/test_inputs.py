@@ -2,8 +2,6 @@
 is expected.
 """
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 
@@ -100,9 +98,8 @@ def test_a_batch_of_none_is_a_batch() -> None:
     ],
 )
 def test_anything_else_is_refused_by_name(given: Any, error: type[Exception], words: str) -> None:
-    with pytest.raises(error, match=words) as refusal:
+    with pytest.raises(error, match=words):
         as_images(given, GRAY)
-    assert "\n" not in str(refusal.value)
 
 
 def test_latents_of_another_width_or_that_are_no_numbers_are_refused() -> None:

@@ -1,7 +1,5 @@
 """A mixture over codes: fitted by scikit-learn, used without it, so that an autoencoder samples."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

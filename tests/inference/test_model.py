@@ -2,8 +2,6 @@
 cannot do.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess
@@ -43,9 +41,8 @@ def test_a_model_gives_what_it_can_and_refuses_the_rest_by_name(folder: Path) ->
         else:
             with pytest.raises(
                 UsageError, match=f"a model of method .* cannot {ability}, it can .*"
-            ) as refusal:
+            ):
                 use()
-            assert "\n" not in str(refusal.value)
 
 
 def test_what_comes_out_does_not_depend_on_how_many_go_in(
@@ -66,11 +63,11 @@ def test_what_comes_out_does_not_depend_on_how_many_go_in(
 
 def test_the_best_checkpoint_is_used_unless_another_is_asked_for(trained: dict[str, Path]) -> None:
     run = trained["vae"]
-    kept = checkpoint.complete(run / "checkpoints")
-    best = min(kept, key=lambda path: checkpoint.facts(path)["figures"]["val/negative_elbo"])
+    stored = checkpoint.complete(run / "checkpoints")
+    best = min(stored, key=lambda path: checkpoint.facts(path)["figures"]["val/negative_elbo"])
     assert udl_dist.load(run).origin.images == int(best.name)
     assert udl_dist.load(run, checkpoint="last").origin.images == 480
-    assert udl_dist.load(run, checkpoint=int(kept[0].name)).origin.images == int(kept[0].name)
+    assert udl_dist.load(run, checkpoint=int(stored[0].name)).origin.images == int(stored[0].name)
     assert "by val/negative_elbo" in udl_dist.load(run).origin.line()
     with pytest.raises(UsageError, match="no checkpoint '7': there are best, last, "):
         udl_dist.load(run, checkpoint="7")
@@ -103,12 +100,6 @@ def test_loading_imports_neither_ray_nor_wandb_nor_webdataset(trained: dict[str,
     assert done.stdout.splitlines() == ["[]"]
 
 
-def test_a_run_without_a_checkpoint_says_so(trained: dict[str, Path], tmp_path: Path) -> None:
-    shutil.copy(trained["ae"] / "experiment.toml", tmp_path / "experiment.toml")
-    with pytest.raises(TrainingError, match="has no checkpoint yet: train it first"):
-        udl_dist.load(tmp_path)
-
-
 def test_a_folder_that_is_neither_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="neither a run folder nor an exported model"):
         udl_dist.load(tmp_path)
@@ -120,10 +111,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_and_never_when_it_is_the_b
     trained: dict[str, Path], tmp_path: Path
 ) -> None:
     shutil.copytree(trained["ae"], tmp_path / "run")
-    kept = checkpoint.complete(tmp_path / "run" / "checkpoints")
-    best = checkpoint.best_of(kept, "val/mse")
+    stored = checkpoint.complete(tmp_path / "run" / "checkpoints")
+    best = checkpoint.best_of(stored, "val/mse")
     assert best
-    for damaged in {best, kept[-1]}:
+    for damaged in {best, stored[-1]}:
         (damaged / "networks.safetensors").write_bytes(b"\x80\x04K\x01.")  # a pickle
     model = udl_dist.load(tmp_path / "run", checkpoint="last")
     assert model.origin.images < 480

@@ -1,7 +1,5 @@
 """Reference codes of training images: stored, exported, and images far from them flagged."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -52,7 +50,7 @@ def test_scores_are_those_of_scikit_learn_and_more_outside(own: Path) -> None:
     torch.testing.assert_close(model.score(given, by="reconstruction"), bare.score(given))
 
 
-def test_held_out_images_set_its_threshold_anew_when_other_neighbours_are_kept(
+def test_held_out_images_set_its_threshold_again_when_other_neighbours_are_stored(
     own: Path, tmp_path: Path
 ) -> None:
     np.save(tmp_path / "given.npy", images(20))
@@ -135,7 +133,7 @@ def test_codes_of_another_checkpoint_are_left_alone_and_damaged_ones_are_refused
     assert udl_dist.load(own).reference_codes is not None
 
 
-def test_what_cannot_be_kept_is_refused(trained: dict[str, Path], own: Path) -> None:
+def test_what_cannot_be_stored_is_refused(trained: dict[str, Path], own: Path) -> None:
     with pytest.raises(UsageError, match="cannot encode"):
         fit(udl_dist.load(trained["gan"]))
     with pytest.raises(UsageError, match="--neighbours 0: give 1 or more"):

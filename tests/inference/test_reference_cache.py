@@ -1,7 +1,5 @@
 """References are computed once; metrics are the same to the bit, whatever is in the cache."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -107,7 +105,7 @@ def test_what_is_known_costs_no_training_image(
     assert {"held_out", "train"} == set(made)
 
 
-def test_codes_are_measured_anew_and_pixels_are_not(
+def test_codes_are_measured_again_and_pixels_are_not(
     trained_here: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[set[str]] = []
@@ -130,20 +128,20 @@ def test_codes_are_measured_anew_and_pixels_are_not(
     assert all("raw pixels" in one["floor"] for one in figures.values())
 
 
-def test_a_damaged_or_foreign_file_is_made_anew(
+def test_a_damaged_or_foreign_file_is_made_again(
     trained_here: Path, cache: Path, looked: list[int], tmp_path: Path
 ) -> None:
     first = measured(trained_here, tmp_path / "1.json")
     everything = sum(looked)
-    (kept,) = cache.iterdir()
-    good = kept.read_bytes()
+    (stored,) = cache.iterdir()
+    good = stored.read_bytes()
     measured(trained_here, tmp_path / "other.json", seed=1)
-    (other,) = (path.read_bytes() for path in cache.iterdir() if path != kept)
+    (other,) = (path.read_bytes() for path in cache.iterdir() if path != stored)
     flipped = bytearray(good)
     flipped[-3] ^= 1
     without_facts = save({name: value + 1 for name, value in load(good).items()})
     for bad in (bytes(flipped), other, without_facts, b"torn", b""):
-        kept.write_bytes(bad)
+        stored.write_bytes(bad)
         looked.clear()
         assert measured(trained_here, tmp_path / "2.json") == first
         assert sum(looked) == everything
@@ -168,7 +166,7 @@ def test_what_another_program_worked_out_is_not_taken(
     assert len(list(cache.iterdir())) == 2
 
 
-def test_what_was_taken_of_stand_ins_is_not_kept(cache: Path, tmp_path: Path) -> None:
+def test_what_was_taken_of_stand_ins_is_not_stored(cache: Path, tmp_path: Path) -> None:
     """Records that cannot be read may be mended by the next evaluation."""
     source = spoilt(tmp_path / "data", (2,))
     skipping = {
@@ -186,15 +184,15 @@ def test_what_was_taken_of_stand_ins_is_not_kept(cache: Path, tmp_path: Path) ->
     assert not list(cache.glob("*"))
 
 
-def test_no_more_is_kept_than_is_allowed_and_a_cache_that_cannot_be_written_costs_no_figure(
+def test_no_more_is_stored_than_is_allowed_and_a_cache_that_cannot_be_written_costs_no_figure(
     trained_here: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = measured(trained_here, tmp_path / "1.json")
-    (kept,) = cache.iterdir()
-    monkeypatch.setattr(reference_cache, "MOST_BYTES", kept.stat().st_size)
+    (stored,) = cache.iterdir()
+    monkeypatch.setattr(reference_cache, "MOST_BYTES", stored.stat().st_size)
     measured(trained_here, tmp_path / "2.json", seed=1)
     assert len(list(cache.iterdir())) == 1
-    assert not kept.exists()
+    assert not stored.exists()
     next(cache.iterdir()).unlink()
     cache.rmdir()
     cache.write_text("a file where a folder should be")

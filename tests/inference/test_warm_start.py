@@ -1,8 +1,6 @@
-"""A run that starts with the weights of another: taken by name and shape, said, kept by hash, and
+"""A run that starts with the weights of another: taken by name and shape, said, stored by hash, and
 never taken again.
 """
-
-from __future__ import annotations
 
 import json
 import shutil
@@ -13,7 +11,7 @@ import torch
 
 import udl_dist
 from tests.trained import finished, run
-from tests.training.learn import asked, packed
+from tests.training.learn import asked
 from udl_dist import experiment as experiments
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import UsageError
@@ -23,11 +21,6 @@ from udl_dist.launch.plan import checked_plan
 from udl_dist.launch.worker import work
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training.distributed import Ranks
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("data"))
 
 
 def still(method: str, source: Path, folder: Path, init_from: Path, **flags: str) -> Path:
@@ -54,14 +47,12 @@ def test_a_run_starts_with_the_weights_of_another_and_keeps_their_hash(
     average = {"train__average_half_life": "100"} if method == "gan" else {}
     made = still(method, source, tmp_path / "new", trained[method], **average)
     torch.testing.assert_close(weights(made), weights(trained[method]), atol=1e-6, rtol=0)
-    kept = json.loads((made / "init.json").read_text())
-    assert kept["weights"] == udl_dist.load(trained[method]).origin.weights
-    assert (kept["from"], kept["anew"]) == (str(trained[method]), {})
+    stored = json.loads((made / "init.json").read_text())
+    assert stored["weights"] == udl_dist.load(trained[method]).origin.weights
+    assert (stored["from"], stored["anew"]) == (str(trained[method]), {})
     said = RunFolder(made).messages.read_text()
-    assert (
-        f"starts from {len(kept['taken'])} of {len(kept['taken'])} tensors of {trained[method]}: "
-        in said
-    )
+    count = len(stored["taken"])
+    assert f"starts from {count} of {count} tensors of {trained[method]}: " in said
 
 
 def test_an_exported_model_will_do(trained: dict[str, Path], source: Path, tmp_path: Path) -> None:
@@ -70,15 +61,15 @@ def test_an_exported_model_will_do(trained: dict[str, Path], source: Path, tmp_p
     torch.testing.assert_close(weights(made), weights(trained["ae"]), atol=1e-6, rtol=0)
 
 
-def test_what_does_not_fit_starts_anew_and_is_said(
+def test_what_does_not_fit_starts_fresh_and_is_said(
     trained: dict[str, Path], source: Path, tmp_path: Path
 ) -> None:
     made = still("ae", source, tmp_path / "new", trained["ae"], method__latent_dim="5")
-    kept = json.loads((made / "init.json").read_text())
-    assert kept["taken"] and kept["anew"]
-    assert all(why.endswith(" here") for why in kept["anew"].values())  # of other shapes
+    stored = json.loads((made / "init.json").read_text())
+    assert stored["taken"] and stored["anew"]
+    assert all(why.endswith(" here") for why in stored["anew"].values())  # of other shapes
     before, after = weights(trained["ae"]), weights(made)
-    for name in kept["taken"]:
+    for name in stored["taken"]:
         torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)
     assert "; first weights of its own for " in RunFolder(made).messages.read_text()
 

@@ -3,8 +3,6 @@ home folder of its own and can write nothing else; an S3-speaking server that th
 that they share. Needs root.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os
@@ -155,7 +153,7 @@ class Node:
         """kill -9 of everything that runs there: so the kernel does it when the first process of a
         namespace dies.
 
-        With its wire unplugged before, nobody is told by a closed connection.
+        With its wire unplugged before, no closed connection tells of it.
         """
         if unplugged:
             _in_hub(self.hub, f"ip link set {self.wire} down")
@@ -176,7 +174,7 @@ class Network:
         """One more machine."""
         number = len(self.nodes) + 2
         name, address = f"node-{number}", f"10.77.0.{number}"
-        kept = [
+        stored = [
             path
             for path in (sys.base_prefix, sys.prefix, str(REPOSITORY))
             if any(Path(path).is_relative_to(own) for own in OWN)
@@ -197,7 +195,7 @@ class Network:
         }
         spaces = ["unshare", "-n", "-m", "-p", "-u", "-i", "-f", "--mount-proc", "--kill-child"]
         keeper = subprocess.Popen(
-            [*spaces, "sh", "-c", NODE, "sh", name, address, " ".join(OWN), *kept],
+            [*spaces, "sh", "-c", NODE, "sh", name, address, " ".join(OWN), *stored],
             env=environment,
             text=True,
             **PIPED,

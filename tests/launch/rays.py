@@ -1,29 +1,33 @@
-"""One Ray for a module of tests: started once, ended with the last of them."""
-
-from __future__ import annotations
+"""The Ray of this test process: tests that agree on its size share one."""
 
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from tests.faults import firing
 from udl_dist.launch.ray_runtime import ENVIRONMENT
 
+CORES = 4  # more than there are, so that no test waits for another's
 
-@contextmanager
-def one_ray(cores: int, gpus: int = 0) -> Iterator[None]:
-    """A Ray that says it has so many cores and GPUs; it is there already for whatever would start
-    one.
-    """
+
+def start(cores: int = CORES, gpus: int = 0) -> None:
+    """Have a Ray with so many cores and GPUs: the one that runs, or a new one."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import ray
 
+        if ray.is_initialized():
+            total = ray.cluster_resources()
+            if (total.get("CPU"), total.get("GPU", 0)) == (cores, gpus):
+                return
+        end()
         quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
         with firing():
             ray.init(address="local", num_cpus=cores, num_gpus=gpus, **quiet)
-        yield
-        ray.shutdown()
+
+
+def end() -> None:
+    import ray
+
+    ray.shutdown()

@@ -2,18 +2,15 @@
 has them.
 """
 
-from __future__ import annotations
-
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.launch.rays import one_ray
+from tests.launch import rays
 from tests.search.asked import wanted
-from tests.training.learn import asked, packed
+from tests.training.learn import asked
 from udl_dist.errors import ClusterError
 from udl_dist.experiment import Experiment
 from udl_dist.launch import capacity, train_group
@@ -22,16 +19,10 @@ from udl_dist.search import tuner
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def large_cluster(ray_session: None) -> None:
     """96 cores and 8 GPUs would be a usual node; here a sixth of the cores."""
-    with one_ray(cores=16, gpus=8):
-        yield
+    rays.start(cores=16, gpus=8)
 
 
 def run(source: Path, workers: str, cores: int) -> Experiment:
@@ -68,9 +59,9 @@ def test_trials_share_a_gpu_but_no_trial_lies_on_two(
 def test_workers_tell_both_libraries_the_interface_of_ray(source: Path) -> None:
     import ray
 
-    def told() -> tuple[str | None, str | None]:
+    def reported() -> tuple[str | None, str | None]:
         train_group._choose_interface()
         return os.environ.get("GLOO_SOCKET_IFNAME"), os.environ.get("NCCL_SOCKET_IFNAME")
 
-    gloo, nccl = ray.get(ray.remote(num_cpus=1)(told).remote())
+    gloo, nccl = ray.get(ray.remote(num_cpus=1)(reported).remote())
     assert gloo and nccl == f"={gloo}"

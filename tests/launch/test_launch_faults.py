@@ -2,15 +2,12 @@
 the run by name.
 """
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 
 import pytest
 
 from tests import faults
-from tests.launch.test_driver import cluster, source
 from tests.launch.test_worker import finished, manifest, wanted
 from tests.training import gloo
 from udl_dist.errors import ClusterError, TrainingError
@@ -18,22 +15,31 @@ from udl_dist.launch import driver
 
 # Ray and its threads warn at will; they are not ours to mend.
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("default")]
-fixtures = cluster, source
 FLAGS = {"run__workers": "2", "train__total_images": "2400", "evaluate__every_images": "600"}
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_stopped_worker_changes_nothing_in_the_end(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("act", "expected"),
+    [
+        ("freeze", "rank 1 had no heartbeat after 708 images"),
+        ("kill", "rank 1 failed after 708 images: its process died"),
+    ],
+)
+def test_a_stopped_or_killed_worker_changes_nothing_in_the_end(
+    act: str, expected: str, source: Path, tmp_path: Path
+) -> None:
     gloo.run(2, finished, wanted("ae", source, tmp_path / "whole", **FLAGS))
     experiment = wanted("ae", source, tmp_path / "stopped", run__hang_seconds="4", **FLAGS)
-    faults.arm(tmp_path / "stopped", "freeze rank 1 at image 700 in phase")
+    faults.arm(tmp_path / "stopped", f"{act} rank 1 at image 700 in phase")
     ended = driver.train(experiment, io.StringIO())
     assert ended.complete
     said = (tmp_path / "stopped" / "messages.log").read_text()
-    assert "rank 1 showed no life after 708 images" in said
+    assert expected in said
     assert "all workers start again from the newest checkpoint (1 of 3)" in said
     assert "resumed after 600 images" in said
-    assert "backward" in (tmp_path / "stopped" / "stacks-0.txt").read_text()
+    stacks = tmp_path / "stopped" / "stacks-0.txt"
+    assert act == "kill" or "backward" in stacks.read_text()
     assert manifest(tmp_path / "stopped", 2400) == manifest(tmp_path / "whole", 2400)
 
 

@@ -3,8 +3,6 @@ temporary and home folder, a second network that leads nowhere, and a name that 
 itself.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re
@@ -45,7 +43,7 @@ class Cluster:
 
     def __init__(self, network: Network, data: Path) -> None:
         self.network, self.data = network, data
-        self.source = put(data / "train", "nodes")  # no index beside them: whoever trains makes one
+        self.source = put(data / "train", "nodes")  # without an index: training makes one
         self.head, self.nodes = network.add(), list[Node]()
         done = self.head.ray(
             "--head",
@@ -123,7 +121,7 @@ TRAIN, SUBMIT = (
 
 
 @pytest.mark.parametrize(
-    ("method", "command", "unplugged", "told"),
+    ("method", "command", "unplugged", "reported"),
     [
         ("ae", TRAIN, False, ""),
         ("vae", SUBMIT, False, ""),
@@ -136,7 +134,7 @@ def test_a_run_whose_node_is_lost_ends_with_the_weights_of_the_undisturbed_one(
     method: str,
     command: tuple[str, ...],
     unplugged: bool,
-    told: str,
+    reported: str,
     cluster: Cluster,
     tmp_path: Path,
 ) -> None:
@@ -154,7 +152,7 @@ def test_a_run_whose_node_is_lost_ends_with_the_weights_of_the_undisturbed_one(
     heard = RunFolder(run).messages.read_text()
     turns = (
         " 3 workers",
-        told,
+        reported,
         "start again from the newest checkpoint (1 of 3)",
         " 2 workers",
         "resumed after",
@@ -214,15 +212,15 @@ def test_what_the_head_alone_has_is_refused_with_the_names_of_the_others(
     cluster.job("ae", folder, run__workers="3", **flags)
     named = [f"{node.name} ({node.address}, node " for node in cluster.nodes]
     done = cluster.head.udl("train", JOB, "--run.address", "auto")
-    (told,) = [line for line in done.stderr.splitlines() if line.startswith("udl: ")]
+    (reported,) = [line for line in done.stderr.splitlines() if line.startswith("udl: ")]
     assert done.returncode == 5, done.stderr
-    assert expected in told
-    assert all(name in told for name in named)
+    assert expected in reported
+    assert all(name in reported for name in named)
     done = cluster.head.udl("submit", JOB, "--address", DASHBOARD)
-    (told,) = done.stderr.splitlines()
+    (reported,) = done.stderr.splitlines()
     assert done.returncode == 5
-    assert told.startswith("udl: nothing is sent: ")
-    assert any(name in told for name in named)
+    assert reported.startswith("udl: nothing is sent: ")
+    assert any(name in reported for name in named)
 
 
 def test_a_machine_without_the_token_can_neither_join_nor_train(cluster: Cluster) -> None:
@@ -239,7 +237,7 @@ def test_a_machine_without_the_token_can_neither_join_nor_train(cluster: Cluster
     assert cluster.alive() == before
     stranger.write(JOB, cluster.head.run("cat", JOB).stdout)
     done = stranger.udl("train", JOB, "--run.address", cluster.address)
-    (told,) = [line for line in done.stderr.splitlines() if line.startswith("udl: ")]
+    (reported,) = [line for line in done.stderr.splitlines() if line.startswith("udl: ")]
     assert done.returncode == 5
-    assert f"no Ray at {cluster.address}" in told
-    assert "token" in told
+    assert f"no Ray at {cluster.address}" in reported
+    assert "token" in reported

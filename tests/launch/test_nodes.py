@@ -2,13 +2,9 @@
 comes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -19,20 +15,15 @@ from unittest.mock import patch
 
 import pytest
 
-from tests.launch.test_worker import curves, finished, manifest, source, wanted
-from tests.storage.served import put, served
+from tests.launch import rays
+from tests.launch.test_worker import curves, finished, manifest, wanted
 from tests.training import gloo
-from tests.training.learn import packed
 from udl_dist.errors import ClusterError
 from udl_dist.launch import capacity, driver, ray_runtime, train_group
-from udl_dist.runs.remote import working
 from udl_dist.runs.run_folder import RunFolder
-from udl_dist.storage import objects
-from udl_dist.storage.uris import joined
 
 # Ray and its threads warn at will; they are not ours to mend.
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("default")]
-fixtures = (source,)
 IMAGES, CHECKPOINT_IMAGES = 24_000, 1200
 FLAGS = {
     "run__determinism": "elastic",
@@ -83,6 +74,7 @@ def nodes() -> Iterator[Nodes]:
         warnings.simplefilter("ignore")
         import ray
 
+        rays.end()
         nodes = Nodes()
         ray.init(address=nodes.cluster.address, log_to_driver=False, logging_level="ERROR")
         yield nodes
@@ -147,107 +139,18 @@ def test_a_node_lost_and_a_node_added_change_nothing_in_the_end(
         assert driver.train(
             wanted("vae", source, run, run__workers="2..4", **FLAGS), io.StringIO()
         ).complete
-    told = said(run)
-    assert told.index(" 3 workers") < told.index("start again from the newest checkpoint (1 of 3)")
+    reported = said(run)
+    assert reported.index(" 3 workers") < reported.index(
+        "start again from the newest checkpoint (1 of 3)"
+    )
     assert (
-        told.index(" 2 workers")
-        < told.index("3 workers can be had now, not 2")
-        < told.rindex(" 3 workers")
+        reported.index(" 2 workers")
+        < reported.index("3 workers can be had now, not 2")
+        < reported.rindex(" 3 workers")
     )
     gloo.run(1, finished, wanted("vae", source, tmp_path / "whole", **FLAGS), seconds=300)
     assert manifest(run, IMAGES) == manifest(tmp_path / "whole", IMAGES)
     assert [pytest.approx(point, rel=1e-5) for point in curves(run)] == curves(tmp_path / "whole")
-
-
-def test_nodes_that_share_nothing_but_object_storage_lose_one_and_end_with_the_same_weights(
-    tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(capacity, "GROW_SECONDS", 1.0)
-    while nodes.nodes:
-        nodes.lose()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "launcher"))
-    data = packed(tmp_path / "data")
-    with served() as endpoint:
-        here = f"?endpoint_override={endpoint}"
-        source, far = put(data / "train", "nodes") + here, f"s3://bucket/nodes-run{here}"
-        flags = {
-            "data__source": source,
-            "data__cache": str(tmp_path / "launcher-data"),
-            "data__held_out_fraction": "0.2",
-        }
-        for number in range(3):
-            nodes.add(XDG_CACHE_HOME=str(tmp_path / f"node-{number}"))
-        nodes.cluster.wait_for_nodes()
-        experiment = wanted(
-            "vae",
-            data,
-            tmp_path / "unused",
-            run__folder=far,
-            run__workers="2..4",
-            **(FLAGS | flags),
-        )
-        with acting(working(far, "launcher"), ("3 workers", nodes.lose)):
-            assert driver.train(experiment, io.StringIO()).complete
-        there = tmp_path / "there"
-        for name in objects.listing(far):
-            (there / name).parent.mkdir(parents=True, exist_ok=True)
-            objects.download(joined(far, name), there / name)
-        told = said(there)
-        assert told.index(" 3 workers") < told.index(
-            "start again from the newest checkpoint (1 of 3)"
-        )
-        assert "resumed after" in told
-        whole = wanted("vae", data, tmp_path / "whole", **(FLAGS | flags))
-        gloo.run(1, finished, whole, seconds=300)
-    assert manifest(there, IMAGES) == manifest(tmp_path / "whole", IMAGES)
-    assert [pytest.approx(point, rel=1e-5) for point in curves(there)] == curves(tmp_path / "whole")
-
-
-@contextlib.contextmanager
-def apart(nodes: Nodes, folder: Path) -> Iterator[None]:
-    """One more node, which sees a disk of its own where the others see `folder`."""
-    node = (
-        f"mount -t tmpfs none {folder} && exec {sys.executable} -m ray.scripts.scripts start"
-        " --block --num-cpus 1 "
-    )
-    node += f"--address {nodes.cluster.address} --object-store-memory 80000000"
-    process = subprocess.Popen(
-        ["unshare", "-m", "sh", "-c", node],
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    import ray
-
-    try:
-        deadline = time.monotonic() + 60
-        while sum(node["Alive"] for node in ray.nodes()) < 5:
-            assert process.poll() is None and time.monotonic() < deadline, "the node did not start"
-            time.sleep(0.2)
-        yield
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-@pytest.mark.skipif(
-    subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0,
-    reason="no mount namespace can be made here",
-)
-@pytest.mark.parametrize("where", ["run", "data"])
-def test_a_node_that_sees_another_disk_is_named_before_the_first_step(
-    where: str, tmp_path_factory: pytest.TempPathFactory, nodes: Nodes
-) -> None:
-    tmp_path = tmp_path_factory.mktemp("apart")
-    source, run = packed(tmp_path / "data"), tmp_path / "run"
-    run.mkdir()
-    expected = {
-        "run": "is not the same on node .*: choose one on a disk that all nodes share",
-        "data": "of the data is missing on node .*: put the shards",
-    }[where]
-    with apart(nodes, tmp_path / where), pytest.raises(ClusterError, match=expected):
-        driver.train(wanted("ae", source, run, run__workers="2"), io.StringIO())
-    assert not RunFolder(run).points() and not (run / "checkpoints").exists()
 
 
 def test_too_few_nodes_left_end_the_run_with_asked_and_available(
@@ -263,7 +166,7 @@ def test_too_few_nodes_left_end_the_run_with_asked_and_available(
 def test_a_start_waits_for_a_node_that_is_on_its_way(
     source: Path, tmp_path: Path, nodes: Nodes
 ) -> None:
-    """An capacityr is told what is missing; here the node comes by hand."""
+    """An autoscaler sees what is missing; here the node comes by hand."""
     many = len(nodes.nodes) + 1
     flags = {"run__workers": str(many), "run__place_seconds": "120", "train__total_images": "240"}
     seen: list[Any] = []

@@ -2,14 +2,12 @@
 started.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.training.learn import asked, packed
+from tests.training.learn import asked
 from udl_dist import experiment as experiments
 from udl_dist import methods
 from udl_dist.core import rng
@@ -17,11 +15,6 @@ from udl_dist.errors import UsageError
 from udl_dist.launch import plan as plans
 from udl_dist.launch.plan import checked_plan
 from udl_dist.methods import Batch
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.parametrize("setting", ["train__beta1", "train__beta2"])

@@ -1,8 +1,6 @@
-"""The Ray that `udl train` starts for itself: nobody else gets in, by the network or as another
+"""The Ray that `udl train` starts for itself: no one else gets in, by the network or as another
 user of the machine.
 """
-
-from __future__ import annotations
 
 import json
 import os

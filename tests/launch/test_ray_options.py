@@ -2,8 +2,6 @@
 answers.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -23,7 +21,7 @@ from tests.commands.test_job import JOBS
 from tests.launch.test_worker import wanted
 from tests.training.learn import packed
 from udl_dist.errors import ClusterError, UsageError
-from udl_dist.launch import ray_options, ray_runtime
+from udl_dist.launch import ray_options, ray_runtime, train_group
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import checkpoint
 
@@ -64,7 +62,7 @@ except Exception as error:
 
 
 def bad_modules(folder: Path) -> Path:
-    """A folder with an udl_dist, a numpy and a wandb that nobody asked for."""
+    """A folder with an udl_dist, a numpy and a wandb that no one asked for."""
     (folder / "udl_dist").mkdir(parents=True)
     for file in ("udl_dist/__init__.py", "numpy.py", "wandb.py"):
         (folder / file).write_text(
@@ -92,6 +90,12 @@ def udl(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
         timeout=240,
         check=False,
     )
+
+
+@pytest.fixture(autouse=True)
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Ray of this process is not one to join."""
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +178,7 @@ def test_what_is_not_the_address_of_a_head_is_refused(address: str) -> None:
         ray_runtime.start(address, verbose=False)
 
 
-def test_an_address_where_nobody_is_is_refused_at_once() -> None:
+def test_an_address_where_no_one_is_is_refused_at_once() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(
@@ -285,3 +289,9 @@ def test_a_submitted_job_takes_nothing_from_where_it_or_its_cluster_was_started(
         done = udl("submit", str(JOBS / "ae_digits.toml"), *small, "--follow", cwd=here)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "complete after" in done.stdout
+
+
+def test_the_interface_of_an_address_is_found_by_the_address() -> None:
+    assert train_group.interface_of("127.0.0.1") == "lo"
+    assert train_group.interface_of("192.0.2.77") == ""  # reserved for examples
+    assert train_group.interface_of("") == train_group.interface_of("no address") == ""

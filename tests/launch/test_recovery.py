@@ -2,8 +2,6 @@
 behind.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +47,7 @@ def test_an_error_of_ones_own_comes_before_echoes_and_deaths(tmp_path: Path) -> 
     assert (cause.rank, cause.images, cause.why) == (1, 120, "ValueError: seven is no colour")
 
 
-def test_a_death_comes_before_its_echoes_even_if_nobody_reported_it(tmp_path: Path) -> None:
+def test_a_death_comes_before_its_echoes_even_if_no_one_reported_it(tmp_path: Path) -> None:
     folder = left(tmp_path)
     for raised in ({0: ECHO}, {0: ECHO, 1: DEAD}):
         cause = first_cause(folder, raised)

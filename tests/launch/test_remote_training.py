@@ -2,8 +2,6 @@
 the end.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """The end of a run for people: what it says to do next."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from PIL import Image

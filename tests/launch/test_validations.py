@@ -2,14 +2,12 @@
 a point.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
 
 from tests.launch.test_worker import curves, finished, wanted
-from tests.training.learn import asked, packed
+from tests.training.learn import asked
 from udl_dist import cli
 from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.packing.prepare import prepare
@@ -18,11 +16,6 @@ from udl_dist.evaluation.settings import COST, EvaluateSettings
 from udl_dist.launch.notices import SHARE_AFTER_SECONDS, ValidationTime
 from udl_dist.launch.plan import checked_plan, plan
 from udl_dist.training import checkpoint
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.parametrize("total", [480, 27_000, 1_200_000, 10**8])

@@ -2,8 +2,6 @@
 on every rank.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +76,7 @@ def test_too_many_damaged_records_are_refused_on_every_rank(tmp_path: Path) -> N
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_run_that_waits_for_its_images_is_told_what_is_slow(tmp_path: Path) -> None:
+def test_a_run_that_waits_for_its_images_says_what_is_slow(tmp_path: Path) -> None:
     """Photos of nine megapixels, read in the training loop itself, for a network of 16 units."""
     noise = np.random.default_rng(0).integers(0, 256, (3000, 3000, 3), dtype=np.uint8)
     photo = encoded(Image.fromarray(noise), "JPEG", quality=60)

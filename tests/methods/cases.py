@@ -1,7 +1,5 @@
 """Small methods for tests: one built with some settings, and a batch for it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The autoencoder's losses and noises by hand."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -2,8 +2,6 @@
 it.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 from sklearn.datasets import load_sample_images

@@ -1,7 +1,5 @@
 """The distance of two sets of images, held against scipy and a closed form."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """The adversaries' losses by hand, and R1 against finite differences."""
 
-from __future__ import annotations
-
 from itertools import groupby
 
 import pytest

@@ -1,7 +1,5 @@
 """The variational bound by hand, by Monte Carlo and at its analytic optima."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

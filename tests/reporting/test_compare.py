@@ -1,7 +1,5 @@
 """A comparison shows what differs, and never sets figures of different protocols side by side."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

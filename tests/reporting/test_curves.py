@@ -2,8 +2,6 @@
 their names are.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

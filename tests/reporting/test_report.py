@@ -2,8 +2,6 @@
 broken run too.
 """
 
-from __future__ import annotations
-
 import html
 import json
 import re
@@ -35,7 +33,7 @@ CHROMIUM = (
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)> ../../etc \x1b[31mred\x07"
 
 
-class Seen(HTMLParser):
+class Page(HTMLParser):
     """Every tag and its attributes, and all text outside scripts and styles."""
 
     def __init__(self, text: str) -> None:
@@ -78,7 +76,7 @@ def written(run: Path, out: Path) -> str:
 
 
 def test_the_page_tells_figures_settings_and_pictures_of_the_run(run: Path, text: str) -> None:
-    seen = Seen(text)
+    seen = Page(text)
     last = json.loads((run / "curves.jsonl").read_text().splitlines()[-1])
     for name, value in last.items():
         if name.startswith("val/"):
@@ -110,7 +108,7 @@ def test_the_page_says_what_a_figure_cannot_see_and_where_better_samples_are(
     trained: dict[str, Path],
 ) -> None:
     gan, vae = (
-        Seen(written(trained[name], trained[name] / "page.html")).text for name in ("gan", "vae")
+        Page(written(trained[name], trained[name] / "page.html")).text for name in ("gan", "vae")
     )
     assert "val/frechet_8x8 cannot see anything finer than 8×8 pixels: blur" in gan
     assert (
@@ -129,19 +127,19 @@ def test_a_failed_run_says_so_at_the_top(trained: dict[str, Path], tmp_path: Pat
         TrainingError("dead generator after 480 images: lower train.learning_rate")
     )
     text = written(folder, tmp_path / "page.html")
-    top = Seen(text.split('<section id="pictures"')[0]).text
+    top = Page(text.split('<section id="pictures"')[0]).text
     failed, alarm = (
         top.index("The run failed after 480 images: dead generator"),
         top.index("ALARM: the discriminator"),
     )
     assert failed < alarm
-    assert "failed" in Seen(text).text.split("To know first")[0]
+    assert "failed" in Page(text).text.split("To know first")[0]
     (folder / "failure.json").write_text("{}")  # damaged: the page is there nevertheless
     assert "The run failed" not in written(folder, tmp_path / "page.html")
 
 
 def test_nothing_is_fetched_and_everything_has_words(text: str) -> None:
-    seen = Seen(text)
+    seen = Page(text)
     for tag, attributes in seen.tags:
         for name in ("src", "href", "xlink:href", "data", "action"):
             assert (attributes.get(name) or "#").startswith(("#", "data:image/")), (tag, attributes)
@@ -188,7 +186,7 @@ def test_names_from_data_are_text_and_nothing_else(
     figure = {"value": 1.0, "sd": 0.5, "floor": {HOSTILE: HOSTILE}, "protocol": {HOSTILE: HOSTILE}}
     (folder / "evaluation.json").write_text(json.dumps({"figures": {HOSTILE: figure}}))
     text = written(folder, tmp_path / "page.html")
-    seen = Seen(text)
+    seen = Page(text)
     assert len(seen.all("script")) == 1
     assert not any("onerror" in attributes for _, attributes in seen.tags)
     assert all(image["src"] != "x" for image in seen.all("img"))
@@ -216,16 +214,18 @@ def test_figures_of_checkpoints_are_curves_and_damaged_ones_are_named(
     }
     first, *_, last = figures.values()
     said = f"psnr from {first:.4g} to {last:.4g}"
-    seen = Seen(written(folder, tmp_path / "page.html"))
+    seen = Page(written(folder, tmp_path / "page.html"))
     assert "psnr, udl evaluate --follow" in seen.text and said in seen.text
     next(iter(figures)).write_text("torn")
     assert (
         f"{next(iter(figures)).name} is damaged"
-        in Seen(written(folder, tmp_path / "page.html")).text
+        in Page(written(folder, tmp_path / "page.html")).text
     )
 
 
-def test_what_all_figures_depend_on_is_told_once(trained: dict[str, Path], tmp_path: Path) -> None:
+def test_what_all_figures_depend_on_is_reported_once(
+    trained: dict[str, Path], tmp_path: Path
+) -> None:
     shutil.copytree(trained["ae"], tmp_path / "run")
     entries = {
         name: {"value": 1.0, "protocol": {"data": "of-all", "seed": seed, **own}}
@@ -236,7 +236,7 @@ def test_what_all_figures_depend_on_is_told_once(trained: dict[str, Path], tmp_p
         )
     }
     (tmp_path / "run" / "evaluation.json").write_text(json.dumps({"figures": entries}))
-    text = Seen(written(tmp_path / "run", tmp_path / "page.html")).text
+    text = Page(written(tmp_path / "run", tmp_path / "page.html")).text
     assert text.count("of-all") == 1
     assert "Protocol of all of these: data of-all." in text
     assert text.count("of-two") == 1 and "Where it is named: extractor of-two." in text
@@ -367,7 +367,7 @@ def test_chromium_shows_the_page_without_a_complaint_or_a_request_and_the_slider
     document, said, asked = shown(tmp_path / "page.html", tmp_path)
     assert "CONSOLE" not in said, said
     assert asked == []
-    seen = Seen(document)
+    seen = Page(document)
     first, *others = [
         image for image in seen.all("img") if str(image["alt"]).startswith("reconstruction")
     ]
@@ -377,7 +377,7 @@ def test_chromium_shows_the_page_without_a_complaint_or_a_request_and_the_slider
     assert seen.all("input")[0]["aria-valuetext"] == first["data-said"]
 
 
-def test_a_page_is_written_anew_while_somebody_trains(
+def test_a_page_is_written_again_while_somebody_trains(
     trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reports, "FOLLOW_SECONDS", 1)

@@ -2,8 +2,6 @@
 broken one too.
 """
 
-from __future__ import annotations
-
 import html
 import io
 import json
@@ -13,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.reporting.test_report import CHROMIUM, HOSTILE, Seen, shown, written
+from tests.reporting.test_report import HOSTILE, Page, written
 from tests.search.asked import wanted
 from tests.search.simulated import controller, trained
 from tests.training.learn import packed
@@ -56,7 +54,7 @@ def copied(search: Search, tmp_path: Path) -> Path:
 def test_the_page_tells_trials_plots_the_winner_and_its_figures(
     search: Search, tmp_path: Path
 ) -> None:
-    seen = Seen(written(search.folder, tmp_path / "page.html"))
+    seen = Page(written(search.folder, tmp_path / "page.html"))
     for line in (search.folder / "trials.jsonl").read_text().splitlines():
         assert f"{json.loads(line)['metric']:.4g}" in seen.text
     figures = json.loads((search.folder / "evaluation.json").read_text())["figures"]
@@ -102,7 +100,7 @@ def test_alarms_of_the_winner_s_runs_stand_at_the_top(copied: Path, tmp_path: Pa
     with (run / "messages.log").open("a") as log:
         log.write("00:00:01 ALARM: exploding scale after 40 images: latents of size 2e+02\n")
     text = written(copied, tmp_path / "page.html")
-    top = Seen(text.split('<section id="result"')[0]).text
+    top = Page(text.split('<section id="result"')[0]).text
     assert "seed-0: 00:00:01 ALARM: exploding scale after 40 images" in top
 
 
@@ -115,7 +113,7 @@ def test_a_search_that_goes_on_or_whose_data_is_gone_has_a_page(
         copied, tmp_path / "page.html"
     )
     source.write_text(source.read_text().replace("/packed", "/nowhere"))
-    seen = Seen(written(copied, tmp_path / "page.html"))
+    seen = Page(written(copied, tmp_path / "page.html"))
     assert "cannot be planned again" in seen.text
     assert seen.all("svg"), "what needs no data is there"
 
@@ -146,7 +144,7 @@ def test_names_and_values_that_were_written_into_it_are_text_and_nothing_else(
     source = copied / "search.toml"
     for _ in range(2):
         text = written(copied, tmp_path / "page.html")
-        seen = Seen(text)
+        seen = Page(text)
         assert len(seen.all("script")) == 1
         assert not any("onerror" in attributes for _, attributes in seen.tags)
         assert "\x1b" not in text
@@ -162,12 +160,3 @@ def test_a_search_in_which_everything_is_damaged_has_a_page(copied: Path, tmp_pa
     assert len(done.faults) >= 3
     text = html.unescape((tmp_path / "page.html").read_text())
     assert all(fault in text for fault in done.faults)
-
-
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt-get install chromium")
-def test_chromium_shows_it_without_a_complaint_or_a_request(search: Search, tmp_path: Path) -> None:
-    report(str(search.folder), tmp_path / "page.html")
-    document, said, asked = shown(tmp_path / "page.html", tmp_path)
-    assert "CONSOLE" not in said, said
-    assert asked == []
-    assert "9 of 9 trials ended" in Seen(document).text

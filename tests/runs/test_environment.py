@@ -1,8 +1,6 @@
-"""What a run was trained in is kept at each start in which it is another one, and tells of no
-machine and nobody.
+"""What a run was trained in is stored at each start in which it is another one, and names neither
+machine nor user.
 """
-
-from __future__ import annotations
 
 import getpass
 import json
@@ -27,7 +25,7 @@ def threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("threads")
-def test_another_environment_is_kept_and_said_when_a_run_goes_on_in_it(tmp_path: Path) -> None:
+def test_another_environment_is_stored_and_said_when_a_run_goes_on_in_it(tmp_path: Path) -> None:
     experiment = wanted("ae", packed(tmp_path / "data"), tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     for count in (1, 1, 3):  # the second time nothing is new
@@ -51,7 +49,7 @@ def test_another_environment_is_kept_and_said_when_a_run_goes_on_in_it(tmp_path:
     assert said.endswith("in another environment: threads of a worker 3, was 1")
 
 
-def test_it_names_no_machine_and_nobody(trained: dict[str, Path]) -> None:
+def test_it_names_no_machine_and_no_one(trained: dict[str, Path]) -> None:
     text = (trained["vae"] / "environment.jsonl").read_text()
     values = [str(value) for value in json.loads(text).values()]
     assert socket.gethostname() not in text

@@ -1,6 +1,4 @@
-"""A run folder: one owner, one record of truth, a stop that is heard, the first refusal kept."""
-
-from __future__ import annotations
+"""A run folder: one owner, one record of truth, a stop that is heard, the first refusal stored."""
 
 import os
 import re
@@ -64,7 +62,7 @@ def test_points_are_rewound_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
     assert folder.points() == [{"images": n, "train/loss": n / 10} for n in (10, 20, 30)]
 
 
-def test_the_first_refusal_is_kept_and_its_echoes_are_not(tmp_path: Path) -> None:
+def test_the_first_refusal_is_stored_and_its_echoes_are_not(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     with folder.held():
         assert folder.failure() is None

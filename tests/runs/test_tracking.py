@@ -2,8 +2,6 @@
 answers.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess
@@ -67,7 +65,7 @@ def track(
 
 
 def content_of(line: str) -> bytes:
-    """What W&B has kept in the folder at the end of a line."""
+    """What W&B has stored in the folder at the end of a line."""
     stored = Path(line.rsplit(" ", 1)[1])
     return b"".join(path.read_bytes() for path in stored.rglob("*.wandb"))
 
@@ -243,7 +241,7 @@ def test_a_server_with_a_path_is_asked_below_it_with_the_key_of_its_host(tmp_pat
     assert any("file_stream" in path for path in requests), "it was online"
 
 
-def test_the_server_that_wandb_login_was_told_is_asked(tmp_path: Path) -> None:
+def test_the_server_that_wandb_login_has_set_is_asked(tmp_path: Path) -> None:
     with unwell(200, starts=True) as (url, requests):
         (tmp_path / ".config" / "wandb").mkdir(parents=True)
         (tmp_path / ".config" / "wandb" / "settings").write_text(f"[default]\nbase_url = {url}\n")

@@ -2,16 +2,15 @@
 begun. For tests.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
+from typing import Any
 from urllib.parse import urlsplit
+
+from tests.storage.loopback import Loopback
 
 PROJECT = {"id": "p", "name": "udl-dist", "entity": {"id": "e", "name": "me"}}
 BUCKET = {
@@ -55,6 +54,8 @@ def unwell(
     )
 
     class Handler(BaseHTTPRequestHandler):
+        server: Any
+
         def do_GET(self) -> None:
             self.answer(b"")
 
@@ -66,12 +67,12 @@ def unwell(
             if heard is not None:
                 zipped = self.headers.get("Content-Encoding") == "gzip"
                 del self.headers["Authorization"]
-                told = f"{self.path}\n{self.headers}".encode()
-                heard.append(told + (gzip.decompress(question) if zipped else question))
+                reported = f"{self.path}\n{self.headers}".encode()
+                heard.append(reported + (gzip.decompress(question) if zipped else question))
             path = urlsplit(self.path).path
             well = starts and path == f"{below}/graphql"
             if not well:
-                time.sleep(stall_seconds)
+                self.server.owner.closing.wait(stall_seconds)
             body = json.dumps(
                 {"data": STARTED | files} if well else {"errors": [{"message": "not well"}]}
             ).encode()
@@ -83,13 +84,5 @@ def unwell(
 
         def log_message(self, *_: object) -> None: ...
 
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        block_on_close = False  # a stalled answer holds nothing up
-
-        def handle_error(self, *_: object) -> None: ...
-
-    with Server(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
-        server.shutdown()
+    with Loopback(Handler) as server:
+        yield server.address, asked

@@ -1,7 +1,5 @@
 """Trials without Ray: real ones, one after the other, or simulated ones that move in any order."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from pathlib import Path

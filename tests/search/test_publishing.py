@@ -2,8 +2,6 @@
 between costs nothing.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import shutil
@@ -207,7 +205,7 @@ def test_it_can_be_switched_off(search: Search) -> None:
     assert done.final["val/mse"].runs == 2
 
 
-def test_a_model_that_cannot_be_exported_is_told_and_ends_with_4(search: Search) -> None:
+def test_a_model_that_cannot_be_exported_is_reported_and_ends_with_4(search: Search) -> None:
     (search.folder / MODEL).mkdir()
     (search.folder / MODEL / "notes.txt").write_text("mine")
     done = ended(search)

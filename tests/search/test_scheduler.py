@@ -2,8 +2,6 @@
 Tune's.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import warnings

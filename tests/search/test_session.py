@@ -2,8 +2,6 @@
 is killed.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -18,12 +16,12 @@ from typing import Any
 import pytest
 
 from tests import faults
-from tests.launch.test_driver import cluster as cluster  # a fixture: one Ray for this module
 from tests.launch.test_driver import descendants
 from tests.launch.test_worker import finished, manifest
 from tests.search.asked import wanted
 from tests.search.simulated import controller, logged, trained
-from tests.test_cli import refused, udl
+from tests.test_cli import refused
+from tests.test_cli import udl_subprocess as udl
 from udl_dist import experiment as experiments
 from udl_dist.errors import UsageError
 from udl_dist.runs.run_folder import RunFolder
@@ -146,7 +144,7 @@ def test_trials_that_die_diverge_raise_or_fill_the_disk_cost_themselves_only(
 
 @pytest.mark.long
 @pytest.mark.usefixtures("cluster")
-def test_more_trials_may_be_asked_for_later_and_another_winner_is_trained_anew(
+def test_more_trials_may_be_asked_for_later_and_another_winner_is_trained_again(
     source: Path, tmp_path: Path
 ) -> None:
     asked: dict[str, Any] = {"plots": False, "scheduler": "none"}
@@ -295,7 +293,7 @@ def test_a_folder_that_holds_another_search_or_a_run_is_left_alone(
 @pytest.mark.parametrize(
     "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
 )
-def test_a_head_that_is_killed_or_told_to_stop_goes_on_and_comes_to_the_same(
+def test_a_head_that_is_killed_or_stopped_goes_on_and_comes_to_the_same(
     number: signal.Signals, source: Path, tmp_path: Path
 ) -> None:
     """The whole command with a Ray of its own, cut off and resumed: here, or by the command too."""

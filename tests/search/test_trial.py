@@ -1,7 +1,5 @@
 """A trial in a process that trains others after it."""
 
-from __future__ import annotations
-
 import gc
 import os
 from pathlib import Path

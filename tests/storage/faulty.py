@@ -8,8 +8,6 @@ whatever range is asked for), "301 URL" and "307 URL" (a redirect). `faults` hol
 next requests, one each; `always` one for every request.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import socket

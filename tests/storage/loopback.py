@@ -2,8 +2,6 @@
 test.
 """
 
-from __future__ import annotations
-
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -37,6 +35,7 @@ class Loopback:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    block_on_close = False  # a stalled answer holds nothing up
     request_queue_size = 64  # else a connection may wait for a second
     owner: Any
 

@@ -2,8 +2,6 @@
 environment.
 """
 
-from __future__ import annotations
-
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,12 +1,10 @@
 """Where buckets are reached and with which keys."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
 
-from tests.data.loader.made import one_line
+from tests.data.loader.made import refusal
 from tests.storage.faulty import Faulty
 from udl_dist.errors import UsageError
 from udl_dist.storage import access
@@ -53,9 +51,10 @@ def test_a_profile_without_keys_names_the_command_that_gives_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("AWS_PROFILE", "sso")
-    with pytest.raises(UsageError) as raised:
+    with refusal(
+        UsageError, "'sso' holds no keys", "aws configure export-credentials --profile sso"
+    ):
         access.profile()
-    one_line(raised.value, "'sso' holds no keys", "aws configure export-credentials --profile sso")
 
 
 def test_requests_are_signed_with_the_keys_of_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,6 @@
 line, soon.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterator
@@ -11,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.loader.made import one_line
+from tests.data.loader.made import one_line, refusal
 from tests.storage.faulty import Faulty
 from udl_dist.errors import DataError, UsageError
 from udl_dist.storage.objects import Object, download, exists, list_tars
@@ -71,7 +69,7 @@ def blob(server: Faulty) -> Iterator[Object]:
     yield Object(server.uri("bucket/a.tar"), QUICK)
 
 
-def test_nobody_listens_there() -> None:
+def test_no_one_listens_there() -> None:
     started = time.monotonic()
     with pytest.raises(DataError, match="storage does not answer") as raised:
         Object("s3://bucket/a.tar?endpoint_override=http://127.0.0.1:9", QUICK)
@@ -211,13 +209,12 @@ def test_an_object_that_was_written_again_is_noticed_by_its_etag(
 ) -> None:
     assert blob.stamp.startswith("etag:")
     server.objects["bucket/a.tar"] = DATA[::-1]
-    with pytest.raises(DataError) as raised:
-        blob.read(0, 10)
-    one_line(
-        raised.value,
+    with refusal(
+        DataError,
         "s3://bucket/a.tar",
         "written again (another ETag) while it was read: start again",
-    )
+    ):
+        blob.read(0, 10)
     server.objects["bucket/a.tar"] = DATA[:1000]
     with pytest.raises(DataError, match="was written again"):
         blob.read(1000, 10)

@@ -2,8 +2,6 @@
 reads as well.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Iterator

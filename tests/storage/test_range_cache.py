@@ -2,8 +2,6 @@
 first.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import subprocess
@@ -28,7 +26,7 @@ def pieces(folder: Path) -> list[Path]:
     return [path for path in folder.glob("??/*") if path.is_file()]
 
 
-def test_what_was_kept_is_found_by_name_stamp_and_range(tmp_path: Path) -> None:
+def test_what_was_stored_is_found_by_name_stamp_and_range(tmp_path: Path) -> None:
     cache = RangeCache(tmp_path, 10 * BLOCK)
     cache.put("s3://b/a", "etag:1", 5, b"hello")
     assert cache.get("s3://b/a", "etag:1", 5, 5) == b"hello"
@@ -74,7 +72,7 @@ def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
     assert there == [0, *range(3, 10), 99] and on_disk(tmp_path) <= 10 * BLOCK
 
 
-def test_what_is_too_large_is_not_kept_and_evicts_nothing(tmp_path: Path) -> None:
+def test_what_is_too_large_is_not_stored_and_evicts_nothing(tmp_path: Path) -> None:
     cache = RangeCache(tmp_path, 2 * BLOCK)
     cache.put("a", "1", 0, CONTENT)
     cache.put("a", "1", 0, b"x" * 3 * BLOCK)

@@ -2,8 +2,6 @@
 read.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -11,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udl_dist.storage.ranges import LONGEST_RANGE, PIECES_HELD, Window, merged, read_ranges
+from udl_dist.storage.ranges import (
+    LONGEST_RANGE,
+    PIECES_HELD,
+    SMALL_GAP,
+    SMALL_RANGE,
+    Window,
+    merged,
+    read_ranges,
+)
 from udl_dist.storage.transfers import Limits, Pending, Traffic
 
 DATA = os.urandom(300_000)
@@ -69,6 +75,30 @@ def test_neighbours_are_joined_where_that_costs_little(
     apart: int, length: int, requests: int
 ) -> None:
     assert len(merged([(at * apart, length) for at in range(100)])) == requests
+
+
+@pytest.mark.parametrize(
+    ("first", "gap", "second", "requests"),
+    [
+        (300, SMALL_GAP, 300, 1),
+        (300, SMALL_GAP + 1, 300, 2),
+        (1_000_000, 100_000, 50, 1),
+        (1_000_000, 100_001, 50, 2),
+        (LONGEST_RANGE - 300, 0, 300, 1),
+        (LONGEST_RANGE - 300, 0, 301, 2),
+    ],
+)
+def test_neighbours_are_joined_up_to_each_limit(
+    first: int, gap: int, second: int, requests: int
+) -> None:
+    assert len(merged([(7, first), (7 + first + gap, second)])) == requests
+
+
+def test_tiny_ranges_are_joined_up_to_the_small_range() -> None:
+    tiny = [(at * 2048, 1024) for at in range(128)]
+    for length, requests in ((524, 1), (525, 2)):
+        last = (SMALL_RANGE - 524, length)
+        assert len(merged([*tiny, last])) == requests
 
 
 def test_no_joined_range_is_longer_than_the_longest() -> None:

@@ -1,7 +1,5 @@
 """A slow request is made a second time, and the first good answer counts."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable
@@ -9,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from udl_dist.errors import DataError
-from udl_dist.storage.transfers import REQUESTS, Limits, Pending, Traffic
+from udl_dist.storage.transfers import REQUESTS, UNIT, Limits, Pending, Traffic
 
 LIMITS = Limits(hedge_seconds=0.1)
 
@@ -62,6 +60,15 @@ def test_a_slow_usual_answer_is_no_reason_for_a_hedge() -> None:
     traffic.recent.extend([0.2] * 9)  # so 0.8 s, four times the median, are waited for
     assert Pending(after(0.3), LIMITS, traffic).result() == "answer"
     assert traffic.hedges == 0
+
+
+def test_what_is_slow_grows_with_the_size_and_with_the_usual_speed() -> None:
+    traffic = Traffic()
+    assert traffic.slow_seconds(LIMITS, 10) == LIMITS.hedge_seconds
+    traffic.timed(4 * UNIT, 2.0)
+    assert traffic.bytes_read == 4 * UNIT
+    assert traffic.slow_seconds(LIMITS, UNIT) == 4 * 0.5
+    assert traffic.slow_seconds(LIMITS, 3 * UNIT) == 3 * 4 * 0.5
 
 
 def test_hung_requests_in_every_thread_do_not_hang_the_next() -> None:

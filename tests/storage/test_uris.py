@@ -2,8 +2,6 @@
 log.
 """
 
-from __future__ import annotations
-
 import pytest
 
 from udl_dist.errors import UsageError

@@ -2,15 +2,13 @@
 message.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.data.loader.made import one_line
+from tests.data.loader.made import one_line, refusal
 from tests.storage.faulty import Faulty
 from udl_dist.errors import DataError, UsageError
 from udl_dist.storage.objects import Object, download, exists, list_tars
@@ -61,11 +59,10 @@ def test_a_file_that_changed_is_noticed(web: Faulty) -> None:
 def test_a_server_that_gives_no_ranges_is_named(web: Faulty) -> None:
     found = Object(f"{web.address}/data/a.tar", QUICK)
     web.always = "whole"
-    with pytest.raises(DataError) as raised:
+    with refusal(
+        DataError, f"{web.address}/data/a.tar", "gives no parts of files", "download the shards"
+    ):
         found.read(5, 10)
-    one_line(
-        raised.value, f"{web.address}/data/a.tar", "gives no parts of files", "download the shards"
-    )
 
 
 def test_a_missing_file_and_a_folder_are_refused(web: Faulty) -> None:
@@ -93,11 +90,10 @@ def test_no_signed_request_goes_through_a_proxy_unencrypted(
         monkeypatch.setenv("http_proxy", proxy.address)
         monkeypatch.delenv("no_proxy")
         monkeypatch.setenv("AWS_SESSION_TOKEN", "s3cr3t")
-        with pytest.raises(UsageError) as raised:
-            Object(f"s3://data/a.tar?endpoint_override={web.address}", QUICK)
-        one_line(
-            raised.value,
+        with refusal(
+            UsageError,
             "a proxy (http_proxy) would read the credentials",
             "add 127.0.0.1 to no_proxy",
-        )
+        ):
+            Object(f"s3://data/a.tar?endpoint_override={web.address}", QUICK)
         assert proxy.seen == web.seen == []

@@ -2,8 +2,6 @@
 that is learned.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path

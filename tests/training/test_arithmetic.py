@@ -2,8 +2,6 @@
 needs none of them.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 

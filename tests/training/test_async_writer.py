@@ -2,8 +2,6 @@
 written.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Mapping
 
@@ -58,7 +56,7 @@ def test_a_disk_that_stalls_is_not_waited_for_for_ever(monkeypatch: pytest.Monke
     )
 
 
-def test_a_failure_is_told_and_the_next_one_is_written() -> None:
+def test_a_failure_is_reported_and_the_next_one_is_written() -> None:
     disk = Disk(OSError(28, "No space left on device"))
     disk.free.set()
     disk.writer.put(1, {"networks": {"a": torch.zeros(1)}}, {})

@@ -2,8 +2,6 @@
 one.
 """
 
-from __future__ import annotations
-
 import ast
 import itertools
 import os
@@ -15,7 +13,6 @@ import pytest
 
 from tests.launch.test_worker import curves, finished, manifest, wanted
 from tests.test_imports import FILES, PACKAGE
-from tests.training.learn import packed
 from udl_dist.runs import heartbeat
 from udl_dist.runs.heartbeat import HeartbeatMonitor, HeartbeatWriter
 from udl_dist.runs.run_folder import RunFolder
@@ -49,19 +46,14 @@ def test_a_run_whose_clock_jumps_is_the_run_it_was(
     assert curves(tmp_path / "jumped") == curves(tmp_path / "whole")
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("data"))
-
-
 @pytest.mark.parametrize("jump", [YEARS, -YEARS])
-def test_the_age_of_a_pulse_is_not_a_difference_of_dates(jump: float, tmp_path: Path) -> None:
-    """The dates of pulses jump: one that beats is alive, one that stands still is silent after its
-    seconds.
+def test_the_age_of_a_heartbeat_is_not_a_difference_of_dates(jump: float, tmp_path: Path) -> None:
+    """The dates of heartbeats jump: one that beats is alive, one that stands still is silent after
+    its seconds.
     """
     folder = RunFolder(tmp_path)
-    pulses = [HeartbeatWriter(folder, rank) for rank in range(2)]
-    for each in pulses:
+    heartbeats = [HeartbeatWriter(folder, rank) for rank in range(2)]
+    for each in heartbeats:
         each.beat(12, "phase")
     others, paths = HeartbeatMonitor(folder), sorted((tmp_path / "ranks").glob("*/*"))
     assert not others.silent(0.2)
@@ -72,7 +64,7 @@ def test_the_age_of_a_pulse_is_not_a_difference_of_dates(jump: float, tmp_path: 
         os.utime(paths[1], (later, later))
         silent += [life.rank for life in others.silent(0.2)]
         threading.Event().wait(0.12)
-    for each in pulses:
+    for each in heartbeats:
         each.close()
     assert set(silent) == {1}
     assert not heartbeat.read_all(folder)

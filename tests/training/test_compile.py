@@ -1,7 +1,5 @@
 """torch.compile for real: what is compiled, what stays eager, and the same numbers either way."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -12,7 +10,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from tests.training.learn import Run, asked, packed
+from tests.training.learn import Run, asked
 
 pytestmark = [
     pytest.mark.skipif(
@@ -20,11 +18,6 @@ pytestmark = [
     ),
     pytest.mark.filterwarnings("default"),  # torch's compiler warns of what torch itself deprecates
 ]
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(autouse=True)

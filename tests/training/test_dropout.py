@@ -2,8 +2,6 @@
 rank.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +9,10 @@ import pytest
 import torch
 
 from tests.training import gloo
-from tests.training.learn import Run, asked, packed
+from tests.training.learn import Run, asked
 from udl_dist.experiment import Experiment
 from udl_dist.methods import Batch
 from udl_dist.training.distributed import Ranks
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.parametrize("determinism", ["world", "elastic"])

@@ -2,8 +2,6 @@
 the same one.
 """
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import pytest
 import torch
 
 from tests.training import gloo
-from tests.training.learn import Run, asked, packed
+from tests.training.learn import Run, asked
 from udl_dist.errors import UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.launch.plan import plan
@@ -23,11 +21,6 @@ pytestmark = pytest.mark.long
 METHODS = ["ae", "vae", "gan"]
 States = dict[str, dict[str, dict[str, torch.Tensor]]]
 Legs = tuple[dict[str, str], States, dict[str, bool]]
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("data"))
 
 
 def wanted(method: str, source: Path, **flags: str) -> Experiment:
@@ -100,8 +93,8 @@ def test_an_elastic_run_that_went_on_with_two_then_three_of_four_has_them_too(
 def test_a_plain_run_that_was_gone_on_with_has_the_same_bits_in_the_same_world(
     world: int, worlds: dict[int, list[Any]]
 ) -> None:
-    """With three ranks and more the order of a sum is a place in DDP's buckets, which are laid anew
-    at each start.
+    """With three ranks and more the order of a sum is a place in DDP's buckets, laid again at each
+    start.
     """
     assert all(rank[2] == dict.fromkeys(METHODS, True) for rank in worlds[world])
 

@@ -1,8 +1,6 @@
-"""A loss or gradient that is not finite, on one rank of two: nobody takes the step, all do the same
+"""A loss or gradient that is not finite, on one rank of two: no one takes the step, all do the same
 about it.
 """
-
-from __future__ import annotations
 
 import json
 from collections import Counter
@@ -14,7 +12,7 @@ import pytest
 import torch
 
 from tests.training import gloo
-from tests.training.learn import Run, asked, packed
+from tests.training.learn import Run, asked
 from udl_dist import methods
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import TrainingError
@@ -26,11 +24,6 @@ from udl_dist.training import finite_guard
 from udl_dist.training.distributed import Ranks
 
 BAD = (60, 84)  # images seen before the steps that are spoiled
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("data"))
 
 
 class Nan(torch.autograd.Function):
@@ -162,7 +155,7 @@ def test_running_statistics_are_not_spoiled(
     assert all(buffer.isfinite().all() for buffer in buffers)
 
 
-def test_a_run_stops_before_the_step_unless_told_to_skip(source: Path) -> None:
+def test_a_run_stops_before_the_step_unless_set_to_skip(source: Path) -> None:
     run, before = Run(asked("vae", source)), Run(asked("vae", source, train__total_images="60"))
     spoil(run.learning.phases[0].phase, lambda seen: seen in BAD, "loss")
     with pytest.raises(
@@ -216,10 +209,10 @@ def test_four_in_a_row_go_back_to_the_last_checkpoint_with_another_order(
     lines = folder.messages.read_text()
     assert lines.count("with another order of the images from there on (1 of 2 times)") == 1
     assert "resumed after 120 images" in lines
-    kept = [json.loads(line) for line in folder.non_finite.read_text().splitlines()]
-    assert [line["images"] for line in kept] == [120, 132, 144, 156]
-    assert kept[0]["why"] == f"the loss of rank {world - 1} is nan"
-    assert [len(rank["keys"]) for rank in kept[0]["ranks"]] == [12 // world] * world
+    stored = [json.loads(line) for line in folder.non_finite.read_text().splitlines()]
+    assert [line["images"] for line in stored] == [120, 132, 144, 156]
+    assert stored[0]["why"] == f"the loss of rank {world - 1} is nan"
+    assert [len(rank["keys"]) for rank in stored[0]["ranks"]] == [12 // world] * world
     assert [point["images"] for point in folder.points()][-1] == 240
 
 

@@ -2,15 +2,13 @@
 in memory.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.training import gloo
-from tests.training.learn import Run, asked, packed
+from tests.training.learn import Run, asked
 from udl_dist.experiment import Experiment
 from udl_dist.training import checkpoint
 from udl_dist.training.distributed import Ranks
@@ -26,11 +24,6 @@ FLAGS = {
         "train__average_half_life": "100",
     },
 }
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("data"))
 
 
 def channels_last(method: str, source: Path, **flags: str) -> Experiment:

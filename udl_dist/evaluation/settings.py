@@ -11,7 +11,7 @@ from udl_dist.core.config_schema import setting
 DETAIL, PIXELS = "detail", "pixels"  # extractors that need no file
 OWN = (DETAIL, PIXELS)
 MOST = 10  # validations of a run that sets no interval
-# Time of a held-out image, in training images: 0.24 to 0.70 (python -m tests.bench.validations).
+# Time of a held-out image, in training images: 0.24 to 0.88 (docs/benchmarks.md).
 COST = 0.75
 
 

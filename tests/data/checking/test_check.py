@@ -1,7 +1,5 @@
 """A check finds what is damaged, and names it; what is merely unusual it counts."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil
@@ -13,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.loader.made import encoded, one_line, pixels, shards, tar
+from tests.data.loader.made import encoded, pixels, shards, tar
 from tests.test_cli import udl
 from udl_dist.data.checking.check import check
 from udl_dist.data.checking.findings import Findings, Looked
@@ -21,7 +19,6 @@ from udl_dist.data.packing.pack import pack
 from udl_dist.data.settings import CheckSettings, PackSettings
 from udl_dist.data.shards.index import NAME
 from udl_dist.data.shards.indexing import index_shards
-from udl_dist.errors import DataError, UdlError
 
 
 def checked(source: Path, **settings: object) -> Findings:
@@ -75,19 +72,6 @@ def test_a_packed_folder_is_checked_by_its_parts(tmp_path: Path) -> None:
     assert set(found.records) == {"train", "val"}
     assert sum(found.records.values()) == found.readable == 40
     assert found.classes == {"0": 14, "1": 13, "2": 13}
-
-
-@pytest.mark.parametrize("name", ["folder", "pattern", "list"])
-def test_shards_are_named_by_folder_pattern_or_list(tmp_path: Path, name: str) -> None:
-    index_shards(shards(tmp_path, [3, 3]))
-    (tmp_path / "shards.txt").write_text("000000.tar\n000001.tar\n")
-    source = {
-        "folder": tmp_path,
-        "pattern": tmp_path / "{000000..000001}.tar",
-        "list": tmp_path / "shards.txt",
-    }[name]
-    found = checked(source)
-    assert (found.readable, found.damage) == (6, [])
 
 
 def test_without_an_index_nothing_could_be_compared_and_that_is_said(tmp_path: Path) -> None:
@@ -248,19 +232,6 @@ def test_copies_and_leaks_are_counted_and_are_no_damage(tmp_path: Path) -> None:
     assert looked(checked(tmp_path, decode=True)).near_copies == 3  # exact copies are no near ones
     nothing = looked(checked(tmp_path, decode=True, near_bits=-1))
     assert (nothing.near_copies, nothing.near_leaks) == (0, 0)
-
-
-def test_a_source_that_names_no_shard_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="names no tar shard"):
-        checked(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["a{0..1.tar", "shards.txt", "nothing.txt"])
-def test_a_source_that_is_no_pattern_or_list_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / "shards.txt").write_bytes(b"\xff\xfe\n")
-    with pytest.raises(UdlError, match="shard") as raised:
-        checked(tmp_path / name)
-    one_line(raised.value, name)
 
 
 def test_the_command_prints_a_table_or_json_and_ends_with_3_on_damage(tmp_path: Path) -> None:

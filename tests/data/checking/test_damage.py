@@ -2,8 +2,6 @@
 every run.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Every byte of a shard is under a digest: a check notices any change, wherever it is."""
 
-from __future__ import annotations
-
 import io
 import json
 import struct

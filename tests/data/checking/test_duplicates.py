@@ -1,7 +1,5 @@
 """Near hashes are found through their bands, all of them and no others."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """A clean copy holds all that can be vouched for, and a list of the rest."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

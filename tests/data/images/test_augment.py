@@ -1,7 +1,5 @@
 """A drawn crop is its key's alone, fits into any image, and is spread as the papers say."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

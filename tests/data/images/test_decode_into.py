@@ -2,8 +2,6 @@
 kind of image.
 """
 
-from __future__ import annotations
-
 import io
 from typing import Any
 

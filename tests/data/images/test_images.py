@@ -1,7 +1,5 @@
 """Unusual images are decoded right, damaged ones are named, and bombs cost no memory."""
 
-from __future__ import annotations
-
 import io
 import struct
 import warnings

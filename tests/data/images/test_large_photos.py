@@ -2,8 +2,6 @@
 refused unread.
 """
 
-from __future__ import annotations
-
 import struct
 from pathlib import Path
 
@@ -12,10 +10,10 @@ import pytest
 from PIL import Image
 
 from tests.data.images.test_images import png
-from tests.data.loader.made import encoded, one_line, pixels, tar
+from tests.data.loader.made import encoded, pixels, refusal, tar
 from udl_dist.data.checking.check import check
 from udl_dist.data.images.coding import decode, decode_into
-from udl_dist.data.images.headers import MOST_PIXELS, Shape
+from udl_dist.data.images.headers import MOST_PIXELS, Shape, read_header
 from udl_dist.data.packing.pack import pack
 from udl_dist.data.settings import CheckSettings, PackSettings
 from udl_dist.data.shards.indexing import index_shards
@@ -90,9 +88,16 @@ def test_what_must_be_decoded_whole_has_the_lower_limit(bomb: bytes) -> None:
         lambda: decode_into(np.empty(SHAPE, np.uint8), bomb, "crop"),
         lambda: decode(bomb, SHAPE, "crop"),
     ):
-        with pytest.raises(DataError) as raised:
+        with refusal(DataError, "pixels", "most_pixels"):
             way()
-        one_line(raised.value, "pixels", "most_pixels")
+
+
+def test_a_jpeg_that_is_decoded_at_an_eighth_may_have_eight_times_the_pixels() -> None:
+    assert read_header(claiming(800, 800), 80_000).scalable
+    with refusal(DataError, "800 x 800", "79,999 (times 8, as a JPEG)"):
+        read_header(claiming(800, 800), 79_999)
+    assert not read_header(claiming(512, 512)).scalable
+    assert read_header(claiming(513, 512)).scalable
 
 
 def test_the_limit_is_a_setting() -> None:

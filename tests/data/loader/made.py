@@ -1,7 +1,5 @@
 """Small real files for the tests of the stream: images, folders, IDX files, tars."""
 
-from __future__ import annotations
-
 import gc
 import gzip
 import io
@@ -9,10 +7,12 @@ import struct
 import tarfile
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -116,6 +116,14 @@ def stream(root: Path, counts: list[int], seed: int = 0, **settings: Any) -> Str
     return Stream(
         [Dataset(index)], DataSettings(**{"size": 8, "channels": 1, "readers": 0, **settings}), seed
     )
+
+
+@contextmanager
+def refusal(kind: type[UdlError], *parts: object) -> Iterator[None]:
+    """The block raises an error of this kind, in one printable line that names each of `parts`."""
+    with pytest.raises(kind) as raised:
+        yield
+    one_line(raised.value, *parts)
 
 
 def one_line(error: UdlError, *parts: object) -> None:

@@ -2,8 +2,6 @@
 listed, limited.
 """
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from itertools import chain, islice
@@ -99,9 +97,8 @@ def test_substitutes_may_be_damaged_too(folder: Path) -> None:
 def test_too_many_damaged_records_are_refused(folder: Path) -> None:
     stream = opened(folder, damaged_limit=0.05)
     stream.refuse_damage(3, 10)
-    with pytest.raises(DataError) as raised:
+    with made.refusal(DataError, "4 of 60", "data.damaged_limit", "udl check"):
         stream.refuse_damage(4, 10)
-    made.one_line(raised.value, "4 of 60", "data.damaged_limit", "udl check")
     stream.refuse_damage(4, 100)
 
 
@@ -154,6 +151,7 @@ def test_a_shard_written_again_is_refused_and_a_copied_one_is_read(folder: Path)
     for row in rows:  # other images of the same sizes
         data[int(row["offset"]) + 30] ^= 1
     path.write_bytes(data)
-    with pytest.raises(DataError) as raised:
+    with made.refusal(
+        DataError, repr(str(path)), "was changed after it was indexed", "index again"
+    ):
         next(opened(folder, damaged="stop").once(6))
-    made.one_line(raised.value, repr(str(path)), "was changed after it was indexed", "index again")

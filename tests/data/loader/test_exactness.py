@@ -1,7 +1,5 @@
 """A part of the exactness suite (tests/bench/exactness), small enough for every run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

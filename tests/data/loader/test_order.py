@@ -2,8 +2,6 @@
 world size.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import Counter

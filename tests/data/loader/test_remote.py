@@ -2,8 +2,6 @@
 once.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -89,7 +87,9 @@ def test_an_epoch_reads_each_byte_about_once(tmp_path: Path) -> None:
     assert traffic.requests < 1280 / 3
 
 
-def test_shards_are_indexed_beside_themselves_and_found_by_pattern_and_list(tmp_path: Path) -> None:
+def test_shards_are_indexed_next_to_themselves_and_found_by_pattern_and_list(
+    tmp_path: Path,
+) -> None:
     tars = made.shards(tmp_path / "tars", [5, 6])
     source = put(tars[0].parent, "indexed")
     cache = IndexSettings(cache=str(tmp_path / "cache"))
@@ -104,9 +104,8 @@ def test_shards_are_indexed_beside_themselves_and_found_by_pattern_and_list(tmp_
         assert indexes.index(str(listed), cache).records == 6
     made.shards(tmp_path / "tars", [5, 7])
     upload(tars[1], f"{source}/000001.tar")
-    with pytest.raises(DataError) as raised:
+    with made.refusal(DataError, f"{source}/000001.tar", "its index says", "index again"):
         list(opened(source, tmp_path / "cache", held_out_fraction=0.0)[0].once(4))
-    made.one_line(raised.value, f"{source}/000001.tar", "its index says", "index again")
     assert (
         indexes.index(source, IndexSettings(cache=str(tmp_path / "cache"), again=True)).records
         == 12
@@ -127,9 +126,8 @@ def test_a_shard_replaced_by_one_of_the_same_size_is_refused_by_its_etag(tmp_pat
     data = tars[0].read_bytes()
     tars[0].write_bytes(data[:700] + bytes([data[700] ^ 1]) + data[701:])
     upload(tars[0], f"{source}/000000.tar")
-    with pytest.raises(DataError) as raised:
+    with made.refusal(DataError, f"{source}/000000.tar", "etag:", "its index says", "index again"):
         list(stream.once(4))
-    made.one_line(raised.value, f"{source}/000000.tar", "etag:", "its index says", "index again")
 
 
 def test_the_local_copy_spares_requests_and_is_bounded(tmp_path: Path) -> None:
@@ -143,12 +141,12 @@ def test_the_local_copy_spares_requests_and_is_bounded(tmp_path: Path) -> None:
         assert sum(len(part.records) for part in stream.once(16)) == 128
         counts.append(stream.datasets[0].shards.access.traffic.bytes_read)
     assert counts[0] > 0 and counts[1] == 0
-    kept_before = kept_bytes(tmp_path)
+    stored_before = stored_bytes(tmp_path)
     opened(source, tmp_path / "cache", storage_cache_bytes=40_000)
-    assert kept_bytes(tmp_path) <= 40_000 < kept_before
+    assert stored_bytes(tmp_path) <= 40_000 < stored_before
 
 
-def kept_bytes(folder: Path) -> int:
+def stored_bytes(folder: Path) -> int:
     return sum(
         path.stat().st_size for path in (folder / "cache" / "ranges").rglob("*") if path.is_file()
     )
@@ -159,9 +157,8 @@ def test_nothing_at_a_prefix_and_images_in_storage_are_named(tmp_path: Path) -> 
         ("s3://bucket/nowhere", "is missing"),
         ("s3://bucket/none.tar", "is missing"),
     ):
-        with pytest.raises(DataError) as raised:
+        with made.refusal(DataError, source, said):
             opened(source, tmp_path / "cache")
-        made.one_line(raised.value, source, said)
 
 
 def test_globs_parts_and_digests_hold_in_object_storage_too(tmp_path: Path) -> None:
@@ -208,9 +205,8 @@ def test_shards_of_a_web_server_are_indexed_and_read_like_others(
         with pytest.raises(UsageError, match="cannot be listed"):
             opened(f"{server.address}/data/", tmp_path / "cache")
         server.always = "whole"
-        with pytest.raises(DataError) as raised:
+        with made.refusal(DataError, "/data/00000", "gives no parts of files"):
             list(opened(pattern, tmp_path / "other")[0].once(4))
-        made.one_line(raised.value, "/data/00000", "gives no parts of files")
 
 
 @pytest.mark.filterwarnings("default")  # PyTorch's on the number of cores

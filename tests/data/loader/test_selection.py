@@ -2,14 +2,12 @@
 large ones on disk.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.data.loader.made import one_line, shards
+from tests.data.loader.made import refusal, shards
 from udl_dist.data.loader.selection import Wanted, refuse_absent, select
 from udl_dist.data.shards.index import Index
 from udl_dist.data.shards.indexing import index_shards
@@ -85,9 +83,8 @@ def test_key_list_selects_its_records_and_names_what_no_shard_has(
     keys.write_text("000003\nnowhere\n")
     names.add(select(index_shards(shards(tmp_path / "more", [4])), Wanted(limit=2), tmp_path)[1])
     assert len(names) == 3
-    with pytest.raises(DataError) as raised:
+    with refusal(DataError, "data.keys", "1 of its keys are in no shard", "'nowhere'"):
         chosen(index, tmp_path, keys=str(keys))
-    one_line(raised.value, "data.keys", "1 of its keys are in no shard", "'nowhere'")
     keys.write_text("\n")
     with pytest.raises(DataError, match="names no key"):
         chosen(index, tmp_path, keys=str(keys))

@@ -1,7 +1,5 @@
 """Settings of data that name files keep their meaning in another folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

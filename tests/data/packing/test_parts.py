@@ -2,13 +2,11 @@
 never guessed.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
 
-from tests.data.loader.made import encoded, folder_of_images, one_line, pixels, shards, tar
+from tests.data.loader.made import encoded, folder_of_images, pixels, refusal, shards, tar
 from udl_dist import experiment as experiments
 from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.packing.pack import pack
@@ -53,9 +51,8 @@ AMBIGUOUS = {
 @pytest.mark.parametrize("name", AMBIGUOUS)
 def test_what_could_be_a_class_or_a_part_is_refused(tmp_path: Path, name: str) -> None:
     names, said = AMBIGUOUS[name]
-    with pytest.raises(DataError) as raised:
+    with refusal(DataError, said, str(tmp_path)):
         open_source(str(folder_of_images(tmp_path, names)))
-    one_line(raised.value, said, str(tmp_path))
 
 
 def counts(source: Path, cache: Path) -> tuple[int, int]:
@@ -92,9 +89,8 @@ def test_shards_of_which_some_may_be_held_out_are_refused(tmp_path: Path) -> Non
     shards(tmp_path / "both" / "train", [2])
     shards(tmp_path / "both", [2])
     for name in ("mixed", "no_train", "folders", "both"):
-        with pytest.raises(DataError) as raised:
+        with refusal(DataError, name, "source"):
             counts(tmp_path / name, tmp_path / "cache")
-        one_line(raised.value, name, "source")
     many(tmp_path / "only" / "val-0.tar", *range(30))
     assert sum(counts(tmp_path / "only", tmp_path / "cache")) == 30
 

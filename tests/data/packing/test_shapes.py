@@ -1,15 +1,12 @@
 """Size and channels of training come from the images unless they are set; the plan shows them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from PIL import Image
 
-from tests.data.loader.made import encoded, folder_of_images, mnist_like, one_line, pixels, tar
+from tests.data.loader.made import encoded, folder_of_images, mnist_like, pixels, refusal, tar
 from udl_dist import experiment as experiments
 from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.packing.pack import pack
@@ -106,6 +103,5 @@ def test_the_plan_says_what_training_sees(tmp_path: Path) -> None:
 
 def test_images_that_cannot_be_looked_at_are_named(tmp_path: Path) -> None:
     tar(tmp_path / "bad" / "0.tar", {"a.jpg": b"no image"})
-    with pytest.raises(DataError) as raised:
+    with refusal(DataError, "none of the images looked at can be read", "size and channels"):
         shape(tmp_path / "bad", tmp_path)
-    one_line(raised.value, "none of the images looked at can be read", "size and channels")

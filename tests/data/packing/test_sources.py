@@ -1,7 +1,5 @@
 """Sources are recognised and read right, or refused by name; nothing is dropped silently."""
 
-from __future__ import annotations
-
 import gzip
 import importlib.util
 import io
@@ -13,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.data.loader.made import encoded, folder_of_images, idx, mnist_like, one_line, pixels
+from tests.data.loader.made import encoded, folder_of_images, idx, mnist_like, pixels, refusal
 from udl_dist.data.packing.sources import Folder, Source, identify, open_source
 from udl_dist.data.shards.naming import Naming
 from udl_dist.errors import DataError, UsageError
@@ -100,16 +98,14 @@ def test_folder_without_images_is_named(tmp_path: Path, name: str) -> None:
     for file, content in BAD_FOLDERS[name][0].items():
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_bytes(content)
-    with pytest.raises(DataError) as raised:
+    with refusal(DataError, repr(str(tmp_path)), BAD_FOLDERS[name][1]):
         open_source(str(tmp_path))
-    one_line(raised.value, repr(str(tmp_path)), BAD_FOLDERS[name][1])
 
 
 @pytest.mark.parametrize("call", [open_source, identify])
 def test_nothing_at_a_path_and_unknown_files_are_named(tmp_path: Path, call: Any) -> None:
-    with pytest.raises(DataError) as raised:
+    with refusal(DataError, "there is no file or folder"):
         call(str(tmp_path / "no\nwhere"))
-    one_line(raised.value, "there is no file or folder")
     (tmp_path / "film.mp4").write_bytes(b"x")
     with pytest.raises(DataError, match="cannot be packed"):
         open_source(str(tmp_path / "film.mp4"))
@@ -119,9 +115,8 @@ def test_nothing_at_a_path_and_unknown_files_are_named(tmp_path: Path, call: Any
 def test_unreadable_image_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "b\x1bad.jpg").write_bytes(content)
     source = open_source(str(tmp_path))
-    with pytest.raises(DataError) as raised:
+    with refusal(DataError, "b\\x1bad.jpg", "--skip-damaged"):
         source.parts["train"].pixels(0, (1, 28, 28), "crop")
-    one_line(raised.value, "b\\x1bad.jpg", "--skip-damaged")
 
 
 @pytest.mark.parametrize("pack", [".gz", ""])
@@ -153,9 +148,8 @@ def test_bad_idx_files_are_named(tmp_path: Path) -> None:
         (huge, "has only 3136"),
     ):
         path.write_bytes(data)
-        with pytest.raises(DataError) as raised:
+        with refusal(DataError, repr(str(path)), said):
             open_source(str(tmp_path))
-        one_line(raised.value, repr(str(path)), said)
     path.write_bytes(whole)
     idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(3, np.uint8))
     with pytest.raises(DataError, match="for each of 4 images"):
@@ -176,9 +170,8 @@ def test_bad_idx_files_are_named(tmp_path: Path) -> None:
 def test_damaged_gzip_is_named(tmp_path: Path, damage: Any) -> None:
     path = mnist_like(tmp_path, 12, 5) / "train-images-idx3-ubyte.gz"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError) as raised:
+    with refusal(DataError, repr(str(path))):
         open_source(str(tmp_path))
-    one_line(raised.value, repr(str(path)))
 
 
 GRAY, COLOUR = (
@@ -235,9 +228,8 @@ BAD_ARRAYS: dict[str, tuple[NDArray[Any], str]] = {
 def test_arrays_of_two_readings_are_refused(tmp_path: Path, name: str) -> None:
     array, said = BAD_ARRAYS[name]
     np.save(tmp_path / "a.npy", np.asarray(array), allow_pickle=True)
-    with pytest.raises(DataError) as raised:
+    with refusal(DataError, repr(str(tmp_path / "a.npy")), said):
         open_source(str(tmp_path / "a.npy"))
-    one_line(raised.value, repr(str(tmp_path / "a.npy")), said)
 
 
 def test_npz_names_its_parts_and_labels(tmp_path: Path) -> None:
@@ -265,9 +257,8 @@ def test_damaged_array_files_are_named(tmp_path: Path, name: str) -> None:
     np.save(stream, GRAY) if name == "a.npy" else np.savez(stream, images=GRAY)
     for data in (stream.getvalue()[:-100], b"", b"hello", stream.getvalue()[:60]):
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(DataError) as raised:
+        with refusal(DataError, repr(str(tmp_path / name))):
             open_source(str(tmp_path / name))
-        one_line(raised.value, repr(str(tmp_path / name)))
 
 
 def test_embedded_digits_are_five_hundred_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,9 +268,8 @@ def test_embedded_digits_are_five_hundred_of_each(monkeypatch: pytest.MonkeyPatc
     assert "MNIST" in source.license and identify("digits") == identify("digits")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for call in (open_source, identify):
-        with pytest.raises(UsageError) as raised:
+        with refusal(UsageError, "pip install 'udl-dist[demo]'"):
             call("digits")
-        one_line(raised.value, "pip install 'udl-dist[demo]'")
 
 
 def test_identity_changes_with_names_sizes_and_times(tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 well.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import subprocess
@@ -92,21 +90,21 @@ def test_described_multiply_adds_equal_those_torch_counts(settings: NetworkSetti
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: f"{s.kind}-{s.depth}-{s.norm}")
-def test_activations_bound_what_is_kept_for_the_gradient(settings: NetworkSettings) -> None:
+def test_activations_bound_what_is_stored_for_the_gradient(settings: NetworkSettings) -> None:
     for network in (encoder(settings, (3, 28, 27), 5), decoder(settings, 5, (3, 28, 27))):
-        module, images, kept = network.build(), torch.rand(64, *network.inputs), dict[int, int]()
+        module, images, stored = network.build(), torch.rand(64, *network.inputs), dict[int, int]()
         parameters = {value.data_ptr() for value in module.parameters()}
 
         def keep(
-            value: torch.Tensor, parameters: set[int] = parameters, kept: dict[int, int] = kept
+            value: torch.Tensor, parameters: set[int] = parameters, stored: dict[int, int] = stored
         ) -> torch.Tensor:
             if value.data_ptr() not in parameters:
-                kept[value.untyped_storage().data_ptr()] = value.numel()
+                stored[value.untyped_storage().data_ptr()] = value.numel()
             return value
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
             module(images).tanh()  # the loss keeps what comes out
-        assert 0.4 * network.activations <= sum(kept.values()) / 64 <= 1.1 * network.activations
+        assert 0.4 * network.activations <= sum(stored.values()) / 64 <= 1.1 * network.activations
 
 
 @pytest.mark.parametrize("side", range(2, 40))
@@ -137,6 +135,18 @@ def test_too_many_levels_are_refused_with_the_number_that_fits() -> None:
 def test_a_bad_network_setting_is_refused_by_name(values: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=f"network.{next(iter(values))}"):
         from_dict(NetworkSettings, values, "network.")
+
+
+@pytest.mark.parametrize("norm", ["none", "group", "batch"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_before_batch_normalisation_has_no_bias_and_every_other_has(
+    kind: Literal["dense", "conv"], norm: NormKind
+) -> None:
+    settings, shape = NetworkSettings(kind, (6, 16), 0, norm), (3, 28, 28)
+    for network in (encoder(settings, shape, 5), decoder(settings, 5, shape)):
+        for layer, following in itertools.pairwise((*network.layers, None)):
+            if isinstance(layer, Linear | Conv | ConvTranspose):
+                assert layer.bias is not (norm == "batch" and isinstance(following, Norm))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 6, 8, 20, 32, 48, 100, 256, 1024])

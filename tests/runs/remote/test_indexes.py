@@ -2,8 +2,6 @@
 by every node.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

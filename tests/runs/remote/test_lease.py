@@ -2,8 +2,6 @@
 moment.
 """
 
-from __future__ import annotations
-
 import json
 import threading
 import time

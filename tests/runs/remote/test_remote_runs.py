@@ -2,8 +2,6 @@
 resumed.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import shutil
@@ -18,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.launch.test_worker import curves, finished, manifest, source, wanted
+from tests.launch.test_worker import curves, finished, manifest, wanted
 from tests.storage.served import served
 from tests.training import gloo
 from udl_dist.data.packing.prepare import prepare
@@ -36,7 +34,6 @@ from udl_dist.training import checkpoint
 from udl_dist.training.distributed import Ranks
 from udl_dist.training.loop import Report
 
-fixtures = (source,)
 REMOTE = "s3://bucket/runs/remote"
 
 
@@ -172,8 +169,8 @@ def test_heartbeats_of_a_node_come_to_the_launcher() -> None:
             lives = read_all(here.folder)
             assert {rank: life.images for rank, life in lives.items()} == {0: 24, 1: 24}
             assert not here.folder.messages.exists(), "no alarm"
-            for heartbeat in heartbeats:
-                heartbeat.close()
+            for writer in heartbeats:
+                writer.close()
 
 
 def test_what_a_node_says_comes_to_the_launcher_once_and_what_is_asked_to_the_node() -> None:

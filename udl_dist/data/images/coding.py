@@ -79,7 +79,7 @@ def decode_into(  # noqa: PLR0913  (called once an image: an object of settings 
     """Decode one image into `row` [C, H, W] of a batch; a drawn `crop` replaces `fit`.
 
     Photos of 500 x 375 as JPEGs come within 43 dB at 64 px and 44 dB at 128 px of Pillow's full
-    decode and antialiased resize (means, no photo below 38; `python -m tests.bench.decoders`).
+    decode and antialiased resize (means, no photo below 38).
     Raises DataError as `decode` does; `row` then has undefined content.
     """
     header = None if raw_shape else read_header(data, most_pixels)

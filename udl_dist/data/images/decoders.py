@@ -3,8 +3,8 @@
 The rules for every kind: only the first frame; turned upright as EXIF says; transparency on white;
 CMYK and palettes to RGB; 16-bit gray scaled to 8 bit; colour profiles not applied.
 
-Three decoders (`tests/bench/decoders.py` shows why): libjpeg-turbo by simplejpeg for JPEGs of one
-or three components, OpenCV for plain PNGs and WebPs (two to five times as fast), Pillow for the
+Three decoders, each the fastest where it is used: libjpeg-turbo by simplejpeg for JPEGs of one or
+three components, OpenCV for plain PNGs and WebPs (two to five times as fast), Pillow for all the
 rest.
 """
 
