@@ -141,6 +141,7 @@ def test_a_folder_that_holds_another_experiment_is_left_alone(source: Path, tmp_
     }
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_a_signal_ends_a_run_with_a_checkpoint_and_the_same_command_goes_on(
     source: Path, tmp_path: Path

@@ -184,10 +184,12 @@ class VariationalAutoencoder(Method):
         # During the warm-up a low KL is no alarm: its weight may still be too small to judge.
         if self.kl_weight(seen) < self.settings.beta or (kl >= COLLAPSED and active != 0):
             return exploded
-        used = f"{active:.0f} of {self.settings.latent_dim} latents in use, "
+        used = ""
+        if active is not None:  # unknown where no images are held out
+            used = f"{active:.0f} of {self.settings.latent_dim} latents in use, "
         return exploded | {
             "posterior collapse": (
-                f"{used if active is not None else ''}KL {kl:.2g} nats: lower method.beta, or set "
+                f"{used}KL {kl:.2g} nats: lower method.beta, or set "
                 "method.warmup_images or method.free_bits"
             )
         }

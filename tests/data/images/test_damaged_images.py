@@ -11,8 +11,7 @@ from PIL import Image
 
 from tests.data.loader.made import encoded, pixels
 from udl_dist.data.images.coding import decode, decode_into, encode
-from udl_dist.data.images.headers import MOST_SCANS, read_header
-from udl_dist.data.images.headers import Shape
+from udl_dist.data.images.headers import MOST_SCANS, Shape, read_header
 from udl_dist.errors import DataError
 
 SMALL = pixels(1, 24, 20, 3)

@@ -235,7 +235,7 @@ def test_damage_reaches_the_consumer_by_name(tmp_path: Path, readers: int) -> No
 def test_image_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     path = made.tar(tmp_path / "a.tar", {"page.jpg": b"<!DOCTYPE html>" * 9})
     stream = Stream([Dataset(index_shards([path]))], DataSettings(size=8, channels=1, readers=0), 0)
-    with refusal(DataError, repr(str(path)), "'page'", "is no PNG"):
+    with refusal(DataError, repr(str(path)), "'page'", "is not a PNG"):
         next(stream.batches(0, 1))
 
 
