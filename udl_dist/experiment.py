@@ -89,9 +89,7 @@ class Experiment:
 
 
 def load(path: Path | None, flags: Mapping[str, str]) -> Experiment:
-    """Read a job file or that of a run folder (none: only flags) and apply flags, dotted names with
-    values as text.
-    """
+    """Read a job file, or that of a run folder, and apply flags; without one, only the flags."""
     path = job_file(path, "experiment.toml") if path else None
     values = read(path) if path else {}
     if "search" in values:
@@ -165,9 +163,7 @@ def _without_removed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(old: Experiment, new: Experiment) -> list[str]:
-    """What differs between two experiments that a resumed run must not change, as `name: old, now
-    new`.
-    """
+    """What a resumed run must not change and does, as `name was old, now new`."""
     before, after = config_schema.flatten(old.to_dict()), config_schema.flatten(new.to_dict())
     names = sorted(set(before) | set(after))
     return [
@@ -219,9 +215,7 @@ def kinds(method_name: str) -> dict[str, Any]:
 
 
 def nearest(dotted: str, known: Sequence[str]) -> str:
-    """The nearest dotted names: with the same last part, then with its initials (`lr`), then with a
-    part of it.
-    """
+    """The nearest dotted names: by the last part, then by its initials (`lr`), then by spelling."""
     asked = dotted.rsplit(".", 1)[-1]
     last = {name: name.rsplit(".", 1)[-1] for name in known}
     for alike in (

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import ceil
-from typing import Any
 
 from udl_dist import methods
 from udl_dist.data.packing.prepare import settled, survey
@@ -14,6 +12,7 @@ from udl_dist.data.packing.sources import class_names
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import COST
 from udl_dist.experiment import Experiment
+from udl_dist.launch.conflicts import refuse_best, refuse_inelastic, refuse_lone_images
 from udl_dist.storage.uris import name_of
 
 FLOAT_BYTES = 4
@@ -172,9 +171,9 @@ def plan(experiment: Experiment) -> Plan:
     method = methods.find(experiment.method_name)(experiment.method, experiment.data.shape)
     networks = method.describe()
     if run.determinism == "elastic":
-        _refuse_inelastic(experiment, networks)
-    _refuse_lone_images(experiment, networks)
-    _refuse_best(run.best, seen.held_out_records)
+        refuse_inelastic(experiment, networks)
+    refuse_lone_images(experiment, networks)
+    refuse_best(run.best, seen.held_out_records)
     total = train.length(seen.records)
     evaluated = experiment.evaluate.seen(seen.held_out_records)
     interval = experiment.evaluate.interval(total, evaluated)
@@ -212,52 +211,3 @@ def plan(experiment: Experiment) -> Plan:
         validate_images=interval,
         validation_share=validations * evaluated * COST / total,
     )
-
-
-def _refuse_best(best: str, held_out: int) -> None:
-    """Refuse a metric that no validation will report, as far as is known without torch."""
-    if best and not best.startswith("val/"):
-        raise UsageError(f"run.best = {best!r} is not a held-out metric: those begin with val/")
-    if best and not held_out:
-        raise UsageError(
-            f"run.best = {best!r} needs held-out images: set data.held_out or"
-            " data.held_out_fraction"
-        )
-
-
-def _refuse_lone_images(experiment: Experiment, networks: Mapping[str, Any]) -> None:
-    """Batch normalisation of one image has no variance: torch would raise in the worker."""
-    train, workers = experiment.train, experiment.run.most_workers
-    mixing = [name for name, network in networks.items() if network.mixes_images]
-    if mixing and train.batch_size // workers // train.accumulate < 2:
-        raise UsageError(
-            f"batch normalisation ({', '.join(mixing)}) needs two images or more at a time: raise"
-            f" train.batch_size to {2 * workers * train.accumulate}, or choose networks without it,"
-            " such as method.network.norm = group"
-        )
-
-
-def _refuse_inelastic(experiment: Experiment, networks: Mapping[str, Any]) -> None:
-    """Refuse settings that cannot give the same bits at every world size."""
-    train, run = experiment.train, experiment.run
-    asked = "run.determinism = elastic cuts a batch into 12 parts"
-    if train.VIRTUAL_RANKS % run.least_workers:
-        raise UsageError(
-            f"{asked}, which {run.least_workers} workers cannot divide: set run.workers to 1, 2, 3,"
-            " 4, 6 or 12"
-        )
-    if train.batch_size < train.VIRTUAL_RANKS:
-        raise UsageError(
-            f"{asked}: set train.batch_size to {train.VIRTUAL_RANKS} or more, not"
-            f" {train.batch_size}"
-        )
-    if train.accumulate > 1:
-        raise UsageError(
-            f"{asked}, one after the other: train.accumulate has no meaning there, leave it out"
-        )
-    if mixing := [name for name, network in networks.items() if network.mixes_images]:
-        where = ", ".join(mixing)
-        raise UsageError(
-            f"{asked}, and batch normalisation ({where}) would see each alone: choose networks"
-            " without it, such as method.network.norm = group, or leave run.determinism out"
-        )

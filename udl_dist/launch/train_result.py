@@ -59,7 +59,8 @@ class TrainResult:
         name = name_of(self.name)
         state = "complete" if self.complete else "stopped; the same command goes on"
         lines = [f"{name}: {state} after {self.images:,} images"]
-        lines += [f"  {key} {value:.5g}" for key, value in self.metrics.items() if "val/" in key]
+        held_out = {key: value for key, value in self.metrics.items() if key.startswith("val/")}
+        lines += [f"  {key} {value:.5g}" for key, value in held_out.items()]
         if peak := self.metrics.get("perf/memory_bytes"):
             lines.append(f"  memory of a worker {peak / 2**20:,.0f} MiB")
         files = [file for file in SHOWN_FILES if (self.folder / file).exists()]

@@ -1,7 +1,6 @@
 """The variational autoencoder (Kingma & Welling 2014), with a bound on the likelihood of an image.
 
-Every metric is in nats per image with all constants, so `negative_elbo` compares with published
-values.
+Metrics are in nats per image with all constants: `negative_elbo` compares with published values.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ LOGVAR_BOUND = 20.0
 LOGSIGMA_FLOOR = -6.0  # σ of 0.0025: a third of the step between two of 256 levels in [-1, 1]
 # Variance over the data of the mean of a latent that is in use (Burda et al. 2016, section 5).
 ACTIVE = 0.01
-# Nats. The KL bounds the information of all latents about an image; in a healthy small VAE it dips
-# to 0.2 before the decoder learns to use them.
+# Nats of KL, which bounds what all latents tell about an image; a healthy small VAE dips to 0.2.
 COLLAPSED = 0.1
 
 

@@ -18,16 +18,16 @@ import xxhash
 from udl_dist.core.config_schema import as_path
 from udl_dist.core.files import finish_folder, partial_folder
 from udl_dist.data.checking.duplicates import Table, count_near, exact_groups
-from udl_dist.data.checking.examine import TABLE, Damaged, Examination, Whole
-from udl_dist.data.checking.findings import LISTED, Findings, Looked
+from udl_dist.data.checking.examine import TABLE, Examination, Whole
+from udl_dist.data.checking.findings import LISTED, Damaged, Findings, Looked
 from udl_dist.data.checking.sources import ShardJob, Sources, find
-from udl_dist.data.packing.pack import Report, run_threads
 from udl_dist.data.settings import CheckSettings, cache_folder
 from udl_dist.data.shards.index import shown
 from udl_dist.data.shards.indexing import Progress
 from udl_dist.data.shards.reading import cut_out
 from udl_dist.data.shards.records import key_at
 from udl_dist.data.shards.tar import BLOCK
+from udl_dist.data.threads import Report, run_threads
 from udl_dist.errors import UsageError
 from udl_dist.storage.uris import SCHEME, name_of
 

@@ -16,6 +16,7 @@ import numpy as np
 import xxhash
 
 from udl_dist.data.checking.duplicates import Looks, look
+from udl_dist.data.checking.findings import Damaged
 from udl_dist.data.checking.sources import ShardJob
 from udl_dist.data.images.headers import HIGHEST_LIMIT, MOST_PIXELS, Shape, read_header
 from udl_dist.data.shards.index import shown
@@ -56,20 +57,6 @@ CHANGED = (
     "bytes outside of images and headers were changed since it was indexed: copy it again, or run"
     " udl index --again"
 )
-
-
-class Damaged(NamedTuple):
-    """Damage at one place of a shard."""
-
-    shard: str
-    at: int  # byte
-    key: str  # escaped; empty if it is not known
-    what: str
-    lost: int  # records of the index that cannot be read because of it
-
-    def line(self) -> str:
-        key = f", key {self.key}" if self.key else ""
-        return f"shard {self.shard!r} at byte {self.at}{key}: {self.what}"
 
 
 class Whole(NamedTuple):

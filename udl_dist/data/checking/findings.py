@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from udl_dist.data.checking.examine import Damaged
 from udl_dist.errors import DataError
 
 SHOWN = 20  # entries of damage that are printed; --json has all
 LISTED = 1000  # groups of copies that --json lists
+
+
+class Damaged(NamedTuple):
+    """Damage at one place of a shard."""
+
+    shard: str
+    at: int  # byte
+    key: str  # escaped; empty if it is not known
+    what: str
+    lost: int  # records of the index that cannot be read because of it
+
+    def line(self) -> str:
+        key = f", key {self.key}" if self.key else ""
+        return f"shard {self.shard!r} at byte {self.at}{key}: {self.what}"
 
 
 @dataclass(frozen=True)

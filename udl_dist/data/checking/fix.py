@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 
 from webdataset import TarWriter
 
-from udl_dist.data.checking.examine import Damaged, Examination, Whole
+from udl_dist.data.checking.examine import Examination, Whole
+from udl_dist.data.checking.findings import Damaged
 from udl_dist.data.checking.sources import ShardJob, Sources
 from udl_dist.data.packing.pack import LEFT_OUT
 from udl_dist.data.settings import CheckSettings

@@ -167,8 +167,7 @@ def _segments(data: bytes, at: int) -> Iterator[tuple[int, int]]:
 def _components_of_scan(data: bytes, at: int) -> int:
     """How many components the first scan behind `at` has; 0 if it cannot be found.
 
-    With fewer than all, as in progressive files, libjpeg holds the coefficients of the whole image
-    in memory.
+    With fewer than all, as in progressive files, libjpeg holds all coefficients in memory.
     """
     try:
         return next(data[start + 4] for marker, start in _segments(data, at) if marker == 0xDA)

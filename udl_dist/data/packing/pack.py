@@ -8,13 +8,10 @@ and encoders release Python's lock.
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import xxhash
@@ -31,13 +28,10 @@ from udl_dist.data.packing.sources import Images, Source, class_names, open_sour
 from udl_dist.data.settings import PackSettings
 from udl_dist.data.shards.index import NAME, About
 from udl_dist.data.shards.indexing import Progress, index_shards
+from udl_dist.data.threads import Report, run_threads
 from udl_dist.errors import DataError, UsageError
 
 LEFT_OUT = "left_out.txt"
-
-J = TypeVar("J")
-R = TypeVar("R")
-Report = Callable[[int], None]  # takes units of work, such as images or bytes
 
 
 @dataclass(frozen=True)
@@ -179,41 +173,6 @@ def _shards(chosen: Chosen, settings: PackSettings) -> list[Chosen]:
     count = -(-len(chosen.numbers) // most)
     ranges = (order.share(len(chosen.numbers), shard, count) for shard in range(count))
     return [Chosen(chosen.images, chosen.numbers[start:stop]) for start, stop in ranges]
-
-
-def run_threads(
-    jobs: Sequence[J],
-    work: Callable[[J, Report], R],
-    threads: int,
-    progress: Progress | None,
-    total: int,
-) -> list[R]:
-    """What `work(job, report)` returns for each job, in their order; 0 threads: one per CPU.
-
-    `work` calls `report(units)` for each piece it has done; `progress(done, total)` gets the sum.
-    The first exception or Ctrl-C ends all threads, at their next report, and is raised.
-    """
-    stop, lock, done = threading.Event(), threading.Lock(), 0
-
-    def report(units: int) -> None:
-        nonlocal done
-        if stop.is_set():
-            raise CancelledError
-        with lock:
-            before, done = done, done + units
-            if progress and before < total:  # a second call at the total would print a second line
-                progress(min(done, total), total)
-
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="shards") as pool:
-        futures = [pool.submit(work, job, report) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                future.result()
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [future.result() for future in futures]
 
 
 def _write(path: Path, shard: Chosen, settings: PackSettings, report: Report) -> list[str]:

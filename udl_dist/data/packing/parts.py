@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from udl_dist.core.config_schema import as_path
 from udl_dist.data.packing.finding import is_prefix, list_shards, subfolders
@@ -24,6 +25,15 @@ PARTS = {
     "testing": "test",
 }
 WITHIN = re.compile(rf"(?<![a-z])({'|'.join(PARTS)})(?![a-z])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the indexes of a source are, by part; empty if there is no such part."""
+
+    train: str
+    val: str = ""
+    test: str = ""
 
 
 def part_named(folder: str) -> str:

@@ -17,7 +17,7 @@ from udl_dist.data.loader.opening import Prepared, open_index, open_streams
 from udl_dist.data.packing.finding import list_shards
 from udl_dist.data.packing.indexes import index_of, refuse_left_out, writable
 from udl_dist.data.packing.pack import pack_source
-from udl_dist.data.packing.parts import shards_of_parts
+from udl_dist.data.packing.parts import Parts, shards_of_parts
 from udl_dist.data.packing.shapes import gray_or_colour, shape_of_index, shape_of_source
 from udl_dist.data.packing.sources import identify, open_source
 from udl_dist.data.settings import DataSettings, PackSettings, cache_folder
@@ -30,15 +30,6 @@ CACHE_VERSION = 2
 # pixels: up to here the cache holds npy, which is read many times faster than PNG; above it PNG,
 # which is smaller
 LARGEST_NPY = 64
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Where the indexes of a source are, by part; empty if there is no such part."""
-
-    train: str
-    val: str = ""
-    test: str = ""
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ ROW = np.dtype(
     ]
 )
 AGAIN = "delete the index and build it again"
+# A header with a valid checksum may still be hostile: each of these was provoked.
+HOSTILE = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 NAMED = 3  # faults that an error message names
 SKIP = "data.damaged = skip leaves out what cannot be read, udl check --fix writes a clean copy"
 
@@ -111,8 +113,7 @@ class Index:
     def _mapped(self) -> NDArray[Any]:
         with self.path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        # Without this advice the kernel reads ahead 4,000 rows for each one that is used, and the
-        # first look at a large index takes seconds.
+        # Otherwise the kernel reads ahead 4,000 rows for each one used: seconds for a large index.
         mapped.madvise(mmap.MADV_RANDOM)
         return np.frombuffer(mapped, ROW, self.records, self._rows_start)
 
@@ -136,15 +137,7 @@ class Index:
             raise DataError(
                 f"index {str(path)!r} cannot be read ({error.strerror}): {AGAIN}"
             ) from None
-        # A header with a valid checksum may still be hostile: each of these was provoked.
-        except (
-            ValueError,
-            TypeError,
-            LookupError,
-            AttributeError,
-            OverflowError,
-            RecursionError,
-        ) as error:
+        except HOSTILE as error:
             raise DataError(f"index {str(path)!r} has an invalid header: {AGAIN}") from error
 
     @property
