@@ -113,7 +113,7 @@ def test_an_elastic_run_learns_what_a_plain_one_learns(source: Path) -> None:
     [
         (
             {"run.workers": "5"},
-            "which 5 workers cannot share: set run.workers to 1, 2, 3, 4, 6 or 12",
+            "which 5 workers cannot divide: set run.workers to 1, 2, 3, 4, 6 or 12",
         ),
         ({"train.batch_size": "8"}, "set train.batch_size to 12 or more, not 8"),
         ({"train.accumulate": "2"}, "train.accumulate has no meaning there"),
