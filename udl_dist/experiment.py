@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from udl_dist import methods
 from udl_dist.core import config_schema
@@ -22,6 +22,9 @@ from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import EvaluateSettings
 from udl_dist.runs.settings import RunSettings, TrackSettings
 from udl_dist.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from udl_dist.methods.method import Method
 
 # Removed settings. Run folders of earlier releases spell their defaults, so a value that is off is
 # accepted.
@@ -199,7 +202,7 @@ def read(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is no TOML: {error}") from None
 
 
-def _method(name: Any) -> type[methods.Method]:
+def _method(name: Any) -> type[Method]:
     if not isinstance(name, str):
         asked = "is missing" if name is None else f"must be text, not {name!r}"
         raise UsageError(f"method.name {asked}: there are {', '.join(methods.names())}")

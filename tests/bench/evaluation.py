@@ -41,7 +41,7 @@ from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.inference.evaluating import evaluate
 from udl_dist.inference.model import BATCH_IMAGES, Model
 from udl_dist.launch import ray_runtime
-from udl_dist.methods import Batch
+from udl_dist.methods.method import Batch
 
 TURNS = 3
 FAMILIES = ("reconstruction", "likelihood", "distribution")

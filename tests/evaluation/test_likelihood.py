@@ -13,7 +13,7 @@ from udl_dist.evaluation.io import Metric
 from udl_dist.evaluation.likelihood import Likelihood
 from udl_dist.evaluation.metric_group import HELD_OUT, MetricBatch, Subject
 from udl_dist.evaluation.settings import MetricSettings
-from udl_dist.methods import Batch
+from udl_dist.methods.method import Batch
 
 SHAPE = (1, 2, 3)
 SIGMA = 0.3

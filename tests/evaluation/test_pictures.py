@@ -11,7 +11,7 @@ from udl_dist import methods
 from udl_dist.core import rng
 from udl_dist.evaluation import pictures
 from udl_dist.evaluation.pictures import GAP
-from udl_dist.methods import Batch
+from udl_dist.methods.method import Batch
 
 
 def tile(picture: Image.Image, row: int, column: int, side: int) -> np.ndarray:

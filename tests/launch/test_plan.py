@@ -14,7 +14,7 @@ from udl_dist.core import rng
 from udl_dist.errors import UsageError
 from udl_dist.launch import plan as plans
 from udl_dist.launch.plan import checked_plan
-from udl_dist.methods import Batch
+from udl_dist.methods.method import Batch
 
 
 @pytest.mark.parametrize("setting", ["train__beta1", "train__beta2"])

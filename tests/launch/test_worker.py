@@ -26,7 +26,7 @@ from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import DataError, TrainingError
 from udl_dist.experiment import Experiment
 from udl_dist.launch.worker import work
-from udl_dist.methods import Phase
+from udl_dist.methods.method import Phase
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import checkpoint
 from udl_dist.training.distributed import Ranks

@@ -6,7 +6,8 @@ import torch
 
 from udl_dist.core import rng
 from udl_dist.core.config_schema import from_dict, nest
-from udl_dist.methods import Batch, Method, find, names
+from udl_dist.methods import find, names
+from udl_dist.methods.method import Batch, Method
 
 SHAPE = (1, 8, 8)
 DENSE = {"latent_dim": 3, "network.kind": "dense", "network.widths": [7]}

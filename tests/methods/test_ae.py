@@ -5,7 +5,7 @@ import torch
 
 from tests.methods.cases import DENSE, batch, made
 from udl_dist.core import rng
-from udl_dist.methods import Batch
+from udl_dist.methods.method import Batch
 
 TIED = {"latent_dim": 3, "network.kind": "dense", "tied": True}
 

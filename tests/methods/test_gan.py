@@ -8,7 +8,7 @@ from torch.nn.functional import logsigmoid
 
 from tests.methods.cases import batch, made
 from udl_dist.core import rng
-from udl_dist.methods import Batch
+from udl_dist.methods.method import Batch
 
 CONV = {"latent_dim": 4, "generator": "conv", "discriminator": "conv", "network.widths": [4, 8]}
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tests.methods.cases import CASES, DENSE, SHAPE, batch, described, made, part
 from udl_dist.errors import UsageError
-from udl_dist.methods import Method, Phase, find, names
+from udl_dist.methods import find, names
+from udl_dist.methods.method import Method, Phase
 
 every_method = pytest.mark.parametrize("case", CASES)
 
@@ -214,7 +215,7 @@ def test_helpers_are_no_methods() -> None:
 
 NEW = '''
 from dataclasses import dataclass
-from udl_dist.methods import Method, Phase
+from udl_dist.methods.method import Method, Phase
 from udl_dist.methods.networks import Network
 from udl_dist.methods.networks.layers import Bias
 from udl_dist.core.config_schema import setting

@@ -9,7 +9,7 @@ from torch.distributions import Bernoulli, Distribution, Normal, kl_divergence
 
 from tests.methods.cases import DENSE, batch, made
 from udl_dist.core import rng
-from udl_dist.methods import Batch
+from udl_dist.methods.method import Batch
 
 GAUSSIAN = DENSE | {"likelihood": "gaussian", "sigma": 0.3}
 

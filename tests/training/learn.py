@@ -67,9 +67,8 @@ class Run:
         self.experiment = experiment
         self.ranks = ranks or Ranks()
         self.stream, self.held_out = open_streams(prepare(experiment.data), experiment.train.seed)
-        method = methods.find(experiment.method_name)(experiment.method, self.stream.shape)
         torch.manual_seed(experiment.train.seed)
-        method.build()
+        method = methods.find(experiment.method_name)(experiment.method, self.stream.shape)
         shares = experiment.train.VIRTUAL_RANKS if experiment.run.determinism == "elastic" else 0
         self.learning = TrainState(method, experiment.train, self.ranks, shares)
 
@@ -111,6 +110,4 @@ class Run:
 
     def weights(self) -> torch.Tensor:
         """Every weight as one vector."""
-        return torch.cat(
-            [value.detach().flatten() for value in self.learning.method.networks.parameters()]
-        )
+        return torch.cat([value.detach().flatten() for value in self.learning.method.parameters()])

@@ -11,7 +11,7 @@ import torch
 from tests.training import gloo
 from tests.training.learn import Run, asked
 from udl_dist.experiment import Experiment
-from udl_dist.methods import Batch
+from udl_dist.methods.method import Batch
 from udl_dist.training.distributed import Ranks
 
 

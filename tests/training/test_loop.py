@@ -13,7 +13,7 @@ from tests.training import gloo
 from tests.training.learn import Run, asked
 from udl_dist.errors import TrainingError
 from udl_dist.experiment import Experiment
-from udl_dist.methods import Batch
+from udl_dist.methods.method import Batch
 from udl_dist.training.checkpoint import bytes_of
 from udl_dist.training.distributed import Ranks
 from udl_dist.training.settings import TrainSettings

@@ -62,7 +62,7 @@ class Anomaly(MetricGroup):
         images, method = seen.batch.images, self.subject.method
         rows = {} if self.known else {"pixels": pca.pixels(images)}
         if self._encodes:
-            rows["codes"] = method.encode(images)
+            rows["codes"] = method.codes(images)
         if split == TRAIN:
             on_cpu = {name: value.float().cpu() for name, value in rows.items()}
             return PartialSums(len(images), _moments(rows), on_cpu)

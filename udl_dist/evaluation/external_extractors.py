@@ -24,7 +24,7 @@ from torch import Tensor
 
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation.metric_group import Extractor
-from udl_dist.methods import Shape
+from udl_dist.methods.method import Shape
 
 KINDS = {"script": "TorchScript", "program": "a program of torch.export"}
 PROBED = (2, 3)  # batch sizes to try: the width must not depend on them

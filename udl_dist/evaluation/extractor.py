@@ -20,7 +20,8 @@ from udl_dist.evaluation import external_extractors
 from udl_dist.evaluation.io import read_tensors
 from udl_dist.evaluation.metric_group import Extractor
 from udl_dist.evaluation.settings import DETAIL, PIXELS
-from udl_dist.methods import Shape, descriptor, frechet
+from udl_dist.methods import descriptor, frechet
+from udl_dist.methods.method import Shape
 from udl_dist.methods.networks import NetworkSettings, encoder
 
 FEATURES = 64
@@ -53,7 +54,7 @@ class Classifier(nn.Module):
     def __init__(self, shape: Shape, classes: int) -> None:
         super().__init__()
         self.shape, self.classes = shape, classes
-        self.body = encoder(NetworkSettings(kind="conv"), shape, FEATURES).build()
+        self.body = encoder(NetworkSettings(kind="conv"), shape, (FEATURES,))
         self.head = nn.Linear(FEATURES, classes)
         self.centre: Tensor
         self.scale: Tensor

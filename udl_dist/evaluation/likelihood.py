@@ -12,7 +12,7 @@ from torch import Tensor
 from udl_dist.core import rng
 from udl_dist.evaluation.io import Metric
 from udl_dist.evaluation.metric_group import MetricBatch, MetricGroup, PartialSums, Subject, summed
-from udl_dist.methods import Batch
+from udl_dist.methods.method import Batch
 
 AT_ONCE = 4096  # latents decoded at a time, for bounded memory
 LEVEL = 2 / 255  # the step between two levels of a pixel, in [-1, 1]
@@ -42,7 +42,7 @@ class Likelihood(MetricGroup):
     ) -> dict[str, Metric]:
         method, count = self.subject.method, self.subject.asked.bound_samples
         means = {name: held_out.mean(name) for name in held_out.sums if name != "bound"}
-        known = method.figures(means)
+        known = method.metrics(means)
         elbo, found = known["negative_elbo"], {}
         names = method.incomparable.get("negative_elbo", ())
         protocol = {name: getattr(method.settings, name) for name in names}

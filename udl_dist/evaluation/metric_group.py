@@ -16,7 +16,7 @@ from torch import Tensor
 
 from udl_dist.evaluation.io import EXTRA, Metric
 from udl_dist.evaluation.settings import MetricSettings
-from udl_dist.methods import Batch, Method, Shape
+from udl_dist.methods.method import Batch, Method, Shape
 
 HELD_OUT, TRAIN = "held_out", "train"  # measured on the first, fitted to the second
 LEFT_OUT = "left_out"  # held-out images of classes that training never saw

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from udl_dist.methods import Batch, Method
+from udl_dist.methods.method import Batch, Method
 from udl_dist.methods.pixels import levels
 
 LEAST_TILE = 56  # pixels; smaller images are enlarged, each pixel a square

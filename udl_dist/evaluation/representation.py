@@ -49,7 +49,7 @@ class Representation(MetricGroup):
 
     def collect(self, split: str, seen: MetricBatch) -> PartialSums:
         images = seen.batch.images
-        rows = {CODES: self.subject.method.encode(images), "labels": seen.labels}
+        rows = {CODES: self.subject.method.codes(images), "labels": seen.labels}
         if not self.known:
             rows[PIXELS] = pca.pixels(images)
         return PartialSums(len(images), rows={name: value.cpu() for name, value in rows.items()})

@@ -148,13 +148,13 @@ def _latent(model: Model, name: str, seed: int) -> Tensor:  # -> [Z]
                 f"{folder}: a model of method {model.origin.method} cannot encode {name!r}: give "
                 f"{SEED}N, a latent drawn with that number"
             )
-        return model.encode(sources.read(model, [name], 1).images)[0]
+        return model.codes(sources.read(model, [name], 1).images)[0]
     number = name.removeprefix(SEED)
     if not number.isdecimal():
         raise UsageError(f"{name!r}: write {SEED}N with a whole number N")
     key = rng.keys(seed, 1, int(number))
     if model.method.can("prior"):
-        return model.method.prior(key.to(model.device)).cpu()[0]
+        return model.method.prior(key.to(model.device)).cpu()[0].flatten()
     if model.mixture:
         return model.mixture.draw(key)[0]
     raise UsageError(

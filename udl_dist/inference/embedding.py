@@ -111,7 +111,7 @@ def part_maker(
         for records in stream.once(BATCH_IMAGES, number, layout.parts):
             keys += keys_of(stream, records)
             labels.append(records.labels)
-            latents.append(model.encode(scaled(records.images)).float().numpy())
+            latents.append(model.codes(scaled(records.images)).float().numpy())
         paths = [dest / name for name in layout.names(number)]
         _write(paths, keys, np.concatenate(labels).astype(np.int32), np.concatenate(latents))
         return len(keys)

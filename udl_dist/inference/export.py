@@ -24,7 +24,7 @@ from udl_dist.inference.model import Model, load
 from udl_dist.inference.outcome import Outcome, outcome
 from udl_dist.inference.scoring import calibration
 from udl_dist.inference.sources import as_batch
-from udl_dist.methods import Batch
+from udl_dist.methods.method import Batch
 
 CHECKED_IMAGES = 16
 TOLERANCE = 1e-4
@@ -117,7 +117,7 @@ def _real_images(model: Model) -> RealImages:
 
 
 def _write_tensors(model: Model, folder: Path) -> None:
-    tensors = model.method.networks.state_dict().items()
+    tensors = model.method.saved_tensors().items()
     save_file({name: value.contiguous() for name, value in tensors}, folder / layout.WEIGHTS)
     if model.mixture:
         model.mixture.save(folder / layout.PRIOR)

@@ -163,7 +163,7 @@ def _codes(model: Model, stream: Stream, most: int, progress: Progress) -> Tenso
     everything = stream.records <= most
     codes: list[Tensor] = []
     for records in stream.once(BATCH_IMAGES) if everything else stream.batches(0, BATCH_IMAGES):
-        codes.append(model.encode(scaled(records.images)))
+        codes.append(model.codes(scaled(records.images)))
         done = min(len(codes) * BATCH_IMAGES, count)
         progress(done, count)
         if done == count:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from udl_dist.core import rng
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.inference.model import Model
-from udl_dist.methods import Batch
+from udl_dist.methods.method import Batch
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 TRACED = 4  # images of the example; 0 and 1 would be taken for constants
@@ -93,7 +93,7 @@ def _traced(model: Model, batch: Batch) -> dict[str, Traced]:
             functions["whole"] = method.reconstruct, images
         found = {}
         for name, (function, inputs) in functions.items():
-            module = ExportedFunction(method.networks, function)
+            module = ExportedFunction(method, function)
             example = inputs.new_zeros(TRACED, *inputs.shape[1:])
             found[name] = Traced(module, inputs, module(inputs), example)
     return found

@@ -10,6 +10,7 @@ Anything else is refused.
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -42,15 +43,19 @@ def as_images(given: Any, shape: Shape, fit: Fit = "crop") -> Tensor:  # -> [N, 
     return images
 
 
-def as_latents(given: Any, latent_dim: int) -> Tensor:  # -> [N, Z] float32
-    """Latents as a method takes them; raise UsageError for another width, DataError for a NaN."""
+def as_latents(given: Any, shape: tuple[int, ...]) -> Tensor:  # -> [N, *shape] float32
+    """Latents as a method takes them; raise UsageError for another shape, DataError for a NaN.
+
+    Rows of as many numbers are taken too, and a single latent without the first axis.
+    """
     latents = torch.as_tensor(given).float()
-    if latents.dim() == 1:
+    rows = (math.prod(shape),)
+    if latents.shape in (shape, rows):
         latents = latents[None]
-    if latents.dim() != 2 or latents.shape[1] != latent_dim:
-        raise UsageError(
-            f"latents have shape {tuple(latents.shape)}, this model takes [N, {latent_dim}]"
-        )
+    if latents.shape[1:] not in (shape, rows):
+        wanted = ", ".join(map(str, ("N", *shape)))
+        raise UsageError(f"latents have shape {tuple(latents.shape)}, this model takes [{wanted}]")
+    latents = latents.reshape(-1, *shape)
     if not bool(latents.isfinite().all()):
         raise DataError("latents hold numbers that are not finite: leave them out")
     return latents

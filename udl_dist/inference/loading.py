@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from udl_dist import experiment as experiments
 from udl_dist import methods
@@ -22,7 +22,8 @@ from udl_dist.evaluation.outliers import ReferenceCodes
 from udl_dist.experiment import Experiment
 from udl_dist.inference import layout
 from udl_dist.inference.mixture import Mixture
-from udl_dist.methods import Method
+from udl_dist.methods.method import Method
+from udl_dist.methods.sizes import MethodMaker
 from udl_dist.runs.run_folder import RunFolder, winner_of
 from udl_dist.training import checkpoint as checkpoints
 
@@ -84,25 +85,16 @@ def open_folder(folder: Path | str, checkpoint: str | int = "best") -> LoadedMod
     return _open_model(path)
 
 
-def latent_dim(method: Method, shape: Shape) -> int:
-    """How many numbers a latent has; 0 for a method without latents."""
-    device = next(method.networks.parameters()).device
-    with torch.no_grad():
-        if method.can("prior"):
-            return method.prior(torch.zeros(1, dtype=torch.int64, device=device)).shape[1]
-        if method.can("encode"):
-            return method.encode(torch.zeros(1, *shape, device=device)).shape[1]
-    return 0
-
-
 def _open_run(run: RunFolder, asked: str | int, notes: list[str]) -> LoadedModel:
     experiment = experiments.load(run.experiment, {})
     path, chosen = _choose(run, experiment, asked, notes)
     files, facts = checkpoints.load(path, ("networks", "average"))
     shape, weights = experiment.data.shape, checkpoints.weights(path)
-    method = methods.find(experiment.method_name)(experiment.method, shape)
-    _fill(method, files["networks"] | files.get("average", {}), path)
-    mixture, codes = _fitted_of_run(run.path, latent_dim(method, shape), weights, notes)
+    kind = methods.find(experiment.method_name)
+    tensors = files["networks"] | files.get("average", {})
+    method = _filled(MethodMaker(kind, experiment.method, shape), tensors, path)
+    size = math.prod(method.latent_shape)
+    mixture, codes = _fitted_of_run(run.path, size, weights, notes)
     held_out = facts.get("held_out")
     origin = Origin(
         run.path,
@@ -160,10 +152,10 @@ def _open_model(folder: Path) -> LoadedModel:
     config = layout.read_config(folder)
     shape, files = layout.shape_of(config, folder), config["files"]
     kind = methods.find(config["method"])
-    method = kind(config_schema.from_dict(kind.Settings, config["settings"], "method."), shape)
+    settings: Any = config_schema.from_dict(kind.Settings, config["settings"], "method.")
     path = folder / layout.WEIGHTS
     tensors, _ = read_tensors(path, "safetensors file", "export it again")
-    _fill(method, tensors, path)
+    method = _filled(MethodMaker(kind, settings, shape), tensors, path)
     origin = Origin(
         folder,
         config["method"],
@@ -176,7 +168,7 @@ def _open_model(folder: Path) -> LoadedModel:
         data=str(config.get("data", "")),
         config=config,
     )
-    mixture, codes, size = None, None, latent_dim(method, shape)
+    mixture, codes, size = None, None, math.prod(method.latent_shape)
     if layout.PRIOR in files:
         mixture = Mixture.load(folder / layout.PRIOR, size)
     if layout.CROWD in files:
@@ -184,12 +176,10 @@ def _open_model(folder: Path) -> LoadedModel:
     return LoadedModel(method, shape, origin, mixture, codes)
 
 
-def _fill(method: Method, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Build the method around its weights, on the meta device: a claimed size takes no memory."""
-    with torch.device("meta"), unfilled():
-        method.build()
-    networks = method.networks
-    wanted = {name: _in_words(value) for name, value in networks.state_dict().items()}
+def _filled(make: MethodMaker, tensors: Mapping[str, Tensor], path: Path) -> Method:
+    """The method around its weights, made on the meta device: a claimed size takes no memory."""
+    method = make.on_meta()
+    wanted = {name: _in_words(value) for name, value in method.saved_tensors().items()}
     given = {name: _in_words(value) for name, value in tensors.items()}
     names = sorted(wanted.keys() | given.keys())
     if name := next((name for name in names if wanted.get(name) != given.get(name)), None):
@@ -197,21 +187,12 @@ def _fill(method: Method, tensors: Mapping[str, Tensor], path: Path) -> None:
             f"{path} is of other networks than its settings describe: {name} should be "
             f"{wanted.get(name, 'absent')}, is {given.get(name, 'absent')}"
         )
-    networks.load_state_dict(tensors, assign=True)
-    if any(value.is_meta for value in networks.buffers()):  # buffers that no file holds
-        method.build()
-        networks = method.networks
-        networks.load_state_dict(tensors)
-    networks.requires_grad_(False).eval()
-
-
-class unfilled(TorchFunctionMode):
-    """Skips drawing first weights: on meta a draw only imports torch's compiler, for 1 s."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.__name__ in ("normal_", "uniform_", "trunc_normal_"):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
+    method.load_state_dict(tensors, strict=False, assign=True)
+    if any(value.is_meta for value in itertools.chain(method.parameters(), method.buffers())):
+        # Frozen networks, and buffers that no file holds.
+        method = make()
+        method.load_saved(tensors)
+    return method.requires_grad_(False).eval()
 
 
 def _in_words(tensor: Tensor) -> str:

@@ -214,7 +214,7 @@ def _sampler(model: Model, prior: str) -> tuple[Callable[[Tensor], Tensor] | Non
         drawn = mixture
 
         def sample(keys: Tensor) -> Tensor:
-            return model.method.decode(drawn.draw(keys.cpu()).float().to(model.device))
+            return model.method.decode_codes(drawn.draw(keys.cpu()).float().to(model.device))
 
         return sample, f"a mixture of {len(mixture.weights)} Gaussians over codes"
     return (model.method.sample, "the method's own prior") if own else (None, "nothing")

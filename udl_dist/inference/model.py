@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +15,8 @@ from udl_dist.core import rng
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.evaluation import similarity
 from udl_dist.inference.inputs import as_images, as_latents
-from udl_dist.inference.loading import LoadedModel, latent_dim, open_folder
-from udl_dist.methods import Batch
+from udl_dist.inference.loading import LoadedModel, open_folder
+from udl_dist.methods.method import Batch
 from udl_dist.methods.pixels import levels
 
 if TYPE_CHECKING:
@@ -38,8 +39,9 @@ class Model:
         self.method, self.shape, self.origin = loaded.method, loaded.shape, loaded.origin
         self.mixture, self.reference_codes = loaded.mixture, loaded.reference_codes
         self.device = _device(device)
-        self.method.networks.to(self.device)
-        self.latent_dim = latent_dim(self.method, self.shape)
+        self.method.to(self.device)
+        self.latent_shape = self.method.latent_shape
+        self.latent_dim = math.prod(self.latent_shape) if self.latent_shape else 0
 
     def can(self, ability: str) -> bool:
         """Whether the model can `encode`, `decode`, `reconstruct`, `sample` or `score`."""
@@ -61,15 +63,20 @@ class Model:
                 found.append(self.method.best)
         return (*found, OUTLIER_FACTOR) if self.reference_codes else tuple(found)
 
-    def encode(self, images: Any) -> Tensor:  # -> [N, Z]
+    def encode(self, images: Any) -> Tensor:  # -> [N, *latent_shape]
         """The latents of images, without chance."""
         self.require("encode")
         return self._each(self.method.encode, self.images(images))
 
-    def decode(self, latents: Any) -> Tensor:  # [N, Z] -> [N, C, H, W]
-        """The images of latents, given as an array or a tensor."""
+    def codes(self, images: Any) -> Tensor:  # -> [N, Z]
+        """The latents of images as rows."""
+        self.require("encode")
+        return self._each(self.method.codes, self.images(images))
+
+    def decode(self, latents: Any) -> Tensor:  # [N, *latent_shape] or [N, Z] -> [N, C, H, W]
+        """The images of latents or of rows, given as an array or a tensor."""
         self.require("decode")
-        return self._each(self.method.decode, as_latents(latents, self.latent_dim))
+        return self._each(self.method.decode, as_latents(latents, self.latent_shape))
 
     def reconstruct(self, images: Any) -> Tensor:  # -> [N, C, H, W]
         """Images through the model and back."""

@@ -169,7 +169,7 @@ def calibration(model: Model) -> Calibration:
     for records in (held_out or stream).once(BATCH_IMAGES):
         batch = as_batch(records)
         if model.can("encode"):
-            latents.append(model.encode(batch.images))
+            latents.append(model.codes(batch.images))
         for name, values in scores.items():
             values.append(model.score_batch(batch, name))
         images += len(records.images)

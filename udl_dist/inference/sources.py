@@ -23,7 +23,7 @@ from udl_dist.data.packing.sources import files_below
 from udl_dist.errors import DataError
 from udl_dist.inference.inputs import scaled
 from udl_dist.inference.model import BATCH_IMAGES, Model
-from udl_dist.methods import Batch
+from udl_dist.methods.method import Batch
 from udl_dist.training.batches import to_batch
 
 ARRAYS = (".npy", ".npz", ".gz")  # files of many images, like those of IDX, which have no ending

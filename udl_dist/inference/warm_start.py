@@ -6,14 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from udl_dist import methods
 from udl_dist.core import files
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.experiment import Experiment
-from udl_dist.inference.loading import Origin, open_folder, unfilled
+from udl_dist.inference.loading import Origin, open_folder
+from udl_dist.methods.sizes import MethodMaker
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.storage.uris import is_remote
 from udl_dist.training.distributed import Ranks
@@ -43,7 +43,7 @@ class WarmStart:
 def read(source: str, networks: Mapping[str, Tensor]) -> WarmStart:
     """The weights of a run or an exported model that fit; raise UsageError if none do."""
     opened = open_folder(source)
-    given = opened.method.networks.state_dict()
+    given = opened.method.saved_tensors()
     unmatched = {}
     for name, value in networks.items():
         if name not in given:
@@ -66,15 +66,14 @@ def check(experiment: Experiment) -> None:
     folder, source = experiment.run.folder, experiment.train.init_from
     if not source or is_remote(folder) or any(RunFolder(folder).checkpoints.glob("[0-9]*")):
         return
-    method = methods.find(experiment.method_name)(experiment.method, experiment.data.shape)
-    with torch.device("meta"), unfilled():
-        method.build()
-    read(source, method.networks.state_dict())
+    kind = methods.find(experiment.method_name)
+    method = MethodMaker(kind, experiment.method, experiment.data.shape).on_meta()
+    read(source, method.saved_tensors())
 
 
 def start(source: str, learning: TrainState, ranks: Ranks, folder: RunFolder) -> None:
     """Give a run its first weights, the same on every rank; `init.json` lists what was copied."""
-    found = read(source, learning.method.networks.state_dict())
+    found = read(source, learning.method.saved_tensors())
     origin = found.origin
     marks = ranks.gather([float(int(origin.weights[:12], 16))])
     if any(mark != marks[0] for mark in marks):

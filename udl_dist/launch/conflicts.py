@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from udl_dist.errors import UsageError
 from udl_dist.experiment import Experiment
 
@@ -20,10 +17,9 @@ def refuse_best(best: str, held_out: int) -> None:
         )
 
 
-def refuse_lone_images(experiment: Experiment, networks: Mapping[str, Any]) -> None:
+def refuse_lone_images(experiment: Experiment, mixing: list[str]) -> None:
     """Batch normalisation of one image has no variance: torch would raise in the worker."""
     train, workers = experiment.train, experiment.run.most_workers
-    mixing = [name for name, network in networks.items() if network.mixes_images]
     if mixing and train.batch_size // workers // train.accumulate < 2:
         raise UsageError(
             f"batch normalisation ({', '.join(mixing)}) needs two images or more at a time: raise"
@@ -32,8 +28,11 @@ def refuse_lone_images(experiment: Experiment, networks: Mapping[str, Any]) -> N
         )
 
 
-def refuse_inelastic(experiment: Experiment, networks: Mapping[str, Any]) -> None:
-    """Refuse settings that cannot give the same bits at every world size."""
+def refuse_inelastic(experiment: Experiment, mixing: list[str]) -> None:
+    """Refuse settings that cannot give the same bits at every world size.
+
+    `mixing` names the networks with batch normalisation.
+    """
     train, run = experiment.train, experiment.run
     asked = "run.determinism = elastic cuts a batch into 12 parts"
     if train.VIRTUAL_RANKS % run.least_workers:
@@ -50,7 +49,7 @@ def refuse_inelastic(experiment: Experiment, networks: Mapping[str, Any]) -> Non
         raise UsageError(
             f"{asked}, one after the other: train.accumulate has no meaning there, leave it out"
         )
-    if mixing := [name for name, network in networks.items() if network.mixes_images]:
+    if mixing:
         where = ", ".join(mixing)
         raise UsageError(
             f"{asked}, and batch normalisation ({where}) would see each alone: choose networks"

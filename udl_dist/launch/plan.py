@@ -1,4 +1,4 @@
-"""What a run will do, before it starts: records, steps, parameters, memory; imports no torch."""
+"""What a run will do, before it starts: records, steps, parameters, FLOPs, memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Plan:
     parameters: dict[str, int]
     networks: dict[str, str]  # kind and widths of each
     eager: tuple[str, ...]  # networks that train.compile leaves out
-    flops_per_image: int  # multiply-adds of one forward through every network
+    flops_per_image: int  # of a step, forward and backward; a multiply-add is two
     memory_bytes: int
     validation_images: int  # held-out images that a validation sees
     validate_images: int  # images between validations
@@ -85,8 +85,8 @@ class Plan:
             ),
             f"networks     {', '.join(f'{name} {kind}' for name, kind in self.networks.items())}",
             (
-                f"flops        {self.flops_per_image:,} multiply-adds an image, in one forward pass"
-                " through every network"
+                f"flops        {self.flops_per_image:,} an image and step, forward and backward of"
+                " every phase"
             ),
             *(
                 [f"compile      all but {', '.join(self.eager)}: a penalty differentiates it twice"]
@@ -121,7 +121,7 @@ class Plan:
 
 
 def checked_plan(experiment: Experiment) -> Plan:
-    """`plan_here`, and checks that need torch: of `train.init_from` and `run.best`."""
+    """`plan_here`, and checks of `train.init_from` and `run.best`, which build the networks."""
     experiment = experiment.replace(data=settled(experiment.data))
     made = plan_here(experiment)
     if experiment.train.init_from:
@@ -168,22 +168,30 @@ def plan(experiment: Experiment) -> Plan:
             f"{seen.held_out_records} held-out images cannot be shared by run.workers ="
             f" {run.workers}: raise data.held_out_fraction"
         )
-    method = methods.find(experiment.method_name)(experiment.method, experiment.data.shape)
-    networks = method.describe()
+    # Imports torch, which takes a second or two, after all that can be refused without it.
+    from udl_dist.methods import sizes
+
+    kind = methods.find(experiment.method_name)
+    method = sizes.MethodMaker(kind, experiment.method, experiment.data.shape).on_meta()
+    networks = method.networks
+    mixing = [name for name, network in networks.items() if sizes.mixes_images(network)]
     if run.determinism == "elastic":
-        refuse_inelastic(experiment, networks)
-    refuse_lone_images(experiment, networks)
+        refuse_inelastic(experiment, mixing)
+    refuse_lone_images(experiment, mixing)
+    cost = sizes.cost(method)
     refuse_best(run.best, seen.held_out_records)
     total = train.length(seen.records)
     evaluated = experiment.evaluate.seen(seen.held_out_records)
     interval = experiment.evaluate.interval(total, evaluated)
     validations = ceil(total / interval) if evaluated else 0
     share = ceil(train.batch_size / least)
-    parameters = {name: network.parameters for name, network in networks.items()}
+    parameters = {
+        name: sum(weight.numel() for weight in network.parameters())
+        for name, network in networks.items()
+    }
     # Weights, gradients and the optimiser's two moments; the moving average is one more copy.
     copies = 4 + bool(train.average_half_life)
     rows = ceil(share / train.accumulate)
-    activations = rows * sum(network.activations for network in networks.values())
     return Plan(
         folder=run.folder,
         method=experiment.method_name,
@@ -203,10 +211,12 @@ def plan(experiment: Experiment) -> Plan:
         steps=total // train.batch_size,
         total_images=total,
         parameters=parameters,
-        networks={name: network.in_words() for name, network in networks.items()},
+        networks={name: sizes.in_words(network) for name, network in networks.items()},
         eager=method.differentiated_twice() if train.compile else (),
-        flops_per_image=sum(network.flops for network in networks.values()),
-        memory_bytes=IDLE_BYTES + FLOAT_BYTES * (copies * sum(parameters.values()) + activations),
+        flops_per_image=cost.flops,
+        memory_bytes=IDLE_BYTES
+        + FLOAT_BYTES * copies * sum(parameters.values())
+        + rows * cost.activation_bytes,
         validation_images=evaluated,
         validate_images=interval,
         validation_share=validations * evaluated * COST / total,

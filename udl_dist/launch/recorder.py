@@ -221,7 +221,7 @@ class RunRecorder:
         """Draw the grids: always the same first held-out images, always the same random keys."""
         columns = self._experiment.evaluate.columns
         method = self._state.in_use
-        device = next(method.networks.parameters()).device
+        device = next(method.parameters()).device
         batch = to_batch(next(self._shown.once(columns * columns, 0, 1)), 0, device)
         keys = rng.keys(self._experiment.train.seed, columns * columns).to(device)
         self._folder.pictures.mkdir(exist_ok=True)

@@ -171,9 +171,8 @@ def intervals(experiment: Experiment, total: int, held_out: int) -> Intervals:
 
 def new_train_state(experiment: Experiment, stream: Stream, ranks: Ranks) -> TrainState:
     """The method of an experiment with its first weights, for the images of `stream`."""
-    method = methods.find(experiment.method_name)(experiment.method, stream.shape)
     torch.manual_seed(experiment.train.seed)  # the same first weights on every rank
-    method.build()
+    method = methods.find(experiment.method_name)(experiment.method, stream.shape)
     train, elastic = experiment.train, experiment.run.determinism == "elastic"
     return TrainState(method, train, ranks, train.VIRTUAL_RANKS if elastic else 0)
 

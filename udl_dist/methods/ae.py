@@ -7,22 +7,18 @@ weights.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
 
 from udl_dist.core import rng
 from udl_dist.core.config_schema import setting
 from udl_dist.errors import UsageError
-from udl_dist.methods import Batch, Method, Phase, Shape, exploding
-from udl_dist.methods.networks import GAINS, Network, NetworkSettings, decoder, encoder
-from udl_dist.methods.networks.layers import Activation, Bias, Linear, Reshape
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
-    from udl_dist.methods import Losses
+from udl_dist.methods.method import Batch, Loss, Method, Phase, Shape, exploding
+from udl_dist.methods.networks import NetworkSettings, decoder, encoder
+from udl_dist.methods.networks.layers import GAINS, Bias, activation, linear
 
 
 @dataclass(frozen=True)
@@ -64,35 +60,31 @@ class Autoencoder(Method):
     }
     settings: AESettings
 
-    def __init__(self, settings: AESettings, shape: Shape) -> None:
-        super().__init__(settings, shape)
+    def __init__(self, settings: AESettings, shape: Shape, classes: tuple[str, ...] = ()) -> None:
+        super().__init__(settings, shape, classes)
         _refuse_contradictions(settings)
-
-    def describe(self) -> dict[str, Network]:
-        network, latents = self.settings.network, self.settings.latent_dim
-        if not self.settings.tied:
-            return {
-                "encoder": encoder(network, self.shape, latents),
-                "decoder": decoder(network, latents, self.shape),
-            }
-        pixels = math.prod(self.shape)
-        into = (
-            Reshape((pixels,)),
-            Linear(pixels, latents, GAINS[network.activation]),
-            Activation(network.activation),
-        )
-        out = (Bias(pixels), Reshape(self.shape))
-        # W belongs to the encoder (see `_output`); the decoder learns c alone.
-        return {"encoder": Network(self.shape, into), "decoder": Network((pixels,), out)}
+        self.latent_shape = (settings.latent_dim,)
+        network = settings.network
+        self.encoder: nn.Module
+        self.decoder: nn.Module
+        if settings.tied:
+            pixels, kind = math.prod(shape), network.activation
+            into = linear(pixels, settings.latent_dim, GAINS[kind])
+            self.encoder = nn.Sequential(nn.Flatten(), into, activation(kind))
+            # W belongs to the encoder (see `_output`); the decoder learns c alone.
+            self.decoder = nn.Sequential(Bias(pixels), nn.Unflatten(1, shape))
+        else:
+            self.encoder = encoder(network, shape, self.latent_shape)
+            self.decoder = decoder(network, self.latent_shape, shape)
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(("encoder", "decoder"), self.loss),)
 
-    def loss(self, batch: Batch) -> Losses:
+    def loss(self, batch: Batch) -> Loss:
         """The mean error between the images and the reconstructions of the corrupted ones."""
         output = self._output(self.encode(self.damage(batch)))
         reconstruction = self._error(batch.images, output).mean()
-        return reconstruction, {"reconstruction": reconstruction}
+        return Loss(reconstruction, {"reconstruction": reconstruction})
 
     def damage(self, batch: Batch) -> Tensor:  # -> [B, C, H, W]
         """The images with noise that depends on `batch.keys` alone."""
@@ -111,7 +103,7 @@ class Autoencoder(Method):
         return corrupted.masked_fill((draw < level) & ~black, 1.0)
 
     def encode(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, Z]
-        latents: Tensor = self.networks["encoder"](images)
+        latents: Tensor = self.encoder(images)
         return latents
 
     def decode(self, latents: Tensor) -> Tensor:  # [B, Z] -> [B, C, H, W]
@@ -130,18 +122,18 @@ class Autoencoder(Method):
             "latent_scale": latents.square().mean(1),
         }
 
-    def figures(self, means: Mapping[str, Tensor]) -> dict[str, float]:
+    def metrics(self, means: Mapping[str, Tensor]) -> dict[str, float]:
         """The errors, and the root mean square of the latents."""
-        return super().figures(means) | {"latent_scale": float(means["latent_scale"].sqrt())}
+        return super().metrics(means) | {"latent_scale": float(means["latent_scale"].sqrt())}
 
-    def alarms(self, figures: Mapping[str, float], seen: int) -> dict[str, str]:
-        return exploding("latents", figures.get("val/latent_scale", 0.0))
+    def alarms(self, metrics: Mapping[str, float], seen: int) -> dict[str, str]:
+        return exploding("latents", metrics.get("val/latent_scale", 0.0))
 
     def _output(self, latents: Tensor) -> Tensor:  # [B, Z] -> [B, C, H, W]
         if not self.settings.tied:
-            return self.networks["decoder"](latents).tanh()  # type: ignore[no-any-return]
-        weights = self.networks["encoder"].get_parameter("1.weight")  # [Z, D]: after Reshape, "0"
-        return self.networks["decoder"](latents @ weights)  # type: ignore[no-any-return]
+            return self.decoder(latents).tanh()  # type: ignore[no-any-return]
+        weights = self.encoder.get_parameter("1.weight")  # [Z, D]: after Flatten, "0"
+        return self.decoder(latents @ weights)  # type: ignore[no-any-return]
 
     def _error(self, images: Tensor, output: Tensor) -> Tensor:  # -> [B]
         # In the type of the images: autocast returns bfloat16, too coarse to sum over all pixels.

@@ -6,22 +6,21 @@ from the discriminator.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from udl_dist.core import rng
 from udl_dist.core.config_schema import setting
 from udl_dist.errors import UsageError
-from udl_dist.methods import Batch, Method, Phase, Shape, descriptor, frechet, gan_alarms
-from udl_dist.methods.networks import Network, NetworkSettings, decoder, encoder
-from udl_dist.methods.networks.article_gan import DIVERSE, article_discriminator, article_generator
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
-    from udl_dist.methods import Losses
+from udl_dist.methods import descriptor, frechet, gan_alarms
+from udl_dist.methods.method import Batch, Loss, Method, Phase, PhaseOptimizer, Shape
+from udl_dist.methods.networks import NetworkSettings, decoder, encoder
+from udl_dist.methods.networks.article_gan import DIVERSE, ArticleDiscriminator, ArticleGenerator
 
 
 @dataclass(frozen=True)
@@ -73,26 +72,25 @@ class GenerativeAdversarialNetwork(Method):
     }
     settings: GANSettings
 
-    def __init__(self, settings: GANSettings, shape: Shape) -> None:
-        super().__init__(settings, shape)
+    def __init__(self, settings: GANSettings, shape: Shape, classes: tuple[str, ...] = ()) -> None:
+        super().__init__(settings, shape, classes)
         _refuse_contradictions(settings)
-
-    def describe(self) -> dict[str, Network]:
-        settings, shape = self.settings, self.shape
+        self.latent_shape = (settings.latent_dim,)
+        self.generator: nn.Module
+        self.discriminator: nn.Module
         if settings.generator == "article":
-            generator = article_generator(settings.latent_dim, shape)
+            self.generator = ArticleGenerator(settings.latent_dim, shape)
         else:
-            generator = decoder(settings.network, settings.latent_dim, shape, DIVERSE)
+            self.generator = decoder(settings.network, self.latent_shape, shape, DIVERSE)
         if settings.discriminator == "article":
-            discriminator = article_discriminator(settings.dropout, shape)
+            self.discriminator = ArticleDiscriminator(settings.dropout, shape)
         else:
-            discriminator = encoder(settings.network, shape, 1)
-        return {"generator": generator, "discriminator": discriminator}
+            self.discriminator = encoder(settings.network, shape, (1,))
 
     def phases(self) -> tuple[Phase, ...]:
-        rate = self.settings.discriminator_rate
+        faster = PhaseOptimizer(rate=self.settings.discriminator_rate)
         return (
-            Phase(("discriminator",), self.discriminator_loss, rate=rate),
+            Phase(("discriminator",), self.discriminator_loss, optimizer=faster),
             Phase(("generator",), self.generator_loss),
         )
 
@@ -102,11 +100,8 @@ class GenerativeAdversarialNetwork(Method):
     def differentiated_twice(self) -> tuple[str, ...]:
         return ("discriminator",) if self.settings.r1 else ()
 
-    def discriminator_loss(self, batch: Batch) -> Losses:
+    def discriminator_loss(self, batch: Batch) -> Loss:
         """The discriminator's loss; `r1` is what the penalty adds, 0 in steps without it."""
-        import torch
-        from torch.nn import functional
-
         # No gradient of this phase reaches the generator. The keys are those of the generator's
         # phase, but another name draws other latents.
         with torch.no_grad():
@@ -127,24 +122,22 @@ class GenerativeAdversarialNetwork(Method):
             "fake_logit": fake_logits.mean(),
             "r1": r1,
         }
-        return adversarial + r1, plots
+        return Loss(adversarial + r1, plots)
 
-    def generator_loss(self, batch: Batch) -> Losses:
+    def generator_loss(self, batch: Batch) -> Loss:
         """Minimax: log(1 - D); non-saturating: -log D (Goodfellow et al. 2014, section 3)."""
-        from torch.nn import functional
-
         logits = self._logits(self._generate(batch.keys, "generator").to(batch.images.dtype))
         if self.settings.loss == "minimax":
             loss = -functional.softplus(logits).mean()
         else:
             loss = functional.softplus(-logits).mean()
-        return loss, {"generator": loss}
+        return Loss(loss, {"generator": loss})
 
     def prior(self, keys: Tensor) -> Tensor:  # [N] int64 -> [N, Z]
         return self._latents(keys, "sample")
 
     def decode(self, latents: Tensor) -> Tensor:  # [N, Z] -> [N, C, H, W]
-        return self.networks["generator"](latents).tanh()  # type: ignore[no-any-return]
+        return self.generator(latents).tanh()  # type: ignore[no-any-return]
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """Logits and statistics of each real image, and of an image generated from its key."""
@@ -168,7 +161,7 @@ class GenerativeAdversarialNetwork(Method):
             }
         return values
 
-    def figures(self, means: Mapping[str, Tensor]) -> dict[str, float]:
+    def metrics(self, means: Mapping[str, Tensor]) -> dict[str, float]:
         """Mean logits and their root mean square, Fréchet distances, and ratios of fake to real.
 
         `spread`: the variance of a pixel over images; `contrast`: that within an image; `detail`:
@@ -195,9 +188,9 @@ class GenerativeAdversarialNetwork(Method):
         }
         return logits | scale | distances | ratios
 
-    def alarms(self, figures: Mapping[str, float], seen: int) -> dict[str, str]:
+    def alarms(self, metrics: Mapping[str, float], seen: int) -> dict[str, str]:
         """The failures that metrics of training and validation show."""
-        return gan_alarms.alarms(figures, seen)
+        return gan_alarms.alarms(metrics, seen)
 
     def is_penalised(self, seen: int) -> bool:
         """Whether R1 is computed in the step after `seen` images."""
@@ -210,15 +203,13 @@ class GenerativeAdversarialNetwork(Method):
     def _latents(self, keys: Tensor, draw: str) -> Tensor:  # [N] int64 -> [N, Z]
         latents = rng.normal(keys, draw, (self.settings.latent_dim,))
         # In the type of the weights: float64 in tests of gradients.
-        return latents.to(next(self.networks["generator"].parameters()).dtype)
+        return latents.to(next(self.generator.parameters()).dtype)
 
     def _logits(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B]
-        return self.networks["discriminator"](images).to(images.dtype).squeeze(1)  # type: ignore[no-any-return]
+        return self.discriminator(images).to(images.dtype).squeeze(1)  # type: ignore[no-any-return]
 
     def _penalty(self, real: Tensor, logits: Tensor) -> Tensor:  # [B, C, H, W], [B] -> []
         """γ/2 E‖∇D(x)‖² (Mescheder et al. 2018, eq. 9)."""
-        import torch
-
         # The sum of logits has each image's own gradient, as long as images do not mix: under
         # batch normalisation this would be the gradient of a whole batch. `r1_every` makes up for
         # the steps without a penalty (Karras et al. 2020, appendix B).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from udl_dist.methods import exploding
+from udl_dist.methods.method import exploding
 
 SURE = 8.0  # a logit: one error in 3,000
 # Mean softplus loss of a discriminator that has won; 2 log 2 = 1.4 when it cannot tell real from
@@ -26,20 +26,20 @@ CRUDE = 2.0  # contrast: 0.7 to 1.3 in healthy runs, 3.5 to 5.4 in those that ma
 NOISY, BLURRED = 5.0, 0.1
 
 
-def alarms(figures: Mapping[str, float], seen: int) -> dict[str, str]:
-    """The alarms of a validation; `figures` are its metrics by name."""
+def alarms(metrics: Mapping[str, float], seen: int) -> dict[str, str]:
+    """The alarms of a validation; `metrics` are its metrics by name."""
     scale = max(
-        abs(figures.get(name, 0.0))
+        abs(metrics.get(name, 0.0))
         for name in ("val/logit_scale", "train/real_logit", "train/fake_logit")
     )
-    crude = _unlike(figures) if seen >= SETTLED_IMAGES else {}
-    return exploding("logits", scale) | _lost_images(figures) | _won(figures) | crude
+    crude = _unlike(metrics) if seen >= SETTLED_IMAGES else {}
+    return exploding("logits", scale) | _lost_images(metrics) | _won(metrics) | crude
 
 
-def _won(figures: Mapping[str, float]) -> dict[str, str]:
+def _won(metrics: Mapping[str, float]) -> dict[str, str]:
     """The discriminator is so sure that the generator gets no useful gradient from it."""
-    real, fake = figures.get("train/real_logit", 0.0), figures.get("train/fake_logit", 0.0)
-    loss = figures.get("train/discriminator", math.inf)
+    real, fake = metrics.get("train/real_logit", 0.0), metrics.get("train/fake_logit", 0.0)
+    loss = metrics.get("train/discriminator", math.inf)
     if loss >= WON and (real < SURE or fake > -SURE):
         return {}
     return {
@@ -50,9 +50,9 @@ def _won(figures: Mapping[str, float]) -> dict[str, str]:
     }
 
 
-def _unlike(figures: Mapping[str, float]) -> dict[str, str]:
+def _unlike(metrics: Mapping[str, float]) -> dict[str, str]:
     """Generated images have another contrast or detail, whatever the discriminator outputs."""
-    contrast, detail = figures.get("val/contrast", 1.0), figures.get("val/detail", 1.0)
+    contrast, detail = metrics.get("val/contrast", 1.0), metrics.get("val/detail", 1.0)
     compared = (
         f"generated images have {contrast:.2g} times the contrast and {detail:.2g} times the fine"
         " detail of real ones"
@@ -68,9 +68,9 @@ def _unlike(figures: Mapping[str, float]) -> dict[str, str]:
     return {}
 
 
-def _lost_images(figures: Mapping[str, float]) -> dict[str, str]:
+def _lost_images(metrics: Mapping[str, float]) -> dict[str, str]:
     """Every image is blank or saturates tanh, or all images are nearly the same."""
-    contrast, headroom = figures.get("val/contrast", 1.0), figures.get("val/headroom", 1.0)
+    contrast, headroom = metrics.get("val/contrast", 1.0), metrics.get("val/headroom", 1.0)
     if contrast < DEAD or headroom < DEAD:
         return {
             "dead generator": (
@@ -78,7 +78,7 @@ def _lost_images(figures: Mapping[str, float]) -> dict[str, str]:
                 "train.learning_rate, then start again with --run.fresh true"
             )
         }
-    spread = figures.get("val/spread", 1.0)
+    spread = metrics.get("val/spread", 1.0)
     if spread >= COLLAPSED:
         return {}
     return {

@@ -6,22 +6,19 @@ Metrics are in nats per image with all constants: `negative_elbo` compares with 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
+
+from torch import Tensor
+from torch.nn import functional
 
 from udl_dist.core import rng
 from udl_dist.core.config_schema import setting
 from udl_dist.errors import UsageError
-from udl_dist.methods import Batch, Method, Phase, Shape, exploding
-from udl_dist.methods.networks import Network, NetworkSettings, decoder, encoder
+from udl_dist.methods.method import Batch, Loss, Method, Phase, Shape, exploding
+from udl_dist.methods.networks import NetworkSettings, decoder, encoder
 from udl_dist.methods.networks.layers import Bias
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
-    from udl_dist.methods import Losses
 
 LOGVAR_BOUND = 20.0
 LOGSIGMA_FLOOR = -6.0  # σ of 0.0025: a third of the step between two of 256 levels in [-1, 1]
@@ -83,24 +80,20 @@ class VariationalAutoencoder(Method):
     )
     settings: VAESettings
 
-    def __init__(self, settings: VAESettings, shape: Shape) -> None:
-        super().__init__(settings, shape)
+    def __init__(self, settings: VAESettings, shape: Shape, classes: tuple[str, ...] = ()) -> None:
+        super().__init__(settings, shape, classes)
         _refuse_contradictions(settings)
-
-    def describe(self) -> dict[str, Network]:
-        settings = self.settings
-        networks = {
-            "encoder": encoder(settings.network, self.shape, 2 * settings.latent_dim),
-            "decoder": decoder(settings.network, settings.latent_dim, self.shape),
-        }
+        self.latent_shape = (settings.latent_dim,)
+        # The mean and the log-variance of each number.
+        self.encoder = encoder(settings.network, shape, (2 * settings.latent_dim,))
+        self.decoder = decoder(settings.network, self.latent_shape, shape)
         if settings.variance == "learned":
-            networks["logsigma"] = Network((1,), (Bias(1, math.log(settings.sigma)),))
-        return networks
+            self.logsigma = Bias(1, math.log(settings.sigma))
 
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase(tuple(self.describe()), self.loss),)
+        return (Phase(tuple(self.networks), self.loss),)
 
-    def loss(self, batch: Batch) -> Losses:
+    def loss(self, batch: Batch) -> Loss:
         """The weighted bound; the plots are its terms without weight, warm-up or free bits."""
         reconstruction, kls = self._terms(batch)
         kl = kls.sum(1).mean()
@@ -113,7 +106,7 @@ class VariationalAutoencoder(Method):
         plots = {"reconstruction": error, "kl": kl, "negative_elbo": error + kl}
         if self.settings.variance == "learned":
             plots["sigma"] = self._logsigma(batch.images).exp().mean()
-        return error + self.kl_weight(batch.seen) * paid, plots
+        return Loss(error + self.kl_weight(batch.seen) * paid, plots)
 
     def kl_weight(self, seen: int) -> float:
         """The weight of the KL after `seen` images."""
@@ -124,7 +117,7 @@ class VariationalAutoencoder(Method):
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:  # [B, C, H, W] -> [B, Z], [B, Z]
         """The mean and log-variance of q(z|x)."""
-        mean, logvar = self.networks["encoder"](images).to(images.dtype).chunk(2, 1)
+        mean, logvar = self.encoder(images).to(images.dtype).chunk(2, 1)
         # A smooth bound: exp(logvar) cannot overflow early in training, and unlike a clamp it never
         # makes a gradient zero.
         return mean, LOGVAR_BOUND * (logvar / LOGVAR_BOUND).tanh()
@@ -133,7 +126,7 @@ class VariationalAutoencoder(Method):
         return self.posterior(images)[0]
 
     def decode(self, latents: Tensor) -> Tensor:  # [B, Z] -> [B, C, H, W]
-        return self._mean(self.networks["decoder"](latents))
+        return self._mean(self.decoder(latents))
 
     def prior(self, keys: Tensor) -> Tensor:  # [N] int64 -> [N, Z]
         return rng.normal(keys, "latent", (self.settings.latent_dim,))
@@ -149,10 +142,10 @@ class VariationalAutoencoder(Method):
         latents = latents.double()
         return values | {"latent": latents, "latent_square": latents.square()}
 
-    def figures(self, means: Mapping[str, Tensor]) -> dict[str, float]:
+    def metrics(self, means: Mapping[str, Tensor]) -> dict[str, float]:
         """The bound, the number of latents in use, and the root mean square of their means."""
         variance = means["latent_square"] - means["latent"].square()
-        return super().figures(means) | {
+        return super().metrics(means) | {
             "active_units": float((variance > ACTIVE).sum()),
             "latent_scale": float(means["latent_square"].mean().sqrt()),
         }
@@ -163,7 +156,7 @@ class VariationalAutoencoder(Method):
         noise = rng.normal(keys.flatten(), "latent", (self.settings.latent_dim,)).to(mean.dtype)
         noise = noise.view(*keys.shape, -1)
         latents = mean + (logvar / 2).exp() * noise  # [K, B, Z]
-        output = self.networks["decoder"](latents.flatten(0, 1)).to(images.dtype)
+        output = self.decoder(latents.flatten(0, 1)).to(images.dtype)
         repeated = images.expand(len(keys), *images.shape).flatten(0, 1)  # [K * B, C, H, W]
         surprise = self._surprise(repeated, output).view(keys.shape)
         # log N(z; 0, 1) - log q(z|x): their constants cancel.
@@ -174,11 +167,11 @@ class VariationalAutoencoder(Method):
             return 256
         return 0 if self.settings.binarise == "none" else 2
 
-    def alarms(self, figures: Mapping[str, float], seen: int) -> dict[str, str]:
+    def alarms(self, metrics: Mapping[str, float], seen: int) -> dict[str, str]:
         """Posterior collapse: latents without information. Exploding scale: far from N(0, 1)."""
-        exploded = exploding("latents", figures.get("val/latent_scale", 0.0))
-        kl = figures.get("val/kl", figures.get("train/kl", math.inf))
-        active = figures.get("val/active_units")
+        exploded = exploding("latents", metrics.get("val/latent_scale", 0.0))
+        kl = metrics.get("val/kl", metrics.get("train/kl", math.inf))
+        active = metrics.get("val/active_units")
         # During the warm-up a low KL is no alarm: its weight may still be too small to judge.
         if self.kl_weight(seen) < self.settings.beta or (kl >= COLLAPSED and active != 0):
             return exploded
@@ -206,14 +199,12 @@ class VariationalAutoencoder(Method):
         mean, logvar = self.posterior(images)
         noise = rng.normal(batch.keys, "latent", (self.settings.latent_dim,)).to(mean.dtype)
         # z = μ + σ ε, so that gradients reach μ and σ (Kingma & Welling 2014, section 2.4).
-        output = self.networks["decoder"](mean + (logvar / 2).exp() * noise).to(images.dtype)
+        output = self.decoder(mean + (logvar / 2).exp() * noise).to(images.dtype)
         # Both Gaussians are diagonal, so the KL has a closed form (Kingma & Welling 2014, eq. 10).
         return self._surprise(images, output), (mean.square() + logvar.exp() - 1 - logvar) / 2
 
     def _surprise(self, images: Tensor, output: Tensor) -> Tensor:  # -> [B]
         """-log p(x|z), summed over pixels, with all constants."""
-        from torch.nn import functional
-
         if self.settings.likelihood == "bernoulli":
             pixels = functional.binary_cross_entropy_with_logits(
                 output, (images + 1) / 2, reduction="none"
@@ -227,10 +218,8 @@ class VariationalAutoencoder(Method):
     def _logsigma(self, images: Tensor) -> Tensor:
         if self.settings.variance == "fixed":
             return images.new_tensor(math.log(self.settings.sigma))
-        from torch.nn import functional
-
         # A soft floor (Rybkin et al. 2021): the density of exactly reproduced images is unbounded.
-        free = self.networks["logsigma"](images.new_zeros(1))
+        free = self.logsigma(images.new_zeros(1))
         return LOGSIGMA_FLOOR + functional.softplus(free - LOGSIGMA_FLOOR)
 
     def _mean(self, output: Tensor) -> Tensor:

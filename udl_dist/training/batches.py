@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udl_dist.data.loader.records import Records
-from udl_dist.methods import Batch, Method, pixels
+from udl_dist.methods import pixels
+from udl_dist.methods.method import Batch, Method
 
 
 def to_batch(

@@ -47,7 +47,7 @@ class Ranks:
         """`module` whose gradients are averaged over all ranks during backward."""
         if self.world == 1:
             return module
-        # Buffers are rank 0's (see `agree_on_buffers`): broadcasting them at each forward breaks
+        # Buffers are rank 0's (see `agree_on`): broadcasting them at each forward breaks
         # two forwards before a backward on CUDA (pytorch#175024).
         where = [self.device] if self.device.type == "cuda" else None
         with warnings.catch_warnings():
@@ -151,6 +151,12 @@ class Ranks:
         dist.broadcast(total, self.world - 1)
         return total
 
+    def sum_of(self, values: Tensor) -> Tensor:
+        """`values` added over all ranks, in place, on the device."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
     def broadcast_int(self, number: int) -> int:
         """Rank 0's number, on every rank."""
         value = torch.tensor([number], dtype=torch.int64)
@@ -168,8 +174,8 @@ class Ranks:
         dist.broadcast(buffer, 0, group=self._control)
         return bytes(mine)
 
-    def agree_on_buffers(self, networks: nn.Module) -> None:
+    def agree_on(self, buffers: list[Tensor]) -> None:
         """Copy rank 0's buffers (running statistics of BatchNorm) to all; DDP does not."""
         if self.world > 1:
-            for buffer in networks.buffers():
+            for buffer in buffers:
                 dist.broadcast(buffer, 0)  # on the device, by the backend of gradients

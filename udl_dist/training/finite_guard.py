@@ -18,6 +18,7 @@ from torch import Tensor
 
 from udl_dist.data.loader.records import Records
 from udl_dist.errors import TrainingError
+from udl_dist.methods.method import Loss
 from udl_dist.training.distributed import Ranks
 from udl_dist.training.train_state import TrainState
 
@@ -73,7 +74,7 @@ class FiniteGuard:
     def __init__(self, state: TrainState, ranks: Ranks) -> None:
         self._plots_loss = len(state.phases) == 1  # with one phase, its loss is "the" loss
         self._ranks = ranks
-        self._buffers = list(state.method.networks.buffers())
+        self._buffers = state.method.own_buffers()
         self._step: PendingStep
         self._pending: deque[PendingStep] = deque()
 
@@ -81,10 +82,15 @@ class FiniteGuard:
         """Start a step; buffers are copied, since a bad forward spoils running statistics."""
         self._step = PendingStep(images, records, [buffer.clone() for buffer in self._buffers])
 
-    def record(self, loss: Tensor, plots: dict[str, Tensor], rows: int) -> None:
+    def record(self, loss: Loss, rows: int) -> None:
         """Add the loss and the plots of one backward; they count unless the step is rejected."""
-        self._step.losses.append(loss)
-        self._step.plots.append(({"loss": loss, **plots} if self._plots_loss else plots, rows))
+        value, plots = loss.value.detach(), dict(loss.plots)
+        self._step.losses.append(value)
+        self._step.plots.append(({"loss": value, **plots} if self._plots_loss else plots, rows))
+
+    def check_sums(self, sums: Tensor) -> None:
+        """Reject the step if the sums that `after_step` gets are not finite."""
+        self._step.flags.append((~sums.isfinite().all()).float())
 
     def check(self, norm: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Keep `optimizer` from moving if the gradient norm over all ranks is not finite."""

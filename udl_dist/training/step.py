@@ -7,6 +7,7 @@ number of virtual ranks whose gradients are added in order, at any world size.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,12 +17,23 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from udl_dist.methods import Batch
+from udl_dist.methods.method import Batch, Loss, Method
 from udl_dist.training.batches import dummy_batch
 from udl_dist.training.distributed import Ranks
 from udl_dist.training.finite_guard import FiniteGuard
 from udl_dist.training.settings import TrainSettings
 from udl_dist.training.train_state import PhaseState, TrainState, like
+
+
+@dataclass(frozen=True)
+class PhaseStep:
+    """A phase in one step: the rank's parts of the batch, and what its loss sums over each."""
+
+    phase: PhaseState
+    parts: list[Batch]
+    sums: list[dict[str, Tensor]]
+    step: int
+    index: int  # of the phase
 
 
 @dataclass(frozen=True)
@@ -37,10 +49,15 @@ class Stepper:
     def step(self, batch: Batch, number: int, learning_rate: float) -> None:
         """Step `number` of the run: every phase that is due, on this rank's rows of the batch."""
         parts = self._cut(batch)
+        sums: list[dict[str, Tensor]] = [{} for _ in parts]
         for index, phase in enumerate(self.state.phases):
-            if number % phase.phase.every == 0:
+            asked = phase.phase
+            if number % asked.every == 0 and batch.seen >= asked.start_images:
                 self.on_phase()
-                self._update(phase, parts, (number, index), learning_rate)
+                work = PhaseStep(phase, parts, sums, number, index)
+                self._update(work, learning_rate)
+        if type(self.state.method).after_step is not Method.after_step:
+            self._after_step(sums)
 
     def warm_up(self) -> None:
         """Run each phase once on black images, which changes nothing but the order of DDP's sums.
@@ -51,28 +68,26 @@ class Stepper:
         """
         if self.ranks.world == 1 or self.state.virtual_ranks:
             return
-        networks = self.state.method.networks
-        buffers = [buffer.clone() for buffer in networks.buffers()]
-        batch = dummy_batch(self.state.method, self._edges()[1], self.ranks.device)
+        method = self.state.method
+        buffers = [buffer.clone() for buffer in method.own_buffers()]
+        batch = dummy_batch(method, self._edges()[1], self.ranks.device)
         for phase in self.state.phases:
-            phase.unfreeze_only_its_networks(self.state.method)
-            loss, _ = self._loss(phase, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
+            phase.unfreeze_only_its_networks(method)
+            self._loss(phase, batch).value.backward()  # type: ignore[no-untyped-call]
             phase.optimizer.zero_grad(set_to_none=True)
-        for buffer, before in zip(networks.buffers(), buffers, strict=True):
+        for buffer, before in zip(method.own_buffers(), buffers, strict=True):
             buffer.copy_(before)
 
-    def _update(
-        self, phase: PhaseState, parts: list[Batch], place: tuple[int, int], learning_rate: float
-    ) -> None:
-        """Gradients of one phase, their norm and the optimiser; `place` is (step, phase)."""
+    def _update(self, work: PhaseStep, learning_rate: float) -> None:
+        """Gradients of one phase, their norm and the optimiser."""
+        phase = work.phase
         # The generator's backward goes through the discriminator and must leave no gradient there.
         phase.unfreeze_only_its_networks(self.state.method)
         phase.optimizer.zero_grad(set_to_none=True)
         if self.state.virtual_ranks:
-            self._elastic_gradients(phase, parts, place)
+            self._elastic_gradients(work)
         else:
-            self._averaged_gradients(phase, parts, place)
+            self._averaged_gradients(work)
         parameters = phase.parameters()
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         self.guard.check(norm, phase.optimizer)
@@ -80,30 +95,53 @@ class Stepper:
         if self.settings.clip_norm:
             clip_grads_with_norm_(parameters, self.settings.clip_norm, norm)
         for group in phase.optimizer.param_groups:
-            group["lr"] = learning_rate * phase.phase.rate
+            group["lr"] = learning_rate * phase.phase.optimizer.rate
         phase.optimizer.step()
 
-    def _averaged_gradients(
-        self, phase: PhaseState, parts: list[Batch], place: tuple[int, int]
-    ) -> None:
-        step, index = place
-        if index == 0:
+    def _after_step(self, parts: list[dict[str, Tensor]]) -> None:
+        """Give the method the sums of the global batch, added over parts and ranks."""
+        method, first = self.state.method, parts[0]
+        # In double: sums over any number of ranks agree to the last digits of a float32.
+        flat = [
+            torch.cat([value.detach().double().flatten() for value in sums.values()])
+            for sums in parts
+            if sums
+        ]
+        total = flat and self._summed(flat)
+        if isinstance(total, Tensor):
+            self.guard.check_sums(total)
+            split = torch.split(total, [value.numel() for value in first.values()])
+            first = {
+                name: part.view_as(value).to(value.dtype)
+                for (name, value), part in zip(first.items(), split, strict=True)
+            }
+        with torch.no_grad(), self.state.only_buffers_change():
+            method.after_step(first)
+
+    def _summed(self, parts: list[Tensor]) -> Tensor:
+        """The sum of flat tensors over all parts and ranks; of an elastic run in their order."""
+        elastic = self.state.virtual_ranks and self.ranks.world > 1
+        if elastic and not self.ranks.is_main:
+            return self.ranks.ordered_sum(parts)
+        total = functools.reduce(torch.add, parts)
+        return self.ranks.ordered_sum([total]) if elastic else self.ranks.sum_of(total)
+
+    def _averaged_gradients(self, work: PhaseStep) -> None:
+        if work.index == 0:
             # Dropout draws from torch's own generator. Seeded at each step, it has no state to
             # save.
-            self._seed(step, self.ranks.rank)
-        for number, part in enumerate(parts):
-            with self.ranks.unsynchronised(phase.module, number < len(parts) - 1):
+            self._seed(work.step, self.ranks.rank)
+        for number in range(len(work.parts)):
+            with self.ranks.unsynchronised(work.phase.module, number < len(work.parts) - 1):
                 # A loss is a mean over its rows and DDP averages over ranks: this weight makes both
                 # a mean over the global batch, however uneven the ranks' parts are.
-                self._backward(phase, part, self.ranks.world / self.settings.batch_size)
+                self._backward(work, number, self.ranks.world / self.settings.batch_size)
 
-    def _elastic_gradients(
-        self, phase: PhaseState, parts: list[Batch], place: tuple[int, int]
-    ) -> None:
-        parameters, gradients = phase.parameters(), []
-        for number, part in enumerate(parts):
-            self._seed(*place, self.ranks.rank * len(parts) + number)
-            self._backward(phase, part, 1 / self.settings.batch_size)
+    def _elastic_gradients(self, work: PhaseStep) -> None:
+        parameters, gradients = work.phase.parameters(), []
+        for number in range(len(work.parts)):
+            self._seed(work.step, work.index, self.ranks.rank * len(work.parts) + number)
+            self._backward(work, number, 1 / self.settings.batch_size)
             # Rank 0's parts come first in the sum: its backward adds them up in this order.
             if not self.ranks.is_main:
                 gradients.append(_detach_gradients(parameters))
@@ -113,20 +151,22 @@ class Stepper:
             for parameter, gradient in zip(parameters, torch.split(total, sizes), strict=True):
                 parameter.grad = like(parameter, gradient.view_as(parameter))
 
-    def _backward(self, phase: PhaseState, batch: Batch, weight: float) -> None:
-        """Add `weight` times the gradient of the loss, summed over the rows of `batch`."""
+    def _backward(self, work: PhaseStep, number: int, weight: float) -> None:
+        """Add `weight` times the gradient of the loss, summed over the rows of part `number`."""
+        batch = work.parts[number]
         rows = batch.images.shape[0]
-        loss, plots = self._loss(phase, batch)
+        loss = self._loss(work.phase, batch)
         # 0 x inf and 0 x nan are nan: a loss that is not finite makes every gradient nan.
-        loss.backward(loss.detach() * 0 + rows * weight)  # type: ignore[no-untyped-call]
-        self.guard.record(loss.detach(), plots, rows)
+        loss.value.backward(loss.value.detach() * 0 + rows * weight)  # type: ignore[no-untyped-call]
+        self.guard.record(loss, rows)
+        work.sums[number] |= loss.sums
 
-    def _loss(self, phase: PhaseState, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, phase: PhaseState, batch: Batch) -> Loss:
         # The forward of the loss too: each loss returns to float32 where it sums over pixels.
         bfloat16 = self.settings.precision == "bfloat16"
         with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=bfloat16):
-            loss, plots = phase.module(phase.phase, batch)
-        return loss, plots
+            loss: Loss = phase.module(phase.phase, batch)
+        return loss
 
     def _cut(self, batch: Batch) -> list[Batch]:
         edges = self._edges()
@@ -138,6 +178,7 @@ class Stepper:
                 images=batch.images[first:end],
                 keys=batch.keys[first:end],
                 record_keys=batch.record_keys[first:end],
+                labels=None if batch.labels is None else batch.labels[first:end],
             )
             for first, end in itertools.pairwise(edges)
         ]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from udl_dist.errors import TrainingError
-from udl_dist.methods import Batch, Method, Phase
+from udl_dist.methods.method import Batch, Loss, Method, Phase
 from udl_dist.training.checkpoint import bytes_of
 from udl_dist.training.distributed import Ranks
 from udl_dist.training.settings import TrainSettings
@@ -23,7 +25,7 @@ class LossModule(nn.Module):
         super().__init__()
         self.networks = nn.ModuleDict(networks)
 
-    def forward(self, phase: Phase, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, phase: Phase, batch: Batch) -> Loss:
         return phase.loss(batch)
 
 
@@ -56,10 +58,13 @@ class TrainState:
     ) -> None:
         self.method = method
         self.virtual_ranks = virtual_ranks
+        self._after_step_checked = False
         # Moments of each parameter, which an optimiser allocates at its first step.
         self._moments = 2 if settings.optimizer.startswith("adam") else int(settings.beta1 > 0)
         layout = torch.channels_last if settings.channels_last else torch.preserve_format
-        method.networks.to(device=ranks.device, memory_format=layout)  # type: ignore[call-overload]
+        method.to(device=ranks.device, memory_format=layout)  # type: ignore[call-overload]
+        for name in method.frozen:
+            getattr(method, name).requires_grad_(False)
         # Copied before compiling: a copy would share the compiled forward of the original.
         self.average = _averaged(method) if settings.average_half_life else None
         if settings.compile:
@@ -68,8 +73,24 @@ class TrainState:
 
     def _phase_state(self, phase: Phase, settings: TrainSettings, ranks: Ranks) -> PhaseState:
         module = LossModule({name: self.method.networks[name] for name in phase.trains})
-        optimizer = _optimizer(list(module.parameters()), settings, ranks.device)
+        optimizer = _optimizer(list(module.parameters()), settings, phase, ranks.device)
         return PhaseState(phase, module if self.virtual_ranks else ranks.wrap(module), optimizer)
+
+    @contextmanager
+    def only_buffers_change(self) -> Iterator[None]:
+        """Refuse an `after_step` that changes a weight or replaces a buffer, once a process."""
+        if self._after_step_checked:
+            yield
+            return
+        weights, buffers = list(self.method.parameters()), self.method.own_buffers()
+        before = [weight.clone() for weight in weights]
+        yield
+        self._after_step_checked = True
+        if not all(map(torch.equal, weights, before)):
+            raise TrainingError("after_step changed a weight: only a phase may, by its gradient")
+        now = self.method.own_buffers()
+        if len(now) != len(buffers) or any(map(operator.is_not, now, buffers)):
+            raise TrainingError("after_step replaced a buffer: change it in place, by copy_()")
 
     @property
     def in_use(self) -> Method:
@@ -90,7 +111,7 @@ class TrainState:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All state by file and name: `networks`, `average`, and `optimizer-N` for each phase."""
-        files = {"networks": dict(self.method.networks.state_dict())}
+        files = {"networks": self.method.saved_tensors()}
         if self.average is not None:
             # Of a network that no average follows the weights are in `networks` already.
             files["average"] = {
@@ -114,19 +135,17 @@ class TrainState:
 
     def start_from(self, tensors: Mapping[str, Tensor]) -> None:
         """Replace some of the weights before the first step; optimisers stay as they are."""
-        own = self.method.networks.state_dict()
-        self.method.networks.load_state_dict(own | dict(tensors))
+        self.method.load_saved(self.method.saved_tensors() | dict(tensors))
         if self.average is not None:
-            self.average.networks.load_state_dict(self.method.networks.state_dict())
+            self.average.load_saved(self.method.saved_tensors())
 
     def restore(self, files: dict[str, dict[str, Tensor]]) -> None:
         """Restore what `tensors` returned; raise TrainingError if it belongs to other networks."""
         try:
-            self.method.networks.load_state_dict(files["networks"])
+            self.method.load_saved(files["networks"])
             if self.average is not None:
                 # The networks that no average follows are the method's own, restored above.
-                own = self.method.networks.state_dict()
-                self.average.networks.load_state_dict(own | files["average"])
+                self.average.load_saved(self.method.saved_tensors() | files["average"])
             for number, phase in enumerate(self.phases):
                 _restore(phase.optimizer, files[f"optimizer-{number}"])
         except (KeyError, IndexError, RuntimeError, ValueError) as error:
@@ -156,31 +175,36 @@ def _compiled_in_training(network: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _averaged(method: Method) -> Method:
-    """A copy of the method: averaged networks are copies, the others (a discriminator) shared."""
+    """A copy of the method: averaged networks are copies, all else (a discriminator) is shared."""
     average = copy.deepcopy(method)
-    for name in method.networks:
+    for name, child in method.named_children():
         # A shared discriminator costs no memory, and validation uses the newest one.
         if name in method.averaged():
-            average.networks[name].requires_grad_(False)
+            average.get_submodule(name).requires_grad_(False)
         else:
-            average.networks[name] = method.networks[name]
+            setattr(average, name, child)
+    # Buffers of the method itself (a codebook) are changed in place, see `Method.after_step`.
+    for name, buffer in method.named_buffers(recurse=False):
+        setattr(average, name, buffer)
     return average
 
 
 def _optimizer(
-    parameters: list[nn.Parameter], settings: TrainSettings, device: torch.device
+    parameters: list[nn.Parameter], settings: TrainSettings, phase: Phase, device: torch.device
 ) -> torch.optim.Optimizer:
     # Only fused optimisers read `found_inf` (see FiniteGuard); on a CPU they also make a whole step
     # of a small autoencoder 1.4 times as fast.
     fused = device.type in ("cpu", "cuda")
-    lr, decay = settings.learning_rate, settings.weight_decay
+    own = {name: value for name, value in vars(phase.optimizer).items() if value is not None}
+    used = {name: own.get(name, getattr(settings, name)) for name in ("beta1", "beta2")}
+    lr, decay = settings.learning_rate, own.get("weight_decay", settings.weight_decay)
     if settings.optimizer == "sgd":
         return torch.optim.SGD(
-            parameters, lr, momentum=settings.beta1, weight_decay=decay, fused=fused
+            parameters, lr, momentum=used["beta1"], weight_decay=decay, fused=fused
         )
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     return kind(
-        parameters, lr, betas=(settings.beta1, settings.beta2), weight_decay=decay, fused=fused
+        parameters, lr, betas=(used["beta1"], used["beta2"]), weight_decay=decay, fused=fused
     )
 
 

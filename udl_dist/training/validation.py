@@ -11,7 +11,7 @@ from torch import Tensor
 from udl_dist.core.config_schema import nearest
 from udl_dist.data.loader.reader import Stream
 from udl_dist.errors import UsageError
-from udl_dist.methods import Method
+from udl_dist.methods.method import Method
 from udl_dist.training.batches import dummy_batch, to_batch
 from udl_dist.training.distributed import Ranks
 from udl_dist.training.train_state import TrainState
@@ -29,7 +29,7 @@ def validate(
     if not method.can("measure"):
         return {}
     for each in (method, state.method):
-        ranks.agree_on_buffers(each.networks)
+        ranks.agree_on(each.own_buffers())
     sums: dict[str, Tensor] = {}
     with evaluating(method):
         for records in held_out.once(batch_size, ranks.rank, ranks.world):
@@ -44,29 +44,28 @@ def validate(
             sums = {name: torch.zeros_like(value[0]).double() for name, value in shapes.items()}
     # By the records of all ranks: their shares may differ.
     means = {name: value / held_out.records for name, value in ranks.totals(sums).items()}
-    return {f"val/{name}": value for name, value in method.figures(means).items()}
+    return {f"val/{name}": value for name, value in method.metrics(means).items()}
 
 
 @contextmanager
 def evaluating(method: Method) -> Iterator[None]:
     """Evaluation mode: no dropout, running statistics of BatchNorm, no gradients."""
-    method.networks.eval()
+    method.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        method.networks.train()
+        method.train()
 
 
 def metric_names(method: Method) -> list[str]:
-    """The names that `validate` will report, from untrained networks; builds `method`."""
-    method.build()
+    """The names that `validate` will report, from untrained networks."""
     if not method.can("measure"):
         return []
     with evaluating(method):
         measured = method.measure(dummy_batch(method, 2, torch.device("cpu")))
     means = {name: value.double().mean(0) for name, value in measured.items()}
-    return [f"val/{name}" for name in method.figures(means)]
+    return [f"val/{name}" for name in method.metrics(means)]
 
 
 def refuse_unknown_metric(setting: str, name: str, method: Method) -> None:

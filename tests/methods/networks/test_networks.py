@@ -11,6 +11,7 @@ from typing import Literal
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from udl_dist.methods.networks.modules import build
 
 from udl_dist.core.config_schema import from_dict
 from udl_dist.errors import UsageError
@@ -27,7 +28,6 @@ from udl_dist.methods.networks.layers import (
     NormKind,
     Residual,
 )
-from udl_dist.methods.networks.modules import build
 
 SHAPES = [
     (1, 28, 28),

@@ -1,215 +1,156 @@
-"""The layers that describe a network: the output shape, parameters and cost of each.
+"""The layers that all networks are made of, with their starting weights, and how images halve.
 
-They need no torch, so a network is counted before memory is allocated; `modules.py` builds them.
+Weights start normal with std gain / √fan, biases at zero (He et al. 2015, eq. 10). `gain` is that
+of the function that follows (see GAINS); 1 where none does; 0 starts a layer at zero. torch's own
+defaults ignore the activation, and a plain chain that starts from them ends with twice the error.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import prod
+from math import sqrt
 from typing import Literal
 
-Shape = tuple[int, ...]  # of one image: (C, H, W) or (features,)
+import torch
+from torch import Tensor, nn
+
+from udl_dist.errors import UsageError
+
 Pair = tuple[int, int]  # height, width
+Shape = tuple[int, ...]  # of one image or latent: (C, H, W) or (Z,)
 
 ActivationKind = Literal["relu", "leaky_relu", "silu", "gelu", "elu", "tanh", "sigmoid"]
 NormKind = Literal["group", "none", "batch"]
 
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer; by default without parameters and multiplications, and of unchanged shape."""
-
-    @property
-    def parameters(self) -> int:
-        """The count of learned numbers."""
-        return 0
-
-    def outputs(self, inputs: Shape) -> Shape:
-        """The shape of the output, from that of the input."""
-        return inputs
-
-    def flops(self, inputs: Shape) -> int:
-        """Multiply-adds of the linear map, for one image."""
-        return 0
-
-    def activations(self, inputs: Shape) -> int:
-        """Floats in the output for one image; at most these are stored for backward."""
-        return prod(self.outputs(inputs))
+SLOPE = 0.2  # of a leaky ReLU below zero
+# The factor that keeps the variance through each function (He et al. 2015, eq. 10; for tanh and
+# sigmoid LeCun et al. 1998). Of a leaky ReLU with slope a it is √(2 / (1 + a²)).
+GAINS = {
+    "relu": sqrt(2),
+    "leaky_relu": sqrt(2 / (1 + SLOPE**2)),
+    "silu": sqrt(2),
+    "gelu": sqrt(2),
+    "elu": sqrt(2),
+    "tanh": 5 / 3,
+    "sigmoid": 1.0,
+}
+# The gain of a decoder's last layer: grey images at first, where tanh and sigmoid are steepest.
+SMALL = 0.1
 
 
-@dataclass(frozen=True)
-class Linear(Layer):
-    """A dense map; weights start with std `gain / √fan`, so `gain` is the scale of the output."""
-
-    inputs: int
-    features: int
-    gain: float = 1.0  # that of the function that follows (see GAINS), or 0 to start at zero
-    bias: bool = True
-
-    @property
-    def parameters(self) -> int:
-        return self.inputs * self.features + self.features * self.bias
-
-    @property
-    def fan(self) -> float:
-        """How many inputs each output sums."""
-        return self.inputs
-
-    def outputs(self, inputs: Shape) -> Shape:
-        assert inputs == (self.inputs,), (inputs, self)
-        return (self.features,)
-
-    def flops(self, inputs: Shape) -> int:
-        return self.inputs * self.features
+def linear(inputs: int, outputs: int, gain: float = 1.0, bias: bool = True) -> nn.Linear:
+    """A dense layer, [B, inputs] -> [B, outputs]."""
+    layer = nn.Linear(inputs, outputs, bias)
+    _start(layer, gain, inputs)
+    return layer
 
 
-@dataclass(frozen=True)
-class Conv(Layer):
-    """A convolution padded by 1: the same size at stride 1, half at stride 2 (see `kernel`)."""
-
-    inputs: int
-    channels: int
-    kernel: Pair
-    stride: int = 1
-    gain: float = 1.0
-    bias: bool = True
-
-    @property
-    def parameters(self) -> int:
-        return prod(self.kernel) * self.inputs * self.channels + self.channels * self.bias
-
-    @property
-    def fan(self) -> float:
-        """How many inputs each output sums."""
-        return prod(self.kernel) * self.inputs  # padding, which is zero, counts too
-
-    def outputs(self, inputs: Shape) -> Shape:
-        assert inputs[0] == self.inputs, (inputs, self)
-        # torch's formula (n + 2 * padding - kernel) // stride + 1, with padding 1.
-        sides = [
-            (side + 2 - kernel) // self.stride + 1
-            for side, kernel in zip(inputs[1:], self.kernel, strict=True)
-        ]
-        return (self.channels, *sides)
-
-    def flops(self, inputs: Shape) -> int:
-        return prod(self.kernel) * self.inputs * prod(self.outputs(inputs))
+def conv(
+    inputs: int,
+    channels: int,
+    size: Pair = (3, 3),
+    stride: int = 1,
+    gain: float = 1.0,
+    bias: bool = True,
+) -> nn.Conv2d:
+    """A convolution padded by 1; see `kernel` for those that halve an image."""
+    layer = nn.Conv2d(inputs, channels, size, stride, 1, bias=bias)
+    # Padding, which is zero, counts as input too.
+    _start(layer, gain, size[0] * size[1] * inputs)
+    return layer
 
 
-@dataclass(frozen=True)
-class ConvTranspose(Layer):
-    """The inverse in size of a `Conv` of stride 2: kernel 4 makes 2n of n pixels, 3 2n - 1."""
+def conv_transpose(
+    inputs: int, channels: int, size: Pair, gain: float = 1.0, bias: bool = True
+) -> nn.ConvTranspose2d:
+    """The inverse in size of a `conv` of stride 2: kernel 4 makes 2n pixels of n, kernel 3 2n - 1.
 
-    inputs: int
-    channels: int
-    kernel: Pair
-    gain: float = 1.0
-    bias: bool = True
-
-    @property
-    def parameters(self) -> int:
-        return prod(self.kernel) * self.inputs * self.channels + self.channels * self.bias
-
-    @property
-    def fan(self) -> float:
-        """How many inputs each output sums: at stride 2 a quarter of the kernel meets a pixel."""
-        return prod(self.kernel) * self.inputs / 4
-
-    def outputs(self, inputs: Shape) -> Shape:
-        assert inputs[0] == self.inputs, (inputs, self)
-        # torch's formula (n - 1) * 2 - 2 * padding + kernel, with padding 1.
-        sides = (2 * side - 4 + size for side, size in zip(inputs[1:], self.kernel, strict=True))
-        return (self.channels, *sides)
-
-    def flops(self, inputs: Shape) -> int:
-        # Each input pixel meets the whole kernel.
-        return prod(self.kernel) * self.inputs * self.channels * prod(inputs[1:])
+    torch takes the fan of such a layer from the wrong axis and ignores its stride: each pixel meets
+    a quarter of the kernel.
+    """
+    layer = nn.ConvTranspose2d(inputs, channels, size, 2, 1, bias=bias)
+    _start(layer, gain, size[0] * size[1] * inputs / 4)
+    return layer
 
 
-@dataclass(frozen=True)
-class Bias(Layer):
-    """A learned vector added to the input."""
-
-    features: int
-    value: float = 0.0  # at the start
-
-    @property
-    def parameters(self) -> int:
-        return self.features
-
-
-@dataclass(frozen=True)
-class Norm(Layer):
-    """Group or batch normalisation with a learned scale and shift; of features if `flat`."""
-
-    kind: Literal["group", "batch"]
-    channels: int
-    flat: bool = False  # [B, F] instead of [B, C, H, W]
-
-    @property
-    def parameters(self) -> int:
-        return 2 * self.channels
-
-    @property
-    def groups(self) -> int:
-        """For features one, which is LayerNorm; else at most 32, of 8 channels or more each."""
-        most = 1 if self.flat else min(32, max(1, self.channels // 8))
-        return next(groups for groups in range(most, 0, -1) if self.channels % groups == 0)
+def norm(kind: NormKind, channels: int, flat: bool = False) -> nn.Module:
+    """Normalises [B, C, H, W], or [B, F] if `flat`, with a learned scale and shift."""
+    if kind == "none":
+        return nn.Identity()
+    if kind == "batch":
+        return nn.BatchNorm1d(channels) if flat else nn.BatchNorm2d(channels)
+    # Of features one group, which is LayerNorm; else at most 32, of 8 channels or more each.
+    most = 1 if flat else min(32, max(1, channels // 8))
+    groups = next(groups for groups in range(most, 0, -1) if channels % groups == 0)
+    return nn.GroupNorm(groups, channels)
 
 
-@dataclass(frozen=True)
-class Activation(Layer):
-    """A function of each number; `slope` is that of a leaky ReLU below zero."""
-
-    kind: ActivationKind
-    slope: float = 0.2
-
-
-@dataclass(frozen=True)
-class Dropout(Layer):
-    """Zeros a share of the input while training."""
-
-    share: float
+def activation(kind: ActivationKind) -> nn.Module:
+    """A function of each number."""
+    functions: dict[str, type[nn.Module]] = {
+        "relu": nn.ReLU,
+        "silu": nn.SiLU,
+        "gelu": nn.GELU,
+        "elu": nn.ELU,
+        "tanh": nn.Tanh,
+        "sigmoid": nn.Sigmoid,
+    }
+    return nn.LeakyReLU(SLOPE) if kind == "leaky_relu" else functions[kind]()
 
 
-@dataclass(frozen=True)
-class Reshape(Layer):
-    """The same numbers in another shape; `(prod,)` flattens an image."""
-
-    shape: Shape
-
-    def outputs(self, inputs: Shape) -> Shape:
-        assert prod(inputs) == prod(self.shape), (inputs, self)
-        return self.shape
-
-    def activations(self, inputs: Shape) -> int:
-        return 0  # a view of the same memory
+def after(
+    norm_kind: NormKind, activation_kind: ActivationKind, channels: int, flat: bool = False
+) -> list[nn.Module]:
+    """What follows a layer of a plain chain: the norm, if any, and the activation."""
+    norms = [] if norm_kind == "none" else [norm(norm_kind, channels, flat)]
+    return [*norms, activation(activation_kind)]
 
 
-@dataclass(frozen=True)
-class Residual(Layer):
-    """The input plus the output of `body` (He et al. 2016b, pre-activation)."""
+class Bias(nn.Module):
+    """A learned vector that is added, [..., features] -> the same; it starts at `value`."""
 
-    body: tuple[Layer, ...]
+    def __init__(self, features: int, value: float = 0.0) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.full((features,), value))
 
-    @property
-    def parameters(self) -> int:
-        return sum(layer.parameters for layer in self.body)
-
-    def flops(self, inputs: Shape) -> int:
-        return sum(layer.flops(shape) for layer, shape in walk(self.body, inputs))
-
-    def activations(self, inputs: Shape) -> int:
-        return prod(inputs) + sum(
-            layer.activations(shape) for layer, shape in walk(self.body, inputs)
-        )
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs + self.bias
 
 
-def walk(layers: tuple[Layer, ...], inputs: Shape) -> list[tuple[Layer, Shape]]:
-    """Each layer with the shape of its input."""
-    pairs = []
-    for layer in layers:
-        pairs.append((layer, inputs))
-        inputs = layer.outputs(inputs)
-    return pairs
+class Residual(nn.Module):
+    """The sum of the input and the body's output (He et al. 2016b, pre-activation)."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = inputs + self.body(inputs)
+        return out
+
+
+def halvings(sides: Pair, times: int) -> list[Pair]:
+    """The sizes of an image from whole to smallest, halved and rounded up: 28, 14, 7, 4."""
+    sizes = [sides]
+    for _ in range(times):
+        if min(sizes[-1]) < 2:
+            height, width = sides
+            raise UsageError(
+                f"network.widths has {times} entries, but an image of {height}×{width} can be"
+                f" halved {len(sizes) - 1} times: give at most {len(sizes) - 1}"
+            )
+        sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
+    return sizes
+
+
+def kernel(sides: Pair) -> Pair:
+    """The kernel of stride 2 that halves these sides exactly: 4 for an even side, 3 for any other.
+
+    A transposed convolution with the same kernel then gives back the same size.
+    """
+    return (3 if sides[0] % 2 else 4, 3 if sides[1] % 2 else 4)
+
+
+def _start(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, gain: float, fan: float) -> None:
+    nn.init.normal_(layer.weight, std=gain / fan**0.5)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
