@@ -1,6 +1,6 @@
 """An experiment, what we want: the settings of every owner joined under one dotted name each.
 
-Defaults < a TOML file < flags. Everything is strict: an unknown key names the nearest one, a key in
+Defaults < the method's defaults < a TOML file < flags. Everything is strict: an unknown key names the nearest one, a key in
 the wrong table is refused, a wrong type is refused. Knows the owners' settings; knows no torch, no
 Ray and no method by name.
 """
@@ -146,14 +146,17 @@ def from_dict(values: Mapping[str, Any]) -> Experiment:
     _refuse_tables(values)
     method_table = dict(values.get("method", {}))
     name = method_table.pop("name", None)
-    method_settings = _method(name).Settings
+    kind = _method(name)
     _refuse_misplaced(values, name)
+    # Settings of training that suit the method stand below those that are given.
+    given = config_schema.flatten({section: values.get(section, {}) for section in SECTIONS})
+    tables = config_schema.nest({**kind.defaults, **given})
     sections: dict[str, Any] = {
-        section: config_schema.from_dict(owner, values.get(section, {}), f"{section}.")
+        section: config_schema.from_dict(owner, tables.get(section, {}), f"{section}.")
         for section, owner in SECTIONS.items()
     }
     return Experiment(
-        name, config_schema.from_dict(method_settings, method_table, "method."), **sections
+        name, config_schema.from_dict(kind.Settings, method_table, "method."), **sections
     )
 
 
@@ -180,9 +183,11 @@ def differences(old: Experiment, new: Experiment) -> list[str]:
 def describe(method_name: str) -> Iterator[tuple[str, str, Any, str]]:
     """Every setting of an experiment with that method: (dotted name, type, default, meaning)."""
     yield "method.name", " or ".join(methods.names()), method_name, "what is learned"
-    yield from config_schema.describe(_method(method_name).Settings, "method.")
+    kind = _method(method_name)
+    yield from config_schema.describe(kind.Settings, "method.")
     for section, owner in SECTIONS.items():
-        yield from config_schema.describe(owner, f"{section}.")
+        for name, text, default, meaning in config_schema.describe(owner, f"{section}."):
+            yield name, text, kind.defaults.get(name, default), meaning
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -92,7 +92,9 @@ def _open_run(run: RunFolder, asked: str | int, notes: list[str]) -> LoadedModel
     shape, weights = experiment.data.shape, checkpoints.weights(path)
     kind = methods.find(experiment.method_name)
     tensors = files["networks"] | files.get("average", {})
-    method = _filled(MethodMaker(kind, experiment.method, shape), tensors, path)
+    method = _filled(
+        MethodMaker(kind, experiment.method, shape, tuple(facts.get("classes", ()))), tensors, path
+    )
     size = math.prod(method.latent_shape)
     mixture, codes = _fitted_of_run(run.path, size, weights, notes)
     held_out = facts.get("held_out")
@@ -155,7 +157,9 @@ def _open_model(folder: Path) -> LoadedModel:
     settings: Any = config_schema.from_dict(kind.Settings, config["settings"], "method.")
     path = folder / layout.WEIGHTS
     tensors, _ = read_tensors(path, "safetensors file", "export it again")
-    method = _filled(MethodMaker(kind, settings, shape), tensors, path)
+    method = _filled(
+        MethodMaker(kind, settings, shape, tuple(config.get("classes", ()))), tensors, path
+    )
     origin = Origin(
         folder,
         config["method"],

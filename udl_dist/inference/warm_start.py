@@ -10,6 +10,7 @@ from torch import Tensor
 
 from udl_dist import methods
 from udl_dist.core import files
+from udl_dist.data.packing.prepare import survey
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.inference.loading import Origin, open_folder
@@ -67,7 +68,8 @@ def check(experiment: Experiment) -> None:
     if not source or is_remote(folder) or any(RunFolder(folder).checkpoints.glob("[0-9]*")):
         return
     kind = methods.find(experiment.method_name)
-    method = MethodMaker(kind, experiment.method, experiment.data.shape).on_meta()
+    classes = survey(experiment.data).classes
+    method = MethodMaker(kind, experiment.method, experiment.data.shape, classes).on_meta()
     read(source, method.saved_tensors())
 
 

@@ -131,7 +131,8 @@ def checked_plan(experiment: Experiment) -> Plan:
     if experiment.run.best:
         from udl_dist.training.validation import refuse_unknown_metric
 
-        method = methods.find(experiment.method_name)(experiment.method, experiment.data.shape)
+        kind = methods.find(experiment.method_name)
+        method = kind(experiment.method, experiment.data.shape, made.classes)
         refuse_unknown_metric("run.best", experiment.run.best, method)
     return made
 
@@ -172,7 +173,9 @@ def plan(experiment: Experiment) -> Plan:
     from udl_dist.methods import sizes
 
     kind = methods.find(experiment.method_name)
-    method = sizes.MethodMaker(kind, experiment.method, experiment.data.shape).on_meta()
+    method = sizes.MethodMaker(
+        kind, experiment.method, experiment.data.shape, seen.classes
+    ).on_meta()
     networks = method.networks
     mixing = [name for name, network in networks.items() if sizes.mixes_images(network)]
     if run.determinism == "elastic":

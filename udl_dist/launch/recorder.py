@@ -166,6 +166,7 @@ class RunRecorder:
             "figures": held_out,
             "kept": asdict(report.state),
             "held_out": self._held_out,
+            "classes": self._state.method.classes,
         }
         self._due = report.images
         try:

@@ -172,7 +172,7 @@ def intervals(experiment: Experiment, total: int, held_out: int) -> Intervals:
 def new_train_state(experiment: Experiment, stream: Stream, ranks: Ranks) -> TrainState:
     """The method of an experiment with its first weights, for the images of `stream`."""
     torch.manual_seed(experiment.train.seed)  # the same first weights on every rank
-    method = methods.find(experiment.method_name)(experiment.method, stream.shape)
+    method = methods.find(experiment.method_name)(experiment.method, stream.shape, stream.classes)
     train, elastic = experiment.train, experiment.run.determinism == "elastic"
     return TrainState(method, train, ranks, train.VIRTUAL_RANKS if elastic else 0)
 

@@ -106,7 +106,8 @@ class Autoencoder(Method):
         latents: Tensor = self.encoder(images)
         return latents
 
-    def decode(self, latents: Tensor) -> Tensor:  # [B, Z] -> [B, C, H, W]
+    # [B, Z] -> [B, C, H, W]
+    def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         return self._output(latents).clamp(-1, 1)
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:

@@ -12,8 +12,11 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
+from udl_dist.errors import UsageError
+
 Shape = tuple[int, int, int]  # C, H, W of an image
 
+MOST_EMBEDDED = 64  # numbers of the embedding of a class
 EXPLODED = 100.0  # root mean square of latents or logits; healthy runs stay below 10
 
 
@@ -97,6 +100,7 @@ class Method(nn.Module):
     # A note for people on generated images, with commands for the run folder RUN; "" for none.
     about_samples: ClassVar[str] = ""
     latent_shape: tuple[int, ...] = ()  # of one image: (Z,) or (C, h, w); (): no latents
+    conditional: bool = False  # whether decode, reconstruct and sample need labels
 
     def __init__(self, settings: Any, shape: Shape, classes: tuple[str, ...] = ()) -> None:
         super().__init__()
@@ -165,21 +169,24 @@ class Method(nn.Module):
         """The latents of images, without randomness (a VAE gives the mean)."""
         raise NotImplementedError
 
-    def decode(self, latents: Tensor) -> Tensor:  # [B, *latent_shape] -> [B, C, H, W] in [-1, 1]
-        """The images of latents."""
+    # [B, *latent_shape], [B] int64 -> [B, C, H, W] in [-1, 1]
+    def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The images of latents; `labels` are given to a conditional method only."""
         raise NotImplementedError
 
     def codes(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, Z]
         """The latents of images as rows, for whatever compares, fits or stores them."""
         return self.encode(images).flatten(1)
 
-    def decode_codes(self, codes: Tensor) -> Tensor:  # [B, Z] -> [B, C, H, W] in [-1, 1]
+    # [B, Z], [B] int64 -> [B, C, H, W] in [-1, 1]
+    def decode_codes(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         """The images of latents that are given as rows."""
-        return self.decode(codes.view(-1, *self.latent_shape))
+        return self._decode(codes.view(-1, *self.latent_shape), labels)
 
-    def reconstruct(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> the same
+    # [B, C, H, W], [B] int64 -> [B, C, H, W]
+    def reconstruct(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images encoded and decoded, without randomness."""
-        return self.decode(self.encode(images))
+        return self._decode(self.encode(images), labels)
 
     def damage(self, batch: Batch) -> Tensor:  # -> [B, C, H, W]
         """The input of the method: the images, or corrupted ones for a denoising method."""
@@ -189,9 +196,10 @@ class Method(nn.Module):
         """Latents drawn from the prior, one for each random key."""
         raise NotImplementedError
 
-    def sample(self, keys: Tensor) -> Tensor:  # [N] int64 -> [N, C, H, W] in [-1, 1]
+    # [N] int64, [N] int64 -> [N, C, H, W] in [-1, 1]
+    def sample(self, keys: Tensor, labels: Tensor | None = None) -> Tensor:
         """New images, one for each random key: the same key gives the same image."""
-        return self.decode(self.prior(keys))
+        return self._decode(self.prior(keys), labels)
 
     def alarms(self, metrics: Mapping[str, float], seen: int) -> dict[str, str]:
         """The failures that the metrics of a validation show: name -> values and advice."""
@@ -219,6 +227,15 @@ class Method(nn.Module):
         """The metrics, from the means of `measure` over all held-out images: by default scalars."""
         return {name: float(mean) for name, mean in means.items() if not mean.dim()}
 
+    def _decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        if not self.conditional:
+            return self.decode(latents)
+        if labels is None:
+            raise UsageError(
+                f"this model makes images of a class: name one of {', '.join(self.classes)}"
+            )
+        return self.decode(latents, labels)
+
 
 def exploding(what: str, scale: float) -> dict[str, str]:
     """The alarm about latents or logits whose root mean square is above any healthy one."""
@@ -229,3 +246,18 @@ def exploding(what: str, scale: float) -> dict[str, str]:
             f"{what} of size {scale:.2g}: lower train.learning_rate, or set train.clip_norm"
         )
     }
+
+
+def refuse_missing_labels(classes: tuple[str, ...]) -> None:
+    """Refuse images without labels for a conditional method."""
+    if not classes:
+        raise UsageError(
+            "method.conditional needs a label for every image, and the images of data.source have"
+            " none: give a folder with a folder for each class, or shards with .cls members, or"
+            " leave method.conditional out"
+        )
+
+
+def embedding_size(classes: tuple[str, ...]) -> int:
+    """How many numbers stand for a class beside the latent."""
+    return min(len(classes), MOST_EMBEDDED)

@@ -10,13 +10,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
 from udl_dist.core import rng
 from udl_dist.core.config_schema import setting
 from udl_dist.errors import UsageError
-from udl_dist.methods.method import Batch, Loss, Method, Phase, Shape, exploding
+from udl_dist.methods.method import (
+    Batch,
+    Loss,
+    Method,
+    Phase,
+    Shape,
+    embedding_size,
+    exploding,
+    refuse_missing_labels,
+)
 from udl_dist.methods.networks import NetworkSettings, decoder, encoder
 from udl_dist.methods.networks.layers import Bias
 
@@ -52,6 +62,9 @@ class VAESettings:
     warmup_images: int = setting(
         0, "images over which the weight of the KL grows from 0 to beta", low=0
     )
+    conditional: bool = setting(
+        False, "images are made for a class: the decoder gets an embedding beside the latent"
+    )
     free_bits: float = setting(
         0.0, "nats of KL of each latent dimension of an image that cost nothing", low=0
     )
@@ -86,7 +99,13 @@ class VariationalAutoencoder(Method):
         self.latent_shape = (settings.latent_dim,)
         # The mean and the log-variance of each number.
         self.encoder = encoder(settings.network, shape, (2 * settings.latent_dim,))
-        self.decoder = decoder(settings.network, self.latent_shape, shape)
+        inputs = settings.latent_dim
+        if settings.conditional:
+            refuse_missing_labels(classes)
+            self.conditional = True
+            self.embedding = nn.Embedding(len(classes), embedding_size(classes))
+            inputs += embedding_size(classes)
+        self.decoder = decoder(settings.network, (inputs,), shape)
         if settings.variance == "learned":
             self.logsigma = Bias(1, math.log(settings.sigma))
 
@@ -125,8 +144,9 @@ class VariationalAutoencoder(Method):
     def encode(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, Z]
         return self.posterior(images)[0]
 
-    def decode(self, latents: Tensor) -> Tensor:  # [B, Z] -> [B, C, H, W]
-        return self._mean(self.decoder(latents))
+    # [B, Z], [B] int64 -> [B, C, H, W]
+    def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self._mean(self._output(latents, labels))
 
     def prior(self, keys: Tensor) -> Tensor:  # [N] int64 -> [N, Z]
         return rng.normal(keys, "latent", (self.settings.latent_dim,))
@@ -135,7 +155,7 @@ class VariationalAutoencoder(Method):
         """The bound and its terms with full weight; the mean squared error of `reconstruct`."""
         reconstruction, kls = self._terms(batch)
         latents = self.encode(batch.images)
-        squares = (self.decode(latents) - batch.images).div(2).square().flatten(1)
+        squares = (self.decode(latents, batch.labels) - batch.images).div(2).square().flatten(1)
         values = {"reconstruction": reconstruction, "kl": kls.sum(1), "mse": squares.mean(1)}
         values["negative_elbo"] = reconstruction + values["kl"]
         # In double: a variance is the small difference of two means.
@@ -156,7 +176,8 @@ class VariationalAutoencoder(Method):
         noise = rng.normal(keys.flatten(), "latent", (self.settings.latent_dim,)).to(mean.dtype)
         noise = noise.view(*keys.shape, -1)
         latents = mean + (logvar / 2).exp() * noise  # [K, B, Z]
-        output = self.decoder(latents.flatten(0, 1)).to(images.dtype)
+        labels = None if batch.labels is None else batch.labels.repeat(len(keys))
+        output = self._output(latents.flatten(0, 1), labels).to(images.dtype)
         repeated = images.expand(len(keys), *images.shape).flatten(0, 1)  # [K * B, C, H, W]
         surprise = self._surprise(repeated, output).view(keys.shape)
         # log N(z; 0, 1) - log q(z|x): their constants cancel.
@@ -199,9 +220,17 @@ class VariationalAutoencoder(Method):
         mean, logvar = self.posterior(images)
         noise = rng.normal(batch.keys, "latent", (self.settings.latent_dim,)).to(mean.dtype)
         # z = μ + σ ε, so that gradients reach μ and σ (Kingma & Welling 2014, section 2.4).
-        output = self.decoder(mean + (logvar / 2).exp() * noise).to(images.dtype)
+        latents = mean + (logvar / 2).exp() * noise
+        output = self._output(latents, batch.labels).to(images.dtype)
         # Both Gaussians are diagonal, so the KL has a closed form (Kingma & Welling 2014, eq. 10).
         return self._surprise(images, output), (mean.square() + logvar.exp() - 1 - logvar) / 2
+
+    def _output(self, latents: Tensor, labels: Tensor | None) -> Tensor:  # -> [B, C, H, W]
+        if self.conditional:
+            assert labels is not None, "a conditional method gets labels"
+            latents = torch.cat([latents, self.embedding(labels)], 1)
+        output: Tensor = self.decoder(latents)
+        return output
 
     def _surprise(self, images: Tensor, output: Tensor) -> Tensor:  # -> [B]
         """-log p(x|z), summed over pixels, with all constants."""

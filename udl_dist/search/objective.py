@@ -65,7 +65,8 @@ def check(search: Search) -> None:
     from udl_dist.training.validation import refuse_unknown_metric
 
     names, base = search.settings.metric, search.base
-    method = methods.find(base.method_name)(base.method, base.data.shape)
+    kind = methods.find(base.method_name)
+    method = kind(base.method, base.data.shape, survey(base.data).classes)
     if base.run.best:
         refuse_unknown_metric("run.best", base.run.best, method)
     axes = [axis.name for axis in search.axes]

@@ -24,7 +24,9 @@ def to_batch(
     if channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     keys, record_keys = _to_device(records.keys, device), _to_device(records.record_keys, device)
-    return Batch(images, keys, record_keys, seen)
+    # In a source all records have labels or none has, so the first one tells.
+    labels = _to_device(records.labels, device) if records.labels[:1].sum() >= 0 else None
+    return Batch(images, keys, record_keys, seen, labels)
 
 
 def batch_memory(device: torch.device) -> Callable[[tuple[int, ...]], NDArray[np.uint8]]:
@@ -49,4 +51,5 @@ def _to_device(array: NDArray[Any], device: torch.device) -> Tensor:
 def dummy_batch(method: Method, rows: int, device: torch.device) -> Batch:
     """Black images [rows, C, H, W], for shapes and names where there is no real image."""
     keys = torch.arange(rows, device=device)
-    return Batch(torch.full((rows, *method.shape), -1.0, device=device), keys, keys, 0)
+    labels = torch.zeros_like(keys) if method.classes else None
+    return Batch(torch.full((rows, *method.shape), -1.0, device=device), keys, keys, 0, labels)

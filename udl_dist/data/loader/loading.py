@@ -62,6 +62,15 @@ class Dataset:
         return part
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of labels 0, 1, …; the numbers where they have no names; () without labels."""
+        # In a source all records have labels or none has, so the first one tells.
+        if self.index.about.classes or self.index.read_rows(0, 1)["label"][0] < 0:
+            return self.index.about.classes
+        labels = self.index.read_rows(0, self.index.records)["label"]
+        return tuple(map(str, range(int(labels.max()) + 1)))
+
+    @property
     def record_bytes(self) -> float:
         """The mean length of an encoded image, estimated from some of them."""
         looked = self.index.rows["length"][:: max(1, self.index.records // LOOKED_AT)]

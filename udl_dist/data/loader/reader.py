@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import count
 from typing import Any, TypeVar
 
@@ -60,6 +61,12 @@ class Stream:
         self._blocks = order.Blocks(max(1, run))
         self._bad_records = BadRecordCounter(settings)
         self.spent = self.loader.spent
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The names of labels 0, 1, …; () if a set has no labels or the sets have other classes."""
+        each = {dataset.classes for dataset in self.datasets}
+        return each.pop() if len(each) == 1 else ()
 
     @property
     def damage(self) -> dict[str, None]:

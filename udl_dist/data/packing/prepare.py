@@ -189,7 +189,7 @@ def survey(settings: DataSettings) -> Survey:
         held_out[0] if settings.held_out else sum(held_out),
         sum(one.shards for one in each),
         False,
-        each[0].classes,
+        each[0].classes if len({one.classes for one in each}) == 1 else (),
         each[0].held_out_is,
     )
 
@@ -204,7 +204,7 @@ def _survey_prepared(settings: DataSettings) -> Survey:
         held_out.records if held_out else 0,
         sum(len(dataset.index.shards) for dataset in train.datasets),
         True,
-        train.datasets[0].index.about.classes,
+        train.classes,
         _held_out_is(settings, "val" if parts.val else "test" if parts.test else ""),
         sum(left_out.values()),
     )
