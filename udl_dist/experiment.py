@@ -1,8 +1,8 @@
 """An experiment, what we want: the settings of every owner joined under one dotted name each.
 
-Defaults < the method's defaults < a TOML file < flags. Everything is strict: an unknown key names the nearest one, a key in
-the wrong table is refused, a wrong type is refused. Knows the owners' settings; knows no torch, no
-Ray and no method by name.
+Defaults < the method's defaults < a TOML file < flags. Everything is strict: an unknown key names
+the nearest one, a key in the wrong table is refused, a wrong type is refused. Knows the owners'
+settings; knows no torch, no Ray and no method by name.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def text(
         origin=origin,
         license=license,
         title=title or origin.folder.name,
-        parameters=sum(value.numel() for value in model.method.networks.parameters()),
+        parameters=sum(value.numel() for value in model.method.parameters()),
         version=__version__,
         abilities=[name for name in ABILITIES if model.can(name)],
         files=files,

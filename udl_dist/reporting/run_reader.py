@@ -18,6 +18,7 @@ from udl_dist.core import config_schema as settings
 from udl_dist.errors import UdlError, UsageError
 from udl_dist.evaluation import io
 from udl_dist.evaluation.io import Metric, is_number
+from udl_dist.methods.method import Method
 from udl_dist.runs import environment
 from udl_dist.runs.run_folder import RunFolder, winner_of
 from udl_dist.storage.uris import public
@@ -73,12 +74,12 @@ class RunRecord:
         return str(self.settings.get("method.name", "unknown"))
 
     @property
-    def kind(self) -> type[methods.Method]:
+    def kind(self) -> type[Method]:
         """The class of its method; the bare contract if that is not installed here."""
         try:
             return methods.find(self.method)
         except UdlError:
-            return methods.Method
+            return Method
 
     @property
     def best_by(self) -> str:

@@ -8,6 +8,7 @@ from operator import le
 from typing import Any
 
 from udl_dist import methods
+from udl_dist.data.packing.prepare import survey
 from udl_dist.errors import UsageError
 from udl_dist.experiment import kinds
 from udl_dist.search.config import Search
