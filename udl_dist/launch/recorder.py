@@ -167,6 +167,7 @@ class RunRecorder:
             "kept": asdict(report.state),
             "held_out": self._held_out,
             "classes": self._state.method.classes,
+            "frozen": self._state.frozen_hashes,
         }
         self._due = report.images
         try:

@@ -57,6 +57,13 @@ def resume(
             f" ({_difference(folder, stream)}): "
             "restore the shards it was started with, or choose another --run.folder"
         )
+    for name, hashed in facts.get("frozen", {}).items():
+        if state.frozen_hashes.get(name) != hashed:
+            raise TrainingError(
+                f"the frozen network {name} is not the one that this run began with (sha256"
+                f" {hashed[:12]}, now {state.frozen_hashes.get(name, 'absent')[:12]}): give the"
+                " same file, or choose another --run.folder"
+            )
     state.restore(files)
     return images, LoopState(**facts.get("kept", {}))
 

@@ -136,7 +136,8 @@ class GenerativeAdversarialNetwork(Method):
     def prior(self, keys: Tensor) -> Tensor:  # [N] int64 -> [N, Z]
         return self._latents(keys, "sample")
 
-    def decode(self, latents: Tensor) -> Tensor:  # [N, Z] -> [N, C, H, W]
+    # [N, Z] -> [N, C, H, W]
+    def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.generator(latents).tanh()  # type: ignore[no-any-return]
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:

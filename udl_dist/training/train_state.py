@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +77,18 @@ class TrainState:
         module = LossModule({name: self.method.networks[name] for name in phase.trains})
         optimizer = _optimizer(list(module.parameters()), settings, phase, ranks.device)
         return PhaseState(phase, module if self.virtual_ranks else ranks.wrap(module), optimizer)
+
+    @cached_property
+    def frozen_hashes(self) -> dict[str, str]:
+        """The sha256 of each frozen network, by which a checkpoint names it."""
+        hashes = {}
+        for name in self.method.frozen:
+            digest = hashlib.sha256()
+            for key, value in sorted(self.method.get_submodule(name).state_dict().items()):
+                digest.update(f"{key} {value.dtype} {list(value.shape)}".encode())
+                digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            hashes[name] = digest.hexdigest()
+        return hashes
 
     @contextmanager
     def only_buffers_change(self) -> Iterator[None]:
