@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from udl_dist.methods.method import Method
 
 # Modules of this folder that are not methods.
-HELPERS = ("descriptor", "frechet", "gan_alarms", "method", "networks", "pixels", "sizes")
+HELPERS = (
+    "descriptor",
+    "frechet",
+    "gan_alarms",
+    "likelihoods",
+    "method",
+    "networks",
+    "pixels",
+    "sizes",
+)
 
 
 def names() -> list[str]:

@@ -21,6 +21,7 @@ from udl_dist.methods import descriptor, frechet, gan_alarms
 from udl_dist.methods.method import Batch, Loss, Method, Phase, PhaseOptimizer, Shape
 from udl_dist.methods.networks import NetworkSettings, decoder, encoder
 from udl_dist.methods.networks.article_gan import DIVERSE, ArticleDiscriminator, ArticleGenerator
+from udl_dist.methods.networks.conditional import ClassEmbedding, Discriminator
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class GANSettings:
         "two convolutions of 64 and 128 filters with dropout, or the encoder of `network`",
     )
     network: NetworkSettings = setting(NetworkSettings, "the networks that are conv")
+    conditional: bool = setting(
+        False,
+        "images are made for a class: an embedding beside the latent, and a discriminator by"
+        " projection (Miyato & Koyama 2018)",
+    )
     dropout: float = setting(
         0.3, "share of features that the article's discriminator drops", low=0, high=0.9
     )
@@ -77,25 +83,31 @@ class GenerativeAdversarialNetwork(Method):
         _refuse_contradictions(settings)
         self.latent_shape = (settings.latent_dim,)
         self.generator: nn.Module
-        self.discriminator: nn.Module
+        inputs = settings.latent_dim
+        if settings.conditional:
+            self.conditional = True
+            self.embedding = ClassEmbedding(classes)
+            inputs += self.embedding.size
         if settings.generator == "article":
-            self.generator = ArticleGenerator(settings.latent_dim, shape)
+            self.generator = ArticleGenerator(inputs, shape)
         else:
-            self.generator = decoder(settings.network, self.latent_shape, shape, DIVERSE)
+            self.generator = decoder(settings.network, (inputs,), shape, DIVERSE)
         if settings.discriminator == "article":
-            self.discriminator = ArticleDiscriminator(settings.dropout, shape)
+            chain: nn.Sequential = ArticleDiscriminator(settings.dropout, shape)
         else:
-            self.discriminator = encoder(settings.network, shape, (1,))
+            chain = encoder(settings.network, shape, (1,))
+        self.discriminator = Discriminator(chain, classes if settings.conditional else ())
 
     def phases(self) -> tuple[Phase, ...]:
         faster = PhaseOptimizer(rate=self.settings.discriminator_rate)
         return (
             Phase(("discriminator",), self.discriminator_loss, optimizer=faster),
-            Phase(("generator",), self.generator_loss),
+            Phase(self.averaged(), self.generator_loss),
         )
 
     def averaged(self) -> tuple[str, ...]:
-        return ("generator",)  # as is usual for GANs: only its weights are used afterwards
+        # As is usual for GANs: only these weights are used afterwards.
+        return ("generator", "embedding") if self.conditional else ("generator",)
 
     def differentiated_twice(self) -> tuple[str, ...]:
         return ("discriminator",) if self.settings.r1 else ()
@@ -105,12 +117,12 @@ class GenerativeAdversarialNetwork(Method):
         # No gradient of this phase reaches the generator. The keys are those of the generator's
         # phase, but another name draws other latents.
         with torch.no_grad():
-            fake = self._generate(batch.keys, "discriminator").to(batch.images.dtype)
+            fake = self._generate(batch, "discriminator")
         penalised = self.is_penalised(batch.seen)
         real = batch.images.detach().requires_grad_(penalised)
         # One forward over both: two before one backward fail under DDP with batch normalisation
         # (pytorch#175024).
-        real_logits, fake_logits = self._logits(torch.cat([real, fake])).tensor_split(2)
+        real_logits, fake_logits = self._logits(torch.cat([real, fake]), batch.labels).chunk(2)
         # softplus(-a) = -log sigmoid(a), but finite for any logit (Goodfellow et al. 2014, eq. 1).
         adversarial = (
             functional.softplus(-real_logits).mean() + functional.softplus(fake_logits).mean()
@@ -126,7 +138,7 @@ class GenerativeAdversarialNetwork(Method):
 
     def generator_loss(self, batch: Batch) -> Loss:
         """Minimax: log(1 - D); non-saturating: -log D (Goodfellow et al. 2014, section 3)."""
-        logits = self._logits(self._generate(batch.keys, "generator").to(batch.images.dtype))
+        logits = self._logits(self._generate(batch, "generator"), batch.labels)
         if self.settings.loss == "minimax":
             loss = -functional.softplus(logits).mean()
         else:
@@ -138,12 +150,15 @@ class GenerativeAdversarialNetwork(Method):
 
     # [N, Z] -> [N, C, H, W]
     def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        if self.conditional:
+            latents = self.embedding(latents, labels)
         return self.generator(latents).tanh()  # type: ignore[no-any-return]
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """Logits and statistics of each real image, and of an image generated from its key."""
-        fake = self.sample(batch.keys).to(batch.images.dtype)
-        real_logit, fake_logit = self._logits(batch.images), self._logits(fake)
+        fake = self.sample(batch.keys, batch.labels).to(batch.images.dtype)
+        real_logit = self._logits(batch.images, batch.labels)
+        fake_logit = self._logits(fake, batch.labels)
         values = {
             "real_logit": real_logit,
             "fake_logit": fake_logit,
@@ -198,16 +213,23 @@ class GenerativeAdversarialNetwork(Method):
         # Drawn from `seen` alone, so that all ranks and a resumed run agree without a message.
         return self.settings.r1 > 0 and int(rng.keys(seen, 1)) % self.settings.r1_every == 0
 
-    def _generate(self, keys: Tensor, draw: str) -> Tensor:  # [N] int64 -> [N, C, H, W]
-        return self.decode(self._latents(keys, draw))
+    def _generate(self, batch: Batch, draw: str) -> Tensor:  # -> [B, C, H, W]
+        """An image for each key of the batch, of the class of the real image."""
+        latents = self._latents(batch.keys, draw)
+        return self.decode(latents, batch.labels).to(batch.images.dtype)
 
     def _latents(self, keys: Tensor, draw: str) -> Tensor:  # [N] int64 -> [N, Z]
         latents = rng.normal(keys, draw, (self.settings.latent_dim,))
         # In the type of the weights: float64 in tests of gradients.
         return latents.to(next(self.generator.parameters()).dtype)
 
-    def _logits(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B]
-        return self.discriminator(images).to(images.dtype).squeeze(1)  # type: ignore[no-any-return]
+    # [B, C, H, W], [B] or [B / 2] int64 -> [B]
+    def _logits(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        if not self.conditional or labels is None:
+            return self.discriminator(images).to(images.dtype)  # type: ignore[no-any-return]
+        # Real and generated images of the same classes stand one behind the other.
+        each = labels.repeat(len(images) // len(labels))
+        return self.discriminator(images, each).to(images.dtype)  # type: ignore[no-any-return]
 
     def _penalty(self, real: Tensor, logits: Tensor) -> Tensor:  # [B, C, H, W], [B] -> []
         """γ/2 E‖∇D(x)‖² (Mescheder et al. 2018, eq. 9)."""

@@ -16,7 +16,6 @@ from udl_dist.errors import UsageError
 
 Shape = tuple[int, int, int]  # C, H, W of an image
 
-MOST_EMBEDDED = 64  # numbers of the embedding of a class
 EXPLODED = 100.0  # root mean square of latents or logits; healthy runs stay below 10
 
 
@@ -246,18 +245,3 @@ def exploding(what: str, scale: float) -> dict[str, str]:
             f"{what} of size {scale:.2g}: lower train.learning_rate, or set train.clip_norm"
         )
     }
-
-
-def refuse_missing_labels(classes: tuple[str, ...]) -> None:
-    """Refuse images without labels for a conditional method."""
-    if not classes:
-        raise UsageError(
-            "method.conditional needs a label for every image, and the images of data.source have"
-            " none: give a folder with a folder for each class, or shards with .cls members, or"
-            " leave method.conditional out"
-        )
-
-
-def embedding_size(classes: tuple[str, ...]) -> int:
-    """How many numbers stand for a class beside the latent."""
-    return min(len(classes), MOST_EMBEDDED)

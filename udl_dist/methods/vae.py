@@ -10,24 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from udl_dist.core import rng
 from udl_dist.core.config_schema import setting
 from udl_dist.errors import UsageError
-from udl_dist.methods.method import (
-    Batch,
-    Loss,
-    Method,
-    Phase,
-    Shape,
-    embedding_size,
-    exploding,
-    refuse_missing_labels,
-)
+from udl_dist.methods import likelihoods
+from udl_dist.methods.method import Batch, Loss, Method, Phase, Shape, exploding
 from udl_dist.methods.networks import NetworkSettings, decoder, encoder
+from udl_dist.methods.networks.conditional import ClassEmbedding
 from udl_dist.methods.networks.layers import Bias
 
 LOGVAR_BOUND = 20.0
@@ -101,10 +93,9 @@ class VariationalAutoencoder(Method):
         self.encoder = encoder(settings.network, shape, (2 * settings.latent_dim,))
         inputs = settings.latent_dim
         if settings.conditional:
-            refuse_missing_labels(classes)
             self.conditional = True
-            self.embedding = nn.Embedding(len(classes), embedding_size(classes))
-            inputs += embedding_size(classes)
+            self.embedding = ClassEmbedding(classes)
+            inputs += self.embedding.size
         self.decoder = decoder(settings.network, (inputs,), shape)
         if settings.variance == "learned":
             self.logsigma = Bias(1, math.log(settings.sigma))
@@ -228,21 +219,15 @@ class VariationalAutoencoder(Method):
     def _output(self, latents: Tensor, labels: Tensor | None) -> Tensor:  # -> [B, C, H, W]
         if self.conditional:
             assert labels is not None, "a conditional method gets labels"
-            latents = torch.cat([latents, self.embedding(labels)], 1)
+            latents = self.embedding(latents, labels)
         output: Tensor = self.decoder(latents)
         return output
 
     def _surprise(self, images: Tensor, output: Tensor) -> Tensor:  # -> [B]
         """-log p(x|z), summed over pixels, with all constants."""
         if self.settings.likelihood == "bernoulli":
-            pixels = functional.binary_cross_entropy_with_logits(
-                output, (images + 1) / 2, reduction="none"
-            )
-        else:
-            logsigma = self._logsigma(images)
-            scaled = (images - output.tanh()) * (-logsigma).exp()
-            pixels = scaled.square() / 2 + logsigma + math.log(2 * math.pi) / 2
-        return pixels.flatten(1).sum(1)
+            return likelihoods.bernoulli(images, output)
+        return likelihoods.gaussian(images, output.tanh(), self._logsigma(images))
 
     def _logsigma(self, images: Tensor) -> Tensor:
         if self.settings.variance == "fixed":

@@ -21,8 +21,9 @@ from udl_dist.methods.method import Batch, Loss, Method
 from udl_dist.training.batches import dummy_batch
 from udl_dist.training.distributed import Ranks
 from udl_dist.training.finite_guard import FiniteGuard
+from udl_dist.training.optimizers import like
 from udl_dist.training.settings import TrainSettings
-from udl_dist.training.train_state import PhaseState, TrainState, like
+from udl_dist.training.train_state import PhaseState, TrainState
 
 
 @dataclass(frozen=True)

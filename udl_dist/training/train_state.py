@@ -17,6 +17,7 @@ from udl_dist.errors import TrainingError
 from udl_dist.methods.method import Batch, Loss, Method, Phase
 from udl_dist.training.checkpoint import bytes_of
 from udl_dist.training.distributed import Ranks
+from udl_dist.training.optimizers import flat_state, new_optimizer, restore_state
 from udl_dist.training.settings import TrainSettings
 
 
@@ -75,7 +76,7 @@ class TrainState:
 
     def _phase_state(self, phase: Phase, settings: TrainSettings, ranks: Ranks) -> PhaseState:
         module = LossModule({name: self.method.networks[name] for name in phase.trains})
-        optimizer = _optimizer(list(module.parameters()), settings, phase, ranks.device)
+        optimizer = new_optimizer(list(module.parameters()), settings, phase, ranks.device)
         return PhaseState(phase, module if self.virtual_ranks else ranks.wrap(module), optimizer)
 
     @cached_property
@@ -134,7 +135,7 @@ class TrainState:
                 for key, value in self.average.networks[name].state_dict().items()
             }
         for number, phase in enumerate(self.phases):
-            files[f"optimizer-{number}"] = dict(_flat(phase.optimizer))
+            files[f"optimizer-{number}"] = dict(flat_state(phase.optimizer))
         return files
 
     def checkpoint_bytes(self) -> int:
@@ -161,7 +162,7 @@ class TrainState:
                 # The networks that no average follows are the method's own, restored above.
                 self.average.load_saved(self.method.saved_tensors() | files["average"])
             for number, phase in enumerate(self.phases):
-                _restore(phase.optimizer, files[f"optimizer-{number}"])
+                restore_state(phase.optimizer, files[f"optimizer-{number}"])
         except (KeyError, IndexError, RuntimeError, ValueError) as error:
             raise TrainingError(
                 f"the checkpoint is of other networks: {' '.join(str(error).split())[:300]}"
@@ -181,11 +182,11 @@ def _compile(method: Method) -> None:
             network.forward = _compiled_in_training(network)
 
 
-def _compiled_in_training(network: nn.Module) -> Callable[[Tensor], Tensor]:
+def _compiled_in_training(network: nn.Module) -> Callable[..., Tensor]:
     # Its forward, not the module: Dynamo skips the frames of nn.Sequential and compiles nothing
     # (torch 2.13).
     eager, compiled = network.forward, torch.compile(network.forward)
-    return lambda inputs: (compiled if network.training else eager)(inputs)
+    return lambda *inputs: (compiled if network.training else eager)(*inputs)
 
 
 def _averaged(method: Method) -> Method:
@@ -201,51 +202,3 @@ def _averaged(method: Method) -> Method:
     for name, buffer in method.named_buffers(recurse=False):
         setattr(average, name, buffer)
     return average
-
-
-def _optimizer(
-    parameters: list[nn.Parameter], settings: TrainSettings, phase: Phase, device: torch.device
-) -> torch.optim.Optimizer:
-    # Only fused optimisers read `found_inf` (see FiniteGuard); on a CPU they also make a whole step
-    # of a small autoencoder 1.4 times as fast.
-    fused = device.type in ("cpu", "cuda")
-    own = {name: value for name, value in vars(phase.optimizer).items() if value is not None}
-    used = {name: own.get(name, getattr(settings, name)) for name in ("beta1", "beta2")}
-    lr, decay = settings.learning_rate, own.get("weight_decay", settings.weight_decay)
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, lr, momentum=used["beta1"], weight_decay=decay, fused=fused
-        )
-    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    return kind(
-        parameters, lr, betas=(used["beta1"], used["beta2"]), weight_decay=decay, fused=fused
-    )
-
-
-def like(parameter: Tensor, value: Tensor) -> Tensor:
-    """`value` in the memory format of `parameter`, if it has its shape.
-
-    Fused optimisers walk raw memory: a moment or a gradient in another order would be applied to
-    other weights, without an error.
-    """
-    if value.shape != parameter.shape or value.stride() == parameter.stride():
-        return value
-    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def _flat(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    """The optimiser's tensors as `parameter.name`; hyperparameters come from the settings."""
-    for parameter, entries in optimizer.state_dict()["state"].items():
-        for name, value in entries.items():
-            if value is not None:  # SGD without momentum has an empty buffer
-                yield f"{parameter}.{name}", value
-
-
-def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for dotted, value in tensors.items():
-        number, name = dotted.split(".", 1)
-        state.setdefault(int(number), {})[name] = like(parameters[int(number)], value)
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})

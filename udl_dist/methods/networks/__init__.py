@@ -43,15 +43,21 @@ class NetworkSettings:
 
 def encoder(
     settings: NetworkSettings, shape: tuple[int, int, int], outputs: tuple[int, ...]
-) -> nn.Module:
+) -> nn.Sequential:
     """A network [B, C, H, W] -> [B, *outputs]; raise UsageError if it does not fit the size."""
-    kinds: dict[str, type[nn.Module]] = {"dense": DenseEncoder, "conv": ConvEncoder}
+    kinds: dict[str, type[DenseEncoder | ConvEncoder]] = {
+        "dense": DenseEncoder,
+        "conv": ConvEncoder,
+    }
     return kinds[settings.kind](settings, shape, outputs)
 
 
 def decoder(
     settings: NetworkSettings, inputs: Shape, shape: tuple[int, int, int], gain: float = SMALL
-) -> nn.Module:
+) -> nn.Sequential:
     """A network [B, *inputs] -> [B, C, H, W], unbounded; its output has scale `gain` at first."""
-    kinds: dict[str, type[nn.Module]] = {"dense": DenseDecoder, "conv": ConvDecoder}
+    kinds: dict[str, type[DenseDecoder | ConvDecoder]] = {
+        "dense": DenseDecoder,
+        "conv": ConvDecoder,
+    }
     return kinds[settings.kind](settings, inputs, shape, gain)
