@@ -41,9 +41,11 @@ class Discriminator(nn.Module):
 
     def __init__(self, chain: nn.Sequential, classes: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.body, self.head = chain[:-1], chain[-1]
+        *body, head = chain
+        assert isinstance(head, nn.Linear), "the chain ends in a linear layer"
+        self.body, self.head = nn.Sequential(*body), head
         # From zero: at first the discriminator judges all classes alike.
-        self.classes = nn.Embedding(len(classes), self.head.in_features) if classes else None
+        self.classes = nn.Embedding(len(classes), head.in_features) if classes else None
         if self.classes is not None:
             nn.init.zeros_(self.classes.weight)
 
