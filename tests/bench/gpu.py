@@ -38,7 +38,9 @@ from udl_dist.errors import TrainingError
 from udl_dist.experiment import Experiment
 from udl_dist.inference.export import ExportSettings, export
 from udl_dist.launch.worker import new_train_state, work
+from udl_dist.methods import sizes
 from udl_dist.methods.method import Batch
+from udl_dist.methods.sizes import MethodMaker
 from udl_dist.training import arithmetic, checkpoint
 from udl_dist.training.batches import batch_memory
 from udl_dist.training.distributed import Ranks
@@ -280,7 +282,7 @@ def two_bad_steps() -> dict[str, Any]:
 
     object.__setattr__(turn.phase, "loss", spoiled)
     rejected = [report.images for report in run.reports(every=10) if report.rejected]
-    finite = all(bool(buffer.isfinite().all()) for buffer in run.learning.method.networks.buffers())
+    finite = all(bool(buffer.isfinite().all()) for buffer in run.learning.method.buffers())
     return {"rejected": rejected, "finite": finite, "expect": "[192, 240], true"}
 
 
@@ -320,12 +322,10 @@ def bare(size: int, batch: int, steps: int, flags: dict[str, Any]) -> Callable[[
     fused Adam.
     """
     experiment = asked("vae", size, batch=batch)
-    method = methods.find("vae")(experiment.method, experiment.data.shape)
-    method.build()
-    method.networks.to(DEVICE)
+    method = methods.find("vae")(experiment.method, experiment.data.shape).to(DEVICE)
     encoder: Callable[..., Any] = method.networks["encoder"]
     decoder: Callable[..., Any] = method.networks["decoder"]
-    optimizer = torch.optim.Adam(method.networks.parameters(), 1e-3, fused=True)
+    optimizer = torch.optim.Adam(method.parameters(), 1e-3, fused=True)
     images = torch.rand(2 * batch, 3, size, size, device=DEVICE) * 2 - 1
     half = flags.get("train__precision") == "bfloat16"
     if flags.get("train__compile"):
@@ -355,7 +355,9 @@ def speed(size: int, batch: int, flags: dict[str, Any]) -> dict[str, Any]:
     ours = rate(lambda: next(reports), steps * batch)
     last = next(reports).metrics
     theirs = rate(bare(size, batch, steps, flags), steps * batch)
-    flops = 6 * sum(network.flops for network in run.learning.method.describe().values())
+    kind = methods.find("vae")
+    maker = MethodMaker(kind, run.experiment.method, run.learning.method.shape)
+    flops = sizes.cost(maker.on_meta()).flops
     return {
         "size": size,
         "batch": batch,

@@ -11,7 +11,7 @@ from udl_dist import methods
 from udl_dist.core import rng
 from udl_dist.evaluation import pictures
 from udl_dist.evaluation.pictures import GAP
-from udl_dist.methods.method import Batch
+from udl_dist.methods.method import Batch, Method
 
 
 def tile(picture: Image.Image, row: int, column: int, side: int) -> np.ndarray:
@@ -46,13 +46,10 @@ def batch_of(images: torch.Tensor) -> Batch:
     return Batch(images, keys, keys, 0)
 
 
-def built(name: str, **settings: object) -> methods.Method:
+def built(name: str, **settings: object) -> Method:
     kind = methods.find(name)
-    method = kind(kind.Settings(**settings), (1, 28, 28))
     torch.manual_seed(0)
-    method.build()
-    method.networks.eval()
-    return method
+    return kind(kind.Settings(**settings), (1, 28, 28)).eval()
 
 
 def test_each_method_is_drawn_as_far_as_it_can() -> None:

@@ -103,8 +103,8 @@ def test_anything_else_is_refused_by_name(given: Any, error: type[Exception], wo
 
 
 def test_latents_of_another_width_or_that_are_no_numbers_are_refused() -> None:
-    assert as_latents([0.0, 1.0], 2).shape == (1, 2)
+    assert as_latents([0.0, 1.0], (2,)).shape == (1, 2)
     with pytest.raises(UsageError, match=r"shape \(4, 3\), this model takes \[N, 2\]"):
-        as_latents(np.zeros((4, 3)), 2)
+        as_latents(np.zeros((4, 3)), (2,))
     with pytest.raises(DataError, match="not finite"):
-        as_latents(torch.tensor([[0.0, float("inf")]]), 2)
+        as_latents(torch.tensor([[0.0, float("inf")]]), (2,))

@@ -79,7 +79,7 @@ def test_averaged_weights_are_used_where_a_run_keeps_them(trained: dict[str, Pat
         checkpoint.path_of(trained["gan"] / "checkpoints", model.origin.images)
     )
     assert model.origin.averaged
-    for name, value in model.method.networks.state_dict().items():
+    for name, value in model.method.saved_tensors().items():
         expected = (
             files["average"][name] if name.startswith("generator.") else files["networks"][name]
         )

@@ -37,7 +37,7 @@ def still(method: str, source: Path, folder: Path, init_from: Path, **flags: str
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return udl_dist.load(folder).method.networks.state_dict()
+    return udl_dist.load(folder).method.saved_tensors()
 
 
 @pytest.mark.parametrize("method", ["ae", "vae", "gan"])

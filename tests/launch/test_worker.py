@@ -26,7 +26,7 @@ from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import DataError, TrainingError
 from udl_dist.experiment import Experiment
 from udl_dist.launch.worker import work
-from udl_dist.methods.method import Phase
+from udl_dist.methods.method import Loss, Phase
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import checkpoint
 from udl_dist.training.distributed import Ranks
@@ -307,7 +307,7 @@ def test_what_does_not_fit_into_memory_is_refused_with_what_helps(
         return (
             replace(
                 phase,
-                loss=lambda batch: (torch.empty(10**15, device=batch.images.device).sum(), {}),
+                loss=lambda batch: Loss(torch.empty(10**15, device=batch.images.device).sum()),
             ),
         )
 
@@ -327,7 +327,7 @@ def test_another_error_of_torch_stays_what_it_is(
 
     def wrong(self: Any) -> tuple[Phase, ...]:
         (phase,) = phases(self)
-        return (replace(phase, loss=lambda batch: (batch.images @ torch.ones(3, 2), {})),)
+        return (replace(phase, loss=lambda batch: Loss(batch.images @ torch.ones(3, 2))),)
 
     monkeypatch.setattr(kind, "phases", wrong)
     with pytest.raises(RuntimeError, match="mat1|size|dimension"):

@@ -7,7 +7,8 @@ import torch
 from udl_dist.core import rng
 from udl_dist.core.config_schema import from_dict, nest
 from udl_dist.methods import find, names
-from udl_dist.methods.method import Batch, Method
+from udl_dist.methods.method import Batch
+from udl_dist.methods.sizes import MethodMaker
 
 SHAPE = (1, 8, 8)
 DENSE = {"latent_dim": 3, "network.kind": "dense", "network.widths": [7]}
@@ -42,16 +43,16 @@ def made(
     name: str, values: dict[str, Any] | None = None, shape: tuple[int, int, int] = SHAPE
 ) -> Any:
     """The method `name`, built from seed 0."""
-    method = described(name, values or {}, shape)
     torch.manual_seed(0)
-    method.build()
-    return method
+    return maker(name, values, shape)()
 
 
-def described(name: str, values: dict[str, Any], shape: tuple[int, int, int] = SHAPE) -> Method:
-    """The method `name` before it is built."""
+def maker(
+    name: str, values: dict[str, Any] | None = None, shape: tuple[int, int, int] = SHAPE
+) -> MethodMaker:
+    """What builds the method `name`."""
     kind = find(name)
-    return kind(from_dict(kind.Settings, nest(values), "method."), shape)
+    return MethodMaker(kind, from_dict(kind.Settings, nest(values or {}), "method."), shape)
 
 
 def batch(

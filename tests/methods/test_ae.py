@@ -12,11 +12,11 @@ TIED = {"latent_dim": 3, "network.kind": "dense", "tied": True}
 
 def test_the_loss_is_the_squared_error_summed_over_pixels() -> None:
     method, data = made("ae", DENSE), batch()
-    outputs = torch.tanh(method.networks["decoder"](method.networks["encoder"](data.images)))
+    outputs = torch.tanh(method.decoder(method.encoder(data.images)))
     by_hand = sum(((data.images[i] - outputs[i]) ** 2).sum() for i in range(6)) / 6
-    loss, plots = method.loss(data)
-    torch.testing.assert_close(loss, by_hand)
-    torch.testing.assert_close(plots["reconstruction"], by_hand)
+    loss = method.loss(data)
+    torch.testing.assert_close(loss.value, by_hand)
+    torch.testing.assert_close(loss.plots["reconstruction"], by_hand)
     torch.testing.assert_close(method.measure(data)["reconstruction"].mean(), by_hand)
     pixels = ((data.images + 1) / 2 - (outputs + 1) / 2).square().mean()
     torch.testing.assert_close(method.measure(data)["mse"].mean(), pixels)
@@ -28,7 +28,7 @@ def test_the_article_s_network_has_its_layers() -> None:
         {"latent_dim": 32, "network.kind": "dense", "network.widths": [64], "network.norm": "none"},
         (1, 28, 28),
     )
-    shapes = [tuple(value.shape) for value in method.networks.parameters() if value.dim() == 2]
+    shapes = [tuple(value.shape) for value in method.parameters() if value.dim() == 2]
     assert shapes == [(64, 784), (32, 64), (64, 32), (784, 64)]
     assert method.reconstruct(-torch.ones(1, 1, 28, 28)).min() < 0
 
@@ -37,8 +37,8 @@ def test_the_article_s_network_has_its_layers() -> None:
 def test_tied_weights_give_the_energy_of_the_transpose(activation: str) -> None:
     method, data = made("ae", TIED | {"network.activation": activation}), batch()
     (weights, inner), (outer,) = (
-        method.networks["encoder"].parameters(),
-        method.networks["decoder"].parameters(),
+        method.encoder.parameters(),
+        method.decoder.parameters(),
     )
     with torch.no_grad():
         inner.normal_()
@@ -47,17 +47,17 @@ def test_tied_weights_give_the_energy_of_the_transpose(activation: str) -> None:
     for image in data.images.flatten(1):
         latent = getattr(torch, activation)(weights @ image + inner)
         by_hand.append(0.5 * (image - (weights.T @ latent + outer)).square().sum())
-    torch.testing.assert_close(method.loss(data)[0], torch.stack(by_hand).mean())
+    torch.testing.assert_close(method.loss(data).value, torch.stack(by_hand).mean())
     assert weights.shape == (3, 64)
-    assert sum(network.parameters for network in method.describe().values()) == 3 * 64 + 3 + 64
+    assert sum(value.numel() for value in method.parameters()) == 3 * 64 + 3 + 64
 
 
 def test_the_target_of_denoising_is_clean() -> None:
     method, data = made("ae", DENSE | {"noise": "gaussian", "noise_level": 0.7}), batch()
     damaged = method.damage(data)
     assert not torch.equal(damaged, data.images)
-    outputs = torch.tanh(method.networks["decoder"](method.networks["encoder"](damaged)))
-    torch.testing.assert_close(method.loss(data)[0], (outputs - data.images).square().sum() / 6)
+    outputs = torch.tanh(method.decoder(method.encoder(damaged)))
+    torch.testing.assert_close(method.loss(data).value, (outputs - data.images).square().sum() / 6)
 
 
 def greys(count: int = 400) -> Batch:

@@ -1,6 +1,7 @@
 """The adversaries' losses by hand, and R1 against finite differences."""
 
 from itertools import groupby
+from typing import Any
 
 import pytest
 import torch
@@ -13,18 +14,19 @@ from udl_dist.methods.method import Batch
 CONV = {"latent_dim": 4, "generator": "conv", "discriminator": "conv", "network.widths": [4, 8]}
 
 
-def fakes(method: object, data: Batch, draw: str) -> torch.Tensor:
+def fakes(method: Any, data: Batch, draw: str) -> torch.Tensor:
     latents = rng.normal(data.keys, draw, (4,))
-    return torch.tanh(method.networks["generator"](latents))  # type: ignore[attr-defined]
+    return torch.tanh(method.generator(latents))
 
 
 def test_the_discriminator_minimises_the_cross_entropy_of_real_and_generated() -> None:
     method, data = made("gan", CONV), batch()
-    judge = method.networks["discriminator"]
+    judge = method.discriminator
     real, fake = judge(data.images), judge(fakes(method, data, "discriminator"))
     by_hand = -(torch.sigmoid(real).log().mean() + (1 - torch.sigmoid(fake)).log().mean())
-    loss, plots = method.discriminator_loss(data)
-    torch.testing.assert_close(loss, by_hand)
+    loss = method.discriminator_loss(data)
+    plots = loss.plots
+    torch.testing.assert_close(loss.value, by_hand)
     torch.testing.assert_close(plots["discriminator"], by_hand)
     torch.testing.assert_close(plots["real_logit"], real.mean())
     torch.testing.assert_close(plots["fake_logit"], fake.mean())
@@ -37,32 +39,33 @@ def test_the_generator_s_losses_are_those_of_the_paper() -> None:
         made("gan", CONV | {"loss": "minimax"}),
         made("gan", CONV | {"loss": "non_saturating"}),
     )
-    logits = minimax.networks["discriminator"](fakes(minimax, data, "generator"))
+    logits = minimax.discriminator(fakes(minimax, data, "generator"))
     torch.testing.assert_close(
-        minimax.generator_loss(data)[0], (1 - torch.sigmoid(logits)).log().mean()
+        minimax.generator_loss(data).value, (1 - torch.sigmoid(logits)).log().mean()
     )
-    torch.testing.assert_close(saturating.generator_loss(data)[0], -logsigmoid(logits).mean())
+    torch.testing.assert_close(saturating.generator_loss(data).value, -logsigmoid(logits).mean())
 
 
 def test_the_discriminator_s_turn_leaves_the_generator_alone() -> None:
     method = made("gan", CONV)
-    method.discriminator_loss(batch())[0].backward()
-    assert all(value.grad is None for value in method.networks["generator"].parameters())
+    method.discriminator_loss(batch()).value.backward()
+    assert all(value.grad is None for value in method.generator.parameters())
 
 
 def test_r1_equals_finite_differences() -> None:
     gamma, small = 3.0, 1e-5
     method, data = made("gan", CONV | {"r1": gamma}), batch(2, dtype=torch.float64)
-    judge = method.networks.double()["discriminator"]
+    judge = method.double().discriminator
     moves = small * torch.eye(64, dtype=torch.float64).view(64, 1, 8, 8)
     with torch.no_grad():
         slopes = [
             (judge(image + moves) - judge(image - moves)) / (2 * small) for image in data.images
         ]
     square = torch.stack(slopes).square().sum() / 2
-    loss, plots = method.discriminator_loss(data)
+    loss = method.discriminator_loss(data)
+    plots = loss.plots
     torch.testing.assert_close(plots["r1"], gamma / 2 * square, rtol=1e-6, atol=1e-12)
-    torch.testing.assert_close(loss, plots["discriminator"] + plots["r1"])
+    torch.testing.assert_close(loss.value, plots["discriminator"] + plots["r1"])
 
 
 def test_lazy_r1_is_rarer_and_as_much_stronger() -> None:
@@ -71,7 +74,7 @@ def test_lazy_r1_is_rarer_and_as_much_stronger() -> None:
     assert 900 < sum(due) < 1100
     assert max(len(list(steps)) for turn, steps in groupby(due) if not turn) < 40
     for seen in (due.index(True) * 32, due.index(False) * 32):
-        rare, always = (method.discriminator_loss(after(seen))[1]["r1"] for method in (lazy, every))
+        rare, always = (m.discriminator_loss(after(seen)).plots["r1"] for m in (lazy, every))
         torch.testing.assert_close(rare, 4 * always * lazy.is_penalised(seen))
 
 
@@ -92,21 +95,18 @@ def test_both_generators_reach_every_size(generator: str, shape: tuple[int, int,
     )
     method = made("gan", settings, shape)
     assert method.sample(rng.keys(0, 2)).shape == (2, *shape)
-    for name, network in method.describe().items():
-        assert network.parameters == sum(
-            value.numel() for value in method.networks[name].parameters()
-        )
+    assert method.discriminator(torch.zeros(2, *shape)).shape == (2, 1)
 
 
 def test_the_article_s_networks_have_its_layers() -> None:
     method = made("gan", {}, (1, 28, 28))
     dense = [
         tuple(layer.weight.shape)
-        for layer in method.networks["generator"]
+        for layer in method.generator
         if isinstance(layer, torch.nn.Linear)
     ]
     assert dense == [(256, 100), (512, 256), (1024, 512), (256 * 4 * 4, 1024)]
-    judge = list(method.networks["discriminator"])
+    judge = list(method.discriminator)
     filters = [
         (layer.out_channels, layer.kernel_size, layer.stride)
         for layer in judge
@@ -120,7 +120,7 @@ def test_the_article_s_networks_have_its_layers() -> None:
 def test_only_the_generator_is_averaged_and_rates_differ() -> None:
     method = made("gan", CONV | {"discriminator_rate": 2.5})
     assert method.averaged() == ("generator",)
-    assert [(phase.trains, phase.rate) for phase in method.phases()] == [
+    assert [(phase.trains, phase.optimizer.rate) for phase in method.phases()] == [
         (("discriminator",), 2.5),
         (("generator",), 1.0),
     ]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.methods.cases import CASES, DENSE, SHAPE, batch, described, made, part
+from tests.methods.cases import CASES, DENSE, SHAPE, batch, made, maker, part
 from udl_dist.errors import UsageError
 from udl_dist.methods import find, names
 from udl_dist.methods.method import Method, Phase
@@ -19,7 +19,7 @@ every_method = pytest.mark.parametrize("case", CASES)
 
 def learn_only(method: Method, phase: Phase) -> list[Tensor]:
     """Freeze what the phase does not train, as the loop does, and return what it trains."""
-    method.networks.requires_grad_(False)
+    method.requires_grad_(False)
     return [
         value
         for name in phase.trains
@@ -30,7 +30,7 @@ def learn_only(method: Method, phase: Phase) -> list[Tensor]:
 def gradient(method: Method, phase: Phase, *args: Any) -> Tensor:
     weights = learn_only(method, phase)
     return torch.cat(
-        [value.flatten() for value in torch.autograd.grad(phase.loss(*args)[0], weights)]
+        [value.flatten() for value in torch.autograd.grad(phase.loss(*args).value, weights)]
     )
 
 
@@ -39,31 +39,33 @@ def test_each_phase_touches_every_parameter_of_its_learner_and_no_other(case: st
     method = made(*CASES[case])
     for phase in method.phases():
         weights = learn_only(method, phase)
-        loss, plots = phase.loss(batch())
-        assert loss.shape == ()
-        assert plots
-        assert all(value.shape == () for value in plots.values())
-        loss.backward()
+        loss = phase.loss(batch())
+        assert loss.value.shape == ()
+        assert loss.plots
+        assert all(value.shape == () for value in loss.plots.values())
+        assert not any(value.requires_grad for value in loss.sums.values())
+        loss.value.backward()
         assert all(value.grad is not None for value in weights)
-        reached = sum(value.grad is not None for value in method.networks.parameters())
+        reached = sum(value.grad is not None for value in method.parameters())
         assert reached == len(weights)
-        method.networks.zero_grad()
+        method.zero_grad()
 
 
 @every_method
 def test_two_halves_average_to_the_whole(case: str) -> None:
     method = made(*CASES[case])
     # batch normalisation and dropout are not functions of one image while training
-    method.networks.double().eval()
+    method.double().eval()
     whole = batch(dtype=torch.float64)
     halves = [part(whole, slice(0, 3)), part(whole, slice(3, 6))]
     for phase in method.phases():
-        loss, plots = phase.loss(whole)
-        parts = [phase.loss(half) for half in halves]
-        torch.testing.assert_close(loss, (parts[0][0] + parts[1][0]) / 2)
-        for name, value in plots.items():
+        loss, (one, other) = phase.loss(whole), [phase.loss(half) for half in halves]
+        torch.testing.assert_close(loss.value, (one.value + other.value) / 2)
+        for name, value in loss.plots.items():
             if name != "sigma":
-                torch.testing.assert_close(value, (parts[0][1][name] + parts[1][1][name]) / 2)
+                torch.testing.assert_close(value, (one.plots[name] + other.plots[name]) / 2)
+        for name, value in loss.sums.items():
+            torch.testing.assert_close(value, one.sums[name] + other.sums[name])
         gradients = [gradient(method, phase, half) for half in halves]
         torch.testing.assert_close(
             gradient(method, phase, whole), (gradients[0] + gradients[1]) / 2
@@ -73,7 +75,7 @@ def test_two_halves_average_to_the_whole(case: str) -> None:
 @every_method
 def test_gradients_equal_finite_differences(case: str) -> None:
     method = made(*CASES[case])
-    method.networks.double().eval()
+    method.double().eval()
     data, small = batch(3, dtype=torch.float64), 1e-6
     for phase in method.phases():
         slope = gradient(method, phase, data)
@@ -89,7 +91,7 @@ def test_gradients_equal_finite_differences(case: str) -> None:
                     weights, direction.split([v.numel() for v in weights]), strict=True
                 ):
                     value += step * move.view_as(value)
-            losses.append(phase.loss(data)[0].detach())
+            losses.append(phase.loss(data).value.detach())
         torch.testing.assert_close(
             (losses[0] - losses[1]) / (2 * small), slope @ direction, rtol=1e-3, atol=1e-6
         )
@@ -103,7 +105,7 @@ def test_each_phase_lowers_its_own_loss(case: str) -> None:
         losses = []
         for _ in range(12):
             optimiser.zero_grad()
-            loss, _plots = phase.loss(batch())
+            loss = phase.loss(batch()).value
             loss.backward()
             optimiser.step()
             losses.append(float(loss.detach()))
@@ -113,37 +115,46 @@ def test_each_phase_lowers_its_own_loss(case: str) -> None:
 @every_method
 def test_a_loss_is_a_pure_function_of_weights_and_batch(case: str) -> None:
     method = made(*CASES[case])
-    method.networks.eval()
+    method.eval()
     twin = copy.deepcopy(method)
     for phase, other in zip(method.phases(), twin.phases(), strict=True):
-        assert torch.equal(phase.loss(batch())[0], other.loss(batch())[0])
+        assert torch.equal(phase.loss(batch()).value, other.loss(batch()).value)
     with torch.no_grad():
-        for value in twin.networks.parameters():
+        for value in twin.parameters():
             value.add_(0.1)
     for phase, other in zip(method.phases(), twin.phases(), strict=True):
-        assert not torch.equal(phase.loss(batch())[0], other.loss(batch())[0])
+        assert not torch.equal(phase.loss(batch()).value, other.loss(batch()).value)
 
 
 @every_method
-def test_the_networks_built_are_those_described_and_averaged(case: str) -> None:
+def test_the_networks_are_those_trained_and_averaged_and_hold_every_weight(case: str) -> None:
     method = made(*CASES[case])
-    described = method.describe()
-    assert set(method.networks) == set(described) >= set(method.averaged())
-    assert {name for phase in method.phases() for name in phase.trains} == set(described)
-    for name, network in described.items():
-        assert network.parameters == sum(
-            value.numel() for value in method.networks[name].parameters()
-        )
+    assert set(method.networks) >= set(method.averaged())
+    assert {name for phase in method.phases() for name in phase.trains} == set(method.networks)
+    inside = {id(w) for network in method.networks.values() for w in network.parameters()}
+    assert {id(weight) for weight in method.parameters()} == inside
+
+
+@every_method
+def test_on_the_meta_device_it_has_the_same_weights_and_draws_nothing(case: str) -> None:
+    method = made(*CASES[case])
+    before = torch.get_rng_state()
+    without_memory = maker(*CASES[case]).on_meta()
+    assert torch.equal(torch.get_rng_state(), before)
+    for name, value in without_memory.state_dict().items():
+        assert value.is_meta
+        assert value.shape == method.state_dict()[name].shape
+    assert without_memory.state_dict().keys() == method.state_dict().keys()
 
 
 @every_method
 @torch.no_grad()
 def test_what_a_method_can_do_has_the_shapes_of_the_contract(case: str) -> None:
     method, data = made(*CASES[case]), batch()
-    method.networks.eval()
+    method.eval()
     abilities: dict[str, Callable[[], Any]] = {
         "encode": lambda: method.encode(data.images),
-        "decode": lambda: method.decode(torch.randn(6, method.settings.latent_dim)),
+        "decode": lambda: method.decode(torch.randn(6, *method.latent_shape)),
         "reconstruct": lambda: method.reconstruct(data.images),
         "prior": lambda: method.prior(data.keys),
         "sample": lambda: method.sample(data.keys),
@@ -156,12 +167,12 @@ def test_what_a_method_can_do_has_the_shapes_of_the_contract(case: str) -> None:
                 use()
         elif ability == "measure":
             assert all(len(value) == 6 and value.dim() <= 2 for value in use().values())
-            figures = method.figures(
+            metrics = method.metrics(
                 {name: value.double().mean(0) for name, value in use().items()}
             )
-            assert method.best in ("", *figures)
+            assert method.best in ("", *metrics)
         elif ability in ("encode", "prior"):
-            assert use().shape == (6, method.settings.latent_dim)
+            assert use().shape == (6, *method.latent_shape)
         else:
             assert use().shape == (6, *SHAPE)
             assert use().abs().max() <= 1
@@ -169,13 +180,13 @@ def test_what_a_method_can_do_has_the_shapes_of_the_contract(case: str) -> None:
 
 @every_method
 @torch.no_grad()
-def test_figures_of_an_image_do_not_depend_on_its_company(case: str) -> None:
+def test_values_of_an_image_do_not_depend_on_its_company(case: str) -> None:
     method, data = made(*CASES[case]), batch(dtype=torch.float64)
-    method.networks.double().eval()
+    method.double().eval()
     if method.can("measure"):
         for name, value in method.measure(data).items():
             torch.testing.assert_close(method.measure(part(data, slice(2, 3)))[name], value[2:3])
-    method.networks.float()
+    method.float()
     if method.can("sample"):
         torch.testing.assert_close(
             method.sample(data.keys[2:3]), method.sample(data.keys)[2:3], atol=1e-5, rtol=1e-4
@@ -189,7 +200,7 @@ def test_reconstruct_follows_from_encode_and_decode_and_sample_from_prior_and_de
             return images
 
     class Other(Method):
-        def decode(self, latents: Tensor) -> Tensor:
+        def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
             return latents
 
     class Whole(Half, Other):
@@ -215,8 +226,7 @@ def test_helpers_are_no_methods() -> None:
 
 NEW = '''
 from dataclasses import dataclass
-from udl_dist.methods.method import Method, Phase
-from udl_dist.methods.networks import Network
+from udl_dist.methods.method import Loss, Method, Phase
 from udl_dist.methods.networks.layers import Bias
 from udl_dist.core.config_schema import setting
 
@@ -227,14 +237,15 @@ class MeanSettings:
 class Mean(Method):
     """Learns the mean image."""
     Settings = MeanSettings
-    def describe(self):
-        return {"mean": Network((self.shape[2],), (Bias(self.shape[2]),))}
+    def __init__(self, settings, shape, classes=()):
+        super().__init__(settings, shape, classes)
+        self.mean = Bias(shape[2])
     def phases(self):
         return (Phase(("mean",), self.loss),)
     def loss(self, batch):
-        mean = self.networks["mean"](batch.images * 0)
+        mean = self.mean(batch.images * 0)
         error = (mean - batch.images).square().flatten(1).sum(1).mean()
-        return self.settings.strength * error, {"error": error}
+        return Loss(self.settings.strength * error, {"error": error})
 '''
 
 
@@ -258,13 +269,13 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_method_of_another_package_is_found_with_its_own_settings() -> None:
     assert "mean_image" in names()
     method = made("mean_image", {"strength": 3.0})
-    loss, plots = method.phases()[0].loss(batch())
-    torch.testing.assert_close(loss, 3 * plots["error"])
+    loss = method.phases()[0].loss(batch())
+    torch.testing.assert_close(loss.value, 3 * loss.plots["error"])
     assert method.can("reconstruct") is False
     with pytest.raises(
         UsageError, match=r"unknown setting method.strenght: did you mean strength\?"
     ):
-        described("mean_image", {"strenght": 1.0})
+        made("mean_image", {"strenght": 1.0})
 
 
 @pytest.mark.usefixtures("installed")
@@ -280,7 +291,7 @@ def test_a_package_cannot_replace_our_methods_or_bring_a_file_without_one() -> N
 @pytest.mark.parametrize("latent_dim", [0, -3, 2.5, True, "8"])
 def test_a_bad_latent_size_is_refused_by_name(name: str, latent_dim: object) -> None:
     with pytest.raises(UsageError, match="method.latent_dim"):
-        described(name, {"latent_dim": latent_dim})
+        made(name, {"latent_dim": latent_dim})
 
 
 @pytest.mark.parametrize(
@@ -327,8 +338,8 @@ def test_settings_that_would_be_ignored_are_refused_in_one_line(
     name: str, values: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UsageError, match=words):
-        described(name, values)
+        made(name, values)
 
 
 def test_dense_networks_are_refused_nothing_they_use() -> None:
-    described("ae", DENSE | {"network.depth": 2, "network.norm": "batch"})
+    made("ae", DENSE | {"network.depth": 2, "network.norm": "batch"})

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -106,10 +107,10 @@ def test_without_a_penalty_both_networks_of_a_gan_are_compiled(source: Path) -> 
 
 def gradient_of_the_penalty(run: Run) -> float:
     """The norm of what R1 alone asks of the discriminator's weights."""
-    method = run.learning.method
+    method: Any = run.learning.method
     real = torch.linspace(-1, 1, 4 * 64).view(4, 1, 8, 8).requires_grad_(True)
     discriminator = method.networks["discriminator"].requires_grad_(True)
-    penalty = method._penalty(real, method._logits(real))  # type: ignore[attr-defined]
+    penalty = method._penalty(real, method._logits(real))
     gradients = torch.autograd.grad(penalty, list(discriminator.parameters()), allow_unused=True)
     return float(sum(gradient.square().sum() for gradient in gradients if gradient is not None))
 

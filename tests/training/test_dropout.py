@@ -39,7 +39,7 @@ def test_each_step_of_each_rank_draws_from_a_seed_of_its_own(source: Path) -> No
 def seeds(experiment: Experiment) -> list[int]:
     """What torch's generator was seeded with in each of twenty steps."""
     run, found = Run(experiment, Ranks()), list[int]()
-    loss = run.learning.method.loss  # type: ignore[attr-defined]
+    loss = run.learning.phases[0].phase.loss
 
     def noted(batch: Batch) -> Any:
         found.append(torch.initial_seed())

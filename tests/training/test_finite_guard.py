@@ -5,6 +5,7 @@ about it.
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import TrainingError
 from udl_dist.experiment import Experiment
 from udl_dist.launch.worker import work
-from udl_dist.methods.method import Batch, Phase
+from udl_dist.methods.method import Batch, Loss, Phase
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import finite_guard
 from udl_dist.training.distributed import Ranks
@@ -42,11 +43,13 @@ def spoil(phase: Phase, where: Callable[[int], bool], what: str) -> None:
     """Make the phase's loss, or only its gradient, not finite in the steps `where` says so."""
     loss = phase.loss
 
-    def spoiled(batch: Batch) -> Any:
-        value, figures = loss(batch)
-        if where(batch.seen):
-            value = value * float("nan") if what == "loss" else Nan.apply(value)  # type: ignore[no-untyped-call]
-        return value, figures
+    def spoiled(batch: Batch) -> Loss:
+        found = loss(batch)
+        if not where(batch.seen):
+            return found
+        if what == "loss":
+            return replace(found, value=found.value * float("nan"))
+        return replace(found, value=Nan.apply(found.value))  # type: ignore[no-untyped-call]
 
     object.__setattr__(phase, "loss", spoiled)
 
@@ -150,7 +153,7 @@ def test_running_statistics_are_not_spoiled(
     reports = list(run.reports(every=10**6, validate=10**6))
     rejected = [report.images for report in reports if report.rejected]
     assert rejected == [72 + 12 * step for step in range(bad_steps)]
-    buffers = list(run.learning.method.networks.buffers())
+    buffers = list(run.learning.method.buffers())
     assert buffers
     assert all(buffer.isfinite().all() for buffer in buffers)
 

@@ -132,7 +132,7 @@ def test_accumulated_parts_equal_the_whole_batch(method: str, source: Path) -> N
 def test_every_record_is_learned_from_once_an_epoch(source: Path) -> None:
     run = Run(asked("ae", source, train__total_images="0", train__epochs="3"))
     seen: Counter[int] = Counter()
-    loss = run.learning.method.loss  # type: ignore[attr-defined]
+    loss = run.learning.phases[0].phase.loss
 
     def counted(batch: Batch) -> Any:
         seen.update(batch.record_keys.tolist())
@@ -190,7 +190,7 @@ def test_the_average_follows_with_its_half_life(source: Path) -> None:
     first = run.weights().clone()
     list(run.reports())
     assert run.learning.average is not None
-    mean = torch.cat([value.flatten() for value in run.learning.average.networks.parameters()])
+    mean = torch.cat([value.flatten() for value in run.learning.average.parameters()])
     assert torch.allclose(mean, (first + run.weights()) / 2, atol=1e-7)
 
 
@@ -250,7 +250,7 @@ def test_a_checkpoint_takes_what_was_foreseen_before_the_first_step(
     run = Run(asked("ae", source, train__average_half_life="9", train__total_images="12", **flags))
     foreseen = run.learning.checkpoint_bytes()
     list(run.reports())
-    counters = 4 * sum(1 for _ in run.learning.method.networks.parameters())  # Adam's, of steps
+    counters = 4 * sum(1 for _ in run.learning.method.parameters())  # Adam's, of steps
     assert 0 <= bytes_of(run.learning.tensors()) - foreseen <= counters
     assert run.learning.checkpoint_bytes() == bytes_of(run.learning.tensors())
 
@@ -268,4 +268,4 @@ def test_bfloat16_and_channels_last_train_too(source: Path) -> None:
     )
     reports = list(run.reports())
     assert reports[-1].metrics["train/loss"] < reports[0].metrics["train/loss"]
-    assert all(value.dtype == torch.float32 for value in run.learning.method.networks.parameters())
+    assert all(value.dtype == torch.float32 for value in run.learning.method.parameters())
