@@ -17,6 +17,7 @@ from udl_dist.data.packing.pack import pack
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.data.settings import PackSettings
 from udl_dist.experiment import Experiment
+from udl_dist.methods.method import Method
 from udl_dist.training.distributed import Ranks
 from udl_dist.training.loop import Hooks, Intervals, LoopState, Report, TrainingLoop
 from udl_dist.training.train_state import TrainState
@@ -61,14 +62,23 @@ def asked(method: str, source: Path, **flags: str) -> Experiment:
 
 
 class Run:
-    """A learning and its reports; `ranks` is made by the caller's process."""
+    """A learning and its reports; `ranks` is made by the caller's process.
 
-    def __init__(self, experiment: Experiment, ranks: Ranks | None = None) -> None:
+    `kind` is a method of the tests that takes the place of the one that the experiment names.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        ranks: Ranks | None = None,
+        kind: type[Method] | None = None,
+    ) -> None:
         self.experiment = experiment
         self.ranks = ranks or Ranks()
         self.stream, self.held_out = open_streams(prepare(experiment.data), experiment.train.seed)
         torch.manual_seed(experiment.train.seed)
-        method = methods.find(experiment.method_name)(experiment.method, self.stream.shape)
+        kind = kind or methods.find(experiment.method_name)
+        method = kind(experiment.method, self.stream.shape, self.stream.classes)
         shares = experiment.train.VIRTUAL_RANKS if experiment.run.determinism == "elastic" else 0
         self.learning = TrainState(method, experiment.train, self.ranks, shares)
 

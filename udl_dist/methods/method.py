@@ -154,7 +154,7 @@ class Method(nn.Module):
         """Set the mode of all networks but the frozen ones, which stay in evaluation mode."""
         super().train(mode)
         for name in self.frozen:
-            getattr(self, name).eval()
+            self.get_submodule(name).eval()
         return self
 
     def can(self, ability: str) -> bool:

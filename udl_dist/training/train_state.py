@@ -66,8 +66,9 @@ class TrainState:
         self._moments = 2 if settings.optimizer.startswith("adam") else int(settings.beta1 > 0)
         layout = torch.channels_last if settings.channels_last else torch.preserve_format
         method.to(device=ranks.device, memory_format=layout)  # type: ignore[call-overload]
+        method.train()  # a new frozen network is in training mode until this
         for name in method.frozen:
-            getattr(method, name).requires_grad_(False)
+            method.get_submodule(name).requires_grad_(False)
         # Copied before compiling: a copy would share the compiled forward of the original.
         self.average = _averaged(method) if settings.average_half_life else None
         if settings.compile:
