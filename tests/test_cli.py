@@ -260,15 +260,28 @@ def test_a_dry_run_says_what_would_happen_and_starts_nothing(tmp_path: Path) -> 
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_dry_run_imports_neither_torch_nor_ray(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "needed"),
+    [
+        (["--help"], []),
+        (["train", "--help"], []),
+        (["pack", "--help"], []),
+        # A method is torch modules; the compiler of torch is not needed, and takes as long again.
+        (["train", str(JOBS / "gan_digits.toml"), "--dry-run"], ["torch"]),
+    ],
+    ids=["help", "train --help", "pack --help", "dry run"],
+)
+def test_a_command_imports_no_more_than_it_needs(
+    arguments: list[str], needed: list[str], tmp_path: Path
+) -> None:
     code = (
-        "import sys; from udl_dist import cli\ntry:\n    cli.main(['train', sys.argv[1],"
-        " '--dry-run'])\nexcept SystemExit: print(sorted({'torch', 'ray', 'wandb', 'webdataset'} &"
+        "import sys; from udl_dist import cli\ntry:\n    cli.main(sys.argv[1:])\nexcept SystemExit:"
+        " print(sorted({'torch', 'torch._dynamo', 'ray', 'wandb', 'webdataset'} &"
         " set(sys.modules)))"
     )
-    command = [sys.executable, "-c", code, str(JOBS / "gan_digits.toml")]
+    command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stdout.splitlines()[-1] == str(needed)
 
 
 def test_pack_says_what_it_made(tmp_path: Path) -> None:

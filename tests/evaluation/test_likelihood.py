@@ -62,7 +62,7 @@ def linear() -> Any:
     )
     torch.manual_seed(2)
     weights = torch.randn(6, 2) * 0.1
-    method.networks["encoder"], method.networks["decoder"] = Encoder(weights), Decoder(weights)
+    method.encoder, method.decoder = Encoder(weights), Decoder(weights)
     method.weights = weights
     return method
 

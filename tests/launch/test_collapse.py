@@ -175,7 +175,7 @@ def test_latents_that_no_image_moves_are_a_collapse_at_any_kl() -> None:
 def crafted(images: torch.Tensor, generated: torch.Tensor) -> dict[str, float]:
     """The figures of a GAN that answers real images with `generated` ones."""
     method: Any = methods.find("gan")(asked("gan", Path("x")).method, (images.shape[1], 8, 8))
-    method.sample = lambda keys: generated
+    method.sample = lambda keys, labels=None: generated
     with torch.no_grad():
         values = method.measure(
             Batch(images, rng.keys(0, len(images)), rng.keys(0, len(images)), 0)

@@ -118,7 +118,7 @@ def test_the_plan_names_the_network_that_is_not_compiled(source: Path) -> None:
         (
             "vae",
             {"method__network__depth": "2"},
-            "encoder dense 16-8 with 2 residual blocks, decoder dense 16-64 with 2 residual blocks",
+            "encoder dense 16-16-16-8, decoder dense 16-16-16-64",
         ),
         (
             "vae",
@@ -134,11 +134,14 @@ def test_the_plan_prints_each_network_by_kind_and_widths(
     assert f"networks     {expected}" in lines
 
 
-def test_the_plan_prints_the_multiply_adds_of_an_image(source: Path) -> None:
+def test_the_plan_prints_the_flops_of_an_image(source: Path) -> None:
     planned = plans.plan(asked("ae", source))
-    # two dense layers, and their mirror image
-    assert planned.flops_per_image == 2 * (64 * 16 + 16 * 4)
+    # Two dense layers and their mirror image; a multiply-add is two.
+    forward = 2 * 2 * (64 * 16 + 16 * 4)
+    # The gradient of the weights, and that of what goes into each layer but the first.
+    backward = forward + 2 * (16 * 4 + 4 * 16 + 16 * 64)
+    assert planned.flops_per_image == forward + backward == 11_008
     assert (
-        "flops        2,176 multiply-adds an image, in one forward pass through every network"
+        "flops        11,008 an image and step, forward and backward of every phase"
         in planned.lines()
     )

@@ -110,7 +110,7 @@ def gradient_of_the_penalty(run: Run) -> float:
     method: Any = run.learning.method
     real = torch.linspace(-1, 1, 4 * 64).view(4, 1, 8, 8).requires_grad_(True)
     discriminator = method.networks["discriminator"].requires_grad_(True)
-    penalty = method._penalty(real, method._logits(real))
+    penalty = method._penalty(real, method._logits(real, None))
     gradients = torch.autograd.grad(penalty, list(discriminator.parameters()), allow_unused=True)
     return float(sum(gradient.square().sum() for gradient in gradients if gradient is not None))
 
