@@ -32,10 +32,14 @@ def text(
     model: Model, license: str, files: Sequence[str], facts: DataFacts, title: str = ""
 ) -> str:
     """The text of the card; its title is the name of the run folder unless there is another."""
+    # Only an export needs it: udl_dist.load works with torch, NumPy and safetensors alone.
     import jinja2
 
     template = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+        # A value that the template misspells is an error, not a gap in a published card.
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
     )
     template.filters |= {
         "plain": plain,
@@ -45,6 +49,7 @@ def text(
         "environment": environment.in_words,
     }
     origin = model.origin
+    # A card has what is valid; `udl report` is where damage is named.
     metrics = io.metrics_in(origin.folder / io.NAME, [])
     of_all, of_some = io.shared_protocols(metric.protocol for metric in metrics.values())
     entries = environment.recorded(RunFolder(origin.folder).environment)
@@ -71,12 +76,9 @@ def text(
 
 def plain(text: object) -> str:
     """Text from data or a name, in Markdown: no markup, no control characters, one line."""
-    escaped = html.escape(_printable(" ".join(str(text).split())))
+    # Hubs render Markdown and the HTML in it: a class name or an image key must stay text.
+    escaped = html.escape(io.clean(" ".join(str(text).split())))
     return "".join(f"\\{letter}" if letter in "\\`*_[]|#" else letter for letter in escaped)
-
-
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in text)
 
 
 def _data(model: Model, facts: DataFacts) -> list[tuple[str, str]]:
@@ -100,6 +102,7 @@ def _settings(model: Model) -> str:
     every = model.origin.experiment.to_dict()
     tables = {name: dict(every[name]) for name in ("method", "data", "train")}
     data, train = tables["data"], tables["train"]
+    # These describe the machine, not the training.
     for name in ("cache", "storage", "readers"):
         data.pop(name, None)
     for name in ("source", "held_out", "keys"):
@@ -107,7 +110,7 @@ def _settings(model: Model) -> str:
     data["more_sources"] = [_last(source) for source in data["more_sources"]]
     train["init_from"] = _last(train["init_from"])
     # Text of the settings must not end its own block.
-    return _printable(tomli_w.dumps(tables)).replace("```", "'''").rstrip()
+    return io.clean(tomli_w.dumps(tables)).replace("```", "'''").rstrip()
 
 
 def _last(source: str) -> str:

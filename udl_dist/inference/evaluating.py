@@ -38,12 +38,14 @@ def evaluate(model: Model, asked: MetricSettings, out: Path | None, progress: Pr
         asked = replace(asked, extractor=str(as_path(asked.extractor).absolute()))
     measuring = Measuring(model, asked)
     metrics, maps = _measured(measuring, progress)
+    # An exported folder is verified by its hashes and is not changed.
     path = out or (model.origin.folder / io.NAME if model.origin.experiment else None)
     said, drawn = [*io.table(metrics), *measuring.notes], []
     if path:
         with writing(path):  # what was measured with the same weights stays
             path.parent.mkdir(parents=True, exist_ok=True)
             both = {"figures": io.of_weights(path, model.origin.weights) | metrics}
+            # ensure_ascii: protocols have signs such as ×, for people to read.
             files.write_whole(path, json.dumps(both, indent=1, ensure_ascii=False))
         said.append(f"each with its protocol: {path}")
         for name, code_map in maps.items():
@@ -63,9 +65,11 @@ def _measured(
     """Metrics and maps; references come from the cache, or are computed and cached."""
     cache = measuring.reference_cache()
     groups = measuring.groups
+    # First of all: a group whose reference is known collects less, or nothing of training images.
     known = {group.name: found for group in groups if (found := cache.read(group))}
     measuring.know(known.keys())
     made: Parts = {}
+    # In the order in which workers finish; _joined restores the order of the parts.
     for place, part in _parts(measuring, list(known)):
         made[place] = part
         progress(len(made), len(measuring.parts()))
@@ -79,6 +83,8 @@ def _measured(
             train = _joined(made, measuring, group, (TRAIN,))
         reference = known.get(group.name)
         if reference is None:
+            # Sorted, as the cache returns it: metrics have the same bytes with and without a
+            # cache.
             reference = dict(sorted(group.reference(held_out, train).items()))
             # Damaged records may be repaired before the next evaluation: nothing is cached then.
             if reference and not (damaged_parts or measuring.damaged):
@@ -109,6 +115,7 @@ def _parts(
         return
     from udl_dist.inference import ray_workers
 
+    # Names of groups only: references are used here, where the parts come together.
     opened_with = (asked, known)
     yield from ray_workers.share(
         part_maker, measuring.model, opened_with, parts, asked.workers, asked.address
@@ -128,6 +135,8 @@ def _protocol(measuring: Measuring, group: MetricGroup) -> dict[str, Any]:
     """What every metric of a group depends on."""
     model, asked = measuring.model, measuring.asked
     channels, height, width = model.shape
+    # Two metrics are comparable where all of this is equal, but for the model
+    # (reporting/compare.py).
     shared = {
         "data": measuring.streams[HELD_OUT].fingerprint,
         "split": "all of the source" if asked.data else HELD_OUT,
@@ -160,13 +169,16 @@ def draw_map(code_map: CodeMap, title: str, path: Path) -> None:
     axes = figure.subplots()
     points, labels = code_map.points.numpy(), code_map.labels.numpy()
     classes = np.unique(labels)
+    # A fixed seed: the same codes give the same picture.
     order = np.random.default_rng(0).permutation(len(points))  # no class lies over another
     few = len(classes) <= MOST_NAMED
+    # Few classes get consecutive colours, even if their labels are 3 and 70.
     shown = np.searchsorted(classes, labels) if few else labels
     colours = "tab10" if len(classes) <= 10 else "tab20" if few else "turbo"
     drawn = axes.scatter(
         points[order, 0],
         points[order, 1],
+        # Smaller points where there are many; 3 is still visible.
         s=max(3.0, 40 - len(points) / 60),
         c=shown[order],
         cmap=colours,
@@ -174,6 +186,7 @@ def draw_map(code_map: CodeMap, title: str, path: Path) -> None:
         alpha=0.75,
     )
     if few:
+        # An empty scatter for each class, since one scatter has one entry in a legend.
         tints = zip(drawn.to_rgba(np.arange(len(classes))), classes, strict=True)
         marks = [axes.scatter([], [], color=tint, label=str(name), s=30) for tint, name in tints]
         figure.legend(handles=marks, loc="outside right center", title="class", frameon=False)

@@ -45,14 +45,19 @@ def fit_extractor(source: str, dest: Path, asked: ExtractorSettings, progress: P
         raise UsageError(
             f"an extractor needs {LEAST_SIZE} pixels at least, not {stream.shape[1]}: give --size"
         )
+    # A pass over all labels first: a missing one must not end the training at its last step.
     classes = _classes(source, stream)
+    # First weights from the seed, without a change to the generator of the calling program.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(asked.seed)
         classifier = Classifier(stream.shape, classes)
     _train(classifier, stream, asked, progress)
     with torch.no_grad():
+        # Centre and scale over the training images make distances of two classifiers comparable in
+        # size. One scale for all features: see Classifier.
         features = torch.cat([classifier.body(images).relu() for images, _ in _once(stream)])
         classifier.centre.copy_(features.mean(0))
+        # The clamp is for a classifier whose features are all 0.
         classifier.scale.copy_(features.var(0).mean().sqrt().clamp(min=1e-6))
         tested = [
             classifier(images).argmax(1) == labels for images, labels in _once(held_out or stream)
@@ -79,6 +84,7 @@ def _train(
     optimizer = torch.optim.Adam(classifier.parameters(), asked.learning_rate)
     steps = max(1, asked.epochs * stream.records // asked.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    # Endless: batches straddle epochs.
     for step, records in enumerate(stream.batches(0, asked.batch_size)):
         if step == steps:
             break
@@ -105,6 +111,7 @@ def _classes(source: str, stream: Stream) -> int:
             f"{source}: {int((labels < 0).sum()):,} of {len(labels):,} images have no label (cls): "
             "an extractor needs labelled ones"
         )
+    # Labels are class numbers from 0, so the greatest one decides.
     classes = int(labels.max()) + 1
     if not 2 <= classes <= MOST_CLASSES:
         raise DataError(

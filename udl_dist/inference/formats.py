@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from udl_dist.core import rng
 from udl_dist.errors import TrainingError, UsageError
+from udl_dist.evaluation.external_extractors import one_line, silenced
 from udl_dist.inference.model import Model
 from udl_dist.methods import Batch
 
@@ -26,6 +26,7 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")
 TRACED = 4  # images of the example; 0 and 1 would be taken for constants
 
 
+# Exporters take modules, and find weights only in modules that are registered.
 class ExportedFunction(nn.Module):
     """One way through a method, such as its encoder, as a module."""
 
@@ -51,6 +52,7 @@ class Traced:
         """The greatest difference over the whole batch and over its first image alone."""
         found = []
         with torch.no_grad():
+            # A batch size that was compiled in shows with another size.
             for count in (len(self.inputs), 1):  # the size of a batch is dynamic
                 outputs = again(self.inputs[:count]).cpu()
                 found.append(float((outputs - self.outputs[:count].cpu()).abs().max()))
@@ -88,6 +90,7 @@ def _traced(model: Model, batch: Batch) -> dict[str, Traced]:
             if model.can("decode"):
                 functions["decoder"] = method.decode, method.encode(images)
         elif model.can("decode"):
+            # Without an encoder the latents come from the prior; the keys are any.
             functions["generator"] = method.decode, method.prior(rng.keys(0, len(images)))
         if model.can("reconstruct"):
             functions["whole"] = method.reconstruct, images
@@ -106,6 +109,7 @@ def _onnx(traced: Traced, path: Path) -> float:
             (traced.example,),
             str(path),
             dynamo=True,
+            # One file: weights in a second file are easily lost when a model is copied.
             external_data=False,
             input_names=["inputs"],
             output_names=["outputs"],
@@ -115,11 +119,13 @@ def _onnx(traced: Traced, path: Path) -> float:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        # Errors only: the runtime warns about hardware it did not find.
         options.log_severity_level = 3
         providers = ["CPUExecutionProvider"]
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
 
     def again(inputs: Tensor) -> Tensor:
+        # None: all outputs, of which there is one.
         return torch.from_numpy(session.run(None, {"inputs": inputs.numpy()})[0])
 
     return traced.difference(again)
@@ -131,6 +137,7 @@ def _pt2(traced: Traced, path: Path) -> float:
         program = torch.export.export(traced.module, (traced.example,), dynamic_shapes=shapes)
         program.example_inputs = None  # else the file holds them as a pickle
         torch.export.save(program, str(path))
+        # Read from the file, not used as it is in memory: the file is what gets published.
         again = torch.export.load(str(path)).module()
     return traced.difference(again)
 
@@ -138,14 +145,10 @@ def _pt2(traced: Traced, path: Path) -> float:
 @contextmanager
 def _errors_in_one_line(path: Path) -> Iterator[None]:
     """Silence what exporters log and warn; what they raise becomes one line."""
-    logger, level = logging.getLogger("torch.onnx"), logging.getLogger("torch.onnx").level
-    logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with silenced("torch.onnx", logging.ERROR):
             yield
     except Exception as error:  # exporters raise many kinds
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise TrainingError(f"{path.name} cannot be written or read again: {why}") from None
-    finally:
-        logger.setLevel(level)
+        raise TrainingError(
+            f"{path.name} cannot be written or read again: {one_line(error)}"
+        ) from None

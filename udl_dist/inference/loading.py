@@ -59,6 +59,7 @@ class LoadedModel:
     method: Method
     shape: Shape
     origin: Origin
+    latent_dim: int  # 0 without latents
     mixture: Mixture | None
     reference_codes: ReferenceCodes | None
 
@@ -84,7 +85,7 @@ def open_folder(folder: Path | str, checkpoint: str | int = "best") -> LoadedMod
     return _open_model(path)
 
 
-def latent_dim(method: Method, shape: Shape) -> int:
+def _latent_dim(method: Method, shape: Shape) -> int:
     """How many numbers a latent has; 0 for a method without latents."""
     device = next(method.networks.parameters()).device
     with torch.no_grad():
@@ -101,8 +102,10 @@ def _open_run(run: RunFolder, asked: str | int, notes: list[str]) -> LoadedModel
     files, facts = checkpoints.load(path, ("networks", "average"))
     shape, weights = experiment.data.shape, checkpoints.weights(path)
     method = methods.find(experiment.method_name)(experiment.method, shape)
+    # An average may cover some of the networks only (method.averaged).
     _fill(method, files["networks"] | files.get("average", {}), path)
-    mixture, codes = _fitted_of_run(run.path, latent_dim(method, shape), weights, notes)
+    size = _latent_dim(method, shape)
+    mixture, codes = _fitted_of_run(run.path, size, weights, notes)
     held_out = facts.get("held_out")
     origin = Origin(
         run.path,
@@ -118,7 +121,7 @@ def _open_run(run: RunFolder, asked: str | int, notes: list[str]) -> LoadedModel
         experiment=experiment,
         notes=tuple(notes),
     )
-    return LoadedModel(method, shape, origin, mixture, codes)
+    return LoadedModel(method, shape, origin, size, mixture, codes)
 
 
 def _choose(
@@ -170,18 +173,19 @@ def _open_model(folder: Path) -> LoadedModel:
         config["images"],
         "an exported model",
         averaged=bool(config.get("averaged")),
+        # From a file of anyone: whatever else it says is the default.
         fit="pad" if config["fit"] == "pad" else "crop",
         weights=files[layout.WEIGHTS]["sha256"],
         figures=dict(config.get("figures", {})),
         data=str(config.get("data", "")),
         config=config,
     )
-    mixture, codes, size = None, None, latent_dim(method, shape)
+    mixture, codes, size = None, None, _latent_dim(method, shape)
     if layout.PRIOR in files:
         mixture = Mixture.load(folder / layout.PRIOR, size)
     if layout.CROWD in files:
         codes, _ = ReferenceCodes.load(folder / layout.CROWD, size)
-    return LoadedModel(method, shape, origin, mixture, codes)
+    return LoadedModel(method, shape, origin, size, mixture, codes)
 
 
 def _fill(method: Method, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -224,6 +228,7 @@ def _fitted_of_run(
     """The mixture and the reference codes of this checkpoint; those of another leave a note."""
     mixture, codes = None, None
     prior, facts = folder / layout.PRIOR, folder / layout.PRIOR_FACTS
+    # The facts are written last: without them a fit was cut short.
     if prior.exists() and facts.exists():
         fitted = json.loads(facts.read_text())
         if fitted.get("weights") == weights:

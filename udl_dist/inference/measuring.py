@@ -39,6 +39,7 @@ from udl_dist.inference.reference_cache import ReferenceCache
 from udl_dist.inference.sources import open_stream
 from udl_dist.training.batches import to_batch
 
+# Not the number of workers: sums depend on the parts, and so would the last digits of metrics.
 MOST_PARTS = 64
 MOST_DECODED_BYTES = 2**28  # 10,000 images of 64 px in colour take half of it
 
@@ -75,6 +76,7 @@ class Measuring:
             left_out=experiment.data.without_labels
             if experiment and LEFT_OUT in self.streams
             else (),
+            # PCA goes over the images several times.
             real={split: self._passes(split) for split in self.streams},
         )
         self.groups, self.notes = choose_groups(subject, self.images[HELD_OUT])
@@ -101,6 +103,7 @@ class Measuring:
                 for group in self._collecting(split):
                     collected.setdefault(group.name, []).append(group.collect(split, seen))
         whole = {name: PartialSums.joined(batches) for name, batches in collected.items()}
+        # Named by group and statistic: a NaN in the final metric would not say where it came from.
         for name, one in whole.items():
             for what, value in (one.sums | one.rows).items():
                 if not bool(value.isfinite().all()):
@@ -113,6 +116,8 @@ class Measuring:
     def reference_cache(self) -> ReferenceCache:
         """Where the references of these images are cached."""
         experiment, model = self.model.origin.experiment, self.model
+        # Parts and batch size too: they set the order of sums, and a reference is equal to the
+        # bit.
         streams = {
             split: [
                 stream.fingerprint,
@@ -152,11 +157,13 @@ class Measuring:
         """The batches of a part, and the images before each: all once, or some in random order."""
         stream, parts = self.streams[split], self._count(split)
         start, stop = share(self.images[split], number, parts)
+        # All images in their order, which reads shards in sequence.
         if self.images[split] == stream.records:
             for records in stream.once(BATCH_IMAGES, number, parts):
                 yield start, records
                 start += len(records.images)
             return
+        # Some of them: a part of one random order, the same for any number of processes.
         for records in stream.batches(start, BATCH_IMAGES):
             yield start, _first(records, stop - start)
             start += BATCH_IMAGES
@@ -189,9 +196,11 @@ def _streams(model: Model, asked: MetricSettings) -> dict[str, Stream]:
     experiment = model.origin.experiment
     found: dict[str, Stream | None] = {}
     if experiment:
+        # Images as they are, not as training augments them.
         data = replace(experiment.data, random_crop=1.0, flip=False, readers=asked.readers)
         prepared, seed = prepare(data), experiment.train.seed
         found[TRAIN], found[HELD_OUT] = open_streams(prepared, seed)
+        # Another source of images knows nothing of the classes that training left out.
         found[LEFT_OUT] = None if asked.data else open_left_out(prepared, seed)
     if asked.data:
         found[HELD_OUT] = open_stream(model, asked.data, asked.readers, asked.seed)

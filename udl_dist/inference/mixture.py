@@ -29,14 +29,18 @@ class Mixture:
     def draw(self, keys: Tensor) -> Tensor:  # [N] int64 -> [N, Z]
         """Latents, one for each random key: the same key gives the same latents."""
         uniform = rng.uniform(keys, "component", (1,)).double()[:, 0]
+        # The component by the inverse of the cumulated weights; rounding may leave their sum below
+        # 1, hence the clamp.
         chosen = torch.searchsorted(self.weights.double().cumsum(0), uniform)
         chosen = chosen.clamp(max=len(self.weights) - 1)
+        # x = µ + L z with L Lᵀ = Σ.
         noise = rng.normal(keys, "mixture", self.means.shape[1:]).to(self.means.dtype)
         return self.means[chosen] + torch.einsum("nij,nj->ni", self.factors[chosen], noise)
 
     def log_density(self, latents: Tensor) -> Tensor:  # [N, Z] -> [N]
         """The logarithm of the density of latents, in nats."""
         volume = self.factors.diagonal(dim1=1, dim2=2).log().sum(1)
+        # log w - log|L| - Z/2 log 2π; -|L⁻¹(x - µ)|²/2 follows for each latent.
         constant = self.weights.log() - volume - self.means.shape[1] * log(2 * pi) / 2
         found = []
         for part in torch.split(latents.to(self.means.dtype), ROWS):
@@ -54,6 +58,7 @@ class Mixture:
         tensors, _ = read_tensors(path, "mixture", CURE)
         if tensors.keys() != {field.name for field in fields(cls)}:
             raise DataError(f"{path} is not a valid mixture: {CURE}")
+        # The file may come from anyone: every shape follows from the number of weights.
         mixture, count = cls(**tensors), len(tensors["weights"])
         of_means, of_factors = (count, latent_dim), (count, latent_dim, latent_dim)
         if mixture.means.shape != of_means or mixture.factors.shape != of_factors:

@@ -14,7 +14,7 @@ from udl_dist.core import rng
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.evaluation import similarity
 from udl_dist.inference.inputs import as_images, as_latents
-from udl_dist.inference.loading import LoadedModel, latent_dim, open_folder
+from udl_dist.inference.loading import LoadedModel, open_folder
 from udl_dist.methods import Batch
 from udl_dist.methods.pixels import levels
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 BATCH_IMAGES = 256  # that go through the networks at once, so that memory is bounded
 ABILITIES = ("encode", "decode", "reconstruct", "sample", "score")
+# Also the word of --by, and part of the name of an AUROC (evaluation/anomaly.py).
 OUTLIER_FACTOR = "code_outlier_factor"
 Prior = Literal["auto", "own", "mixture"]
 
@@ -37,14 +38,16 @@ class Model:
     def __init__(self, loaded: LoadedModel, device: str = "cpu") -> None:
         self.method, self.shape, self.origin = loaded.method, loaded.shape, loaded.origin
         self.mixture, self.reference_codes = loaded.mixture, loaded.reference_codes
+        self.latent_dim = loaded.latent_dim
         self.device = _device(device)
+        # Opened on the CPU, moved once; inputs follow in batches.
         self.method.networks.to(self.device)
-        self.latent_dim = latent_dim(self.method, self.shape)
 
     def can(self, ability: str) -> bool:
         """Whether the model can `encode`, `decode`, `reconstruct`, `sample` or `score`."""
         if ability == "score":
             return bool(self.scores)
+        # A fitted mixture gives an autoencoder what it lacks.
         return self.method.can(ability) or (ability == "sample" and self.mixture is not None)
 
     @cached_property
@@ -53,6 +56,7 @@ class Model:
         the outlier factor of the code where reference codes are stored."""
         found = ["reconstruction"] if self.method.can("reconstruct") else []
         if self.method.can("measure") and self.method.best not in ("", "mse"):
+            # One black image shows whether the method measures each image by itself.
             key = torch.zeros(1, dtype=torch.int64, device=self.device)
             with torch.no_grad():
                 image = torch.zeros(1, *self.shape, device=self.device)
@@ -86,11 +90,13 @@ class Model:
         """
         if count < 0:
             raise UsageError(f"{count} images cannot be drawn: ask for 0 or more")
+        # A key for each number of an image: what is drawn depends on nothing else.
         keys = rng.keys(seed, count, start)
         if prior == "mixture" and not self.mixture:
             raise UsageError(
                 f"{self.origin.folder} has no mixture to draw from: run udl fit-prior first"
             )
+        # "own" of a method that cannot sample comes to `require` below, which says what it can do.
         own = prior == "own" or (prior == "auto" and self.method.can("sample"))
         if self.mixture and not own:
             return self.decode(self.mixture.draw(keys))
@@ -157,8 +163,10 @@ class Model:
         parts = []
         with torch.no_grad():
             for part in zip(*(torch.split(given, BATCH_IMAGES) for given in inputs), strict=True):
+                # Back to the CPU at once, so that the device holds one batch.
                 parts.append(function(*(tensor.to(self.device) for tensor in part)).cpu())
         whole = torch.cat(parts)
+        # A diverged checkpoint would otherwise draw black images and scores of NaN.
         if not bool(whole.isfinite().all()):
             raise TrainingError(
                 f"{self.origin.line()} gives numbers that are not finite: use another checkpoint"
@@ -182,6 +190,7 @@ def _device(name: str) -> torch.device:
         if name == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         device = torch.device(name)
+        # A name may be valid and the device absent; torch without CUDA raises AssertionError.
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         why = str(error).splitlines()[0]

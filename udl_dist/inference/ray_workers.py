@@ -26,6 +26,7 @@ class PartWorker:
         make: Callable[..., Callable[..., Any]],
         opened_with: Sequence[Any],
     ) -> None:
+        # Once for each worker: opening a model takes longer than a small part.
         self._part = make(load(folder, device, checkpoint), *opened_with)
 
     def ready(self) -> None:
@@ -64,15 +65,22 @@ def _shared(
 ) -> Iterator[tuple[Any, Any]]:
     import ray
 
+    # A model on a GPU needs a whole one for each worker.
     gpus, kind = (1, "GPU") if model.device.type == "cuda" else (0, "CPU")
     there = int(ray.cluster_resources().get(kind, 0))
+    # Ray would wait for resources that never come, without a word.
     if workers > there:
         raise ClusterError(
             f"workers = {workers} needs as many {kind}s, the cluster has {there}: lower workers"
         )
     actor = ray.remote(PartWorker).options(
-        num_cpus=1, num_gpus=gpus, max_restarts=RETRIES, max_task_retries=RETRIES
+        # Both: a restarted actor repeats a call only if its tasks may be retried too.
+        num_cpus=1,
+        num_gpus=gpus,
+        max_restarts=RETRIES,
+        max_task_retries=RETRIES,
     )
+    # By number: "best" may name another checkpoint by the time a worker opens the run.
     folder, checkpoint = str(model.origin.folder), "best"
     if model.origin.experiment:
         checkpoint = str(model.origin.images)
@@ -80,6 +88,7 @@ def _shared(
         actor.remote(folder, checkpoint, model.device.type, make, opened_with)
         for _ in range(min(workers, len(parts)))
     ]
+    # Each worker gets its next part when it has ended one: parts take different times.
     idle, left, busy = list(actors), list(parts), dict[Any, Any]()
     try:
         seconds = ray_runtime.START_SECONDS  # for the first; the others may wait for resources
@@ -89,6 +98,7 @@ def _shared(
                 f"no worker was placed within {seconds:g} s, free now: {capacity.free_in_words()}:"
                 " wait for the others, or leave workers out"
             )
+        # Raises what opening the model raised.
         _result(done[0])
         while left or busy:
             while left and idle:
@@ -110,6 +120,7 @@ def _result(done: Any) -> Any:
     try:
         return ray.get(done)
     except ray.exceptions.RayError as error:
+        # Ray wraps the error of a task, and its text has the traceback of the worker.
         cause = getattr(error, "cause", error)
         if isinstance(cause, UdlError):
             raise type(cause)(str(cause)) from None

@@ -46,9 +46,11 @@ class ReferenceCache:
             found, facts = read_tensors(path, "reference", "")
         except DataError:
             return None
+        # The hash of the content: a damaged file is computed again, not believed.
         if facts != _facts(about, found):
             return None
         with contextlib.suppress(OSError):
+            # The time of the last use, by which _evict chooses.
             os.utime(path)
         return dict(sorted(found.items()))
 
@@ -58,12 +60,14 @@ class ReferenceCache:
         tensors = {key: value.contiguous() for key, value in reference.items()}
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
+            # Whole or absent: other evaluations read the cache at the same time.
             with whole_file(path) as file:
                 file.write(save(tensors, _facts(about, reference)))
             self._evict()
 
     def _entry(self, group: MetricGroup) -> tuple[Path, str]:
         about = {**self.about, "group": group.name, **group.refers_to(), "program": _program()}
+        # Also written into the file and compared: the hash alone only names it.
         name = json.dumps(about, sort_keys=True)
         return self.folder / f"{xxhash.xxh3_128_hexdigest(name.encode())}.safetensors", name
 
@@ -74,6 +78,7 @@ class ReferenceCache:
                 status = path.stat()
                 found.append((status.st_mtime, status.st_size, path))
         total = 0
+        # The newest first; those past the limit go.
         for _, size, path in sorted(found, reverse=True):
             total += size
             if total > MOST_BYTES:
@@ -85,6 +90,7 @@ def _program() -> str:
     """A hash of all our code and the libraries that decode and compute: others' numbers differ."""
     own = Path(udl_dist.__file__).parent
     content = xxhash.xxh3_128()
+    # Coarse on purpose: a list of the files that matter would be wrong one day.
     for path in sorted(own.rglob("*.py")):
         content.update(path.read_bytes() + b"\0")
     for name in LIBRARIES:

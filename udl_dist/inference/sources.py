@@ -75,6 +75,7 @@ def batches(
     model: Model, every: Sequence[NamedImages], most: int = BATCH_IMAGES, seed: int = 0
 ) -> Iterator[tuple[list[str], Batch]]:
     """Every image once, with its key and random keys from `seed`; at most `most` at a time."""
+    # `files` counts over all names: an image has the same random key in any batch size.
     at_once, files = min(BATCH_IMAGES, most), 0
     for one in every:
         for start in range(0, len(one.files), at_once):
@@ -91,8 +92,10 @@ def batches(
 def _named(model: Model, name: str, seed: int) -> NamedImages:
     if "://" not in name:
         path = as_path(name)
+        # IDX files have no ending, so a file without one is a source.
         if path.suffix and path.is_file() and not name.endswith((*TARS, *LISTS, *ARRAYS)):
             return NamedImages((name,))
+        # A plain folder is read file by file, in place: packing a copy is for training.
         if path.is_dir() and is_packed_at_first_use(name) and (below := files_below(path)):
             return NamedImages(tuple(str(Path(name) / file) for file in below))
     return NamedImages(stream=open_stream(model, name, seed=seed))
@@ -109,6 +112,7 @@ def open_stream(model: Model, source: str, readers: int = 1, seed: int = 0) -> S
 
 def keys_of(stream: Stream, records: Records) -> list[str]:
     """The keys of a batch of a stream over one source."""
+    # A stream over several sources numbers records over all of them.
     (dataset,) = stream.datasets
     return [dataset.index.key(number) for number in records.records.tolist()]
 

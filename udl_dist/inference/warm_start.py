@@ -50,6 +50,7 @@ def read(source: str, networks: Mapping[str, Tensor]) -> WarmStart:
             unmatched[name] = "not there"
         elif given[name].shape != value.shape:
             unmatched[name] = f"{list(given[name].shape)} there, {list(value.shape)} here"
+    # Some tensors may differ on purpose, such as a last layer; none in common is a mistake.
     if len(unmatched) == len(networks):
         raise UsageError(
             f"train.init_from {source!r} is of other networks, none of its tensors fits: name a "
@@ -64,9 +65,11 @@ def check(experiment: Experiment) -> None:
     instead.
     """
     folder, source = experiment.run.folder, experiment.train.init_from
+    # Whether a remote folder has a checkpoint is known only to the run, once it has its files.
     if not source or is_remote(folder) or any(RunFolder(folder).checkpoints.glob("[0-9]*")):
         return
     method = methods.find(experiment.method_name)(experiment.method, experiment.data.shape)
+    # Names and shapes are enough here, so no memory is filled.
     with torch.device("meta"), unfilled():
         method.build()
     read(source, method.networks.state_dict())
@@ -76,6 +79,8 @@ def start(source: str, learning: TrainState, ranks: Ranks, folder: RunFolder) ->
     """Give a run its first weights, the same on every rank; `init.json` lists what was copied."""
     found = read(source, learning.method.networks.state_dict())
     origin = found.origin
+    # 12 hex digits are 48 bits, which a float64 holds exactly. Ranks read the source one after the
+    # other, and a run in training may have a new best checkpoint by then.
     marks = ranks.gather([float(int(origin.weights[:12], 16))])
     if any(mark != marks[0] for mark in marks):
         raise TrainingError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from udl_dist.errors import UsageError
+from udl_dist.evaluation.io import clean
 from udl_dist.reporting import curves
 from udl_dist.reporting.run_reader import RunRecord, read_run
 
@@ -165,4 +166,4 @@ def _shown(value: Any) -> str:
 
 def _plain(text: str) -> str:
     """A name from a file, safe in a line of a terminal."""
-    return "".join(letter if letter.isprintable() else "�" for letter in text)[:200]
+    return clean(text, breaks="")[:200]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from udl_dist import experiment
 from udl_dist.errors import UdlError, UsageError
-from udl_dist.evaluation.io import Metric, in_words, metric_rows, pairs, shared_protocols
+from udl_dist.evaluation.io import Metric, clean, in_words, pairs, shared_protocols
 
 NAME = "report.html"
 MOST_BYTES = 5_000_000
@@ -75,16 +75,6 @@ def written(text: str, path: Path, faults: Sequence[str]) -> Reported:
             f"cannot write {str(path)!r} ({error.strerror}): name another place with --out"
         ) from None
     return Reported(str(path), len(text.encode()), list(faults))
-
-
-def clean(text: str) -> str:
-    """Text without control characters and marks that turn the direction of writing."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in text)
-
-
-def evaluated(metrics: Mapping[str, Metric]) -> list[tuple[str, str, str, str]]:
-    """A row for each metric of an evaluation; `shared` has what their protocols share."""
-    return metric_rows(metrics, str)
 
 
 def shared(metrics: Mapping[str, Metric]) -> list[str]:

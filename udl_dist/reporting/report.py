@@ -13,14 +13,12 @@ from typing import Any
 from udl_dist.core import config_schema
 from udl_dist.data.shards.index import Index
 from udl_dist.errors import DataError
-from udl_dist.evaluation.io import pairs
+from udl_dist.evaluation.io import clean, metric_rows, pairs
 from udl_dist.reporting import curves, searched
 from udl_dist.reporting.page import (
     MOST_BYTES,
     NAME,
     Reported,
-    clean,
-    evaluated,
     films,
     page,
     shared,
@@ -100,7 +98,7 @@ def _values(run: RunRecord, pictures: list[dict[str, Any]]) -> dict[str, Any]:
         **_held_out(run),
         "about_samples": of_run(about_samples, run.folder),
         "protocol": pairs(protocol),
-        "evaluation": evaluated(run.evaluation),
+        "evaluation": metric_rows(run.evaluation),
         "shared": shared(run.evaluation),
         "panels": _panels(run),
         "pictures": pictures,

@@ -14,16 +14,13 @@ from typing import Any
 
 from udl_dist.core import config_schema
 from udl_dist.errors import UdlError
-from udl_dist.evaluation import io as evaluations
-from udl_dist.evaluation.io import Metric as Figure
-from udl_dist.evaluation.io import in_words
+from udl_dist.evaluation import io
+from udl_dist.evaluation.io import Metric, clean, in_words
 from udl_dist.reporting import curves
 from udl_dist.reporting.page import (
     MOST_BYTES,
     NAME,
     Reported,
-    clean,
-    evaluated,
     films,
     page,
     shared,
@@ -64,7 +61,7 @@ class SearchFolder:
     planned: SearchPlan | None = None
     winner: Winner | None = None
     final: Mapping[str, Spread] = field(default_factory=dict)
-    metrics: Mapping[str, Figure] = field(default_factory=dict)
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
     published: Published = field(default_factory=Published)
     faults: list[str] = field(default_factory=list)
 
@@ -109,7 +106,7 @@ def read(folder: Path) -> SearchFolder:
     except (UdlError, OSError, ValueError, TypeError, KeyError) as error:
         what = "the search cannot be planned again" if found.search else f"{SOURCE} cannot be read"
         found.faults.append(f"{what} ({' '.join(str(error).split())[:300]})")
-    found.metrics = evaluations.metrics_in(folder / evaluations.NAME, found.faults)
+    found.metrics = io.metrics_in(folder / io.NAME, found.faults)
     found.published = publishing.read_published(folder)
     found.faults += [f"of the winner: {line}" for line in found.published.failed]
     if found.search and len(found.results) < found.trials:
@@ -138,7 +135,7 @@ def _values(found: SearchFolder) -> dict[str, Any]:
         else [],
         "best_trial": winner.trial if winner else "",
         "final": [(name, _in_words(spread), spread.runs) for name, spread in found.final.items()],
-        "evaluation": evaluated(found.metrics),
+        "evaluation": io.metric_rows(found.metrics),
         "shared": shared(found.metrics),
         "left_out": list(found.published.lacking),
         "pictures": pictures,
