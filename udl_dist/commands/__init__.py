@@ -77,6 +77,7 @@ def show(lines: Sequence[str], figures: dict[str, Any], as_json: bool) -> None:
 
 def tell(line: str) -> None:
     """Print a line on stderr; stdout is for the result."""
+    # Flushed: into a pipe it would otherwise come out only at the end.
     print(line, file=sys.stderr, flush=True)
 
 

@@ -57,6 +57,7 @@ def opened(address: str, insecure: bool = False) -> Connection:
     # The one question that is answered without a token. Releases of Ray that know no token answer
     # 404, which counts as an open cluster.
     mode = _Http(address).ask("/api/authentication_mode", missing={}).get("authentication_mode")
+    # Any mode that we do not know is assumed to check a token.
     closed = mode not in (None, "disabled")
     if not (closed or insecure or _is_loopback(address)):
         raise ClusterError(
@@ -85,6 +86,7 @@ def state() -> Path:
 def _found(asked: str) -> tuple[str, Path | None]:
     """The address given, else of the environment, else of this machine's cluster; and its token."""
     local = state() / "address"
+    # Absent unless cluster/local.sh has started a cluster.
     own = local.read_text(encoding="utf-8").strip() if local.exists() else ""
     named = next((os.environ[name] for name in ADDRESSES if os.environ.get(name)), "")
     if not (address := asked or named or own):
@@ -206,7 +208,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """The token is sent to the given address and nowhere else."""
 
     def redirect_request(self, *_: Any) -> None:
-        return None
+        return None  # urllib then raises an HTTPError with the code of the redirect
 
 
 # No proxy of the environment either: it would read the token. urllib also looks at no ~/.netrc,

@@ -65,4 +65,5 @@ def _check(asked: argparse.Namespace, flags: dict[str, str]) -> int:
         asked.source, config_schema.from_flags(CheckSettings, flags), progress("checking", "bytes")
     )
     show(findings.lines(), findings.as_dict(), asked.json)
+    # 3 where damage was found, so that a script notices it.
     return findings.exit_code

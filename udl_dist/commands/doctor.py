@@ -35,6 +35,7 @@ class Check:
 
     def line(self) -> str:
         return (
+            # Of equal length, so that what was checked stands in one column.
             f"{'ok  ' if self.good else 'BAD '} {self.what:<10}"
             f" {self.found}{f': {self.cure}' if self.cure else ''}"
         )
@@ -62,6 +63,7 @@ def refuse_bad(connection: Connection, client: JobClient, job: Job) -> str:
     # All of them, not up to the first failure: the line says how many more there are.
     began, checks = time.monotonic(), list(examine(connection, client, job))
     if bad := [check for check in checks if not check.good]:
+        # One line, as every refusal of the command.
         more = f"; {len(bad) - 1} more: udl doctor names them" if len(bad) > 1 else ""
         raise ClusterError(f"nothing is sent: {bad[0].what} {bad[0].found}: {bad[0].cure}{more}")
     return f"checked: {len(checks)} of {len(checks)} passed ({time.monotonic() - began:.1f} s)"
@@ -94,6 +96,7 @@ def judged(job: Job, found: dict[str, Any], began: float) -> Iterator[Check]:
             seen,
             "put the shards where all nodes see them, under the same name",
         )
+    # Not a failure: an index is made once, at the start of the job, and takes time there.
     if unindexed := [source for source in found["sources"] if source not in found["indexed"]]:
         yield Check(
             "index", f"none for {unindexed[0]}: the job makes it first; or make it with udl index"
@@ -142,6 +145,7 @@ def _probed(client: JobClient, job: Job) -> dict[str, Any]:
     name = f"doctor-{uuid.uuid4().hex[:12]}"
     # The package is imported from the files that were sent, as a job does it.
     command = 'exec python -c "from udl_dist.commands.probe import main; main()"'
+    # With the job file, from which each node learns what to look for.
     with job_package.packed(job.toml) as made:
         client.submit(name, command, made.folder)
     state = client.wait(name, PROBE_SECONDS)

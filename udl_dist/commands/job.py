@@ -32,7 +32,7 @@ class Job:
     experiment: Experiment
     toml: str
     name: str
-    arguments: tuple[str, ...] = (job_package.JOB_FILE,)
+    arguments: tuple[str, ...]
 
     @property
     def folder(self) -> str:
@@ -58,6 +58,7 @@ def load(path: Path, flags: Mapping[str, str]) -> Job:
         wanted = _with_absolute_paths(experiments.load(path, flags))
         return _job("train", wanted, wanted.to_toml())
     found = searches.load(path, flags)
+    # The job of a search is that of its trials, with axes.
     found = replace(found, base=_with_absolute_paths(found.base))
     return _job("search", found.base, found.to_toml())
 
@@ -121,6 +122,7 @@ def _job(
     arguments: tuple[str, ...] = (job_package.JOB_FILE,),
 ) -> Job:
     """Equal jobs with equal run folders get equal names, and so can be resumed and stopped."""
+    # Without a query, which may hold an endpoint or a signature.
     last = experiment.run.folder.partition("?")[0].rstrip("/").rpartition("/")[2]
     # The last part of the folder, for people; the hash below is what identifies the job.
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", last)[:40].strip("-")

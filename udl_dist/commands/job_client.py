@@ -72,6 +72,7 @@ class JobClient:
         # In memory: the package is limited to 16 MiB before it comes here.
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            # Sorted, for the same reason: the order of rglob depends on the disk.
             for file in sorted(path for path in folder.rglob("*") if path.is_file()):
                 # Without a time: equal files give an equal name.
                 entry = zipfile.ZipInfo(str(file.relative_to(folder)))
@@ -141,6 +142,7 @@ class JobClient:
     def wait(self, name: str, seconds: float) -> JobState:
         """The state when the job has ended, or after `seconds`."""
         deadline = time.monotonic() + seconds
+        # At least one look, even with no time left.
         while not (state := self.look(name)).ended and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
         return state

@@ -42,6 +42,8 @@ def packed(toml: str) -> Iterator[JobPackage]:
                 f" that do not belong to it lie in {PACKAGE}"
             )
         for file in files():
+            # In a folder of the package's name, so that `python -m` finds it in the working
+            # directory.
             target = folder / PACKAGE.name / file.relative_to(PACKAGE)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)

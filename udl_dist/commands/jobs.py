@@ -52,6 +52,7 @@ def _verb(verbs: Verbs, name: str, act: Any, **about: Any) -> argparse.ArgumentP
         "else that of cluster/local.sh",
     )
     verb.add_argument(
+        # One flag for both dangers, an open dashboard and a token in clear text.
         "--insecure",
         action="store_true",
         help="connect to a remote cluster without a token or encryption",
@@ -108,6 +109,7 @@ def _logs(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 
     name = _named(asked.job, flags)
     _, client = _opened(asked)
+    # A job file names all its submissions; the log of the last one is meant.
     name = submit.newest(client, name).name
     if asked.follow:
         return _followed(client, name, asked.json)
@@ -182,5 +184,6 @@ def _opened(asked: argparse.Namespace) -> Any:
     from udl_dist.commands.connection import opened
     from udl_dist.commands.job_client import JobClient
 
+    # Every verb of this file first proves that cluster, token and release are right.
     connection = opened(asked.address, asked.insecure)
     return connection, JobClient(connection)

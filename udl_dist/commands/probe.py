@@ -56,6 +56,7 @@ def load_there() -> Any:
 
 
 def _probe(experiment: Any) -> dict[str, Any]:
+    # The cluster on which this job runs.
     ray_runtime.start("auto", verbose=False)
     data = experiment.data
     # Also images that the head packs at their first use: other nodes only see the packed shards.
@@ -75,7 +76,7 @@ def _probe(experiment: Any) -> dict[str, Any]:
         arguments = (folders, secret, shards, experiment.track.key_file)
         here = survey(*arguments)
         # only the head packs
-        here["sources"] |= {source: _told(_packable, source) for source in packed}
+        here["sources"] |= {source: _problem(_packable, source) for source in packed}
         return {
             "places": _places(experiment),
             "indexed": indexed,
@@ -95,14 +96,15 @@ def survey(folders: list[str], secret: str, sources: list[str], key_file: str) -
         "torch": version("torch").partition("+")[0],
         # Compared with the clock of the machine that asks.
         "time": time.time(),
-        "folders": {folder: _told(_write, folder, secret) for folder in folders},
+        "folders": {folder: _problem(_write, folder, secret) for folder in folders},
+        # The run folder and, where it is used, the cache.
         "free_bytes": min(_free(folder) for folder in folders),
-        "sources": {source: _told(_see, source) for source in sources},
-        "key": _told(_readable, key_file) if key_file else "",
+        "sources": {source: _problem(_see, source) for source in sources},
+        "key": _problem(_readable, key_file) if key_file else "",
     }
 
 
-def _told(act: Any, *arguments: Any) -> str:
+def _problem(act: Any, *arguments: Any) -> str:
     try:
         # Problems are answers here: one node that fails must not hide what the others find.
         return str(act(*arguments) or "")
@@ -136,6 +138,7 @@ def _tidy(folder: str, secret: str, ours: bool) -> None:
         return
     path = Path(folder)
     (path / _name(secret)).unlink(missing_ok=True)
+    # Something else may have been written into it meanwhile.
     if ours and path.is_dir() and not any(path.iterdir()):
         path.rmdir()
 
@@ -211,4 +214,4 @@ def _exists(place: str) -> bool:
 def _places(experiment: Any) -> str:
     """Why the workers cannot be placed; "" if they can."""
     # next_group raises if no group of workers fits; which one fits does not matter.
-    return _told(lambda: capacity.next_group(experiment) and "")
+    return _problem(lambda: capacity.next_group(experiment) and "")

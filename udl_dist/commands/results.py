@@ -39,6 +39,7 @@ def add(verbs: Verbs) -> None:
     compare.add_argument(
         "--out",
         type=Path,
+        # In the working directory, since it belongs to no single run.
         default=Path("compared.png"),
         help="the picture of curves (compared.png)",
     )
@@ -68,6 +69,7 @@ def _add_fits(verbs: Verbs) -> None:
         VerbOptions(seed=True),
     )
     prior.add_argument("--components", type=int, default=10, help="Gaussians (10)")
+    # The name of the first releases, which scripts use.
     prior.add_argument("--turns", type=int, default=200, help="most iterations (200)")
     outliers = model_verb(
         verbs,

@@ -35,6 +35,7 @@ class Submitted:
 
     def lines(self) -> list[str]:
         name = self.state.name
+        # Sizes are known only to the client that sent it.
         if not self.fresh:
             return [f"{name} is already there: {self.state.status.lower()}"]
         return [
@@ -82,7 +83,7 @@ def follow(client: JobClient, name: str, write: Callable[[str], Any]) -> int:
 
 
 def logs(client: JobClient, name: str) -> str:
-    """What the job has printed so far."""
+    """What the job has printed until now."""
     return STARTED.sub("", client.logs(name))
 
 
@@ -105,6 +106,7 @@ def newest(client: JobClient, name: str) -> JobState:
             return each
     if found := _attempts(client, name):
         return found[-1]
+    # The newest five: most likely one of them was meant.
     there = ", ".join(each.name for each in known[-5:])
     raise UsageError(
         f"no job {name} on this cluster: there {f'are {there}' if there else 'is none'}"
@@ -142,6 +144,7 @@ def as_dict(state: JobState) -> dict[str, Any]:
 
 def _attempts(client: JobClient, name: str) -> list[JobState]:
     """The submissions of a job in their order."""
+    # The first submission has no number.
     own = re.compile(re.escape(name) + r"(-\d+)?")
     return sorted(
         (each for each in client.jobs() if own.fullmatch(each.name)),

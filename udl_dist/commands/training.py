@@ -68,6 +68,7 @@ def _search(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     if asked.help_settings:
         print(listed(config_schema.describe(config.SearchSettings, "search.")))
         return 0
+    # Of a folder alone: the job file may have changed or be gone.
     if asked.status:
         found = session.status(asked.status)
         show(found.status_lines(), found.as_dict(), asked.json)

@@ -195,6 +195,7 @@ def _traverse(asked: argparse.Namespace, _: None) -> Any:
     from udl_dist.inference import drawing
 
     model = load_model(asked)
+    # With one end alone the other options of the verb would apply, and it would be ignored.
     if bool(asked.start) != bool(asked.end):
         raise UsageError("an interpolation has two ends: give both --from and --to")
     out, steps, seed = _out(model, asked, TRAVERSE), asked.steps, asked.seed
@@ -223,6 +224,7 @@ def _score(asked: argparse.Namespace, _: None) -> Any:
 def _evaluate(asked: argparse.Namespace, wanted: MetricSettings) -> Any:
     from udl_dist.inference import evaluating, following
 
+    # Parts, not images: the passes over training and held-out images have different lengths.
     bar = progress("evaluating", "parts")
     if not asked.follow:
         if asked.best:

@@ -126,7 +126,7 @@ def in_words(value: Any) -> str:
 
 
 def clean(text: str, breaks: str = "\n") -> str:
-    """Text without control characters and marks that turn the direction of writing."""
+    """Text without control characters and marks that change the direction of writing."""
     return "".join(letter if letter.isprintable() or letter in breaks else "�" for letter in text)
 
 

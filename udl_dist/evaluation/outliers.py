@@ -46,7 +46,7 @@ class ReferenceCodes:
     Fitting needs scikit-learn, using them only torch.
     """
 
-    rows: Tensor  # [N, F] float64, minus the centre: cdist loses digits for rows far from 0
+    rows: Tensor  # [N, F] float64, minus the centre: cdist loses digits of large rows
     centre: Tensor  # [F] float64
     reach: Tensor  # [N]: the distance of each to its last neighbour
     density: Tensor  # [N]

@@ -87,6 +87,7 @@ def calibration(model: Model) -> Calibration:
         if model.can("encode"):
             latents.append(model.encode(batch.images))
         for name, values in scores.items():
+            # All scores at once: another --by later needs no second pass.
             values.append(model.score_batch(batch, name))
         images += len(records.images)
         if images >= MOST_IMAGES:
@@ -100,6 +101,7 @@ def calibration(model: Model) -> Calibration:
         (held_out or stream).fingerprint,
         held_out is not None,
         _short(codes_of.mean(0)),
+        # By n, not n - 1: one image has a spread of 0, not NaN.
         _short(codes_of.std(0, correction=0)),
         {name: _short(torch.cat(values).quantile(steps)) for name, values in scores.items()},
     )

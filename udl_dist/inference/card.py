@@ -51,6 +51,7 @@ def text(
     origin = model.origin
     # A card has what is valid; `udl report` is where damage is named.
     metrics = io.metrics_in(origin.folder / io.NAME, [])
+    # What metrics have in common is said once, above their table.
     of_all, of_some = io.shared_protocols(metric.protocol for metric in metrics.values())
     entries = environment.recorded(RunFolder(origin.folder).environment)
     return template.from_string(Path(__file__).with_suffix(".md.jinja").read_text("utf-8")).render(
@@ -62,9 +63,11 @@ def text(
         version=__version__,
         abilities=[name for name in ABILITIES if model.can(name)],
         files=files,
+        # For programs other than ours: the card explains how they are used.
         others=[name for name in files if name.endswith((".onnx", ".pt2"))],
         facts=facts,
         data=_data(model, facts),
+        # The number behind the metrics of the checkpoint, not how many the data has now.
         held_out=f"{origin.held_out:,}" if origin.held_out else facts.held_out,
         metrics=io.metric_rows(metrics, plain),
         of_all=of_all,
@@ -86,6 +89,7 @@ def _data(model: Model, facts: DataFacts) -> list[tuple[str, str]]:
     assert model.origin.experiment
     data = model.origin.experiment.data
     return [
+        # Names without folders: a path may hold the name of a user or a project.
         ("source", ", ".join(map(_last, (data.source, *data.more_sources)))),
         ("images", facts.images),
         ("held out", facts.held_out),

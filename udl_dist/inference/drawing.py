@@ -36,6 +36,7 @@ def sample(model: Model, count: int, seed: int, prior: Prior, out: Path) -> Outc
                 f"--n {count} is too much for one picture ({MOST_IN_GRID:,}): name a folder with"
                 " --out"
             )
+        # As square as possible.
         save(grid(model.sample(count, seed, prior), ceil(sqrt(count))), out)
         where = str(out)
     else:
@@ -53,6 +54,7 @@ def reconstruct(model: Model, names: Sequence[str], most: int, out: Path) -> Out
     images, count = given.images, len(given.keys)
     rebuilt = model.reconstruct(images)
     errors = similarity.mse(rebuilt, images)
+    # The mean of the PSNRs, as `udl evaluate` gives it, not the PSNR of the mean error.
     mse, psnr = float(errors.mean()), float(similarity.psnr(errors).mean())
     if is_picture(out):
         # Rows come in pairs, so an unfinished row is filled up with the grey of the grid.
@@ -67,6 +69,7 @@ def reconstruct(model: Model, names: Sequence[str], most: int, out: Path) -> Out
             for number, (key, picture) in enumerate(pictures):
                 picture.save(folder / f"{number:06d}-{_file_name(key)}.png")
     which = f"{count} images"
+    # Without this line it would seem that a folder of 10,000 images was measured by 64 of them.
     if count < given.total:
         which = f"the first {count:,} of {given.total:,} images (--n {given.total} takes all)"
     said = f"{which}: mean squared error {mse:.5f} (pixels in [0, 1]), PSNR {psnr:.2f} dB: {out}"
@@ -98,7 +101,7 @@ def traverse(model: Model, walk: Walk, base: str, seed: int, out: Path) -> Outco
         known = calibration(model)
         middle, std = torch.tensor(known.latent_mean), torch.tensor(known.latent_deviation)
     elif not base:
-        base = f"{SEED}0"  # the mean of normal latents is not a draw: draws lie far from it
+        base = f"{SEED}0"  # the mean of normal latents is not a draw: draws are never near it
     if base:
         middle = _latent(model, base, seed)
     # Stable: without an encoder all are equal, and the first ones are shown in their order.
@@ -107,6 +110,7 @@ def traverse(model: Model, walk: Walk, base: str, seed: int, out: Path) -> Outco
     latents = middle.repeat(len(chosen), steps, 1)
     for row, axis in enumerate(chosen.tolist()):
         latents[row, :, axis] += torch.linspace(-reach, reach, steps) * std[axis]
+    # A row of the grid for each axis.
     save(grid(model.decode(latents.flatten(0, 1)), steps), out)
     named = ", ".join(f"{axis} (std {std[axis]:.3g})" for axis in chosen.tolist())
     return outcome(

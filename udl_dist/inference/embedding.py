@@ -53,6 +53,7 @@ def embed(
     model: Model, source: str, dest: Path, asked: EmbedSettings, progress: Progress
 ) -> Outcome:
     """Write the latents of every image of `source` below `dest`, except parts that are there."""
+    # Before the source is opened, which may have to be packed or indexed first.
     model.require("encode")
     began = time.monotonic()
     stream = open_stream(model, source, asked.readers)
@@ -63,7 +64,6 @@ def embed(
         stream.records,
         model.latent_dim,
         asked.format,
-        # Rounded up.
         -(-stream.records // asked.part_images),
     )
     missing = _begin(dest, layout)
@@ -83,6 +83,7 @@ def embed(
         counts = (make(number) for number in missing)
     for count in counts:
         images += count
+        # Parts differ by one image at most, so this total is right to a few images.
         progress(images, -(-stream.records * len(missing) // layout.parts))
     seconds = time.monotonic() - began
     before = f", {there} of them were there" if there else ""
@@ -119,6 +120,7 @@ def part_maker(
             labels.append(records.labels)
             latents.append(model.encode(scaled(records.images)).float().numpy())
         paths = [dest / name for name in layout.names(number)]
+        # int32 is enough for labels of classes, and -1 stands for none.
         _write(paths, keys, np.concatenate(labels).astype(np.int32), np.concatenate(latents))
         return len(keys)
 
@@ -154,6 +156,7 @@ def _begin(folder: Path, layout: Layout) -> list[int]:
             raise UsageError(
                 f"cannot write to {str(folder)!r} ({error.strerror}): name another folder"
             ) from None
+    # Only the last file of a part is looked for: it is written last.
     parts = range(layout.parts)
     return [number for number in parts if not (folder / layout.names(number)[-1]).exists()]
 

@@ -37,6 +37,7 @@ def evaluate(model: Model, asked: MetricSettings, out: Path | None, progress: Pr
     if asked.extractor not in OWN:  # absolute: workers may have another working directory
         asked = replace(asked, extractor=str(as_path(asked.extractor).absolute()))
     measuring = Measuring(model, asked)
+    # References are of real images alone, metrics of this model; both come from the same pass.
     metrics, maps = _measured(measuring, progress)
     # An exported folder is verified by its hashes and is not changed.
     path = out or (model.origin.folder / io.NAME if model.origin.experiment else None)
@@ -79,6 +80,8 @@ def _measured(
     for group in groups:
         held_out = _joined(made, measuring, group, (HELD_OUT, LEFT_OUT))
         train = None
+        # goes_through is False for a group that needed training images only for its cached
+        # reference.
         if group.goes_through(TRAIN) and TRAIN in measuring.streams:
             train = _joined(made, measuring, group, (TRAIN,))
         reference = known.get(group.name)
@@ -126,6 +129,7 @@ def _joined(
     made: Parts, measuring: Measuring, group: MetricGroup, splits: Collection[str]
 ) -> PartialSums:
     """All parts of a group in their order: the last bit does not depend on which came first."""
+    # Held-out parts come before left-out ones, as `measuring.streams` has them.
     places = [place for place in measuring.parts() if place[0] in splits]
     through = (place for place in places if group.goes_through(place[0]))
     return PartialSums.joined(made[place].collected[group.name] for place in through)

@@ -65,8 +65,10 @@ def export(model: Model, dest: Path, asked: ExportSettings) -> Outcome:
         model = load(model.origin.folder, "cpu", model.origin.images)
     # Read before anything is written; every file is then compared on these images.
     real = _real_images(model)
+    # Under a temporary name: a folder that failed a check never gets its own.
     with partial_folder(dest) as folder:
         _write_tensors(model, folder)
+        # Compared right after it is written, by the runtime that would read it.
         others = formats.write(model, real.batch, folder, asked.onnx, asked.torch_export)
         # 64 images are the 8 × 8 of each picture.
         drawn = pictures.draw(model.method, real.batch, rng.keys(0, 64), 8)
@@ -132,7 +134,7 @@ def _write_tensors(model: Model, folder: Path) -> None:
         model.mixture.save(folder / layout.PRIOR)
     if model.reference_codes:
         content = model.reference_codes.as_bytes(model.origin.weights)
-        (folder / layout.CROWD).write_bytes(content)
+        (folder / layout.CODES).write_bytes(content)
 
 
 def _write_config(model: Model, folder: Path, files: list[str]) -> None:
@@ -149,6 +151,7 @@ def _write_config(model: Model, folder: Path, files: list[str]) -> None:
         "checkpoint": origin.weights,
         "averaged": origin.averaged,
         "data": origin.data,
+        # The key of the first release; exported models that exist have it.
         "figures": dict(origin.figures),
         "files": {name: layout.described(folder / name) for name in files},
     }

@@ -31,6 +31,7 @@ def fit_extractor(source: str, dest: Path, asked: ExtractorSettings, progress: P
 
     Writes one safetensors file; held-out images measure its accuracy.
     """
+    # Never overwritten: evaluations name an extractor by its hash, and could not be repeated.
     if dest.exists():
         raise UsageError(f"{str(dest)!r} exists: name a new file")
     data = DataSettings(
@@ -59,6 +60,7 @@ def fit_extractor(source: str, dest: Path, asked: ExtractorSettings, progress: P
         classifier.centre.copy_(features.mean(0))
         # The clamp is for a classifier whose features are all 0.
         classifier.scale.copy_(features.var(0).mean().sqrt().clamp(min=1e-6))
+        # Without held-out images the accuracy is of training images, which the message says.
         tested = [
             classifier(images).argmax(1) == labels for images, labels in _once(held_out or stream)
         ]
@@ -82,6 +84,7 @@ def _train(
     classifier: Classifier, stream: Stream, asked: ExtractorSettings, progress: Progress
 ) -> None:
     optimizer = torch.optim.Adam(classifier.parameters(), asked.learning_rate)
+    # At least one, for sources smaller than a batch.
     steps = max(1, asked.epochs * stream.records // asked.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     # Endless: batches straddle epochs.

@@ -20,7 +20,7 @@ from udl_dist.errors import DataError, UsageError
 from udl_dist.evaluation.metric_group import sklearn_missing
 from udl_dist.evaluation.outliers import MOST_CODES, ReferenceCodes
 from udl_dist.inference.inputs import scaled
-from udl_dist.inference.layout import CROWD, PRIOR, PRIOR_FACTS
+from udl_dist.inference.layout import CODES, PRIOR, PRIOR_FACTS
 from udl_dist.inference.mixture import Mixture
 from udl_dist.inference.model import BATCH_IMAGES, OUTLIER_FACTOR, Model
 from udl_dist.inference.outcome import Outcome, Progress, outcome, writing
@@ -46,6 +46,7 @@ def fit_mixture(codes: Tensor, components: int, seed: int, iterations: int) -> F
     """
     from sklearn.mixture import GaussianMixture
 
+    # Fewer leave components with a single code, whose covariance is the ridge alone.
     if len(codes) < 2 * components:
         raise DataError(
             f"{len(codes)} images are too few for {components} components: lower --components"
@@ -88,6 +89,7 @@ def fit_prior(
         raise UsageError(
             f"--components {components} --turns {iterations}: give at least one of each"
         )
+    # Training images: held-out ones test the mixture below.
     codes = _codes(model, stream, MOST_FITTED, progress)
     fitted = fit_mixture(codes, components, seed, iterations)
     facts: dict[str, Any] = {
@@ -143,7 +145,8 @@ def fit_outliers(model: Model, neighbours: int, progress: Progress) -> Outcome:
             f"{count} training images are too few for {neighbours} neighbours: lower --neighbours"
         )
     codes = ReferenceCodes.fit(_codes(model, stream, MOST_CODES, progress), neighbours)
-    path = model.origin.folder / CROWD
+    path = model.origin.folder / CODES
+    # The hash of the weights goes into the file: codes of another checkpoint are ignored.
     with writing(model.origin.folder), whole_file(path) as file:
         file.write(codes.as_bytes(model.origin.weights))
     said = [

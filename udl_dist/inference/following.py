@@ -106,6 +106,7 @@ class Follower:
                 self._discard_all_but_best()
             if ended and not fresh:
                 return
+            # Without a pause while there is more to measure: the run goes on writing.
             if not fresh:
                 time.sleep(POLL_SECONDS)
 
@@ -132,6 +133,8 @@ class Follower:
     def _is_new(self, path: Path) -> bool:
         """Whether these weights were not measured: a run that went back writes others."""
         try:
+            # By the hash of the weights: after a restart the same number of images may stand for
+            # others.
             return not io.of_weights(self._file(path), checkpoint.weights(path))
         except OSError:  # deleted meanwhile
             return False
@@ -175,6 +178,7 @@ class Follower:
             return None
         names = sorted(set().union(*metrics.values()))
         if self.best not in names:
+            # Only after the first checkpoint: what can be measured is known from it.
             raise UsageError(f"there is no metric {self.best!r}: {nearest(self.best, names)}")
         # Ties go to the checkpoint with fewer images.
         sign = -1 if self.best.startswith(MORE_IS_BETTER) else 1
@@ -183,6 +187,7 @@ class Follower:
 
     def outcome(self) -> Outcome:
         metrics, best = self.metrics(), self.best
+        # No checkpoint at all, or none that could be measured: not a success.
         if not metrics:
             raise TrainingError(
                 f"{self.run.path} has no complete checkpoint and no process trains it: train it"

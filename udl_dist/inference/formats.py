@@ -23,7 +23,7 @@ from udl_dist.inference.model import Model
 from udl_dist.methods import Batch
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
-TRACED = 4  # images of the example; 0 and 1 would be taken for constants
+TRACED = 4  # images of the example; 0 and 1 would count as constants
 
 
 # Exporters take modules, and find weights only in modules that are registered.
@@ -96,6 +96,7 @@ def _traced(model: Model, batch: Batch) -> dict[str, Traced]:
             functions["whole"] = method.reconstruct, images
         found = {}
         for name, (function, inputs) in functions.items():
+            # Outputs of the networks in memory, which every file is compared with.
             module = ExportedFunction(method.networks, function)
             example = inputs.new_zeros(TRACED, *inputs.shape[1:])
             found[name] = Traced(module, inputs, module(inputs), example)
@@ -113,6 +114,8 @@ def _onnx(traced: Traced, path: Path) -> float:
             external_data=False,
             input_names=["inputs"],
             output_names=["outputs"],
+            # Only the number of images is free; convolutions of another size would be other
+            # networks.
             dynamic_shapes={"inputs": {0: torch.export.Dim("images")}},
             verbose=False,
         )
@@ -121,6 +124,7 @@ def _onnx(traced: Traced, path: Path) -> float:
         options = onnxruntime.SessionOptions()
         # Errors only: the runtime warns about hardware it did not find.
         options.log_severity_level = 3
+        # The CPU, as the model itself at an export; GPUs round in other ways.
         providers = ["CPUExecutionProvider"]
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
 
@@ -134,6 +138,7 @@ def _onnx(traced: Traced, path: Path) -> float:
 def _pt2(traced: Traced, path: Path) -> float:
     with _errors_in_one_line(path):
         shapes = {"inputs": {0: torch.export.Dim("images")}}
+        # Ops as torch has them: no extra package is needed to write or to read the file.
         program = torch.export.export(traced.module, (traced.example,), dynamic_shapes=shapes)
         program.example_inputs = None  # else the file holds them as a pickle
         torch.export.save(program, str(path))

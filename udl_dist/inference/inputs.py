@@ -46,6 +46,7 @@ def as_images(given: Any, shape: Shape, fit: Fit = "crop") -> Tensor:  # -> [N, 
 def as_latents(given: Any, latent_dim: int) -> Tensor:  # -> [N, Z] float32
     """Latents as a method takes them; raise UsageError for another width, DataError for a NaN."""
     latents = torch.as_tensor(given).float()
+    # One latent without its batch dimension.
     if latents.dim() == 1:
         latents = latents[None]
     if latents.dim() != 2 or latents.shape[1] != latent_dim:
@@ -64,6 +65,7 @@ def scaled(raster: Pixels) -> Tensor:  # [N, C, H, W] uint8 -> the same, float32
 
 def _converted(given: Any, shape: Shape, fit: Fit) -> Tensor:
     if isinstance(given, list | tuple):
+        # Each by itself: a list may mix kinds and sizes.
         images = [_converted(one, shape, fit) for one in given]
         return torch.cat(images) if images else torch.empty(0, *shape)
     # By its methods, so that Pillow is imported only for those who use it.
@@ -78,6 +80,7 @@ def _converted(given: Any, shape: Shape, fit: Fit) -> Tensor:
         # Other whole numbers have no agreed range: int64 may hold 0 to 255, or 0 to 1.
         if given.dtype != np.uint8 and given.dtype.kind != "f":
             raise UsageError(f"images are of type {given.dtype}: {EXPECTED}")
+        # torch cannot wrap negative strides, as of a mirrored array.
         given = torch.from_numpy(np.ascontiguousarray(given))
     if not isinstance(given, Tensor):
         raise UsageError(f"a {type(given).__name__} is not an image: {EXPECTED}")

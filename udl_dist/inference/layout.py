@@ -24,8 +24,8 @@ from udl_dist.errors import DataError, UsageError
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 PRIOR, PRIOR_FACTS = "prior.safetensors", "prior.json"
-CALIBRATION, CROWD = "calibration.json", "crowd.safetensors"
-READ = (WEIGHTS, PRIOR, CALIBRATION, CROWD)  # these are read, so their sha256 is verified
+CALIBRATION, CODES = "calibration.json", "crowd.safetensors"
+READ = (WEIGHTS, PRIOR, CALIBRATION, CODES)  # these are read, so their sha256 is verified
 # Endings under which frameworks save pickles; .npz may hold arrays of objects, which are pickles.
 PICKLES = (".pkl", ".pickle", ".bin", ".pt", ".pth", ".ckpt", ".joblib", ".dill", ".npz")
 # Both bound what a hostile folder can make us read or allocate.
@@ -43,6 +43,7 @@ KEYS = {
 
 def is_model(folder: Path) -> bool:
     """Whether a folder is meant as an exported model."""
+    # One of the two is enough: what is missing is then named by read_config.
     return (folder / CONFIG).is_file() or (folder / WEIGHTS).is_file()
 
 
@@ -76,6 +77,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         listed = f"{', '.join(wrong)} missing or of the wrong type"
         named = listed if wrong else f"there is no format {written!r}"
         raise DataError(f"{path} is not the configuration of a model ({named}): export it again")
+    # Otherwise its hash would not be checked below.
     if WEIGHTS not in config["files"]:
         raise DataError(f"{path} does not list {WEIGHTS}: export it again")
     for name, entry in config["files"].items():

@@ -183,8 +183,8 @@ def _open_model(folder: Path) -> LoadedModel:
     mixture, codes, size = None, None, _latent_dim(method, shape)
     if layout.PRIOR in files:
         mixture = Mixture.load(folder / layout.PRIOR, size)
-    if layout.CROWD in files:
-        codes, _ = ReferenceCodes.load(folder / layout.CROWD, size)
+    if layout.CODES in files:
+        codes, _ = ReferenceCodes.load(folder / layout.CODES, size)
     return LoadedModel(method, shape, origin, size, mixture, codes)
 
 
@@ -238,11 +238,11 @@ def _fitted_of_run(
                 f"{layout.PRIOR} was fitted after {fitted.get('images')} images, not to this "
                 "checkpoint: run udl fit-prior again to use one"
             )
-    if (stored := folder / layout.CROWD).exists():
+    if (stored := folder / layout.CODES).exists():
         codes, of_weights = ReferenceCodes.load(stored, size)
         if of_weights != weights:
             codes = None
             notes.append(
-                f"{layout.CROWD} is of another checkpoint: run udl fit-outliers again to use one"
+                f"{layout.CODES} is of another checkpoint: run udl fit-outliers again to use one"
             )
     return mixture, codes

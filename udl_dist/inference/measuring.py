@@ -34,7 +34,7 @@ from udl_dist.evaluation.metric_group import (
 )
 from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.inference.inputs import scaled
-from udl_dist.inference.model import BATCH_IMAGES, Model
+from udl_dist.inference.model import BATCH_IMAGES, Model, Prior
 from udl_dist.inference.reference_cache import ReferenceCache
 from udl_dist.inference.sources import open_stream
 from udl_dist.training.batches import to_batch
@@ -72,6 +72,7 @@ class Measuring:
             extractors.find(asked.extractor, model.shape, model.device, asked.trust_extractor),
             sample,
             sampled_from,
+            # Probes are fitted to training images and tested on held-out ones: both need labels.
             labelled=TRAIN in self.streams and all(map(_labelled, self.streams.values())),
             left_out=experiment.data.without_labels
             if experiment and LEFT_OUT in self.streams
@@ -212,21 +213,17 @@ def _streams(model: Model, asked: MetricSettings) -> dict[str, Stream]:
     return {split: stream for split in splits if (stream := found.get(split))}
 
 
-def _sampler(model: Model, prior: str) -> tuple[Callable[[Tensor], Tensor] | None, str]:
+def _sampler(model: Model, prior: Prior) -> tuple[Callable[[Tensor], Tensor] | None, str]:
     """What draws images for random keys, and where its latents come from."""
-    own, mixture = model.method.can("sample"), model.mixture
-    if prior == "mixture" and mixture is None:
-        raise UsageError(
-            f"{model.origin.folder} has no mixture to draw from: run udl fit-prior first"
-        )
-    if mixture is not None and (prior == "mixture" or (prior == "auto" and not own)):
-        drawn = mixture
+    if mixture := model.mixture_for(prior):
 
         def sample(keys: Tensor) -> Tensor:
-            return model.method.decode(drawn.draw(keys.cpu()).float().to(model.device))
+            return model.method.decode(mixture.draw(keys.cpu()).float().to(model.device))
 
         return sample, f"a mixture of {len(mixture.weights)} Gaussians over codes"
-    return (model.method.sample, "the method's own prior") if own else (None, "nothing")
+    if not model.method.can("sample"):
+        return None, "nothing"
+    return model.method.sample, "the method's own prior"
 
 
 def _labelled(stream: Stream) -> bool:

@@ -15,6 +15,7 @@ from udl_dist.errors import TrainingError, UsageError
 from udl_dist.evaluation import similarity
 from udl_dist.inference.inputs import as_images, as_latents
 from udl_dist.inference.loading import LoadedModel, open_folder
+from udl_dist.inference.mixture import Mixture
 from udl_dist.methods import Batch
 from udl_dist.methods.pixels import levels
 
@@ -55,6 +56,7 @@ class Model:
         """Its anomaly scores: squared error of the reconstruction, a bound on the likelihood, and
         the outlier factor of the code where reference codes are stored."""
         found = ["reconstruction"] if self.method.can("reconstruct") else []
+        # "mse" is the reconstruction error under another name.
         if self.method.can("measure") and self.method.best not in ("", "mse"):
             # One black image shows whether the method measures each image by itself.
             key = torch.zeros(1, dtype=torch.int64, device=self.device)
@@ -92,17 +94,21 @@ class Model:
             raise UsageError(f"{count} images cannot be drawn: ask for 0 or more")
         # A key for each number of an image: what is drawn depends on nothing else.
         keys = rng.keys(seed, count, start)
+        # "own" of a method that cannot sample comes to `require` below, which says what it can do.
+        if mixture := self.mixture_for(prior):
+            return self.decode(mixture.draw(keys))
+        advice = "run udl fit-prior first, and it can be sampled" if self.can("encode") else ""
+        self.require("sample", advice)
+        return self._each(self.method.sample, keys)
+
+    def mixture_for(self, prior: Prior) -> Mixture | None:
+        """The mixture if latents come from it; raise UsageError if it is asked for and absent."""
         if prior == "mixture" and not self.mixture:
             raise UsageError(
                 f"{self.origin.folder} has no mixture to draw from: run udl fit-prior first"
             )
-        # "own" of a method that cannot sample comes to `require` below, which says what it can do.
         own = prior == "own" or (prior == "auto" and self.method.can("sample"))
-        if self.mixture and not own:
-            return self.decode(self.mixture.draw(keys))
-        advice = "run udl fit-prior first, and it can be sampled" if self.can("encode") else ""
-        self.require("sample", advice)
-        return self._each(self.method.sample, keys)
+        return None if own else self.mixture
 
     def score(self, images: Any, by: str = "auto", seed: int = 0) -> Tensor:  # -> [N] float64
         """How anomalous each image is; more is more anomalous.
@@ -135,6 +141,7 @@ class Model:
         if by != "auto" and by not in self.scores:
             has = ", ".join(self.scores)
             raise UsageError(f"{self.origin.folder} has no score {by!r}: it has {has}")
+        # The later, the better: of the three the outlier factor does best on MNIST.
         return self.scores[-1] if by == "auto" else by
 
     def images(self, given: Any) -> Tensor:  # -> [N, C, H, W]
@@ -146,6 +153,7 @@ class Model:
         from PIL import Image
 
         pixels = levels(images).numpy().transpose(0, 2, 3, 1)
+        # Pillow knows gray images only without a channel dimension.
         return [Image.fromarray(one.squeeze(2) if one.shape[2] == 1 else one) for one in pixels]
 
     def require(self, ability: str, advice: str = "") -> None:

@@ -29,6 +29,7 @@ class PartWorker:
         # Once for each worker: opening a model takes longer than a small part.
         self._part = make(load(folder, device, checkpoint), *opened_with)
 
+    # Ray answers it only after __init__, so it shows a placed worker with an open model.
     def ready(self) -> None:
         """Answered once the worker has opened its model."""
 
@@ -48,6 +49,7 @@ def share(
 
     `make(model, *opened_with)` gives the function that makes a part; a worker calls it once.
     """
+    # False if this process is connected already: then Ray is not ours to end.
     started = ray_runtime.start(address, verbose=False)
     try:
         yield from _shared(make, model, opened_with, parts, workers)
@@ -104,6 +106,7 @@ def _shared(
             while left and idle:
                 worker, part = idle.pop(), left.pop(0)
                 busy[worker.part.remote(*part)] = worker, part
+            # No time limit: a part may take as long as it takes, and Ray reports a dead worker.
             (finished, *_), _ = ray.wait(list(busy))
             worker, part = busy.pop(finished)
             idle.append(worker)
@@ -123,6 +126,7 @@ def _result(done: Any) -> Any:
         # Ray wraps the error of a task, and its text has the traceback of the worker.
         cause = getattr(error, "cause", error)
         if isinstance(cause, UdlError):
+            # Made again here, for its exit code and without the text that Ray adds.
             raise type(cause)(str(cause)) from None
         why = " ".join(str(cause).split())[:300]
         raise ClusterError(

@@ -27,6 +27,7 @@ from udl_dist.evaluation.io import read_tensors
 from udl_dist.evaluation.metric_group import MetricGroup
 
 KIND = "udl-dist reference 1"
+# Those that decode images or compute with them.
 LIBRARIES = ("numpy", "torch", "pillow", "opencv-python-headless", "simplejpeg", "scikit-learn")
 MOST_BYTES = 2**30  # beyond it the files that were not used for longest are deleted
 Reference = dict[str, Tensor]
@@ -52,6 +53,7 @@ class ReferenceCache:
         with contextlib.suppress(OSError):
             # The time of the last use, by which _evict chooses.
             os.utime(path)
+        # safetensors gives names in an order of its own.
         return dict(sorted(found.items()))
 
     def write(self, group: MetricGroup, reference: Reference) -> None:
@@ -92,6 +94,7 @@ def _program() -> str:
     content = xxhash.xxh3_128()
     # Coarse on purpose: a list of the files that matter would be wrong one day.
     for path in sorted(own.rglob("*.py")):
+        # Separated by a zero byte: code that moves between files changes the hash.
         content.update(path.read_bytes() + b"\0")
     for name in LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -102,6 +105,7 @@ def _program() -> str:
 def _facts(about: str, reference: Reference) -> dict[str, str]:
     content = xxhash.xxh3_128()
     for key, value in sorted(reference.items()):
+        # Equal bytes of another type or shape are other numbers.
         content.update(f"{key} {value.dtype} {list(value.shape)}".encode())
         content.update(value.contiguous().numpy().tobytes())
     return {"kind": KIND, "of": about, "xxh3": content.hexdigest()}

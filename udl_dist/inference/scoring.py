@@ -80,6 +80,7 @@ def score(
     limit, how = threshold.score, "as given"
     if limit is None:
         limit, how = _quantile(model, name, threshold.quantile)
+    # Scores of all images or no folder at all.
     with partial_folder(out) as folder:
         found = _write(_scored(model, names, name, seed), limit, folder / "scores.jsonl")
         if found.highest and model.can("reconstruct"):
@@ -153,6 +154,7 @@ def _quantile(model: Model, by: str, quantile: float) -> tuple[float | None, str
     try:
         known = calibration(model)
     except (DataError, UsageError) as error:
+        # Scores are useful without flags: data may be gone, as for a run moved elsewhere.
         return None, f"no threshold: {error}"
     kind = "held-out" if known.held_out else "training"
     how = f"{quantile:g} of {known.images:,} {kind} images stay below it"
@@ -161,6 +163,7 @@ def _quantile(model: Model, by: str, quantile: float) -> tuple[float | None, str
 
 def _draw(model: Model, highest: Sequence[ScoredImage], path: Path) -> None:
     """Rows of images, reconstructions and heat maps, the highest score first."""
+    # Stored with the scores, so that no image is decoded twice.
     images = torch.stack([one.image for one in highest])
     rebuilt = model.reconstruct(images)
     colour = [part.expand(-1, 3, -1, -1) for part in (images, rebuilt)]

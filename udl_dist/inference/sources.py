@@ -63,6 +63,7 @@ def read(model: Model, names: Sequence[str], most: int) -> ReadImages:
     every = named(model, names)
     keys: list[str] = []
     images: list[Tensor] = []
+    # At most `most` at a time, so that a folder is not decoded for one image.
     for found, batch in batches(model, every, most):
         keys += found
         images.append(batch.images)
@@ -79,6 +80,7 @@ def batches(
     at_once, files = min(BATCH_IMAGES, most), 0
     for one in every:
         for start in range(0, len(one.files), at_once):
+            # Decoded part by part: a folder may be larger than memory.
             part = one.files[start : start + at_once]
             pixels = np.stack([open_image(model, as_path(file)) for file in part])
             random = rng.keys(seed, len(part), files)
@@ -86,6 +88,7 @@ def batches(
             yield list(part), Batch(scaled(pixels), random, random, 0)
         for records in one.stream.once(at_once) if one.stream else ():
             assert one.stream
+            # Random keys of records come from the stream, by its seed and epoch 0.
             yield keys_of(one.stream, records), as_batch(records)
 
 

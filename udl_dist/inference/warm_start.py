@@ -42,6 +42,7 @@ class WarmStart:
 
 def read(source: str, networks: Mapping[str, Tensor]) -> WarmStart:
     """The weights of a run or an exported model that fit; raise UsageError if none do."""
+    # As a model is opened for use: its best checkpoint, averaged weights where there are any.
     opened = open_folder(source)
     given = opened.method.networks.state_dict()
     unmatched = {}
@@ -87,6 +88,7 @@ def start(source: str, learning: TrainState, ranks: Ranks, folder: RunFolder) ->
             f"train.init_from {source!r} is still being trained, its best checkpoint changed while "
             "it was read: wait for it, or export it"
         )
+    # The optimizers start from nothing: their moments belong to the other run.
     learning.start_from(found.tensors)
     if ranks.is_main:
         facts = {
