@@ -78,7 +78,8 @@ def _probe(experiment: Any) -> dict[str, Any]:
         # only the head packs
         here["sources"] |= {source: _problem(_packable, source) for source in packed}
         return {
-            "places": _places(experiment),
+            # next_group raises if no group of workers fits; which one fits does not matter.
+            "places": _problem(lambda: capacity.next_group(experiment) and ""),
             "indexed": indexed,
             "sources": sources,
             "nodes": {HEAD: here, **nodes.ask(survey, *arguments)},
@@ -200,18 +201,8 @@ def _is_indexed(source: str) -> bool:
     # Digits are indexed when they are packed. A pattern or a list of shards is not looked up here.
     if source == "digits" or (not is_remote(source) and not os.path.isdir(source)):
         return True
-    return any(
-        _exists(joined(source, name) if is_remote(source) else f"{source}/{name}")
-        # Shards of others have their index next to them, packed images in each part.
-        for name in (NAME, f"train/{NAME}")
-    )
-
-
-def _exists(place: str) -> bool:
-    return objects.exists(place) if is_remote(place) else Path(place).exists()
-
-
-def _places(experiment: Any) -> str:
-    """Why the workers cannot be placed; "" if they can."""
-    # next_group raises if no group of workers fits; which one fits does not matter.
-    return _problem(lambda: capacity.next_group(experiment) and "")
+    # Shards of others have their index next to them, packed images in each part.
+    names = (NAME, f"train/{NAME}")
+    if is_remote(source):
+        return any(objects.exists(joined(source, name)) for name in names)
+    return any((Path(source) / name).exists() for name in names)

@@ -149,9 +149,5 @@ def _attempts(client: JobClient, name: str) -> list[JobState]:
     return sorted(
         (each for each in client.jobs() if own.fullmatch(each.name)),
         # By number: as text, 10 comes before 2.
-        key=lambda each: _number(each, name),
+        key=lambda each: int(each.name[len(name) + 1 :] or 1),
     )
-
-
-def _number(state: JobState, name: str) -> int:
-    return int(state.name[len(name) + 1 :] or 1)

@@ -16,12 +16,10 @@ import torch
 from torch import Tensor
 
 from udl_dist.core import files
-from udl_dist.data.loader.opening import open_streams
-from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import DataError, UsageError
 from udl_dist.inference.layout import CALIBRATION
 from udl_dist.inference.model import BATCH_IMAGES, Model
-from udl_dist.inference.sources import as_batch
+from udl_dist.inference.sources import as_batch, open_run
 
 # 20 of them lie above the highest quantile but one.
 MOST_IMAGES = 20_000  # of a calibration
@@ -77,7 +75,7 @@ def calibration(model: Model) -> Calibration:
     # Of another checkpoint: computed again and replaced.
     if path.exists() and (known := Calibration.read(path)).weights == weights:
         return known
-    stream, held_out = open_streams(prepare(origin.experiment.data), origin.experiment.train.seed)
+    stream, held_out = open_run(origin.experiment)
     latents: list[Tensor] = []
     scores: dict[str, list[Tensor]] = {name: [] for name in model.scores}
     images = 0

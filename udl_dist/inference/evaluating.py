@@ -13,7 +13,6 @@ import numpy as np
 from udl_dist.core import files
 from udl_dist.core.config_schema import as_path
 from udl_dist.evaluation import io
-from udl_dist.evaluation.io import Metric
 from udl_dist.evaluation.metric_group import (
     HELD_OUT,
     LEFT_OUT,
@@ -94,7 +93,12 @@ def _measured(
                 cache.write(group, reference)
         shared = _protocol(measuring, group)
         for name, metric in group.metrics(held_out, train, reference).items():
-            metrics[name] = _entry(metric, shared)
+            metrics[name] = {
+                "value": metric.value,
+                "sd": metric.sd,
+                "floor": dict(metric.floor) or None,
+                "protocol": {**shared, **metric.protocol},
+            }
         maps |= group.maps(held_out, train)
     return metrics, maps
 
@@ -154,15 +158,6 @@ def _protocol(measuring: Measuring, group: MetricGroup) -> dict[str, Any]:
         shared["train"] = measuring.streams[TRAIN].fingerprint
         shared["train_n"] = measuring.images[TRAIN]
     return shared
-
-
-def _entry(metric: Metric, shared: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "value": metric.value,
-        "sd": metric.sd,
-        "floor": dict(metric.floor) or None,
-        "protocol": {**shared, **metric.protocol},
-    }
 
 
 def draw_map(code_map: CodeMap, title: str, path: Path) -> None:

@@ -15,15 +15,13 @@ from torch import Tensor
 from udl_dist import __version__
 from udl_dist.core import config_schema, rng
 from udl_dist.core.files import finish_folder, partial_folder
-from udl_dist.data.loader.opening import open_streams
-from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation import pictures
 from udl_dist.inference import card, formats, layout
 from udl_dist.inference.calibration import calibration
 from udl_dist.inference.model import Model, load
 from udl_dist.inference.outcome import Outcome, outcome
-from udl_dist.inference.sources import as_batch
+from udl_dist.inference.sources import as_batch, open_run
 from udl_dist.methods import Batch
 
 CHECKED_IMAGES = 16
@@ -108,7 +106,7 @@ def _real_images(model: Model) -> RealImages:
     experiment = model.origin.experiment
     assert experiment
     try:
-        stream, held_out = open_streams(prepare(experiment.data), experiment.train.seed)
+        stream, held_out = open_run(experiment)
         batch = as_batch(next((held_out or stream).once(64)))
     except (DataError, UsageError) as error:
         keys = rng.keys(0, 64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,7 @@ from torch import Tensor
 
 from udl_dist.core import files
 from udl_dist.core.files import whole_file
-from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.loader.reader import Stream
-from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import DataError, UsageError
 from udl_dist.evaluation.metric_group import sklearn_missing
 from udl_dist.evaluation.outliers import MOST_CODES, ReferenceCodes
@@ -24,6 +22,7 @@ from udl_dist.inference.layout import CODES, PRIOR, PRIOR_FACTS
 from udl_dist.inference.mixture import Mixture
 from udl_dist.inference.model import BATCH_IMAGES, OUTLIER_FACTOR, Model
 from udl_dist.inference.outcome import Outcome, Progress, outcome, writing
+from udl_dist.inference.sources import open_run
 
 MOST_FITTED = 200_000  # codes of a mixture: 100 MB for latents of 64 numbers
 # What a mixture has to exceed: the same codes under a single Gaussian.
@@ -164,9 +163,7 @@ def _streams(model: Model, cure: str) -> tuple[Stream, Stream | None]:
         raise UsageError(f"{origin.folder} is an exported model: {cure}, and export it again")
     if why := sklearn_missing():
         raise UsageError(f"nothing can be fitted to the codes of {origin.folder}: {why}")
-    # Codes of the images as they are: augmentation would spread them.
-    data = replace(origin.experiment.data, random_crop=1.0, flip=False)
-    return open_streams(prepare(data), origin.experiment.train.seed)
+    return open_run(origin.experiment)
 
 
 def _codes(model: Model, stream: Stream, most: int, progress: Progress) -> Tensor:  # [N, Z]

@@ -133,7 +133,7 @@ def _choose(
         raise TrainingError(
             f"{run.path} has no checkpoint yet: train it first (udl train {run.experiment})"
         )
-    best = experiment.run.best or f"val/{methods.find(experiment.method_name).best}"
+    best = experiment.best_metric
     if asked == "best" and (path := checkpoints.best_of(found, best)):
         return path, f"best of {len(found)} checkpoints by {best}"
     if asked in ("best", "last"):

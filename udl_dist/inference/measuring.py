@@ -117,8 +117,8 @@ class Measuring:
     def reference_cache(self) -> ReferenceCache:
         """Where the references of these images are cached."""
         experiment, model = self.model.origin.experiment, self.model
-        # Parts and batch size too: they set the order of sums, and a reference is equal to the
-        # bit.
+        # Parts and batch size too: they set the order of sums, and a cached reference has to be
+        # equal to the bit.
         streams = {
             split: [
                 stream.fingerprint,

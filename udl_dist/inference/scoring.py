@@ -130,8 +130,8 @@ def _write(scored: Iterable[tuple[str, float, Tensor]], limit: float | None, pat
         for key, value, image in scored:
             flag = limit is not None and value > limit
             file.write(json.dumps({"key": key, "score": value, "flag": flag}) + "\n")
-            # The least of SHOWN is at the front, so memory does not depend on the images. Of equal
-            # scores the first images stay: their negative number is greater.
+            # The least of SHOWN is at the front, and leaves: memory stays the same for any number
+            # of images. Of equal scores the first stay, whose negative number is greater.
             heapq.heappush(found.highest, ScoredImage(value, -found.images, key, image))
             if len(found.highest) > SHOWN:
                 heapq.heappop(found.highest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,14 @@ from udl_dist.core.config_schema import as_path
 from udl_dist.data.images.coding import decode
 from udl_dist.data.images.fitting import Pixels
 from udl_dist.data.iterables import Batches
+from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.loader.records import Records
 from udl_dist.data.packing.finding import LISTS, TARS
-from udl_dist.data.packing.prepare import is_packed_at_first_use
+from udl_dist.data.packing.prepare import is_packed_at_first_use, prepare
 from udl_dist.data.packing.sources import files_below
 from udl_dist.errors import DataError
+from udl_dist.experiment import Experiment
 from udl_dist.inference.inputs import scaled
 from udl_dist.inference.model import BATCH_IMAGES, Model
 from udl_dist.methods import Batch
@@ -111,6 +113,12 @@ def open_stream(model: Model, source: str, readers: int = 1, seed: int = 0) -> S
     return Batches(
         source, BATCH_IMAGES, seed=seed, size=size, channels=channels, fit=fit, readers=readers
     ).stream
+
+
+def open_run(experiment: Experiment) -> tuple[Stream, Stream | None]:
+    """The training images of a run and its held-out ones, as they are: without augmentation."""
+    data = replace(experiment.data, random_crop=1.0, flip=False)
+    return open_streams(prepare(data), experiment.train.seed)
 
 
 def keys_of(stream: Stream, records: Records) -> list[str]:

@@ -80,8 +80,8 @@ def start(source: str, learning: TrainState, ranks: Ranks, folder: RunFolder) ->
     """Give a run its first weights, the same on every rank; `init.json` lists what was copied."""
     found = read(source, learning.method.networks.state_dict())
     origin = found.origin
-    # 12 hex digits are 48 bits, which a float64 holds exactly. Ranks read the source one after the
-    # other, and a run in training may have a new best checkpoint by then.
+    # 12 hex digits are 48 bits, which a float64 holds exactly. Ranks read the source at different
+    # moments, and a run in training may have a new best checkpoint in between.
     marks = ranks.gather([float(int(origin.weights[:12], 16))])
     if any(mark != marks[0] for mark in marks):
         raise TrainingError(

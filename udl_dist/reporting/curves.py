@@ -68,7 +68,7 @@ def as_png(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
             _plot(axes, curves)
             # parse_math: a name with two $ is not a formula.
             axes.set_title(title, fontsize=10, parse_math=False)
-        # Of three or five of panels the last place is empty.
+        # Where the last row is half full.
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
         try:
