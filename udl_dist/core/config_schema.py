@@ -137,9 +137,13 @@ def from_text(name: str, kind: Any, text: str) -> Any:
 
 def to_dict(settings: Any) -> dict[str, Any]:
     """A settings dataclass as a nested dict, defaults included; `from_dict` reads it back."""
-    return {
-        field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)
-    }
+    # TOML and JSON have lists only; `_value` makes them tuples again.
+    return dataclasses.asdict(
+        settings,
+        dict_factory=lambda pairs: {
+            name: list(value) if isinstance(value, tuple) else value for name, value in pairs
+        },
+    )
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -244,10 +248,3 @@ def _check_range(value: float, name: str, limits: Mapping[str, Any]) -> None:
     for bound, (breaks, words) in BOUNDS.items():
         if limits.get(bound) is not None and breaks(value, limits[bound]):
             raise UsageError(f"{name} must be {words} {limits[bound]}, not {value}")
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return to_dict(value)
-    # TOML and JSON have lists only; `_value` makes them tuples again.
-    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value

@@ -62,7 +62,13 @@ def keep(folder: RunFolder, ranks: Ranks, arithmetic: Mapping[str, str], images:
     # Only a change is written: a run that is killed often has one line for each environment.
     before, now = recorded(folder.environment), here(ranks, arithmetic)
     last = before[-1] if before else {}
-    if all(last.get(name) == value for name, value in now.items()):
+    changed = [
+        f"{name} {now.get(name, 'absent')}, was {last.get(name, 'absent')}"
+        # In the order of now, and behind it what has gone.
+        for name in dict.fromkeys([*now, *last])
+        if name != "images" and now.get(name) != last.get(name)
+    ]
+    if not changed:
         return
     try:
         files.append_lasting(
@@ -70,12 +76,6 @@ def keep(folder: RunFolder, ranks: Ranks, arithmetic: Mapping[str, str], images:
         )
     except OSError as error:
         folder.say(f"ALARM: the environment is not recorded: {error.strerror}; training goes on")
-    changed = [
-        f"{name} {now.get(name, 'absent')}, was {last.get(name, 'absent')}"
-        # In the order of now, and behind it what has gone.
-        for name in dict.fromkeys([*now, *last])
-        if name != "images" and now.get(name) != last.get(name)
-    ]
     if before:
         folder.say(f"resumes after {images} images in another environment: {'; '.join(changed)}")
 
