@@ -46,7 +46,7 @@ class ElasticScaler:
             more = largest_group(self._experiment, workers)
         except Exception:  # Ray is ending in the other thread
             return
-        # Once for each number: if the group came back no larger, others have taken those CPUs, and
+        # Once for each number: if the group came back no larger, others use those CPUs, and
         # every try costs a restart.
         if more > max(workers, self._tried) and not self._folder.resize_asked():
             self._folder.say(

@@ -10,7 +10,7 @@ from udl_dist.experiment import Experiment
 
 
 def refuse_best(best: str, held_out: int) -> None:
-    """Refuse a metric that no validation will report, as far as is known without torch."""
+    """Refuse a metric that no validation will report, as can be known without torch."""
     if best and not best.startswith("val/"):
         raise UsageError(f"run.best = {best!r} is not a held-out metric: those begin with val/")
     # What begins with val/ is checked against the method's metrics later, which needs torch.

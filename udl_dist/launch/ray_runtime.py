@@ -33,7 +33,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{START_SECONDS:g}",  # ten minutes by default
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # with it, lines appear twice if output is a file
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths stay what they are in the driver
-    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
+    "RAY_USAGE_STATS_ENABLED": "0",  # no usage report is sent
     "RAY_DISABLE_IMPORT_WARNING": "1",
 }
 _reapers: list[ProcessReaper] = []  # of the Ray that this process started: one or none
@@ -128,7 +128,7 @@ def _reaped() -> contextlib.AbstractContextManager[None]:
 def _silence_ray() -> None:
     """Stop Ray from printing errors of dead workers to stdout, into the output of --json.
 
-    The run reports them itself. Ray has no public way to turn this off.
+    The run reports them itself. Ray has no public way to disable this.
     """
     from ray._private import worker
 

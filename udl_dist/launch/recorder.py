@@ -124,7 +124,7 @@ class RunRecorder:
         self._tracker.close()
 
     def _record_rejected(self, rejected: RejectedStep, skips: int) -> None:
-        """List the records of a step that was not taken, by rank."""
+        """List the records of a rejected step, by rank."""
         both = zip(rejected.losses, rejected.records, strict=True)
         ranks = [
             {

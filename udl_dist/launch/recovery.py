@@ -82,7 +82,7 @@ def first_cause(
         _cause(folder, rank, raised.get(rank), heartbeats.get(rank))
         for rank in sorted({*raised, *heartbeats})
     ]
-    # Only Ray's own process may have died: then this says how far the ranks had come.
+    # Only Ray's own process may have died: then this says how many images were done.
     images = max((beat.images for beat in heartbeats.values()), default=0)
     unknown = Cause(6, 0, images, f"Ray's process that watches the workers died: {otherwise}")
     # Of ranks that died the one that was heard of: by now the others may be dead because they were

@@ -89,7 +89,7 @@ class ReportHandler:
                     # The loop ends here instead of at its own end: no message may be in flight.
                     ranks.await_announced()
                     return True
-            # Pictures or a gate may have taken long: the watchdog counts from now.
+            # Pictures or a gate may take long: the watchdog counts from now.
             self._on_progress(report.images, "report")
         return stopped
 

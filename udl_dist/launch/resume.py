@@ -29,11 +29,11 @@ def resume(
     """Restore the newest complete checkpoint on every rank; return its images and the loop's state.
 
     `node` is given if the run folder is in object storage. Raises TrainingError for a checkpoint of
-    another method or of other networks, DataError if the images seen so far were different ones.
+    another method or of other networks, DataError if the images of the run until now were different ones.
     """
     found = -1
     if ranks.is_main:
-        # What a kill inside a save has left, before anything is taken for a checkpoint.
+        # What a kill inside a save has left, before anything can pass for a checkpoint.
         checkpoint.sweep(folder.checkpoints)
         if node:
             fetch_checkpoints(node)

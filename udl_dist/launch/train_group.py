@@ -77,13 +77,13 @@ def fit(spec: RunSpec, on_workers: Callable[[int], None]) -> dict[str, Any]:
             wait_seconds = PLACEMENTS * START_SECONDS
         on_workers(0)  # nothing to make larger until the next group trains
         folder.resize_done()
-        # The heartbeats of a larger group must not be taken for dead ranks of the next.
+        # The heartbeats of a larger group must not pass for those of dead ranks of the next.
         heartbeat.clear(folder)
         size = next_group(experiment, size.workers, wait_seconds)
 
 
 def _may_start_again(spec: RunSpec, size: GroupSize, error: Exception, placements: int) -> int:
-    """Return the failed placements so far, or raise if another group would not help."""
+    """Return how many placements have failed, or raise if another group would not help."""
     folder, run = spec.folder, spec.experiment.run
     # The failure, heartbeats and stacks of a remote run are judged here: fetch the last of them.
     if spec.launcher:

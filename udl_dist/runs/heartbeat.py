@@ -1,4 +1,4 @@
-"""Heartbeats: a small file per rank in the run folder says who the rank is and how far it came.
+"""Heartbeats: a small file per rank in the run folder says who the rank is and what it is doing.
 
 It is mapped into memory, so a beat costs a store and survives a kill -9; its size is fixed, so a
 full disk does not stop it. A rank on this machine can be killed through its heartbeat.
@@ -82,7 +82,7 @@ class HeartbeatWriter:
         self._images, self._place = 0, "start"
 
     def beat(self, images: int, place: str, hung: str = "") -> None:
-        """Write how far the rank is; costs microseconds."""
+        """Write what the rank is doing; costs microseconds."""
         # Always the same size: nothing has to be allocated on the disk, which may be full.
         self._images, self._place = images, place
         free = FILE_BYTES - HEADER_BYTES

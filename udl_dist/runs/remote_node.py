@@ -61,7 +61,7 @@ class Node(Mirror):
             lock.seek(0)
             if lock.read() != f"group {group}":
                 for path in self.folder.path.iterdir():
-                    # A former stop, failure or log must not be taken for one of this group.
+                    # A former stop, failure or log must not pass for one of this group.
                     if path.name not in STAYS:
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
                 lock.truncate(0)

@@ -89,7 +89,7 @@ class Terminal:
             Tail(path, from_end=True) for path in (folder.messages, folder.curves)
         )
         self._last_line_at = float("-inf")  # the first point is shown at once, in a log, too
-        self._held_out = ""  # the metric and its best so far
+        self._held_out = ""  # the metric and its best value
         self._unshown: dict[str, Any] = {}
         self._phase, self._begun = "", False
 
