@@ -29,7 +29,7 @@ def resume(
     """Restore the newest complete checkpoint on every rank; return its images and the loop's state.
 
     `node` is given if the run folder is in object storage. Raises TrainingError for a checkpoint of
-    another method or of other networks, DataError if the images of the run until now were different ones.
+    another method or of other networks, DataError if the run has seen other images until now.
     """
     found = -1
     if ranks.is_main:
