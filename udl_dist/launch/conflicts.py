@@ -10,9 +10,10 @@ from udl_dist.experiment import Experiment
 
 
 def refuse_best(best: str, held_out: int) -> None:
-    """Refuse a metric that no validation will report, as far as is known without torch."""
+    """Refuse a metric that no validation will report, as can be known without torch."""
     if best and not best.startswith("val/"):
         raise UsageError(f"run.best = {best!r} is not a held-out metric: those begin with val/")
+    # What begins with val/ is checked against the method's metrics later, which needs torch.
     if best and not held_out:
         raise UsageError(
             f"run.best = {best!r} needs held-out images: set data.held_out or"
@@ -24,6 +25,7 @@ def refuse_lone_images(experiment: Experiment, networks: Mapping[str, Any]) -> N
     """Batch normalisation of one image has no variance: torch would raise in the worker."""
     train, workers = experiment.train, experiment.run.most_workers
     mixing = [name for name, network in networks.items() if network.mixes_images]
+    # The fewest images that pass a network at once: one part of the share of the largest group.
     if mixing and train.batch_size // workers // train.accumulate < 2:
         raise UsageError(
             f"batch normalisation ({', '.join(mixing)}) needs two images or more at a time: raise"
@@ -36,6 +38,7 @@ def refuse_inelastic(experiment: Experiment, networks: Mapping[str, Any]) -> Non
     """Refuse settings that cannot give the same bits at every world size."""
     train, run = experiment.train, experiment.run
     asked = "run.determinism = elastic cuts a batch into 12 parts"
+    # Groups larger than the least may be any divisor; see `capacity`.
     if train.VIRTUAL_RANKS % run.least_workers:
         raise UsageError(
             f"{asked}, which {run.least_workers} workers cannot divide: set run.workers to 1, 2, 3,"

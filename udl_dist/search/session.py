@@ -10,9 +10,8 @@ from typing import TextIO
 from udl_dist.core import files
 from udl_dist.data.packing.prepare import prepare, settled
 from udl_dist.errors import ClusterError, UdlError, UsageError
-from udl_dist.launch.ray_thread import RayThread
+from udl_dist.launch.ray_thread import RayThread, Signals
 from udl_dist.launch.recovery import one_line
-from udl_dist.launch.signals import Signals
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.runs.terminal import LOG_SECONDS, Progress, Screen, clock, page_hint
 from udl_dist.runs.tracking import resolved
