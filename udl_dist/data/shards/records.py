@@ -6,20 +6,25 @@ Continues after damage, so that one pass lists all of it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import xxhash
 
+from udl_dist.data.shards import tar
 from udl_dist.data.shards.index import Fault, shown
 from udl_dist.data.shards.naming import IMAGES, LABEL, UNREAD, Naming, kind_of
-from udl_dist.data.shards.tar import BLOCK, LONGEST_NAME, REPACK, Damage, Data, Member, name_of
+from udl_dist.data.shards.tar import BLOCK, LONGEST_NAME, REPACK, Damage, Data, Member
+from udl_dist.errors import DataError
+from udl_dist.storage.uris import name_of, split
 
 # 256 MiB: a false length must not make this process allocate more.
 LARGEST_IMAGE = 2**28  # bytes, encoded
 # A slice of a map or window copies, so a whole shard is never hashed in one piece.
 HASHED = 2**20  # bytes hashed at a time
 LISTED = 8  # extensions that an error message names
+NAMED = 3  # faults that an error message names
+SKIP = "data.damaged = skip leaves out what cannot be read, udl check --fix writes a clean copy"
 
 
 class Hashed:
@@ -103,7 +108,7 @@ def grouped(found: Iterable[Member | Damage], naming: Naming) -> Iterator[Group 
 
 def key_at(data: Data, at: int, naming: Naming) -> bytes:
     """The key in a damaged header; empty if it has none."""
-    parts = naming.parts(name_of(data[at : at + BLOCK]))
+    parts = naming.parts(tar.name_of(data[at : at + BLOCK]))
     return parts[0] if parts else b""
 
 
@@ -184,3 +189,18 @@ def _not_one_image(group: Group, images: list[bytes]) -> Fault:
     return Fault(
         group.at, what, convert if unread else "let data.image name the member that is the image"
     )
+
+
+def refusal(faults: Sequence[tuple[str, Fault]], total: int) -> DataError:
+    """The error for shards with `total` unreadable records; `faults` are (shard, fault)."""
+    if total == 1:
+        shard, (at, what, cure) = faults[0]
+        return DataError(f"shard {name_of(shard)!r} at byte {at}: {what}: {cure}; or {SKIP}")
+    named = "; ".join(
+        f"{split(shard)[1]!r} at byte {at}: {what}" for shard, (at, what, _) in faults[:NAMED]
+    )
+    more = f"; and {total - NAMED:,} more (udl check lists all)" if total > NAMED else ""
+    cures = {fault.cure for _, fault in faults}
+    cure = f"{cures.pop()}; or {SKIP}" if len(cures) == 1 else SKIP
+    folder = name_of(split(faults[0][0])[0])
+    return DataError(f"{folder!r} has {total:,} things that cannot be read: {named}{more}: {cure}")
