@@ -98,7 +98,12 @@ def publish(final: FinalRuns, out: TextIO) -> Published:
             exported = ""
     # The hash of the weights says which evaluation is of which run: the file is reused only for it.
     weights = {name: runs[name].origin.weights for name in measured}
-    published = Published(_over_runs(measured), weights, tuple(lacking), tuple(failed), exported)
+    # Each metric of the best run, over all runs.
+    figures = {
+        name: _entry([run[name] for run in measured.values() if name in run])
+        for name in next(iter(measured.values()), {})
+    }
+    published = Published(figures, weights, tuple(lacking), tuple(failed), exported)
     # An unchanged file keeps its time, and a repeated command writes nothing.
     if published != before:
         text = json.dumps(vars(published), indent=1, ensure_ascii=False)
@@ -149,12 +154,6 @@ def _evaluate(name: str, model: Model, before: Published, out: TextIO) -> list[s
 def _metrics_of(model: Model) -> Mapping[str, Entry]:
     """The evaluation in a run folder, if it is of these weights."""
     return written.of_weights(model.origin.folder / written.NAME, model.origin.weights)
-
-
-def _over_runs(measured: Mapping[str, Mapping[str, Entry]]) -> dict[str, Entry]:
-    """Each metric of the first run over all runs."""
-    first = next(iter(measured.values()), {})
-    return {name: _entry([run[name] for run in measured.values() if name in run]) for name in first}
 
 
 def _entry(entries: list[Entry]) -> Entry:

@@ -30,7 +30,6 @@ from udl_dist.data.images.headers import (
     MOST_PIXELS,
     Fit,
     Format,
-    Header,
     Shape,
     read_header,
     read_npy,
@@ -57,18 +56,15 @@ def decode(
     header = None if raw_shape else read_header(data, most_pixels)
     if header is None or header.kind == "npy":
         return fit_pixels(_stored(data, shape, raw_shape), shape, fit)
-    large = header.scalable and header.pixels > WHOLE
-    # PSNR against a full decode at 128 px: 35.9 dB at the smallest sufficient scale, 40.5 dB at
-    # twice that.
-    least = _scale_for(header, shape, fit, most_pixels) if large else 1.0
+    least = 1.0
+    if header.scalable and header.pixels > WHOLE:
+        least = plan(*header.upright, np.empty(shape, np.uint8), fit).least
+        # PSNR against a full decode at 128 px: 35.9 dB at the smallest sufficient scale, 40.5 dB at
+        # twice that, which is taken unless it has too many pixels.
+        if pixels_at(header, 2 * least) <= most_pixels:
+            least *= 2
     raster = decode_raster(data, header, least=least, most_pixels=most_pixels).raster
     return fit_pixels(raster[None] if raster.ndim == 2 else raster.transpose(2, 0, 1), shape, fit)
-
-
-def _scale_for(header: Header, shape: Shape, fit: Fit, most_pixels: int) -> float:
-    """The scale at which a large JPEG has twice the pixels wanted per side; half if too many."""
-    least = plan(*header.upright, np.empty(shape, np.uint8), fit).least
-    return 2 * least if pixels_at(header, 2 * least) <= most_pixels else least
 
 
 def decode_into(  # noqa: PLR0913  (called once an image: an object of settings would cost time)

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -154,17 +155,16 @@ def _simplejpeg(data: bytes, space: str, width: int, height: int) -> Raster | No
     """Decode, and treat warnings as errors: libjpeg fills missing parts of an image with gray."""
     import simplejpeg
 
+    decode: Callable[..., Raster] = partial(
+        simplejpeg.decode_jpeg, data, space, min_width=width, min_height=height
+    )
     try:
-        raster: Raster = simplejpeg.decode_jpeg(data, space, min_width=width, min_height=height)
-        return raster
+        return decode()
     except ValueError as error:
         why = " ".join(str(error).split())
     # The image is whole: only what stands before its end mark is superfluous.
     if COMPLETE in why:
-        lenient: Raster = simplejpeg.decode_jpeg(
-            data, space, min_width=width, min_height=height, strict=False
-        )
-        return lenient
+        return decode(strict=False)
     if PREMATURE in why.lower():
         raise DataError("is a truncated JPEG")
     # Refused, although libjpeg goes on: it fills what is missing with gray.

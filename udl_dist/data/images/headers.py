@@ -165,10 +165,8 @@ def _segments(data: bytes, at: int) -> Iterator[tuple[int, int]]:
 
 
 def _components_of_scan(data: bytes, at: int) -> int:
-    """How many components the first scan behind `at` has; 0 if it cannot be found.
-
-    With fewer than all, as in progressive files, libjpeg holds all coefficients in memory.
-    """
+    """How many components the first scan behind `at` has; 0 if it cannot be found."""
+    # With fewer than all, as in progressive files, libjpeg holds all coefficients in memory.
     try:
         return next(data[start + 4] for marker, start in _segments(data, at) if marker == 0xDA)
     except (DataError, struct.error, IndexError):

@@ -42,14 +42,14 @@ def open_streams(
     """
     settings, opener = prepared.settings, _Opener(prepared.settings)
     # Of a hashed fraction, what is left out here is what `_held_out` selects.
-    train = []
+    without, train = settings.without_labels, []
     for where, fraction in zip(prepared.train, prepared.fractions, strict=True):
         # Where the source has a held-out set of its own, all of the training set is trained on.
-        part, without = "train" if fraction else "all", settings.without_labels
+        part = "train" if fraction else "all"
         wanted = Wanted(part, fraction, settings.keys, settings.limit, without)
         train.append(opener.required(where, wanted))
     # A misspelt class would silently leave nothing out.
-    refuse_absent([dataset.index for dataset in train], settings.without_labels)
+    refuse_absent([dataset.index for dataset in train], without)
     # Weights are for training alone: validation counts each image once.
     stream = Stream(train, settings, seed, settings.weights, allocate)
     held_out = [opener.required(*each) for each in _held_out(prepared)]
