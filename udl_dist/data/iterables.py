@@ -56,7 +56,7 @@ class Batches:
         for records in self.stream.batches(
             self.position, self._batch_images, self._rank, self._world
         ):
-            # Before the yield: a state taken while a batch is in use continues behind that batch.
+            # Before the yield: a state saved while a batch is in use continues behind that batch.
             self.position += self._batch_images
             yield records
 

@@ -29,7 +29,7 @@ MEDIAN_TRIALS = 3  # the fewest for a median, as in Ray Tune
 
 POLL_SECONDS = 0.001
 SLOW_POLL_SECONDS = 0.05  # after 0.1 s, when the trial waits for other trials
-# Far below the time limit of a collective (1,800 s by default): the other ranks wait in one for
+# Well below the time limit of a collective (1,800 s by default): the other ranks wait in one for
 # rank 0's answer, so it says "not yet" and the loop asks again.
 PATIENCE_SECONDS = 20.0
 DECISIONS = "decisions.jsonl"

@@ -60,7 +60,7 @@ def decode(
     if header.scalable and header.pixels > WHOLE:
         least = plan(*header.upright, np.empty(shape, np.uint8), fit).least
         # PSNR against a full decode at 128 px: 35.9 dB at the smallest sufficient scale, 40.5 dB at
-        # twice that, which is taken unless it has too many pixels.
+        # twice that, unless that has too many pixels.
         if pixels_at(header, 2 * least) <= most_pixels:
             least *= 2
     raster = decode_raster(data, header, least=least, most_pixels=most_pixels).raster

@@ -91,7 +91,7 @@ def crop_box(crop: F64, width: int, height: int) -> Box:  # [TRIES + 1, 2] ->
             return Box(
                 right * (width - try_width), down * (height - try_height), try_width, try_height
             )
-    # Ten misfits happen only to images far from square.
+    # Ten misfits happen only to very wide or high images.
     wide, high = min(width, height * RATIO), min(height, width * RATIO)
     return Box((width - wide) / 2, (height - high) / 2, wide, high)
 

@@ -163,7 +163,7 @@ def label_or_fault(data: Data, group: Group, raw: bool, seen: set[bytes]) -> int
             fault = Fault(member.offset, f"its label is {text}, not a whole number", cure)
         else:
             label = found
-    # Also of a faulty group, so that its second half is not taken for a record.
+    # Also of a faulty group, so that its second half does not pass for a record.
     seen.add(group.key)
     return fault._replace(what=f"key {shown(group.key)}: {fault.what}") if fault else label
 
