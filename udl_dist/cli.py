@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from udl_dist import __version__
-from udl_dist.commands import data, fitting, jobs, results, training, use
+from udl_dist.commands import data, jobs, results, training, use
 from udl_dist.core.config_schema import NoValue
 from udl_dist.errors import UdlError, UsageError
 
@@ -25,15 +25,20 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a verb; exit code 0, 2 usage, 3 data, 4 training, 5 cluster, 130 and 143 for a signal."""
     try:
         parser, verbs = _parser()
+        # argparse sees the own arguments alone: which settings there are depends on the method and
+        # the job file, so no parser can list them.
         own, flags = _split(sys.argv[1:] if arguments is None else arguments, verbs)
         asked = _asked(parser, own, flags)
         sys.exit(asked.act(asked, flags))
     except UdlError as error:
+        # One line, whatever the message quotes: names from data may hold line breaks.
         print(f"udl: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
+        # 128 + SIGINT, as a shell counts.
         sys.exit(130)
     except BrokenPipeError:
+        # 128 + SIGPIPE: the reader of a pipe, such as head, has ended.
         sys.exit(141)
 
 
@@ -51,7 +56,11 @@ def _split(
     while waiting:
         token = waiting.pop(0)
         option, equals, value = token.partition("=")
+        # Settings stand anywhere after the verb, even before its job file, so a flag is a setting
+        # unless the verb declares it.
         if verb is None or not option.startswith("--") or option in verb.options:
+            # What an unset variable of the shell leaves: `udl train "$JOB"`, `--out=$DIR`. Read as
+            # a path, an empty name would mean the working folder.
             if not token or (equals and not value and option.startswith("--")):
                 before = f" after {own[-1]}" if own else ""
                 raise UsageError(
@@ -65,6 +74,8 @@ def _split(
             continue
         if not equals:
             missing = not waiting or waiting[0].startswith("--")
+            # Only a boolean setting may stand without a value; NoValue lets its parser refuse the
+            # others.
             value = NoValue("true") if missing else waiting.pop(0)
         name = option[2:].replace("-", "_")
         if not value and "." not in name:
@@ -80,6 +91,8 @@ def _asked(parser: _Parser, own: Sequence[str], flags: Mapping[str, str]) -> arg
     try:
         asked, rest = parser.parse_known_args(own)
     except UsageError as error:
+        # `--run.workers job.toml`, whose number was forgotten: argparse only says that the job
+        # file is missing.
         consumed = [
             f"{value!r} is the value of --{name}"
             for name, value in flags.items()
@@ -97,6 +110,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser that reports errors in one line and has a list of its options."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
+        # Before super().__init__, which adds --help through add_argument.
         self.options: set[str] = set()
         super().__init__(*arguments, **named)
 
@@ -104,6 +118,7 @@ class _Parser(argparse.ArgumentParser):
         self.options.update(names)
         return super().add_argument(*names, **about)
 
+    # argparse would print its usage, several lines, and exit by itself.
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
 
@@ -117,6 +132,7 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     )
     parser.add_argument("--version", action="version", version=f"udl-dist {__version__}")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for family in (training, jobs, data, use, fitting, results):
+    # The order of the verbs in `udl --help`.
+    for family in (training, jobs, data, use, results):
         family.add(verbs)
     return parser, verbs.choices

@@ -166,7 +166,16 @@ def test_what_is_no_dashboard_is_said_in_one_line(dashboard: Dashboard) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["ray://head:10001", "head", "http://head:port", "auto", "http://:8265", "ftp://a:1"]
+    "address",
+    [
+        "ray://head:10001",
+        "head",
+        "http://head:port",
+        "auto",
+        "http://:8265",
+        "ftp://a:1",
+        "https://[head",
+    ],
 )
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(
@@ -175,9 +184,10 @@ def test_what_is_no_address_is_refused(address: str) -> None:
         connection.opened(address)
 
 
-def test_an_address_with_credentials_is_refused_without_telling_them() -> None:
+@pytest.mark.parametrize("address", ["http://me:hunter2@head:8265", "me:hunter2@head"])
+def test_an_address_with_credentials_is_refused_without_telling_them(address: str) -> None:
     with pytest.raises(UsageError, match="must not hold credentials") as refused:
-        connection.opened("http://me:hunter2@head:8265")
+        connection.opened(address)
     assert "hunter2" not in str(refused.value)
 
 

@@ -162,10 +162,13 @@ def test_what_lies_in_the_package_and_is_not_ours_stays(
     assert [file.name for file in job_package.files()] == ["cli.py"]
 
 
-def test_an_upload_that_is_too_large_is_refused_with_its_size() -> None:
+def test_an_upload_that_is_too_large_is_refused_with_its_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(job_package, "LIMIT_BYTES", 1000)
     with (
         pytest.raises(UsageError, match=r"package and job are [\d,]+ bytes, more than 1,000"),
-        job_package.packed("", 1000),
+        job_package.packed(""),
     ):
         pass
 

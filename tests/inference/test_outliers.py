@@ -17,7 +17,7 @@ from udl_dist.inference import scoring
 from udl_dist.inference.evaluating import evaluate
 from udl_dist.inference.export import ExportSettings, export
 from udl_dist.inference.fitting import fit_outliers
-from udl_dist.inference.layout import CROWD
+from udl_dist.inference.layout import CODES
 from udl_dist.inference.model import Model
 from udl_dist.training import checkpoint
 
@@ -78,7 +78,7 @@ def test_an_exported_model_brings_the_codes_along_and_says_so(own: Path, tmp_pat
     exported = udl_dist.load(tmp_path / "model")
     assert torch.equal(exported.score(images(20)), model.score(images(20)))
     assert (
-        f"`{CROWD}` holds the codes of training images"
+        f"`{CODES}` holds the codes of training images"
         in (tmp_path / "model" / "README.md").read_text()
     )
     with pytest.raises(UsageError, match="is an exported model: store the codes of its run"):
@@ -114,7 +114,7 @@ def test_codes_of_another_checkpoint_are_left_alone_and_damaged_ones_are_refused
     model = udl_dist.load(own, checkpoint=other)
     assert model.reference_codes is None and "run udl fit-outliers again" in model.origin.notes[0]
     # Copies: older safetensors map the file, which is written over here.
-    whole = {name: value.clone() for name, value in load_file(own / CROWD).items()}
+    whole = {name: value.clone() for name, value in load_file(own / CODES).items()}
     for changed, why in (
         ({"rows": whole["rows"][:, :3].clone()}, "reference codes of 4 numbers"),
         ({"reach": whole["reach"][:5].clone()}, "not a valid file"),
@@ -122,13 +122,13 @@ def test_codes_of_another_checkpoint_are_left_alone_and_damaged_ones_are_refused
         ({"density": whole["density"] * torch.nan}, "not finite"),
         ({"more": torch.ones(1)}, "not a valid file of reference codes"),
     ):
-        save_file(whole | changed, own / CROWD)
+        save_file(whole | changed, own / CODES)
         with pytest.raises(DataError, match=f"{why}.*: delete it, then run udl fit-outliers again"):
             udl_dist.load(own)
-    (own / CROWD).write_bytes(b"\x80\x04K\x01.")
+    (own / CODES).write_bytes(b"\x80\x04K\x01.")
     with pytest.raises(DataError, match="not a valid file of reference codes"):
         udl_dist.load(own)
-    (own / CROWD).unlink()  # the cure that is named
+    (own / CODES).unlink()  # the cure that is named
     fit(udl_dist.load(own))
     assert udl_dist.load(own).reference_codes is not None
 
@@ -140,4 +140,4 @@ def test_what_cannot_be_stored_is_refused(trained: dict[str, Path], own: Path) -
         fit(udl_dist.load(own), 0)
     with pytest.raises(UsageError, match="52 training images are too few for 52 neighbours"):
         fit(udl_dist.load(own), 52)
-    assert not (own / CROWD).exists()
+    assert not (own / CODES).exists()

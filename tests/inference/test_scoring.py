@@ -15,8 +15,8 @@ import udl_dist
 from tests.trained import images
 from udl_dist.errors import DataError, UsageError
 from udl_dist.inference import layout, scoring
+from udl_dist.inference.calibration import calibration
 from udl_dist.inference.export import ExportSettings, export
-from udl_dist.inference.scoring import calibration
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from tests.commands.test_job import JOBS
 from tests.launch.test_worker import wanted
 from tests.training.learn import packed
 from udl_dist.errors import ClusterError, UsageError
-from udl_dist.launch import ray_options, ray_runtime, train_group
+from udl_dist.launch import ray_options, ray_runtime
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import checkpoint
 
@@ -292,6 +292,6 @@ def test_a_submitted_job_takes_nothing_from_where_it_or_its_cluster_was_started(
 
 
 def test_the_interface_of_an_address_is_found_by_the_address() -> None:
-    assert train_group.interface_of("127.0.0.1") == "lo"
-    assert train_group.interface_of("192.0.2.77") == ""  # reserved for examples
-    assert train_group.interface_of("") == train_group.interface_of("no address") == ""
+    assert ray_options.interface_of("127.0.0.1") == "lo"
+    assert ray_options.interface_of("192.0.2.77") == ""  # reserved for examples
+    assert ray_options.interface_of("") == ray_options.interface_of("no address") == ""

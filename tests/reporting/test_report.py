@@ -285,6 +285,17 @@ def test_a_run_in_which_everything_is_damaged_has_a_page(
         assert fault in text
 
 
+def test_a_page_that_would_be_too_large_leaves_its_pictures_out_and_says_so(
+    trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "MOST_BYTES", 1000)
+    done = report(str(trained["vae"]), tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "data:image" not in text
+    for said in (done.faults[-1], text):
+        assert "the pictures were left out" in said
+
+
 def test_only_a_run_has_a_page(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a run folder"):
         report(str(tmp_path))

@@ -16,6 +16,7 @@ from typing import Any
 
 from udl_dist.errors import UsageError
 
+# argparse calls it _SubParsersAction.
 Verbs = Any  # what argparse's add_subparsers gives; its type has no public name
 
 
@@ -30,6 +31,8 @@ def new_verb(
             "formatter_class": argparse.RawDescriptionHelpFormatter,
             "epilog": "settings:\n" + listed(describe(settings)),
         }
+    # No abbreviations: `cli` knows options by their whole names, and would pass on a short one as
+    # a setting.
     verb: argparse.ArgumentParser = verbs.add_parser(name, allow_abbrev=False, **about)
     verb.add_argument("--json", action="store_true", help="print figures for machines")
     return verb
@@ -43,7 +46,11 @@ def new_runner(
     verb.add_argument("job", type=Path, nargs="?", help=job)
     verb.add_argument("--dry-run", action="store_true", help=dry)
     verb.add_argument(
-        "--settings", dest="help_settings", action="store_true", help="list every setting and end"
+        # Not argparse's own --help, which cannot list them: they depend on the method.
+        "--settings",
+        dest="help_settings",
+        action="store_true",
+        help="list every setting and end",
     )
     verb.add_argument("--verbose", action="store_true", help="show what Ray says")
     return verb
@@ -60,14 +67,17 @@ def show(lines: Sequence[str], figures: dict[str, Any], as_json: bool) -> None:
     try:
         print(json.dumps(figures) if as_json else "\n".join(lines), flush=True)
     except OSError as error:
+        # A terminal that was closed gives EIO, not a broken pipe. The verb has done its work by
+        # now, so its exit code holds.
         if error.errno != errno.EIO:
             raise
-        # what is left to print at the exit
+        # Python flushes stdout again when it exits, and would fail there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def tell(line: str) -> None:
     """Print a line on stderr; stdout is for the result."""
+    # Flushed: into a pipe it would otherwise come out only at the end.
     print(line, file=sys.stderr, flush=True)
 
 

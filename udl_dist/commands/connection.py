@@ -20,8 +20,10 @@ from urllib.parse import urlsplit
 from udl_dist.core.config_schema import as_path
 from udl_dist.errors import ClusterError, UsageError
 
+# For the first questions: a wrong address often gives no answer at all.
 WAIT_SECONDS = 5.0
 JOB_SECONDS = 60.0  # once it is known to answer: it may have to wait for a node
+# Ray's own variables, in the order in which its job client reads them.
 TOKEN_FILE = "RAY_AUTH_TOKEN_PATH"
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
@@ -43,6 +45,8 @@ class Connection:
         missing: Any = None,
     ) -> Any:
         """The dashboard's answer, or `missing` for an unknown path; raises ClusterError."""
+        # Read for each request and never stored in this object: the text of a dataclass shows its
+        # fields.
         token = _token(self.token_file) if self.closed else ""
         return _Http(self.address, token, JOB_SECONDS).ask(path, method, content, missing)
 
@@ -50,19 +54,24 @@ class Connection:
 def opened(address: str, insecure: bool = False) -> Connection:
     """Find the cluster, send the token, compare versions; UsageError or ClusterError."""
     address, token_file = _found(address)
+    # The one question that is answered without a token. Releases of Ray that know no token answer
+    # 404, which counts as an open cluster.
     mode = _Http(address).ask("/api/authentication_mode", missing={}).get("authentication_mode")
+    # Any mode that we do not know is assumed to check a token.
     closed = mode not in (None, "disabled")
     if not (closed or insecure or _is_loopback(address)):
         raise ClusterError(
             f"{address} asks for no token, so anyone who reaches it can run code there: start it"
             " with RAY_AUTH_MODE=token, or say --insecure"
         )
+    # A bearer token can be replayed by anyone who reads it on the way.
     if closed and not insecure and address.startswith("http:") and not _is_loopback(address):
         raise ClusterError(
             f"the token would go to {address} in clear: use https, or a tunnel (ssh -L "
             "8265:localhost:8265) and --address http://127.0.0.1:8265, or say --insecure"
         )
     http = _Http(address, _token(token_file) if closed else "")
+    # A wrong token is refused here, before anything is packed or sent.
     version = http.ask("/api/version").get("ray_version", "")
     connection = Connection(address, token_file, closed, str(version))
     _refuse_version(connection)
@@ -77,6 +86,7 @@ def state() -> Path:
 def _found(asked: str) -> tuple[str, Path | None]:
     """The address given, else of the environment, else of this machine's cluster; and its token."""
     local = state() / "address"
+    # Absent unless cluster/local.sh has started a cluster.
     own = local.read_text(encoding="utf-8").strip() if local.exists() else ""
     named = next((os.environ[name] for name in ADDRESSES if os.environ.get(name)), "")
     if not (address := asked or named or own):
@@ -86,29 +96,35 @@ def _found(asked: str) -> tuple[str, Path | None]:
         )
     address = _url(address)
     if os.environ.get(TOKEN_FILE):
+        # As for Ray itself, the variable comes before any default file.
         return address, as_path(os.environ[TOKEN_FILE])
+    # The token of this machine's cluster is sent to that cluster alone.
     return address, state() / "token" if address == own else as_path("~/.ray/auth_token")
 
 
 def _url(address: str) -> str:
     """The address as a URL of its dashboard."""
     url = address.rstrip("/") if "://" in address else f"http://{address.rstrip('/')}"
-    try:
-        parts = urlsplit(url)
-        whole = parts.scheme in ("http", "https") and parts.hostname and parts.port is not None
-    except ValueError:
-        whole = False
-    if not whole and not url.startswith("https://"):
-        raise UsageError(f"{address!r} is not the address of a dashboard: give http://HOST:8265")
-    if parts.username or parts.password or parts.query:
+    # First of all: the refusal below repeats the address, which must not show a password.
+    if "@" in url or "?" in url:
         raise UsageError(
             "an address must not hold credentials: the token is read from the file that "
             f"{TOKEN_FILE} names"
         )
+    try:
+        parts = urlsplit(url)
+        # A proxy in front of the dashboard serves https on its usual port; Ray never uses port 80.
+        has_port = parts.port is not None or parts.scheme == "https"
+        whole = parts.scheme in ("http", "https") and parts.hostname and has_port
+    except ValueError:  # an open bracket of IPv6, or a port that is not a number
+        whole = False
+    if not whole:
+        raise UsageError(f"{address!r} is not the address of a dashboard: give http://HOST:8265")
     return url
 
 
 def _is_loopback(address: str) -> bool:
+    # A name other than localhost may resolve to any machine, so it counts as remote.
     host = urlsplit(address).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -123,6 +139,7 @@ def _token(file: Path | None) -> str:
         token = file.read_text(encoding="ascii").strip() if file else ""
     except (OSError, UnicodeDecodeError):
         token = ""
+    # http.client refuses a header with a line break, and its message would quote the token.
     if not token or not token.isprintable():
         raise ClusterError(
             f"the cluster asks for a token, and there is none in {file}: put it there with mode"
@@ -152,9 +169,11 @@ class _Http:
         request = urllib.request.Request(self.address + path, content, headers, method=method)
         try:
             with _OPENER.open(request, timeout=self.seconds) as answer:
+                # Uploads and deletions are answered by nothing.
                 return json.loads(answer.read() or b"null")
         except urllib.error.HTTPError as error:
             line = _last_line(error)
+            # 401: no token arrived; 403: it is another cluster's.
             if error.code in (401, 403):
                 raise ClusterError(
                     f"{self.address} does not accept the token: is it this cluster's?"
@@ -165,7 +184,9 @@ class _Http:
             raise ClusterError(
                 f"{self.address} answered {error.code}{line}: is it the dashboard of a Ray cluster?"
             ) from None
+        # ValueError: the answer is not JSON, so another program listens there.
         except (OSError, ValueError, http.client.HTTPException) as error:
+            # urllib wraps the error of the socket.
             reason = getattr(error, "reason", error)
             raise ClusterError(
                 f"no Ray dashboard at {self.address} ({_plain(reason)}): is it up, is the address"
@@ -176,6 +197,7 @@ class _Http:
 def _last_line(error: urllib.error.HTTPError) -> str:
     """The last line of an error page, which may hold a whole traceback."""
     with contextlib.suppress(OSError, http.client.HTTPException), error:
+        # Of a traceback the last line says what happened; the rest may be of any length.
         lines = error.read(2**16).decode(errors="replace").split("\n")
         if said := [line.strip() for line in lines if line.strip()]:
             return f" ({''.join(each for each in said[-1][:200] if each.isprintable())})"
@@ -186,10 +208,11 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """The token is sent to the given address and nowhere else."""
 
     def redirect_request(self, *_: Any) -> None:
-        return None
+        return None  # urllib then raises an HTTPError with the code of the redirect
 
 
-# No proxy of the environment either: it would read the token.
+# No proxy of the environment either: it would read the token. urllib also looks at no ~/.netrc,
+# unlike requests in Ray's own client, where an entry for the host replaces the token.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
 
 
@@ -200,6 +223,7 @@ def _plain(reason: object) -> str:
 def _refuse_version(connection: Connection) -> None:
     from importlib.metadata import version
 
+    # From the metadata of the installed package: importing Ray takes seconds.
     if connection.ray_version != (ours := version("ray")):
         raise ClusterError(
             f"{connection.address} runs Ray {connection.ray_version or '(unknown)'}, here is"

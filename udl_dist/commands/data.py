@@ -58,10 +58,12 @@ def _index(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 def _check(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.data.checking import check
 
+    # Options, so that they need no value and --help shows them first; checked as settings are.
     flags |= {"decode": "true"} if asked.decode else {}
     flags |= {"fix": asked.fix} if asked.fix else {}
     findings = check.check(
         asked.source, config_schema.from_flags(CheckSettings, flags), progress("checking", "bytes")
     )
     show(findings.lines(), findings.as_dict(), asked.json)
+    # 3 where damage was found, so that a script notices it.
     return findings.exit_code

@@ -18,6 +18,7 @@ from udl_dist.commands.job_client import JobClient
 from udl_dist.commands.probe import HEAD, MARK
 from udl_dist.errors import ClusterError
 
+# On a free cluster a probe takes about 5 s, most of it the start of its job.
 PROBE_SECONDS = 120.0
 LEAST_BYTES = 2**30  # a few checkpoints and their pictures
 CLOCK_SECONDS = 30.0  # storage rejects signatures that are minutes off; the probe takes some
@@ -34,6 +35,7 @@ class Check:
 
     def line(self) -> str:
         return (
+            # Of equal length, so that what was checked stands in one column.
             f"{'ok  ' if self.good else 'BAD '} {self.what:<10}"
             f" {self.found}{f': {self.cure}' if self.cure else ''}"
         )
@@ -41,13 +43,16 @@ class Check:
 
 def examine(connection: Connection, client: JobClient, job: Job) -> Iterator[Check]:
     """All checks in order, for `udl doctor` and, before a job is sent, `udl submit`."""
+    # The first two were answered when the connection was opened.
     yield Check("address", f"{connection.address} answers")
     yield Check(
         "token", "accepted" if connection.closed else "none required, on loopback or by --insecure"
     )
+    # Wall time, not monotonic: it is compared with the clocks of other machines.
     began = time.time()
     found = _probed(client, job)
     if error := found.get("error"):
+        # Everything below is read from the answers, so there is nothing more to check.
         yield Check("nodes", "did not answer", False, error)
         return
     yield from judged(job, found, began)
@@ -55,8 +60,10 @@ def examine(connection: Connection, client: JobClient, job: Job) -> Iterator[Che
 
 def refuse_bad(connection: Connection, client: JobClient, job: Job) -> str:
     """Raise ClusterError for the first failed check; otherwise return a line that all passed."""
+    # All of them, not up to the first failure: the line says how many more there are.
     began, checks = time.monotonic(), list(examine(connection, client, job))
     if bad := [check for check in checks if not check.good]:
+        # One line, as every refusal of the command.
         more = f"; {len(bad) - 1} more: udl doctor names them" if len(bad) > 1 else ""
         raise ClusterError(f"nothing is sent: {bad[0].what} {bad[0].found}: {bad[0].cure}{more}")
     return f"checked: {len(checks)} of {len(checks)} passed ({time.monotonic() - began:.1f} s)"
@@ -67,6 +74,7 @@ def judged(job: Job, found: dict[str, Any], began: float) -> Iterator[Check]:
     nodes: dict[str, dict[str, Any]] = found["nodes"]
     yield from _versions(nodes)
     yield _workers(job, found["places"])
+    # All nodes were asked the same, so the head's answer names every folder.
     for folder in nodes[HEAD]["folders"]:
         yield _on_all(
             "folder",
@@ -75,6 +83,8 @@ def judged(job: Job, found: dict[str, Any], began: float) -> Iterator[Check]:
             "choose one on a disk that all nodes share and can write to, or s3://…",
         )
     for source in nodes[HEAD]["sources"]:
+        # Images that are packed at their first use are looked for on the head alone, which packs
+        # them.
         seen = {
             name: node["sources"][source]
             for name, node in nodes.items()
@@ -86,12 +96,14 @@ def judged(job: Job, found: dict[str, Any], began: float) -> Iterator[Check]:
             seen,
             "put the shards where all nodes see them, under the same name",
         )
+    # Not a failure: an index is made once, at the start of the job, and takes time there.
     if unindexed := [source for source in found["sources"] if source not in found["indexed"]]:
         yield Check(
             "index", f"none for {unindexed[0]}: the job makes it first; or make it with udl index"
         )
     else:
         yield Check("index", "is there, or is made with the packed images")
+    # A rank may be placed on any node, so the fullest disk decides.
     free = min(node["free_bytes"] for node in nodes.values())
     yield Check(
         "space",
@@ -111,6 +123,7 @@ def judged(job: Job, found: dict[str, Any], began: float) -> Iterator[Check]:
 
 def _workers(job: Job, problem: str) -> Check:
     run = job.experiment.run
+    # An autoscaler starts nodes only once workers ask for them: what is missing now is no failure.
     if problem and run.place_seconds:
         return Check(
             "workers",
@@ -128,22 +141,30 @@ def _workers(job: Job, problem: str) -> Check:
 
 def _probed(client: JobClient, job: Job) -> dict[str, Any]:
     """Run a probe on every node as a job of its own, which is deleted afterwards."""
+    # Not "udl-…": `udl status` lists the jobs that have that prefix.
     name = f"doctor-{uuid.uuid4().hex[:12]}"
+    # The package is imported from the files that were sent, as a job does it.
     command = 'exec python -c "from udl_dist.commands.probe import main; main()"'
+    # With the job file, from which each node learns what to look for.
     with job_package.packed(job.toml) as made:
         client.submit(name, command, made.folder)
     state = client.wait(name, PROBE_SECONDS)
+    # Read before the job is deleted, which deletes its log.
     text = client.logs(name)
     if not state.ended:
         client.stop(name)
         raise ClusterError(
             f"the nodes did not answer within {PROBE_SECONDS:g} s: is the cluster busy?"
         )
+    # Ray deletes a job only after its end, so not one that did not answer.
     client.forget(name)
     for line in text.splitlines():
+        # Ray and other libraries print to the same output.
         if line.startswith(MARK):
             found: dict[str, Any] = json.loads(line.removeprefix(MARK))
             return found
+    # Without an answer the package could not be imported there: a traceback, whose last line is
+    # the error.
     last = (text.strip().splitlines() or [state.message])[-1]
     return {
         "error": f"the package does not run there ({last[:200]}): install what it needs on the head"
@@ -154,6 +175,7 @@ def _versions(nodes: dict[str, dict[str, Any]]) -> Iterator[Check]:
     ours = {
         "python": platform.python_version(),
         "ray": version("ray"),
+        # Behind + stands the build, as cpu or cu128: one release has several.
         "torch": version("torch").partition("+")[0],
     }
     for library, here in ours.items():
@@ -170,13 +192,16 @@ def _versions(nodes: dict[str, dict[str, Any]]) -> Iterator[Check]:
 
 def _alike(library: str, there: str, here: str) -> bool:
     """The same release; of Python the same minor release."""
+    # 9: all there are.
     parts = 2 if library == "python" else 9
     return there.split(".")[:parts] == here.split(".")[:parts]
 
 
 def _on_all(what: str, place: str, problems: dict[str, str], cure: str) -> Check:
+    # An empty text is no problem (see probe.survey).
     bad = {name: problem for name, problem in problems.items() if problem}
     if not bad:
+        # What follows ? in a place is its endpoint or a signature, and is not shown.
         where = f"all {len(problems)} nodes" if len(problems) > 1 else next(iter(problems))
         return Check(what, f"{place.partition('?')[0]} on {where}")
     name, problem = next(iter(bad.items()))
@@ -187,6 +212,7 @@ def _on_all(what: str, place: str, problems: dict[str, str], cure: str) -> Check
 def _clock(nodes: dict[str, dict[str, Any]], began: float) -> Check:
     """The nodes were asked between `began` and now, so their clocks must show a time between."""
     now = time.time()
+    # Both differences are negative for a clock that agrees: only what exceeds the interval counts.
     off = {name: max(began - node["time"], node["time"] - now, 0.0) for name, node in nodes.items()}
     worst = max(off, key=lambda name: off[name])
     if off[worst] > CLOCK_SECONDS:

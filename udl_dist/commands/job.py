@@ -19,6 +19,7 @@ from udl_dist.experiment import Experiment
 from udl_dist.search import config as searches
 from udl_dist.storage.uris import scheme_of
 
+# A larger file is an image or an archive, named by mistake: it is not read.
 JOB_BYTES = 2**20  # a job file is a page of text
 THERE = "auto"  # what a driver calls the cluster it runs on
 
@@ -31,7 +32,7 @@ class Job:
     experiment: Experiment
     toml: str
     name: str
-    arguments: tuple[str, ...] = (job_package.JOB_FILE,)
+    arguments: tuple[str, ...]
 
     @property
     def folder(self) -> str:
@@ -40,6 +41,8 @@ class Job:
     @property
     def command(self) -> str:
         """The entry point; `exec`, so that the signal of a stop reaches the run, not its shell."""
+        # -m, because a node need not have the package installed: it runs from the files that were
+        # sent.
         return f"exec python -m udl_dist {self.verb} {shlex.join(self.arguments)}"
 
 
@@ -50,10 +53,12 @@ def load(path: Path, flags: Mapping[str, str]) -> Job:
         raise UsageError(f"{file} is not a job file: it has {file.stat().st_size:,} bytes")
     if path.is_dir():
         return _evaluation(path, flags)
+    # A [search] table alone tells the job file of a search from that of a run.
     if "search" not in experiments.read(path):
         wanted = _with_absolute_paths(experiments.load(path, flags))
         return _job("train", wanted, wanted.to_toml())
     found = searches.load(path, flags)
+    # The job of a search is that of its trials, with axes.
     found = replace(found, base=_with_absolute_paths(found.base))
     return _job("search", found.base, found.to_toml())
 
@@ -65,6 +70,7 @@ def _evaluation(folder: Path, flags: Mapping[str, str]) -> Job:
             f"{folder} is no run folder: it has no experiment.toml; a job file is submitted by its"
             " name"
         )
+    # Arguments of udl evaluate that are no settings.
     own = {name: flags[name] for name in ("checkpoint", "device") if name in flags}
     wanted = from_flags(
         MetricSettings, {name: text for name, text in flags.items() if name not in own}
@@ -75,21 +81,27 @@ def _evaluation(folder: Path, flags: Mapping[str, str]) -> Job:
         )
     wanted = replace(
         wanted,
-        data=_source(wanted.data),
+        data=wanted.data if wanted.data == "digits" else _absolute(wanted.data),
+        # Without a worker the driver would compute, on a head that may have neither GPU nor CPU
+        # for it.
         workers=max(1, wanted.workers),
         address=THERE,
         extractor=wanted.extractor if wanted.extractor in OWN else _absolute(wanted.extractor),
     )
     defaults = to_dict(MetricSettings())
+    # As few flags as possible: this command is what the dashboard shows.
     asked = {
         name: value for name, value in to_dict(wanted).items() if value != defaults[name]
     } | own
     arguments = [
         str(as_path(str(folder))),
+        # Joined by =, so that an empty value and one that begins with dashes pass `cli` unchanged.
         *(f"--{name.replace('_', '-')}={_text(asked[name])}" for name in asked),
     ]
+    # The experiment is not run: the checks before a submission read its folder, data and workers.
     made = experiments.load(file, {})
     made = made.replace(
+        # No address: that of its own training would be refused below.
         run=replace(made.run, folder=arguments[0], address="", workers=wanted.workers)
     )
     made = _with_absolute_paths(made)
@@ -110,8 +122,11 @@ def _job(
     arguments: tuple[str, ...] = (job_package.JOB_FILE,),
 ) -> Job:
     """Equal jobs with equal run folders get equal names, and so can be resumed and stopped."""
+    # Without a query, which may hold an endpoint or a signature.
     last = experiment.run.folder.partition("?")[0].rstrip("/").rpartition("/")[2]
+    # The last part of the folder, for people; the hash below is what identifies the job.
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", last)[:40].strip("-")
+    # Quoted, so that no two lists of arguments give the same text.
     what = shlex.join((verb, *arguments, toml)).encode()
     return Job(
         verb, experiment, toml, f"udl-{plain}-{hashlib.sha256(what).hexdigest()[:12]}", arguments
@@ -132,10 +147,6 @@ def _with_absolute_paths(experiment: Experiment) -> Experiment:
     )
 
 
-def _source(source: str) -> str:
-    """`digits`, or a path made absolute; `~` is the home of the user who submits."""
-    return source if source == "digits" else _absolute(source)
-
-
 def _absolute(path: str) -> str:
+    # `~` is the home of the user who submits; there it would be that of the user who runs Ray.
     return str(as_path(path)) if path and not scheme_of(path) else path

@@ -18,6 +18,7 @@ from typing import Any
 from udl_dist.commands.connection import Connection
 from udl_dist.errors import ClusterError
 
+# Ray's default is 3 s, in which no checkpoint is written.
 STOP_SECONDS = 120  # for a checkpoint, before Ray kills the job
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 AGENT_SECONDS = 30.0  # a cluster that has just started has no job agent yet
@@ -51,6 +52,7 @@ class JobClient:
         """Run `command` in a copy of `folder`; raises ClusterError if the job name is in use."""
         environment = {
             "working_dir": self._send(folder),
+            # Anyone who reaches the dashboard can read these variables: no secret belongs here.
             "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
         }
         job = {"entrypoint": command, "submission_id": name, "runtime_env": environment}
@@ -60,27 +62,33 @@ class JobClient:
                 self._connection.ask("POST", "/api/jobs/", job)
                 return
             except ClusterError as error:
+                # Every other refusal is final. A second submission of the same id is one of them.
                 if "No available agent" not in str(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(POLL_SECONDS)
 
     def _send(self, folder: Path) -> str:
         """Upload a folder as Ray packs it; returns the URI by which a job names it."""
+        # In memory: the package is limited to 16 MiB before it comes here.
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            # Sorted, for the same reason: the order of rglob depends on the disk.
             for file in sorted(path for path in folder.rglob("*") if path.is_file()):
                 # Without a time: equal files give an equal name.
                 entry = zipfile.ZipInfo(str(file.relative_to(folder)))
                 entry.external_attr = 0o644 << 16
                 archive.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED)
+        # A name as Ray forms them, from the content: a package that is there is not sent again.
         package = f"_ray_pkg_{hashlib.sha256(packed.getvalue()).hexdigest()[:16]}.zip"
         place = f"/api/packages/gcs/{package}"
+        # `missing` is False, not None, because None does not stand for an answer.
         if self._connection.ask("GET", place, missing=False) is False:
             self._connection.ask("PUT", place, packed.getvalue())
         return f"gcs://{package}"
 
     def jobs(self) -> list[JobState]:
         """The jobs that udl submitted, oldest first."""
+        # Other users' jobs, and drivers that joined by ray.init, are listed there too.
         found = [_state(each) for each in self._connection.ask("GET", "/api/jobs/")]
         return sorted(
             (job for job in found if job.name.startswith("udl-")),
@@ -100,6 +108,8 @@ class JobClient:
 
     def logs(self, name: str) -> str:
         """Everything the command has printed."""
+        # Not /logs/tail, which Ray has too: when it fails, the dashboard logs the headers of the
+        # request, and with them the token.
         return str(self._connection.ask("GET", f"/api/jobs/{name}/logs")["logs"])
 
     def follow(self, name: str) -> Iterator[str]:
@@ -107,33 +117,42 @@ class JobClient:
         shown, tries = 0, 0
         while True:
             try:
+                # Before the log is read: what a job prints until its end is then in the log that
+                # follows.
                 ended = self.look(name).ended
                 text = self.logs(name)
                 tries = 0
             except ClusterError as error:
+                # Failures in a row; any answer starts the count again.
                 if (tries := tries + 1) == TRIES:
                     raise ClusterError(
                         f"{error}; {name} may still run: udl status {name}"
                     ) from None
+                # Nothing is lost: each answer is the whole log, and `shown` says how much of it
+                # was printed.
                 ended, text = False, ""
             if text[shown:]:
                 yield text[shown:]
                 shown = len(text)
             if ended:
                 return
+            # Long logs are asked for less often, since each answer repeats all of it.
             time.sleep(POLL_SECONDS + len(text) / POLL_BYTES)
 
     def wait(self, name: str, seconds: float) -> JobState:
         """The state when the job has ended, or after `seconds`."""
         deadline = time.monotonic() + seconds
+        # At least one look, even with no time left.
         while not (state := self.look(name)).ended and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
         return state
 
 
 def _state(answer: dict[str, Any]) -> JobState:
+    # None while it runs, and where Ray could not start the command.
     code = answer.get("driver_exit_code")
     return JobState(
+        # A driver that joined by itself has no submission id.
         answer.get("submission_id") or "",
         str(answer["status"]),
         int(code) if code is not None else None,

@@ -52,6 +52,7 @@ def _verb(verbs: Verbs, name: str, act: Any, **about: Any) -> argparse.ArgumentP
         "else that of cluster/local.sh",
     )
     verb.add_argument(
+        # One flag for both dangers, an open dashboard and a token in clear text.
         "--insecure",
         action="store_true",
         help="connect to a remote cluster without a token or encryption",
@@ -66,6 +67,8 @@ def _submit(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 
     job = jobs.load(asked.job, flags)
     connection, client = _opened(asked)
+    # The checks take seconds and start a job of their own, so they are left to `submit`, which
+    # skips them where the job already runs.
     sent = submit.submit(
         client, job, lambda: print(doctor.refuse_bad(connection, client, job), file=sys.stderr)
     )
@@ -79,6 +82,7 @@ def _submit(asked: argparse.Namespace, flags: dict[str, str]) -> int:
             asked.json,
         )
         return 0
+    # With --follow, stdout is the output of the job.
     print("\n".join(sent.lines()), file=sys.stderr)
     return _followed(client, sent.state.name, asked.json)
 
@@ -87,6 +91,7 @@ def _status(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.commands import submit
 
     if not asked.job:
+        # Settings only identify a job together with its job file.
         refuse_flags(flags, "status")
     name = _named(asked.job, flags) if asked.job else ""
     _, client = _opened(asked)
@@ -104,12 +109,14 @@ def _logs(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 
     name = _named(asked.job, flags)
     _, client = _opened(asked)
+    # A job file names all its submissions; the log of the last one is meant.
     name = submit.newest(client, name).name
     if asked.follow:
         return _followed(client, name, asked.json)
     text = submit.logs(client, name)
     print(
         json.dumps({"id": name, "lines": text.splitlines()}) if asked.json else text,
+        # The text ends as the job ended it.
         end="\n" if asked.json else "",
     )
     return 0
@@ -134,6 +141,7 @@ def _doctor(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     connection, client = _opened(asked)
     checks = []
     for check in doctor.examine(connection, client, job):
+        # Printed one by one: the nodes need seconds to answer.
         checks.append(check)
         if not asked.json:
             print(check.line(), flush=True)
@@ -146,9 +154,11 @@ def _followed(client: Any, name: str, as_json: bool) -> int:
     """With --json the job's output goes to stderr, and its final state to stdout."""
     from udl_dist.commands import submit
 
+    # stdout must hold nothing but JSON.
     out = sys.stderr if as_json else sys.stdout
     try:
         code = submit.follow(client, name, lambda line: print(line, end="", file=out, flush=True))
+    # Ctrl-C ends the display, not the job.
     except KeyboardInterrupt:
         print(f"{name} still runs: udl logs {name} --follow; udl stop {name}", file=sys.stderr)
         return 130
@@ -161,6 +171,7 @@ def _named(asked: str, flags: dict[str, str]) -> str:
     """The id of a job file, or the id itself."""
     from udl_dist.commands import job as jobs
 
+    # A job file that is missing is refused as such, not looked for among the jobs.
     if asked.endswith(".toml") or Path(asked).exists():
         return jobs.load(Path(asked), flags).name
     if flags:
@@ -173,5 +184,6 @@ def _opened(asked: argparse.Namespace) -> Any:
     from udl_dist.commands.connection import opened
     from udl_dist.commands.job_client import JobClient
 
+    # Every verb of this file first proves that cluster, token and release are right.
     connection = opened(asked.address, asked.insecure)
     return connection, JobClient(connection)

@@ -20,6 +20,7 @@ from udl_dist.errors import ClusterError, UsageError
 STARTED = re.compile(
     r"^(Running entrypoint for job .*|\d{4}-\d\d-\d\d \S+\sINFO job_manager\.py.*)\n", re.MULTILINE
 )
+# The state of a job follows its output with some delay.
 ENDING_SECONDS = 30.0  # until Ray reports the end of a command whose output has ended
 
 
@@ -34,6 +35,7 @@ class Submitted:
 
     def lines(self) -> list[str]:
         name = self.state.name
+        # Sizes are known only to the client that sent it.
         if not self.fresh:
             return [f"{name} is already there: {self.state.status.lower()}"]
         return [
@@ -45,19 +47,18 @@ class Submitted:
         return {**as_dict(self.state), "fresh": self.fresh, "bytes": self.bytes}
 
 
-def submit(
-    client: JobClient,
-    job: Job,
-    check: Callable[[], Any],
-    limit_bytes: int = job_package.LIMIT_BYTES,
-) -> Submitted:
+def submit(client: JobClient, job: Job, check: Callable[[], Any]) -> Submitted:
     """Send a job unless it already runs; `check` is called first and raises if it would not run."""
     attempts = _attempts(client, job.name)
+    # Attached without the checks, which would take seconds and prove nothing: it runs.
     if attempts and not attempts[-1].ended:
         return Submitted(attempts[-1], False)
     check()
+    # Ray refuses an id that was used before, even by a job that has ended.
     name = f"{job.name}-{len(attempts) + 1}" if attempts else job.name
-    with job_package.packed(job.toml, limit_bytes) as made:
+    # Two clients may come to this point at once. Ray accepts one submission of an id, and the
+    # other client attaches to it.
+    with job_package.packed(job.toml) as made:
         try:
             client.submit(name, job.command, made.folder)
         except ClusterError:
@@ -71,6 +72,8 @@ def follow(client: JobClient, name: str, write: Callable[[str], Any]) -> int:
     """Write the output of a job until it ends; returns its exit code."""
     before = ""
     for piece in client.follow(name):
+        # Pieces end anywhere, and STARTED only matches whole lines: the rest of a line waits for
+        # the next piece.
         *whole, before = STARTED.sub("", before + piece).split("\n")
         for line in whole:
             write(f"{line}\n")
@@ -80,7 +83,7 @@ def follow(client: JobClient, name: str, write: Callable[[str], Any]) -> int:
 
 
 def logs(client: JobClient, name: str) -> str:
-    """What the job has printed so far."""
+    """What the job has printed until now."""
     return STARTED.sub("", client.logs(name))
 
 
@@ -90,6 +93,7 @@ def stop(client: JobClient, name: str) -> JobState:
     if state.ended:
         raise UsageError(f"{name} has ended already: {state.status.lower()}")
     client.stop(name)
+    # Until Ray would kill it, and a little longer to hear of it.
     return client.wait(name, STOP_SECONDS + ENDING_SECONDS)
 
 
@@ -97,10 +101,12 @@ def newest(client: JobClient, name: str) -> JobState:
     """The last submission of a job, or exactly the one named with its number; else UsageError."""
     known = client.jobs()
     for each in known:
+        # The hash of a job (12 digits) and a number: one submission, not the newest of the job.
         if each.name == name and re.search(r"-[0-9a-f]{12}-\d+$", name):
             return each
     if found := _attempts(client, name):
         return found[-1]
+    # The newest five: most likely one of them was meant.
     there = ", ".join(each.name for each in known[-5:])
     raise UsageError(
         f"no job {name} on this cluster: there {f'are {there}' if there else 'is none'}"
@@ -109,6 +115,7 @@ def newest(client: JobClient, name: str) -> JobState:
 
 def exit_code(state: JobState) -> int:
     """The exit code of the command; 143 if it was stopped, 5 if Ray could not start it."""
+    # 128 + SIGTERM, which a stop sends.
     if state.status == "STOPPED":
         return 143
     return (
@@ -118,6 +125,7 @@ def exit_code(state: JobState) -> int:
 
 def line_of(state: JobState) -> str:
     code = f", exit code {exit_code(state)}" if state.ended else ""
+    # A command that ran has said itself why it failed; Ray's message then only repeats the log.
     why = (
         f": {' '.join(state.message.split())[:200]}"
         if state.status == "FAILED" and not state.exit_code
@@ -136,12 +144,10 @@ def as_dict(state: JobState) -> dict[str, Any]:
 
 def _attempts(client: JobClient, name: str) -> list[JobState]:
     """The submissions of a job in their order."""
+    # The first submission has no number.
     own = re.compile(re.escape(name) + r"(-\d+)?")
     return sorted(
         (each for each in client.jobs() if own.fullmatch(each.name)),
-        key=lambda each: _number(each, name),
+        # By number: as text, 10 comes before 2.
+        key=lambda each: int(each.name[len(name) + 1 :] or 1),
     )
-
-
-def _number(state: JobState, name: str) -> int:
-    return int(state.name[len(name) + 1 :] or 1)

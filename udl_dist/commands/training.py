@@ -42,6 +42,7 @@ def _train(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.launch.plan import checked_plan
 
     if asked.help_settings:
+        # Those of a method: without one the list of a VAE shows what the tables look like.
         print(listed(experiment.describe(flags.get("method.name", "vae"))))
         return 0
     if asked.job is None and "method.name" not in flags:
@@ -51,6 +52,7 @@ def _train(asked: argparse.Namespace, flags: dict[str, str]) -> int:
         )
     wanted = experiment.load(asked.job, flags)
     if asked.dry_run:
+        # Reads job file and data only; torch and Ray are not imported for it (0.5 s).
         planned = checked_plan(wanted)
         show(planned.lines(), planned.as_dict(), asked.json)
         return 0
@@ -66,6 +68,7 @@ def _search(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     if asked.help_settings:
         print(listed(config_schema.describe(config.SearchSettings, "search.")))
         return 0
+    # Of a folder alone: the job file may have changed or be gone.
     if asked.status:
         found = session.status(asked.status)
         show(found.status_lines(), found.as_dict(), asked.json)

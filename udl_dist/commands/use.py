@@ -61,6 +61,7 @@ def add(verbs: Verbs) -> None:
     walk.add_argument("--image", default="", help="where to start from (the mean latent)")
     walk.add_argument(
         "--from",
+        # `from` is a keyword of Python.
         dest="start",
         default="",
         help="interpolate: an image, or seed:N for a drawn one",
@@ -125,6 +126,7 @@ def acting(
 
     def act(asked: argparse.Namespace, flags: dict[str, str]) -> int:
         if declared is None:
+            # A verb without settings would ignore a misspelt option silently.
             refuse_flags(flags, name)
         done = use(asked, settings.from_flags(declared, flags) if declared else None)
         show(done.lines(), done.as_dict(), asked.json)
@@ -161,6 +163,7 @@ def model_verb(
 
 
 def load_model(asked: argparse.Namespace) -> Any:
+    # Imports torch (1.5 s), so only where a model is opened.
     from udl_dist.inference.model import load
 
     return load(asked.model, asked.device, asked.checkpoint)
@@ -170,6 +173,7 @@ def _out(model: Any, asked: argparse.Namespace, name: str) -> Path:
     """--out, else the run folder; an exported model is not changed, so the working directory."""
     if asked.out is not None:
         return Path(asked.out)
+    # A run folder is ours to write into; an exported one is verified by sha256 and stays as it is.
     return Path(model.origin.folder if model.origin.experiment else "") / name
 
 
@@ -191,6 +195,7 @@ def _traverse(asked: argparse.Namespace, _: None) -> Any:
     from udl_dist.inference import drawing
 
     model = load_model(asked)
+    # With one end alone the other options of the verb would apply, and it would be ignored.
     if bool(asked.start) != bool(asked.end):
         raise UsageError("an interpolation has two ends: give both --from and --to")
     out, steps, seed = _out(model, asked, TRAVERSE), asked.steps, asked.seed
@@ -219,9 +224,11 @@ def _score(asked: argparse.Namespace, _: None) -> Any:
 def _evaluate(asked: argparse.Namespace, wanted: MetricSettings) -> Any:
     from udl_dist.inference import evaluating, following
 
+    # Parts, not images: the passes over training and held-out images have different lengths.
     bar = progress("evaluating", "parts")
     if not asked.follow:
         if asked.best:
+            # An option without effect is an error, here and below.
             raise UsageError("--best chooses among checkpoints that --follow measures: give both")
         return evaluating.evaluate(load_model(asked), wanted, asked.out, bar)
     if asked.out or asked.checkpoint != "best":

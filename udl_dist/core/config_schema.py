@@ -57,6 +57,7 @@ def setting(  # noqa: PLR0913  (four bounds, each by its name)
 
 def from_dict(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     """Build the dataclass `cls` from nested plain values; raise UsageError for an invalid one."""
+    # A key in the wrong table is refused: ignored, it would silently train with the default.
     known = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in values:
         if name not in known:
@@ -75,9 +76,11 @@ def as_path(text: str) -> Path:
         raise UsageError(
             "the name of a file or folder is empty: is a variable of the shell not set?"
         )
+    # RFC 8089: file://localhost/x is file:///x, and %20 stands for a space.
     if text.lower().startswith("file://"):
         text = unquote(text[len("file://") :].removeprefix("localhost"))
     try:
+        # Absolute, because Ray's workers may run in another folder.
         return Path(text).expanduser().absolute()
     except RuntimeError:
         raise UsageError(f"{text!r}: there is no such user: write the whole path") from None
@@ -86,6 +89,7 @@ def as_path(text: str) -> Path:
 def from_flags(cls: type[T], flags: Mapping[str, str]) -> T:
     """Build the dataclass `cls` from flags, dotted names with their values as text."""
     known = kinds(cls)
+    # An unknown name passes as text, so that `from_dict` refuses it with the nearest one.
     values = {name: from_text(name, known.get(name, str), text) for name, text in flags.items()}
     return from_dict(cls, nest(values))
 
@@ -115,12 +119,15 @@ def from_text(name: str, kind: Any, text: str) -> Any:
     """The value of a flag: TOML, or text, or a list without brackets: `64,32` and `a,b`."""
     if isinstance(text, NoValue) and kind is not bool:
         raise UsageError(f"--{name} needs a value: is a variable of the shell not set?")
+    # Text stays as it is: a folder called 2024 is not a number, and needs no quotes.
     if kind is str or (
         get_origin(kind) is Literal and all(isinstance(choice, str) for choice in get_args(kind))
     ):
         return text
+    # In a list of texts TOML would ask for quotes around each.
     if get_origin(kind) is tuple and get_args(kind)[0] is str and not text.startswith(("[", '"')):
         return [part.strip() for part in text.split(",") if part.strip()]
+    # All else is read as TOML, so that a value means the same in a flag and in a file.
     bracketed = f"[{text}]" if get_origin(kind) is tuple and not text.startswith("[") else text
     try:
         return tomllib.loads(f"value = {bracketed}")["value"]
@@ -130,9 +137,13 @@ def from_text(name: str, kind: Any, text: str) -> Any:
 
 def to_dict(settings: Any) -> dict[str, Any]:
     """A settings dataclass as a nested dict, defaults included; `from_dict` reads it back."""
-    return {
-        field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)
-    }
+    # TOML and JSON have lists only; `_value` makes them tuples again.
+    return dataclasses.asdict(
+        settings,
+        dict_factory=lambda pairs: {
+            name: list(value) if isinstance(value, tuple) else value for name, value in pairs
+        },
+    )
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -175,7 +186,7 @@ def nearest(name: str, known: Mapping[str, Any] | list[str]) -> str:
         return f"did you mean {close[0]}?"
     if len(known) <= MOST_LISTED:
         return f"there are {', '.join(known)}"
-    # by the last part alone: the tables before it make all names differ
+    # By the last part alone: names in other tables would differ in what comes before it.
     last = name.rpartition(".")[2]
     few = sorted(
         known,
@@ -209,6 +220,7 @@ def _value(kind: Any, value: Any, name: str, limits: Mapping[str, Any]) -> Any:
         return from_dict(kind, value, name + ".")  # type: ignore[arg-type]
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(_value(get_args(kind)[0], entry, name, limits) for entry in value)
+    # `1` will do for a float, `true` will not: bool is a subclass of int, hence `type`.
     if type(value) is int and not _fits(kind, value) and _fits(kind, float(value)):
         value = float(value)
     if not _fits(kind, value):
@@ -222,7 +234,7 @@ def _value(kind: Any, value: Any, name: str, limits: Mapping[str, Any]) -> Any:
 
 def _fits(kind: Any, value: Any) -> bool:
     if get_origin(kind) is Literal:
-        # the type too: true equals 1
+        # The type too, because True == 1.
         return any(type(value) is type(choice) and value == choice for choice in get_args(kind))
     if get_origin(kind) is types.UnionType:
         return any(_fits(part, value) for part in get_args(kind))
@@ -230,14 +242,9 @@ def _fits(kind: Any, value: Any) -> bool:
 
 
 def _check_range(value: float, name: str, limits: Mapping[str, Any]) -> None:
+    # First, because NaN breaks no bound: every comparison with it is false.
     if value != value or abs(value) == math.inf:
         raise UsageError(f"{name} must be a finite number, not {value}")
     for bound, (breaks, words) in BOUNDS.items():
         if limits.get(bound) is not None and breaks(value, limits[bound]):
             raise UsageError(f"{name} must be {words} {limits[bound]}, not {value}")
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return to_dict(value)
-    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value

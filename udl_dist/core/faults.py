@@ -17,4 +17,5 @@ def fault_point(name: str, **where: Any) -> None:
     """Call the hook, if there is one, with the name of this point and what is known there."""
     if hook := os.environ.get(HOOK):
         module, _, function = hook.partition(":")
+        # Imported here: the package itself knows none of the tests' faults.
         getattr(importlib.import_module(module), function)(name, **where)

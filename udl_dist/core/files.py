@@ -14,7 +14,7 @@ from typing import IO
 
 from udl_dist.errors import DataError, TrainingError, UsageError
 
-# errors of a disk, never of a network
+# Errors of a disk, never of a network: full, over a quota or a size limit, read-only, broken.
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
@@ -37,6 +37,7 @@ def lock(folder: Path) -> int | None:
     except FileNotFoundError:
         return None
     try:
+        # Unlike a file with a process number it cannot outlive its process, even after kill -9.
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(handle)
@@ -46,18 +47,22 @@ def lock(folder: Path) -> int | None:
 
 def write_whole(path: Path, text: str) -> None:
     """Replace a file: after a kill it has its new content or its old."""
+    # In the same folder, as a rename is atomic within a file system only. Always the same name: the
+    # next write replaces what a kill has left. So a file has one writer at a time.
     temporary = path.with_name(f".{path.name}.writing")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
+        # Before the rename, or a power cut could leave the new name without its content.
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    sync(path.parent)
+    sync(path.parent)  # the rename itself lasts only once the folder is on disk
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file to write that appears under its name once all of it is on disk, or not at all."""
+    # Unique, because processes and threads may write the same file at once: the last rename counts.
     temporary = path.with_name(f".{path.name}.partial-{os.getpid()}-{os.urandom(4).hex()}")
     try:
         with temporary.open("wb") as file:
@@ -75,12 +80,14 @@ def append_line(path: Path, line: str) -> None:
     with path.open("ab", buffering=0) as file:
         before = file.tell()
         try:
+            # A disk that fills up takes a part of the line without an error.
             if (written := file.write(content)) < len(content):
                 raise OSError(
                     errno.ENOSPC, f"No space left: {written} of {len(content)} bytes were written"
                 )
         except OSError:
             with contextlib.suppress(OSError):
+                # Or the next line would be glued to this part.
                 file.truncate(before)
             raise
 
@@ -89,6 +96,7 @@ def append_lasting(path: Path, line: str) -> None:
     """Append one line that survives a power cut, and cut off a line that a kill has torn."""
     new = not path.exists()
     if not new:
+        # Without a newline rfind gives -1, and nothing stays.
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
     append_line(path, line)
     sync(path)
@@ -119,6 +127,8 @@ class Tail:
         """The whole lines that have come since the last call."""
         try:
             with self._path.open("rb") as file:
+                # A file that was rewound has been replaced by a rename: another inode. A size that
+                # shrank would not tell, as it may have grown again since.
                 if (inode := os.fstat(file.fileno()).st_ino) != self._inode:
                     self._inode, self._read = inode, 0
                 file.seek(self._read)
@@ -126,6 +136,7 @@ class Tail:
         except FileNotFoundError:
             return []
         whole = content[: content.rfind(b"\n") + 1]
+        # Only whole lines count as read: the rest of a torn one is read with its end.
         self._read += len(whole)
         return whole.splitlines()
 
@@ -143,6 +154,7 @@ def errors_named(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        # An error of a network or of our own code must not be blamed on the disk.
         if error.errno not in REFUSED:
             raise
         raise TrainingError(
@@ -163,6 +175,7 @@ def partial_folder(dest: Path) -> Iterator[Path]:
                 f"{str(dest)!r} exists and is not empty: name a new folder, or remove it"
             )
         dest.parent.mkdir(parents=True, exist_ok=True)
+        # What a killed process has left, as nothing else ever removes it.
         _remove_stale(dest)
         folder, handle = _locked_folder(dest)
     except OSError as error:
@@ -183,6 +196,7 @@ def partial_folder(dest: Path) -> Iterator[Path]:
 def finish_folder(folder: Path, dest: Path) -> int:
     """Sync a folder, rename it to `dest` (absent or empty) and return its size in bytes."""
     total_bytes = 0
+    # Content before the name: after a power cut the folder is complete or absent.
     for path in [*sorted(folder.rglob("*")), folder]:
         total_bytes += path.stat().st_size if path.is_file() else 0
         sync(path)
@@ -200,10 +214,11 @@ def _remove_stale(dest: Path) -> None:
 
 
 def _locked_folder(dest: Path) -> tuple[Path, int]:
-    """Make a hidden folder and lock it; try again if another process removed it in between."""
     while True:
         folder = dest.with_name(f".{dest.name}.partial-{os.urandom(6).hex()}")
         folder.mkdir()
+        # From here to the lock the folder looks stale to `_remove_stale` of another process.
         handle = lock(folder)
+        # A lock on a folder that was removed in between is worth nothing.
         if handle is not None and folder.exists():
             return folder, handle

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 U64 = NDArray[np.uint64]
 
 MASK = 2**64 - 1
+# Places; up to here permutations take more rounds, see `permuted`.
 FEW = 2**12
 GOLDEN = 0x9E3779B97F4A7C15  # the increment of splitmix64: the golden ratio as a fraction of 2^64
 BITS = 23  # of a draw: k + 1/2 is then exact in float32, so a uniform number is never 0 and never 1
@@ -38,6 +39,7 @@ def mix64(values: U64) -> U64:
 @lru_cache(4096)
 def chain(*parts: int) -> int:
     """A 64-bit hash of several whole numbers in their order."""
+    # The constant makes zeros count: mix64(0) is 0, so chain(0, x) would equal chain(x).
     state = np.zeros(1, np.uint64)
     for part in parts:
         state = mix64(state + np.uint64(GOLDEN) + np.array([part & MASK], np.uint64))
@@ -67,8 +69,10 @@ def permuted_each(places: U64, sizes: U64, keys: U64) -> U64:
 def _walked(
     places: U64, sizes: U64 | np.uint64, rows: U64 | np.uint64, keys: U64, count: int
 ) -> U64:
+    # The rectangle has fewer than `rows` places too many, about 1 in sqrt(size), so that few values
+    # are walked on.
     columns = (sizes + rows - np.uint64(1)) // rows
-    # [count, B or 1]
+    # The keys of the rounds, [count, B or 1].
     rounds = mix64(np.arange(1, count + 1, dtype=np.uint64)[:, None] * np.uint64(GOLDEN) + keys)
     values = _permute(places, rows, columns, rounds)
     outside = np.flatnonzero(values >= sizes)
@@ -101,7 +105,10 @@ def _permute(
 
 def _shift(values: U64, hashes: U64, size: U64 | np.uint64) -> U64:
     """`values` plus a number below `size` drawn by each hash, modulo `size` (below 2^32)."""
+    # The high half of 32 bits times `size` instead of a slow remainder (Lemire 2019). Its bias is
+    # at most size / 2^32.
     drawn = ((hashes >> np.uint64(32)) * size) >> np.uint64(32)
+    # Both are below `size`: one subtraction is the remainder.
     shifted = values + drawn
     return np.where(shifted >= size, shifted - size, shifted)
 
@@ -110,6 +117,8 @@ def keys(seed: int, count: int, start: int = 0) -> Tensor:
     """The random keys number `start` to `start + count` of a seed, [count] int64 on the CPU."""
     import torch
 
+    # From 1, as SplitMix64 adds its increment before it mixes. The factor spreads consecutive seeds
+    # over 2^64, so that their keys do not overlap (Steele and Vigna 2022).
     places = torch.arange(start + 1, start + count + 1, dtype=torch.int64)
     return _mix(_signed(_name("keys") + seed * 0xD1342543DE82EF95) + places * _signed(GOLDEN))
 
@@ -119,12 +128,14 @@ def uniform(keys: Tensor, draw: str, shape: tuple[int, ...]) -> Tensor:
     import torch
 
     size = math.prod(shape)
+    # A start for each (key, draw); from there elements are counted as in SplitMix64.
     starts = _mix(keys ^ _signed(_name(draw)))
     places = torch.arange(1, (size + 1) // 2 + 1, dtype=torch.int64, device=keys.device) * _signed(
         GOLDEN
     )
-    # two draws from each 64 bits
+    # Two draws from each 64 bits: [B, size / 2] int64 -> [B, size] int32.
     halves = _mix(starts[:, None] + places).view(torch.int32)[:, :size]
+    # A right shift of an int32 copies the sign: the mask drops the copies.
     whole = halves.bitwise_right_shift(32 - BITS).bitwise_and((1 << BITS) - 1)
     return ((whole.float() + 0.5) * 2.0**-BITS).view(-1, *shape)
 
@@ -135,16 +146,14 @@ def normal(keys: Tensor, draw: str, shape: tuple[int, ...]) -> Tensor:
 
     size = math.prod(shape)
     first, second = uniform(keys, draw, (2, (size + 1) // 2)).unbind(1)
-    radius, angle = (-2 * first.log()).sqrt(), 2 * math.pi * second  # Box & Muller 1958
+    # Two uniform numbers give two normal ones. `first` is never 0, so its logarithm is finite.
+    radius, angle = (-2 * first.log()).sqrt(), 2 * math.pi * second  # Box and Muller 1958
     return torch.cat([radius * angle.cos(), radius * angle.sin()], 1)[:, :size].reshape(-1, *shape)
 
 
 def _mix(bits: Tensor) -> Tensor:
-    """Mix `bits` in place (splitmix64's finaliser, Stafford's variant 13).
-
-    Multiplication of int64 wraps, but its right shift copies the sign: a mask makes it the shift
-    of an unsigned number.
-    """
+    """Mix `bits` in place (splitmix64's finaliser, Stafford's variant 13)."""
+    # int64 multiplies like an unsigned number, but its right shift copies the sign: hence masks.
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         bits = bits.bitwise_xor_(
             bits.bitwise_right_shift(shift).bitwise_and_((1 << 64 - shift) - 1)

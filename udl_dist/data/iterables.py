@@ -42,10 +42,12 @@ class Batches:
         held-out images.
         """
         self.stream = _opened(source, seed, settings)
+        # Of the whole world, not of this rank: it holds at any number of ranks.
         self.position = 0
         self._batch_images, self._rank, self._world = batch_images, rank, world
 
     def __iter__(self) -> Iterator[Records]:
+        # Each worker would run this iterator from the same position.
         if _loader_worker()[1] > 1:
             raise UsageError(
                 "Batches in a DataLoader with several workers would give every batch once a worker:"
@@ -54,15 +56,18 @@ class Batches:
         for records in self.stream.batches(
             self.position, self._batch_images, self._rank, self._world
         ):
+            # Before the yield: a state saved while a batch is in use continues behind that batch.
             self.position += self._batch_images
             yield records
 
     def __len__(self) -> int:
         """Batches of an epoch, the last one included if it reaches into the next epoch."""
+        # Batches straddle epochs, so the last one of an epoch is never short.
         return -(-self.stream.records // self._batch_images)
 
     def state_dict(self) -> dict[str, Any]:
         """The position and what it is a position in."""
+        # A position alone would silently continue in other images or in another order.
         return {"position": self.position, "data": self.stream.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -93,6 +98,7 @@ class Samples:
         """`position` counts the samples of all ranks together."""
         self._stream = _opened(source, seed, settings)
         self._position, self._rank, self._world = position, rank, world
+        # Open shards, threads and the storage client do not pickle.
         self._made_by = partial(
             Samples, source, position=position, rank=rank, world=world, seed=seed, **settings
         )
@@ -105,7 +111,11 @@ class Samples:
         """Samples of the rank; the workers of a DataLoader divide them among themselves."""
         worker, workers = _loader_worker()
         return self._stream.samples(
-            self._position, self._rank + self._world * worker, self._world * workers
+            # Every worker of every rank is a rank of its own, so no two give the same sample.
+            # DataLoader goes around its workers, which restores the order.
+            self._position,
+            self._rank + self._world * worker,
+            self._world * workers,
         )
 
     __call__ = __iter__  # how a DataPipeline begins
@@ -120,5 +130,6 @@ def _loader_worker() -> tuple[int, int]:
 
 
 def _opened(source: str, seed: int, settings: dict[str, Any]) -> Stream:
+    # Another loop has its own validation set; without this a tenth of the images would be missing.
     data = replace(DataSettings(), source=source, **{"held_out_fraction": 0.0, **settings})
     return open_streams(prepare(data), seed)[0]

@@ -15,6 +15,7 @@ from udl_dist.storage.uris import scheme_of
 
 
 @dataclass(frozen=True)
+# This module is imported by every `udl` command, so it imports neither NumPy nor torch.
 class DataSettings:
     """What a run sees: where its images are, their training shape, what is held out."""
 
@@ -219,6 +220,7 @@ def _absolute(source: str) -> str:
     """A path made absolute, each of several that `::` joins; URIs stay."""
     if source in ("", "digits"):
         return source
+    # A file may have `::` in its name: what exists is one source.
     parts = source.split("::") if "::" in source and not as_path(source).exists() else [source]
     return "::".join(part if scheme_of(part) else str(as_path(part)) for part in parts)
 

@@ -27,10 +27,12 @@ def run_threads(
     `work` calls `report(units)` for each piece it has done; `progress(done, total)` gets the sum.
     The first exception or Ctrl-C ends all threads, at their next report, and is raised.
     """
+    # Threads, not processes: decoders and encoders release Python's lock, and nothing is pickled.
     stop, lock, done = threading.Event(), threading.Lock(), 0
 
     def report(units: int) -> None:
         nonlocal done
+        # The only place where a thread can be stopped: Python cannot interrupt one from outside.
         if stop.is_set():
             raise CancelledError
         with lock:
@@ -41,10 +43,13 @@ def run_threads(
     with ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="shards") as pool:
         futures = [pool.submit(work, job, report) for job in jobs]
         try:
+            # As they end, so that a failure is seen while others still work.
             for future in as_completed(futures):
                 future.result()
         except BaseException:  # Ctrl-C too: it must stop the threads, and is raised again
             stop.set()
+            # Waits for running jobs: when this returns, no thread writes any more.
             pool.shutdown(cancel_futures=True)
             raise
+    # In the order of jobs: what is written must not depend on which thread was faster.
     return [future.result() for future in futures]

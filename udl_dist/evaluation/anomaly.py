@@ -60,9 +60,11 @@ class Anomaly(MetricGroup):
 
     def collect(self, split: str, seen: MetricBatch) -> PartialSums:
         images, method = seen.batch.images, self.subject.method
+        # Pixels serve the reference alone; where it is cached they need not be collected.
         rows = {} if self.known else {"pixels": pca.pixels(images)}
         if self._encodes:
             rows["codes"] = method.codes(images)
+        # Training images are what codes are compared with: no score of their own is needed.
         if split == TRAIN:
             on_cpu = {name: value.float().cpu() for name, value in rows.items()}
             return PartialSums(len(images), _moments(rows), on_cpu)
@@ -70,6 +72,7 @@ class Anomaly(MetricGroup):
             rows["reconstruction"] = similarity.mse(method.reconstruct(images), images)
         if method.can("log_weights"):
             rows["negative_elbo"] = method.measure(seen.batch)["negative_elbo"]
+        # Held-out and left-out images are joined into one set of rows; this column separates them.
         rows["left_out"] = torch.full((len(images),), float(split == LEFT_OUT))
         return PartialSums(len(images), rows={name: value.cpu() for name, value in rows.items()})
 
@@ -87,6 +90,7 @@ class Anomaly(MetricGroup):
         """The AUROCs of raw pixels, and of PCA with as many components as a code has numbers."""
         assert train, "a run in which classes were left out has training images"
         pixels, count = held_out.rows["pixels"], self.subject.latent_dim
+        # [N, F]: what is left of the pixels without the mean training image.
         away = pixels.double() - train.mean("pixels")
         scores = {"raw pixels, distance from the mean": away.square().sum(1)}
         scores |= self._outlier_factors("raw pixels, outlier factor", "pixels", held_out, train)
@@ -111,6 +115,7 @@ class Anomaly(MetricGroup):
         scores = {name: rows[name].double() for name in own if name in rows}
         if self._encodes:
             scores |= self._outlier_factors("code_outlier_factor", "codes", held_out, train)
+        # Absent where codes are wider than MOST_FEATURES.
         if "codes_products" in train.sums:
             scores["code_distance"] = outliers.mahalanobis(
                 rows["codes"], *_gaussian(train, "codes")
@@ -135,6 +140,7 @@ class Anomaly(MetricGroup):
     ) -> Scores:
         """The factors by name; none for too few images, or without scikit-learn."""
         neighbours = self.subject.asked.neighbours
+        # A row is not its own neighbour, so there must be more rows than neighbours.
         if train.images <= neighbours or sklearn_missing():
             return {}
         some = self.random_rows(train.rows[of], outliers.MOST_CODES)
@@ -156,6 +162,7 @@ class Anomaly(MetricGroup):
 
 def _gaussian(train: PartialSums, name: str) -> tuple[Tensor, Tensor]:
     """Mean and covariance of rows, from their sums."""
+    # cov = E[x xᵀ] - E[x] E[x]ᵀ, in float64: the two terms may be almost equal.
     mean = train.mean(name)
     return mean, train.mean(f"{name}_products") - mean.outer(mean)
 

@@ -35,6 +35,7 @@ def kind(path: Path) -> str:
     """The kind of code in a file, or "" for none; raise DataError for a pickle of torch.save."""
     try:
         with zipfile.ZipFile(path) as archive:
+            # Without the first folder, which both writers name after the file.
             names = [name.partition("/")[2] for name in archive.namelist()]
     except (OSError, zipfile.BadZipFile):
         return ""
@@ -56,19 +57,29 @@ def load_external(path: Path, trusted: bool, shape: Shape, device: torch.device)
             f"extractor {path} is {KINDS[which]}, which can do on this machine whatever you can: "
             "if you trust its author, say --trust-extractor true"
         )
+    # Read once: what is checked, loaded and hashed is the same, even if the file is replaced
+    # meanwhile.
     data = path.read_bytes()
     network: Any
-    with _errors_in_one_line(path):
-        if which == "script":
-            network = torch.jit.load(io.BytesIO(data), map_location=device).eval()  # type: ignore[no-untyped-call]
-        else:
-            _refuse_pickles(path, data)
-            network = torch.export.load(io.BytesIO(data)).module()
-            tensors = (*network.parameters(), *network.buffers())
-            # A program runs on the device that it was exported on.
-            device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+    try:
+        with silenced("torch.export", logging.CRITICAL):
+            if which == "script":
+                network = torch.jit.load(io.BytesIO(data), map_location=device).eval()  # type: ignore[no-untyped-call]
+            else:
+                _refuse_pickles(path, data)
+                network = torch.export.load(io.BytesIO(data)).module()
+                tensors = (*network.parameters(), *network.buffers())
+                # A program runs on the device that it was exported on.
+                device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+    except DataError:
+        raise
+    except Exception as error:  # readers raise many kinds
+        raise DataError(
+            f"extractor {path} cannot be read: {one_line(error)}: export it again"
+        ) from None
     features = _checked(path, network, device)
     with torch.no_grad():
+        # Before any image is decoded: a network of another input fails here.
         for count in PROBED:
             features(torch.zeros(count, *shape, device=device))
     return Extractor(path.name, features, hashlib.sha256(data).hexdigest())
@@ -86,7 +97,7 @@ def _checked(
             found = network(images.to(device))
         except Exception as error:  # external code raises anything
             raise DataError(
-                f"{where} cannot take {list(images.shape)}: {_line(error)}: export it for such"
+                f"{where} cannot take {list(images.shape)}: {one_line(error)}: export it for such"
                 " images, any number of them"
             ) from None
         is_tensor = isinstance(found, Tensor)
@@ -98,6 +109,7 @@ def _checked(
                 " each"
             )
         rows: Tensor = found.flatten(1).float()
+        # Rows of different widths could not be joined into one set.
         width = width or rows.shape[1]
         if rows.shape[1] != width:
             raise DataError(
@@ -122,6 +134,7 @@ def _refuse_pickles(path: Path, data: bytes) -> None:
             raise DataError(
                 f"extractor {path} was not written by torch.export.save: export it again"
             )
+        # torch.export.save stores what is not a plain tensor as a pickle and marks it in a table.
         for member, name in zip(members, names, strict=True):
             is_table = name.endswith("_config.json")
             table = json.loads(archive.read(member)) if is_table else {"config": {}}
@@ -139,24 +152,19 @@ def _refuse_pickles(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def _errors_in_one_line(path: Path) -> Iterator[None]:
-    """Silence torch's warnings and logs; its errors become one line."""
-    logger = logging.getLogger("torch.export")
+def silenced(name: str, least: int) -> Iterator[None]:
+    """Without Python's warnings, and without what the logger `name` says below `least`."""
+    logger = logging.getLogger(name)
     level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    logger.setLevel(least)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except DataError:
-        raise
-    except Exception as error:  # readers raise many kinds
-        raise DataError(
-            f"extractor {path} cannot be read: {_line(error)}: export it again"
-        ) from None
     finally:
         logger.setLevel(level)
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The kind and the first words of an error of torch, whose messages have many lines."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -25,6 +25,7 @@ from udl_dist.methods.method import Shape
 from udl_dist.methods.networks import NetworkSettings, encoder
 
 FEATURES = 64
+# 1 divided each feature by its own std; its files give other distances and are refused.
 KIND = "udl-dist extractor 2"
 SIDES = f"{frechet.SIDE}×{frechet.SIDE}"
 OWN_EXTRACTORS = {
@@ -66,12 +67,14 @@ class Classifier(nn.Module):
         return logits
 
     def features(self, images: Tensor) -> Tensor:  # [N, C, H, W] -> [N, 64]
+        # After the ReLU, as the last layer sees them.
         found: Tensor = (self.body(images).relu() - self.centre) / self.scale
         if not bool(found.isfinite().all()):
             raise TrainingError("the extractor gives numbers that are not finite: fit it again")
         return found
 
     def logits(self, features: Tensor) -> Tensor:  # [N, 64] -> [N, classes]
+        # From features as they are compared back to those of the body.
         found: Tensor = self.head(features.to(self.scale.device) * self.scale + self.centre)
         return found
 
@@ -93,6 +96,7 @@ def find(asked: str, shape: Shape, device: torch.device, trusted: bool = False) 
         return external_extractors.load_external(path, trusted, shape, device)
     classifier = load_classifier(path, shape).to(device)
     name = f"classifier of {classifier.classes} classes"
+    # Of the whole file, as `udl fit-extractor` printed it.
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return Extractor(name, classifier.features, sha256, classifier.logits)
 

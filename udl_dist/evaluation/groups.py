@@ -11,6 +11,7 @@ from udl_dist.evaluation.metric_group import MetricGroup, Subject
 from udl_dist.evaluation.reconstruction import Reconstruction
 from udl_dist.evaluation.representation import Representation
 
+# Also the order of metrics in every table.
 GROUPS: tuple[type[MetricGroup], ...] = (
     Reconstruction,
     Likelihood,
@@ -40,7 +41,9 @@ def choose_groups(subject: Subject, images: int) -> tuple[list[MetricGroup], lis
         raise UsageError(f"no {missing[0]}: {lacking[missing[0]]}; it has {has}")
     wanted = asked or names
     found = [one(subject) for one in GROUPS if one.name in wanted and one.name not in lacking]
+    # Single metrics that a chosen group cannot have; the group itself is still measured.
     for chosen in found:
         lacking |= chosen.without(subject)
+    # To a user who asked for some groups the others are no news.
     notes = [f"no {name}: {why}" for name, why in lacking.items() if name not in names or not asked]
     return found, notes

@@ -36,6 +36,8 @@ class Metric:
 
 def metrics_in(path: Path, faults: list[str]) -> dict[str, Metric]:
     """The metrics of an `evaluation.json`; `faults` gets a line for each invalid entry."""
+    # The key is of the first release; files in run folders and programs that read them depend on
+    # it.
     entries, found = read_json(path, faults).get("figures"), {}
     for name, entry in entries.items() if isinstance(entries, dict) else ():
         if not isinstance(entry, dict) or not is_number(entry.get("value")):
@@ -62,6 +64,7 @@ def followed_in(folder: Path, faults: list[str]) -> dict[int, dict[str, Metric]]
 def of_weights(path: Path, weights: str) -> dict[str, Any]:
     """The entries of a file that were measured with these weights; empty if it is unreadable."""
     try:
+        # So that two commands with different --families add up to one file.
         entries = read_json(path, [])["figures"]
         return {name: one for name, one in entries.items() if one["protocol"]["weights"] == weights}
     except (TypeError, KeyError, AttributeError):
@@ -87,6 +90,7 @@ def shared_protocols(
     of_all, of_some = dict[str, Any](), dict[str, Any]()
     for name in dict.fromkeys(name for protocol in every for name in protocol):
         first, *others = [protocol[name] for protocol in every if name in protocol]
+        # What a single metric has is not shared, unless it is the only one.
         if others == [first] * len(others) and (others or len(every) == 1):
             shared = of_all if len(others) + 1 == len(every) else of_some
             shared[name] = first
@@ -94,7 +98,7 @@ def shared_protocols(
 
 
 def metric_rows(
-    metrics: Mapping[str, Metric], escape: Callable[[str], str]
+    metrics: Mapping[str, Metric], escape: Callable[[str], str] = str
 ) -> list[tuple[str, str, str, str]]:
     """Name, value, floors and further protocol of each metric, as text.
 
@@ -121,10 +125,16 @@ def in_words(value: Any) -> str:
     return "empty" if value == "" else str(value)
 
 
+def clean(text: str, breaks: str = "\n") -> str:
+    """Text without control characters and marks that change the direction of writing."""
+    return "".join(letter if letter.isprintable() or letter in breaks else "�" for letter in text)
+
+
 def read_text(path: Path) -> str:
     """A file as text, its first 64 MiB; "" if it cannot be read."""
     try:
         with path.open("rb") as file:
+            # "replace": a log that a crash cut within a character is still worth showing.
             return file.read(LONGEST_FILE).decode("utf-8", "replace")
     except OSError:
         return ""
@@ -137,6 +147,7 @@ def read_json(path: Path, faults: list[str]) -> dict[str, Any]:
     try:
         loaded = json.loads(read_text(path))
         return loaded if isinstance(loaded, dict) else {}
+    # RecursionError: brackets nested by the thousand, which only a hostile file has.
     except (ValueError, RecursionError):
         faults.append(f"{path.name} is damaged")
         return {}
@@ -157,5 +168,6 @@ def read_tensors(path: Path, what: str, cure: str) -> tuple[dict[str, Tensor], d
 
 def is_number(value: Any) -> bool:
     """Whether a value from JSON is a finite number."""
+    # bool is an int in Python, and its JSON reader lets NaN and Infinity pass.
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and math.isfinite(value)

@@ -44,6 +44,8 @@ class Likelihood(MetricGroup):
         means = {name: held_out.mean(name) for name in held_out.sums if name != "bound"}
         known = method.metrics(means)
         elbo, found = known["negative_elbo"], {}
+        # Settings that define the bound, such as the likelihood of pixels: bounds of others are
+        # not comparable.
         names = method.incomparable.get("negative_elbo", ())
         protocol = {name: getattr(method.settings, name) for name in names}
         bound = float(held_out.mean("bound")) if count else elbo
@@ -59,6 +61,7 @@ class Likelihood(MetricGroup):
         if levels := method.pixel_levels():
             # A density counts as constant over each of 256 levels, of width 2/255 in [-1, 1].
             bits = bound / (math.prod(self.subject.shape) * math.log(2))
+            # Two levels have a probability each, not a density.
             bits -= 0.0 if levels == 2 else math.log2(LEVEL)
             even = {"even chances": math.log2(levels)}
             found["bits_per_dimension"] = Metric(bits, None, even, protocol | {"levels": levels})
@@ -72,5 +75,6 @@ class Likelihood(MetricGroup):
         for part in torch.split(marks, max(1, AT_ONCE // count)):
             # The key of a latent comes from the image's key and the latent's, on every rank alike.
             weights = self.subject.method.log_weights(batch, batch.keys ^ part[:, None]).double()
+            # log Σ w so that no weight of e^-1000 becomes 0; -inf is the log of an empty sum.
             total = torch.logaddexp(total, weights.logsumexp(0))
         return total - math.log(asked.bound_samples)

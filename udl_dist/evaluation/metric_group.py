@@ -78,6 +78,7 @@ class PartialSums:
         for part in parts:
             whole.images += part.images
             for name, value in part.sums.items():
+                # In the order of parts: sums of floats depend on it.
                 whole.sums[name] = whole.sums[name] + value if name in whole.sums else value
             for name, value in part.rows.items():
                 rows.setdefault(name, []).append(value)
@@ -115,6 +116,7 @@ class MetricGroup:
     def goes_through(self, split: str) -> bool:
         """Whether it collects anything of the images of a split."""
         if split == TRAIN:
+            # A known reference spares the pass over training images, the longest of an evaluation.
             return self.learns or (self.refers and not self.known)
         return split == HELD_OUT or self.compares
 
@@ -152,6 +154,7 @@ class MetricGroup:
 
     def random_rows(self, rows: Tensor, count: int) -> Tensor:
         """`count` rows at random, since shards may be sorted; the same ones each time."""
+        # A generator of its own: the global one would make the choice depend on what ran before.
         seeded = torch.Generator().manual_seed(self.subject.asked.seed)
         return rows[torch.randperm(len(rows), generator=seeded)[:count]]
 

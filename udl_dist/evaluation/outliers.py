@@ -22,6 +22,7 @@ CURE = "delete it, then run udl fit-outliers again"
 
 def auroc(outliers: Tensor, normal: Tensor) -> float:  # [N], [M]
     """The chance that an outlier scores above a normal row (Fawcett 2006, section 7); ties half."""
+    # (wins + ties/2) / pairs by binary search, without the matrix of all pairs.
     ordered = normal.double().sort().values
     below = torch.searchsorted(ordered, outliers.double())
     up_to = torch.searchsorted(ordered, outliers.double(), right=True)
@@ -31,6 +32,7 @@ def auroc(outliers: Tensor, normal: Tensor) -> float:  # [N], [M]
 def mahalanobis(rows: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:  # [N, Z] -> [N] float64
     """The squared distance from a Gaussian, measured by its covariance."""
     ridge = RIDGE * covariance.diagonal().mean().clamp(min=TINY)
+    # (x-µ)ᵀ Σ⁻¹ (x-µ) = |L⁻¹ (x-µ)|² with Σ = L Lᵀ; no inverse is computed.
     factor = torch.linalg.cholesky(covariance + ridge * torch.eye(len(mean), dtype=torch.float64))
     away = torch.linalg.solve_triangular(factor, (rows.double() - mean).T, upper=False)
     distances: Tensor = away.square().sum(0)
@@ -44,7 +46,7 @@ class ReferenceCodes:
     Fitting needs scikit-learn, using them only torch.
     """
 
-    rows: Tensor  # [N, F] float64, minus the centre: cdist loses digits for rows far from 0
+    rows: Tensor  # [N, F] float64, minus the centre: cdist loses digits of large rows
     centre: Tensor  # [F] float64
     reach: Tensor  # [N]: the distance of each to its last neighbour
     density: Tensor  # [N]
@@ -82,6 +84,8 @@ class ReferenceCodes:
     def load(cls, path: Path, latent_dim: int) -> tuple[ReferenceCodes, str]:
         """The codes and their weights; raise DataError if damaged or of another latent size."""
         tensors, facts = read_tensors(path, "file of reference codes", CURE)
+        # A file may hold anything: a scalar for rows, or none, has the count 0 and is refused
+        # below.
         count = len(tensors["rows"]) if tensors.get("rows", torch.ones(())).dim() else 0
         shapes = {"rows": (count, latent_dim), "centre": (latent_dim,), "neighbours": ()}
         shapes |= {"reach": (count,), "density": (count,)}
@@ -96,4 +100,5 @@ class ReferenceCodes:
 
 
 def _densities(distances: Tensor, reach: Tensor) -> Tensor:  # [N, K] twice -> [N]
+    # Local reachability density (Breunig et al. 2000, definition 6).
     return 1 / (torch.maximum(distances, reach).mean(1) + TINY)

@@ -37,6 +37,7 @@ def errors(
     components; the covariance, which has pixels² entries, is never computed.
     """
     mean, count = _mean(fitted)
+    # N images span at most N - 1 directions.
     wanted = [size for size in components if size < count]
     if not wanted:
         return {}, count
@@ -44,6 +45,7 @@ def errors(
     explained = torch.zeros(basis.shape[1], dtype=torch.float64)
     total, seen = 0.0, 0
     for rows in _centred(measured, mean):
+        # |x|² = |projection|² + |error|²: one pass gives the errors of every number of components.
         explained += (rows @ basis).double().square().sum(0)
         total += float(rows.double().square().sum())
         seen += len(rows)
@@ -79,6 +81,7 @@ def _basis(
 ) -> Tensor:  # -> [D, K] float32
     """Orthonormal directions by subspace iteration (Halko et al. 2011, algorithm 4.4)."""
     pixels = len(mean)
+    # More directions than asked for converge in fewer passes, and a pass decodes all images.
     width = min(components + EXTRA + components // 4, pixels, count)
     start = torch.randn(pixels, width, generator=torch.Generator().manual_seed(0))
     basis: Tensor = torch.linalg.qr(start).Q
@@ -92,6 +95,8 @@ def _basis(
         # Rayleigh-Ritz: the eigenvectors of the covariance restricted to the basis.
         values, vectors = torch.linalg.eigh((basis.T @ product).double())
         best: Tensor = basis @ vectors.flip(1)[:, :components].float()
+        # The variance that the best directions leave; `width == pixels` spans everything, exact at
+        # once.
         error = total - float(values.flip(0)[:components].sum())
         if width == pixels or error >= before * (1 - SETTLED) or error <= total * 1e-9:
             break
@@ -103,6 +108,7 @@ def _mean(images: Images) -> tuple[Tensor, int]:
     """The mean image, [D] in [0, 1], and the number of images."""
     total, count = torch.zeros(()), 0
     for batch in images():
+        # (Σ x + n) / 2 = Σ (x + 1) / 2: pixels in [0, 1].
         total = total + (batch.flatten(1).double().cpu().sum(0) + len(batch)) / 2
         count += len(batch)
     return (total / max(1, count)).float(), count

@@ -25,6 +25,7 @@ def draw(method: Method, batch: Batch, keys: Tensor, columns: int) -> dict[str, 
     """
     pictures = {}
     if method.can("reconstruct"):
+        # `damage` returns the same tensor where a method does not corrupt its input.
         corrupted = method.damage(batch)
         rows = [batch.images[:columns], method.reconstruct(corrupted[:columns])]
         if corrupted is not batch.images:
@@ -55,6 +56,7 @@ def grid(images: Tensor, columns: int) -> Image.Image:
     scale = max(1, -(-LEAST_TILE // max(height, width)))
     tiles = levels(images).numpy().repeat(scale, axis=2).repeat(scale, axis=3).transpose(0, 2, 3, 1)
     tall, wide = height * scale + GAP, width * scale + GAP
+    # 96 of 255: a grey that images with a black or white background stand out from.
     canvas = np.full((rows * tall + GAP, columns * wide + GAP, channels), 96, dtype=np.uint8)
     for number, tile in enumerate(tiles):
         top, left = GAP + number // columns * tall, GAP + number % columns * wide

@@ -63,9 +63,13 @@ class Reconstruction(MetricGroup):
         errors = similarity.mse(rebuilt, images)
         values = {"mse": errors, "psnr": similarity.psnr(errors)}
         for name, like in self._windowed.items():
+            # The constants of SSIM assume that pixels lie in [0, 1].
             values[name] = like(rebuilt.clamp(-1, 1), images)
         for level in self.subject.asked.noise:
+            # A name of its own for each level: their noise is independent, and equal in every
+            # evaluation.
             noise = rng.normal(seen.batch.keys, f"evaluate {level}", self.subject.shape)
+            # 2 · level: the std is given for pixels in [0, 1], and these are in [-1, 1].
             noisy = (images + 2 * level * noise).clamp(-1, 1)
             values[f"noisy {level}"] = similarity.mse(noisy, images)
             values[f"denoised {level}"] = similarity.mse(method.reconstruct(noisy), images)

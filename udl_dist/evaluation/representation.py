@@ -108,6 +108,7 @@ def _tsne(codes: Tensor, labels: Tensor, seed: int) -> CodeMap:
     """t-SNE (van der Maaten & Hinton 2008): neighbours stay near, distances mean nothing."""
     from sklearn.manifold import TSNE
 
+    # scikit-learn refuses a perplexity that is not below the number of images.
     perplexity = min(PERPLEXITY, len(codes) // 3)
     fitted: Any = TSNE(init="pca", perplexity=perplexity, random_state=seed)
     points = torch.from_numpy(fitted.fit_transform(codes.numpy()))
@@ -132,9 +133,11 @@ def _linear(train: Labelled, held_out: Labelled) -> float:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    # LogisticRegression refuses a single class.
     if len(np.unique(train[1])) == 1:
         return float((held_out[1] == train[1][0]).mean())
     probe = LogisticRegression(max_iter=MOST_ITERATIONS)
+    # Scaled, since its regularisation depends on the scale of codes and pixels.
     fitted: Any = make_pipeline(StandardScaler(), probe).fit(*train)
     return float(fitted.score(*held_out))
 
@@ -144,6 +147,7 @@ def _clusters(train: Labelled, held_out: Labelled, seed: int) -> dict[str, float
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
+    # The best of three starts: one start can merge classes by chance.
     fitted: Any = KMeans(len(np.unique(train[1])), n_init=3, random_state=seed).fit(train[0])
     given, labels = fitted.predict(held_out[0]), held_out[1]
     return {

@@ -46,6 +46,7 @@ def _terms(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     mean_1, mean_2, square_1, square_2, product = _blurred(
         torch.stack([first, second, first.square(), second.square(), first * second])
     )
+    # Var x = E x² - (E x)² within a window; in float64, since the difference cancels digits.
     variances = square_1 - mean_1.square() + square_2 - mean_2.square()
     covariance = product - mean_1 * mean_2
     structure = (2 * covariance + K2**2) / (variances + K2**2)

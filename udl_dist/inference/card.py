@@ -32,10 +32,14 @@ def text(
     model: Model, license: str, files: Sequence[str], facts: DataFacts, title: str = ""
 ) -> str:
     """The text of the card; its title is the name of the run folder unless there is another."""
+    # Only an export needs it: udl_dist.load works with torch, NumPy and safetensors alone.
     import jinja2
 
     template = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+        # A value that the template misspells is an error, not a gap in a published card.
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
     )
     template.filters |= {
         "plain": plain,
@@ -45,7 +49,9 @@ def text(
         "environment": environment.in_words,
     }
     origin = model.origin
+    # A card has what is valid; `udl report` is where damage is named.
     metrics = io.metrics_in(origin.folder / io.NAME, [])
+    # What metrics have in common is said once, above their table.
     of_all, of_some = io.shared_protocols(metric.protocol for metric in metrics.values())
     entries = environment.recorded(RunFolder(origin.folder).environment)
     return template.from_string(Path(__file__).with_suffix(".md.jinja").read_text("utf-8")).render(
@@ -57,9 +63,11 @@ def text(
         version=__version__,
         abilities=[name for name in ABILITIES if model.can(name)],
         files=files,
+        # For programs other than ours: the card explains how they are used.
         others=[name for name in files if name.endswith((".onnx", ".pt2"))],
         facts=facts,
         data=_data(model, facts),
+        # The number behind the metrics of the checkpoint, not how many the data has now.
         held_out=f"{origin.held_out:,}" if origin.held_out else facts.held_out,
         metrics=io.metric_rows(metrics, plain),
         of_all=of_all,
@@ -71,12 +79,9 @@ def text(
 
 def plain(text: object) -> str:
     """Text from data or a name, in Markdown: no markup, no control characters, one line."""
-    escaped = html.escape(_printable(" ".join(str(text).split())))
+    # Hubs render Markdown and the HTML in it: a class name or an image key must stay text.
+    escaped = html.escape(io.clean(" ".join(str(text).split())))
     return "".join(f"\\{letter}" if letter in "\\`*_[]|#" else letter for letter in escaped)
-
-
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in text)
 
 
 def _data(model: Model, facts: DataFacts) -> list[tuple[str, str]]:
@@ -84,6 +89,7 @@ def _data(model: Model, facts: DataFacts) -> list[tuple[str, str]]:
     assert model.origin.experiment
     data = model.origin.experiment.data
     return [
+        # Names without folders: a path may hold the name of a user or a project.
         ("source", ", ".join(map(_last, (data.source, *data.more_sources)))),
         ("images", facts.images),
         ("held out", facts.held_out),
@@ -100,6 +106,7 @@ def _settings(model: Model) -> str:
     every = model.origin.experiment.to_dict()
     tables = {name: dict(every[name]) for name in ("method", "data", "train")}
     data, train = tables["data"], tables["train"]
+    # These describe the machine, not the training.
     for name in ("cache", "storage", "readers"):
         data.pop(name, None)
     for name in ("source", "held_out", "keys"):
@@ -107,7 +114,7 @@ def _settings(model: Model) -> str:
     data["more_sources"] = [_last(source) for source in data["more_sources"]]
     train["init_from"] = _last(train["init_from"])
     # Text of the settings must not end its own block.
-    return _printable(tomli_w.dumps(tables)).replace("```", "'''").rstrip()
+    return io.clean(tomli_w.dumps(tables)).replace("```", "'''").rstrip()
 
 
 def _last(source: str) -> str:

@@ -16,10 +16,11 @@ from udl_dist.errors import UsageError
 from udl_dist.evaluation import similarity
 from udl_dist.evaluation.pictures import grid
 from udl_dist.inference import sources
+from udl_dist.inference.calibration import calibration
 from udl_dist.inference.model import BATCH_IMAGES, Model, Prior
 from udl_dist.inference.outcome import Outcome, is_picture, new_folder, outcome, save, writing
-from udl_dist.inference.scoring import calibration
 
+# 64 rows of 64.
 MOST_IN_GRID = 4096
 BACKGROUND = 96 / 127.5 - 1  # that of a grid
 SEED = "seed:"  # an end of an interpolation that is drawn
@@ -35,6 +36,7 @@ def sample(model: Model, count: int, seed: int, prior: Prior, out: Path) -> Outc
                 f"--n {count} is too much for one picture ({MOST_IN_GRID:,}): name a folder with"
                 " --out"
             )
+        # As square as possible.
         save(grid(model.sample(count, seed, prior), ceil(sqrt(count))), out)
         where = str(out)
     else:
@@ -52,8 +54,10 @@ def reconstruct(model: Model, names: Sequence[str], most: int, out: Path) -> Out
     images, count = given.images, len(given.keys)
     rebuilt = model.reconstruct(images)
     errors = similarity.mse(rebuilt, images)
+    # The mean of the PSNRs, as `udl evaluate` gives it, not the PSNR of the mean error.
     mse, psnr = float(errors.mean()), float(similarity.psnr(errors).mean())
     if is_picture(out):
+        # Rows come in pairs, so an unfinished row is filled up with the grey of the grid.
         columns = min(count, 16)
         pairs = zip(torch.split(images, columns), torch.split(rebuilt, columns), strict=True)
         rows = [_padded(row, columns) for pair in pairs for row in pair]
@@ -65,6 +69,7 @@ def reconstruct(model: Model, names: Sequence[str], most: int, out: Path) -> Out
             for number, (key, picture) in enumerate(pictures):
                 picture.save(folder / f"{number:06d}-{_file_name(key)}.png")
     which = f"{count} images"
+    # Without this line it would seem that a folder of 10,000 images was measured by 64 of them.
     if count < given.total:
         which = f"the first {count:,} of {given.total:,} images (--n {given.total} takes all)"
     said = f"{which}: mean squared error {mse:.5f} (pixels in [0, 1]), PSNR {psnr:.2f} dB: {out}"
@@ -90,18 +95,22 @@ def traverse(model: Model, walk: Walk, base: str, seed: int, out: Path) -> Outco
     axes, steps, reach = walk.axes, walk.steps, walk.reach
     if steps < 2 or axes < 1:
         raise UsageError(f"--axes {axes} --steps {steps}: give at least one axis and two steps")
+    # A GAN has no encoder to measure its latents by, but draws them from N(0, 1).
     middle, std = torch.zeros(model.latent_dim), torch.ones(model.latent_dim)
     if model.can("encode"):
         known = calibration(model)
         middle, std = torch.tensor(known.latent_mean), torch.tensor(known.latent_deviation)
     elif not base:
-        base = f"{SEED}0"  # the mean of normal latents is not a draw: draws lie far from it
+        base = f"{SEED}0"  # the mean of normal latents is not a draw: draws are never near it
     if base:
         middle = _latent(model, base, seed)
+    # Stable: without an encoder all are equal, and the first ones are shown in their order.
     chosen = std.argsort(descending=True, stable=True)[:axes]
+    # [axes, steps, Z]
     latents = middle.repeat(len(chosen), steps, 1)
     for row, axis in enumerate(chosen.tolist()):
         latents[row, :, axis] += torch.linspace(-reach, reach, steps) * std[axis]
+    # A row of the grid for each axis.
     save(grid(model.decode(latents.flatten(0, 1)), steps), out)
     named = ", ".join(f"{axis} (std {std[axis]:.3g})" for axis in chosen.tolist())
     return outcome(
@@ -123,6 +132,8 @@ def interpolate(model: Model, start: str, end: str, steps: int, seed: int, out: 
     if steps < 2:
         raise UsageError(f"--steps {steps}: give at least two")
     first, last = (_latent(model, name, seed) for name in (start, end))
+    # A point halfway on the line between two normal draws is shorter than either, and lies where a
+    # decoder has seen no latents.
     way, between = ("spherical", slerp) if model.method.can("prior") else ("straight", torch.lerp)
     latents = torch.stack([between(first, last, share) for share in torch.linspace(0, 1, steps)])
     save(grid(model.decode(latents), steps), out)
@@ -133,6 +144,7 @@ def interpolate(model: Model, start: str, end: str, steps: int, seed: int, out: 
 def slerp(first: Tensor, last: Tensor, share: Tensor) -> Tensor:  # [Z], [Z], [] -> [Z]
     """Spherical interpolation (White 2016): latents on the way are as long as normal draws."""
     cosine = torch.nn.functional.cosine_similarity(first, last, 0).clamp(-1, 1)
+    # sin(angle) divides below: for latents on one line it is 0.
     angle = cosine.acos()
     if float(angle.sin()) < 1e-6:  # on one line
         return torch.lerp(first, last, share)
@@ -152,6 +164,7 @@ def _latent(model: Model, name: str, seed: int) -> Tensor:  # -> [Z]
     number = name.removeprefix(SEED)
     if not number.isdecimal():
         raise UsageError(f"{name!r}: write {SEED}N with a whole number N")
+    # The key of image number N of `udl sample --seed`, so that it is the same image.
     key = rng.keys(seed, 1, int(number))
     if model.method.can("prior"):
         return model.method.prior(key.to(model.device)).cpu()[0].flatten()
@@ -164,6 +177,7 @@ def _latent(model: Model, name: str, seed: int) -> Tensor:  # -> [Z]
 
 def _write_singles(model: Model, count: int, seed: int, prior: Prior, folder: Path) -> None:
     for start in range(0, count, BATCH_IMAGES):
+        # One batch in memory at a time; `start` makes image N the same whatever the count.
         drawn = model.sample(min(BATCH_IMAGES, count - start), seed, prior, start)
         with writing(folder):
             for number, picture in enumerate(model.pictures(drawn), start):
@@ -179,4 +193,5 @@ def _file_name(key: str) -> str:
     """A key, from data or a path, as part of a file name that leads nowhere else."""
     if key.lower().endswith(READ):
         key = Path(key).stem
+    # No separators and no leading dots: a key comes from data.
     return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in key)[:80]

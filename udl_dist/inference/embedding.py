@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from udl_dist.core import files
 from udl_dist.core.files import whole_file
 from udl_dist.errors import UsageError
+from udl_dist.evaluation.io import clean
 from udl_dist.inference.inputs import scaled
 from udl_dist.inference.model import BATCH_IMAGES, Model
 from udl_dist.inference.outcome import Outcome, Progress, outcome
@@ -44,6 +45,7 @@ class Layout:
         part = f"{number:05d}-of-{self.parts:05d}"
         if self.kind == "parquet":
             return (f"part-{part}.parquet",)
+        # A part counts as complete once its last file is there.
         return (f"keys-{part}.txt", f"labels-{part}.npy", f"latents-{part}.npy")
 
 
@@ -51,6 +53,7 @@ def embed(
     model: Model, source: str, dest: Path, asked: EmbedSettings, progress: Progress
 ) -> Outcome:
     """Write the latents of every image of `source` below `dest`, except parts that are there."""
+    # Before the source is opened, which may have to be packed or indexed first.
     model.require("encode")
     began = time.monotonic()
     stream = open_stream(model, source, asked.readers)
@@ -65,6 +68,7 @@ def embed(
     )
     missing = _begin(dest, layout)
     there, images = layout.parts - len(missing), 0
+    # Workers open the source by themselves and may have another working directory.
     parts, opened_with = [(number,) for number in missing], (source, dest.absolute(), layout, asked)
     if asked.workers and missing:
         from udl_dist.inference import ray_workers
@@ -74,10 +78,12 @@ def embed(
         )
         counts = (count for _, count in shared)
     else:
+        # Without workers the model that is open already makes the parts.
         make = part_maker(model, *opened_with)
         counts = (make(number) for number in missing)
     for count in counts:
         images += count
+        # Parts differ by one image at most, so this total is right to a few images.
         progress(images, -(-stream.records * len(missing) // layout.parts))
     seconds = time.monotonic() - began
     before = f", {there} of them were there" if there else ""
@@ -108,11 +114,13 @@ def part_maker(
         keys: list[str] = []
         labels: list[NDArray[np.int64]] = []
         latents: list[NDArray[np.float32]] = []
+        # Parts are contiguous and as equal as possible: part_images sets their number.
         for records in stream.once(BATCH_IMAGES, number, layout.parts):
             keys += keys_of(stream, records)
             labels.append(records.labels)
             latents.append(model.codes(scaled(records.images)).float().numpy())
         paths = [dest / name for name in layout.names(number)]
+        # int32 is enough for labels of classes, and -1 stands for none.
         _write(paths, keys, np.concatenate(labels).astype(np.int32), np.concatenate(latents))
         return len(keys)
 
@@ -127,6 +135,7 @@ def _begin(folder: Path, layout: Layout) -> list[int]:
             before = dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             raise UsageError(f"{path} is damaged: name a new folder") from None
+        # `model` is a path, which may change; the hash of the weights says which model it is.
         changed = [name for name in now if name != "model" and before.get(name) != now[name]]
         if changed:
             name = changed[0]
@@ -141,11 +150,13 @@ def _begin(folder: Path, layout: Layout) -> list[int]:
                 raise UsageError(
                     f"{str(folder)!r} exists and is not an embedding: name a new folder"
                 )
+            # Before the first part: a folder that was cut short is known for what it is.
             files.write_whole(path, json.dumps(now, indent=1))
         except OSError as error:
             raise UsageError(
                 f"cannot write to {str(folder)!r} ({error.strerror}): name another folder"
             ) from None
+    # Only the last file of a part is looked for: it is written last.
     parts = range(layout.parts)
     return [number for number in parts if not (folder / layout.names(number)[-1]).exists()]
 
@@ -161,6 +172,7 @@ def _write(
         import pyarrow
         import pyarrow.parquet
 
+        # One buffer instead of a list for each image, in rows of a fixed length.
         flat = pyarrow.array(np.ascontiguousarray(latents).reshape(-1))
         columns = {
             "key": pyarrow.array(keys, pyarrow.string()),
@@ -172,8 +184,8 @@ def _write(
         return
     with whole_file(paths[0]) as file:
         for key in keys:  # without line breaks: keys are counted by lines
-            line = "".join(letter if letter.isprintable() else "�" for letter in key)
-            file.write(f"{line}\n".encode())
+            file.write(f"{clean(key, breaks='')}\n".encode())
     for path, array in zip(paths[1:], (labels, latents), strict=True):
         with whole_file(path) as file:
+            # Never a pickle: np.load reads it with its defaults.
             np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)

@@ -13,7 +13,6 @@ import numpy as np
 from udl_dist.core import files
 from udl_dist.core.config_schema import as_path
 from udl_dist.evaluation import io
-from udl_dist.evaluation.io import Metric
 from udl_dist.evaluation.metric_group import (
     HELD_OUT,
     LEFT_OUT,
@@ -37,13 +36,16 @@ def evaluate(model: Model, asked: MetricSettings, out: Path | None, progress: Pr
     if asked.extractor not in OWN:  # absolute: workers may have another working directory
         asked = replace(asked, extractor=str(as_path(asked.extractor).absolute()))
     measuring = Measuring(model, asked)
+    # References are of real images alone, metrics of this model; both come from the same pass.
     metrics, maps = _measured(measuring, progress)
+    # An exported folder is verified by its hashes and is not changed.
     path = out or (model.origin.folder / io.NAME if model.origin.experiment else None)
     said, drawn = [*io.table(metrics), *measuring.notes], []
     if path:
         with writing(path):  # what was measured with the same weights stays
             path.parent.mkdir(parents=True, exist_ok=True)
             both = {"figures": io.of_weights(path, model.origin.weights) | metrics}
+            # ensure_ascii: protocols have signs such as ×, for people to read.
             files.write_whole(path, json.dumps(both, indent=1, ensure_ascii=False))
         said.append(f"each with its protocol: {path}")
         for name, code_map in maps.items():
@@ -63,9 +65,11 @@ def _measured(
     """Metrics and maps; references come from the cache, or are computed and cached."""
     cache = measuring.reference_cache()
     groups = measuring.groups
+    # First of all: a group whose reference is known collects less, or nothing of training images.
     known = {group.name: found for group in groups if (found := cache.read(group))}
     measuring.know(known.keys())
     made: Parts = {}
+    # In the order in which workers finish; _joined restores the order of the parts.
     for place, part in _parts(measuring, list(known)):
         made[place] = part
         progress(len(made), len(measuring.parts()))
@@ -75,17 +79,26 @@ def _measured(
     for group in groups:
         held_out = _joined(made, measuring, group, (HELD_OUT, LEFT_OUT))
         train = None
+        # goes_through is False for a group that needed training images only for its cached
+        # reference.
         if group.goes_through(TRAIN) and TRAIN in measuring.streams:
             train = _joined(made, measuring, group, (TRAIN,))
         reference = known.get(group.name)
         if reference is None:
+            # Sorted, as the cache returns it: metrics have the same bytes with and without a
+            # cache.
             reference = dict(sorted(group.reference(held_out, train).items()))
             # Damaged records may be repaired before the next evaluation: nothing is cached then.
             if reference and not (damaged_parts or measuring.damaged):
                 cache.write(group, reference)
         shared = _protocol(measuring, group)
         for name, metric in group.metrics(held_out, train, reference).items():
-            metrics[name] = _entry(metric, shared)
+            metrics[name] = {
+                "value": metric.value,
+                "sd": metric.sd,
+                "floor": dict(metric.floor) or None,
+                "protocol": {**shared, **metric.protocol},
+            }
         maps |= group.maps(held_out, train)
     return metrics, maps
 
@@ -109,6 +122,7 @@ def _parts(
         return
     from udl_dist.inference import ray_workers
 
+    # Names of groups only: references are used here, where the parts come together.
     opened_with = (asked, known)
     yield from ray_workers.share(
         part_maker, measuring.model, opened_with, parts, asked.workers, asked.address
@@ -119,6 +133,7 @@ def _joined(
     made: Parts, measuring: Measuring, group: MetricGroup, splits: Collection[str]
 ) -> PartialSums:
     """All parts of a group in their order: the last bit does not depend on which came first."""
+    # Held-out parts come before left-out ones, as `measuring.streams` has them.
     places = [place for place in measuring.parts() if place[0] in splits]
     through = (place for place in places if group.goes_through(place[0]))
     return PartialSums.joined(made[place].collected[group.name] for place in through)
@@ -128,6 +143,8 @@ def _protocol(measuring: Measuring, group: MetricGroup) -> dict[str, Any]:
     """What every metric of a group depends on."""
     model, asked = measuring.model, measuring.asked
     channels, height, width = model.shape
+    # Two metrics are comparable where all of this is equal, but for the model
+    # (reporting/compare.py).
     shared = {
         "data": measuring.streams[HELD_OUT].fingerprint,
         "split": "all of the source" if asked.data else HELD_OUT,
@@ -143,15 +160,6 @@ def _protocol(measuring: Measuring, group: MetricGroup) -> dict[str, Any]:
     return shared
 
 
-def _entry(metric: Metric, shared: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "value": metric.value,
-        "sd": metric.sd,
-        "floor": dict(metric.floor) or None,
-        "protocol": {**shared, **metric.protocol},
-    }
-
-
 def draw_map(code_map: CodeMap, title: str, path: Path) -> None:
     """Write codes as points in a plane, coloured by class; raise UsageError if that fails."""
     from matplotlib.figure import Figure  # takes a while to import
@@ -160,13 +168,16 @@ def draw_map(code_map: CodeMap, title: str, path: Path) -> None:
     axes = figure.subplots()
     points, labels = code_map.points.numpy(), code_map.labels.numpy()
     classes = np.unique(labels)
+    # A fixed seed: the same codes give the same picture.
     order = np.random.default_rng(0).permutation(len(points))  # no class lies over another
     few = len(classes) <= MOST_NAMED
+    # Few classes get consecutive colours, even if their labels are 3 and 70.
     shown = np.searchsorted(classes, labels) if few else labels
     colours = "tab10" if len(classes) <= 10 else "tab20" if few else "turbo"
     drawn = axes.scatter(
         points[order, 0],
         points[order, 1],
+        # Smaller points where there are many; 3 is still visible.
         s=max(3.0, 40 - len(points) / 60),
         c=shown[order],
         cmap=colours,
@@ -174,6 +185,7 @@ def draw_map(code_map: CodeMap, title: str, path: Path) -> None:
         alpha=0.75,
     )
     if few:
+        # An empty scatter for each class, since one scatter has one entry in a legend.
         tints = zip(drawn.to_rgba(np.arange(len(classes))), classes, strict=True)
         marks = [axes.scatter([], [], color=tint, label=str(name), s=30) for tint, name in tints]
         figure.legend(handles=marks, loc="outside right center", title="class", frameon=False)

@@ -15,18 +15,17 @@ from torch import Tensor
 from udl_dist import __version__
 from udl_dist.core import config_schema, rng
 from udl_dist.core.files import finish_folder, partial_folder
-from udl_dist.data.loader.opening import open_streams
-from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation import pictures
 from udl_dist.inference import card, formats, layout
+from udl_dist.inference.calibration import calibration
 from udl_dist.inference.model import Model, load
 from udl_dist.inference.outcome import Outcome, outcome
-from udl_dist.inference.scoring import calibration
-from udl_dist.inference.sources import as_batch
+from udl_dist.inference.sources import as_batch, open_run
 from udl_dist.methods.method import Batch
 
 CHECKED_IMAGES = 16
+# onnxruntime differs by about 1e-7 on the same weights: 1e-4 is another network.
 TOLERANCE = 1e-4
 LONGEST_LICENSE = 500  # characters of what a card repeats
 
@@ -62,19 +61,26 @@ def export(model: Model, dest: Path, asked: ExportSettings) -> Outcome:
         formats.require_onnx()
     if model.device.type != "cpu":  # files must open everywhere, and TF32 is less exact
         model = load(model.origin.folder, "cpu", model.origin.images)
+    # Read before anything is written; every file is then compared on these images.
     real = _real_images(model)
+    # Under a temporary name: a folder that failed a check never gets its own.
     with partial_folder(dest) as folder:
         _write_tensors(model, folder)
+        # Compared right after it is written, by the runtime that would read it.
         others = formats.write(model, real.batch, folder, asked.onnx, asked.torch_export)
+        # 64 images are the 8 × 8 of each picture.
         drawn = pictures.draw(model.method, real.batch, rng.keys(0, 64), 8)
         for name, picture in drawn.items():
             picture.save(folder / f"{name}.png")
+        # Thresholds and the spread of latents need images of the run: noise has neither.
         if not real.missing:
             (folder / layout.CALIBRATION).write_text(calibration(model).as_json())
         files = sorted(path.name for path in folder.iterdir())
         text = card.text(model, asked.license, files, real.facts, asked.title)
         (folder / layout.CARD).write_text(text, encoding="utf-8")
+        # Last, because it lists the size and sha256 of all other files.
         _write_config(model, folder, files)
+        # Opened as a user opens it, with every check of `layout`.
         again = _difference(model, load(folder), real.batch.images)
         differences = {layout.WEIGHTS: again} | others
         for name, difference in differences.items():
@@ -100,10 +106,11 @@ def _real_images(model: Model) -> RealImages:
     experiment = model.origin.experiment
     assert experiment
     try:
-        stream, held_out = open_streams(prepare(experiment.data), experiment.train.seed)
+        stream, held_out = open_run(experiment)
         batch = as_batch(next((held_out or stream).once(64)))
     except (DataError, UsageError) as error:
         keys = rng.keys(0, 64)
+        # Enough to see whether a file computes the same, which is all that is asked of it here.
         noise = rng.uniform(keys, "images", model.shape) * 2 - 1
         missing = (
             f"the data cannot be read ({error}): compared on noise, and the card has no metrics "
@@ -111,6 +118,7 @@ def _real_images(model: Model) -> RealImages:
         )
         return RealImages(Batch(noise, keys, keys, 0), card.DataFacts(), missing)
     count = f"{held_out.records:,}" if held_out else "none"
+    # Several data sets may have several licences: all are named.
     licenses = {dataset.index.about.license for dataset in stream.datasets} - {""}
     license = " ".join(sorted(licenses))[:LONGEST_LICENSE]
     return RealImages(batch, card.DataFacts(f"{stream.records:,}", count, license))
@@ -118,12 +126,13 @@ def _real_images(model: Model) -> RealImages:
 
 def _write_tensors(model: Model, folder: Path) -> None:
     tensors = model.method.saved_tensors().items()
+    # safetensors refuses strided tensors, and convolutions may be channels-last.
     save_file({name: value.contiguous() for name, value in tensors}, folder / layout.WEIGHTS)
     if model.mixture:
         model.mixture.save(folder / layout.PRIOR)
     if model.reference_codes:
         content = model.reference_codes.as_bytes(model.origin.weights)
-        (folder / layout.CROWD).write_bytes(content)
+        (folder / layout.CODES).write_bytes(content)
 
 
 def _write_config(model: Model, folder: Path, files: list[str]) -> None:
@@ -141,6 +150,7 @@ def _write_config(model: Model, folder: Path, files: list[str]) -> None:
         "checkpoint": origin.weights,
         "averaged": origin.averaged,
         "data": origin.data,
+        # The key of the first release; exported models that exist have it.
         "figures": dict(origin.figures),
         "files": {name: layout.described(folder / name) for name in files},
     }
@@ -155,5 +165,6 @@ def _difference(model: Model, again: Model, images: Tensor) -> float:
     if model.can("reconstruct"):
         pairs.append((model.reconstruct(images), again.reconstruct(images)))
     if model.can("sample"):
+        # The same seed, so the same latents.
         pairs.append((model.sample(CHECKED_IMAGES), again.sample(CHECKED_IMAGES)))
     return max(float((one - other).abs().max()) for one, other in pairs)

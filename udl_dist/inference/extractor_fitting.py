@@ -31,6 +31,7 @@ def fit_extractor(source: str, dest: Path, asked: ExtractorSettings, progress: P
 
     Writes one safetensors file; held-out images measure its accuracy.
     """
+    # Never overwritten: evaluations name an extractor by its hash, and could not be repeated.
     if dest.exists():
         raise UsageError(f"{str(dest)!r} exists: name a new file")
     data = DataSettings(
@@ -45,15 +46,21 @@ def fit_extractor(source: str, dest: Path, asked: ExtractorSettings, progress: P
         raise UsageError(
             f"an extractor needs {LEAST_SIZE} pixels at least, not {stream.shape[1]}: give --size"
         )
+    # A pass over all labels first: a missing one must not end the training at its last step.
     classes = _classes(source, stream)
+    # First weights from the seed, without a change to the generator of the calling program.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(asked.seed)
         classifier = Classifier(stream.shape, classes)
     _train(classifier, stream, asked, progress)
     with torch.no_grad():
+        # Centre and scale over the training images make distances of two classifiers comparable in
+        # size. One scale for all features: see Classifier.
         features = torch.cat([classifier.body(images).relu() for images, _ in _once(stream)])
         classifier.centre.copy_(features.mean(0))
+        # The clamp is for a classifier whose features are all 0.
         classifier.scale.copy_(features.var(0).mean().sqrt().clamp(min=1e-6))
+        # Without held-out images the accuracy is of training images, which the message says.
         tested = [
             classifier(images).argmax(1) == labels for images, labels in _once(held_out or stream)
         ]
@@ -77,8 +84,10 @@ def _train(
     classifier: Classifier, stream: Stream, asked: ExtractorSettings, progress: Progress
 ) -> None:
     optimizer = torch.optim.Adam(classifier.parameters(), asked.learning_rate)
+    # At least one, for sources smaller than a batch.
     steps = max(1, asked.epochs * stream.records // asked.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    # Endless: batches straddle epochs.
     for step, records in enumerate(stream.batches(0, asked.batch_size)):
         if step == steps:
             break
@@ -105,6 +114,7 @@ def _classes(source: str, stream: Stream) -> int:
             f"{source}: {int((labels < 0).sum()):,} of {len(labels):,} images have no label (cls): "
             "an extractor needs labelled ones"
         )
+    # Labels are class numbers from 0, so the greatest one decides.
     classes = int(labels.max()) + 1
     if not 2 <= classes <= MOST_CLASSES:
         raise DataError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,19 +13,19 @@ from torch import Tensor
 
 from udl_dist.core import files
 from udl_dist.core.files import whole_file
-from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.loader.reader import Stream
-from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import DataError, UsageError
 from udl_dist.evaluation.metric_group import sklearn_missing
 from udl_dist.evaluation.outliers import MOST_CODES, ReferenceCodes
 from udl_dist.inference.inputs import scaled
-from udl_dist.inference.layout import CROWD, PRIOR, PRIOR_FACTS
+from udl_dist.inference.layout import CODES, PRIOR, PRIOR_FACTS
 from udl_dist.inference.mixture import Mixture
 from udl_dist.inference.model import BATCH_IMAGES, OUTLIER_FACTOR, Model
 from udl_dist.inference.outcome import Outcome, Progress, outcome, writing
+from udl_dist.inference.sources import open_run
 
 MOST_FITTED = 200_000  # codes of a mixture: 100 MB for latents of 64 numbers
+# What a mixture has to exceed: the same codes under a single Gaussian.
 FLOOR = "held_out_log_likelihood_one_gaussian"
 
 
@@ -45,10 +45,12 @@ def fit_mixture(codes: Tensor, components: int, seed: int, iterations: int) -> F
     """
     from sklearn.mixture import GaussianMixture
 
+    # Fewer leave components with a single code, whose covariance is the ridge alone.
     if len(codes) < 2 * components:
         raise DataError(
             f"{len(codes)} images are too few for {components} components: lower --components"
         )
+    # In float64: covariances of nearly equal codes lose their digits in float32.
     rows = codes.double().numpy()
     variance = float(rows.var(0).mean())
     if not np.isfinite(variance) or variance <= 0:
@@ -65,6 +67,7 @@ def fit_mixture(codes: Tensor, components: int, seed: int, iterations: int) -> F
     weights, means, covariances = (
         torch.from_numpy(array) for array in (fitted.weights_, fitted.means_, fitted.covariances_)
     )
+    # Cholesky factors are what drawing and densities need, and reg_covar made them exist.
     mixture = Mixture(weights, means, torch.linalg.cholesky(covariances))
     return FittedMixture(
         mixture, float(fitted.lower_bound_), int(fitted.n_iter_), bool(fitted.converged_)
@@ -85,6 +88,7 @@ def fit_prior(
         raise UsageError(
             f"--components {components} --turns {iterations}: give at least one of each"
         )
+    # Training images: held-out ones test the mixture below.
     codes = _codes(model, stream, MOST_FITTED, progress)
     fitted = fit_mixture(codes, components, seed, iterations)
     facts: dict[str, Any] = {
@@ -105,6 +109,8 @@ def fit_prior(
     ]
     if held_out:
         others = _codes(model, held_out, MOST_FITTED, lambda done, total: None)
+        # One Gaussian is fitted by the first iteration; the second only finds that it has
+        # converged.
         single = fit_mixture(codes, 1, seed, 2).mixture
         own, floor = (float(one.log_density(others).mean()) for one in (fitted.mixture, single))
         facts |= {"held_out": len(others), "held_out_log_likelihood": own, FLOOR: floor}
@@ -113,6 +119,8 @@ def fit_prior(
         )
     with writing(origin.folder):
         (origin.folder / PRIOR_FACTS).unlink(missing_ok=True)  # of the mixture before
+        # A mixture counts only with its facts, which are removed first and written last: a process
+        # that dies between leaves none rather than one of another checkpoint.
         temporary = origin.folder / f".{PRIOR}.writing"
         fitted.mixture.save(temporary)
         temporary.replace(origin.folder / PRIOR)
@@ -130,12 +138,14 @@ def fit_outliers(model: Model, neighbours: int, progress: Progress) -> Outcome:
     if neighbours < 1:
         raise UsageError(f"--neighbours {neighbours}: give 1 or more")
     count = min(stream.records, MOST_CODES)
+    # A code is not its own neighbour.
     if count <= neighbours:
         raise UsageError(
             f"{count} training images are too few for {neighbours} neighbours: lower --neighbours"
         )
     codes = ReferenceCodes.fit(_codes(model, stream, MOST_CODES, progress), neighbours)
-    path = model.origin.folder / CROWD
+    path = model.origin.folder / CODES
+    # The hash of the weights goes into the file: codes of another checkpoint are ignored.
     with writing(model.origin.folder), whole_file(path) as file:
         file.write(codes.as_bytes(model.origin.weights))
     said = [
@@ -153,8 +163,7 @@ def _streams(model: Model, cure: str) -> tuple[Stream, Stream | None]:
         raise UsageError(f"{origin.folder} is an exported model: {cure}, and export it again")
     if why := sklearn_missing():
         raise UsageError(f"nothing can be fitted to the codes of {origin.folder}: {why}")
-    data = replace(origin.experiment.data, random_crop=1.0, flip=False)
-    return open_streams(prepare(data), origin.experiment.train.seed)
+    return open_run(origin.experiment)
 
 
 def _codes(model: Model, stream: Stream, most: int, progress: Progress) -> Tensor:  # [N, Z]
@@ -162,8 +171,10 @@ def _codes(model: Model, stream: Stream, most: int, progress: Progress) -> Tenso
     count = min(stream.records, most)
     everything = stream.records <= most
     codes: list[Tensor] = []
+    # `batches` is in random order, so its first images are a random part.
     for records in stream.once(BATCH_IMAGES) if everything else stream.batches(0, BATCH_IMAGES):
         codes.append(model.codes(scaled(records.images)))
+        # The last batch may hold more than asked for, or fewer.
         done = min(len(codes) * BATCH_IMAGES, count)
         progress(done, count)
         if done == count:

@@ -29,6 +29,7 @@ from udl_dist.training import checkpoint
 POLL_SECONDS = 2.0
 IGNORED = ("workers", "readers", "address")  # settings that change no metric
 COLUMNS = 6  # of the table, where no best is asked for
+# Names begin with these; of every other metric the least is best.
 MORE_IS_BETTER = (
     "psnr",
     "ssim",
@@ -65,6 +66,7 @@ def follow(
     follower = Follower(run, device, asked, best, progress, say)
     with writing(run.followed):
         run.followed.mkdir(exist_ok=True)
+        # Two followers would delete each other's copies.
         lock = files.lock(run.followed)
         if lock is None:
             raise UsageError(
@@ -91,9 +93,11 @@ class Follower:
     say: Callable[[str], None]
 
     def until_the_end(self) -> None:
+        # Those that could not be measured. Not written down: the next start tries them again.
         passed: set[Path] = set()
         while True:
             ended = not self.run.in_use()  # before checkpoints are listed: none follows it
+            # A run deletes old checkpoints, so one may be gone before it is measured.
             every = checkpoint.complete(self.run.checkpoints)
             fresh = [path for path in every if path not in passed and self._is_new(path)]
             for path in fresh:
@@ -102,6 +106,7 @@ class Follower:
                 self._discard_all_but_best()
             if ended and not fresh:
                 return
+            # Without a pause while there is more to measure: the run goes on writing.
             if not fresh:
                 time.sleep(POLL_SECONDS)
 
@@ -115,6 +120,7 @@ class Follower:
 
     def refuse_other_settings(self) -> None:
         """Raise UsageError if the folder holds metrics of other settings: curves would mix them."""
+        # Curves over images make sense only under one protocol.
         settings = {name: one for name, one in asdict(self.asked).items() if name not in IGNORED}
         text, path = json.dumps(settings, indent=1), self.run.followed / "asked.json"
         if path.exists() and path.read_text(encoding="utf-8") != text:
@@ -127,6 +133,8 @@ class Follower:
     def _is_new(self, path: Path) -> bool:
         """Whether these weights were not measured: a run that went back writes others."""
         try:
+            # By the hash of the weights: after a restart the same number of images may stand for
+            # others.
             return not io.of_weights(self._file(path), checkpoint.weights(path))
         except OSError:  # deleted meanwhile
             return False
@@ -140,15 +148,19 @@ class Follower:
         """Measure one checkpoint; report and return False if it is damaged, NaN or deleted."""
         run = self.run
         try:
+            # Copied and verified first: from here on the run may delete its own.
             checkpoint.adopt(path, run.followed)
+            # By number: `load` finds the copy in followed/ too.
             model = load(run.path, self.device, int(path.name))
             done = evaluate(model, self.asked, self._file(path), self.progress)
         except (TrainingError, OSError) as error:
+            # What is left of a copy that failed halfway.
             checkpoint.sweep(run.followed)
             if isinstance(error, OSError) and path.exists():  # the disk refuses the copy
                 raise
             self.say(f"passed over: {path.name}: {' '.join(str(error).split())}")
             return False
+        # As many as fit in a line; all of them are in the file.
         entries = list(done.as_dict()["figures"].items())[:COLUMNS]
         some = ", ".join(f"{name} {entry['value']:.5g}" for name, entry in entries)
         self.say(f"after {int(path.name):,} images: {some}")
@@ -166,13 +178,16 @@ class Follower:
             return None
         names = sorted(set().union(*metrics.values()))
         if self.best not in names:
+            # Only after the first checkpoint: what can be measured is known from it.
             raise UsageError(f"there is no metric {self.best!r}: {nearest(self.best, names)}")
+        # Ties go to the checkpoint with fewer images.
         sign = -1 if self.best.startswith(MORE_IS_BETTER) else 1
         measured = [(sign * of[self.best], n) for n, of in metrics.items() if self.best in of]
         return min(measured)[1]
 
     def outcome(self) -> Outcome:
         metrics, best = self.metrics(), self.best
+        # No checkpoint at all, or none that could be measured: not a success.
         if not metrics:
             raise TrainingError(
                 f"{self.run.path} has no complete checkpoint and no process trains it: train it"

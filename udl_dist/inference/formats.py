@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,13 +18,15 @@ from torch import Tensor, nn
 
 from udl_dist.core import rng
 from udl_dist.errors import TrainingError, UsageError
+from udl_dist.evaluation.external_extractors import one_line, silenced
 from udl_dist.inference.model import Model
 from udl_dist.methods.method import Batch
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
-TRACED = 4  # images of the example; 0 and 1 would be taken for constants
+TRACED = 4  # images of the example; 0 and 1 would count as constants
 
 
+# Exporters take modules, and find weights only in modules that are registered.
 class ExportedFunction(nn.Module):
     """One way through a method, such as its encoder, as a module."""
 
@@ -51,6 +52,7 @@ class Traced:
         """The greatest difference over the whole batch and over its first image alone."""
         found = []
         with torch.no_grad():
+            # A batch size that was compiled in shows with another size.
             for count in (len(self.inputs), 1):  # the size of a batch is dynamic
                 outputs = again(self.inputs[:count]).cpu()
                 found.append(float((outputs - self.outputs[:count].cpu()).abs().max()))
@@ -88,11 +90,13 @@ def _traced(model: Model, batch: Batch) -> dict[str, Traced]:
             if model.can("decode"):
                 functions["decoder"] = method.decode, method.encode(images)
         elif model.can("decode"):
+            # Without an encoder the latents come from the prior; the keys are any.
             functions["generator"] = method.decode, method.prior(rng.keys(0, len(images)))
         if model.can("reconstruct"):
             functions["whole"] = method.reconstruct, images
         found = {}
         for name, (function, inputs) in functions.items():
+            # Outputs of the networks in memory, which every file is compared with.
             module = ExportedFunction(method, function)
             example = inputs.new_zeros(TRACED, *inputs.shape[1:])
             found[name] = Traced(module, inputs, module(inputs), example)
@@ -106,20 +110,26 @@ def _onnx(traced: Traced, path: Path) -> float:
             (traced.example,),
             str(path),
             dynamo=True,
+            # One file: weights in a second file are easily lost when a model is copied.
             external_data=False,
             input_names=["inputs"],
             output_names=["outputs"],
+            # Only the number of images is free; convolutions of another size would be other
+            # networks.
             dynamic_shapes={"inputs": {0: torch.export.Dim("images")}},
             verbose=False,
         )
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        # Errors only: the runtime warns about hardware it did not find.
         options.log_severity_level = 3
+        # The CPU, as the model itself at an export; GPUs round in other ways.
         providers = ["CPUExecutionProvider"]
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
 
     def again(inputs: Tensor) -> Tensor:
+        # None: all outputs, of which there is one.
         return torch.from_numpy(session.run(None, {"inputs": inputs.numpy()})[0])
 
     return traced.difference(again)
@@ -128,9 +138,11 @@ def _onnx(traced: Traced, path: Path) -> float:
 def _pt2(traced: Traced, path: Path) -> float:
     with _errors_in_one_line(path):
         shapes = {"inputs": {0: torch.export.Dim("images")}}
+        # Ops as torch has them: no extra package is needed to write or to read the file.
         program = torch.export.export(traced.module, (traced.example,), dynamic_shapes=shapes)
         program.example_inputs = None  # else the file holds them as a pickle
         torch.export.save(program, str(path))
+        # Read from the file, not used as it is in memory: the file is what gets published.
         again = torch.export.load(str(path)).module()
     return traced.difference(again)
 
@@ -138,14 +150,10 @@ def _pt2(traced: Traced, path: Path) -> float:
 @contextmanager
 def _errors_in_one_line(path: Path) -> Iterator[None]:
     """Silence what exporters log and warn; what they raise becomes one line."""
-    logger, level = logging.getLogger("torch.onnx"), logging.getLogger("torch.onnx").level
-    logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with silenced("torch.onnx", logging.ERROR):
             yield
     except Exception as error:  # exporters raise many kinds
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise TrainingError(f"{path.name} cannot be written or read again: {why}") from None
-    finally:
-        logger.setLevel(level)
+        raise TrainingError(
+            f"{path.name} cannot be written or read again: {one_line(error)}"
+        ) from None

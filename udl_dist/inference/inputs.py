@@ -35,6 +35,7 @@ def as_images(given: Any, shape: Shape, fit: Fit = "crop") -> Tensor:  # -> [N, 
     """
     images = _converted(given, shape, fit)
     if images.numel() and 0 <= float(images.min()) < float(images.max()):
+        # Only a warning: a batch of bright images in [-1, 1] is possible.
         warnings.warn(
             "no pixel of these images is below 0, and floats are taken to be in [-1, 1]: if yours "
             "are in [0, 1], give 2 * images - 1, or uint8",
@@ -50,6 +51,7 @@ def as_latents(given: Any, shape: tuple[int, ...]) -> Tensor:  # -> [N, *shape] 
     """
     latents = torch.as_tensor(given).float()
     rows = (math.prod(shape),)
+    # One latent without its batch dimension.
     if latents.shape in (shape, rows):
         latents = latents[None]
     if latents.shape[1:] not in (shape, rows):
@@ -68,17 +70,22 @@ def scaled(raster: Pixels) -> Tensor:  # [N, C, H, W] uint8 -> the same, float32
 
 def _converted(given: Any, shape: Shape, fit: Fit) -> Tensor:
     if isinstance(given, list | tuple):
+        # Each by itself: a list may mix kinds and sizes.
         images = [_converted(one, shape, fit) for one in given]
         return torch.cat(images) if images else torch.empty(0, *shape)
+    # By its methods, so that Pillow is imported only for those who use it.
     if hasattr(given, "convert") and hasattr(given, "getbands"):  # a PIL image
         from udl_dist.data.images.decoders import upright
 
         raster = np.asarray(upright(given))
         raster = raster[None] if raster.ndim == 2 else raster.transpose(2, 0, 1)
+        # A copy: what Pillow gives is read-only, and torch warns of such memory.
         return scaled(fit_pixels(raster, shape, fit).copy())[None]
     if isinstance(given, np.ndarray):
+        # Other whole numbers have no agreed range: int64 may hold 0 to 255, or 0 to 1.
         if given.dtype != np.uint8 and given.dtype.kind != "f":
             raise UsageError(f"images are of type {given.dtype}: {EXPECTED}")
+        # torch cannot wrap negative strides, as of a mirrored array.
         given = torch.from_numpy(np.ascontiguousarray(given))
     if not isinstance(given, Tensor):
         raise UsageError(f"a {type(given).__name__} is not an image: {EXPECTED}")
@@ -88,6 +95,7 @@ def _converted(given: Any, shape: Shape, fit: Fit) -> Tensor:
 def _shaped(images: Tensor, shape: Shape) -> Tensor:  # -> [N, C, H, W]
     channels, height, width = shape
     there = tuple(images.shape)
+    # Channels first wins where both would fit, as for 3 × 3 pixels in colour.
     if there[-3:] == shape and images.dim() in (3, 4):
         return images.reshape(-1, *shape)
     if there[-3:] == (height, width, channels) and images.dim() in (3, 4):
@@ -109,6 +117,7 @@ def _in_range(images: Tensor) -> Tensor:
     floats = images.float()
     if not bool(floats.isfinite().all()):
         raise DataError("images hold numbers that are not finite: leave them out")
+    # Floats from 0 to 255 give numbers without an error, and wrong ones.
     if floats.numel() and float(floats.abs().max()) > 1 + SLACK:
         low, high = float(floats.min()), float(floats.max())
         raise UsageError(f"images reach from {low:.4g} to {high:.4g}: {EXPECTED}")

@@ -24,9 +24,11 @@ from udl_dist.errors import DataError, UsageError
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 PRIOR, PRIOR_FACTS = "prior.safetensors", "prior.json"
-CALIBRATION, CROWD = "calibration.json", "crowd.safetensors"
-READ = (WEIGHTS, PRIOR, CALIBRATION, CROWD)  # these are read, so their sha256 is verified
+CALIBRATION, CODES = "calibration.json", "crowd.safetensors"
+READ = (WEIGHTS, PRIOR, CALIBRATION, CODES)  # these are read, so their sha256 is verified
+# Endings under which frameworks save pickles; .npz may hold arrays of objects, which are pickles.
 PICKLES = (".pkl", ".pickle", ".bin", ".pt", ".pth", ".ckpt", ".joblib", ".dill", ".npz")
+# Both bound what a hostile folder can make us read or allocate.
 LONGEST_CONFIG = 2**22  # bytes
 LARGEST_SIDE = 4096
 KEYS = {
@@ -41,6 +43,7 @@ KEYS = {
 
 def is_model(folder: Path) -> bool:
     """Whether a folder is meant as an exported model."""
+    # One of the two is enough: what is missing is then named by read_config.
     return (folder / CONFIG).is_file() or (folder / WEIGHTS).is_file()
 
 
@@ -62,16 +65,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     config = _parsed(path)
     written = config.get("format")
+    # Before all else: the keys below may mean something else in a later format.
     if isinstance(written, int) and written > FORMAT:
         raise UsageError(
             f"{folder} was exported by a newer udl-dist: its format is {written}, this version "
             f"knows {FORMAT}: install that version"
         )
+    # Types first, so that what follows can index without checks of its own.
     wrong = [name for name, kind in KEYS.items() if not isinstance(config.get(name), kind)]
     if written != FORMAT or wrong:
         listed = f"{', '.join(wrong)} missing or of the wrong type"
         named = listed if wrong else f"there is no format {written!r}"
         raise DataError(f"{path} is not the configuration of a model ({named}): export it again")
+    # Otherwise its hash would not be checked below.
     if WEIGHTS not in config["files"]:
         raise DataError(f"{path} does not list {WEIGHTS}: export it again")
     for name, entry in config["files"].items():
@@ -82,6 +88,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def shape_of(config: dict[str, Any], folder: Path) -> Shape:
     """The shape of images (channels, height, width); raise DataError for an impossible one."""
     given = config["shape"]
+    # type, not isinstance: True is an int.
     if len(given) == 3 and all(type(side) is int for side in given):
         channels, height, width = given
         if channels in (1, 3) and min(height, width) >= 1 and max(height, width) <= LARGEST_SIDE:
@@ -99,6 +106,7 @@ def _parsed(path: Path) -> dict[str, Any]:
                 f"{path} has {size:,} bytes, {LONGEST_CONFIG:,} are the most: export again"
             )
         config = json.loads(path.read_bytes())
+    # RecursionError: deeply nested brackets.
     except (OSError, ValueError, RecursionError) as error:
         why = getattr(error, "strerror", None) or "not valid JSON"
         raise DataError(
@@ -111,6 +119,7 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 def _verify(folder: Path, name: str, entry: Any) -> None:
     path = folder / name
+    # A name with a separator could lead out of the folder.
     if Path(name).name != name:
         raise DataError(
             f"{folder / CONFIG} lists {name!r}, which is not a file of the folder: export the "
@@ -118,6 +127,7 @@ def _verify(folder: Path, name: str, entry: Any) -> None:
         )
     if not path.is_file():
         raise DataError(f"{path} is missing: restore the file, or export the model again")
+    # A file that is never read here is not worth the time of its hash: an ONNX may have gigabytes.
     there = described(path) if name in READ else {"bytes": path.stat().st_size}
     if not isinstance(entry, dict) or any(entry.get(key) != value for key, value in there.items()):
         raise DataError(

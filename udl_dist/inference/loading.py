@@ -60,6 +60,7 @@ class LoadedModel:
     method: Method
     shape: Shape
     origin: Origin
+    latent_dim: int  # 0 without latents
     mixture: Mixture | None
     reference_codes: ReferenceCodes | None
 
@@ -91,11 +92,11 @@ def _open_run(run: RunFolder, asked: str | int, notes: list[str]) -> LoadedModel
     files, facts = checkpoints.load(path, ("networks", "average"))
     shape, weights = experiment.data.shape, checkpoints.weights(path)
     kind = methods.find(experiment.method_name)
+    # An average may cover some of the networks only (method.averaged).
     tensors = files["networks"] | files.get("average", {})
-    method = _filled(
-        MethodMaker(kind, experiment.method, shape, tuple(facts.get("classes", ()))), tensors, path
-    )
-    size = math.prod(method.latent_shape)
+    make = MethodMaker(kind, experiment.method, shape, tuple(facts.get("classes", ())))
+    method = _filled(make, tensors, path)
+    size = math.prod(method.latent_shape) if method.latent_shape else 0
     mixture, codes = _fitted_of_run(run.path, size, weights, notes)
     held_out = facts.get("held_out")
     origin = Origin(
@@ -112,7 +113,7 @@ def _open_run(run: RunFolder, asked: str | int, notes: list[str]) -> LoadedModel
         experiment=experiment,
         notes=tuple(notes),
     )
-    return LoadedModel(method, shape, origin, mixture, codes)
+    return LoadedModel(method, shape, origin, size, mixture, codes)
 
 
 def _choose(
@@ -124,7 +125,7 @@ def _choose(
         raise TrainingError(
             f"{run.path} has no checkpoint yet: train it first (udl train {run.experiment})"
         )
-    best = experiment.run.best or f"val/{methods.find(experiment.method_name).best}"
+    best = experiment.best_metric
     if asked == "best" and (path := checkpoints.best_of(found, best)):
         return path, f"best of {len(found)} checkpoints by {best}"
     if asked in ("best", "last"):
@@ -166,18 +167,20 @@ def _open_model(folder: Path) -> LoadedModel:
         config["images"],
         "an exported model",
         averaged=bool(config.get("averaged")),
+        # From a file of anyone: whatever else it says is the default.
         fit="pad" if config["fit"] == "pad" else "crop",
         weights=files[layout.WEIGHTS]["sha256"],
         figures=dict(config.get("figures", {})),
         data=str(config.get("data", "")),
         config=config,
     )
-    mixture, codes, size = None, None, math.prod(method.latent_shape)
+    mixture, codes = None, None
+    size = math.prod(method.latent_shape) if method.latent_shape else 0
     if layout.PRIOR in files:
         mixture = Mixture.load(folder / layout.PRIOR, size)
-    if layout.CROWD in files:
-        codes, _ = ReferenceCodes.load(folder / layout.CROWD, size)
-    return LoadedModel(method, shape, origin, mixture, codes)
+    if layout.CODES in files:
+        codes, _ = ReferenceCodes.load(folder / layout.CODES, size)
+    return LoadedModel(method, shape, origin, size, mixture, codes)
 
 
 def _filled(make: MethodMaker, tensors: Mapping[str, Tensor], path: Path) -> Method:
@@ -209,6 +212,7 @@ def _fitted_of_run(
     """The mixture and the reference codes of this checkpoint; those of another leave a note."""
     mixture, codes = None, None
     prior, facts = folder / layout.PRIOR, folder / layout.PRIOR_FACTS
+    # The facts are written last: without them a fit was cut short.
     if prior.exists() and facts.exists():
         fitted = json.loads(facts.read_text())
         if fitted.get("weights") == weights:
@@ -218,11 +222,11 @@ def _fitted_of_run(
                 f"{layout.PRIOR} was fitted after {fitted.get('images')} images, not to this "
                 "checkpoint: run udl fit-prior again to use one"
             )
-    if (stored := folder / layout.CROWD).exists():
+    if (stored := folder / layout.CODES).exists():
         codes, of_weights = ReferenceCodes.load(stored, size)
         if of_weights != weights:
             codes = None
             notes.append(
-                f"{layout.CROWD} is of another checkpoint: run udl fit-outliers again to use one"
+                f"{layout.CODES} is of another checkpoint: run udl fit-outliers again to use one"
             )
     return mixture, codes

@@ -34,11 +34,12 @@ from udl_dist.evaluation.metric_group import (
 )
 from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.inference.inputs import scaled
-from udl_dist.inference.model import BATCH_IMAGES, Model
+from udl_dist.inference.model import BATCH_IMAGES, Model, Prior
 from udl_dist.inference.reference_cache import ReferenceCache
 from udl_dist.inference.sources import open_stream
 from udl_dist.training.batches import to_batch
 
+# Not the number of workers: sums depend on the parts, and so would the last digits of metrics.
 MOST_PARTS = 64
 MOST_DECODED_BYTES = 2**28  # 10,000 images of 64 px in colour take half of it
 
@@ -71,10 +72,12 @@ class Measuring:
             extractors.find(asked.extractor, model.shape, model.device, asked.trust_extractor),
             sample,
             sampled_from,
+            # Probes are fitted to training images and tested on held-out ones: both need labels.
             labelled=TRAIN in self.streams and all(map(_labelled, self.streams.values())),
             left_out=experiment.data.without_labels
             if experiment and LEFT_OUT in self.streams
             else (),
+            # PCA goes over the images several times.
             real={split: self._passes(split) for split in self.streams},
         )
         self.groups, self.notes = choose_groups(subject, self.images[HELD_OUT])
@@ -101,6 +104,7 @@ class Measuring:
                 for group in self._collecting(split):
                     collected.setdefault(group.name, []).append(group.collect(split, seen))
         whole = {name: PartialSums.joined(batches) for name, batches in collected.items()}
+        # Named by group and statistic: a NaN in the final metric would not say where it came from.
         for name, one in whole.items():
             for what, value in (one.sums | one.rows).items():
                 if not bool(value.isfinite().all()):
@@ -113,6 +117,8 @@ class Measuring:
     def reference_cache(self) -> ReferenceCache:
         """Where the references of these images are cached."""
         experiment, model = self.model.origin.experiment, self.model
+        # Parts and batch size too: they set the order of sums, and a cached reference has to be
+        # equal to the bit.
         streams = {
             split: [
                 stream.fingerprint,
@@ -152,11 +158,13 @@ class Measuring:
         """The batches of a part, and the images before each: all once, or some in random order."""
         stream, parts = self.streams[split], self._count(split)
         start, stop = share(self.images[split], number, parts)
+        # All images in their order, which reads shards in sequence.
         if self.images[split] == stream.records:
             for records in stream.once(BATCH_IMAGES, number, parts):
                 yield start, records
                 start += len(records.images)
             return
+        # Some of them: a part of one random order, the same for any number of processes.
         for records in stream.batches(start, BATCH_IMAGES):
             yield start, _first(records, stop - start)
             start += BATCH_IMAGES
@@ -189,9 +197,11 @@ def _streams(model: Model, asked: MetricSettings) -> dict[str, Stream]:
     experiment = model.origin.experiment
     found: dict[str, Stream | None] = {}
     if experiment:
+        # Images as they are, not as training augments them.
         data = replace(experiment.data, random_crop=1.0, flip=False, readers=asked.readers)
         prepared, seed = prepare(data), experiment.train.seed
         found[TRAIN], found[HELD_OUT] = open_streams(prepared, seed)
+        # Another source of images knows nothing of the classes that training left out.
         found[LEFT_OUT] = None if asked.data else open_left_out(prepared, seed)
     if asked.data:
         found[HELD_OUT] = open_stream(model, asked.data, asked.readers, asked.seed)
@@ -203,21 +213,17 @@ def _streams(model: Model, asked: MetricSettings) -> dict[str, Stream]:
     return {split: stream for split in splits if (stream := found.get(split))}
 
 
-def _sampler(model: Model, prior: str) -> tuple[Callable[[Tensor], Tensor] | None, str]:
+def _sampler(model: Model, prior: Prior) -> tuple[Callable[[Tensor], Tensor] | None, str]:
     """What draws images for random keys, and where its latents come from."""
-    own, mixture = model.method.can("sample"), model.mixture
-    if prior == "mixture" and mixture is None:
-        raise UsageError(
-            f"{model.origin.folder} has no mixture to draw from: run udl fit-prior first"
-        )
-    if mixture is not None and (prior == "mixture" or (prior == "auto" and not own)):
-        drawn = mixture
+    if mixture := model.mixture_for(prior):
 
         def sample(keys: Tensor) -> Tensor:
-            return model.method.decode_codes(drawn.draw(keys.cpu()).float().to(model.device))
+            return model.method.decode_codes(mixture.draw(keys.cpu()).float().to(model.device))
 
         return sample, f"a mixture of {len(mixture.weights)} Gaussians over codes"
-    return (model.method.sample, "the method's own prior") if own else (None, "nothing")
+    if not model.method.can("sample"):
+        return None, "nothing"
+    return model.method.sample, "the method's own prior"
 
 
 def _labelled(stream: Stream) -> bool:

@@ -15,6 +15,7 @@ from udl_dist.errors import DataError
 from udl_dist.evaluation.io import read_tensors
 
 CURE = "delete it, then run udl fit-prior again"
+# K × Z × 8192 doubles: 40 MiB for ten components of 64 numbers.
 ROWS = 8192  # whose densities are computed at a time
 
 
@@ -29,17 +30,22 @@ class Mixture:
     def draw(self, keys: Tensor) -> Tensor:  # [N] int64 -> [N, Z]
         """Latents, one for each random key: the same key gives the same latents."""
         uniform = rng.uniform(keys, "component", (1,)).double()[:, 0]
+        # The component by the inverse of the cumulated weights; rounding may leave their sum below
+        # 1, hence the clamp.
         chosen = torch.searchsorted(self.weights.double().cumsum(0), uniform)
         chosen = chosen.clamp(max=len(self.weights) - 1)
+        # x = µ + L z with L Lᵀ = Σ.
         noise = rng.normal(keys, "mixture", self.means.shape[1:]).to(self.means.dtype)
         return self.means[chosen] + torch.einsum("nij,nj->ni", self.factors[chosen], noise)
 
     def log_density(self, latents: Tensor) -> Tensor:  # [N, Z] -> [N]
         """The logarithm of the density of latents, in nats."""
         volume = self.factors.diagonal(dim1=1, dim2=2).log().sum(1)
+        # log w - log|L| - Z/2 log 2π; -|L⁻¹(x - µ)|²/2 follows for each latent.
         constant = self.weights.log() - volume - self.means.shape[1] * log(2 * pi) / 2
         found = []
         for part in torch.split(latents.to(self.means.dtype), ROWS):
+            # One triangular solve for each component, with all latents as columns.
             away = (part[:, None, :] - self.means).permute(1, 2, 0)  # [K, Z, N]
             white = torch.linalg.solve_triangular(self.factors, away, upper=False)
             found.append((constant - white.square().sum(1).T / 2).logsumexp(1))
@@ -54,6 +60,7 @@ class Mixture:
         tensors, _ = read_tensors(path, "mixture", CURE)
         if tensors.keys() != {field.name for field in fields(cls)}:
             raise DataError(f"{path} is not a valid mixture: {CURE}")
+        # The file may come from anyone: every shape follows from the number of weights.
         mixture, count = cls(**tensors), len(tensors["weights"])
         of_means, of_factors = (count, latent_dim), (count, latent_dim, latent_dim)
         if mixture.means.shape != of_means or mixture.factors.shape != of_factors:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from udl_dist.errors import TrainingError, UsageError
 from udl_dist.evaluation import similarity
 from udl_dist.inference.inputs import as_images, as_latents
 from udl_dist.inference.loading import LoadedModel, open_folder
+from udl_dist.inference.mixture import Mixture
 from udl_dist.methods.method import Batch
 from udl_dist.methods.pixels import levels
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 BATCH_IMAGES = 256  # that go through the networks at once, so that memory is bounded
 ABILITIES = ("encode", "decode", "reconstruct", "sample", "score")
+# Also the word of --by, and part of the name of an AUROC (evaluation/anomaly.py).
 OUTLIER_FACTOR = "code_outlier_factor"
 Prior = Literal["auto", "own", "mixture"]
 
@@ -38,15 +39,17 @@ class Model:
     def __init__(self, loaded: LoadedModel, device: str = "cpu") -> None:
         self.method, self.shape, self.origin = loaded.method, loaded.shape, loaded.origin
         self.mixture, self.reference_codes = loaded.mixture, loaded.reference_codes
+        self.latent_dim = loaded.latent_dim
         self.device = _device(device)
+        # Opened on the CPU, moved once; inputs follow in batches.
         self.method.to(self.device)
         self.latent_shape = self.method.latent_shape
-        self.latent_dim = math.prod(self.latent_shape) if self.latent_shape else 0
 
     def can(self, ability: str) -> bool:
         """Whether the model can `encode`, `decode`, `reconstruct`, `sample` or `score`."""
         if ability == "score":
             return bool(self.scores)
+        # A fitted mixture gives an autoencoder what it lacks.
         return self.method.can(ability) or (ability == "sample" and self.mixture is not None)
 
     @cached_property
@@ -54,7 +57,9 @@ class Model:
         """Its anomaly scores: squared error of the reconstruction, a bound on the likelihood, and
         the outlier factor of the code where reference codes are stored."""
         found = ["reconstruction"] if self.method.can("reconstruct") else []
+        # "mse" is the reconstruction error under another name.
         if self.method.can("measure") and self.method.best not in ("", "mse"):
+            # One black image shows whether the method measures each image by itself.
             key = torch.zeros(1, dtype=torch.int64, device=self.device)
             with torch.no_grad():
                 image = torch.zeros(1, *self.shape, device=self.device)
@@ -93,17 +98,23 @@ class Model:
         """
         if count < 0:
             raise UsageError(f"{count} images cannot be drawn: ask for 0 or more")
+        # A key for each number of an image: what is drawn depends on nothing else.
         keys = rng.keys(seed, count, start)
+        # "own" of a method that cannot sample comes to `require` below, which says what it can do.
+        if mixture := self.mixture_for(prior):
+            return self.decode(mixture.draw(keys))
+        advice = "run udl fit-prior first, and it can be sampled" if self.can("encode") else ""
+        self.require("sample", advice)
+        return self._each(self.method.sample, keys)
+
+    def mixture_for(self, prior: Prior) -> Mixture | None:
+        """The mixture if latents come from it; raise UsageError if it is asked for and absent."""
         if prior == "mixture" and not self.mixture:
             raise UsageError(
                 f"{self.origin.folder} has no mixture to draw from: run udl fit-prior first"
             )
         own = prior == "own" or (prior == "auto" and self.method.can("sample"))
-        if self.mixture and not own:
-            return self.decode(self.mixture.draw(keys))
-        advice = "run udl fit-prior first, and it can be sampled" if self.can("encode") else ""
-        self.require("sample", advice)
-        return self._each(self.method.sample, keys)
+        return None if own else self.mixture
 
     def score(self, images: Any, by: str = "auto", seed: int = 0) -> Tensor:  # -> [N] float64
         """How anomalous each image is; more is more anomalous.
@@ -136,6 +147,7 @@ class Model:
         if by != "auto" and by not in self.scores:
             has = ", ".join(self.scores)
             raise UsageError(f"{self.origin.folder} has no score {by!r}: it has {has}")
+        # The later, the better: of the three the outlier factor does best on MNIST.
         return self.scores[-1] if by == "auto" else by
 
     def images(self, given: Any) -> Tensor:  # -> [N, C, H, W]
@@ -147,6 +159,7 @@ class Model:
         from PIL import Image
 
         pixels = levels(images).numpy().transpose(0, 2, 3, 1)
+        # Pillow knows gray images only without a channel dimension.
         return [Image.fromarray(one.squeeze(2) if one.shape[2] == 1 else one) for one in pixels]
 
     def require(self, ability: str, advice: str = "") -> None:
@@ -164,8 +177,10 @@ class Model:
         parts = []
         with torch.no_grad():
             for part in zip(*(torch.split(given, BATCH_IMAGES) for given in inputs), strict=True):
+                # Back to the CPU at once, so that the device holds one batch.
                 parts.append(function(*(tensor.to(self.device) for tensor in part)).cpu())
         whole = torch.cat(parts)
+        # A diverged checkpoint would otherwise draw black images and scores of NaN.
         if not bool(whole.isfinite().all()):
             raise TrainingError(
                 f"{self.origin.line()} gives numbers that are not finite: use another checkpoint"
@@ -189,6 +204,7 @@ def _device(name: str) -> torch.device:
         if name == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         device = torch.device(name)
+        # A name may be valid and the device absent; torch without CUDA raises AssertionError.
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         why = str(error).splitlines()[0]

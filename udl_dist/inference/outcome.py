@@ -57,6 +57,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        # Pillow raises OSErrors of its own, without strerror.
         why = error.strerror or error
         raise UsageError(f"cannot write {str(path)!r} ({why}): name another place") from None
 
@@ -74,6 +75,7 @@ def new_folder(path: Path) -> Path:
 
 def is_picture(out: Path) -> bool:
     """Whether `out` names one picture, not a folder; raise UsageError for another kind of file."""
+    # Refused before anything is computed.
     if out.suffix and out.suffix.lower() != ".png":
         raise UsageError(
             f"{str(out)!r}: pictures are PNG: name a file that ends in .png, or a folder"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,14 @@ from udl_dist.core.config_schema import as_path
 from udl_dist.data.images.coding import decode
 from udl_dist.data.images.fitting import Pixels
 from udl_dist.data.iterables import Batches
+from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.loader.records import Records
 from udl_dist.data.packing.finding import LISTS, TARS
-from udl_dist.data.packing.prepare import is_packed_at_first_use
+from udl_dist.data.packing.prepare import is_packed_at_first_use, prepare
 from udl_dist.data.packing.sources import files_below
 from udl_dist.errors import DataError
+from udl_dist.experiment import Experiment
 from udl_dist.inference.inputs import scaled
 from udl_dist.inference.model import BATCH_IMAGES, Model
 from udl_dist.methods.method import Batch
@@ -63,6 +65,7 @@ def read(model: Model, names: Sequence[str], most: int) -> ReadImages:
     every = named(model, names)
     keys: list[str] = []
     images: list[Tensor] = []
+    # At most `most` at a time, so that a folder is not decoded for one image.
     for found, batch in batches(model, every, most):
         keys += found
         images.append(batch.images)
@@ -75,9 +78,11 @@ def batches(
     model: Model, every: Sequence[NamedImages], most: int = BATCH_IMAGES, seed: int = 0
 ) -> Iterator[tuple[list[str], Batch]]:
     """Every image once, with its key and random keys from `seed`; at most `most` at a time."""
+    # `files` counts over all names: an image has the same random key in any batch size.
     at_once, files = min(BATCH_IMAGES, most), 0
     for one in every:
         for start in range(0, len(one.files), at_once):
+            # Decoded part by part: a folder may be larger than memory.
             part = one.files[start : start + at_once]
             pixels = np.stack([open_image(model, as_path(file)) for file in part])
             random = rng.keys(seed, len(part), files)
@@ -85,14 +90,17 @@ def batches(
             yield list(part), Batch(scaled(pixels), random, random, 0)
         for records in one.stream.once(at_once) if one.stream else ():
             assert one.stream
+            # Random keys of records come from the stream, by its seed and epoch 0.
             yield keys_of(one.stream, records), as_batch(records)
 
 
 def _named(model: Model, name: str, seed: int) -> NamedImages:
     if "://" not in name:
         path = as_path(name)
+        # IDX files have no ending, so a file without one is a source.
         if path.suffix and path.is_file() and not name.endswith((*TARS, *LISTS, *ARRAYS)):
             return NamedImages((name,))
+        # A plain folder is read file by file, in place: packing a copy is for training.
         if path.is_dir() and is_packed_at_first_use(name) and (below := files_below(path)):
             return NamedImages(tuple(str(Path(name) / file) for file in below))
     return NamedImages(stream=open_stream(model, name, seed=seed))
@@ -107,8 +115,15 @@ def open_stream(model: Model, source: str, readers: int = 1, seed: int = 0) -> S
     ).stream
 
 
+def open_run(experiment: Experiment) -> tuple[Stream, Stream | None]:
+    """The training images of a run and its held-out ones, as they are: without augmentation."""
+    data = replace(experiment.data, random_crop=1.0, flip=False)
+    return open_streams(prepare(data), experiment.train.seed)
+
+
 def keys_of(stream: Stream, records: Records) -> list[str]:
     """The keys of a batch of a stream over one source."""
+    # A stream over several sources numbers records over all of them.
     (dataset,) = stream.datasets
     return [dataset.index.key(number) for number in records.records.tolist()]
 

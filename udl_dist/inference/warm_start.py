@@ -43,6 +43,7 @@ class WarmStart:
 
 def read(source: str, networks: Mapping[str, Tensor]) -> WarmStart:
     """The weights of a run or an exported model that fit; raise UsageError if none do."""
+    # As a model is opened for use: its best checkpoint, averaged weights where there are any.
     opened = open_folder(source)
     given = opened.method.saved_tensors()
     unmatched = {}
@@ -51,6 +52,7 @@ def read(source: str, networks: Mapping[str, Tensor]) -> WarmStart:
             unmatched[name] = "not there"
         elif given[name].shape != value.shape:
             unmatched[name] = f"{list(given[name].shape)} there, {list(value.shape)} here"
+    # Some tensors may differ on purpose, such as a last layer; none in common is a mistake.
     if len(unmatched) == len(networks):
         raise UsageError(
             f"train.init_from {source!r} is of other networks, none of its tensors fits: name a "
@@ -65,10 +67,12 @@ def check(experiment: Experiment) -> None:
     instead.
     """
     folder, source = experiment.run.folder, experiment.train.init_from
+    # Whether a remote folder has a checkpoint is known only to the run, once it has its files.
     if not source or is_remote(folder) or any(RunFolder(folder).checkpoints.glob("[0-9]*")):
         return
     kind = methods.find(experiment.method_name)
     classes = survey(experiment.data).classes
+    # Names and shapes are enough here, so no memory is filled.
     method = MethodMaker(kind, experiment.method, experiment.data.shape, classes).on_meta()
     read(source, method.saved_tensors())
 
@@ -77,12 +81,15 @@ def start(source: str, learning: TrainState, ranks: Ranks, folder: RunFolder) ->
     """Give a run its first weights, the same on every rank; `init.json` lists what was copied."""
     found = read(source, learning.method.saved_tensors())
     origin = found.origin
+    # 12 hex digits are 48 bits, which a float64 holds exactly. Ranks read the source at different
+    # moments, and a run in training may have a new best checkpoint in between.
     marks = ranks.gather([float(int(origin.weights[:12], 16))])
     if any(mark != marks[0] for mark in marks):
         raise TrainingError(
             f"train.init_from {source!r} is still being trained, its best checkpoint changed while "
             "it was read: wait for it, or export it"
         )
+    # The optimizers start from nothing: their moments belong to the other run.
     learning.start_from(found.tensors)
     if ranks.is_main:
         facts = {

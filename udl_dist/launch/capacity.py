@@ -14,7 +14,7 @@ from udl_dist.runs import heartbeat
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training.settings import TrainSettings
 
-RELEASE_SECONDS = 10.0  # until the CPUs and GPUs of a former group are free again
+RELEASE_SECONDS = 10.0  # until the CPUs and GPUs of a former group are free again: it takes up to 5
 GROW_SECONDS = 20.0  # between two looks for more workers
 
 
@@ -27,10 +27,7 @@ class GroupSize:
 
 
 class ElasticScaler:
-    """For run.workers = "2..8": ends a group, after a checkpoint, when a larger one would fit.
-
-    Only while all of them train: before, the CPUs they are about to take seem to be free.
-    """
+    """For run.workers = "2..8": ends a group, after a checkpoint, when a larger one would fit."""
 
     def __init__(self, experiment: Experiment, folder: RunFolder) -> None:
         self._experiment, self._folder = experiment, folder
@@ -42,12 +39,15 @@ class ElasticScaler:
         if workers in (0, self._experiment.run.most_workers) or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + GROW_SECONDS
+        # Before all of them train, the CPUs that they are about to take seem to be free.
         if len(heartbeat.read_all(self._folder)) < workers:
             return
         try:
             more = largest_group(self._experiment, workers)
         except Exception:  # Ray is ending in the other thread
             return
+        # Once for each number: if the group came back no larger, others use those CPUs, and
+        # every try costs a restart.
         if more > max(workers, self._tried) and not self._folder.resize_asked():
             self._folder.say(
                 f"{more} workers fit now, not {workers}: they write a checkpoint, then all start"
@@ -56,7 +56,7 @@ class ElasticScaler:
             self._folder.ask_resize()
             self._tried = more
         elif more == workers:
-            self._tried = 0
+            self._tried = 0  # they are gone: should they come again, it is worth another try
 
 
 def next_group(experiment: Experiment, before: int = 0, wait_seconds: float = 0.0) -> GroupSize:
@@ -67,8 +67,10 @@ def next_group(experiment: Experiment, before: int = 0, wait_seconds: float = 0.
     """
     run = experiment.run
     if (fit := _fitting(experiment)) < run.least_workers and wait_seconds > 0:
+        deadline = time.monotonic() + wait_seconds
         with _autoscaler_demand(experiment):
-            fit = _wait_for_nodes(experiment, time.monotonic() + wait_seconds)
+            while (fit := _fitting(experiment)) < run.least_workers and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
     if fit < run.least_workers:
         needs = in_words(_needs(experiment), run.least_workers)
         there = in_words(totals(_needs(experiment)))
@@ -76,9 +78,12 @@ def next_group(experiment: Experiment, before: int = 0, wait_seconds: float = 0.
             f"run.workers = {run.workers} needs {needs}, the cluster has {there}: set run.workers"
             f" to {fit} or fewer"
         )
+    # A former group gives its CPUs back worker by worker: at a first look too few would be free,
+    # and the next group would be smaller without need.
     released = time.monotonic() + RELEASE_SECONDS * (before > 0)
     while (free := _free(experiment)) < min(before, fit) and time.monotonic() < released:
         time.sleep(POLL_SECONDS)
+    # If fewer than the least are free, Ray waits for others to release them.
     return GroupSize(_allowed(experiment, max(free, run.least_workers)), wants_gpu(experiment))
 
 
@@ -100,11 +105,13 @@ def of_cluster(needs: Mapping[str, float]) -> int:
     """How many processes with these needs (CPU, GPU) fit on the living nodes if all were free."""
     import ray
 
+    # Node by node: what is left over on two nodes does not add up to a place.
     return sum(fitting(node["Resources"], needs) for node in ray.nodes() if node["Alive"])
 
 
 def fitting(there: Mapping[str, float], needs: Mapping[str, float]) -> int:
     """How many fit into these resources; the scarcest decides. A share of a GPU is of one GPU."""
+    # The small number because of rounding: 1 / (1 / 93) is a little less than 93.
     return min(
         int(there.get(kind, 0)) * int(1 / each + 1e-9)
         if each < 1
@@ -134,14 +141,6 @@ def free_in_words() -> str:
     return in_words({kind: free.get(kind, 0.0) for kind in ("CPU", "GPU")})
 
 
-def _wait_for_nodes(experiment: Experiment, deadline: float) -> int:
-    while (fit := _fitting(experiment)) < experiment.run.least_workers:
-        if time.monotonic() >= deadline:
-            break
-        time.sleep(POLL_SECONDS)
-    return fit
-
-
 @contextlib.contextmanager
 def _autoscaler_demand(experiment: Experiment) -> Iterator[None]:
     """Shows an autoscaler what is missing, by a placement group that ends with this process."""
@@ -151,13 +150,14 @@ def _autoscaler_demand(experiment: Experiment) -> Iterator[None]:
     try:
         yield
     finally:
-        remove_placement_group(wanted)
+        remove_placement_group(wanted)  # on the new nodes it would occupy the workers' places
 
 
 def _allowed(experiment: Experiment, fit: int) -> int:
     """The most workers of `fit` that the settings allow; elastic runs allow divisors of 12."""
     most = min(fit, experiment.run.most_workers)
     if experiment.run.determinism == "elastic":
+        # Each worker computes as many of the 12 parts of a batch as any other.
         virtual_ranks = TrainSettings.VIRTUAL_RANKS
         return max(world for world in range(1, most + 1) if virtual_ranks % world == 0)
     return most
@@ -170,6 +170,7 @@ def _fitting(experiment: Experiment) -> int:
 def _free(experiment: Experiment) -> int:
     import ray
 
+    # Free resources are known for the cluster as a whole only: an upper bound.
     return min(_fitting(experiment), fitting(ray.available_resources(), _needs(experiment)))
 
 

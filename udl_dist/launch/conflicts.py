@@ -7,9 +7,10 @@ from udl_dist.experiment import Experiment
 
 
 def refuse_best(best: str, held_out: int) -> None:
-    """Refuse a metric that no validation will report, as far as is known without torch."""
+    """Refuse a metric that no validation will report, as can be known without torch."""
     if best and not best.startswith("val/"):
         raise UsageError(f"run.best = {best!r} is not a held-out metric: those begin with val/")
+    # What begins with val/ is checked against the method's metrics later, which needs torch.
     if best and not held_out:
         raise UsageError(
             f"run.best = {best!r} needs held-out images: set data.held_out or"
@@ -20,6 +21,7 @@ def refuse_best(best: str, held_out: int) -> None:
 def refuse_lone_images(experiment: Experiment, mixing: list[str]) -> None:
     """Batch normalisation of one image has no variance: torch would raise in the worker."""
     train, workers = experiment.train, experiment.run.most_workers
+    # The fewest images that pass a network at once: one part of the share of the largest group.
     if mixing and train.batch_size // workers // train.accumulate < 2:
         raise UsageError(
             f"batch normalisation ({', '.join(mixing)}) needs two images or more at a time: raise"
@@ -35,6 +37,7 @@ def refuse_inelastic(experiment: Experiment, mixing: list[str]) -> None:
     """
     train, run = experiment.train, experiment.run
     asked = "run.determinism = elastic cuts a batch into 12 parts"
+    # Groups larger than the least may be any divisor; see `capacity`.
     if train.VIRTUAL_RANKS % run.least_workers:
         raise UsageError(
             f"{asked}, which {run.least_workers} workers cannot divide: set run.workers to 1, 2, 3,"

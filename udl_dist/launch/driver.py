@@ -19,9 +19,8 @@ from udl_dist.experiment import Experiment
 from udl_dist.launch import nodes, train_group
 from udl_dist.launch.capacity import ElasticScaler, free_in_words
 from udl_dist.launch.plan import checked_plan, plan_here
-from udl_dist.launch.ray_thread import RayThread
+from udl_dist.launch.ray_thread import RayThread, Signals
 from udl_dist.launch.recovery import as_error, one_line
-from udl_dist.launch.signals import Signals
 from udl_dist.launch.train_group import PLACEMENTS, Gate, RunSpec
 from udl_dist.launch.train_result import TrainResult
 from udl_dist.launch.watchdog import HangingRanks
@@ -42,27 +41,34 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False) -> TrainRe
     if not experiment.run.folder:
         raise UsageError("run.folder is empty: give --run.folder")
     refuse_web(experiment.run.folder, "run.folder")
+    # What needs neither the folder nor the data is refused first.
     folder = RunFolder(remote.working(experiment.run.folder, "launcher"))
     if not is_remote(experiment.run.folder):
         experiment = replace(experiment, run=replace(experiment.run, folder=str(folder.path)))
+    # Here as well as in the worker: W&B's thread there could only report it.
     if experiment.track.key_file:
         read_key(experiment.track)
     resolved(experiment.track)  # refuses a mode that W&B does not have
     name = experiment.run.folder
     with folder.held(), files.errors_named(folder.path), sync_launcher(name, folder) as launcher:
+        # 1. The folder: empty, or of this very experiment.
         if experiment.run.fresh:
             if aside := (launcher or folder).set_aside():
                 folder.say(f"a fresh start: the former run was moved to {aside}")
+            # Not stored: fed back as a job file, it would set the run aside again.
             experiment = replace(experiment, run=replace(experiment.run, fresh=False))
+        # 2. The data: settings that come from the images, then packing and indexing.
         packing = Progress("packing", out)
         experiment = experiment.replace(data=settled(experiment.data.absolute(), packing))
         _refuse_another_experiment(folder, experiment)
         plan_here(experiment)  # refuses what it can before a million images are packed
         prepared = prepare(experiment.data, packing)
         plan = checked_plan(experiment)
+        # Only now, as the length in images depends on the data: a longer run of it goes on.
         saved = folder.finished()
         if saved and saved["images"] >= plan.total_images:
             return TrainResult.of(experiment, folder.path, saved)
+        # 3. From here on the folder is this run's.
         files.write_whole(folder.experiment, experiment.to_toml())
         if launcher:
             prepared = launcher.shared(prepared)
@@ -78,6 +84,7 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False) -> TrainRe
             terminal.say(message)
         spec = RunSpec(experiment.replace(track=track), prepared, launcher=launcher)
         outcome, signal = _supervise(spec, terminal, verbose)
+        # 4. The result: a stopped run has none, so that the same command resumes it.
         if launcher:
             launcher.sync()
         result = TrainResult.of(experiment, folder.path, outcome, signal)
@@ -91,6 +98,7 @@ def train_in_cluster(experiment: Experiment, prepared: Prepared, gate: Gate) -> 
 
     Without signals and terminal; returns what `worker.work` returns, raises what `train` raises.
     """
+    # A killed head leaves the workers of its trials alive for a while, in the same folder.
     spec = RunSpec(experiment, prepared, gate)
     heartbeat.clear(spec.folder)
     training = Training(spec)
@@ -114,6 +122,7 @@ def _supervise(spec: RunSpec, terminal: Terminal, verbose: bool) -> tuple[dict[s
         terminal.refresh()
         terminal.starting(_phase(training, spec))
         hanging.kill()
+        # The worker's own words, before the error of Ray that follows from it.
         if failure := folder.failure():
             raise as_error(*failure)
         scaler.check(training.workers)
@@ -135,6 +144,7 @@ def _phase(training: Training, spec: RunSpec) -> str:
     if not (workers := training.workers):
         return "Ray is up: waiting for free CPUs or GPUs"
     many = f"{workers} workers" if workers > 1 else "1 worker"
+    # Ranks say nothing of themselves but by their heartbeats, the first when they begin.
     heartbeats = heartbeat.read_all(spec.folder).values()
     if len(heartbeats) < workers:
         return f"starting {many}"
@@ -164,6 +174,7 @@ class Training:
             nodes.refuse_unshared(self._spec.experiment, self._spec.prepared)
             self._outcome = train_group.fit(self._spec, self._set_workers)
         except Exception:
+            # Now, as Ray ends before the error is explained.
             self._free = free_in_words()
             raise
 

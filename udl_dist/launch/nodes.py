@@ -31,8 +31,10 @@ def refuse_unshared(
     if not (others := _other_nodes()):
         return
     where = experiment.run.folder
+    # Written before Ray was started, so every node that shares the folder sees it.
     file = witness or RunFolder(remote.working(where, "launcher")).experiment
     settings = file.read_bytes()
+    # In object storage the nodes have no common path: they read the object.
     seen_by_nodes = joined(where, "experiment.toml") if is_remote(where) else str(file)
     # Only indexes on this disk are looked for; the others are in object storage.
     data = [path for path in (*prepared.train, *prepared.held_out) if Path(path).exists()]
@@ -60,6 +62,7 @@ def refuse_other_modules() -> None:
     for node, there in _ask(_all_nodes(), look, COMPARED_MODULES).items():
         for name, (file, digest) in here.items():
             other, other_digest = there[name]
+            # Not the paths: each node may have its own environment with the same releases.
             if digest != other_digest:
                 raise ClusterError(
                     f"node {node} imports {name} from {other or 'nowhere'}, the command from"
@@ -78,6 +81,7 @@ def _all_nodes() -> list[dict[str, Any]]:
     import ray
 
     alive = [node for node in ray.nodes() if node["Alive"]]
+    # The head of a cluster often has neither, and no worker is ever placed there.
     return [
         node
         for node in alive
@@ -98,9 +102,11 @@ def _ask(
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    # One task on each node, all at once: the wait is that for the slowest.
     task, pending, answers = ray.remote(look), {}, {}
     for node in nodes:
         strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        # Without a CPU, as all may be in use; without retries, as a lost node must be named.
         on_node = task.options(num_cpus=0, scheduling_strategy=strategy, max_retries=0)
         address = f"{node['NodeManagerAddress']}, node {node['NodeID'][:8]}"
         pending[f"{node['NodeManagerHostname']} ({address})"] = on_node.remote(*arguments)
@@ -122,11 +128,10 @@ def _look(settings: str, data: list[str]) -> tuple[bytes, list[str]]:
 
 
 def _module_finder() -> Callable[[tuple[str, ...]], ModuleFiles]:
-    """A function that finds modules without importing them.
+    """A function that finds modules without importing them."""
 
-    Nested, so that Ray sends its code: by name, the node would import the module under suspicion.
-    """
-
+    # Nested, so that Ray sends its code. A function of the module would travel by name, and the
+    # node would import the very package under suspicion.
     def find(names: tuple[str, ...]) -> ModuleFiles:
         import hashlib
         from importlib.util import find_spec
@@ -134,7 +139,7 @@ def _module_finder() -> Callable[[tuple[str, ...]], ModuleFiles]:
 
         found: ModuleFiles = {}
         for name in names:
-            spec = find_spec(name)
+            spec = find_spec(name)  # finds a file on the path, runs nothing of it
             file = Path(spec.origin) if spec and spec.origin else None
             files = [file] if file else []
             if file and name == "udl_dist":

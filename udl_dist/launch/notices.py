@@ -36,16 +36,14 @@ class Pace:
 
 
 class DataWaitAdvice:
-    """What to do about waiting for data, reported once after two reports in a row that waited.
-
-    The first report alone is no sign: reading had no head start.
-    """
+    """What to do about waiting for data, reported once after two reports in a row that waited."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream, self._waits, self._reported = stream, 0, False
 
     def add(self, wait_share: float) -> str:
         """Add the share of one report; returns the line to print, or ""."""
+        # The first report alone is no sign: reading had no head start there.
         line = self._stream.advice(wait_share)
         self._waits = self._waits + 1 if line else 0
         if self._waits < 2 or self._reported:
@@ -63,10 +61,11 @@ class ValidationTime:
     def add(self, seconds: float) -> str:
         """Add one validation; returns the line to print, or ""."""
         self._seconds += seconds
+        # At least of a minute: in a short run any validation would be a large share.
         share = self._seconds / max(time.monotonic() - self._began, SHARE_AFTER_SECONDS)
         if share <= self._share:
             return ""
-        allowed, self._share = self._share, math.inf
+        allowed, self._share = self._share, math.inf  # once
         return (
             f"validations take {100 * share:.0f} % of the time (evaluate.share = {allowed:g}):"
             " raise evaluate.every_images, lower evaluate.images, or set evaluate.pictures = false"

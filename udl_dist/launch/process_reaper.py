@@ -41,6 +41,7 @@ class ProcessReaper:
         self._mark = uuid.uuid4().hex
         # In a session of its own, because Ctrl-C on a terminal reaches a whole process group.
         self._process = subprocess.Popen(
+            # -I: no module from the current folder or from PYTHONPATH.
             [sys.executable, "-I", __file__, self._mark],
             stdin=subprocess.PIPE,
             start_new_session=True,
@@ -49,6 +50,7 @@ class ProcessReaper:
     @contextlib.contextmanager
     def marking(self) -> Iterator[None]:
         """Processes started meanwhile, and their descendants, inherit the mark."""
+        # Only meanwhile: other children of this process are not to be killed.
         os.environ[VARIABLE] = self._mark
         try:
             yield
@@ -57,15 +59,11 @@ class ProcessReaper:
 
     def close(self) -> None:
         """Kill what is left of Ray, and wait for that."""
-        self._process.communicate()
+        self._process.communicate()  # closes the pipe, as the death of this process would
 
 
 def family(mark: str) -> set[Process]:
-    """The processes with the mark in their environment, and all their descendants.
-
-    Ray's agents set their title, which may overwrite the mark; their parent is still known as long
-    as it lives.
-    """
+    """The processes with the mark in their environment, and all their descendants."""
     parents: dict[Process, int] = {}
     found: set[Process] = set()
     for entry in Path("/proc").glob("[0-9]*"):
@@ -74,6 +72,8 @@ def family(mark: str) -> set[Process]:
             parents[process] = parent
             if f"{VARIABLE}={mark}".encode() in (entry / "environ").read_bytes():
                 found.add(process)
+    # Ray's agents set their title, which may overwrite the mark in their environment: as long as
+    # their parent lives, they are found as its children.
     while True:
         numbers = {process.number for process in found}
         children = {process for process, parent in parents.items() if parent in numbers}
@@ -84,6 +84,8 @@ def family(mark: str) -> set[Process]:
 
 def _read(entry: Path) -> tuple[Process, int]:
     """A process and the number of its parent; raises ProcessLookupError for a zombie."""
+    # proc(5): number, name in parentheses, state, parent; the start is the 22nd field. The name may
+    # have blanks and parentheses, so what follows is counted from its last one.
     number, _, rest = (entry / "stat").read_text().partition(" ")
     state, parent, *others = rest.rpartition(")")[2].split()
     if state == "Z":
@@ -100,10 +102,12 @@ def alive(process: Process) -> bool:
 
 def watch(mark: str) -> None:
     """Collect the processes until the pipe is closed, wait for them, kill those that stay."""
+    # Again and again, because a process whose parent has died can no longer be found as its child.
     known = family(mark)
     while not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
         known |= family(mark)
     known |= family(mark)
+    # The pipe is closed: Ray's own processes notice a dead parent, and most end by themselves.
     deadline = time.monotonic() + GRACE_SECONDS
     while any(map(alive, known)) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -1,15 +1,17 @@
-"""How Ray is started or joined: the workers' module path, short socket paths, a reachable head."""
+"""How Ray is started or joined: module path, socket paths, a reachable head, network interfaces."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import os
 import re
 import shutil
 import signal
 import socket
+import struct
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -25,10 +27,13 @@ SHORT_FOLDERS = ("/tmp", "/dev/shm")
 # The opening of an HTTP/2 connection, which gRPC uses: a fixed text and an empty SETTINGS frame.
 HTTP2_OPENING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 SETTINGS_FRAME = 4
+ADDRESS_OF = 0x8915  # SIOCGIFADDR: netdevice(7)
+NAME_BYTES, REQUEST_BYTES = 16, 40  # of a struct ifreq
 
 
 def search_path() -> list[str]:
     """The module path of this process, absolute, for its workers."""
+    # A relative entry would be looked up in the worker's own folder.
     return [str(Path(entry).absolute()) for entry in sys.path]
 
 
@@ -58,9 +63,9 @@ def short_folder() -> str:
     usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     if len(os.fsencode(usual)) <= MAX_TEMPORARY:
         return ""
-    for place in SHORT_FOLDERS:
+    for place in SHORT_FOLDERS:  # in a container /tmp may be read-only
         with contextlib.suppress(OSError):
-            folder = tempfile.mkdtemp(prefix="udl-ray-", dir=place)
+            folder = tempfile.mkdtemp(prefix="udl-ray-", dir=place)  # 0700
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
             return folder
     raise ClusterError(
@@ -75,6 +80,7 @@ def hangups_blocked() -> Iterator[None]:
 
     The driver gets it, writes a checkpoint and ends them.
     """
+    # A blocked signal stays blocked in children, over `exec`, too; a handler would not.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         yield
@@ -90,6 +96,7 @@ def refuse_silent(address: str) -> None:
     named, address = address, os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
     if not address:
         return  # Ray looks on this machine and reports at once if there is none
+    # In brackets an IPv6 address; a scheme in front, as of a dashboard, does not match.
     found = re.fullmatch(r"\[?([^/\s]+?)\]?:(\d{1,5})", address)
     if not found or not 0 < int(found[2]) < 2**16:
         which = "RAY_ADDRESS" if named == "auto" else "address"
@@ -101,8 +108,11 @@ def refuse_silent(address: str) -> None:
     try:
         with socket.create_connection((found[1], int(found[2])), ANSWER_SECONDS) as connection:
             if os.environ.get("RAY_USE_TLS") != "1":
+                # A web server or a database accepts a connection, too: ask for a frame of HTTP/2.
                 connection.sendall(HTTP2_OPENING)
                 answer = connection.recv(9, socket.MSG_WAITALL)
+                # A frame begins with 3 bytes of length and 1 of its type; the first one of a server
+                # is SETTINGS (RFC 9113).
                 if len(answer) < 9 or answer[3] != SETTINGS_FRAME:
                     raise ConnectionError("another program answers there")
     except OSError as error:
@@ -110,3 +120,33 @@ def refuse_silent(address: str) -> None:
             f"no Ray at {address} ({error.strerror or error}): is the cluster up, and is that the"
             " address of its head?"
         ) from None
+
+
+def choose_interface() -> None:
+    """Runs in each worker; a variable that is set on the node already stands."""
+    # Workers meet where Ray's nodes meet, on a network that is known to connect them.
+    import ray
+
+    if name := interface_of(ray.util.get_node_ip_address()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        # "=": exactly this name, not all that begin with it.
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
+
+
+def interface_of(address: str) -> str:
+    """The name of the network interface with this IPv4 address; "" if unknown. Linux."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for _, name in socket.if_nameindex():
+            if address and _first_address(sock, name) == address:
+                return name
+    return ""
+
+
+def _first_address(sock: socket.socket, name: str) -> str:
+    request = struct.pack(f"{REQUEST_BYTES}s", name.encode()[: NAME_BYTES - 1])
+    try:
+        answer = fcntl.ioctl(sock, ADDRESS_OF, request)
+    except OSError:  # it has none
+        return ""
+    # A struct sockaddr_in follows the name: family and port in four bytes, then the address.
+    return socket.inet_ntoa(answer[NAME_BYTES + 4 : NAME_BYTES + 8])

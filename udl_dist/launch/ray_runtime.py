@@ -23,16 +23,17 @@ from udl_dist.launch.recovery import one_line
 
 START_SECONDS = 60.0  # a start of Ray, and one try to place workers
 POLL_SECONDS = 0.2
+# Read by Ray's own processes, too. What the user has set counts instead.
 ENVIRONMENT = {
-    # 15 by default: anything else on the machine would starve the workers
+    # 15 by default: anything else on the machine would starve the workers.
     "RAY_worker_niceness": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # a report waits for this poll (2 s by default)
+    # A report of a checkpoint waits for this poll: with 2 s, the default, 12 reports took 22 s.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{START_SECONDS:g}",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{START_SECONDS:g}",  # ten minutes by default
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # with it, lines appear twice if output is a file
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths stay what they are in the driver
+    "RAY_USAGE_STATS_ENABLED": "0",  # no usage report is sent
     "RAY_DISABLE_IMPORT_WARNING": "1",
 }
 _reapers: list[ProcessReaper] = []  # of the Ray that this process started: one or none
@@ -46,20 +47,21 @@ def start(address: str, verbose: bool) -> bool:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # A session of somebody else's program, or the one cluster of all tests.
     if (known := sys.modules.get("ray")) and known.is_initialized():
         nodes.refuse_other_modules()
         return False
     if address:
         ray_options.refuse_silent(address)
+    # Ray is imported within: it reads some of its environment at that moment.
     with warnings.catch_warnings(), contextlib.nullcontext() if address else _private_settings():
         warnings.simplefilter("ignore")
         import ray
 
         options: dict[str, Any] = {
+            # "local": by itself Ray would join one that happens to run on this machine.
             "address": address or "local",
             "job_config": ray_options.job_config(),
-        }
-        options |= {
             "log_to_driver": verbose,
             "logging_level": logging.INFO if verbose else logging.ERROR,
         }
@@ -67,6 +69,7 @@ def start(address: str, verbose: bool) -> bool:
             options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
             options |= {"_temp_dir": folder} if (folder := ray_options.short_folder()) else {}
         try:
+            # The reaper watches a private Ray only: a cluster outlives this process.
             with ray_options.hangups_blocked(), contextlib.nullcontext() if address else _reaped():
                 ray.init(**options, namespace="udl-dist")
         except Exception as error:  # Ray raises many kinds here
@@ -75,7 +78,7 @@ def start(address: str, verbose: bool) -> bool:
                 f"no Ray at {address or 'this machine'}: {one_line(error)}"
             ) from None
     if not verbose:
-        _silence_ray()
+        _silence_ray()  # after `init`, which sets up Ray's loggers
     try:
         nodes.refuse_other_modules()
     except ClusterError:
@@ -87,8 +90,9 @@ def start(address: str, verbose: bool) -> bool:
 @contextlib.contextmanager
 def _private_settings() -> Iterator[None]:
     """Environment of a private Ray, while it is imported and started."""
+    # Only meanwhile, as the next Ray of this process may be a cluster with a token of its own.
     own = {"RAY_AUTH_TOKEN_PATH": str(_token_file())}
-    # no cluster of machines: loopback will do for an address
+    # Ray then takes loopback for this machine's address: no other one has to reach it.
     own["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if "ray" not in sys.modules:  # read at the import; afterwards Ray's own default has to do
         own["RAY_AUTH_MODE"] = os.environ.get("RAY_AUTH_MODE", "token")
@@ -110,7 +114,7 @@ def _token_file() -> Path:
     folder = tempfile.mkdtemp(prefix="udl-token-")  # 0700
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     file = Path(folder) / "token"
-    file.touch(0o600)
+    file.touch(0o600)  # before the token is in it; Ray itself would make it 0644
     file.write_text(secrets.token_hex(32))
     return file
 
@@ -124,7 +128,7 @@ def _reaped() -> contextlib.AbstractContextManager[None]:
 def _silence_ray() -> None:
     """Stop Ray from printing errors of dead workers to stdout, into the output of --json.
 
-    The run reports them itself. Ray has no public way to turn this off.
+    The run reports them itself. Ray has no public way to disable this.
     """
     from ray._private import worker
 
@@ -139,5 +143,6 @@ def end() -> None:
     import ray
 
     ray.shutdown()
+    # After the shutdown, so that the reaper finds only what has not ended by itself.
     while _reapers:
         _reapers.pop().close()

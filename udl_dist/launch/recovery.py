@@ -15,9 +15,11 @@ from udl_dist.launch.watchdog import stacks_path
 from udl_dist.runs.heartbeat import Heartbeat, machine, read_all
 from udl_dist.runs.run_folder import RunFolder
 
+# What a rank raises when another one, with which it communicates, has gone.
 ECHO = re.compile(
     r"gloo|nccl|ProcessGroup|[Cc]onnection (closed|reset|refused)|[Bb]roken pipe|DistBackendError"
 )
+# What Ray says of a process that has ended without an exception.
 DEATH = re.compile(
     r"actor (is dead|died|is temporarily unavailable)|worker process has died|node .*(died|dead)",
     re.I,
@@ -44,11 +46,12 @@ def judge(
 
     `otherwise` is what to say where no rank has a word to say of it.
     """
-    if folder.failure():
+    if folder.failure():  # a refusal, which would be the same after a restart
         return
     cause = first_cause(folder, raised, otherwise)
     restarts = folder.add_restart(cause.images, cause.rank, cause.why)
     what = f"rank {cause.rank} failed after {cause.images:,} images: {cause.why}"
+    # Rank, images and cause are equal: an accident would hardly hit the same step twice.
     if len(restarts) > 1 and restarts[-1] == restarts[-2]:
         folder.fail(
             TrainingError(
@@ -79,6 +82,7 @@ def first_cause(
         _cause(folder, rank, raised.get(rank), heartbeats.get(rank))
         for rank in sorted({*raised, *heartbeats})
     ]
+    # Only Ray's own process may have died: then this says how many images were done.
     images = max((beat.images for beat in heartbeats.values()), default=0)
     unknown = Cause(6, 0, images, f"Ray's process that watches the workers died: {otherwise}")
     # Of ranks that died the one that was heard of: by now the others may be dead because they were
@@ -96,8 +100,11 @@ def _cause(
     """Why one rank failed: an error of its own, a crash, a hang, a death or an echo."""
     images = beat.images if beat else 0
     text = one_line(error) if error else ""
+    # Of a process on another machine nothing is known but what Ray says.
     gone = bool(beat and beat.machine == machine() and not beat.here)
     died = bool(DEATH.search(str(error))) if error else gone
+    # By weight: 0 its own error, 1 a crash, 2 a hang in its own code, 3 a hang while it waited for
+    # another rank, 4 a death without a word, 5 an echo.
     if beat and (crash := _crash(folder, beat)):
         return Cause(1, rank, images, crash)
     if beat and beat.hung:
@@ -114,9 +121,10 @@ def _crash(folder: RunFolder, beat: Heartbeat) -> str:
     """The crash that a process wrote to its stacks file, such as a segmentation fault."""
     try:
         with stacks_path(folder, beat.rank).open("rb") as file:
-            file.seek(beat.stacks_from)
+            file.seek(beat.stacks_from)  # behind what earlier processes of this rank have written
             found = re.search(
                 r"(?:Fatal Python error|No heartbeat): (.*)",
+                # The cause stands at the beginning; stacks of many threads may be long.
                 file.read(1 << 16).decode(errors="replace"),
             )
     except OSError:

@@ -59,6 +59,7 @@ class ReportHandler:
 
     def hooks(self) -> Hooks:
         """What the loop calls on this rank."""
+        # Rank 0 alone asks; the loop tells the others, so that all stop after the same step.
         is_main, folder = self._context.ranks.is_main, self._context.folder
         stop_requested = folder.end_asked if is_main else lambda: False
         return Hooks(stop_requested, self._clock.due, self._on_progress)
@@ -70,6 +71,7 @@ class ReportHandler:
             self.metrics |= report.metrics
             self.images, stopped = report.images, report.stopped
             self._on_progress(report.images, "save" if report.checkpoint else "report")
+            # Every rank reads other records, so each lists its own damage.
             damage = [line for stream in self._streams if stream for line in stream.damage]
             context.folder.add_damaged(damage)
             if self._recorder:
@@ -77,13 +79,17 @@ class ReportHandler:
             if report.validated:
                 self._look_for_collapse(report)
             if report.checkpoint:
+                # Whatever made it due, the next one by time counts from here.
                 self._clock.start()
                 context.on_checkpoint(report)
             if report.validated and report.images < self._total:
+                # At a gate a trial may wait for others for as long as it takes.
                 context.watchdog.rest()
                 if not may_continue(context.gate, report.images, ranks):
+                    # The loop ends here instead of at its own end: no message may be in flight.
                     ranks.await_announced()
                     return True
+            # Pictures or a gate may take long: the watchdog counts from now.
             self._on_progress(report.images, "report")
         return stopped
 

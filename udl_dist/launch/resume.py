@@ -29,15 +29,17 @@ def resume(
     """Restore the newest complete checkpoint on every rank; return its images and the loop's state.
 
     `node` is given if the run folder is in object storage. Raises TrainingError for a checkpoint of
-    another method or of other networks, DataError if the images seen so far were different ones.
+    another method or of other networks, DataError if the run has seen other images until now.
     """
     found = -1
     if ranks.is_main:
+        # What a kill inside a save has left, before anything can pass for a checkpoint.
         checkpoint.sweep(folder.checkpoints)
         if node:
             fetch_checkpoints(node)
         newest = checkpoint.newest(folder.checkpoints, folder.say)
         found = int(newest.name) if newest else -1
+    # One rank decides: on a network disk two ranks might see different newest checkpoints.
     images = ranks.broadcast_int(found)
     if images < 0:
         if experiment.train.init_from:
@@ -46,11 +48,13 @@ def resume(
     files, facts = checkpoint.parsed(
         _from_rank_zero(checkpoint.path_of(folder.checkpoints, images), ranks)
     )
+    # Before the weights: a wrong method would fail by the first tensor that has another shape.
     if facts.get("method", experiment.method_name) != experiment.method_name:
         raise TrainingError(
             f"the checkpoints in {folder.checkpoints} are of method {facts['method']}, not "
             f"{experiment.method_name}: choose another --run.folder"
         )
+    # The position in the stream means nothing in another order or other images.
     if facts["data"] != stream.fingerprint:
         raise DataError(
             f"the first {images:,} images of this run were different ones"
@@ -70,6 +74,7 @@ def resume(
 
 def _from_rank_zero(path: Path, ranks: Ranks) -> dict[str, bytes]:
     """The files of a checkpoint by name, read and verified by rank 0 alone, sent to the others."""
+    # Other nodes may not have the file, and a file server need not send it once for each rank.
     files = checkpoint.contents(path) if ranks.is_main else {}
     names = json.loads(ranks.broadcast_bytes(json.dumps(list(files)).encode()))
     return {name: ranks.broadcast_bytes(files.get(name, b"")) for name in names}
@@ -79,6 +84,7 @@ def _difference(folder: RunFolder, stream: Stream) -> str:
     """The first shard that is not what it was when the run began."""
     if not folder.data.exists():
         return "their list is missing"
+    # Written when the run began; see `RunRecorder`.
     before, now = json.loads(folder.data.read_text(encoding="utf-8")), stream.shards()
     for path in sorted(before | now):
         if before.get(path) != now.get(path):

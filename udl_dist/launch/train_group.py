@@ -5,11 +5,7 @@ Each group is as large as the cluster allows. Workers and driver speak through t
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-import socket
-import struct
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,6 +16,7 @@ from udl_dist.core import files
 from udl_dist.data.loader.opening import Prepared
 from udl_dist.experiment import Experiment
 from udl_dist.launch.capacity import GroupSize, free_in_words, next_group
+from udl_dist.launch.ray_options import choose_interface
 from udl_dist.launch.ray_runtime import START_SECONDS
 from udl_dist.launch.recovery import as_error, judge, one_line
 from udl_dist.runs import heartbeat, remote
@@ -29,8 +26,6 @@ from udl_dist.storage.access import endpoint_of, region_of
 from udl_dist.storage.uris import Uri, is_remote, joined, parse
 
 PLACEMENTS = 3  # tries to place the workers
-ADDRESS_OF = 0x8915  # SIOCGIFADDR: netdevice(7)
-NAME_BYTES, REQUEST_BYTES = 16, 40  # of a struct ifreq
 
 Gate = Any  # `worker.Gate`, whose module imports torch
 
@@ -61,6 +56,7 @@ def fit(spec: RunSpec, on_workers: Callable[[int], None]) -> dict[str, Any]:
     when a larger group fits. `on_workers` gets how many train now.
     """
     experiment, folder = spec.experiment, spec.folder
+    # Groups are started here, not by Ray, as the size of the next is known when one has ended.
     size = next_group(experiment, wait_seconds=experiment.run.place_seconds)
     placements = 0
     while True:
@@ -72,21 +68,24 @@ def fit(spec: RunSpec, on_workers: Callable[[int], None]) -> dict[str, Any]:
         wait_seconds = 0.0
         try:
             result = dict(_trainer(spec, size).fit().return_value)
+            # Stopped for a larger group only, and not by a signal as well: go on.
             if not result["stopped"] or folder.stop_asked() or not folder.resize_asked():
                 return result
         except Exception as error:
             placements = _may_start_again(spec, size, error, placements)
+            # A lost node may come back, as long as three tries to place the workers would take.
             wait_seconds = PLACEMENTS * START_SECONDS
-        on_workers(0)
+        on_workers(0)  # nothing to make larger until the next group trains
         folder.resize_done()
-        # The heartbeats of a larger group must not be taken for dead ranks of the next.
+        # The heartbeats of a larger group must not pass for those of dead ranks of the next.
         heartbeat.clear(folder)
         size = next_group(experiment, size.workers, wait_seconds)
 
 
 def _may_start_again(spec: RunSpec, size: GroupSize, error: Exception, placements: int) -> int:
-    """Return the failed placements so far, or raise if another group would not help."""
+    """Return how many placements have failed, or raise if another group would not help."""
     folder, run = spec.folder, spec.experiment.run
+    # The failure, heartbeats and stacks of a remote run are judged here: fetch the last of them.
     if spec.launcher:
         spec.launcher.sync()
     if is_misplaced(error):
@@ -98,7 +97,7 @@ def _may_start_again(spec: RunSpec, size: GroupSize, error: Exception, placement
             f" {free_in_words()}: again ({placements} of {PLACEMENTS} tries)"
         )
     elif _is_loss(error):
-        placements = 0
+        placements = 0  # they were placed, so the next tries are the first ones again
         failures = getattr(error, "worker_failures", {})
         with files.errors_named(folder.path):
             judge(folder, failures, run.max_failures, one_line(error))
@@ -111,6 +110,7 @@ def _may_start_again(spec: RunSpec, size: GroupSize, error: Exception, placement
 
 def is_misplaced(error: Exception) -> bool:
     """Whether the workers could not be placed in time."""
+    # Ray has no error class of its own for it.
     return "startup timed out" in str(error)
 
 
@@ -160,44 +160,16 @@ def _torch_config(backend: str) -> Any:
 
     class Backend(TorchConfig().backend_cls):  # type: ignore[misc]
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
-            worker_group.execute(_choose_interface)
+            worker_group.execute(choose_interface)
             super().on_start(worker_group, backend_config)
 
+    # Classes, as Ray asks the configuration for its backend's class.
     class Config(TorchConfig):  # type: ignore[misc]
         @property
         def backend_cls(self) -> type:
             return Backend
 
     return Config(backend=backend)
-
-
-def _choose_interface() -> None:
-    """Runs in each worker; a variable that is set on the node already stands."""
-    import ray
-
-    if name := interface_of(ray.util.get_node_ip_address()):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-        # "=": exactly this name, not all that begin with it.
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
-
-
-def interface_of(address: str) -> str:
-    """The name of the network interface with this IPv4 address; "" if unknown. Linux."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        for _, name in socket.if_nameindex():
-            if address and _first_address(sock, name) == address:
-                return name
-    return ""
-
-
-def _first_address(sock: socket.socket, name: str) -> str:
-    request = struct.pack(f"{REQUEST_BYTES}s", name.encode()[: NAME_BYTES - 1])
-    try:
-        answer = fcntl.ioctl(sock, ADDRESS_OF, request)
-    except OSError:  # it has none
-        return ""
-    # A struct sockaddr_in follows the name: family and port in four bytes, then the address.
-    return socket.inet_ntoa(answer[NAME_BYTES + 4 : NAME_BYTES + 8])
 
 
 def _worker_main(config: dict[str, Any]) -> dict[str, Any]:
@@ -214,6 +186,7 @@ def _worker_main(config: dict[str, Any]) -> dict[str, Any]:
         experiment,
         Prepared(**config["prepared"] | {"settings": experiment.data}),
         Ranks(ray.train.torch.get_device()),
+        # Collective, and Ray takes one per poll: at checkpoints only, never at a step.
         lambda report: ray.train.report({"images": report.images, **report.metrics}),
         config["gate"],
     )
@@ -231,6 +204,7 @@ def _file_system(uri: Uri) -> Any:
     """What Ray writes through: it takes file systems of pyarrow only."""
     from pyarrow import fs
 
+    # The same endpoint, region and options as `storage`, which Ray cannot use.
     scheme, _, host = endpoint_of(uri).rpartition("://")
     options: dict[str, Any] = {"endpoint_override": host, "scheme": scheme} if host else {}
     if uri.scheme == "az":
@@ -245,6 +219,6 @@ def _file_system(uri: Uri) -> Any:
             """S3 needs no folders, and pyarrow would leave an empty object for each."""
 
         def __reduce__(self) -> Any:
-            return _file_system, (uri,)
+            return _file_system, (uri,)  # by its URI, as pyarrow would restore its own class
 
     return WithoutMarkers(region=region_of(uri) or None, **options)

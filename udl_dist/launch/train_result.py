@@ -52,6 +52,7 @@ class TrainResult:
 
     @property
     def exit_code(self) -> int:
+        # As a shell has it. A signal after the last step has stopped nothing.
         return 128 + self.signal if self.signal and not self.complete else 0
 
     def lines(self) -> list[str]:
@@ -61,8 +62,10 @@ class TrainResult:
         lines = [f"{name}: {state} after {self.images:,} images"]
         held_out = {key: value for key, value in self.metrics.items() if key.startswith("val/")}
         lines += [f"  {key} {value:.5g}" for key, value in held_out.items()]
+        # Absent where nothing was left to train.
         if peak := self.metrics.get("perf/memory_bytes"):
             lines.append(f"  memory of a worker {peak / 2**20:,.0f} MiB")
+        # Of a remote run `folder` is the working folder, which has only some of them.
         files = [file for file in SHOWN_FILES if (self.folder / file).exists()]
         lines.append(f"  in it: {', '.join(files)}")
         if self.damaged:

@@ -61,6 +61,7 @@ def work(
                 )
                 return _train_with_rollbacks(context)
         except UdlError as error:
+            # Before the process ends: the driver shows these words, Ray only a traceback.
             folder.fail(error)
             raise
 
@@ -93,6 +94,7 @@ def _permanent_errors_refused(context: WorkerContext) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         train, ranks = context.experiment.train, context.ranks
+        # On a GPU torch has a class for it, on a CPU only the words of its allocator.
         memory_errors = (MemoryError, torch.OutOfMemoryError)
         if isinstance(error, memory_errors) or "can't allocate memory" in str(error):
             rows = -(-train.batch_size // (ranks.world * train.accumulate))
@@ -102,6 +104,7 @@ def _permanent_errors_refused(context: WorkerContext) -> Iterator[None]:
                 " train.accumulate (parts of a step, computed one after the other), lower"
                 " train.batch_size, or set train.precision = bfloat16; the last checkpoint is kept"
             ) from error
+        # Its errors are of many classes, in these two modules.
         compiler = ("torch._dynamo", "torch._inductor")
         if train.compile and type(error).__module__.startswith(compiler):
             why = " ".join(str(error).split())[:200]
@@ -117,10 +120,14 @@ def _train_from_checkpoint(context: WorkerContext, rollbacks: int) -> dict[str, 
     experiment, ranks, watchdog = context.experiment, context.ranks, context.watchdog
     memory, seed = batch_memory(ranks.device), experiment.train.seed
     stream, held_out = open_streams(context.prepared, seed, memory, experiment.evaluate.images)
+    # Everything is made again after a rollback: nothing of the diverged state can stay.
     state = new_train_state(experiment, stream, ranks)
     start, resumed = resume(experiment, context.folder, context.node, ranks, state, stream)
     if rollbacks > resumed.rollbacks:
+        # The checkpoint is from before this rollback and cannot know of it.
         resumed = replace(resumed, rollbacks=rollbacks, skips=0)
+    # Another order from here on, or the run would meet the same batch and diverge again. The data
+    # itself was compared above with the order of the experiment.
     if resumed.rollbacks:
         stream, _ = open_streams(context.prepared, _seed_after(resumed.rollbacks, seed), memory)
     total = experiment.train.length(stream.records)
@@ -179,5 +186,6 @@ def new_train_state(experiment: Experiment, stream: Stream, ranks: Ranks) -> Tra
 
 def _seed_after(rollbacks: int, seed: int) -> int:
     """The seed of order and noise after so many rollbacks."""
+    # 63 bits, as a seed must fit into an int64.
     words = np.random.SeedSequence([seed, rollbacks]).generate_state(1, np.uint64)
     return int(words[0] >> np.uint64(1))

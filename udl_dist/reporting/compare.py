@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from udl_dist.errors import UsageError
+from udl_dist.evaluation.io import clean
 from udl_dist.reporting import curves
 from udl_dist.reporting.run_reader import RunRecord, read_run
 
+# Two runs of one job differ in these, and their results do not.
 OWN = ("run.folder", "data.cache", "track.", "run.address")  # settings that change no training
+# Everything else a method measures may have another definition in the next method.
 SHARED = {"val/mse"}  # per pixel in [0, 1], whatever the method
 # Of a protocol, what is compared rather than a condition of the comparison.
 MODEL = {
@@ -70,13 +73,16 @@ def compare(folders: Sequence[str], out: Path) -> Compared:
     names = _names(runs)
     metrics, refused = _held_out(runs)
     # Only curves whose last values may be compared; training loss if nothing is held out.
+    # `metrics` has a row for the last value of each curve that may be compared.
     drawn = [name.removesuffix(" (last)") for name in metrics if name.endswith(" (last)")]
     drawn = [name for name in drawn if name.startswith("val/")] or ["train/loss"] * bool(drawn)
     panels = {}
     for curve in drawn:
         found = {name: run.curve(curve) for name, run in zip(names, runs, strict=True)}
+        # A run that was stopped before its first validation has no such curve.
         if plotted := {name: points for name, points in found.items() if points[0]}:
             panels[_plain(curve)] = plotted
+    # After the curves: metrics of `udl evaluate` have one value, not a curve.
     _add_evaluations(runs, metrics, refused)
     if panels:
         curves.as_png(panels, out)
@@ -98,6 +104,7 @@ def table(title: str, heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -
 
 def _names(runs: Sequence[RunRecord]) -> list[str]:
     """The last parts of the folders, as many as tell them apart."""
+    # runs/a and runs/b are a and b; one/vae and two/vae need the parent.
     for parts in range(1, 8):
         names = ["/".join(run.folder.parts[-parts:]) for run in runs]
         if len(set(names)) == len(names):
@@ -116,11 +123,13 @@ def _held_out(
 ) -> tuple[dict[str, list[float | None]], dict[str, str]]:
     """Last and best metrics of the runs' own validations, if all have the same protocol."""
     protocols = [run.protocol() for run in runs]
+    # Methods add settings of their own to a protocol: only common entries can differ.
     shared = sorted(set.intersection(*(set(protocol) for protocol in protocols)))
     differing = _unequal({name: [one[name] for one in protocols] for name in shared})
     if differing:
         return {}, {"held-out metrics": _refusal(differing)}
     found = [run.held_out() for run in runs]
+    # A metric that only one run has stays, with a dash for the others.
     names, refused = sorted(set().union(*found)), {}
     if len({run.method for run in runs}) > 1:
         if own := [name for name in names if name not in SHARED]:
@@ -131,6 +140,7 @@ def _held_out(
         values = [one.get(name) for one in found]
         rows[f"{name} (last)"] = [value.last if value else None for value in values]
         rows[f"{name} (best)"] = [value.best if value else None for value in values]
+    # How long each run trained belongs next to its last values.
     rows["images (last)"] = [run.images for run in runs]
     return rows, refused
 
@@ -142,6 +152,7 @@ def _add_evaluations(
     for name in sorted(set().union(*(run.evaluation for run in runs))):
         every = [run.evaluation.get(name) for run in runs]
         protocols = [metric.protocol for metric in every if metric]
+        # An entry that only one protocol has makes them differ as well.
         keys = sorted(set().union(*protocols) - MODEL)
         differing = _unequal({key: [of.get(key) for of in protocols] for key in keys})
         if differing:
@@ -165,4 +176,5 @@ def _shown(value: Any) -> str:
 
 def _plain(text: str) -> str:
     """A name from a file, safe in a line of a terminal."""
-    return "".join(letter if letter.isprintable() else "�" for letter in text)[:200]
+    # Names of runs, settings and metrics come from files that anyone may have written.
+    return clean(text, breaks="")[:200]

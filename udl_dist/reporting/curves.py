@@ -13,8 +13,10 @@ from udl_dist.errors import UsageError
 
 # Placeholders for the page's colours until the SVG is in the page.
 INK, LINE = "#010203", "#040506"
+# Readable on white and on dark: the page has both.
 COLOURS = ("#2f7ed8", "#e0762a", "#2a9d62", "#b3529e", "#8a7a1f", "#d0434b", "#4aa3b5", "#7a6be0")
 STYLES = ("-", "--", "-.", ":")
+# The first values of a loss are often a hundred times the later ones.
 START = 0.1  # part of a run that may be cut off
 FLATTENED = 3.0  # times the height of the rest, from which on it is
 PANEL = (4.8, 3.4)  # default inches of a figure
@@ -27,6 +29,7 @@ def as_svg(curves: Mapping[str, Curve], number: int) -> str:
     page.
     """
     with drawing(number) as new:
+        # Inches; on the page only the ratio matters, since width and height are removed.
         figure = new(4.4, 2.6)
         _plot(figure.subplots(), curves)
         return svg_of(figure)
@@ -36,14 +39,21 @@ def svg_of(figure: Any) -> str:
     """A figure as markup for a page; call it within the `drawing` that made the figure."""
     content = io.StringIO()
     figure.savefig(
-        content, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        # No date: the same curves give the same bytes.
+        content,
+        format="svg",
+        transparent=True,
+        metadata={"Date": None, "Creator": None},
     )
     svg = content.getvalue()
+    # What is removed: XML head and metadata, which name other hosts, and a fixed size. A screen
+    # reader gets the text next to the plot.
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(
         r'(<svg[^>]*?) height="[^"]*"', r'\1 aria-hidden="true" focusable="false"', svg, count=1
     )
+    # The placeholders become the colours of the page, in light and in dark.
     return svg.replace(INK, "currentColor").replace(LINE, "var(--line)")
 
 
@@ -51,11 +61,14 @@ def as_png(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
     """Panels with a title each, two in a row, as one PNG."""
     rows = -(-len(panels) // 2)
     with drawing(0, "#222222", "#d8d8d8") as new:
+        # A PNG is looked at outside the page, so it has fixed colours on white.
         figure = new(11, 3.4 * rows)
         grid = figure.subplots(rows, 2, squeeze=False)
         for axes, (title, curves) in zip(grid.flat, panels.items(), strict=False):
             _plot(axes, curves)
+            # parse_math: a name with two $ is not a formula.
             axes.set_title(title, fontsize=10, parse_math=False)
+        # Where the last row is half full.
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
         try:
@@ -68,6 +81,7 @@ def as_png(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
 
 def settled(curves: Mapping[str, Curve]) -> tuple[float, float] | None:
     """Limits of the curves after the first tenth, if that would flatten the rest; None if not."""
+    # In images, not in points: runs report at different intervals.
     last = max((images[-1] for images, _ in curves.values()), default=0.0)
     everything = [value for _, values in curves.values() for value in values]
     later = [
@@ -77,6 +91,7 @@ def settled(curves: Mapping[str, Curve]) -> tuple[float, float] | None:
         if place > last * START
     ]
     height = max(later, default=0.0) - min(later, default=0.0)
+    # A constant end would be enlarged to noise.
     if height == 0 or max(everything) - min(everything) <= FLATTENED * height:
         return None
     return min(later) - height / 10, max(later) + height / 10
@@ -90,9 +105,12 @@ def drawing(
     import matplotlib
     from matplotlib.figure import Figure
 
+    # Only within the block: the caller may use matplotlib for its own plots.
     with matplotlib.rc_context(
         {
+            # Text stays text: searchable, in the font of the page, and small.
             "svg.fonttype": "none",
+            # Ids of clip paths are hashes of this: equal ids on one page would clip other plots.
             "svg.hashsalt": f"udl-{number}",
             "text.color": ink,
             "axes.edgecolor": line,
@@ -107,21 +125,26 @@ def drawing(
             "font.size": 9,
             "legend.frameon": False,
             "figure.figsize": PANEL,
+            # A matplotlibrc of the user may ask for LaTeX or a font that is missing here.
             "text.usetex": False,
             "font.family": "sans-serif",
         }
     ):
+        # Figure and not pyplot, which would choose a window system and hold on to all figures.
         yield lambda width, height: Figure((width, height), layout="constrained")
 
 
 def _plot(axes: Any, curves: Mapping[str, Curve]) -> None:
     for number, (label, (images, values)) in enumerate(curves.items()):
+        # The same step for images and values; the page stays small.
         step = max(1, len(images) // MOST_POINTS)
+        # A single point has no line to be seen by.
         few = len(images) <= 20
         shown = label if not label.startswith("_") else f" {label}"  # a leading underscore hides it
         axes.plot(
             images[::step],
             values[::step],
+            # 8 colours, then the same ones dashed.
             color=COLOURS[number % len(COLOURS)],
             label=shown.replace("$", r"\$"),
             linestyle=STYLES[number // len(COLOURS) % len(STYLES)],

@@ -15,7 +15,7 @@ from PIL import Image
 
 from udl_dist import experiment
 from udl_dist.errors import UdlError, UsageError
-from udl_dist.evaluation.io import Metric, in_words, metric_rows, pairs, shared_protocols
+from udl_dist.evaluation.io import Metric, clean, in_words, pairs, shared_protocols
 
 NAME = "report.html"
 MOST_BYTES = 5_000_000
@@ -41,19 +41,22 @@ class Reported:
         return vars(self)
 
 
-def page(values: Mapping[str, Any], template: str = "page.html.jinja", trusted: str = "svg") -> str:
-    """The HTML of a page; every string in `values` is escaped but those called `trusted`."""
+def _html(values: Mapping[str, Any], template: str) -> str:
+    """The HTML of a page; every string in `values` is escaped but the plots, `svg`."""
     import jinja2
     import markupsafe
 
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: _text(name)),
+        loader=jinja2.FunctionLoader(_text),
         autoescape=True,
+        # A value that a template misspells is an error here, not a gap in the page.
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: clean(value) if type(value) is str else value,  # Markup is ours
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # The one script of the page: its hash in the content policy forbids every other, also one that
+    # a name from data might smuggle in.
     script = _text("film.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     own = {
@@ -61,12 +64,22 @@ def page(values: Mapping[str, Any], template: str = "page.html.jinja", trusted: 
         "script": markupsafe.Markup(script),
         "script_hash": f"sha256-{digest}",
     }
-    panels = [{**panel, trusted: markupsafe.Markup(panel[trusted])} for panel in values["panels"]]
+    panels = [{**panel, "svg": markupsafe.Markup(panel["svg"])} for panel in values["panels"]]
     return environment.get_template(template).render({**values, **own, "panels": panels})
 
 
-def written(text: str, path: Path, faults: Sequence[str]) -> Reported:
-    """Write a page; raise UsageError if that fails."""
+def write_page(
+    values: Mapping[str, Any], template: str, spare: str, fault: str, path: Path
+) -> Reported:
+    """Write a page, without its `spare` part and with one more fault if it would be too large.
+
+    Raises UsageError if the disk refuses it.
+    """
+    text = _html(values, template)
+    if len(text.encode()) > MOST_BYTES:
+        values["faults"].append(fault)
+        # Rendered again with the fault, so that the page itself says what is left out.
+        text = _html({**values, spare: []}, template)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -74,17 +87,7 @@ def written(text: str, path: Path, faults: Sequence[str]) -> Reported:
         raise UsageError(
             f"cannot write {str(path)!r} ({error.strerror}): name another place with --out"
         ) from None
-    return Reported(str(path), len(text.encode()), list(faults))
-
-
-def clean(text: str) -> str:
-    """Text without control characters and marks that turn the direction of writing."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in text)
-
-
-def evaluated(metrics: Mapping[str, Metric]) -> list[tuple[str, str, str, str]]:
-    """A row for each metric of an evaluation; `shared` has what their protocols share."""
-    return metric_rows(metrics, str)
+    return Reported(str(path), len(text.encode()), list(values["faults"]))
 
 
 def shared(metrics: Mapping[str, Metric]) -> list[str]:
@@ -97,12 +100,14 @@ def tables(
 ) -> list[tuple[str, list[tuple[str, str, bool]]]]:
     """The settings by table: name, value, and whether it was changed."""
     try:
+        # A method from another package may be missing here: then nothing counts as changed.
         defaults = {name: default for name, _, default, _ in experiment.describe(method)}
     except UdlError:
         defaults = {}
     found: dict[str, list[tuple[str, str, bool]]] = {}
     for name, value in settings.items():
         default = defaults.get(name, value)
+        # TOML has lists where settings have tuples.
         plain = list(default) if isinstance(default, tuple) else default
         rows = found.setdefault(name.split(".")[0], [])
         rows.append((name, in_words(value), plain != value))
@@ -125,7 +130,9 @@ def films(
                 said = f"after {images:,} images"
                 alt = f"{kind} {said} of training"
                 frames.append({"data": data, "said": said, "alt": alt})
+        # Each kind of picture gets the same share of the page.
         for step in range(1, len(frames) + 1):
+            # From the end, because the last frame shows the result.
             some = frames[::-1][::step][::-1]
             if sum(len(frame["data"]) for frame in some) <= MOST_PICTURE_BYTES // len(found):
                 films.append({"id": f"film-{number}", "name": kind, "frames": some})
@@ -137,15 +144,19 @@ def _encoded(path: Path, faults: list[str]) -> str:
     """A picture as a data URI, small enough for a page; "" and a fault if it cannot be read."""
     try:
         with Image.open(path, formats=("PNG",)) as opened:
+            # Decoded here, within the try: PIL opens lazily.
             opened.load()
             picture: Image.Image = opened
             if picture.width > WIDEST:
                 height = max(1, picture.height * WIDEST // picture.width)
+                # BOX is the mean of the pixels: no ringing at the edges of a grid.
                 picture = picture.resize((WIDEST, height), Image.Resampling.BOX)
             content, kind = io.BytesIO(), "png"
+            # Written again in any case: it may be smaller, and holds no metadata.
             picture.save(content, "PNG", optimize=True)
             if content.tell() > PLAIN_BYTES:
                 content, kind = io.BytesIO(), "webp"
+                # WebP has no gray mode.
                 picture.convert("RGB").save(content, "WEBP", quality=QUALITY)
     except Exception as error:  # a decoder raises anything on a damaged file
         why = " ".join(str(error).split())[:100]

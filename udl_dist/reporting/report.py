@@ -13,19 +13,15 @@ from typing import Any
 from udl_dist.core import config_schema
 from udl_dist.data.shards.index import Index
 from udl_dist.errors import DataError
-from udl_dist.evaluation.io import pairs
+from udl_dist.evaluation.io import clean, metric_rows, pairs
 from udl_dist.reporting import curves, searched
 from udl_dist.reporting.page import (
-    MOST_BYTES,
     NAME,
     Reported,
-    clean,
-    evaluated,
     films,
-    page,
     shared,
     tables,
-    written,
+    write_page,
 )
 from udl_dist.reporting.run_reader import RunRecord, read_run
 from udl_dist.runs import environment
@@ -36,7 +32,9 @@ MOST_SHARDS = 100  # that are listed
 MOST_PANELS = 24
 MOST_ALARMS = 20
 MESSAGES = 200  # lines
+# Also the interval at which browsers reload the page.
 FOLLOW_SECONDS = 10
+# The axis itself, and what the settings say already.
 NOT_DRAWN = ("images", "train/learning_rate")
 MACHINE = ("perf/images_per_second", "perf/data_wait_share", "perf/memory_bytes")
 SECTIONS = ("Pictures", "Metrics", "Curves", "Data", "Settings", "Environment", "Reproduce")
@@ -61,10 +59,12 @@ def follow(folder: str, out: Path | None, say: Callable[[str], None]) -> Reporte
                 f"the page is written every {FOLLOW_SECONDS} s until the run ends, or Ctrl-C: "
                 f"{out or run.path / NAME}"
             )
+        # The lock of the folder, which the system releases even after kill -9.
         while run.in_use():
             report(folder, out, FOLLOW_SECONDS)
             time.sleep(FOLLOW_SECONDS)
     finally:
+        # In finally, so that Ctrl-C leaves a page that does not reload for ever.
         done = report(folder, out)  # this one is not reloaded
     return done
 
@@ -74,22 +74,23 @@ def report(folder: str, out: Path | None = None, refresh: int = 0) -> Reported:
 
     Raises UsageError for a folder that is neither a run nor a search.
     """
+    # A search has runs in it, but no experiment.toml of its own.
     if searched.is_search(config_schema.as_path(folder)):
         return searched.report(config_schema.as_path(folder), out, refresh)
     run = read_run(folder)
     pictures, faults = films(run.pictures)
     run.faults += faults
-    text = page(_values(run, pictures) | {"refresh": refresh})
-    if len(text.encode()) > MOST_BYTES:
-        text = page(_values(run, []) | {"refresh": refresh})
-        run.faults.append("the pictures were left out: the page would have been too large")
-    return written(text, out or run.folder / NAME, run.faults)
+    values = _values(run, pictures) | {"refresh": refresh}
+    fault = "the pictures were left out: the page would have been too large"
+    return write_page(values, "page.html.jinja", "pictures", fault, out or run.folder / NAME)
 
 
 def _values(run: RunRecord, pictures: list[dict[str, Any]]) -> dict[str, Any]:
     """The values of the template."""
+    # The navigation has no entry that leads nowhere.
     sections = [*SECTIONS, *["Messages"] * bool(run.messages)]
     protocol = {name: value for name, value in run.protocol().items() if value not in (None, "")}
+    # RUN in the text of a method is replaced by this folder.
     about_samples = run.kind.about_samples if "samples" in run.pictures else ""
     return {
         "title": run.folder.name,
@@ -100,7 +101,7 @@ def _values(run: RunRecord, pictures: list[dict[str, Any]]) -> dict[str, Any]:
         **_held_out(run),
         "about_samples": of_run(about_samples, run.folder),
         "protocol": pairs(protocol),
-        "evaluation": evaluated(run.evaluation),
+        "evaluation": metric_rows(run.evaluation),
         "shared": shared(run.evaluation),
         "panels": _panels(run),
         "pictures": pictures,
@@ -120,9 +121,12 @@ def _held_out(run: RunRecord) -> dict[str, Any]:
     metrics = run.held_out()
     best_by = run.best_by if run.best_by in metrics else ""
     rows = []
+    # False sorts before True.
     for name in sorted(metrics, key=lambda name: (name != best_by, name)):
+        # Without a metric that chooses there is no best point, so one column.
         values = [_number(metrics[name].last), _number(metrics[name].best)]
         rows.append((name, *values[: 2 if best_by else 1]))
+    # What a metric cannot show is said where its value is read.
     blind = {f"val/{name}": what for name, what in run.kind.cannot_see.items()}
     count = run.last.held_out
     return {
@@ -137,6 +141,7 @@ def _held_out(run: RunRecord) -> dict[str, Any]:
 def _alarms(run: RunRecord) -> list[str]:
     alarms = [line for line in run.messages if "ALARM" in line][:MOST_ALARMS]
     if run.failure:
+        # Before all alarms: why there is no more to see.
         alarms.insert(0, f"The run failed after {run.images:,} images: {run.failure}")
     return alarms
 
@@ -150,6 +155,7 @@ def _facts(run: RunRecord) -> list[str]:
 def _panels(run: RunRecord) -> list[dict[str, str]]:
     """A panel for each term, training and held-out together; then checkpoints; then the machine."""
     names = sorted({name for point in run.points for name in point} - set(NOT_DRAWN))
+    # train/loss and val/loss are drawn in one panel.
     terms = {name.split("/", 1)[-1] for name in names if name.startswith(("val/", "train/"))}
     panels = {}
     for term in sorted(terms, key=lambda term: _rank(term, names, run.best_by)):
@@ -163,6 +169,7 @@ def _panels(run: RunRecord) -> list[dict[str, str]]:
         plotted = {clean(name): curve for name, curve in drawn.items() if curve[0]}
         if not plotted or len(found) == MOST_PANELS:
             continue
+        # For those who cannot see the plot, and for text browsers.
         said = "; ".join(
             f"{name} from {values[0]:.4g} to {values[-1]:.4g}, least {min(values):.4g}"
             for name, (_, values) in plotted.items()
@@ -185,6 +192,7 @@ def _data(run: RunRecord) -> list[tuple[str, str]]:
     # The index next to the first shard names the licence; nothing remote is fetched for it.
     folder = split(next(iter(run.shards), ""))[0]
     if folder and not is_remote(folder):
+        # The data may have been moved since.
         with contextlib.suppress(DataError):
             if license := Index.open(folder).about.license[:1000]:
                 rows.append(("licence of the images", license))
@@ -194,6 +202,7 @@ def _data(run: RunRecord) -> list[tuple[str, str]]:
 def _commands(run: RunRecord) -> str:
     if not run.settings:
         return "the settings are not known"
+    # Quoted: these lines are copied into a shell, and a folder may have any name.
     job, folder = (shlex.quote(clean(str(run.folder / name))) for name in ("experiment.toml", ""))
     return "\n".join(
         [

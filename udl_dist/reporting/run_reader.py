@@ -66,6 +66,7 @@ class RunRecord:
 
     @property
     def images(self) -> int:
+        # The curve may be ahead of the last checkpoint, or be missing altogether.
         last = [int(point["images"]) for point in self.points[-1:]]
         return max([*last, *(one.images for one in self.checkpoints), 0])
 
@@ -79,6 +80,7 @@ class RunRecord:
         try:
             return methods.find(self.method)
         except UdlError:
+            # Its class attributes are empty, so nothing is claimed about the metrics.
             return Method
 
     @property
@@ -110,8 +112,10 @@ class RunRecord:
         ]
         if not validated:
             return {}
+        # Points of training and of validation are lines of one file.
         last = validated[-1]
         scored = [point for point in validated if is_number(point.get(self.best_by))]
+        # Every metric that can choose a checkpoint is better when it is less.
         best = min(scored, key=lambda point: point[self.best_by], default=last)
         return {
             name: HeldOutMetric(last[name], best.get(name, math.nan), int(best["images"]))
@@ -121,6 +125,7 @@ class RunRecord:
 
     def protocol(self) -> dict[str, Any]:
         """What held-out metrics depend on besides weights: data, and settings that change them."""
+        # Of the last checkpoint: data and held-out images are the same for all of a run.
         found = {"data": self.last.data, "n": self.last.held_out}
         own = {f"method.{name}" for names in self.kind.incomparable.values() for name in names}
         for name in ("data.held_out", "data.held_out_fraction", *sorted(own)):
@@ -137,8 +142,10 @@ def read_run(folder: Path | str) -> RunRecord:
         raise UsageError(
             f"{run.path} is not a run folder: it has no experiment.toml, curves or checkpoints"
         )
+    # One of them is enough: of a broken run whatever is left is shown.
     record = RunRecord(run.path)
     faults = record.faults
+    # Without signatures of URLs: pages and comparisons are passed on.
     record.settings = public(settings.flatten(_toml(run.experiment, faults)))
     record.points = _points(run.curves, faults)
     record.checkpoints = _checkpoints(run, faults)
@@ -149,8 +156,10 @@ def read_run(folder: Path | str) -> RunRecord:
     record.shards = {name: str(about) for name, about in io.read_json(run.data, faults).items()}
     environments = environment.recorded(run.environment)[-MOST_ENVIRONMENTS:]
     record.environments = [(one["images"], environment.in_words(one)) for one in environments]
+    # result.json is written last, once.
     record.complete = bool(io.read_json(run.result, faults))
     failure = run.failure()
+    # The file stays when a run is resumed, so it counts only for one that has not ended.
     record.failure = failure[1] if failure and not record.complete else ""
     return record
 
@@ -171,6 +180,7 @@ def _points(path: Path, faults: list[str]) -> list[dict[str, float]]:
     for line in io.read_text(path).splitlines():
         try:
             point = json.loads(line)
+        # A line is torn where a machine lost power while it was written.
         except (ValueError, RecursionError):
             point = None
         if isinstance(point, dict) and is_number(point.get("images")):
@@ -188,6 +198,7 @@ def _checkpoints(run: RunFolder, faults: list[str]) -> list[CheckpointRecord]:
     found = []
     for path in sorted(run.checkpoints.glob("[0-9]*")):
         state = io.read_json(path / "state.json", faults)
+        # The name is the number of images; "figures" holds the held-out metrics, even if empty.
         if not path.name.isdecimal() or not isinstance(state.get("figures"), dict):
             faults.append(f"checkpoint {path.name} is damaged")
             continue

@@ -14,21 +14,16 @@ from typing import Any
 
 from udl_dist.core import config_schema
 from udl_dist.errors import UdlError
-from udl_dist.evaluation import io as evaluations
-from udl_dist.evaluation.io import Metric as Figure
-from udl_dist.evaluation.io import in_words
+from udl_dist.evaluation import io
+from udl_dist.evaluation.io import Metric, clean, in_words
 from udl_dist.reporting import curves
 from udl_dist.reporting.page import (
-    MOST_BYTES,
     NAME,
     Reported,
-    clean,
-    evaluated,
     films,
-    page,
     shared,
     tables,
-    written,
+    write_page,
 )
 from udl_dist.runs import environment
 from udl_dist.search import config, publishing, results
@@ -64,7 +59,7 @@ class SearchFolder:
     planned: SearchPlan | None = None
     winner: Winner | None = None
     final: Mapping[str, Spread] = field(default_factory=dict)
-    metrics: Mapping[str, Figure] = field(default_factory=dict)
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
     published: Published = field(default_factory=Published)
     faults: list[str] = field(default_factory=list)
 
@@ -83,17 +78,13 @@ def report(folder: Path, out: Path | None, refresh: int = 0) -> Reported:
     """Write the page, into the search folder unless `out` names another place."""
     found = read(folder)
     values = _values(found) | {"refresh": refresh}
-    text = page(values, "search.html.jinja")
-    if len(text.encode()) > MOST_BYTES:
-        found.faults.append(
-            "the plots were left out, they are in the folder plots: the page would be too large"
-        )
-        text = page(values | {"panels": []}, "search.html.jinja")
-    return written(text, out or folder / NAME, found.faults)
+    fault = "the plots were left out, they are in the folder plots: the page would be too large"
+    return write_page(values, "search.html.jinja", "panels", fault, out or folder / NAME)
 
 
 def read(folder: Path) -> SearchFolder:
     """Everything that can be read."""
+    # Not strict: a torn line must not hide the trials of all others.
     log = TrialLog(folder / LOG, strict=False)
     found = SearchFolder(folder, [log.results[trial] for trial in sorted(log.results)])
     if log.invalid:
@@ -101,15 +92,18 @@ def read(folder: Path) -> SearchFolder:
             f"{LOG}: {len(log.invalid)} lines are not valid (the first is line {log.invalid[0]})"
         )
     try:
+        # Step by step: what succeeds before a failure is shown.
         found.search = config.load(folder / SOURCE, {"run.folder": str(folder.absolute())})
         found.winner = find_winner(found.search, found.results)
+        # Needs the data, which may be gone; winner and results above need the log alone.
         found.planned = plan(found.search)
         result = results.read_result(found.search, found.planned, log)
         found.results, found.winner, found.final = result.results, result.winner, result.final
     except (UdlError, OSError, ValueError, TypeError, KeyError) as error:
         what = "the search cannot be planned again" if found.search else f"{SOURCE} cannot be read"
         found.faults.append(f"{what} ({' '.join(str(error).split())[:300]})")
-    found.metrics = evaluations.metrics_in(folder / evaluations.NAME, found.faults)
+    # From here on of the exported winner, which may be there even if the search cannot be read.
+    found.metrics = io.metrics_in(folder / io.NAME, found.faults)
     found.published = publishing.read_published(folder)
     found.faults += [f"of the winner: {line}" for line in found.published.failed]
     if found.search and len(found.results) < found.trials:
@@ -138,7 +132,7 @@ def _values(found: SearchFolder) -> dict[str, Any]:
         else [],
         "best_trial": winner.trial if winner else "",
         "final": [(name, _in_words(spread), spread.runs) for name, spread in found.final.items()],
-        "evaluation": evaluated(found.metrics),
+        "evaluation": io.metric_rows(found.metrics),
         "shared": shared(found.metrics),
         "left_out": list(found.published.lacking),
         "pictures": pictures,
@@ -164,6 +158,7 @@ def _alarms(folder: Path) -> list[str]:
     found = []
     for log in sorted(folder.glob("winner/*/messages.log")):
         with contextlib.suppress(OSError):
+            # A log may hold anything, such as a name from data in another encoding.
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
             found += [f"{log.parent.name}: {line}" for line in lines if "ALARM" in line]
     return found[:MOST_ALARMS]
@@ -174,6 +169,7 @@ def _facts(found: SearchFolder) -> list[str]:
     states = results.in_words(results.count_states(found.results))
     facts.append(f"{len(found.results)} of {found.trials} trials ended ({states})")
     used = results.total_images(found.results)
+    # Had each trial that has ended been trained in full.
     whole = found.planned.budget * len(found.results) if found.planned else 0
     share = f" ({100 * used / whole:.0f} % of what they would be without stopping)" if whole else ""
     return [*facts, f"{used:,} images{share}"]
@@ -188,6 +184,7 @@ def _table(found: SearchFolder) -> list[list[str]]:
         metrics = found.search.settings.metric
         ordered = results.best_first(found.search, found.results)
     rows = results.table(metrics, names, ordered)
+    # The last column says why a trial failed, at times with a whole traceback.
     return [[*row, why[:MOST_WHY]] for *row, why in rows]
 
 
@@ -205,6 +202,8 @@ def _panels(found: SearchFolder) -> list[dict[str, str]]:
         try:
             with curves.drawing(number):
                 svg = curves.svg_of(drawing())
+        # A plot of what a log claims may fail anywhere in matplotlib; the rest of the page is
+        # worth having.
         except Exception as error:
             why = f"{type(error).__name__}: {str(error)[:200]}"
             found.faults.append(f"no plot of {title.lower()} ({why})")
@@ -225,12 +224,14 @@ def _pictures(folder: Path) -> dict[str, list[tuple[int, Path]]]:
 
 def _search_settings(search: Search) -> list[tuple[str, str]]:
     """The axes and the settings of the search."""
+    # in_words says "name: values"; the table has a column for each.
     axes = [(axis.name, axis.in_words().partition(": ")[2]) for axis in search.axes]
     plain = config_schema.to_dict(search.settings).items()
     return [*axes, *((f"search.{name}", in_words(value)) for name, value in plain)]
 
 
 def _commands(found: SearchFolder) -> str:
+    # Quoted: the commands are copied into a shell.
     def path(name: str = "") -> str:
         return shlex.quote(clean(str(found.folder / name)))
 

@@ -19,6 +19,7 @@ from udl_dist.runs.run_folder import RunFolder
 if TYPE_CHECKING:
     from udl_dist.training.distributed import Ranks
 
+# Those whose release may change a bit of the result, or what is stored.
 PACKAGES = ("torch", "ray", "numpy", "webdataset", "safetensors")
 MAX_SHOWN = 200  # characters of a value
 
@@ -39,6 +40,7 @@ def here(ranks: Ranks, arithmetic: Mapping[str, str]) -> dict[str, Any]:
 
     `arithmetic` is what `training.arithmetic.set_up` returned.
     """
+    # Here, as reports read environments without it, and its import takes 1.5 s.
     import torch
 
     found = {
@@ -57,9 +59,16 @@ def here(ranks: Ranks, arithmetic: Mapping[str, str]) -> dict[str, Any]:
 
 def keep(folder: RunFolder, ranks: Ranks, arithmetic: Mapping[str, str], images: int) -> None:
     """Record the environment after `images`, and report what differs from the last one."""
+    # Only a change is written: a run that is killed often has one line for each environment.
     before, now = recorded(folder.environment), here(ranks, arithmetic)
     last = before[-1] if before else {}
-    if all(last.get(name) == value for name, value in now.items()):
+    changed = [
+        f"{name} {now.get(name, 'absent')}, was {last.get(name, 'absent')}"
+        # In the order of now, and behind it what has gone.
+        for name in dict.fromkeys([*now, *last])
+        if name != "images" and now.get(name) != last.get(name)
+    ]
+    if not changed:
         return
     try:
         files.append_lasting(
@@ -67,11 +76,6 @@ def keep(folder: RunFolder, ranks: Ranks, arithmetic: Mapping[str, str], images:
         )
     except OSError as error:
         folder.say(f"ALARM: the environment is not recorded: {error.strerror}; training goes on")
-    changed = [
-        f"{name} {now.get(name, 'absent')}, was {last.get(name, 'absent')}"
-        for name in dict.fromkeys([*now, *last])
-        if name != "images" and now.get(name) != last.get(name)
-    ]
     if before:
         folder.say(f"resumes after {images} images in another environment: {'; '.join(changed)}")
 
@@ -82,7 +86,7 @@ def recorded(path: Path) -> list[dict[str, Any]]:
     for line in files.whole_lines(path):
         try:
             entry = json.loads(line)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError):  # reports show folders from anywhere
             continue
         if isinstance(entry, dict) and isinstance(entry.get("images"), int):
             found.append(entry)
@@ -103,6 +107,7 @@ def _cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return platform.processor() or "unknown"
+        return platform.processor() or "unknown"  # not first: on Linux it is usually empty
+    # ARM has no "model name" there.
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "") or platform.machine()

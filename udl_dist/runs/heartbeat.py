@@ -1,4 +1,4 @@
-"""Heartbeats: a small file per rank in the run folder says who the rank is and how far it came.
+"""Heartbeats: a small file per rank in the run folder says who the rank is and what it is doing.
 
 It is mapped into memory, so a beat costs a store and survives a kill -9; its size is fixed, so a
 full disk does not stop it. A rank on this machine can be killed through its heartbeat.
@@ -39,6 +39,7 @@ class Heartbeat:
     @property
     def here(self) -> bool:
         """Whether the process is alive on this machine."""
+        # Process numbers are used again, and after a restart of the machine from the beginning.
         return self.machine == machine() and started(self.process) == self.started
 
     def state(self) -> str:
@@ -51,6 +52,7 @@ class Heartbeat:
 
     def kill(self) -> None:
         """Kill the process, if it is on this machine."""
+        # A rank that has just ended by itself leaves nothing to kill.
         if self.here:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process, signal.SIGKILL)
@@ -69,18 +71,19 @@ class HeartbeatWriter:
             "machine": machine(),
             "stacks_from": stacks_from,
         }
+        # Complete or absent, by a rename; a process that maps the former file has it still.
         fresh = self._path.with_name(f".{self._path.name}")
         fresh.write_bytes(
             (json.dumps(who).ljust(HEADER_BYTES - 1) + "\n").encode().ljust(FILE_BYTES)
         )
-        # Complete or absent; a process that maps the former file keeps it.
         fresh.replace(self._path)
         self._file = self._path.open("r+b")
         self._map = mmap.mmap(self._file.fileno(), FILE_BYTES)
         self._images, self._place = 0, "start"
 
     def beat(self, images: int, place: str, hung: str = "") -> None:
-        """Write how far the rank is; costs microseconds."""
+        """Write what the rank is doing; costs microseconds."""
+        # Always the same size: nothing has to be allocated on the disk, which may be full.
         self._images, self._place = images, place
         free = FILE_BYTES - HEADER_BYTES
         self._map[HEADER_BYTES:] = f"{images}\n{place}\n{hung}".encode()[:free].ljust(free)
@@ -92,6 +95,7 @@ class HeartbeatWriter:
     def touch(self) -> bool:
         """Renew the file's time; return whether the disk allowed it."""
         try:
+            # A store through the map need not change the time of the file, which monitors look at.
             self._map.flush()
             os.utime(self._file.fileno())
         except OSError:
@@ -125,10 +129,13 @@ class HeartbeatMonitor:
                 stat = path.stat()
             except FileNotFoundError:
                 continue
+            # Each change starts the count again. The time in the file is only compared with itself:
+            # the clock of a file server may differ from ours.
             mark, since = self._seen.get(path.name, ((0, 0), now))
             if mark != (stat.st_ino, stat.st_mtime_ns):
                 mark, since = (stat.st_ino, stat.st_mtime_ns), now
             self._seen[path.name] = mark, since
+            # The content is read last: most ranks are alive, and this runs about once a second.
             if now - since > seconds and (beat := _read(path)) and beat.here:
                 found.append(beat)
         return found
@@ -147,6 +154,8 @@ def clear(folder: RunFolder) -> None:
     """
     for beat in read_all(folder).values():
         beat.kill()
+        # Until it is gone, or it could still write to the folder. A zombie is dead: it only waits
+        # for its parent to read its exit code.
         while beat.here and not beat.state().startswith("Z"):
             time.sleep(0.01)
     shutil.rmtree(folder.ranks, ignore_errors=True)
@@ -155,6 +164,7 @@ def clear(folder: RunFolder) -> None:
 def machine() -> str:
     """The machine and, in it, the namespace of process numbers."""
     try:
+        # Containers of one machine have the same boot_id, but each its own process numbers.
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:  # no Linux
@@ -164,6 +174,7 @@ def machine() -> str:
 def started(process: int) -> str:
     """When a process started, in the kernel's ticks; "" if there is none."""
     try:
+        # Field 22 of proc(5), counted behind the name: that is in parentheses and may have blanks.
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
         return ""
@@ -174,9 +185,11 @@ def _path(folder: RunFolder, rank: int) -> Path:
 
 
 def _paths(folder: RunFolder, machine_name: str = "*") -> list[Path]:
+    # Decimal names only: those with a dot are not complete yet.
     return sorted(path for path in folder.ranks.glob(f"{machine_name}/*") if path.name.isdecimal())
 
 
+# A folder for each machine, so that its ranks list only their own on a shared disk.
 @functools.cache
 def _machine_name() -> str:
     """A folder name for the heartbeats of this machine."""

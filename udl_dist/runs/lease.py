@@ -21,7 +21,7 @@ from udl_dist.storage.client import NO_CONDITIONS, ConflictError
 from udl_dist.storage.uris import name_of
 
 RENEW_SECONDS = 10.0
-STALE_SECONDS = 25.0  # without a renewal
+STALE_SECONDS = 25.0  # without a renewal: two in a row may fail
 LOOK_SECONDS = 1.0  # between reads of a lease that may be stale
 
 
@@ -35,14 +35,17 @@ class Lease:
 
     def acquire(self) -> None:
         """Acquire the lease; raise UsageError if a live run has it, or is quicker."""
+        # 1. Is there a live owner?
         held, seen = self._read()
         if held and self._is_alive(held):
             raise _in_use(held)
+        # 2. Write over exactly the version that was judged; a quicker run has changed it.
         try:
             self._write(seen)
         except ConflictError:
             raise _in_use(self._read()[0]) from None
-        # A service without conditional writes would accept this one, though the lease exists.
+        # 3. A service without conditional writes would accept this one, though the lease exists:
+        # there the second step has excluded no other run.
         try:
             objects.write_over(self._uri, self._content(), None)
         except ConflictError:
@@ -54,6 +57,7 @@ class Lease:
         if time.monotonic() < self._next:
             return True
         held, seen = self._read()
+        # An absent or damaged lease is written again: no other run has claimed it.
         if held and held["token"] != self._token:
             return False
         try:
@@ -71,6 +75,7 @@ class Lease:
         return self._read()[0].get("token") == self._token
 
     def _is_alive(self, held: dict[str, str]) -> bool:
+        # On this machine the process itself is looked for: a killed run resumes without waiting.
         if held["machine"] == machine():
             return started(int(held["process"])) == held["started"]
         who = f"whether {held['owner']} still holds the run folder"
@@ -79,6 +84,7 @@ class Lease:
         while time.monotonic() < deadline:
             time.sleep(LOOK_SECONDS)
             now, _ = self._read()
+            # Any change is a sign of life. Times in it would not do: two clocks may differ.
             if now != held:
                 return bool(now)
         return False
@@ -96,6 +102,7 @@ class Lease:
                 "machine": machine(),
                 "process": str(os.getpid()),
                 "started": started(os.getpid()),
+                # Makes each renewal another content, as the run that watches compares contents.
                 "renewals": str(self._renewals),
             }
         ).encode()

@@ -19,9 +19,9 @@ from udl_dist.runs.run_folder import RunFolder
 from udl_dist.storage import objects
 from udl_dist.storage.uris import is_remote, joined, parse
 
-SYNC_SECONDS = 2.0
-LIVE = ".live"
-REQUESTS = ("stop", "resize")
+SYNC_SECONDS = 2.0  # so late a request, a message or a heartbeat may arrive
+LIVE = ".live"  # the folder of what matters only while the run is running
+REQUESTS = ("stop", "resize")  # files of a run folder that the launcher makes and ranks look for
 MANIFEST = "manifest.json"
 TEMPORARY = ".writing-"  # as of training.checkpoint, which deletes such leftovers
 
@@ -31,6 +31,7 @@ def working(folder: str, role: str) -> Path:
     if not is_remote(folder):
         return Path(folder)
     path = parse(folder).path.rstrip("/")
+    # The name is for people; the hash tells runs of the same name in two buckets apart.
     name = f"{path.rpartition('/')[2]}-{hashlib.sha256(path.encode()).hexdigest()[:12]}"
     return cache_folder("") / "runs" / name / role
 
@@ -40,6 +41,8 @@ class Mirror:
 
     def __init__(self, uri: str, folder: RunFolder) -> None:
         self.uri, self.folder = uri, folder
+        # By name in the run folder: time of change in ns and bytes of the file that was uploaded,
+        # and the stamp of the object that was downloaded.
         self._pushed: dict[str, tuple[int, int]] = {}
         self._pulled: dict[str, str] = {}
         self._pushing = threading.Lock()  # or an older upload might end after a newer one
@@ -52,6 +55,7 @@ class Mirror:
 
     def sync(self) -> None:
         """Sync now, in any thread. Storage that fails is reported once; the run continues."""
+        # The thread and the driver must not copy at the same time.
         with self._syncing:
             try:
                 self._copy()
@@ -73,7 +77,7 @@ class Mirror:
         finally:
             self._closed.set()
             thread.join()
-            self.sync()
+            self.sync()  # what was written since the thread's last look
 
     def _run(self) -> None:
         while not self._closed.wait(SYNC_SECONDS):
@@ -92,16 +96,27 @@ class Mirror:
         """Upload a file, if it exists and has changed since its last upload."""
         name = name or str(path.relative_to(self.folder.path))
         with self._pushing, contextlib.suppress(FileNotFoundError):
+            # Looked at before the upload, so that a change during it is uploaded the next time.
             status = path.stat()
             if self._pushed.get(name) != (stamp := (status.st_mtime_ns, status.st_size)):
                 objects.upload(path, self.at(name))
                 self._pushed[name] = stamp
 
-    def pull(self, name: str, stamp: str, target: Path) -> bool:
+    def fetch(self, names: Iterable[str]) -> None:
+        """Download those of these files that the storage has."""
+        remote = self.listing()  # one request for all of them
+        for name in names:
+            if name in remote:
+                self.pull(name, remote[name])
+
+    def pull(self, name: str, stamp: str) -> bool:
         """Download an object, if it has changed since its last download; return whether it had."""
         if self._pulled.get(name) == stamp:
             return False
+        target = self.folder.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
+        # In one request, whatever is there now: it may be written again meanwhile, and a read by
+        # ranges would fail at that.
         content, version = objects.read_versioned(self.at(name))
         if version is None:  # deleted since it was listed
             return False
@@ -123,11 +138,14 @@ def push_checkpoint(mirror: Mirror, checkpoint: Path, stay: Iterable[Path]) -> N
         files = sorted(checkpoint.iterdir(), key=lambda path: (path.name == MANIFEST, path.name))
         for path in files:
             objects.upload(path, mirror.at(f"checkpoints/{checkpoint.name}/{path.name}"))
+        # Only now that the new one is complete: a kill at any time leaves one to resume from.
         names = {path.name for path in stay}
         for name in manifests_first(mirror.listing("checkpoints")):
+            # Numbers of images with leading zeros: their order as texts is their order.
             if _images(name) not in names and _images(name) < checkpoint.name:
                 objects.remove(mirror.at(name))
     except DataError as error:
+        # As an error of a disk, which the recorder reports while training goes on.
         raise OSError(str(error)) from None
 
 
@@ -150,8 +168,10 @@ def manifests_first(names: Iterable[str]) -> list[str]:
 def _fetch_checkpoint(mirror: Mirror, images: str, names: Iterable[str]) -> None:
     target = mirror.folder.checkpoints / images
     local, remote = target / MANIFEST, mirror.at(f"checkpoints/{images}/{MANIFEST}")
+    # A manifest has the hash of every file: if it is equal, so is the checkpoint.
     if local.exists() and local.read_bytes() == objects.read(remote):
         return
+    # Downloaded under a name that does not count as a checkpoint, and renamed when complete.
     part = mirror.folder.checkpoints / f"{TEMPORARY}{images}"
     for path in (part, target):
         shutil.rmtree(path, ignore_errors=True)

@@ -15,8 +15,10 @@ from udl_dist.runs.run_folder import RunFolder
 from udl_dist.storage import objects
 from udl_dist.storage.uris import is_remote
 
-# What the next group of workers still needs in the working folder.
+# What the next group of workers still needs in the working folder: checkpoints need not be
+# downloaded again, and W&B's folder may have points that were never sent.
 STAYS = ("checkpoints", "wandb", "lock")
+# Rank 0 writes these; the next rank 0 may be on another machine, and continues them.
 OF_RANK_0 = (
     "curves.jsonl",
     "data.json",
@@ -59,18 +61,19 @@ class Node(Mirror):
             lock.seek(0)
             if lock.read() != f"group {group}":
                 for path in self.folder.path.iterdir():
+                    # A former stop, failure or log must not pass for one of this group.
                     if path.name not in STAYS:
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
                 lock.truncate(0)
                 lock.write(f"group {group}")
-        remote = self.listing() if self._is_main else {}
-        for name in OF_RANK_0:
-            if name in remote:
-                self.pull(name, remote[name], self.folder.path / name)
+        if self._is_main:
+            self.fetch(OF_RANK_0)
 
     def _copy(self) -> None:
+        # One listing every two seconds and rank: the only way in which a request gets here.
         live = self.listing(LIVE)
         for request in REQUESTS:
+            # Rank 0 looks for the file, as it does where the run folder is on a shared disk.
             flag = self.folder.path / request
             flag.touch() if f"{LIVE}/{request}" in live else flag.unlink(missing_ok=True)
         if self._is_main:
@@ -86,6 +89,7 @@ class Node(Mirror):
     def _is_elected(self) -> bool:
         """Whether this rank syncs its machine's reports; the lock passes on when it ends."""
         if self._elected is None:
+            # Ranks of a machine share the working folder: one upload of each report is enough.
             file = (self.folder.path / ".courier").open("wb")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -26,6 +26,7 @@ class RunFolder:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path).absolute()
+        # The record of the run, which stays.
         self.experiment = self.path / "experiment.toml"
         self.curves = self.path / "curves.jsonl"
         self.messages = self.path / "messages.log"
@@ -37,6 +38,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.pictures = self.path / "pictures"
         self.followed = self.path / "followed"  # metrics of checkpoints by `udl evaluate --follow`
+        # What processes say to each other while it runs; `held` removes what a kill has left.
         self.ranks = self.path / "ranks"
         self._restarts = self.path / "restarts.jsonl"
         self._lock = self.path / "lock"
@@ -49,6 +51,7 @@ class RunFolder:
         """Create the folder and lock it for this process; raises UsageError if it is locked."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            # Not "w": until the lock is ours, the file names the process that has it.
             file = self._lock.open("a+")
         except OSError as error:
             raise UsageError(
@@ -69,6 +72,7 @@ class RunFolder:
             with files.errors_named(self.path):
                 os.ftruncate(file.fileno(), 0)
                 os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+                # Of an earlier command: a stop asked of that one must not end this one.
                 for left in (self._stop, self._resize, self._failure, self._restarts):
                     left.unlink(missing_ok=True)
             try:
@@ -81,6 +85,7 @@ class RunFolder:
         """Whether a run holds the folder now; does not wait."""
         try:
             with self._lock.open() as file:
+                # Shared, so that two that ask at the same time do not find each other.
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False
@@ -97,6 +102,7 @@ class RunFolder:
         ]
         if not former:
             return None
+        # Folders that were set aside earlier stay where they are.
         before = sum(path.name.startswith("before-") for path in self.path.iterdir())
         aside = self.path / f"before-{before + 1}"
         aside.mkdir()
@@ -106,6 +112,7 @@ class RunFolder:
 
     def ask_stop(self) -> None:
         """Request a checkpoint and the end of the run; rank 0 sees it wherever it is."""
+        # A file, because workers on other machines share nothing with the driver but this folder.
         self._stop.touch()
 
     def stop_asked(self) -> bool:
@@ -127,6 +134,7 @@ class RunFolder:
 
     def say(self, line: str) -> None:
         """Append a line to the messages; on a full disk it goes to stderr."""
+        # Opened for each line, in append mode: driver and ranks write to it at the same time.
         stamped = f"{time.strftime('%H:%M:%S')} {line}\n"
         try:
             with self.messages.open("a", encoding="utf-8") as file:
@@ -140,6 +148,7 @@ class RunFolder:
 
     def sync_curves(self) -> None:
         """Flush the points to the disk; called before a checkpoint, which must not be ahead."""
+        # The points, the name of their file in the folder, and that of the folder itself.
         for path in (self.curves, self.path, self.path.parent):
             if path.exists():
                 files.sync(path)
@@ -164,6 +173,8 @@ class RunFolder:
 
     def rewind(self, images: int) -> int:
         """Delete the points after `images`; returns the images of the last point there was."""
+        # Curves are written before checkpoints, so after a kill they may be ahead of the newest
+        # one. Training makes these points again, and none may appear twice.
         points = self.points()
         lines = [json.dumps(point) + "\n" for point in points if point["images"] <= images]
         if self.curves.exists():
@@ -172,12 +183,13 @@ class RunFolder:
 
     def fail(self, error: UdlError) -> None:
         """Record why the run cannot go on; only the first error counts, later ones are echoes."""
-        # also on a full disk
+        # "x" succeeds once, also among processes. A full disk must not hide the error itself.
         with contextlib.suppress(OSError), self._failure.open("x", encoding="utf-8") as file:
             json.dump({"exit_code": error.exit_code, "message": str(error)}, file)
 
     def failure(self) -> tuple[int, str] | None:
         """The exit code and message of `fail`, if the run has failed and they can be read."""
+        # On a full disk the file may be empty.
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             saved = json.loads(self._failure.read_text(encoding="utf-8"))
             return int(saved["exit_code"]), str(saved["message"])
@@ -185,6 +197,7 @@ class RunFolder:
 
     def add_restart(self, images: int, rank: int, why: str) -> list[dict[str, Any]]:
         """Record why the workers restart; returns all restarts since the folder was locked."""
+        # Not synced, as it matters only as long as this driver lives.
         with self._restarts.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"images": images, "rank": rank, "why": why}) + "\n")
         return [
@@ -192,6 +205,7 @@ class RunFolder:
         ]
 
     def finish(self, result: dict[str, Any]) -> None:
+        # The mark of a complete run: Ray has none, it would train the last part again.
         files.write_whole(self.result, json.dumps(result, indent=1))
 
     def finished(self) -> dict[str, Any] | None:
@@ -203,6 +217,7 @@ def winner_of(folder: Path) -> Path:
     """`folder` itself, or the best run of a search's winner; UsageError if that is not trained."""
     if not (folder / "search.toml").is_file():
         return folder
+    # Several seeds of the winner are trained; `udl evaluate` names the best of them.
     ended = [run for run in sorted(folder.glob("winner/seed-*")) if (run / "result.json").is_file()]
     if not ended:
         trials = ", ".join(str(trial) for trial in sorted(folder.glob("trials/*"))[:3])

@@ -16,7 +16,7 @@ class RunSettings:
         "",
         "the folder of the run, a path or s3://…; empty: runs/ and the job file's name",
     )
-    workers: int | str = setting(
+    workers: int | str = setting(  # as text a range; `_range` reads both
         1,
         "DDP workers, one a GPU, or one a CPU core without GPUs; '2..8': as many as fit, more or"
         " fewer as nodes come and go",
@@ -34,6 +34,7 @@ class RunSettings:
         low=0,
     )
     max_failures: int = setting(3, "times that Ray starts the workers again after one dies", low=0)
+    # Must be longer than the slowest step; the first one may take ten times as long.
     hang_seconds: float = setting(
         60.0,
         "seconds without a step after which a worker hangs, and all start again; 0: never",
@@ -45,6 +46,7 @@ class RunSettings:
         "or evaluate.every_images",
         low=0,
     )
+    # However slow a step is, a kill costs no more work than this.
     checkpoint_seconds: float = setting(
         600.0, "seconds between checkpoints at most; 0: by images alone", low=0
     )
@@ -61,6 +63,7 @@ class RunSettings:
     fresh: bool = setting(False, "move what the folder has into before-N, and start again")
 
     def __post_init__(self) -> None:
+        # Here, as the bounds of a setting know no text.
         if not 1 <= self.least_workers <= self.most_workers:
             raise UsageError(
                 f"run.workers = {self.workers!r}: say a number, or a range such as '2..8'"
@@ -78,7 +81,7 @@ class RunSettings:
         if isinstance(self.workers, int):
             return self.workers, self.workers
         found = re.fullmatch(r"(\d{1,6})\.\.(\d{1,6})", self.workers.replace(" ", ""))
-        return (int(found[1]), int(found[2])) if found else (0, 0)
+        return (int(found[1]), int(found[2])) if found else (0, 0)  # refused by __post_init__
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class TrackSettings:
     )
     project: str = setting("udl-dist", "the W&B project")
     group: str = setting("", "the W&B group; empty: none")
+    # The path and not the key: settings are written into the run folder and sent to W&B.
     key_file: str = setting(
         "", "a file that holds the W&B key; empty: W&B's own ways (environment, netrc)"
     )

@@ -18,7 +18,9 @@ from typing import Any, TextIO
 from udl_dist.core.files import Tail
 from udl_dist.runs.run_folder import RunFolder
 
+# tqdm and rich write thousands of lines into a log, or nothing; here a log gets one now and then.
 LOG_SECONDS = 10.0
+CLEAR = "\r\033[K"  # to the start of the line, and erase all of it
 SHOWN = 4  # loss terms on the line, at most
 COLUMNS = 80  # of a terminal of unknown width
 
@@ -34,7 +36,7 @@ class Screen:
 
     def say(self, line: str) -> None:
         """Write a permanent line."""
-        self._write(f"\r\033[K{line}\n" if self._drawn else f"{line}\n")
+        self._write(f"{CLEAR}{line}\n" if self._drawn else f"{line}\n")
         self._drawn = False
 
     def draw(self, line: str) -> None:
@@ -42,7 +44,8 @@ class Screen:
         if not self.redraws:
             self.say(line)
             return
-        self._write(f"\r\033[K{line[: self.width]}")
+        # Cut, because a line that wraps cannot be redrawn: only its last row would be erased.
+        self._write(f"{CLEAR}{line[: self.width]}")
         self._drawn = True
 
     def end(self) -> None:
@@ -60,7 +63,7 @@ class Screen:
             columns = os.get_terminal_size(self._out.fileno()).columns
         except (OSError, ValueError):
             columns = 0
-        return (columns or COLUMNS) - 1
+        return (columns or COLUMNS) - 1  # in the last column some terminals wrap already
 
     def _write(self, text: str) -> None:
         if not self._closed:
@@ -81,11 +84,12 @@ class Terminal:
         )
         self._screen = Screen(out)
         self.say = self._screen.say
+        # From the end: a resumed run does not show again what an earlier command has shown.
         self._messages, self._curves = (
             Tail(path, from_end=True) for path in (folder.messages, folder.curves)
         )
-        self._last_line_at = float("-inf")
-        self._held_out = ""  # the metric and its best so far
+        self._last_line_at = float("-inf")  # the first point is shown at once, in a log, too
+        self._held_out = ""  # the metric and its best value
         self._unshown: dict[str, Any] = {}
         self._phase, self._begun = "", False
 
@@ -99,6 +103,7 @@ class Terminal:
         """Show what was added since the last call."""
         for line in self._messages.lines():
             self.say(line.decode())
+        # Only the last new point is drawn, but each is looked at: few have held-out metrics.
         for line in self._curves.lines():
             self._unshown, self._begun = json.loads(line), True
             if (value := self._unshown.get(self._metric)) is not None:
@@ -121,7 +126,8 @@ def progress_line(
 ) -> str:
     """One point in one line, most important parts first; parts that do not fit are left out."""
     images, speed = int(point["images"]), point["perf/images_per_second"]
-    losses: dict[str, str] = {}  # by value: a loss of one term is that term
+    # By value, as the total of a loss with one term is that term: it is shown once.
+    losses: dict[str, str] = {}
     for name, value in point.items():
         if name.startswith("train/") and name != "train/learning_rate":
             losses.setdefault(f"{value:.4g}", f"{name.removeprefix('train/')} {value:.4g}")
@@ -138,6 +144,7 @@ def progress_line(
     ]
     line = ""
     for part in filter(None, parts):
+        # Nothing is shown behind a part that does not fit: what is shorter matters less.
         longer = f"{line} · {part}" if line else part
         if len(longer) > width:
             break
@@ -169,6 +176,7 @@ class Progress:
 
     def __call__(self, done: int, total: int) -> None:
         finished = done >= total
+        # Called often: more than ten drawings a second would only take time.
         quiet = 0.1 if self._screen.redraws else LOG_SECONDS
         if not finished and time.monotonic() - self._last_line_at < quiet:
             return

@@ -20,9 +20,10 @@ from udl_dist.errors import UsageError
 from udl_dist.runs import wandb_environment
 from udl_dist.runs.settings import TrackSettings
 
+# With a server that does not answer, W&B itself waits 90 s in `init`, and in `finish` for ever.
 INIT_SECONDS = 8.0
 FINISH_SECONDS = 20.0
-STARTS = 3  # of W&B's service, in one start of a run
+STARTS = 3  # of W&B's service, in one start of a run: it is a process that may be killed
 Item = tuple[int, dict[str, Any]]  # images seen, and metrics or pictures by name
 
 
@@ -42,8 +43,10 @@ class Tracker:
         self._config = config
         # The images of the last point that W&B got, in any start of the run.
         self._sent = folder / "wandb" / "sent"
-        self._after_images = _number_in(self._sent, after_images)
+        sent = self._sent.read_text() if self._sent.exists() else ""
+        self._after_images = int(sent) if sent.isdecimal() else after_images
         self._say = say
+        # Without a bound, so that training never waits: a run has some hundred points.
         self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
         self._ended = False  # the last item was sent
         self._wandb_folder: Path | None = None
@@ -53,6 +56,7 @@ class Tracker:
 
     def point(self, images: int, metrics: dict[str, float]) -> None:
         """Queue one point of the curves."""
+        # A resumed run makes points again that an earlier start has sent.
         if images > self._after_images:
             self._queue.put((images, dict(metrics)))
 
@@ -76,19 +80,20 @@ class Tracker:
         """
         import wandb
 
-        sent: list[Item] = []
+        sent: list[Item] = []  # all of it, for the next start of the service
         for starts in range(1, STARTS + 1):
             try:
                 run = self._start(wandb, starts > 1)
                 for item in sent:
                     self._log(wandb, run, item)
+                # If `finish` failed, the last item is in `sent`, and no other will come.
                 while not self._ended and (new := self._queue.get()) is not None:
                     sent.append(new)
                     self._log(wandb, run, new)
                 self._ended = True
                 run.finish()
                 return
-            except Exception as error:
+            except Exception as error:  # W&B raises many kinds, also those of its service
                 why = " ".join(str(error).split())[:200] or type(error).__name__
                 with contextlib.suppress(Exception):
                     wandb.teardown()
@@ -101,6 +106,7 @@ class Tracker:
             for key, value in values.items()
         }
         run.log({"images": images, **sent})
+        # Afterwards: after a kill in between a point is sent twice rather than never.
         self._sent.write_text(str(images))
 
     def _cure(self) -> str:
@@ -111,27 +117,29 @@ class Tracker:
         )
         return f"every point is in curves.jsonl{upload}"
 
+    def _key(self, wandb: Any) -> tuple[str, str]:
+        """The key, and why W&B's server cannot be used with it; "" if it can."""
+        # Not from the environment alone: this includes what `wandb login --host` has set.
+        base = wandb.setup(wandb.Settings(silent=True)).settings
+        if self._settings.key_file:
+            key = read_key(self._settings)
+        else:
+            key = wandb_environment.key_for(base.base_url)
+        if not key:
+            return "", "there is no key"
+        used = {"http": base.http_proxy, "https": base.https_proxy}
+        proxies = {scheme: proxy for scheme, proxy in used.items() if proxy}
+        return key, wandb_environment.why_unreachable(base.base_url, key, proxies)
+
     def _start(self, wandb: Any, again: bool) -> Any:
-        key, online, why = "", False, ""
-        if self._settings.mode != "offline" and not again:
-            # It includes what `wandb login --host` has set.
-            base = wandb.setup(wandb.Settings(silent=True)).settings
-            key = (
-                read_key(self._settings)
-                if self._settings.key_file
-                else wandb_environment.key_for(base.base_url)
-            )
-            used = {"http": base.http_proxy, "https": base.https_proxy}
-            proxies = {scheme: proxy for scheme, proxy in used.items() if proxy}
-            why = (
-                wandb_environment.why_unreachable(base.base_url, key, proxies)
-                if key
-                else "there is no key"
-            )
+        key, why, online = "", "", self._settings.mode != "offline" and not again
+        if online:
+            # Asked first, as W&B does not fall back to offline after an `init` that failed online
+            # (wandb#9865).
+            key, why = self._key(wandb)
             online = not why
             if self._settings.mode == "online" and why:
                 self._say(f"W&B is offline although track.mode = online: {why}")
-            why = f" ({why})" if key and why else ""
         run = wandb.init(
             project=self._settings.project,
             group=self._settings.group or None,
@@ -141,6 +149,7 @@ class Tracker:
             dir=str(self._folder),
             config=self._config,
             mode="online" if online else "offline",
+            # No output, no code and no hardware statistics of the machine: only our points.
             settings=wandb.Settings(
                 api_key=key or None,
                 init_timeout=INIT_SECONDS,
@@ -151,11 +160,13 @@ class Tracker:
                 x_disable_stats=True,
             ),
         )
+        # An axis of our own: W&B drops points whose own step goes back (wandb#4482, #9449).
         run.define_metric("images")
         run.define_metric("*", step_metric="images")
         self._wandb_folder = Path(run.dir).parent
         if not online:
-            since = " now" if again else why
+            # Without a key offline is what one expects, and needs no reason.
+            since = " now" if again else f" ({why})" if key else ""
             self._say(f"W&B is offline{since}; to upload: wandb sync {self._wandb_folder}")
         return run
 
@@ -180,14 +191,10 @@ def read_key(settings: TrackSettings) -> str:
 
 def resolved(settings: TrackSettings) -> tuple[TrackSettings, str]:
     """The settings with W&B's own mode where track.mode is auto, and a line that says so."""
+    # Decided here, because W&B ignores WANDB_MODE if `init` is given a mode.
     asked, where = wandb_environment.mode_asked()
     if not asked or asked == settings.mode:
         return settings, ""
     if settings.mode != "auto":
         return settings, f"W&B: track.mode = {settings.mode} counts, not {where}"
     return replace(settings, mode=asked), f"W&B is {asked}: {where}"  # type: ignore[arg-type]
-
-
-def _number_in(path: Path, otherwise: int) -> int:
-    text = path.read_text() if path.exists() else ""
-    return int(text) if text.isdecimal() else otherwise

@@ -17,6 +17,7 @@ from pathlib import Path
 from udl_dist.errors import UsageError
 
 PROBE_SECONDS = 3.0
+# All modes that WANDB_MODE may have, those of older releases included.
 MODES = {
     "online": "online",
     "run": "online",
@@ -31,12 +32,14 @@ HOSTED = ("api.forge.coreweave.com", "api.wandb.ai")
 
 def mode_asked() -> tuple[str, str]:
     """`online`, `offline` or `off`, and the variable or file that says so; or "" twice."""
+    # In W&B's own order: variables, then the folder's settings file, then the user's.
     disabled = os.environ.get("WANDB_DISABLED", "")
     if disabled.lower() not in ("", "0", "false", "no", "off"):
         return "off", f"WANDB_DISABLED={disabled}"
     if mode := os.environ.get("WANDB_MODE", ""):
         return _known(mode, f"WANDB_MODE={mode}"), f"WANDB_MODE={mode}"
     for file in _settings_files():
+        # Without interpolation, as a "%" in another entry is not one.
         parser = configparser.ConfigParser(interpolation=None)
         try:
             parser.read(file, encoding="utf-8")
@@ -55,11 +58,13 @@ def key_for(base_url: str) -> str:
     if key := os.environ.get("WANDB_API_KEY", ""):
         return key
     url = urllib.parse.urlsplit(base_url)
+    # `wandb login` writes the key into netrc, as the password of the server.
     file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
     try:
         known = netrc.netrc(file)
     except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
         return ""
+    # An entry with a port before one without.
     names = [url.netloc, url.hostname or "", *(HOSTED if url.hostname in HOSTED else ())]
     found = next((entry for name in names if (entry := known.hosts.get(name))), None)
     return (found[2] or "") if found else ""
@@ -73,23 +78,27 @@ def why_unreachable(base_url: str, key: str, proxies: Mapping[str, str]) -> str:
     url = urllib.parse.urlsplit(base_url)
     login = base64.b64encode(f"api:{key}".encode()).decode()
     headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
+    # The smallest question whose answer depends on the key.
     question = json.dumps({"query": "query Viewer { viewer { id } }"}).encode()
     host = url.hostname or ""
     direct = (
         host in ("localhost", "::1") or host.startswith("127.") or urllib.request.proxy_bypass(host)
     )
+    # urllib would ask a proxy even for this machine.
     ways = {} if direct else {**urllib.request.getproxies(), **proxies}
-    # without name and password
+    # Its host alone: messages must not show a name and password.
     through = ways.get(url.scheme, "").rstrip("/").rpartition("@")[2].rpartition("/")[2]
     who = f"{host} through the proxy {through}" if through else host
     opener = urllib.request.build_opener(urllib.request.ProxyHandler(ways))
     try:
         request = urllib.request.Request(f"{base_url.rstrip('/')}/graphql", question, headers)
         with opener.open(request, timeout=PROBE_SECONDS) as answer:
+            # Bounded, because anything may answer at that address.
             known = (json.loads(answer.read(1 << 16)).get("data") or {}).get("viewer")
         return "" if known else f"{who} does not know the key"
     except urllib.error.HTTPError as error:
         return f"{who} answers {error.code} {error.reason}"
+    # ValueError, AttributeError: an answer that is not JSON, or not a table.
     except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
         return f"{who} does not answer ({getattr(error, 'reason', error)})"
 

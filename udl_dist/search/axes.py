@@ -45,6 +45,7 @@ class Axis:
         # 1 too: a hash just below 2**64 becomes 1.0 as a float.
         if self.values:
             return self.values[min(int(fraction * len(self.values)), len(self.values) - 1)]
+        # Rounding would give both ends half the chance of the others.
         if self.whole:  # each whole number has the interval up to the next one
             return min(int(self._between(self.low, self.high + 1, fraction)), int(self.high))
         return self._between(self.low, self.high, fraction)
@@ -62,6 +63,7 @@ class Axis:
                 f"search.{self.name} is a range: a grid needs its points = 2 or more, or a choice"
             )
         fractions = (point / (self.points - 1) for point in range(self.points))
+        # Evenly spaced, in the logarithm for `log`, both ends included.
         values = (self._between(self.low, self.high, fraction) for fraction in fractions)
         return tuple(dict.fromkeys(round(value) if self.whole else value for value in values))
 
@@ -91,6 +93,7 @@ def parse(tables: Mapping[str, Any], experiment: Experiment) -> tuple[Axis, ...]
         )
     axes = tuple(_axis(name, table, experiment) for name, table in tables.items())
     for axis in axes:
+        # Each axis alone: an experiment checks its own settings, not the space they span.
         for value in axis.ends():
             with_values(experiment, {axis.name: value})
     return axes
@@ -98,6 +101,7 @@ def parse(tables: Mapping[str, Any], experiment: Experiment) -> tuple[Axis, ...]
 
 def with_values(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
     """The experiment with other values; raise UsageError as for a job file with them."""
+    # Through plain values, so that bounds and cross-checks hold as for a job file.
     return from_dict(nest(flatten(experiment.to_dict()) | dict(values)))
 
 
@@ -133,6 +137,7 @@ def _choice(name: str, table: Mapping[str, Any]) -> Axis:
         raise UsageError(
             f"search.{name}: choice = {values!r} offers nothing: write a list of values"
         )
+    # As text, because lists have no hash. A repeated value would be drawn twice as often.
     if repeated := [value for value, count in Counter(map(str, values)).items() if count > 1]:
         raise UsageError(f"search.{name}: choice has {repeated[0]} more than once")
     if "points" in table:
@@ -146,6 +151,7 @@ def _range(name: str, kind: str, table: Mapping[str, Any], of: Any) -> Axis:
     ends, points = table[kind], table.get("points", 0)
     types = (int,) if of is int else (int, float)  # by type(), since True is an int too
     valid = isinstance(ends, list) and len(ends) == 2 and all(type(end) in types for end in ends)
+    # inf and nan, which TOML has, fail the chain of comparisons below.
     least = 0.0 if kind == "log" else -math.inf
     if not valid or not least < ends[0] < ends[1] < math.inf:
         numbers = "whole numbers" if of is int else "numbers"

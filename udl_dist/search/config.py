@@ -19,6 +19,8 @@ from udl_dist.search.axes import Axis, parse
 from udl_dist.storage.uris import is_remote
 
 # What may differ when a search is resumed: no result depends on it.
+# A prefix ending in a dot frees a whole section. The seed, the axes, the budget and all else that
+# training depends on are not free: results of two such searches do not belong in one log.
 FREE = (
     *("search.trials", "search.seconds", "search.parallel", "search.gpu_share", "search.keep"),
     *("search.final_seeds", "search.evaluate", "search.export", "search.plots"),
@@ -88,12 +90,14 @@ class Search:
     tables: Mapping[str, Any]  # of the axes, as they were written
 
     @property
+    # Absolute: Ray's actors work in another folder.
     def folder(self) -> Path:
         return Path(self.base.run.folder).absolute()
 
     @property
     def batches(self) -> list[int]:
         """The batch sizes that trials may have; of a range its ends."""
+        # Rungs are rounded to whole steps, so they depend on these.
         own = [axis for axis in self.axes if axis.name == "train.batch_size"]
         return [self.base.train.batch_size, *(value for axis in own for value in axis.ends())]
 
@@ -120,6 +124,7 @@ def load(path: Path, flags: Mapping[str, str]) -> Search:
     if not isinstance(table, Mapping):
         raise UsageError(f"{path} has no [search] table, it is for udl train: udl train {path}")
     of_base = {name: text for name, text in flags.items() if not name.startswith("search.")}
+    # The base is checked as a run of its own, so its errors read as those of `udl train`.
     base = experiments.join(values, of_base, path)
     plain, tables = _split(table)
     # --search.seed is a setting, --search.train.learning_rate an axis.
@@ -130,6 +135,7 @@ def load(path: Path, flags: Mapping[str, str]) -> Search:
         else:
             known = SETTINGS.get(name)
             plain[name] = settings.from_text(name, known, text) if known else text
+    # An unknown name goes on as text: `from_dict` refuses it with the nearest known one.
     return build(base, plain, tables)
 
 
@@ -137,6 +143,7 @@ def build(base: Experiment, plain: Mapping[str, Any], tables: Mapping[str, Any])
     """Check and join the parts of a search."""
     from udl_dist import methods
 
+    # Decisions and stop requests are files that actors poll many times a second.
     if is_remote(base.run.folder):
         raise UsageError(
             f"a search needs a folder on a disk, not {base.run.folder}: give --run.folder a path "
@@ -144,8 +151,10 @@ def build(base: Experiment, plain: Mapping[str, Any], tables: Mapping[str, Any])
         )
     plain = _without_removed(plain)
     if isinstance(metric := plain.get("metric"), str):
+        # A flag or a single metric is one string; a list in the file is a list already.
         plain["metric"] = metric.split(",")
     found = settings.from_dict(SearchSettings, plain, "search.")
+    # The metric by which a run chooses its best checkpoint; a method of your own may have none.
     own = methods.find(base.method_name).best
     if not any(found.metric):
         if not own:
@@ -167,6 +176,7 @@ def _without_removed(plain: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(
             "search.perturb_images was removed with population-based training: leave it out"
         )
+    # 0 in every search.toml that a release with population-based training wrote.
     return {name: value for name, value in plain.items() if name != "perturb_images"}
 
 
@@ -185,6 +195,7 @@ def _split(table: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     plain: dict[str, Any] = {}
     axes: dict[str, Any] = {}
     for name, value in table.items():
+        # "train.learning_rate" = {...} and [search.train] learning_rate = {...} mean the same axis.
         if "." in name or (isinstance(value, Mapping) and name not in SETTINGS):
             axes |= _axis_tables(name, value)
         else:
@@ -205,6 +216,7 @@ def _axis_tables(name: str, value: Any) -> dict[str, Any]:
 
 def _from_text(text: str) -> Any:
     try:
+        # On the command line an axis is written as in the file: {log = [1e-4, 1e-2]}.
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text  # refused by name

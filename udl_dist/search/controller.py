@@ -32,14 +32,19 @@ from udl_dist.search.trial_log import TrialLog, TrialResult
 DIED = "its process died without an error (killed, or out of memory?)"
 
 
+# Trials and the winner's final runs share this queue, so deaths and stops mean the same in both.
+# All methods run in the one thread of Tune's searcher; only `stop` comes from the driver's main
+# thread, which is why it does no more than set a flag and touch files.
 class Controller:
     """Tasks by number, which wait, run, and resume in another process if theirs died."""
 
     def __init__(self, search: Search, waiting: Iterable[int]) -> None:
         self.search = search
         self.stopping = False
+        # By number; what a value is belongs to the subclass.
         self.running: dict[int, Any] = {}
         self._waiting = list(waiting)
+        # Of this start only: a resumed search gives a trial all its restarts again.
         self._deaths: Counter[int] = Counter()
 
     @property
@@ -66,6 +71,8 @@ class Controller:
     def died(self, number: int) -> None:
         """The process of a task is gone: the task waits again, or fails after too many deaths."""
         self._deaths[number] += 1
+        # A death is no result, since the machine may have failed: the trial resumes from its
+        # checkpoint. Only one that dies again and again (out of memory, for instance) is logged.
         if self._deaths[number] > self.search.base.run.max_failures:
             self.ended(number, TrialOutcome("failed", why=DIED))
         else:
@@ -77,11 +84,13 @@ class Controller:
         To be called until they have: a task that is only starting misses the first call.
         """
         self.stopping = True
+        # A copy: the searcher's thread may end a trial meanwhile.
         for number in list(self.running):
             RunFolder(self.folder(number)).ask_stop()
 
     def _wait_again(self, number: int) -> None:
         self.running.pop(number, None)
+        # Smallest number first: trials with greater numbers may wait at a rung for this one.
         self._waiting = sorted([*self._waiting, number])
 
 
@@ -103,12 +112,14 @@ class TrialController(Controller):
         self, search: Search, log: TrialLog, planned: SearchPlan, stops: StopRule | None = None
     ) -> None:
         super().__init__(search, (n for n in range(planned.trials) if n not in log.results))
+        # Trials without a line in the log have not ended, whatever their folders hold.
         self.log, self.planned = log, planned
         self._sampler, self._objective = make_sampler(search), Objective(search)
         self._scheduler = Scheduler(len(planned.rungs), stops or stop_rule(search.settings))
         # Results of an earlier start: decisions are made again from them.
         for trial, result in sorted(log.results.items()):
             for rung, (_, metric) in enumerate(result.rungs):
+                # By the planned rung: a trial's own step differs with its batch size.
                 self._scheduler.arrive(trial, rung, self._objective.loss([metric]))
             self._scheduler.end(trial)
 
@@ -118,7 +129,9 @@ class TrialController(Controller):
     def next(self) -> TrialTask | None:
         if self.over:
             return None
+        # Only looked at: the trial stays first in the queue while its setting cannot be drawn yet.
         number, rungs = self._waiting[0], self.planned.rungs
+        # Neighbouring numbers are the seeds of one setting.
         setting = number // self.search.settings.seeds
         earlier = self._earlier(setting)
         if earlier is None:  # optuna: wait for a result that this setting depends on
@@ -134,8 +147,10 @@ class TrialController(Controller):
     def arrived(self, number: int, images: int, metrics: Mapping[str, float]) -> None:
         trial = self.running[number]
         trial.images = max(trial.images, images)
+        # Other validations (the last one, for instance) need no decision.
         if images in trial.rungs:
             rung = trial.rungs.index(images)
+            # Rungs rank by one objective; several are refused unless search.scheduler is none.
             value = metrics[self._objective.names[0]]
             if len(trial.reached) == rung:  # a resumed trial reaches rungs again
                 trial.reached.append([self.planned.rungs[rung], value])
@@ -143,6 +158,7 @@ class TrialController(Controller):
 
     def ended(self, number: int, outcome: TrialOutcome) -> None:
         """Log the result of a trial, unless it was only paused."""
+        # By a signal: no line in the log, so the same command resumes it from its checkpoint.
         if outcome.state == "paused":
             self._wait_again(number)
             return
@@ -168,10 +184,12 @@ class TrialController(Controller):
         self.log.add(result)
         # Only after the log: a decision must follow from results that a resumed search has too.
         self._pass_on(self._scheduler.end(number))
+        # Last: a kill in between costs disk space, not a result.
         self._drop_checkpoints(number)
 
     def _pass_on(self, decisions: list[Decision]) -> None:
         for each in decisions:
+            # A trial whose process has just died gets its decision when it arrives again.
             if trial := self.running.get(each.trial):
                 images = trial.rungs[each.rung]
                 write_decision(self.folder(each.trial), each.rung, images, each.goes_on)
@@ -180,6 +198,8 @@ class TrialController(Controller):
         """The results a setting is drawn from, by setting; None if one is missing."""
         seeds, ahead = self.search.settings.seeds, self._sampler.ahead
         found: dict[int, list[TrialResult]] = {}
+        # The latest settings are left out, whether they have ended or not: what is drawn must
+        # not depend on how fast they were.
         for number in range(max(0, setting - ahead + 1) * seeds if ahead else 0):
             if number not in self.log.results:
                 return None
@@ -188,7 +208,9 @@ class TrialController(Controller):
 
     def _drop_checkpoints(self, ended: int) -> None:
         """Delete the checkpoints of ended trials that are not among the best `search.keep`."""
+        # A stopped trial has no full run, so it is never among the best.
         complete = [each for each in self.log.results.values() if each.state == "complete"]
         ranked = [each.trial for each in self._objective.ranked(complete)]
+        # All others, not only the one that ended: it may have pushed an earlier one out.
         for number in {ended, *ranked} - set(ranked[: self.search.settings.keep]):
             shutil.rmtree(RunFolder(self.folder(number)).checkpoints, ignore_errors=True)

@@ -25,6 +25,7 @@ class Objective:
     def of(self, metrics: Mapping[str, float], settings: Mapping[str, Any]) -> list[float]:
         """The objectives of a trial; nan where one is missing."""
         both = {**settings, **metrics}  # an objective may be a setting, such as the latent size
+        # nan, not an error: the controller turns it into a failed trial with a reason.
         return [float(both.get(name, math.nan)) for name in self.names]
 
     def as_metric(self, values: Sequence[float]) -> float | list[float]:
@@ -41,6 +42,7 @@ class Objective:
 
     def front(self, results: Sequence[TrialResult]) -> list[TrialResult]:
         """The Pareto front: the trials that no other beats."""
+        # Stopped trials too: with several objectives there are no rungs, so none is stopped.
         good = [result for result in results if result.metric is not None]
         losses = [self.losses(result.values) for result in good]
         # A trial is beaten by one that is as good in every objective, and not equal.
@@ -56,6 +58,8 @@ class Objective:
         def rank(result: TrialResult) -> tuple[bool, int, float, int]:
             stopped = result.state != "complete"
             loss = self.loss(result.values)
+            # Metrics of stopped trials are of different lengths: those with more images come first.
+            # The number breaks ties, so that equal losses rank the same everywhere.
             return stopped, -result.images if stopped else 0, loss, result.trial
 
         return sorted((result for result in results if result.metric is not None), key=rank)
@@ -66,6 +70,7 @@ def check(search: Search) -> None:
     from udl_dist.training.validation import refuse_unknown_metric
 
     names, base = search.settings.metric, search.base
+    # Built, because its settings decide which metrics it reports.
     kind = methods.find(base.method_name)
     method = kind(base.method, base.data.shape, survey(base.data).classes)
     if base.run.best:
@@ -78,6 +83,7 @@ def check(search: Search) -> None:
     for name in names:
         if name not in axes:
             refuse_unknown_metric("search.metric", name, method)
+            # Such as the ELBO across likelihoods: nats of a density against those of a probability.
             across = method.incomparable.get(name.removeprefix("val/")) or ()
             if changed := [axis for axis in axes if axis.removeprefix("method.") in across]:
                 raise UsageError(
@@ -86,6 +92,7 @@ def check(search: Search) -> None:
                 )
         elif kinds(base.method_name)[name] not in (int, float):
             raise UsageError(f"search.metric: {name} is an axis, but not one of numbers")
+    # A rung stops all but the best, and trials of a Pareto front have no order.
     if len(names) > 1 and search.settings.scheduler != "none":
         raise UsageError(
             "search.metric has several objectives, which no rung can rank: set "

@@ -14,6 +14,7 @@ from udl_dist.search.samplers import Sampler, make_sampler, settings_asked
 from udl_dist.search.scheduler import rungs
 from udl_dist.search.trial import experiment_of, in_steps
 
+# A setting that is invalid later fails its trial alone.
 CHECKED = 200  # trials whose experiments are built before the first one starts
 
 
@@ -68,6 +69,7 @@ class SearchPlan:
 def plan(search: Search) -> SearchPlan:
     """The plan; raise UsageError or DataError for what can be refused before Ray starts."""
     found, base = search.settings, search.base
+    # As of a single run: everything that `udl train` refuses is refused here, before any trial.
     whole = plan_run(base)
     if base.train.init_from:
         from udl_dist.inference import warm_start
@@ -82,7 +84,9 @@ def plan(search: Search) -> SearchPlan:
             f"run.workers = {base.run.workers!r}: the trials of a search have a fixed number of "
             "workers"
         )
+    # Longer than a whole run would compare what the winner is never trained to.
     images = min(found.budget_images or whole.total_images, whole.total_images)
+    # A trial ends with a whole step, as every run does.
     budget = in_steps(images, base.train.batch_size)
     at_rungs = rungs(found, budget, search.batches)
     sampler = make_sampler(search)
@@ -117,6 +121,7 @@ def _check_trials(
     """Plan the first trials, so that an invalid setting is refused before any of them starts."""
     if sampler.ahead:  # settings depend on results
         for axis in search.axes:
+            # One axis at a time, from the base: which combinations will be drawn is not known yet.
             for value in axis.ends():
                 plan_run(with_values(search.base, {axis.name: value}))
         return
@@ -133,10 +138,12 @@ def _expected(trials: int, budget: int, at_rungs: tuple[int, ...], settings: Sea
     """Images if 1 of `reduction` trials passes each rung of asha."""
     # By the median half of the trials stop midway.
     if settings.scheduler == "median":
+        # Half go all the way, half to the middle rung.
         return round(trials * (budget + at_rungs[len(at_rungs) // 2]) / 2)
     reduction = settings.reduction if settings.scheduler == "asha" else 1
     total, before, left = 0.0, 0, float(trials)
     for images in (*at_rungs, budget):
         total += left * (images - before)
+        # At least one trial reaches the end: the first ones have nothing to be compared with.
         before, left = images, max(1.0, left / reduction)
     return round(total)

@@ -17,8 +17,10 @@ from udl_dist.search.objective import Objective
 from udl_dist.search.trial import folder_of
 from udl_dist.search.trial_log import TrialResult
 
+# In inches of 120 dots: 840 x 540 pixels as PNG.
 SIZE = (7.0, 4.5)
 GREY, BEST = "0.6", "tab:red"  # readable on a light and on a dark page
+# From best to worst; readable on both pages too.
 SHADES = LinearSegmentedColormap.from_list("trials", ["#d62728", "#b67ad0", "#4f8fd0"])
 MARKS = {"complete": "o", "stopped": "x", "failed": "v"}
 WORST = 0.1  # share of values outside the scale: a trial may have diverged
@@ -45,6 +47,7 @@ def drawings(
     if good:
         found["curves"] = lambda: _curves(search, results, rungs)
     if good and len(search.axes) > 1:
+        # Needs two axes; with one the curves show all.
         found["settings"] = lambda: _settings(search, good)
     return found
 
@@ -53,14 +56,17 @@ def _curves(search: Search, results: Sequence[TrialResult], rungs: Sequence[int]
     """The metric over images of each trial, and the rungs at which trials stop."""
     figure = Figure(layout="constrained")
     axes, name = figure.subplots(), search.settings.metric[0]
+    # Drawn only if a result is good, so there is a best one.
     best = Objective(search).ranked(results)[0]
     every: list[float] = []
     for result in results:
         curve = RunFolder(folder_of(search, result.trial)).points()
+        # Most points are of training; only those of a validation have the metric.
         points = [(point["images"], point[name]) for point in curve if name in point]
         if points:
             images, values = zip(*points, strict=True)
             every += values
+            # The best curve on top of all others, whatever its number.
             look = {"color": BEST, "zorder": 3} if result is best else {"color": GREY}
             axes.plot(images, values, **look)
             axes.plot(images[-1], values[-1], MARKS[result.state], ms=4, **look)
@@ -71,8 +77,10 @@ def _curves(search: Search, results: Sequence[TrialResult], rungs: Sequence[int]
     axes.set(xlabel="images", ylabel=name, title="o complete, × stopped, dotted: rungs")
     if every:
         low, high = _scale(every, search)
+        # An ELBO may be negative, which no logarithm shows.
         axes.set_yscale("log" if low > 0 and high / low > LOG_SPAN else "linear")
         least = search.settings.mode == "min"
+        # Only the bad end is cut; what is best always stays in view.
         axes.set_ylim(None if least else low, high if least else None)
     return figure
 
@@ -80,6 +88,7 @@ def _curves(search: Search, results: Sequence[TrialResult], rungs: Sequence[int]
 def _settings(search: Search, good: Sequence[TrialResult]) -> Figure:
     """Latent size and learning rate, or two other axes, coloured by the metric; the best on top."""
     preferred = (LATENT, "train.learning_rate")
+    # False sorts before True: the preferred axes come first, in their order.
     ordered = sorted(search.axes, key=lambda axis: tuple(axis.name != name for name in preferred))
     figure = Figure(layout="constrained")
     axes, objective = figure.subplots(), Objective(search)
@@ -88,6 +97,7 @@ def _settings(search: Search, good: Sequence[TrialResult]) -> Figure:
     values = [result.values[0] for result in worst_first]
     low, high = _scale(values, search)
     colours = SHADES if search.settings.mode == "min" else SHADES.reversed()
+    # Complete trials last, so on top: a stopped trial's metric is of fewer images.
     for state in ("stopped", "complete"):
         shown = [result for result in worst_first if result.state == state]
         x, y = (_numbers(axis, shown) for axis in ordered[:2])
@@ -131,4 +141,5 @@ def _label(drawn: Any, set_scale: Callable[[str], None], axis: Axis) -> None:
         set_scale("log")
     if axis.values:
         drawn.set_ticks(axis.values if numeric else range(len(ends)), [str(end) for end in ends])
+        # A logarithmic scale adds minor ticks of its own between the values of a choice.
         drawn.set_ticks([], minor=True)

@@ -23,11 +23,14 @@ from udl_dist.search.winner import FinalRuns, Spread
 if TYPE_CHECKING:
     from udl_dist.inference.model import Model
 
+# The name of the exported folder is part of what users load: udl_dist.load("FOLDER/model").
 MODEL = "model"
 Entry = Mapping[str, Any]  # of one metric in an evaluation.json
 
 
 @dataclass(frozen=True)
+# Written last. Without it the program does not know what the runs' evaluations lack, so a search
+# that was killed earlier measures them again.
 class Published:
     """The evaluation.json of a search: metrics over final runs, and the weights of each run.
 
@@ -64,6 +67,7 @@ def read_published(folder: Path) -> Published:
             tuple(found["failed"]),
             str(found["model"]),
         )
+    # A torn or foreign file costs a second evaluation, not an error.
     except (OSError, ValueError, TypeError, KeyError):
         return Published()
 
@@ -71,6 +75,8 @@ def read_published(folder: Path) -> Published:
 def publish(final: FinalRuns, out: TextIO) -> Published:
     """Evaluate and export what is missing; write evaluation.json into the search folder."""
     wanted, before = final.search, read_published(final.search.folder)
+    # Each step below may fail for itself: a metric that cannot be measured must not cost the
+    # model, nor one broken run the metrics of the others.
     runs, failed = _loaded(final)
     measured: dict[str, Mapping[str, Entry]] = {}
     lacking: dict[str, None] = {}
@@ -78,6 +84,7 @@ def publish(final: FinalRuns, out: TextIO) -> Published:
         try:
             notes = _evaluate(name, model, before, out)
             measured[name] = _metrics_of(model)
+            # A dict as an ordered set: every run lacks the same groups, which are named once.
             lacking |= dict.fromkeys(notes)
         except UdlError as error:
             failed.append(f"{name} is not evaluated: {error}")
@@ -89,8 +96,15 @@ def publish(final: FinalRuns, out: TextIO) -> Published:
         except UdlError as error:
             failed.append(f"no model is exported: {error}")
             exported = ""
+    # The hash of the weights says which evaluation is of which run: the file is reused only for it.
     weights = {name: runs[name].origin.weights for name in measured}
-    published = Published(_over_runs(measured), weights, tuple(lacking), tuple(failed), exported)
+    # Each metric of the best run, over all runs.
+    figures = {
+        name: _entry([run[name] for run in measured.values() if name in run])
+        for name in next(iter(measured.values()), {})
+    }
+    published = Published(figures, weights, tuple(lacking), tuple(failed), exported)
+    # An unchanged file keeps its time, and a repeated command writes nothing.
     if published != before:
         text = json.dumps(vars(published), indent=1, ensure_ascii=False)
         files.write_whole(wanted.folder / written.NAME, text)
@@ -102,6 +116,7 @@ def _loaded(final: FinalRuns) -> tuple[dict[str, Model], list[str]]:
     from udl_dist.inference.model import load
 
     objective, failed = Objective(final.search), list[str]()
+    # auto also for cuda: this machine need not have the GPU of the workers.
     device = "cpu" if final.search.base.run.device == "cpu" else "auto"
     losses: dict[str, float] = {}
     models: dict[str, Model] = {}
@@ -112,6 +127,7 @@ def _loaded(final: FinalRuns) -> tuple[dict[str, Model], list[str]]:
             continue
         try:
             models[folder.name] = load(folder, device)
+            # Without settings: the first objective, which ranks, is always a metric.
             losses[folder.name] = objective.loss(objective.of(result["figures"], {}))
         except UdlError as error:
             failed.append(f"{folder.name}: {error}")
@@ -127,6 +143,8 @@ def _evaluate(name: str, model: Model, before: Published, out: TextIO) -> list[s
 
     notes = Measuring(model, MetricSettings()).notes
     same_weights = before.runs.get(name) == model.origin.weights
+    # Measured again for other weights, if the run's own file is lost, or if something that was
+    # lacking then can be measured now.
     if not (same_weights and {*before.lacking} <= {*notes} and _metrics_of(model)):
         progress = Progress(f"evaluating the winner, {name}", out, "parts")
         evaluating.evaluate(model, MetricSettings(), None, progress)
@@ -136,12 +154,6 @@ def _evaluate(name: str, model: Model, before: Published, out: TextIO) -> list[s
 def _metrics_of(model: Model) -> Mapping[str, Entry]:
     """The evaluation in a run folder, if it is of these weights."""
     return written.of_weights(model.origin.folder / written.NAME, model.origin.weights)
-
-
-def _over_runs(measured: Mapping[str, Mapping[str, Entry]]) -> dict[str, Entry]:
-    """Each metric of the first run over all runs."""
-    first = next(iter(measured.values()), {})
-    return {name: _entry([run[name] for run in measured.values() if name in run]) for name in first}
 
 
 def _entry(entries: list[Entry]) -> Entry:

@@ -46,8 +46,10 @@ class SearchResult:
     @property
     def exit_code(self) -> int:
         if self.signal:
+            # As a shell reports a process that a signal ended.
             return 128 + self.signal
         # 4, as of a failed training: no trial has a metric, or the winner could not be exported.
+        # A search with trials left is no failure: the same command resumes it.
         unpublished = self.final and self.search.settings.export and not self.published.model
         return 4 if self.complete and (self.winner is None or unpublished) else 0
 
@@ -82,6 +84,7 @@ class SearchResult:
         return [*self.lines(), *_running_trials(self.search.folder, self.results)]
 
     def _summary(self) -> list[str]:
+        # Of ended trials only, so the share means the same in the middle of a search.
         used, most = total_images(self.results), self.budget * max(1, len(self.results))
         states = in_words(count_states(self.results))
         state = "" if self.complete else "; the same command resumes it"
@@ -119,14 +122,18 @@ def conclude(
 ) -> SearchResult:
     """Write the results, publish the winner once it is trained, and return everything."""
     found = log.first(planned.trials)
+    # Written after every session, also an interrupted one: the best so far can be trained at once.
     if best := find_winner(wanted, found):
         made = FinalRuns(wanted, best.values, planned.whole_images).experiment(0)
+        # Seed 0: the file is that of the first final run.
         path = wanted.folder / WINNER
         head = f"# udl train {path}\n# Trial {best.trial} of the search in this folder.\n\n"
         files.write_whole(path, head + made.to_toml())
     write_csv(wanted, found)
+    # Only when every trial has ended: before that another setting may still win.
     if final := final_runs(wanted, planned, log):
         if wanted.settings.plots:
+            # Here, so that --status and --dry-run do not import matplotlib.
             from udl_dist.search import plots
 
             Screen(out).say("drawing the plots of the search")
@@ -169,6 +176,7 @@ def table(
     rows = [["trial", "state", "images", *metrics, *settings, "seed", failed]]
     for result in results:
         row = [str(result.trial), str(result.state), f"{result.images:,}"]
+        # A failed trial has no values, so dashes fill its columns.
         row += [*map(short, result.values), *["–"] * len(metrics)][: len(metrics)]
         row += [short(result.settings.get(name, "")) for name in settings]
         rows.append([*row, str(result.seed), str(result.why)])
@@ -182,6 +190,7 @@ def table_lines(search: Search, results: Sequence[TrialResult]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for *row, why in rows:
+        # Not strict: the last column, why a trial failed, is not padded.
         padded = [text.rjust(width) for text, width in zip(row, widths, strict=False)]
         lines.append("  ".join([*padded, why[:60]]).rstrip())
     more = len(results) - SHOWN
@@ -191,8 +200,10 @@ def table_lines(search: Search, results: Sequence[TrialResult]) -> list[str]:
 def write_csv(search: Search, results: Sequence[TrialResult]) -> None:
     """search.csv: a row for each trial, a column for each axis and each held-out metric."""
     axes = [axis.name for axis in search.axes]
+    # Over all trials, sorted: columns do not depend on which trial ended first.
     held_out = sorted({name for result in results for name in result.figures})
     text = io.StringIO()
+    # Python's default is \r\n, which shows in diffs.
     writer = csv.writer(text, lineterminator="\n")
     metrics = search.settings.metric
     head = ["trial", "state", "images", *metrics, *axes, "seed", "seconds", *held_out, "why"]

@@ -36,7 +36,9 @@ class RandomSampler:
     def values(self, number: int, results: Results) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for axis in self._axes:
+            # Not Python's hash, which differs from process to process.
             name = xxhash.xxh3_64_intdigest(axis.name.encode())
+            # 64 bits as a fraction in [0, 1].
             found[axis.name] = axis.value_at(chain(self._seed, number, name) / 2**64)
         return found
 
@@ -57,6 +59,7 @@ class GridSampler:
         found: dict[str, Any] = {}
         for name, values in self._values.items():
             at, which = divmod(at, len(values))
+            # Mixed radix: each number below `size` is one combination.
             found[name] = values[which]
         return found
 
@@ -75,6 +78,7 @@ class OptunaSampler:
             raise UsageError(
                 "search.sampler = optuna needs a package: pip install 'udl-dist[search]'"
             ) from None
+        # Otherwise a line for every study, which here means for every setting.
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.ahead = search.settings.ahead
         self._optuna, self._objective = optuna, Objective(search)
@@ -86,12 +90,16 @@ class OptunaSampler:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the multivariate sampler is experimental
             sampler = optuna.samplers.TPESampler(
+                # NumPy's generators take 32 bits.
                 seed=chain(self._seed, number) % 2**32,
                 n_startup_trials=STARTUP_TRIALS,
+                # Axes drawn together: latent size and learning rate depend on each other.
                 multivariate=True,
             )
+            # Losses, whose sign already has search.mode in it.
             directions = ["minimize"] * len(self._objective.names)
             study = optuna.create_study(directions=directions, sampler=sampler)
+            # In their order: which one ended first must not matter.
             study.add_trials([self._as_trial(results[which]) for which in sorted(results)])
             drawn: dict[str, Any] = study.ask(self._distributions).params
         # Of a choice Optuna has only the index: its values may be lists.
@@ -107,6 +115,7 @@ class OptunaSampler:
             for name, value in results[0].settings.items()
         }
         about: dict[str, Any] = {"params": params, "distributions": self._distributions}
+        # A failed trial has no value, so its setting has no mean.
         if "failed" in states:
             return create_trial(state=trial_state.FAIL, **about)
         losses = self._objective.losses(mean_values(results))
@@ -137,6 +146,7 @@ def make_sampler(search: Search) -> Sampler:
 def settings_asked(sampler: Sampler, trials: int, seeds: int) -> int:
     """The number of settings; raise UsageError for none, or more than a grid has."""
     if isinstance(sampler, GridSampler):
+        # Rounded up: the plan has all seeds of each setting.
         settings = -(-trials // seeds) if trials else sampler.size
         if settings > sampler.size:
             raise UsageError(
@@ -145,6 +155,7 @@ def settings_asked(sampler: Sampler, trials: int, seeds: int) -> int:
         return settings
     if not trials:
         raise UsageError("search.trials is 0: give the number of trials")
+    # A setting with fewer seeds than others would have a mean that does not compare.
     if trials % seeds:
         raise UsageError(
             f"search.trials = {trials} cannot be shared by search.seeds = {seeds}: take a multiple"

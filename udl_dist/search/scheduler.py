@@ -21,12 +21,16 @@ from udl_dist.errors import UsageError
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search.config import SearchSettings
 
+# With the default reduction: after a 64th, a 16th and a quarter of the budget.
 ASHA_RUNGS = 3  # unless search.least_images sets the first one
+# At each tenth of the budget.
 MEDIAN_RUNGS = 9
 MEDIAN_TRIALS = 3  # the fewest for a median, as in Ray Tune
 
 POLL_SECONDS = 0.001
 SLOW_POLL_SECONDS = 0.05  # after 0.1 s, when the trial waits for other trials
+# Well below the time limit of a collective (1,800 s by default): the other ranks wait in one for
+# rank 0's answer, so it says "not yet" and the loop asks again.
 PATIENCE_SECONDS = 20.0
 DECISIONS = "decisions.jsonl"
 
@@ -36,10 +40,12 @@ StopRule = Callable[[Sequence[float], Sequence[Sequence[float]]], bool]
 
 def asha_stops(own: Sequence[float], earlier: Sequence[Sequence[float]], reduction: int) -> bool:
     """Asynchronous successive halving (Li et al. 2020): stop outside the best 1/reduction."""
+    # A diverged trial has nan, with which np.percentile would be nan for all who come later.
     rewards = [-losses[-1] for losses in earlier if not math.isnan(losses[-1])]
     if not rewards:
         return False
     # The quantile of negated losses, as Ray Tune computes it: its rounding decides ties.
+    # A nan of its own compares as False, so it goes on, and fails at its end.
     return bool(-own[-1] < np.percentile(rewards, (1 - 1 / reduction) * 100))
 
 
@@ -47,6 +53,7 @@ def median_stops(own: Sequence[float], earlier: Sequence[Sequence[float]]) -> bo
     """Vizier's median rule (Golovin et al. 2017): stop if the best is above the median mean."""
     # Means over all rungs up to this one; a diverged trial has none.
     means = [mean for mean in map(np.mean, earlier) if np.isfinite(mean)]
+    # `not <=` instead of `>`: a trial whose losses are nan is stopped.
     return len(means) >= MEDIAN_TRIALS and not min(own) <= np.median(means)
 
 
@@ -72,6 +79,7 @@ def rungs(settings: SearchSettings, budget: int, batches: Sequence[int] = ()) ->
         )
     if least:
         found = [least]
+        # Strictly below the budget: at its end a trial is complete, and there is nothing to decide.
         while (images := found[-1] * settings.reduction if asha else found[-1] + least) < budget:
             found.append(images)
     else:
@@ -86,6 +94,7 @@ def _apart(found: Iterable[int], budget: int, batches: Sequence[int]) -> tuple[i
     for batch in batches:
         by_step: dict[int, int] = {}  # the first rung within each step
         for images in found:
+            # Two rungs within one step are reached at once: one is enough.
             by_step.setdefault(-(-images // batch), images)
         found = [images for step, images in by_step.items() if step < -(-budget // batch)]
     return tuple(found)
@@ -127,6 +136,7 @@ class Scheduler:
                 if trial in losses:
                     goes_on = self._goes_on(trial, rung)
                     self.decided[trial, rung] = goes_on
+                    # Its process may run on for a step; higher rungs need not wait for it.
                     if not goes_on:
                         self._gone.add(trial)
                     yield Decision(trial, rung, goes_on)
@@ -153,9 +163,11 @@ class Gate:
         """Whether to go on: False once a stop is requested, None if no decision came in time."""
         passed = sum(rung <= images for rung in self.rungs)
         began = time.monotonic()
+        # A "stop" at a lower rung is final, however many decisions are still missing.
         while len(answers := read_decisions(Path(self.folder))) < passed and all(answers):
             if RunFolder(self.folder).stop_asked():
                 return False
+            # A signal must not have to wait for all earlier trials.
             waited = time.monotonic() - began
             if waited > PATIENCE_SECONDS:
                 return None
@@ -170,5 +182,7 @@ def read_decisions(folder: Path) -> list[bool]:
 
 def write_decision(folder: Path, rung: int, images: int, goes_on: bool) -> None:
     """Append the decision at a rung, once."""
+    # The line number is the rung. A decision that is replayed for a resumed trial is there already.
     if len(read_decisions(folder)) == rung:
+        # Not synced: after a power cut it is made again from curves and log, with one result.
         files.append_line(folder / DECISIONS, json.dumps({"images": images, "goes_on": goes_on}))

@@ -10,9 +10,8 @@ from typing import TextIO
 from udl_dist.core import files
 from udl_dist.data.packing.prepare import prepare, settled
 from udl_dist.errors import ClusterError, UdlError, UsageError
-from udl_dist.launch.ray_thread import RayThread
+from udl_dist.launch.ray_thread import RayThread, Signals
 from udl_dist.launch.recovery import one_line
-from udl_dist.launch.signals import Signals
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.runs.terminal import LOG_SECONDS, Progress, Screen, clock, page_hint
 from udl_dist.runs.tracking import resolved
@@ -25,6 +24,7 @@ from udl_dist.search.results import SearchResult, count_states, in_words, short
 from udl_dist.search.trial_log import NAME, TrialLog, TrialResult
 from udl_dist.search.winner import FinalRuns, final_runs
 
+# --status and the report read the search from it, and nodes must see it.
 SOURCE = "search.toml"
 
 
@@ -32,13 +32,17 @@ def search(wanted: Search, out: TextIO, verbose: bool = False) -> SearchResult:
     """Run or resume a search in its folder; progress for people is written to `out`."""
     resolved(wanted.base.track)  # refuses a mode that W&B does not have
     folder = RunFolder(wanted.folder)
+    # fresh holds for this start; in search.toml it would empty the folder at every resume.
     run = replace(wanted.base.run, folder=str(folder.path), fresh=False)
+    # One command at a time: two would append to one log.
     with folder.held(), files.errors_named(folder.path):
         if wanted.base.run.fresh:
             folder.set_aside()
         wanted = _settled(
             replace(wanted, base=replace(wanted.base, run=run)), Progress("packing", out)
         )
+        # Each before what it guards: a foreign folder, a useless objective, the images (packing
+        # may take long), the plan; search.toml is replaced after all of them.
         _refuse_another(wanted)
         objective.check(wanted)
         prepare(wanted.base.data, Progress("packing", out))
@@ -52,6 +56,7 @@ def search(wanted: Search, out: TextIO, verbose: bool = False) -> SearchResult:
                 screen.say(line)
         # After search.toml is written: it has the mode as given, trials the one found possible.
         wanted = replace(wanted, base=wanted.base.replace(track=track))
+        # Results are written also after a signal, for what has ended.
         signal = SearchSession(wanted, planned, log, screen).run(verbose)
         return results.conclude(wanted, planned, log, out, signal)
 
@@ -69,6 +74,7 @@ def status(folder: Path) -> SearchResult:
     source = folder / SOURCE
     if not source.exists():
         raise UsageError(f"{folder} is not a search: give the folder of a udl search")
+    # The folder may have been moved or mounted elsewhere since.
     wanted = config.load(source, {"run.folder": str(folder.absolute())})
     return results.read_result(wanted, plan(wanted), TrialLog(folder / NAME))
 
@@ -86,18 +92,23 @@ class SearchSession:
 
     def run(self, verbose: bool) -> int:
         """Run the trials and the winner's runs that are left; return the signal that ended it."""
+        # Before Ray starts: an earlier start may have ended all trials and part of the final runs.
         final = final_runs(self.wanted, self.planned, self.log)
+        # Ray in a thread of its own: signals arrive on the main one, which must stay free for them.
         thread = RayThread(self.wanted.base.run.address, verbose, self._work)
         with Signals(self._stop, self._screen.say, lambda: thread.ray_is_up) as signals:
+            # Nothing left to train: no Ray, which takes 4 to 9 s to start.
             if self._trials_left() or (final and not final.over):
                 self._screen.draw("starting Ray")
                 thread.watch(self._poll, signals)
             self._progress.show(self._progress.line(0), last=True)
         if (error := thread.error) and not isinstance(error, UdlError | OSError):
             why = f"{type(error).__name__}: {one_line(error)}"
+            # Ours have their cure in the message; anything else came out of Ray or Tune.
             error = ClusterError(f"Ray failed: {why}: the same command resumes it")
         if error:
             raise error
+        # A signal after the last trial stopped nothing, so the exit code is that of a whole search.
         stopped = signals.received and self._controller and self._controller.stopping
         return signals.received[0] if stopped else 0
 
@@ -109,6 +120,7 @@ class SearchSession:
         from udl_dist.search import tuner
 
         wanted = self.wanted
+        # Before any trial: what cannot be placed, or cannot see the folder, fails now and by name.
         capacity = tuner.capacity_for(wanted)
         nodes.refuse_unshared(wanted.base, prepare(wanted.base.data), wanted.folder / SOURCE)
         storage = wanted.folder / ".tune"
@@ -131,6 +143,7 @@ class SearchSession:
             self._progress.show(controller.progress())
         else:
             self._progress.show(self._progress.line(len(controller.running)))
+        # Of this start: a resumed search has the whole time again.
         if limit and time.monotonic() - self._began > limit and not controller.stopping:
             self._screen.say(
                 f"search.seconds = {limit:g} are over: running trials write a checkpoint and end"
@@ -150,11 +163,13 @@ class SearchProgress:
 
     def __init__(self, search: Search, trials: int, log: TrialLog, screen: Screen) -> None:
         self._search, self._trials, self._log, self._screen = search, trials, log, screen
+        # Failures of earlier starts were reported then.
         self._before = self._reported = len(log.results)
         self._began, self._shown_at = time.monotonic(), float("-inf")
 
     def show(self, now: str, last: bool = False) -> None:
         """Draw a line, at most every half second; failed trials are reported at once."""
+        # A copy: the thread of Tune adds results meanwhile.
         for result in list(self._log.results.values())[self._reported :]:
             self._reported += 1
             if result.state == "failed":
@@ -170,6 +185,7 @@ class SearchProgress:
         results = list(self._log.results.values())
         done, seconds = len(results) - self._before, time.monotonic() - self._began
         # Trials of this start only: earlier ones were trained at another time.
+        # By the clock, so trials in parallel are counted in.
         left = seconds / done * (self._trials - len(results)) if done else 0.0
         parts = [
             f"{len(results)} of {self._trials} trials · {running} running",
@@ -198,6 +214,7 @@ def _refuse_another(wanted: Search) -> None:
     if not source.exists():
         return
     before = config.load(source, {})
+    # Older releases wrote paths as they were given.
     before = replace(before, base=before.base.replace(data=before.base.data.absolute()))
     if differing := config.differences(before, wanted):
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
@@ -209,5 +226,6 @@ def _refuse_another(wanted: Search) -> None:
 
 def _settled(wanted: Search, progress: Progress | None = None) -> Search:
     """The search with the size and channels of its images filled in."""
+    # Written into search.toml as numbers: a resume compares them, and every trial has the same.
     data = settled(wanted.base.data.absolute(), progress)
     return replace(wanted, base=wanted.base.replace(data=data))

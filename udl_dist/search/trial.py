@@ -32,6 +32,7 @@ LOCK_SECONDS = 20.0  # patience for a process of a killed search to end
 
 TrainGroup = Callable[[Experiment, Prepared, Gate], dict[str, Any]]  # by several workers
 Validation = tuple[int, dict[str, float]]  # images, held-out metrics
+# More than one only if an axis is a setting of the data.
 _prepared = lru_cache(8)(prepare)  # once for all trials of a process
 
 
@@ -47,6 +48,7 @@ class TrialTask:
     def folder(self) -> RunFolder:
         return RunFolder(self.experiment.run.folder)
 
+    # With this file the folder is a run like any other: for report, resume and export.
     def saved(self) -> TrialTask:
         """Write the experiment into the folder, from which an actor reads it."""
         self.folder.path.mkdir(parents=True, exist_ok=True)
@@ -77,8 +79,10 @@ class ValidationReader:
         found: list[Validation] = []
         for line in self._tail.lines():
             # Most lines are points of training, which need no parsing.
+            # 0 images are never more than were seen, so such a line is passed over.
             point = json.loads(line) if b'"val/' in line else {"images": 0}
             if (images := int(point["images"])) > self._images:
+                # A resume writes points again that were passed on before.
                 self._images = images
                 found.append((images, held_out(point)))
         return found
@@ -104,12 +108,14 @@ def experiment_of(
     """A trial as an experiment of its own, which `udl train` could run too."""
     made = with_values(search.base, values)
     # Trials of one setting have consecutive numbers and differ in their seed.
+    # Seed k of every setting is the same, so that settings compare on equal chance.
     seed = made.train.seed + trial % search.settings.seeds
     # Validated at rungs only, without periodic checkpoints: both cost short trials much time.
     folder = str(folder_of(search, trial))
     run = replace(made.run, folder=folder, checkpoint_images=0, fresh=False, keep_checkpoints=1)
     evaluate = replace(made.evaluate, every_images=budget, at_images=tuple(rungs), pictures=False)
     return made.replace(
+        # The two measures of a run's length exclude each other.
         train=replace(made.train, seed=seed, total_images=budget, epochs=0.0),
         evaluate=evaluate,
         run=run,
@@ -132,10 +138,12 @@ def train(
     try:
         here = partial(_train_here, at_rung=at_rung, gpu_share=gpu_share)
         outcome = _train(task, group or here)
+    # A refusal of ours is a sentence already; of other errors the type is part of the meaning.
     except UdlError as error:
         outcome = TrialOutcome("failed", why=str(error))
     except Exception as error:
         outcome = TrialOutcome("failed", why=f"{type(error).__name__}: {one_line(error)}")
+    # A group's workers are processes of their own, which end with the trial.
     if group is None:
         _release()
     return replace(outcome, seconds=time.monotonic() - began)
@@ -154,8 +162,10 @@ def _train(task: TrialTask, train_all: TrainGroup) -> TrialOutcome:
     experiment, folder = task.experiment, task.folder
     gate = Gate(str(folder.path), task.rungs)
     with files.errors_named(folder.path), _held(folder):
+        # Its actor died between the end of the run and the report of it.
         if (done := folder.finished()) is not None:
             return TrialOutcome("complete", done["images"], done["figures"])
+        # Packed or indexed by the driver before: here it is only found.
         prepared = _prepared(experiment.data)
         result = train_all(experiment, prepared, gate)
         state = "complete"
@@ -211,6 +221,7 @@ def _held(folder: RunFolder) -> Iterator[None]:
     """Lock the folder, after killing processes of a search that was killed."""
     deadline = time.monotonic() + LOCK_SECONDS
     for life in heartbeat.read_all(folder).values():
+        # A resumed trial may run in the process that trained it before.
         if life.process != os.getpid():
             life.kill()
     with contextlib.ExitStack() as stack:

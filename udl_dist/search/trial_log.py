@@ -13,6 +13,8 @@ from typing import Any, Literal
 from udl_dist.core import files
 from udl_dist.errors import UsageError
 
+# The only record of a search: the table, the plots and the winner follow from it, and so does what
+# a resumed search does next.
 NAME = "trials.jsonl"
 
 
@@ -53,9 +55,12 @@ class TrialLog:
         self.invalid: list[int] = []
         for number, text in enumerate(files.whole_lines(path), 1):
             if result := _parsed(text):
+                # Others were stopped by the first line, so a second must not replace it.
                 self.results.setdefault(result.trial, result)  # the first line of a trial counts
             else:
                 self.invalid.append(number)
+        # Not skipped: without this result other trials would be stopped or drawn. A report, which
+        # decides nothing, reads the rest (strict = False).
         if self.invalid and strict:
             raise UsageError(
                 f"{path}, line {self.invalid[0]} is not a line of a search: restore the file, "
@@ -69,6 +74,8 @@ class TrialLog:
     def add(self, result: TrialResult) -> None:
         """Append and sync; after an OSError nothing of the line is in the file."""
         assert result.trial not in self.results, f"trial {result.trial} ended twice"
+        # On disk before it is in memory: decisions follow from `results`, and a power cut must not
+        # take back a result that a decision was made from.
         files.append_lasting(self.path, json.dumps(asdict(result)))
         self.results[result.trial] = result
 
@@ -78,7 +85,9 @@ def _parsed(text: bytes) -> TrialResult | None:
         fields = json.loads(text)
         fields.pop("more", None)  # written by releases that had population-based training
         result = TrialResult(**fields)
+        # By type(), since True is an int too. A NaN is never logged: its trial has failed.
         numbers = all(type(value) in (int, float) for value in result.values)
+    # TypeError: unknown fields; AttributeError: no object; RecursionError: nested too deeply.
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
     whole = type(result.trial) is int and type(result.images) is int

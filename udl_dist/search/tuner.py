@@ -31,6 +31,8 @@ from udl_dist.search.trial import TrainGroup, TrialOutcome, TrialTask, Validatio
 
 POLL_SECONDS = 0.05  # between two looks of an actor for validations of its trial
 # For the actor of a trial whose workers have the cores; Tune refuses one without resources.
+# One mebibyte, of which every node has more: with a core of its own, this driver could take the
+# place that its workers wait for.
 GROUP_DRIVER = {"CPU": 0, "memory": 2**20}
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard files
@@ -56,6 +58,7 @@ def capacity_for(search: Search) -> Capacity:
     base, run = search.base, search.base.run
     workers, resources = run.most_workers, {"CPU": float(run.cpus_per_worker)}
     if cluster_capacity.wants_gpu(base):
+        # NCCL refuses two ranks on one GPU, so a group shares none.
         resources["GPU"] = search.settings.gpu_share if workers == 1 else 1.0
     fitting = cluster_capacity.of_cluster(resources) // workers
     if not fitting:
@@ -65,12 +68,14 @@ def capacity_for(search: Search) -> Capacity:
             f"a trial of run.workers = {workers} needs {needs}, the cluster has {has}: set "
             "run.workers to fewer"
         )
+    # More in parallel than fit would wait as pending actors, and count as running.
     return Capacity(min(search.settings.parallel or fitting, fitting), resources, workers > 1)
 
 
 def run(controller: Controller, capacity: Capacity, storage: Path) -> None:
     """Run the controller's tasks to the end; `storage` is a folder for Tune, and removed."""
     for name, value in ENVIRONMENT.items():
+        # setdefault: a user who examines Tune may set them otherwise.
         os.environ.setdefault(name, value)
     # All actors start at the same time; by default Tune starts them one after the other.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(capacity.parallel)
@@ -131,13 +136,16 @@ class _TaskSearcher(Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> Any:
         # None: Tune asks again later.
+        # Tune asks before an actor is free, and a task that only waits must not count as running.
         if len(self._live) >= self._capacity.parallel:
             return None
         with _remembered(self._errors):
             task = self._controller.next()
             if task is None:
+                # Not while one is live: if its process dies, its task waits again.
                 done = self._controller.over and not self._live
                 return Searcher.FINISHED if done else None
+        # Tune's trial is one attempt: a task that resumes gets another id.
         self._live[trial_id] = task.trial
         # A path instead of the experiment: Tune stores the config of every trial several times.
         return {
@@ -190,8 +198,10 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         while True:
             alive = self._thread.is_alive()  # before reading: a last validation is then not missed
             validations = self._reader.new()
+            # A report only if there is something new: each is a message to Tune's driver.
             if validations or not alive:
                 break
+            # Woken at a rung, where the trial waits for the decision on what is reported here.
             self._wake.wait(POLL_SECONDS)
             self._wake.clear()
         result = {"validations": json.dumps(validations)}
@@ -203,6 +213,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         experiment = experiments.load(Path(config["experiment"]), {})
         self._task = TrialTask(config["trial"], experiment, tuple(config["rungs"]))
         self._reader = ValidationReader(self._task.folder)
+        # Overwritten by the thread; an end without it must not pass as an earlier trial's outcome.
         self._outcome = TrialOutcome("failed", why="it did not begin")
         group: TrainGroup | None = None
         if config["grouped"]:
@@ -210,7 +221,10 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
 
             group = train_in_cluster
         self._thread = threading.Thread(
-            target=self._train, args=(group, config["gpu_share"]), daemon=True
+            # daemon: an actor that Tune ends must not wait for the training in it.
+            target=self._train,
+            args=(group, config["gpu_share"]),
+            daemon=True,
         )
         self._thread.start()
 

@@ -55,6 +55,7 @@ def find_winner(search: Search, results: Sequence[TrialResult]) -> Winner | None
     by_setting: dict[int, list[TrialResult]] = {}
     for result in results:
         if result.metric is not None:
+            # A failed seed is missing here, so its setting counts as unfinished below.
             by_setting.setdefault(result.trial // seeds, []).append(result)
     if not by_setting:
         return None
@@ -73,6 +74,7 @@ def find_winner(search: Search, results: Sequence[TrialResult]) -> Winner | None
 def final_runs(search: Search, planned: SearchPlan, log: TrialLog) -> FinalRuns | None:
     """The winner's runs, once all trials have ended and one of them won."""
     results = log.first(planned.trials)
+    # Computed again at each start from the log: nothing records that the final runs have begun.
     if len(results) < planned.trials or not (best := find_winner(search, results)):
         return None
     return FinalRuns(search, best.values, planned.whole_images)
@@ -87,6 +89,7 @@ class FinalRuns(Controller):
         self.seeds = range(search.settings.final_seeds)
         self._values = values
         super().__init__(search, ())
+        # After the base class: `finished` needs the search to know the folder.
         self._waiting = [seed for seed in self.seeds if self.finished(seed) is None]
 
     def folder(self, number: int) -> Path:
@@ -97,6 +100,7 @@ class FinalRuns(Controller):
         made = with_values(self.search.base, self._values)
         return made.replace(
             train=replace(made.train, seed=made.train.seed + seed),
+            # fresh would throw away a final run that a killed search has half done.
             run=replace(made.run, folder=str(self.folder(seed)), fresh=False),
         )
 
@@ -106,6 +110,7 @@ class FinalRuns(Controller):
 
     def _same(self, seed: int) -> bool:
         path = RunFolder(self.folder(seed)).experiment
+        # Nothing was started: any winner may use the folder.
         if not path.exists():
             return True
         before, now = experiments.load(path, {}), self.experiment(seed)
@@ -119,6 +124,7 @@ class FinalRuns(Controller):
         seed = self._waiting.pop(0)
         self.running[seed] = 0  # images up to now
         if not self._same(seed):  # the winner changed when more trials were requested
+            # Moved, not deleted: it may be a full run of many hours.
             RunFolder(self.folder(seed)).set_aside()
         return TrialTask(seed, self.experiment(seed)).saved()
 
@@ -142,9 +148,11 @@ class FinalRuns(Controller):
     def metrics(self) -> dict[str, Spread]:
         """Each held-out metric over the runs that are complete."""
         found = [result["figures"] for seed in self.seeds if (result := self.finished(seed))]
+        # All runs have the same settings but the seed, so the same metrics.
         names = held_out(found[0]) if found else ()
         return {name: Spread.of([figures[name] for figures in found]) for name in names}
 
     def refuse_failures(self) -> None:
+        # With one run complete there is a model; the others are named in what is published.
         if self.failed and not self.metrics():
             raise TrainingError(f"no final run of the winner ended: {json.dumps(self.failed)}")

@@ -21,6 +21,7 @@ def endpoint_of(uri: Uri) -> str:
     endpoint = uri.options.get("endpoint_override") or (
         _aws_endpoint() if uri.scheme == "s3" else ""
     )
+    # https unless the URI says otherwise: nothing is sent in the clear by an oversight.
     if endpoint and "://" not in endpoint:
         endpoint = f"{uri.options.get('scheme', 'https')}://{endpoint}"
     return endpoint.rstrip("/")
@@ -29,8 +30,10 @@ def endpoint_of(uri: Uri) -> str:
 def region_of(uri: Uri) -> str:
     """The region in the URI, else the one where Amazon has the bucket, else the environment's."""
     named = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
+    # Behind an endpoint is another service, which Amazon knows nothing about.
     if "region" in uri.options or endpoint_of(uri):
         return uri.options.get("region", named)
+    # Requests to another region than the bucket's are answered by a redirect without a location.
     request = urllib.request.Request(f"{REGIONS}/{uri.bucket}", method="HEAD")
     try:
         headers = urllib.request.build_opener(_Unfollowed).open(request, timeout=5).headers
@@ -74,6 +77,7 @@ def refuse_open_proxy(endpoint: str) -> None:
 
 def profile() -> dict[str, str]:
     """The keys and region of AWS_PROFILE, which obstore does not read; {} if keys are set."""
+    # The order of the AWS SDK: variables, then the profile in `credentials`, then that in `config`.
     name = os.environ.get("AWS_PROFILE") or "default"
     if os.environ.get("AWS_ACCESS_KEY_ID"):
         return {}
@@ -81,6 +85,7 @@ def profile() -> dict[str, str]:
     config = configparser.RawConfigParser()
     home = Path("~/.aws").expanduser()
     config.read([os.environ.get("AWS_CONFIG_FILE") or home / "config"])
+    # Only `config` puts "profile" in front of the names, except for the default one.
     if f"profile {name}" in config:
         config[name] = config[f"profile {name}"]
     config.read([os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or home / "credentials"])

@@ -51,7 +51,7 @@ NO_CONDITIONS = (
     "the service does not support conditional writes (If-None-Match), by which one run alone holds"
     " a run folder: put run.folder on a disk or into storage that has them"
 )
-# Errors that no retry mends, by the words of obstore and of the services.
+# Errors that no retry can mend, by the words of obstore and of the services.
 FINAL = {
     "ExpiredToken": EXPIRED,
     "TokenRefreshRequired": EXPIRED,
@@ -76,7 +76,7 @@ CAUSES = {
 
 _clients: dict[Hashable, Any] = {}
 _lock = threading.Lock()
-_process = 0  # that made the first client
+_process = 0  # the one that made the first client
 
 errors = (BaseError, FileNotFoundError, ValueError)  # what the calls of a client raise
 
@@ -88,6 +88,7 @@ class ConflictError(Exception):
 def client(uri: Uri, limits: Limits) -> Any:
     """The client of a bucket or host; raise UsageError in a fork of a process with clients."""
     global _process
+    # Clients are safe in threads and share their connections, so one per bucket is enough.
     with _lock:
         # A forked child lacks obstore's threads, so each of its calls would hang.
         if _process not in (0, os.getpid()):
@@ -96,6 +97,7 @@ def client(uri: Uri, limits: Limits) -> Any:
                 'give the DataLoader multiprocessing_context="spawn", or set num_workers = 0'
             )
         _process = os.getpid()
+        # With the endpoint, which the environment may change meanwhile.
         known = uri.scheme, uri.bucket, uri.query, limits, endpoint_of(uri)
         if known not in _clients:
             try:
@@ -110,17 +112,20 @@ def _made(uri: Uri, limits: Limits) -> Any:
     endpoint = endpoint_of(uri)
     common: dict[str, Any] = {
         "client_options": {
+            # obstore refuses http by itself; here it must be asked for by name.
             "allow_http": "http" in (uri.scheme, urlsplit(endpoint).scheme),
             "connect_timeout": timedelta(seconds=limits.connect_seconds),
             "read_timeout": timedelta(seconds=limits.stall_seconds),
             "timeout": timedelta(seconds=limits.request_seconds),
         },
         "retry_config": {
+            # obstore counts the repetitions, not the attempts.
             "max_retries": limits.attempts - 1,
             "retry_timeout": timedelta(seconds=limits.total_seconds),
         },
     }
     if uri.is_web:
+        # The query, such as a signature, belongs to every request to the host.
         query = f"?{uri.query}" if uri.query else ""
         return HTTPStore(f"{uri.scheme}://{uri.bucket}{query}", **common)
     refuse_open_proxy(endpoint)
@@ -135,6 +140,7 @@ def _made(uri: Uri, limits: Limits) -> Any:
     # The environment's AWS_ENDPOINT_URL_S3 would override a plain `endpoint`.
     common |= {"aws_endpoint_url_s3": endpoint} if endpoint else {}
     own = {} if anonymous else profile()
+    # The region of the URI, or the one that Amazon names, before that of the profile.
     region = region_of(uri) or own.get("region", "us-east-1")
     return S3Store(uri.bucket, **{**own, **common, "region": region})
 
@@ -143,12 +149,15 @@ def meaning(error: Exception, uri: Uri, limits: Limits) -> Exception:
     """An error of obstore as a one-line DataError, or ConflictError for a failed condition."""
     if isinstance(error, (AlreadyExistsError, PreconditionError)):
         return ConflictError(uri.name)
+    # obstore has few classes of errors; status and cause are in the text alone.
     text = str(error)
     found, code = STATUS.search(text), CODE.search(text)
     status = int(found[1]) if found else 0
     answer = f"HTTP {status}" + (f", {code[1]}" if code else "") if status else ""
+    # Words come before the status: an expired token, too, is a 400 on Amazon's side.
     final = _by_words(text, FINAL)
     if isinstance(error, ValueError):
+        # obstore checks the path before it sends anything.
         why = ': it has an empty part, "." or "..", which names of objects must not have'
     elif isinstance(error, FileNotFoundError) or status in (404, 410):
         why = " is missing: check the path"

@@ -45,6 +45,7 @@ class Object:
             )
 
         def attempt(store: Any, key: str) -> bytes:
+            # An empty range is not valid in HTTP.
             if not length:
                 return b""
             found = store.get(key, options={"range": (start, start + length)})
@@ -66,6 +67,7 @@ class Object:
 def list_tars(uri: str, limits: Limits = DEFAULT) -> list[str]:
     """The URIs of all `*.tar` directly below a prefix, sorted by bytes, without hidden files."""
     prefix = parse(uri)
+    # Whatever order a service lists in: the order of the shards decides that of the records.
     keys = [each["path"] for each in _directly_below(prefix, limits)["objects"]]
     tars = [
         key
@@ -88,6 +90,7 @@ def listing(uri: str) -> dict[str, str]:
     """
     prefix = parse(uri).key
     found = _ask(uri, lambda store, key: store.list(key).collect())
+    # Every key above an object; an object of that name stands for a folder.
     folders = {prefix}
     for each in found:
         parts = each["path"].split("/")
@@ -137,22 +140,27 @@ def read_versioned(uri: str) -> tuple[bytes, Version | None]:
 
 def write(uri: str, content: bytes) -> None:
     """Write a small object."""
+    # Nothing that writes is hedged: a second request might end after a later write of the caller.
     _ask(uri, lambda store, key: store.put(key, content), hedged=False)
 
 
 def write_over(uri: str, content: bytes, seen: Version | None) -> None:
     """Write a small object in place of the `seen` one (None: of none), else raise ConflictError."""
+    # If-None-Match: * or If-Match with the version; the service itself compares, so that of two
+    # writers one alone succeeds.
     mode = "create" if seen is None else seen
     _ask(uri, lambda store, key: store.put(key, content, mode=mode), hedged=False)
 
 
 def upload(path: Path, uri: str) -> None:
     """Copy a file to an object: complete or absent."""
+    # A large file goes in parts, which the service joins at the end.
     _ask(uri, lambda store, key: store.put(key, path), hedged=False)
 
 
 def move(uri: str, other: str) -> None:
     """Rename an object within its bucket; it exists under one of the two names at any time."""
+    # Copied first: a kill in between leaves both names, never none.
     target = parse(other).key
     _ask(uri, lambda store, key: store.copy(key, target), hedged=False)
     remove(uri)
@@ -167,6 +175,7 @@ def download(uri: str, path: Path, limits: Limits = DEFAULT) -> None:
     """Copy an object to a file: complete or absent, in bounded memory."""
     found = Object(uri, limits)
     with whole_file(path) as file:
+        # In pieces of 8 MiB with one ahead, so that memory does not grow with the object.
         window = Window(found)
         for start in range(0, found.size, PIECE):
             file.write(window[start : start + PIECE])
@@ -201,18 +210,21 @@ def _begin(
     hedged: bool = True,
 ) -> Pending[T]:
     """Start `act(client, key)` in a thread; what must not be done twice is not `hedged`."""
+    # Outside of the thread: a refusal is raised to the caller at once, and nothing is queued.
     store, key = client(uri, limits), uri.key
 
     def attempt() -> T:
         try:
             return act(store, key)
         except errors as error:
+            # Without the cause, whose text may show a signed URL.
             raise meaning(error, uri, limits) from None
 
     return Pending(attempt, limits, traffic or Traffic(), size, hedged)
 
 
 def _stamp(meta: Mapping[str, Any]) -> str:
+    # Web servers without ETags have a time of change at best.
     etag = (meta["e_tag"] or "").strip('"')
     return f"etag:{etag}" if etag else f"modified:{meta['last_modified']:%Y-%m-%dT%H:%M:%S}"
 

@@ -32,6 +32,7 @@ class RangeCache:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with self._locked():
+                # After a kill the noted total is too high: the files are counted at each start.
                 self._write_total(self._evict(0))
         except OSError as error:
             raise UsageError(
@@ -43,6 +44,7 @@ class RangeCache:
         path = self._path(name, stamp, start, length)
         with contextlib.suppress(OSError):  # never written, or evicted just now
             data = path.read_bytes()
+            # Nothing here is synced: a power cut may leave a short file, a bad disk a wrong one.
             if len(data) == HEAD + length and data[:HEAD] == xxhash.xxh3_64_digest(data[HEAD:]):
                 os.utime(path)  # now the most recently used
                 return data[HEAD:]
@@ -52,12 +54,16 @@ class RangeCache:
     def put(self, name: str, stamp: str, start: int, data: bytes) -> None:
         """Write a range if it fits; after an error of the disk nothing more is written."""
         size = _on_disk(HEAD + len(data))
+        # What can never fit must not drive all others out.
         if size > self._most or self.failed:
             return
         path = self._path(name, stamp, start, len(data))
+        # Unique by process and thread: two may fetch the same range.
         part = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.part")
         try:
             with self._locked():
+                # Read from a file, as a scan of the folder for each range would cost more than it
+                # saves.
                 total = self._total()
                 if total + size > self._most:
                     total = self._evict(size)
@@ -72,6 +78,7 @@ class RangeCache:
 
     def _evict(self, coming: int) -> int:
         """Delete the oldest files if `coming` bytes do not fit; return the bytes of the rest."""
+        # The oldest last, to be popped.
         files = sorted(self._files(), reverse=True)
         total = sum(size for _, size, _ in files)
         fits = total + coming <= self._most
@@ -96,6 +103,7 @@ class RangeCache:
         try:
             return int((self._folder / "total").read_text())
         except (OSError, ValueError):
+            # No total, or a torn one: count.
             return self._evict(0)
 
     def _write_total(self, total: int) -> None:
@@ -103,6 +111,7 @@ class RangeCache:
 
     def _path(self, name: str, stamp: str, start: int, length: int) -> Path:
         hashed = xxhash.xxh3_128_hexdigest(f"{name}\0{stamp}\0{start}\0{length}".encode())
+        # Over 256 folders, as one with very many files is slow on some file systems.
         return self._folder / hashed[:2] / hashed[2:]
 
     @contextlib.contextmanager

@@ -12,7 +12,7 @@ from udl_dist.storage.transfers import Pending, Traffic
 PIECE = 2**23  # bytes that a walk reads at a time
 PIECES_HELD = 6  # at most: a walk looks back at the record before a header, and one piece is ahead
 SMALL_GAP, SMALL_RANGE = 2**12, 2**18  # bytes: see `merged`
-LONGEST_RANGE = 2**23
+LONGEST_RANGE = 2**23  # bytes
 Range = tuple[int, int]  # start and length in bytes
 
 
@@ -53,14 +53,17 @@ class Window:
 
     def _ask(self, numbers: range) -> None:
         """Request the wanted pieces, and the next one if the walk is sequential."""
+        # A walk that jumps (over a large record that is not read) gets nothing ahead.
         goes_on, following = numbers[-1] - self._last in (0, 1), numbers[-1] + 1
         ahead = [following] if goes_on and following * self._piece < len(self) else []
+        # Wanted ones last, so that they are the last to be let go.
         for number in [*ahead, *numbers]:
             start = number * self._piece
             length = min(self._piece, len(self) - start)
             # Removed and inserted again, so that the last used piece is the last of the dict.
             piece = self._pieces.pop(number, None) or self._blob.begin(start, length)
             self._pieces[number] = piece
+        # At least all of this slice and the piece ahead, however long the slice is.
         for number in list(self._pieces)[: -max(PIECES_HELD, len(numbers) + 1)]:
             self._pieces.pop(number).cancel()
         self._last = numbers[-1]
@@ -73,6 +76,7 @@ def read_ranges(
     found: dict[Range, bytes | None] = {}
     if cache:
         found = {each: cache.get(blob.name, blob.stamp, *each) for each in ranges}
+    # All that is missing in one call, so that neighbours can be joined.
     missing = [each for each in ranges if found.get(each) is None]
     for each, data in zip(missing, _fetched(blob, missing), strict=True):
         found[each] = data
@@ -84,6 +88,7 @@ def read_ranges(
 
 def _fetched(blob: Blob, ranges: Sequence[Range]) -> list[bytes]:
     joined = merged(ranges)
+    # All at once, then waited for in order: the wait is that of the slowest, not their sum.
     under_way = [blob.begin(each.start, each.length) for each in joined]
     found: list[bytes] = [b""] * len(ranges)
     try:
@@ -93,6 +98,7 @@ def _fetched(blob: Blob, ranges: Sequence[Range]) -> list[bytes]:
                 start, length = ranges[member]
                 found[member] = data[start - each.start : start - each.start + length]
     finally:
+        # After an error the rest is of no use, and would occupy threads.
         for pending in under_way:
             pending.cancel()
     return found
@@ -117,6 +123,7 @@ def merged(ranges: Sequence[Range]) -> list[Joined]:
     tiny records go together. Unless ranges overlap, a joined range has at most 8 MiB.
     """
     found: list[Joined] = []
+    # By position, so that only the last joined range can be a neighbour.
     for member in sorted(range(len(ranges)), key=ranges.__getitem__):
         start, length = ranges[member]
         if found and _fits(found[-1], start, length):
@@ -134,4 +141,5 @@ def _fits(last: Joined, start: int, length: int) -> bool:
     whole = max(last.length, start + length - last.start)
     near = gap <= SMALL_GAP and whole <= SMALL_RANGE
     spare = whole - last.wanted - length
+    # Overlapping ranges always join: two requests would read the bytes twice.
     return gap < 0 or (whole <= LONGEST_RANGE and (near or spare <= last.wanted // 10))

@@ -71,7 +71,9 @@ class Traffic:
     def slow_seconds(self, limits: Limits, size: int) -> float:
         """The time after which a request for `size` bytes counts as slow."""
         with self._lock:
+            # The median, as a mean would follow the very stalls that are looked for.
             median = statistics.median(self.recent) if self.recent else 0.0
+        # On a slow line every request is slow, which is no reason for a second one.
         return max(limits.hedge_seconds, 4 * median) * max(1.0, size / UNIT)
 
 
@@ -104,6 +106,7 @@ class Pending(Generic[T]):
 
     def cancel(self) -> None:
         """Drop the request if it has not begun; else it ends by itself, unread."""
+        # A thread in the midst of a request cannot be interrupted.
         for attempt in self._tries:
             attempt.cancel()
 
@@ -114,6 +117,7 @@ class Pending(Generic[T]):
             # Time in the queue counts a quarter, so that hung threads delay others only briefly.
             waited = now - self._begun if self._begun else (now - self._submitted) / 4
             if waited < slow:
+                # Not less than 10 ms, or rounding could make this a busy loop.
                 wait([first], max(0.01, slow - waited))
             else:
                 self._traffic.count(hedges=1)
@@ -122,6 +126,7 @@ class Pending(Generic[T]):
     def _run(self) -> T:
         self._begun = began = time.monotonic()
         self._traffic.count(requests=1)
+        # A failed attempt is not timed: errors are quick, and would make good requests look slow.
         result = self._attempt()
         self._traffic.timed(self._size, time.monotonic() - began)
         return result

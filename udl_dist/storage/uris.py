@@ -53,6 +53,7 @@ class Uri:
     @property
     def options(self) -> dict[str, str]:
         """The options of a bucket."""
+        # The query of a URL is the server's business.
         parts = [] if self.is_web else [part for part in self.query.split("&") if part]
         return {name: value for name, _, value in sorted(part.partition("=") for part in parts)}
 
@@ -74,6 +75,7 @@ def is_web(source: str) -> bool:
 def scheme_of(source: str) -> str:
     """The scheme of a source in lower case; "" for a path, also as a file: URI."""
     found = SCHEME.match(source)
+    # pipe:, hf: and gopen: are webdataset's, and need no slashes.
     scheme = (found[1] or found[2]).lower() if found else ""
     return "" if scheme == "file" else scheme
 
@@ -81,6 +83,7 @@ def scheme_of(source: str) -> str:
 def refuse_scheme(source: str) -> None:
     """Raise UsageError if a source has a scheme that is not supported."""
     scheme = scheme_of(source)
+    # It ran a shell command, which a job file from elsewhere must not.
     if scheme == "pipe":
         raise UsageError(f"pipe: was removed: download the shards, or give a URI of {ALLOWED}")
     if scheme and not is_remote(source):
@@ -113,6 +116,7 @@ def public(value: Any) -> Any:
 def joined(uri: str, name: str) -> str:
     """The URI of `name` directly below a prefix, with the prefix's options."""
     prefix = parse(uri)
+    # Names in buckets are literal, those in URLs are percent-encoded.
     return prefix.at(f"{prefix.path.rstrip('/')}/{quote(name) if prefix.is_web else name}")
 
 
@@ -145,6 +149,7 @@ def parse(uri: str) -> Uri:
     if not mark or (scheme in BUCKETS and "=" not in query):
         path, query = rest, ""
     found = Uri(scheme, path.partition("/")[0], path, query)
+    # user:password@host, also as an endpoint_override.
     if "@" in found.bucket or (scheme in BUCKETS and "@" in query):
         raise UsageError(NO_CREDENTIALS)
     for name in found.options:

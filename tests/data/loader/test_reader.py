@@ -16,7 +16,7 @@ import pytest
 from tests.data.loader import made
 from tests.data.loader.made import pixels, refusal
 from udl_dist.data.loader import order
-from udl_dist.data.loader.loading import BatchPlan, Dataset, Source
+from udl_dist.data.loader.loading import BatchPlan, Dataset, RecordSource
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.loader.records import Records
 from udl_dist.data.packing.pack import pack
@@ -261,7 +261,7 @@ def test_reading_ahead_is_bounded(
     stream = open_stream(index, readers=2, read_ahead_bytes=ahead_bytes)
     load = stream.loader.load
 
-    def counted(plan: BatchPlan, sources: Sequence[Source]) -> Records:
+    def counted(plan: BatchPlan, sources: Sequence[RecordSource]) -> Records:
         loaded.append(1)
         return load(plan, sources)
 

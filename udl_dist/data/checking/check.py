@@ -52,12 +52,21 @@ def check(source: str, settings: CheckSettings, progress: Progress | None = None
     """
     began = time.monotonic()
     sources = find(source, cache_folder(settings.cache))
+    # Before all shards are read.
     _refuse_idle(settings, {job.part for job in sources.jobs})
     dest = as_path(settings.fix) if settings.fix else None
     with ExitStack() as stack:
         folder = stack.enter_context(partial_folder(dest)) if dest else None
-        examined = _examine_all(sources, settings, progress)
+        total = sum(job.shard_bytes for job in sources.jobs)
+        examined = run_threads(
+            sources.jobs,
+            lambda job, report: _examine(job, sources, settings, report),
+            settings.threads,
+            progress if total else None,  # unknown for remote shards without an index
+            total,
+        )
         table = np.concatenate([one.records for one in examined])
+        # Only after all shards: a copy may lie in any other one, and a leak always does.
         groups = exact_groups(table, lambda record: _digest(sources, table[record]))
         found = _findings(sources, settings, examined, table, groups)
         if folder and dest:
@@ -67,6 +76,7 @@ def check(source: str, settings: CheckSettings, progress: Progress | None = None
             dropped = _dropped(sources, table, groups, settings)
             fixed = write_clean(sources, settings, folder, dropped)
             found = dataclasses.replace(found, fixed=fixed)
+            # Complete or absent: an error above removes the hidden folder.
             finish_folder(folder, dest)
     return dataclasses.replace(found, seconds=time.monotonic() - began)
 
@@ -89,19 +99,6 @@ def _refuse_idle(settings: CheckSettings, parts: set[str]) -> None:
         )
 
 
-def _examine_all(
-    sources: Sources, settings: CheckSettings, progress: Progress | None
-) -> list[Examined]:
-    total = sum(job.shard_bytes for job in sources.jobs)
-    return run_threads(
-        sources.jobs,
-        lambda job, report: _examine(job, sources, settings, report),
-        settings.threads,
-        progress if total else None,  # unknown for remote shards without an index
-        total,
-    )
-
-
 def _examine(job: ShardJob, sources: Sources, settings: CheckSettings, report: Report) -> Examined:
     rows, damage, readable, at = [], list[Damaged](), 0, 0
     examination = Examination(
@@ -115,6 +112,7 @@ def _examine(job: ShardJob, sources: Sources, settings: CheckSettings, report: R
         if isinstance(found, Whole):
             rows.append(found.as_row(job))
             readable += found.indexed
+            # Records that only the index knows come last, out of order: progress never goes back.
             report(max(0, found.offset - at))
             at = max(at, found.offset)
         else:
@@ -137,6 +135,7 @@ def _findings(
     labels, counts = np.unique(table["label"][table["label"] >= 0], return_counts=True)
     names = dict(enumerate(sources.about.classes))
     labelled = zip(labels.tolist(), counts.tolist(), strict=True)
+    # A group of held-out images only is a copy, not a leak.
     held_out = [table["held_out"][group] for group in groups]
     damage = [Damaged(where, 0, "", what, 0) for where, what in sources.broken]
     return Findings(
@@ -164,6 +163,7 @@ def _dropped(
     """The copies that a clean copy leaves out: (shard, offset) -> why."""
     dropped = {}
     for group in groups if settings.drop_copies or settings.drop_leaks else ():
+        # A training image stays, or a leak would be cured by training on less.
         trained = [record for record in group if not table["held_out"][record]]
         stays = (trained or group)[0]
         for record in group:
@@ -182,6 +182,7 @@ def _looked(table: Table, groups: Groups, near_bits: int) -> Looked:
     channels = Counter(str(count) for count in table["channels"].tolist())
     near = leaks = 0
     if near_bits >= 0:
+        # Exact copies are near copies too, and would be counted twice.
         repeated = [record for group in groups for record in group[1:]]
         near, leaks = count_near(np.delete(table, repeated), near_bits)
     return Looked(dict(sizes), dict(channels), int(table["constant"].sum()), near, leaks)
@@ -197,6 +198,7 @@ def _named(sources: Sources, table: Table, group: list[int]) -> list[str]:
     named = []
     for row in table[group[:LISTED]]:
         path, start = sources.jobs[int(row["shard"])].path, int(row["offset"])
+        # The header is the block in front of the content: keys are not in the table.
         header = cut_out(path, max(0, start - BLOCK), start)
         key = shown(key_at(header, 0, sources.about.naming))
         named.append(f"{name_of(path)} at byte {start}, key {key}")

@@ -31,9 +31,12 @@ MOST_NEIGHBOURS = 4096
 
 def exact_groups(table: Table, digest: Callable[[int], bytes]) -> list[list[int]]:
     """Groups of records with equal payloads; `digest` reads a record again and hashes it."""
+    # Both in one number, to be sorted once. 32 bits of checksum may agree by chance, which is why
+    # candidates are read again.
     sizes = table["length"].astype(np.uint64) << np.uint64(32) | table["checksum"]
     order = np.argsort(sizes, kind="stable")
     same = sizes[order][1:] == sizes[order][:-1]
+    # Each that equals its neighbour before or after it in sorted order.
     candidates = order[np.append(same, False) | np.append(False, same)] if len(order) else order
     groups: dict[tuple[int, bytes], list[int]] = {}
     for record in candidates.tolist():
@@ -43,11 +46,13 @@ def exact_groups(table: Table, digest: Callable[[int], bytes]) -> list[list[int]
 
 def near_pairs(hashes: NDArray[np.uint64], bits: int) -> I64:  # distinct [N] -> [P, 2]
     """Pairs of hashes that differ in at most `bits` bits."""
+    # bits + 1 bands of nearly equal width.
     edges = np.linspace(0, 64, bits + 2).astype(int).tolist()
     found = [np.empty((0, 2), np.int64)]
     for low, high in pairwise(edges):
         band = hashes >> np.uint64(low) & np.uint64(2 ** (high - low) - 1)
         found.append(_pairs_in(band, hashes, bits))
+    # A pair may agree in several bands.
     return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
 
 
@@ -56,6 +61,7 @@ def _pairs_in(band: NDArray[np.uint64], hashes: NDArray[np.uint64], bits: int) -
     order = np.argsort(band, kind="stable")
     left, found = np.arange(len(order)), [np.empty((0, 2), np.int64)]
     for ahead in range(1, MOST_NEIGHBOURS):
+        # All pairs at distance 1, 2, 3 … in sorted order, as arrays: no Python loop over records.
         left = left[left + ahead < len(order)]
         left = left[band[order[left]] == band[order[left + ahead]]]
         if not left.size:
@@ -68,10 +74,12 @@ def _pairs_in(band: NDArray[np.uint64], hashes: NDArray[np.uint64], bits: int) -
 
 def count_near(table: Table, bits: int) -> tuple[int, int]:
     """How many records have a near copy, and how many held-out ones have one in training."""
+    # 0: constant or not decoded, which says nothing about looks.
     table = table[table["hash"] > 0]
     hashes, inverse, counts = np.unique(table["hash"], return_inverse=True, return_counts=True)
     trained = np.zeros(len(hashes), bool)
     trained[inverse[~table["held_out"]]] = True
+    # Equal hashes are found by counting; pairs then add those that differ in a few bits.
     twin, leaked = counts > 1, trained.copy()
     pairs = near_pairs(hashes, bits)
     for one, other in (pairs.T, pairs.T[::-1]):
@@ -103,6 +111,7 @@ def look(
     else:
         _, height, width = raw_shape
     part = 1
+    # Powers of two, as JPEGs are scaled.
     while width * height > part * part * WHOLE:
         part *= 2
     pixels = decode(
@@ -111,6 +120,7 @@ def look(
     pixels = pixels[:, 1:-1, 1:-1] if part > 1 else pixels  # rounded sizes may leave a black edge
     gray = bool((pixels[0] == pixels[1]).all() and (pixels[0] == pixels[2]).all())
     constant = bool((pixels == pixels[:, :1, :1]).all())
+    # A constant image has no frequencies above the mean, so all of them would be copies.
     hashed = perceptual_hash(pixels) if near and not constant else 0
     return Looks(width, height, 1 if gray else 3, constant, hashed)
 
@@ -124,6 +134,7 @@ def perceptual_hash(pixels: Pixels) -> int:  # [3, H, W]
     """
     import cv2
 
+    # ITU-R 601, as elsewhere in this package.
     luma = (pixels[0] * 0.299 + pixels[1] * 0.587 + pixels[2] * 0.114).astype(np.float32)
     frequencies = cv2.dct(cv2.resize(luma, (SIDE, SIDE), interpolation=cv2.INTER_AREA))[
         :8, :8

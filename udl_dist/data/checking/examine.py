@@ -112,6 +112,7 @@ class Examination:
                 if whole and digest not in ("", hashed.hexdigest()):
                     yield self._damaged(0, b"", CHANGED)
         except DataError as error:
+            # The shard is missing or unreadable: what is left of its rows is lost.
             yield self._damaged(0, b"", str(error), len(self.rows))
 
     def _walk(self) -> Iterator[Whole | Damaged]:
@@ -157,6 +158,7 @@ class Examination:
         fault, row = wrong_with(group, self.shape is not None), None
         wrong = fault.what if fault else ""
         if len(group.images) == 1:
+            # By its place: the name may be what is damaged.
             row = self.rows.pop(group.images[0][1].offset, None)
         hashed = xxhash.xxh3_64_intdigest(group.key)
         if not wrong and hashed in self.seen:
@@ -184,7 +186,7 @@ class Examination:
             return ""
         if row["key_hash"] != hashed:
             return f"the index calls it {shown(self._index_key(row['record']))}"
-        has_label = len(group.members) > 1 and label >= 0
+        has_label = len(group.members) > 1 and label >= 0  # its header may be the damaged one
         if label != row["label"] and (has_label or not self.bad_headers):
             return f"its label is {label}, its index says {row['label']}"
         return ""
@@ -232,7 +234,7 @@ class Examination:
         key = key_at(self.data, at, self.naming)
         if not self.keys or xxhash.xxh3_64_intdigest(key) in self.keys:
             return key
-        place = bisect.bisect_left(self.offsets, (at + BLOCK, -1))
+        place = bisect.bisect_left(self.offsets, (at + BLOCK, -1))  # the content follows its header
         return self._index_key(self.offsets[place][1]) if place < len(self.offsets) else b""
 
     def _index_key(self, record: int) -> bytes:

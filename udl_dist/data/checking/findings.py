@@ -82,6 +82,7 @@ class Findings:
 
     def as_dict(self) -> dict[str, Any]:
         """All counts and all damage as plain values."""
+        # asdict leaves named tuples as tuples, which JSON would write as nameless lists.
         damage = [entry._asdict() for entry in self.damage]
         derived = {"damage": damage, "lost": self.lost, "exit_code": self.exit_code}
         return dataclasses.asdict(self) | derived
@@ -94,6 +95,7 @@ class Findings:
         counts = f"{self.indexed:,} records, {self.readable:,} as indexed, {self.lost:,} lost"
         older = f"of {self.undigested:,} shards: bytes outside of images are not compared"
         without = self.shards - self.compared
+        # Empty and 0 entries are left out below: a table of what there is to say.
         rows = {
             "shards": f"{self.shards:,} of {self.total_bytes / 1e6:,.1f} MB in all",
             "records": parts,

@@ -34,6 +34,7 @@ Dropped = Mapping[tuple[int, int], str]
 def write_clean(sources: Sources, settings: CheckSettings, folder: Path, dropped: Dropped) -> str:
     """Write the whole records of every shard into `folder`, without the `dropped`; summarise."""
     copied, left_out, parts = 0, list[str](), dict[str, list[Path]]()
+    # Names stay where they are unique; shards of several folders may share one.
     stems = [(job.part, Path(split(job.path)[1]).stem) for job in sources.jobs]
     count = Counter(stems)
     for job, stem in zip(sources.jobs, stems, strict=True):
@@ -70,6 +71,7 @@ def _copy(
     )
     copied, places, damage, lines = 0, set[int](), list[Damaged](), list[str]()
     with path.open("wb") as file:
+        # encoder: bytes as they are; mtime 0: equal records give equal tars.
         with TarWriter(file, encoder=False, mtime=0) as writer:
             for found in examination.run():
                 if isinstance(found, Damaged):
@@ -77,8 +79,10 @@ def _copy(
                     continue
                 where = f"shard {name_of(job.path)!r} at byte {found.offset - BLOCK}"
                 where = f"{where}, key {shown(found.key)}"
+                # Examined a second time: no image stayed in memory.
                 if why := dropped.get((job.number, found.offset)):
                     lines.append(f"{where} {why}")
+                # Damage can put any bytes into a name, also `../`, which `tar x` would follow.
                 elif not is_plain(found.key):
                     lines.append(f"{where}: its key is not a plain relative name in UTF-8")
                 else:
@@ -87,6 +91,7 @@ def _copy(
                     copied += 1
                     places |= {found.offset - BLOCK, found.group.at if found.group else 0}
         file.flush()
+        # Before the folder gets its name.
         os.fsync(file.fileno())
     if not copied:
         path.unlink()
@@ -101,6 +106,7 @@ def _write(writer: TarWriter, data: Data, whole: Whole) -> list[bytes]:
         "__key__": whole.key.decode(),
         whole.extension.decode(): data[whole.offset : whole.offset + whole.length],
     }
+    # From the index where it has one: the member's header or digits may be what is damaged.
     if whole.label >= 0:
         record["cls"] = str(whole.label).encode()
     left_out = []
@@ -109,6 +115,7 @@ def _write(writer: TarWriter, data: Data, whole: Whole) -> list[bytes]:
             continue
         name = extension.decode("ascii", "replace")
         fits = is_plain(extension) and member.length <= LARGEST_IMAGE
+        # webdataset keeps names with an underscore for itself (__key__, __url__).
         if not fits or name in record or name.startswith("_"):
             left_out.append(extension)
         else:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from udl_dist.core.config_schema import as_path
 from udl_dist.data.images.headers import Shape
-from udl_dist.data.loader.opening import index_beside, open_index
+from udl_dist.data.loader.opening import index_in_folder, open_index
 from udl_dist.data.packing.finding import list_shards
 from udl_dist.data.packing.indexes import in_cache
 from udl_dist.data.packing.parts import shards_of_parts
@@ -61,6 +61,7 @@ def find(source: str, cache: Path) -> Sources:
     Their indexes lie next to them, or, for patterns and lists, in the cache.
     """
     found = Sources(source)
+    # As training finds them, so that a check sees what a run would see.
     for part, shards in shards_of_parts(source).items():
         _add(found, part, shards, True, cache)
     if not found.jobs:
@@ -75,15 +76,18 @@ def find(source: str, cache: Path) -> Sources:
 def _add(found: Sources, part: str, shards: list[str], whole: bool, cache: Path) -> None:
     """Add the shards of a part; of `whole` folders also those that only the index names."""
     known: dict[str, tuple[Index, int]] = {}
-    next_to = map(index_beside, dict.fromkeys(split(shard)[0] for shard in shards))
+    # Each folder once; a dict keeps their order.
+    next_to = map(index_in_folder, dict.fromkeys(split(shard)[0] for shard in shards))
     for where in filter(None, [_in_cache(shards, cache), *next_to]):  # a later index overrides
         try:
             index = open_index(where, cache)
         except DataError as error:
+            # A broken index is a finding; its shards are examined without it.
             found.broken.append((name_of(where), str(error)))
             continue
         found.about = index.about
         known |= {index.shard_path(shard): (index, shard) for shard in range(len(index.shards))}
+    # Of a pattern the others are left out on purpose, so they are not missing.
     missing = [path for path in known if path not in set(shards)] if whole else []
     folders = {split(path)[0] for path in known}
     for path in [*shards, *missing]:

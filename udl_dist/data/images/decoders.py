@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ Raster = NDArray[np.uint8]  # [H, W] gray or [H, W, 3] RGB
 
 # scales at which a JPEG is decoded; 3, 5, 6 and 7 eighths have no vector code and cost more
 EIGHTHS = (1, 2, 4, 8)
+# libjpeg's words, in lower case, for an image whose end is missing.
 PREMATURE = "premature end"
 # libjpeg's words for garbage between a complete image and its end mark
 COMPLETE = "before marker 0xd9"
@@ -53,6 +55,7 @@ def decode_raster(
 
     Raises DataError with what is wrong, or if the raster would have more than `most_pixels`.
     """
+    # Before any decoder: a PNG of 510 KB may hold 179 megapixels, which Pillow decodes into 702 MB.
     if pixels_at(header, least) > most_pixels:
         raise too_large(header, most_pixels)
     if header.plain and header.kind == "jpeg":
@@ -62,6 +65,7 @@ def decode_raster(
         return Decoded(raster)
     if header.pixels > most_pixels:  # only libjpeg can decode it at a smaller scale
         raise DataError("is a damaged JPEG")
+    # What the fast decoders cannot do or found damaged: Pillow names the cause.
     return Decoded(np.asarray(pillow_image(data, header)))
 
 
@@ -72,10 +76,12 @@ def pixels_at(header: Header, least: float) -> int:
 
 
 def _eighths(least: float) -> int:
+    # The smallest scale that is large enough, so no pixel is decoded that the resize would not use.
     return next((eighths for eighths in EIGHTHS if eighths / 8 >= least), 8)
 
 
 def _scaled_size(header: Header, eighths: int) -> tuple[int, int]:
+    # Rounded up, as libjpeg does.
     return -(-header.width * eighths // 8), -(-header.height * eighths // 8)
 
 
@@ -86,11 +92,14 @@ def pillow_image(data: bytes, header: Header) -> Image.Image:
     if header.components == 4:  # Pillow would ignore what libjpeg warns of in a CMYK JPEG
         _simplejpeg(data, "CMYK", 1, 1)
     try:
+        # Only the kind that the header showed: the allow-list holds here too.
         image: Image.Image = Image.open(io.BytesIO(data), formats=(header.kind.upper(),))
+        # The limit was checked for the sizes of our header, so Pillow must see the same ones.
         if image.size != (header.width, header.height):
             raise DataError(f"is a damaged {header.kind.upper()} (its sizes contradict each other)")
         image.load()
         return upright(image)
+    # A lack of memory is no damage.
     except (DataError, MemoryError):
         raise
     except Exception as error:  # a decoder may raise anything for damaged data
@@ -111,6 +120,7 @@ def upright(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit gray: 65535 is 257 times 255
         wide = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    # On white, as browsers and viewers show it; converting alone would show what lies under it.
     if image.has_transparency_data:
         over = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
@@ -134,6 +144,7 @@ def _libjpeg(data: bytes, header: Header, gray: bool, least: float) -> Decoded |
     raster = _simplejpeg(data, space, width, height)
     if raster is None:
         return None
+    # libjpeg and our header disagree on the size: decoded whole, or left to Pillow.
     if raster.shape[:2] != (height, width):
         whole = eighths < 8 and header.pixels <= MOST_PIXELS
         return _libjpeg(data, header, gray, 1.0) if whole else None
@@ -144,18 +155,19 @@ def _simplejpeg(data: bytes, space: str, width: int, height: int) -> Raster | No
     """Decode, and treat warnings as errors: libjpeg fills missing parts of an image with gray."""
     import simplejpeg
 
+    decode: Callable[..., Raster] = partial(
+        simplejpeg.decode_jpeg, data, space, min_width=width, min_height=height
+    )
     try:
-        raster: Raster = simplejpeg.decode_jpeg(data, space, min_width=width, min_height=height)
-        return raster
+        return decode()
     except ValueError as error:
         why = " ".join(str(error).split())
+    # The image is whole: only what stands before its end mark is superfluous.
     if COMPLETE in why:
-        lenient: Raster = simplejpeg.decode_jpeg(
-            data, space, min_width=width, min_height=height, strict=False
-        )
-        return lenient
+        return decode(strict=False)
     if PREMATURE in why.lower():
         raise DataError("is a truncated JPEG")
+    # Refused, although libjpeg goes on: it fills what is missing with gray.
     if "corrupt" in why.lower():
         raise DataError(f"is a damaged JPEG ({why})")
     return None
@@ -164,13 +176,16 @@ def _simplejpeg(data: bytes, space: str, width: int, height: int) -> Raster | No
 def _upright(raster: Raster, header: Header, scale: float) -> Decoded:
     """Rotate a JPEG as its EXIF says; the rounding of a scaled size may come to its front."""
     width, height = header.upright
+    # EXIF: 5 to 8 swap rows and columns; 2, 3, 6, 7 then mirror across, and 3, 4, 7, 8 down.
     if header.orientation > 4:
         raster = raster.swapaxes(0, 1)
     left, top = header.orientation in (2, 3, 6, 7), header.orientation in (3, 4, 7, 8)
     raster = raster[:: -1 if top else 1, :: -1 if left else 1]
     return Decoded(
+        # OpenCV refuses negative strides.
         np.ascontiguousarray(raster),
         scale,
+        # libjpeg adds its rounding at the right and bottom; turned, it lies at the left or top.
         left * (raster.shape[1] - width * scale),
         top * (raster.shape[0] - height * scale),
     )
@@ -185,6 +200,7 @@ def _opencv(data: bytes, header: Header) -> Raster | None:  # None: let Pillow s
     raster: Any = cv2.imdecode(np.frombuffer(bare, np.uint8), cv2.IMREAD_UNCHANGED)
     if (
         raster is None
+        # The limit was checked for the sizes in the header, so these must be the same.
         or raster.dtype != np.uint8
         or raster.shape[:2] != (header.height, header.width)
     ):

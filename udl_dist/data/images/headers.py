@@ -30,11 +30,11 @@ MOST_SCANS = 100  # of a progressive JPEG: each costs a pass over all pixels, an
 # chunks of a PNG, segments and fill bytes of a JPEG: 33.5 megapixels in 8 kB chunks are 12,000
 MOST_PARTS = 2**14
 ORIENTATION = 0x0112  # EXIF tag
-PNG = b"\x89PNG\r\n\x1a\n"
+PNG = b"\x89PNG\r\n\x1a\n"  # its first 8 bytes, fixed
 BARE_CHUNKS = frozenset((b"IHDR", b"IDAT", b"IEND"))
 SPECIAL_CHUNKS = frozenset((b"tRNS", b"eXIf", b"acTL"))  # transparent, rotated, animated
-PNG_START = struct.Struct(">I4sIIBB")
-PNG_CHUNK = struct.Struct(">I4s")
+PNG_START = struct.Struct(">I4sIIBB")  # length, IHDR, width, height, depth, colour
+PNG_CHUNK = struct.Struct(">I4s")  # length and name; content and CRC follow
 LIMIT_IN_WORDS = (
     f"pixels decoded of one image, at most; a JPEG, decoded at the scale needed, may have {SCALED}"
     " times as many"
@@ -101,10 +101,10 @@ def _png(data: bytes) -> Header:
     length, name, width, height, depth, colour = PNG_START.unpack_from(data, 8)
     if name != b"IHDR" or length != 13:
         raise DataError("is a PNG without a header")
-    plain, bare, at = depth == 8 and colour in (0, 2), True, 8
+    plain, bare, at = depth == 8 and colour in (0, 2), True, 8  # 0: gray, 2: RGB
     for _ in range(MOST_PARTS):
         length, name = PNG_CHUNK.unpack_from(data, at)
-        end = at + 12 + length
+        end = at + 12 + length  # length, name and checksum have 4 bytes each
         if end > len(data):
             raise DataError("is a truncated PNG")
         if zlib.crc32(data[at + 4 : end - 4]) != CRC.unpack_from(data, end - 4)[0]:
@@ -139,12 +139,12 @@ def _jpeg(data: bytes) -> Header:
         if marker == 0xE1 and data.startswith(b"Exif\0", at + 4):
             exif.append(data[at + 10 : at + 2 + struct.unpack_from(">H", data, at + 2)[0]])
     depth, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
-    if marker & 3 == 2 and data.count(b"\xff\xda") > MOST_SCANS:
+    if marker & 3 == 2 and data.count(b"\xff\xda") > MOST_SCANS:  # SOF2, 6, 10, 14: progressive
         raise DataError(f"is a JPEG of more than {MOST_SCANS} scans")
-    orientation = (_orientation(exif[0]) if len(exif) == 1 else 0) if exif else 1
+    orientation = (_orientation(exif[0]) if len(exif) == 1 else 0) if exif else 1  # 0: unknown
     plain = depth == 8 and components in (1, 3) and orientation > 0
     # for a small image it does not matter, and the search costs a twentieth of its decoding
-    large = width * height > SMALL and marker in (0xC0, 0xC1)
+    large = width * height > SMALL and marker in (0xC0, 0xC1)  # baseline, extended
     scalable = plain and large and _components_of_scan(data, at) == components
     return Header("jpeg", width, height, plain, components, orientation or 1, scalable=scalable)
 
@@ -159,16 +159,14 @@ def _segments(data: bytes, at: int) -> Iterator[tuple[int, int]]:
             at += 1
             continue
         yield marker, at
-        alone = marker == 0x01 or 0xD0 <= marker <= 0xD8
+        alone = marker == 0x01 or 0xD0 <= marker <= 0xD8  # TEM, RST0 to 7, SOI: no length
         at += 2 if alone else 2 + max(2, struct.unpack_from(">H", data, at + 2)[0])
     raise DataError(f"is a JPEG of more than {MOST_PARTS} parts before its image")
 
 
 def _components_of_scan(data: bytes, at: int) -> int:
-    """How many components the first scan behind `at` has; 0 if it cannot be found.
-
-    With fewer than all, as in progressive files, libjpeg holds all coefficients in memory.
-    """
+    """How many components the first scan behind `at` has; 0 if it cannot be found."""
+    # With fewer than all, as in progressive files, libjpeg holds all coefficients in memory.
     try:
         return next(data[start + 4] for marker, start in _segments(data, at) if marker == 0xDA)
     except (DataError, struct.error, IndexError):
@@ -177,7 +175,7 @@ def _components_of_scan(data: bytes, at: int) -> int:
 
 def _orientation(exif: bytes) -> int:
     """The orientation in a TIFF block; 0 if Pillow has to look for it."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])  # Intel, Motorola
     if order is None:
         return 0
     try:
@@ -185,23 +183,23 @@ def _orientation(exif: bytes) -> int:
         for entry in range(struct.unpack_from(order + "H", exif, at)[0]):
             tag, kind, count, value = struct.unpack_from(order + "HHIH", exif, at + 2 + 12 * entry)
             if tag == ORIENTATION:
-                return value if kind == 3 and count == 1 and 1 <= value <= 8 else 0
+                return value if kind == 3 and count == 1 and 1 <= value <= 8 else 0  # 3: a short
     except struct.error:
         pass
     return 0  # it may be elsewhere, in XMP
 
 
 def _webp(data: bytes) -> Header:
-    if struct.unpack_from("<I", data, 4)[0] + 8 > len(data):
+    if struct.unpack_from("<I", data, 4)[0] + 8 > len(data):  # RIFF: the size of what follows
         raise DataError("is a truncated WebP")
     name, plain = data[12:16], True
-    if name == b"VP8 ":
+    if name == b"VP8 ":  # lossy: 14 bits each, the upper two are a scale
         width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
-    elif name == b"VP8L":
+    elif name == b"VP8L":  # lossless: 14 bits each, less one
         bits = struct.unpack_from("<I", data, 21)[0]
         width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-        plain = not bits >> 28 & 1
-    elif name == b"VP8X" and len(data) >= 30:
+        plain = not bits >> 28 & 1  # its alpha bit
+    elif name == b"VP8X" and len(data) >= 30:  # extended: alpha, EXIF, animation
         width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
         plain = False
     else:
@@ -224,7 +222,7 @@ def read_npy(data: bytes) -> tuple[tuple[int, ...], int]:
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
-        name = f"read_array_header_{1 if version == (1, 0) else 2}_0"
+        name = f"read_array_header_{1 if version == (1, 0) else 2}_0"  # numpy's public readers
         shape, fortran, dtype = getattr(np.lib.format, name)(stream)
     except Exception as error:
         # numpy parses the header as Python literals, so damage may raise anything
@@ -244,7 +242,7 @@ def read_npy(data: bytes) -> tuple[tuple[int, ...], int]:
 
 PARSERS: dict[bytes, Callable[[bytes], Header]] = {
     PNG: _png,
-    b"\xff\xd8\xff": _jpeg,
-    b"RIFF": _webp,
+    b"\xff\xd8\xff": _jpeg,  # SOI and the first byte of the next marker
+    b"RIFF": _webp,  # also of WAV and AVI: see `read_header`
     NPY: _npy,
 }

@@ -29,7 +29,9 @@ class ChunkReader:
         # A chunk in a lane that two ranks share is never used up here: beyond this number of
         # chunks the oldest is dropped.
         self._most = max(4, int(most_bytes / max(1.0, chunk * dataset.record_bytes)))
+        # Threads, never processes: the storage client hangs in a forked child.
         self._pool = ThreadPoolExecutor(REQUESTS, thread_name_prefix="fetch")
+        # Per chunk its fetch and the offsets that no batch has used yet.
         self._chunks: OrderedDict[int, tuple[Future[Fetched], set[int]]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -47,7 +49,9 @@ class ChunkReader:
         chunks, offsets = np.divmod(numbers, self._chunk)
         for chunk in np.unique(chunks).tolist():
             with self._lock:
+                # Usually expected long before; started here if the plan came too late.
                 future, unused = self._started(chunk)
+            # Outside of the lock, or one slow answer would stop all readers.
             found, wrong = future.result()
             for place in np.flatnonzero(chunks == chunk).tolist():
                 offset = int(offsets[place])
@@ -58,6 +62,7 @@ class ChunkReader:
                 if offset in wrong:
                     faults[place] = wrong[offset]
                 unused.discard(offset)
+            # Used up: each record of an epoch is loaded once, so this is when a chunk is over.
             if not unused:
                 with self._lock:
                     self._chunks.pop(chunk, None)
@@ -66,11 +71,13 @@ class ChunkReader:
 
     def close(self) -> None:
         """End the threads and drop what was fetched."""
+        # A request cannot be interrupted; those that have not begun are dropped.
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._chunks.clear()
 
     def _fetch(self, chunk: int) -> Fetched:
         first = chunk * self._chunk
+        # Neighbours in the selection; where all records are chosen also neighbours in the shard.
         numbers = np.arange(first, min(self.dataset.records, first + self._chunk))
         return self.dataset.shards.fetch(self.dataset.chosen(numbers))
 
@@ -80,6 +87,7 @@ class ChunkReader:
             count = min(self._chunk, self.dataset.records - chunk * self._chunk)
             self._chunks[chunk] = (self._pool.submit(self._fetch, chunk), set(range(count)))
             while len(self._chunks) > self._most:
+                # If it is needed after all, it is fetched again.
                 self._chunks.popitem(last=False)
         return self._chunks[chunk]
 
@@ -88,6 +96,8 @@ def read_ahead(
     load: Callable[[P], T], plans: Iterable[P], readers: int, depth: Callable[[P], int]
 ) -> Iterator[T]:
     """Load plans in threads, `depth` of them ahead, and yield them in order."""
+    # Decoders release Python's lock: at 64 px two threads gave 2,870 images/s, webdataset's two
+    # processes 623 to 944. No fork, no /dev/shm, no pickling.
     pool = ThreadPoolExecutor(readers, thread_name_prefix="reader")
     remaining = iter(plans)
     waiting: deque[Future[T]] = deque()
@@ -99,6 +109,7 @@ def read_ahead(
             waiting.append(pool.submit(load, plan))
         waiting.extend(pool.submit(load, plan) for plan in islice(remaining, most))
         while waiting:
+            # In order, whatever thread was first: the order of batches is part of exactness.
             loaded = waiting.popleft().result()
             # The next load starts before the caller gets this one, so no thread idles meanwhile.
             waiting.extend(pool.submit(load, plan) for plan in islice(remaining, 1))

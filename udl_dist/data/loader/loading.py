@@ -27,6 +27,7 @@ from udl_dist.data.shards.reading import Loaded, RemoteAccess, Shards
 from udl_dist.errors import DataError
 from udl_dist.storage.uris import name_of
 
+# 64 x 64 gray.
 SMALL = 4096  # pixels up to which one copy of a whole batch is faster than a call per image
 TRIES = 100  # substitutes for one damaged record, each as likely damaged as any
 LOOKED_AT = 256  # records whose lengths are averaged: each is a page of the index on disk
@@ -85,7 +86,7 @@ class Dataset:
         return self.shards.load(self.chosen(numbers))
 
 
-class Source(Protocol):
+class RecordSource(Protocol):
     """A data set, or a reader that fetches its records ahead."""
 
     def load(self, numbers: I64) -> Loaded: ...
@@ -108,10 +109,11 @@ class Loader:
     ) -> None:
         self.datasets, self.settings, self.seed, self._allocate = datasets, settings, seed, allocate
         self.starts = np.cumsum([0] + [dataset.records for dataset in datasets])
+        # Numbers in reports count the records of the index, chosen or not: they lead to a shard.
         self._record_starts = np.cumsum([0] + [dataset.index.records for dataset in datasets])
         self.spent = StageSeconds()
 
-    def load(self, plan: BatchPlan, sources: Sequence[Source]) -> Records:
+    def load(self, plan: BatchPlan, sources: Sequence[RecordSource]) -> Records:
         """Load one batch; raise DataError for a damaged record, unless another may replace it."""
         count = len(plan.numbers)
         images = self._allocate((count, *self.settings.shape))
@@ -125,7 +127,7 @@ class Loader:
             self._replace(batch, row, plan)
         return batch
 
-    def samples(self, plan: BatchPlan, sources: Sequence[Source]) -> list[dict[str, Any]]:
+    def samples(self, plan: BatchPlan, sources: Sequence[RecordSource]) -> list[dict[str, Any]]:
         """Records as webdataset's samples, not decoded; raise DataError for a damaged one."""
         samples = list[dict[str, Any]]()
         for number in self._sets(plan.numbers).tolist():
@@ -142,7 +144,7 @@ class Loader:
         return np.searchsorted(self.starts, numbers, side="right") - 1
 
     def _fill(
-        self, batch: Records, rows: I64, plan: BatchPlan, number: int, source: Source
+        self, batch: Records, rows: I64, plan: BatchPlan, number: int, source: RecordSource
     ) -> dict[int, str]:
         """Load the rows of a batch that are of data set `number`; return the damage by row."""
         began = time.perf_counter()
@@ -182,6 +184,7 @@ class Loader:
             # All rows, the usual case, are written in place; a copy of the batch would cost more.
             whole = len(rows) == len(batch.images)
             images = batch.images if whole else np.empty_like(batch.images[rows])
+            # If not, all rows are decoded below, also those it has written.
             if copy_bare(loaded.payloads, images):
                 if not whole:
                     batch.images[rows] = images
@@ -204,9 +207,11 @@ class Loader:
         """Replace a damaged record by another, by a rule that depends only on the record."""
         numbers, damaged = plan.numbers.copy(), int(plan.numbers[row])
         for attempt in range(TRIES):
+            # From this record alone: the same one at any world size and after a resume.
             numbers[row] = order.substitute(damaged, attempt, int(self.starts[-1]))
             number = int(self._sets(numbers[row : row + 1])[0])
             other = replace(plan, numbers=numbers)
+            # From the data set itself: a reader ahead has not been asked for this record.
             if not self._fill(batch, np.array([row]), other, number, self.datasets[number]):
                 return
         others = f"(and so are {TRIES} others that might replace it)"
@@ -230,6 +235,7 @@ def copy_bare(payloads: list[bytes], images: Pixels) -> bool:
     if not payloads:
         return True
     pixels = images[0].size
+    # Bytes in front of the pixels: 0 of raw, usually 128 of npy.
     head = len(payloads[0]) - pixels
     if head < 0 or any(len(payload) != head + pixels for payload in payloads):
         return False

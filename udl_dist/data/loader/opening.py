@@ -41,13 +41,16 @@ def open_streams(
     images are held out, the same ones for every seed; 0: all of them.
     """
     settings, opener = prepared.settings, _Opener(prepared.settings)
-    train = []
+    # Of a hashed fraction, what is left out here is what `_held_out` selects.
+    without, train = settings.without_labels, []
     for where, fraction in zip(prepared.train, prepared.fractions, strict=True):
-        part, without = "train" if fraction else "all", settings.without_labels
+        # Where the source has a held-out set of its own, all of the training set is trained on.
+        part = "train" if fraction else "all"
         wanted = Wanted(part, fraction, settings.keys, settings.limit, without)
         train.append(opener.required(where, wanted))
     # A misspelt class would silently leave nothing out.
-    refuse_absent([dataset.index for dataset in train], settings.without_labels)
+    refuse_absent([dataset.index for dataset in train], without)
+    # Weights are for training alone: validation counts each image once.
     stream = Stream(train, settings, seed, settings.weights, allocate)
     held_out = [opener.required(*each) for each in _held_out(prepared)]
     if not held_out:
@@ -84,6 +87,7 @@ def _held_out(prepared: Prepared) -> Iterator[tuple[str, Wanted]]:
             yield where, Wanted("held_out", fraction, settings.keys, labels=without)
 
 
+# One index may be opened as two data sets, of its training and its held-out records.
 class _Opener:
     """Opens the data sets of a run, which share indexes and the access to object storage."""
 
@@ -117,8 +121,9 @@ class _Opener:
         )
 
 
-def index_beside(folder: str) -> str:
+def index_in_folder(folder: str) -> str:
     """Path or URI of the index in a folder of shards; "" if there is none."""
+    # A local path is asked of the disk, a URI by one HEAD request.
     remote = is_remote(folder)
     where = joined(folder, NAME) if remote else f"{folder}/{NAME}"
     return where if (exists(where) if remote else os.path.exists(where)) else ""
@@ -133,6 +138,8 @@ def open_index(where: str, cache: Path) -> Index:
     # Named by its stamp, so that an index that is written again is a new copy.
     copy = cache / "indexes" / f"{writing}.udl"
     if not copy.exists():
+        # The rows of an index are mapped, which object storage cannot offer.
         copy.parent.mkdir(parents=True, exist_ok=True)
         download(where, copy)
+    # Its shards are named relative to where it came from, not to the cache.
     return Index.open(copy, split(where)[0])

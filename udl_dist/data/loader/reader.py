@@ -19,18 +19,19 @@ import xxhash
 from udl_dist.core.rng import chain
 from udl_dist.data.loader import order
 from udl_dist.data.loader.ahead import ChunkReader, read_ahead
-from udl_dist.data.loader.loading import BatchPlan, Dataset, Loader, Source
+from udl_dist.data.loader.loading import BatchPlan, Dataset, Loader, RecordSource
 from udl_dist.data.loader.records import I64, Allocate, BadRecordCounter, Records, unpinned
 from udl_dist.data.settings import DataSettings
-from udl_dist.errors import UsageError
 from udl_dist.storage.uris import name_of
 
 T = TypeVar("T")
+# A plan is a job of a reader thread: one record each would be too little.
 SAMPLES = 16  # records loaded together where they are given one by one
 WAITS = 0.05  # share of time: training that waits longer for data gets advice
 PLANNED = 4096  # positions ordered together: batch by batch each would cost five times as much
 
 
+# All that is needed to resume is one integer: a stream itself has no position.
 class Stream:
     """The images of one or more data sets, brought to the training shape.
 
@@ -52,7 +53,7 @@ class Stream:
         self.records = int(self.loader.starts[-1])
         # One set with a weight is the set itself: its order must not change with a useless weight.
         self._weights = weights if len(datasets) > 1 else ()
-        self._refuse_weights(weights)
+        order.refuse_weights(weights, len(datasets))
         remote = any(dataset.shards.remote for dataset in datasets)
         self._in_blocks = settings.order == "blocks" or (settings.order == "auto" and remote)
         self._mean_bytes = sum(each.record_bytes * each.records for each in datasets) / self.records
@@ -80,6 +81,7 @@ class Stream:
 
     def shards(self) -> dict[str, str]:
         """A line on each shard, which a resume compares."""
+        # Sizes and hashes, not times: the same shards copied elsewhere are the same.
         return {
             name_of(dataset.index.shard_path(number)): (
                 f"{shard.records} records in {shard.shard_bytes} bytes, {shard.rows_hash}"
@@ -105,6 +107,7 @@ class Stream:
         Batches straddle epochs, so each one is full. Raises DataError for a damaged record, with
         its shard, byte and key.
         """
+        # Plans are numbers only: they are made without reading anything.
         plans = self._plans(position, batch_images, rank, world)
         return self._bad_records.counted(self._read(plans, self.loader.load))
 
@@ -113,6 +116,7 @@ class Stream:
 
         A rank gets a contiguous part.
         """
+        # Contiguous, so that object storage and page cache read from front to back.
         start, stop = order.share(self.records, rank, world)
         numbers = (
             np.arange(first, min(first + batch_images, stop))
@@ -128,6 +132,7 @@ class Stream:
 
     def refuse_damage(self, damaged: int, images: int) -> None:
         """Raise DataError if `damaged` records among `images`, over all ranks, are too many."""
+        # At least an epoch: one damaged record among the first ten is no sign of a bad set.
         self._bad_records.refuse(damaged, max(images, self.records))
 
     def _plans(
@@ -160,6 +165,7 @@ class Stream:
         """The positions of one rank's share of a batch; in blocks, whole lanes where possible."""
         if not self._in_blocks:
             return np.arange(first + start, first + stop, dtype=np.int64)
+        # Sorting a batch by lane gives each rank whole lanes: two ranks rarely read the same run.
         place = first % self.records
         if not self._weights and place + batch_images <= self.records:
             return first + order.by_lane(place, batch_images, start, stop)
@@ -198,14 +204,15 @@ class Stream:
         return start + order.record_at(seed, epoch, places, records)
 
     def _read(
-        self, plans: Iterable[BatchPlan], load: Callable[[BatchPlan, Sequence[Source]], T]
+        self, plans: Iterable[BatchPlan], load: Callable[[BatchPlan, Sequence[RecordSource]], T]
     ) -> Iterator[T]:
         """Load plans in order. A generator, so that closing it ends the reading."""
         chunk = self._blocks.records if self._in_blocks else 1
         # Each lane holds the runs of one window, and in the next step those of a second one.
         windows = 2 * order.LANES * self._blocks.window * self.settings.block_bytes
         most = self.settings.read_ahead_bytes + windows
-        sources: list[Source] = [
+        sources: list[RecordSource] = [
+            # A shard on disk is mapped: the kernel's page cache reads ahead.
             ChunkReader(dataset, chunk, most) if dataset.shards.remote else dataset
             for dataset in self.datasets
         ]
@@ -221,7 +228,7 @@ class Stream:
                     source.close()
 
     def _announced(
-        self, plans: Iterable[BatchPlan], sources: Sequence[Source]
+        self, plans: Iterable[BatchPlan], sources: Sequence[RecordSource]
     ) -> Iterator[BatchPlan]:
         """Yields plans after requesting their chunks, as early as memory allows."""
         waiting: deque[BatchPlan] = deque()
@@ -244,14 +251,3 @@ class Stream:
         batch_bytes = max(1, len(plan.numbers) * int(np.prod(self.shape)))
         # Two per thread: one that is loaded, and one that waits while a slow batch is ahead of it.
         return max(1, min(2 * self.settings.readers, self.settings.read_ahead_bytes // batch_bytes))
-
-    def _refuse_weights(self, weights: tuple[float, ...]) -> None:
-        if weights and len(weights) != len(self.datasets):
-            raise UsageError(
-                f"data.weights has {len(weights)} entries for {len(self.datasets)} sources: one for"
-                " each"
-            )
-        if weights and np.diff(order.mix_edges(weights), prepend=0).min() < 1:
-            raise UsageError(
-                f"data.weights {weights} gives a source less than 1 of {order.MIX_BLOCK}: raise it"
-            )

@@ -20,6 +20,7 @@ Allocate = Callable[[tuple[int, ...]], Pixels]
 
 
 @dataclass(frozen=True)
+# Images stay bytes: a quarter of the memory and of the copy to the GPU of float32.
 class Records:
     """One rank's share of a global batch."""
 
@@ -37,6 +38,7 @@ class BadRecordCounter:
     def __init__(self, settings: DataSettings) -> None:
         self._settings, self._in_a_row = settings, 0
         # What was wrong, in order: a dict, as a record comes again in every epoch.
+        # They go into damaged.txt.
         self.lines: dict[str, None] = {}
 
     def counted(self, batches: Iterator[Records]) -> Iterator[Records]:
@@ -45,6 +47,7 @@ class BadRecordCounter:
         A limit on their share alone would stop a run of wholly damaged shards much later.
         """
         for records in batches:
+            # The usual batch costs nothing.
             if not records.damaged:
                 self._in_a_row = 0
             for row in range(len(records.records)) if records.damaged else ():
@@ -59,6 +62,7 @@ class BadRecordCounter:
 
     def refuse(self, damaged: int, records: int) -> None:
         """Raise DataError if `damaged` of `records`, over all ranks, are too many."""
+        # Counted over all ranks, so that all of them stop at the same step.
         if damaged > self._settings.damaged_limit * records:
             limit = f"data.damaged_limit = {self._settings.damaged_limit:g}"
             raise DataError(
@@ -69,6 +73,7 @@ class BadRecordCounter:
 
 def unpinned(shape: tuple[int, ...]) -> Pixels:
     """Ordinary memory for a batch, not pinned for a GPU."""
+    # Not zeroed: every row is written, or the batch is never used.
     return np.empty(shape, np.uint8)
 
 
@@ -89,6 +94,7 @@ class StageSeconds:
 
     def advice(self, settings: DataSettings, remote: bool, wait_share: float) -> str:
         """One line that names the slowest stage and what to change."""
+        # What the readers are busy with, not what training waits for.
         stage, cores = max(self.seconds, key=self.seconds.__getitem__), os.cpu_count() or 1
         if stage == "read" and remote:
             cure = (

@@ -95,7 +95,7 @@ def idx_files(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir(), key=lambda path: path.suffix == ".gz"):
         if match := IDX_IMAGES.match(path.name):
             name = match["part"] or "train"
-            found.setdefault("test" if name == "t10k" else name, path)
+            found.setdefault("test" if name == "t10k" else name, path)  # MNIST's ten thousand
     return found
 
 
@@ -126,9 +126,10 @@ def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
                     f"{str(path)!r} is not an IDX file of {dimensions} dimensions: its magic number"
                     f" is {head[:4].hex()}, not 000008{dimensions:02}"
                 )
-            shape = struct.unpack(f">{dimensions}I", head[4:])
+            shape = struct.unpack(f">{dimensions}I", head[4:])  # big endian
+            # In Python's integers: a hostile shape may pass 2**64.
             expected = int(np.prod(shape, dtype=object))
-            data = _read_at_most(file, expected + 1)
+            data = _read_at_most(file, expected + 1)  # one more, to see if there is more
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{str(path)!r} is a damaged gzip file ({error}): copy it again") from None
     except OSError as error:
@@ -156,6 +157,7 @@ def stored_arrays(path: Path) -> dict[str, Arrays]:
     try:
         with path.open("rb") as file:  # np.load leaves a damaged file open
             if file.read(len(NPY)) == NPY:
+                # Mapped: it may be larger than memory.
                 images = np.load(path, mmap_mode="r", allow_pickle=False)
                 return {"train": Arrays(where, images, None)}
             file.seek(0)
@@ -186,7 +188,7 @@ def _channels_first(where: str, images: NDArray[Any]) -> bool:
     shape = images.shape
     if 0 in shape:
         raise DataError(f"{where} has shape {shape}: it holds no image")
-    if len(shape) == 3 and shape[2] not in (1, 3, 4):
+    if len(shape) == 3 and shape[2] not in (1, 3, 4):  # [H, W, C] would be one image
         return False
     if len(shape) == 4 and (shape[1] in (1, 3)) != (shape[3] in (1, 3)):
         return shape[1] in (1, 3)
@@ -215,7 +217,7 @@ def _scale_of(where: str, images: NDArray[Any]) -> Scale:
     """
     kind = images.dtype.kind
     if kind == "b":
-        return lambda image: image.astype(np.uint8) * np.uint8(255)
+        return lambda image: image.astype(np.uint8) * np.uint8(255)  # a mask
     if kind not in "iuf":
         raise DataError(f"{where} has type {images.dtype}: images are whole numbers or floats")
     # values above 1 in the first images settle it for bytes: no need to read all of them

@@ -20,6 +20,7 @@ TARS = (".tar", *COMPRESSED)
 JOINED = "::"  # between shards, as webdataset writes it
 LISTS = (".txt", ".list")
 LONGEST_LIST = 2**26  # bytes of a list file
+# {0..999999999} would fill the memory before it is refused.
 MOST_SHARDS = 2**20  # that a brace pattern may stand for
 
 
@@ -30,6 +31,7 @@ def list_shards(source: str) -> list[str]:
     images, UsageError for an unsupported scheme and for braces that do not match.
     """
     refuse_scheme(source)
+    # A folder may have `::` in its name.
     if JOINED in source and (is_remote(source) or not as_path(source).exists()):
         return [shard for part in source.split(JOINED) for shard in _some_shards(part)]
     if is_remote(source):
@@ -52,6 +54,7 @@ def _some_shards(source: str) -> list[str]:
 
 def _matching(pattern: str) -> list[str]:
     """The shards that a glob matches; an existing path and one without wildcards match alone."""
+    # shards[1].tar may be a name: it is tried first.
     if not has_magic(pattern) or os.path.exists(pattern):
         return [pattern]
     found = [path for path in sorted(glob(pattern), key=os.fsencode) if _is_shard(Path(path))]
@@ -68,6 +71,7 @@ def _is_shard(path: Path) -> bool:
 def _tars_of_folder(folder: Path) -> list[str]:
     """The tars of a folder; raise DataError if it also holds what would be ignored."""
     shards = sorted((path for path in folder.iterdir() if _is_shard(path)), key=os.fsencode)
+    # Without a tar it is a folder of images, or empty, which others report.
     for path in folder.iterdir() if shards else ():
         if path.name.lower().endswith(COMPRESSED):
             raise DataError(
@@ -114,6 +118,7 @@ def _matching_remote(uri: str) -> list[str]:
     folder, pattern = split(uri)
     if "*" not in parse(uri).path:
         return [uri]
+    # Each `*` higher up would need a listing of all that lies below.
     if "*" in parse(folder).path:
         raise UsageError(
             f"{name_of(uri)!r}: in object storage only the last part of a name may be a pattern"
@@ -171,6 +176,7 @@ def _relative_to(source: str, name: str) -> str:
         return name
     if is_remote(source):
         return sibling(source, name)
+    # Absolute already, though they do not look so.
     alone = name.startswith(("~", "file://"))
     return str(as_path(name) if alone else as_path(source).parent / name)
 
@@ -182,6 +188,7 @@ def expanded(pattern: str) -> list[str]:
     import braceexpand  # what webdataset itself calls
 
     try:
+        # One more than allowed, to see that there are more.
         found = list(islice(braceexpand.braceexpand(pattern), MOST_SHARDS + 1))
     except ValueError:
         raise UsageError(

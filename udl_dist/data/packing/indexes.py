@@ -10,12 +10,13 @@ from pathlib import Path
 
 import xxhash
 
-from udl_dist.data.loader.opening import index_beside, open_index
+from udl_dist.data.loader.opening import index_in_folder, open_index
 from udl_dist.data.packing.finding import ignored_tars, list_shards
 from udl_dist.data.settings import IndexSettings, cache_folder
-from udl_dist.data.shards.index import NAME, About, Index, refusal
+from udl_dist.data.shards.index import NAME, About, Index
 from udl_dist.data.shards.indexing import Progress, index_shards
 from udl_dist.data.shards.naming import Naming
+from udl_dist.data.shards.records import refusal
 from udl_dist.errors import DataError, UsageError
 from udl_dist.storage.objects import remove, upload
 from udl_dist.storage.uris import is_remote, is_web, joined, name_of, sibling, split
@@ -65,10 +66,12 @@ def index(source: str, settings: IndexSettings, progress: Progress | None = None
     cache = cache_folder(settings.cache)
     about = About(image=settings.image, key_dot=settings.key_dot)
     if settings.again:
+        # Only the packing knows the shape of bare pixels and the names of classes.
         about = _forget(shards, cache, about)
     skip = settings.damaged == "skip"
     folder = split(shards[0])[0]
-    if is_remote(folder) and _fills_folder(shards) and not index_beside(folder):
+    # Only when asked for: training never writes into a bucket of images.
+    if is_remote(folder) and _fills_folder(shards) and not index_in_folder(folder):
         _upload_index(shards, cache, progress, about, skip)
     where = index_of(shards, cache, progress, about, skip, asked=True)
     found = open_index(where, cache)
@@ -109,15 +112,18 @@ def index_of(
     """
     folder, usual = split(shards[0])[0], about.naming == PLAIN.naming
     fills = _fills_folder(shards)
-    found = index_beside(folder) if fills else ""
+    # An index of the folder is of all its shards: a pattern of some has its own in the cache.
+    found = index_in_folder(folder) if fills else ""
     path = None
     if found:
+        # One with other rules for records stays, and the cache gets another.
         index = open_index(found, cache)
         if usual or index.about.naming == about.naming:
             _refuse_others(index, shards)
             return found
     elif fills and not is_remote(folder) and (usual or asked) and os.access(folder, os.W_OK):
         path = Path(folder) / NAME
+    # A read-only folder is no error.
     path = path or in_cache(shards, cache, about.naming)
     if not path.exists():
         index_shards(shards, path, about, progress, skip=skip)
@@ -129,6 +135,7 @@ def in_cache(shards: list[str], cache: Path, naming: Naming = PLAIN.naming) -> P
 
     Remote shards are not looked at: their ETags are in the index.
     """
+    # Names, sizes and times on disk: a shard that was replaced has another index.
     states = [] if naming == PLAIN.naming else [repr(naming)]
     for shard in shards:
         if is_remote(shard):
@@ -149,6 +156,7 @@ def _upload_index(
 ) -> None:
     """Index remote shards and put the index next to them, so that it is made only once."""
     folder = split(shards[0])[0]
+    # Written here first: an upload of the whole file cannot be cut off halfway.
     path = _cached([folder, *shards], cache)
     index_shards(shards, path, about, progress, base=folder, skip=skip)
     upload(path, joined(folder, NAME))
@@ -158,7 +166,8 @@ def _upload_index(
 def _forget(shards: list[str], cache: Path, about: About) -> About:
     """Delete the index that `index_of` would find; return `about` with its facts of packing."""
     folder = split(shards[0])[0]
-    if _fills_folder(shards) and (found := index_beside(folder)):
+    if _fills_folder(shards) and (found := index_in_folder(folder)):
+        # It may be damaged, which is why it is made again.
         with contextlib.suppress(DataError):
             known = open_index(found, cache).about
             if known.shape:
@@ -167,12 +176,14 @@ def _forget(shards: list[str], cache: Path, about: About) -> About:
             remove(found)
         else:
             os.unlink(found)
+    # Also the cached one, or it would be found again.
     in_cache(shards, cache, about.naming).unlink(missing_ok=True)
     return about
 
 
 def _fills_folder(shards: list[str]) -> bool:
     """Whether the shards are all tars of one folder: only then its index may lie in it."""
+    # A web server cannot list a folder.
     return not is_web(shards[0]) and shards == list_shards(split(shards[0])[0])
 
 
@@ -185,6 +196,7 @@ def _refuse_others(index: Index, shards: list[str]) -> None:
     """Raise DataError if the index names other shards, or, on disk, other sizes of them."""
     folder = split(shards[0])[0]
     indexed = {shard.name: shard.shard_bytes for shard in index.shards}
+    # Sizes only on disk: of remote shards each would cost a request, and a read compares them.
     there = {split(shard)[1] for shard in shards}
     for name in sorted(indexed.keys() | there):
         if name not in there:

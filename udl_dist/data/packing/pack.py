@@ -96,6 +96,7 @@ def pack_source(
     import webdataset  # noqa: F401  # takes two seconds, once, before the threads need it
 
     began = time.monotonic()
+    # Before anything is written: an empty part is refused without a trace.
     parts = _split(source, settings)
     with partial_folder(dest) as folder:
         jobs = {}
@@ -122,6 +123,7 @@ def pack_source(
             settings.shape,
             len(left_out),
         )
+        # Within the hidden folder: shards and index get their names together.
         records = {part: _index(folder / part, about) for part in parts}
         total_bytes = finish_folder(folder, dest)
     return Summary(
@@ -149,6 +151,7 @@ def _split(source: Source, settings: PackSettings) -> dict[str, Chosen]:
     if settings.held_out_fraction:
         train = shuffled["train"]
         keys = (train.images.key(number) for number in train.numbers.tolist())
+        # The hash that an index has of each key.
         hashes = np.fromiter((xxhash.xxh3_64_intdigest(key.encode()) for key in keys), np.uint64)
         held = order.held_out(hashes, settings.held_out_fraction, settings.seed)
         shuffled["train"] = Chosen(train.images, train.numbers[~held])
@@ -165,12 +168,14 @@ def _shards(chosen: Chosen, settings: PackSettings) -> list[Chosen]:
     pixels = int(np.prod(settings.shape))
     # image and label, each with its header, padded to blocks of 512 bytes
     record_bytes = 512 + -(-(pixels + 128) // 512) * 512 + 1024
+    # Before encoding nothing else is known of their size.
     most = min(settings.shard_records, settings.shard_bytes // record_bytes)
     if most < 1:
         raise UsageError(
             f"shard_bytes {settings.shard_bytes} is less than one record's {record_bytes}: raise it"
         )
     count = -(-len(chosen.numbers) // most)
+    # Nearly equal, instead of a last shard of a few records.
     ranges = (order.share(len(chosen.numbers), shard, count) for shard in range(count))
     return [Chosen(chosen.images, chosen.numbers[start:stop]) for start, stop in ranges]
 
@@ -181,6 +186,7 @@ def _write(path: Path, shard: Chosen, settings: PackSettings, report: Report) ->
 
     left_out = []
     with path.open("wb") as file:
+        # encoder: bytes as they are; mtime 0: equal sources give equal tars.
         with TarWriter(file, encoder=False, mtime=0) as writer:
             for number in shard.numbers.tolist():
                 try:
@@ -191,6 +197,7 @@ def _write(path: Path, shard: Chosen, settings: PackSettings, report: Report) ->
                     left_out.append(str(error))
                 report(1)
         file.flush()
+        # Each shard in its thread, while others encode.
         os.fsync(file.fileno())
     if len(left_out) == len(shard.numbers):
         path.unlink()  # none of its images could be read
@@ -211,4 +218,5 @@ def _index(folder: Path, about: About) -> int:
     shards = sorted(folder.glob("*.tar"))
     if not shards:
         raise DataError(f"part {folder.name!r}: not one image could be read: check the source")
+    # Without times, so that equal sources give an equal index too.
     return index_shards(shards, folder / NAME, about, stamped=False).records

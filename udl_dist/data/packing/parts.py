@@ -24,6 +24,7 @@ PARTS = {
     "test": "test",
     "testing": "test",
 }
+# A whole word within a file name: "train-000.tar", not "constraint.tar".
 WITHIN = re.compile(rf"(?<![a-z])({'|'.join(PARTS)})(?![a-z])", re.IGNORECASE)
 
 
@@ -62,12 +63,14 @@ def divided(where: str, folders: Iterable[str], others: Iterable[str]) -> dict[s
     if not parts:
         return {}
     listed = _and(parts.values())
+    # A guess would train on held-out images.
     if "train" not in parts:
         one = next(iter(parts.values()))
         raise DataError(
             f"folder {where!r} holds {listed} and no training images: to train on one of them, name"
             f" {f'{where}/{one}'!r} as the source"
         )
+    # A class, or a part by an unusual name: both are possible.
     if strange:
         train = f"{where}/{parts['train']}"
         raise DataError(
@@ -79,8 +82,10 @@ def divided(where: str, folders: Iterable[str], others: Iterable[str]) -> dict[s
 
 def refuse_nested(where: str, names: Sequence[str]) -> None:
     """Raise DataError if images lie in parts one folder deeper than parts are recognised."""
+    # CLASS/train/x.png, where train and val would silently become classes' subfolders.
     folders = {tuple(name.split("/")[:2]) for name in names if name.count("/") > 1}
     parts = {below for _, below in folders if part_named(below)}
+    # One such name may well be a class or an album.
     if len({part_named(below) for below in parts}) < 2:
         return
     found, top = _and(parts), sorted({above for above, _ in folders})
@@ -101,6 +106,7 @@ def shards_of_parts(source: str) -> dict[str, list[str]]:
     if not (is_prefix(source) if is_remote(source) else as_path(source).is_dir()):
         return {}
     join = joined if is_remote(source) else lambda folder, name: str(as_path(folder) / name)
+    # In object storage every folder costs a list request.
     folders = sorted(subfolders(source), key=lambda folder: not part_named(folder))
     found = dict[str, list[str]]()
     for folder in folders:  # parts first: without them no other folder is listed
@@ -119,6 +125,7 @@ def _divided_by_name(shards: Sequence[str]) -> dict[str, list[str]]:
     for shard in shards:
         found = WITHIN.search(split(shard)[1])
         parts.setdefault(part_named(found[1]) if found else "", []).append(shard)
+    # One part only, or names with and without "train": all are for training.
     if len(parts) < 2 or set(parts) == {"", "train"}:
         return {}
     if "" in parts or "train" not in parts:

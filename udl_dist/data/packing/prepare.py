@@ -26,7 +26,7 @@ from udl_dist.data.shards.indexing import Progress
 from udl_dist.errors import DataError, UsageError
 from udl_dist.storage.uris import is_remote, refuse_scheme
 
-CACHE_VERSION = 2
+CACHE_VERSION = 2  # a new one where packing changes, so that old caches are not used
 # pixels: up to here the cache holds npy, which is read many times faster than PNG; above it PNG,
 # which is smaller
 LARGEST_NPY = 64

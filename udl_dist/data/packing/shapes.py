@@ -22,6 +22,7 @@ from udl_dist.data.shards.reading import Shards
 from udl_dist.errors import DataError
 
 T = TypeVar("T")
+# Spread over the source: all sizes would mean reading all images.
 SAMPLE = 64  # images
 LARGEST = 128  # pixels: more is expensive and must be asked for
 STEP = 8  # where images differ in size, the size is a multiple of it
@@ -29,9 +30,11 @@ STEP = 8  # where images differ in size, the size is a multiple of it
 
 def shape_of_index(index: Index, settings: DataSettings) -> Shape:
     """The training shape for the records of an index."""
+    # Packed by `udl pack`: all images have this shape.
     if index.about.shape:
         return index.about.shape
     loaded = Shards(index).load(np.array(_spread(index.records), np.int64))
+    # Damaged records are empty here, and are reported when training reads them.
     payloads = [payload for payload in loaded.payloads if payload]
     return _common(
         lambda payload: stored_shape(payload, settings.most_pixels),
@@ -83,6 +86,7 @@ def _common(look: Callable[[T], Shape], images: Iterable[T], fit: Fit, name: str
             f"{name!r}: none of the images looked at can be read (the last {fault}): give size and"
             " channels"
         )
+    # The side that fills the square, so that half of the images need no enlarging.
     sides = [min(shape[1:]) if fit == "crop" else max(shape[1:]) for shape in shapes]
     middle = int(median(sides))
     side = middle if len(set(sides)) == 1 else middle // STEP * STEP or middle

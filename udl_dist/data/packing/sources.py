@@ -34,7 +34,7 @@ DIGITS_LICENSE = (
 LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "license.txt")
 LONGEST_LICENSE = 64 * 2**10  # bytes
 SHOWN_CLASSES = 12
-UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")  # dots too: a key ends at the first one
 
 
 class Images(Protocol):

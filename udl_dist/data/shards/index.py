@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import mmap
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from udl_dist.data.images.headers import Shape
 from udl_dist.data.shards.naming import KeyDot, Naming
 from udl_dist.errors import DataError
-from udl_dist.storage.uris import is_remote, joined, name_of, split
+from udl_dist.storage.uris import is_remote, joined
 
 NAME = "index.udl"
 MAGIC, VERSION = b"UDLINDEX", 3
@@ -35,19 +34,17 @@ OLDER = (2,)  # still read: their shards have no `digest` and no `left_out`
 PREAMBLE = struct.Struct("<8sIIQ")
 ROW = np.dtype(
     [
-        ("offset", "<u8"),
-        ("length", "<u4"),
-        ("checksum", "<u4"),
-        ("key_hash", "<u8"),
-        ("key_end", "<u4"),
-        ("label", "<i4"),
+        ("offset", "<u8"),  # of the image in its shard, in bytes
+        ("length", "<u4"),  # in bytes
+        ("checksum", "<u4"),  # CRC32C of the image
+        ("key_hash", "<u8"),  # XXH3-64: selections and chance need no keys
+        ("key_end", "<u4"),  # within the keys of its shard; it begins where the one before ends
+        ("label", "<i4"),  # -1: none
     ]
 )
 AGAIN = "delete the index and build it again"
 # A header with a valid checksum may still be hostile: each of these was provoked.
 HOSTILE = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
-NAMED = 3  # faults that an error message names
-SKIP = "data.damaged = skip leaves out what cannot be read, udl check --fix writes a clean copy"
 
 
 class Fault(NamedTuple):
@@ -95,6 +92,7 @@ class Index:
     """An index file, opened by `Index.open`. Rows stay on disk and are mapped."""
 
     def __init__(self, path: Path, base: str = "") -> None:
+        # All of it comes from the header: no row is touched when an index is opened.
         header, self._rows_start = read_header(path)
         self.path, self.fingerprint = path.absolute(), str(header["fingerprint"])
         self.base = base or str(self.path.parent)
@@ -105,6 +103,7 @@ class Index:
         self._key_starts = np.cumsum([0] + [shard.key_bytes for shard in self.shards])
         self._keys_at = self._rows_start + self.records * ROW.itemsize
         expected, size = self._keys_at + int(self._key_starts[-1]), path.stat().st_size
+        # A cut copy is noticed here; damage within rows when their shard is first read.
         if size != expected:
             raise DataError(f"index {str(path)!r} has {size} bytes, not {expected}: {AGAIN}")
         self.rows: NDArray[Any] = self._mapped() if self.records else np.empty(0, ROW)
@@ -119,6 +118,7 @@ class Index:
 
     def read_rows(self, start: int, stop: int) -> NDArray[Any]:  # -> [stop - start]
         """A copy of some rows, for passes over many: mapped rows would stay in memory."""
+        # Through a file: mapped pages would count as memory of this process.
         offset = self._rows_start + start * ROW.itemsize
         return np.fromfile(self.path, ROW, stop - start, offset=offset)
 
@@ -147,6 +147,7 @@ class Index:
 
     def shard_of(self, records: NDArray[np.int64]) -> NDArray[np.int64]:  # [B] -> [B]
         """The number of the shard in which each record lies."""
+        # "right", so that shards without records are passed over.
         return np.searchsorted(self.starts, records, side="right") - 1
 
     def shard_path(self, shard: int) -> str:
@@ -168,6 +169,7 @@ class Index:
 
     def check_rows(self, shard: int) -> None:
         """Raise DataError if the rows of a shard are damaged; costs a few microseconds, once."""
+        # Two threads may both check, with the same result: no lock is needed.
         if self._checked[shard]:
             return
         rows = self.read_rows(int(self.starts[shard]), int(self.starts[shard + 1]))
@@ -177,21 +179,6 @@ class Index:
                 f"index {str(self.path)!r}: its rows of shard {name!r} are damaged: {AGAIN}"
             )
         self._checked[shard] = True
-
-
-def refusal(faults: Sequence[tuple[str, Fault]], total: int) -> DataError:
-    """The error for shards with `total` unreadable records; `faults` are (shard, fault)."""
-    if total == 1:
-        shard, (at, what, cure) = faults[0]
-        return DataError(f"shard {name_of(shard)!r} at byte {at}: {what}: {cure}; or {SKIP}")
-    named = "; ".join(
-        f"{split(shard)[1]!r} at byte {at}: {what}" for shard, (at, what, _) in faults[:NAMED]
-    )
-    more = f"; and {total - NAMED:,} more (udl check lists all)" if total > NAMED else ""
-    cures = {fault.cure for _, fault in faults}
-    cure = f"{cures.pop()}; or {SKIP}" if len(cures) == 1 else SKIP
-    folder = name_of(split(faults[0][0])[0])
-    return DataError(f"{folder!r} has {total:,} things that cannot be read: {named}{more}: {cure}")
 
 
 def _is_whole(name: str) -> bool:
@@ -218,13 +205,16 @@ def _validated(header: dict[str, Any], path: Path) -> tuple[About, tuple[Shard, 
     sides = about.shape or (1, 1, 1)
     if not (
         shards
+        # By type(), since True is an int; 2**62, so that sums stay within 64 bits.
         and all(type(count) is int and 0 <= count < 2**62 for count in counts)
         and all(isinstance(text, str) for text in texts)
+        # A line break or an escape sequence in a name would end up in a terminal.
         and all(shard.name.isprintable() for shard in shards)
         and len(sides) == 3
         and all(type(side) is int and side > 0 for side in sides)
     ):
         raise ValueError("wrong types or ranges")
+    # Such as ../../secret.tar: an index comes from elsewhere, like its shards.
     if any("/" in shard.name and not _is_whole(shard.name) for shard in shards):
         raise DataError(f"index {str(path)!r} names shards outside its folder: {AGAIN}")
     return about, shards
@@ -246,5 +236,6 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
         header = file.read(header_bytes)
     if xxhash.xxh3_64_intdigest(header) != checksum:
         raise DataError(f"index {str(path)!r} is damaged in its header: {AGAIN}")
+    # Rows begin at a multiple of 64, a cache line.
     loaded: dict[str, Any] = json.loads(header)
     return loaded, PREAMBLE.size + header_bytes + -(PREAMBLE.size + header_bytes) % 64

@@ -35,11 +35,10 @@ from udl_dist.data.shards.index import (
     Index,
     Shard,
     read_header,
-    refusal,
 )
 from udl_dist.data.shards.naming import LABEL
 from udl_dist.data.shards.reading import opened
-from udl_dist.data.shards.records import Hashed, grouped, label_or_fault
+from udl_dist.data.shards.records import Hashed, grouped, label_or_fault, refusal
 from udl_dist.data.shards.tar import REPACK, Damage, Member, salvage
 from udl_dist.errors import DataError
 from udl_dist.storage.uris import is_remote, split
@@ -106,7 +105,7 @@ def _held(folder: Path) -> Iterator[bool]:
     waited = False
     with lock.open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the system at a kill
         except OSError:
             waited = True
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -132,6 +131,7 @@ def _part(path: str, folder: Path, in_base: bool, about: About, stamped: bool) -
     raw, naming = about.shape is not None, about.naming
     with opened(path, empty=True) as (data, stamp):
         name = split(path)[1] if in_base else path
+        # All that a part depends on.
         same = f"{VERSION} {name!r} {len(data)} {stamp} {raw} {naming}"
         target = folder / f"{xxhash.xxh3_128_hexdigest(same.encode())}.part"
         # A damaged part is simply built again.
@@ -174,7 +174,7 @@ def _walked(shard: Shard, data: Hashed, about: About) -> Part:
         key_bytes=len(keys),
         rows_hash=xxhash.xxh3_64_hexdigest(packed),
         ignored=members[0] - read,
-        digest=data.hexdigest(),
+        digest=data.hexdigest(),  # last: it hashes what the walk has skipped
         left_out=len(faults),
     )
     return Part(walked, packed, bytes(keys), faults[:MOST_LISTED])

@@ -16,8 +16,9 @@ LONGEST_NAME = 4096
 MOST_HEADERS = 2**24  # in a shard, folders and extensions included
 SLICE = 2**16  # bytes read at a time in a search for a header
 ZEROS = bytes(BLOCK)
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7z", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 REPACK = "copy the shard again, or write it again as a plain tar"
-FILES = (b"0", b"\0", b"7")
+FILES = (b"0", b"\0", b"7")  # regular; as old tars wrote it; contiguous
 EXTENSIONS = (b"L", b"K", b"x", b"g")  # they describe the next member; g: all that follow
 BARE = (b"1", b"2", b"3", b"4", b"5", b"6")  # without content, whatever their size field says
 KINDS = {
@@ -90,6 +91,7 @@ def salvage(data: Data) -> Iterator[Member | Damage]:
             if kind not in EXTENSIONS:
                 extended = {}
             at = _after(at, length)
+        # Not raised further: the records before and after the damage are whole.
         except _BadHeader as bad:
             yield Damage(at, bad.what)
             nameless = bad.nameless
@@ -122,12 +124,10 @@ def _read_header(header: bytes, at: int, total: int) -> tuple[bytes, int]:
     if len(header) < BLOCK:
         raise _BadHeader("is cut off (no end mark)" if at else "is not a tar", total)
     if not _matches_checksum(header):
-        packed = (
-            header[:2] == b"\x1f\x8b"
-            or header[:3] in (b"BZh", b"\xfd7z")
-            or header[:4] == b"\x28\xb5\x2f\xfd"
-        )
+        packed = header.startswith(COMPRESSED)
         first = "is compressed: positions within it cannot be found" if packed else "is not a tar"
+        # Signs of a long name, which the next member then has lost: its kind, or the name that GNU
+        # tar and Python give to such a header. One of them may be the damaged byte.
         name = header[:100]
         nameless = (
             header[156:157] in EXTENSIONS
@@ -176,6 +176,7 @@ def _check_end(data: Data, at: int) -> None:
     """The end mark is two blocks of zeros. Only zeros may follow, or members would be lost."""
     for start in range(at, len(data), SLICE):
         part = data[start : start + SLICE]
+        # The rest is read to its end: a header whose bytes were zeroed looks like an end mark.
         if start == at and len(part) < 2 * BLOCK:
             raise _BadHeader("half an end mark (cut off)", len(data))
         if part.count(0) != len(part):
@@ -189,26 +190,20 @@ def _next_header(data: Data, start: int) -> int:
         for at in range(0, len(part) - BLOCK + 1, BLOCK):
             # The checksum field begins with digits or blanks, which rules out most blocks of an
             # image before their bytes are summed.
-            if (
-                part[at]
-                and part[at + 149] in b"01234567 "
-                and _matches_checksum(part[at : at + BLOCK])
-            ):
+            likely = part[at] and part[at + 149] in b"01234567 "
+            if likely and _matches_checksum(part[at : at + BLOCK]):
                 return begin + at
     return len(data)
 
 
 def _number(field: bytes) -> int | None:
     """A number field: octal digits, or binary with the highest bit set; None if it is neither."""
-    if field[:1] in (b"\x80", b"\xff"):
+    if field[:1] in (b"\x80", b"\xff"):  # GNU: base 256, for 8 GiB and more; 0xff: negative
         value = int.from_bytes(field[1:], "big")
         return value if field[0] == 0x80 else value - (1 << 8 * (len(field) - 1))
     digits = field.split(b"\0", 1)[0].strip()
-    return (
-        int(digits, 8)
-        if digits and digits.translate(None, b"01234567") == b""
-        else (None if digits else 0)
-    )
+    # Checked by hand, because int() also takes signs and underscores.
+    return None if digits.translate(None, b"01234567") else int(digits or b"0", 8)
 
 
 def _extension(data: Data, at: int, kind: bytes, length: int) -> dict[bytes, bytes]:
@@ -220,6 +215,7 @@ def _extension(data: Data, at: int, kind: bytes, length: int) -> dict[bytes, byt
         found = {b"path": content.split(b"\0", 1)[0]} if kind == b"L" else _pax(content)
     except ValueError as error:
         raise _BadHeader(str(error), _after(at, length), nameless=kind == b"x") from None
+    # One name or size for all that follow would make one record of them.
     if kind == b"g" and found:
         raise _BadHeader("a global header sets names or sizes", _after(at, length))
     if len(found.get(b"path", b"")) > LONGEST_NAME:

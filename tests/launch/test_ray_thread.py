@@ -10,7 +10,7 @@ import pytest
 
 CODE = """
 import os, sys, time
-from udl_dist.launch.signals import Signals
+from udl_dist.launch.ray_thread import Signals
 with Signals(lambda: print("stop"), print, lambda: sys.argv[1] == "started") as signals:
     print("ready", flush=True)
     for _ in range(100):
