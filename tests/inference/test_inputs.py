@@ -102,6 +102,19 @@ def test_anything_else_is_refused_by_name(given: Any, error: type[Exception], wo
         as_images(given, GRAY)
 
 
+def test_latents_of_any_shape_are_taken_whole_or_as_rows() -> None:
+    shape, whole = (2, 3, 4), torch.arange(48.0).view(2, 2, 3, 4)
+    for given in (whole, whole.flatten(1), whole.double().numpy(), whole.flatten(1).tolist()):
+        torch.testing.assert_close(as_latents(given, shape), whole)
+    for one in (whole[0], whole[0].flatten()):
+        torch.testing.assert_close(as_latents(one, shape), whole[:1])
+    assert as_latents(np.zeros((0, 24)), shape).shape == (0, 2, 3, 4)
+    # As many numbers in another order are other latents, not the same.
+    for wrong in (whole.view(2, 3, 2, 4), whole.view(2, 2, 12), whole.view(4, 12), whole.flatten()):
+        with pytest.raises(UsageError, match=r"this model takes \[N, 2, 3, 4\]"):
+            as_latents(wrong, shape)
+
+
 def test_latents_of_another_width_or_that_are_no_numbers_are_refused() -> None:
     assert as_latents([0.0, 1.0], (2,)).shape == (1, 2)
     with pytest.raises(UsageError, match=r"shape \(4, 3\), this model takes \[N, 2\]"):

@@ -95,7 +95,7 @@ def test_both_generators_reach_every_size(generator: str, shape: tuple[int, int,
     )
     method = made("gan", settings, shape)
     assert method.sample(rng.keys(0, 2)).shape == (2, *shape)
-    assert method.discriminator(torch.zeros(2, *shape)).shape == (2, 1)
+    assert method.discriminator(torch.zeros(2, *shape)).shape == (2,)
 
 
 def test_the_article_s_networks_have_its_layers() -> None:
@@ -106,7 +106,7 @@ def test_the_article_s_networks_have_its_layers() -> None:
         if isinstance(layer, torch.nn.Linear)
     ]
     assert dense == [(256, 100), (512, 256), (1024, 512), (256 * 4 * 4, 1024)]
-    judge = list(method.discriminator)
+    judge = [*method.discriminator.body, method.discriminator.head]
     filters = [
         (layer.out_channels, layer.kernel_size, layer.stride)
         for layer in judge

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.methods.cases import CASES, DENSE, SHAPE, batch, made, maker, part
 from udl_dist.errors import UsageError
@@ -216,6 +216,50 @@ def test_reconstruct_follows_from_encode_and_decode_and_sample_from_prior_and_de
     assert not Whole(None, SHAPE).can("sample")
     assert Generator(None, SHAPE).can("sample")
     assert not Generator(None, SHAPE).can("reconstruct")
+
+
+class Spatial(Method):
+    """Latents [2, 4, 4] of an image of 8×8 pixels: each has its two middle columns' numbers."""
+
+    latent_shape = (2, 4, 4)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images.view(-1, 4, 2, 8).permute(0, 2, 1, 3)[..., 2:6]
+
+    def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        assert latents.shape[1:] == (2, 4, 4)
+        rows = latents.permute(0, 2, 1, 3).reshape(-1, 1, 8, 4)
+        return nn.functional.pad(rows, (2, 2))
+
+
+def test_latents_of_any_shape_are_rows_where_they_are_codes() -> None:
+    method, images = Spatial(None, SHAPE), batch().images
+    latents, codes = method.encode(images), method.codes(images)
+    assert latents.shape == (6, 2, 4, 4)
+    assert torch.equal(codes, latents.flatten(1))
+    assert torch.equal(method.decode_codes(codes), method.decode(latents))
+    assert torch.equal(method.decode_codes(codes)[..., 2:6], images[..., 2:6])
+    assert torch.equal(method.reconstruct(images), method.decode_codes(codes))
+    assert method.codes(images[:0]).shape == (0, 32)
+
+
+def test_saved_tensors_are_loaded_whole_or_refused() -> None:
+    one, other = made("ae", DENSE), made("ae", DENSE)
+    with torch.no_grad():
+        for value in other.parameters():
+            value.add_(1)
+    one.load_saved(other.saved_tensors())
+    assert all(map(torch.equal, one.parameters(), other.parameters()))
+    tensors = other.saved_tensors()
+    name = next(iter(tensors))
+    for wrong in (
+        tensors | {"more": torch.ones(1)},
+        {k: v for k, v in tensors.items() if k != name},
+    ):
+        with pytest.raises(KeyError, match="is in one of both only"):
+            one.load_saved(wrong)
+    with pytest.raises(RuntimeError, match=name):
+        one.load_saved(tensors | {name: torch.ones(1)})
 
 
 def test_helpers_are_no_methods() -> None:
