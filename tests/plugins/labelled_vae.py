@@ -9,7 +9,7 @@ from udl_dist.core import rng
 from udl_dist.core.config_schema import setting
 from udl_dist.methods.method import Batch, Loss, Method, Phase, Shape
 from udl_dist.methods.networks import NetworkSettings, decoder, encoder
-from udl_dist.methods.networks.conditional import ClassEmbedding
+from udl_dist.methods.networks.layers import ClassEmbedding
 
 
 @dataclass(frozen=True)

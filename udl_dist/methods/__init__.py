@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HELPERS = (
     "descriptor",
     "frechet",
-    "gan_alarms",
+    "gan_metrics",
     "likelihoods",
     "method",
     "networks",

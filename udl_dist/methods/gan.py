@@ -11,17 +11,22 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from udl_dist.core import rng
 from udl_dist.core.config_schema import setting
 from udl_dist.errors import UsageError
-from udl_dist.methods import descriptor, frechet, gan_alarms
+from udl_dist.methods import gan_metrics
 from udl_dist.methods.method import Batch, Loss, Method, Phase, PhaseOptimizer, Shape
-from udl_dist.methods.networks import NetworkSettings, decoder, encoder
-from udl_dist.methods.networks.article_gan import DIVERSE, ArticleDiscriminator, ArticleGenerator
-from udl_dist.methods.networks.conditional import ClassEmbedding, Discriminator
+from udl_dist.methods.networks import NetworkSettings
+from udl_dist.methods.networks.adversaries import (
+    Adversary,
+    Discriminator,
+    new_discriminator,
+    new_generator,
+)
+from udl_dist.methods.networks.layers import ClassEmbedding
 
 
 @dataclass(frozen=True)
@@ -29,14 +34,21 @@ class GANSettings:
     """Settings of both networks, of their losses and of the gradient penalty."""
 
     latent_dim: int = setting(100, "normal numbers that an image is generated from", low=1)
-    generator: Literal["article", "conv"] = setting(
-        "article",
-        "dense 256-512-1024, then transposed convolutions from 4×4×256, or the decoder of"
-        " `network`",
+    generator: Adversary = setting(
+        "resnet",
+        "residual blocks without normalisation; transposed convolutions (Radford et al. 2016);"
+        " dense 256-512-1024, then transposed convolutions; or the decoder of `network`",
     )
-    discriminator: Literal["article", "conv"] = setting(
-        "article",
-        "two convolutions of 64 and 128 filters with dropout, or the encoder of `network`",
+    discriminator: Adversary = setting(
+        "resnet",
+        "residual blocks; strided convolutions; two convolutions of 64 and 128 filters with"
+        " dropout; or the encoder of `network`",
+    )
+    width: int = setting(
+        16,
+        "channels of resnet and dcgan generators at full size, doubled by each halving; their"
+        " discriminators have twice as many",
+        low=1,
     )
     network: NetworkSettings = setting(NetworkSettings, "the networks that are conv")
     conditional: bool = setting(
@@ -82,20 +94,16 @@ class GenerativeAdversarialNetwork(Method):
         super().__init__(settings, shape, classes)
         _refuse_contradictions(settings)
         self.latent_shape = (settings.latent_dim,)
-        self.generator: nn.Module
         inputs = settings.latent_dim
         if settings.conditional:
             self.conditional = True
             self.embedding = ClassEmbedding(classes)
             inputs += self.embedding.size
-        if settings.generator == "article":
-            self.generator = ArticleGenerator(inputs, shape)
-        else:
-            self.generator = decoder(settings.network, (inputs,), shape, DIVERSE)
-        if settings.discriminator == "article":
-            chain: nn.Sequential = ArticleDiscriminator(settings.dropout, shape)
-        else:
-            chain = encoder(settings.network, shape, (1,))
+        network = settings.network
+        self.generator = new_generator(settings.generator, settings.width, network, inputs, shape)
+        chain = new_discriminator(
+            settings.discriminator, 2 * settings.width, network, settings.dropout, shape
+        )
         self.discriminator = Discriminator(chain, classes if settings.conditional else ())
 
     def phases(self) -> tuple[Phase, ...]:
@@ -164,49 +172,17 @@ class GenerativeAdversarialNetwork(Method):
             "fake_logit": fake_logit,
             "logit_scale": (real_logit.square() + fake_logit.square()) / 2,
         }
-        for name, images in (("real", batch.images), ("fake", fake)):
-            pixels = images.flatten(1)
-            # Moments of D features are D² numbers an image: 64 of 8×8 grey pixels make 4,096.
-            values |= frechet.moments(frechet.small(images), f"{name}_small")
-            values |= frechet.moments(descriptor.describe(images), f"{name}_described")
-            values |= {
-                name: pixels,
-                f"{name}_square": pixels.square(),
-                f"{name}_contrast": images.flatten(2).var(2, correction=0).mean(1),
-                f"{name}_detail": descriptor.fine_energy(images),
-            }
-        return values
+        return values | gan_metrics.values_of(batch.images, fake)
 
     def metrics(self, means: Mapping[str, Tensor]) -> dict[str, float]:
-        """Mean logits and their root mean square, Fréchet distances, and ratios of fake to real.
-
-        `spread`: the variance of a pixel over images; `contrast`: that within an image; `detail`:
-        the energy of what is finer than 3×3 pixels; `headroom`: 1 - x², the slope of tanh, without
-        which no gradient reaches the generator. A ratio to nearly 0 is left out. `frechet_detail`:
-        the distance of the Gaussians of both sets in the features of `descriptor`; `frechet_8x8`:
-        in 8×8 pixels, blind to finer detail. Neither is FID.
-        """
+        """Mean logits and their root mean square, Fréchet distances, and ratios of fake to real."""
         logits = {name: float(means[name]) for name in ("real_logit", "fake_logit")}
-        of = {
-            name: {
-                "spread": float((means[f"{name}_square"] - means[name].square()).sum()),
-                "contrast": float(means[f"{name}_contrast"]),
-                "detail": float(means[f"{name}_detail"]),
-                "headroom": float((1 - means[f"{name}_square"]).mean()),
-            }
-            for name in ("real", "fake")
-        }
-        ratios = {name: of["fake"][name] / real for name, real in of["real"].items() if real > 1e-6}
         scale = {"logit_scale": float(means["logit_scale"].sqrt())}
-        distances = {
-            "frechet_detail": frechet.distance(means, "real_described", "fake_described"),
-            "frechet_8x8": frechet.distance(means, "real_small", "fake_small"),
-        }
-        return logits | scale | distances | ratios
+        return logits | scale | gan_metrics.metrics(means)
 
     def alarms(self, metrics: Mapping[str, float], seen: int) -> dict[str, str]:
         """The failures that metrics of training and validation show."""
-        return gan_alarms.alarms(metrics, seen)
+        return gan_metrics.alarms(metrics, seen)
 
     def is_penalised(self, seen: int) -> bool:
         """Whether R1 is computed in the step after `seen` images."""
@@ -247,10 +223,17 @@ def _refuse_contradictions(settings: GANSettings) -> None:
     kinds = (settings.generator, settings.discriminator)
     if "conv" not in kinds and settings.network != default.network:
         raise UsageError(
-            "method.network has no meaning when generator and discriminator are the article's: set "
-            "method.generator or method.discriminator to conv"
+            "method.network has no meaning when neither network is conv: set method.generator or"
+            " method.discriminator to conv"
         )
-    if settings.discriminator == "conv" and settings.dropout != default.dropout:
+    if "conv" in kinds and settings.network.kind == "resnet":
+        raise UsageError(
+            "method.network.kind = resnet is for autoencoders: set method.generator and"
+            " method.discriminator to resnet"
+        )
+    if not {"resnet", "dcgan"} & set(kinds) and settings.width != default.width:
+        raise UsageError("method.width has no meaning when neither network is resnet or dcgan")
+    if settings.discriminator != "article" and settings.dropout != default.dropout:
         raise UsageError(
             "method.dropout belongs to the article's discriminator: set method.discriminator to"
             " article"

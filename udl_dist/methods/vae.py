@@ -19,8 +19,7 @@ from udl_dist.errors import UsageError
 from udl_dist.methods import likelihoods
 from udl_dist.methods.method import Batch, Loss, Method, Phase, Shape, exploding
 from udl_dist.methods.networks import NetworkSettings, decoder, encoder
-from udl_dist.methods.networks.conditional import ClassEmbedding
-from udl_dist.methods.networks.layers import Bias
+from udl_dist.methods.networks.layers import Bias, ClassEmbedding
 
 LOGVAR_BOUND = 20.0
 LOGSIGMA_FLOOR = -6.0  # σ of 0.0025: a third of the step between two of 256 levels in [-1, 1]
@@ -137,7 +136,9 @@ class VariationalAutoencoder(Method):
 
     # [B, Z], [B] int64 -> [B, C, H, W]
     def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self._mean(self._output(latents, labels))
+        output = self._output(latents, labels)
+        # 2 sigmoid(a) - 1 = tanh(a / 2)
+        return (output / 2).tanh() if self.settings.likelihood == "bernoulli" else output.tanh()
 
     def prior(self, keys: Tensor) -> Tensor:  # [N] int64 -> [N, Z]
         return rng.normal(keys, "latent", (self.settings.latent_dim,))
@@ -235,10 +236,6 @@ class VariationalAutoencoder(Method):
         # A soft floor (Rybkin et al. 2021): the density of exactly reproduced images is unbounded.
         free = self.logsigma(images.new_zeros(1))
         return LOGSIGMA_FLOOR + functional.softplus(free - LOGSIGMA_FLOOR)
-
-    def _mean(self, output: Tensor) -> Tensor:
-        # 2 sigmoid(a) - 1 = tanh(a / 2)
-        return (output / 2).tanh() if self.settings.likelihood == "bernoulli" else output.tanh()
 
 
 def _refuse_contradictions(settings: VAESettings) -> None:

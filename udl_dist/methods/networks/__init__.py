@@ -11,27 +11,34 @@ from typing import Literal
 from torch import nn
 
 from udl_dist.core.config_schema import setting
+from udl_dist.errors import UsageError
 from udl_dist.methods.networks.conv import ConvDecoder, ConvEncoder
 from udl_dist.methods.networks.dense import DenseDecoder, DenseEncoder
 from udl_dist.methods.networks.layers import SMALL, ActivationKind, NormKind, Shape
+from udl_dist.methods.networks.resnet import ResNetDecoder, ResNetEncoder
 
 
 @dataclass(frozen=True)
 class NetworkSettings:
     """The layers of an encoder; a decoder mirrors them."""
 
-    kind: Literal["dense", "conv"] = setting(
-        "conv", "dense layers over all pixels, or strided convolutions"
+    kind: Literal["dense", "conv", "resnet"] = setting(
+        "conv",
+        "dense layers over all pixels, a chain of strided convolutions, or residual blocks",
     )
     widths: tuple[int, ...] = setting(
         (),
         "dense: features of each hidden layer, image to latent; conv: channels of each halving of"
-        " the image; empty: 512, 256 for dense, and for conv 32, 64, 128, 256, 256 until 8 pixels"
-        " or fewer are left",
+        " the image; resnet: channels of each level, half as large as the one before; empty: 512,"
+        " 256 for dense; for conv 32, 64, 128, 256, 256 and for resnet 32, 64, 128, 128 until 8"
+        " pixels or fewer are left",
         low=1,
     )
     depth: int = setting(
-        0, "residual blocks after each of the widths; 0 is a plain chain", low=0, high=16
+        0,
+        "residual blocks after each of the widths; 0 is a plain chain, and 1 for resnet",
+        low=0,
+        high=16,
     )
     norm: NormKind = setting(
         "group",
@@ -39,25 +46,31 @@ class NetworkSettings:
         " or over the batch",
     )
     activation: ActivationKind = setting("silu", "the function after each layer")
+    attention: tuple[int, ...] = setting(
+        (), "resnet: sizes of maps with self-attention; 16 stands for 9 to 16 pixels", low=1
+    )
+    first_stride: Literal[1, 2] = setting(
+        2, "resnet: 2 begins the levels at half the size of the image, a quarter of the work"
+    )
+
+    def __post_init__(self) -> None:
+        default = type(self).__dataclass_fields__
+        for name in ("attention", "first_stride"):
+            if self.kind != "resnet" and getattr(self, name) != default[name].default:
+                raise UsageError(f"method.network.{name} is for method.network.kind = resnet only")
 
 
 def encoder(
     settings: NetworkSettings, shape: tuple[int, int, int], outputs: tuple[int, ...]
-) -> nn.Sequential:
+) -> nn.Module:
     """A network [B, C, H, W] -> [B, *outputs]; raise UsageError if it does not fit the size."""
-    kinds: dict[str, type[DenseEncoder | ConvEncoder]] = {
-        "dense": DenseEncoder,
-        "conv": ConvEncoder,
-    }
+    kinds = {"dense": DenseEncoder, "conv": ConvEncoder, "resnet": ResNetEncoder}
     return kinds[settings.kind](settings, shape, outputs)
 
 
 def decoder(
     settings: NetworkSettings, inputs: Shape, shape: tuple[int, int, int], gain: float = SMALL
-) -> nn.Sequential:
+) -> nn.Module:
     """A network [B, *inputs] -> [B, C, H, W], unbounded; its output has scale `gain` at first."""
-    kinds: dict[str, type[DenseDecoder | ConvDecoder]] = {
-        "dense": DenseDecoder,
-        "conv": ConvDecoder,
-    }
+    kinds = {"dense": DenseDecoder, "conv": ConvDecoder, "resnet": ResNetDecoder}
     return kinds[settings.kind](settings, inputs, shape, gain)

@@ -22,6 +22,7 @@ ActivationKind = Literal["relu", "leaky_relu", "silu", "gelu", "elu", "tanh", "s
 NormKind = Literal["group", "none", "batch"]
 
 SLOPE = 0.2  # of a leaky ReLU below zero
+MOST_EMBEDDED = 64  # numbers of a class beside a latent
 # The factor that keeps the variance through each function (He et al. 2015, eq. 10; for tanh and
 # sigmoid LeCun et al. 1998). Of a leaky ReLU with slope a it is √(2 / (1 + a²)).
 GAINS = {
@@ -48,27 +49,32 @@ def conv(
     inputs: int,
     channels: int,
     size: Pair = (3, 3),
-    stride: int = 1,
+    stride: int | Pair = 1,
     gain: float = 1.0,
     bias: bool = True,
 ) -> nn.Conv2d:
-    """A convolution padded by 1; see `kernel` for those that halve an image."""
-    layer = nn.Conv2d(inputs, channels, size, stride, 1, bias=bias)
+    """A convolution padded by 1, of 1×1 by 0; see `kernel` for those that halve an image."""
+    layer = nn.Conv2d(inputs, channels, size, stride, int(size[0] > 1), bias=bias)
     # Padding, which is zero, counts as input too.
     _start(layer, gain, size[0] * size[1] * inputs)
     return layer
 
 
 def conv_transpose(
-    inputs: int, channels: int, size: Pair, gain: float = 1.0, bias: bool = True
+    inputs: int,
+    channels: int,
+    size: Pair,
+    gain: float = 1.0,
+    bias: bool = True,
+    stride: Pair = (2, 2),
 ) -> nn.ConvTranspose2d:
     """The inverse in size of a `conv` of stride 2: kernel 4 makes 2n pixels of n, kernel 3 2n - 1.
 
     torch takes the fan of such a layer from the wrong axis and ignores its stride: each pixel meets
-    a quarter of the kernel.
+    a half of the kernel along each side of stride 2.
     """
-    layer = nn.ConvTranspose2d(inputs, channels, size, 2, 1, bias=bias)
-    _start(layer, gain, size[0] * size[1] * inputs / 4)
+    layer = nn.ConvTranspose2d(inputs, channels, size, stride, 1, bias=bias)
+    _start(layer, gain, size[0] * size[1] * inputs / (stride[0] * stride[1]))
     return layer
 
 
@@ -128,6 +134,28 @@ class Residual(nn.Module):
         return out
 
 
+class ClassEmbedding(nn.Module):
+    """Puts learned numbers of a class beside a latent, [B, Z], [B] int64 -> [B, Z + size].
+
+    Raises UsageError if there are no classes.
+    """
+
+    def __init__(self, classes: tuple[str, ...]) -> None:
+        super().__init__()
+        if not classes:
+            raise UsageError(
+                "method.conditional needs a label for every image, and those of data.source have"
+                " none (or its sources have different classes): give a folder with a folder for"
+                " each class, or shards with .cls members, or leave method.conditional out"
+            )
+        self.size = min(len(classes), MOST_EMBEDDED)
+        # Standard normal numbers at first, as latents are.
+        self.embedding = nn.Embedding(len(classes), self.size)
+
+    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
+        return torch.cat([latents, self.embedding(labels)], 1)
+
+
 def halvings(sides: Pair, times: int) -> list[Pair]:
     """The sizes of an image from whole to smallest, halved and rounded up: 28, 14, 7, 4."""
     sizes = [sides]
@@ -142,12 +170,16 @@ def halvings(sides: Pair, times: int) -> list[Pair]:
     return sizes
 
 
-def kernel(sides: Pair) -> Pair:
-    """The kernel of stride 2 that halves these sides exactly: 4 for an even side, 3 for any other.
+def kernel(sides: Pair, stride: Pair = (2, 2)) -> Pair:
+    """The kernel that halves these sides exactly: 4 for an even side, 3 for any other.
 
-    A transposed convolution with the same kernel then gives back the same size.
+    A side of stride 1 keeps its size by a kernel of 3. A transposed convolution with the same
+    kernel then gives back the same size.
     """
-    return (3 if sides[0] % 2 else 4, 3 if sides[1] % 2 else 4)
+    height, width = (
+        4 if step == 2 and side % 2 == 0 else 3 for side, step in zip(sides, stride, strict=True)
+    )
+    return height, width
 
 
 def _start(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, gain: float, fan: float) -> None:
