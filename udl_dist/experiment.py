@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from udl_dist import methods
 from udl_dist.core import config_schema
+from udl_dist.core.files import read_toml
 from udl_dist.data.settings import DataSettings
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import EvaluateSettings
@@ -80,6 +80,10 @@ class Experiment:
         own = methods.find(self.method_name).best
         return self.run.best or (f"val/{own}" if own else "")
 
+    def sign_of(self, metric: str) -> int:
+        """-1 where more of a held-out metric is better, else 1."""
+        return methods.find(self.method_name).sign(metric)
+
     def to_toml(self) -> str:
         """The same as a TOML file that can be fed back."""
         import tomli_w  # a model is loaded with torch, safetensors and numpy alone
@@ -94,7 +98,7 @@ class Experiment:
 def load(path: Path | None, flags: Mapping[str, str]) -> Experiment:
     """Read a job file, or that of a run folder, and apply flags; without one, only the flags."""
     path = job_file(path, "experiment.toml") if path else None
-    values = read(path) if path else {}
+    values = read_toml(path) if path else {}
     if "search" in values:
         raise UsageError(f"{path} has a [search] table, it is for udl search: udl search {path}")
     return join(values, flags, path)
@@ -190,23 +194,6 @@ def describe(method_name: str) -> Iterator[tuple[str, str, Any, str]]:
             yield name, text, kind.defaults.get(name, default), meaning
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file as they stand there."""
-    try:
-        # editors on Windows put a mark first
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UsageError(f"no such job file: {path}") from None
-    except UnicodeDecodeError:
-        raise UsageError(
-            f"{path} is not a job file, which is UTF-8 text: images are given as --data.source"
-        ) from None
-    except OSError as error:
-        raise UsageError(f"cannot read job file {path}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is no TOML: {error}") from None
-
-
 def _method(name: Any) -> type[Method]:
     if not isinstance(name, str):
         asked = "is missing" if name is None else f"must be text, not {name!r}"
@@ -226,15 +213,9 @@ def nearest(dotted: str, known: Sequence[str]) -> str:
     """The nearest dotted names: by the last part, then by its initials (`lr`), then by spelling."""
     asked = dotted.rsplit(".", 1)[-1]
     last = {name: name.rsplit(".", 1)[-1] for name in known}
-    for alike in (
-        [name for name, own in last.items() if own == asked],
-        [
-            name
-            for name, own in last.items()
-            if "".join(word[:1] for word in own.split("_")) == asked
-        ],
-    ):
-        if alike:
+    initials = {name: "".join(word[:1] for word in own.split("_")) for name, own in last.items()}
+    for spelled in (last, initials):
+        if alike := [name for name, own in spelled.items() if own == asked]:
             return f"did you mean {alike[0]}?"
     return config_schema.nearest(dotted, list(known))
 

@@ -13,6 +13,7 @@ from typing import Any
 from udl_dist import experiment as experiments
 from udl_dist.commands import job_package
 from udl_dist.core.config_schema import as_path, from_flags, to_dict
+from udl_dist.core.files import read_toml
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import OWN, MetricSettings
 from udl_dist.experiment import Experiment
@@ -54,7 +55,7 @@ def load(path: Path, flags: Mapping[str, str]) -> Job:
     if path.is_dir():
         return _evaluation(path, flags)
     # A [search] table alone tells the job file of a search from that of a run.
-    if "search" not in experiments.read(path):
+    if "search" not in read_toml(path):
         wanted = _with_absolute_paths(experiments.load(path, flags))
         return _job("train", wanted, wanted.to_toml())
     found = searches.load(path, flags)

@@ -18,6 +18,7 @@ from typing import Any
 
 from udl_dist.commands import job_package
 from udl_dist.core.config_schema import as_path
+from udl_dist.core.files import read_toml
 from udl_dist.data.packing.finding import list_shards
 from udl_dist.data.packing.parts import shards_of_parts
 from udl_dist.data.packing.prepare import is_packed_at_first_use
@@ -49,9 +50,7 @@ def load_there() -> Any:
 
     path = Path(job_package.JOB_FILE)
     return (
-        searches.load(path, {}).base
-        if "search" in experiments.read(path)
-        else experiments.load(path, {})
+        searches.load(path, {}).base if "search" in read_toml(path) else experiments.load(path, {})
     )
 
 

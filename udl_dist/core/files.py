@@ -8,9 +8,10 @@ import fcntl
 import glob
 import os
 import shutil
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from udl_dist.errors import DataError, TrainingError, UsageError
 
@@ -222,3 +223,20 @@ def _locked_folder(dest: Path) -> tuple[Path, int]:
         # A lock on a folder that was removed in between is worth nothing.
         if handle is not None and folder.exists():
             return folder, handle
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file as they stand there."""
+    try:
+        # editors on Windows put a mark first
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UsageError(f"no such job file: {path}") from None
+    except UnicodeDecodeError:
+        raise UsageError(
+            f"{path} is not a job file, which is UTF-8 text: images are given as --data.source"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"cannot read job file {path}: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is no TOML: {error}") from None

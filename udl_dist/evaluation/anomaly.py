@@ -34,6 +34,7 @@ class Anomaly(MetricGroup):
     """
 
     name: ClassVar[str] = "anomaly"
+    higher_is_better: ClassVar = ("anomaly",)
     learns: ClassVar[bool] = True
     compares: ClassVar[bool] = True
     least: ClassVar[int] = 20

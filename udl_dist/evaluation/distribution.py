@@ -33,6 +33,7 @@ class Distribution(MetricGroup):
     """
 
     name: ClassVar[str] = "distribution"
+    higher_is_better: ClassVar = ("precision", "recall", "density", "coverage", "class_score")
     refers: ClassVar[bool] = True
     least: ClassVar[int] = 50
 

@@ -21,6 +21,11 @@ GROUPS: tuple[type[MetricGroup], ...] = (
 )
 
 
+def sign(metric: str) -> int:
+    """1, or -1 where more is better: the signed value of a metric is least at its best."""
+    return -1 if any(metric.startswith(group.higher_is_better) for group in GROUPS) else 1
+
+
 def choose_groups(subject: Subject, images: int) -> tuple[list[MetricGroup], list[str]]:
     """The groups that the subject allows, and notes on those that are left out.
 

@@ -26,6 +26,7 @@ class Likelihood(MetricGroup):
     """
 
     name: ClassVar[str] = "likelihood"
+    higher_is_better: ClassVar = ("active_units",)
 
     @classmethod
     def lacking(cls, subject: Subject) -> str:

@@ -108,6 +108,8 @@ class MetricGroup:
     refers: ClassVar[bool] = False  # whether its reference needs training images, if there are any
     compares: ClassVar[bool] = False  # whether it collects left-out images too, after held-out ones
     least: ClassVar[int] = 1  # images that its metrics need
+    # Beginnings of the names of metrics of which more is better; of all others less is.
+    higher_is_better: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject

@@ -37,6 +37,7 @@ class Reconstruction(MetricGroup):
     """
 
     name: ClassVar[str] = "reconstruction"
+    higher_is_better: ClassVar = ("psnr", "ssim", "ms_ssim", "denoising_gain")
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)

@@ -36,6 +36,7 @@ class Representation(MetricGroup):
     """Neighbours, a linear probe and clusters, fitted to training images, tested on held-out."""
 
     name: ClassVar[str] = "representation"
+    higher_is_better: ClassVar = ("knn_accuracy", "linear_accuracy", "cluster")
     learns: ClassVar[bool] = True
     least: ClassVar[int] = 50
 

@@ -18,7 +18,7 @@ from typing import Any
 from udl_dist.core import files
 from udl_dist.core.config_schema import as_path, nearest
 from udl_dist.errors import TrainingError, UsageError
-from udl_dist.evaluation import io
+from udl_dist.evaluation import groups, io
 from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.inference.evaluating import evaluate
 from udl_dist.inference.model import load
@@ -29,23 +29,6 @@ from udl_dist.training import checkpoint
 POLL_SECONDS = 2.0
 IGNORED = ("workers", "readers", "address")  # settings that change no metric
 COLUMNS = 6  # of the table, where no best is asked for
-# Names begin with these; of every other metric the least is best.
-MORE_IS_BETTER = (
-    "psnr",
-    "ssim",
-    "ms_ssim",
-    "denoising_gain",
-    "active_units",
-    "precision",
-    "recall",
-    "density",
-    "coverage",
-    "class_score",
-    "knn_accuracy",
-    "linear_accuracy",
-    "cluster",
-    "anomaly",
-)
 
 
 def follow(
@@ -181,7 +164,7 @@ class Follower:
             # Only after the first checkpoint: what can be measured is known from it.
             raise UsageError(f"there is no metric {self.best!r}: {nearest(self.best, names)}")
         # Ties go to the checkpoint with fewer images.
-        sign = -1 if self.best.startswith(MORE_IS_BETTER) else 1
+        sign = groups.sign(self.best)
         measured = [(sign * of[self.best], n) for n, of in metrics.items() if self.best in of]
         return min(measured)[1]
 

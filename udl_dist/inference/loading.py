@@ -126,7 +126,7 @@ def _choose(
             f"{run.path} has no checkpoint yet: train it first (udl train {run.experiment})"
         )
     best = experiment.best_metric
-    if asked == "best" and (path := checkpoints.best_of(found, best)):
+    if asked == "best" and (path := checkpoints.best_of(found, best, experiment.sign_of(best))):
         return path, f"best of {len(found)} checkpoints by {best}"
     if asked in ("best", "last"):
         newest = checkpoints.newest(run.checkpoints, notes.append)

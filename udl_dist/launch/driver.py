@@ -73,7 +73,8 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False) -> TrainRe
         if launcher:
             prepared = launcher.shared(prepared)
             launcher.sync()
-        terminal = Terminal(folder, plan.total_images, out, experiment.best_metric)
+        best, sign = experiment.best_metric, experiment.sign_of(experiment.best_metric)
+        terminal = Terminal(folder, plan.total_images, out, best, sign)
         for line in plan.lines():
             terminal.say(line)
         terminal.say(page_hint(folder.path))

@@ -194,9 +194,8 @@ class RunRecorder:
         # Synced first: after a power cut no checkpoint may be ahead of its curves.
         self._folder.sync_curves()
         checkpoint.save(self._folder.checkpoints, images, files, facts)
-        checkpoint.prune(
-            self._folder.checkpoints, self._experiment.run.keep_checkpoints, self._best, images
-        )
+        keep, sign = self._experiment.run.keep_checkpoints, self._experiment.sign_of(self._best)
+        checkpoint.prune(self._folder.checkpoints, keep, self._best, images, sign)
         # After the disk: a failing network leaves at least the checkpoint here.
         if self._node:
             written = checkpoint.path_of(self._folder.checkpoints, images)

@@ -128,13 +128,17 @@ class Method(nn.Module):
 
     def differentiated_twice(self) -> tuple[str, ...]:
         """The networks whose input gradient is part of a loss (a gradient penalty)."""
-        # They are never compiled: compiled code has no double backward, an error on torch 2.13.
-        return ()
+        return ()  # never compiled: compiled code has no double backward (torch 2.13)
+
+    @classmethod
+    def sign(cls, metric: str) -> int:
+        """1, or -1 where more is better: the signed value of a metric is least at its best."""
+        return -1 if metric.removeprefix("val/") in cls.higher_is_better else 1
 
     def own_buffers(self) -> list[Tensor]:
         """The buffers of the method and of its networks, without those of `frozen` children."""
-        below = [network.buffers() for network in self.networks.values()]
-        return [*self.buffers(recurse=False), *itertools.chain.from_iterable(below)]
+        below = itertools.chain(*(network.buffers() for network in self.networks.values()))
+        return [*self.buffers(recurse=False), *below]
 
     def saved_tensors(self) -> dict[str, Tensor]:
         """Weights and buffers by name, as in a checkpoint: without those of `frozen` children."""

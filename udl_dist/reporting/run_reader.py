@@ -115,8 +115,8 @@ class RunRecord:
         # Points of training and of validation are lines of one file.
         last = validated[-1]
         scored = [point for point in validated if is_number(point.get(self.best_by))]
-        # Every metric that can choose a checkpoint is better when it is less.
-        best = min(scored, key=lambda point: point[self.best_by], default=last)
+        sign = self.kind.sign(self.best_by)
+        best = min(scored, key=lambda point: sign * point[self.best_by], default=last)
         return {
             name: HeldOutMetric(last[name], best.get(name, math.nan), int(best["images"]))
             for name in sorted(last)

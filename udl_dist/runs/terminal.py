@@ -75,12 +75,17 @@ class Screen:
 
 
 class Terminal:
-    """Shows what is added to a run folder; `best` is a held-out metric, the lower the better."""
+    """Shows what is added to a run folder; `best` is a held-out metric.
 
-    def __init__(self, folder: RunFolder, total_images: int, out: TextIO, best: str = "") -> None:
-        self._total, self._metric = total_images, best
+    `sign` is -1 where more of it is better, else 1.
+    """
+
+    def __init__(
+        self, folder: RunFolder, total_images: int, out: TextIO, best: str = "", sign: int = 1
+    ) -> None:
+        self._total, self._metric, self._sign = total_images, best, sign
         self._best = min(
-            (point[best] for point in folder.points() if best in point), default=math.inf
+            (sign * point[best] for point in folder.points() if best in point), default=math.inf
         )
         self._screen = Screen(out)
         self.say = self._screen.say
@@ -107,8 +112,9 @@ class Terminal:
         for line in self._curves.lines():
             self._unshown, self._begun = json.loads(line), True
             if (value := self._unshown.get(self._metric)) is not None:
-                self._best = min(self._best, value)
-                self._held_out = f"{self._metric} {value:.4g}, best {self._best:.4g}"
+                self._best = min(self._best, self._sign * value)
+                best = self._sign * self._best
+                self._held_out = f"{self._metric} {value:.4g}, best {best:.4g}"
         if self._unshown and (
             self._screen.redraws or last or time.monotonic() - self._last_line_at >= LOG_SECONDS
         ):

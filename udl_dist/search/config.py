@@ -13,6 +13,7 @@ import tomli_w
 from udl_dist import experiment as experiments
 from udl_dist.core import config_schema as settings
 from udl_dist.core.config_schema import setting
+from udl_dist.core.files import read_toml
 from udl_dist.errors import UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.search.axes import Axis, parse
@@ -32,10 +33,9 @@ FREE = (
 class SearchSettings:
     metric: tuple[str, ...] = setting(
         (),
-        "held-out metric to minimise, such as val/negative_elbo; several (also a setting by its "
-        "name): the Pareto front; empty: the method's own",
+        "held-out metric, such as val/negative_elbo; several (also a setting by its name): the"
+        " Pareto front; empty: the method's own",
     )
-    mode: Literal["min", "max"] = setting("min", "max: the metric is best at its greatest")
     trials: int = setting(0, "trials in all; 0 with a grid: all combinations", low=0)
     budget_images: int = setting(
         0, "images of a trial that is not stopped; 0: those of a full run", low=0
@@ -101,6 +101,11 @@ class Search:
         own = [axis for axis in self.axes if axis.name == "train.batch_size"]
         return [self.base.train.batch_size, *(value for axis in own for value in axis.ends())]
 
+    @property
+    def sign(self) -> int:
+        """-1 where more of the metric is better, else 1."""
+        return self.base.sign_of(self.settings.metric[0])
+
     def to_dict(self) -> dict[str, Any]:
         return {
             **self.base.to_dict(),
@@ -119,7 +124,7 @@ class Search:
 def load(path: Path, flags: Mapping[str, str]) -> Search:
     """Read a job file and apply flags; raise UsageError for an invalid one."""
     path = experiments.job_file(path, "search.toml")
-    values = experiments.read(path)
+    values = read_toml(path)
     table = values.pop("search", None)
     if not isinstance(table, Mapping):
         raise UsageError(f"{path} has no [search] table, it is for udl train: udl train {path}")
@@ -166,7 +171,7 @@ def build(base: Experiment, plain: Mapping[str, Any], tables: Mapping[str, Any])
 
 
 def _without_removed(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Refuse population-based training; drop its default, which older search.toml files have."""
+    """Refuse removed settings; drop their defaults, which older search.toml files have."""
     if plain.get("scheduler") == "pbt":
         raise UsageError(
             "search.scheduler = pbt (population-based training) was removed: use asha or median, "
@@ -176,8 +181,13 @@ def _without_removed(plain: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(
             "search.perturb_images was removed with population-based training: leave it out"
         )
-    # 0 in every search.toml that a release with population-based training wrote.
-    return {name: value for name, value in plain.items() if name != "perturb_images"}
+    if plain.get("mode", "min") != "min":
+        raise UsageError(
+            "search.mode was removed: a method says which of its metrics are better when they are"
+            " higher: leave it out"
+        )
+    # The values that every search.toml of former releases has.
+    return {name: value for name, value in plain.items() if name not in ("perturb_images", "mode")}
 
 
 def differences(old: Search, new: Search) -> list[str]:

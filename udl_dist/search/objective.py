@@ -20,7 +20,7 @@ class Objective:
 
     def __init__(self, search: Search) -> None:
         self.names = search.settings.metric
-        self._sign = 1.0 if search.settings.mode == "min" else -1.0
+        self._sign = search.sign
 
     def of(self, metrics: Mapping[str, float], settings: Mapping[str, Any]) -> list[float]:
         """The objectives of a trial; nan where one is missing."""
@@ -37,7 +37,7 @@ class Objective:
         return self._sign * values[0]
 
     def losses(self, values: Sequence[float]) -> list[float]:
-        """All of them; `mode` is that of the first, the others are always minimised."""
+        """All of them; the first by its direction, settings and other metrics always minimised."""
         return [self.loss(values), *values[1:]]
 
     def front(self, results: Sequence[TrialResult]) -> list[TrialResult]:

@@ -79,7 +79,7 @@ def _curves(search: Search, results: Sequence[TrialResult], rungs: Sequence[int]
         low, high = _scale(every, search)
         # An ELBO may be negative, which no logarithm shows.
         axes.set_yscale("log" if low > 0 and high / low > LOG_SPAN else "linear")
-        least = search.settings.mode == "min"
+        least = search.sign > 0
         # Only the bad end is cut; what is best always stays in view.
         axes.set_ylim(None if least else low, high if least else None)
     return figure
@@ -96,7 +96,7 @@ def _settings(search: Search, good: Sequence[TrialResult]) -> Figure:
     worst_first = sorted(good, key=lambda result: -objective.loss(result.values))
     values = [result.values[0] for result in worst_first]
     low, high = _scale(values, search)
-    colours = SHADES if search.settings.mode == "min" else SHADES.reversed()
+    colours = SHADES if search.sign > 0 else SHADES.reversed()
     # Complete trials last, so on top: a stopped trial's metric is of fewer images.
     for state in ("stopped", "complete"):
         shown = [result for result in worst_first if result.state == state]
@@ -119,7 +119,7 @@ def _settings(search: Search, good: Sequence[TrialResult]) -> Figure:
 
 def _scale(values: Sequence[float], search: Search) -> tuple[float, float]:
     """The least and the greatest value of a scale."""
-    parts = (0, 1 - WORST) if search.settings.mode == "min" else (WORST, 1)
+    parts = (0, 1 - WORST) if search.sign > 0 else (WORST, 1)
     low, high = np.quantile(values, parts)
     return float(low), float(high)
 

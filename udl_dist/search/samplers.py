@@ -96,7 +96,7 @@ class OptunaSampler:
                 # Axes drawn together: latent size and learning rate depend on each other.
                 multivariate=True,
             )
-            # Losses, whose sign already has search.mode in it.
+            # Losses, whose sign already has the metric's direction in it.
             directions = ["minimize"] * len(self._objective.names)
             study = optuna.create_study(directions=directions, sampler=sampler)
             # In their order: which one ended first must not matter.

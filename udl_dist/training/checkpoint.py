@@ -209,24 +209,24 @@ def newest(folder: Path, say: Callable[[str], None]) -> Path | None:
     )
 
 
-def prune(folder: Path, keep: int, metric: str, images: int) -> None:
-    """Delete all but the newest `keep` and the best by held-out `metric` (least is best)."""
+def prune(folder: Path, keep: int, metric: str, images: int, sign: int = 1) -> None:
+    """Delete all but the newest `keep` and the best by held-out `metric` ."""
     # Those after `images` were skipped as damaged: counted as the newest, they would displace the
     # last good ones.
     found = [path for path in complete(folder) if int(path.name) <= images]
-    best = best_of(found, metric)
+    best = best_of(found, metric, sign)
     for path in found[:-keep]:
         if path != best:
             discard(path)
 
 
-def best_of(found: Collection[Path], metric: str) -> Path | None:
-    """The checkpoint whose held-out `metric` is least; None if none has it."""
+def best_of(found: Collection[Path], metric: str, sign: int = 1) -> Path | None:
+    """The checkpoint whose held-out `metric` times `sign` is least; None if none has it."""
     scored = []
     for path in found:
         # Not an error: it was not validated, or it is damaged.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            scored.append((float(facts(path)["figures"][metric]), path))
+            scored.append((sign * float(facts(path)["figures"][metric]), path))
     return min(scored)[1] if scored else None
 
 

@@ -66,8 +66,8 @@ class Stream:
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """The names of labels 0, 1, …; () if a set has no labels or the sets have other classes."""
-        each = {dataset.classes for dataset in self.datasets}
-        return each.pop() if len(each) == 1 else ()
+        first, *others = (dataset.classes for dataset in self.datasets)
+        return first if all(other == first for other in others) else ()
 
     @property
     def damage(self) -> dict[str, None]:
