@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from udl_dist.errors import UsageError
 
 Shape = tuple[int, int, int]  # C, H, W of an image
-
 EXPLODED = 100.0  # root mean square of latents or logits; healthy runs stay below 10
 
 
@@ -86,7 +85,7 @@ class Method(nn.Module):
     Settings: ClassVar[type]
     # Settings of training that suit the method, by dotted name: a job file and flags win.
     defaults: ClassVar[Mapping[str, Any]] = {}
-    # Child modules that are not trained, averaged or saved; a checkpoint names their sha256.
+    # Children that are not trained, averaged or saved; a checkpoint names their sha256.
     frozen: ClassVar[tuple[str, ...]] = ()
     # The metric that marks the best checkpoint; "" if there is none.
     best: ClassVar[str] = ""

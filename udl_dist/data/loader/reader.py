@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
 from itertools import count
 from typing import Any, TypeVar
 
@@ -25,13 +24,11 @@ from udl_dist.data.settings import DataSettings
 from udl_dist.storage.uris import name_of
 
 T = TypeVar("T")
-# A plan is a job of a reader thread: one record each would be too little.
-SAMPLES = 16  # records loaded together where they are given one by one
+SAMPLES = 16  # records loaded together where they are given one by one: a job of a reader thread
 WAITS = 0.05  # share of time: training that waits longer for data gets advice
 PLANNED = 4096  # positions ordered together: batch by batch each would cost five times as much
 
 
-# All that is needed to resume is one integer: a stream itself has no position.
 class Stream:
     """The images of one or more data sets, brought to the training shape.
 
@@ -54,8 +51,8 @@ class Stream:
         # One set with a weight is the set itself: its order must not change with a useless weight.
         self._weights = weights if len(datasets) > 1 else ()
         order.refuse_weights(weights, len(datasets))
-        remote = any(dataset.shards.remote for dataset in datasets)
-        self._in_blocks = settings.order == "blocks" or (settings.order == "auto" and remote)
+        self._remote = any(dataset.shards.remote for dataset in datasets)
+        self._in_blocks = settings.order == "blocks" or (settings.order == "auto" and self._remote)
         self._mean_bytes = sum(each.record_bytes * each.records for each in datasets) / self.records
         # At least 256 runs, or a small set would hardly be shuffled.
         run = min(int(settings.block_bytes / self._mean_bytes), self.records // 256)
@@ -63,11 +60,11 @@ class Stream:
         self._bad_records = BadRecordCounter(settings)
         self.spent = self.loader.spent
 
-    @cached_property
+    @property
     def classes(self) -> tuple[str, ...]:
         """The names of labels 0, 1, …; () if a set has no labels or the sets have other classes."""
-        first, *others = (dataset.classes for dataset in self.datasets)
-        return first if all(other == first for other in others) else ()
+        each = {dataset.classes for dataset in self.datasets}
+        return each.pop() if len(each) == 1 else ()
 
     @property
     def damage(self) -> dict[str, None]:
@@ -76,8 +73,8 @@ class Stream:
 
     def advice(self, wait_share: float) -> str:
         """How to speed up the slowest stage; "" if training waits for at most 5 % of its time."""
-        remote = any(dataset.shards.remote for dataset in self.datasets)
-        return self.spent.advice(self.settings, remote, wait_share) if wait_share > WAITS else ""
+        cure = self.spent.advice(self.settings, self._remote, wait_share)
+        return cure if wait_share > WAITS else ""
 
     def shards(self) -> dict[str, str]:
         """A line on each shard, which a resume compares."""
