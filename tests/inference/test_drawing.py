@@ -27,7 +27,7 @@ def tile(path: Path, row: int, column: int) -> np.ndarray:
 
 def test_a_grid_holds_the_images_of_the_seed(trained: dict[str, Path], tmp_path: Path) -> None:
     model = udl_dist.load(trained["gan"])
-    done = drawing.sample(model, 5, 3, "auto", tmp_path / "new" / "grid.png")
+    done = drawing.sample(model, drawing.Draw(5, 3, "auto"), tmp_path / "new" / "grid.png")
     assert (done.values["n"], done.values["seed"]) == (5, 3)
     drawn = levels(model.sample(5, seed=3)).numpy()
     assert (tile(tmp_path / "new" / "grid.png", 1, 1) == drawn[4, 0]).all()
@@ -35,14 +35,14 @@ def test_a_grid_holds_the_images_of_the_seed(trained: dict[str, Path], tmp_path:
 
 def test_single_images_fill_a_new_folder(trained: dict[str, Path], tmp_path: Path) -> None:
     model = udl_dist.load(trained["vae"])
-    drawing.sample(model, 300, 0, "own", tmp_path / "many")
+    drawing.sample(model, drawing.Draw(300, 0, "own"), tmp_path / "many")
     assert len(list((tmp_path / "many").iterdir())) == 300
     assert (
         np.asarray(Image.open(tmp_path / "many" / "000299.png"))
         == levels(model.sample(1, start=299)).numpy()[0, 0]
     ).all()
     with pytest.raises(UsageError, match="exists and is not empty"):
-        drawing.sample(model, 3, 0, "own", tmp_path / "many")
+        drawing.sample(model, drawing.Draw(3, 0, "own"), tmp_path / "many")
 
 
 @pytest.mark.parametrize(
@@ -59,16 +59,20 @@ def test_what_cannot_be_drawn_is_refused(
 ) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=words):
-        drawing.sample(udl_dist.load(trained["vae"]), count, 0, "auto", tmp_path / out)
+        drawing.sample(
+            udl_dist.load(trained["vae"]), drawing.Draw(count, 0, "auto"), tmp_path / out
+        )
 
 
 def test_an_autoencoder_has_nothing_to_draw_from_and_leaves_no_folder(
     trained: dict[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="cannot sample.* run udl fit-prior first"):
-        drawing.sample(udl_dist.load(trained["ae"]), 3, 0, "auto", tmp_path / "new")
+        drawing.sample(udl_dist.load(trained["ae"]), drawing.Draw(3, 0, "auto"), tmp_path / "new")
     with pytest.raises(UsageError, match="no mixture to draw from: run udl fit-prior first"):
-        drawing.sample(udl_dist.load(trained["vae"]), 3, 0, "mixture", tmp_path / "new")
+        drawing.sample(
+            udl_dist.load(trained["vae"]), drawing.Draw(3, 0, "mixture"), tmp_path / "new"
+        )
     assert not (tmp_path / "new").exists()
 
 
@@ -141,7 +145,9 @@ def test_an_interpolation_begins_and_ends_where_it_should(
 ) -> None:
     Image.fromarray(images(1)[0]).save(tmp_path / "one.png")
     vae = udl_dist.load(trained["vae"])
-    done = drawing.interpolate(vae, str(tmp_path / "one.png"), "seed:3", 4, 0, tmp_path / "way.png")
+    done = drawing.interpolate(
+        vae, (str(tmp_path / "one.png"), "seed:3"), drawing.Walk(8, 4, 3.0), 0, tmp_path / "way.png"
+    )
     assert done.values["way"] == "spherical"
     assert (
         tile(tmp_path / "way.png", 0, 0) == levels(vae.reconstruct(images(1))).numpy()[0, 0]
@@ -151,9 +157,17 @@ def test_an_interpolation_begins_and_ends_where_it_should(
     ).mean() > 0.9
     gan = udl_dist.load(trained["gan"])
     with pytest.raises(UsageError, match="cannot encode .*: give seed:N"):
-        drawing.interpolate(gan, str(tmp_path / "one.png"), "seed:1", 4, 0, tmp_path / "way.png")
+        drawing.interpolate(
+            gan,
+            (str(tmp_path / "one.png"), "seed:1"),
+            drawing.Walk(8, 4, 3.0),
+            0,
+            tmp_path / "way.png",
+        )
     with pytest.raises(UsageError, match="write seed:N with a whole number"):
-        drawing.interpolate(gan, "seed:x", "seed:1", 4, 0, tmp_path / "way.png")
+        drawing.interpolate(
+            gan, ("seed:x", "seed:1"), drawing.Walk(8, 4, 3.0), 0, tmp_path / "way.png"
+        )
 
 
 def test_a_sphere_keeps_the_length_that_normal_draws_have() -> None:

@@ -27,11 +27,12 @@ class VerbOptions:
     images: bool = False
     out: str = ""  # where it writes by default, if it takes --out
     seed: bool = False
+    label: bool = False  # whether it makes images of a class, in a conditional model
 
 
 def add(verbs: Verbs) -> None:
     """Add the parsers of these verbs."""
-    drawn = VerbOptions(out=SAMPLES, seed=True)
+    drawn = VerbOptions(out=SAMPLES, seed=True, label=True)
     sample = model_verb(verbs, "sample", "draw new images", _sample, drawn)
     sample.add_argument("--n", type=int, default=64, help="how many (64)")
     sample.add_argument(
@@ -45,7 +46,7 @@ def add(verbs: Verbs) -> None:
         "reconstruct",
         "send images through a model and back",
         _reconstruct,
-        VerbOptions(images=True, out=RECONSTRUCTION),
+        VerbOptions(images=True, out=RECONSTRUCTION, label=True),
     )
     rebuild.add_argument("--n", type=int, default=64, help="most images (64)")
     walk = model_verb(
@@ -53,7 +54,7 @@ def add(verbs: Verbs) -> None:
         "traverse",
         "walk through the latents, or from one image to another",
         _traverse,
-        VerbOptions(out=TRAVERSE, seed=True),
+        VerbOptions(out=TRAVERSE, seed=True, label=True),
     )
     walk.add_argument("--axes", type=int, default=8, help="latents to walk along, a row each (8)")
     walk.add_argument("--steps", type=int, default=11, help="images in a row (11)")
@@ -154,6 +155,10 @@ def model_verb(
         )
     if options.seed:
         verb.add_argument("--seed", type=int, default=0, help="of random numbers (0)")
+    if options.label:
+        verb.add_argument(
+            "--label", metavar="NAME", default="", help="of a conditional model: the class"
+        )
     verb.add_argument("--device", default="cpu", help="cpu, cuda or auto (cpu)")
     verb.add_argument(
         "--checkpoint", default="best", help="of a run: best, last, or a number of images (best)"
@@ -181,14 +186,16 @@ def _sample(asked: argparse.Namespace, _: None) -> Any:
     from udl_dist.inference import drawing
 
     model = load_model(asked)
-    return drawing.sample(model, asked.n, asked.seed, asked.prior, _out(model, asked, SAMPLES))
+    draw = drawing.Draw(asked.n, asked.seed, asked.prior, asked.label)
+    return drawing.sample(model, draw, _out(model, asked, SAMPLES))
 
 
 def _reconstruct(asked: argparse.Namespace, _: None) -> Any:
     from udl_dist.inference import drawing
 
     model = load_model(asked)
-    return drawing.reconstruct(model, asked.images, asked.n, _out(model, asked, RECONSTRUCTION))
+    out = _out(model, asked, RECONSTRUCTION)
+    return drawing.reconstruct(model, asked.images, asked.n, out, asked.label)
 
 
 def _traverse(asked: argparse.Namespace, _: None) -> Any:
@@ -198,10 +205,10 @@ def _traverse(asked: argparse.Namespace, _: None) -> Any:
     # With one end alone the other options of the verb would apply, and it would be ignored.
     if bool(asked.start) != bool(asked.end):
         raise UsageError("an interpolation has two ends: give both --from and --to")
-    out, steps, seed = _out(model, asked, TRAVERSE), asked.steps, asked.seed
+    out, seed = _out(model, asked, TRAVERSE), asked.seed
+    walk = drawing.Walk(asked.axes, asked.steps, asked.reach, asked.label)
     if asked.start:
-        return drawing.interpolate(model, asked.start, asked.end, steps, seed, out)
-    walk = drawing.Walk(asked.axes, steps, asked.reach)
+        return drawing.interpolate(model, (asked.start, asked.end), walk, seed, out)
     return drawing.traverse(model, walk, asked.image, seed, out)
 
 

@@ -23,6 +23,7 @@ from udl_dist.errors import UsageError
 
 T = TypeVar("T")
 MOST_LISTED = 12  # names in a refusal
+WORDS = {int: "whole number", float: "number", bool: "true or false", str: "text"}
 # bound: (comparison that breaks it, its words in a refusal)
 BOUNDS = {
     "low": (operator.lt, "at least"),
@@ -128,7 +129,8 @@ def from_text(name: str, kind: Any, text: str) -> Any:
     if get_origin(kind) is tuple and get_args(kind)[0] is str and not text.startswith(("[", '"')):
         return [part.strip() for part in text.split(",") if part.strip()]
     # All else is read as TOML, so that a value means the same in a flag and in a file.
-    bracketed = f"[{text}]" if get_origin(kind) is tuple and not text.startswith("[") else text
+    lists = get_origin(kind) is tuple or (get_origin(kind) is types.UnionType and "," in text)
+    bracketed = f"[{text}]" if lists and not text.startswith("[") else text
     try:
         return tomllib.loads(f"value = {bracketed}")["value"]
     except tomllib.TOMLDecodeError:
@@ -206,8 +208,7 @@ def in_words(kind: Any) -> str:
         return " or ".join(in_words(part) for part in get_args(kind))
     if get_origin(kind) is tuple:
         return f"a list of {in_words(get_args(kind)[0])}s"
-    names = {int: "whole number", float: "number", bool: "true or false", str: "text"}
-    return names.get(kind, str(kind))
+    return WORDS.get(kind, str(kind))
 
 
 def _value(kind: Any, value: Any, name: str, limits: Mapping[str, Any]) -> Any:
@@ -218,6 +219,8 @@ def _value(kind: Any, value: Any, name: str, limits: Mapping[str, Any]) -> Any:
         if not isinstance(value, Mapping):
             raise UsageError(f"{name} is a table of settings, not {value!r}")
         return from_dict(kind, value, name + ".")  # type: ignore[arg-type]
+    if isinstance(value, list | tuple):  # a list where a number or a list may stand
+        kind = next((part for part in get_args(kind) if get_origin(part) is tuple), kind)
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(_value(get_args(kind)[0], entry, name, limits) for entry in value)
     # `1` will do for a float, `true` will not: bool is a subclass of int, hence `type`.

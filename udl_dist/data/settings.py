@@ -10,6 +10,7 @@ from typing import Literal
 from udl_dist.core.config_schema import as_path, setting
 from udl_dist.data.images.headers import HIGHEST_LIMIT, LIMIT_IN_WORDS, MOST_PIXELS, Shape
 from udl_dist.data.shards.naming import IMAGE_IN_WORDS, KEY_DOT_IN_WORDS, KeyDot, Naming
+from udl_dist.errors import UsageError
 from udl_dist.storage.transfers import Limits
 from udl_dist.storage.uris import scheme_of
 
@@ -52,10 +53,10 @@ class DataSettings:
         low=0,
     )
     limit: int = setting(0, "records of each source to train on, drawn at random; 0: all", low=0)
-    size: int = setting(
+    size: int | tuple[int, ...] = setting(
         0,
-        "height and width in pixels that training sees; 0: as packed, else as the images are, 128"
-        " at most",
+        "height and width in pixels that training sees, [H, W] or one number for both; 0: as"
+        " packed, else as the images are, 128 at most",
         low=0,
         high=4096,
     )
@@ -100,6 +101,9 @@ class DataSettings:
     )
     read_ahead_bytes: int = setting(2**28, "memory for what is read and decoded ahead", low=1)
 
+    def __post_init__(self) -> None:
+        refuse_other_size("data.size", self.size)
+
     def absolute(self) -> DataSettings:
         """The same settings with absolute paths, so that they hold in another working folder."""
         return replace(
@@ -119,19 +123,17 @@ class DataSettings:
     @property
     def shape(self) -> Shape:
         """C, H, W of an image as training sees it."""
-        assert self.size and self.channels, (
-            "packing.prepare.settled takes them from the images first"
-        )
-        return self.channels, self.size, self.size
+        return shape_of(self.channels, self.size)
 
 
 @dataclass(frozen=True)
 class PackSettings:
     """How a source of images becomes shards."""
 
-    size: int = setting(
+    size: int | tuple[int, ...] = setting(
         0,
-        "height and width in pixels of the packed images; 0: as they are, 128 at most",
+        "height and width in pixels of the packed images, [H, W] or one number for both; 0: as"
+        " they are, 128 at most",
         low=0,
         high=4096,
     )
@@ -164,11 +166,26 @@ class PackSettings:
         "", "licence of the images, stored in the index; empty: the text of a LICENSE file"
     )
 
+    def __post_init__(self) -> None:
+        refuse_other_size("--size", self.size)
+
     @property
     def shape(self) -> Shape:
         """C, H, W of a packed image."""
-        assert self.size and self.channels, "`settled` takes them from the images first"
-        return self.channels, self.size, self.size
+        return shape_of(self.channels, self.size)
+
+
+def shape_of(channels: int, size: int | tuple[int, ...]) -> Shape:
+    """C, H, W of images of `size`, [H, W] or one number for both."""
+    assert size and channels, "packing.prepare.settled takes them from the images first"
+    height, width = (size, size) if isinstance(size, int) else size
+    return channels, height, width
+
+
+def refuse_other_size(name: str, size: int | tuple[int, ...]) -> None:
+    """Refuse a list that is not [height, width]."""
+    if not isinstance(size, int) and (len(size) != 2 or 0 in size):
+        raise UsageError(f"{name} is [height, width] or one number for both, not {list(size)}")
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,8 @@ class Anomaly(MetricGroup):
             on_cpu = {name: value.float().cpu() for name, value in rows.items()}
             return PartialSums(len(images), _moments(rows), on_cpu)
         if method.can("reconstruct"):
-            rows["reconstruction"] = similarity.mse(method.reconstruct(images), images)
+            rebuilt = method.reconstruct(images, seen.batch.labels)
+            rows["reconstruction"] = similarity.mse(rebuilt, images)
         if method.can("log_weights"):
             rows["negative_elbo"] = method.measure(seen.batch)["negative_elbo"]
         # Held-out and left-out images are joined into one set of rows; this column separates them.

@@ -70,7 +70,8 @@ class Distribution(MetricGroup):
             for number in range(self.subject.asked.seeds):
                 # By the number of the image, so that any world size makes the same images.
                 keys = rng.keys(self.subject.asked.seed + number, count, seen.start)
-                images = self.subject.sample(keys.to(seen.batch.keys.device))
+                # Of the classes of the real images, in a conditional method.
+                images = self.subject.sample(keys.to(seen.batch.keys.device), seen.batch.labels)
                 rows[f"fake {number}"] = extractor.features(images)
         on_cpu = {name: features.float().cpu() for name, features in rows.items()}
         return PartialSums(count, rows=on_cpu)

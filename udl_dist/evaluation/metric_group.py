@@ -22,6 +22,10 @@ HELD_OUT, TRAIN = "held_out", "train"  # measured on the first, fitted to the se
 LEFT_OUT = "left_out"  # held-out images of classes that training never saw
 
 
+# Images for random keys [N] int64 and, in a conditional method, labels [N] int64.
+Sampler = Callable[[Tensor, Tensor | None], Tensor]
+
+
 @dataclass(frozen=True)
 class Extractor:
     """A network or function that turns images into the features that sets are compared by."""
@@ -43,7 +47,7 @@ class Subject:
     latent_dim: int
     asked: MetricSettings
     extractor: Extractor
-    sample: Callable[[Tensor], Tensor] | None  # [N] int64 keys -> images; None if it cannot
+    sample: Sampler | None  # None if it cannot
     sampled_from: str  # the source of its latents, in words
     labelled: bool = False  # whether both held-out and training images have labels
     left_out: tuple[int, ...] = ()  # classes that training never saw, with held-out images

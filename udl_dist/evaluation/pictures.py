@@ -27,12 +27,16 @@ def draw(method: Method, batch: Batch, keys: Tensor, columns: int) -> dict[str, 
     if method.can("reconstruct"):
         # `damage` returns the same tensor where a method does not corrupt its input.
         corrupted = method.damage(batch)
-        rows = [batch.images[:columns], method.reconstruct(corrupted[:columns])]
+        labels = None if batch.labels is None else batch.labels[:columns]
+        rows = [batch.images[:columns], method.reconstruct(corrupted[:columns], labels)]
         if corrupted is not batch.images:
             rows.insert(1, corrupted[:columns])
         pictures["reconstruction"] = grid(torch.cat(rows), len(rows[0]))
     if method.can("sample"):
-        generated, real = method.sample(keys), batch.images[: columns * columns]
+        # A row of each class in turn, in a conditional method.
+        places = torch.arange(len(keys), device=keys.device) // columns
+        generated = method.sample(keys, places % max(1, len(method.classes)))
+        real = batch.images[: columns * columns]
         pictures["samples"] = _joined(grid(generated, columns), grid(real, columns))
     return pictures
 

@@ -60,7 +60,7 @@ class Reconstruction(MetricGroup):
 
     def collect(self, split: str, seen: MetricBatch) -> PartialSums:
         images, method = seen.batch.images, self.subject.method
-        rebuilt = method.reconstruct(images)
+        rebuilt = method.reconstruct(images, seen.batch.labels)
         errors = similarity.mse(rebuilt, images)
         values = {"mse": errors, "psnr": similarity.psnr(errors)}
         for name, like in self._windowed.items():
@@ -73,7 +73,8 @@ class Reconstruction(MetricGroup):
             # 2 · level: the std is given for pixels in [0, 1], and these are in [-1, 1].
             noisy = (images + 2 * level * noise).clamp(-1, 1)
             values[f"noisy {level}"] = similarity.mse(noisy, images)
-            values[f"denoised {level}"] = similarity.mse(method.reconstruct(noisy), images)
+            clean = method.reconstruct(noisy, seen.batch.labels)
+            values[f"denoised {level}"] = similarity.mse(clean, images)
         return PartialSums(len(images), summed(values))
 
     def refers_to(self) -> dict[str, object]:

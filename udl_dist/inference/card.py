@@ -95,7 +95,7 @@ def _data(model: Model, facts: DataFacts) -> list[tuple[str, str]]:
         ("held out", facts.held_out),
         ("licence of the images", facts.license),
         ("fingerprint", model.origin.data),
-        ("resized to", f"{data.size} px, {data.fit}"),
+        ("resized to", f"{data.shape[1]} x {data.shape[2]} px, {data.fit}"),
         ("used in training", f"{model.origin.images:,} images"),
     ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, sqrt
 from pathlib import Path
 
@@ -26,8 +26,19 @@ BACKGROUND = 96 / 127.5 - 1  # that of a grid
 SEED = "seed:"  # an end of an interpolation that is drawn
 
 
-def sample(model: Model, count: int, seed: int, prior: Prior, out: Path) -> Outcome:
-    """Draw `count` new images into one PNG grid, or each into a folder."""
+@dataclass(frozen=True)
+class Draw:
+    """How many new images, from what random seed, prior and class ("": all classes in turn)."""
+
+    count: int
+    seed: int = 0
+    prior: Prior = "auto"
+    label: str = ""
+
+
+def sample(model: Model, draw: Draw, out: Path) -> Outcome:
+    """Draw new images into one PNG grid, or each into a folder."""
+    count, seed, prior = draw.count, draw.seed, draw.prior
     if count < 1:
         raise UsageError(f"--n {count}: draw at least one image")
     if is_picture(out):
@@ -37,22 +48,24 @@ def sample(model: Model, count: int, seed: int, prior: Prior, out: Path) -> Outc
                 " --out"
             )
         # As square as possible.
-        save(grid(model.sample(count, seed, prior), ceil(sqrt(count))), out)
+        save(grid(_drawn(model, draw), ceil(sqrt(count))), out)
         where = str(out)
     else:
-        model.sample(1, seed, prior)  # refused before a folder is made
-        _write_singles(model, count, seed, prior, new_folder(out))
+        _drawn(model, replace(draw, count=1))  # refused before a folder is made
+        _write_singles(model, draw, new_folder(out))
         where = f"{out}/000000.png to {count - 1:06d}.png"
     said = f"{count:,} images, seed {seed}: {where}"
     return outcome(model, [said], out=str(out), n=count, seed=seed, prior=prior)
 
 
-def reconstruct(model: Model, names: Sequence[str], most: int, out: Path) -> Outcome:
+def reconstruct(
+    model: Model, names: Sequence[str], most: int, out: Path, label: str = ""
+) -> Outcome:
     """Images over their reconstructions in one PNG grid, or each reconstruction in a folder."""
     model.require("reconstruct")
     given = sources.read(model, names, most)
     images, count = given.images, len(given.keys)
-    rebuilt = model.reconstruct(images)
+    rebuilt = model.reconstruct(images, label or None)
     errors = similarity.mse(rebuilt, images)
     # The mean of the PSNRs, as `udl evaluate` gives it, not the PSNR of the mean error.
     mse, psnr = float(errors.mean()), float(similarity.psnr(errors).mean())
@@ -83,6 +96,7 @@ class Walk:
     axes: int
     steps: int
     reach: float
+    label: str = ""  # the class, in a conditional model
 
 
 def traverse(model: Model, walk: Walk, base: str, seed: int, out: Path) -> Outcome:
@@ -111,7 +125,7 @@ def traverse(model: Model, walk: Walk, base: str, seed: int, out: Path) -> Outco
     for row, axis in enumerate(chosen.tolist()):
         latents[row, :, axis] += torch.linspace(-reach, reach, steps) * std[axis]
     # A row of the grid for each axis.
-    save(grid(model.decode(latents.flatten(0, 1)), steps), out)
+    save(grid(model.decode(latents.flatten(0, 1), walk.label or None), steps), out)
     named = ", ".join(f"{axis} (std {std[axis]:.3g})" for axis in chosen.tolist())
     return outcome(
         model,
@@ -124,19 +138,20 @@ def traverse(model: Model, walk: Walk, base: str, seed: int, out: Path) -> Outco
     )
 
 
-def interpolate(model: Model, start: str, end: str, steps: int, seed: int, out: Path) -> Outcome:
-    """Go from one image (or `seed:N`, a drawn latent) to another; on a sphere if latents are
-    normal.
+def interpolate(model: Model, ends: tuple[str, str], walk: Walk, seed: int, out: Path) -> Outcome:
+    """Go from one image (or `seed:N`, a drawn latent) to another in the steps of `walk`; on a
+    sphere if latents are normal.
     """
     model.require("decode")
+    (start, end), steps = ends, walk.steps
     if steps < 2:
         raise UsageError(f"--steps {steps}: give at least two")
-    first, last = (_latent(model, name, seed) for name in (start, end))
+    first, last = (_latent(model, name, seed) for name in ends)
     # A point halfway on the line between two normal draws is shorter than either, and lies where a
     # decoder has seen no latents.
     way, between = ("spherical", slerp) if model.method.can("prior") else ("straight", torch.lerp)
     latents = torch.stack([between(first, last, share) for share in torch.linspace(0, 1, steps)])
-    save(grid(model.decode(latents), steps), out)
+    save(grid(model.decode(latents, walk.label or None), steps), out)
     said = f"from {start} to {end} in {steps} steps, {way}: {out}"
     return outcome(model, [said], out=str(out), start=start, end=end, steps=steps, way=way)
 
@@ -175,10 +190,15 @@ def _latent(model: Model, name: str, seed: int) -> Tensor:  # -> [Z]
     )
 
 
-def _write_singles(model: Model, count: int, seed: int, prior: Prior, folder: Path) -> None:
-    for start in range(0, count, BATCH_IMAGES):
-        # One batch in memory at a time; `start` makes image N the same whatever the count.
-        drawn = model.sample(min(BATCH_IMAGES, count - start), seed, prior, start)
+def _drawn(model: Model, draw: Draw, start: int = 0) -> Tensor:  # -> [N, C, H, W]
+    return model.sample(draw.count, draw.seed, draw.prior, start, draw.label or None)
+
+
+def _write_singles(model: Model, draw: Draw, folder: Path) -> None:
+    # Batch by batch: any number of images takes the memory of one batch.
+    for start in range(0, draw.count, BATCH_IMAGES):
+        part = replace(draw, count=min(BATCH_IMAGES, draw.count - start))
+        drawn = _drawn(model, part, start)
         with writing(folder):
             for number, picture in enumerate(model.pictures(drawn), start):
                 picture.save(folder / f"{number:06d}.png")

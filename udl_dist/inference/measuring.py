@@ -30,6 +30,7 @@ from udl_dist.evaluation.metric_group import (
     MetricBatch,
     MetricGroup,
     PartialSums,
+    Sampler,
     Subject,
 )
 from udl_dist.evaluation.settings import MetricSettings
@@ -213,12 +214,13 @@ def _streams(model: Model, asked: MetricSettings) -> dict[str, Stream]:
     return {split: stream for split in splits if (stream := found.get(split))}
 
 
-def _sampler(model: Model, prior: Prior) -> tuple[Callable[[Tensor], Tensor] | None, str]:
+def _sampler(model: Model, prior: Prior) -> tuple[Sampler | None, str]:
     """What draws images for random keys, and where its latents come from."""
     if mixture := model.mixture_for(prior):
 
-        def sample(keys: Tensor) -> Tensor:
-            return model.method.decode_codes(mixture.draw(keys.cpu()).float().to(model.device))
+        def sample(keys: Tensor, labels: Tensor | None) -> Tensor:
+            drawn = mixture.draw(keys.cpu()).float().to(model.device)
+            return model.method.decode_codes(drawn, labels)
 
         return sample, f"a mixture of {len(mixture.weights)} Gaussians over codes"
     if not model.method.can("sample"):

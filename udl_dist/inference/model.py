@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from udl_dist.core import rng
+from udl_dist.core.config_schema import nearest
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.evaluation import similarity
 from udl_dist.inference.inputs import as_images, as_latents
@@ -27,6 +28,7 @@ ABILITIES = ("encode", "decode", "reconstruct", "sample", "score")
 # Also the word of --by, and part of the name of an AUROC (evaluation/anomaly.py).
 OUTLIER_FACTOR = "code_outlier_factor"
 Prior = Literal["auto", "own", "mixture"]
+Labels = str | int | Sequence[str | int] | None  # of images: one class for all, or of each
 
 
 class Model:
@@ -63,7 +65,9 @@ class Model:
             key = torch.zeros(1, dtype=torch.int64, device=self.device)
             with torch.no_grad():
                 image = torch.zeros(1, *self.shape, device=self.device)
-                measured = self.method.measure(Batch(image, key, key, 0)).get(self.method.best)
+                labels = key if self.method.conditional else None
+                batch = Batch(image, key, key, 0, labels)
+                measured = self.method.measure(batch).get(self.method.best)
             if measured is not None and measured.dim() == 1:  # else of many images together
                 found.append(self.method.best)
         return (*found, OUTLIER_FACTOR) if self.reference_codes else tuple(found)
@@ -78,34 +82,62 @@ class Model:
         self.require("encode")
         return self._each(self.method.codes, self.images(images))
 
-    def decode(self, latents: Any) -> Tensor:  # [N, *latent_shape] or [N, Z] -> [N, C, H, W]
+    # [N, *latent_shape] or [N, Z] -> [N, C, H, W]
+    def decode(self, latents: Any, labels: Labels = None) -> Tensor:
         """The images of latents or of rows, given as an array or a tensor."""
         self.require("decode")
-        return self._each(self.method.decode, as_latents(latents, self.latent_shape))
+        ready = as_latents(latents, self.latent_shape)
+        return self._each(self.method.decode, ready, *self.labels(labels, len(ready)))
 
-    def reconstruct(self, images: Any) -> Tensor:  # -> [N, C, H, W]
-        """Images through the model and back."""
+    def reconstruct(self, images: Any, labels: Labels = None) -> Tensor:  # -> [N, C, H, W]
+        """Images through the model and back; a conditional model needs their classes."""
         self.require("reconstruct")
-        return self._each(self.method.reconstruct, self.images(images))
+        ready = self.images(images)
+        return self._each(self.method.reconstruct, ready, *self.labels(labels, len(ready)))
+
+    def labels(self, given: Labels, count: int) -> tuple[Tensor, ...]:
+        """Classes, by name or number, as one tensor [count]; none for a model without classes."""
+        classes = self.method.classes
+        if not self.method.conditional:
+            if given is not None:
+                raise UsageError(f"{self.origin.folder} makes images of no class: give no label")
+            return ()
+        if given is None:
+            raise UsageError(
+                f"{self.origin.folder} makes images of a class: name one of {', '.join(classes)}"
+            )
+        listed = [given] * count if isinstance(given, str | int) else list(given)
+        names = [one if isinstance(one, str) else classes[one] for one in listed]
+        if unknown := next((name for name in names if name not in classes), None):
+            raise UsageError(f"there is no class {unknown!r}: {nearest(unknown, list(classes))}")
+        return (torch.tensor([classes.index(name) for name in names], dtype=torch.int64),)
 
     def sample(  # -> [N, C, H, W]
-        self, count: int, seed: int = 0, prior: Prior = "auto", start: int = 0
+        self,
+        count: int,
+        seed: int = 0,
+        prior: Prior = "auto",
+        start: int = 0,
+        labels: Labels = None,
     ) -> Tensor:
         """New images number `start` to `start + count` of a seed, whatever the count.
 
         `prior`: `own` draws latents from the method's prior, `mixture` from what `udl fit-prior`
-        fitted; `auto` is the method's own where it has one.
+        fitted; `auto` is the method's own where it has one. A conditional model without `labels`
+        makes its classes in turn.
         """
         if count < 0:
             raise UsageError(f"{count} images cannot be drawn: ask for 0 or more")
+        if self.method.conditional and labels is None:
+            labels = [number % len(self.method.classes) for number in range(start, start + count)]
         # A key for each number of an image: what is drawn depends on nothing else.
         keys = rng.keys(seed, count, start)
         # "own" of a method that cannot sample comes to `require` below, which says what it can do.
         if mixture := self.mixture_for(prior):
-            return self.decode(mixture.draw(keys))
+            return self.decode(mixture.draw(keys), labels)
         advice = "run udl fit-prior first, and it can be sampled" if self.can("encode") else ""
         self.require("sample", advice)
-        return self._each(self.method.sample, keys)
+        return self._each(self.method.sample, keys, *self.labels(labels, count))
 
     def mixture_for(self, prior: Prior) -> Mixture | None:
         """The mixture if latents come from it; raise UsageError if it is asked for and absent."""
@@ -131,15 +163,18 @@ class Model:
         """The scores of a batch with its own random keys."""
         name = self.scored_by(by)
         if name == OUTLIER_FACTOR and self.reference_codes:
-            codes = self._each(self.method.encode, batch.images)
+            codes = self._each(self.method.codes, batch.images)
             return self.reference_codes.outlier_factors(codes)
 
-        def scored(images: Tensor, keys: Tensor, record_keys: Tensor) -> Tensor:
+        def scored(images: Tensor, keys: Tensor, record_keys: Tensor, *labels: Tensor) -> Tensor:
             if name == "reconstruction":
-                return similarity.mse(self.method.reconstruct(images), images)
-            return self.method.measure(Batch(images, keys, record_keys, 0))[name].double()
+                return similarity.mse(self.method.reconstruct(images, *labels), images)
+            return self.method.measure(Batch(images, keys, record_keys, 0, *labels))[name].double()
 
-        return self._each(scored, batch.images, batch.keys, batch.record_keys)
+        if self.method.conditional and batch.labels is None:
+            self.labels(None, 0)  # refused
+        labels = () if batch.labels is None else (batch.labels,)
+        return self._each(scored, batch.images, batch.keys, batch.record_keys, *labels)
 
     def scored_by(self, by: str = "auto") -> str:
         """The name of the score that is asked for; raise UsageError if the model lacks it."""

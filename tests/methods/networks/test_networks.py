@@ -12,7 +12,7 @@ from torch import nn
 from udl_dist.core.config_schema import from_dict
 from udl_dist.errors import UsageError
 from udl_dist.methods.networks import NetworkSettings, decoder, encoder
-from udl_dist.methods.networks.article_gan import ArticleDiscriminator, ArticleGenerator
+from udl_dist.methods.networks.gan import ArticleDiscriminator, ArticleGenerator
 from udl_dist.methods.networks.layers import (
     ActivationKind,
     Bias,

@@ -105,7 +105,7 @@ class StageSeconds:
         elif settings.readers < cores:
             cure = f"raise data.readers from {settings.readers} (there are {cores} cores)"
         else:
-            size = settings.size
+            size = ",".join(map(str, settings.shape[1:]))
             cure = f"pack the images at their training size: udl pack --size {size} --format raw"
         share = self.seconds[stage] / (sum(self.seconds.values()) or 1.0)
         waits = f"training waits {wait_share:.0%} of its time for data"

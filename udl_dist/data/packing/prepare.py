@@ -151,7 +151,7 @@ def _cached(source: str, settings: DataSettings) -> tuple[Path, PackSettings]:
         size=settings.size,
         channels=settings.channels,
         fit=settings.fit,
-        format="npy" if settings.size <= LARGEST_NPY else "png",
+        format="npy" if max(settings.shape[1:]) <= LARGEST_NPY else "png",
         held_out_fraction=settings.held_out_fraction,
         most_pixels=settings.most_pixels,
     )
