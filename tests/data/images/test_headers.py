@@ -122,6 +122,8 @@ def test_a_jpeg_has_a_limited_number_of_parts_before_its_image() -> None:
 def test_markers_without_a_length_are_passed_by(marker: int) -> None:
     data = encoded(GRAY, "JPEG")
     assert read_header(data[:2] + bytes((0xFF, marker)) + data[2:]) == read_header(data)
+    with pytest.raises(DataError, match="cut off"):  # the end mark is none of them
+        read_header(data[:2] + b"\xff\xd9" + data[2:])
 
 
 @pytest.mark.parametrize("name", [b"IHDR", b"IHDX"])
