@@ -155,3 +155,9 @@ def test_a_webp_is_whole_to_its_last_byte() -> None:
     data = encoded(COLOUR, "WEBP")
     with pytest.raises(DataError, match="a truncated WebP"):
         read_header(data[:-1])
+
+
+def test_the_sides_of_a_lossy_webp_have_14_bits_below_those_of_scaling() -> None:
+    data = bytearray(encoded(COLOUR, "WEBP"))
+    data[26:30] = struct.pack("<HH", 0x8000 | 5000, 0x4000 | 6500)
+    assert read_header(bytes(data)) == Header("webp", 5000, 6500, True)
