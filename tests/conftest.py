@@ -18,9 +18,18 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Long tests run one at a time: they time things, and share the one cluster of this machine."""
+    if config.option.markexpr == "long":
+        config.option.numprocesses = 0
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need another Ray than the rest come last."""
-    items.sort(key=lambda item: "test_capacity" in item.nodeid)
+    """Tests that need another Ray than the rest come first, so that Ray starts twice, not thrice;
+    the two processes then take files in this order.
+    """
+    items.sort(key=lambda item: "test_capacity" not in item.nodeid)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import json
 import socket
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler
 from importlib.metadata import version
 from pathlib import Path
@@ -150,15 +151,13 @@ def test_no_redirect_carries_the_token_away(dashboard: Dashboard, thief: Dashboa
     assert thief.heard == []
 
 
-def test_what_is_no_dashboard_is_said_in_one_line(dashboard: Dashboard) -> None:
+def test_what_is_no_dashboard_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        wait_seconds, connection.WAIT_SECONDS = connection.WAIT_SECONDS, 0.2
-        try:
+        with monkeypatch.context() as patch:
+            patch.setattr(connection, "_Http", partial(connection._Http, seconds=0.2))
             with pytest.raises(ClusterError, match="is the address right, is the tunnel open"):
                 connection.opened(f"127.0.0.1:{port}")
-        finally:
-            connection.WAIT_SECONDS = wait_seconds
     with pytest.raises(ClusterError, match="connection refused"):
         connection.opened(f"http://127.0.0.1:{port}")
     with pytest.raises(ClusterError, match=r"no Ray dashboard at http://nowhere\.invalid:8265"):

@@ -9,8 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from udl_dist.launch.watchdog import EXIT_CODE, Watchdog
 from udl_dist.runs import heartbeat
 from udl_dist.runs.run_folder import RunFolder
@@ -52,28 +50,21 @@ def ended(process: subprocess.Popen[str], since: float) -> float:
     return time.monotonic() - since
 
 
-@pytest.mark.parametrize(
-    ("fate", "status", "place"),
-    [
-        ("loop", EXIT_CODE, "in <module>"),
-        ("wait", EXIT_CODE, "in <module>"),
-        ("lock", 1, "in <module>"),
-    ],
-)
-def test_a_loop_that_stands_still_is_ended_with_its_stacks(
-    fate: str, status: int, place: str, tmp_path: Path
-) -> None:
-    process = rank(tmp_path, 0, fate)
-    seconds = ended(process, still(process))
-    assert process.returncode == status
-    assert HANG_SECONDS - 0.3 < seconds < HANG_SECONDS + 5
-    assert place in (tmp_path / "stacks-0.txt").read_text()
-    if fate != "lock":
-        life = heartbeat.read_all(RunFolder(tmp_path))[0]
+def test_a_loop_that_stands_still_is_ended_with_its_stacks(tmp_path: Path) -> None:
+    fates = {"loop": EXIT_CODE, "wait": EXIT_CODE, "lock": 1}
+    folders = {fate: tmp_path / fate for fate in fates}
+    processes = {fate: rank(folder, 0, fate) for fate, folder in folders.items()}
+    since = {fate: still(process) for fate, process in processes.items()}
+    for fate, status in fates.items():
+        seconds = ended(processes[fate], since[fate])
+        assert processes[fate].returncode == status, fate
+        assert HANG_SECONDS - 0.3 < seconds < HANG_SECONDS + 5
+        assert "in <module>" in (folders[fate] / "stacks-0.txt").read_text()
+    for folder in (folders["loop"], folders["wait"]):
+        life = heartbeat.read_all(RunFolder(folder))[0]
         assert (life.images, life.place, life.hung) == (60, "phase", "code outside of this package")
-        assert (
-            "rank 0 made no step for 2 s after 60 images" in (tmp_path / "messages.log").read_text()
-        )
+        said = (folder / "messages.log").read_text()
+        assert "rank 0 made no step for 2 s after 60 images" in said
 
 
 def test_a_hanging_rank_has_all_others_write_their_stacks(tmp_path: Path) -> None:
@@ -103,7 +94,7 @@ def test_a_stopped_process_is_ended_by_another_rank(tmp_path: Path) -> None:
 
 
 def test_who_beats_is_left_alone_and_leaves_nothing(tmp_path: Path) -> None:
-    process = rank(tmp_path, 0, "none", steps=100)  # five seconds, more than it may hang
+    process = rank(tmp_path, 0, "none", steps=60)  # three seconds, more than it may hang
     ended(process, time.monotonic())
     assert process.returncode == 0
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.data.loader.made import encoded, pixels
 from udl_dist.data.images.coding import decode, decode_into, encode
-from udl_dist.data.images.headers import MOST_SCANS, Shape, read_header
+from udl_dist.data.images.headers import Shape
 from udl_dist.errors import DataError
 
 SMALL = pixels(1, 24, 20, 3)
@@ -106,15 +106,6 @@ def test_rubbish_between_a_whole_jpeg_and_its_end_mark_is_no_damage(way: Way) ->
 def test_no_image_is_refused(data: bytes, way: Way) -> None:
     with pytest.raises(DataError):
         way(data, (3, 8, 8))
-
-
-def test_more_scans_than_anyone_needs_are_refused_unread() -> None:
-    data = KINDS["progressive jpeg"]
-    scan = data.index(b"\xff\xda")
-    end = data.index(b"\xff", scan + 2)
-    data = data[:end] + data[scan:end] * MOST_SCANS + data[end:]
-    with pytest.raises(DataError, match="scans"):
-        read_header(data)
 
 
 def test_a_process_that_meets_bombs_stays_small() -> None:
