@@ -68,7 +68,7 @@ def test_an_autoencoder_has_nothing_to_draw_from_and_leaves_no_folder(
     trained: dict[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="cannot sample.* run udl fit-prior first"):
-        drawing.sample(udl_dist.load(trained["ae"]), drawing.Draw(3, 0, "auto"), tmp_path / "new")
+        drawing.sample(udl_dist.load(trained["ae"]), drawing.Draw(3), tmp_path / "new")
     with pytest.raises(UsageError, match="no mixture to draw from: run udl fit-prior first"):
         drawing.sample(
             udl_dist.load(trained["vae"]), drawing.Draw(3, 0, "mixture"), tmp_path / "new"

@@ -14,7 +14,7 @@ from tests.trained import images
 from udl_dist.core import rng
 from udl_dist.errors import DataError, UsageError
 from udl_dist.inference import mixture
-from udl_dist.inference.drawing import sample
+from udl_dist.inference.drawing import Draw, sample
 from udl_dist.inference.fitting import fit_mixture, fit_outliers, fit_prior
 from udl_dist.inference.mixture import Mixture
 from udl_dist.training import checkpoint
@@ -80,7 +80,7 @@ def test_an_autoencoder_is_drawn_from_once_a_mixture_was_fitted(run: Path, tmp_p
     model = udl_dist.load(run)
     assert model.can("sample")
     assert torch.equal(model.sample(3, seed=4), model.sample(3, seed=4, prior="mixture"))
-    sample(model, 4, 0, "auto", tmp_path / "grid.png")
+    sample(model, Draw(4), tmp_path / "grid.png")
     from udl_dist.inference.export import ExportSettings, export
 
     export(model, tmp_path / "model", ExportSettings())

@@ -14,7 +14,7 @@ from tests import trained
 from tests.training.learn import SMALL, packed
 from udl_dist import methods
 from udl_dist.evaluation.settings import MetricSettings
-from udl_dist.inference.drawing import Walk, interpolate, sample, traverse
+from udl_dist.inference.drawing import Draw, Walk, interpolate, sample, traverse
 from udl_dist.inference.embedding import embed
 from udl_dist.inference.evaluating import evaluate
 from udl_dist.inference.export import ExportSettings, export
@@ -99,7 +99,7 @@ def test_a_mixture_is_fitted_and_drawn_from(own: Path, tmp_path: Path) -> None:
     fit_prior(udl_dist.load(own), 2, 50, 0, silent)
     model = udl_dist.load(own)
     assert model.sample(3, seed=4).shape == (3, 1, 8, 8)
-    sample(model, 4, 0, "auto", tmp_path / "grid.png")
+    sample(model, Draw(4), tmp_path / "grid.png")
     assert (tmp_path / "grid.png").is_file()
 
 
@@ -124,7 +124,7 @@ def test_its_latents_are_walked_along(folder: Path, source: Path, tmp_path: Path
     done = traverse(udl_dist.load(folder), Walk(3, 5, 2.0), "", 0, tmp_path / "walk.png")
     assert len(done.as_dict()["axes"]) == 3
     image = str(source.parent / "images.npy")
-    interpolate(udl_dist.load(folder), image, image, 4, 0, tmp_path / "between.png")
+    interpolate(udl_dist.load(folder), (image, image), Walk(1, 4, 1.0), 0, tmp_path / "between.png")
     assert (tmp_path / "between.png").is_file()
 
 

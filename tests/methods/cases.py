@@ -17,7 +17,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dense ae": ("ae", DENSE),
     "tied ae": ("ae", {"latent_dim": 3, "network.kind": "dense", "tied": True}),
     "denoising ae": ("ae", DENSE | {"noise": "gaussian", "noise_level": 0.3}),
-    "binarised vae": ("vae", DENSE | {"binarise": "epoch", "beta": 2.0, "warmup_images": 200}),
+    "binarised vae": (
+        "vae",
+        DENSE | {"likelihood": "bernoulli", "binarise": "epoch", "beta": 2.0, "warmup_images": 200},
+    ),
     "gaussian vae": (
         "vae",
         DENSE | {"likelihood": "gaussian", "variance": "learned", "sigma": 0.5, "free_bits": 0.1},
@@ -32,9 +35,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "network.widths": [4, 8],
         },
     ),
+    "article gan": ("gan", {"generator": "article", "discriminator": "article"}),
     "minimax gan": (
         "gan",
-        {"latent_dim": 4, "generator": "conv", "loss": "minimax", "dropout": 0.0},
+        {
+            "latent_dim": 4,
+            "generator": "conv",
+            "discriminator": "article",
+            "loss": "minimax",
+            "dropout": 0.0,
+        },
     ),
 }
 

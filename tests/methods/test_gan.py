@@ -83,23 +83,32 @@ def after(seen: int) -> Batch:
     return Batch(data.images, data.keys, data.record_keys, seen)
 
 
-@pytest.mark.parametrize("generator", ["article", "conv"])
+@pytest.mark.parametrize("kind", ["article", "conv", "dcgan", "resnet"])
 @pytest.mark.parametrize(
     "shape",
-    [(1, 28, 28), (3, 32, 32), (1, 45, 27), (3, 64, 64), (3, 96, 96), (3, 128, 128), (1, 4, 4)],
+    [
+        (1, 28, 28),
+        (3, 32, 32),
+        (1, 45, 27),
+        (3, 64, 64),
+        (3, 96, 96),
+        (3, 128, 128),
+        (3, 17, 200),
+        (1, 4, 4),
+    ],
     ids=str,
 )
-def test_both_generators_reach_every_size(generator: str, shape: tuple[int, int, int]) -> None:
-    settings = {"generator": generator} | (
-        {"network.widths": [4, 4]} if generator == "conv" else {}
-    )
+def test_all_networks_reach_every_size(kind: str, shape: tuple[int, int, int]) -> None:
+    settings: dict[str, Any] = {"generator": kind, "discriminator": kind}
+    settings |= {"network.widths": [4, 4]} if kind == "conv" else {}
     method = made("gan", settings, shape)
     assert method.sample(rng.keys(0, 2)).shape == (2, *shape)
     assert method.discriminator(torch.zeros(2, *shape)).shape == (2,)
 
 
 def test_the_article_s_networks_have_its_layers() -> None:
-    method = made("gan", {}, (1, 28, 28))
+    article = {"generator": "article", "discriminator": "article", "latent_dim": 100}
+    method = made("gan", article, (1, 28, 28))
     dense = [
         tuple(layer.weight.shape)
         for layer in method.generator

@@ -23,16 +23,30 @@ from udl_dist.training.loop import Hooks, Intervals, LoopState, Report, Training
 from udl_dist.training.train_state import TrainState
 
 SMALL = {
-    "ae": {"method.network.kind": "dense", "method.network.widths": "16", "method.latent_dim": "4"},
-    "vae": {
+    "ae": {
         "method.network.kind": "dense",
         "method.network.widths": "16",
         "method.latent_dim": "4",
+        "train.schedule": "constant",
+    },
+    "vae": {
+        "train.schedule": "constant",
+        "method.network.kind": "dense",
+        "method.network.widths": "16",
+        "method.latent_dim": "4",
+        "method.likelihood": "bernoulli",
     },
     "gan": {
         "method.latent_dim": "8",
         "method.generator": "conv",
+        "method.discriminator": "article",
         "method.r1": "1",
+        "method.r1_every": "1",
+        "train.beta1": "0.9",
+        "train.beta2": "0.999",
+        "train.warmup_images": "0",
+        "train.average_half_life": "0",
+        "train.average_share": "0",
         "method.network.widths": "8,8",
         "method.network.norm": "none",
         "method.dropout": "0",

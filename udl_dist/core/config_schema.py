@@ -51,9 +51,8 @@ def setting(  # noqa: PLR0913  (four bounds, each by its name)
     """
     bounds = {"low": low, "above": above, "high": high, "below": below}
     metadata = {"meaning": meaning, "filled": filled, **bounds}
-    if isinstance(default, type):
-        return dataclasses.field(default_factory=default, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    made = {"default_factory" if isinstance(default, type) else "default": default}
+    return dataclasses.field(**made, metadata=metadata)
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
@@ -194,10 +193,8 @@ def nearest(name: str, known: Mapping[str, Any] | list[str]) -> str:
         known,
         key=lambda one: -difflib.SequenceMatcher(None, last, one.rpartition(".")[2]).ratio(),
     )[:4]
-    return (
-        f"there are {len(known)}, the nearest are {', '.join(few)} (--settings or --help lists"
-        " them)"
-    )
+    names = ", ".join(few)
+    return f"there are {len(known)}, the nearest are {names} (--settings or --help lists them)"
 
 
 def in_words(kind: Any) -> str:

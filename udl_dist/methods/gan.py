@@ -19,7 +19,7 @@ from udl_dist.core.config_schema import setting
 from udl_dist.errors import UsageError
 from udl_dist.methods import gan_metrics
 from udl_dist.methods.method import Batch, Loss, Method, Phase, PhaseOptimizer, Shape
-from udl_dist.methods.networks import NetworkSettings
+from udl_dist.methods.networks import ChainSettings
 from udl_dist.methods.networks.adversaries import (
     Adversary,
     Discriminator,
@@ -33,7 +33,7 @@ from udl_dist.methods.networks.layers import ClassEmbedding
 class GANSettings:
     """Settings of both networks, of their losses and of the gradient penalty."""
 
-    latent_dim: int = setting(100, "normal numbers that an image is generated from", low=1)
+    latent_dim: int = setting(64, "normal numbers that an image is generated from", low=1)
     generator: Adversary = setting(
         "resnet",
         "residual blocks without normalisation; transposed convolutions (Radford et al. 2016);"
@@ -50,7 +50,7 @@ class GANSettings:
         " discriminators have twice as many",
         low=1,
     )
-    network: NetworkSettings = setting(NetworkSettings, "the networks that are conv")
+    network: ChainSettings = setting(ChainSettings, "the networks that are conv")
     conditional: bool = setting(
         False,
         "images are made for a class: an embedding beside the latent, and a discriminator by"
@@ -63,10 +63,10 @@ class GANSettings:
         "non_saturating", "what the generator minimises"
     )
     r1: float = setting(
-        0.0, "weight γ of R1, the gradient penalty on real images (Mescheder et al. 2018)", low=0
+        1.0, "weight γ of R1, the gradient penalty on real images (Mescheder et al. 2018)", low=0
     )
     r1_every: int = setting(
-        1, "R1 is computed in about one of this many steps, with this many times the weight", low=1
+        4, "R1 is computed in about one of this many steps, with this many times the weight", low=1
     )
     discriminator_rate: float = setting(
         1.0, "factor on train.learning_rate for the discriminator", above=0
@@ -80,6 +80,18 @@ class GenerativeAdversarialNetwork(Method):
     """
 
     Settings = GANSettings
+    # With R1, Adam may go fast. Small batches: on 2,000 photographs of 32 px 16 images a step came
+    # to a Fréchet distance (8×8 pixels) of 1.2 after 10,000 images, 32 to 1.8. Without the warm-up
+    # a first step of Adam can kill the generator (digits, 64 px).
+    defaults: ClassVar = {
+        "train.batch_size": 16,
+        "train.learning_rate": 1e-3,
+        "train.beta1": 0.5,
+        "train.beta2": 0.99,
+        "train.warmup_images": 3000,
+        "train.average_half_life": 50_000,
+        "train.average_share": 0.05,
+    }
     best = "frechet_detail"
     # Each discriminator has logits on a scale of its own, and noise has variance and detail too.
     incomparable: ClassVar = dict.fromkeys(
@@ -226,11 +238,6 @@ def _refuse_contradictions(settings: GANSettings) -> None:
             "method.network has no meaning when neither network is conv: set method.generator or"
             " method.discriminator to conv"
         )
-    if "conv" in kinds and settings.network.kind == "resnet":
-        raise UsageError(
-            "method.network.kind = resnet is for autoencoders: set method.generator and"
-            " method.discriminator to resnet"
-        )
     if not {"resnet", "dcgan"} & set(kinds) and settings.width != default.width:
         raise UsageError("method.width has no meaning when neither network is resnet or dcgan")
     if settings.discriminator != "article" and settings.dropout != default.dropout:
@@ -238,5 +245,5 @@ def _refuse_contradictions(settings: GANSettings) -> None:
             "method.dropout belongs to the article's discriminator: set method.discriminator to"
             " article"
         )
-    if not settings.r1 and settings.r1_every != default.r1_every:
+    if not settings.r1 and settings.r1_every not in (1, default.r1_every):
         raise UsageError("method.r1_every has no meaning when method.r1 is 0: set method.r1")

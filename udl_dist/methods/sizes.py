@@ -79,7 +79,9 @@ def cost(method: Method) -> Cost:
                         f" that {name} has no part in: use it, or leave it out of the network"
                     )
             own = {weight.untyped_storage()._cdata for weight in method.parameters()}
-            sizes = [value.nbytes for place, value in saved.items() if place not in own]
+            # A view keeps the whole of its storage.
+            kept = [value.untyped_storage() for place, value in saved.items() if place not in own]
+            sizes = [storage.nbytes() for storage in kept]
             stored.append(sum(sizes) // ROWS)
     return Cost(counter.get_total_flops() // ROWS, max(stored, default=0))
 

@@ -36,7 +36,7 @@ class VAESettings:
     latent_dim: int = setting(32, "dimensions of the latent", low=1)
     network: NetworkSettings = setting(NetworkSettings, "the encoder; the decoder mirrors it")
     likelihood: Literal["bernoulli", "gaussian"] = setting(
-        "bernoulli", "the distribution of a pixel given the latent"
+        "gaussian", "the distribution of a pixel given the latent"
     )
     binarise: Literal["none", "static", "epoch"] = setting(
         "none",
@@ -44,10 +44,10 @@ class VAESettings:
         " leaves them grey",
     )
     variance: Literal["fixed", "learned"] = setting(
-        "fixed", "gaussian: whether `sigma` is learned, one for all pixels"
+        "learned", "gaussian: whether `sigma` is learned, one for all pixels"
     )
     sigma: float = setting(
-        1.0, "gaussian: std of a pixel in [-1, 1], or where a learned one starts", above=0
+        0.5, "gaussian: std of a pixel in [-1, 1], or where a learned one starts", above=0
     )
     beta: float = setting(1.0, "weight of the KL (Higgins et al. 2017)", low=0)
     warmup_images: int = setting(
@@ -72,6 +72,7 @@ class VariationalAutoencoder(Method):
     """
 
     Settings = VAESettings
+    defaults: ClassVar = {"train.batch_size": 32, "train.schedule": "cosine"}
     best = "negative_elbo"
     # A density, a probability of black and white, and a cross-entropy of greys cannot be compared.
     incomparable: ClassVar = {
@@ -90,13 +91,13 @@ class VariationalAutoencoder(Method):
         self.latent_shape = (settings.latent_dim,)
         # The mean and the log-variance of each number.
         self.encoder = encoder(settings.network, shape, (2 * settings.latent_dim,))
-        inputs = settings.latent_dim
-        if settings.conditional:
-            self.conditional = True
+        self.conditional, inputs = settings.conditional, settings.latent_dim
+        if self.conditional:
             self.embedding = ClassEmbedding(classes)
             inputs += self.embedding.size
         self.decoder = decoder(settings.network, (inputs,), shape)
-        if settings.variance == "learned":
+        self._learns_sigma = (settings.likelihood, settings.variance) == ("gaussian", "learned")
+        if self._learns_sigma:
             self.logsigma = Bias(1, math.log(settings.sigma))
 
     def phases(self) -> tuple[Phase, ...]:
@@ -113,7 +114,7 @@ class VariationalAutoencoder(Method):
             paid = kls.clamp(min=self.settings.free_bits).sum(1).mean()
         error = reconstruction.mean()
         plots = {"reconstruction": error, "kl": kl, "negative_elbo": error + kl}
-        if self.settings.variance == "learned":
+        if self._learns_sigma:
             plots["sigma"] = self._logsigma(batch.images).exp().mean()
         return Loss(error + self.kl_weight(batch.seen) * paid, plots)
 
@@ -231,20 +232,21 @@ class VariationalAutoencoder(Method):
         return likelihoods.gaussian(images, output.tanh(), self._logsigma(images))
 
     def _logsigma(self, images: Tensor) -> Tensor:
-        if self.settings.variance == "fixed":
+        if not self._learns_sigma:
             return images.new_tensor(math.log(self.settings.sigma))
         # A soft floor (Rybkin et al. 2021): the density of exactly reproduced images is unbounded.
-        free = self.logsigma(images.new_zeros(1))
-        return LOGSIGMA_FLOOR + functional.softplus(free - LOGSIGMA_FLOOR)
+        above = self.logsigma(images.new_zeros(1)) - LOGSIGMA_FLOOR
+        return LOGSIGMA_FLOOR + functional.softplus(above)
 
 
 def _refuse_contradictions(settings: VAESettings) -> None:
-    default = VAESettings()
-    theirs = ("variance", "sigma") if settings.likelihood == "bernoulli" else ("binarise",)
-    for name in theirs:
-        if getattr(settings, name) != getattr(default, name):
-            raise UsageError(
-                f"method.{name} has no meaning when method.likelihood is {settings.likelihood}"
-            )
+    # The defaults, and those of former releases, which their run folders spell out.
+    usual = (("learned", 0.5), ("fixed", 1.0))
+    if settings.likelihood == "bernoulli" and (settings.variance, settings.sigma) not in usual:
+        raise UsageError(
+            "method.variance and method.sigma have no meaning when method.likelihood is bernoulli"
+        )
+    if settings.likelihood == "gaussian" and settings.binarise != "none":
+        raise UsageError("method.binarise has no meaning when method.likelihood is gaussian")
     if settings.warmup_images and not settings.beta:
         raise UsageError("method.warmup_images has no meaning when method.beta is 0")

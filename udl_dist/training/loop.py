@@ -125,8 +125,7 @@ class TrainingLoop:
             guard.end()
             images += batch_size
             if settings.average_half_life:
-                # Half of the average is of the last `average_half_life` images.
-                self.state.update_average(1 - 0.5 ** (batch_size / settings.average_half_life))
+                self.state.update_average(settings.average_weight(images))
 
             # ── report
             # On a GPU flags are read one step late; before a point or checkpoint all are read.

@@ -66,6 +66,12 @@ class TrainSettings:
     average_half_life: int = setting(
         0, "half-life, in images, of the moving average of the weights; 0: none", low=0
     )
+    average_share: float = setting(
+        0.0,
+        "the half-life is at most this part of the images seen, so that the average soon forgets"
+        " the first weights (Karras et al. 2020); 0: no such bound",
+        low=0,
+    )
     init_from: str = setting(
         "",
         "a run folder or an exported model to start from: its weights and nothing else",
@@ -89,6 +95,14 @@ class TrainSettings:
             raise UsageError("set one of train.total_images and train.epochs, not both")
         asked = self.total_images or math.ceil(self.epochs * records) or self.DEFAULT_IMAGES
         return math.ceil(asked / self.batch_size) * self.batch_size
+
+    def average_weight(self, images: int) -> float:
+        """The weight of the present weights in the moving average after `images`; 0: no average."""
+        half_life = float(self.average_half_life)
+        if self.average_share:
+            half_life = min(half_life, self.average_share * images)
+        # Half of the average is of the images of the last half-life.
+        return 1 - 0.5 ** (self.batch_size / half_life) if half_life else 0.0
 
     def learning_rate_at(self, images: int, total: int) -> float:
         """The learning rate of the step after `images` of `total`: pure, so resuming is exact."""

@@ -23,7 +23,7 @@ class NetworkSettings:
     """The layers of an encoder; a decoder mirrors them."""
 
     kind: Literal["dense", "conv", "resnet"] = setting(
-        "conv",
+        "resnet",
         "dense layers over all pixels, a chain of strided convolutions, or residual blocks",
     )
     widths: tuple[int, ...] = setting(
@@ -58,6 +58,15 @@ class NetworkSettings:
         for name in ("attention", "first_stride"):
             if self.kind != "resnet" and getattr(self, name) != default[name].default:
                 raise UsageError(f"method.network.{name} is for method.network.kind = resnet only")
+
+
+@dataclass(frozen=True)
+class ChainSettings(NetworkSettings):
+    """The same for networks of plain chains only."""
+
+    kind: Literal["dense", "conv"] = setting(
+        "conv", "dense layers over all pixels, or a chain of strided convolutions"
+    )
 
 
 def encoder(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
-from udl_dist.methods.networks import NetworkSettings, decoder, encoder
+from udl_dist.methods.networks import ChainSettings, decoder, encoder
 from udl_dist.methods.networks.gan import (
     DIVERSE,
     ArticleDiscriminator,
@@ -23,7 +23,7 @@ Adversary = Literal["resnet", "dcgan", "article", "conv"]
 
 
 def new_generator(
-    kind: Adversary, width: int, network: NetworkSettings, inputs: int, shape: Shape
+    kind: Adversary, width: int, network: ChainSettings, inputs: int, shape: Shape
 ) -> nn.Module:
     """A network [N, inputs] -> [N, C, H, W], unbounded; `conv` is the decoder of `network`."""
     match kind:
@@ -37,7 +37,7 @@ def new_generator(
 
 
 def new_discriminator(
-    kind: Adversary, width: int, network: NetworkSettings, dropout: float, shape: Shape
+    kind: Adversary, width: int, network: ChainSettings, dropout: float, shape: Shape
 ) -> nn.Sequential:
     """A chain [N, C, H, W] -> [N, 1] that ends in a linear layer; `dropout` is the article's."""
     match kind:
