@@ -145,13 +145,13 @@ class RealSet:
         if len(near) <= NEIGHBOURS:
             # Empty `near` is how of_pairs knows it; tensors, because a reference is a safetensors
             # file.
-            return cls(*_gaussian(rows), near[:0], torch.empty(0), torch.zeros(()))
+            return cls(*gaussian(rows), near[:0], torch.empty(0), torch.zeros(()))
         within = torch.tensor(_within(near), dtype=torch.float64)
-        return cls(*_gaussian(rows), near, _radii(near.double()), within)
+        return cls(*gaussian(rows), near, _radii(near.double()), within)
 
     def frechet(self, fake: Tensor) -> float:  # [N, F]
         """The Fréchet distance of the Gaussians of both sets."""
-        return between(self.mean, self.covariance, *_gaussian(fake))
+        return between(self.mean, self.covariance, *gaussian(fake))
 
     def of_pairs(self, fake: Tensor) -> dict[str, float]:  # [P, F]
         """Kernel distance and metrics of neighbours; empty for too few rows."""
@@ -199,7 +199,7 @@ def class_score(logits: Tensor) -> float:  # [N, classes]
     return float((chances * (logs - chances.mean(0).log())).nan_to_num(nan=0.0).sum(1).mean().exp())
 
 
-def _gaussian(rows: Tensor) -> tuple[Tensor, Tensor]:
+def gaussian(rows: Tensor) -> tuple[Tensor, Tensor]:
     # view: with one feature torch.cov gives a scalar.
     return rows.double().mean(0), torch.cov(rows.double().T).view(rows.shape[1], -1)
 

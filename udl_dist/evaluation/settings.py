@@ -38,6 +38,13 @@ class EvaluateSettings:
     pictures: bool = setting(True, "write PNG grids into the run folder at each validation")
     columns: int = setting(10, "images in a row of a picture", low=1, high=100)
 
+    prior_images: int = setting(
+        20_000,
+        "at the end of a run of a method with latents and a prior, a mixture is fitted to the codes"
+        " of at most this many training images, for udl sample where that is better; 0: none",
+        low=0,
+    )
+
     def interval(self, total: int, held_out: int) -> int:
         """Images between validations of `held_out` images, in a run of `total`.
 

@@ -152,6 +152,7 @@ def _write_config(model: Model, folder: Path, files: list[str]) -> None:
         "data": origin.data,
         # The key of the first release; exported models that exist have it.
         "figures": dict(origin.figures),
+        "mixture_preferred": bool(model.mixture and model.mixture.preferred),
         "files": {name: layout.described(folder / name) for name in files},
     }
     (folder / layout.CONFIG).write_text(json.dumps(config, indent=1))

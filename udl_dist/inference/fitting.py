@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from udl_dist.core import files
+from udl_dist.core import files, rng
 from udl_dist.core.files import whole_file
 from udl_dist.data.loader.reader import Stream
 from udl_dist.errors import DataError, UsageError
+from udl_dist.evaluation.distribution import gaussian
 from udl_dist.evaluation.metric_group import sklearn_missing
 from udl_dist.evaluation.outliers import MOST_CODES, ReferenceCodes
 from udl_dist.inference.inputs import scaled
@@ -23,7 +24,10 @@ from udl_dist.inference.mixture import Mixture
 from udl_dist.inference.model import BATCH_IMAGES, OUTLIER_FACTOR, Model
 from udl_dist.inference.outcome import Outcome, Progress, outcome, writing
 from udl_dist.inference.sources import open_run
+from udl_dist.methods import descriptor
+from udl_dist.methods.frechet import between
 
+MOST_COMPARED = 1000  # held-out images that samples are compared with
 MOST_FITTED = 200_000  # codes of a mixture: 100 MB for latents of 64 numbers
 # What a mixture has to exceed: the same codes under a single Gaussian.
 FLOOR = "held_out_log_likelihood_one_gaussian"
@@ -75,12 +79,18 @@ def fit_mixture(codes: Tensor, components: int, seed: int, iterations: int) -> F
 
 
 def fit_prior(
-    model: Model, components: int, iterations: int, seed: int, progress: Progress
+    model: Model,
+    components: int,
+    iterations: int,
+    seed: int,
+    progress: Progress,
+    most: int = MOST_FITTED,
 ) -> Outcome:
-    """Fit a mixture to the codes of a run's training images, at most 200,000, drawn at random.
+    """Fit a mixture to the codes of a run's training images, at most `most`, drawn at random.
 
-    `udl sample --prior mixture` draws from it. A code is what `encode` gives: of a VAE the mean of
-    its posterior (as in Ghosh et al. 2020, section 4).
+    `udl sample --prior mixture` draws from it, and `udl sample` alone where its images are nearer
+    to held-out ones than those of the method's own prior. A code is what `encode` gives: of a VAE
+    the mean of its posterior (as in Ghosh et al. 2020, section 4).
     """
     stream, held_out = _streams(model, "fit the mixture to its run")
     origin = model.origin
@@ -89,7 +99,7 @@ def fit_prior(
             f"--components {components} --turns {iterations}: give at least one of each"
         )
     # Training images: held-out ones test the mixture below.
-    codes = _codes(model, stream, MOST_FITTED, progress)
+    codes = _codes(model, stream, most, progress)
     fitted = fit_mixture(codes, components, seed, iterations)
     facts: dict[str, Any] = {
         "weights": origin.weights,
@@ -117,6 +127,12 @@ def fit_prior(
         said.append(
             f"{len(others):,} held-out codes: {own:.4g} nats each, under one Gaussian {floor:.4g}"
         )
+        if model.method.can("sample"):
+            facts |= _compared(model, fitted.mixture, held_out)
+            said.append(
+                f"Fréchet distance of samples to held-out images: {facts['frechet_mixture']:.4g},"
+                f" from the method's own prior {facts['frechet_own']:.4g}"
+            )
     with writing(origin.folder):
         (origin.folder / PRIOR_FACTS).unlink(missing_ok=True)  # of the mixture before
         # A mixture counts only with its facts, which are removed first and written last: a process
@@ -125,7 +141,31 @@ def fit_prior(
         fitted.mixture.save(temporary)
         temporary.replace(origin.folder / PRIOR)
         files.write_whole(origin.folder / PRIOR_FACTS, json.dumps(facts, indent=1))
-    return outcome(model, [*said, "draw from it: udl sample RUN --prior mixture"], **facts)
+    draw = "udl sample RUN" if facts.get("preferred") else "udl sample RUN --prior mixture"
+    return outcome(model, [*said, f"draw from it: {draw}"], **facts)
+
+
+def _compared(model: Model, mixture: Mixture, held_out: Stream) -> dict[str, Any]:
+    """How far images from the mixture and from the method's own prior are from held-out ones."""
+    count = min(held_out.records, MOST_COMPARED)
+    real: list[Tensor] = []
+    labels: list[Tensor] = []
+    for records in held_out.once(BATCH_IMAGES):
+        real.append(descriptor.describe(scaled(records.images)))
+        labels.append(torch.from_numpy(records.labels))
+        if len(real) * BATCH_IMAGES >= count:
+            break
+    known, asked = gaussian(torch.cat(real)[:count]), None
+    if model.method.conditional:
+        asked = torch.cat(labels)[:count].tolist()
+    keys = rng.keys(0, count)
+    drawn = model.decode(mixture.draw(keys), asked)
+    own = model.sample(count, prior="own", labels=asked)
+    distances = {
+        name: between(*known, *gaussian(descriptor.describe(images)))
+        for name, images in (("frechet_mixture", drawn), ("frechet_own", own))
+    }
+    return distances | {"preferred": distances["frechet_mixture"] < distances["frechet_own"]}
 
 
 def fit_outliers(model: Model, neighbours: int, progress: Progress) -> Outcome:

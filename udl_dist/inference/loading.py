@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,8 @@ def _open_model(folder: Path) -> LoadedModel:
     mixture, codes = None, None
     size = math.prod(method.latent_shape) if method.latent_shape else 0
     if layout.PRIOR in files:
-        mixture = Mixture.load(folder / layout.PRIOR, size)
+        preferred = config.get("mixture_preferred") is True
+        mixture = replace(Mixture.load(folder / layout.PRIOR, size), preferred=preferred)
     if layout.CODES in files:
         codes, _ = ReferenceCodes.load(folder / layout.CODES, size)
     return LoadedModel(method, shape, origin, size, mixture, codes)
@@ -216,7 +217,8 @@ def _fitted_of_run(
     if prior.exists() and facts.exists():
         fitted = json.loads(facts.read_text())
         if fitted.get("weights") == weights:
-            mixture = Mixture.load(prior, size)
+            preferred = fitted.get("preferred") is True
+            mixture = replace(Mixture.load(prior, size), preferred=preferred)
         else:
             notes.append(
                 f"{layout.PRIOR} was fitted after {fitted.get('images')} images, not to this "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import log, pi
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from udl_dist.core import rng
 from udl_dist.errors import DataError
 from udl_dist.evaluation.io import read_tensors
 
+TENSORS = ("weights", "means", "factors")  # of the file
 CURE = "delete it, then run udl fit-prior again"
 # K × Z × 8192 doubles: 40 MiB for ten components of 64 numbers.
 ROWS = 8192  # whose densities are computed at a time
@@ -26,6 +27,8 @@ class Mixture:
     weights: Tensor  # [K], their sum is 1
     means: Tensor  # [K, Z]
     factors: Tensor  # [K, Z, Z], lower Cholesky factors of the covariances
+    # Whether its images were nearer to held-out ones than those of the method's own prior.
+    preferred: bool = False
 
     def draw(self, keys: Tensor) -> Tensor:  # [N] int64 -> [N, Z]
         """Latents, one for each random key: the same key gives the same latents."""
@@ -52,16 +55,17 @@ class Mixture:
         return torch.cat(found)
 
     def save(self, path: Path) -> None:
-        save_file({name: value.contiguous() for name, value in vars(self).items()}, path)
+        save_file({name: getattr(self, name).contiguous() for name in TENSORS}, path)
 
     @classmethod
     def load(cls, path: Path, latent_dim: int) -> Mixture:
         """Read a mixture; raise DataError if it is damaged or of other latents."""
         tensors, _ = read_tensors(path, "mixture", CURE)
-        if tensors.keys() != {field.name for field in fields(cls)}:
+        if tensors.keys() != set(TENSORS):
             raise DataError(f"{path} is not a valid mixture: {CURE}")
         # The file may come from anyone: every shape follows from the number of weights.
-        mixture, count = cls(**tensors), len(tensors["weights"])
+        count = len(tensors["weights"])
+        mixture = cls(tensors["weights"], tensors["means"], tensors["factors"])
         of_means, of_factors = (count, latent_dim), (count, latent_dim, latent_dim)
         if mixture.means.shape != of_means or mixture.factors.shape != of_factors:
             raise DataError(f"{path} is a mixture over other latents than {latent_dim}: {CURE}")

@@ -123,8 +123,8 @@ class Model:
         """New images number `start` to `start + count` of a seed, whatever the count.
 
         `prior`: `own` draws latents from the method's prior, `mixture` from what `udl fit-prior`
-        fitted; `auto` is the method's own where it has one. A conditional model without `labels`
-        makes its classes in turn.
+        fitted; `auto` is the one whose images were nearer to held-out ones. A conditional model
+        without `labels` makes its classes in turn.
         """
         if count < 0:
             raise UsageError(f"{count} images cannot be drawn: ask for 0 or more")
@@ -145,7 +145,8 @@ class Model:
             raise UsageError(
                 f"{self.origin.folder} has no mixture to draw from: run udl fit-prior first"
             )
-        own = prior == "own" or (prior == "auto" and self.method.can("sample"))
+        mine = self.method.can("sample") and not (self.mixture and self.mixture.preferred)
+        own = prior == "own" or (prior == "auto" and mine)
         return None if own else self.mixture
 
     def score(self, images: Any, by: str = "auto", seed: int = 0) -> Tensor:  # -> [N] float64

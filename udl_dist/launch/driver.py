@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, TextIO
 
 from udl_dist import experiment as experiments
+from udl_dist import methods
 from udl_dist.core import files
 from udl_dist.data.loader.opening import Prepared
 from udl_dist.data.packing.prepare import prepare, settled
@@ -30,6 +31,8 @@ from udl_dist.runs.run_folder import RunFolder
 from udl_dist.runs.terminal import Progress, Terminal, page_hint
 from udl_dist.runs.tracking import read_key, resolved
 from udl_dist.storage.uris import is_remote, name_of, refuse_web
+
+MIXTURE = (10, 200)  # components and most iterations, as of udl fit-prior
 
 
 def train(experiment: Experiment, out: TextIO, verbose: bool = False) -> TrainResult:
@@ -91,7 +94,28 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False) -> TrainRe
         result = TrainResult.of(experiment, folder.path, outcome, signal)
         if result.complete:
             folder.finish({"images": result.images, "figures": result.metrics})
+            _fit_prior(experiment, folder, terminal)
         return result
+
+
+def _fit_prior(experiment: Experiment, folder: RunFolder, terminal: Terminal) -> None:
+    """Fit a mixture to the codes of training images, where samples may come from either."""
+    kind, most = methods.find(experiment.method_name), experiment.evaluate.prior_images
+    if not most or not (kind.can("encode") and kind.can("prior")):
+        return
+    if is_remote(experiment.run.folder):  # the working folder has no checkpoints
+        return
+    from udl_dist.inference.fitting import fit_prior
+    from udl_dist.inference.model import load
+
+    terminal.say("fitting a mixture to the codes of training images, for udl sample")
+    try:
+        fitted = fit_prior(load(folder.path), *MIXTURE, 0, lambda done, total: None, most)
+        for line in fitted.lines():
+            terminal.say(line)
+    # The run is complete without one: the data may lie where only the workers can read them.
+    except UdlError as error:
+        terminal.say(f"no mixture was fitted to the codes: {error}")
 
 
 def train_in_cluster(experiment: Experiment, prepared: Prepared, gate: Gate) -> dict[str, Any]:

@@ -4,8 +4,26 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional
+
+FLOOR = -6.0  # of log σ: 0.0025, a third of the step between two of 256 levels in [-1, 1]
+# log σ is this many times its weight: Adam moves a weight by a learning rate a step, so that from
+# 0.5 to the 0.08 of photographs would take 2,000 steps.
+SPEED = 10.0
+
+
+class Deviation(nn.Module):
+    """The logarithm of one learned σ for all pixels, [], which starts at `sigma`."""
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(math.log(sigma) / SPEED))
+
+    def forward(self) -> Tensor:
+        # A soft floor (Rybkin et al. 2021): the density of exactly reproduced images is unbounded.
+        return FLOOR + functional.softplus(SPEED * self.weight - FLOOR)
 
 
 # [B, C, H, W] twice -> [B]

@@ -87,8 +87,7 @@ class Method(nn.Module):
     defaults: ClassVar[Mapping[str, Any]] = {}
     # Children that are not trained, averaged or saved; a checkpoint names their sha256.
     frozen: ClassVar[tuple[str, ...]] = ()
-    # The metric that marks the best checkpoint; "" if there is none.
-    best: ClassVar[str] = ""
+    best: ClassVar[str] = ""  # the metric that marks the best checkpoint, if there is one
     # The metrics of which more is better; of all others less is.
     higher_is_better: ClassVar[tuple[str, ...]] = ()
     # Metric -> the settings that change its scale; (): the metric does not rank runs at all.
@@ -118,11 +117,11 @@ class Method(nn.Module):
     def after_step(self, sums: Mapping[str, Tensor]) -> None:
         """Change buffers, in place, by the sums of the global batch; once a step, on every rank.
 
-        A codebook, an adaptive weight, a running mean. `sums` has those of the phases of this step.
+        `sums` has those of the phases of this step.
         """
 
     def averaged(self) -> tuple[str, ...]:
-        """The networks whose weights are averaged; by default all of them."""
+        """The networks whose weights are averaged; by default all."""
         return tuple(self.networks)
 
     def differentiated_twice(self) -> tuple[str, ...]:
@@ -160,12 +159,13 @@ class Method(nn.Module):
             self.get_submodule(name).eval()
         return self
 
-    def can(self, ability: str) -> bool:
+    @classmethod
+    def can(cls, ability: str) -> bool:
         """Whether this method defines an ability, such as `encode`, or has all that it needs."""
-        if getattr(type(self), ability) is not getattr(Method, ability):
+        if getattr(cls, ability) is not getattr(Method, ability):
             return True
         follows = {"reconstruct": ("encode", "decode"), "sample": ("prior", "decode")}
-        return ability in follows and all(self.can(part) for part in follows[ability])
+        return ability in follows and all(cls.can(part) for part in follows[ability])
 
     def encode(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, *latent_shape]
         """The latents of images, without randomness (a VAE gives the mean)."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
-from torch.nn import functional
 
 from udl_dist.core import rng
 from udl_dist.core.config_schema import setting
@@ -19,10 +18,9 @@ from udl_dist.errors import UsageError
 from udl_dist.methods import likelihoods
 from udl_dist.methods.method import Batch, Loss, Method, Phase, Shape, exploding
 from udl_dist.methods.networks import NetworkSettings, decoder, encoder
-from udl_dist.methods.networks.layers import Bias, ClassEmbedding
+from udl_dist.methods.networks.layers import ClassEmbedding
 
 LOGVAR_BOUND = 20.0
-LOGSIGMA_FLOOR = -6.0  # σ of 0.0025: a third of the step between two of 256 levels in [-1, 1]
 # Variance over the data of the mean of a latent that is in use (Burda et al. 2016, section 5).
 ACTIVE = 0.01
 # Nats of KL, which bounds what all latents tell about an image; a healthy small VAE dips to 0.2.
@@ -80,8 +78,8 @@ class VariationalAutoencoder(Method):
         **dict.fromkeys(("kl", "active_units", "latent_scale"), ()),
     }
     about_samples = (
-        "Samples are drawn from the prior N(0, 1). Where they are mere texture, draw from the codes"
-        " of the training images instead: udl fit-prior RUN, then udl sample RUN --prior mixture"
+        "Samples here are drawn from the prior N(0, 1); udl sample RUN draws from a mixture over"
+        " the codes of training images where that is nearer to held-out ones"
     )
     settings: VAESettings
 
@@ -98,7 +96,7 @@ class VariationalAutoencoder(Method):
         self.decoder = decoder(settings.network, (inputs,), shape)
         self._learns_sigma = (settings.likelihood, settings.variance) == ("gaussian", "learned")
         if self._learns_sigma:
-            self.logsigma = Bias(1, math.log(settings.sigma))
+            self.sigma = likelihoods.Deviation(settings.sigma)
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(tuple(self.networks), self.loss),)
@@ -232,11 +230,10 @@ class VariationalAutoencoder(Method):
         return likelihoods.gaussian(images, output.tanh(), self._logsigma(images))
 
     def _logsigma(self, images: Tensor) -> Tensor:
-        if not self._learns_sigma:
-            return images.new_tensor(math.log(self.settings.sigma))
-        # A soft floor (Rybkin et al. 2021): the density of exactly reproduced images is unbounded.
-        above = self.logsigma(images.new_zeros(1)) - LOGSIGMA_FLOOR
-        return LOGSIGMA_FLOOR + functional.softplus(above)
+        if self._learns_sigma:
+            logsigma: Tensor = self.sigma()
+            return logsigma
+        return images.new_tensor(math.log(self.settings.sigma))
 
 
 def _refuse_contradictions(settings: VAESettings) -> None:
