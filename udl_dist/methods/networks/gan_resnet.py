@@ -12,14 +12,15 @@ from udl_dist.methods.networks.gan import DIVERSE, LEAKY, side_halvings
 from udl_dist.methods.networks.layers import SLOPE, Pair, activation, conv, kernel, linear
 
 MOST_GENERATOR, MOST_DISCRIMINATOR = 8, 4  # times the first width are the most channels
-EPSILON = 1e-8  # of a mean square of channels, about 1
+EPSILON = 1e-4  # below which a mean square of channels counts as zero
 
 
 class ResNetGenerator(nn.Sequential):
     """[N, inputs] -> [N, C, H, W], unbounded: blocks that double the image, from about 4×4.
 
-    Normalised pixel by pixel. `width` channels at full size; each halving has twice as many. What the blocks add is zero at
-    first, so that a deep network starts as a shallow one (Fixup, Zhang et al. 2019).
+    Normalised pixel by pixel. `width` channels at full size; each halving has twice as many. What
+    the blocks add is zero at first, so that a deep network starts as a shallow one (Fixup, Zhang et
+    al. 2019).
     """
 
     def __init__(self, inputs: int, shape: tuple[int, int, int], width: int) -> None:
