@@ -1,4 +1,4 @@
-"""What a method's default settings make of a set of images: `udl train` with no flag but the length.
+"""What a method's default settings make of a set of images: `udl train` with nothing but a length.
 
     python -m tests.bench.defaults gan hands.tar --size 32 --images 30000 --seeds 0,1,2
 
@@ -62,7 +62,7 @@ def measured(run: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("method")
     parser.add_argument("source")
     parser.add_argument("--size", default="")

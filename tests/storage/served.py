@@ -2,10 +2,13 @@
 environment.
 """
 
+import importlib
+import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +25,16 @@ def served() -> Iterator[str]:
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        # S3 looks and writes in one; moto does so one after the other, in many threads, so that two
+        # conditional writes could both succeed on a busy machine.
+        response = importlib.import_module("moto.s3.responses").S3Response
+        writing, put_object = threading.Lock(), response.put_object
+
+        def one_at_a_time(self: Any) -> Any:
+            with writing:
+                return put_object(self)
+
+        patch.setattr(response, "put_object", one_at_a_time)
         server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
         server.start()
         endpoint = "http://%s:%s" % server.get_host_and_port()  # noqa: UP031
