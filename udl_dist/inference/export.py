@@ -164,7 +164,10 @@ def _difference(model: Model, again: Model, images: Tensor) -> float:
     if model.can("encode"):
         pairs.append((model.encode(images), again.encode(images)))
     if model.can("reconstruct"):
-        pairs.append((model.reconstruct(images), again.reconstruct(images)))
+        # Classes in turn: any will do, as both models get the same.
+        classes = len(model.method.classes)
+        labels = [n % classes for n in range(len(images))] if model.method.conditional else None
+        pairs.append((model.reconstruct(images, labels), again.reconstruct(images, labels)))
     if model.can("sample"):
         # The same seed, so the same latents.
         pairs.append((model.sample(CHECKED_IMAGES), again.sample(CHECKED_IMAGES)))

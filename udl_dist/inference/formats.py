@@ -30,7 +30,7 @@ TRACED = 4  # images of the example; 0 and 1 would count as constants
 class ExportedFunction(nn.Module):
     """One way through a method, such as its encoder, as a module."""
 
-    def __init__(self, networks: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, networks: nn.Module, function: Callable[..., Tensor]) -> None:
         super().__init__()
         self.networks = networks
         self._function = function
@@ -39,22 +39,42 @@ class ExportedFunction(nn.Module):
         return self._function(inputs)
 
 
+class LabelledFunction(ExportedFunction):
+    """The same of a conditional method, which takes labels too."""
+
+    def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
+        return self._function(inputs, labels)
+
+
 @dataclass(frozen=True)
 class Traced:
     """A module with real inputs, its outputs, and zeros to trace it with: files keep no image."""
 
     module: ExportedFunction
-    inputs: Tensor
+    inputs: tuple[Tensor, ...]  # images or latents, and labels of a conditional method
     outputs: Tensor
-    example: Tensor
 
-    def difference(self, again: Callable[[Tensor], Tensor]) -> float:
+    @property
+    def names(self) -> list[str]:
+        return ["inputs", "labels"][: len(self.inputs)]
+
+    @property
+    def examples(self) -> tuple[Tensor, ...]:
+        return tuple(one.new_zeros(TRACED, *one.shape[1:]) for one in self.inputs)
+
+    @property
+    def dynamic_shapes(self) -> dict[str, dict[int, torch.export.Dim]]:
+        """Only the number of images is free: convolutions of another size are other networks."""
+        images = torch.export.Dim("images")
+        return {name: {0: images} for name in self.names}
+
+    def difference(self, again: Callable[..., Tensor]) -> float:
         """The greatest difference over the whole batch and over its first image alone."""
         found = []
         with torch.no_grad():
             # A batch size that was compiled in shows with another size.
-            for count in (len(self.inputs), 1):  # the size of a batch is dynamic
-                outputs = again(self.inputs[:count]).cpu()
+            for count in (len(self.outputs), 1):  # the size of a batch is dynamic
+                outputs = again(*(one[:count] for one in self.inputs)).cpu()
                 found.append(float((outputs - self.outputs[:count].cpu()).abs().max()))
         return max(found)
 
@@ -83,7 +103,8 @@ def write(
 def _traced(model: Model, batch: Batch) -> dict[str, Traced]:
     """The ways through a model that it has."""
     method, images = model.method, batch.images.to(model.device)
-    functions: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {}
+    labels = torch.arange(len(images), device=images.device) % max(1, len(method.classes))
+    functions: dict[str, tuple[Callable[..., Tensor], Tensor]] = {}
     with torch.no_grad():
         if model.can("encode"):
             functions["encoder"] = method.encode, images
@@ -97,9 +118,10 @@ def _traced(model: Model, batch: Batch) -> dict[str, Traced]:
         found = {}
         for name, (function, inputs) in functions.items():
             # Outputs of the networks in memory, which every file is compared with.
-            module = ExportedFunction(method, function)
-            example = inputs.new_zeros(TRACED, *inputs.shape[1:])
-            found[name] = Traced(module, inputs, module(inputs), example)
+            labelled = method.conditional and name != "encoder"
+            module = (LabelledFunction if labelled else ExportedFunction)(method, function)
+            given = (inputs, labels) if labelled else (inputs,)
+            found[name] = Traced(module, given, module(*given))
     return found
 
 
@@ -107,16 +129,14 @@ def _onnx(traced: Traced, path: Path) -> float:
     with _errors_in_one_line(path):
         torch.onnx.export(
             traced.module,
-            (traced.example,),
+            traced.examples,
             str(path),
             dynamo=True,
             # One file: weights in a second file are easily lost when a model is copied.
             external_data=False,
-            input_names=["inputs"],
+            input_names=traced.names,
             output_names=["outputs"],
-            # Only the number of images is free; convolutions of another size would be other
-            # networks.
-            dynamic_shapes={"inputs": {0: torch.export.Dim("images")}},
+            dynamic_shapes=traced.dynamic_shapes,
             verbose=False,
         )
         import onnxruntime
@@ -128,18 +148,19 @@ def _onnx(traced: Traced, path: Path) -> float:
         providers = ["CPUExecutionProvider"]
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
 
-    def again(inputs: Tensor) -> Tensor:
+    def again(*inputs: Tensor) -> Tensor:
+        given = {name: one.numpy() for name, one in zip(traced.names, inputs, strict=True)}
         # None: all outputs, of which there is one.
-        return torch.from_numpy(session.run(None, {"inputs": inputs.numpy()})[0])
+        return torch.from_numpy(session.run(None, given)[0])
 
     return traced.difference(again)
 
 
 def _pt2(traced: Traced, path: Path) -> float:
     with _errors_in_one_line(path):
-        shapes = {"inputs": {0: torch.export.Dim("images")}}
+        shapes = traced.dynamic_shapes
         # Ops as torch has them: no extra package is needed to write or to read the file.
-        program = torch.export.export(traced.module, (traced.example,), dynamic_shapes=shapes)
+        program = torch.export.export(traced.module, traced.examples, dynamic_shapes=shapes)
         program.example_inputs = None  # else the file holds them as a pickle
         torch.export.save(program, str(path))
         # Read from the file, not used as it is in memory: the file is what gets published.
