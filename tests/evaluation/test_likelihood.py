@@ -17,6 +17,7 @@ from udl_dist.methods.method import Batch
 
 SHAPE = (1, 2, 3)
 SIGMA = 0.3
+BERNOULLI = {"latent_dim": 3, "likelihood": "bernoulli"}
 
 
 class Encoder(torch.nn.Module):
@@ -56,6 +57,7 @@ def linear() -> Any:
             "network.kind": "dense",
             "network.widths": [3],
             "likelihood": "gaussian",
+            "variance": "fixed",
             "sigma": SIGMA,
         },
         SHAPE,
@@ -113,7 +115,7 @@ def test_the_bound_does_not_depend_on_how_many_latents_are_held_at_once(
 
 
 def test_more_latents_tighten_the_bound_and_black_and_white_pixels_have_bits() -> None:
-    method, some = made("vae", {"latent_dim": 3, "binarise": "static"}), batch(16)
+    method, some = made("vae", BERNOULLI | {"binarise": "static"}), batch(16)
     one, many = (measured(method, some, (1, 8, 8), bound_samples=count) for count in (1, 200))
     assert many["iwae_200"].value < one["iwae_1"].value
     assert many["bits_per_dimension"].value == pytest.approx(
@@ -123,6 +125,6 @@ def test_more_latents_tighten_the_bound_and_black_and_white_pixels_have_bits() -
 
 
 def test_grey_pixels_have_a_cross_entropy_and_no_bits() -> None:
-    found = measured(made("vae", {"latent_dim": 3}), batch(4), (1, 8, 8), bound_samples=2)
+    found = measured(made("vae", BERNOULLI), batch(4), (1, 8, 8), bound_samples=2)
     assert "bits_per_dimension" not in found
     assert found["negative_elbo"].protocol["binarise"] == "none"

@@ -11,6 +11,7 @@ from udl_dist.methods.method import Batch
 from udl_dist.methods.sizes import MethodMaker
 
 SHAPE = (1, 8, 8)
+CLASSES = ("ash", "elm", "oak")
 DENSE = {"latent_dim": 3, "network.kind": "dense", "network.widths": [7]}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in names()},  # a method is tested by being in its folder
@@ -23,7 +24,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gaussian vae": (
         "vae",
-        DENSE | {"likelihood": "gaussian", "variance": "learned", "sigma": 0.5, "free_bits": 0.1},
+        DENSE | {"likelihood": "gaussian", "variance": "fixed", "sigma": 0.5, "free_bits": 0.1},
     ),
     "conv gan with r1": (
         "gan",
@@ -35,6 +36,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "network.widths": [4, 8],
         },
     ),
+    "conditional vae": ("vae", {"conditional": True, "network.widths": [8]}),
+    "conditional gan": ("gan", {"conditional": True, "width": 4}),
     "article gan": ("gan", {"generator": "article", "discriminator": "article"}),
     "minimax gan": (
         "gan",
@@ -50,23 +53,33 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def made(
-    name: str, values: dict[str, Any] | None = None, shape: tuple[int, int, int] = SHAPE
+    name: str,
+    values: dict[str, Any] | None = None,
+    shape: tuple[int, int, int] = SHAPE,
+    classes: tuple[str, ...] = CLASSES,
 ) -> Any:
     """The method `name`, built from seed 0."""
     torch.manual_seed(0)
-    return maker(name, values, shape)()
+    return maker(name, values, shape, classes)()
 
 
 def maker(
-    name: str, values: dict[str, Any] | None = None, shape: tuple[int, int, int] = SHAPE
+    name: str,
+    values: dict[str, Any] | None = None,
+    shape: tuple[int, int, int] = SHAPE,
+    classes: tuple[str, ...] = CLASSES,
 ) -> MethodMaker:
     """What builds the method `name`."""
     kind = find(name)
-    return MethodMaker(kind, from_dict(kind.Settings, nest(values or {}), "method."), shape)
+    settings = from_dict(kind.Settings, nest(values or {}), "method.")
+    return MethodMaker(kind, settings, shape, classes)
 
 
 def batch(
-    count: int = 6, shape: tuple[int, int, int] = SHAPE, dtype: torch.dtype = torch.float32
+    count: int = 6,
+    shape: tuple[int, int, int] = SHAPE,
+    dtype: torch.dtype = torch.float32,
+    seen: int = 100,
 ) -> Batch:
     """Images of four random patches each, so that there is something to learn; the same ones each
     time.
@@ -75,9 +88,12 @@ def batch(
         count, shape[0], 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64
     )
     images = patches.repeat_interleave(shape[1] // 2, 2).repeat_interleave(shape[2] // 2, 3) * 2 - 1
-    return Batch(images.to(dtype), rng.keys(2, count), rng.keys(3, count), seen=100)
+    labels = torch.arange(count) % len(CLASSES)
+    return Batch(images.to(dtype), rng.keys(2, count), rng.keys(3, count), seen, labels)
 
 
 def part(whole: Batch, places: slice) -> Batch:
     """Some of the images of a batch, as another rank would see them."""
-    return Batch(whole.images[places], whole.keys[places], whole.record_keys[places], whole.seen)
+    assert whole.labels is not None
+    keys, record_keys = whole.keys[places], whole.record_keys[places]
+    return Batch(whole.images[places], keys, record_keys, whole.seen, whole.labels[places])

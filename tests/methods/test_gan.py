@@ -12,6 +12,7 @@ from udl_dist.core import rng
 from udl_dist.methods.method import Batch
 
 CONV = {"latent_dim": 4, "generator": "conv", "discriminator": "conv", "network.widths": [4, 8]}
+CONV |= {"r1": 0.0, "r1_every": 1}
 
 
 def fakes(method: Any, data: Batch, draw: str) -> torch.Tensor:

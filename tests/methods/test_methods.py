@@ -14,6 +14,9 @@ from udl_dist.errors import UsageError
 from udl_dist.methods import find, names
 from udl_dist.methods.method import Method, Phase
 
+NO_DEVIATION = (
+    "method.variance and method.sigma have no meaning when method.likelihood is bernoulli"
+)
 every_method = pytest.mark.parametrize("case", CASES)
 
 
@@ -154,10 +157,10 @@ def test_what_a_method_can_do_has_the_shapes_of_the_contract(case: str) -> None:
     method.eval()
     abilities: dict[str, Callable[[], Any]] = {
         "encode": lambda: method.encode(data.images),
-        "decode": lambda: method.decode(torch.randn(6, *method.latent_shape)),
-        "reconstruct": lambda: method.reconstruct(data.images),
+        "decode": lambda: method.decode(torch.randn(6, *method.latent_shape), data.labels),
+        "reconstruct": lambda: method.reconstruct(data.images, data.labels),
         "prior": lambda: method.prior(data.keys),
-        "sample": lambda: method.sample(data.keys),
+        "sample": lambda: method.sample(data.keys, data.labels),
         "measure": lambda: method.measure(data),
     }
     assert any(method.can(ability) for ability in abilities)
@@ -188,10 +191,28 @@ def test_values_of_an_image_do_not_depend_on_its_company(case: str) -> None:
             torch.testing.assert_close(method.measure(part(data, slice(2, 3)))[name], value[2:3])
     method.float()
     if method.can("sample"):
+        images, alone = method.sample(data.keys, data.labels), part(data, slice(2, 3))
         torch.testing.assert_close(
-            method.sample(data.keys[2:3]), method.sample(data.keys)[2:3], atol=1e-5, rtol=1e-4
+            method.sample(alone.keys, alone.labels), images[2:3], atol=1e-5, rtol=1e-4
         )
-        assert not torch.allclose(*method.sample(data.keys)[:2])
+        assert not torch.allclose(*images[:2])
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("conditional")])
+@torch.no_grad()
+def test_a_conditional_method_makes_what_its_labels_say(case: str) -> None:
+    method, data = made(*CASES[case]), batch()
+    method.eval()
+    one, other = torch.zeros(6, dtype=torch.int64), torch.ones(6, dtype=torch.int64)
+    same = [method.sample(data.keys, labels) for labels in (one, one, other)]
+    assert torch.equal(same[0], same[1])
+    assert not any(map(torch.allclose, same[0], same[2]))
+    for use in (lambda: method.sample(data.keys), lambda: method.decode_codes(torch.rand(2, 64))):
+        with pytest.raises(UsageError, match="makes images of a class: name one of ash, elm, oak"):
+            use()
+    name, values = CASES[case]
+    with pytest.raises(UsageError, match="method.conditional needs a label for every image"):
+        made(name, values, classes=())
 
 
 def test_reconstruct_follows_from_encode_and_decode_and_sample_from_prior_and_decode() -> None:
@@ -364,8 +385,8 @@ def test_a_bad_latent_size_is_refused_by_name(name: str, latent_dim: object) -> 
             "method.noise_level is a share of pixels and at most 1, not 1.5",
         ),
         ("ae", {"noise": "masc"}, "method.noise must be"),
-        ("vae", {"sigma": 0.1}, "method.sigma has no meaning when method.likelihood is bernoulli"),
-        ("vae", {"variance": "learned"}, "method.variance has no meaning"),
+        ("vae", {"likelihood": "bernoulli", "sigma": 0.1}, NO_DEVIATION),
+        ("vae", {"likelihood": "bernoulli", "variance": "fixed"}, NO_DEVIATION),
         ("vae", {"likelihood": "gaussian", "binarise": "epoch"}, "method.binarise has no meaning"),
         ("vae", {"likelihood": "gaussian", "sigma": 0.0}, "method.sigma must be greater than 0"),
         ("vae", {"beta": 0.0, "warmup_images": 10}, "method.warmup_images has no meaning"),
@@ -375,7 +396,12 @@ def test_a_bad_latent_size_is_refused_by_name(name: str, latent_dim: object) -> 
             {"discriminator": "conv", "dropout": 0.1},
             "method.dropout belongs to the article's discriminator",
         ),
-        ("gan", {"r1_every": 4}, "method.r1_every has no meaning when method.r1 is 0"),
+        ("gan", {"r1": 0.0, "r1_every": 3}, "method.r1_every has no meaning when method.r1 is 0"),
+        (
+            "gan",
+            {"generator": "conv", "discriminator": "article", "width": 8},
+            "method.width has no meaning",
+        ),
     ],
 )
 def test_settings_that_would_be_ignored_are_refused_in_one_line(

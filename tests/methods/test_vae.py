@@ -10,8 +10,10 @@ from torch.distributions import Bernoulli, Distribution, Normal, kl_divergence
 
 from tests.methods.cases import DENSE, batch, made
 from udl_dist.core import rng
+from udl_dist.methods.likelihoods import SPEED
 from udl_dist.methods.method import Batch
 
+BERNOULLI = DENSE | {"likelihood": "bernoulli"}
 GAUSSIAN = DENSE | {"likelihood": "gaussian", "sigma": 0.3}
 
 
@@ -29,7 +31,7 @@ def by_hand(method: Any, data: Batch, images: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def test_the_bernoulli_bound_equals_torch_distributions() -> None:
-    method, data = made("vae", DENSE | {"binarise": "static"}), batch()
+    method, data = made("vae", BERNOULLI | {"binarise": "static"}), batch()
     images = method.targets(data)
     mean, deviation, logits = by_hand(method, data, images)
     surprise = -log_density(Bernoulli(logits=logits), (images + 1) / 2).flatten(1).sum(1)
@@ -73,12 +75,13 @@ def test_the_learned_variance_is_best_at_the_mean_squared_error() -> None:
     method, data = made("vae", GAUSSIAN | {"variance": "learned"}), batch()
     *_, output = by_hand(method, data, data.images)
     error = (data.images - torch.tanh(output)).square().mean().detach()
-    free = method.logsigma.bias
+    free = method.sigma.weight
     slopes = []
     for factor in (0.9, 1.0, 1.1):
         with torch.no_grad():
-            free.copy_(-6 + torch.log(torch.expm1(error.sqrt().log() + math.log(factor) + 6)))
-        slopes.append(float(torch.autograd.grad(method.loss(data).value, free)[0]))
+            log_sigma = -6 + torch.log(torch.expm1(error.sqrt().log() + math.log(factor) + 6))
+            free.copy_(log_sigma / SPEED)
+        slopes.append(float(torch.autograd.grad(method.loss(data).value, free)[0]) / SPEED)
         torch.testing.assert_close(method.loss(data).plots["sigma"], error.sqrt() * factor)
     assert slopes[0] < -5
     assert abs(slopes[1]) < 0.01
@@ -88,14 +91,14 @@ def test_the_learned_variance_is_best_at_the_mean_squared_error() -> None:
 def test_a_learned_variance_has_a_floor() -> None:
     method, data = made("vae", GAUSSIAN | {"variance": "learned"}), batch()
     with torch.no_grad():
-        method.logsigma.bias.fill_(-100.0)
+        method.sigma.weight.fill_(-100.0)
     torch.testing.assert_close(method.loss(data).plots["sigma"], torch.tensor(math.exp(-6)))
 
 
 def test_binarisation_is_drawn_with_the_pixel_s_probability() -> None:
     count = 500
     images = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8).expand(count, -1, -1, -1)
-    drawn = made("vae", DENSE | {"binarise": "epoch"}).targets(
+    drawn = made("vae", BERNOULLI | {"binarise": "epoch"}).targets(
         Batch(images, rng.keys(0, count), rng.keys(1, count), 0)
     )
     assert set(drawn.unique().tolist()) == {-1.0, 1.0}
@@ -108,14 +111,14 @@ def test_binarisation_is_drawn_with_the_pixel_s_probability() -> None:
 def test_static_binarisation_stays_and_the_other_changes_with_the_epoch(
     binarise: str, changes: bool
 ) -> None:
-    method, first = made("vae", DENSE | {"binarise": binarise}), batch()
+    method, first = made("vae", BERNOULLI | {"binarise": binarise}), batch()
     second = Batch(first.images, rng.keys(50, 6), first.record_keys, 1000)
     assert torch.equal(method.targets(first), method.targets(first))
     assert torch.equal(method.targets(first), method.targets(second)) is not changes
 
 
 def test_grey_images_stay_grey_without_binarisation() -> None:
-    assert torch.equal(made("vae", DENSE).targets(batch()), batch().images)
+    assert torch.equal(made("vae", BERNOULLI).targets(batch()), batch().images)
 
 
 def test_free_bits_leave_a_dimension_below_them_in_peace() -> None:
@@ -145,7 +148,7 @@ def test_the_weight_of_the_kl_grows_with_the_images_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [DENSE, GAUSSIAN | {"variance": "learned"}], ids=["bernoulli", "gaussian"]
+    "values", [BERNOULLI, GAUSSIAN | {"variance": "learned"}], ids=["bernoulli", "gaussian"]
 )
 def test_extreme_outputs_give_finite_losses_and_gradients(values: dict[str, object]) -> None:
     method = made("vae", values)
@@ -161,7 +164,7 @@ def test_extreme_outputs_give_finite_losses_and_gradients(values: dict[str, obje
 
 
 def test_decoding_gives_the_mean_of_the_likelihood() -> None:
-    method = made("vae", DENSE)
+    method = made("vae", BERNOULLI)
     latents = torch.randn(4, 3)
     probability = torch.sigmoid(method.decoder(latents))
     torch.testing.assert_close(method.decode(latents), probability * 2 - 1)

@@ -49,7 +49,7 @@ SETTINGS = [
     NetworkSettings(kind, (6, 16), depth, norm, activation)
     for kind, depth, (norm, activation) in itertools.product(KINDS, (0, 2), STYLES)
 ]
-AUTOMATIC = NetworkSettings(widths=())
+AUTOMATIC = NetworkSettings("conv")
 
 
 def ids(settings: NetworkSettings) -> str:
@@ -103,13 +103,69 @@ def test_automatic_widths_stop_where_a_thin_image_cannot_be_halved() -> None:
     assert decoder(AUTOMATIC, (5,), (1, 4, 200))(torch.rand(2, 5)).shape == (2, 1, 4, 200)
 
 
-def test_too_many_levels_are_refused_with_the_number_that_fits() -> None:
-    said = "network.widths has 6 entries, but an image of 28×28 can be halved 5 times"
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("conv", "network.widths has 6 entries, but an image of 28×28 can be halved 5 times"),
+        # 14, 7, 3, 1 after the first convolution.
+        ("resnet", "network.widths has 6 entries, but an image of 28×28 allows 4: give at most 4"),
+    ],
+)
+def test_too_many_levels_are_refused_with_the_number_that_fits(
+    kind: Literal["conv", "resnet"], said: str
+) -> None:
+    most = 5 if kind == "conv" else 4
     with pytest.raises(UsageError, match=said):
-        encoder(NetworkSettings(widths=(8,) * 6), (1, 28, 28), (4,))
+        encoder(NetworkSettings(kind, (8,) * 6), (1, 28, 28), (4,))
     with pytest.raises(UsageError, match=said):
-        decoder(NetworkSettings(widths=(8,) * 6), (4,), (1, 28, 28))
-    encoder(NetworkSettings(widths=(8,) * 5), (1, 28, 28), (4,))
+        decoder(NetworkSettings(kind, (8,) * 6), (4,), (1, 28, 28))
+    encoder(NetworkSettings(kind, (8,) * most), (1, 28, 28), (4,))
+
+
+@pytest.mark.parametrize("kind", ["dense", "conv"])
+@pytest.mark.parametrize(("name", "value"), [("attention", [8]), ("first_stride", 1)])
+def test_what_only_resnet_has_is_refused_elsewhere(kind: str, name: str, value: object) -> None:
+    said = f"method.network.{name} is for method.network.kind = resnet only"
+    with pytest.raises(UsageError, match=said):
+        from_dict(NetworkSettings, {"kind": kind, name: value}, "method.network.")
+    from_dict(NetworkSettings, {name: value}, "method.network.")
+
+
+def test_attention_is_at_the_maps_of_the_named_size_alone() -> None:
+    def attends(*sizes: int) -> list[int]:
+        network = encoder(NetworkSettings(widths=(8, 8, 8), attention=sizes), (1, 28, 28), (4,))
+        blocks = [*network.down_blocks, network.mid_block]  # maps of 14, 7, 3 and 3 pixels
+        return [len(block.attentions) for block in blocks]
+
+    assert attends() == [0, 0, 0, 0]
+    assert attends(16) == [1, 0, 0, 0]
+    assert attends(8, 16) == [1, 1, 0, 0]
+    assert attends(4) == [0, 0, 0, 1]  # the smallest: in the middle
+
+
+def test_a_spatial_latent_is_the_smallest_map_or_refused_with_its_size() -> None:
+    settings, shape = NetworkSettings(widths=(8, 8)), (1, 28, 40)  # 14×20, then 7×10
+    assert encoder(settings, shape, (3, 7, 10))(torch.rand(2, *shape)).shape == (2, 3, 7, 10)
+    assert decoder(settings, (3, 7, 10), shape)(torch.rand(2, 3, 7, 10)).shape == (2, *shape)
+    said = "a latent of 8×10 does not fit the network, whose smallest map is 7×10"
+    with pytest.raises(UsageError, match=said):
+        encoder(settings, shape, (3, 8, 10))
+    with pytest.raises(UsageError, match=said):
+        decoder(settings, (3, 8, 10), shape)
+
+
+@pytest.mark.parametrize("first_stride", [1, 2])
+@pytest.mark.parametrize("shape", SHAPES[:5], ids=str)
+def test_resnet_takes_and_makes_any_size_and_starts_small(
+    shape: Shape, first_stride: Literal[1, 2]
+) -> None:
+    torch.manual_seed(0)
+    settings = NetworkSettings(widths=(8, 16), attention=(8,), first_stride=first_stride)
+    made = encoder(settings, shape, (5,))(torch.rand(2, *shape))
+    assert made.shape == (2, 5)
+    back = decoder(settings, (5,), shape)(made)
+    assert back.shape == (2, *shape)
+    assert back.std() < 0.2
 
 
 @pytest.mark.parametrize(
