@@ -31,6 +31,18 @@ def test_a_flag_beats_the_file_and_the_file_beats_the_default(tmp_path: Path) ->
     assert wanted.run.folder == "runs/job"
 
 
+def test_a_method_s_defaults_stand_below_the_file_and_flags(tmp_path: Path) -> None:
+    train = experiment.load(None, {"method.name": "gan"}).train
+    assert (train.batch_size, train.beta1, train.warmup_images) == (16, 0.5, 3000)
+    path = job(tmp_path, '[method]\nname = "gan"\n[train]\nbeta1 = 0.9\nbatch_size = 64\n')
+    train = experiment.load(path, {"train.batch_size": "32"}).train
+    assert (train.batch_size, train.beta1, train.warmup_images) == (32, 0.9, 3000)
+    # Another method, other defaults; what is asked for stays, even if it is everyone's default.
+    train = experiment.load(path, {"method.name": "vae", "train.schedule": "constant"}).train
+    assert (train.batch_size, train.schedule, train.warmup_images) == (64, "constant", 0)
+    assert experiment.load(None, {"method.name": "vae"}).train.schedule == "cosine"
+
+
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
 def test_each_job_is_read_and_written_back_the_same(path: Path, tmp_path: Path) -> None:
     wanted = experiment.load(path, {})

@@ -71,7 +71,7 @@ def maker(
 ) -> MethodMaker:
     """What builds the method `name`."""
     kind = find(name)
-    settings = from_dict(kind.Settings, nest(values or {}), "method.")
+    settings: Any = from_dict(kind.Settings, nest(values or {}), "method.")
     return MethodMaker(kind, settings, shape, classes)
 
 

@@ -41,7 +41,7 @@ def asked(name: str, source: Path, **flags: str) -> Experiment:
     """An experiment of 20 steps with a small network without ties or kinks."""
     small = {"method.network.kind": "dense", "method.network.widths": "16"}
     data = {"data.source": str(source), "data.readers": "0", "data.cache": str(source.parent)}
-    data |= {"data.size": "8", "data.channels": "1"}
+    data |= {"data.size": "8", "data.channels": "1", "data.held_out_fraction": "0.2"}
     train = {"train.batch_size": "12", "train.total_images": "240", "track.mode": "off"}
     return experiments.load(None, {"method.name": name, **small, **data, **train, **flags})
 

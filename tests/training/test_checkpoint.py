@@ -200,6 +200,15 @@ def test_damaged_later_ones_never_drive_out_the_last_good_one(tmp_path: Path) ->
     assert checkpoint.newest(tmp_path, lambda line: None) == checkpoint.path_of(tmp_path, 150)
 
 
+def test_where_more_is_better_the_greatest_is_the_best_and_is_kept(tmp_path: Path) -> None:
+    saved(tmp_path, 1, 2, 3, 4, figures={1: 0.1, 2: 0.9, 3: 0.5, 4: 0.4})
+    found = checkpoint.complete(tmp_path)
+    assert checkpoint.best_of(found, "val/mse", -1) == found[1]
+    assert checkpoint.best_of(found, "val/mse") == found[0]
+    checkpoint.prune(tmp_path, 1, "val/mse", 4, -1)
+    assert [int(path.name) for path in checkpoint.complete(tmp_path)] == [2, 4]
+
+
 def test_a_disk_without_room_is_refused_before_a_file_is_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

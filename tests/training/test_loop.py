@@ -224,6 +224,19 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert settings.learning_rate_at(1200, 1200) == pytest.approx(0)
 
 
+def test_the_half_life_of_the_average_grows_with_the_images_seen_to_its_greatest() -> None:
+    settings = TrainSettings(batch_size=100, average_half_life=1000, average_share=0.05)
+    # Half-lives of 100 and 500 images, and 1,000 from 20,000 images on: halved in 1, 5, 10 steps.
+    for images, half_life in ((2_000, 100), (10_000, 500), (20_000, 1000), (90_000, 1000)):
+        kept = 0.5 ** (100 / half_life)
+        assert settings.average_weight(images) == pytest.approx(1 - kept, rel=1e-12)
+    assert settings.average_weight(2_000) == pytest.approx(0.5)
+    assert settings.average_weight(0) == 0  # no image was seen, so there is nothing to forget
+    always = TrainSettings(batch_size=100, average_half_life=1000)
+    assert always.average_weight(100) == always.average_weight(10**6) == pytest.approx(1 - 0.5**0.1)
+    assert TrainSettings(average_share=0.05).average_weight(5_000) == 0  # no average
+
+
 def test_eight_stages_are_those_of_the_published_protocol() -> None:
     settings = TrainSettings(learning_rate=1e-3, batch_size=20, schedule="stages")
     epoch, total = 60_000, 3280 * 60_000

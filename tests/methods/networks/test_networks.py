@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -26,6 +26,7 @@ from udl_dist.methods.networks.layers import (
     linear,
     norm,
 )
+from udl_dist.methods.networks.resnet import ResNetEncoder
 
 Shape = tuple[int, int, int]
 Weighted = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
@@ -134,7 +135,8 @@ def test_what_only_resnet_has_is_refused_elsewhere(kind: str, name: str, value: 
 def test_attention_is_at_the_maps_of_the_named_size_alone() -> None:
     def attends(*sizes: int) -> list[int]:
         network = encoder(NetworkSettings(widths=(8, 8, 8), attention=sizes), (1, 28, 28), (4,))
-        blocks = [*network.down_blocks, network.mid_block]  # maps of 14, 7, 3 and 3 pixels
+        assert isinstance(network, ResNetEncoder)
+        blocks: list[Any] = [*network.down_blocks, network.mid_block]  # of 14, 7, 3 and 3 pixels
         return [len(block.attentions) for block in blocks]
 
     assert attends() == [0, 0, 0, 0]
