@@ -236,7 +236,7 @@ def test_a_run_without_a_job_file_is_as_long_as_is_usual_and_lies_by_its_data(
         "--json",
     )
     plan = json.loads(done.stdout)
-    assert (plan["folder"], plan["total_images"]) == ("runs/gan_pictures", 500_096)
+    assert (plan["folder"], plan["total_images"]) == ("runs/gan_pictures", 500_000)
 
 
 def test_a_run_folder_is_a_job_file(trained: dict[str, Path]) -> None:

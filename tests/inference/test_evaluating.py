@@ -211,13 +211,15 @@ def test_a_vae_is_measured_as_it_draws_from_its_own_prior_or_from_a_mixture(
     families = ("distribution",)
     with pytest.raises(UsageError, match="no mixture to draw from: run udl fit-prior first"):
         evaluate(udl_dist.load(own), tmp_path, families=families, prior="mixture")
-    fit_prior(udl_dist.load(own), 3, 50, 0, lambda done, total: None)
+    fitted = fit_prior(udl_dist.load(own), 3, 50, 0, lambda done, total: None).values
     first, mixed, again = (
         evaluate(udl_dist.load(own), tmp_path, families=families, prior=prior)["figures"]["frechet"]
         for prior in ("auto", "mixture", "own")
     )
-    assert first == again
-    assert mixed["value"] != first["value"]
+    # The one whose images were nearer to held-out ones.
+    assert first == (mixed if fitted["preferred"] else again)
+    assert fitted["preferred"] == (fitted["frechet_mixture"] < fitted["frechet_own"])
+    assert mixed["value"] != again["value"]
     assert mixed["protocol"]["sampled_from"] == "a mixture of 3 Gaussians over codes"
 
 

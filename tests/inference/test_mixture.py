@@ -118,9 +118,9 @@ def test_what_cannot_be_fitted_is_refused(trained: dict[str, Path], run: Path) -
         fit_prior(udl_dist.load(run), 0, 5, 0, lambda done, total: None)
 
 
-def test_few_codes_are_drawn_of_many_images(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("udl_dist.inference.fitting.MOST_FITTED", 30)
-    assert fit_prior(udl_dist.load(run), 2, 5, 0, lambda done, total: None).values["codes"] == 30
+def test_few_codes_are_drawn_of_many_images(run: Path) -> None:
+    fitted = fit_prior(udl_dist.load(run), 2, 5, 0, lambda done, total: None, most=30)
+    assert fitted.values["codes"] == 30
 
 
 def test_without_scikit_learn_fitting_is_refused_and_use_goes_on(

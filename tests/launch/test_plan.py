@@ -70,13 +70,12 @@ def test_the_smallest_images_and_latents_can_be_learned_or_are_refused(
         "train.epochs": "1",
         "data.channels": "1",
     }
-    experiment = experiments.load(
-        None, flags | {"data.source": str(source), "data.size": str(size)}
-    )
+    experiment_flags = flags | {"data.source": str(source), "data.size": str(size)}
+    experiment = experiments.load(None, experiment_flags)
     if size == 1:
+        chain = {"gan": {"method.generator": "conv"}}.get(method, {"method.network.kind": "conv"})
         with pytest.raises(UsageError, match="can be halved"):
-            plans.plan(experiment)
-        return
+            plans.plan(experiments.load(None, experiment_flags | chain))
     plans.plan(experiment)
     made: Any = methods.find(method)(experiment.method, experiment.data.shape)
     keys = rng.keys(0, 4)
@@ -123,7 +122,7 @@ def test_the_plan_names_the_network_that_is_not_compiled(source: Path) -> None:
         (
             "vae",
             {"method__likelihood": "gaussian", "method__variance": "learned"},
-            "encoder dense 16-8, decoder dense 16-64, logsigma bias",
+            "encoder dense 16-8, decoder dense 16-64, sigma bias",
         ),
     ],
 )

@@ -14,9 +14,7 @@ def test_the_end_of_a_vae_names_the_commands_that_draw_better_samples(
     for method in ("ae", "vae", "gan"):
         about = methods.find(method).about_samples
         ended = TrainResult("runs/faces", trained[method], 480, {}, about_samples=about)
-        said = "udl fit-prior runs/faces, then udl sample runs/faces --prior mixture" in "\n".join(
-            ended.lines()
-        )
+        said = "udl sample runs/faces draws from a mixture" in "\n".join(ended.lines())
         assert said == (method == "vae")
 
 

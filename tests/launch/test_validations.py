@@ -77,6 +77,7 @@ def test_the_plan_tells_what_validations_take(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--train.epochs", "20", "--method.name", "ae", "--data.size", "8"]
+    flags += ["--train.batch-size", "128"]
     (tmp_path / "job.toml").write_text(f'[data]\nsource = "{source}"\n')
     with pytest.raises(SystemExit):
         cli.main(["train", str(tmp_path / "job.toml"), *flags, "--dry-run"])

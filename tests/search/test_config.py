@@ -69,6 +69,7 @@ def test_each_job_is_read_and_written_back_the_same(path: Path, tmp_path: Path) 
         ('"data.size" = {choice = [28, 32]}', "trials that differ in it cannot be compared"),
         ('"run.workers" = {choice = [1, 2]}', "trials that differ in it cannot be compared"),
         ('scheduler = "pbt"', "search.scheduler = pbt .* was removed: use asha or median"),
+        ('mode = "max"', "search.mode was removed: a method says which of its metrics are better"),
         ("perturb_images = 60", "search.perturb_images was removed with .*: leave it out"),
         ("trails = 4", "unknown setting search.trails: did you mean trials?"),
         ("", "has no axis: add one"),
@@ -92,7 +93,7 @@ def test_a_search_of_the_release_before_is_read(tmp_path: Path) -> None:
     population filled.
     """
     text = config.load(job(tmp_path, HEAD + '"method.latent_dim" = {choice = [2]}\n'), {}).to_toml()
-    before = text.replace("[search]\n", "[search]\nperturb_images = 0\n")
+    before = text.replace("[search]\n", '[search]\nperturb_images = 0\nmode = "min"\n')
     assert before != text
     assert config.load(job(tmp_path, before), {}).to_toml() == text
     (tmp_path / "trials.jsonl").write_text(

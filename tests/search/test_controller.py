@@ -11,6 +11,7 @@ import pytest
 
 from tests.search.asked import wanted
 from tests.search.simulated import controller, logged, run
+from udl_dist import methods
 from udl_dist.errors import UsageError
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search.objective import Objective
@@ -115,7 +116,7 @@ def test_a_stop_leaves_what_runs_to_be_gone_on_with(source: Path, tmp_path: Path
 
 
 def test_the_best_setting_is_that_of_the_best_mean_of_its_seeds(
-    source: Path, tmp_path: Path
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search = wanted(source, tmp_path, trials=4, seeds=2)
     lines = [
@@ -125,9 +126,14 @@ def test_the_best_setting_is_that_of_the_best_mean_of_its_seeds(
     best = find_winner(search, lines)
     assert best
     assert (best.trial, best.metric) == (2, 0.4)
-    most = find_winner(search.replace(mode="max"), lines)
+    ranked = [line.trial for line in Objective(search).ranked(lines)]
+    assert ranked == [0, 2, 3, 1]
+    # A metric of which more is better, as its method says.
+    monkeypatch.setattr(methods.find("ae"), "higher_is_better", ("mse",))
+    most = find_winner(search, lines)
     assert most
-    assert most.trial == 0
+    assert (most.trial, most.metric) == (0, 0.5)
+    assert [line.trial for line in Objective(search).ranked(lines)] == [1, 2, 3, 0]
 
 
 def test_a_search_whose_trials_all_failed_ends_with_a_table_and_exit_code_4(

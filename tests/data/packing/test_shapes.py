@@ -4,15 +4,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
 
+import udl_dist
 from tests.data.loader.made import encoded, folder_of_images, mnist_like, pixels, refusal, tar
+from tests.test_cli import refused, udl
+from tests.trained import run
+from tests.training.learn import asked
 from udl_dist import experiment as experiments
 from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.packing.pack import pack
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.data.settings import DataSettings, PackSettings
-from udl_dist.errors import DataError
+from udl_dist.errors import DataError, UsageError
 from udl_dist.launch.plan import checked_plan
 
 
@@ -105,3 +111,39 @@ def test_images_that_cannot_be_looked_at_are_named(tmp_path: Path) -> None:
     tar(tmp_path / "bad" / "0.tar", {"a.jpg": b"no image"})
     with refusal(DataError, "none of the images looked at can be read", "size and channels"):
         shape(tmp_path / "bad", tmp_path)
+
+
+def test_a_height_and_a_width_are_packed_trained_and_reconstructed(tmp_path: Path) -> None:
+    tall = np.stack([pixels(number, 30, 45, 1)[..., 0] for number in range(40)])
+    np.save(tmp_path / "a.npy", tall)
+    pack(
+        str(tmp_path / "a.npy"),
+        str(tmp_path / "packed"),
+        PackSettings(size=(24, 40), channels=1, held_out_fraction=0.2),
+    )
+    assert shape(tmp_path / "packed", tmp_path) == (1, 24, 40)
+    # Of the data as they are: a flag, and a job file.
+    assert shape(tmp_path / "a.npy", tmp_path, size=(24, 40)) == (1, 24, 40)
+    flag = asked("ae", tmp_path / "a.npy", data__size="24,40")
+    job = tmp_path / "job.toml"
+    job.write_text(flag.to_toml())
+    assert experiments.load(job, {}).data.size == flag.data.size == (24, 40)
+    model = udl_dist.load(run("ae", tmp_path / "packed", tmp_path / "run", data__size="24,40"))
+    assert model.reconstruct(torch.zeros(3, 1, 24, 40)).shape == (3, 1, 24, 40)
+    with pytest.raises(UsageError, match="24"):
+        model.reconstruct(torch.zeros(3, 1, 40, 24))
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ("24,40,3", "data.size is [height, width] or one number for both, not [24, 40, 3]"),
+        ("24,0", "data.size is [height, width] or one number for both, not [24, 0]"),
+        ("24,-1", "data.size"),
+        ("24x40", "data.size"),
+    ],
+)
+def test_another_number_of_sides_is_refused(size: str, said: str) -> None:
+    refused(
+        udl("train", "--data.source", "digits", "--method.name", "ae", "--data.size", size), 2, said
+    )
