@@ -14,7 +14,7 @@ import udl_dist
 from tests.test_cli import refused, udl
 from tests.trained import corners, finished
 from tests.training import gloo
-from tests.training.learn import Run
+from tests.training.learn import Run, packed
 from udl_dist import experiment as experiments
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import MetricSettings
@@ -115,7 +115,7 @@ def test_the_label_chooses_and_without_one_classes_come_in_turn(
 
 
 def test_a_conditional_vae_reconstructs_within_a_class(runs: dict[str, Path]) -> None:
-    model, images = udl_dist.load(runs["vae"]), torch.rand(3, 1, 8, 8)
+    model, images = udl_dist.load(runs["vae"]), torch.rand(3, 1, 8, 8) * 2 - 1
     one = model.reconstruct(images, labels=["ash", "elm", "oak"])
     torch.testing.assert_close(one[1:2], model.reconstruct(images[1:2], "elm"))
     with pytest.raises(UsageError, match="makes images of a class: name one of ash"):
@@ -127,7 +127,7 @@ def test_a_model_without_classes_takes_no_label(trained: dict[str, Path]) -> Non
     with pytest.raises(UsageError, match="makes images of no class: give no label"):
         model.sample(2, labels="ash")
     with pytest.raises(UsageError, match="makes images of no class: give no label"):
-        model.reconstruct(torch.rand(2, 1, 8, 8), 0)
+        model.reconstruct(-torch.rand(2, 1, 8, 8), 0)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -155,7 +155,6 @@ def test_the_command_draws_the_class_it_names(runs: dict[str, Path], tmp_path: P
 
 
 def test_data_without_classes_are_refused(tmp_path: Path) -> None:
-    np.save(tmp_path / "plain.npy", np.zeros((40, 8, 8), np.uint8))
-    experiment = asked("vae", tmp_path / "plain.npy")
+    experiment = asked("vae", packed(tmp_path))
     with pytest.raises(UsageError, match="method.conditional needs a label for every image"):
         Run(experiment)

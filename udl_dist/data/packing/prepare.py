@@ -85,9 +85,9 @@ def settled(settings: DataSettings, progress: Progress | None = None) -> DataSet
     sources = (settings.source, *settings.more_sources)
     shapes = [_stored_shape(source, settings, progress) for source in sources]
     channels = gray_or_colour(max(shape[0] for shape in shapes))
-    return replace(
-        settings, size=settings.size or shapes[0][1], channels=settings.channels or channels
-    )
+    _, height, width = shapes[0]
+    size = settings.size or (height if height == width else (height, width))
+    return replace(settings, size=size, channels=settings.channels or channels)
 
 
 def _stored_shape(source: str, settings: DataSettings, progress: Progress | None) -> Shape:
