@@ -112,6 +112,13 @@ def test_the_label_chooses_and_without_one_classes_come_in_turn(
         model.decode(latents)
     with pytest.raises(UsageError, match=r"there is no class 'olm': did you mean elm\?"):
         model.sample(2, labels="olm")
+    for wrong in (4, [0, -1]):
+        with pytest.raises(UsageError, match="there is no class .*: their numbers are 0 to 3"):
+            model.sample(2, labels=wrong)
+    with pytest.raises(UsageError, match="there is no class ''"):
+        model.sample(2, labels="")
+    with pytest.raises(UsageError, match="2 labels for 3 images: give one for each"):
+        model.sample(3, labels=["elm", "oak"])
 
 
 def test_a_conditional_vae_reconstructs_within_a_class(runs: dict[str, Path]) -> None:

@@ -12,18 +12,21 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from udl_dist.core.config_schema import nearest
 from udl_dist.data.images.fitting import Pixels, fit_pixels
 from udl_dist.data.images.headers import Fit, Shape
 from udl_dist.errors import DataError, UsageError
 from udl_dist.methods import pixels
 
 SLACK = 1e-3  # beyond -1 and 1: the rounding of a tanh
+Labels = str | int | Sequence[str | int] | None  # of images: one class for all, or of each
 EXPECTED = "give uint8 from 0 to 255, floats in [-1, 1], or PIL images"
 
 
@@ -61,6 +64,22 @@ def as_latents(given: Any, shape: tuple[int, ...]) -> Tensor:  # -> [N, *shape] 
     if not bool(latents.isfinite().all()):
         raise DataError("latents hold numbers that are not finite: leave them out")
     return latents
+
+
+def as_labels(given: str | int | Sequence[str | int], count: int, classes: Sequence[str]) -> Tensor:
+    """Classes by name or number as their numbers, [count] int64; raise UsageError for others."""
+    listed = [given] * count if isinstance(given, str | int) else list(given)
+    if len(listed) != count:
+        raise UsageError(f"{len(listed)} labels for {count} images: give one for each, or one")
+    for label in listed:
+        if isinstance(label, str) and label not in classes:
+            raise UsageError(f"there is no class {label!r}: {nearest(label, list(classes))}")
+        if not isinstance(label, str) and not 0 <= label < len(classes):
+            raise UsageError(
+                f"there is no class {label}: their numbers are 0 to {len(classes) - 1}"
+            )
+    numbers = [classes.index(label) if isinstance(label, str) else label for label in listed]
+    return torch.tensor(numbers, dtype=torch.int64)
 
 
 def scaled(raster: Pixels) -> Tensor:  # [N, C, H, W] uint8 -> the same, float32 in [-1, 1]

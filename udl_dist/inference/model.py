@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from udl_dist.core import rng
-from udl_dist.core.config_schema import nearest
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.evaluation import similarity
-from udl_dist.inference.inputs import as_images, as_latents
+from udl_dist.inference.inputs import Labels, as_images, as_labels, as_latents
 from udl_dist.inference.loading import LoadedModel, open_folder
 from udl_dist.inference.mixture import Mixture
 from udl_dist.methods.method import Batch
@@ -28,7 +27,6 @@ ABILITIES = ("encode", "decode", "reconstruct", "sample", "score")
 # Also the word of --by, and part of the name of an AUROC (evaluation/anomaly.py).
 OUTLIER_FACTOR = "code_outlier_factor"
 Prior = Literal["auto", "own", "mixture"]
-Labels = str | int | Sequence[str | int] | None  # of images: one class for all, or of each
 
 
 class Model:
@@ -106,11 +104,7 @@ class Model:
             raise UsageError(
                 f"{self.origin.folder} makes images of a class: name one of {', '.join(classes)}"
             )
-        listed = [given] * count if isinstance(given, str | int) else list(given)
-        names = [one if isinstance(one, str) else classes[one] for one in listed]
-        if unknown := next((name for name in names if name not in classes), None):
-            raise UsageError(f"there is no class {unknown!r}: {nearest(unknown, list(classes))}")
-        return (torch.tensor([classes.index(name) for name in names], dtype=torch.int64),)
+        return (as_labels(given, count, classes),)
 
     def sample(  # -> [N, C, H, W]
         self,
