@@ -105,7 +105,8 @@ class StageSeconds:
         elif settings.readers < cores:
             cure = f"raise data.readers from {settings.readers} (there are {cores} cores)"
         else:
-            size = ",".join(map(str, settings.shape[1:]))
+            sides = [settings.size] if isinstance(settings.size, int) else settings.size
+            size = ",".join(map(str, sides))
             cure = f"pack the images at their training size: udl pack --size {size} --format raw"
         share = self.seconds[stage] / (sum(self.seconds.values()) or 1.0)
         waits = f"training waits {wait_share:.0%} of its time for data"
