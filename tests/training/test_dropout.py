@@ -30,6 +30,24 @@ def test_dropout_after_a_resume_is_what_it_would_have_been(determinism: str, sou
     assert again.hash() == whole.hash()
 
 
+def test_it_is_so_too_where_the_first_phase_is_not_due_in_each_step(source: Path) -> None:
+    experiment = asked("gan", source, method__dropout="0.3")
+
+    def run(start: int, state: Any = None) -> tuple[Run, dict[int, Any]]:
+        made, found = Run(experiment), dict[int, Any]()
+        object.__setattr__(made.learning.phases[0].phase, "every", 2)
+        if state:
+            made.learning.restore(state)
+        torch.manual_seed(start)  # whatever this process drew before
+        for report in made.reports(start):
+            found[report.images] = made.state()
+        return made, found
+
+    whole, states = run(0)
+    # After 132 images step 11 is next: the second phase alone, whose discriminator has dropout.
+    assert run(132, states[132])[0].hash() == whole.hash()
+
+
 def test_each_step_of_each_rank_draws_from_a_seed_of_its_own(source: Path) -> None:
     ranks = gloo.run(2, seeds, asked("ae", source))
     assert all(len(set(seeds_)) == 20 for seeds_ in ranks)

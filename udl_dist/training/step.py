@@ -49,6 +49,10 @@ class Stepper:
 
     def step(self, batch: Batch, number: int, learning_rate: float) -> None:
         """Step `number` of the run: every phase that is due, on this rank's rows of the batch."""
+        if not self.state.virtual_ranks:
+            # Dropout draws from torch's own generator. Seeded at each step, it has no state to
+            # save.
+            self._seed(number, self.ranks.rank)
         parts = self._cut(batch)
         sums: list[dict[str, Tensor]] = [{} for _ in parts]
         for index, phase in enumerate(self.state.phases):
@@ -102,14 +106,13 @@ class Stepper:
     def _after_step(self, parts: list[dict[str, Tensor]]) -> None:
         """Give the method the sums of the global batch, added over parts and ranks."""
         method, first = self.state.method, parts[0]
-        # In double: sums over any number of ranks agree to the last digits of a float32.
-        flat = [
-            torch.cat([value.detach().double().flatten() for value in sums.values()])
-            for sums in parts
-            if sums
-        ]
-        total = flat and self._summed(flat)
-        if isinstance(total, Tensor):
+        if first:  # else no phase of this step has sums
+            # In double: sums over any number of ranks agree to the last digits of a float32.
+            flat = [
+                torch.cat([value.detach().double().flatten() for value in sums.values()])
+                for sums in parts
+            ]
+            total = self._summed(flat)
             self.guard.check_sums(total)
             split = torch.split(total, [value.numel() for value in first.values()])
             first = {
@@ -128,10 +131,6 @@ class Stepper:
         return self.ranks.ordered_sum([total]) if elastic else self.ranks.sum_of(total)
 
     def _averaged_gradients(self, work: PhaseStep) -> None:
-        if work.index == 0:
-            # Dropout draws from torch's own generator. Seeded at each step, it has no state to
-            # save.
-            self._seed(work.step, self.ranks.rank)
         for number in range(len(work.parts)):
             with self.ranks.unsynchronised(work.phase.module, number < len(work.parts) - 1):
                 # A loss is a mean over its rows and DDP averages over ranks: this weight makes both
