@@ -11,6 +11,7 @@ import torch
 
 import udl_dist
 from tests.trained import images
+from tests.trained import run as train
 from udl_dist.core import rng
 from udl_dist.errors import DataError, UsageError
 from udl_dist.inference import mixture
@@ -116,6 +117,28 @@ def test_what_cannot_be_fitted_is_refused(trained: dict[str, Path], run: Path) -
         fit_prior(udl_dist.load(run), 100, 5, 0, lambda done, total: None)
     with pytest.raises(UsageError, match="--components 0"):
         fit_prior(udl_dist.load(run), 0, 5, 0, lambda done, total: None)
+
+
+@pytest.mark.parametrize("held_out", [1, 60])
+def test_samples_are_compared_where_enough_images_are_held_out(
+    held_out: int, tmp_path: Path
+) -> None:
+    for name, count in (("train", 80), ("held_out", held_out)):
+        np.save(tmp_path / f"{name}.npy", images(count, seed=count))
+    source = tmp_path / "train.npy"
+    folder = train("vae", source, tmp_path / "run", data__held_out=str(tmp_path / "held_out.npy"))
+    facts = fit_prior(udl_dist.load(folder), 2, 5, 0, lambda done, total: None).values
+    model = udl_dist.load(folder)
+    assert model.mixture
+    if held_out == 1:
+        assert "preferred" not in facts
+        assert not model.mixture.preferred
+        return
+    assert facts["preferred"] == (facts["frechet_mixture"] < facts["frechet_own"])
+    assert model.mixture.preferred == facts["preferred"]
+    chosen, other = ("mixture", "own") if facts["preferred"] else ("own", "mixture")
+    assert torch.equal(model.sample(3), model.sample(3, prior=chosen))
+    assert not torch.equal(model.sample(3), model.sample(3, prior=other))
 
 
 def test_few_codes_are_drawn_of_many_images(run: Path) -> None:

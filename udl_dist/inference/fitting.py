@@ -15,7 +15,7 @@ from udl_dist.core import files, rng
 from udl_dist.core.files import whole_file
 from udl_dist.data.loader.reader import Stream
 from udl_dist.errors import DataError, UsageError
-from udl_dist.evaluation.distribution import gaussian
+from udl_dist.evaluation.distribution import Distribution, gaussian
 from udl_dist.evaluation.metric_group import sklearn_missing
 from udl_dist.evaluation.outliers import MOST_CODES, ReferenceCodes
 from udl_dist.inference.inputs import scaled
@@ -127,7 +127,8 @@ def fit_prior(
         said.append(
             f"{len(others):,} held-out codes: {own:.4g} nats each, under one Gaussian {floor:.4g}"
         )
-        if model.method.can("sample"):
+        # The covariance of fewer images says nothing, and of one there is none.
+        if model.method.can("sample") and held_out.records >= Distribution.least:
             facts |= _compared(model, fitted.mixture, held_out)
             said.append(
                 f"Fréchet distance of samples to held-out images: {facts['frechet_mixture']:.4g},"
