@@ -19,12 +19,11 @@ from udl_dist.methods.networks.resnet import ResNetDecoder, ResNetEncoder
 
 
 @dataclass(frozen=True)
-class NetworkSettings:
-    """The layers of an encoder; a decoder mirrors them."""
+class ChainSettings:
+    """The layers of an encoder that is a plain chain; a decoder mirrors them."""
 
-    kind: Literal["dense", "conv", "resnet"] = setting(
-        "resnet",
-        "dense layers over all pixels, a chain of strided convolutions, or residual blocks",
+    kind: Literal["dense", "conv"] = setting(
+        "conv", "dense layers over all pixels, or a chain of strided convolutions"
     )
     widths: tuple[int, ...] = setting(
         (),
@@ -46,6 +45,16 @@ class NetworkSettings:
         " or over the batch",
     )
     activation: ActivationKind = setting("silu", "the function after each layer")
+
+
+@dataclass(frozen=True)
+class NetworkSettings(ChainSettings):
+    """The same, where the encoder may also be made of residual blocks."""
+
+    kind: Literal["dense", "conv", "resnet"] = setting(  # type: ignore[assignment]
+        "resnet",
+        "dense layers over all pixels, a chain of strided convolutions, or residual blocks",
+    )
     attention: tuple[int, ...] = setting(
         (), "resnet: sizes of maps with self-attention; 16 stands for 9 to 16 pixels", low=1
     )
@@ -60,26 +69,21 @@ class NetworkSettings:
                 raise UsageError(f"method.network.{name} is for method.network.kind = resnet only")
 
 
-@dataclass(frozen=True)
-class ChainSettings(NetworkSettings):
-    """The same for networks of plain chains only."""
-
-    kind: Literal["dense", "conv"] = setting(
-        "conv", "dense layers over all pixels, or a chain of strided convolutions"
-    )
-
-
 def encoder(
-    settings: NetworkSettings, shape: tuple[int, int, int], outputs: tuple[int, ...]
+    settings: ChainSettings, shape: tuple[int, int, int], outputs: tuple[int, ...]
 ) -> nn.Module:
     """A network [B, C, H, W] -> [B, *outputs]; raise UsageError if it does not fit the size."""
-    kinds = {"dense": DenseEncoder, "conv": ConvEncoder, "resnet": ResNetEncoder}
-    return kinds[settings.kind](settings, shape, outputs)
+    if isinstance(settings, NetworkSettings) and settings.kind == "resnet":
+        return ResNetEncoder(settings, shape, outputs)
+    kind = DenseEncoder if settings.kind == "dense" else ConvEncoder
+    return kind(settings, shape, outputs)
 
 
 def decoder(
-    settings: NetworkSettings, inputs: Shape, shape: tuple[int, int, int], gain: float = SMALL
+    settings: ChainSettings, inputs: Shape, shape: tuple[int, int, int], gain: float = SMALL
 ) -> nn.Module:
     """A network [B, *inputs] -> [B, C, H, W], unbounded; its output has scale `gain` at first."""
-    kinds = {"dense": DenseDecoder, "conv": ConvDecoder, "resnet": ResNetDecoder}
-    return kinds[settings.kind](settings, inputs, shape, gain)
+    if isinstance(settings, NetworkSettings) and settings.kind == "resnet":
+        return ResNetDecoder(settings, inputs, shape, gain)
+    kind = DenseDecoder if settings.kind == "dense" else ConvDecoder
+    return kind(settings, inputs, shape, gain)

@@ -22,14 +22,14 @@ from udl_dist.methods.networks.layers import (
 )
 
 if TYPE_CHECKING:
-    from udl_dist.methods.networks import NetworkSettings
+    from udl_dist.methods.networks import ChainSettings
 
 
 class ConvEncoder(nn.Sequential):
     """[B, C, H, W] -> [B, *outputs]; raise UsageError for more widths than halvings."""
 
     def __init__(
-        self, settings: NetworkSettings, shape: tuple[int, int, int], outputs: Shape
+        self, settings: ChainSettings, shape: tuple[int, int, int], outputs: Shape
     ) -> None:
         widths = settings.widths or default_widths(shape)
         sides = halvings((shape[1], shape[2]), len(widths))
@@ -53,7 +53,7 @@ class ConvDecoder(nn.Sequential):
 
     def __init__(
         self,
-        settings: NetworkSettings,
+        settings: ChainSettings,
         inputs: Shape,
         shape: tuple[int, int, int],
         gain: float = SMALL,
@@ -81,13 +81,13 @@ def default_widths(shape: tuple[int, int, int]) -> tuple[int, ...]:
     return tuple(min(32 * 2**level, 256) for level in range(len(sides) - 1))
 
 
-def _up(settings: NetworkSettings, inputs: int, channels: int, side: Pair) -> list[nn.Module]:
+def _up(settings: ChainSettings, inputs: int, channels: int, side: Pair) -> list[nn.Module]:
     """Doubles a map to the size `side`, that which `kernel(side)` halves."""
     double = conv_transpose(inputs, channels, kernel(side), _gain(settings), bias=_bias(settings))
     return [double, *after(settings.norm, settings.activation, channels)]
 
 
-def _residual(settings: NetworkSettings, channels: int) -> Residual:
+def _residual(settings: ChainSettings, channels: int) -> Residual:
     # The last layer of a block starts at zero, so a deep network starts as a shallow one (Fixup,
     # Zhang et al. 2019).
     body = [
@@ -99,10 +99,10 @@ def _residual(settings: NetworkSettings, channels: int) -> Residual:
     return Residual(nn.Sequential(*body))
 
 
-def _gain(settings: NetworkSettings) -> float:
+def _gain(settings: ChainSettings) -> float:
     return GAINS[settings.activation]
 
 
-def _bias(settings: NetworkSettings) -> bool:
+def _bias(settings: ChainSettings) -> bool:
     # A bias before batch normalisation would be subtracted again.
     return settings.norm != "batch"

@@ -11,7 +11,7 @@ from torch import nn
 from udl_dist.methods.networks.layers import GAINS, SMALL, Residual, Shape, after, linear
 
 if TYPE_CHECKING:
-    from udl_dist.methods.networks import NetworkSettings
+    from udl_dist.methods.networks import ChainSettings
 
 WIDTHS = (512, 256)  # where the settings give none
 
@@ -20,7 +20,7 @@ class DenseEncoder(nn.Sequential):
     """[B, C, H, W] -> [B, *outputs]."""
 
     def __init__(
-        self, settings: NetworkSettings, shape: tuple[int, int, int], outputs: Shape
+        self, settings: ChainSettings, shape: tuple[int, int, int], outputs: Shape
     ) -> None:
         pixels, widths = prod(shape), settings.widths or WIDTHS
         hidden = _chain(settings, (pixels, *widths))
@@ -33,7 +33,7 @@ class DenseDecoder(nn.Sequential):
 
     def __init__(
         self,
-        settings: NetworkSettings,
+        settings: ChainSettings,
         inputs: Shape,
         shape: tuple[int, int, int],
         gain: float = SMALL,
@@ -45,7 +45,7 @@ class DenseDecoder(nn.Sequential):
         super().__init__(*flat, *hidden, output, nn.Unflatten(1, shape))
 
 
-def _chain(settings: NetworkSettings, features: tuple[int, ...]) -> list[nn.Module]:
+def _chain(settings: ChainSettings, features: tuple[int, ...]) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(features):
         # A bias before batch normalisation would be subtracted again.
@@ -56,7 +56,7 @@ def _chain(settings: NetworkSettings, features: tuple[int, ...]) -> list[nn.Modu
     return layers
 
 
-def _residual(settings: NetworkSettings, features: int) -> Residual:
+def _residual(settings: ChainSettings, features: int) -> Residual:
     # The last layer of a block starts at zero, so a deep network starts as a shallow one (Fixup,
     # Zhang et al. 2019).
     before = after(settings.norm, settings.activation, features, flat=True)
