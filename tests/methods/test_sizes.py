@@ -51,6 +51,32 @@ def test_a_small_network_is_counted_as_by_hand() -> None:
     assert found.activation_bytes == 4 * (64 + 5 + 64)
 
 
+class Choosing(Fixed):
+    """Its loss keeps some rows by a condition, which needs their numbers."""
+
+    def loss(self, batch: Batch) -> Loss:
+        squares = self.decoder(self.encoder(batch.images)).square().sum(1)
+        return Loss(squares[squares > 0].mean())
+
+
+class Constant(Fixed):
+    """Its loss depends on no weight."""
+
+    def loss(self, batch: Batch) -> Loss:
+        return Loss(batch.images.mean())
+
+
+def test_what_a_loss_costs_that_needs_numbers_is_not_known() -> None:
+    trains = ("encoder", "decoder")
+    assert sizes.cost(sizes.MethodMaker(Choosing, trains, SHAPE).on_meta()) == sizes.Cost(0, 0)
+    assert sizes.cost(fixed(*trains)).flops > 0
+
+
+def test_a_loss_that_depends_on_no_weight_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"trains encoder has a loss that encoder\.1\.weight"):
+        sizes.cost(sizes.MethodMaker(Constant, ("encoder",), SHAPE).on_meta())
+
+
 def test_a_phase_that_trains_one_network_stores_and_computes_less() -> None:
     whole, decoder_alone = sizes.cost(fixed("encoder", "decoder")), sizes.cost(fixed("decoder"))
     assert decoder_alone.flops == whole.flops - 2 * (64 * 5 + 5 * 64)

@@ -45,7 +45,7 @@ class Plan:
     parameters: dict[str, int]
     networks: dict[str, str]  # kind and widths of each
     eager: tuple[str, ...]  # networks that train.compile leaves out
-    flops_per_image: int  # of a step, forward and backward; a multiply-add is two
+    flops_per_image: int  # of a step, forward and backward; a multiply-add is two; 0: unknown
     memory_bytes: int
     validation_images: int  # held-out images that a validation sees
     validate_images: int  # images between validations
@@ -81,10 +81,7 @@ class Plan:
                 f" ({networks})"
             ),
             f"networks     {', '.join(f'{name} {kind}' for name, kind in self.networks.items())}",
-            (
-                f"flops        {self.flops_per_image:,} an image and step, forward and backward of"
-                " every phase"
-            ),
+            f"flops        {self._flops()}",
             f"compile      all but {', '.join(self.eager)}: a penalty differentiates it twice"
             if self.eager
             else "",
@@ -98,6 +95,11 @@ class Plan:
             f"memory       about {self.memory_bytes / 2**20:,.0f} MiB a worker",
         ]
         return [line for line in lines if line]
+
+    def _flops(self) -> str:
+        if not self.flops_per_image:
+            return "not known, nor is the memory of a step: a loss needs numbers to run"
+        return f"{self.flops_per_image:,} an image and step, forward and backward of every phase"
 
     def _validations(self) -> str:
         if not self.validation_images:
@@ -169,6 +171,7 @@ def plan(experiment: Experiment) -> Plan:
             f"{seen.held_out_records} held-out images cannot be shared by run.workers ="
             f" {run.workers}: raise data.held_out_fraction"
         )
+    refuse_best(run.best, seen.held_out_records)
     # Imports torch, which takes a second or two, after all that can be refused without it.
     from udl_dist.methods import sizes
 
@@ -181,7 +184,6 @@ def plan(experiment: Experiment) -> Plan:
         refuse_inelastic(experiment, mixing)
     refuse_lone_images(experiment, mixing)
     cost = sizes.cost(method)
-    refuse_best(run.best, seen.held_out_records)
     total = train.length(seen.records)
     evaluated = experiment.evaluate.seen(seen.held_out_records)
     interval = experiment.evaluate.interval(total, evaluated)

@@ -38,7 +38,7 @@ class MethodMaker:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step takes for each image of a rank."""
+    """What a step takes for each image of a rank; 0 and 0 where it is not known."""
 
     flops: int  # of forward and backward through every phase; a multiply-add is two
     activation_bytes: int  # that the phase with most of them stores for its backward
@@ -48,8 +48,16 @@ def cost(method: Method) -> Cost:
     """The cost of a method on the meta device; raise UsageError for a phase that leaves out a
     weight.
 
-    The losses run without numbers, so a loss that reads a value on the host cannot be counted.
+    The losses run without numbers. One that reads a value on the host, or chooses rows by a
+    condition, cannot: then the cost is not known.
     """
+    try:
+        return _cost(method)
+    except (RuntimeError, NotImplementedError):
+        return Cost(0, 0)
+
+
+def _cost(method: Method) -> Cost:
     keys = torch.zeros(ROWS, dtype=torch.int64, device="meta")
     images = torch.zeros(ROWS, *method.shape, device="meta")
     batch = Batch(images, keys, keys, 0, keys if method.classes else None)
@@ -71,7 +79,11 @@ def cost(method: Method) -> Cost:
             }
             with saved_tensors_hooks(keep, lambda tensor: tensor):
                 loss = phase.loss(batch)
-            gradients = torch.autograd.grad(loss.value, [*weights.values()], allow_unused=True)
+            gradients = (
+                torch.autograd.grad(loss.value, [*weights.values()], allow_unused=True)
+                if loss.value.requires_grad
+                else (None,) * len(weights)  # it has no part of any weight
+            )
             for name, gradient in zip(weights, gradients, strict=True):
                 if gradient is None:
                     raise UsageError(
@@ -94,8 +106,9 @@ def in_words(network: nn.Module) -> str:
         for module in network.modules()
         if isinstance(module, (nn.Linear, *convolutions))
     ]
-    if not widths:  # the decoder of tied weights, a learned variance
-        return "bias"
+    if not widths:  # an embedding of classes; the decoder of tied weights, a learned variance
+        embeds = any(isinstance(module, nn.Embedding) for module in network.modules())
+        return "embedding" if embeds else "bias"
     kind = "conv" if any(isinstance(m, convolutions) for m in network.modules()) else "dense"
     if len(widths) > MOST_LISTED:
         return f"{kind}, {len(widths)} layers of {min(widths)} to {max(widths)}"
