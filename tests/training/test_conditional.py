@@ -129,6 +129,16 @@ def test_a_conditional_vae_reconstructs_within_a_class(runs: dict[str, Path]) ->
         model.reconstruct(images)
 
 
+def test_an_image_is_scored_within_its_class(runs: dict[str, Path]) -> None:
+    model = udl_dist.load(runs["vae"])
+    images = model.sample(3, labels="ash")
+    own = model.score(images, "reconstruction", labels=["ash", "elm", "oak"])
+    errors = (model.reconstruct(images, ["ash", "elm", "oak"]) - images).div(2).square()
+    torch.testing.assert_close(own, errors.flatten(1).mean(1).double())
+    with pytest.raises(UsageError, match="makes images of a class: name one of ash, elm"):
+        model.score(images, "reconstruction")
+
+
 def test_a_model_without_classes_takes_no_label(trained: dict[str, Path]) -> None:
     model = udl_dist.load(trained["vae"])
     with pytest.raises(UsageError, match="makes images of no class: give no label"):

@@ -143,8 +143,10 @@ class Model:
         own = prior == "own" or (prior == "auto" and mine)
         return None if own else self.mixture
 
-    def score(self, images: Any, by: str = "auto", seed: int = 0) -> Tensor:  # -> [N] float64
-        """How anomalous each image is; more is more anomalous.
+    def score(  # -> [N] float64
+        self, images: Any, by: str = "auto", seed: int = 0, labels: Labels = None
+    ) -> Tensor:
+        """How anomalous each image is, of a conditional model among its class; more is more.
 
         `by` is one of `scores`, `auto` the last of them: `reconstruction`, the mean squared error
         per pixel in [0, 1]; a bound in nats, with noise from `seed`; `code_outlier_factor`, the
@@ -152,7 +154,9 @@ class Model:
         """
         ready = self.images(images)
         keys = rng.keys(seed, len(ready))
-        return self.score_batch(Batch(ready, keys, keys, 0), by)
+        # The outlier factor of a code needs no class: what does refuses images without one.
+        given = () if labels is None else self.labels(labels, len(ready))
+        return self.score_batch(Batch(ready, keys, keys, 0, *given), by)
 
     def score_batch(self, batch: Batch, by: str = "auto") -> Tensor:  # -> [N] float64
         """The scores of a batch with its own random keys."""
