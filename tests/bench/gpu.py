@@ -56,7 +56,12 @@ CONV = {"method.network.kind": "conv", "method.latent_dim": "32"}
 KINDS: dict[str, dict[str, str]] = {
     "ae": CONV,
     "vae": CONV | {"method.likelihood": "gaussian", "method.variance": "learned"},
-    "gan": {"method.latent_dim": "64"},  # the article's: batch normalisation, dropout
+    "gan": {  # the article's: batch normalisation, dropout
+        "method.latent_dim": "64",
+        "method.generator": "article",
+        "method.discriminator": "article",
+        "method.r1": "0",
+    },
     "gan_r1": {
         "method.generator": "conv",
         "method.discriminator": "conv",

@@ -31,6 +31,7 @@ FLAGS = {
     "method.network.activation": "relu",
     "method.network.norm": "none",
     "method.latent_dim": "32",
+    "method.likelihood": "bernoulli",  # as the bare loop's
     "train.batch_size": str(BATCH),
     "train.total_images": "100000000",
     "evaluate.every_images": "100000000",

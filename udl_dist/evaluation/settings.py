@@ -74,7 +74,7 @@ class MetricSettings:
     seeds: int = setting(3, "sets of generated images; their metrics have a ± over these", low=1)
     prior: Literal["auto", "own", "mixture"] = setting(
         "auto",
-        "where latents of generated images come from: the method's own, else the mixture of udl"
+        "where latents of generated images come from: the method's own, or the mixture of udl"
         " fit-prior",
     )
     pairs: int = setting(

@@ -36,7 +36,7 @@ class GANSettings:
     latent_dim: int = setting(64, "normal numbers that an image is generated from", low=1)
     generator: Adversary = setting(
         "resnet",
-        "residual blocks without normalisation; transposed convolutions (Radford et al. 2016);"
+        "residual blocks; transposed convolutions (Radford et al. 2016);"
         " dense 256-512-1024, then transposed convolutions; or the decoder of `network`",
     )
     discriminator: Adversary = setting(
