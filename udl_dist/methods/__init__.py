@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Modules of this folder that are not methods.
 HELPERS = (
+    "adversary",
     "descriptor",
     "frechet",
     "gan_metrics",
@@ -28,6 +29,7 @@ HELPERS = (
     "networks",
     "pixels",
     "sizes",
+    "tokenizer",
 )
 
 

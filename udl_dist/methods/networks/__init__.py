@@ -15,7 +15,7 @@ from udl_dist.errors import UsageError
 from udl_dist.methods.networks.conv import ConvDecoder, ConvEncoder
 from udl_dist.methods.networks.dense import DenseDecoder, DenseEncoder
 from udl_dist.methods.networks.layers import SMALL, ActivationKind, NormKind, Shape
-from udl_dist.methods.networks.resnet import ResNetDecoder, ResNetEncoder
+from udl_dist.methods.networks.resnet import ResNetDecoder, ResNetEncoder, plan_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def encoder(
 ) -> nn.Module:
     """A network [B, C, H, W] -> [B, *outputs]; raise UsageError if it does not fit the size."""
     if isinstance(settings, NetworkSettings) and settings.kind == "resnet":
-        return ResNetEncoder(settings, shape, outputs)
+        return ResNetEncoder(plan_of(settings, shape), shape, outputs)
     kind = DenseEncoder if settings.kind == "dense" else ConvEncoder
     return kind(settings, shape, outputs)
 
@@ -84,6 +84,6 @@ def decoder(
 ) -> nn.Module:
     """A network [B, *inputs] -> [B, C, H, W], unbounded; its output has scale `gain` at first."""
     if isinstance(settings, NetworkSettings) and settings.kind == "resnet":
-        return ResNetDecoder(settings, inputs, shape, gain)
+        return ResNetDecoder(plan_of(settings, shape), inputs, shape, gain)
     kind = DenseDecoder if settings.kind == "dense" else ConvDecoder
     return kind(settings, inputs, shape, gain)

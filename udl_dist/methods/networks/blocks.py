@@ -41,8 +41,8 @@ class Level:
     channels: int
     side: Pair
     blocks: int
-    attends: bool  # after each block; at the last level between the two of the middle
     last: bool
+    attends: bool = False  # after each block
 
 
 class Block(nn.Module):
@@ -129,11 +129,10 @@ class UpBlock(nn.Module):
 class MidBlock(nn.Module):
     """Two blocks at the smallest map, with attention between them where the settings say so."""
 
-    def __init__(self, style: Style, level: Level) -> None:
+    def __init__(self, style: Style, channels: int, attends: bool) -> None:
         super().__init__()
-        channels = level.channels
         self.resnets = nn.ModuleList([Block(style, channels, channels) for _ in range(2)])
-        self.attentions = nn.ModuleList([Attention(style, channels)] if level.attends else [])
+        self.attentions = nn.ModuleList([Attention(style, channels)] if attends else [])
 
     def forward(self, hidden: Tensor) -> Tensor:
         hidden = self.resnets[0](hidden)
@@ -178,7 +177,7 @@ def _resnets(
     """The blocks between consecutive `channels`, and the attentions after them, if any."""
     pairs = pairwise(channels)
     resnets = nn.ModuleList([Block(style, *pair) for pair in pairs])
-    count = len(resnets) if level.attends and not level.last else 0
+    count = len(resnets) if level.attends else 0
     return resnets, nn.ModuleList([Attention(style, level.channels) for _ in range(count)])
 
 

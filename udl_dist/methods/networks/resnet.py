@@ -8,8 +8,9 @@ the encoder passed.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
@@ -33,17 +34,24 @@ SMALLEST = 8  # pixels: where the levels end by default
 WIDTH = 32  # channels of the first level, by default
 
 
+@dataclass(frozen=True)
+class ResNetPlan:
+    """What an encoder and its decoder are made of."""
+
+    style: Style
+    levels: tuple[Level, ...]  # the largest map first
+    attends: bool  # in the middle, between the two blocks at the smallest map
+    first_stride: Literal[1, 2] = 1
+
+
 class ResNetEncoder(nn.Module):
     """[B, C, H, W] -> [B, *outputs]: (Z,) by a dense layer, (C, h, w) by a convolution."""
 
-    def __init__(
-        self, settings: NetworkSettings, shape: tuple[int, int, int], outputs: Shape
-    ) -> None:
+    def __init__(self, plan: ResNetPlan, shape: tuple[int, int, int], outputs: Shape) -> None:
         super().__init__()
-        levels = _levels(settings, shape)
-        style = _style(settings, tuple(level.channels for level in levels))
+        levels, style = plan.levels, plan.style
         channels = levels[0].channels
-        if settings.first_stride == 2:
+        if plan.first_stride == 2:
             self.conv_in = conv(shape[0], channels, kernel((shape[1], shape[2])), 2)
         else:
             self.conv_in = conv(shape[0], channels)
@@ -51,9 +59,9 @@ class ResNetEncoder(nn.Module):
         for level in levels:
             self.down_blocks.append(DownBlock(style, channels, level))
             channels = level.channels
-        self.mid_block = MidBlock(style, levels[-1])
+        self.mid_block = MidBlock(style, channels, plan.attends)
         self.conv_norm_out = style.norm_of(channels)
-        self.activation = activation(settings.activation)
+        self.activation = activation(style.activation)
         self.conv_out = _to_latent(channels, levels[-1].side, outputs)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -70,36 +78,39 @@ class ResNetDecoder(nn.Module):
 
     def __init__(
         self,
-        settings: NetworkSettings,
+        plan: ResNetPlan,
         inputs: Shape,
         shape: tuple[int, int, int],
         gain: float = SMALL,
     ) -> None:
         super().__init__()
-        levels = _levels(settings, shape)
-        style = _style(settings, tuple(level.channels for level in levels))
+        levels, style = plan.levels, plan.style
         channels = levels[-1].channels
         self.conv_in = _from_latent(channels, levels[-1].side, inputs)
-        self.mid_block = MidBlock(style, levels[-1])
+        self.mid_block = MidBlock(style, channels, plan.attends)
         self.up_blocks = nn.ModuleList()  # the deepest first
         for level, larger in zip(levels[::-1], [*levels[-2::-1], None], strict=True):
             self.up_blocks.append(UpBlock(style, channels, level, larger))
             channels = level.channels
         self.conv_norm_out = style.norm_of(channels)
-        self.activation = activation(settings.activation)
-        if settings.first_stride == 2:
+        self.activation = activation(style.activation)
+        if plan.first_stride == 2:
             self.conv_out: nn.Module = conv_transpose(
                 channels, shape[0], kernel((shape[1], shape[2])), gain
             )
         else:
             self.conv_out = conv(channels, shape[0], gain=gain)
 
-    def forward(self, latents: Tensor) -> Tensor:
+    def forward(
+        self, latents: Tensor, with_features: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The image, and if asked the input of the last layer, [B, D, H, W]."""
         hidden = self.mid_block(self.conv_in(latents))
         for block in self.up_blocks:
             hidden = block(hidden)
-        out: Tensor = self.conv_out(self.activation(self.conv_norm_out(hidden)))
-        return out
+        features: Tensor = self.activation(self.conv_norm_out(hidden))
+        image: Tensor = self.conv_out(features)
+        return (image, features) if with_features else image
 
 
 def default_levels(side: Pair) -> int:
@@ -111,28 +122,10 @@ def default_levels(side: Pair) -> int:
     return levels
 
 
-def _widths(settings: NetworkSettings, shape: tuple[int, int, int]) -> tuple[int, ...]:
-    if settings.widths:
-        return settings.widths
-    levels = default_levels(_first_side(settings, shape))
-    return tuple(WIDTH * min(2**level, 4) for level in range(levels))
-
-
-def _style(settings: NetworkSettings, widths: tuple[int, ...]) -> Style:
-    # Width 128 gives diffusers' 32 groups.
-    most = min(32, max(1, widths[0] // 4))
-    groups = next(n for n in range(most, 0, -1) if not any(width % n for width in widths))
-    return Style(settings.norm, settings.activation, groups)
-
-
-def _first_side(settings: NetworkSettings, shape: tuple[int, int, int]) -> Pair:
-    height, width = shape[1:]
-    # With stride 2 to what `kernel` halves to.
-    return (height, width) if settings.first_stride == 1 else ((height + 1) // 2, (width + 1) // 2)
-
-
-def _levels(settings: NetworkSettings, shape: tuple[int, int, int]) -> list[Level]:
+def plan_of(settings: NetworkSettings, shape: tuple[int, int, int]) -> ResNetPlan:
+    """The plan that settings ask for; raise UsageError if it does not fit the size."""
     side, widths, levels = _first_side(settings, shape), _widths(settings, shape), []
+    attends = False
     for place, width in enumerate(widths):
         if place:
             if min(side) < 2:
@@ -144,8 +137,29 @@ def _levels(settings: NetworkSettings, shape: tuple[int, int, int]) -> list[Leve
         # A range for each entry, so that 16 means the same for 64 px (16) and for 28 (14).
         attends = any(size < 2 * max(side) <= 2 * size for size in settings.attention)
         last = place == len(widths) - 1
-        levels.append(Level(width, side, max(1, settings.depth), attends, last))
-    return levels
+        # At the smallest map in the middle alone.
+        levels.append(Level(width, side, max(1, settings.depth), last, attends and not last))
+    style = Style(settings.norm, settings.activation, groups_of(widths))
+    return ResNetPlan(style, tuple(levels), attends, settings.first_stride)
+
+
+def groups_of(widths: tuple[int, ...]) -> int:
+    """Groups of the normalisation: width 128 gives diffusers' 32."""
+    most = min(32, max(1, widths[0] // 4))
+    return next(n for n in range(most, 0, -1) if not any(width % n for width in widths))
+
+
+def _widths(settings: NetworkSettings, shape: tuple[int, int, int]) -> tuple[int, ...]:
+    if settings.widths:
+        return settings.widths
+    levels = default_levels(_first_side(settings, shape))
+    return tuple(WIDTH * min(2**level, 4) for level in range(levels))
+
+
+def _first_side(settings: NetworkSettings, shape: tuple[int, int, int]) -> Pair:
+    height, width = shape[1:]
+    # With stride 2 to what `kernel` halves to.
+    return (height, width) if settings.first_stride == 1 else ((height + 1) // 2, (width + 1) // 2)
 
 
 def _to_latent(channels: int, side: Pair, outputs: Shape) -> nn.Module:

@@ -1,0 +1,277 @@
+"""What image tokenizers share: the networks, the error, the adversary and the figures.
+
+A tokenizer compresses an image to a small map, [z, H/f, W/f], for a second model that learns these
+maps (Esser et al. 2021; Rombach et al. 2022). Networks have the layout of diffusers' AutoencoderKL.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from udl_dist.core.config_schema import setting
+from udl_dist.errors import UsageError
+from udl_dist.methods import descriptor, frechet
+from udl_dist.methods.adversary import Adversary, AdversarySettings, rows_of
+from udl_dist.methods.method import Batch, Loss, Method, Phase, Shape
+from udl_dist.methods.networks.blocks import Level, Style
+from udl_dist.methods.networks.layers import conv
+from udl_dist.methods.networks.resnet import ResNetDecoder, ResNetEncoder, ResNetPlan, groups_of
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """Settings of the networks, the error and the adversary."""
+
+    latent_channels: int = setting(4, "channels z of the latent map", low=1)
+    widths: tuple[int, ...] = setting(
+        (128, 256, 512, 512),
+        "channels of each level, half as large as the one before: the latent is f = 2^(n - 1) times"
+        " smaller than the image, 8 times with 4 levels",
+        low=1,
+    )
+    blocks: int = setting(2, "residual blocks of a level; the decoder has one more", low=1, high=16)
+    attention: Literal["none", "middle", "smallest"] = setting(
+        "middle", "self-attention: in the middle, or also after each block of the smallest maps"
+    )
+    error: Literal["l1", "l2"] = setting("l1", "of pixels in [-1, 1], a mean over the image")
+    learned_scale: bool = setting(
+        False, "the error is divided by a learned scale, one for all images (Rombach et al. 2022)"
+    )
+    adversary: AdversarySettings = setting(AdversarySettings, "the discriminator of patches")
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What the bottleneck makes of a batch in training."""
+
+    maps: Tensor  # [B, z, h, w], as the decoder gets them
+    penalty: Tensor  # [B], added to the error
+    plots: Mapping[str, Tensor] = field(default_factory=dict)
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class LogScale(nn.Module):
+    """The logarithm of the scale of the error, []."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self) -> Tensor:
+        return self.weight.clone()
+
+
+class Tokenizer(Method):
+    """Minimises error + penalty of the bottleneck + λ · adversary, all means over pixels.
+
+    λ is the adversary's weight, by default times the ratio of the gradients of the error and of the
+    adversary at the decoder's last layer in the *step before*, over the whole global batch: one
+    message for all ranks, and equal after a resume.
+    """
+
+    defaults: ClassVar = {
+        "train.batch_size": 16,
+        "train.learning_rate": 1e-4,
+        "train.beta2": 0.95,
+        "train.clip_norm": 1.0,
+        "train.average_half_life": 50_000,
+        "train.average_share": 0.05,
+    }
+    best = "frechet_detail"
+    higher_is_better = ("psnr",)
+    incomparable: ClassVar = {
+        **dict.fromkeys(("sharpness", "latent_std"), ()),
+        "error": ("error", "learned_scale"),
+    }
+    about_samples = "There are no samples: a tokenizer needs a second model to draw latent maps"
+    settings: TokenizerSettings
+
+    def __init__(
+        self, settings: TokenizerSettings, shape: Shape, classes: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(settings, shape, classes)
+        plan = _plan(settings, shape)
+        channels = settings.latent_channels
+        self.latent_shape = (channels, *plan.levels[-1].side)
+        moments = self.encoded_channels()
+        self.encoder = ResNetEncoder(plan, shape, (moments, *self.latent_shape[1:]))
+        self.quant_conv = conv(moments, moments, (1, 1))
+        self.post_quant_conv = conv(channels, channels, (1, 1))
+        self.decoder = ResNetDecoder(plan, self.latent_shape, shape)
+        if settings.learned_scale:
+            self.log_scale = LogScale()
+        if settings.adversary.weight:
+            self.adversary = Adversary(settings.adversary, shape)
+
+    @abstractmethod
+    def encoded_channels(self) -> int:
+        """The channels of the encoder's output."""
+
+    @abstractmethod
+    def bottleneck(self, encoded: Tensor, keys: Tensor) -> Latents:
+        """The latents of an encoder's output, [B, encoded_channels, h, w], with a random draw."""
+
+    def phases(self) -> tuple[Phase, ...]:
+        own = Phase(self.averaged(), self.loss)
+        if not self.settings.adversary.weight:
+            return (own,)
+        start = self.settings.adversary.learns_after_images
+        return own, Phase(("adversary",), self.adversary_loss, start_images=start)
+
+    def averaged(self) -> tuple[str, ...]:
+        return tuple(name for name in self.networks if name != "adversary")
+
+    def loss(self, batch: Batch) -> Loss:
+        """The autoencoder's loss. Its gradient by the output is taken first, once for each part."""
+        images = batch.images
+        latents = self._latents(batch)
+        output, features = self._decoded(latents.maps)
+        output = output.to(images.dtype)
+        # The error and the adversary each make a graph from this leaf to their value; both
+        # gradients then go through the decoder together.
+        leaf = output.detach().requires_grad_(torch.is_grad_enabled())
+        error = self.errors(images, leaf).mean()
+        scale = self.log_scale() if self.settings.learned_scale else torch.zeros_like(error)
+        penalty = latents.penalty.mean()
+        value = error.detach() * (-scale).exp() + scale + penalty
+        plots = {"error": error.detach(), **latents.plots}
+        sums = {"images": rows_of(images), **latents.sums}
+        gradient = _gradient(error, leaf) * (-scale.detach()).exp()
+        if not self._acts(batch.seen):
+            sums["error"] = error.detach() * len(images)
+        else:
+            against = self.adversary.against(leaf).mean()
+            opposed, weight = _gradient(against, leaf), self.adversary.weight(batch.seen)
+            plots |= {"adversary": against.detach(), "adversary_weight": weight.clone()}
+            if self.settings.adversary.adaptive:
+                last = self.decoder.get_parameter("conv_out.weight")
+                sums |= self.adversary.measured((gradient, opposed), features, last)
+            gradient = gradient + weight * opposed
+            value = value + weight * against.detach()
+        # Has the value 0 and the gradient of both.
+        through = (output * gradient).sum()
+        return Loss(value + through - through.detach(), plots, sums)
+
+    def adversary_loss(self, batch: Batch) -> Loss:
+        """The discriminator's loss, from images and reconstructions without gradient."""
+        with torch.no_grad():
+            output, _ = self._decoded(self._latents(batch).maps)
+        return self.adversary.loss(batch.images, output.to(batch.images.dtype))
+
+    def after_step(self, sums: Mapping[str, Tensor]) -> None:
+        if self.settings.adversary.weight:
+            self.adversary.after_step(sums)
+
+    def errors(self, images: Tensor, output: Tensor) -> Tensor:  # [B, C, H, W] twice -> [B]
+        """The error of each reconstruction."""
+        difference = images - output
+        powers = difference.abs() if self.settings.error == "l1" else difference.square()
+        return powers.flatten(1).mean(1)
+
+    # [B, *latent_shape] -> [B, C, H, W]
+    def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        output, _ = self._decoded(latents)
+        return output.clamp(-1, 1)
+
+    def measure(self, batch: Batch) -> dict[str, Tensor]:
+        return self.measured(batch.images, self.encode(batch.images))
+
+    # [B, C, H, W], [B, *latent_shape] -> each [B] or [B, D]
+    def measured(self, images: Tensor, latents: Tensor) -> dict[str, Tensor]:
+        """Errors of each image and moments of its latents and of descriptors."""
+        output = self.decode(latents).to(images.dtype)
+        mse = (output - images).div(2).square().flatten(1).mean(1)
+        latents = latents.double().flatten(2)
+        values = {
+            "error": self.errors(images, output),
+            "mse": mse,
+            # Of pixels in [0, 1]; exact copies have no more than 8-bit images could show.
+            "psnr": -10 * mse.clamp(min=1e-10).log10(),
+            "latent": latents.mean(2),
+            "latent_square": latents.square().mean(2),
+        }
+        for name, each in (("real", images), ("output", output)):
+            values |= frechet.moments(descriptor.describe(each), name)
+            values[f"{name}_detail"] = _gradient_energy(each)
+        return values
+
+    def metrics(self, means: Mapping[str, Tensor]) -> dict[str, float]:
+        """Errors; the Fréchet distance of reconstructions from images in the descriptor; sharpness.
+
+        `sharpness` is the energy of differences of neighbouring pixels over that of the images.
+        """
+        plain = {name: means[name] for name in ("error", "mse", "psnr")}
+        variance = means["latent_square"] - means["latent"].square()
+        return super().metrics(plain) | {
+            "frechet_detail": frechet.distance(means, "real", "output"),
+            "sharpness": float(means["output_detail"] / means["real_detail"]),
+            "latent_std": float(variance.mean().sqrt()),
+        }
+
+    def alarms(self, metrics: Mapping[str, float], seen: int) -> dict[str, str]:
+        if not self.settings.adversary.weight:
+            return {}
+        return self.adversary.alarms(metrics.get("val/error", 0.0), seen)
+
+    def _acts(self, seen: int) -> bool:
+        return self.settings.adversary.weight > 0 and self.adversary.acts(seen)
+
+    def _latents(self, batch: Batch) -> Latents:
+        encoded = self.encoded(batch.images)
+        # In float32 under autocast too: bfloat16 has three digits.
+        with torch.autocast(encoded.device.type, enabled=False):
+            return self.bottleneck(encoded, batch.keys)
+
+    def encoded(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, encoded_channels, h, w]
+        """What the encoder makes of images, in their own type."""
+        encoded: Tensor = self.quant_conv(self.encoder(images))
+        return encoded.to(images.dtype)
+
+    def _decoded(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """The output, [B, C, H, W], and the input of the last layer, [B, D, H, W]."""
+        found: tuple[Tensor, Tensor] = self.decoder(self.post_quant_conv(latents), True)
+        return found
+
+
+def _plan(settings: TokenizerSettings, shape: Shape) -> ResNetPlan:
+    """The levels of an image whose sides f divides; raise UsageError for another."""
+    count = len(settings.widths)
+    if not count:
+        raise UsageError("method.widths is empty: give the channels of at least one level")
+    f = 2 ** (count - 1)
+    if any(side % f for side in shape[1:]):
+        fitting = " and ".join(str(max(1, round(side / f)) * f) for side in shape[1:])
+        raise UsageError(
+            f"an image of {shape[1]}×{shape[2]} is not a multiple of f = {f} on each side: set"
+            f" data.size to {fitting}, or give fewer method.widths"
+        )
+    levels = tuple(
+        Level(
+            width,
+            (shape[1] >> place, shape[2] >> place),
+            settings.blocks,
+            place == count - 1,
+            place == count - 1 and settings.attention == "smallest",
+        )
+        for place, width in enumerate(settings.widths)
+    )
+    style = Style("group", "silu", groups_of(settings.widths))
+    return ResNetPlan(style, levels, settings.attention != "none")
+
+
+def _gradient(value: Tensor, leaf: Tensor) -> Tensor:  # [], [B, C, H, W] -> [B, C, H, W]
+    if not leaf.requires_grad:
+        return torch.zeros_like(leaf)
+    (found,) = torch.autograd.grad(value, leaf)
+    return found
+
+
+def _gradient_energy(images: Tensor) -> Tensor:  # [B, C, H, W] -> [B]
+    down, across = images.diff(dim=2), images.diff(dim=3)
+    return down.square().flatten(1).mean(1) + across.square().flatten(1).mean(1)
