@@ -13,8 +13,33 @@ from udl_dist.methods.sizes import MethodMaker
 SHAPE = (1, 8, 8)
 CLASSES = ("ash", "elm", "oak")
 DENSE = {"latent_dim": 3, "network.kind": "dense", "network.widths": [7]}
+ADVERSARY = {
+    "adversary.width": 4,
+    "adversary.halvings": 1,
+    "adversary.acts_after_images": 0,
+    "adversary.ramp_images": 0,
+}
+TOKENIZER = {"widths": [4, 8], "blocks": 1, **ADVERSARY}
+# Of methods whose default networks are for a GPU.
+SMALL: dict[str, dict[str, Any]] = {"kl": TOKENIZER | {"latent_channels": 2}}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, {}) for name in names()},  # a method is tested by being in its folder
+    # A method is tested by being in its folder.
+    **{name: (name, SMALL.get(name, {})) for name in names()},
+    "kl with a constant weight": (
+        "kl",
+        SMALL["kl"]
+        | {
+            "adversary.adaptive": False,
+            "adversary.loss": "softplus",
+            "error": "l2",
+            "learned_scale": True,
+            "kl_weight": 0.1,
+        },
+    ),
+    "kl without adversary": (
+        "kl",
+        {"widths": [8], "attention": "none", "latent_channels": 1, "adversary.weight": 0.0},
+    ),
     "dense ae": ("ae", DENSE),
     "tied ae": ("ae", {"latent_dim": 3, "network.kind": "dense", "tied": True}),
     "denoising ae": ("ae", DENSE | {"noise": "gaussian", "noise_level": 0.3}),

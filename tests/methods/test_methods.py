@@ -286,7 +286,7 @@ def test_saved_tensors_are_loaded_whole_or_refused() -> None:
 
 
 def test_helpers_are_no_methods() -> None:
-    assert names() == ["ae", "gan", "vae"]
+    assert names() == ["ae", "gan", "kl", "vae"]
     with pytest.raises(UsageError, match="unknown method.name 'chance'"):
         find("chance")
 

@@ -22,7 +22,20 @@ from udl_dist.training.distributed import Ranks
 from udl_dist.training.loop import Hooks, Intervals, LoopState, Report, TrainingLoop
 from udl_dist.training.train_state import TrainState
 
+TOKENIZER = {
+    "method.widths": "4,8",
+    "method.blocks": "1",
+    "method.latent_channels": "2",
+    "method.adversary.width": "4",
+    "method.adversary.halvings": "1",
+    "method.adversary.loss": "softplus",
+    # The discriminator learns from the fifth step on and acts from the tenth.
+    "method.adversary.learns_after_images": "60",
+    "method.adversary.acts_after_images": "120",
+    "method.adversary.ramp_images": "60",
+}
 SMALL = {
+    "kl": TOKENIZER,
     "ae": {
         "method.network.kind": "dense",
         "method.network.widths": "16",
