@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Modules of this folder that are not methods.
 HELPERS = (
+    "codebooks",
     "descriptor",
     "frechet",
     "gan_metrics",
@@ -27,6 +28,7 @@ HELPERS = (
     "method",
     "networks",
     "pixels",
+    "quantizers",
     "sizes",
 )
 
