@@ -21,7 +21,10 @@ ADVERSARY = {
 }
 TOKENIZER = {"widths": [4, 8], "blocks": 1, **ADVERSARY}
 # Of methods whose default networks are for a GPU.
-SMALL: dict[str, dict[str, Any]] = {"kl": TOKENIZER | {"latent_channels": 2}}
+SMALL: dict[str, dict[str, Any]] = {
+    "kl": TOKENIZER | {"latent_channels": 2},
+    "vq": TOKENIZER | {"latent_channels": 6, "quantizer.codes": 8, "quantizer.dimensions": 3},
+}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     # A method is tested by being in its folder.
     **{name: (name, SMALL.get(name, {})) for name in names()},
@@ -36,6 +39,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "kl_weight": 0.1,
         },
     ),
+    "vq by gradient": (
+        "vq",
+        SMALL["vq"] | {"quantizer.kind": "gradient", "quantizer.normalise": False},
+    ),
+    "fsq": ("vq", TOKENIZER | {"quantizer.kind": "fsq", "quantizer.levels": [4, 3]}),
     "kl without adversary": (
         "kl",
         {"widths": [8], "attention": "none", "latent_channels": 1, "adversary.weight": 0.0},

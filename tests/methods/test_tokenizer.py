@@ -75,7 +75,7 @@ def test_a_patch_discriminator_fits_the_image(side: int, patches: int) -> None:
 
 def test_the_kl_is_that_of_torch() -> None:
     method, data = kl(kl_weight=0.5), batch(dtype=torch.float64)
-    mean, logvar = method._moments(method.encoded(data.images))
+    mean, logvar = method._moments(method.compressed(data.images))
     expected = kl_divergence(Normal(mean, (logvar / 2).exp()), Normal(0.0, 1.0)).flatten(1).sum(1)
     latents = method._latents(data)
     torch.testing.assert_close(latents.plots["kl"], expected.mean())

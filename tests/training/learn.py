@@ -25,7 +25,6 @@ from udl_dist.training.train_state import TrainState
 TOKENIZER = {
     "method.widths": "4,8",
     "method.blocks": "1",
-    "method.latent_channels": "2",
     "method.adversary.width": "4",
     "method.adversary.halvings": "1",
     "method.adversary.loss": "softplus",
@@ -35,7 +34,13 @@ TOKENIZER = {
     "method.adversary.ramp_images": "60",
 }
 SMALL = {
-    "kl": TOKENIZER,
+    "kl": TOKENIZER | {"method.latent_channels": "2"},
+    "vq": TOKENIZER
+    | {
+        "method.latent_channels": "6",
+        "method.quantizer.codes": "16",
+        "method.quantizer.dimensions": "3",
+    },
     "ae": {
         "method.network.kind": "dense",
         "method.network.widths": "16",

@@ -15,7 +15,11 @@ from udl_dist.training.distributed import Ranks
 from udl_dist.training.loop import LoopState
 
 # Squares: the slope of |x| jumps at 0, and rounding decides on which side a pixel lies.
-METHODS: dict[str, dict[str, str]] = {"kl": {"method__error": "l2"}}
+METHODS: dict[str, dict[str, str]] = {
+    "kl": {"method__error": "l2"},
+    # Half of the codes die in the first steps and are restarted.
+    "vq": {"method__error": "l2", "method__quantizer__decay": "0.5"},
+}
 # Of each way to add up a step: by DDP in parts, with an average; and elastic.
 WAYS = (
     {"train__accumulate": "2", "train__average_half_life": "60"},

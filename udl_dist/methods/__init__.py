@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Modules of this folder that are not methods.
 HELPERS = (
     "adversary",
+    "codebooks",
     "descriptor",
     "frechet",
     "gan_metrics",
@@ -28,6 +29,7 @@ HELPERS = (
     "method",
     "networks",
     "pixels",
+    "quantizers",
     "sizes",
     "tokenizer",
 )

@@ -34,11 +34,12 @@ class KLAutoencoder(Tokenizer):
     Settings = KLSettings
     settings: KLSettings
 
-    def encoded_channels(self) -> int:
-        return 2 * self.settings.latent_channels  # means and log-variances
+    def channels(self) -> tuple[int, int, int]:
+        latent = self.settings.latent_channels
+        return 2 * latent, 2 * latent, latent  # means and log-variances
 
-    def bottleneck(self, encoded: Tensor, keys: Tensor) -> Latents:
-        mean, logvar = self._moments(encoded)
+    def bottleneck(self, compressed: Tensor, keys: Tensor) -> Latents:
+        mean, logvar = self._moments(compressed)
         noise = rng.normal(keys, "latent", self.latent_shape).to(mean.dtype)
         kl = _kl(mean, logvar)
         maps = mean + (logvar / 2).exp() * noise
@@ -47,17 +48,17 @@ class KLAutoencoder(Tokenizer):
 
     def encode(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, z, h, w]
         """The means of q(z|x)."""
-        return self._moments(self.encoded(images))[0]
+        return self._moments(self.compressed(images))[0]
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
-        mean, logvar = self._moments(self.encoded(batch.images))
+        mean, logvar = self._moments(self.compressed(batch.images))
         return self.measured(batch.images, mean) | {"kl": _kl(mean, logvar)}
 
     def metrics(self, means: Mapping[str, Tensor]) -> dict[str, float]:
         return super().metrics(means) | {"kl": float(means["kl"])}
 
-    def _moments(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        mean, logvar = encoded.chunk(2, 1)
+    def _moments(self, compressed: Tensor) -> tuple[Tensor, Tensor]:
+        mean, logvar = compressed.chunk(2, 1)
         return mean, logvar.clamp(LEAST, MOST)
 
 

@@ -114,6 +114,9 @@ class Method(nn.Module):
         """The phases in the order in which a step runs them."""
         raise NotImplementedError
 
+    def check_images(self, images: int) -> None:
+        """Raise UsageError for settings that do not suit this many training images."""
+
     def after_step(self, sums: Mapping[str, Tensor]) -> None:
         """Change buffers, in place, by the sums of the global batch; once a step, on every rank.
 

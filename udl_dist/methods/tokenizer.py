@@ -97,25 +97,25 @@ class Tokenizer(Method):
     ) -> None:
         super().__init__(settings, shape, classes)
         plan = _plan(settings, shape)
-        channels = settings.latent_channels
-        self.latent_shape = (channels, *plan.levels[-1].side)
-        moments = self.encoded_channels()
-        self.encoder = ResNetEncoder(plan, shape, (moments, *self.latent_shape[1:]))
-        self.quant_conv = conv(moments, moments, (1, 1))
-        self.post_quant_conv = conv(channels, channels, (1, 1))
-        self.decoder = ResNetDecoder(plan, self.latent_shape, shape)
+        encoded, compressed, latent = self.channels()
+        side = plan.levels[-1].side
+        self.latent_shape = (latent, *side)
+        self.encoder = ResNetEncoder(plan, shape, (encoded, *side))
+        self.quant_conv = conv(encoded, compressed, (1, 1))
+        self.post_quant_conv = conv(latent, settings.latent_channels, (1, 1))
+        self.decoder = ResNetDecoder(plan, (settings.latent_channels, *side), shape)
         if settings.learned_scale:
             self.log_scale = LogScale()
         if settings.adversary.weight:
             self.adversary = Adversary(settings.adversary, shape)
 
     @abstractmethod
-    def encoded_channels(self) -> int:
-        """The channels of the encoder's output."""
+    def channels(self) -> tuple[int, int, int]:
+        """Channels of the encoder's output, of what the bottleneck gets, and of the latent."""
 
     @abstractmethod
-    def bottleneck(self, encoded: Tensor, keys: Tensor) -> Latents:
-        """The latents of an encoder's output, [B, encoded_channels, h, w], with a random draw."""
+    def bottleneck(self, compressed: Tensor, keys: Tensor) -> Latents:
+        """The latents of `compressed` images, [B, D, h, w], with random draws by keys."""
 
     def phases(self) -> tuple[Phase, ...]:
         own = Phase(self.averaged(), self.loss)
@@ -223,15 +223,15 @@ class Tokenizer(Method):
         return self.settings.adversary.weight > 0 and self.adversary.acts(seen)
 
     def _latents(self, batch: Batch) -> Latents:
-        encoded = self.encoded(batch.images)
+        compressed = self.compressed(batch.images)
         # In float32 under autocast too: bfloat16 has three digits.
-        with torch.autocast(encoded.device.type, enabled=False):
-            return self.bottleneck(encoded, batch.keys)
+        with torch.autocast(compressed.device.type, enabled=False):
+            return self.bottleneck(compressed, batch.keys)
 
-    def encoded(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, encoded_channels, h, w]
-        """What the encoder makes of images, in their own type."""
-        encoded: Tensor = self.quant_conv(self.encoder(images))
-        return encoded.to(images.dtype)
+    def compressed(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, D, h, w]
+        """What the bottleneck gets of images, in their own type."""
+        compressed: Tensor = self.quant_conv(self.encoder(images))
+        return compressed.to(images.dtype)
 
     def _decoded(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """The output, [B, C, H, W], and the input of the last layer, [B, D, H, W]."""
