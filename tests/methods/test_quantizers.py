@@ -148,7 +148,9 @@ def test_autocast_does_not_reach_a_quantizer(kind: str) -> None:
         cast = ours(latents, rng.keys(1, 4))
         coarse = nn.functional.normalize(rows(latents)) @ drawn(4, 512)
         assert coarse.dtype == torch.bfloat16
-        assert ours(latents.bfloat16(), rng.keys(1, 4)).latents.dtype == torch.float32
+        # What a network hands over under autocast is rounded once, and not again in here.
+        handed = ours(latents.bfloat16(), rng.keys(1, 4)).loss
+        assert torch.equal(handed, ours(latents.bfloat16().float(), rng.keys(1, 4)).loss)
     assert torch.equal(cast.indices, exact.indices)
     assert torch.equal(cast.latents, exact.latents)
     assert cast.loss.dtype == torch.float32
@@ -220,6 +222,19 @@ def test_without_restarts_an_unused_entry_stays() -> None:
     assert (ours.counts > 0).sum() == 1
     unused = ours.counts == 0
     assert torch.equal(ours.codebook[unused], start[unused])
+
+
+def test_a_batch_of_fewer_positions_than_entries_restarts_some() -> None:
+    ours = quantizer(codes=64, dimensions=4)
+    latents = drawn(1, 4, 3, 3)
+    unused = torch.ones(64, dtype=torch.bool).index_fill(0, ours.indices(latents).flatten(), False)
+    start = ours.codebook.clone()
+    stepped(ours, latents)
+    moved = (ours.codebook != start).any(1) & unused
+    assert 5 < moved.sum() <= 9
+    # Each on one of the nine latents.
+    nearest = ours.codebook[moved] @ nn.functional.normalize(rows(latents)).T
+    torch.testing.assert_close(nearest.amax(1), torch.ones(int(moved.sum())))
 
 
 def restarted(sums: Mapping[str, Tensor]) -> Any:
