@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional
 
-from tests.methods.cases import TOKENIZER, batch, made, maker, part
+from tests.methods.cases import SMALL, TOKENIZER, batch, made, maker, part
 from udl_dist.errors import UsageError
 from udl_dist.methods.adversary import DECAY, MOST, Adversary, AdversarySettings
 from udl_dist.methods.method import Batch, Loss
@@ -38,21 +38,24 @@ def plain_terms(method: Any, data: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return error, latents.penalty.mean(), against
 
 
+# The codebook of Sun et al. 2024 is learned by gradient.
+CODEBOOK = {"quantizer.kind": "gradient", "quantizer.codes": 16384}
+F16 = {"widths": [128, 128, 256, 256, 512], "attention": "smallest"}
+
+
 @pytest.mark.parametrize(
-    ("widths", "values", "millions"),
+    ("name", "values", "millions"),
     [
-        ([128, 256, 512, 512], {}, 83.65),  # Rombach et al. 2022, KL-f8
-        (
-            [128, 128, 256, 256, 512],
-            {"latent_channels": 16, "attention": "smallest"},
-            69.6,  # KL-f16
-        ),
+        ("kl", {}, 83.65),  # Rombach et al. 2022, KL-f8
+        ("kl", F16 | {"latent_channels": 16}, 69.6),  # KL-f16
+        ("vq", F16 | CODEBOOK, 71.9),  # VQ-16
+        ("vq", {"widths": [128, 256, 256, 512], "attention": "smallest"} | CODEBOOK, 70.1),  # VQ-8
     ],
 )
 def test_networks_have_as_many_weights_as_the_published(
-    widths: list[int], values: dict[str, Any], millions: float
+    name: str, values: dict[str, Any], millions: float
 ) -> None:
-    method = maker("kl", {"widths": widths, **values}, (3, 256, 256)).on_meta()
+    method = maker(name, values, (3, 256, 256)).on_meta()
     own = numbers(method) - numbers(method.networks["adversary"])
     assert own / 1e6 == pytest.approx(millions, abs=0.05)
 
@@ -230,3 +233,54 @@ def test_sharpness_is_the_energy_of_neighbouring_differences_over_that_of_images
     assert metrics["sharpness"] == pytest.approx(scale**2)
     assert (metrics["frechet_detail"] < 1e-6) == (scale == 1)
     assert metrics["psnr"] > 0
+
+
+def vq(**values: Any) -> Any:
+    return made("vq", SMALL["vq"] | values)
+
+
+@torch.no_grad()
+def test_codes_go_there_and_back() -> None:
+    for values in ({}, {"quantizer.kind": "gradient"}):
+        method, data = vq(**values).eval(), batch()
+        indices = method.indices(data.images)
+        assert indices.shape == (6, 4, 4)
+        assert indices.dtype == torch.int64
+        torch.testing.assert_close(method.decode_indices(indices), method.reconstruct(data.images))
+        assert torch.equal(method.quantizer.indices(method.encode(data.images)), indices)
+
+
+def test_the_encoder_gets_the_gradient_of_its_codes_and_of_the_commitment() -> None:
+    method, data = (
+        vq(**{"quantizer.commitment": 2.0, "error": "l2"}).double(),
+        batch(dtype=torch.float64),
+    )
+    weight = method.quant_conv.weight
+    (found,) = torch.autograd.grad(method.loss(data).value, weight)
+    compressed = functional.normalize(method.compressed(data.images), dim=1)
+    entries = method.quantizer.lookup(method.quantizer.indices(compressed)).detach()
+    output, _ = method._decoded(compressed + (entries - compressed).detach())
+    loss = method.errors(data.images, output).mean() + 2 * (compressed - entries).square().mean()
+    torch.testing.assert_close(found, torch.autograd.grad(loss, weight)[0])
+
+
+def test_usage_perplexity_and_bits_of_known_codes() -> None:
+    method, data = vq(), batch()
+    four = torch.arange(4).repeat(6, 4).view(6, 4, 4)
+    method.indices = lambda images: four
+    with torch.no_grad():
+        means = {name: value.double().mean(0) for name, value in method.measure(data).items()}
+    metrics = method.metrics(means)
+    assert metrics["usage"] == 0.5
+    assert metrics["perplexity"] == pytest.approx(4)
+    assert metrics["bits"] == 16 * 3
+    (line,) = method.alarms({"val/usage": 0.05}, 0).values()
+    assert "5.0% of 8 codes are in use" in line
+    assert method.alarms({"val/usage": 0.5}, 0) == {}
+
+
+def test_more_codes_than_positions_of_training_images_are_refused() -> None:
+    method = vq()
+    method.check_images(1)  # 16 positions for 8 codes
+    with pytest.raises(UsageError, match="makes 40 codes, more than the 32 positions of 2 train"):
+        vq(**{"quantizer.codes": 40}).check_images(2)

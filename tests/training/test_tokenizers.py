@@ -62,6 +62,7 @@ def worlds(source: Path) -> dict[int, list[tuple[torch.Tensor, str]]]:
     return {world: gloo.run(world, trained, experiments, seconds=300)[0] for world in (1, 2, 3)}
 
 
+@pytest.mark.long
 def test_any_number_of_ranks_learns_the_same(
     name: str, worlds: dict[int, list[tuple[torch.Tensor, str]]]
 ) -> None:
@@ -73,15 +74,10 @@ def test_any_number_of_ranks_learns_the_same(
         assert worlds[world][place + 1][1] == alone[place + 1][1], f"{world} ranks, elastic"
 
 
-@pytest.mark.parametrize("way", WAYS, ids=["parts", "elastic"])
-def test_a_resume_before_at_and_after_the_switches_has_the_same_bits(
-    name: str, way: dict[str, str], source: Path
-) -> None:
-    experiment = wanted(name, source, way)
+def refuse_other_bits(experiment: Experiment, stops: tuple[int, ...]) -> None:
+    """Compare a whole run with runs that are cut after so many images and resumed."""
     whole = Run(experiment)
     list(whole.reports(every=240, validate=240))
-    # An elastic step of twelve parts is slow: at the second switch alone.
-    stops = (120,) if "run__determinism" in way else (48, 60, 72, 108, 120, 132, 180)
     for stop in stops:
         first = Run(experiment)
         state, kept = LoopState(), {}
@@ -93,6 +89,18 @@ def test_a_resume_before_at_and_after_the_switches_has_the_same_bits(
         second.learning.restore(kept)
         list(second.reports(stop, every=240, validate=240, resumed=state))
         assert second.hash() == whole.hash(), f"cut after {stop} images"
+
+
+def test_a_resume_at_a_switch_has_the_same_bits(name: str, source: Path) -> None:
+    refuse_other_bits(wanted(name, source, WAYS[0]), (60, 120))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", WAYS, ids=["parts", "elastic"])
+def test_a_resume_before_and_after_the_switches_has_the_same_bits(
+    name: str, way: dict[str, str], source: Path
+) -> None:
+    refuse_other_bits(wanted(name, source, way), (48, 72, 108, 120, 132, 180))
 
 
 def test_the_adversary_changes_what_the_autoencoder_learns(name: str, source: Path) -> None:

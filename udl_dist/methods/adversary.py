@@ -138,13 +138,12 @@ class Adversary(nn.Module):
     ) -> dict[str, Tensor]:
         """Sums for `after_step`: both gradients by the weight of the decoder's last layer."""
         # From the gradients by the output, without a second backward through the networks.
-        with torch.autocast(features.device.type, enabled=False):
-            error, adversary = (
-                grad.conv2d_weight(  # type: ignore[no-untyped-call]
-                    features.detach().to(each.dtype), list(weight.shape), each, padding=1
-                )
-                for each in gradients
+        error, adversary = (
+            grad.conv2d_weight(  # type: ignore[no-untyped-call]
+                features.detach().to(each.dtype), list(weight.shape), each, padding=1
             )
+            for each in gradients
+        )
         # These are of means over this part; sums over its rows add up to those of the batch.
         rows = len(features)
         return {"error_gradient": error * rows, "adversary_gradient": adversary * rows}

@@ -52,6 +52,7 @@ class EMAQuantizer(nn.Module):
     def __init__(self, settings: QuantizerSettings) -> None:
         super().__init__()
         self.settings, self.size, self.dimensions = settings, settings.codes, settings.dimensions
+        self.in_words = f"codebook of {self.size:,} × {self.dimensions}"
         self.register_buffer("codebook", _start(settings))
         # Not one use of the random start, as elsewhere: a decay of 0.99 would forget it too slowly.
         self.register_buffer("counts", torch.zeros(self.size))
@@ -133,6 +134,7 @@ class GradientQuantizer(nn.Module):
     def __init__(self, settings: QuantizerSettings) -> None:
         super().__init__()
         self.settings, self.size, self.dimensions = settings, settings.codes, settings.dimensions
+        self.in_words = f"codebook of {self.size:,} × {self.dimensions}"
         self.weight = nn.Parameter(_start(settings))
 
     @property

@@ -81,6 +81,7 @@ class FiniteScalarQuantizer(nn.Module):
     def __init__(self, settings: QuantizerSettings) -> None:
         super().__init__()
         self.size, self.dimensions = math.prod(settings.levels), len(settings.levels)
+        self.in_words = f"{self.size:,} codes, levels {'×'.join(map(str, settings.levels))}"
         constants = {
             "levels": settings.levels,
             "strides": [math.prod(settings.levels[:place]) for place in range(self.dimensions)],

@@ -100,6 +100,8 @@ def _cost(method: Method) -> Cost:
 
 def in_words(network: nn.Module) -> str:
     """The kind, and the width of each layer with weights: "conv 32-64-8"."""
+    if own := getattr(network, "in_words", None):  # a codebook says itself what it is
+        return str(own)
     convolutions = (nn.Conv2d, nn.ConvTranspose2d)
     widths = [
         module.out_features if isinstance(module, nn.Linear) else module.out_channels

@@ -223,10 +223,8 @@ class Tokenizer(Method):
         return self.settings.adversary.weight > 0 and self.adversary.acts(seen)
 
     def _latents(self, batch: Batch) -> Latents:
-        compressed = self.compressed(batch.images)
-        # In float32 under autocast too: bfloat16 has three digits.
-        with torch.autocast(compressed.device.type, enabled=False):
-            return self.bottleneck(compressed, batch.keys)
+        # In float32 under autocast too, which leaves what is no convolution as it is.
+        return self.bottleneck(self.compressed(batch.images), batch.keys)
 
     def compressed(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, D, h, w]
         """What the bottleneck gets of images, in their own type."""

@@ -20,6 +20,8 @@ from udl_dist.training.distributed import Ranks
 from udl_dist.training.optimizers import flat_state, new_optimizer, restore_state
 from udl_dist.training.settings import TrainSettings
 
+LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+
 
 class LossModule(nn.Module):
     """The networks that one phase trains. Its forward runs the loss, so that DDP sees every use."""
@@ -119,8 +121,10 @@ class TrainState:
             return
         for name in self.method.averaged():
             mean, now = self.average.networks[name], self.method.networks[name]
-            with torch.no_grad():
-                torch._foreach_lerp_(list(mean.parameters()), list(now.parameters()), weight)
+            weights: list[Tensor] = list(mean.parameters())
+            if weights:  # a codebook may have none
+                with torch.no_grad():
+                    torch._foreach_lerp_(weights, list(now.parameters()), weight)
             # Running statistics are averages already, and counters are integers.
             for buffer, current in zip(mean.buffers(), now.buffers(), strict=True):
                 buffer.copy_(current)
@@ -179,7 +183,9 @@ def _compile(method: Method) -> None:
     # which it silently runs eager.
     torch.compiler.reset()
     for name, network in method.networks.items():
-        if name not in method.differentiated_twice():
+        # Compiling takes long and pays for layers: a codebook or an embedding gains nothing.
+        layered = any(isinstance(part, LAYERS) for part in network.modules())
+        if layered and name not in method.differentiated_twice():
             network.forward = _compiled_in_training(network)
 
 
