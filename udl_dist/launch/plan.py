@@ -183,7 +183,7 @@ def plan(experiment: Experiment) -> Plan:
     if run.determinism == "elastic":
         refuse_inelastic(experiment, mixing)
     refuse_lone_images(experiment, mixing)
-    cost = sizes.cost(method)
+    cost = sizes.cost_of(make)
     total = train.length(seen.records)
     evaluated = experiment.evaluate.seen(seen.held_out_records)
     interval = experiment.evaluate.interval(total, evaluated)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from udl_dist.errors import UsageError
@@ -32,7 +37,7 @@ class MethodMaker:
 
     def on_meta(self) -> Method:
         """The method without memory or numbers."""
-        with torch.device("meta"), _Undrawn():
+        with torch.device("meta"), _without_compiler():
             return self()
 
 
@@ -42,6 +47,12 @@ class Cost:
 
     flops: int  # of forward and backward through every phase; a multiply-add is two
     activation_bytes: int  # that the phase with most of them stores for its backward
+
+
+@functools.lru_cache(maxsize=256)
+def cost_of(make: MethodMaker) -> Cost:
+    """`cost` of the method on the meta device; the trials of a search are often alike in it."""
+    return cost(make.on_meta())
 
 
 def cost(method: Method) -> Cost:
@@ -62,7 +73,7 @@ def _cost(method: Method) -> Cost:
     images = torch.zeros(ROWS, *method.shape, device="meta")
     batch = Batch(images, keys, keys, 0, keys if method.classes else None)
     stored = []
-    with FlopCounterMode(display=False) as counter:
+    with _without_compiler(), FlopCounterMode(display=False) as counter:
         for phase in method.phases():
             saved: dict[int, Tensor] = {}
 
@@ -120,10 +131,38 @@ def mixes_images(network: nn.Module) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
-class _Undrawn(TorchFunctionMode):
-    """Skips drawing first weights: on meta a draw only imports torch's compiler, for 1 s."""
+# Importing torch's compiler takes 1.6 s, and the meta device does it for nothing: its kernels in
+# Python are decorated to be left out of compiled code. The first call of one imports torch._dynamo
+# and keeps on the kernel what `torch._dynamo.disable` makes of it. Here that is the kernel itself,
+# and it is forgotten at the end.
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    if "torch._dynamo" in sys.modules:
+        yield
+        return
+    stand_in = _CompilerStandIn("torch._dynamo")
+    sys.modules[stand_in.__name__] = stand_in
+    try:
+        yield
+    finally:
+        if sys.modules[stand_in.__name__] is stand_in:
+            del sys.modules[stand_in.__name__]
+        for kernel in stand_in.kernels:
+            vars(kernel).pop("__dynamo_disable", None)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.__name__ in ("normal_", "uniform_", "trunc_normal_"):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
+
+class _CompilerStandIn(ModuleType):
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.kernels: list[Callable[..., Any]] = []
+
+    def disable(
+        self, kernel: Callable[..., Any], *_args: Any, **_kwargs: Any
+    ) -> Callable[..., Any]:
+        self.kernels.append(kernel)
+        return kernel
+
+    def __getattr__(self, name: str) -> Any:  # whatever else is asked for: of the compiler itself
+        if sys.modules[self.__name__] is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
