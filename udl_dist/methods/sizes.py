@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -18,6 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from udl_dist.errors import UsageError
 from udl_dist.methods.method import Batch, Method, Shape
+from udl_dist.methods.networks.blocks import Attention
+from udl_dist.methods.networks.layers import Pair
+from udl_dist.methods.networks.resnet import SMALLEST
 
 MOST_LISTED = 12  # widths of a network
 ROWS = 2  # of the batch that is counted: batch normalisation needs two
@@ -124,6 +127,28 @@ def in_words(network: nn.Module) -> str:
     if len(widths) > MOST_LISTED:
         return f"{kind}, {len(widths)} layers of {min(widths)} to {max(widths)}"
     return f"{kind} {'-'.join(map(str, widths))}"
+
+
+def warnings(networks: Mapping[str, nn.Module]) -> tuple[str, ...]:
+    """What a plan warns of: networks that end at maps of more than 8 pixels a side, unattended.
+
+    A network says its smallest map by an attribute `smallest`. A side of 3 pixels is as small as it
+    gets.
+    """
+    large: dict[Pair, list[str]] = {}
+    for name, network in networks.items():
+        smallest: Pair | None = vars(network).get("smallest")
+        attends = any(
+            isinstance(module, (Attention, nn.MultiheadAttention)) for module in network.modules()
+        )
+        if smallest and max(smallest) > SMALLEST and min(smallest) > 3 and not attends:
+            large.setdefault(smallest, []).append(name)
+    return tuple(
+        f"{' and '.join(names)}: the smallest map has {height} x {width} pixels and no attention,"
+        f" so no convolution sees the whole image; halve it to {SMALLEST} or fewer by more"
+        " method.network.widths, or choose attention or other networks"
+        for (height, width), names in large.items()
+    )
 
 
 def mixes_images(network: nn.Module) -> bool:

@@ -41,6 +41,7 @@ class ResNetEncoder(nn.Module):
     ) -> None:
         super().__init__()
         levels = _levels(settings, shape)
+        self.smallest = levels[-1].side
         style = _style(settings, tuple(level.channels for level in levels))
         channels = levels[0].channels
         if settings.first_stride == 2:
@@ -77,6 +78,7 @@ class ResNetDecoder(nn.Module):
     ) -> None:
         super().__init__()
         levels = _levels(settings, shape)
+        self.smallest = levels[-1].side
         style = _style(settings, tuple(level.channels for level in levels))
         channels = levels[-1].channels
         self.conv_in = _from_latent(channels, levels[-1].side, inputs)
