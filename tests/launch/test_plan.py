@@ -133,6 +133,38 @@ def test_the_plan_prints_each_network_by_kind_and_widths(
     assert f"networks     {expected}" in lines
 
 
+CONV = {"method__network__kind": "conv", "method__network__widths": "8"}
+RESNET = {**CONV, "method__network__kind": "resnet"}
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "expected"),
+    [
+        ("ae", {}, ""),
+        ("ae", CONV, ""),  # 8 x 8
+        ("ae", {**CONV, "data__size": "17,18"}, "encoder and decoder: the smallest map has 9 x 9 "),
+        ("ae", {**RESNET, "data__size": "18"}, "encoder and decoder: the smallest map has 9 x 9 "),
+        ("ae", {**RESNET, "data__size": "18", "method__network__attention": "16"}, ""),
+        ("ae", {**RESNET, "data__size": "6,40"}, ""),  # a strip: 3 x 20
+        (
+            "vae",
+            {"data__size": "128", "method__network__kind": "resnet", "method__network__widths": ""},
+            "",
+        ),
+        ("gan", {}, ""),
+        ("gan", {"data__size": "36"}, "generator and discriminator: the smallest map has 9 x 9 "),
+    ],
+)
+def test_the_plan_warns_of_networks_that_never_see_the_whole_image(
+    method: str, flags: dict[str, str], expected: str, source: Path
+) -> None:
+    flags = {"data__size": "16", **flags}
+    planned = plans.plan(asked(method, source, **flags))
+    said = [line for line in planned.lines() if line.startswith("warning")]
+    assert [line.startswith(f"warning      {expected}") for line in said] == [True] * bool(expected)
+    assert len(planned.warnings) == len(said)
+
+
 def test_the_plan_prints_the_flops_of_an_image(source: Path) -> None:
     planned = plans.plan(asked("ae", source))
     # Two dense layers and their mirror image; a multiply-add is two.

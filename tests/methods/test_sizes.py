@@ -1,6 +1,8 @@
 """What a method costs, counted on the meta device, is what torch does with real numbers."""
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -160,11 +162,44 @@ def test_a_network_is_said_by_its_kind_and_widths(say: Callable[[], str], words:
     assert say() == words
 
 
-def test_on_meta_nothing_is_allocated_or_imported_that_only_a_compiler_needs() -> None:
+def test_on_meta_nothing_is_allocated() -> None:
     network = {"network.kind": "dense", "network.widths": [2**20, 2**20]}
     method = maker("ae", network).on_meta()  # 4 TiB
     assert all(weight.is_meta for weight in method.parameters())
     assert sizes.cost(method).flops > 2**42
+
+
+COUNTED = """
+import sys
+from tests.methods.cases import maker
+from udl_dist.methods import sizes
+
+makers = [maker(name) for name in ("vae", "gan")]
+found = [sizes.cost_of(make) for make in makers]
+assert "torch._dynamo" not in sys.modules
+"""
+COMPILED = """
+import torch
+with sizes._without_compiler():  # what needs the compiler after all imports it
+    double = torch.compile(lambda x: 2 * x, backend="eager", fullgraph=True)
+    assert double(torch.ones(3)).tolist() == [2, 2, 2]
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+assert [sizes.cost(make.on_meta()) for make in makers] == found
+"""
+
+
+@pytest.mark.parametrize(
+    "code", [COUNTED, pytest.param(COUNTED + COMPILED, marks=pytest.mark.long)]
+)
+def test_counting_imports_no_compiler_and_leaves_it_whole(code: str) -> None:
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_cost_of_equal_settings_is_counted_once() -> None:
+    sizes.cost_of.cache_clear()
+    assert sizes.cost_of(maker("ae")) == sizes.cost_of(maker("ae"))
+    assert sizes.cost_of(maker("ae", {"latent_dim": 2})) != sizes.cost_of(maker("ae"))
+    assert sizes.cost_of.cache_info().misses == 2
 
 
 def test_counting_changes_no_random_state() -> None:

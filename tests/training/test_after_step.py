@@ -241,6 +241,11 @@ def test_a_rejected_step_leaves_the_buffers_as_they_were(
     reports = list(run.reports(every=10**6, validate=10**6))
     rejected = [report.images for report in reports if report.rejected]
     assert rejected[0] == 72
+    why = next(report.rejected.why() for report in reports if report.rejected)
+    if bad == "loss":
+        assert why == "the loss of rank 0 is nan"
+    else:
+        assert why == "every loss is finite, but not the sum latents"
     assert method.get_buffer("mean").isfinite().all()
     if lag == 0:
         assert rejected == [72]

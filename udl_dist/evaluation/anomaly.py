@@ -18,7 +18,6 @@ from udl_dist.evaluation.metric_group import (
     PartialSums,
     Subject,
     sklearn_missing,
-    summed,
 )
 
 Scores = dict[str, Tensor]
@@ -171,7 +170,7 @@ def _gaussian(train: PartialSums, name: str) -> tuple[Tensor, Tensor]:
 
 def _moments(rows: dict[str, Tensor]) -> dict[str, Tensor]:
     """First and second moments of rows, summed over images."""
-    sums = summed(rows)
+    sums = {name: value.double().sum(0).cpu() for name, value in rows.items()}
     for name, value in rows.items():
         if value.shape[1] <= MOST_FEATURES:
             sums[f"{name}_products"] = (value.double().T @ value.double()).cpu()

@@ -16,17 +16,30 @@ if TYPE_CHECKING:
 
 NAME = "evaluation.json"
 LONGEST_FILE = 2**26  # bytes read of a file, whatever its size
+MOST_LISTED = 20  # classes in a terminal
 EXTRA = "pip install 'udl-dist[evaluate]'"
 
 
 @dataclass(frozen=True)
+class ClassMetric:
+    """A metric of the `images` of one class alone."""
+
+    value: float
+    images: int
+
+
+@dataclass(frozen=True)
 class Metric:
-    """A value, its std over seeds, floors and ceilings to compare with, and how it was measured."""
+    """A value, its std over seeds, floors and ceilings to compare with, and how it was measured.
+
+    `classes` has its values within each class, by name, where images are labelled.
+    """
 
     value: float
     sd: float | None = None
     floor: Mapping[str, Any] = field(default_factory=dict)
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    classes: Mapping[str, ClassMetric] = field(default_factory=dict)
 
     def number(self, digits: int = 6) -> str:
         """The value, ± its std where it has one."""
@@ -50,8 +63,33 @@ def metrics_in(path: Path, faults: list[str]) -> dict[str, Metric]:
             float(sd) if is_number(sd) else None,
             floor if isinstance(floor, dict) else {},
             protocol if isinstance(protocol, dict) else {},
+            _classes(entry.get("classes")),
         )
     return found
+
+
+def _classes(entries: Any) -> dict[str, ClassMetric]:
+    """The valid entries of a metric by class."""
+    return {
+        str(name): ClassMetric(float(one["value"]), int(one["images"]))
+        for name, one in (entries.items() if isinstance(entries, dict) else ())
+        if isinstance(one, dict) and is_number(one.get("value")) and is_number(one.get("images"))
+    }
+
+
+def class_rows(metrics: Mapping[str, Metric]) -> tuple[list[str], list[list[str]]]:
+    """A table of metrics by class: its head, and for each class its images and its values."""
+    by_class = {name: metric.classes for name, metric in metrics.items() if metric.classes}
+    classes: dict[str, int] = {}  # the most images: a metric may lack a class
+    for values in by_class.values():
+        for name, one in values.items():
+            classes[name] = max(one.images, classes.get(name, 0))
+    rows = [
+        [name, f"{images:,}"]
+        + [f"{values[name].value:.5g}" if name in values else "–" for values in by_class.values()]
+        for name, images in classes.items()
+    ]
+    return ["class", "images", *by_class], rows
 
 
 def followed_in(folder: Path, faults: list[str]) -> dict[int, dict[str, Metric]]:
@@ -72,13 +110,26 @@ def of_weights(path: Path, weights: str) -> dict[str, Any]:
 
 
 def table(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A line for each metric: its value, its std and its floors."""
+    """A line for each metric: its value, its std and its floors; then a table of few classes."""
     width = max(len(name) for name in entries)
     lines = []
     for name, entry in entries.items():
         floors = ", ".join(f"{what} {value:.5g}" for what, value in (entry["floor"] or {}).items())
         value = Metric(entry["value"], entry["sd"]).number(5)
         lines.append(f"{name:<{width}}  {value:<18}  {floors}".rstrip())
+    head, rows = class_rows(
+        {
+            name: Metric(0.0, classes=_classes(entry.get("classes")))
+            for name, entry in entries.items()
+        }
+    )
+    if 0 < len(rows) <= MOST_LISTED:
+        cells = [head, *([clean(row[0]), *row[1:]] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines += [
+            "  ".join(f"{cell:<{size}}" for cell, size in zip(row, widths, strict=True)).rstrip()
+            for row in cells
+        ]
     return lines
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from udl_dist.core import rng
-from udl_dist.evaluation.io import Metric
+from udl_dist.evaluation.io import ClassMetric, Metric
 from udl_dist.evaluation.metric_group import MetricBatch, MetricGroup, PartialSums, Subject, summed
 from udl_dist.methods.method import Batch
 
@@ -36,14 +36,17 @@ class Likelihood(MetricGroup):
         values = self.subject.method.measure(seen.batch)
         if self.subject.asked.bound_samples:
             values |= {"bound": -self._bound(seen.batch)}
-        return PartialSums(len(seen.batch.images), summed(values))
+        return summed(values, seen.labels)
 
     def metrics(
         self, held_out: PartialSums, train: PartialSums | None, reference: Mapping[str, Tensor]
     ) -> dict[str, Metric]:
         method, count = self.subject.method, self.subject.asked.bound_samples
-        means = {name: held_out.mean(name) for name in held_out.sums if name != "bound"}
-        known = method.metrics(means)
+        known, by_class = self._known(held_out), dict[str, dict[str, ClassMetric]]()
+        for label, one in held_out.classes.items():
+            for name, value in self._known(one).items():
+                of_class = self.by_class({label: ClassMetric(value, one.images)})
+                by_class.setdefault(name, {}).update(of_class)
         elbo, found = known["negative_elbo"], {}
         # Settings that define the bound, such as the likelihood of pixels: bounds of others are
         # not comparable.
@@ -51,11 +54,13 @@ class Likelihood(MetricGroup):
         protocol = {name: getattr(method.settings, name) for name in names}
         bound = float(held_out.mean("bound")) if count else elbo
         floor = {f"bound of {count} latents": bound} if count else {}
-        found["negative_elbo"] = Metric(elbo, None, floor, protocol | {"latents": 1})
+        found["negative_elbo"] = Metric(
+            elbo, None, floor, protocol | {"latents": 1}, by_class.get("negative_elbo", {})
+        )
         protocol["latents"] = count or 1
         if count:
             found[f"iwae_{count}"] = Metric(bound, None, {"negative ELBO": elbo}, dict(protocol))
-        found["kl"] = Metric(known["kl"], None, {"collapsed": 0.0})
+        found["kl"] = Metric(known["kl"], None, {"collapsed": 0.0}, {}, by_class.get("kl", {}))
         if "active_units" in known:
             every = {"all": float(self.subject.latent_dim)}
             found["active_units"] = Metric(known["active_units"], None, every)
@@ -67,6 +72,12 @@ class Likelihood(MetricGroup):
             even = {"even chances": math.log2(levels)}
             found["bits_per_dimension"] = Metric(bits, None, even, protocol | {"levels": levels})
         return found
+
+    def _known(self, sums: PartialSums) -> dict[str, float]:
+        """The method's metrics of some images."""
+        return self.subject.method.metrics(
+            {name: sums.mean(name) for name in sums.sums if name != "bound"}
+        )
 
     def _bound(self, batch: Batch) -> Tensor:  # -> [B] float64
         """log of the mean weight of k latents of each image, some latents at a time."""

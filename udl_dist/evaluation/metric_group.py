@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from udl_dist.evaluation.io import EXTRA, Metric
+from udl_dist.evaluation.io import EXTRA, ClassMetric, Metric
 from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.methods.method import Batch, Method, Shape
 
@@ -50,6 +50,7 @@ class Subject:
     sample: Sampler | None  # None if it cannot
     sampled_from: str  # the source of its latents, in words
     labelled: bool = False  # whether both held-out and training images have labels
+    classes: tuple[str, ...] = ()  # the names of the labels of held-out images
     left_out: tuple[int, ...] = ()  # classes that training never saw, with held-out images
     # Batches [B, C, H, W] of held-out and training images, for references of several passes.
     real: Mapping[str, Callable[[], Iterable[Tensor]]] = field(default_factory=dict)
@@ -71,6 +72,7 @@ class PartialSums:
     images: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
     rows: dict[str, Tensor] = field(default_factory=dict)
+    classes: dict[int, PartialSums] = field(default_factory=dict)  # the same, by label
 
     def mean(self, name: str) -> Tensor:
         return self.sums[name] / self.images
@@ -79,6 +81,7 @@ class PartialSums:
     def joined(cls, parts: Iterable[PartialSums]) -> PartialSums:
         """Parts in order as one: sums are added, rows concatenated."""
         whole, rows = cls(), dict[str, list[Tensor]]()
+        classes: dict[int, list[PartialSums]] = {}
         for part in parts:
             whole.images += part.images
             for name, value in part.sums.items():
@@ -86,7 +89,10 @@ class PartialSums:
                 whole.sums[name] = whole.sums[name] + value if name in whole.sums else value
             for name, value in part.rows.items():
                 rows.setdefault(name, []).append(value)
+            for label, one in part.classes.items():
+                classes.setdefault(label, []).append(one)
         whole.rows = {name: torch.cat(values) for name, values in rows.items()}
+        whole.classes = {label: cls.joined(classes[label]) for label in sorted(classes)}
         return whole
 
 
@@ -158,6 +164,13 @@ class MetricGroup:
         """Maps of codes to plot, by name."""
         return {}
 
+    def by_class(self, found: Mapping[int, ClassMetric]) -> dict[str, ClassMetric]:
+        """A metric within each class, by the names of the classes."""
+        names = self.subject.classes
+        return {
+            names[label] if label < len(names) else str(label): one for label, one in found.items()
+        }
+
     def random_rows(self, rows: Tensor, count: int) -> Tensor:
         """`count` rows at random, since shards may be sorted; the same ones each time."""
         # A generator of its own: the global one would make the choice depend on what ran before.
@@ -165,9 +178,22 @@ class MetricGroup:
         return rows[torch.randperm(len(rows), generator=seeded)[:count]]
 
 
-def summed(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Sums over the images of a batch, [B, ...] -> [...], in float64 on the CPU."""
-    return {name: value.double().sum(0).cpu() for name, value in values.items()}
+def summed(values: Mapping[str, Tensor], labels: Tensor) -> PartialSums:
+    """Sums over the images of a batch, [B, ...] -> [...], in float64 on the CPU; also by class.
+
+    `labels` are [B] int64, -1 where there is none.
+    """
+    whole = _summed(values, len(labels))
+    for label in sorted(set(labels.tolist())):
+        if label >= 0:
+            within = (labels == label).nonzero().squeeze(1)
+            of_class = {name: value[within.to(value.device)] for name, value in values.items()}
+            whole.classes[label] = _summed(of_class, len(within))
+    return whole
+
+
+def _summed(values: Mapping[str, Tensor], images: int) -> PartialSums:
+    return PartialSums(images, {name: one.double().sum(0).cpu() for name, one in values.items()})
 
 
 def sklearn_missing() -> str:

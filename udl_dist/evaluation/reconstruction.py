@@ -11,7 +11,7 @@ from torch import Tensor
 
 from udl_dist.core import rng
 from udl_dist.evaluation import pca, similarity
-from udl_dist.evaluation.io import Metric
+from udl_dist.evaluation.io import ClassMetric, Metric
 from udl_dist.evaluation.metric_group import (
     HELD_OUT,
     TRAIN,
@@ -75,7 +75,7 @@ class Reconstruction(MetricGroup):
             values[f"noisy {level}"] = similarity.mse(noisy, images)
             clean = method.reconstruct(noisy, seen.batch.labels)
             values[f"denoised {level}"] = similarity.mse(clean, images)
-        return PartialSums(len(images), summed(values))
+        return summed(values, seen.labels)
 
     def refers_to(self) -> dict[str, object]:
         return {"latent_dim": self.subject.latent_dim}
@@ -106,18 +106,29 @@ class Reconstruction(MetricGroup):
             for what, error in {"this model": mse, **floor}.items()
         }
         protocol = {"pixels": "in [0, 1]", "pca": fitted}
-        found = {"mse": Metric(mse, None, floor, protocol)}
-        found["psnr"] = Metric(float(held_out.mean("psnr")), None, of_means, protocol)
+        of_classes = {name: self._of_classes(held_out, name) for name in ("mse", "psnr")}
+        found = {"mse": Metric(mse, None, floor, protocol, of_classes["mse"])}
+        psnr = float(held_out.mean("psnr"))
+        found["psnr"] = Metric(psnr, None, of_means, protocol, of_classes["psnr"])
         window = f"Gaussian {similarity.WINDOW}×{similarity.WINDOW}, where all of it fits"
         for name in self._windowed:
             value, same = float(held_out.mean(name)), {"an image and itself": 1.0}
-            found[name] = Metric(value, None, same, {"window": window})
+            of_class = self._of_classes(held_out, name)
+            found[name] = Metric(value, None, same, {"window": window}, of_class)
         for level in self.subject.asked.noise:
             before, after = (held_out.mean(f"{what} {level}") for what in ("noisy", "denoised"))
             gain = _decibels(float(after)) - _decibels(float(before))
             noise = {"noise": f"normal, deviation {level:g}, clipped"}
             found[f"denoising_gain_{level:g}"] = Metric(gain, None, {"the noisy image": 0.0}, noise)
         return found
+
+    def _of_classes(self, held_out: PartialSums, name: str) -> dict[str, ClassMetric]:
+        return self.by_class(
+            {
+                label: ClassMetric(float(one.mean(name)), one.images)
+                for label, one in held_out.classes.items()
+            }
+        )
 
 
 def _decibels(error: float) -> float:

@@ -99,6 +99,8 @@ def _measured(
                 "floor": dict(metric.floor) or None,
                 "protocol": {**shared, **metric.protocol},
             }
+            if metric.classes:
+                metrics[name]["classes"] = {of: vars(one) for of, one in metric.classes.items()}
         maps |= group.maps(held_out, train)
     return metrics, maps
 

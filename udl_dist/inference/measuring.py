@@ -78,6 +78,7 @@ class Measuring:
             left_out=experiment.data.without_labels
             if experiment and LEFT_OUT in self.streams
             else (),
+            classes=self.streams[HELD_OUT].classes,
             # PCA goes over the images several times.
             real={split: self._passes(split) for split in self.streams},
         )

@@ -50,6 +50,7 @@ class Plan:
     validation_images: int  # held-out images that a validation sees
     validate_images: int  # images between validations
     validation_share: float  # of the run, estimated
+    warnings: tuple[str, ...]
 
     def lines(self) -> list[str]:
         """The plan for a person."""
@@ -93,6 +94,7 @@ class Plan:
             f"workers      {self.workers}, {share} images each a step"
             + elastic * (self.determinism == "elastic"),
             f"memory       about {self.memory_bytes / 2**20:,.0f} MiB a worker",
+            *(f"warning      {warning}" for warning in self.warnings),
         ]
         return [line for line in lines if line]
 
@@ -183,7 +185,7 @@ def plan(experiment: Experiment) -> Plan:
     if run.determinism == "elastic":
         refuse_inelastic(experiment, mixing)
     refuse_lone_images(experiment, mixing)
-    cost = sizes.cost(method)
+    cost = sizes.cost_of(make)
     total = train.length(seen.records)
     evaluated = experiment.evaluate.seen(seen.held_out_records)
     interval = experiment.evaluate.interval(total, evaluated)
@@ -226,4 +228,5 @@ def plan(experiment: Experiment) -> Plan:
         validation_images=evaluated,
         validate_images=interval,
         validation_share=validations * evaluated * COST / total,
+        warnings=sizes.warnings(networks),
     )

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from udl_dist.errors import UsageError
 from udl_dist.methods.method import Batch, Method, Shape
+from udl_dist.methods.networks.blocks import Attention
+from udl_dist.methods.networks.layers import Pair
+from udl_dist.methods.networks.resnet import SMALLEST
 
 MOST_LISTED = 12  # widths of a network
 ROWS = 2  # of the batch that is counted: batch normalisation needs two
@@ -32,7 +40,7 @@ class MethodMaker:
 
     def on_meta(self) -> Method:
         """The method without memory or numbers."""
-        with torch.device("meta"), _Undrawn():
+        with torch.device("meta"), _without_compiler():
             return self()
 
 
@@ -42,6 +50,12 @@ class Cost:
 
     flops: int  # of forward and backward through every phase; a multiply-add is two
     activation_bytes: int  # that the phase with most of them stores for its backward
+
+
+@functools.lru_cache(maxsize=256)
+def cost_of(make: MethodMaker) -> Cost:
+    """`cost` of the method on the meta device; the trials of a search are often alike in it."""
+    return cost(make.on_meta())
 
 
 def cost(method: Method) -> Cost:
@@ -62,7 +76,7 @@ def _cost(method: Method) -> Cost:
     images = torch.zeros(ROWS, *method.shape, device="meta")
     batch = Batch(images, keys, keys, 0, keys if method.classes else None)
     stored = []
-    with FlopCounterMode(display=False) as counter:
+    with _without_compiler(), FlopCounterMode(display=False) as counter:
         for phase in method.phases():
             saved: dict[int, Tensor] = {}
 
@@ -117,15 +131,65 @@ def in_words(network: nn.Module) -> str:
     return f"{kind} {'-'.join(map(str, widths))}"
 
 
+def warnings(networks: Mapping[str, nn.Module]) -> tuple[str, ...]:
+    """What a plan warns of: networks that end at maps of more than 8 pixels a side, unattended.
+
+    A network says its smallest map by an attribute `smallest`. A side of 3 pixels is as small as it
+    gets.
+    """
+    large: dict[Pair, list[str]] = {}
+    for name, network in networks.items():
+        smallest: Pair | None = vars(network).get("smallest")
+        attends = any(
+            isinstance(module, (Attention, nn.MultiheadAttention)) for module in network.modules()
+        )
+        if smallest and max(smallest) > SMALLEST and min(smallest) > 3 and not attends:
+            large.setdefault(smallest, []).append(name)
+    return tuple(
+        f"{' and '.join(names)}: the smallest map has {height} x {width} pixels and no attention,"
+        f" so no convolution sees the whole image; halve it to {SMALLEST} or fewer by more"
+        " method.network.widths, or choose attention or other networks"
+        for (height, width), names in large.items()
+    )
+
+
 def mixes_images(network: nn.Module) -> bool:
     """Whether an image's output depends on the others of its batch (batch normalisation)."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
-class _Undrawn(TorchFunctionMode):
-    """Skips drawing first weights: on meta a draw only imports torch's compiler, for 1 s."""
+# Importing torch's compiler takes 1.6 s, and the meta device does it for nothing: its kernels in
+# Python are decorated to be left out of compiled code. The first call of one imports torch._dynamo
+# and keeps on the kernel what `torch._dynamo.disable` makes of it. Here that is the kernel itself,
+# and it is forgotten at the end.
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    if "torch._dynamo" in sys.modules:
+        yield
+        return
+    stand_in = _CompilerStandIn("torch._dynamo")
+    sys.modules[stand_in.__name__] = stand_in
+    try:
+        yield
+    finally:
+        if sys.modules[stand_in.__name__] is stand_in:
+            del sys.modules[stand_in.__name__]
+        for kernel in stand_in.kernels:
+            vars(kernel).pop("__dynamo_disable", None)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.__name__ in ("normal_", "uniform_", "trunc_normal_"):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
+
+class _CompilerStandIn(ModuleType):
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.kernels: list[Callable[..., Any]] = []
+
+    def disable(
+        self, kernel: Callable[..., Any], *_args: Any, **_kwargs: Any
+    ) -> Callable[..., Any]:
+        self.kernels.append(kernel)
+        return kernel
+
+    def __getattr__(self, name: str) -> Any:  # whatever else is asked for: of the compiler itself
+        if sys.modules[self.__name__] is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)

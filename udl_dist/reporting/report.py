@@ -13,7 +13,7 @@ from typing import Any
 from udl_dist.core import config_schema
 from udl_dist.data.shards.index import Index
 from udl_dist.errors import DataError
-from udl_dist.evaluation.io import clean, metric_rows, pairs
+from udl_dist.evaluation.io import class_rows, clean, metric_rows, pairs
 from udl_dist.reporting import curves, searched
 from udl_dist.reporting.page import (
     NAME,
@@ -30,6 +30,7 @@ from udl_dist.storage.uris import is_remote, split
 
 MOST_SHARDS = 100  # that are listed
 MOST_PANELS = 24
+MOST_CLASSES = 200
 MOST_ALARMS = 20
 MESSAGES = 200  # lines
 # Also the interval at which browsers reload the page.
@@ -103,6 +104,7 @@ def _values(run: RunRecord, pictures: list[dict[str, Any]]) -> dict[str, Any]:
         "protocol": pairs(protocol),
         "evaluation": metric_rows(run.evaluation),
         "shared": shared(run.evaluation),
+        **_by_class(run),
         "panels": _panels(run),
         "pictures": pictures,
         "data": _data(run),
@@ -136,6 +138,13 @@ def _held_out(run: RunRecord) -> dict[str, Any]:
         "best_images": f"{next((one.best_images for one in metrics.values()), 0):,}",
         "held_out_images": f"{count:,} " if count else "",
     }
+
+
+def _by_class(run: RunRecord) -> dict[str, Any]:
+    """The table of metrics within each class; of many classes the first ones."""
+    head, rows = class_rows(run.evaluation)
+    cleaned = [[clean(row[0]), *row[1:]] for row in rows]
+    return {"class_head": head, "classes": cleaned[:MOST_CLASSES], "every_class": len(rows)}
 
 
 def _alarms(run: RunRecord) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -29,21 +29,26 @@ LAG = {"cuda": 1}  # steps that the host is behind the device when it reads flag
 
 @dataclass(frozen=True)
 class RejectedStep:
-    """A rejected step, after `images`: losses of phases and record numbers, by rank."""
+    """A rejected step, after `images`: losses of phases and record numbers, by rank.
+
+    `others` names what else is not finite, alike on every rank: the gradient, sums of `after_step`.
+    """
 
     images: int
     losses: list[list[float]]
     records: list[list[int]]
+    others: tuple[str, ...]
 
     def why(self) -> str:
-        """What was not finite, and on which rank."""
+        """What was not finite, and of a loss on which rank."""
         bad = [
             f"the loss of rank {rank} is {loss:g}"
             for rank, losses in enumerate(self.losses)
             for loss in losses
             if not math.isfinite(loss)
         ]
-        return " and ".join(bad) or "every loss is finite, but the gradient is not"
+        others = " and ".join(self.others)
+        return " and ".join(bad) or f"every loss is finite, but not {others}"
 
 
 class Diverged(TrainingError):
@@ -63,7 +68,8 @@ class PendingStep:
     buffers: list[Tensor]
     plots: list[tuple[dict[str, Tensor], int]] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
-    flags: list[Tensor] = field(default_factory=list)
+    flags: list[Tensor] = field(default_factory=list)  # of each gradient
+    sums: Mapping[str, Tensor] = field(default_factory=dict)  # flat
     rejected: Tensor | None = None
     copied: torch.cuda.Event | None = None
 
@@ -88,9 +94,9 @@ class FiniteGuard:
         self._step.losses.append(value)
         self._step.plots.append(({"loss": value, **plots} if self._plots_loss else plots, rows))
 
-    def check_sums(self, sums: Tensor) -> None:
-        """Reject the step if the sums that `after_step` gets are not finite."""
-        self._step.flags.append((~sums.isfinite().all()).float())
+    def check_sums(self, sums: Mapping[str, Tensor]) -> None:
+        """Reject the step if the flat sums that `after_step` gets are not all finite."""
+        self._step.sums = sums
 
     def check(self, norm: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Keep `optimizer` from moving if the gradient norm over all ranks is not finite."""
@@ -103,7 +109,9 @@ class FiniteGuard:
         """Finish the step; its flag is copied to the host without waiting."""
         step = self._step
         # One bad phase rejects the step, but phases before it have moved their networks.
-        step.rejected = torch.stack(step.flags).amax()
+        sums = [torch.cat([*step.sums.values()])] if step.sums else []
+        flags = [*step.flags, *((~flat.isfinite().all()).float() for flat in sums)]
+        step.rejected = torch.stack(flags).amax()
         if self._ranks.device.type == "cuda":
             # Pinned: a copy to ordinary memory would wait for the device.
             on_host = torch.empty_like(step.rejected, device="cpu", pin_memory=True)
@@ -134,4 +142,10 @@ class FiniteGuard:
         losses = self._ranks.gather([float(loss) for loss in step.losses])
         records = self._ranks.gather([float(number) for number in step.records.records.tolist()])
         whole = [[int(number) for number in numbers] for numbers in records]
-        return RejectedStep(step.images, losses, whole)
+        others = ["the gradient"] if any(flag.item() for flag in step.flags) else []
+        others += [f"the sum {name}" for name, sum_ in step.sums.items() if not _finite(sum_)]
+        return RejectedStep(step.images, losses, whole, tuple(others))
+
+
+def _finite(values: Tensor) -> bool:
+    return bool(values.isfinite().all())

@@ -113,11 +113,11 @@ class Stepper:
                 for sums in parts
             ]
             total = self._summed(flat)
-            self.guard.check_sums(total)
             split = torch.split(total, [value.numel() for value in first.values()])
+            summed = dict(zip(first, split, strict=True))
+            self.guard.check_sums(summed)
             first = {
-                name: part.view_as(value).to(value.dtype)
-                for (name, value), part in zip(first.items(), split, strict=True)
+                name: summed[name].view_as(value).to(value.dtype) for name, value in first.items()
             }
         with torch.no_grad(), self.state.only_buffers_change():
             method.after_step(first)

@@ -61,6 +61,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, chain: nn.Sequential, classes: tuple[str, ...] = ()) -> None:
         super().__init__()
+        self.smallest = vars(chain).get("smallest")
         *body, head = chain
         assert isinstance(head, nn.Linear), "the chain ends in a linear layer"
         self.body, self.head = nn.Sequential(*body), head

@@ -46,6 +46,7 @@ class ConvEncoder(nn.Sequential):
         output = linear(channels * prod(sides[-1]), prod(outputs))
         shaped = [nn.Unflatten(1, outputs)] if len(outputs) > 1 else []
         super().__init__(*layers, nn.Flatten(), output, *shaped)
+        self.smallest = sides[-1]
 
 
 class ConvDecoder(nn.Sequential):
@@ -71,6 +72,7 @@ class ConvDecoder(nn.Sequential):
                 layers += _up(settings, widths[level], widths[level - 1], sides[level])
         output = conv_transpose(widths[0], shape[0], kernel(sides[0]), gain)
         super().__init__(*layers, output)
+        self.smallest = sides[-1]
 
 
 def default_widths(shape: tuple[int, int, int]) -> tuple[int, ...]:

@@ -76,6 +76,7 @@ class ArticleDiscriminator(nn.Sequential):
             layers += [conv(inputs, filters, kernel(side), 2, LEAKY), activation("leaky_relu")]
             layers += [nn.Dropout(dropout)] if dropout else []
         super().__init__(*layers, nn.Flatten(), linear(128 * math.prod(sides[2]), 1))
+        self.smallest = sides[2]
 
 
 class DCGANGenerator(nn.Sequential):

@@ -50,6 +50,7 @@ class ResNetEncoder(nn.Module):
     def __init__(self, plan: ResNetPlan, shape: tuple[int, int, int], outputs: Shape) -> None:
         super().__init__()
         levels, style = plan.levels, plan.style
+        self.smallest = levels[-1].side
         channels = levels[0].channels
         if plan.first_stride == 2:
             self.conv_in = conv(shape[0], channels, kernel((shape[1], shape[2])), 2)
@@ -85,6 +86,7 @@ class ResNetDecoder(nn.Module):
     ) -> None:
         super().__init__()
         levels, style = plan.levels, plan.style
+        self.smallest = levels[-1].side
         channels = levels[-1].channels
         self.conv_in = _from_latent(channels, levels[-1].side, inputs)
         self.mid_block = MidBlock(style, channels, plan.attends)
