@@ -20,7 +20,7 @@ from udl_dist.evaluation import external_extractors
 from udl_dist.evaluation.io import read_tensors
 from udl_dist.evaluation.metric_group import Extractor
 from udl_dist.evaluation.settings import DETAIL, PIXELS
-from udl_dist.methods import descriptor, frechet
+from udl_dist.methods import code_files, descriptor, frechet
 from udl_dist.methods.method import Shape
 from udl_dist.methods.networks import NetworkSettings, encoder
 
@@ -92,7 +92,7 @@ def find(asked: str, shape: Shape, device: torch.device, trusted: bool = False) 
     if asked in OWN_EXTRACTORS:
         return OWN_EXTRACTORS[asked]
     path = as_path(asked)
-    if external_extractors.kind(path):
+    if code_files.kind(path, external_extractors.WHAT):
         return external_extractors.load_external(path, trusted, shape, device)
     classifier = load_classifier(path, shape).to(device)
     name = f"classifier of {classifier.classes} classes"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Modules of this folder that are not methods.
 HELPERS = (
+    "code_files",
     "descriptor",
     "frechet",
     "gan_metrics",
