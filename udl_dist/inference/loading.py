@@ -94,7 +94,8 @@ def _open_run(run: RunFolder, asked: str | int, notes: list[str]) -> LoadedModel
     kind = methods.find(experiment.method_name)
     # An average may cover some of the networks only (method.averaged).
     tensors = files["networks"] | files.get("average", {})
-    make = MethodMaker(kind, experiment.method, shape, tuple(facts.get("classes", ())))
+    settings: Any = kind.settings_in_use(experiment.method)
+    make = MethodMaker(kind, settings, shape, tuple(facts.get("classes", ())))
     method = _filled(make, tensors, path)
     size = math.prod(method.latent_shape) if method.latent_shape else 0
     mixture, codes = _fitted_of_run(run.path, size, weights, notes)
@@ -155,7 +156,8 @@ def _open_model(folder: Path) -> LoadedModel:
     config = layout.read_config(folder)
     shape, files = layout.shape_of(config, folder), config["files"]
     kind = methods.find(config["method"])
-    settings: Any = config_schema.from_dict(kind.Settings, config["settings"], "method.")
+    trained_with: Any = config_schema.from_dict(kind.Settings, config["settings"], "method.")
+    settings = kind.settings_in_use(trained_with)
     path = folder / layout.WEIGHTS
     tensors, _ = read_tensors(path, "safetensors file", "export it again")
     method = _filled(

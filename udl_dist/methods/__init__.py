@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 HELPERS = (
     "code_files",
     "descriptor",
+    "feature_files",
     "frechet",
     "gan_metrics",
     "likelihoods",
     "method",
     "networks",
+    "perceptual",
     "pixels",
     "sizes",
 )

@@ -129,6 +129,13 @@ class Method(nn.Module):
         return ()  # never compiled: compiled code has no double backward (torch 2.13)
 
     @classmethod
+    def settings_in_use(cls, settings: Any) -> Any:
+        """The settings of a trained model: without what only the loss needs, such as the file of a
+        frozen network, which other machines need not have.
+        """
+        return settings
+
+    @classmethod
     def sign(cls, metric: str) -> int:
         """1, or -1 where more is better: the signed value of a metric is least at its best."""
         return -1 if metric.removeprefix("val/") in cls.higher_is_better else 1

@@ -32,7 +32,7 @@ class MethodMaker:
 
     def on_meta(self) -> Method:
         """The method without memory or numbers."""
-        with torch.device("meta"), _Undrawn():
+        with torch.device("meta"), Undrawn():
             return self()
 
 
@@ -120,7 +120,7 @@ def mixes_images(network: nn.Module) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
-class _Undrawn(TorchFunctionMode):
+class Undrawn(TorchFunctionMode):
     """Skips drawing first weights: on meta a draw only imports torch's compiler, for 1 s."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
