@@ -116,7 +116,11 @@ def _of_weights(where: str, tensors: Mapping[str, Tensor], name: str, sha256: st
             f"{where} has the weights neither of EfficientNet-Lite0 nor of VGG-16, and weights"
             " alone are not a network: export yours by torch.export"
         )
-    whole = {key: one.float() if one.is_floating_point() else one for key, one in tensors.items()}
+    # Some lie in TensorFlow's order, and files may hold half the precision.
+    whole = {
+        key: (one.float() if one.is_floating_point() else one).contiguous()
+        for key, one in tensors.items()
+    }
     # No draw of first weights, which would change those of the networks that are made next.
     with torch.device("meta"), Undrawn():
         network = kind()

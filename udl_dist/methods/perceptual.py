@@ -66,7 +66,7 @@ class PerceptualLoss(nn.Module):
         available = torch.amp.is_autocast_available(kind)
         full = torch.autocast(kind, enabled=False) if available else contextlib.nullcontext()
         # TorchScript rewrites itself after its first calls: a resumed run would have other bits.
-        with full, torch.jit.optimized_execution(False):
+        with full, torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             found = self.network(images.float().expand(-1, 3, -1, -1))
         return [found] if isinstance(found, Tensor) else list(found)
 
@@ -87,12 +87,13 @@ def load(name: str, shape: Shape) -> PerceptualLoss:
             f"a {WHAT} takes images of 1 or 3 channels, not of {shape[0]}: leave it out"
         )
     without_numbers = torch.empty(()).is_meta
-    with torch.device("cpu"):
+    # Gradients are tried too, whatever the caller does with them.
+    with torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
         file = feature_files.read(name)
         loss = PerceptualLoss(file)
         known = isinstance(file.network, KNOWN)
-        sides = [min(side, PROBED_SIDE) if known else side for side in shape[1:]]
-        _try(loss, file.where, (shape[0], *sides))
+        height, width = (min(side, PROBED_SIDE) if known else side for side in shape[1:])
+        _try(loss, file.where, (shape[0], height, width))
         if without_numbers and isinstance(file.network, torch.jit.ScriptModule):
             # It cannot be moved there, but it can be read there.
             return PerceptualLoss(feature_files.read(name, torch.device("meta")))
@@ -111,8 +112,7 @@ def _try(loss: PerceptualLoss, where: str, shape: Shape) -> None:
         images = torch.linspace(-1, 1, count * math.prod(shape)).view(count, *shape)
         images.requires_grad_()
         try:
-            with torch.enable_grad():
-                maps = loss.maps(images)
+            maps = loss.maps(images)
         except Exception as error:  # external code raises anything
             raise DataError(
                 f"{where} cannot take {[count, 3, *shape[1:]]}: {one_line(error)}:"
@@ -135,8 +135,7 @@ def _try(loss: PerceptualLoss, where: str, shape: Shape) -> None:
 
 
 def _try_gradient(loss: PerceptualLoss, where: str, images: Tensor) -> None:
-    with torch.enable_grad():
-        distances = loss(images, images.detach() / 2)
+    distances = loss(images, images.detach() / 2)
     if not distances.requires_grad:
         raise DataError(f"{where} has no gradient to its images: export it without no_grad")
     (gradient,) = torch.autograd.grad(distances.sum(), images)
@@ -145,8 +144,9 @@ def _try_gradient(loss: PerceptualLoss, where: str, images: Tensor) -> None:
 
 
 def _is_map(found: object, count: int) -> bool:
-    four = isinstance(found, Tensor) and found.ndim == 4
-    return isinstance(found, Tensor) and four and len(found) == count and found.numel() > 0
+    if not isinstance(found, Tensor) or found.ndim != 4:
+        return False
+    return len(found) == count and found.numel() > 0
 
 
 def _unit(features: Tensor) -> Tensor:  # [B, c, h, w] -> the same, of length 1 over c

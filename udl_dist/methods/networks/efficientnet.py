@@ -52,6 +52,7 @@ class EfficientNetLite0(nn.Module):
         values = functional.relu6(self.bn0(self.conv_stem(images)))
         found = []
         for block in self.blocks:
+            assert isinstance(block, MobileBlock)
             if block.stride > 1:
                 found.append(values)
             values = block(values)

@@ -38,6 +38,8 @@ class VGG16(nn.Module):
         # comes before its classifier.
         self.features = nn.ModuleList(layers[:-1])
         self.heads: tuple[Tensor, ...] = ()
+        self.shift: Tensor
+        self.scale: Tensor
         for name, value in (("shift", SHIFT), ("scale", SCALE)):
             # On the CPU also where networks are made on meta: no file holds them.
             constant = torch.tensor(value, device="cpu")[:, None, None]
