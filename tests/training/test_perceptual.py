@@ -1,11 +1,9 @@
 """A method with a perceptual loss: planned, trained, resumed with its file, used without it."""
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -41,6 +39,7 @@ class Compared(Method):
 
     Settings = ComparedSettings
     frozen = ("perceptual",)
+    loss_files = ("perceptual",)
 
     def __init__(
         self, settings: ComparedSettings, shape: Shape, classes: tuple[str, ...] = ()
@@ -52,10 +51,6 @@ class Compared(Method):
             self.perceptual = perceptual.load(settings.perceptual, shape)
         self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, settings.latent_dim))
         self.decoder = nn.Sequential(nn.Linear(settings.latent_dim, 64), nn.Unflatten(1, shape))
-
-    @classmethod
-    def settings_in_use(cls, settings: Any) -> Any:
-        return dataclasses.replace(settings, perceptual="")
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(("encoder", "decoder"), self.loss),)

@@ -113,10 +113,8 @@ def _settings(model: Model) -> str:
         data[name] = _last(data[name])
     data["more_sources"] = [_last(source) for source in data["more_sources"]]
     train["init_from"] = _last(train["init_from"])
-    # Of a method, such as the network of a perceptual loss.
-    for name, value in tables["method"].items():
-        if isinstance(value, str) and value.startswith("/"):
-            tables["method"][name] = _last(value)
+    for name in model.method.loss_files:
+        tables["method"][name] = _last(tables["method"][name])
     # Text of the settings must not end its own block.
     return io.clean(tomli_w.dumps(tables)).replace("```", "'''").rstrip()
 

@@ -94,8 +94,7 @@ def _open_run(run: RunFolder, asked: str | int, notes: list[str]) -> LoadedModel
     kind = methods.find(experiment.method_name)
     # An average may cover some of the networks only (method.averaged).
     tensors = files["networks"] | files.get("average", {})
-    settings: Any = kind.settings_in_use(experiment.method)
-    make = MethodMaker(kind, settings, shape, tuple(facts.get("classes", ())))
+    make = MethodMaker(kind, experiment.method, shape, tuple(facts.get("classes", ())))
     method = _filled(make, tensors, path)
     size = math.prod(method.latent_shape) if method.latent_shape else 0
     mixture, codes = _fitted_of_run(run.path, size, weights, notes)
@@ -156,8 +155,7 @@ def _open_model(folder: Path) -> LoadedModel:
     config = layout.read_config(folder)
     shape, files = layout.shape_of(config, folder), config["files"]
     kind = methods.find(config["method"])
-    trained_with: Any = config_schema.from_dict(kind.Settings, config["settings"], "method.")
-    settings = kind.settings_in_use(trained_with)
+    settings: Any = config_schema.from_dict(kind.Settings, config["settings"], "method.")
     path = folder / layout.WEIGHTS
     tensors, _ = read_tensors(path, "safetensors file", "export it again")
     method = _filled(
@@ -188,6 +186,9 @@ def _open_model(folder: Path) -> LoadedModel:
 
 def _filled(make: MethodMaker, tensors: Mapping[str, Tensor], path: Path) -> Method:
     """The method around its weights, made on the meta device: a claimed size takes no memory."""
+    # Where a loss had its files says nothing here, and those of a stranger's model are not opened.
+    without = replace(make.settings, **dict.fromkeys(make.kind.loss_files, ""))
+    make = replace(make, settings=without)
     method = make.on_meta()
     wanted = {name: _in_words(value) for name, value in method.saved_tensors().items()}
     given = {name: _in_words(value) for name, value in tensors.items()}

@@ -87,6 +87,8 @@ class Method(nn.Module):
     defaults: ClassVar[Mapping[str, Any]] = {}
     # Children that are not trained, averaged or saved; a checkpoint names their sha256.
     frozen: ClassVar[tuple[str, ...]] = ()
+    # Settings that name files for the loss alone: empty in a loaded model, which needs none.
+    loss_files: ClassVar[tuple[str, ...]] = ()
     best: ClassVar[str] = ""  # the metric that marks the best checkpoint, if there is one
     # The metrics of which more is better; of all others less is.
     higher_is_better: ClassVar[tuple[str, ...]] = ()
@@ -127,13 +129,6 @@ class Method(nn.Module):
     def differentiated_twice(self) -> tuple[str, ...]:
         """The networks whose input gradient is part of a loss (a gradient penalty)."""
         return ()  # never compiled: compiled code has no double backward (torch 2.13)
-
-    @classmethod
-    def settings_in_use(cls, settings: Any) -> Any:
-        """The settings of a trained model: without what only the loss needs, such as the file of a
-        frozen network, which other machines need not have.
-        """
-        return settings
 
     @classmethod
     def sign(cls, metric: str) -> int:
@@ -250,8 +245,5 @@ def exploding(what: str, scale: float) -> dict[str, str]:
     """The alarm about latents or logits whose root mean square is above any healthy one."""
     if scale < EXPLODED:
         return {}
-    return {
-        "exploding scale": (
-            f"{what} of size {scale:.2g}: lower train.learning_rate, or set train.clip_norm"
-        )
-    }
+    advice = "lower train.learning_rate, or set train.clip_norm"
+    return {"exploding scale": f"{what} of size {scale:.2g}: {advice}"}
