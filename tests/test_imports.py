@@ -67,7 +67,7 @@ ONLY_IN = {
     "jinja2": {"inference/card.py", "reporting/page.py"},
     "onnxruntime": {"inference/formats.py"},
     "torch.onnx": {"inference/formats.py"},
-    "torch.export": {"inference/formats.py", "evaluation/external_extractors.py"},
+    "torch.export": {"inference/formats.py", "methods/code_files.py"},
     "pickle": set[str](),
 }
 # What these files may import of packages that need torch, which takes 1.5 s to import.

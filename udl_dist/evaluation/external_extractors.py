@@ -1,21 +1,9 @@
-"""Extractors of other projects: TorchScript and programs of torch.export, which are trusted code.
-
-TorchScript operators can read and write files, and loading a .pt2 evaluates text of the file as
-Python; neither is checked for harm. No pickle is read: a .pt2 with one, or with machine code, is
-refused, and torch's C++ reader, which knows only tensors and the file's own types, reads the tables
-of a TorchScript file.
-"""
+"""Extractors of other projects: networks in files that are trusted code (methods/code_files.py)."""
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import logging
-import warnings
-import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,59 +12,24 @@ from torch import Tensor
 
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation.metric_group import Extractor
+from udl_dist.methods.code_files import KINDS, kind, one_line, read_code
 from udl_dist.methods.method import Shape
 
-KINDS = {"script": "TorchScript", "program": "a program of torch.export"}
+WHAT = "extractor"
 PROBED = (2, 3)  # batch sizes to try: the width must not depend on them
-AS_PICKLE = ("data/weights/model.pt", "data/constants/model.pt")  # of older releases of torch
-
-
-def kind(path: Path) -> str:
-    """The kind of code in a file, or "" for none; raise DataError for a pickle of torch.save."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            # Without the first folder, which both writers name after the file.
-            names = [name.partition("/")[2] for name in archive.namelist()]
-    except (OSError, zipfile.BadZipFile):
-        return ""
-    if "archive_format" in names:
-        return "program"
-    if "constants.pkl" in names and any(name.startswith("code/") for name in names):
-        return "script"
-    raise DataError(
-        f"extractor {path} holds no network that can be read (a pickle of torch.save is not): "
-        "write it by torch.jit.save or torch.export.save"
-    )
 
 
 def load_external(path: Path, trusted: bool, shape: Shape, device: torch.device) -> Extractor:
     """The network in a file; raise UsageError unless `trusted`, DataError if it is unusable."""
-    which = kind(path)
     if not trusted:
         raise UsageError(
-            f"extractor {path} is {KINDS[which]}, which can do on this machine whatever you can: "
-            "if you trust its author, say --trust-extractor true"
+            f"{WHAT} {path} is {KINDS[kind(path, WHAT)]}, which can do on this machine whatever you"
+            " can: if you trust its author, say --trust-extractor true"
         )
     # Read once: what is checked, loaded and hashed is the same, even if the file is replaced
     # meanwhile.
     data = path.read_bytes()
-    network: Any
-    try:
-        with silenced("torch.export", logging.CRITICAL):
-            if which == "script":
-                network = torch.jit.load(io.BytesIO(data), map_location=device).eval()  # type: ignore[no-untyped-call]
-            else:
-                _refuse_pickles(path, data)
-                network = torch.export.load(io.BytesIO(data)).module()
-                tensors = (*network.parameters(), *network.buffers())
-                # A program runs on the device that it was exported on.
-                device = next((tensor.device for tensor in tensors), torch.device("cpu"))
-    except DataError:
-        raise
-    except Exception as error:  # readers raise many kinds
-        raise DataError(
-            f"extractor {path} cannot be read: {one_line(error)}: export it again"
-        ) from None
+    network, device = read_code(f"{WHAT} {path}", data, device)
     features = _checked(path, network, device)
     with torch.no_grad():
         # Before any image is decoded: a network of another input fails here.
@@ -89,7 +42,7 @@ def _checked(
     path: Path, network: Callable[[Tensor], Any], device: torch.device
 ) -> Callable[[Tensor], Tensor]:
     """The network with a check of its output; dimensions after the second are flattened."""
-    where, width = f"extractor {path}", 0  # width: of the rows of the first images
+    where, width = f"{WHAT} {path}", 0  # width: of the rows of the first images
 
     def features(images: Tensor) -> Tensor:  # [N, C, H, W] -> [N, F]
         nonlocal width
@@ -121,50 +74,3 @@ def _checked(
         return rows
 
     return features
-
-
-def _refuse_pickles(path: Path, data: bytes) -> None:
-    """Raise DataError for a program that holds a pickle or machine code: torch would load it."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = archive.infolist()
-        names = [member.filename.partition("/")[2] for member in members]
-        # torch.export.save compresses nothing, and two members of one name would let this check see
-        # another than torch reads.
-        if len(set(names)) < len(names) or any(member.compress_type for member in members):
-            raise DataError(
-                f"extractor {path} was not written by torch.export.save: export it again"
-            )
-        # torch.export.save stores what is not a plain tensor as a pickle and marks it in a table.
-        for member, name in zip(members, names, strict=True):
-            is_table = name.endswith("_config.json")
-            table = json.loads(archive.read(member)) if is_table else {"config": {}}
-            pickled = any(entry["use_pickle"] for entry in table["config"].values())
-            if name.startswith("data/sample_inputs/") and member.file_size:
-                raise DataError(
-                    f"extractor {path} holds its example inputs as a pickle, and none is read: set "
-                    "program.example_inputs = None before torch.export.save"
-                )
-            if pickled or name in AS_PICKLE or name.startswith("data/aotinductor/"):
-                raise DataError(
-                    f"extractor {path} holds a pickle or machine code ({name}), and none is read: "
-                    "export plain tensors"
-                )
-
-
-@contextmanager
-def silenced(name: str, least: int) -> Iterator[None]:
-    """Without Python's warnings, and without what the logger `name` says below `least`."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(least)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def one_line(error: Exception) -> str:
-    """The kind and the first words of an error of torch, whose messages have many lines."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

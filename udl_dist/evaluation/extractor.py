@@ -19,8 +19,8 @@ from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation import external_extractors
 from udl_dist.evaluation.io import read_tensors
 from udl_dist.evaluation.metric_group import Extractor
-from udl_dist.evaluation.settings import DETAIL, PIXELS
-from udl_dist.methods import descriptor, frechet
+from udl_dist.evaluation.settings import DETAIL, LITE0, PIXELS
+from udl_dist.methods import code_files, descriptor, feature_files, frechet, perceptual
 from udl_dist.methods.method import Shape
 from udl_dist.methods.networks import NetworkSettings, encoder
 
@@ -85,20 +85,34 @@ class Classifier(nn.Module):
 
 
 def find(asked: str, shape: Shape, device: torch.device, trusted: bool = False) -> Extractor:
-    """`detail`, `pixels`, or the network in a file; raise UsageError or DataError for another.
+    """One by its name or the path of its file; raise UsageError or DataError for another.
 
     A file that is code is refused unless it is `trusted`.
     """
     if asked in OWN_EXTRACTORS:
         return OWN_EXTRACTORS[asked]
+    if asked == LITE0 or feature_files.holds_weights(as_path(asked)):
+        return _pooled(perceptual.load(asked, shape).to(device))
     path = as_path(asked)
-    if external_extractors.kind(path):
+    if code_files.kind(path, external_extractors.WHAT):
         return external_extractors.load_external(path, trusted, shape, device)
     classifier = load_classifier(path, shape).to(device)
     name = f"classifier of {classifier.classes} classes"
     # Of the whole file, as `udl fit-extractor` printed it.
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return Extractor(name, classifier.features, sha256, classifier.logits)
+
+
+def _pooled(network: perceptual.PerceptualLoss) -> Extractor:
+    def features(images: Tensor) -> Tensor:  # [N, C, H, W] -> [N, F]
+        found = network.pooled(images)
+        if not bool(found.isfinite().all()):
+            raise TrainingError(
+                f"extractor {network.name} gives numbers that are not finite: use another"
+            )
+        return found
+
+    return Extractor(f"{network.name}, mean of the last map", features, network.sha256)
 
 
 def load_classifier(path: Path, shape: Shape) -> Classifier:

@@ -8,8 +8,9 @@ from typing import Literal
 
 from udl_dist.core.config_schema import setting
 
-DETAIL, PIXELS = "detail", "pixels"  # extractors that need no file
-OWN = (DETAIL, PIXELS)
+DETAIL, PIXELS = "detail", "pixels"
+LITE0 = "efficientnet-lite0"  # in a package
+OWN = (DETAIL, PIXELS, LITE0)  # extractors that need no file
 MOST = 10  # validations of a run that sets no interval
 # Time of a held-out image, in training images: 0.24 to 0.88 (docs/benchmarks.md).
 COST = 0.75
@@ -92,7 +93,8 @@ class MetricSettings:
     extractor: str = setting(
         DETAIL,
         "features of images: detail (a fixed multi-scale descriptor), pixels (averaged to 8×8,"
-        " without detail), a file of udl fit-extractor, TorchScript, or a .pt2 of torch.export",
+        " without detail), efficientnet-lite0 (trained on ImageNet; extra perceptual), a file of"
+        " udl fit-extractor, weights of VGG-16, TorchScript, or a .pt2 of torch.export",
     )
     trust_extractor: bool = setting(
         False, "run an extractor that is code: TorchScript or .pt2 may do whatever you can"

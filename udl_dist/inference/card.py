@@ -113,6 +113,8 @@ def _settings(model: Model) -> str:
         data[name] = _last(data[name])
     data["more_sources"] = [_last(source) for source in data["more_sources"]]
     train["init_from"] = _last(train["init_from"])
+    for name in model.method.loss_files:
+        tables["method"][name] = _last(tables["method"][name])
     # Text of the settings must not end its own block.
     return io.clean(tomli_w.dumps(tables)).replace("```", "'''").rstrip()
 

@@ -186,6 +186,9 @@ def _open_model(folder: Path) -> LoadedModel:
 
 def _filled(make: MethodMaker, tensors: Mapping[str, Tensor], path: Path) -> Method:
     """The method around its weights, made on the meta device: a claimed size takes no memory."""
+    # Where a loss had its files says nothing here, and those of a stranger's model are not opened.
+    without = replace(make.settings, **dict.fromkeys(make.kind.loss_files, ""))
+    make = replace(make, settings=without)
     method = make.on_meta()
     wanted = {name: _in_words(value) for name, value in method.saved_tensors().items()}
     given = {name: _in_words(value) for name, value in tensors.items()}

@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 # Modules of this folder that are not methods.
 HELPERS = (
     "adversary",
+    "code_files",
     "codebooks",
     "descriptor",
+    "feature_files",
     "frechet",
     "gan_metrics",
     "likelihoods",
     "method",
     "networks",
+    "perceptual",
     "pixels",
     "quantizers",
     "sizes",

@@ -87,6 +87,8 @@ class Method(nn.Module):
     defaults: ClassVar[Mapping[str, Any]] = {}
     # Children that are not trained, averaged or saved; a checkpoint names their sha256.
     frozen: ClassVar[tuple[str, ...]] = ()
+    # Settings that name files for the loss alone: empty in a loaded model, which needs none.
+    loss_files: ClassVar[tuple[str, ...]] = ()
     best: ClassVar[str] = ""  # the metric that marks the best checkpoint, if there is one
     # The metrics of which more is better; of all others less is.
     higher_is_better: ClassVar[tuple[str, ...]] = ()
@@ -246,8 +248,5 @@ def exploding(what: str, scale: float) -> dict[str, str]:
     """The alarm about latents or logits whose root mean square is above any healthy one."""
     if scale < EXPLODED:
         return {}
-    return {
-        "exploding scale": (
-            f"{what} of size {scale:.2g}: lower train.learning_rate, or set train.clip_norm"
-        )
-    }
+    advice = "lower train.learning_rate, or set train.clip_norm"
+    return {"exploding scale": f"{what} of size {scale:.2g}: {advice}"}

@@ -40,7 +40,7 @@ class MethodMaker:
 
     def on_meta(self) -> Method:
         """The method without memory or numbers."""
-        with torch.device("meta"), _without_compiler():
+        with torch.device("meta"), without_compiler():
             return self()
 
 
@@ -76,7 +76,7 @@ def _cost(method: Method) -> Cost:
     images = torch.zeros(ROWS, *method.shape, device="meta")
     batch = Batch(images, keys, keys, 0, keys if method.classes else None)
     stored = []
-    with _without_compiler(), FlopCounterMode(display=False) as counter:
+    with without_compiler(), FlopCounterMode(display=False) as counter:
         for phase in method.phases():
             saved: dict[int, Tensor] = {}
 
@@ -163,7 +163,7 @@ def mixes_images(network: nn.Module) -> bool:
 # and keeps on the kernel what `torch._dynamo.disable` makes of it. Here that is the kernel itself,
 # and it is forgotten at the end.
 @contextmanager
-def _without_compiler() -> Iterator[None]:
+def without_compiler() -> Iterator[None]:
     if "torch._dynamo" in sys.modules:
         yield
         return

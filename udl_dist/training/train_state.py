@@ -84,11 +84,18 @@ class TrainState:
 
     @cached_property
     def frozen_hashes(self) -> dict[str, str]:
-        """The sha256 of each frozen network, by which a checkpoint names it."""
+        """The sha256 of each frozen network, by which a checkpoint names it: of its file if it has
+        one in `sha256`, else of its tensors.
+        """
         hashes = {}
         for name in self.method.frozen:
+            network = self.method.get_submodule(name)
+            # Of code, the tensors are not all.
+            if of_file := getattr(network, "sha256", ""):
+                hashes[name] = str(of_file)
+                continue
             digest = hashlib.sha256()
-            for key, value in sorted(self.method.get_submodule(name).state_dict().items()):
+            for key, value in sorted(network.state_dict().items()):
                 digest.update(f"{key} {value.dtype} {list(value.shape)}".encode())
                 digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())
             hashes[name] = digest.hexdigest()
