@@ -284,3 +284,37 @@ def test_more_codes_than_positions_of_training_images_are_refused() -> None:
     method.check_images(1)  # 16 positions for 8 codes
     with pytest.raises(UsageError, match="makes 40 codes, more than the 32 positions of 2 train"):
         vq(**{"quantizer.codes": 40}).check_images(2)
+
+
+def test_the_perceptual_distance_is_added_with_its_weight_and_not_trained() -> None:
+    plain = made("kl", TOKENIZER, (3, 32, 32))
+    values = {"perceptual": "efficientnet-lite0", "perceptual_weight": 0.5}
+    method, data = made("kl", TOKENIZER | values, (3, 32, 32)), batch(2, (3, 32, 32))
+    assert method.networks.keys() == plain.networks.keys()
+    assert method.saved_tensors().keys() == plain.saved_tensors().keys()
+    assert not any(value.requires_grad for value in method.perceptual.parameters())
+    assert method.loss_files == ("perceptual",)
+    method.networks["adversary"].requires_grad_(False)
+    weights = [value for value in method.parameters() if value.requires_grad]
+    loss = method.loss(data)
+    error, penalty, _ = plain_terms(method, data)
+    output, _ = method._decoded(method._latents(data).maps)
+    distance = method.perceptual(output, data.images).mean()
+    torch.testing.assert_close(loss.plots["perceptual"], distance)
+    total = error + 0.5 * distance + penalty
+    torch.testing.assert_close(loss.value, total)
+    found = torch.autograd.grad(loss.value, weights)
+    for one, other in zip(found, torch.autograd.grad(total, weights), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
+    assert "perceptual" in method.measure(data)
+
+
+def test_under_bfloat16_bottleneck_and_factor_stay_in_float32() -> None:
+    method, data = made("kl", SMALL["kl"]), batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = method.loss(data)
+        latents = method._latents(data)
+    assert loss.value.dtype == latents.maps.dtype == torch.float32
+    assert loss.sums["error_gradient"].dtype == torch.float32
+    exact = method.loss(data).sums["error_gradient"]
+    torch.testing.assert_close(loss.sums["error_gradient"], exact, atol=0.02, rtol=0.1)

@@ -35,6 +35,7 @@ HELPERS = (
     "quantizers",
     "sizes",
     "tokenizer",
+    "tokenizer_metrics",
 )
 
 

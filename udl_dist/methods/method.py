@@ -85,8 +85,6 @@ class Method(nn.Module):
     Settings: ClassVar[type]
     # Settings of training that suit the method, by dotted name: a job file and flags win.
     defaults: ClassVar[Mapping[str, Any]] = {}
-    # Children that are not trained, averaged or saved; a checkpoint names their sha256.
-    frozen: ClassVar[tuple[str, ...]] = ()
     # Settings that name files for the loss alone: empty in a loaded model, which needs none.
     loss_files: ClassVar[tuple[str, ...]] = ()
     best: ClassVar[str] = ""  # the metric that marks the best checkpoint, if there is one
@@ -98,6 +96,8 @@ class Method(nn.Module):
     cannot_see: ClassVar[Mapping[str, str]] = {}
     # A note for people on generated images, with commands for the run folder RUN; "" for none.
     about_samples: ClassVar[str] = ""
+    # Children that are not trained, averaged or saved; a checkpoint names their sha256.
+    frozen: tuple[str, ...] = ()
     latent_shape: tuple[int, ...] = ()  # of one image: (Z,) or (C, h, w); (): no latents
     conditional: bool = False  # whether decode, reconstruct and sample need labels
 
@@ -120,10 +120,7 @@ class Method(nn.Module):
         """Raise UsageError for settings that do not suit this many training images."""
 
     def after_step(self, sums: Mapping[str, Tensor]) -> None:
-        """Change buffers, in place, by the sums of the global batch; once a step, on every rank.
-
-        `sums` has those of the phases of this step.
-        """
+        """Change buffers, in place, by the sums of the global batch of the phases of this step."""
 
     def averaged(self) -> tuple[str, ...]:
         """The networks whose weights are averaged; by default all."""

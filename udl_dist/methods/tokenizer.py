@@ -15,13 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from udl_dist.core.config_schema import setting
-from udl_dist.errors import UsageError
-from udl_dist.methods import descriptor, frechet
+from udl_dist.methods import perceptual, tokenizer_metrics
 from udl_dist.methods.adversary import Adversary, AdversarySettings, rows_of
 from udl_dist.methods.method import Batch, Loss, Method, Phase, Shape
-from udl_dist.methods.networks.blocks import Level, Style
 from udl_dist.methods.networks.layers import conv
-from udl_dist.methods.networks.resnet import ResNetDecoder, ResNetEncoder, ResNetPlan, groups_of
+from udl_dist.methods.networks.resnet import ResNetDecoder, ResNetEncoder, even_plan
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,16 @@ class TokenizerSettings:
     learned_scale: bool = setting(
         False, "the error is divided by a learned scale, one for all images (Rombach et al. 2022)"
     )
+    perceptual: str = setting(
+        "",
+        "a network whose features of reconstructions are compared too: efficientnet-lite0, or the"
+        " path of a safetensors, TorchScript or .pt2 file; empty: none",
+    )
+    perceptual_weight: float = setting(1.0, "of that distance, added to the error", above=0)
     adversary: AdversarySettings = setting(AdversarySettings, "the discriminator of patches")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "perceptual", perceptual.absolute(self.perceptual))
 
 
 @dataclass(frozen=True)
@@ -68,11 +75,11 @@ class LogScale(nn.Module):
 
 
 class Tokenizer(Method):
-    """Minimises error + penalty of the bottleneck + λ · adversary, all means over pixels.
+    """Minimises error + perceptual distance + penalty of the bottleneck + λ · adversary.
 
-    λ is the adversary's weight, by default times the ratio of the gradients of the error and of the
-    adversary at the decoder's last layer in the *step before*, over the whole global batch: one
-    message for all ranks, and equal after a resume.
+    All are means over an image. λ is the adversary's weight, by default times the ratio of the
+    gradients of the error and of the adversary at the decoder's last layer in the *step before*,
+    over the whole global batch: one message for all ranks, and equal after a resume.
     """
 
     defaults: ClassVar = {
@@ -83,11 +90,13 @@ class Tokenizer(Method):
         "train.average_half_life": 50_000,
         "train.average_share": 0.05,
     }
+    loss_files = ("perceptual",)
     best = "frechet_detail"
     higher_is_better = ("psnr",)
     incomparable: ClassVar = {
         **dict.fromkeys(("sharpness", "latent_std"), ()),
-        "error": ("error", "learned_scale"),
+        "error": ("error",),
+        "perceptual": ("perceptual",),
     }
     about_samples = "There are no samples: a tokenizer needs a second model to draw latent maps"
     settings: TokenizerSettings
@@ -96,7 +105,7 @@ class Tokenizer(Method):
         self, settings: TokenizerSettings, shape: Shape, classes: tuple[str, ...] = ()
     ) -> None:
         super().__init__(settings, shape, classes)
-        plan = _plan(settings, shape)
+        plan = even_plan(settings.widths, settings.blocks, settings.attention, shape)
         encoded, compressed, latent = self.channels()
         side = plan.levels[-1].side
         self.latent_shape = (latent, *side)
@@ -104,6 +113,9 @@ class Tokenizer(Method):
         self.quant_conv = conv(encoded, compressed, (1, 1))
         self.post_quant_conv = conv(latent, settings.latent_channels, (1, 1))
         self.decoder = ResNetDecoder(plan, (settings.latent_channels, *side), shape)
+        if settings.perceptual:
+            self.frozen = ("perceptual",)
+            self.perceptual = perceptual.load(settings.perceptual, shape)
         if settings.learned_scale:
             self.log_scale = LogScale()
         if settings.adversary.weight:
@@ -137,12 +149,16 @@ class Tokenizer(Method):
         # gradients then go through the decoder together.
         leaf = output.detach().requires_grad_(torch.is_grad_enabled())
         error = self.errors(images, leaf).mean()
-        scale = self.log_scale() if self.settings.learned_scale else torch.zeros_like(error)
-        penalty = latents.penalty.mean()
-        value = error.detach() * (-scale).exp() + scale + penalty
         plots = {"error": error.detach(), **latents.plots}
         sums = {"images": rows_of(images), **latents.sums}
-        gradient = _gradient(error, leaf) * (-scale.detach()).exp()
+        total = error
+        if self.settings.perceptual:
+            distance = self.perceptual(leaf, images).mean()
+            plots["perceptual"] = distance.detach()
+            total = error + self.settings.perceptual_weight * distance
+        scale = self.log_scale() if self.settings.learned_scale else torch.zeros_like(error)
+        value = total.detach() * (-scale).exp() + scale + latents.penalty.mean()
+        gradient = _gradient(total, leaf) * (-scale.detach()).exp()
         if not self._acts(batch.seen):
             sums["error"] = error.detach() * len(images)
         else:
@@ -186,33 +202,21 @@ class Tokenizer(Method):
     def measured(self, images: Tensor, latents: Tensor) -> dict[str, Tensor]:
         """Errors of each image and moments of its latents and of descriptors."""
         output = self.decode(latents).to(images.dtype)
-        mse = (output - images).div(2).square().flatten(1).mean(1)
-        latents = latents.double().flatten(2)
         values = {
             "error": self.errors(images, output),
-            "mse": mse,
-            # Of pixels in [0, 1]; exact copies have no more than 8-bit images could show.
-            "psnr": -10 * mse.clamp(min=1e-10).log10(),
-            "latent": latents.mean(2),
-            "latent_square": latents.square().mean(2),
+            **tokenizer_metrics.values_of(images, output),
         }
-        for name, each in (("real", images), ("output", output)):
-            values |= frechet.moments(descriptor.describe(each), name)
-            values[f"{name}_detail"] = _gradient_energy(each)
-        return values
+        if self.settings.perceptual:
+            values["perceptual"] = self.perceptual(output, images)
+        latents = latents.double().flatten(2)
+        return values | {"latent": latents.mean(2), "latent_square": latents.square().mean(2)}
 
     def metrics(self, means: Mapping[str, Tensor]) -> dict[str, float]:
-        """Errors; the Fréchet distance of reconstructions from images in the descriptor; sharpness.
-
-        `sharpness` is the energy of differences of neighbouring pixels over that of the images.
-        """
-        plain = {name: means[name] for name in ("error", "mse", "psnr")}
+        """Errors, those of `tokenizer_metrics`, and the deviation of latents in their channels."""
+        plain = {name: float(means[name]) for name in ("error", "perceptual") if name in means}
         variance = means["latent_square"] - means["latent"].square()
-        return super().metrics(plain) | {
-            "frechet_detail": frechet.distance(means, "real", "output"),
-            "sharpness": float(means["output_detail"] / means["real_detail"]),
-            "latent_std": float(variance.mean().sqrt()),
-        }
+        std = {"latent_std": float(variance.mean().sqrt())}
+        return plain | tokenizer_metrics.metrics(means) | std
 
     def alarms(self, metrics: Mapping[str, float], seen: int) -> dict[str, str]:
         if not self.settings.adversary.weight:
@@ -237,39 +241,8 @@ class Tokenizer(Method):
         return found
 
 
-def _plan(settings: TokenizerSettings, shape: Shape) -> ResNetPlan:
-    """The levels of an image whose sides f divides; raise UsageError for another."""
-    count = len(settings.widths)
-    if not count:
-        raise UsageError("method.widths is empty: give the channels of at least one level")
-    f = 2 ** (count - 1)
-    if any(side % f for side in shape[1:]):
-        fitting = " and ".join(str(max(1, round(side / f)) * f) for side in shape[1:])
-        raise UsageError(
-            f"an image of {shape[1]}×{shape[2]} is not a multiple of f = {f} on each side: set"
-            f" data.size to {fitting}, or give fewer method.widths"
-        )
-    levels = tuple(
-        Level(
-            width,
-            (shape[1] >> place, shape[2] >> place),
-            settings.blocks,
-            place == count - 1,
-            place == count - 1 and settings.attention == "smallest",
-        )
-        for place, width in enumerate(settings.widths)
-    )
-    style = Style("group", "silu", groups_of(settings.widths))
-    return ResNetPlan(style, levels, settings.attention != "none")
-
-
 def _gradient(value: Tensor, leaf: Tensor) -> Tensor:  # [], [B, C, H, W] -> [B, C, H, W]
     if not leaf.requires_grad:
         return torch.zeros_like(leaf)
     (found,) = torch.autograd.grad(value, leaf)
     return found
-
-
-def _gradient_energy(images: Tensor) -> Tensor:  # [B, C, H, W] -> [B]
-    down, across = images.diff(dim=2), images.diff(dim=3)
-    return down.square().flatten(1).mean(1) + across.square().flatten(1).mean(1)

@@ -145,6 +145,36 @@ def plan_of(settings: NetworkSettings, shape: tuple[int, int, int]) -> ResNetPla
     return ResNetPlan(style, tuple(levels), attends, settings.first_stride)
 
 
+def even_plan(
+    widths: tuple[int, ...],
+    blocks: int,
+    attention: Literal["none", "middle", "smallest"],
+    shape: tuple[int, int, int],
+) -> ResNetPlan:
+    """The plan of an image whose sides f = 2^(n - 1) divides; raise UsageError for another."""
+    if not widths:
+        raise UsageError("method.widths is empty: give the channels of at least one level")
+    last = len(widths) - 1
+    f = 2**last
+    if any(side % f for side in shape[1:]):
+        fitting = " and ".join(str(max(1, round(side / f)) * f) for side in shape[1:])
+        raise UsageError(
+            f"an image of {shape[1]}×{shape[2]} is not a multiple of f = {f} on each side: set"
+            f" data.size to {fitting}, or give fewer method.widths"
+        )
+    levels = tuple(
+        Level(
+            width,
+            (shape[1] >> place, shape[2] >> place),
+            blocks,
+            place == last,
+            place == last and attention == "smallest",
+        )
+        for place, width in enumerate(widths)
+    )
+    return ResNetPlan(Style("group", "silu", groups_of(widths)), levels, attention != "none")
+
+
 def groups_of(widths: tuple[int, ...]) -> int:
     """Groups of the normalisation: width 128 gives diffusers' 32."""
     most = min(32, max(1, widths[0] // 4))
