@@ -23,7 +23,8 @@ TOKENIZER = {"widths": [4, 8], "blocks": 1, **ADVERSARY}
 # Of methods whose default networks are for a GPU.
 SMALL: dict[str, dict[str, Any]] = {
     "kl": TOKENIZER | {"latent_channels": 2},
-    "vq": TOKENIZER | {"latent_channels": 6, "quantizer.codes": 8, "quantizer.dimensions": 3},
+    "vq": TOKENIZER
+    | {"attention": "none", "latent_channels": 6, "quantizer.codes": 8, "quantizer.dimensions": 3},
 }
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     # A method is tested by being in its folder.

@@ -140,30 +140,31 @@ class Tokenizer(Method):
         return tuple(name for name in self.networks if name != "adversary")
 
     def loss(self, batch: Batch) -> Loss:
-        """The autoencoder's loss. Its gradient by the output is taken first, once for each part."""
+        """The autoencoder's loss.
+
+        The gradients of error and adversary by the output are found here, and go through the
+        decoder together.
+        """
         images = batch.images
         latents = self._latents(batch)
         output, features = self._decoded(latents.maps)
         output = output.to(images.dtype)
-        # The error and the adversary each make a graph from this leaf to their value; both
-        # gradients then go through the decoder together.
-        leaf = output.detach().requires_grad_(torch.is_grad_enabled())
-        error = self.errors(images, leaf).mean()
+        error = self.errors(images, output).mean()
         plots = {"error": error.detach(), **latents.plots}
         sums = {"images": rows_of(images), **latents.sums}
         total = error
         if self.settings.perceptual:
-            distance = self.perceptual(leaf, images).mean()
+            distance = self.perceptual(output, images).mean()
             plots["perceptual"] = distance.detach()
             total = error + self.settings.perceptual_weight * distance
         scale = self.log_scale() if self.settings.learned_scale else torch.zeros_like(error)
         value = total.detach() * (-scale).exp() + scale + latents.penalty.mean()
-        gradient = _gradient(total, leaf) * (-scale.detach()).exp()
+        gradient = _gradient(total, output) * (-scale.detach()).exp()
         if not self._acts(batch.seen):
             sums["error"] = error.detach() * len(images)
         else:
-            against = self.adversary.against(leaf).mean()
-            opposed, weight = _gradient(against, leaf), self.adversary.weight(batch.seen)
+            against = self.adversary.against(output).mean()
+            opposed, weight = _gradient(against, output), self.adversary.weight(batch.seen)
             plots |= {"adversary": against.detach(), "adversary_weight": weight.clone()}
             if self.settings.adversary.adaptive:
                 last = self.decoder.get_parameter("conv_out.weight")
@@ -241,8 +242,8 @@ class Tokenizer(Method):
         return found
 
 
-def _gradient(value: Tensor, leaf: Tensor) -> Tensor:  # [], [B, C, H, W] -> [B, C, H, W]
-    if not leaf.requires_grad:
-        return torch.zeros_like(leaf)
-    (found,) = torch.autograd.grad(value, leaf)
+def _gradient(value: Tensor, output: Tensor) -> Tensor:  # [], [B, C, H, W] -> [B, C, H, W]
+    if not output.requires_grad:
+        return torch.zeros_like(output)
+    (found,) = torch.autograd.grad(value, output)
     return found
