@@ -97,9 +97,17 @@ def lpips_heads() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def vgg_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("vgg") / "vgg16.safetensors"
-    save_file(vgg_weights() | lpips_heads(), path)
-    return path
+    """What the code of docs/methods.md makes of the files of torchvision and lpips."""
+    folder = tmp_path_factory.mktemp("vgg")
+    whole = vgg_weights() | {"classifier.0.weight": torch.zeros(1)}
+    torch.save(whole, folder / "vgg16-397923af.pth")
+    torch.save(lpips_heads(), folder / "vgg.pth")
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    code = page.partition("# convert_vgg.py\n")[2].partition("```")[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(code, {})
+    return folder / "lpips.safetensors"
 
 
 @pytest.fixture(scope="module")
