@@ -131,7 +131,7 @@ def test_the_distance_of_known_features_is_the_known_one(
     red[:, 0], green[:, 1] = 0.5, -1
     # Of length 1 both, and at a right angle: ‖f − g‖² = 2, in each of two maps.
     assert loss(red, green).tolist() == pytest.approx([4])
-    # As far from each other as features can be: ‖f + f‖² = 4.
+    # Opposite features have the greatest distance there is: ‖f + f‖² = 4.
     assert loss(torch.cat([red, red]), torch.cat([-red, 2 * red])).tolist() == pytest.approx([8, 0])
     # A quarter of the pixels differs, and so one mean of 2×2 in four.
     part = red.clone()
@@ -304,6 +304,11 @@ def test_files_without_the_weights_of_a_known_network_are_refused(
     some = vgg_weights() | {"lin0.model.1.weight": torch.zeros(1, 64, 1, 1)}
     save_file(some, path)
     with pytest.raises(DataError, match=r"has not all weights of VGG16 .*lin1\.model\.1\.weight"):
+        perceptual.load(str(path), SHAPE)
+    save_file(
+        vgg_weights() | lpips_heads() | {"lin3.model.1.weight": torch.zeros(1, 9, 1, 1)}, path
+    )
+    with pytest.raises(DataError, match=r"lin3\.model\.1\.weight is \[1, 9, 1, 1\]"):
         perceptual.load(str(path), SHAPE)
     with pytest.raises(DataError, match=r"cannot take \[2, 3, 8, 8\]"):
         perceptual.load(str(vgg_file), (3, 8, 8))
