@@ -97,9 +97,17 @@ def lpips_heads() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def vgg_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("vgg") / "vgg16.safetensors"
-    save_file(vgg_weights() | lpips_heads(), path)
-    return path
+    """What the code of docs/methods.md makes of the files of torchvision and lpips."""
+    folder = tmp_path_factory.mktemp("vgg")
+    whole = vgg_weights() | {"classifier.0.weight": torch.zeros(1)}
+    torch.save(whole, folder / "vgg16-397923af.pth")
+    torch.save(lpips_heads(), folder / "vgg.pth")
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    code = page.partition("# convert_vgg.py\n")[2].partition("```")[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(code, {})
+    return folder / "lpips.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +131,7 @@ def test_the_distance_of_known_features_is_the_known_one(
     red[:, 0], green[:, 1] = 0.5, -1
     # Of length 1 both, and at a right angle: ‖f − g‖² = 2, in each of two maps.
     assert loss(red, green).tolist() == pytest.approx([4])
-    # As far from each other as features can be: ‖f + f‖² = 4.
+    # Opposite features have the greatest distance there is: ‖f + f‖² = 4.
     assert loss(torch.cat([red, red]), torch.cat([-red, 2 * red])).tolist() == pytest.approx([8, 0])
     # A quarter of the pixels differs, and so one mean of 2×2 in four.
     part = red.clone()
@@ -296,6 +304,11 @@ def test_files_without_the_weights_of_a_known_network_are_refused(
     some = vgg_weights() | {"lin0.model.1.weight": torch.zeros(1, 64, 1, 1)}
     save_file(some, path)
     with pytest.raises(DataError, match=r"has not all weights of VGG16 .*lin1\.model\.1\.weight"):
+        perceptual.load(str(path), SHAPE)
+    save_file(
+        vgg_weights() | lpips_heads() | {"lin3.model.1.weight": torch.zeros(1, 9, 1, 1)}, path
+    )
+    with pytest.raises(DataError, match=r"lin3\.model\.1\.weight is \[1, 9, 1, 1\]"):
         perceptual.load(str(path), SHAPE)
     with pytest.raises(DataError, match=r"cannot take \[2, 3, 8, 8\]"):
         perceptual.load(str(vgg_file), (3, 8, 8))

