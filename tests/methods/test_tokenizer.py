@@ -93,7 +93,7 @@ def test_the_gradient_is_that_of_error_penalty_and_weighted_adversary(
 ) -> None:
     method = kl(error=error, learned_scale=learned, **{"adversary.weight": 0.9})
     if learned:
-        method.log_scale.weight.data.fill_(0.3)
+        method.log_scale.bias.data.fill_(0.3)
     data = batch(dtype=torch.float64)
     method.networks["adversary"].requires_grad_(False)
     weights = [value for value in method.parameters() if value.requires_grad]
@@ -101,7 +101,7 @@ def test_the_gradient_is_that_of_error_penalty_and_weighted_adversary(
     found = torch.autograd.grad(loss.value, weights)
     reconstruction, penalty, against = plain_terms(method, data)
     if learned:
-        scale = method.log_scale()
+        scale = method.log_scale.bias[0]
         reconstruction = reconstruction * (-scale).exp() + scale
     total = reconstruction + penalty + 0.9 * 0.7 * against
     torch.testing.assert_close(loss.value, total)
@@ -182,6 +182,13 @@ def test_the_adversary_learns_first_then_acts_on_a_ramp() -> None:
     for seen, share in ((200, 0.0), (250, 0.5), (300, 1.0), (900, 1.0)):
         plots = method.loss(batch(dtype=torch.float64, seen=seen)).plots
         assert float(plots["adversary_weight"]) == pytest.approx(0.7 * 0.5 * share)
+
+
+def test_a_run_that_ends_before_the_adversary_acts_is_warned_of() -> None:
+    method = kl(**{"adversary.acts_after_images": 200})
+    assert method.check_images(9, 201) == ()
+    (line,) = method.check_images(9, 200)
+    assert "the adversary never acts: method.adversary.acts_after_images is 200" in line
 
 
 def test_an_adversary_that_spoils_reconstructions_is_an_alarm() -> None:
@@ -281,9 +288,9 @@ def test_usage_perplexity_and_bits_of_known_codes() -> None:
 
 def test_more_codes_than_positions_of_training_images_are_refused() -> None:
     method = vq()
-    method.check_images(1)  # 16 positions for 8 codes
+    assert method.check_images(1, 0) == ()  # 16 positions for 8 codes
     with pytest.raises(UsageError, match="makes 40 codes, more than the 32 positions of 2 train"):
-        vq(**{"quantizer.codes": 40}).check_images(2)
+        vq(**{"quantizer.codes": 40}).check_images(2, 0)
 
 
 def test_the_perceptual_distance_is_added_with_its_weight_and_not_trained() -> None:

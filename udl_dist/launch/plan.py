@@ -228,5 +228,5 @@ def plan(experiment: Experiment) -> Plan:
         validation_images=evaluated,
         validate_images=interval,
         validation_share=validations * evaluated * COST / total,
-        warnings=sizes.warnings(networks),
+        warnings=(*sizes.warnings(networks), *method.check_images(seen.records, total)),
     )

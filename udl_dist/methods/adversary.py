@@ -67,6 +67,15 @@ class AdversarySettings:
                 f" at {self.learns_after_images}: let it learn first"
             )
 
+    def warnings(self, total: int) -> tuple[str, ...]:
+        """What is wrong in a run of `total` images."""
+        if not self.weight or self.acts_after_images < total:
+            return ()
+        return (
+            f"the adversary never acts: method.adversary.acts_after_images is"
+            f" {self.acts_after_images:,}, the run ends after {total:,}",
+        )
+
 
 class Adversary(nn.Module):
     """The discriminator, [B, C, H, W] -> [B, 1, h, w], and what it remembers of earlier steps.

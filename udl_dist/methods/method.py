@@ -116,8 +116,9 @@ class Method(nn.Module):
         """The phases in the order in which a step runs them."""
         raise NotImplementedError
 
-    def check_images(self, images: int) -> None:
-        """Raise UsageError for settings that do not suit this many training images."""
+    def check_images(self, images: int, total: int) -> tuple[str, ...]:
+        """Raise UsageError, or return warnings, about a run of `total` over so many images."""
+        return ()
 
     def after_step(self, sums: Mapping[str, Tensor]) -> None:
         """Change buffers, in place, by the sums of the global batch of the phases of this step."""

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from udl_dist.core.config_schema import setting
 from udl_dist.methods import perceptual, tokenizer_metrics
 from udl_dist.methods.adversary import Adversary, AdversarySettings, rows_of
 from udl_dist.methods.method import Batch, Loss, Method, Phase, Shape
-from udl_dist.methods.networks.layers import conv
+from udl_dist.methods.networks.layers import Bias, conv
 from udl_dist.methods.networks.resnet import ResNetDecoder, ResNetEncoder, even_plan
 
 
@@ -61,17 +61,6 @@ class Latents:
     penalty: Tensor  # [B], added to the error
     plots: Mapping[str, Tensor] = field(default_factory=dict)
     sums: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-class LogScale(nn.Module):
-    """The logarithm of the scale of the error, []."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()))
-
-    def forward(self) -> Tensor:
-        return self.weight.clone()
 
 
 class Tokenizer(Method):
@@ -117,7 +106,7 @@ class Tokenizer(Method):
             self.frozen = ("perceptual",)
             self.perceptual = perceptual.load(settings.perceptual, shape)
         if settings.learned_scale:
-            self.log_scale = LogScale()
+            self.log_scale = Bias(1)
         if settings.adversary.weight:
             self.adversary = Adversary(settings.adversary, shape)
 
@@ -157,7 +146,9 @@ class Tokenizer(Method):
             distance = self.perceptual(output, images).mean()
             plots["perceptual"] = distance.detach()
             total = error + self.settings.perceptual_weight * distance
-        scale = self.log_scale() if self.settings.learned_scale else torch.zeros_like(error)
+        scale = torch.zeros_like(error)
+        if self.settings.learned_scale:
+            scale = self.log_scale(scale[None])[0]
         value = total.detach() * (-scale).exp() + scale + latents.penalty.mean()
         gradient = _gradient(total, output) * (-scale.detach()).exp()
         if not self._acts(batch.seen):
@@ -180,6 +171,9 @@ class Tokenizer(Method):
         with torch.no_grad():
             output, _ = self._decoded(self._latents(batch).maps)
         return self.adversary.loss(batch.images, output.to(batch.images.dtype))
+
+    def check_images(self, images: int, total: int) -> tuple[str, ...]:
+        return self.settings.adversary.warnings(total)
 
     def after_step(self, sums: Mapping[str, Tensor]) -> None:
         if self.settings.adversary.weight:

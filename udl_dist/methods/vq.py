@@ -64,13 +64,14 @@ class VectorQuantisedAutoencoder(Tokenizer):
         super().after_step(sums)
         self.quantizer.after_step(sums)
 
-    def check_images(self, images: int) -> None:
+    def check_images(self, images: int, total: int) -> tuple[str, ...]:
         codes, positions = self.quantizer.size, math.prod(self.latent_shape[1:])
         if codes > images * positions:
             raise UsageError(
                 f"method.quantizer makes {codes:,} codes, more than the {images * positions:,}"
                 f" positions of {images:,} training images: ask for fewer codes"
             )
+        return super().check_images(images, total)
 
     def indices(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, h, w] int64
         """The codes of images."""
