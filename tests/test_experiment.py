@@ -57,8 +57,8 @@ def test_each_job_is_read_and_written_back_the_same(path: Path, tmp_path: Path) 
     ("text", "message"),
     [
         ('[method]\nname = "vea"\n', "unknown method.name 'vea': did you mean vae?"),
-        ("[train]\nepochs = 1\n", "method.name is missing: there are ae, gan, vae"),
-        ("[method]\nname = 5\n", "method.name must be text, not 5: there are ae, gan, vae"),
+        ("[train]\nepochs = 1\n", "method.name is missing: there are ae, gan, kl, vae, vq"),
+        ("[method]\nname = 5\n", "method.name must be text, not 5: there are ae, gan, kl, vae, vq"),
         (
             '[method]\nname = "vae"\n[trian]\nepochs = 1\n',
             "unknown table [trian]: did you mean train?",

@@ -288,9 +288,9 @@ def test_usage_perplexity_and_bits_of_known_codes() -> None:
 
 def test_more_codes_than_positions_of_training_images_are_refused() -> None:
     method = vq()
-    assert method.check_images(1, 0) == ()  # 16 positions for 8 codes
+    assert method.check_images(1, 9) == ()  # 16 positions for 8 codes
     with pytest.raises(UsageError, match="makes 40 codes, more than the 32 positions of 2 train"):
-        vq(**{"quantizer.codes": 40}).check_images(2, 0)
+        vq(**{"quantizer.codes": 40}).check_images(2, 9)
 
 
 def test_the_perceptual_distance_is_added_with_its_weight_and_not_trained() -> None:
