@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 # Modules of this folder that are not methods.
 HELPERS = (
     "adversary",
+    "alarms",
     "descriptor",
     "frechet",
     "gan_metrics",
+    "hub",
     "likelihoods",
     "method",
     "networks",

@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from udl_dist.errors import UsageError
+from udl_dist.methods.hub import HubLayout
 
 Shape = tuple[int, int, int]  # C, H, W of an image
-EXPLODED = 100.0  # root mean square of latents or logits; healthy runs stay below 10
 
 
 @dataclass(frozen=True)
@@ -207,6 +207,10 @@ class Method(nn.Module):
         """The failures that the metrics of a validation show: name -> values and advice."""
         return {}
 
+    def hub(self) -> HubLayout:
+        """The class of diffusers that computes the same; raise UsageError if settings fit none."""
+        raise NotImplementedError
+
     def measure(self, batch: Batch) -> dict[str, Tensor]:  # each [B] or [B, D]
         """Held-out values of each image alone, so that sums over any shares of the data are exact.
 
@@ -237,14 +241,3 @@ class Method(nn.Module):
                 f"this model makes images of a class: name one of {', '.join(self.classes)}"
             )
         return self.decode(latents, labels)
-
-
-def exploding(what: str, scale: float) -> dict[str, str]:
-    """The alarm about latents or logits whose root mean square is above any healthy one."""
-    if scale < EXPLODED:
-        return {}
-    return {
-        "exploding scale": (
-            f"{what} of size {scale:.2g}: lower train.learning_rate, or set train.clip_norm"
-        )
-    }
