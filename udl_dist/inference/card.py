@@ -74,7 +74,12 @@ def text(
         license=license,
         hub=hub,
         title=title or origin.folder.name,
-        parameters=sum(value.numel() for value in model.method.parameters()),
+        parameters=sum(
+            value.numel()
+            for name, value in model.method.named_parameters()
+            # Those of an adversary are not in a folder of diffusers.
+            if not hub or name in hub.layout.names.values()
+        ),
         version=__version__,
         abilities=[name for name in ABILITIES if model.can(name)],
         files=files,

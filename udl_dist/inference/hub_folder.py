@@ -74,16 +74,13 @@ def read(folder: Path, method: Method) -> dict[str, Tensor]:
     that are missing or too many.
     """
     config = layout.parsed(folder / layout.CONFIG)
+    there = f"{folder} is a {config[layout.HUB_CLASS]!r} of diffusers"
     if not method.can("hub"):
-        raise UsageError(
-            f"{folder} is a {config[layout.HUB_CLASS]} of diffusers, which has no class for method.name: "
-            "name a run or a model exported by udl"
-        )
+        raise UsageError(f"{there}, which has no class for this method: name a run of this method")
     hub = method.hub()
     if config[layout.HUB_CLASS] != hub.class_name:
         raise UsageError(
-            f"{folder} is a {config[layout.HUB_CLASS]} of diffusers, method.name is its {hub.class_name}: "
-            "name a folder of that class"
+            f"{there}, this method is its {hub.class_name}: name a folder of that class"
         )
     _refuse_other_arithmetic(folder, config, hub)
     tensors, _ = read_tensors(_weights_in(folder), "safetensors file", "copy it again")

@@ -67,7 +67,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = parsed(path)
     if HUB_CLASS in config:
         raise UsageError(
-            f"{folder} is a {config[HUB_CLASS]} of diffusers, which only train.init_from reads: "
+            f"{folder} is a {config[HUB_CLASS]!r} of diffusers, which only train.init_from reads: "
             "name the run, or export it with --format udl"
         )
     written = config.get("format")
