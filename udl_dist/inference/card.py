@@ -34,7 +34,7 @@ class HubFacts:
     """What a card says of a folder of diffusers."""
 
     layout: HubLayout
-    latents: str  # their statistics in words, or why there are none
+    latents: str  # their statistics in words, or why there are none; "" for a class without
 
 
 def text(

@@ -125,22 +125,27 @@ def _write_for_hub(
     model: Model, real: RealImages, folder: Path, asked: ExportSettings
 ) -> tuple[dict[str, float], list[str]]:
     """Write a folder of diffusers; return the same."""
-    latents = None if real.missing else latent_statistics(model)
+    hub, latents, said = hub_folder.hub_of(model), None, list[str]()
+    if hub.statistics:
+        latents = None if real.missing else latent_statistics(model)
+        said.append(latents.line() if latents else NOT_SCALED)
     hub_folder.write(model, latents, folder)
     _draw(model, real, folder)
-    measured = latents.line() if latents else NOT_SCALED
     files = sorted(path.name for path in folder.iterdir())
-    facts = card.HubFacts(hub_folder.hub_of(model), measured)
+    facts = card.HubFacts(hub, "".join(said))
     text = card.text(model, asked.license, files, real.facts, asked.title, facts)
     (folder / layout.CARD).write_text(text, encoding="utf-8")
     images = real.batch.images
     differences = {hub_folder.WEIGHTS: hub_folder.own_difference(model, folder, images)}
     by_diffusers = hub_folder.diffusers_difference(model, folder, images)
     if by_diffusers is None:
-        return differences, [measured, "diffusers is not installed: what was written is read by us"]
-    differences["diffusers"] = by_diffusers
-    said = f"diffusers gives the same reconstructions: they differ by {by_diffusers:.1e} at most"
-    return differences, [measured, said]
+        said.append("diffusers is not installed: only this library has read what was written")
+    else:
+        differences["diffusers"] = by_diffusers
+        said.append(
+            f"diffusers gives the same reconstructions: they differ by {by_diffusers:.1e} at most"
+        )
+    return differences, said
 
 
 def _draw(model: Model, real: RealImages, folder: Path) -> None:

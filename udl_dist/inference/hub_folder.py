@@ -113,7 +113,7 @@ def own_difference(model: Model, folder: Path, images: Tensor) -> float:
         (model.reconstruct(images), again.reconstruct(images)),
     )
     # torch's maximum of NaN is NaN, Python's depends on the order.
-    return float(torch.stack([(one - other).abs().max() for one, other in pairs]).max())
+    return float(torch.stack([(one - other).double().abs().max() for one, other in pairs]).max())
 
 
 def diffusers_difference(model: Model, folder: Path, images: Tensor) -> float | None:
