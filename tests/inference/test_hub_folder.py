@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import udl_dist
-from tests.methods.cases import TOKENIZER, made
+from tests.methods.cases import TOKENIZER, made, maker
 from tests.trained import run
 from tests.training.learn import asked
 from udl_dist.cli import main
@@ -52,7 +52,7 @@ def diffusers() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def models(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
-    """A model of each kind, whose weights are all far from zero."""
+    """A model of each kind, no weight of which is zero."""
     folder, found = tmp_path_factory.mktemp("kl"), {}
     torch.manual_seed(0)
     for name, (widths, attention, size, channels) in KINDS.items():
@@ -96,6 +96,24 @@ def test_diffusers_computes_the_same(
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(theirs.clamp(-1, 1), model.decode(mean), atol=1e-5, rtol=0)
     assert network.state_dict().keys() == load_file(folders[kind] / hub_folder.WEIGHTS).keys()
+
+
+def test_the_default_networks_are_those_of_stable_diffusion(diffusers: Any) -> None:
+    # As in the config.json of its autoencoder, for images of 256 pixels.
+    config = {
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "block_out_channels": [128, 256, 512, 512],
+        "layers_per_block": 2,
+        "sample_size": 256,
+    }
+    with torch.device("meta"):
+        network = diffusers.AutoencoderKL.from_config(config)
+    method = maker("kl", {}, (3, 256, 256)).on_meta()
+    layout, own = method.hub(), method.saved_tensors()
+    shapes = {name: value.shape for name, value in network.state_dict().items()}
+    assert shapes == {name: own[mine].shape for name, mine in layout.names.items()}
+    assert {key: network.config[key] for key in layout.config} == layout.config
 
 
 @pytest.mark.parametrize("attention", ["none", "middle", "smallest"])
