@@ -66,6 +66,7 @@ ONLY_IN = {
     "sklearn": {"evaluation/outliers.py", "evaluation/representation.py", "inference/fitting.py"},
     "jinja2": {"inference/card.py", "reporting/page.py"},
     "onnxruntime": {"inference/formats.py"},
+    "diffusers": {"inference/hub_folder.py"},
     "torch.onnx": {"inference/formats.py"},
     "torch.export": {"inference/formats.py", "methods/code_files.py"},
     "pickle": set[str](),

@@ -2,6 +2,7 @@
 again.
 """
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -13,12 +14,14 @@ import pytest
 import torch
 
 import udl_dist
+from tests.trained import run
 from tests.training.learn import packed
 from udl_dist.data.shards.index import Index
 from udl_dist.errors import ClusterError, DataError, UsageError
 from udl_dist.inference import embedding
 from udl_dist.inference.model import Model
 from udl_dist.inference.settings import EmbedSettings
+from udl_dist.inference.sources import open_stream
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +58,37 @@ def test_every_image_has_its_latent_under_its_key(
     assert (done["records"], done["parts"]) == (index.records, 3)
     assert found["key"] == [index.key(number) for number in range(index.records)]
     assert set(found["label"]) == {-1}
-    from udl_dist.inference.sources import open_stream
-
     images = np.concatenate([records.images for records in open_stream(model, str(source)).once(7)])
     torch.testing.assert_close(
         torch.tensor(found["latent"]), model.encode(images), atol=1e-5, rtol=1e-5
     )
+
+
+def test_codes_are_written_instead_and_decode_to_the_reconstructions(
+    source: Path, tmp_path: Path
+) -> None:
+    model = udl_dist.load(run("vq", source.parent, tmp_path / "run", train__total_images="24"))
+    for kind in ("parquet", "npy"):
+        done = embed(model, source, tmp_path / kind, format=kind, codes=True)
+        assert done["records"] == Index.open(source).records
+    files = sorted((tmp_path / "npy").glob("codes-*"))
+    codes = np.concatenate([np.load(file) for file in files])
+    assert codes.dtype == np.int64
+    assert codes.shape[1:] == (4, 4)
+    assert 0 <= codes.min() <= codes.max() < model.method.code_count == 16
+    assert (np.array(table(tmp_path / "parquet")["code"]) == codes.reshape(len(codes), -1)).all()
+    assert json.loads((tmp_path / "npy" / "embedding.json").read_text())["codes"] == [4, 4, 16]
+    images = np.concatenate([part.images for part in open_stream(model, str(source)).once(7)])
+    torch.testing.assert_close(model.decode_indices(codes), model.reconstruct(images))
+    with pytest.raises(UsageError, match="holds another embedding"):
+        embed(model, source, tmp_path / "npy", format="npy")
+
+
+def test_codes_of_a_model_without_any_are_refused(
+    model: Model, source: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="a model of method vae has no codes: leave out --codes"):
+        embed(model, source, tmp_path / "out", codes=True)
 
 
 def test_npy_holds_the_same_as_parquet(model: Model, source: Path, tmp_path: Path) -> None:

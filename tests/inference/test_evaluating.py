@@ -245,6 +245,24 @@ def test_a_family_without_labels_or_images_enough_is_left_out_and_refused_when_a
         evaluate(udl_dist.load(trained["gan"]), tmp_path, data=source, families=("likelihood",))
 
 
+@pytest.mark.parametrize("method", ["ae", "kl"])
+def test_reconstructions_are_compared_with_the_same_images(
+    source: Path, trained: dict[str, Path], tmp_path: Path, method: str
+) -> None:
+    folder = trained.get(method) or run(
+        method, source, tmp_path / method, train__total_images="12", evaluate__every_images="0"
+    )
+    data, families = str(packed(tmp_path / "data", 100) / "train"), ("reconstruction_distance",)
+    found = evaluate(udl_dist.load(folder), tmp_path, data=data, families=families)["figures"]
+    assert list(found) == ["reconstruction_frechet", "reconstruction_kernel_distance"]
+    for metric in found.values():
+        assert metric["value"] > 0
+        assert metric["floor"] == {"images and themselves": 0.0}
+        assert metric["protocol"]["n"] == 76
+    with pytest.raises(UsageError, match="no reconstruction_distance: it cannot reconstruct"):
+        evaluate(udl_dist.load(trained["gan"]), tmp_path, data=data, families=families)
+
+
 def test_an_extractor_is_fitted_stored_and_named_by_its_hash(
     labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,12 @@ def add(verbs: Verbs) -> None:
     export.add_argument(
         "--checkpoint", default="best", help="best, last, or a number of images (best)"
     )
+    export.add_argument(
+        "--format",
+        choices=("udl", "diffusers"),
+        default="udl",
+        help="of the folder: udl, or what from_pretrained of diffusers loads (udl)",
+    )
     export.add_argument("--onnx", action="store_true", help="also as ONNX")
     export.add_argument("--torch-export", action="store_true", help="also as .pt2, by torch.export")
     export.add_argument(
@@ -116,7 +122,7 @@ def _export(asked: argparse.Namespace, _: None) -> Any:
     from udl_dist.inference.export import ExportSettings, export
     from udl_dist.inference.model import load
 
-    wanted = ExportSettings(asked.onnx, asked.torch_export, asked.license)
+    wanted = ExportSettings(asked.onnx, asked.torch_export, asked.license, format=asked.format)
     # An export is always made on the CPU: its files must open everywhere.
     return export(load(asked.run, "cpu", asked.checkpoint), asked.dest, wanted)
 

@@ -47,7 +47,9 @@ class RealSet:
     def kernel(self, fake: Tensor) -> float:  # [P, F]
         """Unbiased squared MMD under the kernel (xᵀy/F + 1)³ (Bińkowski et al. 2018, section 3)."""
         # E k(x, x') + E k(y, y') - 2 E k(x, y). The estimate has no bias, so it can be below 0.
-        across = sum(float(values.sum()) for values in _kernel(self.near.double(), fake.double()))
+        across = sum(
+            float(values.sum()) for values in kernel_values(self.near.double(), fake.double())
+        )
         return float(self.within) + _within(fake) - 2 * across / (len(self.near) * len(fake))
 
     def neighbours(self, fake: Tensor) -> dict[str, float]:  # [P, F]
@@ -84,14 +86,14 @@ def gaussian(rows: Tensor) -> tuple[Tensor, Tensor]:
 def _within(rows: Tensor) -> float:
     """The mean of the kernel over all pairs of two different rows."""
     rows, count = rows.double(), len(rows)
-    total = sum(float(values.sum()) for values in _kernel(rows, rows))
+    total = sum(float(values.sum()) for values in kernel_values(rows, rows))
     # The kernel of each row with itself, (|x|²/F + 1)³, which the unbiased estimate leaves out.
     same = (rows.square().mean(1) + 1).pow(3).sum()
     return (total - float(same)) / (count * (count - 1))
 
 
-def _kernel(first: Tensor, second: Tensor) -> Iterator[Tensor]:
-    """(xᵀy/F + 1)³ of all pairs, some rows at a time."""
+def kernel_values(first: Tensor, second: Tensor) -> Iterator[Tensor]:
+    """(xᵀy/F + 1)³ of all pairs, in float64 rows, some at a time."""
     one = torch.ones((), dtype=first.dtype, device=first.device)
     for part in torch.split(first, ROWS):
         # Product, scale and 1 in one pass, the power in place: memory traffic sets the time here.

@@ -13,6 +13,7 @@ import tomli_w
 from udl_dist import __version__
 from udl_dist.evaluation import io
 from udl_dist.inference.model import ABILITIES, Model
+from udl_dist.methods.hub import HubLayout
 from udl_dist.runs import environment
 from udl_dist.runs.run_folder import RunFolder
 
@@ -28,8 +29,21 @@ class DataFacts:
     license: str = ""
 
 
+@dataclass(frozen=True)
+class HubFacts:
+    """What a card says of a folder of diffusers."""
+
+    layout: HubLayout
+    latents: str  # their statistics in words, or why there are none; "" for a class without
+
+
 def text(
-    model: Model, license: str, files: Sequence[str], facts: DataFacts, title: str = ""
+    model: Model,
+    license: str,
+    files: Sequence[str],
+    facts: DataFacts,
+    title: str = "",
+    hub: HubFacts | None = None,  # None: the folder is our own
 ) -> str:
     """The text of the card; its title is the name of the run folder unless there is another."""
     # Only an export needs it: udl_dist.load works with torch, NumPy and safetensors alone.
@@ -58,8 +72,14 @@ def text(
         model=model,
         origin=origin,
         license=license,
+        hub=hub,
         title=title or origin.folder.name,
-        parameters=sum(value.numel() for value in model.method.parameters()),
+        parameters=sum(
+            value.numel()
+            for name, value in model.method.named_parameters()
+            # Those of an adversary are not in a folder of diffusers.
+            if not hub or name in hub.layout.names.values()
+        ),
         version=__version__,
         abilities=[name for name in ABILITIES if model.can(name)],
         files=files,

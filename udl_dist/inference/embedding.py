@@ -1,4 +1,4 @@
-"""`udl embed`: the latents of all images of a source, with their keys, in parts.
+"""`udl embed`: the latents or codes of all images of a source, with their keys, in parts.
 
 A part is a Parquet file, or npy files and a text file of keys, that is there complete or not at
 all; the same command makes the missing ones.
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,13 @@ class Layout:
     latent_dim: int
     kind: Kind
     parts: int
+    # Height and width of the map of codes, and how many codes there are; (): latents.
+    codes: tuple[int, ...] = ()
+
+    @property
+    def column(self) -> str:
+        """What an image has, in one word."""
+        return "code" if self.codes else "latent"
 
     def names(self, number: int) -> tuple[str, ...]:
         """The files of a part, the last of them written last."""
@@ -46,7 +54,7 @@ class Layout:
         if self.kind == "parquet":
             return (f"part-{part}.parquet",)
         # A part counts as complete once its last file is there.
-        return (f"keys-{part}.txt", f"labels-{part}.npy", f"latents-{part}.npy")
+        return (f"keys-{part}.txt", f"labels-{part}.npy", f"{self.column}s-{part}.npy")
 
 
 def embed(
@@ -55,6 +63,11 @@ def embed(
     """Write the latents of every image of `source` below `dest`, except parts that are there."""
     # Before the source is opened, which may have to be packed or indexed first.
     model.require("encode")
+    if asked.codes and not model.can("indices"):
+        raise UsageError(
+            f"{model.origin.folder}: a model of method {model.origin.method} has no codes: leave"
+            " out --codes"
+        )
     began = time.monotonic()
     stream = open_stream(model, source, asked.readers)
     layout = Layout(
@@ -65,6 +78,7 @@ def embed(
         model.latent_dim,
         asked.format,
         -(-stream.records // asked.part_images),
+        (*model.latent_shape[1:], model.method.code_count) if asked.codes else (),
     )
     missing = _begin(dest, layout)
     there, images = layout.parts - len(missing), 0
@@ -89,8 +103,7 @@ def embed(
     before = f", {there} of them were there" if there else ""
     speed = f", {images / seconds:,.0f} images/s" if images else ""
     said = (
-        f"{stream.records:,} images, latents of {layout.latent_dim}, {layout.parts} parts"
-        f"{before}{speed}: {dest}"
+        f"{stream.records:,} images, {_what(layout)}, {layout.parts} parts{before}{speed}: {dest}"
     )
     return outcome(
         model,
@@ -113,30 +126,40 @@ def part_maker(
     def make(number: int) -> int:
         keys: list[str] = []
         labels: list[NDArray[np.int64]] = []
-        latents: list[NDArray[np.float32]] = []
+        values: list[NDArray[Any]] = []
         # Parts are contiguous and as equal as possible: part_images sets their number.
         for records in stream.once(BATCH_IMAGES, number, layout.parts):
             keys += keys_of(stream, records)
             labels.append(records.labels)
-            latents.append(model.codes(scaled(records.images)).float().numpy())
+            images = scaled(records.images)
+            found = model.indices(images) if layout.codes else model.codes(images).float()
+            values.append(found.numpy())
         paths = [dest / name for name in layout.names(number)]
         # int32 is enough for labels of classes, and -1 stands for none.
-        _write(paths, keys, np.concatenate(labels).astype(np.int32), np.concatenate(latents))
+        whole = np.concatenate(values)
+        _write(paths, keys, np.concatenate(labels).astype(np.int32), whole, layout.column)
         return len(keys)
 
     return make
 
 
+def _what(layout: Layout) -> str:
+    if not layout.codes:
+        return f"latents of {layout.latent_dim}"
+    height, width, codes = layout.codes
+    return f"maps of {height}×{width} codes of {codes:,}"
+
+
 def _begin(folder: Path, layout: Layout) -> list[int]:
     """Make or resume the folder; return its missing parts. UsageError for another embedding."""
-    path, now = folder / FACTS, asdict(layout)
+    path, now = folder / FACTS, json.loads(json.dumps(asdict(layout)))
     if path.exists():
         try:
             before = dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             raise UsageError(f"{path} is damaged: name a new folder") from None
         # `model` is a path, which may change; the hash of the weights says which model it is.
-        changed = [name for name in now if name != "model" and before.get(name) != now[name]]
+        changed = [name for name in now if name != "model" and before.get(name, []) != now[name]]
         if changed:
             name = changed[0]
             raise UsageError(
@@ -165,7 +188,8 @@ def _write(
     paths: Sequence[Path],
     keys: Sequence[str],
     labels: NDArray[np.int32],
-    latents: NDArray[np.float32],
+    values: NDArray[Any],
+    column: str,
 ) -> None:
     """Write one part. A label of -1 means that there is none."""
     if len(paths) == 1:
@@ -173,11 +197,11 @@ def _write(
         import pyarrow.parquet
 
         # One buffer instead of a list for each image, in rows of a fixed length.
-        flat = pyarrow.array(np.ascontiguousarray(latents).reshape(-1))
+        flat = pyarrow.array(np.ascontiguousarray(values).reshape(-1))
         columns = {
             "key": pyarrow.array(keys, pyarrow.string()),
             "label": pyarrow.array(labels),
-            "latent": pyarrow.FixedSizeListArray.from_arrays(flat, latents.shape[1]),
+            column: pyarrow.FixedSizeListArray.from_arrays(flat, values[0].size),
         }
         with whole_file(paths[0]) as file:
             pyarrow.parquet.write_table(pyarrow.table(columns), file, compression="zstd")
@@ -185,7 +209,7 @@ def _write(
     with whole_file(paths[0]) as file:
         for key in keys:  # without line breaks: keys are counted by lines
             file.write(f"{clean(key, breaks='')}\n".encode())
-    for path, array in zip(paths[1:], (labels, latents), strict=True):
+    for path, array in zip(paths[1:], (labels, values), strict=True):
         with whole_file(path) as file:
             # Never a pickle: np.load reads it with its defaults.
             np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)

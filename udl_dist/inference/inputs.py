@@ -141,3 +141,19 @@ def _in_range(images: Tensor) -> Tensor:
         low, high = float(floats.min()), float(floats.max())
         raise UsageError(f"images reach from {low:.4g} to {high:.4g}: {EXPECTED}")
     return floats
+
+
+def as_device(name: str) -> torch.device:
+    """The device cpu, cuda or auto; raise UsageError for one that is not here."""
+    try:
+        if name == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(name)
+        # A name may be valid and the device absent; torch without CUDA raises AssertionError.
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise UsageError(
+            f"there is no device {name!r} here ({why}): give cpu, cuda or auto"
+        ) from None
+    return device

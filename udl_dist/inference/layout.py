@@ -22,6 +22,7 @@ from udl_dist.data.images.headers import Shape
 from udl_dist.errors import DataError, UsageError
 
 FORMAT = 1
+HUB_CLASS = "_class_name"  # the key by which a configuration is one of diffusers
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 PRIOR, PRIOR_FACTS = "prior.safetensors", "prior.json"
 CALIBRATION, CODES = "calibration.json", "crowd.safetensors"
@@ -63,7 +64,12 @@ def read_config(folder: Path) -> dict[str, Any]:
             "safetensors and JSON: take the file away"
         )
     path = folder / CONFIG
-    config = _parsed(path)
+    config = parsed(path)
+    if HUB_CLASS in config:
+        raise UsageError(
+            f"{folder} is a {config[HUB_CLASS]!r} of diffusers, which only train.init_from reads: "
+            "name the run, or export it with --format udl"
+        )
     written = config.get("format")
     # Before all else: the keys below may mean something else in a later format.
     if isinstance(written, int) and written > FORMAT:
@@ -99,7 +105,8 @@ def shape_of(config: dict[str, Any], folder: Path) -> Shape:
     )
 
 
-def _parsed(path: Path) -> dict[str, Any]:
+def parsed(path: Path) -> dict[str, Any]:
+    """A configuration as JSON, of any kind; raise DataError for a file that is none."""
     try:
         if (size := path.stat().st_size) > LONGEST_CONFIG:
             raise DataError(

@@ -13,7 +13,7 @@ from torch import Tensor
 from udl_dist.core import rng
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.evaluation import similarity
-from udl_dist.inference.inputs import Labels, as_images, as_labels, as_latents
+from udl_dist.inference.inputs import Labels, as_device, as_images, as_labels, as_latents
 from udl_dist.inference.loading import LoadedModel, open_folder
 from udl_dist.inference.mixture import Mixture
 from udl_dist.methods.method import Batch
@@ -40,7 +40,7 @@ class Model:
         self.method, self.shape, self.origin = loaded.method, loaded.shape, loaded.origin
         self.mixture, self.reference_codes = loaded.mixture, loaded.reference_codes
         self.latent_dim = loaded.latent_dim
-        self.device = _device(device)
+        self.device = as_device(device)
         # Opened on the CPU, moved once; inputs follow in batches.
         self.method.to(self.device)
         self.latent_shape = self.method.latent_shape
@@ -79,6 +79,14 @@ class Model:
         """The latents of images as rows."""
         self.require("encode")
         return self._each(self.method.codes, self.images(images))
+
+    def indices(self, images: Any) -> Tensor:  # -> [N, h, w] int64
+        """Which codes the latents of images are; NotImplementedError for a model without codes."""
+        return self._each(self.method.indices, self.images(images))
+
+    def decode_indices(self, indices: Any) -> Tensor:  # [N, h, w] -> [N, C, H, W]
+        """The images of codes."""
+        return self._each(self.method.decode_indices, torch.as_tensor(indices))
 
     # [N, *latent_shape] or [N, Z] -> [N, C, H, W]
     def decode(self, latents: Any, labels: Labels = None) -> Tensor:
@@ -231,18 +239,3 @@ def load(folder: Path | str, device: str = "cpu", checkpoint: str | int = "best"
     DataError or TrainingError, one line each.
     """
     return Model(open_folder(folder, checkpoint), device)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        if name == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        device = torch.device(name)
-        # A name may be valid and the device absent; torch without CUDA raises AssertionError.
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
-        raise UsageError(
-            f"there is no device {name!r} here ({why}): give cpu, cuda or auto"
-        ) from None
-    return device

@@ -38,6 +38,9 @@ class EmbedSettings:
     format: Kind = setting(
         "parquet", "columns key, label, latent; npy: arrays, and a text file of keys"
     )
+    codes: bool = setting(
+        False, "of a tokenizer with codes: which codes they are, int64, instead of latents"
+    )
     part_images: int = setting(65_536, "images in a part, which is complete or absent", low=1)
     workers: int = setting(0, "Ray workers that share the parts; 0: this process alone", low=0)
     readers: int = setting(1, "threads of each that read and decode ahead", low=0, high=256)

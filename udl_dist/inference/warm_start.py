@@ -10,10 +10,13 @@ from torch import Tensor
 
 from udl_dist import methods
 from udl_dist.core import files
+from udl_dist.core.config_schema import as_path
 from udl_dist.data.packing.prepare import survey
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.experiment import Experiment
-from udl_dist.inference.loading import Origin, open_folder
+from udl_dist.inference import hub_folder, layout
+from udl_dist.inference.loading import open_folder
+from udl_dist.methods.method import Method
 from udl_dist.methods.sizes import MethodMaker
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.storage.uris import is_remote
@@ -24,11 +27,21 @@ NAMED = 5  # tensors that are named in a line
 
 
 @dataclass(frozen=True)
+class Given:
+    """The tensors of a folder under the names of a method, and what is known of them."""
+
+    tensors: Mapping[str, Tensor]
+    weights: str  # their sha256
+    line: str  # for people
+    facts: Mapping[str, object]  # for `init.json`
+
+
+@dataclass(frozen=True)
 class WarmStart:
     """The tensors that fit, where they come from, and those that keep their own first weights."""
 
     tensors: Mapping[str, Tensor]
-    origin: Origin
+    origin: Given
     unmatched: Mapping[str, str]  # name -> why
 
     def line(self) -> str:
@@ -38,15 +51,16 @@ class WarmStart:
             rest[-1] += f" and {len(self.unmatched) - NAMED} more"
         own = f"; first weights of its own for {', '.join(rest)}" if rest else ""
         count, total = len(self.tensors), len(self.tensors) + len(self.unmatched)
-        return f"starts from {count} of {total} tensors of {self.origin.line()}{own}"
+        return f"starts from {count} of {total} tensors of {self.origin.line}{own}"
 
 
-def read(source: str, networks: Mapping[str, Tensor]) -> WarmStart:
-    """The weights of a run or an exported model that fit; raise UsageError if none do."""
-    # As a model is opened for use: its best checkpoint, averaged weights where there are any.
-    opened = open_folder(source)
-    given = opened.method.saved_tensors()
-    unmatched = {}
+def read(source: str, method: Method) -> WarmStart:
+    """The weights of a run, an exported model or a diffusers folder that fit a method.
+
+    Raises UsageError if none do, or what `hub_folder.read` raises.
+    """
+    origin = _given(source, method)
+    given, networks, unmatched = origin.tensors, method.saved_tensors(), {}
     for name, value in networks.items():
         if name not in given:
             unmatched[name] = "not there"
@@ -59,7 +73,25 @@ def read(source: str, networks: Mapping[str, Tensor]) -> WarmStart:
             "run with the same method.network, or leave it out"
         )
     tensors = {name: given[name] for name in networks if name not in unmatched}
-    return WarmStart(tensors, opened.origin, unmatched)
+    return WarmStart(tensors, origin, unmatched)
+
+
+def _given(source: str, method: Method) -> Given:
+    folder = as_path(source)
+    if hub_folder.is_hub_folder(folder):
+        tensors = hub_folder.read(folder, method)
+        sha256 = layout.described(folder / hub_folder.WEIGHTS)["sha256"]
+        kind = f"{method.hub().class_name} of diffusers"
+        return Given(tensors, sha256, f"{folder}: {kind}", {"from": str(folder), "method": kind})
+    # As a model is opened for use: its best checkpoint, averaged weights where there are any.
+    opened = open_folder(source)
+    origin = opened.origin
+    facts = {
+        "from": str(origin.folder),
+        "method": origin.method,
+        "images": origin.images,
+    }
+    return Given(opened.method.saved_tensors(), origin.weights, origin.line(), facts)
 
 
 def check(experiment: Experiment) -> None:
@@ -74,16 +106,15 @@ def check(experiment: Experiment) -> None:
     classes = survey(experiment.data).classes
     # Names and shapes are enough here, so no memory is filled.
     method = MethodMaker(kind, experiment.method, experiment.data.shape, classes).on_meta()
-    read(source, method.saved_tensors())
+    read(source, method)
 
 
 def start(source: str, learning: TrainState, ranks: Ranks, folder: RunFolder) -> None:
     """Give a run its first weights, the same on every rank; `init.json` lists what was copied."""
-    found = read(source, learning.method.saved_tensors())
-    origin = found.origin
+    found = read(source, learning.method)
     # 12 hex digits are 48 bits, which a float64 holds exactly. Ranks read the source at different
     # moments, and a run in training may have a new best checkpoint in between.
-    marks = ranks.gather([float(int(origin.weights[:12], 16))])
+    marks = ranks.gather([float(int(found.origin.weights[:12], 16))])
     if any(mark != marks[0] for mark in marks):
         raise TrainingError(
             f"train.init_from {source!r} is still being trained, its best checkpoint changed while "
@@ -93,10 +124,8 @@ def start(source: str, learning: TrainState, ranks: Ranks, folder: RunFolder) ->
     learning.start_from(found.tensors)
     if ranks.is_main:
         facts = {
-            "from": str(origin.folder),
-            "weights": origin.weights,
-            "method": origin.method,
-            "images": origin.images,
+            **found.origin.facts,
+            "weights": found.origin.weights,
             "taken": sorted(found.tensors),
             "anew": dict(found.unmatched),
         }

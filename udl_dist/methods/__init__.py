@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 # Modules of this folder that are not methods.
 HELPERS = (
     "adversary",
+    "alarms",
     "code_files",
     "codebooks",
     "descriptor",
     "feature_files",
     "frechet",
     "gan_metrics",
+    "hub",
     "likelihoods",
     "method",
     "networks",

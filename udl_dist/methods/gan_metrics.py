@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from udl_dist.methods import descriptor, frechet
-from udl_dist.methods.method import exploding
+from udl_dist.methods.alarms import exploding
 
 SURE = 8.0  # a logit: one error in 3,000
 # Mean softplus loss of a discriminator that has won; 2 log 2 = 1.4 when it cannot tell real from

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from udl_dist.core import rng
 from udl_dist.core.config_schema import setting
+from udl_dist.methods.hub import HubLayout, hub_layout
 from udl_dist.methods.method import Batch
 from udl_dist.methods.tokenizer import Latents, Tokenizer, TokenizerSettings
 
@@ -56,6 +57,11 @@ class KLAutoencoder(Tokenizer):
 
     def metrics(self, means: Mapping[str, Tensor]) -> dict[str, float]:
         return super().metrics(means) | {"kl": float(means["kl"])}
+
+    def hub(self) -> HubLayout:
+        own = {"use_quant_conv": True, "use_post_quant_conv": True}
+        statistics = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+        return hub_layout(self, "AutoencoderKL", own, statistics)
 
     def _moments(self, compressed: Tensor) -> tuple[Tensor, Tensor]:
         mean, logvar = compressed.chunk(2, 1)

@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from udl_dist.errors import UsageError
+from udl_dist.methods.hub import HubLayout
 
 Shape = tuple[int, int, int]  # C, H, W of an image
-EXPLODED = 100.0  # root mean square of latents or logits; healthy runs stay below 10
 
 
 @dataclass(frozen=True)
@@ -61,25 +61,22 @@ class PhaseOptimizer:
 class Phase:
     """One optimiser step of a method: which networks learn, by which loss, in every n-th step.
 
-    The loss must reach every parameter of these networks: DDP waits for all of them. The phase
-    begins after `start_images` images.
+    The loss must reach every parameter of these networks: DDP waits for all of them.
     """
 
     trains: tuple[str, ...]
     loss: Callable[[Batch], Loss]
     every: int = 1
-    start_images: int = 0
+    start_images: int = 0  # images after which the phase begins
     optimizer: PhaseOptimizer = PhaseOptimizer()
 
 
 class Method(nn.Module):
     """A method: its child modules are its networks; it has phases, and says what it can do.
 
-    A subclass sets `Settings` (a frozen dataclass made of `setting(...)`), makes its networks in
-    `__init__`, lists its phases, and defines those of encode, decode, reconstruct, prior, sample,
-    measure that make sense for it. `measure` returns values of each image, `metrics` turns their
-    means into metrics, and `alarms` names the failures that these metrics show. State that no
-    gradient changes is a buffer, and only `after_step` changes it.
+    A subclass sets `Settings` (a frozen dataclass of `setting(...)`), makes its networks, lists its
+    phases, and defines those of encode, decode, reconstruct, prior, sample, measure that make sense
+    for it. State that no gradient changes is a buffer, and only `after_step` changes it.
     """
 
     Settings: ClassVar[type]
@@ -92,20 +89,19 @@ class Method(nn.Module):
     higher_is_better: ClassVar[tuple[str, ...]] = ()
     # Metric -> the settings that change its scale; (): the metric does not rank runs at all.
     incomparable: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    # Metric -> what it is blind to, in words for readers of reports.
-    cannot_see: ClassVar[Mapping[str, str]] = {}
-    # A note for people on generated images, with commands for the run folder RUN; "" for none.
-    about_samples: ClassVar[str] = ""
+    cannot_see: ClassVar[Mapping[str, str]] = {}  # metric -> what it is blind to, in words
+    about_samples: ClassVar[str] = ""  # for people, with commands for the run folder RUN
     # Children that are not trained, averaged or saved; a checkpoint names their sha256.
     frozen: tuple[str, ...] = ()
     latent_shape: tuple[int, ...] = ()  # of one image: (Z,) or (C, h, w); (): no latents
+    code_count: int = 0  # of a method with a finite set of codes: how many
     conditional: bool = False  # whether decode, reconstruct and sample need labels
 
     def __init__(self, settings: Any, shape: Shape, classes: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.settings = settings
         self.shape = shape
-        self.classes = classes  # the names of the labels; (): the data have none
+        self.classes = classes  # names of the labels; (): there are none
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -193,6 +189,14 @@ class Method(nn.Module):
         """Images encoded and decoded, without randomness."""
         return self._decode(self.encode(images), labels)
 
+    def indices(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, h, w] int64
+        """Which codes the latents of images are, of a method with a finite set of them."""
+        raise NotImplementedError
+
+    def decode_indices(self, indices: Tensor) -> Tensor:  # [B, h, w] int64 -> [B, C, H, W]
+        """The images of codes."""
+        raise NotImplementedError
+
     def damage(self, batch: Batch) -> Tensor:  # -> [B, C, H, W]
         """The input of the method: the images, or corrupted ones for a denoising method."""
         return batch.images
@@ -210,10 +214,14 @@ class Method(nn.Module):
         """The failures that the metrics of a validation show: name -> values and advice."""
         return {}
 
+    def hub(self) -> HubLayout:
+        """The class of diffusers that computes the same; raise UsageError if settings fit none."""
+        raise NotImplementedError
+
     def measure(self, batch: Batch) -> dict[str, Tensor]:  # each [B] or [B, D]
         """Held-out values of each image alone, so that sums over any shares of the data are exact.
 
-        Each column is averaged: from x and x² as [B, D], `metrics` has D variances over the data.
+        Each column is averaged: from x and x², `metrics` has variances over the data.
         """
         raise NotImplementedError
 
@@ -240,11 +248,3 @@ class Method(nn.Module):
                 f"this model makes images of a class: name one of {', '.join(self.classes)}"
             )
         return self.decode(latents, labels)
-
-
-def exploding(what: str, scale: float) -> dict[str, str]:
-    """The alarm about latents or logits whose root mean square is above any healthy one."""
-    if scale < EXPLODED:
-        return {}
-    advice = "lower train.learning_rate, or set train.clip_norm"
-    return {"exploding scale": f"{what} of size {scale:.2g}: {advice}"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from udl_dist.core.config_schema import setting
 from udl_dist.errors import UsageError
 from udl_dist.methods import quantizers
+from udl_dist.methods.hub import HubLayout, hub_layout
 from udl_dist.methods.method import Batch, Shape
 from udl_dist.methods.quantizers import QuantizerSettings, new_quantizer
 from udl_dist.methods.tokenizer import Latents, Tokenizer, TokenizerSettings
@@ -49,6 +50,7 @@ class VectorQuantisedAutoencoder(Tokenizer):
     def __init__(self, settings: VQSettings, shape: Shape, classes: tuple[str, ...] = ()) -> None:
         super().__init__(settings, shape, classes)
         self.quantizer = new_quantizer(settings.quantizer)
+        self.code_count = self.quantizer.size
 
     def channels(self) -> tuple[int, int, int]:
         quantizer = self.settings.quantizer
@@ -83,6 +85,28 @@ class VectorQuantisedAutoencoder(Tokenizer):
     def decode_indices(self, indices: Tensor) -> Tensor:  # [B, h, w] int64 -> [B, C, H, W]
         """The images of codes."""
         return self.decode(self.quantizer.lookup(indices))
+
+    def hub(self) -> HubLayout:
+        asked = self.settings.quantizer
+        if asked.kind == "fsq" or (asked.kind == "gradient" and asked.normalise):
+            raise UsageError(
+                f"diffusers has no class for method.quantizer.kind = {asked.kind}"
+                f"{' with normalise' * (asked.kind == 'gradient')}: its VQModel looks up entries as"
+                " they are stored; export it without --format diffusers"
+            )
+        own = {"num_vq_embeddings": asked.codes, "vq_embed_dim": asked.dimensions}
+        layout = hub_layout(self, "VQModel", own, ("scaling_factor",))
+        codebook = "quantizer.codebook" if asked.kind == "ema" else "quantizer.weight"
+        names = {**layout.names, "quantize.embedding.weight": codebook}
+        return replace(layout, names=names, complete=self._with_averages)
+
+    def _with_averages(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same, and averages as if all entries had been used once in each step."""
+        codebook = tensors.get("quantizer.codebook")
+        if codebook is None:
+            return tensors
+        counts = codebook.new_ones(len(codebook))
+        return tensors | {"quantizer.counts": counts, "quantizer.totals": codebook.clone()}
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """The same, and how often each image uses each code."""

@@ -74,7 +74,7 @@ class TrainSettings:
     )
     init_from: str = setting(
         "",
-        "a run folder or an exported model to start from: its weights and nothing else",
+        "a run folder, an exported model or a diffusers folder to start from: its weights alone",
     )
     report_images: int = setting(
         0, "images between points of the curves; 0: a hundred a run", low=0
