@@ -72,7 +72,7 @@ class TrainState:
         # Copied before compiling: a copy would share the compiled forward of the original.
         self.average = _averaged(method) if settings.average_half_life else None
         if settings.compile:
-            _compile(method)
+            _compile(method, _has_uneven_parts(settings, virtual_ranks, ranks))
         self.phases = [self._phase_state(phase, settings, ranks) for phase in method.phases()]
 
     def _phase_state(self, phase: Phase, settings: TrainSettings, ranks: Ranks) -> PhaseState:
@@ -170,24 +170,46 @@ class TrainState:
             ) from None
 
 
-def _compile(method: Method) -> None:
+def _has_uneven_parts(settings: TrainSettings, virtual_ranks: int, ranks: Ranks) -> bool:
+    """Whether the parts of this rank's share of a step differ in size (see `step.part_edges`)."""
+    if virtual_ranks:
+        return settings.batch_size % virtual_ranks > 0
+    first, end = (
+        settings.batch_size * place // ranks.world for place in (ranks.rank, ranks.rank + 1)
+    )
+    return (end - first) % settings.accumulate > 0
+
+
+def _compile(method: Method, uneven: bool) -> None:
     """Compile the training forward of each network, except one that a loss differentiates twice.
 
-    Evaluation stays eager too: it is rare, and each new batch size would be compiled again.
+    Evaluation stays eager too: it is rare, and each new batch size would be compiled again. For
+    parts of `uneven` sizes the code is made for any number of rows, which compiles once where a
+    second size would compile again. Only a part of one row has code of its own, as Dynamo wants it.
     """
     # Code of earlier trials of this process counts towards Dynamo's limit of 8 variants, beyond
     # which it silently runs eager.
     torch.compiler.reset()
     for name, network in method.networks.items():
         if name not in method.differentiated_twice():
-            network.forward = _compiled_in_training(network)
+            network.forward = _compiled_in_training(network, uneven)
 
 
-def _compiled_in_training(network: nn.Module) -> Callable[..., Tensor]:
+def _compiled_in_training(network: nn.Module, uneven: bool) -> Callable[..., Tensor]:
     # Its forward, not the module: Dynamo skips the frames of nn.Sequential and compiles nothing
     # (torch 2.13).
-    eager, compiled = network.forward, torch.compile(network.forward)
-    return lambda *inputs: (compiled if network.training else eager)(*inputs)
+    eager: Callable[..., Tensor] = network.forward
+    compiled: Callable[..., Tensor] = torch.compile(network.forward)
+
+    def forward(*inputs: Tensor) -> Tensor:
+        if not network.training:
+            return eager(*inputs)
+        for given in inputs:
+            if uneven and given.shape[0] > 1:
+                torch._dynamo.maybe_mark_dynamic(given, 0)
+        return compiled(*inputs)
+
+    return forward
 
 
 def _averaged(method: Method) -> Method:
