@@ -23,6 +23,7 @@ from udl_dist.training.loop import Hooks, Intervals, LoopState, Report, Training
 from udl_dist.training.train_state import TrainState
 
 SMALL = {
+    "codebook_vae": {"method.network.kind": "dense", "method.network.widths": "16"},
     "ae": {
         "method.network.kind": "dense",
         "method.network.widths": "16",
