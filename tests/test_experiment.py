@@ -54,6 +54,27 @@ def test_each_job_is_read_and_written_back_the_same(path: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("name", "layers", "train"),
+    [
+        ("ae", "dense 64-32, dense 64-784", (256, 1e-3, 50)),
+        ("vae", "dense 512-256-64, dense 256-512-784", (128, 1e-3, 50)),
+        ("gan", "conv 256-512-1024-4096-128-64-1, conv 64-128-1", (128, 1e-4, 50)),
+    ],
+)
+def test_the_article_s_jobs_have_its_layers_and_settings(
+    name: str, layers: str, train: tuple[int, float, int]
+) -> None:
+    from udl_dist.methods import find, sizes
+
+    wanted = experiment.load(FILES[0].parent / f"article_{name}.toml", {})
+    method = sizes.MethodMaker(find(name), wanted.method, (1, 28, 28)).on_meta()
+    assert ", ".join(map(sizes.in_words, method.networks.values())) == layers
+    asked = wanted.train
+    assert (asked.batch_size, asked.learning_rate, asked.epochs) == train
+    assert (asked.schedule, asked.warmup_images, asked.average_half_life) == ("constant", 0, 0)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ('[method]\nname = "vea"\n', "unknown method.name 'vea': did you mean vae?"),

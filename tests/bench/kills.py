@@ -1,5 +1,5 @@
-"""python -m tests.bench.kills [--runs 200] [--ray]: kill -9 at random, and the same networks in the
-end, to the bit.
+"""python -m tests.bench.kills [--runs 200] [--ray] [--only NAME]: kill -9 at random, and the
+same networks in the end, to the bit.
 
 Method, rank, image, place within the step and seed are drawn at random; a run that was never
 disturbed has the same seed. Compared by one sha256: networks, moving averages, optimisers and
@@ -8,20 +8,31 @@ are Ray's workers.
 """
 
 import argparse
+import os
 import random
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 from tests import faults
 from tests.bench import relaunch
+from tests.plugins import install
+from tests.trained import corners
 from tests.training.learn import packed
 from udl_dist.experiment import Experiment
 from udl_dist.runs.run_folder import RunFolder
 
-METHODS = ("ae", "vae", "gan")
+# Each with its method, its settings, and whether its images have labels.
+METHODS: dict[str, tuple[str, dict[str, str], bool]] = {
+    "ae": ("ae", {}, False),
+    "vae": ("vae", {}, False),
+    "gan": ("gan", {}, False),
+    "conditional vae": ("vae", {"method__conditional": "true"}, True),
+    "codebook": ("codebook_vae", {}, False),  # of another package; its latent is a map
+}
 BATCH, STEPS, VALIDATE = 12, 40, 120
 FLAGS = {
     "run__workers": "2",
@@ -33,12 +44,12 @@ FLAGS = {
 }
 
 
-def drawn(chance: random.Random) -> tuple[str, dict[str, str], str]:
+def drawn(chance: random.Random, names: list[str]) -> tuple[str, dict[str, str], str]:
     """A method, the flags of its run and a kill."""
     place = chance.choice(faults.PLACES)
     images = chance.randrange(0, BATCH * STEPS - VALIDATE, 1)
     kill = f"kill rank {chance.randrange(2)} at image {images} in {place}"
-    return chance.choice(METHODS), {"train__seed": str(chance.randrange(4))}, kill
+    return chance.choice(names), {"train__seed": str(chance.randrange(4))}, kill
 
 
 def disturbed(experiment: Experiment, fault: str, under_ray: bool) -> int:
@@ -53,19 +64,37 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=0)
     parser.add_argument("--ray", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=METHODS, help="kill runs of this alone")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        suite(Path(folder), asked.runs or (20 if asked.ray else 200), asked.ray, asked.seed)
+        runs = asked.runs or (20 if asked.ray else 200)
+        names = [asked.only] if asked.only else None
+        suite(Path(folder), runs, asked.ray, asked.seed, names)
 
 
-def suite(folder: Path, runs: int, under_ray: bool = False, seed: int = 0) -> None:
-    """Kill `runs` times; print and hold the outcome."""
-    source, chance = packed(folder / "data"), random.Random(seed)
+def suite(
+    folder: Path,
+    runs: int,
+    under_ray: bool = False,
+    seed: int = 0,
+    names: list[str] | None = None,
+) -> None:
+    """Kill `runs` times runs of the named methods, or of all; print and hold the outcome."""
+    # For processes that inherit the path of this one, and for those of Ray.
+    sys.path.insert(0, str(install(folder / "site")))
+    path = [str(folder / "site"), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    plain, labelled = packed(folder / "data"), folder / "labelled.npz"
+    corners(labelled)
+    chance = random.Random(seed)
     whole: dict[tuple[str, str], str] = {}
     equal, killed, times = 0, 0, []
     for number in range(runs):
-        method, flags, fault = drawn(chance)
-        key = method, flags["train__seed"]
+        name, flags, fault = drawn(chance, names or list(METHODS))
+        method, own, has_labels = METHODS[name]
+        source = labelled if has_labels else plain
+        flags |= own | {"data__cache": str(folder / "cache")}
+        key = name, flags["train__seed"]
         if key not in whole:
             place = folder / f"whole-{'-'.join(key)}"
             relaunch.run(relaunch.wanted(method, source, place, **FLAGS, **flags))
@@ -80,7 +109,7 @@ def suite(folder: Path, runs: int, under_ray: bool = False, seed: int = 0) -> No
         equal, killed = equal + same, killed + (starts > 1)
         if not same or starts < 2:
             print(
-                f"run {number}: {method}, seed {key[1]}, {fault}: starts {starts},"
+                f"run {number}: {name}, seed {key[1]}, {fault}: starts {starts},"
                 f" {'equal' if same else 'DIFFERS'}"
             )
             print(RunFolder(place).messages.read_text())

@@ -41,6 +41,7 @@ SMALL = {
         "method.quantizer.codes": "16",
         "method.quantizer.dimensions": "3",
     },
+    "codebook_vae": {"method.network.kind": "dense", "method.network.widths": "16"},
     "ae": {
         "method.network.kind": "dense",
         "method.network.widths": "16",

@@ -1,5 +1,6 @@
 """torch.compile for real: what is compiled, what stays eager, and the same numbers either way."""
 
+import functools
 import os
 import shutil
 import subprocess
@@ -93,6 +94,30 @@ def test_the_tenth_training_of_a_process_is_compiled_too(source: Path) -> None:
         before = compiled_frames()
         losses(pair("ae", source, train__seed=str(number))[0])
         assert compiled_frames() > before, number
+
+
+@pytest.mark.parametrize(
+    ("method", "flags"),
+    [
+        ("vae", {"train__accumulate": "3"}),  # parts of 2, 3 and 3 images
+        ("gan", {"train__accumulate": "3", "method__r1": "0", "method__dropout": "0"}),
+        ("vae", {"run__determinism": "elastic", "train__batch_size": "26"}),  # of 2 and 3
+        ("vae", {"train__accumulate": "2"}),  # of 4: code for this size
+    ],
+    ids=["vae", "gan", "elastic", "even"],
+)
+def test_parts_of_several_sizes_are_compiled_once(
+    method: str, flags: dict[str, str], source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is traced and how often; a backend that makes no code shows it in a second.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    flags = {"train__batch_size": "8", "train__total_images": "104"} | flags
+    compiled, eager = pair(method, source, **flags)
+    name = "train/discriminator" if method == "gan" else "train/loss"
+    assert losses(compiled, name) == pytest.approx(losses(eager, name), rel=1e-4)
+    networks = len(compiled.learning.method.networks)
+    # Those of a GAN twice, with and without a gradient of what they make or see.
+    assert compiled_frames() == networks * (2 if method == "gan" else 1)
 
 
 @pytest.mark.long

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ class TrainState:
         # Copied before compiling: a copy would share the compiled forward of the original.
         self.average = _averaged(method) if settings.average_half_life else None
         if settings.compile:
-            _compile(method)
+            _compile(method, _has_uneven_parts(settings, virtual_ranks, ranks))
         self.phases = [self._phase_state(phase, settings, ranks) for phase in method.phases()]
 
     def _phase_state(self, phase: Phase, settings: TrainSettings, ranks: Ranks) -> PhaseState:
@@ -181,10 +182,22 @@ class TrainState:
             ) from None
 
 
-def _compile(method: Method) -> None:
+def _has_uneven_parts(settings: TrainSettings, virtual_ranks: int, ranks: Ranks) -> bool:
+    """Whether the parts of this rank's share of a step differ in size (see `step.part_edges`)."""
+    if virtual_ranks:
+        return settings.batch_size % virtual_ranks > 0
+    first, end = (
+        settings.batch_size * place // ranks.world for place in (ranks.rank, ranks.rank + 1)
+    )
+    return (end - first) % settings.accumulate > 0
+
+
+def _compile(method: Method, uneven: bool) -> None:
     """Compile the training forward of each network, except one that a loss differentiates twice.
 
-    Evaluation stays eager too: it is rare, and each new batch size would be compiled again.
+    Evaluation stays eager too: it is rare, and each new batch size would be compiled again. For
+    parts of `uneven` sizes the code is made for any number of rows, which compiles once where a
+    second size would compile again. Only a part of one row has code of its own, as Dynamo wants it.
     """
     # Code of earlier trials of this process counts towards Dynamo's limit of 8 variants, beyond
     # which it silently runs eager.
@@ -193,14 +206,24 @@ def _compile(method: Method) -> None:
         # Compiling takes long and pays for layers: a codebook or an embedding gains nothing.
         layered = any(isinstance(part, LAYERS) for part in network.modules())
         if layered and name not in method.differentiated_twice():
-            network.forward = _compiled_in_training(network)
+            network.forward = _compiled_in_training(network, uneven)
 
 
-def _compiled_in_training(network: nn.Module) -> Callable[..., Tensor]:
+def _compiled_in_training(network: nn.Module, uneven: bool) -> Callable[..., Any]:
     # Its forward, not the module: Dynamo skips the frames of nn.Sequential and compiles nothing
     # (torch 2.13).
-    eager, compiled = network.forward, torch.compile(network.forward)
-    return lambda *inputs: (compiled if network.training else eager)(*inputs)
+    eager: Callable[..., Any] = network.forward
+    compiled: Callable[..., Any] = torch.compile(network.forward)
+
+    def forward(*inputs: Any) -> Any:
+        if not network.training:
+            return eager(*inputs)
+        for given in inputs:
+            if uneven and isinstance(given, Tensor) and given.dim() and len(given) > 1:
+                torch._dynamo.maybe_mark_dynamic(given, 0)
+        return compiled(*inputs)
+
+    return forward
 
 
 def _averaged(method: Method) -> Method:
