@@ -31,6 +31,9 @@ METHODS: dict[str, tuple[str, dict[str, str], bool]] = {
     "vae": ("vae", {}, False),
     "gan": ("gan", {}, False),
     "conditional vae": ("vae", {"method__conditional": "true"}, True),
+    # Their discriminator learns after 60 images and acts after 120.
+    "kl": ("kl", {}, False),
+    "vq": ("vq", {}, False),
     "codebook": ("codebook_vae", {}, False),  # of another package; its latent is a map
 }
 BATCH, STEPS, VALIDATE = 12, 40, 120
