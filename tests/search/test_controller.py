@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.search.asked import wanted
@@ -14,6 +15,7 @@ from tests.search.simulated import controller, logged, run
 from udl_dist import methods
 from udl_dist.errors import UsageError
 from udl_dist.runs.run_folder import RunFolder
+from udl_dist.search import plots
 from udl_dist.search.objective import Objective
 from udl_dist.search.results import SearchResult
 from udl_dist.search.samplers import make_sampler
@@ -160,6 +162,10 @@ def test_a_front_has_all_that_nothing_beats(source: Path, tmp_path: Path) -> Non
         )
     ]
     assert [line.trial for line in Objective(search).front(lines)] == [0, 1, 3, 4]
+    axes = plots.drawings(search, lines, ())["front"]().axes[0]
+    every, best = (np.asarray(line.get_xydata()).tolist() for line in axes.lines)
+    assert every == [[8, 1], [4, 2], [8, 2], [16, 0.5], [4, 2]]
+    assert best == [[4, 2], [4, 2], [8, 1], [16, 0.5]]
 
 
 def test_a_torn_last_line_is_forgotten_and_a_broken_one_is_text(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ class VectorQuantisedAutoencoder(Tokenizer):
     Settings = VQSettings
     incomparable: ClassVar = {
         **Tokenizer.incomparable,
-        **dict.fromkeys(("usage", "perplexity", "bits"), ()),
+        **dict.fromkeys(("usage", "perplexity"), ()),
     }
     settings: VQSettings
 

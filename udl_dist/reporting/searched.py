@@ -46,6 +46,7 @@ PLOTS = {
         "lines are the rungs at which trials stop",
     ),
     "settings": ("Settings", "each trial at its settings, coloured by its metric: red is better"),
+    "front": ("Front", "the trials at their first two metrics; no other trial beats those in red"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Two plots of a search for its folder and its page: the metric over images, and the settings."""
+"""Plots of a search for its folder and its page: the metric over images, the settings, a front."""
 
 from __future__ import annotations
 
@@ -49,6 +49,8 @@ def drawings(
     if good and len(search.axes) > 1:
         # Needs two axes; with one the curves show all.
         found["settings"] = lambda: _settings(search, good)
+    if good and len(search.settings.metric) > 1:
+        found["front"] = lambda: _front(search, good)
     return found
 
 
@@ -114,6 +116,22 @@ def _settings(search: Search, good: Sequence[TrialResult]) -> Figure:
     _label(axes.yaxis, axes.set_yscale, ordered[1])
     axes.set_title("o complete, × stopped")
     figure.colorbar(dots, ax=axes, label=search.settings.metric[0])
+    return figure
+
+
+def _front(search: Search, good: Sequence[TrialResult]) -> Figure:
+    """The first two objectives of each trial, and the line of those that no other beats."""
+    figure = Figure(layout="constrained")
+    axes, names = figure.subplots(), search.settings.metric
+    best = sorted(Objective(search).front(good), key=lambda result: result.values[1])
+    for shown, look in ((good, {"color": GREY, "ls": ""}), (best, {"color": BEST, "lw": 1.0})):
+        points = [(result.values[1], result.values[0]) for result in shown]
+        axes.plot(*zip(*points, strict=True), "o", ms=5, **look)
+    for set_scale, place in ((axes.set_xscale, 1), (axes.set_yscale, 0)):
+        values = [result.values[place] for result in good]
+        if min(values) > 0 and max(values) / min(values) > LOG_SPAN:
+            set_scale("log")
+    axes.set(xlabel=names[1], ylabel=names[0], title="line: the Pareto front")
     return figure
 
 
