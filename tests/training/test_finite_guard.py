@@ -158,6 +158,13 @@ def test_running_statistics_are_not_spoiled(
     assert all(buffer.isfinite().all() for buffer in buffers)
 
 
+def test_a_stop_under_bfloat16_names_the_wider_type_first(source: Path) -> None:
+    run = Run(asked("vae", source, train__precision="bfloat16"))
+    spoil(run.learning.phases[0].phase, lambda seen: seen in BAD, "loss")
+    with pytest.raises(TrainingError, match="images: train with train.precision = float32, lower"):
+        list(run.reports())
+
+
 def test_a_run_stops_before_the_step_unless_set_to_skip(source: Path) -> None:
     run, before = Run(asked("vae", source)), Run(asked("vae", source, train__total_images="60"))
     spoil(run.learning.phases[0].phase, lambda seen: seen in BAD, "loss")

@@ -195,8 +195,9 @@ class TrainingLoop:
         """Raise for a rejected step, or for one too many in a row; all ranks decide alike."""
         why = f"{rejected.why()} after {rejected.images} images"
         if self.settings.non_finite == "stop":
+            wider = "train with train.precision = float32, "
             raise TrainingError(
-                f"{why}: lower train.learning_rate, set train.clip_norm, or train.non_finite ="
+                f"{why}: {wider * (self.settings.precision == 'bfloat16')}lower train.learning_rate, set train.clip_norm, or train.non_finite ="
                 " skip; its records are in non_finite.jsonl, the last checkpoint remains"
             )
         if skips > MAX_SKIPS:
