@@ -197,7 +197,8 @@ class TrainingLoop:
         if self.settings.non_finite == "stop":
             wider = "train with train.precision = float32, "
             raise TrainingError(
-                f"{why}: {wider * (self.settings.precision == 'bfloat16')}lower train.learning_rate, set train.clip_norm, or train.non_finite ="
+                f"{why}: {wider * (self.settings.precision == 'bfloat16')}lower"
+                " train.learning_rate, set train.clip_norm, or train.non_finite ="
                 " skip; its records are in non_finite.jsonl, the last checkpoint remains"
             )
         if skips > MAX_SKIPS:
