@@ -172,9 +172,11 @@ def test_the_adversary_learns_first_then_acts_on_a_ramp() -> None:
             "adversary.learns_after_images": 50,
             "adversary.acts_after_images": 200,
             "adversary.ramp_images": 100,
+            "adversary.rate": 0.25,
         }
     )
     autoencoder, adversary = method.phases()
+    assert (autoencoder.optimizer.rate, adversary.optimizer.rate) == (1.0, 0.25)
     assert (autoencoder.start_images, adversary.start_images) == (0, 50)
     before = method.loss(batch(dtype=torch.float64, seen=199))
     assert "adversary_weight" not in before.plots

@@ -49,6 +49,7 @@ class AdversarySettings:
     lecam: float = setting(
         0.001, "weight of the distance of logits from their means (Tseng et al. 2021)", low=0
     )
+    rate: float = setting(1.0, "factor on train.learning_rate for it", above=0)
     width: int = setting(64, "channels of its first layer", low=1)
     halvings: int = setting(
         0, "how often it halves the map; 0: 3 from 48 px on, 2 from 24 px, else 1", low=0, high=6

@@ -17,7 +17,7 @@ from torch import Tensor
 from udl_dist.core.config_schema import setting
 from udl_dist.methods import perceptual, tokenizer_metrics
 from udl_dist.methods.adversary import Adversary, AdversarySettings, rows_of
-from udl_dist.methods.method import Batch, Loss, Method, Phase, Shape
+from udl_dist.methods.method import Batch, Loss, Method, Phase, PhaseOptimizer, Shape
 from udl_dist.methods.networks.layers import Bias, conv
 from udl_dist.methods.networks.resnet import ResNetDecoder, ResNetEncoder, even_plan
 
@@ -122,8 +122,10 @@ class Tokenizer(Method):
         own = Phase(self.averaged(), self.loss)
         if not self.settings.adversary.weight:
             return (own,)
-        start = self.settings.adversary.learns_after_images
-        return own, Phase(("adversary",), self.adversary_loss, start_images=start)
+        asked = self.settings.adversary
+        optimizer = PhaseOptimizer(rate=asked.rate)
+        start = asked.learns_after_images
+        return own, Phase(("adversary",), self.adversary_loss, 1, start, optimizer)
 
     def averaged(self) -> tuple[str, ...]:
         return tuple(name for name in self.networks if name != "adversary")
