@@ -42,7 +42,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "vq by gradient": (
         "vq",
-        SMALL["vq"] | {"quantizer.kind": "gradient", "quantizer.normalise": False},
+        SMALL["vq"] | {"quantizer.kind": "gradient"},
     ),
     "fsq": ("vq", TOKENIZER | {"quantizer.kind": "fsq", "quantizer.levels": [4, 3]}),
     "kl without adversary": (
