@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 # Modules of this folder that are not methods.
 HELPERS = (
     "adversary",
+    "augment",
     "code_files",
     "codebooks",
     "descriptor",
     "feature_files",
     "frechet",
+    "gan_losses",
     "gan_metrics",
+    "gan_settings",
     "likelihoods",
     "method",
     "networks",
