@@ -43,6 +43,19 @@ def _slow_kernel(real: torch.Tensor, fake: torch.Tensor) -> float:
     return mean(real, real, True) + mean(fake, fake, True) - 2 * mean(real, fake, False)
 
 
+def test_modes_are_counted_and_their_shares_compared_with_equal_ones() -> None:
+    """By scipy's relative entropy."""
+    from scipy.stats import entropy
+
+    counts = [6, 3, 0, 1]
+    logits = torch.eye(4).repeat_interleave(torch.tensor(counts), 0)
+    found, kl = distribution.modes(logits)
+    assert found == 3
+    assert kl == pytest.approx(float(entropy(counts, [1] * 4)))
+    assert distribution.modes(torch.eye(1000)) == (1000, pytest.approx(0, abs=1e-12))
+    assert distribution.modes(torch.eye(1000)[:1]) == (1, pytest.approx(math.log(1000)))
+
+
 def test_the_class_score_is_counted_by_hand_and_lies_between_one_and_the_classes() -> None:
     logits = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)) * 2
     chances = [

@@ -1,6 +1,7 @@
 """Metrics of a trained model: with protocol and floors, the same over any number of workers."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,7 @@ def test_codes_and_sets_of_images_stand_next_to_pixels_and_real_images(
         "anomaly",
         "ssim",
         "ms_ssim",
-        "class_score",
+        "class_score, modes, mode_kl",
     ]  # no class left out, small images, no classifier
     figures = first["figures"]
     assert figures["knn_accuracy"]["floor"] == {
@@ -290,6 +291,9 @@ def test_an_extractor_is_fitted_stored_and_named_by_its_hash(
     assert figures["frechet"]["protocol"]["extractor_sha256"] == done["sha256"]
     (real,) = figures["class_score"]["floor"].values()
     assert 3 < real <= 4 and 1 <= figures["class_score"]["value"] <= 4
+    (real,) = figures["modes"]["floor"].values()
+    assert real == 4 and 1 <= figures["modes"]["value"] <= 4
+    assert 0 <= figures["mode_kl"]["value"] <= math.log(4)
     with pytest.raises(UsageError, match="exists: name a new file"):
         fit_extractor(source, made, wanted, lambda done, total: None)
     with pytest.raises(DataError, match="no label"):
@@ -311,8 +315,8 @@ def test_sets_are_compared_by_a_network_of_one_s_own_that_is_trusted(
     protocol = done["figures"]["frechet"]["protocol"]
     assert (protocol["extractor"], len(protocol["extractor_sha256"])) == ("mine.pt", 64)
     assert done["skipped"] == [
-        "no class_score: the extractor (mine.pt) is not a classifier: make one with udl "
-        "fit-extractor"
+        "no class_score, modes, mode_kl: the extractor (mine.pt) is not a classifier: make one"
+        " with udl fit-extractor"
     ]
 
 

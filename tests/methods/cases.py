@@ -7,6 +7,7 @@ import torch
 from udl_dist.core import rng
 from udl_dist.core.config_schema import from_dict, nest
 from udl_dist.methods import find, names
+from udl_dist.methods.gan_losses import LOSSES
 from udl_dist.methods.method import Batch
 from udl_dist.methods.sizes import MethodMaker
 
@@ -18,6 +19,11 @@ ADVERSARY = {
     "adversary.halvings": 1,
     "adversary.acts_after_images": 0,
     "adversary.ramp_images": 0,
+}
+GAN = {"latent_dim": 4, "generator": "conv", "discriminator": "conv", "network.widths": [4, 8]}
+PENALTIES = {
+    "r1 and r2": {"r1": 2.0, "r2": 1.0, "r1_every": 1},
+    "gradient penalty": {"r1": 0.0, "gradient_penalty": 3.0, "r1_every": 1},
 }
 TOKENIZER = {"widths": [4, 8], "blocks": 1, **ADVERSARY}
 # Of methods whose default networks are for a GPU.
@@ -60,16 +66,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "vae",
         DENSE | {"likelihood": "gaussian", "variance": "fixed", "sigma": 0.5, "free_bits": 0.1},
     ),
-    "conv gan with r1": (
-        "gan",
-        {
-            "latent_dim": 4,
-            "generator": "conv",
-            "discriminator": "conv",
-            "r1": 2.0,
-            "network.widths": [4, 8],
-        },
-    ),
+    "conv gan with r1": ("gan", GAN | {"r1": 2.0}),
     "conditional vae": ("vae", {"conditional": True, "network.widths": [8]}),
     "conditional gan": ("gan", {"conditional": True, "width": 4}),
     "article gan": ("gan", {"generator": "article", "discriminator": "article"}),
@@ -83,6 +80,29 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "dropout": 0.0,
         },
     ),
+    **{
+        f"{loss} gan with {name}": ("gan", GAN | {"loss": loss} | penalty)
+        for loss in LOSSES
+        for name, penalty in PENALTIES.items()
+    },
+    "gan with spectral norm": (
+        "gan",
+        {"width": 4, "r1": 0.0, "loss": "hinge", "spectral_norm": True, "discriminator_steps": 2},
+    ),
+    "conditional r3 gan": (
+        "gan",
+        {
+            "conditional": True,
+            "generator": "r3",
+            "discriminator": "r3",
+            "r3_widths": [16, 8],
+            "loss": "relativistic",
+            "r2": 0.5,
+            "augment": "diffaug",
+            "augment_chance": 0.4,
+        },
+    ),
+    "gan with ada": ("gan", GAN | {"augment": "ada"}),
 }
 
 

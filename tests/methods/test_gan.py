@@ -84,7 +84,7 @@ def after(seen: int) -> Batch:
     return Batch(data.images, data.keys, data.record_keys, seen)
 
 
-@pytest.mark.parametrize("kind", ["article", "conv", "dcgan", "resnet"])
+@pytest.mark.parametrize("kind", ["article", "conv", "dcgan", "r3", "resnet"])
 @pytest.mark.parametrize(
     "shape",
     [

@@ -13,6 +13,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from tests.training.learn import Run, asked
+from udl_dist.methods import gan_losses
 
 pytestmark = [
     pytest.mark.skipif(
@@ -135,7 +136,8 @@ def gradient_of_the_penalty(run: Run) -> float:
     method: Any = run.learning.method
     real = torch.linspace(-1, 1, 4 * 64).view(4, 1, 8, 8).requires_grad_(True)
     discriminator = method.networks["discriminator"].requires_grad_(True)
-    penalty = method._penalty(real, method._logits(real, None))
+    weights, images = method.settings.penalty_weights(0), {"real": real}
+    penalty = gan_losses.penalties(weights, images, {"real": method._logits(real, None)})["r1"]
     gradients = torch.autograd.grad(penalty, list(discriminator.parameters()), allow_unused=True)
     return float(sum(gradient.square().sum() for gradient in gradients if gradient is not None))
 

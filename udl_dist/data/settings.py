@@ -36,8 +36,7 @@ class DataSettings:
     )
     held_out: str = setting(
         "",
-        "source of the held-out images; empty: `val`, else `test` of the source, else a hashed"
-        " fraction",
+        "source of held-out images; empty: the source's `val`, else `test`, else a hashed fraction",
     )
     held_out_fraction: float = setting(
         0.1,
@@ -138,6 +137,7 @@ class PackSettings:
         high=4096,
     )
     channels: Literal[0, 1, 3] = setting(0, "1 for gray, 3 for colour; 0: as the images are")
+    stack: Literal[0, 3] = setting(0, "3: three gray images are the colours of one (StackedMNIST)")
     fit: Literal["crop", "pad"] = setting(
         "crop", "how other shapes become square: crop the middle, or pad with black"
     )

@@ -22,6 +22,7 @@ LABELS = "labels"
 REAL = "real"  # rows of features of the images themselves
 FLOOR = "floor of "  # a metric of training images instead of generated ones
 CLASS_SCORE = "class_score"  # the inception score, by any classifier
+OF_CLASSES = (CLASS_SCORE, "modes", "mode_kl")
 OF_NEIGHBOURS = ("precision", "recall", "density", "coverage")
 OF_PAIRS = ("kernel_distance", *OF_NEIGHBOURS)
 
@@ -29,11 +30,12 @@ OF_PAIRS = ("kernel_distance", *OF_NEIGHBOURS)
 class Distribution(MetricGroup):
     """Several sets of as many generated images as are held out; training images are the floor.
 
-    `frechet` and `kernel_distance` are best at their least, the others at their greatest.
+    `frechet`, `kernel_distance` and `mode_kl` are best at their least, others at their
+    greatest.
     """
 
     name: ClassVar[str] = "distribution"
-    higher_is_better: ClassVar = ("precision", "recall", "density", "coverage", "class_score")
+    higher_is_better: ClassVar = (*OF_NEIGHBOURS, CLASS_SCORE, "modes")
     refers: ClassVar[bool] = True
     least: ClassVar[int] = 50
 
@@ -45,7 +47,7 @@ class Distribution(MetricGroup):
     def without(cls, subject: Subject) -> dict[str, str]:
         extractor, found = subject.extractor, {}
         if not extractor.logits:
-            found[CLASS_SCORE] = (
+            found[", ".join(OF_CLASSES)] = (
                 f"the extractor ({extractor.name}) is not a classifier: make one with "
                 "udl fit-extractor"
             )
@@ -148,7 +150,9 @@ class Distribution(MetricGroup):
         if extractor.sees_detail:
             found |= real.of_pairs(self._paired(fake))
         if extractor.logits:
-            found[CLASS_SCORE] = class_score(extractor.logits(fake))
+            logits = extractor.logits(fake)
+            found[CLASS_SCORE] = class_score(logits)
+            found["modes"], found["mode_kl"] = modes(logits)
         return found
 
     def _paired(self, rows: Tensor) -> Tensor:
@@ -162,3 +166,17 @@ def class_score(logits: Tensor) -> float:  # [N, classes]
     # nan_to_num: 0 · log 0 counts as 0, for classes whose chance the softmax rounds to 0.
     chances = logs.exp()
     return float((chances * (logs - chances.mean(0).log())).nan_to_num(nan=0.0).sum(1).mean().exp())
+
+
+# [N, classes]
+def modes(logits: Tensor) -> tuple[float, float]:
+    """How many classes images fall to, and the KL of their shares from equal ones, in nats.
+
+    As is usual for StackedMNIST (Metz et al. 2017). With few images for each class, the KL is
+    above 0 for real images too: compare it with its floor.
+    """
+    counts = torch.bincount(logits.argmax(1).cpu(), minlength=logits.shape[1]).double()
+    shares = counts / counts.sum()
+    # xlogy: a class without images adds nothing.
+    kl = torch.special.xlogy(shares, shares * len(shares)).sum()
+    return float((counts > 0).sum()), float(kl)

@@ -7,76 +7,28 @@ from the discriminator.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from contextlib import nullcontext
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from udl_dist.core import rng
-from udl_dist.core.config_schema import setting
-from udl_dist.errors import UsageError
-from udl_dist.methods import gan_metrics
+from udl_dist.methods import gan_losses, gan_metrics
+from udl_dist.methods.adversary import rows_of
+from udl_dist.methods.augment import augmented, next_chance
+from udl_dist.methods.gan_settings import GANSettings, refuse_contradictions
 from udl_dist.methods.method import Batch, Loss, Method, Phase, PhaseOptimizer, Shape
-from udl_dist.methods.networks import ChainSettings
-from udl_dist.methods.networks.adversaries import (
-    Adversary,
-    Discriminator,
-    new_discriminator,
-    new_generator,
-)
+from udl_dist.methods.networks import spectral_norm
+from udl_dist.methods.networks.adversaries import Discriminator, new_discriminator, new_generator
 from udl_dist.methods.networks.layers import ClassEmbedding
 
 
-@dataclass(frozen=True)
-class GANSettings:
-    """Settings of both networks, of their losses and of the gradient penalty."""
-
-    latent_dim: int = setting(64, "normal numbers that an image is generated from", low=1)
-    generator: Adversary = setting(
-        "resnet",
-        "residual blocks; transposed convolutions (Radford et al. 2016);"
-        " dense 256-512-1024, then transposed convolutions; or the decoder of `network`",
-    )
-    discriminator: Adversary = setting(
-        "resnet",
-        "residual blocks; strided convolutions; two convolutions of 64 and 128 filters with"
-        " dropout; or the encoder of `network`",
-    )
-    width: int = setting(
-        16,
-        "channels of resnet and dcgan generators at full size, doubled by each halving; their"
-        " discriminators have twice as many",
-        low=1,
-    )
-    network: ChainSettings = setting(ChainSettings, "the networks that are conv")
-    conditional: bool = setting(
-        False,
-        "images are made for a class: an embedding beside the latent, and a discriminator by"
-        " projection (Miyato & Koyama 2018)",
-    )
-    dropout: float = setting(
-        0.3, "share of features that the article's discriminator drops", low=0, high=0.9
-    )
-    loss: Literal["minimax", "non_saturating"] = setting(
-        "non_saturating", "what the generator minimises"
-    )
-    r1: float = setting(
-        1.0, "weight γ of R1, the gradient penalty on real images (Mescheder et al. 2018)", low=0
-    )
-    r1_every: int = setting(
-        4, "R1 is computed in about one of this many steps, with this many times the weight", low=1
-    )
-    discriminator_rate: float = setting(
-        1.0, "factor on train.learning_rate for the discriminator", above=0
-    )
-
-
 class GenerativeAdversarialNetwork(Method):
-    """The discriminator minimises softplus(-D(x)) + softplus(D(G(z))) + γ/2 ‖∇D(x)‖².
+    """By default the discriminator minimises softplus(-D(x)) + softplus(D(G(z))) + γ/2 ‖∇D(x)‖².
 
-    The generator minimises softplus(-D(G(z))), or by minimax -softplus(D(G(z))); it ends in tanh.
+    The generator then minimises softplus(-D(G(z))); it ends in tanh. `gan_losses` has the other
+    losses and penalties. `chance` is that of each augmentation by `ada`, for the next step.
     """
 
     Settings = GANSettings
@@ -104,25 +56,30 @@ class GenerativeAdversarialNetwork(Method):
 
     def __init__(self, settings: GANSettings, shape: Shape, classes: tuple[str, ...] = ()) -> None:
         super().__init__(settings, shape, classes)
-        _refuse_contradictions(settings)
+        refuse_contradictions(settings)
+        self.game = gan_losses.LOSSES[settings.loss]
         self.latent_shape = (settings.latent_dim,)
         inputs = settings.latent_dim
         if settings.conditional:
             self.conditional = True
             self.embedding = ClassEmbedding(classes)
             inputs += self.embedding.size
-        network = settings.network
-        self.generator = new_generator(settings.generator, settings.width, network, inputs, shape)
-        chain = new_discriminator(
-            settings.discriminator, 2 * settings.width, network, settings.dropout, shape
-        )
-        self.discriminator = Discriminator(chain, classes if settings.conditional else ())
+        plan = settings.plan()
+        self.generator = new_generator(settings.generator, plan, inputs, shape)
+        chain = new_discriminator(settings.discriminator, plan, shape)
+        judged = classes if settings.conditional else ()
+        self.discriminator = Discriminator(chain, judged, self.game.relative)
+        if settings.spectral_norm:
+            spectral_norm.normalise(self.discriminator)
+        if settings.augment == "ada":
+            self.chance: Tensor
+            self.register_buffer("chance", torch.zeros(()))
 
     def phases(self) -> tuple[Phase, ...]:
         faster = PhaseOptimizer(rate=self.settings.discriminator_rate)
         return (
             Phase(("discriminator",), self.discriminator_loss, optimizer=faster),
-            Phase(self.averaged(), self.generator_loss),
+            Phase(self.averaged(), self.generator_loss, every=self.settings.discriminator_steps),
         )
 
     def averaged(self) -> tuple[str, ...]:
@@ -130,40 +87,60 @@ class GenerativeAdversarialNetwork(Method):
         return ("generator", "embedding") if self.conditional else ("generator",)
 
     def differentiated_twice(self) -> tuple[str, ...]:
-        return ("discriminator",) if self.settings.r1 else ()
+        return ("discriminator",) if self.settings.penalty_weights(0) else ()
 
     def discriminator_loss(self, batch: Batch) -> Loss:
-        """The discriminator's loss; `r1` is what the penalty adds, 0 in steps without it."""
+        """The discriminator's loss; penalties are plotted as what they add, 0 in steps without."""
         # No gradient of this phase reaches the generator. The keys are those of the generator's
         # phase, but another name draws other latents.
         with torch.no_grad():
             fake = self._generate(batch, "discriminator")
-        penalised = self.is_penalised(batch.seen)
-        real = batch.images.detach().requires_grad_(penalised)
-        # One forward over both: two before one backward fail under DDP with batch normalisation
-        # (pytorch#175024).
-        real_logits, fake_logits = self._logits(torch.cat([real, fake]), batch.labels).chunk(2)
-        # softplus(-a) = -log sigmoid(a), but finite for any logit (Goodfellow et al. 2014, eq. 1).
-        adversarial = (
-            functional.softplus(-real_logits).mean() + functional.softplus(fake_logits).mean()
-        )
-        r1 = self._penalty(real, real_logits) if penalised else torch.zeros_like(adversarial)
+        images = {"real": batch.images.detach(), "fake": fake}
+        weights = self.settings.penalty_weights(batch.seen) if self.is_penalised(batch.seen) else {}
+        if "gradient_penalty" in weights:
+            images["between"] = gan_losses.between(images["real"], fake, batch.keys)
+        for name in weights:
+            images[gan_losses.PENALTIES[name][0]].requires_grad_()
+        # The gradient by an image would be coarse in bfloat16.
+        with gan_losses.full_precision(fake) if weights else nullcontext():
+            logits = self._judged(images, batch)
+            penalties = gan_losses.penalties(weights, images, logits)
+        loss = adversarial = self.game.discriminator(logits["real"], logits["fake"])
+        for penalty in penalties.values():
+            loss = loss + penalty
         plots = {
             "discriminator": adversarial,
-            "real_logit": real_logits.mean(),
-            "fake_logit": fake_logits.mean(),
-            "r1": r1,
+            "real_logit": logits["real"].mean(),
+            "fake_logit": logits["fake"].mean(),
         }
-        return Loss(adversarial + r1, plots)
+        for name in {"r1": 0, **self.settings.penalty_weights(batch.seen)}:
+            plots[name] = penalties.get(name, torch.zeros_like(adversarial))
+        if self.settings.augment != "none":
+            plots["augment_chance"] = torch.as_tensor(self._chance(batch.seen)).to(loss)
+        return Loss(loss, plots, self._sums(logits["real"]))
 
     def generator_loss(self, batch: Batch) -> Loss:
-        """Minimax: log(1 - D); non-saturating: -log D (Goodfellow et al. 2014, section 3)."""
-        logits = self._logits(self._generate(batch, "generator"), batch.labels)
-        if self.settings.loss == "minimax":
-            loss = -functional.softplus(logits).mean()
-        else:
-            loss = functional.softplus(-logits).mean()
+        """What the discriminator's judgement of generated images costs; by pairs, of differences to
+        that of the real image in the same row.
+        """
+        fake = self._generate(batch, "generator")
+        logits = self._judged({"fake": fake}, batch)["fake"]
+        if self.game.pairs:
+            with torch.no_grad():
+                real = self._judged({"real": batch.images}, batch)["real"]
+            logits = logits - real
+        loss = self.game.generator(logits)
         return Loss(loss, {"generator": loss})
+
+    def after_step(self, sums: Mapping[str, Tensor]) -> None:
+        """Move the estimated singular vectors, and the chance of `ada` by the global batch."""
+        settings = self.settings
+        if settings.spectral_norm:
+            spectral_norm.iterate(self.discriminator)
+        if "real_signs" in sums:
+            signs, images = sums["real_signs"], sums["judged_images"]
+            target, speed = settings.ada_target, settings.ada_images
+            self.chance.copy_(next_chance(self.chance, signs, images, target, speed))
 
     def prior(self, keys: Tensor) -> Tensor:  # [N] int64 -> [N, Z]
         return self._latents(keys, "sample")
@@ -194,12 +171,14 @@ class GenerativeAdversarialNetwork(Method):
 
     def alarms(self, metrics: Mapping[str, float], seen: int) -> dict[str, str]:
         """The failures that metrics of training and validation show."""
-        return gan_metrics.alarms(metrics, seen)
+        return gan_metrics.alarms(metrics, seen, self.game.chance)
 
     def is_penalised(self, seen: int) -> bool:
-        """Whether R1 is computed in the step after `seen` images."""
+        """Whether penalties are computed in the step after `seen` images."""
+        if not self.settings.penalty_weights(seen):
+            return False
         # Drawn from `seen` alone, so that all ranks and a resumed run agree without a message.
-        return self.settings.r1 > 0 and int(rng.keys(seen, 1)) % self.settings.r1_every == 0
+        return int(rng.keys(seen, 1)) % self.settings.r1_every == 0
 
     def _generate(self, batch: Batch, draw: str) -> Tensor:  # -> [B, C, H, W]
         """An image for each key of the batch, of the class of the real image."""
@@ -211,39 +190,38 @@ class GenerativeAdversarialNetwork(Method):
         # In the type of the weights: float64 in tests of gradients.
         return latents.to(next(self.generator.parameters()).dtype)
 
-    # [B, C, H, W], [B] or [B / 2] int64 -> [B]
+    # each [B, C, H, W] -> each [B]
+    def _judged(self, images: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """The logits of images of the batch's rows, as the discriminator sees them, by name."""
+        # One forward over all: two before one backward fail under DDP with batch normalisation
+        # (pytorch#175024).
+        logits = self._logits(
+            torch.cat([self._augmented(each, name, batch) for name, each in images.items()]),
+            batch.labels,
+        )
+        return dict(zip(images, logits.chunk(len(images)), strict=True))
+
+    # [B, C, H, W] -> the same
+    def _augmented(self, images: Tensor, name: str, batch: Batch) -> Tensor:
+        settings = self.settings
+        if settings.augment == "none":
+            return images
+        chance = self._chance(batch.seen)
+        return augmented(images, batch.keys, f"augmented {name}", settings.augment_by, chance)
+
+    def _chance(self, seen: int) -> float | Tensor:
+        return self.chance if self.settings.augment == "ada" else self.settings.chance_at(seen)
+
+    def _sums(self, real_logits: Tensor) -> dict[str, Tensor]:  # [B] -> each []
+        if self.settings.augment != "ada":
+            return {}
+        signs = real_logits.detach().sign().sum()
+        return {"real_signs": signs, "judged_images": rows_of(real_logits)}
+
+    # [k * B, C, H, W], [B] int64 -> [k * B]
     def _logits(self, images: Tensor, labels: Tensor | None) -> Tensor:
         if not self.conditional or labels is None:
             return self.discriminator(images).to(images.dtype)  # type: ignore[no-any-return]
         # Real and generated images of the same classes stand one behind the other.
         each = labels.repeat(len(images) // len(labels))
         return self.discriminator(images, each).to(images.dtype)  # type: ignore[no-any-return]
-
-    def _penalty(self, real: Tensor, logits: Tensor) -> Tensor:  # [B, C, H, W], [B] -> []
-        """γ/2 E‖∇D(x)‖² (Mescheder et al. 2018, eq. 9)."""
-        # The sum of logits has each image's own gradient, as long as images do not mix: under
-        # batch normalisation this would be the gradient of a whole batch. `r1_every` makes up for
-        # the steps without a penalty (Karras et al. 2020, appendix B).
-        (gradient,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
-        return gradient.square().flatten(1).sum(1).mean() * (
-            self.settings.r1 / 2 * self.settings.r1_every
-        )
-
-
-def _refuse_contradictions(settings: GANSettings) -> None:
-    default = GANSettings()
-    kinds = (settings.generator, settings.discriminator)
-    if "conv" not in kinds and settings.network != default.network:
-        raise UsageError(
-            "method.network has no meaning when neither network is conv: set method.generator or"
-            " method.discriminator to conv"
-        )
-    if not {"resnet", "dcgan"} & set(kinds) and settings.width != default.width:
-        raise UsageError("method.width has no meaning when neither network is resnet or dcgan")
-    if settings.discriminator != "article" and settings.dropout != default.dropout:
-        raise UsageError(
-            "method.dropout belongs to the article's discriminator: set method.discriminator to"
-            " article"
-        )
-    if not settings.r1 and settings.r1_every not in (1, default.r1_every):
-        raise UsageError("method.r1_every has no meaning when method.r1 is 0: set method.r1")

@@ -11,10 +11,10 @@ from udl_dist.methods import descriptor, frechet
 from udl_dist.methods.alarms import exploding
 
 SURE = 8.0  # a logit: one error in 3,000
-# Mean softplus loss of a discriminator that has won; 2 log 2 = 1.4 when it cannot tell real from
-# generated, at least 0.09 in healthy runs, soon after the start. Two runs that made garbage for
-# 25,000 images had 0.003 to 0.02, with logits of ±6.
-WON = 0.05
+# Mean loss of a discriminator that has won, over that of one that cannot tell real from generated.
+# By cross-entropy, 2 log 2 = 1.4 for the latter, healthy runs had at least 0.09, soon after the
+# start; two that made garbage for 25,000 images had 0.003 to 0.02, with logits of ±6.
+WON = 0.05 / (2 * math.log(2))
 # Ratios to real images. On digits a healthy generator has 0.16 of the spread and 0.18 of the
 # contrast at its worst, some 1,000 images after the start; a failed one has less than 0.03 and
 # 0.0001.
@@ -73,21 +73,28 @@ def metrics(means: Mapping[str, Tensor]) -> dict[str, float]:
     return distances | ratios
 
 
-def alarms(metrics: Mapping[str, float], seen: int) -> dict[str, str]:
-    """The alarms of a validation; `metrics` are its metrics by name."""
+def alarms(metrics: Mapping[str, float], seen: int, chance: float | None) -> dict[str, str]:
+    """The alarms of a validation; `metrics` are its metrics by name.
+
+    `chance` is the loss of a discriminator that cannot tell real from generated images; None: its
+    logits have no scale.
+    """
     scale = max(
         abs(metrics.get(name, 0.0))
         for name in ("val/logit_scale", "train/real_logit", "train/fake_logit")
     )
     crude = _unlike(metrics) if seen >= SETTLED_IMAGES else {}
-    return exploding("logits", scale) | _lost_images(metrics) | _won(metrics) | crude
+    lost = _lost_images(metrics)
+    if chance is None:
+        return lost | crude
+    return exploding("logits", scale) | lost | _won(metrics, chance) | crude
 
 
-def _won(metrics: Mapping[str, float]) -> dict[str, str]:
+def _won(metrics: Mapping[str, float], chance: float) -> dict[str, str]:
     """The discriminator is so sure that the generator gets no useful gradient from it."""
     real, fake = metrics.get("train/real_logit", 0.0), metrics.get("train/fake_logit", 0.0)
     loss = metrics.get("train/discriminator", math.inf)
-    if loss >= WON and (real < SURE or fake > -SURE):
+    if loss >= WON * chance and (real < SURE or fake > -SURE):
         return {}
     return {
         "the discriminator wins": (

@@ -96,12 +96,12 @@ def _cost(method: Method) -> Cost:
             }
             with saved_tensors_hooks(keep, lambda tensor: tensor):
                 loss = phase.loss(batch)
-            gradients = (
-                torch.autograd.grad(loss.value, [*weights.values()], allow_unused=True)
-                if loss.value.requires_grad
-                else (None,) * len(weights)  # it has no part of any weight
-            )
-            for name, gradient in zip(weights, gradients, strict=True):
+            if loss.value.requires_grad:  # else it has no part of any weight
+                # Not autograd.grad, in which the counter's hooks refuse a module that is given a
+                # weight (spectral normalisation).
+                torch.autograd.backward(loss.value, inputs=[*weights.values()])
+            for name, weight in weights.items():
+                gradient, weight.grad = weight.grad, None
                 if gradient is None:
                     raise UsageError(
                         f"method.name: a phase that trains {', '.join(phase.trains)} has a loss"

@@ -118,10 +118,10 @@ class TrainingLoop:
             meter.add_wait(time.perf_counter() - asked, len(records.damaged))
 
             # ── one step
-            learning_rate = settings.learning_rate_at(images, total)
+            rates = settings.rates_at(images, total)
             guard.begin(images, records)
             batch = to_batch(records, images, ranks.device, settings.channels_last)
-            stepper.step(batch, images // batch_size, learning_rate)
+            stepper.step(batch, images // batch_size, rates)
             guard.end()
             images += batch_size
             if settings.average_half_life:
@@ -141,7 +141,7 @@ class TrainingLoop:
                 yield Report(step.images + batch_size, {}, state=state, rejected=rejected)
                 self._refuse_rejected(rejected, skips, resumed.rollbacks)
             if due.point:
-                metrics = meter.metrics(images, learning_rate)
+                metrics = meter.metrics(images, rates.learning_rate)
                 self.stream.refuse_damage(int(metrics.get("data/damaged", 0)), images - start)
                 if due.validation:
                     metrics |= self._validate(images)

@@ -22,7 +22,7 @@ from udl_dist.training.batches import dummy_batch
 from udl_dist.training.distributed import Ranks
 from udl_dist.training.finite_guard import FiniteGuard
 from udl_dist.training.optimizers import like
-from udl_dist.training.settings import TrainSettings
+from udl_dist.training.settings import Rates, TrainSettings
 from udl_dist.training.train_state import PhaseState, TrainState
 
 
@@ -47,7 +47,7 @@ class Stepper:
     guard: FiniteGuard
     on_phase: Callable[[], None]
 
-    def step(self, batch: Batch, number: int, learning_rate: float) -> None:
+    def step(self, batch: Batch, number: int, rates: Rates) -> None:
         """Step `number` of the run: every phase that is due, on this rank's rows of the batch."""
         if not self.state.virtual_ranks:
             # Dropout draws from torch's own generator. Seeded at each step, it has no state to
@@ -60,7 +60,7 @@ class Stepper:
             if number % asked.every == 0 and batch.seen >= asked.start_images:
                 self.on_phase()
                 work = PhaseStep(phase, parts, sums, number, index)
-                self._update(work, learning_rate)
+                self._update(work, rates)
         if type(self.state.method).after_step is not Method.after_step:
             self._after_step(sums)
 
@@ -83,7 +83,7 @@ class Stepper:
         for buffer, before in zip(method.own_buffers(), buffers, strict=True):
             buffer.copy_(before)
 
-    def _update(self, work: PhaseStep, learning_rate: float) -> None:
+    def _update(self, work: PhaseStep, rates: Rates) -> None:
         """Gradients of one phase, their norm and the optimiser."""
         phase = work.phase
         # The generator's backward goes through the discriminator and must leave no gradient there.
@@ -100,7 +100,9 @@ class Stepper:
         if self.settings.clip_norm:
             clip_grads_with_norm_(parameters, self.settings.clip_norm, norm)
         for group in phase.optimizer.param_groups:
-            group["lr"] = learning_rate * phase.phase.optimizer.rate
+            group["lr"] = rates.learning_rate * phase.phase.optimizer.rate
+            if self.settings.beta2_end and phase.phase.optimizer.beta2 is None:
+                group["betas"] = (group["betas"][0], rates.beta2)
         phase.optimizer.step()
 
     def _after_step(self, parts: list[dict[str, Tensor]]) -> None:

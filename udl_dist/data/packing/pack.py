@@ -25,6 +25,7 @@ from udl_dist.data.loader import order
 from udl_dist.data.loader.selection import none_left
 from udl_dist.data.packing.shapes import with_shape
 from udl_dist.data.packing.sources import Images, Source, class_names, open_source
+from udl_dist.data.packing.stacking import stacked
 from udl_dist.data.settings import PackSettings
 from udl_dist.data.shards.index import NAME, About
 from udl_dist.data.shards.indexing import Progress, index_shards
@@ -86,6 +87,10 @@ def pack(
     opened = open_source(source)
     if settings.held_out_fraction and "val" in opened.parts:
         raise UsageError(f"{source!r} has a val part: set held_out_fraction to 0")
+    if settings.stack:
+        if settings.channels == 1:
+            raise UsageError("--stack makes colour images: leave --channels out")
+        opened = stacked(opened, settings.seed)
     return pack_source(opened, as_path(dest), with_shape(settings, opened), progress)
 
 
