@@ -60,6 +60,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "vae",
         DENSE | {"likelihood": "gaussian", "variance": "fixed", "sigma": 0.5, "free_bits": 0.1},
     ),
+    "iwae": (
+        "vae",
+        DENSE | {"likelihood": "bernoulli", "binarise": "static", "objective": "iwae"},
+    ),
+    "vamp": ("vae", DENSE | {"prior": "vamp", "pseudo_inputs": 4, "beta": 2.0}),
+    "logistic vae": ("vae", DENSE | {"likelihood": "logistic", "network.widths": [12]}),
     "conv gan with r1": (
         "gan",
         {
@@ -71,6 +77,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "conditional vae": ("vae", {"conditional": True, "network.widths": [8]}),
+    "conditional iwae with vamp": (
+        "vae",
+        {
+            "conditional": True,
+            "network.widths": [8],
+            "objective": "iwae",
+            "samples": 2,
+            "prior": "vamp",
+            "pseudo_inputs": 3,
+        },
+    ),
     "conditional gan": ("gan", {"conditional": True, "width": 4}),
     "article gan": ("gan", {"generator": "article", "discriminator": "article"}),
     "minimax gan": (

@@ -397,6 +397,47 @@ def test_a_bad_latent_size_is_refused_by_name(name: str, latent_dim: object) -> 
         ("vae", {"likelihood": "bernoulli", "sigma": 0.1}, NO_DEVIATION),
         ("vae", {"likelihood": "bernoulli", "variance": "fixed"}, NO_DEVIATION),
         ("vae", {"likelihood": "gaussian", "binarise": "epoch"}, "method.binarise has no meaning"),
+        (
+            "vae",
+            {"likelihood": "logistic", "sigma": 0.1},
+            "no meaning when method.likelihood is logistic",
+        ),
+        (
+            "vae",
+            {"likelihood": "logistic", "binarise": "static"},
+            "method.binarise has no meaning when method.likelihood is logistic",
+        ),
+        ("vae", {"samples": 3}, "method.samples has no meaning when method.objective is elbo"),
+        (
+            "vae",
+            {"objective": "iwae", "free_bits": 0.1},
+            "method.free_bits has no meaning when method.objective is iwae",
+        ),
+        (
+            "vae",
+            {"objective": "iwae", "beta": 2.0},
+            "method.beta has no meaning when method.objective is iwae",
+        ),
+        (
+            "vae",
+            {"objective": "iwae", "warmup_images": 9},
+            "method.warmup_images has no meaning when method.objective is iwae",
+        ),
+        (
+            "vae",
+            {"pseudo_inputs": 3},
+            "method.pseudo_inputs has no meaning when method.prior is normal",
+        ),
+        (
+            "vae",
+            {"prior": "vamp", "free_bits": 0.1},
+            "method.free_bits has no meaning when method.prior is vamp",
+        ),
+        (
+            "vae",
+            {"prior": "vamp", "network.norm": "batch"},
+            "method.network.norm = batch does not suit method.prior = vamp",
+        ),
         ("vae", {"likelihood": "gaussian", "sigma": 0.0}, "method.sigma must be greater than 0"),
         ("vae", {"beta": 0.0, "warmup_images": 10}, "method.warmup_images has no meaning"),
         ("gan", {"network.depth": 1}, "method.network has no meaning"),

@@ -180,6 +180,8 @@ def plan(experiment: Experiment) -> Plan:
     kind = methods.find(experiment.method_name)
     make = sizes.MethodMaker(kind, experiment.method, experiment.data.shape, seen.classes)
     method = make.on_meta()
+    if seen.records:  # else unknown
+        method.check_images(seen.records)
     networks = method.networks
     mixing = [name for name, network in networks.items() if sizes.mixes_images(network)]
     if run.determinism == "elastic":

@@ -28,14 +28,18 @@ HELPERS = (
     "frechet",
     "gan_metrics",
     "likelihoods",
+    "logistic_mixture",
     "method",
     "networks",
     "perceptual",
     "pixels",
+    "priors",
     "quantizers",
     "sizes",
     "tokenizer",
     "tokenizer_metrics",
+    "vae_metrics",
+    "vae_settings",
 )
 
 

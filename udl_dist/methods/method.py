@@ -100,6 +100,7 @@ class Method(nn.Module):
     frozen: tuple[str, ...] = ()
     latent_shape: tuple[int, ...] = ()  # of one image: (Z,) or (C, h, w); (): no latents
     conditional: bool = False  # whether decode, reconstruct and sample need labels
+    density: bool = True  # of 256 levels of a pixel: the likelihood is a density, not a probability
 
     def __init__(self, settings: Any, shape: Shape, classes: tuple[str, ...] = ()) -> None:
         super().__init__()
