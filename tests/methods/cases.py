@@ -50,6 +50,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"widths": [8], "attention": "none", "latent_channels": 1, "adversary.weight": 0.0},
     ),
     "dense ae": ("ae", DENSE),
+    "dense aae": ("aae", DENSE | {"discriminator_widths": [9], "adversary_weight": 1.0}),
     "tied ae": ("ae", {"latent_dim": 3, "network.kind": "dense", "tied": True}),
     "denoising ae": ("ae", DENSE | {"noise": "gaussian", "noise_level": 0.3}),
     "binarised vae": (

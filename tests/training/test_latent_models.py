@@ -1,5 +1,5 @@
-"""Bounds of several latents and learned priors at work: equal for any number of ranks, and after a
-resume.
+"""Richer bounds, priors and adversaries of codes at work: equal for any number of ranks, and after
+a resume.
 """
 
 from pathlib import Path
@@ -14,6 +14,7 @@ from udl_dist.training.distributed import Ranks
 from udl_dist.training.loop import LoopState
 
 METHODS: dict[str, dict[str, str]] = {
+    "aae": {},
     "vae by iwae": {"method__objective": "iwae", "method__binarise": "static"},
     "vae with vamp": {
         "method__likelihood": "logistic",

@@ -27,6 +27,7 @@ HELPERS = (
     "feature_files",
     "frechet",
     "gan_metrics",
+    "gaussianity",
     "likelihoods",
     "logistic_mixture",
     "method",
