@@ -53,6 +53,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dense aae": ("aae", DENSE | {"discriminator_widths": [9], "adversary_weight": 1.0}),
     "tied ae": ("ae", {"latent_dim": 3, "network.kind": "dense", "tied": True}),
     "denoising ae": ("ae", DENSE | {"noise": "gaussian", "noise_level": 0.3}),
+    "masked ae": (
+        "ae",
+        {"latent_dim": 3, "network.widths": [8], "noise": "patches", "noise_level": 0.5},
+    ),
     "binarised vae": (
         "vae",
         DENSE | {"likelihood": "bernoulli", "binarise": "epoch", "beta": 2.0, "warmup_images": 200},

@@ -393,6 +393,17 @@ def test_a_bad_latent_size_is_refused_by_name(name: str, latent_dim: object) -> 
             {"noise": "mask", "noise_level": 1.5},
             "method.noise_level is a share of pixels and at most 1, not 1.5",
         ),
+        ("ae", {"patch": 2}, "method.patch has no meaning when method.noise is none"),
+        (
+            "ae",
+            {"noise": "patches", "noise_level": 0.1},
+            "noise_level = 0.1 hides 0 of the 4 patches of an image",
+        ),
+        (
+            "ae",
+            {"noise": "patches", "noise_level": 0.9},
+            "noise_level = 0.9 hides 4 of the 4 patches of an image",
+        ),
         ("ae", {"noise": "masc"}, "method.noise must be"),
         ("vae", {"likelihood": "bernoulli", "sigma": 0.1}, NO_DEVIATION),
         ("vae", {"likelihood": "bernoulli", "variance": "fixed"}, NO_DEVIATION),

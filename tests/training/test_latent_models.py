@@ -15,6 +15,11 @@ from udl_dist.training.loop import LoopState
 
 METHODS: dict[str, dict[str, str]] = {
     "aae": {},
+    "ae of masked patches": {
+        "method__noise": "patches",
+        "method__noise_level": "0.5",
+        "method__patch": "2",
+    },
     "vae by iwae": {"method__objective": "iwae", "method__binarise": "static"},
     "vae with vamp": {
         "method__likelihood": "logistic",
