@@ -11,8 +11,10 @@ import pytest
 from udl_dist import experiment
 from udl_dist.core import config_schema
 from udl_dist.errors import UsageError
+from udl_dist.methods import names
 
 FILES = sorted((Path(__file__).parent.parent / "jobs").glob("*.toml"))
+NAMES = ", ".join(names())
 JOBS = [path for path in FILES if "[search]" not in path.read_text()]  # the others: tests/search
 
 
@@ -78,8 +80,8 @@ def test_the_article_s_jobs_have_its_layers_and_settings(
     ("text", "message"),
     [
         ('[method]\nname = "vea"\n', "unknown method.name 'vea': did you mean vae?"),
-        ("[train]\nepochs = 1\n", "method.name is missing: there are ae, gan, kl, vae, vq"),
-        ("[method]\nname = 5\n", "method.name must be text, not 5: there are ae, gan, kl, vae, vq"),
+        ("[train]\nepochs = 1\n", f"method.name is missing: there are {NAMES}"),
+        ("[method]\nname = 5\n", f"method.name must be text, not 5: there are {NAMES}"),
         (
             '[method]\nname = "vae"\n[trian]\nepochs = 1\n',
             "unknown table [trian]: did you mean train?",

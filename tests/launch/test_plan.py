@@ -48,6 +48,12 @@ def test_images_at_the_end_of_their_sizes_are_refused_too(source: Path) -> None:
         checked_plan(asked("ae", source, data__size="4096", method__network__widths="30000"))
 
 
+def test_settings_that_need_more_images_are_refused(source: Path) -> None:
+    vamp = {"method__prior": "vamp", "method__pseudo_inputs": "1000"}
+    with pytest.raises(UsageError, match=r"pseudo_inputs is 1,000, more than the [\d]+ training"):
+        plans.plan(asked("vae", source, **vamp))
+
+
 @pytest.mark.parametrize("flags", [{}, {"run__workers": "2"}, {"train__accumulate": "2"}])
 def test_batch_normalisation_of_one_image_is_refused(flags: dict[str, str], source: Path) -> None:
     share = 2 if flags else 1

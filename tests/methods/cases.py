@@ -56,8 +56,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"widths": [8], "attention": "none", "latent_channels": 1, "adversary.weight": 0.0},
     ),
     "dense ae": ("ae", DENSE),
+    "dense aae": ("aae", DENSE | {"discriminator_widths": [9], "adversary_weight": 1.0}),
     "tied ae": ("ae", {"latent_dim": 3, "network.kind": "dense", "tied": True}),
     "denoising ae": ("ae", DENSE | {"noise": "gaussian", "noise_level": 0.3}),
+    "masked ae": (
+        "ae",
+        {"latent_dim": 3, "network.widths": [8], "noise": "patches", "noise_level": 0.5},
+    ),
     "binarised vae": (
         "vae",
         DENSE | {"likelihood": "bernoulli", "binarise": "epoch", "beta": 2.0, "warmup_images": 200},
@@ -67,7 +72,24 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         DENSE | {"likelihood": "gaussian", "variance": "fixed", "sigma": 0.5, "free_bits": 0.1},
     ),
     "conv gan with r1": ("gan", GAN | {"r1": 2.0}),
+    "iwae": (
+        "vae",
+        DENSE | {"likelihood": "bernoulli", "binarise": "static", "objective": "iwae"},
+    ),
+    "vamp": ("vae", DENSE | {"prior": "vamp", "pseudo_inputs": 4, "beta": 2.0}),
+    "logistic vae": ("vae", DENSE | {"likelihood": "logistic", "network.widths": [12]}),
     "conditional vae": ("vae", {"conditional": True, "network.widths": [8]}),
+    "conditional iwae with vamp": (
+        "vae",
+        {
+            "conditional": True,
+            "network.widths": [8],
+            "objective": "iwae",
+            "samples": 2,
+            "prior": "vamp",
+            "pseudo_inputs": 3,
+        },
+    ),
     "conditional gan": ("gan", {"conditional": True, "width": 4}),
     "article gan": ("gan", {"generator": "article", "discriminator": "article"}),
     "minimax gan": (

@@ -83,10 +83,48 @@ def test_noise_sets_the_share_asked_to_black_or_white(
         assert abs((damaged == value).float().mean() - share) < 0.01
 
 
-@pytest.mark.parametrize("noise", ["gaussian", "mask", "salt_and_pepper"])
+@pytest.mark.parametrize("noise", ["gaussian", "mask", "salt_and_pepper", "patches"])
 def test_noise_depends_on_the_key_and_on_nothing_else(noise: str) -> None:
     method, data = made("ae", DENSE | {"noise": noise, "noise_level": 0.5}), greys(20)
     later = Batch(data.images, data.keys, rng.keys(9, 20), 5000)
     assert torch.equal(method.damage(data), method.damage(later))
     other = Batch(data.images, rng.keys(9, 20), data.record_keys, 0)
     assert not torch.equal(method.damage(data), method.damage(other))
+
+
+PATCHES = DENSE | {"noise": "patches", "noise_level": 0.5, "patch": 3}
+
+
+def test_the_same_number_of_whole_patches_is_masked_in_each_image() -> None:
+    method, data = made("ae", PATCHES, (2, 8, 10)), rng.keys(3, 900)
+    images = torch.full((900, 2, 8, 10), 0.25)
+    damaged = method.damage(Batch(images, data, data, 0))
+    # 3 rows and 4 columns of patches, of which the last are cut off by the border.
+    blocks = torch.full((900, 9, 12), float("nan"))
+    blocks[:, :8, :10] = damaged[:, 0]
+    blocks = blocks.view(900, 3, 3, 4, 3).permute(0, 1, 3, 2, 4).flatten(3)
+    some = blocks.nanmean(3)
+    assert ((some == 0) | (some == 0.25)).all()
+    assert ((some == 0).sum((1, 2)) == 6).all()
+    assert torch.equal(damaged[:, 0], damaged[:, 1])
+    # Every patch of all equally often.
+    torch.testing.assert_close(
+        (some == 0).float().mean(0), torch.full((3, 4), 0.5), atol=0.07, rtol=0
+    )
+
+
+def test_the_error_is_of_masked_pixels_alone() -> None:
+    method, data = made("ae", PATCHES, (3, 8, 8)), batch(shape=(3, 8, 8))
+    damaged = method.damage(data)
+    hidden = damaged != data.images
+    outputs = torch.tanh(method.decoder(method.encoder(damaged)))
+    squares = torch.where(hidden, (outputs - data.images).square(), 0.0).flatten(1).sum(1)
+    torch.testing.assert_close(method.loss(data).value, squares.mean())
+    found = method.measure(data)
+    torch.testing.assert_close(found["reconstruction"], squares)
+    torch.testing.assert_close(found["mse"], squares / 4 / hidden.flatten(1).sum(1))
+    # What is seen is no target.
+    (slope,) = torch.autograd.grad(
+        method._error(data, leaf := outputs.detach().requires_grad_()).sum(), leaf
+    )
+    assert torch.equal(slope != 0, hidden)

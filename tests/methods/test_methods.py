@@ -293,7 +293,7 @@ def test_saved_tensors_are_loaded_whole_or_refused() -> None:
 
 
 def test_helpers_are_no_methods() -> None:
-    assert names() == ["ae", "gan", "kl", "vae", "vq"]
+    assert names() == ["aae", "ae", "gan", "kl", "vae", "vq"]
     with pytest.raises(UsageError, match="unknown method.name 'chance'"):
         find("chance")
 
@@ -393,10 +393,62 @@ def test_a_bad_latent_size_is_refused_by_name(name: str, latent_dim: object) -> 
             {"noise": "mask", "noise_level": 1.5},
             "method.noise_level is a share of pixels and at most 1, not 1.5",
         ),
+        ("ae", {"patch": 2}, "method.patch has no meaning when method.noise is none"),
+        (
+            "ae",
+            {"noise": "patches", "noise_level": 0.1},
+            "noise_level = 0.1 hides 0 of the 4 patches of an image",
+        ),
+        (
+            "ae",
+            {"noise": "patches", "noise_level": 0.9},
+            "noise_level = 0.9 hides 4 of the 4 patches of an image",
+        ),
         ("ae", {"noise": "masc"}, "method.noise must be"),
         ("vae", {"likelihood": "bernoulli", "sigma": 0.1}, NO_DEVIATION),
         ("vae", {"likelihood": "bernoulli", "variance": "fixed"}, NO_DEVIATION),
         ("vae", {"likelihood": "gaussian", "binarise": "epoch"}, "method.binarise has no meaning"),
+        (
+            "vae",
+            {"likelihood": "logistic", "sigma": 0.1},
+            "no meaning when method.likelihood is logistic",
+        ),
+        (
+            "vae",
+            {"likelihood": "logistic", "binarise": "static"},
+            "method.binarise has no meaning when method.likelihood is logistic",
+        ),
+        ("vae", {"samples": 3}, "method.samples has no meaning when method.objective is elbo"),
+        (
+            "vae",
+            {"objective": "iwae", "free_bits": 0.1},
+            "method.free_bits has no meaning when method.objective is iwae",
+        ),
+        (
+            "vae",
+            {"objective": "iwae", "beta": 2.0},
+            "method.beta has no meaning when method.objective is iwae",
+        ),
+        (
+            "vae",
+            {"objective": "iwae", "warmup_images": 9},
+            "method.warmup_images has no meaning when method.objective is iwae",
+        ),
+        (
+            "vae",
+            {"pseudo_inputs": 3},
+            "method.pseudo_inputs has no meaning when method.prior is normal",
+        ),
+        (
+            "vae",
+            {"prior": "vamp", "free_bits": 0.1},
+            "method.free_bits has no meaning when method.prior is vamp",
+        ),
+        (
+            "vae",
+            {"prior": "vamp", "network.norm": "batch"},
+            "method.network.norm = batch does not suit method.prior = vamp",
+        ),
         ("vae", {"likelihood": "gaussian", "sigma": 0.0}, "method.sigma must be greater than 0"),
         ("vae", {"beta": 0.0, "warmup_images": 10}, "method.warmup_images has no meaning"),
         ("gan", {"network.depth": 1}, "method.network has no meaning"),

@@ -48,6 +48,13 @@ SMALL = {
         "method.latent_dim": "4",
         "train.schedule": "constant",
     },
+    "aae": {
+        "method.network.kind": "dense",
+        "method.network.widths": "16",
+        "method.latent_dim": "4",
+        "method.discriminator_widths": "8",
+        "train.schedule": "constant",
+    },
     "vae": {
         "train.schedule": "constant",
         "method.network.kind": "dense",

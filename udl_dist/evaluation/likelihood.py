@@ -67,8 +67,8 @@ class Likelihood(MetricGroup):
         if levels := method.pixel_levels():
             # A density counts as constant over each of 256 levels, of width 2/255 in [-1, 1].
             bits = bound / (math.prod(self.subject.shape) * math.log(2))
-            # Two levels have a probability each, not a density.
-            bits -= 0.0 if levels == 2 else math.log2(LEVEL)
+            # Two levels have a probability each, not a density, and 256 may have.
+            bits -= 0.0 if levels == 2 or not method.density else math.log2(LEVEL)
             even = {"even chances": math.log2(levels)}
             found["bits_per_dimension"] = Metric(bits, None, even, protocol | {"levels": levels})
         return found

@@ -187,6 +187,7 @@ def plan(experiment: Experiment) -> Plan:
     refuse_lone_images(experiment, mixing)
     cost = sizes.cost_of(make)
     total = train.length(seen.records)
+    noted = method.check_images(seen.records, total) if seen.records else ()  # 0: not known
     evaluated = experiment.evaluate.seen(seen.held_out_records)
     interval = experiment.evaluate.interval(total, evaluated)
     validations = ceil(total / interval) if evaluated else 0
@@ -228,5 +229,5 @@ def plan(experiment: Experiment) -> Plan:
         validation_images=evaluated,
         validate_images=interval,
         validation_share=validations * evaluated * COST / total,
-        warnings=(*sizes.warnings(networks), *method.check_images(seen.records, total)),
+        warnings=(*sizes.warnings(networks), *noted),
     )

@@ -31,16 +31,21 @@ HELPERS = (
     "gan_losses",
     "gan_metrics",
     "gan_settings",
+    "gaussianity",
     "hub",
     "likelihoods",
+    "logistic_mixture",
     "method",
     "networks",
     "perceptual",
     "pixels",
+    "priors",
     "quantizers",
     "sizes",
     "tokenizer",
     "tokenizer_metrics",
+    "vae_metrics",
+    "vae_settings",
 )
 
 

@@ -8,6 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from udl_dist.core import rng
+from udl_dist.methods import logistic_mixture
+
+Shape = tuple[int, int, int]  # C, H, W
 FLOOR = -6.0  # of log σ: 0.0025, a third of the step between two of 256 levels in [-1, 1]
 # log σ is this many times its weight: Adam moves a weight by a learning rate a step, so that from
 # 0.5 to the 0.08 of photographs would take 2,000 steps.
@@ -24,6 +28,39 @@ class Deviation(nn.Module):
     def forward(self) -> Tensor:
         # A soft floor (Rybkin et al. 2021): the density of exactly reproduced images is unbounded.
         return FLOOR + functional.softplus(SPEED * self.weight - FLOOR)
+
+
+def outputs(kind: str, shape: Shape) -> Shape:
+    """The shape of what a decoder gives for images of `shape`."""
+    channels, height, width = shape
+    if kind == "logistic":
+        channels = logistic_mixture.outputs(channels)
+    return channels, height, width
+
+
+# [B, C, H, W], [B, D, H, W], [] or [1] -> [B]
+def surprise(kind: str, images: Tensor, output: Tensor, logsigma: Tensor | None) -> Tensor:
+    """-log p(x|z) of images by a decoder's output; `logsigma` is for the Gaussian."""
+    if kind == "bernoulli":
+        return bernoulli(images, output)
+    if kind == "logistic":
+        return logistic_mixture.surprise(images, output)
+    assert logsigma is not None
+    return gaussian(images, output.tanh(), logsigma)
+
+
+def mean_image(kind: str, output: Tensor, channels: int) -> Tensor:  # [B, D, H, W] -> [B, C, H, W]
+    """The mean of p(x|z), in [-1, 1]."""
+    if kind == "logistic":
+        return logistic_mixture.mean_image(output, channels)
+    # 2 sigmoid(a) - 1 = tanh(a / 2)
+    return (output / 2).tanh() if kind == "bernoulli" else output.tanh()
+
+
+def binarised(images: Tensor, keys: Tensor) -> Tensor:  # [B, C, H, W], [B] int64 -> [B, C, H, W]
+    """Each pixel drawn as -1 or 1, white with the probability (x + 1) / 2."""
+    draw = rng.uniform(keys, "binarise", tuple(images.shape[1:]))
+    return (draw < (images + 1) / 2).to(images.dtype) * 2 - 1
 
 
 # [B, C, H, W] twice -> [B]

@@ -91,17 +91,17 @@ class Method(nn.Module):
     incomparable: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     cannot_see: ClassVar[Mapping[str, str]] = {}  # metric -> what it is blind to, in words
     about_samples: ClassVar[str] = ""  # for people, with commands for the run folder RUN
-    # Children that are not trained, averaged or saved; a checkpoint names their sha256.
-    frozen: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()  # children that are not trained, averaged or saved
     latent_shape: tuple[int, ...] = ()  # of one image: (Z,) or (C, h, w); (): no latents
     code_count: int = 0  # of a method with a finite set of codes: how many
     conditional: bool = False  # whether decode, reconstruct and sample need labels
+    density: bool = True  # of 256 levels of a pixel: the likelihood is a density, not a probability
 
     def __init__(self, settings: Any, shape: Shape, classes: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.settings = settings
         self.shape = shape
-        self.classes = classes  # names of the labels; (): there are none
+        self.classes = classes  # names of labels
 
     @property
     def networks(self) -> dict[str, nn.Module]:
