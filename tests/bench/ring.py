@@ -19,7 +19,7 @@ from udl_dist.methods import gan_losses
 
 MODES, RADIUS, SD = 8, 2.0, 0.05
 LATENT, WIDTH, BATCH = 16, 128, 256
-GAMMA = 0.5
+GAMMA = 0.02
 POINTS, LEAST = 2500, 20
 
 
