@@ -169,3 +169,18 @@ def test_without_a_compiler_the_run_is_refused_with_what_to_do(
     )
     assert "TrainingError: train.compile: PyTorch's compiler failed" in done.stderr
     assert "leave train.compile out" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.long
+def test_a_spectral_norm_is_compiled_and_moves_once_a_step(source: Path) -> None:
+    flags = {"method__discriminator": "conv", "method__dropout": "0.3", "method__r1": "0"}
+    compiled, eager = pair("gan", source, method__spectral_norm="true", **flags)
+    assert losses(compiled, "train/discriminator") == pytest.approx(
+        losses(eager, "train/discriminator"), rel=1e-3
+    )
+    assert compiled_frames() >= 2
+    buffers = zip(
+        compiled.learning.method.own_buffers(), eager.learning.method.own_buffers(), strict=True
+    )
+    for one, other in buffers:
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-3)

@@ -88,12 +88,12 @@ def test_parts_of_a_step_learn_what_the_whole_does(name: str, source: Path) -> N
 def test_a_resume_has_the_same_bits(name: str, way: dict[str, str], source: Path) -> None:
     experiment = wanted(name, source, way | {"train__total_images": "144"})
     whole = Run(experiment)
-    kept, state = {}, LoopState()
+    saved, state = {}, LoopState()
     for report in whole.reports(every=144, validate=144, save_requested=lambda: True):
         if report.images == 60:
-            kept, state = whole.state(), report.state
-    assert ("chance" in kept["networks"]) == (name == "spectral")
+            saved, state = whole.state(), report.state
+    assert ("chance" in saved["networks"]) == (name == "spectral")
     again = Run(experiment)
-    again.learning.restore(kept)
+    again.learning.restore(saved)
     list(again.reports(60, every=144, validate=144, resumed=state))
     assert again.hash() == whole.hash()

@@ -61,18 +61,18 @@ def test_without_their_ends_rates_go_to_zero_over_the_run_or_stay() -> None:
 def test_the_optimiser_gets_them_and_a_resume_has_the_same_bits(source: Path) -> None:
     flags = {f"train__{name}": str(value).lower() for name, value in RECIPE.items()}
     experiment = asked("gan", source, **flags | {"train__batch_size": "12"})
-    whole, kept, found = Run(experiment), {}, []
+    whole, saved, found = Run(experiment), {}, []
     for report in whole.reports(every=12):
         groups = [phase.optimizer.param_groups[0] for phase in whole.learning.phases]
         found.append([(group["lr"], group["betas"]) for group in groups])
         if report.images == 120:
-            kept = whole.state()
+            saved = whole.state()
     for step, (one, other) in enumerate(found):
         rates = experiment.train.rates_at(12 * step, 240)
         assert one == other == (rates.learning_rate, (0.9, rates.beta2))
     assert found[0] != found[-1]
     again = Run(experiment)
-    again.learning.restore(kept)
+    again.learning.restore(saved)
     list(again.reports(120))
     assert again.hash() == whole.hash()
 

@@ -42,7 +42,7 @@ class GANSettings:
     network: ChainSettings = setting(ChainSettings, "the networks that are conv")
     conditional: bool = setting(
         False,
-        "images are made for a class: an embedding beside the latent, and a discriminator by"
+        "images are made for a class: an embedding next to the latent, and a discriminator by"
         " projection (Miyato & Koyama 2018)",
     )
     dropout: float = setting(

@@ -120,7 +120,7 @@ class Upsample(nn.Module):
             self.stride,
             padding,
         )
-        # An odd side loses its last pixel.
+        # A side that was rounded up loses its last pixel.
         cut = large[:, :, : self.side[0], : self.side[1]]
         return cut.reshape(*inputs.shape[:2], *self.side)
 
@@ -136,7 +136,7 @@ class Downsample(nn.Module):
         height, width = (
             side % step for side, step in zip(inputs.shape[2:], self.stride, strict=True)
         )
-        if height or width:  # an odd side gets its last pixel twice
+        if height or width:  # rounded up: the last pixel comes twice
             inputs = functional.pad(inputs, (0, width, 0, height), mode="replicate")
         kernel, padding = _low_pass(self.stride, inputs)
         small = functional.conv2d(inputs.flatten(0, 1)[:, None], kernel, None, self.stride, padding)
