@@ -70,8 +70,8 @@ def test_any_number_of_ranks_learns_the_same(
     alone = worlds[1]
     for world in (2, 3):
         plain, _ = worlds[world][place]
-        # A fault of ranks moves weights by a learning rate, 1e-3. Rounding of a gradient near Adam's
-        # epsilon moves one by up to 1e-6.
+        # A fault of ranks moves weights by a learning rate, 1e-3; rounding of a gradient that is
+        # near Adam's epsilon by up to 1e-6.
         assert (plain - alone[place][0]).abs().max() <= 1e-5, f"{world} ranks"
         assert worlds[world][place + 1][1] == alone[place + 1][1], f"{world} ranks, elastic"
 
