@@ -22,6 +22,7 @@ ADVERSARY = {
 TOKENIZER = {"widths": [4, 8], "blocks": 1, **ADVERSARY}
 # Of methods whose default networks are for a GPU.
 SMALL: dict[str, dict[str, Any]] = {
+    "ladder": {"width": 8, "latent_channels": 2},
     "kl": TOKENIZER | {"latent_channels": 2},
     "vq": TOKENIZER
     | {"attention": "none", "latent_channels": 6, "quantizer.codes": 8, "quantizer.dimensions": 3},
@@ -79,6 +80,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "discriminator": "conv",
             "r1": 2.0,
             "network.widths": [4, 8],
+        },
+    ),
+    "binarised ladder": (
+        "ladder",
+        {
+            "width": 8,
+            "latent_channels": 2,
+            "blocks": [0, 1, 1],
+            "likelihood": "bernoulli",
+            "binarise": "static",
         },
     ),
     "conditional vae": ("vae", {"conditional": True, "network.widths": [8]}),

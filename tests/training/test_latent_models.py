@@ -20,6 +20,7 @@ METHODS: dict[str, dict[str, str]] = {
         "method__noise_level": "0.5",
         "method__patch": "2",
     },
+    "ladder": {"train__skip_norm": "1000"},
     "vae by iwae": {"method__objective": "iwae", "method__binarise": "static"},
     "vae with vamp": {
         "method__likelihood": "logistic",
