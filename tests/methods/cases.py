@@ -28,6 +28,7 @@ PENALTIES = {
 TOKENIZER = {"widths": [4, 8], "blocks": 1, **ADVERSARY}
 # Of methods whose default networks are for a GPU.
 SMALL: dict[str, dict[str, Any]] = {
+    "ladder": {"width": 8, "latent_channels": 2},
     "kl": TOKENIZER | {"latent_channels": 2},
     "vq": TOKENIZER
     | {"attention": "none", "latent_channels": 6, "quantizer.codes": 8, "quantizer.dimensions": 3},
@@ -78,6 +79,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "vamp": ("vae", DENSE | {"prior": "vamp", "pseudo_inputs": 4, "beta": 2.0}),
     "logistic vae": ("vae", DENSE | {"likelihood": "logistic", "network.widths": [12]}),
+    "binarised ladder": (
+        "ladder",
+        {
+            "width": 8,
+            "latent_channels": 2,
+            "blocks": [0, 1, 1],
+            "likelihood": "bernoulli",
+            "binarise": "static",
+        },
+    ),
     "conditional vae": ("vae", {"conditional": True, "network.widths": [8]}),
     "conditional iwae with vamp": (
         "vae",

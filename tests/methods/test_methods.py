@@ -293,7 +293,7 @@ def test_saved_tensors_are_loaded_whole_or_refused() -> None:
 
 
 def test_helpers_are_no_methods() -> None:
-    assert names() == ["aae", "ae", "gan", "kl", "vae", "vq"]
+    assert names() == ["aae", "ae", "gan", "kl", "ladder", "vae", "vq"]
     with pytest.raises(UsageError, match="unknown method.name 'chance'"):
         find("chance")
 

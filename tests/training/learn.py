@@ -55,6 +55,13 @@ SMALL = {
         "method.discriminator_widths": "8",
         "train.schedule": "constant",
     },
+    "ladder": {
+        "method.width": "8",
+        "method.latent_channels": "2",
+        "method.blocks": "0,1,1",
+        "train.average_half_life": "0",
+        "train.average_share": "0",
+    },
     "vae": {
         "train.schedule": "constant",
         "method.network.kind": "dense",

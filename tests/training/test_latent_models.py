@@ -20,6 +20,7 @@ METHODS: dict[str, dict[str, str]] = {
         "method__noise_level": "0.5",
         "method__patch": "2",
     },
+    "ladder": {"train__skip_norm": "1000"},
     "vae by iwae": {"method__objective": "iwae", "method__binarise": "static"},
     "vae with vamp": {
         "method__likelihood": "logistic",
@@ -70,7 +71,9 @@ def test_any_number_of_ranks_learns_the_same(
     alone = worlds[1]
     for world in (2, 3):
         plain, _ = worlds[world][place]
-        assert (plain - alone[place][0]).abs().max() <= 1e-6, f"{world} ranks"
+        # A fault of ranks moves weights by a learning rate, 1e-3; rounding of a gradient that is
+        # near Adam's epsilon by up to 1e-6.
+        assert (plain - alone[place][0]).abs().max() <= 1e-5, f"{world} ranks"
         assert worlds[world][place + 1][1] == alone[place + 1][1], f"{world} ranks, elastic"
 
 

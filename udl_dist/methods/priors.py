@@ -15,6 +15,7 @@ from torch.nn import functional
 from udl_dist.core import rng
 
 AT_ONCE = 512  # latents compared with all components at a time, for bounded memory
+LOGVAR_BOUND = 20.0
 HALF_LOG_2PI = math.log(2 * math.pi) / 2
 Components = tuple[Tensor, Tensor]  # means and log-variances of a mixture, [K, Z] each
 
@@ -78,6 +79,13 @@ class PseudoInputs(nn.Module):
         # The product may be rounded up to K.
         inputs: Tensor = self()
         return inputs[places.long().clamp(max=len(self.images) - 1)]
+
+
+def bounded(logvar: Tensor) -> Tensor:
+    """The log-variance within ±20."""
+    # A smooth bound: exp(logvar) cannot overflow early in training, and unlike a clamp it never
+    # makes a gradient zero.
+    return LOGVAR_BOUND * (logvar / LOGVAR_BOUND).tanh()
 
 
 def log_normal(latents: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:  # [..., Z] -> [...]

@@ -20,8 +20,6 @@ from udl_dist.methods.networks import decoder, encoder
 from udl_dist.methods.networks.layers import SMALL, ClassEmbedding
 from udl_dist.methods.vae_settings import VAESettings, refuse_contradictions
 
-LOGVAR_BOUND = 20.0
-
 
 class VariationalAutoencoder(Method):
     """Minimises -E log p(x|z) + weight · KL(q(z|x) ‖ p(z)), with one draw of z for each image.
@@ -111,9 +109,7 @@ class VariationalAutoencoder(Method):
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:  # [B, C, H, W] -> [B, Z], [B, Z]
         """The mean and log-variance of q(z|x)."""
         mean, logvar = self.encoder(images).to(images.dtype).chunk(2, 1)
-        # A smooth bound: exp(logvar) cannot overflow early in training, and unlike a clamp it never
-        # makes a gradient zero.
-        return mean, LOGVAR_BOUND * (logvar / LOGVAR_BOUND).tanh()
+        return mean, priors.bounded(logvar)
 
     def encode(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, Z]
         return self.posterior(images)[0]

@@ -98,12 +98,20 @@ class FiniteGuard:
         """Reject the step if the flat sums that `after_step` gets are not all finite."""
         self._step.sums = sums
 
-    def check(self, norm: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Keep `optimizer` from moving if the gradient norm over all ranks is not finite."""
-        # With 1 in `found_inf` a fused optimiser leaves weights and moments as they are.
+    def check(self, norm: Tensor, optimizer: torch.optim.Optimizer, most: float) -> None:
+        """Keep `optimizer` from moving if the gradient norm over all ranks is not finite.
+
+        Or if it is above `most`, which leaves out the phase and does not reject the step; 0: never.
+        """
         flag = (~norm.isfinite()).float()
-        optimizer.found_inf = flag  # type: ignore[attr-defined]  # the attribute GradScaler sets
         self._step.flags.append(flag)
+        if most:
+            # The norm is of the sum over ranks, so all ranks skip or none does.
+            skipped = (norm > most).float()
+            self._step.plots.append(({"skipped_steps": skipped}, 1))
+            flag = torch.maximum(flag, skipped)
+        # With 1 in `found_inf` a fused optimiser leaves weights and moments as they are.
+        optimizer.found_inf = flag  # type: ignore[attr-defined]  # the attribute GradScaler sets
 
     def end(self) -> None:
         """Finish the step; its flag is copied to the host without waiting."""

@@ -65,6 +65,12 @@ class TrainSettings:
         1, "parts in which a rank computes its share of a batch, to save memory", low=1
     )
     clip_norm: float = setting(0.0, "greatest gradient norm of a phase; 0: no clipping", low=0)
+    skip_norm: float = setting(
+        0.0,
+        "a phase whose gradient norm is above it leaves its weights as they are in that step (Child"
+        " 2021); train/skipped_steps is their share; 0: none",
+        low=0,
+    )
     non_finite: Literal["stop", "skip"] = setting(
         "stop",
         "a loss or gradient that is not finite; skip: the step is left out, after 3 in a row the"

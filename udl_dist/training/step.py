@@ -95,7 +95,7 @@ class Stepper:
             self._averaged_gradients(work)
         parameters = phase.parameters()
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        self.guard.check(norm, phase.optimizer)
+        self.guard.check(norm, phase.optimizer, self.settings.skip_norm)
         # The norm of the whole batch, after the sum over ranks: before it, ranks would clip apart.
         if self.settings.clip_norm:
             clip_grads_with_norm_(parameters, self.settings.clip_norm, norm)
