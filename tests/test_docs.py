@@ -92,7 +92,7 @@ def test_commands_and_their_flags_exist(page: Path) -> None:
 @every_page
 def test_settings_exist(page: Path) -> None:
     known = set(config_schema.kinds(SearchSettings, "search."))
-    for name in ("ae", "vae", "gan"):
+    for name in methods.names():
         known |= set(experiment.kinds(name))
     written = r"(?:`|--|\")((?:method|data|train|evaluate|run|track|search)\.[a-z][\w.-]*)"
     for name in re.findall(written, page.read_text()):
