@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.methods.cases import CASES, SHAPE, batch, made, maker
 from udl_dist.errors import UsageError
-from udl_dist.methods import sizes
+from udl_dist.methods import names, sizes
 from udl_dist.methods.method import Batch, Loss, Method, Phase
 from udl_dist.methods.networks import NetworkSettings, decoder, encoder
 from udl_dist.methods.networks.layers import NormKind
@@ -114,7 +114,13 @@ def counted(method: Method, data: Batch) -> list[tuple[int, int]]:
     return found
 
 
-@pytest.mark.parametrize("case", CASES)
+# Those that are not a method with its own defaults are slow: some minutes together.
+MEASURED = [
+    case if case in names() else pytest.param(case, marks=pytest.mark.long) for case in CASES
+]
+
+
+@pytest.mark.parametrize("case", MEASURED)
 def test_flops_and_stored_bytes_are_those_of_a_real_step(case: str) -> None:
     found = sizes.cost(maker(*CASES[case]).on_meta())
     for rows, too_much in ((sizes.ROWS, 1.01), (ROWS, 1.6)):
@@ -178,7 +184,7 @@ def test_on_meta_nothing_is_allocated() -> None:
 COUNTED = """
 import sys
 from tests.methods.cases import maker
-from udl_dist.methods import sizes
+from udl_dist.methods import names, sizes
 
 makers = [maker(name) for name in ("vae", "gan")]
 found = [sizes.cost_of(make) for make in makers]
