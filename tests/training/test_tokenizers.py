@@ -70,7 +70,9 @@ def test_any_number_of_ranks_learns_the_same(
     alone = worlds[1]
     for world in (2, 3):
         plain, _ = worlds[world][place]
-        assert (plain - alone[place][0]).abs().max() <= 1e-6, f"{world} ranks"
+        # Relative to numbers above 1: sums of latents reach 12, where floats are 1e-6 apart.
+        difference = (plain - alone[place][0]).abs() / alone[place][0].abs().clamp(min=1)
+        assert difference.max() <= 1e-6, f"{world} ranks"
         assert worlds[world][place + 1][1] == alone[place + 1][1], f"{world} ranks, elastic"
 
 
