@@ -87,8 +87,13 @@ def test_codes_are_written_instead_and_decode_to_the_reconstructions(
 def test_codes_of_a_model_without_any_are_refused(
     model: Model, source: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="a model of method vae has no codes: leave out --codes"):
+    no_codes = "a model of method vae cannot give codes, it can encode"
+    with pytest.raises(UsageError, match=f"{no_codes}.*; leave out --codes"):
         embed(model, source, tmp_path / "out", codes=True)
+    with pytest.raises(UsageError, match=no_codes):
+        model.indices(torch.zeros(1, *model.shape))
+    with pytest.raises(UsageError, match=no_codes):
+        model.decode_indices(torch.zeros(1, 2, 2, dtype=torch.int64))
 
 
 def test_npy_holds_the_same_as_parquet(model: Model, source: Path, tmp_path: Path) -> None:

@@ -62,12 +62,10 @@ def embed(
 ) -> Outcome:
     """Write the latents of every image of `source` below `dest`, except parts that are there."""
     # Before the source is opened, which may have to be packed or indexed first.
-    model.require("encode")
-    if asked.codes and not model.can("indices"):
-        raise UsageError(
-            f"{model.origin.folder}: a model of method {model.origin.method} has no codes: leave"
-            " out --codes"
-        )
+    if asked.codes:
+        model.require("indices", "leave out --codes")
+    else:
+        model.require("encode")
     began = time.monotonic()
     stream = open_stream(model, source, asked.readers)
     layout = Layout(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 BATCH_IMAGES = 256  # that go through the networks at once, so that memory is bounded
 ABILITIES = ("encode", "decode", "reconstruct", "sample", "score")
+IN_WORDS = {"indices": "give codes"}  # an ability that is no verb
 # Also the word of --by, and part of the name of an AUROC (evaluation/anomaly.py).
 OUTLIER_FACTOR = "code_outlier_factor"
 Prior = Literal["auto", "own", "mixture"]
@@ -81,11 +82,13 @@ class Model:
         return self._each(self.method.codes, self.images(images))
 
     def indices(self, images: Any) -> Tensor:  # -> [N, h, w] int64
-        """Which codes the latents of images are; NotImplementedError for a model without codes."""
+        """Which codes the latents of images are."""
+        self.require("indices")
         return self._each(self.method.indices, self.images(images))
 
     def decode_indices(self, indices: Any) -> Tensor:  # [N, h, w] -> [N, C, H, W]
         """The images of codes."""
+        self.require("indices")
         return self._each(self.method.decode_indices, torch.as_tensor(indices))
 
     # [N, *latent_shape] or [N, Z] -> [N, C, H, W]
@@ -210,8 +213,8 @@ class Model:
             has = ", ".join(name for name in ABILITIES if self.can(name)) or "none of its abilities"
             advised = f"; {advice}" if advice else ""
             raise UsageError(
-                f"{self.origin.folder}: a model of method {self.origin.method} cannot {ability}, "
-                f"it can {has}{advised}"
+                f"{self.origin.folder}: a model of method {self.origin.method} cannot "
+                f"{IN_WORDS.get(ability, ability)}, it can {has}{advised}"
             )
 
     def _each(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

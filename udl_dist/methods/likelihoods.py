@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from udl_dist.core import rng
 from udl_dist.methods import logistic_mixture
+from udl_dist.methods.method import Shape
 
-Shape = tuple[int, int, int]  # C, H, W
 FLOOR = -6.0  # of log σ: 0.0025, a third of the step between two of 256 levels in [-1, 1]
 # log σ is this many times its weight: Adam moves a weight by a learning rate a step, so that from
 # 0.5 to the 0.08 of photographs would take 2,000 steps.
