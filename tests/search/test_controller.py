@@ -166,6 +166,7 @@ def test_a_front_has_all_that_nothing_beats(source: Path, tmp_path: Path) -> Non
     every, best = (np.asarray(line.get_xydata()).tolist() for line in axes.lines)
     assert every == [[8, 1], [4, 2], [8, 2], [16, 0.5], [4, 2]]
     assert best == [[4, 2], [4, 2], [8, 1], [16, 0.5]]
+    assert [line.get_linestyle() for line in axes.lines] == ["None", "-"]
 
 
 def test_a_torn_last_line_is_forgotten_and_a_broken_one_is_text(tmp_path: Path) -> None:

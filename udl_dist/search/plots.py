@@ -124,9 +124,9 @@ def _front(search: Search, good: Sequence[TrialResult]) -> Figure:
     figure = Figure(layout="constrained")
     axes, names = figure.subplots(), search.settings.metric
     best = sorted(Objective(search).front(good), key=lambda result: result.values[1])
-    for shown, look in ((good, {"color": GREY, "ls": ""}), (best, {"color": BEST, "lw": 1.0})):
+    for shown, colour, line in ((good, GREY, ""), (best, BEST, "-")):
         points = [(result.values[1], result.values[0]) for result in shown]
-        axes.plot(*zip(*points, strict=True), "o", ms=5, **look)
+        axes.plot(*zip(*points, strict=True), color=colour, ls=line, marker="o", ms=5, lw=1.0)
     for set_scale, place in ((axes.set_xscale, 1), (axes.set_yscale, 0)):
         values = [result.values[place] for result in good]
         if min(values) > 0 and max(values) / min(values) > LOG_SPAN:
