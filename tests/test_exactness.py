@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.bench import epoch, kills, kinds
+from udl_dist import methods
 
 
 def test_kills_at_random_change_neither_networks_nor_optimisers_nor_curves(tmp_path: Path) -> None:
+    there = methods.names()
     kills.suite(tmp_path, 3, seed=1)
+    assert methods.names() == there, "the plug-ins that it installs are gone"
 
 
 @pytest.mark.long

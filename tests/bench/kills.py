@@ -15,6 +15,8 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests import faults
@@ -83,17 +85,32 @@ def suite(
     names: list[str] | None = None,
 ) -> None:
     """Kill `runs` times runs of the named methods, or of all; print and hold the outcome."""
-    # For processes that inherit the path of this one, and for those of Ray.
-    sys.path.insert(0, str(install(folder / "site")))
-    path = [str(folder / "site"), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    with installed(folder / "site"):
+        _suite(folder, runs, under_ray, seed, names or list(METHODS))
+
+
+@contextmanager
+def installed(site: Path) -> Iterator[None]:
+    """With the methods of tests/plugins, for processes that inherit our path and for Ray's."""
+    path, before = list(sys.path), os.environ.get("PYTHONPATH", "")
+    sys.path.insert(0, str(install(site)))
+    parts = [str(site), str(Path(__file__).parents[2]), before]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, parts))
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        os.environ["PYTHONPATH"] = before
+
+
+def _suite(folder: Path, runs: int, under_ray: bool, seed: int, names: list[str]) -> None:
     plain, labelled = packed(folder / "data"), folder / "labelled.npz"
     corners(labelled)
     chance = random.Random(seed)
     whole: dict[tuple[str, str], str] = {}
     equal, killed, times = 0, 0, []
     for number in range(runs):
-        name, flags, fault = drawn(chance, names or list(METHODS))
+        name, flags, fault = drawn(chance, names)
         method, own, has_labels = METHODS[name]
         source = labelled if has_labels else plain
         flags |= own | {"data__cache": str(folder / "cache")}
