@@ -1,6 +1,7 @@
 """Metrics within each class are exact, and add up to those of all images."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,36 @@ def test_a_frechet_distance_within_a_class_needs_more_images_than_features(
         assert {one.images for one in found.values()} == {of_class}
         values = [found[name].value for name in CLASSES]
         assert values == pytest.approx([0, 10 * 0.25, 10 * 1.0], abs=1e-6)
+
+
+def test_the_share_of_images_that_a_classifier_takes_for_the_class_asked_for() -> None:
+    method, data = made("gan", {"conditional": True, "width": 4}), batch(12)
+
+    def sample(keys: Tensor, labels: Tensor | None) -> Tensor:
+        assert labels is not None
+        # The class itself, but for class 2, of which each is made as class 0.
+        return (labels % 2).view(-1, 1, 1, 1).expand(-1, *SHAPE).float()
+
+    def logits(rows: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot(rows[:, 0].round().long() % 3, 3).float()
+
+    first = Extractor("the first pixel", lambda shown: shown.flatten(1)[:, :10], logits=logits)
+    asked = MetricSettings(seeds=2, pairs=0)
+    assert data.labels is not None
+    for classes, expected in ((CLASSES, 2 / 3), ((*CLASSES, "another"), None)):
+        subject = Subject(method, SHAPE, 64, asked, first, sample, "a rule", classes=classes)
+        group = Distribution(subject)
+        real = replace(data, images=data.labels.view(-1, 1, 1, 1).expand(-1, *SHAPE).float())
+        collected = group.collect(HELD_OUT, MetricBatch(real, data.labels, 0))
+        found = group.metrics(collected, None, group.reference(collected, None))
+        if expected is None:  # a classifier of other classes
+            assert "label_agreement" not in found
+            continue
+        agreement = found["label_agreement"]
+        assert agreement.value == pytest.approx(expected) and agreement.sd == 0
+        assert list(agreement.floor.values()) == [1.0]
+        within = [agreement.classes[name] for name in CLASSES]
+        assert within == [ClassMetric(1.0, 4), ClassMetric(1.0, 4), ClassMetric(0.0, 4)]
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ REAL = "real"  # rows of features of the images themselves
 FLOOR = "floor of "  # a metric of training images instead of generated ones
 CLASS_SCORE = "class_score"  # the inception score, by any classifier
 OF_CLASSES = (CLASS_SCORE, "modes", "mode_kl")
+AGREEMENT = "label_agreement"
 OF_NEIGHBOURS = ("precision", "recall", "density", "coverage")
 OF_PAIRS = ("kernel_distance", *OF_NEIGHBOURS)
 
@@ -35,7 +36,7 @@ class Distribution(MetricGroup):
     """
 
     name: ClassVar[str] = "distribution"
-    higher_is_better: ClassVar = (*OF_NEIGHBOURS, CLASS_SCORE, "modes")
+    higher_is_better: ClassVar = (*OF_NEIGHBOURS, CLASS_SCORE, "modes", AGREEMENT)
     refers: ClassVar[bool] = True
     least: ClassVar[int] = 50
 
@@ -125,7 +126,7 @@ class Distribution(MetricGroup):
                 protocol | own,
                 within if name == "frechet" else {},
             )
-        return found
+        return found | self._label_agreement(held_out, rows, protocol)
 
     def _frechet_within_classes(
         self, held_out: PartialSums, fakes: list[Tensor]
@@ -144,6 +145,31 @@ class Distribution(MetricGroup):
                 sets = [between(*own, *gaussian(fake[within])) for fake in fakes]
                 found[int(label)] = ClassMetric(sum(sets) / len(sets), count)
         return self.by_class(found)
+
+    def _label_agreement(
+        self, held_out: PartialSums, fakes: list[Tensor], protocol: Mapping[str, object]
+    ) -> dict[str, Metric]:
+        """The share of images that the classifier takes for the class they were made for.
+
+        Beside it stands that of real images: a classifier of other classes agrees with few.
+        """
+        logits, classes = self.subject.extractor.logits, len(self.subject.classes)
+        if LABELS not in held_out.rows or not logits:
+            return {}
+        labels, real = held_out.rows[LABELS], logits(held_out.rows[REAL])
+        known = labels >= 0
+        if real.shape[1] != classes or not bool(known.any()):
+            return {}
+        right = torch.stack([logits(fake).argmax(1).cpu() == labels for fake in fakes]).double()
+        shares = right[:, known].mean(1)
+        within = {}
+        for label in sorted(set(labels[known].tolist())):
+            of_class = right[:, labels == label]
+            within[int(label)] = ClassMetric(float(of_class.mean()), of_class.shape[1])
+        floor = float((real.argmax(1).cpu() == labels)[known].double().mean())
+        value, sd = float(shares.mean()), float(shares.std()) if len(shares) > 1 else None
+        floors = {f"{held_out.images} held-out images": floor}
+        return {AGREEMENT: Metric(value, sd, floors, protocol, self.by_class(within))}
 
     def _compared(self, real: RealSet, fake: Tensor) -> dict[str, float]:
         extractor, found = self.subject.extractor, {"frechet": real.frechet(fake)}
