@@ -66,7 +66,8 @@ def test_each_job_is_read_and_written_back_the_same(path: Path, tmp_path: Path) 
 def test_the_article_s_jobs_have_its_layers_and_settings(
     name: str, layers: str, train: tuple[int, float, int]
 ) -> None:
-    from udl_dist.methods import find, sizes
+    from udl_dist.methods import find
+    from udl_dist.methods.networks import sizes
 
     wanted = experiment.load(FILES[0].parent / f"article_{name}.toml", {})
     method = sizes.MethodMaker(find(name), wanted.method, (1, 28, 28)).on_meta()

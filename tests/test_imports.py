@@ -68,7 +68,7 @@ ONLY_IN = {
     "onnxruntime": {"inference/formats.py"},
     "diffusers": {"inference/hub_folder.py"},
     "torch.onnx": {"inference/formats.py"},
-    "torch.export": {"inference/formats.py", "methods/code_files.py"},
+    "torch.export": {"inference/formats.py", "methods/networks/code_files.py"},
     "pickle": set[str](),
 }
 # What these files may import of packages that need torch, which takes 1.5 s to import.

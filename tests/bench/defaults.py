@@ -23,7 +23,7 @@ from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.evaluation.real_set import gaussian
 from udl_dist.inference.inputs import scaled
-from udl_dist.methods import descriptor, frechet
+from udl_dist.methods.metrics import descriptor, frechet
 
 SAMPLES, MOST = 2000, 10_000
 

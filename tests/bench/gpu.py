@@ -38,9 +38,9 @@ from udl_dist.errors import TrainingError
 from udl_dist.experiment import Experiment
 from udl_dist.inference.export import ExportSettings, export
 from udl_dist.launch.worker import new_train_state, work
-from udl_dist.methods import sizes
 from udl_dist.methods.method import Batch
-from udl_dist.methods.sizes import MethodMaker
+from udl_dist.methods.networks import sizes
+from udl_dist.methods.networks.sizes import MethodMaker
 from udl_dist.training import arithmetic, checkpoint
 from udl_dist.training.batches import batch_memory
 from udl_dist.training.distributed import Ranks

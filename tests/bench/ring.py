@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from udl_dist.methods import gan_losses
+from udl_dist.methods.losses import gan_losses
 
 MODES, RADIUS, SD = 8, 2.0, 0.05
 LATENT, WIDTH, BATCH = 16, 128, 256

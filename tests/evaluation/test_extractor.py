@@ -12,8 +12,8 @@ from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation import extractor, settings
 from udl_dist.evaluation.extractor import Classifier
 from udl_dist.evaluation.representation import purity
-from udl_dist.methods import feature_files
 from udl_dist.methods.method import Shape
+from udl_dist.methods.networks import feature_files
 
 CPU = torch.device("cpu")
 SHAPE = (1, 8, 8)

@@ -120,7 +120,7 @@ def test_the_default_networks_are_those_of_stable_diffusion(diffusers: Any) -> N
 
 @pytest.mark.parametrize("attention", ["none", "middle", "smallest"])
 def test_a_vq_model_has_the_same_networks(diffusers: Any, attention: str) -> None:
-    from udl_dist.methods.hub import hub_layout
+    from udl_dist.methods.networks.hub import hub_layout
 
     method = made("kl", TOKENIZER | {"widths": [8, 4, 8], "attention": attention}, (3, 8, 16))
     layout = hub_layout(method, "VQModel", {"num_vq_embeddings": 5, "vq_embed_dim": 4}, ())

@@ -7,9 +7,9 @@ import torch
 from udl_dist.core import rng
 from udl_dist.core.config_schema import from_dict, nest
 from udl_dist.methods import find, names
-from udl_dist.methods.gan_losses import LOSSES
+from udl_dist.methods.losses.gan_losses import LOSSES
 from udl_dist.methods.method import Batch
-from udl_dist.methods.sizes import MethodMaker
+from udl_dist.methods.networks.sizes import MethodMaker
 
 SHAPE = (1, 8, 8)
 CLASSES = ("ash", "elm", "oak")

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from tests.methods.cases import DENSE, batch, made
 from udl_dist.core import rng
-from udl_dist.methods import gaussianity
 from udl_dist.methods.method import Batch
+from udl_dist.methods.metrics import gaussianity
 
 SMALL = DENSE | {"discriminator_widths": [16]}
 CHANCE = 2 * math.log(2)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from tests.methods.cases import SMALL, TOKENIZER, batch, made, maker, part
 from udl_dist.errors import UsageError
-from udl_dist.methods.adversary import DECAY, MOST, Adversary, AdversarySettings
+from udl_dist.methods.losses.adversary import DECAY, MOST, Adversary, AdversarySettings
 from udl_dist.methods.method import Batch, Loss
 from udl_dist.methods.networks.patch_gan import PatchDiscriminator
 

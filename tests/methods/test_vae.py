@@ -10,7 +10,7 @@ from torch.distributions import Bernoulli, Distribution, Normal, kl_divergence
 
 from tests.methods.cases import DENSE, batch, made
 from udl_dist.core import rng
-from udl_dist.methods.likelihoods import SPEED
+from udl_dist.methods.losses.likelihoods import SPEED
 from udl_dist.methods.method import Batch
 
 BERNOULLI = DENSE | {"likelihood": "bernoulli"}

@@ -20,7 +20,7 @@ from torch.distributions import (
 from tests.methods.cases import CASES, DENSE, batch, made
 from udl_dist.core import rng
 from udl_dist.errors import UsageError
-from udl_dist.methods import priors
+from udl_dist.methods.losses import priors
 from udl_dist.methods.method import Batch
 
 SIGMA = 0.3

@@ -12,8 +12,8 @@ from tests.training import gloo
 from tests.training.learn import Run, asked
 from tests.training.test_loop import PLAIN
 from udl_dist.experiment import Experiment
+from udl_dist.methods.losses.quantizers import QuantizerSettings, new_quantizer
 from udl_dist.methods.method import Batch, Loss, Method, Phase
-from udl_dist.methods.quantizers import QuantizerSettings, new_quantizer
 from udl_dist.training.distributed import Ranks
 
 WORLDS = (1, 3)

@@ -13,7 +13,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from tests.training.learn import Run, asked
-from udl_dist.methods import gan_losses
+from udl_dist.methods.losses import gan_losses
 
 pytestmark = [
     pytest.mark.skipif(

@@ -17,8 +17,9 @@ from udl_dist.core.config_schema import setting
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.inference.export import ExportSettings, export
-from udl_dist.methods import perceptual, sizes
+from udl_dist.methods.losses import perceptual
 from udl_dist.methods.method import Batch, Loss, Method, Phase, Shape
+from udl_dist.methods.networks import sizes
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import checkpoint
 

@@ -1,4 +1,4 @@
-"""Extractors of other projects: networks in files that are trusted code (methods/code_files.py)."""
+"""Extractors of other projects: files that are trusted code (methods/networks/code_files.py)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation.metric_group import Extractor
-from udl_dist.methods.code_files import KINDS, kind, one_line, read_code
 from udl_dist.methods.method import Shape
+from udl_dist.methods.networks.code_files import KINDS, kind, one_line, read_code
 
 WHAT = "extractor"
 PROBED = (2, 3)  # batch sizes to try: the width must not depend on them

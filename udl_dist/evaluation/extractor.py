@@ -20,9 +20,10 @@ from udl_dist.evaluation import external_extractors
 from udl_dist.evaluation.io import read_tensors
 from udl_dist.evaluation.metric_group import Extractor
 from udl_dist.evaluation.settings import DETAIL, LITE0, PIXELS
-from udl_dist.methods import code_files, descriptor, feature_files, frechet, perceptual
+from udl_dist.methods.losses import perceptual
 from udl_dist.methods.method import Shape
-from udl_dist.methods.networks import NetworkSettings, encoder
+from udl_dist.methods.metrics import descriptor, frechet
+from udl_dist.methods.networks import NetworkSettings, code_files, encoder, feature_files
 
 FEATURES = 64
 # 1 divided each feature by its own std; its files give other distances and are refused.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from udl_dist.methods.frechet import between
+from udl_dist.methods.metrics.frechet import between
 
 NEIGHBOURS = 5  # Naeem et al. 2020, section 4
 ROWS = 200  # rows of a distance matrix at a time; with 1000 most time went into allocation

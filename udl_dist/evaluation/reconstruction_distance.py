@@ -14,7 +14,7 @@ from udl_dist.evaluation.distribution import REAL
 from udl_dist.evaluation.io import Metric
 from udl_dist.evaluation.metric_group import MetricBatch, MetricGroup, PartialSums, Subject
 from udl_dist.evaluation.real_set import gaussian, kernel_values
-from udl_dist.methods.frechet import between
+from udl_dist.methods.metrics.frechet import between
 
 REBUILT = "rebuilt"  # rows of features of the reconstructions
 FRECHET, KERNEL = "reconstruction_frechet", "reconstruction_kernel_distance"

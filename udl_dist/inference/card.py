@@ -13,7 +13,7 @@ import tomli_w
 from udl_dist import __version__
 from udl_dist.evaluation import io
 from udl_dist.inference.model import ABILITIES, Model
-from udl_dist.methods.hub import HubLayout
+from udl_dist.methods.networks.hub import HubLayout
 from udl_dist.runs import environment
 from udl_dist.runs.run_folder import RunFolder
 

@@ -25,8 +25,8 @@ from udl_dist.inference.mixture import Mixture
 from udl_dist.inference.model import BATCH_IMAGES, OUTLIER_FACTOR, Model
 from udl_dist.inference.outcome import Outcome, Progress, outcome, writing
 from udl_dist.inference.sources import open_run
-from udl_dist.methods import descriptor
-from udl_dist.methods.frechet import between
+from udl_dist.methods.metrics import descriptor
+from udl_dist.methods.metrics.frechet import between
 
 MOST_COMPARED = 1000  # held-out images that samples are compared with
 MOST_FITTED = 200_000  # codes of a mixture: 100 MB for latents of 64 numbers

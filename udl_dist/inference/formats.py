@@ -1,7 +1,7 @@
 """The networks of a model for other programs: ONNX and torch.export, written, read, compared.
 
 A .pt2 is read here for this comparison only, just after it was written: one from elsewhere may
-hold a pickle (methods/code_files.py looks before it reads one).
+hold a pickle (methods/networks/code_files.py looks before it reads one).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from udl_dist.core import rng
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.inference.model import Model
-from udl_dist.methods.code_files import one_line, silenced
 from udl_dist.methods.method import Batch
+from udl_dist.methods.networks.code_files import one_line, silenced
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 TRACED = 4  # images of the example; 0 and 1 would count as constants

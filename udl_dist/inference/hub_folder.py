@@ -21,9 +21,9 @@ from udl_dist.evaluation.io import read_tensors
 from udl_dist.inference import layout
 from udl_dist.inference.latents import LatentStatistics
 from udl_dist.inference.model import Model
-from udl_dist.methods.code_files import one_line, silenced
-from udl_dist.methods.hub import HubLayout
 from udl_dist.methods.method import Method
+from udl_dist.methods.networks.code_files import one_line, silenced
+from udl_dist.methods.networks.hub import HubLayout
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 VERSION = "0.42.1"  # of diffusers, whose layout this is

@@ -23,7 +23,7 @@ from udl_dist.experiment import Experiment
 from udl_dist.inference import layout
 from udl_dist.inference.mixture import Mixture
 from udl_dist.methods.method import Method
-from udl_dist.methods.sizes import MethodMaker
+from udl_dist.methods.networks.sizes import MethodMaker
 from udl_dist.runs.run_folder import RunFolder, winner_of
 from udl_dist.training import checkpoint as checkpoints
 

@@ -17,7 +17,7 @@ from udl_dist.experiment import Experiment
 from udl_dist.inference import hub_folder, layout
 from udl_dist.inference.loading import open_folder
 from udl_dist.methods.method import Method
-from udl_dist.methods.sizes import MethodMaker
+from udl_dist.methods.networks.sizes import MethodMaker
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.storage.uris import is_remote
 from udl_dist.training.distributed import Ranks

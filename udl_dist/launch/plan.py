@@ -175,7 +175,7 @@ def plan(experiment: Experiment) -> Plan:
         )
     refuse_best(run.best, seen.held_out_records)
     # Imports torch, which takes a second or two, after all that can be refused without it.
-    from udl_dist.methods import sizes
+    from udl_dist.methods.networks import sizes
 
     kind = methods.find(experiment.method_name)
     make = sizes.MethodMaker(kind, experiment.method, experiment.data.shape, seen.classes)

@@ -18,33 +18,15 @@ from udl_dist.errors import UsageError
 if TYPE_CHECKING:
     from udl_dist.methods.method import Method
 
-# Modules of this folder that are not methods.
+# What else lies in this folder.
 HELPERS = (
-    "adversary",
-    "alarms",
-    "augment",
-    "code_files",
-    "codebooks",
-    "descriptor",
-    "feature_files",
-    "frechet",
-    "gan_losses",
-    "gan_metrics",
     "gan_settings",
-    "gaussianity",
-    "hub",
-    "likelihoods",
-    "logistic_mixture",
+    "losses",
     "method",
+    "metrics",
     "networks",
-    "perceptual",
     "pixels",
-    "priors",
-    "quantizers",
-    "sizes",
     "tokenizer",
-    "tokenizer_metrics",
-    "vae_metrics",
     "vae_settings",
 )
 

@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from udl_dist.core import rng
 from udl_dist.core.config_schema import setting
-from udl_dist.methods import gaussianity
-from udl_dist.methods.alarms import exploding
 from udl_dist.methods.method import Batch, Loss, Method, Phase, Shape
+from udl_dist.methods.metrics import gaussianity
+from udl_dist.methods.metrics.alarms import exploding
 from udl_dist.methods.networks import ChainSettings, NetworkSettings, decoder, encoder
 
 BEATEN = 0.1  # of the discriminator's loss, which is 2 log 2 = 1.39 where it can tell nothing

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from udl_dist.core import rng
 from udl_dist.core.config_schema import setting
 from udl_dist.errors import UsageError
-from udl_dist.methods.alarms import exploding
 from udl_dist.methods.method import Batch, Loss, Method, Phase, Shape
+from udl_dist.methods.metrics.alarms import exploding
 from udl_dist.methods.networks import NetworkSettings, decoder, encoder
 from udl_dist.methods.networks.layers import GAINS, Bias, activation, linear
 

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from udl_dist.core import rng
-from udl_dist.methods import gan_losses, gan_metrics
-from udl_dist.methods.adversary import rows_of
-from udl_dist.methods.augment import augmented, next_chance
 from udl_dist.methods.gan_settings import GANSettings, refuse_contradictions
+from udl_dist.methods.losses import gan_losses
+from udl_dist.methods.losses.adversary import rows_of
+from udl_dist.methods.losses.augment import augmented, next_chance
 from udl_dist.methods.method import Batch, Loss, Method, Phase, PhaseOptimizer, Shape
+from udl_dist.methods.metrics import gan_metrics
 from udl_dist.methods.networks import spectral_norm
 from udl_dist.methods.networks.adversaries import Discriminator, new_discriminator, new_generator
 from udl_dist.methods.networks.layers import ClassEmbedding

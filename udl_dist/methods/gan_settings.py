@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from udl_dist.core.config_schema import setting
 from udl_dist.core.schedules import cosine
 from udl_dist.errors import UsageError
-from udl_dist.methods.augment import CHANGES, AugmentKind
-from udl_dist.methods.gan_losses import LOSSES, LossName
+from udl_dist.methods.losses.augment import CHANGES, AugmentKind
+from udl_dist.methods.losses.gan_losses import LOSSES, LossName
 from udl_dist.methods.networks import ChainSettings
 from udl_dist.methods.networks.adversaries import Adversary, AdversaryPlan
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from udl_dist.core import rng
 from udl_dist.core.config_schema import setting
-from udl_dist.methods.hub import HubLayout, hub_layout
 from udl_dist.methods.method import Batch
+from udl_dist.methods.networks.hub import HubLayout, hub_layout
 from udl_dist.methods.tokenizer import Latents, Tokenizer, TokenizerSettings
 
 LEAST, MOST = -30.0, 20.0  # of a log-variance, as diffusers has it

@@ -16,7 +16,7 @@ from torch import Tensor
 from udl_dist.core import rng
 from udl_dist.core.config_schema import setting
 from udl_dist.errors import UsageError
-from udl_dist.methods import likelihoods, priors
+from udl_dist.methods.losses import likelihoods, priors
 from udl_dist.methods.method import Batch, Loss, Method, Phase, Shape
 from udl_dist.methods.networks.ladder import (
     Choice,

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from udl_dist.errors import UsageError
-from udl_dist.methods.hub import HubLayout
+from udl_dist.methods.networks.hub import HubLayout
 
 Shape = tuple[int, int, int]  # C, H, W of an image
 

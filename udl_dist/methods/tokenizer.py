@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from udl_dist.core.config_schema import setting
-from udl_dist.methods import perceptual, tokenizer_metrics
-from udl_dist.methods.adversary import Adversary, AdversarySettings, rows_of
+from udl_dist.methods.losses import perceptual
+from udl_dist.methods.losses.adversary import Adversary, AdversarySettings, rows_of
 from udl_dist.methods.method import Batch, Loss, Method, Phase, PhaseOptimizer, Shape
+from udl_dist.methods.metrics import tokenizer_metrics
 from udl_dist.methods.networks.layers import Bias, conv
 from udl_dist.methods.networks.resnet import ResNetDecoder, ResNetEncoder, even_plan
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from udl_dist.core import rng
 from udl_dist.errors import UsageError
-from udl_dist.methods import likelihoods, priors, vae_metrics
-from udl_dist.methods.alarms import exploding
+from udl_dist.methods.losses import likelihoods, priors
 from udl_dist.methods.method import Batch, Loss, Method, Phase, Shape
+from udl_dist.methods.metrics import vae_metrics
+from udl_dist.methods.metrics.alarms import exploding
 from udl_dist.methods.networks import decoder, encoder
 from udl_dist.methods.networks.layers import SMALL, ClassEmbedding
 from udl_dist.methods.vae_settings import VAESettings, refuse_contradictions

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from udl_dist.core.config_schema import setting
 from udl_dist.errors import UsageError
-from udl_dist.methods import quantizers
-from udl_dist.methods.hub import HubLayout, hub_layout
+from udl_dist.methods.losses import quantizers
+from udl_dist.methods.losses.quantizers import QuantizerSettings, new_quantizer
 from udl_dist.methods.method import Batch, Shape
-from udl_dist.methods.quantizers import QuantizerSettings, new_quantizer
+from udl_dist.methods.networks.hub import HubLayout, hub_layout
 from udl_dist.methods.tokenizer import Latents, Tokenizer, TokenizerSettings
 
 COLLAPSED = 0.1  # share of codes in use

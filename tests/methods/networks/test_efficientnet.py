@@ -7,7 +7,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
-from udl_dist.methods import feature_files
+from udl_dist.methods.networks import feature_files
 from udl_dist.methods.networks.efficientnet import EfficientNetLite0
 
 

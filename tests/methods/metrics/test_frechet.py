@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from udl_dist.methods import frechet
+from udl_dist.methods.metrics import frechet
 
 
 def means(real: torch.Tensor, fake: torch.Tensor) -> dict[str, torch.Tensor]:

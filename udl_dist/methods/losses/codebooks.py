@@ -17,7 +17,7 @@ from torch.nn import functional
 from udl_dist.core import rng
 
 if TYPE_CHECKING:
-    from udl_dist.methods.quantizers import QuantizerSettings
+    from udl_dist.methods.losses.quantizers import QuantizerSettings
 
 EPSILON = 1e-5  # of the Laplace smoothing of counts
 SHORTEST = 1e-6  # length below which a vector is not scaled to unit length

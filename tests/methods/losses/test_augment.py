@@ -8,8 +8,8 @@ import torch
 
 from tests.methods.cases import GAN, batch, made
 from udl_dist.core import rng
-from udl_dist.methods import augment
-from udl_dist.methods.augment import CHANGES, augmented, next_chance
+from udl_dist.methods.losses import augment
+from udl_dist.methods.losses.augment import CHANGES, augmented, next_chance
 
 KEYS = rng.keys(5, 400)
 

@@ -16,8 +16,8 @@ from vector_quantize_pytorch import FSQ, VectorQuantize
 from udl_dist.core import rng
 from udl_dist.core.config_schema import from_dict
 from udl_dist.errors import UsageError
-from udl_dist.methods import codebooks, quantizers
-from udl_dist.methods.quantizers import QuantizerSettings, new_quantizer
+from udl_dist.methods.losses import codebooks, quantizers
+from udl_dist.methods.losses.quantizers import QuantizerSettings, new_quantizer
 
 SMALL = {"codes": 16, "dimensions": 4}
 EUCLID = SMALL | {"normalise": False}

@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.methods.cases import CASES, SHAPE, batch, made, maker
 from udl_dist.errors import UsageError
-from udl_dist.methods import names, sizes
+from udl_dist.methods import names
 from udl_dist.methods.method import Batch, Loss, Method, Phase
-from udl_dist.methods.networks import NetworkSettings, decoder, encoder
+from udl_dist.methods.networks import NetworkSettings, decoder, encoder, sizes
 from udl_dist.methods.networks.layers import NormKind
 
 ROWS = 64
@@ -184,7 +184,8 @@ def test_on_meta_nothing_is_allocated() -> None:
 COUNTED = """
 import sys
 from tests.methods.cases import maker
-from udl_dist.methods import names, sizes
+from udl_dist.methods import names
+from udl_dist.methods.networks import sizes
 
 makers = [maker(name) for name in ("vae", "gan")]
 found = [sizes.cost_of(make) for make in makers]

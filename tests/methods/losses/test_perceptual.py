@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import lpips
 
 from udl_dist.errors import DataError, UsageError
-from udl_dist.methods import feature_files, perceptual
-from udl_dist.methods.perceptual import PerceptualLoss
+from udl_dist.methods.losses import perceptual
+from udl_dist.methods.losses.perceptual import PerceptualLoss
+from udl_dist.methods.networks import feature_files
 
 SHAPE = (3, 16, 16)
 CUT = (4, 9, 16, 23, 30)  # layers of torchvision's VGG-16 before which LPIPS cuts it
@@ -102,7 +103,7 @@ def vgg_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole = vgg_weights() | {"classifier.0.weight": torch.zeros(1)}
     torch.save(whole, folder / "vgg16-397923af.pth")
     torch.save(lpips_heads(), folder / "vgg.pth")
-    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "methods.md").read_text()
     code = page.partition("# convert_vgg.py\n")[2].partition("```")[0]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

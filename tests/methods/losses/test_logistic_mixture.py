@@ -12,7 +12,7 @@ from udl_dist.evaluation.extractor import OWN_EXTRACTORS
 from udl_dist.evaluation.likelihood import Likelihood
 from udl_dist.evaluation.metric_group import HELD_OUT, MetricBatch, Subject
 from udl_dist.evaluation.settings import MetricSettings
-from udl_dist.methods import logistic_mixture
+from udl_dist.methods.losses import logistic_mixture
 
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from udl_dist.methods import descriptor, frechet
-from udl_dist.methods.alarms import exploding
+from udl_dist.methods.metrics import descriptor, frechet
+from udl_dist.methods.metrics.alarms import exploding
 
 SURE = 8.0  # a logit: one error in 3,000
 # Mean loss of a discriminator that has won, over that of one that cannot tell real from generated.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from udl_dist.core import rng
-from udl_dist.methods import logistic_mixture
+from udl_dist.methods.losses import logistic_mixture
 from udl_dist.methods.method import Shape
 
 FLOOR = -6.0  # of log σ: 0.0025, a third of the step between two of 256 levels in [-1, 1]

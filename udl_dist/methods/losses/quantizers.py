@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from udl_dist.core.config_schema import setting
 from udl_dist.errors import UsageError
-from udl_dist.methods.codebooks import (
+from udl_dist.methods.losses.codebooks import (
     EMAQuantizer,
     GradientQuantizer,
     Quantized,

@@ -1,0 +1,1 @@
+"""Terms of losses that several methods share: likelihoods, priors, adversaries, quantisers."""

@@ -1,0 +1,1 @@
+"""What validations of several methods compare images and latents by."""
