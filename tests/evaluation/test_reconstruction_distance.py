@@ -10,7 +10,7 @@ from torch.nn import functional
 from udl_dist.evaluation.extractor import OWN_EXTRACTORS
 from udl_dist.evaluation.metric_group import HELD_OUT, MetricBatch, PartialSums, Subject
 from udl_dist.evaluation.real_set import RealSet
-from udl_dist.evaluation.reconstruction_distance import ReconstructionDistance, paired_kernel
+from udl_dist.evaluation.reconstruction import ReconstructionDistance, paired_kernel
 from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.methods.method import Batch, Method
 
