@@ -16,13 +16,12 @@ from tests.trained import corners, run
 from tests.training.learn import packed
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation import extractor
-from udl_dist.evaluation.settings import MetricSettings
+from udl_dist.evaluation.settings import ExtractorSettings, MetricSettings
 from udl_dist.inference import evaluating
 from udl_dist.inference.extractor_fitting import fit_extractor
 from udl_dist.inference.fitting import fit_prior
 from udl_dist.inference.inputs import scaled
 from udl_dist.inference.model import Model
-from udl_dist.inference.settings import ExtractorSettings
 from udl_dist.reporting.run_reader import read_run
 
 

@@ -13,14 +13,13 @@ import udl_dist
 from tests import trained
 from tests.training.learn import SMALL, packed
 from udl_dist import methods
-from udl_dist.evaluation.settings import MetricSettings
+from udl_dist.evaluation.settings import EmbedSettings, MetricSettings
 from udl_dist.inference.drawing import Draw, Walk, interpolate, sample, traverse
 from udl_dist.inference.embedding import embed
 from udl_dist.inference.evaluating import evaluate
 from udl_dist.inference.export import ExportSettings, export
 from udl_dist.inference.fitting import fit_outliers, fit_prior
 from udl_dist.inference.model import Model
-from udl_dist.inference.settings import EmbedSettings
 from udl_dist.methods.ae import AESettings
 from udl_dist.methods.method import Batch, Loss, Method, Phase
 from udl_dist.methods.networks import decoder, encoder

@@ -11,8 +11,7 @@ from typing import Any
 from udl_dist.commands import Verbs, new_verb, progress, refuse_flags, show, tell
 from udl_dist.core import config_schema as settings
 from udl_dist.errors import UsageError
-from udl_dist.evaluation.settings import MetricSettings
-from udl_dist.inference.settings import EmbedSettings
+from udl_dist.evaluation.settings import EmbedSettings, MetricSettings
 
 # What --out defaults to, in the run folder.
 SAMPLES, RECONSTRUCTION = "samples.png", "reconstruction.png"

@@ -46,7 +46,7 @@ class Extractor:
 
     def protocol(self) -> dict[str, object]:
         """Its part of the protocol of a metric."""
-        found = {"extractor": self.name, "extractor_sha256": self.hash}
+        found: dict[str, object] = {"extractor": self.name, "extractor_sha256": self.hash}
         return found | ({"cannot_see": self.cannot_see} if self.cannot_see else {})
 
 

@@ -20,10 +20,10 @@ from udl_dist.core import files
 from udl_dist.core.files import whole_file
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.io import clean
+from udl_dist.evaluation.settings import EmbedSettings, Kind
 from udl_dist.inference.inputs import scaled
 from udl_dist.inference.model import BATCH_IMAGES, Model
 from udl_dist.inference.outcome import Outcome, Progress, outcome
-from udl_dist.inference.settings import EmbedSettings, Kind
 from udl_dist.inference.sources import keys_of, open_stream
 
 FACTS = "embedding.json"

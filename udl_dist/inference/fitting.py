@@ -24,7 +24,7 @@ from udl_dist.inference.layout import CODES, PRIOR, PRIOR_FACTS
 from udl_dist.inference.mixture import Mixture
 from udl_dist.inference.model import BATCH_IMAGES, OUTLIER_FACTOR, Model
 from udl_dist.inference.outcome import Outcome, Progress, outcome, writing
-from udl_dist.inference.sources import open_run
+from udl_dist.inference.sources import at_most, open_run
 from udl_dist.methods import descriptor
 from udl_dist.methods.frechet import between
 
@@ -211,14 +211,9 @@ def _streams(model: Model, cure: str) -> tuple[Stream, Stream | None]:
 def _codes(model: Model, stream: Stream, most: int, progress: Progress) -> Tensor:  # [N, Z]
     """The codes of all images, or of `most` of them drawn at random."""
     count = min(stream.records, most)
-    everything = stream.records <= most
     codes: list[Tensor] = []
-    # `batches` is in random order, so its first images are a random part.
-    for records in stream.once(BATCH_IMAGES) if everything else stream.batches(0, BATCH_IMAGES):
+    for records in at_most(stream, most):
         codes.append(model.codes(scaled(records.images)))
-        # The last batch may hold more than asked for, or fewer.
-        done = min(len(codes) * BATCH_IMAGES, count)
-        progress(done, count)
-        if done == count:
-            break
-    return torch.cat(codes)[:count]
+        # The last batch may hold fewer.
+        progress(min(len(codes) * BATCH_IMAGES, count), count)
+    return torch.cat(codes)

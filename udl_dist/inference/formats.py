@@ -35,15 +35,9 @@ class ExportedFunction(nn.Module):
         self.networks = networks
         self._function = function
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self._function(inputs)
-
-
-class LabelledFunction(ExportedFunction):
-    """The same of a conditional method, which takes labels too."""
-
-    def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
-        return self._function(inputs, labels)
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        # Labels are an input of the file of a conditional method alone.
+        return self._function(inputs) if labels is None else self._function(inputs, labels)
 
 
 @dataclass(frozen=True)
@@ -119,7 +113,7 @@ def _traced(model: Model, batch: Batch) -> dict[str, Traced]:
         for name, (function, inputs) in functions.items():
             # Outputs of the networks in memory, which every file is compared with.
             labelled = method.conditional and name != "encoder"
-            module = (LabelledFunction if labelled else ExportedFunction)(method, function)
+            module = ExportedFunction(method, function)
             given = (inputs, labels) if labelled else (inputs,)
             found[name] = Traced(module, given, module(*given))
     return found

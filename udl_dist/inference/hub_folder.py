@@ -19,7 +19,7 @@ from torch import Tensor
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation.io import read_tensors
 from udl_dist.inference import layout
-from udl_dist.inference.latents import LatentStatistics
+from udl_dist.inference.calibration import LatentStatistics
 from udl_dist.inference.model import Model
 from udl_dist.methods.code_files import one_line, silenced
 from udl_dist.methods.hub import HubLayout
