@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -48,6 +49,9 @@ class Summary:
     left_out: tuple[str, ...]  # one line for each damaged image, if they were to be skipped
     ignored: Mapping[str, int]  # files of the source of unknown kinds, by extension
     seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return vars(self)
 
     def lines(self) -> list[str]:
         """The summary for people, what was not packed included."""
