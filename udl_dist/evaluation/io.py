@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,13 +126,19 @@ def table(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
         by_class[name] = metric
     head, rows = class_rows(by_class)
     if 0 < len(rows) <= MOST_LISTED:
-        cells = [head, *([clean(row[0]), *row[1:]] for row in rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines += [
-            "  ".join(f"{cell:<{size}}" for cell, size in zip(row, widths, strict=True)).rstrip()
-            for row in cells
-        ]
+        lines += aligned([head, *([clean(row[0]), *row[1:]] for row in rows)], str.ljust)
     return lines
+
+
+def aligned(
+    rows: Sequence[Sequence[str]], others: Callable[[str, int], str] = str.rjust
+) -> list[str]:
+    """Rows of cells as lines: the first column to the left, the `others` to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(others, row[1:], widths[1:])]).rstrip()
+        for row in rows
+    ]
 
 
 def shared_protocols(

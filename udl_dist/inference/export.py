@@ -224,4 +224,4 @@ def _difference(model: Model, again: Model, images: Tensor) -> float:
     if model.can("sample"):
         # The same seed, so the same latents.
         pairs.append((model.sample(CHECKED_IMAGES), again.sample(CHECKED_IMAGES)))
-    return max(float((one - other).abs().max()) for one, other in pairs)
+    return formats.greatest_difference(pairs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,13 +64,19 @@ class Traced:
 
     def difference(self, again: Callable[..., Tensor]) -> float:
         """The greatest difference over the whole batch and over its first image alone."""
-        found = []
+        # A batch size that was compiled in shows with another size.
+        counts = (len(self.outputs), 1)
         with torch.no_grad():
-            # A batch size that was compiled in shows with another size.
-            for count in (len(self.outputs), 1):  # the size of a batch is dynamic
-                outputs = again(*(one[:count] for one in self.inputs)).cpu()
-                found.append(float((outputs - self.outputs[:count].cpu()).abs().max()))
-        return max(found)
+            return greatest_difference(
+                (again(*(one[:count] for one in self.inputs)).cpu(), self.outputs[:count].cpu())
+                for count in counts
+            )
+
+
+def greatest_difference(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Between the tensors of each pair; NaN if there is one anywhere."""
+    # torch's maximum of NaN is NaN, Python's depends on the order.
+    return float(torch.stack([(one - other).double().abs().max() for one, other in pairs]).max())
 
 
 def require_onnx() -> None:
