@@ -6,10 +6,14 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from udl_dist.commands import Verbs, new_verb, refuse_flags, show, tell
 from udl_dist.errors import UsageError
+
+if TYPE_CHECKING:
+    from udl_dist.commands.connection import Connection
+    from udl_dist.commands.job_client import JobClient, JobState
 
 
 def add(verbs: Verbs) -> None:
@@ -130,7 +134,7 @@ def _doctor(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     return 0 if all(check.good for check in checks) else ClusterError.exit_code
 
 
-def _followed(client: Any, name: str, as_json: bool) -> int:
+def _followed(client: JobClient, name: str, as_json: bool) -> int:
     """With --json the job's output goes to stderr, and its final state to stdout."""
     # stdout must hold nothing but JSON.
     out = sys.stderr if as_json else sys.stdout
@@ -144,10 +148,10 @@ def _followed(client: Any, name: str, as_json: bool) -> int:
         return 130
     if as_json:
         print(json.dumps(state.as_dict()))
-    return int(state.exit_code)
+    return state.exit_code
 
 
-def _newest(asked: argparse.Namespace, flags: dict[str, str]) -> Any:
+def _newest(asked: argparse.Namespace, flags: dict[str, str]) -> tuple[JobClient, JobState]:
     """A client, and the last submission of the job: its job file names all of them."""
     name = _named(asked.job, flags)
     _, client = _opened(asked)
@@ -166,7 +170,7 @@ def _named(asked: str, flags: dict[str, str]) -> str:
     return asked
 
 
-def _opened(asked: argparse.Namespace) -> Any:
+def _opened(asked: argparse.Namespace) -> tuple[Connection, JobClient]:
     """The connection to the cluster, and a client of its jobs."""
     from udl_dist.commands.connection import opened
     from udl_dist.commands.job_client import JobClient

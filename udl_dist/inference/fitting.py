@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from udl_dist.core import files, rng
-from udl_dist.core.files import whole_file
 from udl_dist.data.loader.reader import Stream
 from udl_dist.errors import DataError, UsageError
 from udl_dist.evaluation.distribution import Distribution
@@ -188,7 +187,7 @@ def fit_outliers(model: Model, neighbours: int, progress: Progress) -> Outcome:
     codes = ReferenceCodes.fit(_codes(model, stream, MOST_CODES, progress), neighbours)
     path = model.origin.folder / CODES
     # The hash of the weights goes into the file: codes of another checkpoint are ignored.
-    with writing(model.origin.folder), whole_file(path) as file:
+    with writing(model.origin.folder), files.whole_file(path) as file:
         file.write(codes.as_bytes(model.origin.weights))
     said = [
         f"{count:,} codes, {neighbours} neighbours: {path}",
