@@ -63,3 +63,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from tests.trained import runs
 
     return runs(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A VAE on images of four classes, to be read only."""
+    from tests.trained import of_corners
+
+    return of_corners(tmp_path_factory.mktemp("labelled"))

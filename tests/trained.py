@@ -49,6 +49,13 @@ def runs(folder: Path) -> dict[str, Path]:
     }
 
 
+def of_corners(folder: Path, method: str = "vae", **flags: str) -> Path:
+    """A run on `corners`, which are in `made.npz` next to it; a quarter is held out."""
+    corners(folder / "made.npz")
+    wanted = {"data__held_out_fraction": "0.25", "data__cache": str(folder)} | flags
+    return run(method, folder / "made.npz", folder / method, **wanted)
+
+
 def images(count: int, size: int = 8, seed: int = 0) -> np.ndarray:
     """Random gray images, uint8 [N, H, W]."""
     return np.random.default_rng(seed).integers(0, 256, (count, size, size), dtype=np.uint8)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from udl_dist import __version__
-from udl_dist.commands import data, jobs, results, training, use
+from udl_dist.commands import jobs, results, training, use
 from udl_dist.core.config_schema import NoValue
 from udl_dist.errors import UdlError, UsageError
 
@@ -133,6 +133,6 @@ def _parser() -> tuple[_Parser, Mapping[str, _Parser]]:
     parser.add_argument("--version", action="version", version=f"udl-dist {__version__}")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     # The order of the verbs in `udl --help`.
-    for family in (training, jobs, data, use, results):
+    for family in (training, jobs, use, results):
         family.add(verbs)
     return parser, verbs.choices

@@ -13,7 +13,7 @@ import pytest
 
 from tests.storage.loopback import Loopback
 from tests.test_cli import udl_subprocess as udl
-from udl_dist.commands import connection
+from udl_dist.commands import connection, job_client
 from udl_dist.errors import ClusterError, UsageError
 
 TOKEN = "0123456789abcdef" * 4
@@ -43,6 +43,7 @@ class Dashboard(Loopback):
         self.mode, self.version, self.elsewhere = "token", version("ray"), ""
         self.heard = list[str]()
         self.jobs = list[dict[str, Any]]()
+        self.printed = list[str]()  # the log of a job at each look, the last one when it has ended
 
     def answer(self, path: str, shown: str) -> tuple[int, Any]:
         self.heard.append(shown)
@@ -52,6 +53,11 @@ class Dashboard(Loopback):
             return 403 if shown else 401, {}
         if path == "/api/jobs/":
             return 200, self.jobs
+        if path.endswith("/logs"):
+            return 200, {"logs": self.printed.pop(0)}
+        if path.startswith("/api/jobs/"):
+            status = "RUNNING" if len(self.printed) > 1 else "SUCCEEDED"
+            return 200, {"submission_id": path.rpartition("/")[2], "status": status}
         return (302 if self.elsewhere else 200), {"ray_version": self.version}
 
 
@@ -97,6 +103,19 @@ def test_neither_a_proxy_nor_netrc_comes_between(
     done = udl("status", "--address", dashboard.address)
     assert done.stdout == "udl-a-0123456789ab  running\n", done.stderr
     assert {*dashboard.heard} == {"", f"Bearer {TOKEN}"} and thief.heard == []
+
+
+def test_a_job_is_followed_by_whole_lines_without_those_of_ray(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_client, "POLL_SECONDS", 0.01)
+    log = "Running entrypoint for job udl-a: exec python\nfirst\nsecond\nlast"
+    dashboard.printed = ["", *(log[:end] for end in (20, 49, 54, len(log)))]
+    client = job_client.JobClient(connection.opened(dashboard.address))
+    pieces = list(client.follow("udl-a"))
+    assert pieces == ["first\n", "second\nlast\n"]
+    state = client.wait("udl-a")
+    assert (state.line(), state.exit_code) == ("udl-a  succeeded, exit code 0", 0)
 
 
 def test_the_cluster_of_this_machine_is_found(

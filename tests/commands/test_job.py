@@ -1,13 +1,16 @@
 """A job as it travels: absolute, named by what it is, and nothing next to it."""
 
+import io
 import shlex
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from udl_dist import experiment as experiments
 from udl_dist.commands import job as jobs
-from udl_dist.commands import job_package
 from udl_dist.errors import UsageError
 from udl_dist.search import config as searches
 
@@ -132,14 +135,12 @@ def test_a_job_that_makes_no_sense_never_leaves(tmp_path: Path) -> None:
 
 
 def test_the_upload_holds_the_package_and_the_job_alone(tmp_path: Path) -> None:
-    with job_package.packed("x = 1\n") as made:
-        sent = {
-            str(file.relative_to(made.folder)) for file in made.folder.rglob("*") if file.is_file()
-        }
-        assert made.folder.stat().st_mode & 0o077 == 0
-        assert (made.folder / "job.toml").read_text() == "x = 1\n"
-        assert (made.files, made.bytes > 100_000) == (len(sent), True)
-    assert not made.folder.exists()
+    made = jobs.packed("x = 1\n")
+    with zipfile.ZipFile(io.BytesIO(made.content)) as archive:
+        sent = set(archive.namelist())
+        assert archive.read("job.toml") == b"x = 1\n"
+    assert (made.files, made.bytes > 100_000) == (len(sent), True)
+    assert made.name == jobs.packed("x = 1\n").name != jobs.packed("x = 2\n").name
     assert {
         "job.toml",
         "udl_dist/cli.py",
@@ -158,19 +159,16 @@ def test_what_lies_in_the_package_and_is_not_ours_stays(
     for name in ("cli.py", ".env", "shard.tar", ".git/config.py", "key"):
         (package / name).write_text("secret")
     (package / "linked.py").symlink_to("/etc/passwd")
-    monkeypatch.setattr(job_package, "PACKAGE", package)
-    assert [file.name for file in job_package.files()] == ["cli.py"]
+    monkeypatch.setattr(jobs, "PACKAGE", package)
+    assert [file.name for file in jobs.files()] == ["cli.py"]
 
 
 def test_an_upload_that_is_too_large_is_refused_with_its_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(job_package, "LIMIT_BYTES", 1000)
-    with (
-        pytest.raises(UsageError, match=r"package and job are [\d,]+ bytes, more than 1,000"),
-        job_package.packed(""),
-    ):
-        pass
+    monkeypatch.setattr(jobs, "LIMIT_BYTES", 1000)
+    with pytest.raises(UsageError, match=r"package and job are [\d,]+ bytes, more than 1,000"):
+        jobs.packed("")
 
 
 def test_a_file_of_a_gigabyte_in_the_package_is_refused_before_it_is_read(
@@ -179,24 +177,17 @@ def test_a_file_of_a_gigabyte_in_the_package_is_refused_before_it_is_read(
     (tmp_path / "udl_dist").mkdir()
     with (tmp_path / "udl_dist" / "large.py").open("wb") as file:
         file.truncate(2**30)
-    monkeypatch.setattr(job_package, "PACKAGE", tmp_path / "udl_dist")
-    monkeypatch.setattr("shutil.copyfile", lambda *_: pytest.fail("it was read"))
-    with (
-        pytest.raises(UsageError, match=r"package and job are 1,073,741,825 bytes, more than"),
-        job_package.packed("x"),
-    ):
-        pass
+    monkeypatch.setattr(jobs, "PACKAGE", tmp_path / "udl_dist")
+    monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("it was read"))
+    with pytest.raises(UsageError, match=r"package and job are 1,073,741,825 bytes, more than"):
+        jobs.packed("x")
 
 
 def test_the_upload_runs_by_itself(tmp_path: Path) -> None:
     """Nothing but the package on the path: what the cluster will run."""
-    import subprocess
-    import sys
-
     job = jobs.load(JOBS / "ae_digits.toml", {"run.folder": str(tmp_path)})
-    with job_package.packed(job.toml) as made:
-        command = [sys.executable, "-c", "import udl_dist.cli as cli; print(cli.__file__)"]
-        done = subprocess.run(
-            command, cwd=made.folder, env={}, capture_output=True, text=True, check=True
-        )
-        assert done.stdout.strip() == str(made.folder / "udl_dist" / "cli.py")
+    with zipfile.ZipFile(io.BytesIO(jobs.packed(job.toml).content)) as archive:
+        archive.extractall(tmp_path)
+    command = [sys.executable, "-c", "import udl_dist.cli as cli; print(cli.__file__)"]
+    done = subprocess.run(command, cwd=tmp_path, env={}, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(tmp_path / "udl_dist" / "cli.py")

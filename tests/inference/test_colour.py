@@ -1,4 +1,4 @@
-"""Colour goes the whole way: trained, rebuilt, scored, exported, reported."""
+"""Colour goes the whole way: trained, rebuilt, scored, exported, measured, reported."""
 
 from pathlib import Path
 
@@ -17,16 +17,15 @@ from udl_dist.reporting.report import report
 
 
 def test_colour_goes_the_whole_way(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 40, 40, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", pixels)
     pack(
         str(tmp_path / "images.npy"),
         str(tmp_path / "packed"),
-        PackSettings(size=8, channels=3, format="npy", held_out_fraction=0.2),
+        PackSettings(size=40, channels=3, format="npy", held_out_fraction=0.2),
     )
-    folder = run(
-        "ae", tmp_path / "packed", tmp_path / "run", data__channels="3", train__total_images="120"
-    )
+    flags = {"data__channels": "3", "data__size": "40", "train__total_images": "120"}
+    folder = run("ae", tmp_path / "packed", tmp_path / "run", **flags)
     model = udl_dist.load(folder)
     Image.fromarray(pixels[0]).save(tmp_path / "one.png")
     drawing.reconstruct(model, [str(tmp_path / "one.png")], 5, tmp_path / "made")
@@ -39,28 +38,11 @@ def test_colour_goes_the_whole_way(tmp_path: Path) -> None:
         model, [str(tmp_path / "one.png")], "auto", scoring.Threshold(0.9), 0, tmp_path / "scores"
     )
     export(model, tmp_path / "model", ExportSettings())
-    assert udl_dist.load(tmp_path / "model").shape == (3, 8, 8)
-    assert report(str(folder)).faults == []
-
-
-def test_colour_images_of_any_size_stand_next_to_pca(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (60, 40, 40, 3), dtype=np.uint8)
-    np.save(tmp_path / "images.npy", pixels)
-    pack(
-        str(tmp_path / "images.npy"),
-        str(tmp_path / "packed"),
-        PackSettings(size=40, channels=3, format="npy", held_out_fraction=0.2),
-    )
-    folder = run(
-        "ae",
-        tmp_path / "packed",
-        tmp_path / "run",
-        data__channels="3",
-        data__size="40",
-        train__total_images="120",
-    )
+    assert udl_dist.load(tmp_path / "model").shape == (3, 40, 40)
     wanted = MetricSettings(families=("reconstruction",))
-    done = evaluating.evaluate(udl_dist.load(folder), wanted, None, lambda done, total: None)
+    done = evaluating.evaluate(model, wanted, None, lambda done, total: None)
     mse = done.as_dict()["figures"]["mse"]
     assert mse["floor"]["PCA of 4 numbers"] > 0
     assert mse["protocol"]["pca"].startswith("fitted to 4")
+    # Of the run with its evaluation.
+    assert report(str(folder)).faults == []

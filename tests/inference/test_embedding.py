@@ -18,9 +18,9 @@ from tests.trained import run
 from tests.training.learn import packed
 from udl_dist.data.shards.index import Index
 from udl_dist.errors import ClusterError, DataError, UsageError
+from udl_dist.evaluation.settings import EmbedSettings
 from udl_dist.inference import embedding
 from udl_dist.inference.model import Model
-from udl_dist.inference.settings import EmbedSettings
 from udl_dist.inference.sources import open_stream
 
 

@@ -12,17 +12,16 @@ import torch
 from PIL import Image
 
 import udl_dist
-from tests.trained import corners, run
+from tests.trained import run
 from tests.training.learn import packed
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation import extractor
-from udl_dist.evaluation.settings import MetricSettings
+from udl_dist.evaluation.settings import ExtractorSettings, MetricSettings
 from udl_dist.inference import evaluating
 from udl_dist.inference.extractor_fitting import fit_extractor
 from udl_dist.inference.fitting import fit_prior
 from udl_dist.inference.inputs import scaled
 from udl_dist.inference.model import Model
-from udl_dist.inference.settings import ExtractorSettings
 from udl_dist.reporting.run_reader import read_run
 
 
@@ -125,20 +124,6 @@ def test_some_images_are_a_random_part_of_all(trained: dict[str, Path], tmp_path
     )
     assert (part["protocol"]["n"], whole["protocol"]["n"]) == (50, 76)
     assert part["value"] != whole["value"] == pytest.approx(part["value"], rel=0.2)
-
-
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A VAE on images of four classes, which are in `made.npz` next to it."""
-    folder = tmp_path_factory.mktemp("labelled")
-    corners(folder / "made.npz")
-    return run(
-        "vae",
-        folder / "made.npz",
-        folder / "vae",
-        data__held_out_fraction="0.25",
-        data__cache=str(folder),
-    )
 
 
 def test_codes_and_sets_of_images_stand_next_to_pixels_and_real_images(

@@ -25,7 +25,7 @@ from tests.training.learn import asked
 from udl_dist.cli import main
 from udl_dist.core import rng
 from udl_dist.errors import DataError, UdlError, UsageError
-from udl_dist.inference import hub_folder, latents, warm_start
+from udl_dist.inference import calibration, hub_folder, sources, warm_start
 from udl_dist.inference.export import ExportSettings, export
 from udl_dist.inference.model import Model
 from udl_dist.inference.sources import as_batch, open_run
@@ -142,7 +142,7 @@ def held_out_latents(model: Model) -> Tensor:  # [N, z, h, w]
 def test_statistics_are_of_the_latents_of_all_held_out_images(
     models: dict[str, Model], folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latents, "BATCH_IMAGES", 7)
+    monkeypatch.setattr(sources, "BATCH_IMAGES", 7)
     for kind, folder in folders.items():
         every, config = held_out_latents(models[kind]).double(), _config(folder)
         assert len(every) == 18
@@ -153,7 +153,7 @@ def test_statistics_are_of_the_latents_of_all_held_out_images(
             "latents_std": every.std((0, 2, 3), correction=0).tolist(),
         }
         # Now in parts, of which the last is smaller.
-        again = latents.latent_statistics(models[kind]).config()
+        again = calibration.latent_statistics(models[kind]).config()
         for key, value in expected.items():
             assert config[key] == pytest.approx(value, rel=1e-4, abs=1e-6)
             assert again[key] == pytest.approx(value, rel=1e-4, abs=1e-6)
@@ -165,14 +165,14 @@ def test_statistics_are_of_the_latents_of_all_held_out_images(
 def test_statistics_of_many_images_are_of_some_at_random(
     models: dict[str, Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latents, "BATCH_IMAGES", 4)
-    monkeypatch.setattr(latents, "MOST_IMAGES", 10)
+    monkeypatch.setattr(sources, "BATCH_IMAGES", 4)
+    monkeypatch.setattr(calibration, "MOST_IMAGES", 10)
     model = models["middle"]
     assert model.origin.experiment
     _, held_out = open_run(model.origin.experiment)
     assert held_out
     some = torch.from_numpy(next(held_out.batches(0, 10)).images)
-    known = latents.latent_statistics(model)
+    known = calibration.latent_statistics(model)
     assert known.images == 10
     assert known.std == pytest.approx(float(model.encode(some).double().std(correction=0)))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import udl_dist
-from tests.trained import corners, run
+from tests.trained import corners, of_corners
 from tests.training.learn import asked, packed
 from udl_dist.data.loader.opening import Prepared, open_left_out, open_streams
 from udl_dist.data.loader.reader import Stream
@@ -24,16 +24,7 @@ from udl_dist.inference.evaluating import evaluate
 @pytest.fixture(scope="module")
 def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A VAE that saw three of four classes."""
-    folder = tmp_path_factory.mktemp("without")
-    corners(folder / "made.npz")
-    return run(
-        "vae",
-        folder / "made.npz",
-        folder / "vae",
-        data__held_out_fraction="0.25",
-        data__cache=str(folder),
-        data__without_labels="3",
-    )
+    return of_corners(tmp_path_factory.mktemp("without"), data__without_labels="3")
 
 
 def figures(folder: Path, out: Path, **wanted: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import udl_dist
-from tests.trained import corners, images, run
+from tests.trained import images, of_corners
 from udl_dist.errors import DataError, UsageError
 from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.inference import scoring
@@ -87,14 +87,7 @@ def test_an_exported_model_brings_the_codes_along_and_says_so(own: Path, tmp_pat
 
 def test_the_factor_is_that_of_the_figures(tmp_path: Path) -> None:
     """`udl evaluate` and `udl score` tell a class that was left out alike."""
-    corners(tmp_path / "made.npz")
-    folder = run(
-        "ae",
-        tmp_path / "made.npz",
-        tmp_path / "ae",
-        data__held_out_fraction="0.5",
-        data__without_labels="3",
-    )
+    folder = of_corners(tmp_path, "ae", data__held_out_fraction="0.5", data__without_labels="3")
     asked = MetricSettings(families=("anomaly",), neighbours=5, train_images=0)
     figures = evaluate(udl_dist.load(folder), asked, None, lambda done, total: None).as_dict()[
         "figures"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import udl_dist
 from tests.launch.test_worker_data import spoilt
-from tests.trained import corners, run
+from tests.trained import run
 from udl_dist.evaluation.extractor import Classifier
 from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.inference import reference_cache
@@ -19,25 +19,16 @@ from udl_dist.inference.evaluating import evaluate
 from udl_dist.inference.measuring import MeasuredPart, Measuring
 
 
-@pytest.fixture(scope="module")
-def trained_here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("remembered")
-    corners(folder / "made.npz")
+@pytest.fixture(scope="module", autouse=True)
+def made(labelled: Path) -> None:
+    """A classifier next to the run, that no one has trained."""
     torch.manual_seed(0)
-    made = Classifier((1, 8, 8), 4)
-    made.save(folder / "extractor.safetensors")
-    return run(
-        "vae",
-        folder / "made.npz",
-        folder / "vae",
-        data__held_out_fraction="0.25",
-        data__cache=str(folder),
-    )
+    Classifier((1, 8, 8), 4).save(labelled.parent / "extractor.safetensors")
 
 
 @pytest.fixture
-def cache(trained_here: Path) -> Path:
-    folder = trained_here.parent / "references"
+def cache(labelled: Path) -> Path:
+    folder = labelled.parent / "references"
     for path in folder.glob("*"):
         path.unlink()
     return folder
@@ -69,19 +60,19 @@ def measured(run_folder: Path, out: Path, **asked_for: Any) -> bytes:
 
 
 def test_a_second_evaluation_looks_at_generated_images_alone(
-    trained_here: Path, cache: Path, looked: list[int], tmp_path: Path
+    labelled: Path, cache: Path, looked: list[int], tmp_path: Path
 ) -> None:
-    first = measured(trained_here, tmp_path / "1.json")
+    first = measured(labelled, tmp_path / "1.json")
     everything = sum(looked)
     looked.clear()
-    assert measured(trained_here, tmp_path / "2.json") == first
+    assert measured(labelled, tmp_path / "2.json") == first
     held_out = everything - 400  # real ones, training and held out, are 400
     assert sum(looked) == held_out
     assert len(list(cache.iterdir())) == 1
 
 
 def test_what_is_known_costs_no_training_image(
-    trained_here: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    labelled: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
     original = Measuring.part
@@ -92,21 +83,19 @@ def test_what_is_known_costs_no_training_image(
 
     monkeypatch.setattr(Measuring, "part", part)
     asked: dict[str, Any] = {"families": ("reconstruction", "likelihood", "distribution")}
-    first = measured(trained_here, tmp_path / "1.json", **asked)
+    first = measured(labelled, tmp_path / "1.json", **asked)
     assert {"held_out", "train"} == set(made)
     assert len(list(cache.iterdir())) == 2  # the likelihood has none
     made.clear()
-    assert measured(trained_here, tmp_path / "2.json", **asked) == first
+    assert measured(labelled, tmp_path / "2.json", **asked) == first
     assert {"held_out"} == set(made)
     made.clear()
-    measured(
-        trained_here, tmp_path / "3.json", seed=1, **asked
-    )  # other training images in the floor
+    measured(labelled, tmp_path / "3.json", seed=1, **asked)  # other training images in the floor
     assert {"held_out", "train"} == set(made)
 
 
 def test_codes_are_measured_again_and_pixels_are_not(
-    trained_here: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    labelled: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[set[str]] = []
     original = Measuring.part
@@ -117,25 +106,25 @@ def test_codes_are_measured_again_and_pixels_are_not(
         return made
 
     monkeypatch.setattr(Measuring, "part", part)
-    first = measured(trained_here, tmp_path / "1.json", families=("representation",))
+    first = measured(labelled, tmp_path / "1.json", families=("representation",))
     assert len(list(cache.iterdir())) == 1 and all(
         names == {"codes", "pixels", "labels"} for names in rows
     )
     rows.clear()
-    assert measured(trained_here, tmp_path / "2.json", families=("representation",)) == first
+    assert measured(labelled, tmp_path / "2.json", families=("representation",)) == first
     assert rows and all(names == {"codes", "labels"} for names in rows)
     figures = json.loads(first)["figures"]
     assert all("raw pixels" in one["floor"] for one in figures.values())
 
 
 def test_a_damaged_or_foreign_file_is_made_again(
-    trained_here: Path, cache: Path, looked: list[int], tmp_path: Path
+    labelled: Path, cache: Path, looked: list[int], tmp_path: Path
 ) -> None:
-    first = measured(trained_here, tmp_path / "1.json")
+    first = measured(labelled, tmp_path / "1.json")
     everything = sum(looked)
     (stored,) = cache.iterdir()
     good = stored.read_bytes()
-    measured(trained_here, tmp_path / "other.json", seed=1)
+    measured(labelled, tmp_path / "other.json", seed=1)
     (other,) = (path.read_bytes() for path in cache.iterdir() if path != stored)
     flipped = bytearray(good)
     flipped[-3] ^= 1
@@ -143,25 +132,25 @@ def test_a_damaged_or_foreign_file_is_made_again(
     for bad in (bytes(flipped), other, without_facts, b"torn", b""):
         stored.write_bytes(bad)
         looked.clear()
-        assert measured(trained_here, tmp_path / "2.json") == first
+        assert measured(labelled, tmp_path / "2.json") == first
         assert sum(looked) == everything
         looked.clear()
-        assert measured(trained_here, tmp_path / "3.json") == first
+        assert measured(labelled, tmp_path / "3.json") == first
         assert sum(looked) == everything - 400  # mended
 
 
 def test_what_another_program_worked_out_is_not_taken(
-    trained_here: Path,
+    labelled: Path,
     cache: Path,
     looked: list[int],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    measured(trained_here, tmp_path / "1.json")
+    measured(labelled, tmp_path / "1.json")
     everything = sum(looked)
     looked.clear()
     monkeypatch.setattr(reference_cache, "_program", lambda: "a later version")
-    measured(trained_here, tmp_path / "2.json")
+    measured(labelled, tmp_path / "2.json")
     assert sum(looked) == everything
     assert len(list(cache.iterdir())) == 2
 
@@ -185,19 +174,19 @@ def test_what_was_taken_of_stand_ins_is_not_stored(cache: Path, tmp_path: Path) 
 
 
 def test_no_more_is_stored_than_is_allowed_and_a_cache_that_cannot_be_written_costs_no_figure(
-    trained_here: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    labelled: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = measured(trained_here, tmp_path / "1.json")
+    first = measured(labelled, tmp_path / "1.json")
     (stored,) = cache.iterdir()
     monkeypatch.setattr(reference_cache, "MOST_BYTES", stored.stat().st_size)
-    measured(trained_here, tmp_path / "2.json", seed=1)
+    measured(labelled, tmp_path / "2.json", seed=1)
     assert len(list(cache.iterdir())) == 1
     assert not stored.exists()
     next(cache.iterdir()).unlink()
     cache.rmdir()
     cache.write_text("a file where a folder should be")
     try:
-        assert measured(trained_here, tmp_path / "3.json") == first
+        assert measured(labelled, tmp_path / "3.json") == first
     finally:
         cache.unlink()
 
@@ -205,12 +194,12 @@ def test_no_more_is_stored_than_is_allowed_and_a_cache_that_cannot_be_written_co
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.filterwarnings("default")
 def test_two_workers_make_the_same_bytes_with_and_without_what_is_remembered(
-    trained_here: Path, cache: Path, looked: list[int], tmp_path: Path
+    labelled: Path, cache: Path, looked: list[int], tmp_path: Path
 ) -> None:
-    bare = measured(trained_here, tmp_path / "1.json", workers=2)
+    bare = measured(labelled, tmp_path / "1.json", workers=2)
     assert len(list(cache.iterdir())) == 1
-    assert measured(trained_here, tmp_path / "2.json", workers=2) == bare
-    assert measured(trained_here, tmp_path / "3.json") == bare
+    assert measured(labelled, tmp_path / "2.json", workers=2) == bare
+    assert measured(labelled, tmp_path / "3.json") == bare
     for path in cache.iterdir():
         path.unlink()
-    assert measured(trained_here, tmp_path / "4.json") == bare
+    assert measured(labelled, tmp_path / "4.json") == bare

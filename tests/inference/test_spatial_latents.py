@@ -7,72 +7,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import udl_dist
 from tests import trained
-from tests.training.learn import SMALL, packed
-from udl_dist import methods
-from udl_dist.evaluation.settings import MetricSettings
+from udl_dist.evaluation.settings import EmbedSettings, MetricSettings
 from udl_dist.inference.drawing import Draw, Walk, interpolate, sample, traverse
 from udl_dist.inference.embedding import embed
 from udl_dist.inference.evaluating import evaluate
 from udl_dist.inference.export import ExportSettings, export
 from udl_dist.inference.fitting import fit_outliers, fit_prior
 from udl_dist.inference.model import Model
-from udl_dist.inference.settings import EmbedSettings
-from udl_dist.methods.ae import AESettings
-from udl_dist.methods.method import Batch, Loss, Method, Phase
-from udl_dist.methods.networks import decoder, encoder
-
-
-class Maps(Method):
-    """An autoencoder with latents [2, 2, 2]."""
-
-    Settings = AESettings
-    best = "mse"
-    latent_shape = (2, 2, 2)
-
-    def __init__(self, settings: AESettings, shape: Any, classes: tuple[str, ...] = ()) -> None:
-        super().__init__(settings, shape, classes)
-        self.encoder = encoder(settings.network, shape, self.latent_shape)
-        self.decoder = decoder(settings.network, self.latent_shape, shape)
-
-    def phases(self) -> tuple[Phase, ...]:
-        return (Phase(("encoder", "decoder"), self.loss),)
-
-    def loss(self, batch: Batch) -> Loss:
-        return Loss((self.reconstruct(batch.images) - batch.images).square().sum((1, 2, 3)).mean())
-
-    def encode(self, images: Tensor) -> Tensor:
-        latents: Tensor = self.encoder(images)
-        return latents
-
-    def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        assert latents.shape[1:] == self.latent_shape
-        images: Tensor = self.decoder(latents)
-        return images.tanh()
-
-    def measure(self, batch: Batch) -> dict[str, Tensor]:
-        errors = (self.reconstruct(batch.images) - batch.images).div(2).square()
-        return {"mse": errors.mean((1, 2, 3))}
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def folder(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A finished run; `maps` is found while the tests of this file run."""
-    find = methods.find
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(methods, "find", lambda name: Maps if name == "maps" else find(name))
-        patch.setitem(
-            SMALL, "maps", {"method.network.kind": "dense", "method.network.widths": "16"}
-        )
-        yield trained.run("maps", source, tmp_path_factory.mktemp("runs") / "maps")
+def folder(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a KL autoencoder, whose latents are maps [2, 4, 4]."""
+    short = {"train__total_images": "24", "evaluate__every_images": "0"}
+    return trained.run("kl", source, tmp_path_factory.mktemp("runs") / "kl", **short)
 
 
 @pytest.fixture
@@ -88,8 +39,8 @@ def silent(done: int, total: int) -> None:
 def test_images_become_maps_or_rows_and_come_back(folder: Path) -> None:
     model, images = udl_dist.load(folder), trained.images(5)
     latents, codes = model.encode(images), model.codes(images)
-    assert (model.latent_shape, model.latent_dim) == ((2, 2, 2), 8)
-    assert latents.shape == (5, 2, 2, 2)
+    assert (model.latent_shape, model.latent_dim) == ((2, 4, 4), 32)
+    assert latents.shape == (5, 2, 4, 4)
     assert torch.equal(codes, latents.flatten(1))
     assert torch.equal(model.decode(latents), model.decode(codes))
     assert torch.equal(model.decode(codes.numpy()), model.reconstruct(images))
@@ -117,7 +68,7 @@ def test_reference_codes_give_outlier_factors(own: Path) -> None:
 def test_it_is_evaluated_with_latents_as_rows(own: Path, tmp_path: Path) -> None:
     done = evaluate(udl_dist.load(own), MetricSettings(), tmp_path / "evaluation.json", silent)
     figures = done.as_dict()["figures"]
-    assert "PCA of 8 numbers" in figures["mse"]["floor"]
+    assert "PCA of 32 numbers" in figures["mse"]["floor"]
 
 
 def test_its_latents_are_walked_along(folder: Path, source: Path, tmp_path: Path) -> None:
@@ -138,14 +89,14 @@ def test_its_embedding_has_a_row_for_each_image(
     assert done["records"] == 52
     if form == "npy":
         rows = [np.load(path) for path in sorted((tmp_path / "out").glob("*latent*.npy"))]
-        assert sum(map(len, rows)) == 52 and all(part.shape[1:] == (8,) for part in rows)
+        assert sum(map(len, rows)) == 52 and all(part.shape[1:] == (32,) for part in rows)
 
 
 def test_an_exported_model_gives_the_same(folder: Path, tmp_path: Path) -> None:
     model = udl_dist.load(folder)
     export(model, tmp_path / "model", ExportSettings())
     again: Model = udl_dist.load(tmp_path / "model")
-    assert again.latent_shape == (2, 2, 2)
+    assert again.latent_shape == (2, 4, 4)
     images = trained.images(4)
     assert torch.equal(again.encode(images), model.encode(images))
     assert torch.equal(again.reconstruct(images), model.reconstruct(images))

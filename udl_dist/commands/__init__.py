@@ -10,10 +10,11 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from udl_dist.core import config_schema
 from udl_dist.errors import UsageError
 
 # argparse calls it _SubParsersAction.
@@ -25,11 +26,9 @@ def new_verb(
 ) -> argparse.ArgumentParser:
     """A parser for the verb `name`, with --json; lists the settings that `settings` declares."""
     if settings:
-        from udl_dist.core.config_schema import describe
-
         about |= {
             "formatter_class": argparse.RawDescriptionHelpFormatter,
-            "epilog": "settings:\n" + listed(describe(settings)),
+            "epilog": "settings:\n" + listed(config_schema.describe(settings)),
         }
     # No abbreviations: `cli` knows options by their whole names, and would pass on a short one as
     # a setting.
@@ -54,6 +53,25 @@ def new_runner(
     )
     verb.add_argument("--verbose", action="store_true", help="show what Ray says")
     return verb
+
+
+def acting(
+    name: str, use: Callable[[argparse.Namespace, Any], Any], declared: type | None = None
+) -> Callable[[argparse.Namespace, dict[str, str]], int]:
+    """The action of a verb: `use` gets its arguments and its settings, and its result is shown.
+
+    The exit code is that of the result, 0 for one that has none.
+    """
+
+    def act(asked: argparse.Namespace, flags: dict[str, str]) -> int:
+        if declared is None:
+            # A verb without settings would ignore a misspelt option silently.
+            refuse_flags(flags, name)
+        done = use(asked, config_schema.from_flags(declared, flags) if declared else None)
+        show(done.lines(), done.as_dict(), asked.json)
+        return int(getattr(done, "exit_code", 0))
+
+    return act
 
 
 def refuse_flags(flags: Mapping[str, str], verb: str) -> None:

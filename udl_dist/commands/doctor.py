@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from udl_dist.commands import job_package
 from udl_dist.commands.connection import Connection
-from udl_dist.commands.job import Job
+from udl_dist.commands.job import Job, packed
 from udl_dist.commands.job_client import JobClient
 from udl_dist.commands.probe import HEAD, MARK
 from udl_dist.errors import ClusterError
@@ -146,13 +145,12 @@ def _probed(client: JobClient, job: Job) -> dict[str, Any]:
     # The package is imported from the files that were sent, as a job does it.
     command = 'exec python -c "from udl_dist.commands.probe import main; main()"'
     # With the job file, from which each node learns what to look for.
-    with job_package.packed(job.toml) as made:
-        client.submit(name, command, made.folder)
+    client.run(name, command, packed(job.toml))
     state = client.wait(name, PROBE_SECONDS)
     # Read before the job is deleted, which deletes its log.
     text = client.logs(name)
     if not state.ended:
-        client.stop(name)
+        client.kill(name)
         raise ClusterError(
             f"the nodes did not answer within {PROBE_SECONDS:g} s: is the cluster busy?"
         )

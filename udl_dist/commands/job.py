@@ -1,17 +1,21 @@
-"""A job to submit: every path absolute, its name a hash of its content."""
+"""A job to submit, every path absolute, its name a hash of its content; and what is sent of it.
+
+Nothing of the disk is sent but this package and the job.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import shlex
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from udl_dist import experiment as experiments
-from udl_dist.commands import job_package
 from udl_dist.core.config_schema import as_path, from_flags, to_dict
 from udl_dist.core.files import read_toml
 from udl_dist.errors import UsageError
@@ -22,6 +26,12 @@ from udl_dist.storage.uris import scheme_of
 
 # A larger file is an image or an archive, named by mistake: it is not read.
 JOB_BYTES = 2**20  # a job file is a page of text
+PACKAGE = Path(__file__).parent.parent
+# Code, the mark for type checkers, and the parts of report pages and model cards.
+SUFFIXES = (".py", ".typed", ".css", ".js", ".jinja")
+# The package itself has about 0.9 MB.
+LIMIT_BYTES = 16 * 2**20
+JOB_FILE = "job.toml"
 THERE = "auto"  # what a driver calls the cluster it runs on
 
 
@@ -120,7 +130,7 @@ def _job(
     verb: str,
     experiment: Experiment,
     toml: str,
-    arguments: tuple[str, ...] = (job_package.JOB_FILE,),
+    arguments: tuple[str, ...] = (JOB_FILE,),
 ) -> Job:
     """Equal jobs with equal run folders get equal names, and so can be resumed and stopped."""
     # Without a query, which may hold an endpoint or a signature.
@@ -151,3 +161,56 @@ def _with_absolute_paths(experiment: Experiment) -> Experiment:
 def _absolute(path: str) -> str:
     # `~` is the home of the user who submits; there it would be that of the user who runs Ray.
     return str(as_path(path)) if path and not scheme_of(path) else path
+
+
+@dataclass(frozen=True)
+class JobPackage:
+    """What is sent: a zip, and how many files and bytes there are in it."""
+
+    content: bytes
+    files: int
+    bytes: int
+
+    @property
+    def name(self) -> str:
+        """A name as Ray forms them, from the content: what is there already is not sent again."""
+        return f"_ray_pkg_{hashlib.sha256(self.content).hexdigest()[:16]}.zip"
+
+
+def packed(toml: str) -> JobPackage:
+    """The package and a job, in memory; raises UsageError above LIMIT_BYTES."""
+    # Sizes first: a file of a gigabyte that lies in the package by mistake is not read.
+    sizes = [len(toml.encode()), *(file.stat().st_size for file in files())]
+    if sum(sizes) > LIMIT_BYTES:
+        raise UsageError(
+            f"package and job are {sum(sizes):,} bytes, more than {LIMIT_BYTES:,}: files"
+            f" that do not belong to it lie in {PACKAGE}"
+        )
+    contents = {JOB_FILE: toml.encode()}
+    for file in files():
+        # In a folder of the package's name, so that `python -m` finds it in the working directory.
+        contents[f"{PACKAGE.name}/{file.relative_to(PACKAGE)}"] = file.read_bytes()
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        for name, content in contents.items():
+            # Without a time: equal files give an equal name.
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, content, zipfile.ZIP_DEFLATED)
+    return JobPackage(made.getvalue(), len(sizes), sum(sizes))
+
+
+def files() -> list[Path]:
+    """Code and templates of the package; no links, hidden files or byte code."""
+    return [
+        file
+        for file in sorted(PACKAGE.rglob("*"))
+        if file.suffix in SUFFIXES
+        and file.is_file()
+        # A link may lead to any file of this disk; hidden files are where secrets lie (.env,
+        # .git).
+        and not file.is_symlink()
+        and not any(
+            part.startswith((".", "__pycache__")) for part in file.relative_to(PACKAGE).parts
+        )
+    ]

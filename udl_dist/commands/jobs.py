@@ -6,10 +6,14 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from udl_dist.commands import Verbs, new_verb, refuse_flags, show
+from udl_dist.commands import Verbs, new_verb, refuse_flags, show, tell
 from udl_dist.errors import UsageError
+
+if TYPE_CHECKING:
+    from udl_dist.commands.connection import Connection
+    from udl_dist.commands.job_client import JobClient, JobState
 
 
 def add(verbs: Verbs) -> None:
@@ -62,60 +66,43 @@ def _verb(verbs: Verbs, name: str, act: Any, **about: Any) -> argparse.ArgumentP
 
 
 def _submit(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist.commands import doctor, submit
+    from udl_dist.commands import doctor
     from udl_dist.commands import job as jobs
 
     job = jobs.load(asked.job, flags)
     connection, client = _opened(asked)
     # The checks take seconds and start a job of their own, so they are left to `submit`, which
     # skips them where the job already runs.
-    sent = submit.submit(
-        client, job, lambda: print(doctor.refuse_bad(connection, client, job), file=sys.stderr)
-    )
+    sent = client.submit(job, lambda: tell(doctor.refuse_bad(connection, client, job)))
+    name = sent.state.name
     if not asked.follow:
-        show(
-            [
-                *sent.lines(),
-                f"next: udl logs {sent.state.name} --follow; udl stop {sent.state.name}",
-            ],
-            sent.as_dict(),
-            asked.json,
-        )
+        following = f"next: udl logs {name} --follow; udl stop {name}"
+        show([*sent.lines(), following], sent.as_dict(), asked.json)
         return 0
     # With --follow, stdout is the output of the job.
-    print("\n".join(sent.lines()), file=sys.stderr)
-    return _followed(client, sent.state.name, asked.json)
+    tell("\n".join(sent.lines()))
+    return _followed(client, name, asked.json)
 
 
 def _status(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist.commands import submit
-
     if not asked.job:
         # Settings only identify a job together with its job file.
         refuse_flags(flags, "status")
     name = _named(asked.job, flags) if asked.job else ""
     _, client = _opened(asked)
-    found = [submit.newest(client, name)] if name else client.jobs()
-    show(
-        [submit.line_of(each) for each in found] or ["no job of udl on this cluster"],
-        {"jobs": [submit.as_dict(each) for each in found]},
-        asked.json,
-    )
+    found = [client.newest(name)] if name else client.jobs()
+    lines = [each.line() for each in found] or ["no job of udl on this cluster"]
+    show(lines, {"jobs": [each.as_dict() for each in found]}, asked.json)
     return 0
 
 
 def _logs(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist.commands import submit
-
-    name = _named(asked.job, flags)
-    _, client = _opened(asked)
-    # A job file names all its submissions; the log of the last one is meant.
-    name = submit.newest(client, name).name
+    client, state = _newest(asked, flags)
     if asked.follow:
-        return _followed(client, name, asked.json)
-    text = submit.logs(client, name)
+        return _followed(client, state.name, asked.json)
+    text = client.logs(state.name)
     print(
-        json.dumps({"id": name, "lines": text.splitlines()}) if asked.json else text,
+        json.dumps({"id": state.name, "lines": text.splitlines()}) if asked.json else text,
         # The text ends as the job ended it.
         end="\n" if asked.json else "",
     )
@@ -123,12 +110,9 @@ def _logs(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 
 
 def _stop(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist.commands import submit
-
-    name = _named(asked.job, flags)
-    _, client = _opened(asked)
-    state = submit.stop(client, submit.newest(client, name).name)
-    show([submit.line_of(state)], submit.as_dict(state), asked.json)
+    client, state = _newest(asked, flags)
+    state = client.stop(state)
+    show([state.line()], state.as_dict(), asked.json)
     return 0
 
 
@@ -150,21 +134,28 @@ def _doctor(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     return 0 if all(check.good for check in checks) else ClusterError.exit_code
 
 
-def _followed(client: Any, name: str, as_json: bool) -> int:
+def _followed(client: JobClient, name: str, as_json: bool) -> int:
     """With --json the job's output goes to stderr, and its final state to stdout."""
-    from udl_dist.commands import submit
-
     # stdout must hold nothing but JSON.
     out = sys.stderr if as_json else sys.stdout
     try:
-        code = submit.follow(client, name, lambda line: print(line, end="", file=out, flush=True))
+        for text in client.follow(name):
+            print(text, end="", file=out, flush=True)
+        state = client.wait(name)
     # Ctrl-C ends the display, not the job.
     except KeyboardInterrupt:
-        print(f"{name} still runs: udl logs {name} --follow; udl stop {name}", file=sys.stderr)
+        tell(f"{name} still runs: udl logs {name} --follow; udl stop {name}")
         return 130
     if as_json:
-        print(json.dumps(submit.as_dict(client.look(name))))
-    return code
+        print(json.dumps(state.as_dict()))
+    return state.exit_code
+
+
+def _newest(asked: argparse.Namespace, flags: dict[str, str]) -> tuple[JobClient, JobState]:
+    """A client, and the last submission of the job: its job file names all of them."""
+    name = _named(asked.job, flags)
+    _, client = _opened(asked)
+    return client, client.newest(name)
 
 
 def _named(asked: str, flags: dict[str, str]) -> str:
@@ -179,7 +170,7 @@ def _named(asked: str, flags: dict[str, str]) -> str:
     return asked
 
 
-def _opened(asked: argparse.Namespace) -> Any:
+def _opened(asked: argparse.Namespace) -> tuple[Connection, JobClient]:
     """The connection to the cluster, and a client of its jobs."""
     from udl_dist.commands.connection import opened
     from udl_dist.commands.job_client import JobClient

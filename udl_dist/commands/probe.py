@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from udl_dist.commands import job_package
+from udl_dist.commands.job import JOB_FILE
 from udl_dist.core.config_schema import as_path
 from udl_dist.core.files import read_toml
 from udl_dist.data.packing.finding import list_shards
@@ -48,7 +48,7 @@ def load_there() -> Any:
     from udl_dist import experiment as experiments
     from udl_dist.search import config as searches
 
-    path = Path(job_package.JOB_FILE)
+    path = Path(JOB_FILE)
     return (
         searches.load(path, {}).base if "search" in read_toml(path) else experiments.load(path, {})
     )

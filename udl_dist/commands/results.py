@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from udl_dist.commands import Verbs, new_verb, progress, tell
-from udl_dist.commands.use import VerbOptions, acting, load_model, model_verb
-from udl_dist.inference.settings import ExtractorSettings
+from udl_dist.commands import Verbs, acting, new_verb, progress, tell
+from udl_dist.commands.use import VerbOptions, load_model, model_verb
+from udl_dist.evaluation.settings import ExtractorSettings
 
 
 def add(verbs: Verbs) -> None:

@@ -1,12 +1,16 @@
-"""udl train and udl search: one run, or many to find the best settings."""
+"""udl pack, index and check; train and search: from images to a trained model."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from udl_dist.commands import Verbs, listed, new_runner, show
+from udl_dist.commands import Verbs, acting, listed, new_runner, new_verb, progress, show
+from udl_dist.core import config_schema
+from udl_dist.data.settings import CheckSettings, IndexSettings, PackSettings
 from udl_dist.errors import UsageError
 
 
@@ -34,6 +38,32 @@ def add(verbs: Verbs) -> None:
         "--status", type=Path, metavar="FOLDER", help="what a search folder holds now, and end"
     )
     search.set_defaults(act=_search)
+    _add_data(verbs)
+
+
+def _add_data(verbs: Verbs) -> None:
+    pack = new_verb(verbs, "pack", PackSettings, help="images into tar shards with an index")
+    pack.add_argument("source", help="'digits', an image folder, IDX files, or a .npy/.npz array")
+    pack.add_argument("dest", help="the folder to make")
+    pack.set_defaults(act=acting("pack", _pack, PackSettings))
+
+    index = new_verb(
+        verbs, "index", IndexSettings, help="where each record of existing tar shards lies"
+    )
+    index.add_argument(
+        "shards", help="a folder of tars, a brace pattern, a list file, or s3://bucket/prefix"
+    )
+    index.set_defaults(act=acting("index", _index, IndexSettings))
+
+    check = new_verb(
+        verbs, "check", CheckSettings, help="whether shards are whole; copies, leaks, a clean copy"
+    )
+    check.add_argument(
+        "source", help="a folder of shards, a packed folder, a brace pattern or a list file"
+    )
+    check.add_argument("--decode", action="store_true", help="decode every image too")
+    check.add_argument("--fix", metavar="DEST", help="write a clean copy into a new folder")
+    check.set_defaults(act=acting("check", _check, CheckSettings))
 
 
 def _train(asked: argparse.Namespace, flags: dict[str, str]) -> int:
@@ -62,7 +92,6 @@ def _train(asked: argparse.Namespace, flags: dict[str, str]) -> int:
 
 
 def _search(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-    from udl_dist.core import config_schema
     from udl_dist.search import config, session
 
     if asked.help_settings:
@@ -85,3 +114,23 @@ def _search(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     ended = session.search(wanted, sys.stderr, asked.verbose)
     show(ended.lines(), ended.as_dict(), asked.json)
     return ended.exit_code
+
+
+def _pack(asked: argparse.Namespace, wanted: PackSettings) -> Any:
+    from udl_dist.data.packing import pack
+
+    return pack.pack(asked.source, asked.dest, wanted, progress("packing"))
+
+
+def _index(asked: argparse.Namespace, wanted: IndexSettings) -> Any:
+    from udl_dist.data.packing import indexes
+
+    return indexes.index(asked.shards, wanted, progress("indexing", "shards"))
+
+
+def _check(asked: argparse.Namespace, wanted: CheckSettings) -> Any:
+    from udl_dist.data.checking import check
+
+    # Options, so that they need no value and --help shows them first.
+    wanted = replace(wanted, decode=wanted.decode or asked.decode, fix=asked.fix or wanted.fix)
+    return check.check(asked.source, wanted, progress("checking", "bytes"))

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from udl_dist.commands import Verbs, new_verb, progress, refuse_flags, show, tell
-from udl_dist.core import config_schema as settings
+from udl_dist.commands import Verbs, acting, new_verb, progress, tell
 from udl_dist.errors import UsageError
-from udl_dist.evaluation.settings import MetricSettings
-from udl_dist.inference.settings import EmbedSettings
+from udl_dist.evaluation.settings import EmbedSettings, MetricSettings
 
 # What --out defaults to, in the run folder.
 SAMPLES, RECONSTRUCTION = "samples.png", "reconstruction.png"
@@ -118,22 +115,6 @@ def _add_scores(verbs: Verbs) -> None:
     evaluate.add_argument(
         "--best", default="", help="with --follow: a metric, whose best checkpoint is copied"
     )
-
-
-def acting(
-    name: str, use: Callable[[argparse.Namespace, Any], Any], declared: type | None = None
-) -> Callable[[argparse.Namespace, dict[str, str]], int]:
-    """The action of a verb: `use` gets its arguments and its settings, and its result is shown."""
-
-    def act(asked: argparse.Namespace, flags: dict[str, str]) -> int:
-        if declared is None:
-            # A verb without settings would ignore a misspelt option silently.
-            refuse_flags(flags, name)
-        done = use(asked, settings.from_flags(declared, flags) if declared else None)
-        show(done.lines(), done.as_dict(), asked.json)
-        return 0
-
-    return act
 
 
 def model_verb(

@@ -52,9 +52,8 @@ class Distribution(MetricGroup):
                 f"the extractor ({extractor.name}) is not a classifier: make one with "
                 "udl fit-extractor"
             )
-        if not extractor.sees_detail:
-            why = f"the extractor ({extractor.name}) cannot see {extractor.cannot_see}"
-            found[", ".join(OF_PAIRS)] = why
+        if extractor.blindness:
+            found[", ".join(OF_PAIRS)] = extractor.blindness
         return found
 
     def refers_to(self) -> dict[str, object]:
@@ -100,15 +99,13 @@ class Distribution(MetricGroup):
         real = RealSet(**{field.name: reference[field.name] for field in fields(RealSet)})
         rows = [rows for name, rows in held_out.rows.items() if name.startswith("fake")]
         # One set of generated images for each seed; the sd below is over these sets.
-        sets, extractor = [self._compared(real, fake) for fake in rows], self.subject.extractor
-        protocol: dict[str, object] = {
-            "extractor": extractor.name,
-            "extractor_sha256": extractor.hash,
+        sets = [self._compared(real, fake) for fake in rows]
+        protocol = {
+            **self.subject.extractor.protocol(),
             "generated": held_out.images,
             "sampled_from": self.subject.sampled_from,
             "seeds": len(sets),
         }
-        protocol |= {"cannot_see": extractor.cannot_see} if extractor.cannot_see else {}
         found, within = {}, self._frechet_within_classes(held_out, rows)
         for name in sets[0]:
             values = torch.tensor([one[name] for one in sets], dtype=torch.float64)

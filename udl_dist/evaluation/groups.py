@@ -8,8 +8,7 @@ from udl_dist.evaluation.anomaly import Anomaly
 from udl_dist.evaluation.distribution import Distribution
 from udl_dist.evaluation.likelihood import Likelihood
 from udl_dist.evaluation.metric_group import MetricGroup, Subject
-from udl_dist.evaluation.reconstruction import Reconstruction
-from udl_dist.evaluation.reconstruction_distance import ReconstructionDistance
+from udl_dist.evaluation.reconstruction import Reconstruction, ReconstructionDistance
 from udl_dist.evaluation.representation import Representation
 
 # Also the order of metrics in every table.

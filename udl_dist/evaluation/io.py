@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,12 @@ class Metric:
         """The value, ± its std where it has one."""
         spread = f" ± {self.sd:.{digits - 3}g}" if self.sd is not None else ""
         return f"{self.value:.{digits}g}{spread}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Its entry of an `evaluation.json`; `classes` is absent where there are none."""
+        found = {**vars(self), "floor": self.floor or None}
+        classes = {name: vars(one) for name, one in found.pop("classes").items()}
+        return found | ({"classes": classes} if classes else {})
 
 
 def metrics_in(path: Path, faults: list[str]) -> dict[str, Metric]:
@@ -112,25 +118,27 @@ def of_weights(path: Path, weights: str) -> dict[str, Any]:
 def table(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A line for each metric: its value, its std and its floors; then a table of few classes."""
     width = max(len(name) for name in entries)
-    lines = []
+    lines, by_class = [], {}
     for name, entry in entries.items():
         floors = ", ".join(f"{what} {value:.5g}" for what, value in (entry["floor"] or {}).items())
-        value = Metric(entry["value"], entry["sd"]).number(5)
-        lines.append(f"{name:<{width}}  {value:<18}  {floors}".rstrip())
-    head, rows = class_rows(
-        {
-            name: Metric(0.0, classes=_classes(entry.get("classes")))
-            for name, entry in entries.items()
-        }
-    )
+        metric = Metric(entry["value"], entry["sd"], classes=_classes(entry.get("classes")))
+        lines.append(f"{name:<{width}}  {metric.number(5):<18}  {floors}".rstrip())
+        by_class[name] = metric
+    head, rows = class_rows(by_class)
     if 0 < len(rows) <= MOST_LISTED:
-        cells = [head, *([clean(row[0]), *row[1:]] for row in rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines += [
-            "  ".join(f"{cell:<{size}}" for cell, size in zip(row, widths, strict=True)).rstrip()
-            for row in cells
-        ]
+        lines += aligned([head, *([clean(row[0]), *row[1:]] for row in rows)], str.ljust)
     return lines
+
+
+def aligned(
+    rows: Sequence[Sequence[str]], others: Callable[[str, int], str] = str.rjust
+) -> list[str]:
+    """Rows of cells as lines: the first column to the left, the `others` to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(others, row[1:], widths[1:])]).rstrip()
+        for row in rows
+    ]
 
 
 def shared_protocols(

@@ -37,6 +37,18 @@ class Extractor:
     sees_detail: bool = True  # else a blurred image would count as a neighbour of a sharp one
     cannot_see: str = ""  # in words, for the protocol; "" where it is not known
 
+    @property
+    def blindness(self) -> str:
+        """Why it allows no metrics of single images, in words; "" if it does."""
+        return (
+            "" if self.sees_detail else f"the extractor ({self.name}) cannot see {self.cannot_see}"
+        )
+
+    def protocol(self) -> dict[str, object]:
+        """Its part of the protocol of a metric."""
+        found: dict[str, object] = {"extractor": self.name, "extractor_sha256": self.hash}
+        return found | ({"cannot_see": self.cannot_see} if self.cannot_see else {})
+
 
 @dataclass(frozen=True)
 class Subject:

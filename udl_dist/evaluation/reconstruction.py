@@ -1,4 +1,4 @@
-"""The quality of reconstructions: MSE, PSNR, SSIM, MS-SSIM, removal of noise, against PCA."""
+"""The quality of reconstructions, one by one (MSE, PSNR, SSIM …) and as a set of images."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from udl_dist.core import rng
 from udl_dist.evaluation import pca, similarity
+from udl_dist.evaluation.distribution import REAL
 from udl_dist.evaluation.io import ClassMetric, Metric
 from udl_dist.evaluation.metric_group import (
     HELD_OUT,
@@ -21,7 +22,11 @@ from udl_dist.evaluation.metric_group import (
     Subject,
     summed,
 )
+from udl_dist.evaluation.real_set import gaussian, kernel_values
+from udl_dist.methods.metrics.frechet import between
 
+REBUILT = "rebuilt"  # rows of features of the reconstructions
+FRECHET, KERNEL = "reconstruction_frechet", "reconstruction_kernel_distance"
 PCA = "pca"  # its error, in the reference
 # Metrics of windows: their least side, and the function of two batches of images.
 WINDOWED = {
@@ -129,6 +134,68 @@ class Reconstruction(MetricGroup):
                 for label, one in held_out.classes.items()
             }
         )
+
+
+class ReconstructionDistance(MetricGroup):
+    """Held-out images against their reconstructions, as two sets; both are 0 for equal images.
+
+    What the field reports of image tokenizers as rFID; called Fréchet here, since FID is one
+    network.
+    """
+
+    name: ClassVar[str] = "reconstruction_distance"
+    least: ClassVar[int] = 50
+
+    @classmethod
+    def lacking(cls, subject: Subject) -> str:
+        return "" if subject.method.can("reconstruct") else "it cannot reconstruct"
+
+    @classmethod
+    def without(cls, subject: Subject) -> dict[str, str]:
+        why = subject.extractor.blindness
+        return {KERNEL: why} if why else {}
+
+    def collect(self, split: str, seen: MetricBatch) -> PartialSums:
+        images, extractor = seen.batch.images, self.subject.extractor
+        rebuilt = self.subject.method.reconstruct(images, seen.batch.labels).clamp(-1, 1)
+        rows = {REAL: extractor.features(images), REBUILT: extractor.features(rebuilt)}
+        on_cpu = {name: features.float().cpu() for name, features in rows.items()}
+        return PartialSums(len(images), rows=on_cpu)
+
+    def metrics(
+        self, held_out: PartialSums, train: PartialSums | None, reference: Mapping[str, Tensor]
+    ) -> dict[str, Metric]:
+        real, rebuilt, extractor = (
+            held_out.rows[REAL],
+            held_out.rows[REBUILT],
+            self.subject.extractor,
+        )
+        protocol = extractor.protocol() | {"compared": "reconstructions with the same images"}
+        same = {"images and themselves": 0.0}
+        distance = between(*gaussian(real), *gaussian(rebuilt))
+        found = {FRECHET: Metric(distance, None, same, protocol)}
+        # The same rows of both sets, as the estimate needs.
+        pairs = [self.random_rows(rows, self.subject.asked.pairs) for rows in (real, rebuilt)]
+        if extractor.sees_detail and len(pairs[0]) > 1:
+            own = {**protocol, "pairs_of": len(pairs[0])}
+            found[KERNEL] = Metric(paired_kernel(*pairs), None, same, own)
+        return found
+
+
+def paired_kernel(real: Tensor, rebuilt: Tensor) -> float:  # [N, F] twice
+    """Unbiased squared MMD of N pairs (Gretton et al. 2012, eq. 4), kernel (xᵀy/F + 1)³."""
+    # The estimate for independent sets counts each image with its own reconstruction as well: of
+    # equal sets it would be below 0.
+    count = len(real)
+
+    def between_different(first: Tensor, second: Tensor) -> float:
+        total = sum(float(values.sum()) for values in kernel_values(first, second))
+        own = float(((first * second).mean(1) + 1).pow(3).sum())
+        return (total - own) / (count * (count - 1))
+
+    real, rebuilt = real.double(), rebuilt.double()
+    within = between_different(real, real) + between_different(rebuilt, rebuilt)
+    return within - 2 * between_different(real, rebuilt)
 
 
 def _decibels(error: float) -> float:

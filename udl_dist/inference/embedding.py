@@ -17,13 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udl_dist.core import files
-from udl_dist.core.files import whole_file
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.io import clean
+from udl_dist.evaluation.settings import EmbedSettings, Kind
 from udl_dist.inference.inputs import scaled
 from udl_dist.inference.model import BATCH_IMAGES, Model
 from udl_dist.inference.outcome import Outcome, Progress, outcome
-from udl_dist.inference.settings import EmbedSettings, Kind
 from udl_dist.inference.sources import keys_of, open_stream
 
 FACTS = "embedding.json"
@@ -201,13 +200,13 @@ def _write(
             "label": pyarrow.array(labels),
             column: pyarrow.FixedSizeListArray.from_arrays(flat, values[0].size),
         }
-        with whole_file(paths[0]) as file:
+        with files.whole_file(paths[0]) as file:
             pyarrow.parquet.write_table(pyarrow.table(columns), file, compression="zstd")
         return
-    with whole_file(paths[0]) as file:
+    with files.whole_file(paths[0]) as file:
         for key in keys:  # without line breaks: keys are counted by lines
             file.write(f"{clean(key, breaks='')}\n".encode())
     for path, array in zip(paths[1:], (labels, values), strict=True):
-        with whole_file(path) as file:
+        with files.whole_file(path) as file:
             # Never a pickle: np.load reads it with its defaults.
             np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)

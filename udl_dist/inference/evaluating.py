@@ -40,11 +40,12 @@ def evaluate(model: Model, asked: MetricSettings, out: Path | None, progress: Pr
     metrics, maps = _measured(measuring, progress)
     # An exported folder is verified by its hashes and is not changed.
     path = out or (model.origin.folder / io.NAME if model.origin.experiment else None)
-    said, drawn = [*io.table(metrics), *measuring.notes], []
+    figures = {name: metric.as_dict() for name, metric in metrics.items()}
+    said, drawn = [*io.table(figures), *measuring.notes], []
     if path:
         with writing(path):  # what was measured with the same weights stays
             path.parent.mkdir(parents=True, exist_ok=True)
-            both = {"figures": io.of_weights(path, model.origin.weights) | metrics}
+            both = {"figures": io.of_weights(path, model.origin.weights) | figures}
             # ensure_ascii: protocols have signs such as ×, for people to read.
             files.write_whole(path, json.dumps(both, indent=1, ensure_ascii=False))
         said.append(f"each with its protocol: {path}")
@@ -55,13 +56,13 @@ def evaluate(model: Model, asked: MetricSettings, out: Path | None, progress: Pr
             draw_map(code_map, title, Path(drawn[-1]))
             said.append(f"a map of {name}: {drawn[-1]}")
     return outcome(
-        model, said, figures=metrics, skipped=measuring.notes, path=str(path or ""), maps=drawn
+        model, said, figures=figures, skipped=measuring.notes, path=str(path or ""), maps=drawn
     )
 
 
 def _measured(
     measuring: Measuring, progress: Progress
-) -> tuple[dict[str, dict[str, Any]], dict[str, CodeMap]]:
+) -> tuple[dict[str, io.Metric], dict[str, CodeMap]]:
     """Metrics and maps; references come from the cache, or are computed and cached."""
     cache = measuring.reference_cache()
     groups = measuring.groups
@@ -74,7 +75,7 @@ def _measured(
         made[place] = part
         progress(len(made), len(measuring.parts()))
     damaged_parts = any(part.damaged for part in made.values())
-    metrics: dict[str, dict[str, Any]] = {}
+    metrics: dict[str, io.Metric] = {}
     maps: dict[str, CodeMap] = {}
     for group in groups:
         held_out = _joined(made, measuring, group, (HELD_OUT, LEFT_OUT))
@@ -93,14 +94,7 @@ def _measured(
                 cache.write(group, reference)
         shared = _protocol(measuring, group)
         for name, metric in group.metrics(held_out, train, reference).items():
-            metrics[name] = {
-                "value": metric.value,
-                "sd": metric.sd,
-                "floor": dict(metric.floor) or None,
-                "protocol": {**shared, **metric.protocol},
-            }
-            if metric.classes:
-                metrics[name]["classes"] = {of: vars(one) for of, one in metric.classes.items()}
+            metrics[name] = replace(metric, protocol={**shared, **metric.protocol})
         maps |= group.maps(held_out, train)
     return metrics, maps
 

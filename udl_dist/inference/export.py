@@ -19,8 +19,7 @@ from udl_dist.core.files import finish_folder, partial_folder
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation import pictures
 from udl_dist.inference import card, formats, hub_folder, layout
-from udl_dist.inference.calibration import calibration
-from udl_dist.inference.latents import latent_statistics
+from udl_dist.inference.calibration import calibration, latent_statistics
 from udl_dist.inference.model import Model, load
 from udl_dist.inference.outcome import Outcome, outcome
 from udl_dist.inference.sources import as_batch, open_run
@@ -225,4 +224,4 @@ def _difference(model: Model, again: Model, images: Tensor) -> float:
     if model.can("sample"):
         # The same seed, so the same latents.
         pairs.append((model.sample(CHECKED_IMAGES), again.sample(CHECKED_IMAGES)))
-    return max(float((one - other).abs().max()) for one, other in pairs)
+    return formats.greatest_difference(pairs)

@@ -17,10 +17,10 @@ from udl_dist.data.packing.prepare import prepare
 from udl_dist.data.settings import DataSettings
 from udl_dist.errors import DataError, UsageError
 from udl_dist.evaluation.extractor import Classifier
+from udl_dist.evaluation.settings import ExtractorSettings
 from udl_dist.inference.inputs import scaled
 from udl_dist.inference.model import BATCH_IMAGES
 from udl_dist.inference.outcome import Outcome, Progress, writing
-from udl_dist.inference.settings import ExtractorSettings
 
 MOST_CLASSES = 10_000
 LEAST_SIZE = 8  # pixels

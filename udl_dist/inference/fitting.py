@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from udl_dist.core import files, rng
-from udl_dist.core.files import whole_file
 from udl_dist.data.loader.reader import Stream
 from udl_dist.errors import DataError, UsageError
 from udl_dist.evaluation.distribution import Distribution
@@ -24,7 +23,7 @@ from udl_dist.inference.layout import CODES, PRIOR, PRIOR_FACTS
 from udl_dist.inference.mixture import Mixture
 from udl_dist.inference.model import BATCH_IMAGES, OUTLIER_FACTOR, Model
 from udl_dist.inference.outcome import Outcome, Progress, outcome, writing
-from udl_dist.inference.sources import open_run
+from udl_dist.inference.sources import at_most, open_run
 from udl_dist.methods.metrics import descriptor
 from udl_dist.methods.metrics.frechet import between
 
@@ -188,7 +187,7 @@ def fit_outliers(model: Model, neighbours: int, progress: Progress) -> Outcome:
     codes = ReferenceCodes.fit(_codes(model, stream, MOST_CODES, progress), neighbours)
     path = model.origin.folder / CODES
     # The hash of the weights goes into the file: codes of another checkpoint are ignored.
-    with writing(model.origin.folder), whole_file(path) as file:
+    with writing(model.origin.folder), files.whole_file(path) as file:
         file.write(codes.as_bytes(model.origin.weights))
     said = [
         f"{count:,} codes, {neighbours} neighbours: {path}",
@@ -211,14 +210,9 @@ def _streams(model: Model, cure: str) -> tuple[Stream, Stream | None]:
 def _codes(model: Model, stream: Stream, most: int, progress: Progress) -> Tensor:  # [N, Z]
     """The codes of all images, or of `most` of them drawn at random."""
     count = min(stream.records, most)
-    everything = stream.records <= most
     codes: list[Tensor] = []
-    # `batches` is in random order, so its first images are a random part.
-    for records in stream.once(BATCH_IMAGES) if everything else stream.batches(0, BATCH_IMAGES):
+    for records in at_most(stream, most):
         codes.append(model.codes(scaled(records.images)))
-        # The last batch may hold more than asked for, or fewer.
-        done = min(len(codes) * BATCH_IMAGES, count)
-        progress(done, count)
-        if done == count:
-            break
-    return torch.cat(codes)[:count]
+        # The last batch may hold fewer.
+        progress(min(len(codes) * BATCH_IMAGES, count), count)
+    return torch.cat(codes)

@@ -178,10 +178,11 @@ class Follower:
             )
         best_images = self._best(metrics)
         names = [best] if best else list(next(iter(metrics.values())))[:COLUMNS]
-        rows = [f"{'images':>12}  " + "  ".join(f"{name:>16}" for name in names)]
+        cells = [["images", *names]]
         for images, values in metrics.items():
-            cells = (f"{values[name]:.5g}" if name in values else "–" for name in names)
-            rows.append(f"{images:>12,}  " + "  ".join(f"{cell:>16}" for cell in cells))
+            numbers = (f"{values[name]:.5g}" if name in values else "–" for name in names)
+            cells.append([f"{images:,}", *numbers])
+        rows = io.aligned(cells)
         if best_images is not None:
             copied = f"a copy stays (--checkpoint {best_images})"
             rows.append(f"best {best}: after {best_images:,} images, {copied}")

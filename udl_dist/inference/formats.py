@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,15 +35,9 @@ class ExportedFunction(nn.Module):
         self.networks = networks
         self._function = function
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self._function(inputs)
-
-
-class LabelledFunction(ExportedFunction):
-    """The same of a conditional method, which takes labels too."""
-
-    def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
-        return self._function(inputs, labels)
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        # Labels are an input of the file of a conditional method alone.
+        return self._function(inputs) if labels is None else self._function(inputs, labels)
 
 
 @dataclass(frozen=True)
@@ -70,13 +64,19 @@ class Traced:
 
     def difference(self, again: Callable[..., Tensor]) -> float:
         """The greatest difference over the whole batch and over its first image alone."""
-        found = []
+        # A batch size that was compiled in shows with another size.
+        counts = (len(self.outputs), 1)
         with torch.no_grad():
-            # A batch size that was compiled in shows with another size.
-            for count in (len(self.outputs), 1):  # the size of a batch is dynamic
-                outputs = again(*(one[:count] for one in self.inputs)).cpu()
-                found.append(float((outputs - self.outputs[:count].cpu()).abs().max()))
-        return max(found)
+            return greatest_difference(
+                (again(*(one[:count] for one in self.inputs)).cpu(), self.outputs[:count].cpu())
+                for count in counts
+            )
+
+
+def greatest_difference(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Between the tensors of each pair; NaN if there is one anywhere."""
+    # torch's maximum of NaN is NaN, Python's depends on the order.
+    return float(torch.stack([(one - other).double().abs().max() for one, other in pairs]).max())
 
 
 def require_onnx() -> None:
@@ -119,7 +119,7 @@ def _traced(model: Model, batch: Batch) -> dict[str, Traced]:
         for name, (function, inputs) in functions.items():
             # Outputs of the networks in memory, which every file is compared with.
             labelled = method.conditional and name != "encoder"
-            module = (LabelledFunction if labelled else ExportedFunction)(method, function)
+            module = ExportedFunction(method, function)
             given = (inputs, labels) if labelled else (inputs,)
             found[name] = Traced(module, given, module(*given))
     return found

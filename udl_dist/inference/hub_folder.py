@@ -19,7 +19,8 @@ from torch import Tensor
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation.io import read_tensors
 from udl_dist.inference import layout
-from udl_dist.inference.latents import LatentStatistics
+from udl_dist.inference.calibration import LatentStatistics
+from udl_dist.inference.formats import greatest_difference
 from udl_dist.inference.model import Model
 from udl_dist.methods.method import Method
 from udl_dist.methods.networks.code_files import one_line, silenced
@@ -108,12 +109,8 @@ def own_difference(model: Model, folder: Path, images: Tensor) -> float:
         if value.is_floating_point()
     }
     again.load_saved(again.saved_tensors() | nothing | read(folder, again))
-    pairs = (
-        (model.encode(images), again.encode(images)),
-        (model.reconstruct(images), again.reconstruct(images)),
-    )
-    # torch's maximum of NaN is NaN, Python's depends on the order.
-    return float(torch.stack([(one - other).double().abs().max() for one, other in pairs]).max())
+    latents = model.encode(images), again.encode(images)
+    return greatest_difference([latents, (model.reconstruct(images), again.reconstruct(images))])
 
 
 def diffusers_difference(model: Model, folder: Path, images: Tensor) -> float | None:

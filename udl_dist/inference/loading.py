@@ -15,7 +15,7 @@ from torch import Tensor
 from udl_dist import experiment as experiments
 from udl_dist import methods
 from udl_dist.core import config_schema
-from udl_dist.data.images.headers import Fit, Shape
+from udl_dist.data.images.headers import Fit
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.evaluation.io import read_tensors
 from udl_dist.evaluation.outliers import ReferenceCodes
@@ -58,9 +58,7 @@ class LoadedModel:
     """A method with its weights, in evaluation mode, and where it comes from."""
 
     method: Method
-    shape: Shape
     origin: Origin
-    latent_dim: int  # 0 without latents
     mixture: Mixture | None
     reference_codes: ReferenceCodes | None
 
@@ -96,7 +94,7 @@ def _open_run(run: RunFolder, asked: str | int, notes: list[str]) -> LoadedModel
     tensors = files["networks"] | files.get("average", {})
     make = MethodMaker(kind, experiment.method, shape, tuple(facts.get("classes", ())))
     method = _filled(make, tensors, path)
-    size = math.prod(method.latent_shape) if method.latent_shape else 0
+    size = latent_dim(method)
     mixture, codes = _fitted_of_run(run.path, size, weights, notes)
     held_out = facts.get("held_out")
     origin = Origin(
@@ -113,7 +111,12 @@ def _open_run(run: RunFolder, asked: str | int, notes: list[str]) -> LoadedModel
         experiment=experiment,
         notes=tuple(notes),
     )
-    return LoadedModel(method, shape, origin, size, mixture, codes)
+    return LoadedModel(method, origin, mixture, codes)
+
+
+def latent_dim(method: Method) -> int:
+    """The numbers in the latent of an image; 0 without latents."""
+    return math.prod(method.latent_shape) if method.latent_shape else 0
 
 
 def _choose(
@@ -175,13 +178,13 @@ def _open_model(folder: Path) -> LoadedModel:
         config=config,
     )
     mixture, codes = None, None
-    size = math.prod(method.latent_shape) if method.latent_shape else 0
+    size = latent_dim(method)
     if layout.PRIOR in files:
         preferred = config.get("mixture_preferred") is True
-        mixture = replace(Mixture.load(folder / layout.PRIOR, size), preferred=preferred)
+        mixture = Mixture.load(folder / layout.PRIOR, size, preferred)
     if layout.CODES in files:
         codes, _ = ReferenceCodes.load(folder / layout.CODES, size)
-    return LoadedModel(method, shape, origin, size, mixture, codes)
+    return LoadedModel(method, origin, mixture, codes)
 
 
 def _filled(make: MethodMaker, tensors: Mapping[str, Tensor], path: Path) -> Method:
@@ -220,8 +223,7 @@ def _fitted_of_run(
     if prior.exists() and facts.exists():
         fitted = json.loads(facts.read_text())
         if fitted.get("weights") == weights:
-            preferred = fitted.get("preferred") is True
-            mixture = replace(Mixture.load(prior, size), preferred=preferred)
+            mixture = Mixture.load(prior, size, fitted.get("preferred") is True)
         else:
             notes.append(
                 f"{layout.PRIOR} was fitted after {fitted.get('images')} images, not to this "

@@ -37,7 +37,7 @@ from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.inference.inputs import scaled
 from udl_dist.inference.model import BATCH_IMAGES, Model, Prior
 from udl_dist.inference.reference_cache import ReferenceCache
-from udl_dist.inference.sources import open_stream
+from udl_dist.inference.sources import at_most, open_stream
 from udl_dist.training.batches import to_batch
 
 # Not the number of workers: sums depend on the parts, and so would the last digits of metrics.
@@ -158,20 +158,11 @@ class Measuring:
 
     def _records(self, split: str, number: int) -> Iterator[tuple[int, Records]]:
         """The batches of a part, and the images before each: all once, or some in random order."""
-        stream, parts = self.streams[split], self._count(split)
-        start, stop = share(self.images[split], number, parts)
-        # All images in their order, which reads shards in sequence.
-        if self.images[split] == stream.records:
-            for records in stream.once(BATCH_IMAGES, number, parts):
-                yield start, records
-                start += len(records.images)
-            return
-        # Some of them: a part of one random order, the same for any number of processes.
-        for records in stream.batches(start, BATCH_IMAGES):
-            yield start, _first(records, stop - start)
-            start += BATCH_IMAGES
-            if start >= stop:
-                return
+        count, parts = self.images[split], self._count(split)
+        start, _ = share(count, number, parts)
+        for records in at_most(self.streams[split], count, number, parts):
+            yield start, records
+            start += len(records.images)
 
 
 def passes(
@@ -232,9 +223,3 @@ def _sampler(model: Model, prior: Prior) -> tuple[Sampler | None, str]:
 def _labelled(stream: Stream) -> bool:
     """Whether the first image has a label: those of a source have them all, or none."""
     return int(next(iter(stream.once(1))).labels[0]) >= 0
-
-
-def _first(records: Records, count: int) -> Records:
-    """The first `count` of a batch."""
-    names = ("images", "records", "keys", "record_keys", "labels")
-    return replace(records, **{name: getattr(records, name)[:count] for name in names})

@@ -58,14 +58,14 @@ class Mixture:
         save_file({name: getattr(self, name).contiguous() for name in TENSORS}, path)
 
     @classmethod
-    def load(cls, path: Path, latent_dim: int) -> Mixture:
+    def load(cls, path: Path, latent_dim: int, preferred: bool) -> Mixture:
         """Read a mixture; raise DataError if it is damaged or of other latents."""
         tensors, _ = read_tensors(path, "mixture", CURE)
         if tensors.keys() != set(TENSORS):
             raise DataError(f"{path} is not a valid mixture: {CURE}")
         # The file may come from anyone: every shape follows from the number of weights.
         count = len(tensors["weights"])
-        mixture = cls(tensors["weights"], tensors["means"], tensors["factors"])
+        mixture = cls(**tensors, preferred=preferred)
         of_means, of_factors = (count, latent_dim), (count, latent_dim, latent_dim)
         if mixture.means.shape != of_means or mixture.factors.shape != of_factors:
             raise DataError(f"{path} is a mixture over other latents than {latent_dim}: {CURE}")

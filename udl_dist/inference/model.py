@@ -14,7 +14,7 @@ from udl_dist.core import rng
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.evaluation import similarity
 from udl_dist.inference.inputs import Labels, as_device, as_images, as_labels, as_latents
-from udl_dist.inference.loading import LoadedModel, open_folder
+from udl_dist.inference.loading import LoadedModel, latent_dim, open_folder
 from udl_dist.inference.mixture import Mixture
 from udl_dist.methods.method import Batch
 from udl_dist.methods.pixels import levels
@@ -38,9 +38,9 @@ class Model:
     """
 
     def __init__(self, loaded: LoadedModel, device: str = "cpu") -> None:
-        self.method, self.shape, self.origin = loaded.method, loaded.shape, loaded.origin
+        self.method, self.origin = loaded.method, loaded.origin
         self.mixture, self.reference_codes = loaded.mixture, loaded.reference_codes
-        self.latent_dim = loaded.latent_dim
+        self.shape, self.latent_dim = self.method.shape, latent_dim(self.method)
         self.device = as_device(device)
         # Opened on the CPU, moved once; inputs follow in batches.
         self.method.to(self.device)

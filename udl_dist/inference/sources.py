@@ -16,6 +16,7 @@ from udl_dist.data.images.coding import decode
 from udl_dist.data.images.fitting import Pixels
 from udl_dist.data.iterables import Batches
 from udl_dist.data.loader.opening import open_streams
+from udl_dist.data.loader.order import share
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.loader.records import Records
 from udl_dist.data.packing.finding import LISTS, TARS
@@ -119,6 +120,26 @@ def open_run(experiment: Experiment) -> tuple[Stream, Stream | None]:
     """The training images of a run and its held-out ones, as they are: without augmentation."""
     data = replace(experiment.data, random_crop=1.0, flip=False)
     return open_streams(prepare(data), experiment.train.seed)
+
+
+def at_most(stream: Stream, most: int, number: int = 0, parts: int = 1) -> Iterator[Records]:
+    """Part `number` of all images in the order of the shards, or of `most` in a random order."""
+    # The order is the same for any number of processes.
+    if stream.records <= most:
+        yield from stream.once(BATCH_IMAGES, number, parts)
+        return
+    start, stop = share(most, number, parts)
+    for records in stream.batches(start, BATCH_IMAGES):
+        yield _first_of(records, stop - start)
+        start += BATCH_IMAGES
+        if start >= stop:
+            return
+
+
+def _first_of(records: Records, count: int) -> Records:
+    """The first `count` of a batch."""
+    names = ("images", "records", "keys", "record_keys", "labels")
+    return replace(records, **{name: getattr(records, name)[:count] for name in names})
 
 
 def keys_of(stream: Stream, records: Records) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -27,22 +27,14 @@ NAMED = 5  # tensors that are named in a line
 
 
 @dataclass(frozen=True)
-class Given:
-    """The tensors of a folder under the names of a method, and what is known of them."""
-
-    tensors: Mapping[str, Tensor]
-    weights: str  # their sha256
-    line: str  # for people
-    facts: Mapping[str, object]  # for `init.json`
-
-
-@dataclass(frozen=True)
 class WarmStart:
     """The tensors that fit, where they come from, and those that keep their own first weights."""
 
-    tensors: Mapping[str, Tensor]
-    origin: Given
-    unmatched: Mapping[str, str]  # name -> why
+    tensors: Mapping[str, Tensor]  # under the names of the method
+    weights: str  # sha256 of all that was there
+    origin: str  # for people
+    facts: Mapping[str, object]  # for `init.json`
+    unmatched: Mapping[str, str] = field(default_factory=dict)  # name -> why
 
     def line(self) -> str:
         """What is copied and what is not, for people."""
@@ -51,7 +43,7 @@ class WarmStart:
             rest[-1] += f" and {len(self.unmatched) - NAMED} more"
         own = f"; first weights of its own for {', '.join(rest)}" if rest else ""
         count, total = len(self.tensors), len(self.tensors) + len(self.unmatched)
-        return f"starts from {count} of {total} tensors of {self.origin.line}{own}"
+        return f"starts from {count} of {total} tensors of {self.origin}{own}"
 
 
 def read(source: str, method: Method) -> WarmStart:
@@ -73,16 +65,19 @@ def read(source: str, method: Method) -> WarmStart:
             "run with the same method.network, or leave it out"
         )
     tensors = {name: given[name] for name in networks if name not in unmatched}
-    return WarmStart(tensors, origin, unmatched)
+    return replace(origin, tensors=tensors, unmatched=unmatched)
 
 
-def _given(source: str, method: Method) -> Given:
+def _given(source: str, method: Method) -> WarmStart:
+    """All tensors of the source."""
     folder = as_path(source)
     if hub_folder.is_hub_folder(folder):
         tensors = hub_folder.read(folder, method)
         sha256 = layout.described(folder / hub_folder.WEIGHTS)["sha256"]
         kind = f"{method.hub().class_name} of diffusers"
-        return Given(tensors, sha256, f"{folder}: {kind}", {"from": str(folder), "method": kind})
+        return WarmStart(
+            tensors, sha256, f"{folder}: {kind}", {"from": str(folder), "method": kind}
+        )
     # As a model is opened for use: its best checkpoint, averaged weights where there are any.
     opened = open_folder(source)
     origin = opened.origin
@@ -91,7 +86,7 @@ def _given(source: str, method: Method) -> Given:
         "method": origin.method,
         "images": origin.images,
     }
-    return Given(opened.method.saved_tensors(), origin.weights, origin.line(), facts)
+    return WarmStart(opened.method.saved_tensors(), origin.weights, origin.line(), facts)
 
 
 def check(experiment: Experiment) -> None:
@@ -114,7 +109,7 @@ def start(source: str, learning: TrainState, ranks: Ranks, folder: RunFolder) ->
     found = read(source, learning.method)
     # 12 hex digits are 48 bits, which a float64 holds exactly. Ranks read the source at different
     # moments, and a run in training may have a new best checkpoint in between.
-    marks = ranks.gather([float(int(found.origin.weights[:12], 16))])
+    marks = ranks.gather([float(int(found.weights[:12], 16))])
     if any(mark != marks[0] for mark in marks):
         raise TrainingError(
             f"train.init_from {source!r} is still being trained, its best checkpoint changed while "
@@ -124,8 +119,8 @@ def start(source: str, learning: TrainState, ranks: Ranks, folder: RunFolder) ->
     learning.start_from(found.tensors)
     if ranks.is_main:
         facts = {
-            **found.origin.facts,
-            "weights": found.origin.weights,
+            **found.facts,
+            "weights": found.weights,
             "taken": sorted(found.tensors),
             "anew": dict(found.unmatched),
         }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from udl_dist.errors import UsageError
-from udl_dist.evaluation.io import clean
+from udl_dist.evaluation.io import aligned, clean
 from udl_dist.reporting import curves
 from udl_dist.reporting.run_reader import RunRecord, read_run
 
@@ -93,13 +93,7 @@ def compare(folders: Sequence[str], out: Path) -> Compared:
 
 def table(title: str, heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
     """Aligned columns: names to the left, values to the right."""
-    cells = [[title, *heads], *([name, *values] for name, values in rows.items())]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for first, *others in cells:
-        right = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-        lines.append("  ".join([first.ljust(widths[0]), *right]).rstrip())
-    return lines
+    return aligned([[title, *heads], *([name, *values] for name, values in rows.items())])
 
 
 def _names(runs: Sequence[RunRecord]) -> list[str]:

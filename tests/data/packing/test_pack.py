@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +114,8 @@ def test_idx_gives_train_and_test_and_the_index_names_the_source(tmp_path: Path)
     assert about.classes == tuple("0123456789") and about.shape == (1, 28, 28)
     assert summary.total_bytes == sum(len(content) for content in files(tmp_path / "out").values())
     assert (
-        "train 60" in summary.lines()[0] and json.loads(json.dumps(asdict(summary)))["shards"] == 2
+        "train 60" in summary.lines()[0]
+        and json.loads(json.dumps(summary.as_dict()))["shards"] == 2
     )
     records = {
         record["__key__"]: record
@@ -224,7 +224,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(28, "No space left on device")
 
     source = str(folder_of_images(tmp_path / "pets", NAMES))
-    monkeypatch.setattr("udl_dist.data.packing.pack.os.fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with refusal(DataError, "No space left on device", repr(str(tmp_path / "out"))):
         pack(source, str(tmp_path / "out"), PackSettings(size=16))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pets"]

@@ -17,9 +17,12 @@ import pytest
 import torch
 
 from tests.launch.test_worker import curves, finished, manifest, wanted
-from tests.storage.served import served
+from tests.storage.served import put, served
 from tests.training import gloo
+from tests.training.learn import packed
+from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.packing.prepare import prepare
+from udl_dist.data.settings import DataSettings
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.launch.worker import work
@@ -30,6 +33,7 @@ from udl_dist.runs.remote_launcher import Launcher
 from udl_dist.runs.remote_node import Node
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.storage import objects
+from udl_dist.storage.uris import is_remote
 from udl_dist.training import checkpoint
 from udl_dist.training.distributed import Ranks
 from udl_dist.training.loop import Report
@@ -341,3 +345,28 @@ def test_storage_that_fails_at_any_call_of_a_save_leaves_whole_checkpoints(
             assert [path.name for path in found] == [written.name]
             return
     raise AssertionError("a save takes more calls than were tried")
+
+
+def test_a_node_with_another_disk_opens_what_the_launcher_has_indexed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = packed(tmp_path / "data")
+    run = Launcher("s3://bucket/runs/indexed", RunFolder(tmp_path / "working"))
+    source = put(data / "train", "unindexed")
+    prepared = prepare(DataSettings(source=source, size=8, held_out=put(data / "val", "val")))
+    assert not any(map(is_remote, (*prepared.train, *prepared.held_out)))
+    there = run.shared(prepared)
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "node"))
+    stream, held_out = open_streams(there, 0)
+    assert stream.records + (held_out.records if held_out else 0) == 70
+    assert next(stream.batches(0, 4)).images.shape == (4, 1, 8, 8)
+    assert run.shared(there) == there
+
+
+def test_what_lies_on_a_disk_stays_there(tmp_path: Path) -> None:
+    prepared = prepare(DataSettings(source=str(packed(tmp_path / "data")), size=8))
+    assert (
+        Launcher("s3://bucket/runs/none", RunFolder(tmp_path / "working")).shared(prepared)
+        == prepared
+    )

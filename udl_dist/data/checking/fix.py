@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from webdataset import TarWriter
 
+from udl_dist.core.files import whole_file
 from udl_dist.data.checking.examine import Examination, Whole
 from udl_dist.data.checking.findings import Damaged
 from udl_dist.data.checking.sources import ShardJob, Sources
@@ -70,29 +71,25 @@ def _copy(
         most_pixels=settings.most_pixels,
     )
     copied, places, damage, lines = 0, set[int](), list[Damaged](), list[str]()
-    with path.open("wb") as file:
-        # encoder: bytes as they are; mtime 0: equal records give equal tars.
-        with TarWriter(file, encoder=False, mtime=0) as writer:
-            for found in examination.run():
-                if isinstance(found, Damaged):
-                    damage.append(found)
-                    continue
-                where = f"shard {name_of(job.path)!r} at byte {found.offset - BLOCK}"
-                where = f"{where}, key {shown(found.key)}"
-                # Examined a second time: no image stayed in memory.
-                if why := dropped.get((job.number, found.offset)):
-                    lines.append(f"{where} {why}")
-                # Damage can put any bytes into a name, also `../`, which `tar x` would follow.
-                elif not is_plain(found.key):
-                    lines.append(f"{where}: its key is not a plain relative name in UTF-8")
-                else:
-                    others = _write(writer, examination.data, found)
-                    lines += [f"{where}: its member {shown(other)} is left out" for other in others]
-                    copied += 1
-                    places |= {found.offset - BLOCK, found.group.at if found.group else 0}
-        file.flush()
-        # Before the folder gets its name.
-        os.fsync(file.fileno())
+    # encoder: bytes as they are; mtime 0: equal records give equal tars.
+    with whole_file(path) as file, TarWriter(file, encoder=False, mtime=0) as writer:
+        for found in examination.run():
+            if isinstance(found, Damaged):
+                damage.append(found)
+                continue
+            where = f"shard {name_of(job.path)!r} at byte {found.offset - BLOCK}"
+            where = f"{where}, key {shown(found.key)}"
+            # Examined a second time: no image stayed in memory.
+            if why := dropped.get((job.number, found.offset)):
+                lines.append(f"{where} {why}")
+            # Damage can put any bytes into a name, also `../`, which `tar x` would follow.
+            elif not is_plain(found.key):
+                lines.append(f"{where}: its key is not a plain relative name in UTF-8")
+            else:
+                others = _write(writer, examination.data, found)
+                lines += [f"{where}: its member {shown(other)} is left out" for other in others]
+                copied += 1
+                places |= {found.offset - BLOCK, found.group.at if found.group else 0}
     if not copied:
         path.unlink()
     # damage to a record that the copy has anyway is not listed

@@ -7,6 +7,7 @@ import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -37,6 +38,9 @@ class Indexed:
     passed_by: int  # hidden files and folders with the name of a shard
     fingerprint: str
     seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return vars(self)
 
     def lines(self) -> list[str]:
         """The counts for people."""

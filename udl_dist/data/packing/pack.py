@@ -7,18 +7,18 @@ and encoders release Python's lock.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from udl_dist.core.config_schema import as_path
-from udl_dist.core.files import finish_folder, partial_folder
+from udl_dist.core.files import finish_folder, partial_folder, whole_file
 from udl_dist.data.images.coding import encode
 from udl_dist.data.images.headers import Shape
 from udl_dist.data.loader import order
@@ -48,6 +48,9 @@ class Summary:
     left_out: tuple[str, ...]  # one line for each damaged image, if they were to be skipped
     ignored: Mapping[str, int]  # files of the source of unknown kinds, by extension
     seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return vars(self)
 
     def lines(self) -> list[str]:
         """The summary for people, what was not packed included."""
@@ -190,20 +193,16 @@ def _write(path: Path, shard: Chosen, settings: PackSettings, report: Report) ->
     from webdataset import TarWriter
 
     left_out = []
-    with path.open("wb") as file:
-        # encoder: bytes as they are; mtime 0: equal sources give equal tars.
-        with TarWriter(file, encoder=False, mtime=0) as writer:
-            for number in shard.numbers.tolist():
-                try:
-                    writer.write(_record(shard.images, number, settings))
-                except DataError as error:
-                    if not settings.skip_damaged:
-                        raise
-                    left_out.append(str(error))
-                report(1)
-        file.flush()
-        # Each shard in its thread, while others encode.
-        os.fsync(file.fileno())
+    # encoder: bytes as they are; mtime 0: equal sources give equal tars.
+    with whole_file(path) as file, TarWriter(file, encoder=False, mtime=0) as writer:
+        for number in shard.numbers.tolist():
+            try:
+                writer.write(_record(shard.images, number, settings))
+            except DataError as error:
+                if not settings.skip_damaged:
+                    raise
+                left_out.append(str(error))
+            report(1)
     if len(left_out) == len(shard.numbers):
         path.unlink()  # none of its images could be read
     return left_out
