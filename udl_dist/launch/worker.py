@@ -9,13 +9,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from udl_dist import methods
 from udl_dist.core import files
+from udl_dist.data.loader.decoded import decoded_bytes
 from udl_dist.data.loader.opening import Prepared, open_streams
 from udl_dist.data.loader.reader import Stream
 from udl_dist.errors import TrainingError, UdlError
@@ -119,7 +122,9 @@ def _train_from_checkpoint(context: WorkerContext, rollbacks: int) -> dict[str, 
     """Train from the newest checkpoint, after `rollbacks` of this run; raise Diverged."""
     experiment, ranks, watchdog = context.experiment, context.ranks, context.watchdog
     memory, seed = batch_memory(ranks.device), experiment.train.seed
-    stream, held_out = open_streams(context.prepared, seed, memory, experiment.evaluate.images)
+    zeros = partial(_decoded_memory, context)
+    prepared, most = context.prepared, experiment.evaluate.images
+    stream, held_out = open_streams(prepared, seed, memory, most, zeros)
     # Everything is made again after a rollback: nothing of the diverged state can stay.
     state = new_train_state(experiment, stream, ranks)
     start, resumed = resume(experiment, context.folder, context.node, ranks, state, stream)
@@ -129,7 +134,8 @@ def _train_from_checkpoint(context: WorkerContext, rollbacks: int) -> dict[str, 
     # Another order from here on, or the run would meet the same batch and diverge again. The data
     # itself was compared above with the order of the experiment.
     if resumed.rollbacks:
-        stream, _ = open_streams(context.prepared, _seed_after(resumed.rollbacks, seed), memory)
+        seed = _seed_after(resumed.rollbacks, seed)
+        stream, _ = open_streams(prepared, seed, memory, zeros=zeros)
     total = experiment.train.length(stream.records)
     if start >= total:  # ended between its last checkpoint and its result
         facts = checkpoint.facts(checkpoint.path_of(context.folder.checkpoints, start))
@@ -163,6 +169,21 @@ def _train_from_checkpoint(context: WorkerContext, rollbacks: int) -> dict[str, 
         if recorder:
             recorder.close()
     return {"images": reports.images, "stopped": stopped, "figures": reports.metrics}
+
+
+def _decoded_memory(context: WorkerContext, wanted: int) -> NDArray[np.uint8]:
+    """The memory for decoded images that the ranks of a machine share; of no bytes if too many
+    were asked for.
+    """
+    settings = context.experiment.data
+    zeros = context.ranks.shared_zeros(decoded_bytes(settings, wanted))
+    asked = settings.decoded_bytes and settings.random_crop == 1
+    if asked and not len(zeros) and context.ranks.is_main:
+        context.folder.say(
+            f"data.decoded_bytes = {settings.decoded_bytes}: there is not as much free memory, so"
+            " images are decoded in every epoch"
+        )
+    return zeros
 
 
 def intervals(experiment: Experiment, total: int, held_out: int) -> Intervals:
