@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -122,9 +121,18 @@ def _train_from_checkpoint(context: WorkerContext, rollbacks: int) -> dict[str, 
     """Train from the newest checkpoint, after `rollbacks` of this run; raise Diverged."""
     experiment, ranks, watchdog = context.experiment, context.ranks, context.watchdog
     memory, seed = batch_memory(ranks.device), experiment.train.seed
-    zeros = partial(_decoded_memory, context)
     prepared, most = context.prepared, experiment.evaluate.images
+
+    def zeros(wanted: int) -> NDArray[np.uint8]:
+        return ranks.shared_zeros(decoded_bytes(experiment.data, wanted))
+
     stream, held_out = open_streams(prepared, seed, memory, most, zeros)
+    decodes = bool(experiment.data.decoded_bytes) and experiment.data.random_crop == 1
+    if ranks.is_main and decodes and not stream.loader.decoded.rows:
+        context.folder.say(
+            f"data.decoded_bytes = {experiment.data.decoded_bytes} is more memory than is free, or"
+            " less than an image takes: images are decoded in every epoch"
+        )
     # Everything is made again after a rollback: nothing of the diverged state can stay.
     state = new_train_state(experiment, stream, ranks)
     start, resumed = resume(experiment, context.folder, context.node, ranks, state, stream)
@@ -169,21 +177,6 @@ def _train_from_checkpoint(context: WorkerContext, rollbacks: int) -> dict[str, 
         if recorder:
             recorder.close()
     return {"images": reports.images, "stopped": stopped, "figures": reports.metrics}
-
-
-def _decoded_memory(context: WorkerContext, wanted: int) -> NDArray[np.uint8]:
-    """The memory for decoded images that the ranks of a machine share; of no bytes if too many
-    were asked for.
-    """
-    settings = context.experiment.data
-    zeros = context.ranks.shared_zeros(decoded_bytes(settings, wanted))
-    asked = settings.decoded_bytes and settings.random_crop == 1
-    if asked and not len(zeros) and context.ranks.is_main:
-        context.folder.say(
-            f"data.decoded_bytes = {settings.decoded_bytes}: there is not as much free memory, so"
-            " images are decoded in every epoch"
-        )
-    return zeros
 
 
 def intervals(experiment: Experiment, total: int, held_out: int) -> Intervals:
