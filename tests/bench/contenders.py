@@ -18,6 +18,7 @@ from PIL import Image
 
 from udl_dist.data.images.coding import decode_into
 from udl_dist.data.images.headers import Shape
+from udl_dist.data.loader.decoded import no_memory, own_zeros
 from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.data.settings import DataSettings
@@ -26,8 +27,8 @@ BATCH = 64
 Batches = Iterator[Any]
 
 
-def ours(source: Path, shape: Shape, readers: int = 0) -> Batches:
-    """udl_dist, checksums on and order mixed, as always."""
+def ours(source: Path, shape: Shape, readers: int = 0, seen: bool = False) -> Batches:
+    """udl_dist, checksums on and order mixed, as always; `seen`: from the second epoch on."""
     settings = DataSettings(
         str(source),
         size=shape[1],
@@ -35,8 +36,9 @@ def ours(source: Path, shape: Shape, readers: int = 0) -> Batches:
         readers=readers,
         held_out_fraction=0.0,
     )
-    stream, _ = open_streams(prepare(settings), 0)
-    yield from (records.images for records in stream.batches(0, BATCH))
+    stream, _ = open_streams(prepare(settings), 0, zeros=own_zeros(settings) if seen else no_memory)
+    batches = (records.images for records in stream.batches(0, BATCH))
+    yield from itertools.islice(batches, stream.records // BATCH + 1 if seen else 0, None)
 
 
 def fitted(image: Image.Image, shape: Shape) -> np.ndarray[Any, Any]:

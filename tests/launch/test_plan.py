@@ -182,3 +182,19 @@ def test_the_plan_prints_the_flops_of_an_image(source: Path) -> None:
         "flops        11,008 an image and step, forward and backward of every phase"
         in planned.lines()
     )
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ({}, "once: 1 of the images stay in memory, 0.0 MiB a machine"),
+        ({"data__decoded_bytes": "1664"}, "once: 0.5 of the images stay"),
+        ({"data__decoded_bytes": "0"}, "in every epoch"),
+        ({"data__random_crop": "0.5"}, "in every epoch"),
+    ],
+)
+def test_the_plan_says_which_images_are_decoded_once(
+    flags: dict[str, str], line: str, source: Path
+) -> None:
+    lines = plans.plan(asked("ae", source, **flags)).lines()
+    assert any(each.startswith("decoded ") and line in each for each in lines), lines

@@ -94,3 +94,14 @@ def test_a_run_that_waits_for_its_images_says_what_is_slow(tmp_path: Path) -> No
     ]
     assert len(advised) == 1, "said once a run"
     assert "decode: raise data.readers from 0" in advised[0]
+
+
+def test_decoded_bytes_that_hold_nothing_are_said_and_the_run_goes_on(tmp_path: Path) -> None:
+    source = packed(tmp_path / "data")
+    for amount, said in (("0", False), ("10", True), ("auto", False)):
+        folder = tmp_path / amount
+        flags = {"data__decoded_bytes": amount, "train__total_images": "24"}
+        assert finished(wanted("ae", source, folder, **flags))["images"] == 24
+        messages = folder / "messages.log"
+        line = "data.decoded_bytes = 10 is more memory than is free, or less than an image takes"
+        assert (messages.exists() and line in messages.read_text()) == said

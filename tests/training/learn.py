@@ -12,6 +12,7 @@ import torch
 
 from udl_dist import experiment as experiments
 from udl_dist import methods
+from udl_dist.data.loader.decoded import decoded_bytes
 from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.packing.pack import pack
 from udl_dist.data.packing.prepare import prepare
@@ -122,7 +123,10 @@ class Run:
     ) -> None:
         self.experiment = experiment
         self.ranks = ranks or Ranks()
-        self.stream, self.held_out = open_streams(prepare(experiment.data), experiment.train.seed)
+        data, seed, shared = experiment.data, experiment.train.seed, self.ranks.shared_zeros
+        self.stream, self.held_out = open_streams(
+            prepare(data), seed, zeros=lambda wanted: shared(decoded_bytes(data, wanted))
+        )
         torch.manual_seed(experiment.train.seed)
         kind = kind or methods.find(experiment.method_name)
         method = kind(experiment.method, self.stream.shape, self.stream.classes)

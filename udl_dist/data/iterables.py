@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from udl_dist.data.loader.decoded import own_zeros
 from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.loader.records import Records
@@ -132,4 +133,4 @@ def _loader_worker() -> tuple[int, int]:
 def _opened(source: str, seed: int, settings: dict[str, Any]) -> Stream:
     # Another loop has its own validation set; without this a tenth of the images would be missing.
     data = replace(DataSettings(), source=source, **{"held_out_fraction": 0.0, **settings})
-    return open_streams(prepare(data), seed)[0]
+    return open_streams(prepare(data), seed, zeros=own_zeros(data))[0]

@@ -12,7 +12,7 @@ from udl_dist.data.images.headers import HIGHEST_LIMIT, LIMIT_IN_WORDS, MOST_PIX
 from udl_dist.data.shards.naming import IMAGE_IN_WORDS, KEY_DOT_IN_WORDS, KeyDot, Naming
 from udl_dist.errors import UsageError
 from udl_dist.storage.transfers import Limits
-from udl_dist.storage.uris import scheme_of
+from udl_dist.storage.uris import absolute
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,12 @@ class DataSettings:
         0, "local copies of what object storage gave, at most; 0: none", low=0
     )
     storage: Limits = setting(Limits, "how long object storage is waited for")
+    decoded_bytes: int | str = setting(
+        "auto",
+        "a machine's memory for decoded images, which later epochs copy; auto: as many as there"
+        " are, in half of the free memory; 0: none",
+        low=0,
+    )
     readers: int = setting(
         1, "threads that read and decode ahead; 0: the training loop does it", low=0, high=256
     )
@@ -102,16 +108,18 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         refuse_other_size("data.size", self.size)
+        if isinstance(self.decoded_bytes, str) and self.decoded_bytes != "auto":
+            raise UsageError(f"data.decoded_bytes = {self.decoded_bytes!r}: say a number, or auto")
 
     def absolute(self) -> DataSettings:
         """The same settings with absolute paths, so that they hold in another working folder."""
         return replace(
             self,
-            source=_absolute(self.source),
-            more_sources=tuple(map(_absolute, self.more_sources)),
-            held_out=_absolute(self.held_out),
-            keys=_absolute(self.keys),
-            cache=_absolute(self.cache),
+            source=absolute(self.source),
+            more_sources=tuple(map(absolute, self.more_sources)),
+            held_out=absolute(self.held_out),
+            keys=absolute(self.keys),
+            cache=absolute(self.cache),
         )
 
     @property
@@ -231,15 +239,6 @@ class CheckSettings:
     threads: int = setting(
         0, "threads that read, one shard each at a time; 0: one per CPU", low=0, high=256
     )
-
-
-def _absolute(source: str) -> str:
-    """A path made absolute, each of several that `::` joins; URIs stay."""
-    if source in ("", "digits"):
-        return source
-    # A file may have `::` in its name: what exists is one source.
-    parts = source.split("::") if "::" in source and not as_path(source).exists() else [source]
-    return "::".join(part if scheme_of(part) else str(as_path(part)) for part in parts)
 
 
 def cache_folder(cache: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass
-from math import ceil
+from math import ceil, prod
 
 from udl_dist import methods
 from udl_dist.data.packing.prepare import settled, survey
@@ -47,6 +47,8 @@ class Plan:
     eager: tuple[str, ...]  # networks that train.compile leaves out
     flops_per_image: int  # of a step, forward and backward; a multiply-add is two; 0: unknown
     memory_bytes: int
+    decoded_share: float  # of the records that stay decoded in memory
+    decoded_bytes: int  # that they take
     validation_images: int  # held-out images that a validation sees
     validate_images: int  # images between validations
     validation_share: float  # of the run, estimated
@@ -94,6 +96,7 @@ class Plan:
             f"workers      {self.workers}, {share} images each a step"
             + elastic * (self.determinism == "elastic"),
             f"memory       about {self.memory_bytes / 2**20:,.0f} MiB a worker",
+            self._decoded(),
             *(f"warning      {warning}" for warning in self.warnings),
         ]
         return [line for line in lines if line]
@@ -102,6 +105,14 @@ class Plan:
         if not self.flops_per_image:
             return "not known, nor is the memory of a step: a loss needs numbers to run"
         return f"{self.flops_per_image:,} an image and step, forward and backward of every phase"
+
+    def _decoded(self) -> str:
+        if not self.decoded_bytes:
+            return "decoded      in every epoch (data.decoded_bytes, data.random_crop)"
+        return (
+            f"decoded      once: {self.decoded_share:.3g} of the images stay in memory,"
+            f" {self.decoded_bytes / 2**20:,.1f} MiB a machine"
+        )
 
     def _validations(self) -> str:
         if not self.validation_images:
@@ -175,6 +186,7 @@ def plan(experiment: Experiment) -> Plan:
         )
     refuse_best(run.best, seen.held_out_records)
     # Imports torch, which takes a second or two, after all that can be refused without it.
+    from udl_dist.data.loader.decoded import decoded_bytes
     from udl_dist.methods.networks import sizes
 
     kind = methods.find(experiment.method_name)
@@ -191,6 +203,8 @@ def plan(experiment: Experiment) -> Plan:
     evaluated = experiment.evaluate.seen(seen.held_out_records)
     interval = experiment.evaluate.interval(total, evaluated)
     validations = ceil(total / interval) if evaluated else 0
+    wanted = seen.records * prod(experiment.data.shape)
+    kept = decoded_bytes(experiment.data, wanted)
     # The largest share of a step is that of the smallest group.
     share = ceil(train.batch_size / least)
     parameters = {
@@ -226,6 +240,8 @@ def plan(experiment: Experiment) -> Plan:
         memory_bytes=IDLE_BYTES
         + FLOAT_BYTES * copies * sum(parameters.values())
         + rows * cost.activation_bytes,
+        decoded_share=kept / max(1, wanted),
+        decoded_bytes=kept,
         validation_images=evaluated,
         validate_images=interval,
         validation_share=validations * evaluated * COST / total,

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from udl_dist import methods
 from udl_dist.core import files
+from udl_dist.data.loader.decoded import decoded_bytes
 from udl_dist.data.loader.opening import Prepared, open_streams
 from udl_dist.data.loader.reader import Stream
 from udl_dist.errors import TrainingError, UdlError
@@ -119,7 +121,18 @@ def _train_from_checkpoint(context: WorkerContext, rollbacks: int) -> dict[str, 
     """Train from the newest checkpoint, after `rollbacks` of this run; raise Diverged."""
     experiment, ranks, watchdog = context.experiment, context.ranks, context.watchdog
     memory, seed = batch_memory(ranks.device), experiment.train.seed
-    stream, held_out = open_streams(context.prepared, seed, memory, experiment.evaluate.images)
+    prepared, most = context.prepared, experiment.evaluate.images
+
+    def zeros(wanted: int) -> NDArray[np.uint8]:
+        return ranks.shared_zeros(decoded_bytes(experiment.data, wanted))
+
+    stream, held_out = open_streams(prepared, seed, memory, most, zeros)
+    decodes = bool(experiment.data.decoded_bytes) and experiment.data.random_crop == 1
+    if ranks.is_main and decodes and not stream.loader.decoded.rows:
+        context.folder.say(
+            f"data.decoded_bytes = {experiment.data.decoded_bytes} is more memory than is free, or"
+            " less than an image takes: images are decoded in every epoch"
+        )
     # Everything is made again after a rollback: nothing of the diverged state can stay.
     state = new_train_state(experiment, stream, ranks)
     start, resumed = resume(experiment, context.folder, context.node, ranks, state, stream)
@@ -129,7 +142,8 @@ def _train_from_checkpoint(context: WorkerContext, rollbacks: int) -> dict[str, 
     # Another order from here on, or the run would meet the same batch and diverge again. The data
     # itself was compared above with the order of the experiment.
     if resumed.rollbacks:
-        stream, _ = open_streams(context.prepared, _seed_after(resumed.rollbacks, seed), memory)
+        seed = _seed_after(resumed.rollbacks, seed)
+        stream, _ = open_streams(prepared, seed, memory, zeros=zeros)
     total = experiment.train.length(stream.records)
     if start >= total:  # ended between its last checkpoint and its result
         facts = checkpoint.facts(checkpoint.path_of(context.folder.checkpoints, start))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote
 
+from udl_dist.core.config_schema import as_path
 from udl_dist.errors import UsageError
 
 BUCKETS = ("s3", "gs", "az")
@@ -111,6 +112,15 @@ def public(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [public(each) for each in value]
     return name_of(value) if isinstance(value, str) and is_web(value) else value
+
+
+def absolute(source: str) -> str:
+    """A path made absolute, each of several that `::` joins; URIs, "" and "digits" stay."""
+    if source in ("", "digits"):
+        return source
+    # A file may have `::` in its name: what exists is one source.
+    parts = source.split("::") if "::" in source and not as_path(source).exists() else [source]
+    return "::".join(part if scheme_of(part) else str(as_path(part)) for part in parts)
 
 
 def joined(uri: str, name: str) -> str:

@@ -119,7 +119,7 @@ class FiniteGuard:
         # One bad phase rejects the step, but phases before it have moved their networks.
         sums = [torch.cat([*step.sums.values()])] if step.sums else []
         flags = [*step.flags, *((~flat.isfinite().all()).float() for flat in sums)]
-        step.rejected = torch.stack(flags).amax()
+        step.rejected = flags[0] if len(flags) == 1 else torch.stack(flags).amax()
         if self._ranks.device.type == "cuda":
             # Pinned: a copy to ordinary memory would wait for the device.
             on_host = torch.empty_like(step.rejected, device="cpu", pin_memory=True)

@@ -85,15 +85,19 @@ class Stepper:
 
     def _update(self, work: PhaseStep, rates: Rates) -> None:
         """Gradients of one phase, their norm and the optimiser."""
-        phase = work.phase
+        phase, parameters = work.phase, work.phase.parameters()
         # The generator's backward goes through the discriminator and must leave no gradient there.
-        phase.unfreeze_only_its_networks(self.state.method)
-        phase.optimizer.zero_grad(set_to_none=True)
+        # A lone phase has its networks from the start: each call walks over all their modules.
+        if len(self.state.phases) > 1:
+            phase.unfreeze_only_its_networks(self.state.method)
+        for (
+            parameter
+        ) in parameters:  # `zero_grad` spends longer on its profiling hooks than on this
+            parameter.grad = None
         if self.state.virtual_ranks:
             self._elastic_gradients(work)
         else:
             self._averaged_gradients(work)
-        parameters = phase.parameters()
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         self.guard.check(norm, phase.optimizer, self.settings.skip_norm)
         # The norm of the whole batch, after the sum over ranks: before it, ranks would clip apart.

@@ -77,6 +77,7 @@ class TrainState:
         if settings.compile:
             _compile(method, _has_uneven_parts(settings, virtual_ranks, ranks))
         self.phases = [self._phase_state(phase, settings, ranks) for phase in method.phases()]
+        self.phases[0].unfreeze_only_its_networks(method)
 
     def _phase_state(self, phase: Phase, settings: TrainSettings, ranks: Ranks) -> PhaseState:
         module = LossModule({name: self.method.networks[name] for name in phase.trains})
@@ -134,8 +135,8 @@ class TrainState:
                 with torch.no_grad():
                     torch._foreach_lerp_(weights, list(now.parameters()), weight)
             # Running statistics are averages already, and counters are integers.
-            for buffer, current in zip(mean.buffers(), now.buffers(), strict=True):
-                buffer.copy_(current)
+            if buffers := list(mean.buffers()):
+                torch._foreach_copy_(buffers, list(now.buffers()))
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All state by file and name: `networks`, `average`, and `optimizer-N` for each phase."""

@@ -133,8 +133,6 @@ def test_images_of_training_size_come_through_untouched(channels: int, kind: str
     made = np.stack([pixels(channel, 28, 28) for channel in range(channels)])
     data, raw_shape = encode(made, kind, 90), made.shape if kind == "raw" else None  # type: ignore[arg-type]
     assert np.array_equal(into(data, made.shape, raw_shape=raw_shape), made)
-    mirrored = into(data, made.shape, raw_shape=raw_shape, mirrored=True)
-    assert np.array_equal(mirrored, made[:, :, ::-1])
 
 
 @pytest.mark.parametrize("kind", ["raw", "npy"])
@@ -144,18 +142,6 @@ def test_bare_pixels_of_another_size_are_fitted(kind: str) -> None:
     for shape in ((1, 28, 28), (3, 28, 28)):
         exact = decode(data, shape, "pad", raw_shape)
         assert decibels(into(data, shape, "pad", raw_shape=raw_shape), exact) > LEAST_DB
-
-
-@pytest.mark.parametrize("fit", ["crop", "pad"])
-@pytest.mark.parametrize("size", [(500, 375), (40, 30), (28, 28)])
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_mirrored_row_is_the_row_mirrored(kind: str, size: tuple[int, int], fit: Fit) -> None:
-    data = encoded(detailed(*size), kind)
-    straight, mirrored = (
-        into(data, (3, 28, 28), fit, mirrored=flag).astype(int) for flag in (False, True)
-    )
-    assert np.abs(straight[:, :, ::-1] - mirrored).max() <= 2
-    assert np.abs(straight - mirrored).max() > 20
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])

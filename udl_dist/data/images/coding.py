@@ -38,6 +38,8 @@ from udl_dist.errors import DataError
 
 # Enough to see whether any pixel has colour.
 THUMBNAIL: Shape = (3, 32, 32)
+# 64 x 64 gray.
+SMALL = 4096  # pixels up to which one copy of a whole batch is faster than a call per image
 # 50 MB as RGB, in each thread that packs.
 WHOLE = 2**24  # pixels up to which `decode` decodes all of a JPEG
 
@@ -67,13 +69,12 @@ def decode(
     return fit_pixels(raster[None] if raster.ndim == 2 else raster.transpose(2, 0, 1), shape, fit)
 
 
-def decode_into(  # noqa: PLR0913  (called once an image: an object of settings would cost time)
+def decode_into(
     row: Pixels,
     data: bytes,
     fit: Fit,
     raw_shape: Shape | None = None,
     crop: F64 | None = None,
-    mirrored: bool = False,
     most_pixels: int = MOST_PIXELS,
 ) -> None:
     """Decode one image into `row` [C, H, W] of a batch; a drawn `crop` replaces `fit`.
@@ -88,21 +89,21 @@ def decode_into(  # noqa: PLR0913  (called once an image: an object of settings 
         channels, height, width = row.shape
         raster = as_raster(_stored(data, (channels, height, width), raw_shape))
         if crop is None and raster.shape[:2] == (height, width):
-            return copy_into(row, raster, mirrored)
+            return copy_into(row, raster)
         planned = plan(raster.shape[1], raster.shape[0], row, fit, crop)
-        return fit_into(row, Decoded(raster), planned, mirrored)
+        return fit_into(row, Decoded(raster), planned)
     # For gray rows libjpeg is asked for luma alone, which needs no colour conversion.
     gray = row.shape[0] == 1
     if crop is None and header.upright == row.shape[:0:-1]:  # nothing to resize: no plan
         raster = decode_raster(data, header, gray, 1.0, most_pixels).raster
-        return copy_into(row, raster, mirrored)
+        return copy_into(row, raster)
     planned = plan(*header.upright, row, fit, crop)
     # Planned before decoding, since the plan says at which scale to decode.
     decoded = decode_raster(data, header, gray, planned.least, most_pixels)
     # Of such a header the orientation is not known, so width and height may have changed places.
     if not header.plain:  # Pillow may have turned it
         planned = plan(decoded.raster.shape[1], decoded.raster.shape[0], row, fit, crop)
-    fit_into(row, decoded, planned, mirrored)
+    fit_into(row, decoded, planned)
 
 
 def stored_shape(data: bytes, most_pixels: int = MOST_PIXELS) -> Shape:
@@ -131,6 +132,29 @@ def _stored(data: bytes, shape: Shape, raw_shape: Shape | None) -> Pixels:
     if stored != shape and stored[0] in (1, 3) and stored[2] in (1, 3) and stored[1] > 1:
         raise DataError(f"is an npy of shape {stored}: are its channels first or last?")
     return pixels if stored[0] in (1, 3) else pixels.transpose(2, 0, 1)
+
+
+def copy_bare(payloads: list[bytes], images: Pixels) -> bool:
+    """Copy pixels that follow equal headers (raw: of 0 bytes) into a batch; False if they do not.
+
+    The header of an npy has the shape, so equal headers mean equal layouts.
+    """
+    if not payloads:
+        return True
+    pixels = images[0].size
+    # Bytes in front of the pixels: 0 of raw, usually 128 of npy.
+    head = len(payloads[0]) - pixels
+    if head < 0 or any(len(payload) != head + pixels for payload in payloads):
+        return False
+    rows = images.reshape(len(payloads), pixels)
+    if pixels < SMALL:
+        table = np.frombuffer(b"".join(payloads), np.uint8).reshape(len(payloads), head + pixels)
+        rows[:] = table[:, head:]
+        return not head or bool((table[:, :head] == table[0, :head]).all())
+    first = payloads[0][:head]
+    for row, payload in zip(rows, payloads, strict=True):
+        row[:] = np.frombuffer(payload, np.uint8, pixels, head)
+    return all(payload.startswith(first) for payload in payloads)
 
 
 def encode(pixels: Pixels, kind: Format, quality: int) -> bytes:  # [C, H, W] ->

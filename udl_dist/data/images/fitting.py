@@ -1,4 +1,4 @@
-"""Rasters into rows of a batch: cropped, resized, mirrored, channels first; and the random crops.
+"""Rasters into rows of a batch: cropped, resized, channels first; and the random crops.
 
 Shrinking is antialiased as Pillow's bilinear filter does it, a triangle as wide as the step. Here
 that is a blur of three taps and a linear interpolation, which together have the triangle's
@@ -138,20 +138,18 @@ def fit_pixels(pixels: Pixels, shape: Shape, fit: Fit) -> Pixels:  # [C, H, W] -
     row = np.zeros(shape, np.uint8)
     planned = plan(raster.shape[1], raster.shape[0], row, fit)
     part = _by_pillow(raster, planned.box, planned.width, planned.height)
-    copy_into(planned.within(row), part, False)
+    copy_into(planned.within(row), part)
     return row
 
 
-def copy_into(row: Pixels, raster: Raster, mirrored: bool) -> None:
+def copy_into(row: Pixels, raster: Raster) -> None:
     """Copy a raster of the row's size into it; gray becomes equal channels, and colour gray."""
     if raster.ndim == 3 and row.shape[0] == 1:
         raster = opencv().cvtColor(raster, opencv().COLOR_RGB2GRAY)
-    # A view: the assignment below then copies and mirrors at once.
-    raster = raster[:, ::-1] if mirrored else raster
     row[...] = raster if raster.ndim == 2 else raster.transpose(2, 0, 1)
 
 
-def fit_into(row: Pixels, decoded: Decoded, planned: Placement, mirrored: bool) -> None:
+def fit_into(row: Pixels, decoded: Decoded, planned: Placement) -> None:
     """Write the planned part of a decoded image into its row."""
     raster, scale, left, top = decoded
     if raster.ndim == 3 and row.shape[0] == 1:
@@ -166,22 +164,22 @@ def fit_into(row: Pixels, decoded: Decoded, planned: Placement, mirrored: bool) 
     )
     # The usual case, without a border: straight into the row.
     if (height, width) == row.shape[1:]:
-        return _resize(row, raster, window, mirrored)
+        return _resize(row, raster, window)
     part = np.empty((row.shape[0], height, width), np.uint8)
-    _resize(part, raster, window, mirrored)
+    _resize(part, raster, window)
     row[...] = 0
     planned.within(row)[...] = part
 
 
-def _resize(row: Pixels, raster: Raster, window: Box, mirrored: bool) -> None:
+def _resize(row: Pixels, raster: Raster, window: Box) -> None:
     left, top = int(window.left), int(window.top)
     _, height, width = row.shape
     # Whole pixels of the right size: copied, not interpolated, so stored pixels come out exactly.
     if window == (left, top, width, height):
-        return copy_into(row, raster[top : top + height, left : left + width], mirrored)
+        return copy_into(row, raster[top : top + height, left : left + width])
     if max(window.width / width, window.height / height) > LONGEST_STEP:
-        return copy_into(row, _by_pillow(raster, window, width, height), mirrored)
-    _interpolate(row, raster, window, mirrored)
+        return copy_into(row, _by_pillow(raster, window, width, height))
+    _interpolate(row, raster, window)
 
 
 def _by_pillow(raster: Raster, window: Box, width: int, height: int) -> Raster:
@@ -195,7 +193,7 @@ def _by_pillow(raster: Raster, window: Box, width: int, height: int) -> Raster:
     )
 
 
-def _interpolate(row: Pixels, raster: Raster, window: Box, mirrored: bool) -> None:
+def _interpolate(row: Pixels, raster: Raster, window: Box) -> None:
     cv2 = opencv()
     channels, height, width = row.shape
     left, top = max(0, int(window.left) - 2), max(0, int(window.top) - 2)  # a margin for the taps
@@ -209,9 +207,12 @@ def _interpolate(row: Pixels, raster: Raster, window: Box, mirrored: bool) -> No
             raster, -1, _taps(across), _taps(down), borderType=cv2.BORDER_REPLICATE
         )
     # Pixel x of the row has its centre at x + 1/2, and so has a pixel of the raster.
-    first = window.left - left + across / 2 - 0.5
-    line = [-across, 0, first + across * (width - 1)] if mirrored else [across, 0, first]
-    matrix = np.array([line, [0, down, window.top - top + down / 2 - 0.5]])
+    matrix = np.array(
+        [
+            [across, 0, window.left - left + across / 2 - 0.5],
+            [0, down, window.top - top + down / 2 - 0.5],
+        ]
+    )
     # Gray is warped straight into the row; of colour OpenCV makes [H, W, C], split into it below.
     flat = row[0] if raster.ndim == 2 else None
     made = cv2.warpAffine(

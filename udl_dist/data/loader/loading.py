@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udl_dist.core.rng import chain
-from udl_dist.data.images.coding import decode_into
-from udl_dist.data.images.fitting import Pixels, crops
+from udl_dist.data.images.coding import copy_bare, decode_into
+from udl_dist.data.images.fitting import F64, crops
 from udl_dist.data.images.headers import HIGHEST_LIMIT, read_header
 from udl_dist.data.loader import order
+from udl_dist.data.loader.decoded import DecodedRows, Zeros, no_memory
 from udl_dist.data.loader.records import I64, Allocate, Records, StageSeconds
 from udl_dist.data.settings import DataSettings
 from udl_dist.data.shards.index import Index
@@ -27,8 +28,6 @@ from udl_dist.data.shards.reading import Loaded, RemoteAccess, Shards
 from udl_dist.errors import DataError
 from udl_dist.storage.uris import name_of
 
-# 64 x 64 gray.
-SMALL = 4096  # pixels up to which one copy of a whole batch is faster than a call per image
 TRIES = 100  # substitutes for one damaged record, each as likely damaged as any
 LOOKED_AT = 256  # records whose lengths are averaged: each is a page of the index on disk
 
@@ -105,13 +104,19 @@ class Loader:
     """Loads plans over data sets; number k of set i is `starts[i] + k` of all."""
 
     def __init__(
-        self, datasets: Sequence[Dataset], settings: DataSettings, seed: int, allocate: Allocate
+        self,
+        datasets: Sequence[Dataset],
+        settings: DataSettings,
+        seed: int,
+        allocate: Allocate,
+        zeros: Zeros = no_memory,
     ) -> None:
         self.datasets, self.settings, self.seed, self._allocate = datasets, settings, seed, allocate
         self.starts = np.cumsum([0] + [dataset.records for dataset in datasets])
         # Numbers in reports count the records of the index, chosen or not: they lead to a shard.
         self._record_starts = np.cumsum([0] + [dataset.index.records for dataset in datasets])
         self.spent = StageSeconds()
+        self.decoded = DecodedRows(int(self.starts[-1]), settings.shape, zeros)
 
     def load(self, plan: BatchPlan, sources: Sequence[RecordSource]) -> Records:
         """Load one batch; raise DataError for a damaged record, unless another may replace it."""
@@ -125,6 +130,10 @@ class Loader:
             batch.damaged.update(self._fill(batch, rows, plan, number, sources[number]))
         for row in sorted(batch.damaged):
             self._replace(batch, row, plan)
+        if plan.augmented and self.settings.flip:
+            # After all else: decoded rows are kept as they are, and mirrored in half of the epochs.
+            flipped = order.flips(keys)
+            images[flipped] = images[flipped, :, :, ::-1]
         return batch
 
     def samples(self, plan: BatchPlan, sources: Sequence[RecordSource]) -> list[dict[str, Any]]:
@@ -148,12 +157,17 @@ class Loader:
     ) -> dict[int, str]:
         """Load the rows of a batch that are of data set `number`; return the damage by row."""
         began = time.perf_counter()
-        dataset, numbers = self.datasets[number], plan.numbers[rows] - self.starts[number]
-        loaded = source.load(numbers)
+        dataset, numbers = self.datasets[number], plan.numbers[rows]
+        records = dataset.chosen(numbers - self.starts[number])
+        here = self.decoded.has(numbers)
+        new = np.flatnonzero(~here)
+        loaded = source.load(numbers[new] - self.starts[number]) if len(new) else None
+        # Of all records, also those whose pixels are here: labels and keys are of the index.
+        about = dataset.shards.rows(records) if loaded is None or here.any() else loaded.rows
         began = self.spent.add("read", began)
-        batch.records[rows] = dataset.chosen(numbers) + self._record_starts[number]
-        batch.labels[rows] = loaded.rows["label"]
-        hashes = loaded.rows["key_hash"].copy()  # a field of rows is strided, so slower to mix
+        batch.records[rows] = records + self._record_starts[number]
+        batch.labels[rows] = about["label"]
+        hashes = about["key_hash"].copy()  # a field of rows is strided, so slower to mix
         # Keys of two data sets may be equal, so each set has its own seed.
         seed = self.seed if number == 0 else chain(self.seed, number)
         batch.record_keys[rows] = order.record_keys(seed, hashes)
@@ -161,23 +175,32 @@ class Loader:
         for epoch in set(epochs.tolist()):
             within = epochs == epoch
             batch.keys[rows[within]] = order.keys(seed, epoch, hashes[within])
-        faults = self._decode(batch, rows, plan.augmented, dataset, loaded)
-        for place in faults.keys() - loaded.faults.keys():
-            where = dataset.shards.where(int(dataset.chosen(numbers[place : place + 1])[0]))
-            faults[place] = f"{where}: the image {faults[place]}: pack the images again without it"
+        if here.any():
+            self.decoded.take(numbers[here], batch.images, rows[here])
+        faults = dict[int, str]()
+        if loaded is not None:
+            faults = self._decode(batch, rows[new], plan.augmented, dataset, loaded)
+            good = np.delete(new, list(faults)) if faults else new
+            self.decoded.put(numbers[good], batch.images, rows[good])
+            for place in faults.keys() - loaded.faults.keys():
+                where = dataset.shards.where(int(records[new[place]]))
+                faults[place] = (
+                    f"{where}: the image {faults[place]}: pack the images again without it"
+                )
         self.spent.add("decode", began)
         # The first of the batch, so that a rerun reports the same one.
         if faults and self.settings.damaged == "stop":
             raise DataError(faults[min(faults)])
-        return {int(rows[place]): line for place, line in faults.items()}
+        return {int(rows[new[place]]): line for place, line in faults.items()}
 
     def _decode(
         self, batch: Records, rows: I64, augmented: bool, dataset: Dataset, loaded: Loaded
     ) -> dict[int, str]:
         """Decode into the rows of the batch; return what is wrong, by place in `loaded`."""
-        keys, settings, about = batch.keys[rows], self.settings, dataset.index.about
-        cut = crops(keys, settings.random_crop) if augmented and settings.random_crop < 1 else None
-        mirrored = order.flips(keys) if augmented and settings.flip else np.zeros(len(keys), bool)
+        settings, about = self.settings, dataset.index.about
+        cut: F64 | None = None
+        if augmented and settings.random_crop < 1:
+            cut = crops(batch.keys[rows], settings.random_crop)
         stored = about.shape == settings.shape and about.format in ("npy", "raw")
         # Pixels that are stored as the batch needs them are only copied.
         if stored and cut is None and not loaded.faults:
@@ -188,17 +211,14 @@ class Loader:
             if copy_bare(loaded.payloads, images):
                 if not whole:
                     batch.images[rows] = images
-                flipped = rows[mirrored]
-                batch.images[flipped] = batch.images[flipped, :, :, ::-1]
                 return {}
         raw_shape, faults = about.shape if about.format == "raw" else None, dict(loaded.faults)
         for place, (row, payload) in enumerate(zip(rows.tolist(), loaded.payloads, strict=True)):
             if place in faults:
                 continue
-            crop, mirror = None if cut is None else cut[place], bool(mirrored[place])
-            image, most = batch.images[row], settings.most_pixels
+            crop, most = None if cut is None else cut[place], settings.most_pixels
             try:
-                decode_into(image, payload, settings.fit, raw_shape, crop, mirror, most)
+                decode_into(batch.images[row], payload, settings.fit, raw_shape, crop, most)
             except DataError as error:
                 faults[place] = str(error)
         return faults
@@ -225,26 +245,3 @@ def _sample(index: Index, record: int, loaded: Loaded) -> dict[str, Any]:
     sample: dict[str, Any] = {"__key__": index.key(record), "__url__": shard}
     sample["jpg" if kind == "jpeg" else kind] = payload
     return {**sample, "cls": str(label).encode()} if label >= 0 else sample
-
-
-def copy_bare(payloads: list[bytes], images: Pixels) -> bool:
-    """Copy pixels that follow equal headers (raw: of 0 bytes) into a batch; False if they do not.
-
-    The header of an npy has the shape, so equal headers mean equal layouts.
-    """
-    if not payloads:
-        return True
-    pixels = images[0].size
-    # Bytes in front of the pixels: 0 of raw, usually 128 of npy.
-    head = len(payloads[0]) - pixels
-    if head < 0 or any(len(payload) != head + pixels for payload in payloads):
-        return False
-    rows = images.reshape(len(payloads), pixels)
-    if pixels < SMALL:
-        table = np.frombuffer(b"".join(payloads), np.uint8).reshape(len(payloads), head + pixels)
-        rows[:] = table[:, head:]
-        return not head or bool((table[:, :head] == table[0, :head]).all())
-    first = payloads[0][:head]
-    for row, payload in zip(rows, payloads, strict=True):
-        row[:] = np.frombuffer(payload, np.uint8, pixels, head)
-    return all(payload.startswith(first) for payload in payloads)

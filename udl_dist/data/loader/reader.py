@@ -18,6 +18,7 @@ import xxhash
 from udl_dist.core.rng import chain
 from udl_dist.data.loader import order
 from udl_dist.data.loader.ahead import ChunkReader, read_ahead
+from udl_dist.data.loader.decoded import Zeros, no_memory
 from udl_dist.data.loader.loading import BatchPlan, Dataset, Loader, RecordSource
 from udl_dist.data.loader.records import I64, Allocate, BadRecordCounter, Records, unpinned
 from udl_dist.data.settings import DataSettings
@@ -43,10 +44,11 @@ class Stream:
         seed: int,
         weights: tuple[float, ...] = (),
         allocate: Allocate = unpinned,
+        zeros: Zeros = no_memory,
     ) -> None:
         self.datasets, self.settings, self.seed = datasets, settings, seed
         self.shape = settings.shape
-        self.loader = Loader(datasets, settings, seed, allocate)
+        self.loader = Loader(datasets, settings, seed, allocate, zeros)
         self.records = int(self.loader.starts[-1])
         # One set with a weight is the set itself: its order must not change with a useless weight.
         self._weights = weights if len(datasets) > 1 else ()
@@ -73,8 +75,8 @@ class Stream:
 
     def advice(self, wait_share: float) -> str:
         """How to speed up the slowest stage; "" if training waits for at most 5 % of its time."""
-        cure = self.spent.advice(self.settings, self._remote, wait_share)
-        return cure if wait_share > WAITS else ""
+        slow = wait_share > WAITS
+        return self.spent.advice(self.settings, self._remote, wait_share) if slow else ""
 
     def shards(self) -> dict[str, str]:
         """A line on each shard, which a resume compares."""
@@ -104,8 +106,7 @@ class Stream:
         Batches straddle epochs, so each one is full. Raises DataError for a damaged record, with
         its shard, byte and key.
         """
-        # Plans are numbers only: they are made without reading anything.
-        plans = self._plans(position, batch_images, rank, world)
+        plans = self._plans(position, batch_images, rank, world)  # numbers only, nothing is read
         return self._bad_records.counted(self._read(plans, self.loader.load))
 
     def once(self, batch_images: int, rank: int = 0, world: int = 1) -> Iterator[Records]:
@@ -234,11 +235,10 @@ class Stream:
         most = min(self.settings.read_ahead_bytes / 4 / self._mean_bytes, self.records / 2)
         for plan in plans:
             waiting.append(plan)
+            numbers = plan.numbers[~self.loader.decoded.has(plan.numbers)]
             for number, source in remote:
                 start, stop = self.loader.starts[number : number + 2]
-                own = plan.numbers[(plan.numbers >= start) & (plan.numbers < stop)]
-                if own.size:
-                    source.expect(own - start)
+                source.expect(numbers[(numbers >= start) & (numbers < stop)] - start)
             if not remote or len(waiting) * max(1, len(plan.numbers)) > most:
                 yield waiting.popleft()
         yield from waiting

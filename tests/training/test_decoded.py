@@ -1,0 +1,59 @@
+"""Decoded rows change no weight, and the ranks of a machine share them."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.training import gloo
+from tests.training.learn import Run, asked, packed
+from udl_dist.experiment import Experiment
+from udl_dist.training.distributed import SHARED, Ranks
+
+
+def trained(experiments: list[Experiment]) -> list[str]:
+    """The hash of each run; the decoded rows of both ranks are here after an epoch."""
+    hashes = []
+    for experiment in experiments:
+        run = Run(experiment, Ranks())
+        list(run.reports())
+        hashes.append(run.hash())
+        decoded, seen = run.stream.loader.decoded, run.stream.records
+        assert decoded.rows == (seen if experiment.data.decoded_bytes else 0)
+        assert int(decoded._marks.sum()) == decoded.rows
+    return hashes
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_weights_are_the_same_with_and_without(world: int, tmp_path: Path) -> None:
+    flags = {"data__flip": "true", "data__size": "6"}  # resized, and mirrored in half of the epochs
+    source = packed(tmp_path)
+    experiments = [
+        asked("ae", source, data__decoded_bytes=amount, **flags) for amount in ("0", "auto")
+    ]
+    for without, with_ in gloo.run(world, trained, experiments):
+        assert without == with_
+
+
+def test_a_run_that_goes_on_with_nothing_decoded_has_the_same_weights(tmp_path: Path) -> None:
+    experiment = asked("ae", packed(tmp_path), data__flip="true", data__size="6")
+    whole, middle = Run(experiment), Run(experiment)
+    list(whole.reports())
+    next(report for report in middle.reports() if report.images == 120)
+    resumed = Run(experiment)
+    resumed.learning.restore(middle.state())
+    list(resumed.reports(start=120))
+    assert resumed.hash() == whole.hash()
+
+
+def shared() -> tuple[int, int]:
+    ranks = Ranks()
+    memory = ranks.shared_zeros(1000 + ranks.rank)
+    memory[ranks.rank] = 7 + ranks.rank
+    ranks.total({"written": 1.0})
+    return len(memory), int(memory[:2].sum())
+
+
+def test_ranks_of_one_machine_share_memory_that_leaves_no_file() -> None:
+    before = {path.name for path in Path(SHARED).glob("udl-*")}
+    assert gloo.run(2, shared) == [(1000, 15)] * 2
+    assert {path.name for path in Path(SHARED).glob("udl-*")} <= before
