@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from udl_dist.errors import UsageError
 from udl_dist.launch.plan import plan_here as plan_run
 from udl_dist.search.axes import with_values
 from udl_dist.search.config import Search, SearchSettings
+from udl_dist.search.halving import brackets, sizes
 from udl_dist.search.samplers import Sampler, make_sampler, settings_asked
 from udl_dist.search.scheduler import rungs
 from udl_dist.search.trial import experiment_of, in_steps
@@ -33,6 +36,7 @@ class SearchPlan:
     budget: int
     capped: int  # search.budget_images where a whole run is shorter; else 0
     rungs: tuple[int, ...]
+    brackets: tuple[int, ...]  # of halving
     images: int
     expected_images: int
     whole_images: int
@@ -88,10 +92,11 @@ def plan(search: Search) -> SearchPlan:
     images = min(found.budget_images or whole.total_images, whole.total_images)
     # A trial ends with a whole step, as every run does.
     budget = in_steps(images, base.train.batch_size)
-    at_rungs = rungs(found, budget, search.batches)
+    at_rungs = rungs(found, budget, search.batches, whole.records)
     sampler = make_sampler(search)
     settings = settings_asked(sampler, found.trials, found.seeds)
     trials = settings * found.seeds
+    in_brackets = brackets(found, trials) if found.scheduler == "halving" else ()
     _check_trials(search, sampler, settings, budget, at_rungs)
     return SearchPlan(
         folder=str(search.folder),
@@ -105,8 +110,9 @@ def plan(search: Search) -> SearchPlan:
         budget=budget,
         capped=found.budget_images if found.budget_images > whole.total_images else 0,
         rungs=at_rungs,
+        brackets=in_brackets,
         images=trials * budget,
-        expected_images=_expected(trials, budget, at_rungs, found),
+        expected_images=_expected(in_brackets or (trials,), budget, at_rungs, found),
         whole_images=whole.total_images,
         final_images=whole.total_images * found.final_seeds,
         workers=base.run.workers,
@@ -134,8 +140,17 @@ def _check_trials(
             raise UsageError(f"trial {trial} ({listed}): {error}") from None
 
 
-def _expected(trials: int, budget: int, at_rungs: tuple[int, ...], settings: SearchSettings) -> int:
-    """Images if 1 of `reduction` trials passes each rung of asha."""
+def _expected(
+    in_brackets: Sequence[int], budget: int, at_rungs: tuple[int, ...], settings: SearchSettings
+) -> int:
+    """The images of all trials; exact by halving, if none fails."""
+    trials = sum(in_brackets)
+    if settings.scheduler == "halving":
+        rule = (len(at_rungs), settings.reduction, settings.seeds)
+        # Of each bracket the trials that start towards each rung, and towards the end.
+        counts = map(sum, zip(*(sizes(size, *rule) for size in in_brackets), strict=True))
+        parts = [end - start for start, end in pairwise((0, *at_rungs, budget))]
+        return sum(count * images for count, images in zip(counts, parts, strict=True))
     # By the median half of the trials stop midway.
     if settings.scheduler == "median":
         # Half go all the way, half to the middle rung.

@@ -23,6 +23,9 @@ from udl_dist.search.config import SearchSettings
 
 # With the default reduction: after a 64th, a 16th and a quarter of the budget.
 ASHA_RUNGS = 3  # unless search.least_images sets the first one
+# Halving: before a 16th of the budget, or one pass over the images, little but the learning rate
+# shows in the order of trials.
+HALVING_FIRST = 16
 # At each tenth of the budget.
 MEDIAN_RUNGS = 9
 MEDIAN_TRIALS = 3  # the fewest for a median, as in Ray Tune
@@ -64,14 +67,21 @@ def stop_rule(settings: SearchSettings) -> StopRule:
     return partial(asha_stops, reduction=settings.reduction)
 
 
-def rungs(settings: SearchSettings, budget: int, batches: Sequence[int] = ()) -> tuple[int, ...]:
+def rungs(
+    settings: SearchSettings, budget: int, batches: Sequence[int] = (), records: int = 0
+) -> tuple[int, ...]:
     """The images at which trials may stop; none without a scheduler.
 
-    No two lie within one step of any of the batch sizes, and none within the last step.
+    No two lie within one step of any of the batch sizes, and none within the last step. `records`
+    is one pass over the training images.
     """
-    asha, least = settings.scheduler == "asha", settings.least_images
+    geometric, least = settings.scheduler in ("asha", "halving"), settings.least_images
     if settings.scheduler == "none":
         return ()
+    if settings.scheduler == "halving" and not least:
+        # One pass, unless that leaves no place for a second rung.
+        one_pass = records if records * settings.reduction < budget else 0
+        least = max(1, budget // HALVING_FIRST, one_pass)
     if least >= budget:
         raise UsageError(
             f"search.least_images = {least} leaves no rung below the budget of {budget} images: "
@@ -80,11 +90,12 @@ def rungs(settings: SearchSettings, budget: int, batches: Sequence[int] = ()) ->
     if least:
         found = [least]
         # Strictly below the budget: at its end a trial is complete, and there is nothing to decide.
-        while (images := found[-1] * settings.reduction if asha else found[-1] + least) < budget:
+        factor, term = (settings.reduction, 0) if geometric else (1, least)
+        while (images := found[-1] * factor + term) < budget:
             found.append(images)
     else:
         parts = [part / (MEDIAN_RUNGS + 1) for part in range(1, MEDIAN_RUNGS + 1)]
-        if asha:
+        if geometric:
             parts = [settings.reduction**-power for power in range(ASHA_RUNGS, 0, -1)]
         found = list(dict.fromkeys(max(1, int(budget * part)) for part in parts))
     return _apart(found, budget, batches)
@@ -153,11 +164,13 @@ class Scheduler:
 class Gate:
     """Makes a trial wait at a rung for its decision, which arrives by a file in its folder.
 
-    `rungs` are in images, in whole steps of this trial. Only rank 0 reads the file.
+    `rungs` are in images, in whole steps of this trial. Only rank 0 reads the file. With `parks`
+    it ends instead of waiting: the trial resumes from its checkpoint at the rung.
     """
 
     folder: str
     rungs: tuple[int, ...]
+    parks: bool = False
 
     def __call__(self, images: int) -> bool | None:
         """Whether to go on: False once a stop is requested, None if no decision came in time."""
@@ -165,7 +178,7 @@ class Gate:
         began = time.monotonic()
         # A "stop" at a lower rung is final, however many decisions are still missing.
         while len(answers := read_decisions(Path(self.folder))) < passed and all(answers):
-            if RunFolder(self.folder).stop_asked():
+            if self.parks or RunFolder(self.folder).stop_asked():
                 return False
             # A signal must not have to wait for all earlier trials.
             waited = time.monotonic() - began

@@ -43,10 +43,10 @@ def search(wanted: Search, out: TextIO, verbose: bool = False) -> SearchResult:
         )
         # Each before what it guards: a foreign folder, a useless objective, the images (packing
         # may take long), the plan; search.toml is replaced after all of them.
-        _refuse_another(wanted)
+        before = _refuse_another(wanted)
         objective.check(wanted)
         prepare(wanted.base.data, Progress("packing", out))
-        planned = plan(wanted)
+        planned = plan(wanted := _with_brackets(wanted, before))
         log = TrialLog(folder.path / NAME)
         files.write_whole(folder.path / SOURCE, wanted.to_toml())
         track, tracked = resolved(wanted.base.track)
@@ -142,7 +142,8 @@ class SearchSession:
         if isinstance(controller, FinalRuns):
             self._progress.show(controller.progress())
         else:
-            self._progress.show(self._progress.line(len(controller.running)))
+            counts = len(controller.running), len(controller.paused)
+            self._progress.show(self._progress.line(*counts))
         # Of this start: a resumed search has the whole time again.
         if limit and time.monotonic() - self._began > limit and not controller.stopping:
             self._screen.say(
@@ -181,7 +182,7 @@ class SearchProgress:
             self._shown_at = time.monotonic()
             self._screen.draw(now)
 
-    def line(self, running: int) -> str:
+    def line(self, running: int, paused: int = 0) -> str:
         results = list(self._log.results.values())
         done, seconds = len(results) - self._before, time.monotonic() - self._began
         # Trials of this start only: earlier ones were trained at another time.
@@ -189,6 +190,7 @@ class SearchProgress:
         left = seconds / done * (self._trials - len(results)) if done else 0.0
         parts = [
             f"{len(results)} of {self._trials} trials · {running} running",
+            f"{paused} paused at a rung" if paused else "",
             in_words(count_states(results)),
             _best_in_words(self._search, results),
             f"ETA {clock(left)}" if left else "",
@@ -206,13 +208,13 @@ def _best_in_words(search: Search, results: list[TrialResult]) -> str:
     return f"best {metric} (trial {ranked[0].trial}: {values})"
 
 
-def _refuse_another(wanted: Search) -> None:
-    """Refuse a folder that holds another search, or a run."""
+def _refuse_another(wanted: Search) -> Search | None:
+    """The search that the folder holds; refuse another one, or a run."""
     source = wanted.folder / SOURCE
     if (wanted.folder / "experiment.toml").exists():
         raise UsageError(f"{wanted.folder} holds a run: choose another --run.folder")
     if not source.exists():
-        return
+        return None
     before = config.load(source, {})
     # Older releases wrote paths as they were given.
     before = replace(before, base=before.base.replace(data=before.base.data.absolute()))
@@ -222,6 +224,22 @@ def _refuse_another(wanted: Search) -> None:
             f"{wanted.folder} holds another search: {'; '.join(differing[:3])}{more}: choose "
             "another --run.folder, or the settings it was started with"
         )
+    return before
+
+
+def _with_brackets(wanted: Search, before: Search | None) -> Search:
+    """The search with those brackets that it was started with: decisions were made in them."""
+    if wanted.settings.scheduler != "halving":
+        return wanted
+    trials, had = plan(wanted.replace(brackets=())).trials, before.settings.brackets if before else ()
+    if sum(had) > trials or (wanted.settings.brackets or had)[: len(had)] != had:
+        raise UsageError(
+            f"{wanted.folder} holds a search whose trials were compared in search.brackets = "
+            f"{list(had)}: search.trials may only grow, and new brackets come after these"
+        )
+    # Those that are asked for later are compared among themselves.
+    more = (trials - sum(had),) if trials > sum(had) else ()
+    return wanted.replace(brackets=wanted.settings.brackets or (*had, *more))
 
 
 def _settled(wanted: Search, progress: Progress | None = None) -> Search:
