@@ -24,7 +24,14 @@ from udl_dist.storage.uris import is_remote
 # training depends on are not free: results of two such searches do not belong in one log.
 FREE = (
     *("search.trials", "search.brackets", "search.seconds", "search.parallel", "search.gpu_share"),
-    *("search.keep", "search.final_seeds", "search.evaluate", "search.export", "search.plots"),
+    *(
+        "search.keep",
+        "search.finalists",
+        "search.final_seeds",
+        "search.evaluate",
+        "search.export",
+        "search.plots",
+    ),
     *("run.", "track.", "evaluate.", "data.readers", "data.cache"),
 )
 
@@ -60,8 +67,8 @@ class SearchSettings:
     reduction: int = setting(
         4, "halving and asha: one of this many trials goes on at each rung", low=2
     )
-    sampler: Literal["random", "grid", "optuna"] = setting(
-        "random", "how the settings of a trial are chosen"
+    sampler: Literal["sobol", "random", "grid", "optuna"] = setting(
+        "sobol", "how the settings of a trial are chosen"
     )
     ahead: int = setting(
         4, "optuna: a trial is drawn without the results of this many trials before it", low=1
@@ -70,8 +77,11 @@ class SearchSettings:
     seeds: int = setting(
         1, "trials of each setting, with different seeds; the best mean wins", low=1
     )
+    finalists: int = setting(
+        2, "best settings that are trained on the full budget; the best mean of them wins", low=1
+    )
     final_seeds: int = setting(
-        1, "runs of the winner on the full budget, with different seeds; 0: none", low=0
+        2, "runs of each finalist on the full budget, with different seeds; 0: none", low=0
     )
     evaluate: bool = setting(True, "measure the winner's runs at the end, as udl evaluate does")
     export: bool = setting(

@@ -16,9 +16,20 @@ from udl_dist.search.config import SearchSettings
 from udl_dist.search.scheduler import Decision
 
 
-def brackets(settings: SearchSettings, trials: int) -> tuple[int, ...]:
-    """The trials of each bracket; all in one unless search.brackets says otherwise."""
-    sizes = settings.brackets or (trials,)
+def brackets(settings: SearchSettings, trials: int, had: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """The trials of each bracket; by default all in one.
+
+    `had` are those that the search was started with: trials were compared in them, so trials that
+    are asked for later are compared among themselves.
+    """
+    more = (trials - sum(had),) if trials > sum(had) else ()
+    sizes = settings.brackets or (*had, *more)
+    if sizes[: len(had)] != had or sum(had) > trials:
+        raise UsageError(
+            f"the trials of this search are compared in search.brackets = {list(had)}: "
+            "search.trials may grow, and other brackets follow these; or search in another "
+            "--run.folder"
+        )
     if sum(sizes) != trials or min(sizes) < 1:
         raise UsageError(
             f"search.brackets = {list(sizes)} has {sum(sizes)} trials, but the search has {trials}:"

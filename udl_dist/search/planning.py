@@ -40,6 +40,7 @@ class SearchPlan:
     images: int
     expected_images: int
     whole_images: int
+    records: int  # of one pass over the training images
     final_images: int
     workers: int | str
     at_once: int
@@ -54,6 +55,10 @@ class SearchPlan:
             f" ({self.whole_images:,} images by train.epochs or train.total_images): trials end"
             " there"
         )
+        short = (
+            f"budget        {self.budget:,} images are less than one pass over the"
+            f" {self.records:,} training images: trials are compared early"
+        )
         return [
             f"search folder {self.folder}",
             f"metric        {' and '.join(self.metric)}",
@@ -62,7 +67,8 @@ class SearchPlan:
             f"{self.budget:,} images each at most"
             + (f", decided at {stopped} images" if stopped else ""),
             *([capped] if self.capped else []),
-            f"cost          {cost}, then {self.final_images:,} for the winner",
+            *([short] if self.budget < self.records else []),
+            f"cost          {cost}, then {self.final_images:,} for the finalists",
             f"workers       {self.workers} a trial; on this machine {self.at_once} trials at once",
         ]
 
@@ -70,8 +76,11 @@ class SearchPlan:
         return asdict(self)
 
 
-def plan(search: Search) -> SearchPlan:
-    """The plan; raise UsageError or DataError for what can be refused before Ray starts."""
+def plan(search: Search, had: tuple[int, ...] = ()) -> SearchPlan:
+    """The plan; raise UsageError or DataError for what can be refused before Ray starts.
+
+    `had` are the brackets that a resumed search was started with.
+    """
     found, base = search.settings, search.base
     # As of a single run: everything that `udl train` refuses is refused here, before any trial.
     whole = plan_run(base)
@@ -96,7 +105,8 @@ def plan(search: Search) -> SearchPlan:
     sampler = make_sampler(search)
     settings = settings_asked(sampler, found.trials, found.seeds)
     trials = settings * found.seeds
-    in_brackets = brackets(found, trials) if found.scheduler == "halving" else ()
+    finalists = min(found.finalists, settings) if len(found.metric) == 1 else 1
+    in_brackets = brackets(found, trials, had) if found.scheduler == "halving" else ()
     _check_trials(search, sampler, settings, budget, at_rungs)
     return SearchPlan(
         folder=str(search.folder),
@@ -114,7 +124,8 @@ def plan(search: Search) -> SearchPlan:
         images=trials * budget,
         expected_images=_expected(in_brackets or (trials,), budget, at_rungs, found),
         whole_images=whole.total_images,
-        final_images=whole.total_images * found.final_seeds,
+        records=whole.records,
+        final_images=whole.total_images * found.final_seeds * finalists,
         workers=base.run.workers,
         # Of this machine; the cluster of a search may be another one.
         at_once=(os.cpu_count() or 1) // (base.run.cpus_per_worker * base.run.most_workers),

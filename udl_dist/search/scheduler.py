@@ -82,7 +82,7 @@ def rungs(
         # One pass, unless that leaves no place for a second rung.
         one_pass = records if records * settings.reduction < budget else 0
         least = max(1, budget // HALVING_FIRST, one_pass)
-    if least >= budget:
+    if settings.least_images >= budget:
         raise UsageError(
             f"search.least_images = {least} leaves no rung below the budget of {budget} images: "
             "lower it"

@@ -17,12 +17,12 @@ from udl_dist.runs.terminal import LOG_SECONDS, Progress, Screen, clock, page_hi
 from udl_dist.runs.tracking import resolved
 from udl_dist.search import config, objective, results
 from udl_dist.search.config import Search
-from udl_dist.search.controller import TrialController
+from udl_dist.search.final_runs import FinalRuns, final_runs
 from udl_dist.search.objective import Objective
 from udl_dist.search.planning import SearchPlan, plan
-from udl_dist.search.results import SearchResult, count_states, in_words, short
-from udl_dist.search.trial_log import NAME, TrialLog, TrialResult
-from udl_dist.search.winner import FinalRuns, final_runs
+from udl_dist.search.results import SearchResult, count_states, in_words
+from udl_dist.search.trial_controller import TrialController
+from udl_dist.search.trial_log import NAME, TrialLog, TrialResult, short
 
 # --status and the report read the search from it, and nodes must see it.
 SOURCE = "search.toml"
@@ -46,7 +46,8 @@ def search(wanted: Search, out: TextIO, verbose: bool = False) -> SearchResult:
         before = _refuse_another(wanted)
         objective.check(wanted)
         prepare(wanted.base.data, Progress("packing", out))
-        planned = plan(wanted := _with_brackets(wanted, before))
+        planned = plan(wanted, before.settings.brackets if before else ())
+        wanted = wanted.replace(brackets=planned.brackets)
         log = TrialLog(folder.path / NAME)
         files.write_whole(folder.path / SOURCE, wanted.to_toml())
         track, tracked = resolved(wanted.base.track)
@@ -225,21 +226,6 @@ def _refuse_another(wanted: Search) -> Search | None:
             "another --run.folder, or the settings it was started with"
         )
     return before
-
-
-def _with_brackets(wanted: Search, before: Search | None) -> Search:
-    """The search with those brackets that it was started with: decisions were made in them."""
-    if wanted.settings.scheduler != "halving":
-        return wanted
-    trials, had = plan(wanted.replace(brackets=())).trials, before.settings.brackets if before else ()
-    if sum(had) > trials or (wanted.settings.brackets or had)[: len(had)] != had:
-        raise UsageError(
-            f"{wanted.folder} holds a search whose trials were compared in search.brackets = "
-            f"{list(had)}: search.trials may only grow, and new brackets come after these"
-        )
-    # Those that are asked for later are compared among themselves.
-    more = (trials - sum(had),) if trials > sum(had) else ()
-    return wanted.replace(brackets=wanted.settings.brackets or (*had, *more))
 
 
 def _settled(wanted: Search, progress: Progress | None = None) -> Search:
