@@ -260,6 +260,32 @@ def replay(curves: list[Curve], trials: int, seeds: int) -> None:
         print(f"{name:36} regret {regret}, images {statistics.median(shares):4.0%}")
 
 
+def samplers(search: Search, folder: Path, seeds: int) -> None:
+    """The best of 8, 24 and 64 settings by each sampler; each is the recorded one nearest to it."""
+    trials = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    for name in ("random", "sobol"):
+        found = []
+        for seed in range(seeds):
+            sampler = make_sampler(search.replace(sampler=name, seed=seed))
+            drawn = [nearest(search, trials, sampler.values(number, {})) for number in range(64)]
+            found.append([min(drawn[:count]) for count in (8, 24, 64)])
+        best = ", ".join(f"{statistics.median(column):.5g}" for column in zip(*found, strict=True))
+        print(f"{name}: best after 8, 24 and 64 trials {best}")
+
+
+def nearest(search: Search, trials: list[dict[str, Any]], values: dict[str, Any]) -> float:
+    """The end of the recorded trial that has the same choices and the nearest numbers."""
+
+    def distance(trial: dict[str, Any]) -> float:
+        pairs = [(trial["settings"][axis.name], values[axis.name], axis) for axis in search.axes]
+        return sum(
+            99 * (one != other) if axis.values else abs(math.log(one / other))
+            for one, other, axis in pairs
+        )
+
+    return float(min(trials, key=distance)["points"][-1][1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cache", type=Path)
@@ -278,6 +304,7 @@ def main() -> None:
                 record(wanted(work, asked.source if work == "ae" else ""), asked.cache / work)
             print(work)
             replay(recorded(asked.cache / work), asked.trials, asked.seeds)
+            samplers(wanted(work, ""), asked.cache / work, asked.seeds)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import io
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -88,7 +89,7 @@ def swap(search: Search) -> None:
 def test_the_finalist_of_the_best_mean_wins_whatever_its_place_among_the_trials(
     source: Path, tmp_path: Path
 ) -> None:
-    plain = {"trials": 2, "scheduler": "none", "plots": False, "evaluate": False}
+    plain: dict[str, Any] = {"trials": 2, "scheduler": "none", "plots": False, "evaluate": False}
     search = wanted(source, tmp_path, finalists=2, final_seeds=2, **plain)
     trials = controller(search)
     trained(trials)

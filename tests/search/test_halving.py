@@ -100,12 +100,10 @@ def test_trials_of_another_bracket_are_not_waited_for() -> None:
     assert made.arrive(0, 0, 1.0)[0].goes_on, "a repeated result changes nothing"
 
 
-def test_the_first_rung_is_a_sixteenth_of_the_budget_or_one_pass() -> None:
+def test_the_first_rung_is_an_eighth_of_the_budget() -> None:
     settings = SearchSettings(reduction=4)
-    assert rungs(settings, 64_000) == (4_000, 16_000)
-    assert rungs(settings, 64_000, (), 5_000) == (5_000, 20_000)
-    assert rungs(settings, 64_000, (), 60_000) == (4_000, 16_000), "not one pass: no rung was left"
-    assert rungs(settings, 64_000, (30_000,)) == (4_000,), "no two in one step"
+    assert rungs(settings, 64_000) == (8_000, 32_000)
+    assert rungs(settings, 64_000, (40_000,)) == (8_000,), "no two in one step"
     assert rungs(SearchSettings(least_images=8_000, reduction=2), 64_000) == (8_000, 16_000, 32_000)
     assert rungs(settings, 10, (12,)) == (), "no rung below a step"
 

@@ -60,8 +60,8 @@ class SearchSettings:
     )
     least_images: int = setting(
         0,
-        "images before a trial may be stopped; 0: by halving a 16th of the budget or one pass over"
-        " the images, by asha a 64th, by median a tenth",
+        "images before a trial may be stopped; 0: by halving an eighth of the budget, by asha"
+        " a 64th, by median a tenth",
         low=0,
     )
     reduction: int = setting(

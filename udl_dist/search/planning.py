@@ -101,7 +101,7 @@ def plan(search: Search, had: tuple[int, ...] = ()) -> SearchPlan:
     images = min(found.budget_images or whole.total_images, whole.total_images)
     # A trial ends with a whole step, as every run does.
     budget = in_steps(images, base.train.batch_size)
-    at_rungs = rungs(found, budget, search.batches, whole.records)
+    at_rungs = rungs(found, budget, search.batches)
     sampler = make_sampler(search)
     settings = settings_asked(sampler, found.trials, found.seeds)
     trials = settings * found.seeds
