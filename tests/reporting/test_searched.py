@@ -17,8 +17,8 @@ from tests.search.simulated import controller, trained
 from tests.training.learn import packed
 from udl_dist.reporting.report import report
 from udl_dist.search.config import Search
+from udl_dist.search.final_runs import final_runs
 from udl_dist.search.results import conclude
-from udl_dist.search.winner import final_runs
 
 
 @pytest.fixture(scope="module")

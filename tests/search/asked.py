@@ -19,8 +19,15 @@ def wanted(
     flags: dict[str, str] | None = None,
     **plain: Any,
 ) -> Search:
-    """A search of 240 images a trial in steps of 12, with rungs at 12, 36 and 84 images."""
+    """A search of 240 images a trial in steps of 12, with rungs at 24, 72 and 216 images."""
     quiet = {"track__mode": "off", "run__folder": str(folder), "train__report_images": "24"}
     base = asked(method, source, **(quiet | (flags or {})))
-    plain = {"trials": 6, "budget_images": 240, "least_images": 24, "reduction": 3} | plain
+    plain = {
+        "trials": 6,
+        "budget_images": 240,
+        "least_images": 24,
+        "reduction": 3,
+        "finalists": 1,
+        "final_seeds": 1,
+    } | plain
     return config.build(base, plain, AXES if axes is None else axes)

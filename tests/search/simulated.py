@@ -6,12 +6,12 @@ from pathlib import Path
 
 from udl_dist.search import trial
 from udl_dist.search.config import Search
-from udl_dist.search.controller import TrialController
+from udl_dist.search.final_runs import FinalRuns
 from udl_dist.search.planning import plan
 from udl_dist.search.scheduler import read_decisions
 from udl_dist.search.trial import TrialOutcome, TrialTask, ValidationReader, folder_of
+from udl_dist.search.trial_controller import TrialController
 from udl_dist.search.trial_log import NAME, TrialLog
-from udl_dist.search.winner import FinalRuns
 
 
 def outside_best_third(own: Sequence[float], earlier: Sequence[Sequence[float]]) -> bool:
@@ -28,7 +28,8 @@ def controller(search: Search, simulated: bool = True) -> TrialController:
     """Of a search, with the rule for simulated trials or with its own."""
     search.folder.mkdir(parents=True, exist_ok=True)
     log = TrialLog(search.folder / NAME)
-    return TrialController(search, log, plan(search), outside_best_third if simulated else None)
+    stops = outside_best_third if simulated else None
+    return TrialController(search, log, plan(search), stops)
 
 
 def trained(controlled: TrialController | FinalRuns) -> None:
@@ -77,7 +78,11 @@ def _go_on(
             assert controlled.over, "nothing runs and nothing can be started"
             return
         answers = {number: read_decisions(folder_of(search, number)) for number in at}
-        moving = [number for number, (_, passed) in at.items() if len(answers[number]) >= passed]
+        moving = [
+            number
+            for number, (task, passed) in at.items()
+            if task.parks or len(answers[number]) >= passed
+        ]
         assert moving, "all wait for each other"
         number = chance.choice(moving)
         if chance.random() < kill:
@@ -87,6 +92,9 @@ def _go_on(
         if chance.random() < die:
             del at[number]
             controlled.died(number)
+        elif passed > len(answers[number]):
+            del at[number]
+            controlled.ended(number, TrialOutcome("paused", task.rungs[passed - 1]))
         elif stopped or passed == len(task.rungs):
             images = task.rungs[passed - 1] if stopped else controlled.planned.budget
             del at[number]

@@ -1,5 +1,6 @@
 """What a search is asked for: strict, and refused in one line before anything starts."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ def test_a_budget_beyond_a_whole_run_is_said_to_be_cut(source: Path, tmp_path: P
     )
     whole = planning.plan(wanted(source, tmp_path, budget_images=240))
     assert not any(line.startswith("budget ") for line in whole.lines())
+    short = planning.plan(wanted(source, tmp_path, budget_images=36))
+    (line,) = (line for line in short.lines() if line.startswith("budget "))
+    assert "36 images are less than one pass over the 52 training images" in line
 
 
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
@@ -166,6 +170,7 @@ def test_a_draw_depends_on_seed_number_and_name_alone(source: Path, tmp_path: Pa
         wanted(source, tmp_path, {"train.learning_rate": AXES["train.learning_rate"]}),
         wanted(source, tmp_path),
     )
+    one, more = (each.replace(sampler="random") for each in (one, more))
     first, second = (
         make_sampler(each).values(5, {})["train.learning_rate"] for each in (one, more)
     )
@@ -176,10 +181,27 @@ def test_a_draw_depends_on_seed_number_and_name_alone(source: Path, tmp_path: Pa
 
 
 def test_whole_numbers_of_a_range_come_evenly(source: Path, tmp_path: Path) -> None:
-    sampler = make_sampler(wanted(source, tmp_path, {"method.latent_dim": {"uniform": [2, 5]}}))
+    axes = {"method.latent_dim": {"uniform": [2, 5]}}
+    sampler = make_sampler(wanted(source, tmp_path, axes, sampler="random"))
     drawn = [sampler.values(number, {})["method.latent_dim"] for number in range(400)]
     assert {*drawn} == {2, 3, 4, 5}
     assert all(70 < drawn.count(value) < 130 for value in (2, 3, 4, 5))
+
+
+def test_sobols_points_are_even_on_each_axis_and_on_both(source: Path, tmp_path: Path) -> None:
+    axes = {
+        "method.latent_dim": {"choice": [2, 4, 8, 16]},
+        "train.learning_rate": {"log": [1e-4, 1e-2]},
+    }
+    search = wanted(source, tmp_path, axes)
+    drawn = [make_sampler(search).values(number, {}) for number in range(16)]
+    # Each 16 points of a Sobol sequence in two dimensions fill 4 x 4 equal boxes.
+    boxes = {
+        (each["method.latent_dim"], int(2 * (math.log10(each["train.learning_rate"]) + 4)))
+        for each in drawn
+    }
+    assert len(boxes) == 16
+    assert make_sampler(search.replace(seed=1)).values(0, {}) != drawn[0]
 
 
 @pytest.mark.parametrize(

@@ -29,11 +29,16 @@ from udl_dist.search.winner import find_winner
     [
         {},
         {"seeds": 2},
+        {"seeds": 2, "reduction": 2},
+        {"brackets": (9, 3)},
+        {"brackets": (10, 6), "sampler": "optuna", "ahead": 3, "trials": 16},
+        {"scheduler": "asha"},
+        {"scheduler": "asha", "seeds": 2},
         {"scheduler": "median", "least_images": 0},
         {"scheduler": "none"},
-        {"sampler": "optuna", "ahead": 3, "trials": 16},
+        {"scheduler": "asha", "sampler": "optuna", "ahead": 3, "trials": 16},
     ],
-    ids=["asha", "seeds", "median", "none", "optuna"],
+    ids=lambda plain: " ".join(map(str, plain.values())) or "halving",
 )
 def test_neither_order_nor_slots_nor_deaths_nor_kills_change_the_result(
     plain: dict[str, Any], source: Path, tmp_path: Path

@@ -24,11 +24,11 @@ from udl_dist.runs.run_folder import RunFolder
 from udl_dist.runs.terminal import Screen
 from udl_dist.search import trial
 from udl_dist.search.config import Search
+from udl_dist.search.final_runs import final_runs
 from udl_dist.search.planning import plan
 from udl_dist.search.publishing import MODEL
 from udl_dist.search.results import SearchResult, conclude
 from udl_dist.search.session import SearchProgress
-from udl_dist.search.winner import final_runs
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_what_takes_time_after_the_last_trial_is_said(source: Path, tmp_path: Pa
     assert task
     final.arrived(task.trial, 120, {})
     training = "training the winner on the full budget"
-    assert final.progress() == f"{training}: 0 of 2 runs complete · seed-0 120 of 240 images"
+    assert final.progress() == f"{training}: 0 of 2 runs complete · winner/seed-0 120 of 240 images"
     final.ended(task.trial, trial.train(task, None, lambda: None))
     trained(final)
     assert final.progress() == f"{training}: 2 of 2 runs complete"

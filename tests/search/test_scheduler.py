@@ -113,17 +113,20 @@ def test_a_repeated_result_is_ignored() -> None:
 
 
 def test_rungs_are_parts_of_the_budget_or_multiples_of_the_first() -> None:
-    assert rungs(SearchSettings(), 6400) == (100, 400, 1600)
-    assert rungs(SearchSettings(least_images=500, reduction=2), 2700) == (500, 1000, 2000)
+    asha = SearchSettings(scheduler="asha")
+    assert rungs(asha, 6400) == (100, 400, 1600)
+    by_two = SearchSettings(scheduler="asha", least_images=500, reduction=2)
+    assert rungs(by_two, 2700) == (500, 1000, 2000)
     assert rungs(SearchSettings(scheduler="median"), 1000) == tuple(range(100, 1000, 100))
     assert rungs(SearchSettings(scheduler="none"), 1000) == ()
 
 
 def test_no_two_rungs_lie_in_one_step_and_none_in_the_last(source: Path, tmp_path: Path) -> None:
-    assert rungs(SearchSettings(), 500) == (7, 31, 125)
-    assert rungs(SearchSettings(), 500, (64,)) == (7, 125)
+    asha = SearchSettings(scheduler="asha")
+    assert rungs(asha, 500) == (7, 31, 125)
+    assert rungs(asha, 500, (64,)) == (7, 125)
     assert rungs(SearchSettings(scheduler="median"), 500, (64, 200)) == (50, 300)
-    assert rungs(SearchSettings(), 500, (500,)) == ()
+    assert rungs(asha, 500, (500,)) == ()
     run(wanted(source, tmp_path, budget_images=36, least_images=0, trials=3), 0, 2)  # three steps
     assert {line[0] for line in logged(tmp_path).values()} == {"complete", "stopped"}
 

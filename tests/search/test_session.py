@@ -49,7 +49,9 @@ def test_a_search_is_what_its_trials_are_one_after_the_other_and_leaves_all_of_i
         "trials": 9,
         "keep": 2,
         "parallel": 3,
+        "finalists": 2,
         "final_seeds": 2,
+        "least_images": 72,
         "reduction": 2,
     }
     search = wanted(source, tmp_path / "ray", **asked)

@@ -43,9 +43,12 @@ PLOTS = {
     "curves": (
         "Trials",
         "the metric of each trial over the images it was trained on; the best one is red, dotted "
-        "lines are the rungs at which trials stop",
+        "lines are the rungs at which trials stop; open marks are trials that stopped there",
     ),
-    "settings": ("Settings", "each trial at its settings, coloured by its metric: red is better"),
+    "settings": (
+        "Settings",
+        "each trial at its settings, coloured by its rank: red is better; open marks stopped early",
+    ),
     "front": ("Front", "the trials at their first two metrics; no other trial beats those in red"),
 }
 

@@ -23,8 +23,15 @@ from udl_dist.storage.uris import is_remote
 # A prefix ending in a dot frees a whole section. The seed, the axes, the budget and all else that
 # training depends on are not free: results of two such searches do not belong in one log.
 FREE = (
-    *("search.trials", "search.seconds", "search.parallel", "search.gpu_share", "search.keep"),
-    *("search.final_seeds", "search.evaluate", "search.export", "search.plots"),
+    *("search.trials", "search.brackets", "search.seconds", "search.parallel", "search.gpu_share"),
+    *(
+        "search.keep",
+        "search.finalists",
+        "search.final_seeds",
+        "search.evaluate",
+        "search.export",
+        "search.plots",
+    ),
     *("run.", "track.", "evaluate.", "data.readers", "data.cache"),
 )
 
@@ -43,17 +50,25 @@ class SearchSettings:
     seconds: float = setting(
         0.0, "seconds after which the search stops, to be resumed later; 0: no limit", low=0
     )
-    scheduler: Literal["asha", "median", "none"] = setting(
-        "asha", "the rule that stops trials early"
+    scheduler: Literal["halving", "asha", "median", "none"] = setting(
+        "halving", "the rule that stops trials early; asha for more than about 100 trials"
+    )
+    brackets: tuple[int, ...] = setting(
+        (),
+        "halving: trials that are compared with each other; empty: all of them, and those that are"
+        " asked for later among themselves",
     )
     least_images: int = setting(
         0,
-        "images before a trial may be stopped; 0: a 64th of the budget by asha, a tenth by median",
+        "images before a trial may be stopped; 0: by halving an eighth of the budget, by asha"
+        " a 64th, by median a tenth",
         low=0,
     )
-    reduction: int = setting(4, "asha: one of this many trials goes on at each rung", low=2)
-    sampler: Literal["random", "grid", "optuna"] = setting(
-        "random", "how the settings of a trial are chosen"
+    reduction: int = setting(
+        4, "halving and asha: one of this many trials goes on at each rung", low=2
+    )
+    sampler: Literal["sobol", "random", "grid", "optuna"] = setting(
+        "sobol", "how the settings of a trial are chosen"
     )
     ahead: int = setting(
         4, "optuna: a trial is drawn without the results of this many trials before it", low=1
@@ -62,8 +77,11 @@ class SearchSettings:
     seeds: int = setting(
         1, "trials of each setting, with different seeds; the best mean wins", low=1
     )
+    finalists: int = setting(
+        2, "best settings that are trained on the full budget; the best mean of them wins", low=1
+    )
     final_seeds: int = setting(
-        1, "runs of the winner on the full budget, with different seeds; 0: none", low=0
+        2, "runs of each finalist on the full budget, with different seeds; 0: none", low=0
     )
     evaluate: bool = setting(True, "measure the winner's runs at the end, as udl evaluate does")
     export: bool = setting(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from udl_dist.errors import UsageError
 from udl_dist.launch.plan import plan_here as plan_run
 from udl_dist.search.axes import with_values
 from udl_dist.search.config import Search, SearchSettings
+from udl_dist.search.halving import brackets, sizes
 from udl_dist.search.samplers import Sampler, make_sampler, settings_asked
 from udl_dist.search.scheduler import rungs
 from udl_dist.search.trial import experiment_of, in_steps
@@ -33,9 +36,11 @@ class SearchPlan:
     budget: int
     capped: int  # search.budget_images where a whole run is shorter; else 0
     rungs: tuple[int, ...]
+    brackets: tuple[int, ...]  # of halving
     images: int
     expected_images: int
     whole_images: int
+    records: int  # of one pass over the training images
     final_images: int
     workers: int | str
     at_once: int
@@ -50,6 +55,10 @@ class SearchPlan:
             f" ({self.whole_images:,} images by train.epochs or train.total_images): trials end"
             " there"
         )
+        short = (
+            f"budget        {self.budget:,} images are less than one pass over the"
+            f" {self.records:,} training images: trials are compared early"
+        )
         return [
             f"search folder {self.folder}",
             f"metric        {' and '.join(self.metric)}",
@@ -58,7 +67,8 @@ class SearchPlan:
             f"{self.budget:,} images each at most"
             + (f", decided at {stopped} images" if stopped else ""),
             *([capped] if self.capped else []),
-            f"cost          {cost}, then {self.final_images:,} for the winner",
+            *([short] if self.budget < self.records else []),
+            f"cost          {cost}, then {self.final_images:,} for the finalists",
             f"workers       {self.workers} a trial; on this machine {self.at_once} trials at once",
         ]
 
@@ -66,8 +76,11 @@ class SearchPlan:
         return asdict(self)
 
 
-def plan(search: Search) -> SearchPlan:
-    """The plan; raise UsageError or DataError for what can be refused before Ray starts."""
+def plan(search: Search, had: tuple[int, ...] = ()) -> SearchPlan:
+    """The plan; raise UsageError or DataError for what can be refused before Ray starts.
+
+    `had` are the brackets that a resumed search was started with.
+    """
     found, base = search.settings, search.base
     # As of a single run: everything that `udl train` refuses is refused here, before any trial.
     whole = plan_run(base)
@@ -92,6 +105,8 @@ def plan(search: Search) -> SearchPlan:
     sampler = make_sampler(search)
     settings = settings_asked(sampler, found.trials, found.seeds)
     trials = settings * found.seeds
+    finalists = min(found.finalists, settings) if len(found.metric) == 1 else 1
+    in_brackets = brackets(found, trials, had) if found.scheduler == "halving" else ()
     _check_trials(search, sampler, settings, budget, at_rungs)
     return SearchPlan(
         folder=str(search.folder),
@@ -105,10 +120,12 @@ def plan(search: Search) -> SearchPlan:
         budget=budget,
         capped=found.budget_images if found.budget_images > whole.total_images else 0,
         rungs=at_rungs,
+        brackets=in_brackets,
         images=trials * budget,
-        expected_images=_expected(trials, budget, at_rungs, found),
+        expected_images=_expected(in_brackets or (trials,), budget, at_rungs, found),
         whole_images=whole.total_images,
-        final_images=whole.total_images * found.final_seeds,
+        records=whole.records,
+        final_images=whole.total_images * found.final_seeds * finalists,
         workers=base.run.workers,
         # Of this machine; the cluster of a search may be another one.
         at_once=(os.cpu_count() or 1) // (base.run.cpus_per_worker * base.run.most_workers),
@@ -134,8 +151,17 @@ def _check_trials(
             raise UsageError(f"trial {trial} ({listed}): {error}") from None
 
 
-def _expected(trials: int, budget: int, at_rungs: tuple[int, ...], settings: SearchSettings) -> int:
-    """Images if 1 of `reduction` trials passes each rung of asha."""
+def _expected(
+    in_brackets: Sequence[int], budget: int, at_rungs: tuple[int, ...], settings: SearchSettings
+) -> int:
+    """The images of all trials; exact by halving, if none fails."""
+    trials = sum(in_brackets)
+    if settings.scheduler == "halving":
+        rule = (len(at_rungs), settings.reduction, settings.seeds)
+        # Of each bracket the trials that start towards each rung, and towards the end.
+        counts = map(sum, zip(*(sizes(size, *rule) for size in in_brackets), strict=True))
+        parts = [end - start for start, end in pairwise((0, *at_rungs, budget))]
+        return sum(count * images for count, images in zip(counts, parts, strict=True))
     # By the median half of the trials stop midway.
     if settings.scheduler == "median":
         # Half go all the way, half to the middle rung.

@@ -7,7 +7,8 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
 from udl_dist.runs.run_folder import RunFolder
@@ -22,7 +23,9 @@ SIZE = (7.0, 4.5)
 GREY, BEST = "0.6", "tab:red"  # readable on a light and on a dark page
 # From best to worst; readable on both pages too.
 SHADES = LinearSegmentedColormap.from_list("trials", ["#d62728", "#b67ad0", "#4f8fd0"])
-MARKS = {"complete": "o", "stopped": "x", "failed": "v"}
+# Stopped trials are open: their metric is of fewer images.
+MARKS = {"complete": ("o", "full"), "stopped": ("o", "none"), "failed": ("v", "full")}
+MARKED = "filled: complete, open: stopped at a rung"
 WORST = 0.1  # share of values outside the scale: a trial may have diverged
 LOG_SPAN = 10  # ratio above which a scale is logarithmic
 
@@ -71,12 +74,13 @@ def _curves(search: Search, results: Sequence[TrialResult], rungs: Sequence[int]
             # The best curve on top of all others, whatever its number.
             look = {"color": BEST, "zorder": 3} if result is best else {"color": GREY}
             axes.plot(images, values, **look)
-            axes.plot(images[-1], values[-1], MARKS[result.state], ms=4, **look)
+            mark, fill = MARKS[result.state]
+            axes.plot(images[-1], values[-1], mark, ms=4, fillstyle=fill, **look)
     for rung in rungs:
         axes.axvline(rung, color="tab:blue", lw=0.8, ls=":")
-    # ASHA's rungs are powers of the reduction: on a linear scale they would lie at the left edge.
-    axes.set_xscale("log" if rungs and search.settings.scheduler == "asha" else "linear")
-    axes.set(xlabel="images", ylabel=name, title="o complete, × stopped, dotted: rungs")
+    # Rungs that are powers of the reduction would lie at the left edge of a linear scale.
+    axes.set_xscale("log" if rungs and search.settings.scheduler != "median" else "linear")
+    axes.set(xlabel="images", ylabel=name, title=f"{MARKED}; dotted: rungs")
     if every:
         low, high = _scale(every, search)
         # An ELBO may be negative, which no logarithm shows.
@@ -88,34 +92,27 @@ def _curves(search: Search, results: Sequence[TrialResult], rungs: Sequence[int]
 
 
 def _settings(search: Search, good: Sequence[TrialResult]) -> Figure:
-    """Latent size and learning rate, or two other axes, coloured by the metric; the best on top."""
+    """Latent size and learning rate, or two other axes, coloured by rank; the best on top.
+
+    By rank, since on a scale of the metric the good ones look alike. Trials of other lengths do not
+    compare: the final order has complete ones first, then those that were stopped last.
+    """
     preferred = (LATENT, "train.learning_rate")
     # False sorts before True: the preferred axes come first, in their order.
     ordered = sorted(search.axes, key=lambda axis: tuple(axis.name != name for name in preferred))
     figure = Figure(layout="constrained")
-    axes, objective = figure.subplots(), Objective(search)
+    axes, best_first = figure.subplots(), Objective(search).ranked(good)
+    scale = ScalarMappable(Normalize(1, len(good)), SHADES)
+    colours = scale.to_rgba(np.arange(1, len(good) + 1))
     # Later dots are drawn on top.
-    worst_first = sorted(good, key=lambda result: -objective.loss(result.values))
-    values = [result.values[0] for result in worst_first]
-    low, high = _scale(values, search)
-    colours = SHADES if search.sign > 0 else SHADES.reversed()
-    # Complete trials last, so on top: a stopped trial's metric is of fewer images.
-    for state in ("stopped", "complete"):
-        shown = [result for result in worst_first if result.state == state]
-        x, y = (_numbers(axis, shown) for axis in ordered[:2])
-        dots = axes.scatter(
-            x,
-            y,
-            c=[result.values[0] for result in shown],
-            marker=MARKS[state],
-            vmin=low,
-            vmax=high,
-            cmap=colours,
-        )
+    for result, colour in reversed([*zip(best_first, colours, strict=True)]):
+        x, y = (_numbers(axis, [result]) for axis in ordered[:2])
+        mark, fill = MARKS[result.state]
+        axes.plot(x, y, mark, color=colour, fillstyle=fill)
     _label(axes.xaxis, axes.set_xscale, ordered[0])
     _label(axes.yaxis, axes.set_yscale, ordered[1])
-    axes.set_title("o complete, × stopped")
-    figure.colorbar(dots, ax=axes, label=search.settings.metric[0])
+    axes.set_title(MARKED)
+    figure.colorbar(scale, ax=axes, label=f"rank by {search.settings.metric[0]}")
     return figure
 
 

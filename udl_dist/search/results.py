@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,17 +11,18 @@ from udl_dist.core import files
 from udl_dist.evaluation import io as written
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.runs.terminal import Screen
-from udl_dist.search import publishing
+from udl_dist.search import findings, publishing
 from udl_dist.search.config import Search
+from udl_dist.search.final_runs import FinalRuns, final_runs
 from udl_dist.search.objective import Objective
 from udl_dist.search.planning import SearchPlan
 from udl_dist.search.publishing import MODEL, Published
+from udl_dist.search.trial_log import CSV, TrialLog, TrialResult, short, write_csv
 from udl_dist.search.trial_log import NAME as LOG
-from udl_dist.search.trial_log import TrialLog, TrialResult
-from udl_dist.search.winner import FinalRuns, Spread, Winner, final_runs, find_winner
+from udl_dist.search.winner import Spread, Winner, find_winner
 
 SHOWN = 30  # trials in the table; all are in search.csv
-CSV, WINNER = "search.csv", "winner.toml"
+WINNER = "winner.toml"
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ class SearchResult:
     final: dict[str, Spread] = field(default_factory=dict)
     signal: int = 0
     published: Published = field(default_factory=Published)
+    lead: str = ""
 
     @property
     def complete(self) -> bool:
@@ -66,18 +66,31 @@ class SearchResult:
             "metric": list(self.search.settings.metric),
             "best": best and {"trial": best.trial, "metric": best.metric, "settings": best.values},
             "final": {name: vars(spread) for name, spread in self.final.items()},
+            "rungs": [vars(check) for check in findings.rung_checks(self.search, self.results)],
             "front": [result.trial for result in Objective(self.search).front(self.results)],
             **self.published.as_dict(folder),
         }
 
     def lines(self) -> list[str]:
         found = [*table_lines(self.search, self.results), *self._summary()]
+        found += [f"  {line}" for line in self.findings()]
         if self.winner:
             return [*found, *self._about_winner(self.winner)]
         if self.complete:
             log = self.search.folder / LOG
             found.append(f"no trial has a valid metric: why each failed is in {log}")
         return found
+
+    def findings(self) -> list[str]:
+        """Which rungs told, once all trials have ended; the best of each latent size."""
+        if not self.complete:
+            return []
+        spread = self.final.get(self.search.settings.metric[0])
+        deviation = spread.sd if spread else 0.0
+        return [
+            *findings.rung_lines(findings.rung_checks(self.search, self.results)),
+            *findings.size_lines(self.search, self.results, deviation),
+        ]
 
     def status_lines(self) -> list[str]:
         """`lines` with those of running trials, for a search that may still run."""
@@ -102,6 +115,8 @@ class SearchResult:
             if name in metrics or len(self.final) == 1:
                 value = f"{spread.mean:.5g} ± {spread.sd:.2g} ({spread.runs} runs)"
                 lines.append(f"  trained on the full budget: {name} {value}")
+        if self.lead:
+            lines.append(f"  it {self.lead}")
         if len(metrics) > 1:
             front = Objective(self.search).front(self.results)
             trials = ", ".join(str(result.trial) for result in front)
@@ -123,15 +138,20 @@ def conclude(
     """Write the results, publish the winner once it is trained, and return everything."""
     found = log.first(planned.trials)
     # Written after every session, also an interrupted one: the best so far can be trained at once.
-    if best := find_winner(wanted, found):
-        made = FinalRuns(wanted, best.values, planned.whole_images).experiment(0)
+    final = final_runs(wanted, planned, log)
+    if final and not signal:
+        final.crown()
+    if best := final.winner if final else find_winner(wanted, found):
+        made = FinalRuns(wanted, [best], planned.whole_images).experiment(0)
         # Seed 0: the file is that of the first final run.
         path = wanted.folder / WINNER
         head = f"# udl train {path}\n# Trial {best.trial} of the search in this folder.\n\n"
         files.write_whole(path, head + made.to_toml())
-    write_csv(wanted, found)
+    write_csv(
+        wanted.folder / CSV, wanted.settings.metric, [axis.name for axis in wanted.axes], found
+    )
     # Only when every trial has ended: before that another setting may still win.
-    if final := final_runs(wanted, planned, log):
+    if final:
         if wanted.settings.plots:
             # Here, so that --status and --dry-run do not import matplotlib.
             from udl_dist.search import plots
@@ -154,10 +174,11 @@ def read_result(
         results,
         planned.trials,
         planned.budget,
-        find_winner(search, results),
+        final.winner if final else find_winner(search, results),
         final.metrics() if final else {},
         signal,
         publishing.read_published(search.folder) if final else Published(),
+        final.lead() if final else "",
     )
 
 
@@ -197,27 +218,6 @@ def table_lines(search: Search, results: Sequence[TrialResult]) -> list[str]:
     return [*lines, f"… and {more} more in {CSV}"] if more > 0 else lines
 
 
-def write_csv(search: Search, results: Sequence[TrialResult]) -> None:
-    """search.csv: a row for each trial, a column for each axis and each held-out metric."""
-    axes = [axis.name for axis in search.axes]
-    # Over all trials, sorted: columns do not depend on which trial ended first.
-    held_out = sorted({name for result in results for name in result.figures})
-    text = io.StringIO()
-    # Python's default is \r\n, which shows in diffs.
-    writer = csv.writer(text, lineterminator="\n")
-    metrics = search.settings.metric
-    head = ["trial", "state", "images", *metrics, *axes, "seed", "seconds", *held_out, "why"]
-    writer.writerow(head)
-    for result in results:
-        row: list[Any] = [result.trial, result.state, result.images]
-        row += result.values or [""] * len(metrics)
-        row += [result.settings.get(name, "") for name in axes]
-        row += [result.seed, result.seconds]
-        row += [result.figures.get(name, "") for name in held_out]
-        writer.writerow([*row, result.why])
-    files.write_whole(search.folder / CSV, text.getvalue())
-
-
 def count_states(results: Sequence[TrialResult]) -> dict[str, int]:
     counts = {
         state: sum(result.state == state for result in results)
@@ -232,10 +232,6 @@ def total_images(results: Sequence[TrialResult]) -> int:
 
 def in_words(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {state}" for state, count in counts.items())
-
-
-def short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _running_trials(folder: Path, results: Sequence[TrialResult]) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
@@ -21,7 +21,7 @@ from udl_dist.search.config import Search
 from udl_dist.search.objective import Objective
 from udl_dist.search.trial_log import TrialResult
 
-STARTUP_TRIALS = 10  # settings drawn at random first, Optuna's default
+STARTUP_TRIALS = 10  # settings drawn without results first, Optuna's default
 Results = Mapping[int, list[TrialResult]]  # by setting, one for each seed
 
 
@@ -41,6 +41,28 @@ class RandomSampler:
             # 64 bits as a fraction in [0, 1].
             found[axis.name] = axis.value_at(chain(self._seed, number, name) / 2**64)
         return found
+
+
+class SobolSampler:
+    """Points of Sobol's sequence (1967), scrambled by the seed: even on each axis and on pairs."""
+
+    ahead = 0
+
+    def __init__(self, axes: tuple[Axis, ...], seed: int) -> None:
+        self._axes, self._seed = axes, seed
+
+    def values(self, number: int, results: Results) -> dict[str, Any]:
+        import torch
+
+        # Not SciPy's, which would be one more package; torch has no types for it.
+        of_torch: Any = torch.quasirandom.SobolEngine
+        engine = of_torch(len(self._axes), scramble=True, seed=self._seed).fast_forward(number)
+        # Single precision has only 2**24 values.
+        (point,) = engine.draw(1, dtype=torch.float64).tolist()
+        return {
+            axis.name: axis.value_at(fraction)
+            for axis, fraction in zip(self._axes, point, strict=True)
+        }
 
 
 class GridSampler:
@@ -69,6 +91,8 @@ class OptunaSampler:
 
     Each setting is drawn by a new study, with a seed of its own, from the results in the trial log
     without the last `search.ahead`: timing changes nothing, and a resumed search draws the same.
+    The first ones are points of Sobol's sequence. By halving, a setting is drawn from what the
+    trials of its own bracket were at the first rung.
     """
 
     def __init__(self, search: Search) -> None:
@@ -84,15 +108,18 @@ class OptunaSampler:
         self._optuna, self._objective = optuna, Objective(search)
         self._seed, self._axes = search.settings.seed, {axis.name: axis for axis in search.axes}
         self._distributions = {axis.name: _distribution(optuna, axis) for axis in search.axes}
+        self._start = SobolSampler(search.axes, search.settings.seed)
 
     def values(self, number: int, results: Results) -> dict[str, Any]:
+        if len(results) < STARTUP_TRIALS:
+            return self._start.values(number, results)
         optuna = self._optuna
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the multivariate sampler is experimental
             sampler = optuna.samplers.TPESampler(
                 # NumPy's generators take 32 bits.
                 seed=chain(self._seed, number) % 2**32,
-                n_startup_trials=STARTUP_TRIALS,
+                n_startup_trials=1,
                 # Axes drawn together: latent size and learning rate depend on each other.
                 multivariate=True,
             )
@@ -132,15 +159,19 @@ def mean_values(results: list[TrialResult]) -> list[float]:
     return [statistics.fmean(column) for column in columns]
 
 
-Sampler = RandomSampler | GridSampler | OptunaSampler
+Sampler = SobolSampler | RandomSampler | GridSampler | OptunaSampler
+PLAIN: dict[str, Callable[[tuple[Axis, ...], int], Sampler]] = {
+    "sobol": SobolSampler,
+    "random": RandomSampler,
+    "grid": GridSampler,
+}
 
 
 def make_sampler(search: Search) -> Sampler:
     """The sampler that search.sampler names."""
     if search.settings.sampler == "optuna":
         return OptunaSampler(search)
-    kind = GridSampler if search.settings.sampler == "grid" else RandomSampler
-    return kind(search.axes, search.settings.seed)
+    return PLAIN[search.settings.sampler](search.axes, search.settings.seed)
 
 
 def settings_asked(sampler: Sampler, trials: int, seeds: int) -> int:

@@ -17,12 +17,12 @@ from udl_dist.runs.terminal import LOG_SECONDS, Progress, Screen, clock, page_hi
 from udl_dist.runs.tracking import resolved
 from udl_dist.search import config, objective, results
 from udl_dist.search.config import Search
-from udl_dist.search.controller import TrialController
+from udl_dist.search.final_runs import FinalRuns, final_runs
 from udl_dist.search.objective import Objective
 from udl_dist.search.planning import SearchPlan, plan
-from udl_dist.search.results import SearchResult, count_states, in_words, short
-from udl_dist.search.trial_log import NAME, TrialLog, TrialResult
-from udl_dist.search.winner import FinalRuns, final_runs
+from udl_dist.search.results import SearchResult, count_states, in_words
+from udl_dist.search.trial_controller import TrialController
+from udl_dist.search.trial_log import NAME, TrialLog, TrialResult, short
 
 # --status and the report read the search from it, and nodes must see it.
 SOURCE = "search.toml"
@@ -43,10 +43,11 @@ def search(wanted: Search, out: TextIO, verbose: bool = False) -> SearchResult:
         )
         # Each before what it guards: a foreign folder, a useless objective, the images (packing
         # may take long), the plan; search.toml is replaced after all of them.
-        _refuse_another(wanted)
+        before = _refuse_another(wanted)
         objective.check(wanted)
         prepare(wanted.base.data, Progress("packing", out))
-        planned = plan(wanted)
+        planned = plan(wanted, before.settings.brackets if before else ())
+        wanted = wanted.replace(brackets=planned.brackets)
         log = TrialLog(folder.path / NAME)
         files.write_whole(folder.path / SOURCE, wanted.to_toml())
         track, tracked = resolved(wanted.base.track)
@@ -142,7 +143,8 @@ class SearchSession:
         if isinstance(controller, FinalRuns):
             self._progress.show(controller.progress())
         else:
-            self._progress.show(self._progress.line(len(controller.running)))
+            counts = len(controller.running), len(controller.paused)
+            self._progress.show(self._progress.line(*counts))
         # Of this start: a resumed search has the whole time again.
         if limit and time.monotonic() - self._began > limit and not controller.stopping:
             self._screen.say(
@@ -181,7 +183,7 @@ class SearchProgress:
             self._shown_at = time.monotonic()
             self._screen.draw(now)
 
-    def line(self, running: int) -> str:
+    def line(self, running: int, paused: int = 0) -> str:
         results = list(self._log.results.values())
         done, seconds = len(results) - self._before, time.monotonic() - self._began
         # Trials of this start only: earlier ones were trained at another time.
@@ -189,6 +191,7 @@ class SearchProgress:
         left = seconds / done * (self._trials - len(results)) if done else 0.0
         parts = [
             f"{len(results)} of {self._trials} trials · {running} running",
+            f"{paused} paused at a rung" if paused else "",
             in_words(count_states(results)),
             _best_in_words(self._search, results),
             f"ETA {clock(left)}" if left else "",
@@ -206,13 +209,13 @@ def _best_in_words(search: Search, results: list[TrialResult]) -> str:
     return f"best {metric} (trial {ranked[0].trial}: {values})"
 
 
-def _refuse_another(wanted: Search) -> None:
-    """Refuse a folder that holds another search, or a run."""
+def _refuse_another(wanted: Search) -> Search | None:
+    """The search that the folder holds; refuse another one, or a run."""
     source = wanted.folder / SOURCE
     if (wanted.folder / "experiment.toml").exists():
         raise UsageError(f"{wanted.folder} holds a run: choose another --run.folder")
     if not source.exists():
-        return
+        return None
     before = config.load(source, {})
     # Older releases wrote paths as they were given.
     before = replace(before, base=before.base.replace(data=before.base.data.absolute()))
@@ -222,6 +225,7 @@ def _refuse_another(wanted: Search) -> None:
             f"{wanted.folder} holds another search: {'; '.join(differing[:3])}{more}: choose "
             "another --run.folder, or the settings it was started with"
         )
+    return before
 
 
 def _settled(wanted: Search, progress: Progress | None = None) -> Search:

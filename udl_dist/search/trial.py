@@ -26,7 +26,7 @@ from udl_dist.runs import heartbeat
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search.axes import with_values
 from udl_dist.search.config import Search
-from udl_dist.search.scheduler import Gate
+from udl_dist.search.scheduler import Gate, read_decisions
 
 LOCK_SECONDS = 20.0  # patience for a process of a killed search to end
 
@@ -43,6 +43,7 @@ class TrialTask:
     trial: int
     experiment: Experiment
     rungs: tuple[int, ...] = ()
+    parks: bool = False  # it ends at a rung until that is decided
 
     @property
     def folder(self) -> RunFolder:
@@ -58,7 +59,9 @@ class TrialTask:
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """How a task ended: complete, stopped (at a rung), paused (by a signal) or failed."""
+    """How a task ended: complete, stopped (at a rung), failed, or paused (by a signal, or at a
+    rung that is not decided yet).
+    """
 
     state: str
     images: int = 0
@@ -160,7 +163,7 @@ def _release() -> None:
 
 def _train(task: TrialTask, train_all: TrainGroup) -> TrialOutcome:
     experiment, folder = task.experiment, task.folder
-    gate = Gate(str(folder.path), task.rungs)
+    gate = Gate(str(folder.path), task.rungs, task.parks)
     with files.errors_named(folder.path), _held(folder):
         # Its actor died between the end of the run and the report of it.
         if (done := folder.finished()) is not None:
@@ -171,7 +174,8 @@ def _train(task: TrialTask, train_all: TrainGroup) -> TrialOutcome:
         state = "complete"
         # The loop stops for a decision at a rung or for a request in the folder (a signal).
         if result["stopped"]:
-            state = "paused" if folder.stop_asked() else "stopped"
+            goes_on = all(read_decisions(folder.path))  # nothing was decided against it yet
+            state = "paused" if folder.stop_asked() or goes_on else "stopped"
         else:
             folder.finish({"images": result["images"], "figures": result["figures"]})
         validated = [point for point in folder.points() if held_out(point)]

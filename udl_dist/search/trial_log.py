@@ -5,7 +5,10 @@ A trial without a line has not ended: it resumes from the checkpoint in its fold
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +19,7 @@ from udl_dist.errors import UsageError
 # The only record of a search: the table, the plots and the winner follow from it, and so does what
 # a resumed search does next.
 NAME = "trials.jsonl"
+CSV = "search.csv"  # the same for people
 
 
 @dataclass(frozen=True)
@@ -92,3 +96,29 @@ def _parsed(text: bytes) -> TrialResult | None:
         return None
     whole = type(result.trial) is int and type(result.images) is int
     return result if whole and numbers and type(result.settings) is dict else None
+
+
+def write_csv(
+    path: Path, metrics: Sequence[str], axes: Sequence[str], results: Sequence[TrialResult]
+) -> None:
+    """A row for each trial, a column for each objective, axis and held-out metric."""
+    # Over all trials, sorted: columns do not depend on which trial ended first.
+    held_out = sorted({name for result in results for name in result.figures})
+    text = io.StringIO()
+    # Python's default is \r\n, which shows in diffs.
+    writer = csv.writer(text, lineterminator="\n")
+    head = ["trial", "state", "images", *metrics, *axes, "seed", "seconds", *held_out, "why"]
+    writer.writerow(head)
+    for result in results:
+        row: list[Any] = [result.trial, result.state, result.images]
+        row += result.values or [""] * len(metrics)
+        row += [result.settings.get(name, "") for name in axes]
+        row += [result.seed, result.seconds]
+        row += [result.figures.get(name, "") for name in held_out]
+        writer.writerow([*row, result.why])
+    files.write_whole(path, text.getvalue())
+
+
+def short(value: Any) -> str:
+    """A value for people."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -152,6 +152,7 @@ class _TaskSearcher(Searcher):  # type: ignore[misc]
             "trial": task.trial,
             "experiment": str(task.folder.experiment),
             "rungs": task.rungs,
+            "parks": task.parks,
             "grouped": self._capacity.grouped,
             "gpu_share": self._capacity.resources.get("GPU", 1.0),
         }
@@ -211,7 +212,8 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
 
     def _begin(self, config: dict[str, Any]) -> None:
         experiment = experiments.load(Path(config["experiment"]), {})
-        self._task = TrialTask(config["trial"], experiment, tuple(config["rungs"]))
+        rungs, parks = tuple(config["rungs"]), config["parks"]
+        self._task = TrialTask(config["trial"], experiment, rungs, parks)
         self._reader = ValidationReader(self._task.folder)
         # Overwritten by the thread; an end without it must not pass as an earlier trial's outcome.
         self._outcome = TrialOutcome("failed", why="it did not begin")
