@@ -66,6 +66,7 @@ class SearchFolder:
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     published: Published = field(default_factory=Published)
     faults: list[str] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
 
     @property
     def trials(self) -> int:
@@ -103,6 +104,7 @@ def read(folder: Path) -> SearchFolder:
         found.planned = plan(found.search)
         result = results.read_result(found.search, found.planned, log)
         found.results, found.winner, found.final = result.results, result.winner, result.final
+        found.findings = result.findings()
     except (UdlError, OSError, ValueError, TypeError, KeyError) as error:
         what = "the search cannot be planned again" if found.search else f"{SOURCE} cannot be read"
         found.faults.append(f"{what} ({' '.join(str(error).split())[:300]})")
@@ -127,7 +129,7 @@ def _values(found: SearchFolder) -> dict[str, Any]:
     winner, base = found.winner, found.search and found.search.base
     return {
         "title": found.folder.absolute().name,
-        "facts": _facts(found),
+        "facts": [*_facts(found), *found.findings],
         "sections": [(name.lower(), name) for name in sections],
         "alarms": _alarms(found.folder),
         "faults": found.faults,

@@ -36,6 +36,10 @@ class RungCheck:
     def noise(self) -> bool:
         return self.correlation < NOISE
 
+    def as_dict(self) -> dict[str, float | None]:
+        correlation = None if math.isnan(self.correlation) else self.correlation  # JSON has no nan
+        return {"images": self.images, "trials": self.trials, "correlation": correlation}
+
     def in_words(self) -> str:
         said = "too few" if math.isnan(self.correlation) else f"{self.correlation:.2f}"
         return f"{said} at {self.images:,} images ({self.trials} trials)"

@@ -66,7 +66,7 @@ class SearchResult:
             "metric": list(self.search.settings.metric),
             "best": best and {"trial": best.trial, "metric": best.metric, "settings": best.values},
             "final": {name: vars(spread) for name, spread in self.final.items()},
-            "rungs": [vars(check) for check in findings.rung_checks(self.search, self.results)],
+            "rungs": [check.as_dict() for check in findings.rung_checks(self.search, self.results)],
             "front": [result.trial for result in Objective(self.search).front(self.results)],
             **self.published.as_dict(folder),
         }
