@@ -1,5 +1,5 @@
-"""What a search found besides its winner: which rungs told, the best of each latent size, how flat
-the optimum is.
+"""What a search found besides its winner: rungs that ranked well, the best of each latent size, and
+how flat the optimum is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from udl_dist.search.trial_log import TrialResult, short
 from udl_dist.search.winner import Spread, is_complete, settings_ranked
 
 FEWEST = 5  # trials, for a correlation that says anything
-NOISE = 0.2  # below it a rung has told nothing: for six trials chance alone gives 0 ± 0.45
+NOISE = 0.2  # below it a rung ranked nothing: for six trials chance alone gives 0 ± 0.45
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class SearchResult:
         return found
 
     def findings(self) -> list[str]:
-        """Which rungs told, once all trials have ended; the best of each latent size."""
+        """Which rungs ranked well, once all trials have ended; the best of each latent size."""
         if not self.complete:
             return []
         spread = self.final.get(self.search.settings.metric[0])
