@@ -41,6 +41,18 @@ def test_a_classifier_comes_back_from_its_file(tmp_path: Path) -> None:
         extractor.find(str(tmp_path / "made"), (3, 8, 8), CPU)
 
 
+def test_a_file_of_the_release_before_keeps_its_features(tmp_path: Path) -> None:
+    """Its network had a ReLU, and evaluations name it by its hash."""
+    made, images = Classifier(SHAPE, 3), torch.rand(5, *SHAPE)
+    facts = {"kind": "udl-dist extractor 2", "shape": "[1, 8, 8]", "classes": "3"}
+    save_file(made.state_dict(), tmp_path / "before", facts)
+    features = extractor.find(str(tmp_path / "before"), SHAPE, CPU).features(images)
+    with torch.no_grad():
+        bare = made.eval().body(images)
+    assert (bare < 0).any()
+    torch.testing.assert_close(features, bare.relu())
+
+
 def test_what_is_no_extractor_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"\x80\x04 no tensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "other")

@@ -14,6 +14,8 @@ from PIL import Image
 import udl_dist
 from tests.trained import run
 from tests.training.learn import packed
+from udl_dist.data.packing.pack import pack
+from udl_dist.data.settings import PackSettings
 from udl_dist.errors import DataError, TrainingError, UsageError
 from udl_dist.evaluation import extractor
 from udl_dist.evaluation.settings import ExtractorSettings, MetricSettings
@@ -264,7 +266,7 @@ def test_an_extractor_is_fitted_stored_and_named_by_its_hash(
     )
     with torch.no_grad():
         bare, brought = (
-            read.body(scaled(images.numpy())).relu().var(0),
+            read.activated(scaled(images.numpy())).var(0),
             read.features(scaled(images.numpy())).var(0),
         )
     assert float(brought.mean()) == pytest.approx(1, abs=0.1)
@@ -284,6 +286,15 @@ def test_an_extractor_is_fitted_stored_and_named_by_its_hash(
     with pytest.raises(DataError, match="no label"):
         bare = packed(tmp_path / "bare", 30)
         fit_extractor(str(bare), tmp_path / "other", wanted, lambda done, total: None)
+
+
+def test_an_extractor_learns_a_thousand_classes(tmp_path: Path) -> None:
+    """By ReLU all features soon were 0, without a gradient: it took all images for one class."""
+    pack("digits", str(tmp_path / "stacked"), PackSettings(stack=3))
+    wanted, made = ExtractorSettings(epochs=4, readers=0), tmp_path / "made"
+    source = str(tmp_path / "stacked")
+    done = fit_extractor(source, made, wanted, lambda done, total: None).as_dict()
+    assert done["classes"] == 1000 and done["accuracy"] > 0.02  # chance: 0.001
 
 
 @pytest.mark.filterwarnings("ignore")

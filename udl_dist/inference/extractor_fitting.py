@@ -56,7 +56,7 @@ def fit_extractor(source: str, dest: Path, asked: ExtractorSettings, progress: P
     with torch.no_grad():
         # Centre and scale over the training images make distances of two classifiers comparable in
         # size. One scale for all features: see Classifier.
-        features = torch.cat([classifier.body(images).relu() for images, _ in _once(stream)])
+        features = torch.cat([classifier.activated(images) for images, _ in _once(stream)])
         classifier.centre.copy_(features.mean(0))
         # The clamp is for a classifier whose features are all 0.
         classifier.scale.copy_(features.var(0).mean().sqrt().clamp(min=1e-6))
