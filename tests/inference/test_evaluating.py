@@ -284,8 +284,8 @@ def test_an_extractor_is_fitted_stored_and_named_by_its_hash(
     with pytest.raises(UsageError, match="exists: name a new file"):
         fit_extractor(source, made, wanted, lambda done, total: None)
     with pytest.raises(DataError, match="no label"):
-        bare = packed(tmp_path / "bare", 30)
-        fit_extractor(str(bare), tmp_path / "other", wanted, lambda done, total: None)
+        unlabelled = packed(tmp_path / "bare", 30)
+        fit_extractor(str(unlabelled), tmp_path / "other", wanted, lambda done, total: None)
 
 
 def test_an_extractor_learns_a_thousand_classes(tmp_path: Path) -> None:
