@@ -24,6 +24,7 @@ from udl_dist.training import checkpoint
 
 # Ray and its threads warn at will; they are not ours to mend
 pytestmark = pytest.mark.filterwarnings("default")
+JOBS = Path(__file__).parents[2] / "jobs"
 
 
 @pytest.mark.usefixtures("cluster")
@@ -51,6 +52,26 @@ def test_two_ray_workers_train_and_say_where_everything_lies(
     # Complete: said at once, without workers; more images asked: it goes on.
     again = driver.train(experiment, io.StringIO())
     assert (again.images, again.metrics) == (240, ended.metrics)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("job", ["kl_digits", "vq_digits"])
+def test_the_jobs_of_tokenizers_learn_digits_in_a_fifth_of_their_images(
+    job: str, tmp_path: Path
+) -> None:
+    flags = {
+        "run.folder": str(tmp_path / "run"),
+        "train.total_images": "12000",
+        "method.adversary.acts_after_images": "6000",
+        "method.adversary.ramp_images": "1000",
+    }
+    ended = driver.train(experiments.load(JOBS / f"{job}.toml", flags), io.StringIO())
+    assert ended.complete
+    assert ended.metrics["train/adversary_weight"] > 0  # it acts
+    # The mean image alone has an error of 0.07.
+    assert ended.metrics["val/mse"] < 0.02
+    assert job != "vq_digits" or ended.metrics["val/usage"] > 0.9
 
 
 @pytest.mark.long
