@@ -1,5 +1,6 @@
 """Decoded rows change no weight, and the ranks of a machine share them."""
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from tests.training import gloo
 from tests.training.learn import Run, asked, packed
 from udl_dist.experiment import Experiment
-from udl_dist.training.distributed import SHARED, Ranks
+from udl_dist.training.distributed import SHARED, STORES_IN_ORDER, Ranks
 
 
 def trained(experiments: list[Experiment]) -> list[str]:
@@ -53,6 +54,21 @@ def shared() -> tuple[int, int]:
     return len(memory), int(memory[:2].sum())
 
 
+def on_other_machines() -> int:
+    ranks = Ranks()
+    if ranks.rank:
+        pytest.MonkeyPatch().setattr(platform, "machine", lambda: "aarch64")
+    return len(ranks.shared_zeros(1000))
+
+
+def test_ranks_on_machines_of_two_kinds_send_the_same_messages() -> None:
+    """One that cannot share memory returned early, and the others waited for it."""
+    assert gloo.run(2, on_other_machines, seconds=30) == [1000] * 2
+
+
+@pytest.mark.skipif(
+    platform.machine() not in STORES_IN_ORDER, reason="no shared memory on this kind of machine"
+)
 def test_ranks_of_one_machine_share_memory_that_leaves_no_file() -> None:
     before = {path.name for path in Path(SHARED).glob("udl-*")}
     assert gloo.run(2, shared) == [(1000, 15)] * 2

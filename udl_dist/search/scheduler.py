@@ -23,8 +23,8 @@ from udl_dist.search.config import SearchSettings
 
 # With the default reduction: after a 64th, a 16th and a quarter of the budget.
 ASHA_RUNGS = 3  # unless search.least_images sets the first one
-# Halving: with a rung at a 16th of the budget, searches among 24 VAEs often lost the best one (2 %
-# regret), with one at an eighth seldom (0.1 %); small data is seen once by then.
+# Halving: with the first rung at a 16th of the budget, searches among 24 recorded VAEs and AEs lost
+# 2 and 5 % on average, with one at an eighth nothing (docs/benchmarks.md).
 HALVING_FIRST = 8
 # At each tenth of the budget.
 MEDIAN_RUNGS = 9

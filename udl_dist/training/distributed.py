@@ -180,14 +180,13 @@ class Ranks:
         # Named by rank 0, so that two runs on a machine never meet.
         path = Path(SHARED) / f"udl-{self.broadcast_int(secrets.randbits(62)):x}"
         zeros = np.zeros(count, np.uint8)
-        if platform.machine() not in STORES_IN_ORDER:
-            return zeros
+        shares = platform.machine() in STORES_IN_ORDER
         with suppress(OSError, ValueError):  # no such folder, or nothing to map
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             os.ftruncate(file, count)
             # Pages are taken when they are written, and one too many would be a SIGBUS: half of
             # the folder stays free for others.
-            if count <= shutil.disk_usage(SHARED).free // 2:
+            if shares and count <= shutil.disk_usage(SHARED).free // 2:
                 zeros = np.frombuffer(mmap.mmap(file, count), np.uint8)
             os.close(file)
         self.total({"": 0.0})  # all have opened it: without a name it ends with the last of them

@@ -90,9 +90,8 @@ class Stepper:
         # A lone phase has its networks from the start: each call walks over all their modules.
         if len(self.state.phases) > 1:
             phase.unfreeze_only_its_networks(self.state.method)
-        for (
-            parameter
-        ) in parameters:  # `zero_grad` spends longer on its profiling hooks than on this
+        # `zero_grad` spends longer on its profiling hooks than on this.
+        for parameter in parameters:
             parameter.grad = None
         if self.state.virtual_ranks:
             self._elastic_gradients(work)
