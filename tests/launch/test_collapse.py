@@ -70,6 +70,8 @@ def test_a_discriminator_that_makes_no_error_has_won_at_smaller_logits(loss: flo
             {"val/detail": 0.04},
             "0.04 times the fine detail of real ones, they are blurred: train longer",
         ),
+        # Mosaics of the right contrast and detail, on drawn faces.
+        ({"val/frechet_share": 0.41}, "0.41 of the variance of real ones away from them: train"),
     ],
 )
 def test_generated_images_unlike_real_ones_are_reported_from_both_sides(
@@ -192,6 +194,7 @@ def test_shares_of_the_real_images_are_those_by_hand() -> None:
     assert [same[name] for name in ("spread", "contrast", "detail", "headroom")] == pytest.approx(
         [1, 1, 1, 1]
     )
+    assert same["frechet_share"] == pytest.approx(0, abs=1e-4)
     half = crafted(real, real / 2)
     assert (half["spread"], half["contrast"], half["detail"]) == pytest.approx((0.25, 0.25, 0.25))
     same = crafted(real, real[:1].expand_as(real))
@@ -200,6 +203,8 @@ def test_shares_of_the_real_images_are_those_by_hand() -> None:
     blank = crafted(real, real.mean((1, 2, 3), keepdim=True).expand_as(real))
     assert blank["contrast"] == pytest.approx(0, abs=1e-6)
     assert crafted(real, real.sign())["headroom"] == 0
+    mean = crafted(real, real.mean(0).expand_as(real))
+    assert mean["frechet_share"] == pytest.approx(1, abs=1e-4)
     colours = torch.rand(50, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     plain = colours.mean((2, 3), keepdim=True).expand_as(colours)
     assert crafted(colours, plain)["contrast"] == pytest.approx(0, abs=1e-6), (

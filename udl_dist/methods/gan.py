@@ -50,9 +50,10 @@ class GenerativeAdversarialNetwork(Method):
     incomparable: ClassVar = dict.fromkeys(
         ("real_logit", "fake_logit", "logit_scale", "spread", "contrast", "detail", "headroom"), ()
     )
-    cannot_see: ClassVar = {
-        "frechet_8x8": "anything finer than 8×8 pixels: blur, noise, grids of dots"
-    }
+    cannot_see: ClassVar = dict.fromkeys(
+        ("frechet_8x8", "frechet_share"),
+        "anything finer than 8×8 pixels: blur, noise, grids of dots",
+    )
     settings: GANSettings
 
     def __init__(self, settings: GANSettings, shape: Shape, classes: tuple[str, ...] = ()) -> None:

@@ -36,6 +36,11 @@ def distance(means: Mapping[str, Tensor], real: str, fake: str) -> float:
     return between(*_gaussian(means, real), *_gaussian(means, fake))
 
 
+def variance(means: Mapping[str, Tensor], name: str) -> float:
+    """The sum of the variances of a set's columns, by the name that `moments` gave it."""
+    return float(_gaussian(means, name)[1].trace())
+
+
 # [D], [D, D] twice, float64
 def between(mean: Tensor, covariance: Tensor, other: Tensor, spread: Tensor) -> float:
     """|μ - ν|² + tr(S + T - 2 (S½ T S½)½) of two Gaussians (Dowson & Landau 1982, eq. 4)."""

@@ -27,6 +27,9 @@ SETTLED_IMAGES = 20_000
 CRUDE = 2.0  # contrast: 0.7 to 1.3 in healthy runs, 3.5 to 5.4 in those that made garbage
 # Detail: 0.8 to 2.2 in healthy runs, 5 to 50 in those that made garbage.
 NOISY, BLURRED = 5.0, 0.1
+# Share of the variance of real images: 0.01 to 0.26 in healthy runs, 0.4 to 2 in those that made
+# mosaics or garbage.
+STRANGE = 0.35
 
 
 # [B, C, H, W] twice -> each [B] or [B, D]
@@ -54,7 +57,8 @@ def metrics(means: Mapping[str, Tensor]) -> dict[str, float]:
     energy of what is finer than 3×3 pixels; `headroom`: 1 - x², the slope of tanh, without which no
     gradient reaches the generator. A ratio to nearly 0 is left out. `frechet_detail`: the distance
     of the Gaussians of both sets in the features of `descriptor`; `frechet_8x8`: in 8×8 pixels,
-    blind to finer detail. Neither is FID.
+    blind to finer detail; `frechet_share`: the latter ÷ the variance of real images there, 1 for a
+    generator that makes nothing but their mean. None is FID.
     """
     of = {
         name: {
@@ -70,6 +74,9 @@ def metrics(means: Mapping[str, Tensor]) -> dict[str, float]:
         "frechet_detail": frechet.distance(means, "real_described", "fake_described"),
         "frechet_8x8": frechet.distance(means, "real_small", "fake_small"),
     }
+    variance = frechet.variance(means, "real_small")
+    if variance > 1e-6:
+        ratios["frechet_share"] = distances["frechet_8x8"] / variance
     return distances | ratios
 
 
@@ -117,6 +124,14 @@ def _unlike(metrics: Mapping[str, float]) -> dict[str, str]:
         return {
             "unlike real images": (
                 f"{compared}, they are blurred: train longer, or widen method.network"
+            )
+        }
+    share = metrics.get("val/frechet_share", 0.0)
+    if share > STRANGE:
+        return {
+            "unlike real images": (
+                f"in 8×8 pixels generated images are {share:.2g} of the variance of real ones away"
+                " from them: train longer, set method.r1, or lower train.learning_rate"
             )
         }
     return {}

@@ -12,13 +12,13 @@ from udl_dist.methods.networks.gan import DIVERSE, LEAKY, side_halvings
 from udl_dist.methods.networks.layers import SLOPE, Pair, activation, conv, kernel, linear
 
 MOST_GENERATOR, MOST_DISCRIMINATOR = 8, 4  # times the first width are the most channels
-EPSILON = 1e-4  # below which a mean square of channels counts as zero
+EPSILON = 1e-4  # below which a mean square counts as zero
 
 
 class ResNetGenerator(nn.Sequential):
     """[N, inputs] -> [N, C, H, W], unbounded: blocks that double the image, from about 4×4.
 
-    Normalised pixel by pixel. `width` channels at full size; each halving has twice as many. What
+    Normalised image by image. `width` channels at full size; each halving has twice as many. What
     the blocks add is zero at first, so that a deep network starts as a shallow one (Fixup, Zhang et
     al. 2019).
     """
@@ -82,10 +82,12 @@ class GrowingBlock(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         body = self.last(self.activation(self.enlarge(self.activation(inputs))))
-        enlarged = self.shortcut(inputs)  # before it is enlarged, where it is cheap
-        for axis, factor in zip((2, 3), self.stride, strict=True):
-            if factor > 1:
-                enlarged = enlarged.repeat_interleave(factor, axis)
+        # The shortcut before it is enlarged, where it is cheap. Bilinear: copies have edges
+        # that blocks are slow to unlearn (mosaics, on drawn faces).
+        factors = [float(step) for step in self.stride]
+        enlarged = functional.interpolate(
+            self.shortcut(inputs), scale_factor=factors, mode="bilinear"
+        )
         out: Tensor = enlarged[:, :, : self.side[0], : self.side[1]] + body
         return out
 
@@ -109,14 +111,15 @@ class ShrinkingBlock(nn.Module):
 
 
 class NormedLeaky(nn.Module):
-    """Leaky ReLU of channels that have mean square 1 at each pixel (Karras et al. 2018, §4.2).
+    """Leaky ReLU of features of mean square 1 in each image (RMSNorm, Zhang & Sennrich 2019).
 
-    No sum over images or pixels, so that an image depends on its own latent alone. Without it a
-    generator of digits saturated tanh within ten steps and never came back.
+    No sum over images, so that an image depends on its own latent alone. Without it a generator of
+    digits saturated tanh within ten steps and never came back. Normalised pixel by pixel, features
+    that pass through zero turn at once: images of few flat colours with hard contours.
     """
 
     def forward(self, inputs: Tensor) -> Tensor:  # [N, C, H, W] -> the same
-        square = inputs.square().mean(1, keepdim=True)
+        square = inputs.square().mean((1, 2, 3), keepdim=True)
         return functional.leaky_relu(inputs * (square + EPSILON).rsqrt(), SLOPE)
 
 
