@@ -77,11 +77,11 @@ class GrowingBlock(nn.Module):
         self.stride, self.side = stride, side
         self.shortcut = _shortcut(inputs, channels)
         self.enlarge = Enlarge(inputs, channels, stride, side)
-        self.last = conv(channels, channels, gain=0.0)
+        self.refine = conv(channels, channels, gain=0.0)
         self.activation = NormedLeaky()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        body = self.last(self.activation(self.enlarge(self.activation(inputs))))
+        body = self.refine(self.activation(self.enlarge(self.activation(inputs))))
         # The shortcut before it is enlarged, where it is cheap. Bilinear: copies have edges
         # that blocks are slow to unlearn (mosaics, on drawn faces).
         factors = [float(step) for step in self.stride]
