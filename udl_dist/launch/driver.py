@@ -183,7 +183,8 @@ class Training:
 
     def __init__(self, spec: RunSpec, verbose: bool = False) -> None:
         self.workers = 0
-        self.thread = RayThread(spec.experiment.run.address, verbose, self._fit)
+        address = spec.experiment.run.address
+        self.thread = RayThread(address, verbose, self._fit, train_group.import_ray_train)
         self._spec = spec
         self._outcome: dict[str, Any] = {}
         self._free = ""  # CPUs and GPUs that were free when it failed

@@ -5,6 +5,7 @@ Each group is as large as the cluster allows. Workers and driver speak through t
 
 from __future__ import annotations
 
+import importlib
 import os
 import uuid
 from collections.abc import Callable
@@ -47,6 +48,11 @@ class RunSpec:
     @property
     def folder(self) -> RunFolder:
         return RunFolder(remote.working(self.experiment.run.folder, "launcher"))
+
+
+def import_ray_train() -> None:
+    """Import Ray Train, which takes a second."""
+    importlib.import_module("ray.train.torch")
 
 
 def fit(spec: RunSpec, on_workers: Callable[[int], None]) -> dict[str, Any]:
@@ -127,7 +133,18 @@ def _trainer(spec: RunSpec, size: GroupSize) -> Any:
     from ray.train.torch import TorchTrainer
 
     experiment = spec.experiment
-    return TorchTrainer(
+    # Each of them starts a process that takes a second of a core beside the first step: one for
+    # datasets of Ray Data, and one that outlives a dead controller, which no private Ray does.
+    idle = {"DatasetsCallback"}
+    idle |= set() if experiment.run.address else {"PlacementGroupCleanerCallback"}
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        # Ray has no public way to leave them out; a release without this method keeps them.
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [each for each in callbacks if type(each).__name__ not in idle]
+
+    return Trainer(
         _worker_main,
         train_loop_config={
             "experiment": experiment.to_dict(),
