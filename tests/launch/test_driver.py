@@ -116,6 +116,11 @@ def test_more_workers_than_cores_are_refused_at_once(source: Path, tmp_path: Pat
         driver.train(
             wanted("ae", source, tmp_path, run__workers="2", run__device="cuda"), io.StringIO()
         )
+    # Of a cluster the number is known only where Ray is.
+    joined = wanted("ae", source, tmp_path, run__device="cuda", run__address="auto")
+    with pytest.raises(ClusterError, match=r"run.workers = 1 needs 1 CPU cores and 1 GPUs"):
+        driver.train(joined, io.StringIO())
+    assert "run.workers = auto: 1" in RunFolder(tmp_path).messages.read_text()
     assert time.monotonic() - began < 10
 
 

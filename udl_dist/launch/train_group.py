@@ -9,14 +9,16 @@ import importlib
 import os
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from udl_dist.core import files
 from udl_dist.data.loader.opening import Prepared
 from udl_dist.experiment import Experiment
+from udl_dist.launch import capacity
 from udl_dist.launch.capacity import GroupSize, free_in_words, next_group
+from udl_dist.launch.plan import plan
 from udl_dist.launch.ray_options import choose_interface
 from udl_dist.launch.ray_runtime import START_SECONDS
 from udl_dist.launch.recovery import as_error, judge, one_line
@@ -61,7 +63,13 @@ def fit(spec: RunSpec, on_workers: Callable[[int], None]) -> dict[str, Any]:
     A group ends early when a worker fails, and `judge` decides whether the next one may start; or
     when a larger group fits. `on_workers` gets how many train now.
     """
-    experiment, folder = spec.experiment, spec.folder
+    folder = spec.folder
+    if spec.experiment.run.workers == "auto":
+        # Of a cluster, whose GPUs are known only now: what they rule out is refused as ever.
+        spec = replace(spec, experiment=capacity.automatic_of_cluster(spec.experiment))
+        folder.say(f"run.workers = auto: {spec.experiment.run.workers}")
+        plan(spec.experiment)
+    experiment = spec.experiment
     # Groups are started here, not by Ray, as the size of the next is known when one has ended.
     size = next_group(experiment, wait_seconds=experiment.run.place_seconds)
     placements = 0
