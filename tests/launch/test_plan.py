@@ -65,6 +65,8 @@ def test_by_default_there_is_a_worker_for_each_gpu_and_one_without(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     assert "workers      4, 3 images each a step" in plans.plan(wanted).lines()
+    ahead = asked("ae", source, data__readers="auto", run__workers="1")
+    assert "threads      3 of a worker read and decode ahead" in plans.plan(ahead).lines()
     on_cpus = asked("ae", source, train__batch_size="12", run__device="cpu")
     assert plans.plan(on_cpus).workers == 1
 

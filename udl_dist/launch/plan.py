@@ -50,6 +50,7 @@ class Plan:
     memory_bytes: int
     decoded_share: float  # of the records that stay decoded in memory
     decoded_bytes: int  # that they take
+    readers: int  # decode threads of a worker; 0: none, or not known
     validation_images: int  # held-out images that a validation sees
     validate_images: int  # images between validations
     validation_share: float  # of the run, estimated
@@ -98,6 +99,9 @@ class Plan:
             + elastic * (self.determinism == "elastic"),
             f"memory       about {self.memory_bytes / 2**20:,.0f} MiB a worker",
             self._decoded(),
+            f"threads      {self.readers} of a worker read and decode ahead"
+            if self.readers
+            else "",
             *(f"warning      {warning}" for warning in self.warnings),
         ]
         return [line for line in lines if line]
@@ -178,6 +182,7 @@ def plan(experiment: Experiment) -> Plan:
     conflicts.refuse_best(run.best, seen.held_out_records)
     # Imports torch, which takes a second or two, after all that can be refused without it.
     from udl_dist.data.loader.decoded import decoded_bytes
+    from udl_dist.data.loader.records import decode_threads
     from udl_dist.methods.networks import sizes
 
     kind = methods.find(experiment.method_name)
@@ -233,6 +238,8 @@ def plan(experiment: Experiment) -> Plan:
         + rows * cost.activation_bytes,
         decoded_share=kept / max(1, wanted),
         decoded_bytes=kept,
+        # The cores of another machine are not known.
+        readers=decode_threads(0 if run.address else experiment.data.readers, workers),
         validation_images=evaluated,
         validate_images=interval,
         validation_share=validations * evaluated * COST / total,
