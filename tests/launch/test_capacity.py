@@ -40,7 +40,7 @@ def test_the_scarcer_of_cores_and_gpus_decides(cores: int, workers: int, source:
     ("cores", "flags", "workers"),
     [
         (2, {}, 8),  # every GPU
-        (4, {}, 4),  # as far as there are cores
+        (4, {}, 4),  # as many as have cores
         (1, {"train__batch_size": "11"}, 5),  # two images each, or more
         (1, {"train__batch_size": "24", "train__accumulate": "2"}, 6),
         (3, {"run__determinism": "elastic"}, 4),  # of five the largest divisor of 12

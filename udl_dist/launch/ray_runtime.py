@@ -50,7 +50,7 @@ def start(address: str, verbose: bool, meanwhile: Callable[[], None] = nothing) 
 
     The private one opens no dashboard, requires a token that only this process has, and listens on
     loopback unless Ray was imported before. A Ray that is initialised already is left running.
-    `meanwhile` runs beside the start of Ray's processes, which is mostly waiting: for imports.
+    `meanwhile` runs during the start of Ray's processes, which is mostly waiting: for imports.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)

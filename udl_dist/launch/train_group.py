@@ -141,7 +141,7 @@ def _trainer(spec: RunSpec, size: GroupSize) -> Any:
     from ray.train.torch import TorchTrainer
 
     experiment = spec.experiment
-    # Each of them starts a process that takes a second of a core beside the first step: one for
+    # Each of them starts a process that takes a second of a core just before the first step: one for
     # datasets of Ray Data, and one that outlives a dead controller, which no private Ray does.
     idle = {"DatasetsCallback"}
     idle |= set() if experiment.run.address else {"PlacementGroupCleanerCallback"}
