@@ -141,8 +141,8 @@ def _trainer(spec: RunSpec, size: GroupSize) -> Any:
     from ray.train.torch import TorchTrainer
 
     experiment = spec.experiment
-    # Each of them starts a process that takes a second of a core just before the first step: one for
-    # datasets of Ray Data, and one that outlives a dead controller, which no private Ray does.
+    # Each of them starts a process that takes a second of a core just before the first step: one
+    # for datasets of Ray Data, and one that outlives a dead controller, as no private Ray does.
     idle = {"DatasetsCallback"}
     idle |= set() if experiment.run.address else {"PlacementGroupCleanerCallback"}
 
