@@ -154,7 +154,7 @@ def test_a_removed_setting_names_what_to_do_and_its_old_default_is_accepted(tmp_
 
 
 def test_workers_are_a_number_or_a_range() -> None:
-    for text, least, most in (("3", 3, 3), ("2..8", 2, 8), ("4..4", 4, 4)):
+    for text, least, most in (("3", 3, 3), ("2..8", 2, 8), ("4..4", 4, 4), ("auto", 1, 1)):
         run = experiment.load(None, {"method.name": "vae", "run.workers": text}).run
         assert (run.least_workers, run.most_workers) == (least, most)
 
@@ -163,7 +163,8 @@ def test_workers_are_a_number_or_a_range() -> None:
 def test_workers_that_are_neither_are_refused_in_one_line(text: str) -> None:
     with pytest.raises(UsageError) as refusal:
         experiment.load(None, {"method.name": "vae", "run.workers": text})
-    assert str(refusal.value) == f"run.workers = {text!r}: say a number, or a range such as '2..8'"
+    said = f"run.workers = {text!r}: say a number, a range such as '2..8', or auto"
+    assert str(refusal.value) == said
 
 
 def test_differences_name_both_values_and_leave_out_what_may_change(tmp_path: Path) -> None:

@@ -99,9 +99,8 @@ def source(size: int, channels: int = 3, kind: str = "raw") -> Path:
     where = FOLDER / f"{kind}{size}{channels}"
     if not where.exists():
         random = np.random.default_rng(0)
-        coarse = random.integers(
-            0, 256, (512 if SMALL else 4096, size // 4, size // 4, channels), dtype=np.uint8
-        )
+        count = 512 if SMALL or size > 128 else 4096  # of 256 px more would take a GB
+        coarse = random.integers(0, 256, (count, size // 4, size // 4, channels), dtype=np.uint8)
         images = coarse.repeat(4, 1).repeat(4, 2)
         np.save(FOLDER / "images.npy", images[..., 0] if channels == 1 else images)
         settings = PackSettings(size=size, channels=channels, format=kind, held_out_fraction=0.1)  # type: ignore[arg-type]
@@ -376,6 +375,62 @@ def speed(size: int, batch: int, flags: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def job(name: str, size: int, batch: int, *changes: dict[str, str]) -> dict[str, Any]:
+    """Speed, memory and whether all is finite, of a job on random images; `changes` are its
+    settings, and those of a small run.
+    """
+    steps = 2 if SMALL else 20
+    base = {
+        "data.source": str(source(size)),
+        "data.size": str(size),
+        "train.batch_size": str(batch),
+        "train.total_images": str(10**9),
+        "run.device": "auto",
+        "track.mode": "off",
+        "run.folder": str(FOLDER / "none"),
+    }
+    flags = base | changes[0] | (changes[1] if SMALL else {})
+    run = GpuRun(experiments.load(Path("jobs") / f"{name}.toml", flags))
+    reports = run.reports(every=steps)
+    if GPU:
+        torch.cuda.reset_peak_memory_stats()
+    speed = rate(lambda: next(reports), steps * batch)
+    last = next(reports).metrics
+    return {
+        "size": size,
+        "batch": batch,
+        "images_per_second": speed,
+        "gb": round(last["perf/memory_bytes"] / 2**30, 1),
+        "wait": round(last["perf/data_wait_share"], 3),
+        "finite": bool(np.isfinite(list(last.values())).all()),
+        "parameters": sum(each.numel() for each in run.learning.method.parameters()),
+    }
+
+
+# The networks of the jobs; a small run has the same code and a hundredth of the width.
+KL = (
+    {"train.precision": "bfloat16"},
+    {
+        "method.widths": "8,16",
+        "method.perceptual": "",
+        "train.compile": "false",
+    },
+)
+# The authors' widths and batch for CIFAR-10.
+R3 = {"method.r3_widths": "768,768,768,768"}, {"method.r3_widths": "8,8,8,8"}
+
+
+def jobs() -> None:
+    """The jobs whose speed on a GPU others have published (docs/cluster.md, the job's comments)."""
+    size, batch = (32, 2) if SMALL else (256, 16)
+    check("kl_f8_256", job, "kl_f8_256", size, batch, *KL)
+    if not SMALL:
+        check("kl_f8_256", job, "kl_f8_256", size, batch, KL[0] | {"train.compile": "false"})
+    for precision in ("bfloat16",) if SMALL else ("float32", "bfloat16"):
+        changed = R3[0] | {"train.precision": precision}
+        check(f"R3GAN {precision}", job, "gan_r3_hands64", 32, 4 if SMALL else 512, changed, R3[1])
+
+
 def ddp() -> dict[str, Any]:
     """DDP by NCCL with one rank against none; NCCL gets the interface as workers are."""
     import torch.distributed as dist
@@ -506,6 +561,7 @@ def main() -> None:
     for kind in ("vae", "gan"):
         check(f"export {kind}", exported, kind)
     check("evaluate", verb, "evaluate", str(FOLDER / "run_vae"), "--device", DEVICE.type)
+    jobs()
     for kind in KINDS:
         check(f"agree {kind}", agree, kind)
     if not SMALL:

@@ -36,6 +36,27 @@ def test_the_scarcer_of_cores_and_gpus_decides(cores: int, workers: int, source:
     assert capacity.next_group(run(source, "1..8", cores)).workers == workers
 
 
+@pytest.mark.parametrize(
+    ("cores", "flags", "workers"),
+    [
+        (2, {}, 8),  # every GPU
+        (4, {}, 4),  # as many as have cores
+        (1, {"train__batch_size": "11"}, 5),  # two images each, or more
+        (1, {"train__batch_size": "24", "train__accumulate": "2"}, 6),
+        (3, {"run__determinism": "elastic"}, 4),  # of five the largest divisor of 12
+        (1, {"run__device": "cpu"}, 1),
+    ],
+)
+def test_by_default_there_is_a_worker_for_each_gpu_of_the_cluster(
+    cores: int, flags: dict[str, str], workers: int, source: Path
+) -> None:
+    wanted = asked(
+        "ae", source, **{"train__batch_size": "64", "run__cpus_per_worker": str(cores)} | flags
+    )
+    assert wanted.run.workers == "auto"
+    assert capacity.automatic_of_cluster(wanted).run.workers == workers
+
+
 def test_what_does_not_fit_is_refused_with_both_kinds(source: Path) -> None:
     with pytest.raises(
         ClusterError,

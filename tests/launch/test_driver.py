@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch import rays
 from tests.launch.test_worker import finished, manifest, wanted
 from tests.training import gloo
 from tests.training.learn import packed
@@ -27,16 +28,29 @@ pytestmark = pytest.mark.filterwarnings("default")
 JOBS = Path(__file__).parents[2] / "jobs"
 
 
+class Watching(io.StringIO):
+    """A terminal that notes, at each line, which actors the Ray of this process runs."""
+
+    actors: frozenset[str] = frozenset()
+
+    def write(self, text: str) -> int:
+        self.actors |= rays.actors()
+        return super().write(text)
+
+
 @pytest.mark.usefixtures("cluster")
 def test_two_ray_workers_train_and_say_where_everything_lies(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(source.parent)
     experiment = wanted("vae", Path(source.name), tmp_path / "run", run__workers="2")
-    out = io.StringIO()
+    out = Watching()
     ended = driver.train(experiment, out)
     assert (ended.images, ended.complete, ended.exit_code) == (240, True, 0)
     assert ended.metrics["val/negative_elbo"] > 0
+    # Each process more delays the first step by half a second.
+    assert "TrainController" in out.actors and "RayTrainWorker" in out.actors
+    assert not {"DatasetManager", "PlacementGroupCleaner", "PreemptionWatcher"} & out.actors
     assert "100 % · " in out.getvalue() and "240 of 240 images" in out.getvalue()
     assert "starting 2 workers" in out.getvalue().splitlines()
     assert f"udl report {tmp_path}/run --follow" in out.getvalue()
@@ -102,6 +116,11 @@ def test_more_workers_than_cores_are_refused_at_once(source: Path, tmp_path: Pat
         driver.train(
             wanted("ae", source, tmp_path, run__workers="2", run__device="cuda"), io.StringIO()
         )
+    # Of a cluster the number is known only where Ray is.
+    joined = wanted("ae", source, tmp_path, run__device="cuda", run__address="auto")
+    with pytest.raises(ClusterError, match=r"run.workers = 1 needs 1 CPU cores and 1 GPUs"):
+        driver.train(joined, io.StringIO())
+    assert "run.workers = auto: 1" in RunFolder(tmp_path).messages.read_text()
     assert time.monotonic() - began < 10
 
 

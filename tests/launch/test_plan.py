@@ -54,6 +54,23 @@ def test_settings_that_need_more_images_are_refused(source: Path) -> None:
         plans.plan(asked("vae", source, **vamp))
 
 
+def test_by_default_there_is_a_worker_for_each_gpu_and_one_without(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = asked("ae", source, train__batch_size="12")
+    assert "workers      1, 12 images each a step" in plans.plan(wanted).lines()
+    elsewhere = asked("ae", source, train__batch_size="12", run__address="elsewhere:6379")
+    line = "workers      one a GPU of the cluster, 1 to 12 images each a step"
+    assert line in plans.plan(elsewhere).lines()
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    assert "workers      4, 3 images each a step" in plans.plan(wanted).lines()
+    ahead = asked("ae", source, data__readers="auto", run__workers="1")
+    assert "threads      3 of a worker read and decode ahead" in plans.plan(ahead).lines()
+    on_cpus = asked("ae", source, train__batch_size="12", run__device="cpu")
+    assert plans.plan(on_cpus).workers == 1
+
+
 @pytest.mark.parametrize("flags", [{}, {"run__workers": "2"}, {"train__accumulate": "2"}])
 def test_batch_normalisation_of_one_image_is_refused(flags: dict[str, str], source: Path) -> None:
     share = 2 if flags else 1

@@ -1,10 +1,12 @@
 """What a run says of its speed, time to go and memory, and when."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
 
-from udl_dist.launch.notices import Pace
+from tests.training import gloo
+from udl_dist.launch.notices import Pace, Straggler
 from udl_dist.training import meter
 from udl_dist.training.distributed import Ranks
 
@@ -50,3 +52,30 @@ def test_speed_and_the_share_of_data_wait_are_those_of_the_seconds_since_the_las
         "perf/data_wait_share": 0.25,
         "data/damaged": 3.0,
     }
+
+
+def test_every_rank_reports_which_is_the_slowest_and_by_how_much() -> None:
+    points = gloo.run(3, spread_with_a_slow_rank)
+    assert points[0] == points[1] == points[2]
+    rank, share = points[0]
+    assert rank == 2.0 and share > 5
+
+
+def spread_with_a_slow_rank() -> tuple[float, float]:
+    ranks = Ranks()
+    measured = meter.Meter(ranks, images=0)
+    for _ in range(3):
+        with measured.forward.running():
+            time.sleep(0.05 if ranks.rank == 2 else 0.002)
+    metrics = measured.metrics(30, learning_rate=0.1)
+    return metrics["perf/slowest_rank"], metrics["perf/slowest_rank_share"]
+
+
+def test_a_rank_that_stays_behind_is_named_once() -> None:
+    straggler = Straggler()
+    behind = {"perf/slowest_rank": 5.0, "perf/slowest_rank_share": 1.8}
+    even = {"perf/slowest_rank": 1.0, "perf/slowest_rank_share": 1.1}
+    lines = [straggler.add(point) for point in (behind, behind, even, behind, behind, behind)]
+    assert lines[:5] == [""] * 5
+    assert lines[5].startswith("rank 5 holds up the others: it computes 1.8 times as long")
+    assert straggler.add(behind) == "" and straggler.add({}) == ""

@@ -132,5 +132,7 @@ def _loader_worker() -> tuple[int, int]:
 
 def _opened(source: str, seed: int, settings: dict[str, Any]) -> Stream:
     # Another loop has its own validation set; without this a tenth of the images would be missing.
-    data = replace(DataSettings(), source=source, **{"held_out_fraction": 0.0, **settings})
+    # And it may have many processes that read, of which none knows of the others.
+    own = {"held_out_fraction": 0.0, "readers": 1}
+    data = replace(DataSettings(), source=source, **own | settings)
     return open_streams(prepare(data), seed, zeros=own_zeros(data))[0]

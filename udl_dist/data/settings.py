@@ -101,15 +101,16 @@ class DataSettings:
         " are, in half of the free memory; 0: none",
         low=0,
     )
-    readers: int = setting(
-        1, "threads that read and decode ahead; 0: the training loop does it", low=0, high=256
+    readers: int | str = setting(
+        "auto", "decode threads of a worker; auto: cores - 1, shared, at most 4", low=0, high=256
     )
     read_ahead_bytes: int = setting(2**28, "memory for what is read and decoded ahead", low=1)
 
     def __post_init__(self) -> None:
         refuse_other_size("data.size", self.size)
-        if isinstance(self.decoded_bytes, str) and self.decoded_bytes != "auto":
-            raise UsageError(f"data.decoded_bytes = {self.decoded_bytes!r}: say a number, or auto")
+        for name in ("decoded_bytes", "readers"):
+            if isinstance(value := getattr(self, name), str) and value != "auto":
+                raise UsageError(f"data.{name} = {value!r}: say a number, or auto")
 
     def absolute(self) -> DataSettings:
         """The same settings with absolute paths, so that they hold in another working folder."""

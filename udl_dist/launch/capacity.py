@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from udl_dist.errors import ClusterError
 from udl_dist.experiment import Experiment
@@ -36,7 +37,8 @@ class ElasticScaler:
 
     def check(self, workers: int) -> None:
         """Called often with the workers that train now; 0: none."""
-        if workers in (0, self._experiment.run.most_workers) or time.monotonic() < self._next:
+        most = self._experiment.run.most_workers
+        if not 0 < workers < most or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + GROW_SECONDS
         # Before all of them train, the CPUs that they are about to take seem to be free.
@@ -57,6 +59,33 @@ class ElasticScaler:
             self._tried = more
         elif more == workers:
             self._tried = 0  # they are gone: should they come again, it is worth another try
+
+
+def automatic_here(experiment: Experiment) -> Experiment:
+    """`experiment` with a number for run.workers = "auto", if it will run on this machine alone.
+
+    Imports torch in that case.
+    """
+    run = experiment.run
+    if run.workers != "auto" or run.address:
+        return experiment
+    import torch
+
+    gpus = torch.cuda.device_count() if run.device != "cpu" else 0
+    there = {"CPU": os.cpu_count() or 1, "GPU": gpus}
+    return _with_workers(experiment, fitting(there, _needs(experiment, True)))
+
+
+def automatic_of_cluster(experiment: Experiment) -> Experiment:
+    """The same for the connected Ray: one worker a GPU, or one without GPUs."""
+    return _with_workers(experiment, _fitting(experiment) if wants_gpu(experiment) else 1)
+
+
+def _with_workers(experiment: Experiment, gpus: int) -> Experiment:
+    # Each has two images at a time at least: one alone has no variance to normalise by.
+    train = experiment.train
+    most = max(1, min(gpus, train.batch_size // (2 * train.accumulate)))
+    return experiment.replace(run=replace(experiment.run, workers=_allowed(experiment, most)))
 
 
 def next_group(experiment: Experiment, before: int = 0, wait_seconds: float = 0.0) -> GroupSize:
@@ -84,12 +113,13 @@ def next_group(experiment: Experiment, before: int = 0, wait_seconds: float = 0.
     while (free := _free(experiment)) < min(before, fit) and time.monotonic() < released:
         time.sleep(POLL_SECONDS)
     # If fewer than the least are free, Ray waits for others to release them.
-    return GroupSize(_allowed(experiment, max(free, run.least_workers)), wants_gpu(experiment))
+    most = min(max(free, run.least_workers), run.most_workers)
+    return GroupSize(_allowed(experiment, most), wants_gpu(experiment))
 
 
 def largest_group(experiment: Experiment, workers: int) -> int:
     """The workers that would fit if the present `workers` ended first; at least `workers`."""
-    fit = min(_fitting(experiment), workers + _free(experiment))
+    fit = min(_fitting(experiment), workers + _free(experiment), experiment.run.most_workers)
     return max(workers, _allowed(experiment, fit))
 
 
@@ -153,9 +183,8 @@ def _autoscaler_demand(experiment: Experiment) -> Iterator[None]:
         remove_placement_group(wanted)  # on the new nodes it would occupy the workers' places
 
 
-def _allowed(experiment: Experiment, fit: int) -> int:
-    """The most workers of `fit` that the settings allow; elastic runs allow divisors of 12."""
-    most = min(fit, experiment.run.most_workers)
+def _allowed(experiment: Experiment, most: int) -> int:
+    """`most` workers or the next fewer that the settings allow; elastic runs: divisors of 12."""
     if experiment.run.determinism == "elastic":
         # Each worker computes as many of the 12 parts of a batch as any other.
         virtual_ranks = TrainSettings.VIRTUAL_RANKS
@@ -174,7 +203,7 @@ def _free(experiment: Experiment) -> int:
     return min(_fitting(experiment), fitting(ray.available_resources(), _needs(experiment)))
 
 
-def _needs(experiment: Experiment) -> dict[str, float]:
-    """The resources of one worker."""
+def _needs(experiment: Experiment, gpu: bool | None = None) -> dict[str, float]:
+    """The resources of one worker; `gpu`: whether with a GPU, if no Ray is to be asked."""
     cores = {"CPU": float(experiment.run.cpus_per_worker)}
-    return cores | {"GPU": 1.0} if wants_gpu(experiment) else cores
+    return cores | {"GPU": 1.0} if gpu or wants_gpu(experiment) else cores

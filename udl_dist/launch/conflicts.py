@@ -18,6 +18,23 @@ def refuse_best(best: str, held_out: int) -> None:
         )
 
 
+def refuse_few_images(experiment: Experiment, held_out: int) -> None:
+    """Refuse a batch or held-out images that leave a worker without an image."""
+    train, run = experiment.train, experiment.run
+    if train.batch_size < run.most_workers * train.accumulate:
+        parts = f" x train.accumulate = {train.accumulate}" if train.accumulate > 1 else ""
+        raise UsageError(
+            f"train.batch_size = {train.batch_size} is less than run.workers ="
+            f" {run.workers}{parts}: every worker needs an image in every step"
+        )
+    # Each rank validates its own part of them, which must not be empty.
+    if 0 < held_out < run.most_workers:
+        raise UsageError(
+            f"{held_out} held-out images cannot be shared by run.workers = {run.workers}: raise"
+            " data.held_out_fraction"
+        )
+
+
 def refuse_lone_images(experiment: Experiment, mixing: list[str]) -> None:
     """Batch normalisation of one image has no variance: torch would raise in the worker."""
     train, workers = experiment.train, experiment.run.most_workers

@@ -18,7 +18,7 @@ from udl_dist.data.packing.prepare import prepare, settled
 from udl_dist.errors import ClusterError, UdlError, UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.launch import nodes, train_group
-from udl_dist.launch.capacity import ElasticScaler, free_in_words
+from udl_dist.launch.capacity import ElasticScaler, automatic_here, free_in_words
 from udl_dist.launch.plan import checked_plan, plan_here
 from udl_dist.launch.ray_thread import RayThread, Signals
 from udl_dist.launch.recovery import as_error, one_line
@@ -86,7 +86,8 @@ def train(experiment: Experiment, out: TextIO, verbose: bool = False) -> TrainRe
         track, message = resolved(experiment.track)
         if message:
             terminal.say(message)
-        spec = RunSpec(experiment.replace(track=track), prepared, launcher=launcher)
+        run = automatic_here(experiment).run  # the folder has "auto": resumed, it counts again
+        spec = RunSpec(experiment.replace(track=track, run=run), prepared, launcher=launcher)
         outcome, signal = _supervise(spec, terminal, verbose)
         # 4. The result: a stopped run has none, so that the same command resumes it.
         if launcher:
@@ -183,7 +184,8 @@ class Training:
 
     def __init__(self, spec: RunSpec, verbose: bool = False) -> None:
         self.workers = 0
-        self.thread = RayThread(spec.experiment.run.address, verbose, self._fit)
+        address = spec.experiment.run.address
+        self.thread = RayThread(address, verbose, self._fit, train_group.import_ray_train)
         self._spec = spec
         self._outcome: dict[str, Any] = {}
         self._free = ""  # CPUs and GPUs that were free when it failed

@@ -1,4 +1,4 @@
-"""Lines that a run prints once: speed, advice about waiting for data, costly validations."""
+"""Lines that a run prints once: speed, advice about data, a slow rank, costly validations."""
 
 from __future__ import annotations
 
@@ -50,6 +50,29 @@ class DataWaitAdvice:
             return ""
         self._reported = True
         return line
+
+
+class Straggler:
+    """The rank that holds up all others, reported once, after three reports in a row."""
+
+    REPORTS, SHARE = 3, 1.5  # reports in a row; its forward pass ÷ that of the rank in the middle
+
+    def __init__(self) -> None:
+        self._rank, self._reports, self._reported = -1, 0, set[int]()
+
+    def add(self, metrics: Mapping[str, float]) -> str:
+        """Add one report; returns the line to print, or ""."""
+        rank = int(metrics.get("perf/slowest_rank", -1))
+        share = metrics.get("perf/slowest_rank_share", 1.0)
+        self._reports = self._reports + 1 if rank == self._rank and share > self.SHARE else 1
+        self._rank = rank
+        if share <= self.SHARE or self._reports < self.REPORTS or rank in self._reported:
+            return ""
+        self._reported.add(rank)
+        return (
+            f"rank {rank} holds up the others: it computes {share:.1f} times as long as the rank in"
+            " the middle; look for other work, heat or a slower processor on its machine"
+        )
 
 
 class ValidationTime:

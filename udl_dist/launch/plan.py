@@ -12,7 +12,8 @@ from udl_dist.data.packing.sources import class_names
 from udl_dist.errors import UsageError
 from udl_dist.evaluation.settings import COST
 from udl_dist.experiment import Experiment
-from udl_dist.launch.conflicts import refuse_best, refuse_inelastic, refuse_lone_images
+from udl_dist.launch import conflicts
+from udl_dist.launch.capacity import automatic_here
 from udl_dist.storage.uris import name_of
 
 FLOAT_BYTES = 4
@@ -49,6 +50,7 @@ class Plan:
     memory_bytes: int
     decoded_share: float  # of the records that stay decoded in memory
     decoded_bytes: int  # that they take
+    readers: int  # decode threads of a worker; 0: none, or not known
     validation_images: int  # held-out images that a validation sees
     validate_images: int  # images between validations
     validation_share: float  # of the run, estimated
@@ -97,6 +99,9 @@ class Plan:
             + elastic * (self.determinism == "elastic"),
             f"memory       about {self.memory_bytes / 2**20:,.0f} MiB a worker",
             self._decoded(),
+            f"threads      {self.readers} of a worker read and decode ahead"
+            if self.readers
+            else "",
             *(f"warning      {warning}" for warning in self.warnings),
         ]
         return [line for line in lines if line]
@@ -167,26 +172,17 @@ def plan_here(experiment: Experiment) -> Plan:
 def plan(experiment: Experiment) -> Plan:
     """The plan of a run; raises UsageError or DataError for all that can be refused now."""
     # Size and channels come from the images unless they are given.
-    experiment = experiment.replace(data=settled(experiment.data))
+    experiment = automatic_here(experiment.replace(data=settled(experiment.data)))
     train, run = experiment.train, experiment.run
+    counted = run.workers != "auto"  # else of a cluster, which knows its GPUs
     least, workers = run.least_workers, run.most_workers
-    if train.batch_size < workers * train.accumulate:
-        parts = f" x train.accumulate = {train.accumulate}" if train.accumulate > 1 else ""
-        raise UsageError(
-            f"train.batch_size = {train.batch_size} is less than run.workers ="
-            f" {run.workers}{parts}: every worker needs an image in every step"
-        )
     # Of a source that is not packed yet this is an estimate.
     seen = survey(experiment.data)
-    # Each rank validates its own part of them, which must not be empty.
-    if 0 < seen.held_out_records < workers:
-        raise UsageError(
-            f"{seen.held_out_records} held-out images cannot be shared by run.workers ="
-            f" {run.workers}: raise data.held_out_fraction"
-        )
-    refuse_best(run.best, seen.held_out_records)
+    conflicts.refuse_few_images(experiment, seen.held_out_records)
+    conflicts.refuse_best(run.best, seen.held_out_records)
     # Imports torch, which takes a second or two, after all that can be refused without it.
     from udl_dist.data.loader.decoded import decoded_bytes
+    from udl_dist.data.loader.records import decode_threads
     from udl_dist.methods.networks import sizes
 
     kind = methods.find(experiment.method_name)
@@ -195,8 +191,8 @@ def plan(experiment: Experiment) -> Plan:
     networks = method.networks
     mixing = [name for name, network in networks.items() if sizes.mixes_images(network)]
     if run.determinism == "elastic":
-        refuse_inelastic(experiment, mixing)
-    refuse_lone_images(experiment, mixing)
+        conflicts.refuse_inelastic(experiment, mixing)
+    conflicts.refuse_lone_images(experiment, mixing)
     cost = sizes.cost_of(make)
     total = train.length(seen.records)
     noted = method.check_images(seen.records, total) if seen.records else ()  # 0: not known
@@ -227,10 +223,10 @@ def plan(experiment: Experiment) -> Plan:
         left_out=seen.left_out,
         classes=seen.classes,
         shards=seen.shards,
-        workers=run.workers,
+        workers=run.workers if counted else "one a GPU of the cluster",
         determinism=run.determinism,
         batch_size=train.batch_size,
-        images_per_rank=(train.batch_size // workers, share),
+        images_per_rank=(train.batch_size // workers if counted else 1, share),
         steps=total // train.batch_size,
         total_images=total,
         parameters=parameters,
@@ -242,6 +238,8 @@ def plan(experiment: Experiment) -> Plan:
         + rows * cost.activation_bytes,
         decoded_share=kept / max(1, wanted),
         decoded_bytes=kept,
+        # The cores of another machine are not known.
+        readers=decode_threads(0 if run.address else experiment.data.readers, workers),
         validation_images=evaluated,
         validate_images=interval,
         validation_share=validations * evaluated * COST / total,

@@ -11,8 +11,9 @@ import secrets
 import shutil
 import sys
 import tempfile
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{START_SECONDS:g}",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{START_SECONDS:g}",  # ten minutes by default
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process whose notices no worker reads
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # with it, lines appear twice if output is a file
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths stay what they are in the driver
     "RAY_USAGE_STATS_ENABLED": "0",  # no usage report is sent
@@ -39,11 +41,16 @@ ENVIRONMENT = {
 _reapers: list[ProcessReaper] = []  # of the Ray that this process started: one or none
 
 
-def start(address: str, verbose: bool) -> bool:
+def nothing() -> None:
+    """What most have to do while Ray starts."""
+
+
+def start(address: str, verbose: bool, meanwhile: Callable[[], None] = nothing) -> bool:
     """Join the cluster at `address` or start a private Ray; return whether `end` has to end it.
 
     The private one opens no dashboard, requires a token that only this process has, and listens on
     loopback unless Ray was imported before. A Ray that is initialised already is left running.
+    `meanwhile` runs during the start of Ray's processes, which is mostly waiting: for imports.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -71,6 +78,7 @@ def start(address: str, verbose: bool) -> bool:
         try:
             # The reaper watches a private Ray only: a cluster outlives this process.
             with ray_options.hangups_blocked(), contextlib.nullcontext() if address else _reaped():
+                threading.Thread(target=meanwhile, daemon=True).start()
                 ray.init(**options, namespace="udl-dist")
         except Exception as error:  # Ray raises many kinds here
             end()

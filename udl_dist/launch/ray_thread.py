@@ -60,13 +60,23 @@ class Signals:
 
 
 class RayThread:
-    """Runs `work` under Ray, from its start to its end; `error` is the one it ended with."""
+    """Runs `work` under Ray, from its start to its end; `error` is the one it ended with.
+
+    `meanwhile` runs while Ray starts.
+    """
 
     # In a thread, because on the main one Ray would install its own signal handlers.
-    def __init__(self, address: str, verbose: bool, work: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        address: str,
+        verbose: bool,
+        work: Callable[[], None],
+        meanwhile: Callable[[], None] = ray_runtime.nothing,
+    ) -> None:
         self.ray_is_up = False
         self.error: Exception | None = None
         self._address, self._verbose, self._work = address, verbose, work
+        self._meanwhile = meanwhile
         self._owns_ray = False
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -100,7 +110,7 @@ class RayThread:
 
     def _run(self) -> None:
         try:
-            self._owns_ray = ray_runtime.start(self._address, self._verbose)
+            self._owns_ray = ray_runtime.start(self._address, self._verbose, self._meanwhile)
             self.ray_is_up = True
             self._work()
         except Exception as error:  # for the main thread

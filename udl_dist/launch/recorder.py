@@ -16,7 +16,7 @@ from udl_dist.data.loader.reader import Stream
 from udl_dist.errors import TrainingError
 from udl_dist.evaluation import pictures
 from udl_dist.experiment import Experiment
-from udl_dist.launch.notices import DataWaitAdvice, Pace, ValidationTime
+from udl_dist.launch.notices import DataWaitAdvice, Pace, Straggler, ValidationTime
 from udl_dist.runs.remote import push_checkpoint
 from udl_dist.runs.remote_node import Node
 from udl_dist.runs.run_folder import RunFolder
@@ -55,7 +55,7 @@ class RunRecorder:
         self._due = self._saved = start
         self._unwritten: list[tuple[int, dict[str, float]]] = []  # points a full disk refused
         self._writer = AsyncWriter(self._write, self._on_written)
-        self._advice = DataWaitAdvice(self._stream)
+        self._advice, self._straggler = DataWaitAdvice(self._stream), Straggler()
         self._validations = ValidationTime(experiment.evaluate.share)
         total = experiment.train.length(self._stream.records)
         self._pace = Pace(start, experiment.train.batch_size, total)
@@ -91,6 +91,7 @@ class RunRecorder:
         lines = [
             self._advice.add(report.metrics["perf/data_wait_share"]),
             self._pace.add(report.images, report.metrics),
+            self._straggler.add(report.metrics),
         ]
         if report.validated:
             # Pictures are made while the other ranks wait: they count as validation.

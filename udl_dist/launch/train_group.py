@@ -5,17 +5,20 @@ Each group is as large as the cluster allows. Workers and driver speak through t
 
 from __future__ import annotations
 
+import importlib
 import os
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from udl_dist.core import files
 from udl_dist.data.loader.opening import Prepared
 from udl_dist.experiment import Experiment
+from udl_dist.launch import capacity
 from udl_dist.launch.capacity import GroupSize, free_in_words, next_group
+from udl_dist.launch.plan import plan
 from udl_dist.launch.ray_options import choose_interface
 from udl_dist.launch.ray_runtime import START_SECONDS
 from udl_dist.launch.recovery import as_error, judge, one_line
@@ -49,13 +52,24 @@ class RunSpec:
         return RunFolder(remote.working(self.experiment.run.folder, "launcher"))
 
 
+def import_ray_train() -> None:
+    """Import Ray Train, which takes a second."""
+    importlib.import_module("ray.train.torch")
+
+
 def fit(spec: RunSpec, on_workers: Callable[[int], None]) -> dict[str, Any]:
     """Train with one group of workers after the other; return what `worker.work` returned.
 
     A group ends early when a worker fails, and `judge` decides whether the next one may start; or
     when a larger group fits. `on_workers` gets how many train now.
     """
-    experiment, folder = spec.experiment, spec.folder
+    folder = spec.folder
+    if spec.experiment.run.workers == "auto":
+        # Of a cluster, whose GPUs are known only now: what they rule out is refused as ever.
+        spec = replace(spec, experiment=capacity.automatic_of_cluster(spec.experiment))
+        folder.say(f"run.workers = auto: {spec.experiment.run.workers}")
+        plan(spec.experiment)
+    experiment = spec.experiment
     # Groups are started here, not by Ray, as the size of the next is known when one has ended.
     size = next_group(experiment, wait_seconds=experiment.run.place_seconds)
     placements = 0
@@ -127,7 +141,18 @@ def _trainer(spec: RunSpec, size: GroupSize) -> Any:
     from ray.train.torch import TorchTrainer
 
     experiment = spec.experiment
-    return TorchTrainer(
+    # Each of them starts a process that takes a second of a core just before the first step: one
+    # for datasets of Ray Data, and one that outlives a dead controller, as no private Ray does.
+    idle = {"DatasetsCallback"}
+    idle |= set() if experiment.run.address else {"PlacementGroupCleanerCallback"}
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        # Ray has no public way to leave them out; a release without this method keeps them.
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [each for each in callbacks if type(each).__name__ not in idle]
+
+    return Trainer(
         _worker_main,
         train_loop_config={
             "experiment": experiment.to_dict(),

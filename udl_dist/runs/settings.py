@@ -16,9 +16,10 @@ class RunSettings:
         "",
         "the folder of the run, a path or s3://…; empty: runs/ and the job file's name",
     )
-    workers: int | str = setting(  # as text a range; `_range` reads both
-        1,
-        "DDP workers, one a GPU, or one a CPU core without GPUs; '2..8': as many as fit, more or"
+    workers: int | str = setting(  # as text a range; `_range` reads all
+        "auto",
+        "DDP workers, each with a GPU, or with a CPU core without GPUs; auto: one for every GPU of"
+        " the machine or cluster, one without GPUs and in a trial; '2..8': as many as fit, more or"
         " fewer as nodes come and go",
         low=1,
     )
@@ -66,7 +67,7 @@ class RunSettings:
         # Here, as the bounds of a setting know no text.
         if not 1 <= self.least_workers <= self.most_workers:
             raise UsageError(
-                f"run.workers = {self.workers!r}: say a number, or a range such as '2..8'"
+                f"run.workers = {self.workers!r}: say a number, a range such as '2..8', or auto"
             )
 
     @property
@@ -80,6 +81,8 @@ class RunSettings:
     def _range(self) -> tuple[int, int]:
         if isinstance(self.workers, int):
             return self.workers, self.workers
+        if self.workers == "auto":  # until `capacity` has counted the GPUs
+            return 1, 1
         found = re.fullmatch(r"(\d{1,6})\.\.(\d{1,6})", self.workers.replace(" ", ""))
         return (int(found[1]), int(found[2])) if found else (0, 0)  # refused by __post_init__
 

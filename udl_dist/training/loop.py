@@ -105,9 +105,11 @@ class TrainingLoop:
         meter = Meter(ranks, start, resumed.sums)
         guard, skips = FiniteGuard(self.state, ranks), resumed.skips
         images = start
-        stepper = Stepper(
-            self.state, settings, ranks, guard, lambda: self.hooks.on_progress(images, "phase")
-        )
+
+        def on_phase() -> None:
+            self.hooks.on_progress(images, "phase")
+
+        stepper = Stepper(self.state, settings, ranks, guard, meter.forward, on_phase)
         batches = self.stream.batches(start, batch_size, ranks.rank, ranks.world)
         stepper.warm_up()
         while images < total:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import resource
+import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,11 +18,46 @@ Sums = dict[str, list[list[float]]]
 DAMAGED = "damaged records"  # cannot be the name of a metric, which has no blank
 
 
+class ForwardTime:
+    """Seconds of a rank's forward passes since the last look, where it waits for no other rank.
+
+    On a GPU those of the last pass alone, between two events that cost the host no wait.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda, self._seconds = device.type == "cuda", 0.0
+        self._events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Around each forward pass."""
+        if self._cuda:
+            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            began.record()
+            yield
+            ended.record()
+            self._events = began, ended
+            return
+        began_at = time.perf_counter()
+        yield
+        self._seconds += time.perf_counter() - began_at
+
+    def read(self) -> float:
+        """The seconds; the next look counts from here."""
+        if self._events:
+            began, ended = self._events
+            ended.synchronize()
+            self._seconds = began.elapsed_time(ended) / 1000
+        seconds, self._seconds, self._events = self._seconds, 0.0, None
+        return seconds
+
+
 class Meter:
     """Sums of what phases plot, on the device until a report: reading them waits for a GPU."""
 
     def __init__(self, ranks: Ranks, images: int, resumed: Sums | None = None) -> None:
         self._ranks = ranks
+        self.forward = ForwardTime(ranks.device)
         self._damaged = 0
         self.restart(images)
         if resumed:
@@ -41,7 +79,11 @@ class Meter:
     def metrics(self, images: int, learning_rate: float) -> dict[str, float]:
         """Means since the last report over all ranks, speed and memory of the slowest rank."""
         rows = {f"rows {name}": float(count) for name, count in self._rows.items()}
-        sums = self._ranks.total({**self._sums, **rows, "damaged": float(self._damaged)})
+        # Each rank fills in its own seconds: the sum over ranks is a list of all.
+        forward = {f"forward {rank}": 0.0 for rank in range(self._ranks.world)}
+        forward[f"forward {self._ranks.rank}"] = self.forward.read()
+        damaged = {"damaged": float(self._damaged)}
+        sums = self._ranks.total({**self._sums, **rows, **damaged, **forward})
         seconds = time.perf_counter() - self._started
         local = {
             "wait": self._wait_seconds,
@@ -52,6 +94,8 @@ class Meter:
         metrics = {f"train/{name}": sums[name] / sums[f"rows {name}"] for name in self._sums}
         if sums["damaged"]:  # absent from the curves of a run without damage
             metrics["data/damaged"] = sums["damaged"]
+        if self._ranks.world > 1:
+            metrics |= _spread([sums[name] for name in forward])
         return metrics | {
             "train/learning_rate": learning_rate,
             "perf/images_per_second": (images - self._images) / slowest["seconds"],
@@ -96,7 +140,19 @@ class Meter:
         self._sums: dict[str, Tensor] = {}
         self._rows: dict[str, int] = {}
         self._wait_seconds = 0.0
+        self.forward.read()
         self._started = time.perf_counter()
+
+
+def _spread(seconds: list[float]) -> dict[str, float]:
+    """By how much the slowest rank is behind the one in the middle, and which rank it is."""
+    slowest = max(range(len(seconds)), key=seconds.__getitem__)
+    # The lower of two in the middle, or of two ranks none would be behind the other.
+    middle = statistics.median_low(seconds)
+    return {
+        "perf/slowest_rank": float(slowest),
+        "perf/slowest_rank_share": seconds[slowest] / middle if middle else 1.0,
+    }
 
 
 def _memory_bytes(device: torch.device) -> int:

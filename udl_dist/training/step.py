@@ -21,6 +21,7 @@ from udl_dist.methods.method import Batch, Loss, Method
 from udl_dist.training.batches import dummy_batch
 from udl_dist.training.distributed import Ranks
 from udl_dist.training.finite_guard import FiniteGuard
+from udl_dist.training.meter import ForwardTime
 from udl_dist.training.optimizers import like
 from udl_dist.training.settings import Rates, TrainSettings
 from udl_dist.training.train_state import PhaseState, TrainState
@@ -45,6 +46,7 @@ class Stepper:
     settings: TrainSettings
     ranks: Ranks
     guard: FiniteGuard
+    forward: ForwardTime
     on_phase: Callable[[], None]
 
     def step(self, batch: Batch, number: int, rates: Rates) -> None:
@@ -160,7 +162,8 @@ class Stepper:
         """Add `weight` times the gradient of the loss, summed over the rows of part `number`."""
         batch = work.parts[number]
         rows = batch.images.shape[0]
-        loss = self._loss(work.phase, batch)
+        with self.forward.running():
+            loss = self._loss(work.phase, batch)
         # 0 x inf and 0 x nan are nan: a loss that is not finite makes every gradient nan.
         loss.value.backward(loss.value.detach() * 0 + rows * weight)  # type: ignore[no-untyped-call]
         self.guard.record(loss, rows)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from udl_dist.data.loader.records import StageSeconds
+from udl_dist.data.loader.records import StageSeconds, decode_threads
 from udl_dist.data.settings import DataSettings
 
 CORES = os.cpu_count() or 1
@@ -35,3 +35,16 @@ def test_the_slowest_stage_decides_what_is_advised(
         in said
     )
     assert cure in said
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "threads"), [(1, 1, 1), (2, 1, 1), (4, 1, 3), (16, 1, 4), (16, 8, 1)]
+)
+def test_the_workers_of_a_machine_share_its_cores_but_one(
+    cores: int, workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert decode_threads("auto", workers) == threads
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(workers))
+    assert decode_threads("auto") == threads
+    assert decode_threads(7) == 7 and decode_threads(0) == 0

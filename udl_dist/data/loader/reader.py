@@ -244,7 +244,6 @@ class Stream:
         yield from waiting
 
     def _depth(self, plan: BatchPlan) -> int:
-        """How many batches of this size may be loaded ahead."""
+        """How many batches of this size the memory for reading ahead holds."""
         batch_bytes = max(1, len(plan.numbers) * int(np.prod(self.shape)))
-        # Two per thread: one that is loaded, and one that waits while a slow batch is ahead of it.
-        return max(1, min(2 * self.settings.readers, self.settings.read_ahead_bytes // batch_bytes))
+        return self.settings.read_ahead_bytes // batch_bytes

@@ -17,6 +17,8 @@ from udl_dist.errors import DataError
 
 I64 = NDArray[np.int64]
 Allocate = Callable[[tuple[int, ...]], Pixels]
+# More of them were slower on 16 cores: decoders hold Python's lock between two images.
+MOST_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,14 @@ def unpinned(shape: tuple[int, ...]) -> Pixels:
     return np.empty(shape, np.uint8)
 
 
+def decode_threads(readers: int | str, workers: int = 0) -> int:
+    """data.readers as a number, for each of the `workers` on this machine; 0: Ray says how many."""
+    if isinstance(readers, int):
+        return readers
+    workers = workers or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun sets it, too
+    return max(1, min(MOST_THREADS, ((os.cpu_count() or 1) - 1) // workers))
+
+
 class StageSeconds:
     """Seconds that all threads spent in each stage."""
 
@@ -102,8 +112,8 @@ class StageSeconds:
             )
         elif stage == "read":
             cure = "put the shards on a faster disk, or set data.order = 'blocks'"
-        elif settings.readers < cores:
-            cure = f"raise data.readers from {settings.readers} (there are {cores} cores)"
+        elif (threads := decode_threads(settings.readers)) < cores:
+            cure = f"raise data.readers from {threads} (there are {cores} cores)"
         else:
             sides = [settings.size] if isinstance(settings.size, int) else settings.size
             size = ",".join(map(str, sides))
