@@ -42,7 +42,7 @@ class SearchPlan:
     whole_images: int
     records: int  # of one pass over the training images
     final_images: int
-    workers: int | str
+    workers: int
     at_once: int
 
     def lines(self) -> list[str]:
@@ -126,7 +126,7 @@ def plan(search: Search, had: tuple[int, ...] = ()) -> SearchPlan:
         whole_images=whole.total_images,
         records=whole.records,
         final_images=whole.total_images * found.final_seeds * finalists,
-        workers=base.run.workers,
+        workers=base.run.most_workers,
         # Of this machine; the cluster of a search may be another one.
         at_once=(os.cpu_count() or 1) // (base.run.cpus_per_worker * base.run.most_workers),
     )
