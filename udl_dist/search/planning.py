@@ -36,6 +36,7 @@ class SearchPlan:
     budget: int
     capped: int  # search.budget_images where a whole run is shorter; else 0
     rungs: tuple[int, ...]
+    step: int  # images
     brackets: tuple[int, ...]  # of halving
     images: int
     expected_images: int
@@ -49,7 +50,8 @@ class SearchPlan:
         cost = f"{self.images:,} images if none is stopped"
         if self.expected_images < self.images:
             cost += f" (about {self.expected_images:,} with {self.scheduler})"
-        stopped = ", ".join(f"{images:,}" for images in self.rungs)
+        # Each trial reaches a rung at the end of a step of its own.
+        stopped = ", ".join(f"{in_steps(images, self.step):,}" for images in self.rungs)
         capped = (
             f"budget        search.budget_images = {self.capped:,} is more than a whole run"
             f" ({self.whole_images:,} images by train.epochs or train.total_images): trials end"
@@ -68,9 +70,23 @@ class SearchPlan:
             + (f", decided at {stopped} images" if stopped else ""),
             *([capped] if self.capped else []),
             *([short] if self.budget < self.records else []),
+            *self._about_rungs(),
             f"cost          {cost}, then {self.final_images:,} for the finalists",
             f"workers       {self.workers} a trial; on this machine {self.at_once} trials at once",
         ]
+
+    def _about_rungs(self) -> list[str]:
+        if self.scheduler != "none" and not self.rungs:
+            return [
+                f"rungs         none lies between a step of {self.step:,} images and the budget"
+                ": no trial is stopped"
+            ]
+        if self.rungs and self.rungs[0] < self.step:
+            return [
+                f"rungs         {self.rungs[0]:,} images are less than one step of {self.step:,}: "
+                "trials are compared after their first step"
+            ]
+        return []
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -120,6 +136,7 @@ def plan(search: Search, had: tuple[int, ...] = ()) -> SearchPlan:
         budget=budget,
         capped=found.budget_images if found.budget_images > whole.total_images else 0,
         rungs=at_rungs,
+        step=base.train.batch_size,
         brackets=in_brackets,
         images=trials * budget,
         expected_images=_expected(in_brackets or (trials,), budget, at_rungs, found),
@@ -165,7 +182,8 @@ def _expected(
     # By the median half of the trials stop midway.
     if settings.scheduler == "median":
         # Half go all the way, half to the middle rung.
-        return round(trials * (budget + at_rungs[len(at_rungs) // 2]) / 2)
+        middle = at_rungs[len(at_rungs) // 2] if at_rungs else budget
+        return round(trials * (budget + middle) / 2)
     reduction = settings.reduction if settings.scheduler == "asha" else 1
     total, before, left = 0.0, 0, float(trials)
     for images in (*at_rungs, budget):
