@@ -283,8 +283,8 @@ def draws(search: Search, trials: list[dict[str, Any]], rung: float) -> list[flo
     """The ends of 64 settings, each drawn from what earlier ones were at a part of the budget."""
     sampler, ends, results = make_sampler(search), list[float](), dict[int, list[TrialResult]]()
     for number in range(64):
-        known = range(number - sampler.ahead + 1) if sampler.ahead else ()
-        values = sampler.values(number, {each: results[each] for each in known})
+        known = {each: results[each] for each in range(sampler.needed(number))}
+        values = sampler.values(number, known)
         points = nearest(search, trials, values)["points"]
         budget = points[-1][0]
         images, loss = next(point for point in points if point[0] >= budget * rung)

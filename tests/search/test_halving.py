@@ -150,7 +150,7 @@ def test_rungs_below_a_step_and_none_below_the_budget_are_said(
         "5 images are less than one step of 12: trials are compared" in each for each in small
     )
     assert any("decided at 12, " in each for each in small)
-    plain = {"budget_images": 12, "least_images": 0, "scheduler": scheduler}
+    plain: dict[str, Any] = {"budget_images": 12, "least_images": 0, "scheduler": scheduler}
     none = plan(wanted(source, tmp_path, **plain)).lines()
     assert any("none lies between a step of 12 images and the budget" in each for each in none)
     assert not any(each.startswith("rungs ") for each in plan(wanted(source, tmp_path)).lines())

@@ -13,7 +13,7 @@ from udl_dist.launch.plan import plan_here as plan_run
 from udl_dist.search.axes import with_values
 from udl_dist.search.config import Search, SearchSettings
 from udl_dist.search.halving import brackets, sizes
-from udl_dist.search.samplers import Sampler, make_sampler, settings_asked
+from udl_dist.search.samplers import Sampler, make_sampler, sampler_name, settings_asked
 from udl_dist.search.scheduler import rungs
 from udl_dist.search.trial import experiment_of, in_steps
 
@@ -129,7 +129,7 @@ def plan(search: Search, had: tuple[int, ...] = ()) -> SearchPlan:
         method=base.method_name,
         metric=found.metric,
         axes=tuple(axis.in_words() for axis in search.axes),
-        sampler=found.sampler,
+        sampler=sampler_name(found),
         scheduler=found.scheduler,
         trials=trials,
         settings=settings,
@@ -153,13 +153,14 @@ def _check_trials(
     search: Search, sampler: Sampler, settings: int, budget: int, at_rungs: tuple[int, ...]
 ) -> None:
     """Plan the first trials, so that an invalid setting is refused before any of them starts."""
-    if sampler.ahead:  # settings depend on results
+    if sampler.needed(settings - 1):  # later settings depend on results
         for axis in search.axes:
             # One axis at a time, from the base: which combinations will be drawn is not known yet.
             for value in axis.ends():
                 plan_run(with_values(search.base, {axis.name: value}))
-        return
     for setting in range(min(settings, CHECKED)):
+        if sampler.needed(setting):
+            break
         trial, values = setting * search.settings.seeds, sampler.values(setting, {})
         try:
             plan_run(experiment_of(search, trial, values, budget, at_rungs))
