@@ -64,7 +64,7 @@ WORKS = {
         "search_gan_digits",
         {
             "search.sampler": "sobol",
-            "search.trials": "40",
+            "search.trials": "36",
             "data.size": "16",
             "method.network.widths": "16,32",
         },
