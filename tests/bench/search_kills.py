@@ -92,7 +92,7 @@ def undisturbed(search: Search) -> dict[str, Any]:
 
 
 def decisions(folder: Path) -> dict[str, str]:
-    """What each trial was told at its rungs."""
+    """The decisions of each trial, as its folder has them."""
     return {path.parent.name: path.read_text() for path in folder.glob(f"trials/*/{DECISIONS}")}
 
 
@@ -132,7 +132,7 @@ def progress(folder: Path) -> int:
 
 
 def at_work(process: subprocess.Popen[bytes], folder: Path, moment: int) -> None:
-    """Wait until the search has come so far and a run gets somewhere in this start, or it is
+    """Wait until the search is at this moment and a run gets somewhere in this start, or it is
     over.
     """
     began = time.time()
