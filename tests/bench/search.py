@@ -1,10 +1,12 @@
-"""python -m tests.bench.search [--trials 32] [--nested 6] [--turns 1] [--only WHAT]: what a small
-search costs.
+"""python -m tests.bench.search [--trials 32] [--nested 6] [--turns 1] [--tiny 1000]
+[--only WHAT]: what a small search costs.
 
     rates    trials per hour, ours next to plain Tune and Ray's nested template
     asha     ASHA against the same trials without stopping, on the embedded digits: best figure and
     images
     reports  what a rung costs a trial: from its result to the decision, with one trial at a time
+    tiny     --tiny 1000 trials of eight steps by halving, then by ASHA: memory, descriptors and
+             threads of the head
 
 The same VAE, the same steps and a hundred reports a trial, on a Ray that is there already. Ours:
 `udl search` with run folders, checkpoints, validations and the journal. Plain Tune: a function, an
@@ -16,6 +18,7 @@ import argparse
 import io
 import os
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -193,18 +196,54 @@ def reports(folder: Path, asked_for: argparse.Namespace) -> None:
     print(f"{1000 * waited / reached:.2f} ms from a result to its decision ({reached} rungs)")
 
 
+def tiny(folder: Path, asked_for: argparse.Namespace) -> None:
+    source, flags = packed(folder / "data"), {"train__total_images": "96", "track__mode": "off"}
+    for scheduler in ("halving", "asha"):
+        base = asked("ae", source, run__folder=str(folder / scheduler), **flags)
+        more = {"scheduler": scheduler, "trials": asked_for.tiny, "final_seeds": 0, "plots": False}
+        wanted, seen = config.build(base, more, AXES), list[tuple[int, str]]()
+        over = threading.Event()
+        looking = threading.Thread(target=look, args=(wanted.folder, seen, over))
+        looking.start()
+        began = time.perf_counter()
+        ended = session.search(wanted, io.StringIO())
+        over.set()
+        looking.join()
+        rate = 3600 * asked_for.tiny / (time.perf_counter() - began)
+        assert ended.complete
+        print(f"{scheduler}: {asked_for.tiny} trials, {rate:,.0f} an hour")
+        for part in (0.1, 0.5, 0.98):
+            started, said = next(each for each in seen if each[0] >= part * asked_for.tiny)
+            print(f"  with {started} trials started: {said}")
+
+
+def look(folder: Path, seen: list[tuple[int, str]], over: threading.Event) -> None:
+    """Keep the trials that have started and what this process holds, every half second."""
+    own, ended = Path("/proc/self"), False
+    while not ended:
+        ended = over.wait(0.5)
+        started = sum(1 for _ in folder.glob("trials/*"))
+        status = (own / "status").read_text().splitlines()
+        memory = next(int(line.split()[1]) / 1024 for line in status if line.startswith("RssAnon"))
+        counts = (
+            f"{len(os.listdir(own / 'fd'))} descriptors, {len(os.listdir(own / 'task'))} threads"
+        )
+        seen.append((started, f"head {memory:.0f} MiB, {counts}"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=32)
     parser.add_argument("--nested", type=int, default=6)
     parser.add_argument("--turns", type=int, default=1)
-    parser.add_argument("--only", choices=("rates", "asha", "reports"))
+    parser.add_argument("--tiny", type=int, default=1000)
+    parser.add_argument("--only", choices=("rates", "asha", "reports", "tiny"))
     asked_for = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ray_runtime.start("", False)
-        for suite in (rates, asha, reports):
+        for suite in (rates, asha, reports, tiny):
             if asked_for.only in (None, suite.__name__):
                 suite(Path(folder) / suite.__name__, asked_for)
         ray_runtime.end()

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -33,6 +33,7 @@ from udl_dist.search.planning import plan
 from udl_dist.search.samplers import make_sampler
 from udl_dist.search.scheduler import rungs
 from udl_dist.search.trial import experiment_of
+from udl_dist.search.trial_log import TrialResult
 from udl_dist.training.loop import Intervals, TrainingLoop
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -45,7 +46,7 @@ WORKS = {
         {
             "search.sampler": "grid",
             "search.trials": "0",
-            "search.train.learning_rate": "{log = [1e-4, 1e-2], points = 12}",
+            "search.train.learning_rate": "{log = [1e-4, 1e-2], points = 23}",
             "method.network.kind": "dense",
             "method.network.widths": "256,64",
         },
@@ -53,7 +54,7 @@ WORKS = {
     "ae": (
         "search_ae_mnist",
         {
-            "search.train.learning_rate": "{log = [3e-4, 1e-2], points = 8}",
+            "search.train.learning_rate": "{log = [3e-4, 1e-2], points = 22}",
             "search.budget_images": "30000",
             "data.limit": "6000",
             "data.held_out_fraction": "0.1",
@@ -62,10 +63,9 @@ WORKS = {
     "gan": (
         "search_gan_digits",
         {
-            "search.trials": "32",
-            "search.budget_images": "9600",
-            "train.epochs": "0",
-            "train.total_images": "9600",
+            "search.sampler": "sobol",
+            "search.trials": "36",
+            "data.size": "16",
             "method.network.widths": "16,32",
         },
     ),
@@ -261,20 +261,41 @@ def replay(curves: list[Curve], trials: int, seeds: int) -> None:
 
 
 def samplers(search: Search, folder: Path, seeds: int) -> None:
-    """The best of 8, 24 and 64 settings by each sampler; each is the recorded one nearest to it."""
+    """The best of 8, 24 and 64 settings by each sampler; each is the recorded one nearest to it.
+
+    Optuna learns from the ends of earlier trials, or from their first rung, as by halving.
+    """
     trials = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    for name in ("random", "sobol"):
+    for name, rung in (("random", 1.0), ("sobol", 1.0), ("optuna", 1.0), ("optuna", 0.125)):
         found = []
         for seed in range(seeds):
-            sampler = make_sampler(search.replace(sampler=name, seed=seed))
-            drawn = [nearest(search, trials, sampler.values(number, {})) for number in range(64)]
+            drawn = draws(search.replace(sampler=name, seed=seed), trials, rung)
             found.append([min(drawn[:count]) for count in (8, 24, 64)])
-        best = ", ".join(f"{statistics.median(column):.5g}" for column in zip(*found, strict=True))
-        print(f"{name}: best after 8, 24 and 64 trials {best}")
+        best = ", ".join(
+            f"{statistics.median(column):.5g} (mean {statistics.fmean(column):.5g})"
+            for column in zip(*found, strict=True)
+        )
+        learns = f" that sees {rung:g} of the budget" if name == "optuna" else ""
+        print(f"{name}{learns}: best after 8, 24 and 64 trials {best}", flush=True)
 
 
-def nearest(search: Search, trials: list[dict[str, Any]], values: dict[str, Any]) -> float:
-    """The end of the recorded trial that has the same choices and the nearest numbers."""
+def draws(search: Search, trials: list[dict[str, Any]], rung: float) -> list[float]:
+    """The ends of 64 settings, each drawn from what earlier ones were at a part of the budget."""
+    sampler, ends, results = make_sampler(search), list[float](), dict[int, list[TrialResult]]()
+    for number in range(64):
+        known = {each: results[each] for each in range(sampler.needed(number))}
+        values = sampler.values(number, known)
+        points = nearest(search, trials, values)["points"]
+        budget = points[-1][0]
+        images, loss = next(point for point in points if point[0] >= budget * rung)
+        state: Literal["complete", "stopped"] = "complete" if images == budget else "stopped"
+        results[number] = [TrialResult(number, state, images, loss, values)]
+        ends.append(points[-1][1])
+    return ends
+
+
+def nearest(search: Search, trials: list[dict[str, Any]], values: dict[str, Any]) -> dict[str, Any]:
+    """The recorded trial that has the same choices and the nearest numbers."""
 
     def distance(trial: dict[str, Any]) -> float:
         pairs = [(trial["settings"][axis.name], values[axis.name], axis) for axis in search.axes]
@@ -283,7 +304,7 @@ def nearest(search: Search, trials: list[dict[str, Any]], values: dict[str, Any]
             for one, other, axis in pairs
         )
 
-    return float(min(trials, key=distance)["points"][-1][1])
+    return min(trials, key=distance)
 
 
 def main() -> None:

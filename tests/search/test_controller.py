@@ -17,6 +17,7 @@ from udl_dist.errors import UsageError
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search import plots
 from udl_dist.search.objective import Objective
+from udl_dist.search.planning import plan
 from udl_dist.search.results import SearchResult
 from udl_dist.search.samplers import make_sampler
 from udl_dist.search.trial import TrialOutcome, folder_of
@@ -64,13 +65,24 @@ def test_optuna_draws_near_what_was_good(source: Path, tmp_path: Path) -> None:
     search = wanted(source, tmp_path, axes, sampler="optuna", scheduler="none", trials=60)
     sampler, outcomes = make_sampler(search), dict[int, list[TrialResult]]()
     for number in range(60):
-        drawn = sampler.values(
-            number, {which: outcomes[which] for which in range(max(0, number - 3))}
-        )
+        known = {which: outcomes[which] for which in range(sampler.needed(number))}
+        drawn = sampler.values(number, known)
         loss = abs(math.log10(drawn["train.learning_rate"]) + 2) + (drawn["method.latent_dim"] == 2)
         outcomes[number] = [TrialResult(number, "complete", 240, loss, drawn)]
     good = [lines[0].values[0] < 0.6 for _, lines in sorted(outcomes.items())]
     assert sum(good[30:]) > 2 * sum(good[:10]) / 10 * 30
+
+
+def test_by_halving_settings_are_optunas_after_a_start_that_waits_for_nothing(
+    source: Path, tmp_path: Path
+) -> None:
+    search = wanted(source, tmp_path, trials=24)
+    assert plan(search).sampler == "optuna"
+    assert plan(search.replace(scheduler="asha")).sampler == "sobol"
+    sampler, start = make_sampler(search), make_sampler(search.replace(sampler="sobol"))
+    # Without the last four a setting has ten results from the fourteenth on.
+    assert [sampler.needed(number) for number in range(16)] == [0] * 13 + [10, 11, 12]
+    assert all(sampler.values(each, {}) == start.values(each, {}) for each in range(13))
 
 
 def test_a_trial_whose_process_dies_too_often_costs_itself_only(

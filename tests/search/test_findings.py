@@ -75,6 +75,7 @@ def test_the_best_of_each_size_is_listed_and_those_within_a_deviation(
         "within one deviation (0.3) of the best trial: method.latent_dim 3, 4",
     ]
     stopped = size_lines(search, [lines[0], ended(1, [2.0], 2.0, "stopped")], 0)
+    assert size_lines(search, [], 0) == [], "all trials failed"
     assert stopped[-1] == "  3: 2 (trial 1, train.learning_rate 0.001, stopped after 24 images)"
 
 

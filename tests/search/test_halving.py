@@ -118,6 +118,7 @@ def test_sizes_are_rounded_up_in_whole_settings() -> None:
     ("plain", "had", "message"),
     [
         ({"brackets": (4, 4)}, (), r"brackets = \[4, 4\] has 8 trials, but the search has 6"),
+        ({"brackets": (6, 0)}, (), r"brackets = \[6, 0\] has a bracket without a trial"),
         ({"brackets": (5, 1), "seeds": 2}, (), "splits the search.seeds = 2 of a setting"),
         ({"brackets": (3, 3)}, (6,), r"are compared in search.brackets = \[6\]: search.trials may"),
         ({}, (8,), r"are compared in search.brackets = \[8\]: search.trials may grow"),
@@ -137,6 +138,22 @@ def test_trials_asked_for_later_are_a_bracket_of_their_own(source: Path, tmp_pat
     assert (planned.brackets, planned.rungs) == ((6, 4), (24, 72, 216))
     # Towards the rungs 10, 4, 2, 2 trials: 6 and 4, 2 and 2, 1 and 1, 1 and 1.
     assert planned.expected_images == 10 * 24 + 4 * 48 + 2 * 144 + 2 * 24
+
+
+@pytest.mark.parametrize("scheduler", ["halving", "asha", "median"])
+def test_rungs_below_a_step_and_none_below_the_budget_are_said(
+    scheduler: str, source: Path, tmp_path: Path
+) -> None:
+    """Steps have 12 images."""
+    small = plan(wanted(source, tmp_path, least_images=5, scheduler=scheduler)).lines()
+    assert any(
+        "5 images are less than one step of 12: trials are compared" in each for each in small
+    )
+    assert any("decided at 12, " in each for each in small)
+    plain: dict[str, Any] = {"budget_images": 12, "least_images": 0, "scheduler": scheduler}
+    none = plan(wanted(source, tmp_path, **plain)).lines()
+    assert any("none lies between a step of 12 images and the budget" in each for each in none)
+    assert not any(each.startswith("rungs ") for each in plan(wanted(source, tmp_path)).lines())
 
 
 def test_another_scheduler_is_refused_in_the_folder_of_a_search(

@@ -67,8 +67,8 @@ class SearchSettings:
     reduction: int = setting(
         4, "halving and asha: one of this many trials goes on at each rung", low=2
     )
-    sampler: Literal["sobol", "random", "grid", "optuna"] = setting(
-        "sobol", "how the settings of a trial are chosen"
+    sampler: Literal["auto", "optuna", "sobol", "random", "grid"] = setting(
+        "auto", "how the settings of a trial are chosen; auto: by halving optuna, else sobol"
     )
     ahead: int = setting(
         4, "optuna: a trial is drawn without the results of this many trials before it", low=1

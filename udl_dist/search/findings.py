@@ -104,6 +104,8 @@ def size_lines(search: Search, results: Sequence[TrialResult], deviation: float)
     best: dict[object, list[TrialResult]] = {}
     for own in settings_ranked(search, results):
         best.setdefault(own[0].settings[LATENT], own)
+    if not best:  # all trials failed
+        return []
     spreads = {size: Spread.of([each.values[0] for each in own]) for size, own in best.items()}
     lines = [f"best of each {LATENT}:"]
     for size in sorted(best, key=axis.index):

@@ -30,7 +30,11 @@ def brackets(settings: SearchSettings, trials: int, had: tuple[int, ...] = ()) -
             "search.trials may grow, and other brackets follow these; or search in another "
             "--run.folder"
         )
-    if sum(sizes) != trials or min(sizes) < 1:
+    if min(sizes) < 1:
+        raise UsageError(
+            f"search.brackets = {list(sizes)} has a bracket without a trial: leave it out"
+        )
+    if sum(sizes) != trials:
         raise UsageError(
             f"search.brackets = {list(sizes)} has {sum(sizes)} trials, but the search has {trials}:"
             " leave it out, or let it add up"

@@ -13,7 +13,7 @@ from udl_dist.launch.plan import plan_here as plan_run
 from udl_dist.search.axes import with_values
 from udl_dist.search.config import Search, SearchSettings
 from udl_dist.search.halving import brackets, sizes
-from udl_dist.search.samplers import Sampler, make_sampler, settings_asked
+from udl_dist.search.samplers import Sampler, make_sampler, sampler_name, settings_asked
 from udl_dist.search.scheduler import rungs
 from udl_dist.search.trial import experiment_of, in_steps
 
@@ -36,6 +36,7 @@ class SearchPlan:
     budget: int
     capped: int  # search.budget_images where a whole run is shorter; else 0
     rungs: tuple[int, ...]
+    step: int  # images
     brackets: tuple[int, ...]  # of halving
     images: int
     expected_images: int
@@ -49,7 +50,8 @@ class SearchPlan:
         cost = f"{self.images:,} images if none is stopped"
         if self.expected_images < self.images:
             cost += f" (about {self.expected_images:,} with {self.scheduler})"
-        stopped = ", ".join(f"{images:,}" for images in self.rungs)
+        # Each trial reaches a rung at the end of a step of its own.
+        stopped = ", ".join(f"{in_steps(images, self.step):,}" for images in self.rungs)
         capped = (
             f"budget        search.budget_images = {self.capped:,} is more than a whole run"
             f" ({self.whole_images:,} images by train.epochs or train.total_images): trials end"
@@ -68,9 +70,23 @@ class SearchPlan:
             + (f", decided at {stopped} images" if stopped else ""),
             *([capped] if self.capped else []),
             *([short] if self.budget < self.records else []),
+            *self._about_rungs(),
             f"cost          {cost}, then {self.final_images:,} for the finalists",
             f"workers       {self.workers} a trial; on this machine {self.at_once} trials at once",
         ]
+
+    def _about_rungs(self) -> list[str]:
+        if self.scheduler != "none" and not self.rungs:
+            return [
+                f"rungs         none lies between a step of {self.step:,} images and the budget"
+                ": no trial is stopped"
+            ]
+        if self.rungs and self.rungs[0] < self.step:
+            return [
+                f"rungs         {self.rungs[0]:,} images are less than one step of {self.step:,}: "
+                "trials are compared after their first step"
+            ]
+        return []
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -113,13 +129,14 @@ def plan(search: Search, had: tuple[int, ...] = ()) -> SearchPlan:
         method=base.method_name,
         metric=found.metric,
         axes=tuple(axis.in_words() for axis in search.axes),
-        sampler=found.sampler,
+        sampler=sampler_name(found),
         scheduler=found.scheduler,
         trials=trials,
         settings=settings,
         budget=budget,
         capped=found.budget_images if found.budget_images > whole.total_images else 0,
         rungs=at_rungs,
+        step=base.train.batch_size,
         brackets=in_brackets,
         images=trials * budget,
         expected_images=_expected(in_brackets or (trials,), budget, at_rungs, found),
@@ -136,13 +153,14 @@ def _check_trials(
     search: Search, sampler: Sampler, settings: int, budget: int, at_rungs: tuple[int, ...]
 ) -> None:
     """Plan the first trials, so that an invalid setting is refused before any of them starts."""
-    if sampler.ahead:  # settings depend on results
+    if sampler.needed(settings - 1):  # later settings depend on results
         for axis in search.axes:
             # One axis at a time, from the base: which combinations will be drawn is not known yet.
             for value in axis.ends():
                 plan_run(with_values(search.base, {axis.name: value}))
-        return
     for setting in range(min(settings, CHECKED)):
+        if sampler.needed(setting):
+            break
         trial, values = setting * search.settings.seeds, sampler.values(setting, {})
         try:
             plan_run(experiment_of(search, trial, values, budget, at_rungs))
@@ -165,7 +183,8 @@ def _expected(
     # By the median half of the trials stop midway.
     if settings.scheduler == "median":
         # Half go all the way, half to the middle rung.
-        return round(trials * (budget + at_rungs[len(at_rungs) // 2]) / 2)
+        middle = at_rungs[len(at_rungs) // 2] if at_rungs else budget
+        return round(trials * (budget + middle) / 2)
     reduction = settings.reduction if settings.scheduler == "asha" else 1
     total, before, left = 0.0, 0, float(trials)
     for images in (*at_rungs, budget):

@@ -17,21 +17,22 @@ import xxhash
 from udl_dist.core.rng import chain, permuted
 from udl_dist.errors import UsageError
 from udl_dist.search.axes import Axis
-from udl_dist.search.config import Search
+from udl_dist.search.config import Search, SearchSettings
 from udl_dist.search.objective import Objective
 from udl_dist.search.trial_log import TrialResult
 
-STARTUP_TRIALS = 10  # settings drawn without results first, Optuna's default
+STARTUP_TRIALS = 10  # results before the first setting that is drawn from them, Optuna's default
 Results = Mapping[int, list[TrialResult]]  # by setting, one for each seed
 
 
 class RandomSampler:
     """Draws each axis from a hash of seed, number and name: a new axis changes no other."""
 
-    ahead = 0  # it needs no results
-
     def __init__(self, axes: tuple[Axis, ...], seed: int) -> None:
         self._axes, self._seed = axes, seed
+
+    def needed(self, number: int) -> int:
+        return 0
 
     def values(self, number: int, results: Results) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -46,10 +47,11 @@ class RandomSampler:
 class SobolSampler:
     """Points of Sobol's sequence (1967), scrambled by the seed: even on each axis and on pairs."""
 
-    ahead = 0
-
     def __init__(self, axes: tuple[Axis, ...], seed: int) -> None:
         self._axes, self._seed = axes, seed
+
+    def needed(self, number: int) -> int:
+        return 0
 
     def values(self, number: int, results: Results) -> dict[str, Any]:
         import torch
@@ -68,12 +70,13 @@ class SobolSampler:
 class GridSampler:
     """Every combination once, shuffled: in grid order a rung would compare only neighbours."""
 
-    ahead = 0
-
     def __init__(self, axes: tuple[Axis, ...], seed: int) -> None:
         self._values = {axis.name: axis.grid() for axis in axes}
         self._seed = seed
         self.size = prod(len(values) for values in self._values.values())
+
+    def needed(self, number: int) -> int:
+        return 0
 
     def values(self, number: int, results: Results) -> dict[str, Any]:
         # A keyed permutation, so that no shuffled list has to be stored.
@@ -96,24 +99,23 @@ class OptunaSampler:
     """
 
     def __init__(self, search: Search) -> None:
-        try:
-            import optuna
-        except ImportError:
-            raise UsageError(
-                "search.sampler = optuna needs a package: pip install 'udl-dist[search]'"
-            ) from None
-        # Otherwise a line for every study, which here means for every setting.
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.ahead = search.settings.ahead
-        self._optuna, self._objective = optuna, Objective(search)
+        self._ahead, self._objective = search.settings.ahead, Objective(search)
         self._seed, self._axes = search.settings.seed, {axis.name: axis for axis in search.axes}
-        self._distributions = {axis.name: _distribution(optuna, axis) for axis in search.axes}
         self._start = SobolSampler(search.axes, search.settings.seed)
 
+    def needed(self, number: int) -> int:
+        """The settings, from the first on, whose results a setting is drawn from."""
+        earlier = number - self._ahead + 1
+        return earlier if earlier >= STARTUP_TRIALS else 0
+
     def values(self, number: int, results: Results) -> dict[str, Any]:
-        if len(results) < STARTUP_TRIALS:
+        if not results:
             return self._start.values(number, results)
-        optuna = self._optuna
+        import optuna  # 0.5 s, which --status need not wait for
+
+        # Otherwise a line for every study, which here means for every setting.
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        distributions = {name: _distribution(optuna, axis) for name, axis in self._axes.items()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the multivariate sampler is experimental
             sampler = optuna.samplers.TPESampler(
@@ -127,30 +129,32 @@ class OptunaSampler:
             directions = ["minimize"] * len(self._objective.names)
             study = optuna.create_study(directions=directions, sampler=sampler)
             # In their order: which one ended first must not matter.
-            study.add_trials([self._as_trial(results[which]) for which in sorted(results)])
-            drawn: dict[str, Any] = study.ask(self._distributions).params
+            made = [self._as_trial(results[which], distributions) for which in sorted(results)]
+            study.add_trials(made)
+            drawn: dict[str, Any] = study.ask(distributions).params
         # Of a choice Optuna has only the index: its values may be lists.
         choices = {name: self._axes[name].values for name in drawn}
         return {name: choices[name][at] if choices[name] else at for name, at in drawn.items()}
 
-    def _as_trial(self, results: list[TrialResult]) -> Any:
+    def _as_trial(self, results: list[TrialResult], distributions: dict[str, Any]) -> Any:
         """A setting as Optuna's trial: complete with its mean, stopped at a rung, or failed."""
-        states, create_trial = {result.state for result in results}, self._optuna.trial.create_trial
-        trial_state = self._optuna.trial.TrialState
+        from optuna.trial import TrialState, create_trial
+
+        states = {result.state for result in results}
         params = {
             name: axis.index(value) if (axis := self._axes[name]).values else value
             for name, value in results[0].settings.items()
         }
-        about: dict[str, Any] = {"params": params, "distributions": self._distributions}
+        about: dict[str, Any] = {"params": params, "distributions": distributions}
         # A failed trial has no value, so its setting has no mean.
         if "failed" in states:
-            return create_trial(state=trial_state.FAIL, **about)
+            return create_trial(state=TrialState.FAIL, **about)
         losses = self._objective.losses(mean_values(results))
         if states == {"complete"}:
             return create_trial(values=losses, **about)
         # A pruned trial counts by its images first, then by its value there.
         about["intermediate_values"] = {min(result.images for result in results): losses[0]}
-        return create_trial(state=trial_state.PRUNED, **about)
+        return create_trial(state=TrialState.PRUNED, **about)
 
 
 def mean_values(results: list[TrialResult]) -> list[float]:
@@ -167,11 +171,20 @@ PLAIN: dict[str, Callable[[tuple[Axis, ...], int], Sampler]] = {
 }
 
 
+def sampler_name(settings: SearchSettings) -> str:
+    """The sampler that search.sampler names, of `auto` the one that found better settings."""
+    if settings.sampler != "auto":
+        return settings.sampler
+    # By other schedulers Optuna needs the ends of trials: more than search.ahead actors would wait.
+    return "optuna" if settings.scheduler == "halving" else "sobol"
+
+
 def make_sampler(search: Search) -> Sampler:
-    """The sampler that search.sampler names."""
-    if search.settings.sampler == "optuna":
+    """The sampler of a search."""
+    name = sampler_name(search.settings)
+    if name == "optuna":
         return OptunaSampler(search)
-    return PLAIN[search.settings.sampler](search.axes, search.settings.seed)
+    return PLAIN[name](search.axes, search.settings.seed)
 
 
 def settings_asked(sampler: Sampler, trials: int, seeds: int) -> int:

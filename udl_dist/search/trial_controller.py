@@ -167,11 +167,11 @@ class TrialController(Controller):
 
     def _earlier(self, setting: int) -> dict[int, list[TrialResult]] | None:
         """The results a setting is drawn from, by setting; None if one is missing."""
-        seeds, ahead = self.search.settings.seeds, self._sampler.ahead
+        seeds = self.search.settings.seeds
         found: dict[int, list[TrialResult]] = {}
         # The latest settings are left out, whether they have ended or not: what is drawn must
         # not depend on how fast they were.
-        for number in range(max(0, setting - ahead + 1) * seeds if ahead else 0):
+        for number in range(self._sampler.needed(setting) * seeds):
             if (result := self._known(number, setting * seeds)) is None:
                 return None
             found.setdefault(number // seeds, []).append(result)
