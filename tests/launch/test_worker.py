@@ -213,7 +213,7 @@ def test_a_full_disk_at_a_checkpoint_is_reported_and_costs_nothing_else(
     assert len(reported) == 2
     assert "no checkpoint after 120 images: " in reported[0]
     assert "File too large" in reported[0]
-    assert reported[0].endswith("training goes on, the last good checkpoint is kept")
+    assert reported[0].endswith("training goes on, the last good checkpoint remains")
     assert [int(path.name) for path in checkpoint.complete(tmp_path / "full" / "checkpoints")] == [
         60,
         240,

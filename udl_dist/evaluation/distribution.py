@@ -148,7 +148,7 @@ class Distribution(MetricGroup):
     ) -> dict[str, Metric]:
         """The share of images that the classifier takes for the class they were made for.
 
-        Beside it stands that of real images: a classifier of other classes agrees with few.
+        Next to it stands that of real images: a classifier of other classes agrees with few.
         """
         logits, classes = self.subject.extractor.logits, len(self.subject.classes)
         if LABELS not in held_out.rows or not logits:

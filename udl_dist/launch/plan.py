@@ -200,7 +200,7 @@ def plan(experiment: Experiment) -> Plan:
     interval = experiment.evaluate.interval(total, evaluated)
     validations = ceil(total / interval) if evaluated else 0
     wanted = seen.records * prod(experiment.data.shape)
-    kept = decoded_bytes(experiment.data, wanted)
+    held = decoded_bytes(experiment.data, wanted)
     # The largest share of a step is that of the smallest group.
     share = ceil(train.batch_size / least)
     parameters = {
@@ -236,8 +236,8 @@ def plan(experiment: Experiment) -> Plan:
         memory_bytes=IDLE_BYTES
         + FLOAT_BYTES * copies * sum(parameters.values())
         + rows * cost.activation_bytes,
-        decoded_share=kept / max(1, wanted),
-        decoded_bytes=kept,
+        decoded_share=held / max(1, wanted),
+        decoded_bytes=held,
         # The cores of another machine are not known.
         readers=decode_threads(0 if run.address else experiment.data.readers, workers),
         validation_images=evaluated,

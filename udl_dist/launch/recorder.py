@@ -227,7 +227,7 @@ class RunRecorder:
 
     def _alarm(self, lost: str, why: str) -> None:
         self._folder.say(
-            f"ALARM: {lost}: {why}; training goes on, the last good checkpoint is kept"
+            f"ALARM: {lost}: {why}; training goes on, the last good checkpoint remains"
         )
 
     def _draw(self, images: int) -> None:

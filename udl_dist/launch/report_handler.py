@@ -104,7 +104,7 @@ class ReportHandler:
         for name, line in self._state.method.alarms(report.metrics, report.images).items():
             if context.experiment.train.on_collapse == "stop":
                 raise TrainingError(
-                    f"{name} after {report.images} images: {line}; the last checkpoint is kept"
+                    f"{name} after {report.images} images: {line}; the last checkpoint remains"
                 )
             if context.ranks.is_main and name not in self._alarms:
                 context.folder.say(f"ALARM: {name} after {report.images} images: {line}")

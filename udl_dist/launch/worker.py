@@ -80,7 +80,7 @@ def _train_with_rollbacks(context: WorkerContext) -> dict[str, Any]:
             if rollbacks > MAX_ROLLBACKS:
                 raise TrainingError(
                     f"{error}, and the run went back {MAX_ROLLBACKS} times: lower"
-                    " train.learning_rate, or set train.clip_norm; the last checkpoint is kept"
+                    " train.learning_rate, or set train.clip_norm; the last checkpoint remains"
                 ) from None
             if context.ranks.is_main:
                 context.folder.say(
@@ -104,7 +104,7 @@ def _permanent_errors_refused(context: WorkerContext) -> Iterator[None]:
             raise TrainingError(
                 f"rank {ranks.rank}: the {where} is too small for {rows} images at once: raise"
                 " train.accumulate (parts of a step, computed one after the other), lower"
-                " train.batch_size, or set train.precision = bfloat16; the last checkpoint is kept"
+                " train.batch_size, or set train.precision = bfloat16; the last checkpoint remains"
             ) from error
         # Its errors are of many classes, in these two modules.
         compiler = ("torch._dynamo", "torch._inductor")

@@ -31,7 +31,7 @@ class AAESettings:
     latent_dim: int = setting(32, "numbers in the latent of an image", low=1)
     network: NetworkSettings = setting(NetworkSettings, "the encoder; the decoder mirrors it")
     adversary_weight: float = setting(
-        10.0, "of the adversary, beside an error that is a sum over pixels", above=0
+        10.0, "of the adversary, next to an error that is a sum over pixels", above=0
     )
     discriminator_widths: tuple[int, ...] = setting(
         (512, 512), "features of the hidden layers of the discriminator of latents", low=1

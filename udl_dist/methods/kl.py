@@ -29,7 +29,7 @@ class KLSettings(TokenizerSettings):
 class KLAutoencoder(Tokenizer):
     """The bottleneck draws z = μ + σ ε of q(z|x) and pays `kl_weight` · KL(q ‖ N(0, 1)) / C·H·W.
 
-    Beside an error that is a sum over pixels, as in LDM, the same weight stands before the KL.
+    Next to an error that is a sum over pixels, as in LDM, the same weight stands before the KL.
     """
 
     Settings = KLSettings

@@ -53,7 +53,7 @@ class VAESettings:
         0, "images over which the weight of the KL grows from 0 to beta", low=0
     )
     conditional: bool = setting(
-        False, "images are made for a class: the decoder gets an embedding beside the latent"
+        False, "images are made for a class: the decoder gets an embedding next to the latent"
     )
     free_bits: float = setting(
         0.0, "nats of KL of each latent dimension of an image that cost nothing", low=0
@@ -62,7 +62,7 @@ class VAESettings:
 
 # A setting that would be ignored is refused.
 def refuse_contradictions(settings: VAESettings) -> None:
-    """Raise UsageError for settings that have no meaning beside others."""
+    """Raise UsageError for settings that have no meaning together with others."""
     likelihood = settings.likelihood
     # The defaults, and those of former releases, which their run folders spell out.
     usual = (("learned", 0.5), ("fixed", 1.0))

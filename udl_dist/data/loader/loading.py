@@ -131,7 +131,7 @@ class Loader:
         for row in sorted(batch.damaged):
             self._replace(batch, row, plan)
         if plan.augmented and self.settings.flip:
-            # After all else: decoded rows are kept as they are, and mirrored in half of the epochs.
+            # After all else: decoded rows stay as they are, and mirrored in half of the epochs.
             flipped = order.flips(keys)
             images[flipped] = images[flipped, :, :, ::-1]
         return batch

@@ -44,7 +44,7 @@ def open_streams(
 
     `allocate` makes the memory of a batch, so that it can be pinned. At most `most_held_out`
     images are held out, the same ones for every seed; 0: all of them. `zeros` makes the memory for
-    decoded images; without it each epoch decodes anew.
+    decoded images; without it each epoch decodes again.
     """
     settings, opener = prepared.settings, _Opener(prepared.settings)
     # Of a hashed fraction, what is left out here is what `_held_out` selects.

@@ -1,7 +1,7 @@
 """The networks of a hierarchical variational autoencoder (VDVAE, Child 2021).
 
 The encoder goes from the whole image to the smallest map, the decoder back up, and in each of its
-blocks a latent map is drawn, from what comes from below alone (the prior) or beside the encoder's
+blocks a latent map is drawn, from what comes from below alone (the prior) or with the encoder's
 map of that size (the posterior).
 """
 

@@ -22,7 +22,7 @@ ActivationKind = Literal["relu", "leaky_relu", "silu", "gelu", "elu", "tanh", "s
 NormKind = Literal["group", "none", "batch"]
 
 SLOPE = 0.2  # of a leaky ReLU below zero
-MOST_EMBEDDED = 64  # numbers of a class beside a latent
+MOST_EMBEDDED = 64  # numbers of a class next to a latent
 # The factor that keeps the variance through each function (He et al. 2015, eq. 10; for tanh and
 # sigmoid LeCun et al. 1998). Of a leaky ReLU with slope a it is √(2 / (1 + a²)).
 GAINS = {
@@ -135,7 +135,7 @@ class Residual(nn.Module):
 
 
 class ClassEmbedding(nn.Module):
-    """Puts learned numbers of a class beside a latent, [B, Z], [B] int64 -> [B, Z + size].
+    """Puts learned numbers of a class next to a latent, [B, Z], [B] int64 -> [B, Z + size].
 
     Raises UsageError if there are no classes.
     """

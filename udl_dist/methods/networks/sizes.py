@@ -109,8 +109,10 @@ def _cost(method: Method) -> Cost:
                     )
             own = {weight.untyped_storage()._cdata for weight in method.parameters()}
             # A view keeps the whole of its storage.
-            kept = [value.untyped_storage() for place, value in saved.items() if place not in own]
-            sizes = [storage.nbytes() for storage in kept]
+            storages = [
+                value.untyped_storage() for place, value in saved.items() if place not in own
+            ]
+            sizes = [storage.nbytes() for storage in storages]
             stored.append(sum(sizes) // ROWS)
     return Cost(counter.get_total_flops() // ROWS, max(stored, default=0))
 
