@@ -18,7 +18,7 @@ from PIL import Image
 
 from udl_dist.data.images.coding import decode_into
 from udl_dist.data.images.headers import Shape
-from udl_dist.data.loader.decoded import no_memory, own_zeros
+from udl_dist.data.loader.decoded import decoded_here, nothing_decoded
 from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.data.settings import DataSettings
@@ -36,7 +36,9 @@ def ours(source: Path, shape: Shape, readers: int = 0, seen: bool = False) -> Ba
         readers=readers,
         held_out_fraction=0.0,
     )
-    stream, _ = open_streams(prepare(settings), 0, zeros=own_zeros(settings) if seen else no_memory)
+    stream, _ = open_streams(
+        prepare(settings), 0, decoded=decoded_here(settings) if seen else nothing_decoded
+    )
     batches = (records.images for records in stream.batches(0, BATCH))
     yield from itertools.islice(batches, stream.records // BATCH + 1 if seen else 0, None)
 

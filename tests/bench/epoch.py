@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from udl_dist.data.loader.loading import LOOKED_AT, Dataset
+from udl_dist.data.loader.dataset import LOOKED_AT, Dataset
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.settings import DataSettings
 from udl_dist.data.shards.index import NAME, ROW, About, Index, Shard

@@ -23,7 +23,7 @@ import xxhash
 from tests.data.loader.made import shards
 from udl_dist.core.rng import chain
 from udl_dist.data.loader import order
-from udl_dist.data.loader.loading import Dataset
+from udl_dist.data.loader.dataset import Dataset
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.loader.records import Records
 from udl_dist.data.settings import DataSettings

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from udl_dist.core import rng
 
@@ -110,6 +112,42 @@ def test_a_draw_does_not_depend_on_its_company(draw: Draw, shape: tuple[int, ...
         torch.cat([draw(part, "a", shape) for part in (keys[:1], keys[1:31], keys[31:])]), whole
     )
     assert torch.equal(draw(keys.flip(0), "a", shape), whole.flip(0))
+
+
+@pytest.mark.parametrize("draw", [rng.uniform, rng.normal])
+@pytest.mark.parametrize("shape", [(), (7,), (3, 4, 4)])
+def test_numbers_drawn_for_many_keys_at_once_are_the_same(
+    draw: Draw, shape: tuple[int, ...]
+) -> None:
+    together = KEYS[:700].clone()
+    rng.draws_together(together)
+    for first, end in ((0, 128), (128, 256), (130, 131), (699, 700)):
+        numbers = draw(together[first:end], "a", shape)
+        assert torch.equal(numbers, draw(KEYS[first:end].clone(), "a", shape))
+        numbers += 1  # the caller's own
+    assert torch.equal(draw(together[5:9][1:3], "a", shape), draw(KEYS[6:8].clone(), "a", shape))
+
+
+def test_many_keys_are_drawn_at_once_where_that_takes_little_memory() -> None:
+    together = KEYS[:700].clone()
+    rng.draws_together(together)
+    counted = Operations()  # type: ignore[no-untyped-call]
+    with counted:
+        for first in range(0, 700, 10):
+            rng.normal(together[first : first + 10], "a", (16,))
+    assert counted.count < 70 * 8
+    rng.normal(together[:10], "b", (3, 64, 64))
+    assert len(together.drawn) == 1  # type: ignore[attr-defined]
+
+
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operations that torch dispatches."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
 
 
 def test_keys_continue_where_others_stopped() -> None:

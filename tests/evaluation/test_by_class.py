@@ -108,7 +108,7 @@ def test_an_evaluation_has_a_table_of_classes_that_the_report_shows(
     _, held_out = open_run(model.origin.experiment)
     assert held_out
     for records in held_out.once(16):
-        data = to_batch(records, 0, torch.device("cpu"))
+        data = to_batch(records, torch.device("cpu"))
         with torch.no_grad():
             error = (model.method.reconstruct(data.images) - data.images).div(2).square()
         for label, one in zip(records.labels.tolist(), error.flatten(1).mean(1), strict=True):

@@ -302,7 +302,7 @@ def test_figures_over_columns_are_exact_in_every_world(source: Path, tmp_path: P
     with torch.no_grad():
         latents = torch.cat(
             [
-                run.learning.method.encode(to_batch(records, 0, run.ranks.device).images)
+                run.learning.method.encode(to_batch(records, run.ranks.device).images)
                 for records in run.held_out.once(99)
             ]
         )

@@ -12,13 +12,13 @@ import torch
 
 from udl_dist import experiment as experiments
 from udl_dist import methods
-from udl_dist.data.loader.decoded import decoded_bytes
 from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.packing.pack import pack
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.data.settings import PackSettings
 from udl_dist.experiment import Experiment
 from udl_dist.methods.method import Method
+from udl_dist.training.batches import decoded_rows
 from udl_dist.training.distributed import Ranks
 from udl_dist.training.loop import Hooks, Intervals, LoopState, Report, TrainingLoop
 from udl_dist.training.train_state import TrainState
@@ -123,9 +123,9 @@ class Run:
     ) -> None:
         self.experiment = experiment
         self.ranks = ranks or Ranks()
-        data, seed, shared = experiment.data, experiment.train.seed, self.ranks.shared_zeros
+        rows = decoded_rows(experiment.data, self.ranks)
         self.stream, self.held_out = open_streams(
-            prepare(data), seed, zeros=lambda wanted: shared(decoded_bytes(data, wanted))
+            prepare(experiment.data), experiment.train.seed, decoded=rows
         )
         torch.manual_seed(experiment.train.seed)
         kind = kind or methods.find(experiment.method_name)

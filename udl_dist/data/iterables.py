@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from udl_dist.data.loader.decoded import own_zeros
+from udl_dist.data.loader.decoded import decoded_here
 from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.loader.records import Records
@@ -135,4 +135,4 @@ def _opened(source: str, seed: int, settings: dict[str, Any]) -> Stream:
     # And it may have many processes that read, of which none knows of the others.
     own = {"held_out_fraction": 0.0, "readers": 1}
     data = replace(DataSettings(), source=source, **own | settings)
-    return open_streams(prepare(data), seed, zeros=own_zeros(data))[0]
+    return open_streams(prepare(data), seed, decoded=decoded_here(data))[0]

@@ -96,10 +96,10 @@ class DataSettings:
     )
     storage: Limits = setting(Limits, "how long object storage is waited for")
     decoded_bytes: int | str = setting(
-        "auto",
-        "a machine's memory for decoded images, which later epochs copy; auto: as many as there"
-        " are, in half of the free memory; 0: none",
-        low=0,
+        "auto", "memory for decoded images; auto: for all, in half of the free memory", low=0
+    )
+    decoded_on: Literal["host", "device"] = setting(
+        "host", "where decoded images stay: a machine's memory, or each GPU's own"
     )
     readers: int | str = setting(
         "auto", "decode threads of a worker; auto: cores - 1, shared, at most 4", low=0, high=256

@@ -101,7 +101,7 @@ class Measuring:
         collected: dict[str, list[PartialSums]] = {}
         with torch.no_grad():
             for start, records in self._records(split, number):
-                batch = to_batch(records, 0, self.model.device)
+                batch = to_batch(records, self.model.device)
                 seen = MetricBatch(batch, torch.from_numpy(records.labels), start)
                 for group in self._collecting(split):
                     collected.setdefault(group.name, []).append(group.collect(split, seen))

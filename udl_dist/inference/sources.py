@@ -139,7 +139,8 @@ def at_most(stream: Stream, most: int, number: int = 0, parts: int = 1) -> Itera
 def _first_of(records: Records, count: int) -> Records:
     """The first `count` of a batch."""
     names = ("images", "records", "keys", "record_keys", "labels")
-    return replace(records, **{name: getattr(records, name)[:count] for name in names})
+    first = {name: getattr(records, name)[:count] for name in names}
+    return replace(records, block=None, ahead=None, **first)
 
 
 def keys_of(stream: Stream, records: Records) -> list[str]:
@@ -151,7 +152,7 @@ def keys_of(stream: Stream, records: Records) -> list[str]:
 
 def as_batch(records: Records) -> Batch:
     """Records of a stream as a method takes them."""
-    return to_batch(records, 0, torch.device("cpu"))
+    return to_batch(records, torch.device("cpu"))
 
 
 def open_image(model: Model, path: Path) -> Pixels:  # -> [C, H, W]

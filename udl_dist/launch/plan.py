@@ -50,6 +50,7 @@ class Plan:
     memory_bytes: int
     decoded_share: float  # of the records that stay decoded in memory
     decoded_bytes: int  # that they take
+    decoded_on: str
     readers: int  # decode threads of a worker; 0: none, or not known
     validation_images: int  # held-out images that a validation sees
     validate_images: int  # images between validations
@@ -114,10 +115,10 @@ class Plan:
     def _decoded(self) -> str:
         if not self.decoded_bytes:
             return "decoded      in every epoch (data.decoded_bytes, data.random_crop)"
-        return (
-            f"decoded      once: {self.decoded_share:.3g} of the images stay in memory,"
-            f" {self.decoded_bytes / 2**20:,.1f} MiB a machine"
-        )
+        if self.decoded_on == "device":
+            return "decoded      once: as many images as fit stay in the memory of each device"
+        held = f"{self.decoded_bytes / 2**20:,.1f} MiB a machine"
+        return f"decoded      once: {self.decoded_share:.3g} of the images stay in memory, {held}"
 
     def _validations(self) -> str:
         if not self.validation_images:
@@ -238,6 +239,7 @@ def plan(experiment: Experiment) -> Plan:
         + rows * cost.activation_bytes,
         decoded_share=held / max(1, wanted),
         decoded_bytes=held,
+        decoded_on=experiment.data.decoded_on,
         # The cores of another machine are not known.
         readers=decode_threads(0 if run.address else experiment.data.readers, workers),
         validation_images=evaluated,

@@ -24,7 +24,7 @@ from udl_dist.runs.tracking import Tracker
 from udl_dist.storage.uris import public
 from udl_dist.training import checkpoint
 from udl_dist.training.async_writer import WAIT_SECONDS, AsyncWriter
-from udl_dist.training.batches import to_batch
+from udl_dist.training.batches import Sender
 from udl_dist.training.finite_guard import RejectedStep
 from udl_dist.training.loop import VALIDATION_SECONDS, Report
 from udl_dist.training.train_state import TrainState
@@ -235,7 +235,8 @@ class RunRecorder:
         columns = self._experiment.evaluate.columns
         method = self._state.in_use
         device = next(method.parameters()).device
-        batch = to_batch(next(self._shown.once(columns * columns, 0, 1)), 0, device)
+        records = next(self._shown.once(columns * columns, 0, 1))
+        batch = Sender(self._shown, device).send(records, 0)
         keys = rng.keys(self._experiment.train.seed, columns * columns).to(device)
         self._folder.pictures.mkdir(exist_ok=True)
         with evaluating(method):

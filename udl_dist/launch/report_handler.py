@@ -22,6 +22,7 @@ from udl_dist.training.train_state import TrainState
 # Asked on rank 0 with the images seen, whether to go on; None: not known yet, ask again.
 Gate = Callable[[int], bool | None]
 ANSWERS = (None, False, True)
+LOOK_SECONDS = 0.5  # between two looks for a file that requests a stop
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class ReportHandler:
         """What the loop calls on this rank."""
         # Rank 0 alone asks; the loop tells the others, so that all stop after the same step.
         is_main, folder = self._context.ranks.is_main, self._context.folder
-        stop_requested = folder.end_asked if is_main else lambda: False
+        stop_requested = now_and_then(folder.end_asked) if is_main else lambda: False
         return Hooks(stop_requested, self._clock.due, self._on_progress)
 
     def handle_all(self, reports: Iterator[Report]) -> bool:
@@ -109,6 +110,20 @@ class ReportHandler:
             if context.ranks.is_main and name not in self._alarms:
                 context.folder.say(f"ALARM: {name} after {report.images} images: {line}")
             self._alarms.add(name)
+
+
+def now_and_then(ask: Callable[[], bool]) -> Callable[[], bool]:
+    """`ask`, which reads the disk, at most twice a second; False in between."""
+    due = 0.0
+
+    def asked() -> bool:
+        nonlocal due
+        if time.monotonic() < due:
+            return False
+        due = time.monotonic() + LOOK_SECONDS
+        return ask()
+
+    return asked
 
 
 class Clock:

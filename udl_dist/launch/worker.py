@@ -13,11 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from udl_dist import methods
 from udl_dist.core import files
-from udl_dist.data.loader.decoded import decoded_bytes
 from udl_dist.data.loader.opening import Prepared, open_streams
 from udl_dist.data.loader.reader import Stream
 from udl_dist.errors import TrainingError, UdlError
@@ -30,7 +28,7 @@ from udl_dist.runs import environment, remote
 from udl_dist.runs.remote_node import sync_node
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import arithmetic, checkpoint
-from udl_dist.training.batches import batch_memory
+from udl_dist.training.batches import batch_memory, decoded_rows
 from udl_dist.training.distributed import Ranks
 from udl_dist.training.finite_guard import MAX_ROLLBACKS, Diverged
 from udl_dist.training.loop import Intervals, Report, TrainingLoop
@@ -123,10 +121,8 @@ def _train_from_checkpoint(context: WorkerContext, rollbacks: int) -> dict[str, 
     memory, seed = batch_memory(ranks.device), experiment.train.seed
     prepared, most = context.prepared, experiment.evaluate.images
 
-    def zeros(wanted: int) -> NDArray[np.uint8]:
-        return ranks.shared_zeros(decoded_bytes(experiment.data, wanted))
-
-    stream, held_out = open_streams(prepared, seed, memory, most, zeros)
+    rows = decoded_rows(experiment.data, ranks)
+    stream, held_out = open_streams(prepared, seed, memory, most, rows)
     decodes = bool(experiment.data.decoded_bytes) and experiment.data.random_crop == 1
     if ranks.is_main and decodes and not stream.loader.decoded.rows:
         context.folder.say(
@@ -143,7 +139,7 @@ def _train_from_checkpoint(context: WorkerContext, rollbacks: int) -> dict[str, 
     # itself was compared above with the order of the experiment.
     if resumed.rollbacks:
         seed = _seed_after(resumed.rollbacks, seed)
-        stream, _ = open_streams(prepared, seed, memory, zeros=zeros)
+        stream, _ = open_streams(prepared, seed, memory, decoded=rows)
     total = experiment.train.length(stream.records)
     if start >= total:  # ended between its last checkpoint and its result
         facts = checkpoint.facts(checkpoint.path_of(context.folder.checkpoints, start))

@@ -100,20 +100,20 @@ class Ranks:
             )
         return flat
 
-    def announce(self, *flags: bool) -> tuple[bool, ...]:
-        """Send rank 0's flags of this step; return those of the step before, so that no rank waits.
+    def announce(self, *numbers: int) -> tuple[int, ...]:
+        """Send rank 0's numbers; return those of the call before, at first 0, so no rank waits.
 
-        With one rank the flags themselves are returned.
+        With one rank the numbers themselves are returned.
         """
         # A broadcast goes down a tree, 9 hops to 512 ranks; an all-reduce around a ring, 1,022.
         if self._control is None:
-            return flags
-        outcome = (False,) * len(flags)
+            return numbers
+        outcome = (0,) * len(numbers)
         if self._pending:
             sent, work = self._pending
             work.wait()
-            outcome = tuple(bool(flag) for flag in sent.tolist())  # rank 0's, received in place
-        mine = torch.tensor(flags, dtype=torch.int32)
+            outcome = tuple(sent.tolist())  # rank 0's, received in place
+        mine = torch.tensor(numbers, dtype=torch.int32)
         self._pending = mine, dist.broadcast(mine, 0, group=self._control, async_op=True)
         return outcome
 

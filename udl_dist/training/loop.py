@@ -14,10 +14,11 @@ from functools import partial
 
 from udl_dist.data.loader.reader import Stream
 from udl_dist.errors import TrainingError
-from udl_dist.training.batches import to_batch
+from udl_dist.training.batches import Sender
 from udl_dist.training.distributed import Ranks
 from udl_dist.training.finite_guard import MAX_SKIPS, Diverged, FiniteGuard, RejectedStep
 from udl_dist.training.meter import Meter, Sums
+from udl_dist.training.requests import Requests
 from udl_dist.training.settings import TrainSettings
 from udl_dist.training.step import Stepper
 from udl_dist.training.train_state import TrainState
@@ -72,6 +73,10 @@ class Hooks:
     save_requested: Callable[[], bool] = lambda: False
     on_progress: Callable[[int, str], None] = lambda images, place: None
 
+    def asked(self) -> tuple[bool, bool]:
+        """Whether rank 0 asks for a stop, and for a checkpoint."""
+        return self.stop_requested(), self.save_requested()
+
 
 @dataclass(frozen=True)
 class Due:
@@ -104,6 +109,8 @@ class TrainingLoop:
         total, batch_size = settings.length(self.stream.records), settings.batch_size
         meter = Meter(ranks, start, resumed.sums)
         guard, skips = FiniteGuard(self.state, ranks), resumed.skips
+        sender = Sender(self.stream, ranks.device, settings.channels_last)
+        requests = Requests(self.hooks.asked, ranks)
         images = start
 
         def on_phase() -> None:
@@ -122,8 +129,7 @@ class TrainingLoop:
             # ── one step
             rates = settings.rates_at(images, total)
             guard.begin(images, records)
-            batch = to_batch(records, images, ranks.device, settings.channels_last)
-            stepper.step(batch, images // batch_size, rates)
+            stepper.step(sender.send(records, images), images // batch_size, rates)
             guard.end()
             images += batch_size
             if settings.average_half_life:
@@ -131,7 +137,7 @@ class TrainingLoop:
 
             # ── report
             # On a GPU flags are read one step late; before a point or checkpoint all are read.
-            due = self._due(images, total)
+            due = self._due(images, total, *requests.heard())
             for step, rejected in guard.finished(due.point or due.checkpoint):
                 if rejected is None:
                     skips = 0
@@ -160,11 +166,8 @@ class TrainingLoop:
                 break
         ranks.await_announced()
 
-    def _due(self, images: int, total: int) -> Due:
+    def _due(self, images: int, total: int, stop: bool, save: bool) -> Due:
         """What is due after the step that ended at `images`, the same on every rank."""
-        # Rank 0's requests of the step before: all ranks stop at the same images.
-        asked = (self.hooks.stop_requested(), self.hooks.save_requested())
-        stop, save = self.ranks.announce(*asked)
         last, every = images >= total, self.intervals
 
         # Intervals need not be multiples of the batch: due is the step that passes a multiple.

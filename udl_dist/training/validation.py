@@ -12,7 +12,7 @@ from udl_dist.core.config_schema import nearest
 from udl_dist.data.loader.reader import Stream
 from udl_dist.errors import UsageError
 from udl_dist.methods.method import Method
-from udl_dist.training.batches import dummy_batch, to_batch
+from udl_dist.training.batches import Sender, dummy_batch
 from udl_dist.training.distributed import Ranks
 from udl_dist.training.train_state import TrainState
 
@@ -30,11 +30,11 @@ def validate(
         return {}
     for each in (method, state.method):
         ranks.agree_on(each.own_buffers())
-    sums: dict[str, Tensor] = {}
+    sums, sender = dict[str, Tensor](), Sender(held_out, ranks.device)
     with evaluating(method):
         for records in held_out.once(batch_size, ranks.rank, ranks.world):
             on_batch()
-            for name, values in method.measure(to_batch(records, 0, ranks.device)).items():
+            for name, values in method.measure(sender.send(records, 0)).items():
                 # In double: the order of a sum, which depends on the world size, must not show.
                 here = values.sum(0, dtype=torch.float64)
                 sums[name] = sums[name] + here if name in sums else here

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from udl_dist.data.loader.loading import Dataset
+from udl_dist.data.loader.dataset import Dataset
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.settings import DataSettings
 from udl_dist.data.shards.indexing import index_shards

@@ -12,8 +12,14 @@ from tests.data.loader import made
 from tests.data.loader.test_damage import COUNTS, flip
 from tests.data.loader.test_reader import same
 from udl_dist.data.iterables import Batches
-from udl_dist.data.loader.decoded import Zeros, decoded_bytes, memory_bytes, no_memory
-from udl_dist.data.loader.loading import Dataset
+from udl_dist.data.loader.dataset import Dataset
+from udl_dist.data.loader.decoded import (
+    DecodedRows,
+    MakeRows,
+    decoded_bytes,
+    memory_bytes,
+    nothing_decoded,
+)
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.loader.records import Records
 from udl_dist.data.settings import DataSettings
@@ -31,15 +37,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def opened(folder: Path, zeros: Zeros, **changes: Any) -> Stream:
+def opened(folder: Path, decoded: MakeRows, **changes: Any) -> Stream:
     # Resized, so that a mirrored image would differ from the mirror of a decoded one.
     settings: dict[str, Any] = {"size": 6, "channels": 1, "readers": 0, "flip": True, **changes}
-    return Stream([Dataset(Index.open(folder))], DataSettings(**settings), 0, zeros=zeros)
+    return Stream([Dataset(Index.open(folder))], DataSettings(**settings), 0, decoded=decoded)
 
 
-def some(records: int) -> Zeros:
+def some(records: int) -> MakeRows:
     """Memory for so many records, whatever is asked for."""
-    return lambda wanted: np.zeros(min(wanted, records * ROW), np.uint8)
+    return lambda asked, shape: DecodedRows(
+        asked, shape, lambda wanted: np.zeros(min(wanted, records * ROW), np.uint8)
+    )
 
 
 def batches(stream: Stream, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Records]:
@@ -51,7 +59,7 @@ def test_batches_are_the_same_from_the_start_and_from_the_middle(
     folder: Path, records: int, world: int, readers: int
 ) -> None:
     for rank in range(world):
-        without = [*islice(batches(opened(folder, no_memory), 0, rank, world), 14)]
+        without = [*islice(batches(opened(folder, nothing_decoded), 0, rank, world), 14)]
         for start in (0, 5):
             stream = opened(folder, some(records), readers=readers)
             now = islice(batches(stream, start * BATCH, rank, world), 14 - start)
@@ -59,7 +67,7 @@ def test_batches_are_the_same_from_the_start_and_from_the_middle(
 
 
 def test_later_epochs_read_nothing_and_a_pass_in_order_neither(folder: Path) -> None:
-    straight = [*opened(folder, no_memory).once(BATCH)]
+    straight = [*opened(folder, nothing_decoded).once(BATCH)]
     stream = opened(folder, some(RECORDS))
     reader = batches(stream)
     list(islice(reader, RECORDS // BATCH + 1))
@@ -67,13 +75,13 @@ def test_later_epochs_read_nothing_and_a_pass_in_order_neither(folder: Path) -> 
     assert len([*islice(reader, 10)]) == 10
     assert all(same(one, two) for one, two in zip(straight, stream.once(BATCH), strict=True))
     with pytest.raises(DataError):
-        next(batches(opened(folder, no_memory)))
+        next(batches(opened(folder, nothing_decoded)))
 
 
 def test_damage_is_noticed_at_the_first_read_and_replaced_alike_in_each_epoch(folder: Path) -> None:
     flip(folder, 3, 44)
     skip: dict[str, Any] = {"damaged": "skip", "damaged_limit": 1.0}
-    streams = [opened(folder, zeros, **skip) for zeros in (no_memory, some(RECORDS))]
+    streams = [opened(folder, rows, **skip) for rows in (nothing_decoded, some(RECORDS))]
     for one, two in zip(*(islice(batches(stream), 20) for stream in streams), strict=True):
         assert same(one, two)
     assert list(streams[0].damage) == list(streams[1].damage) != []
@@ -85,8 +93,8 @@ def test_another_epoch_of_a_weighted_mixture_is_the_same_too(folder: Path, tmp_p
     sets = [Dataset(Index.open(folder)), Dataset(Index.open(folder)).part(20)]
     settings = DataSettings(size=6, channels=1, readers=0)
     with_and_without = (
-        islice(batches(Stream(sets, settings, 0, (1.0, 3.0), zeros=zeros)), 30)
-        for zeros in (no_memory, some(70))
+        islice(batches(Stream(sets, settings, 0, (1.0, 3.0), decoded=rows)), 30)
+        for rows in (nothing_decoded, some(70))
     )
     assert all(same(one, two) for one, two in zip(*with_and_without, strict=True))
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.data.loader import made
-from udl_dist.data.loader.loading import Dataset
+from udl_dist.data.loader.dataset import Dataset
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.settings import DataSettings
 from udl_dist.data.shards.indexing import index_shards

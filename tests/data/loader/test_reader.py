@@ -16,7 +16,8 @@ import pytest
 from tests.data.loader import made
 from tests.data.loader.made import pixels, refusal
 from udl_dist.data.loader import order
-from udl_dist.data.loader.loading import BatchPlan, Dataset, RecordSource
+from udl_dist.data.loader.dataset import Dataset
+from udl_dist.data.loader.loading import BatchPlan, RecordSource
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.loader.records import Records
 from udl_dist.data.packing.pack import pack
@@ -54,7 +55,9 @@ def joined(parts: list[Records]) -> Records:
 
 
 def same(first: Records, second: Records) -> bool:
-    return all(np.array_equal(value, getattr(second, name)) for name, value in vars(first).items())
+    names = ("images", "records", "keys", "record_keys", "labels")
+    arrays = all(np.array_equal(getattr(first, name), getattr(second, name)) for name in names)
+    return arrays and first.damaged == second.damaged
 
 
 def test_images_are_those_of_their_records(index: Index) -> None:
@@ -276,3 +279,15 @@ def test_reading_ahead_is_bounded(
 
 def _close(batches: Iterator[Records]) -> None:
     batches.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_the_keys_of_a_batch_are_known_ahead(index: Index, world: int) -> None:
+    for rank in range(world):
+        groups = set[int]()
+        for batch in islice(open_stream(index).batches(7, 10, rank, world), 40):
+            assert batch.ahead is not None
+            first = batch.ahead.start
+            assert np.array_equal(batch.ahead.keys[first : first + len(batch.keys)], batch.keys)
+            groups.add(id(batch.ahead.keys))
+        assert len(groups) < 20

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from udl_dist.data.loader.loading import Dataset
+from udl_dist.data.loader.dataset import Dataset
 from udl_dist.data.loader.records import I64, decode_threads
 from udl_dist.data.shards.reading import Loaded
 

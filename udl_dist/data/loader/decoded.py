@@ -20,17 +20,14 @@ CHECK_BYTES = 2**26  # filled between two looks at what memory is left
 RESERVE = 1 / 8  # of the memory, which decoded rows leave to others
 
 
-def no_memory(_: int) -> NDArray[np.uint8]:
-    """Of no bytes: nothing stays decoded, as where each record is read once."""
-    return np.zeros(0, np.uint8)
-
-
 class DecodedRows:
     """The first records of a stream as pixels, as many as fit into its memory.
 
     Safe for any number of threads and, in shared memory, processes: two that fill the same row
     write the same bytes, and a row counts as filled only after its bytes are there.
     """
+
+    on_device = False  # a batch is complete when it is loaded
 
     def __init__(self, records: int, shape: Shape, zeros: Zeros) -> None:
         row_bytes = int(np.prod(shape)) + 1  # and the mark that it is filled
@@ -70,21 +67,37 @@ class DecodedRows:
             self._closed = free < RESERVE * whole
 
 
-def decoded_bytes(settings: DataSettings, wanted: int) -> int:
-    """How many of the `wanted` bytes decoded rows may take of this machine's memory now."""
+# Of a number of records and their shape, a place for them.
+MakeRows = Callable[[int, Shape], DecodedRows]
+
+
+def nothing_decoded(records: int, shape: Shape) -> DecodedRows:
+    """Nothing stays decoded, as where each record is read once."""
+    return DecodedRows(records, shape, lambda _: np.zeros(0, np.uint8))
+
+
+def decoded_bytes(settings: DataSettings, wanted: int, free: int | None = None) -> int:
+    """How many of the `wanted` bytes decoded rows may take of the memory that is free.
+
+    Without `free`, of this machine's memory now.
+    """
     # A random crop is cut from the whole image, which only its encoded bytes have.
     if settings.random_crop < 1:
         return 0
-    free, _ = memory_bytes()
+    free = memory_bytes()[0] if free is None else free
     if isinstance(settings.decoded_bytes, str):  # auto
         return min(wanted, free // 2)
     asked = min(wanted, settings.decoded_bytes)
     return asked if asked <= free else 0
 
 
-def own_zeros(settings: DataSettings) -> Zeros:
-    """Memory of this process alone."""
-    return lambda wanted: np.zeros(decoded_bytes(settings, wanted), np.uint8)
+def decoded_here(settings: DataSettings) -> MakeRows:
+    """Rows in memory of this process alone."""
+
+    def zeros(wanted: int) -> NDArray[np.uint8]:
+        return np.zeros(decoded_bytes(settings, wanted), np.uint8)
+
+    return lambda records, shape: DecodedRows(records, shape, zeros)
 
 
 def memory_bytes() -> tuple[int, int]:

@@ -6,7 +6,6 @@ run, or another record replaces it.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,69 +19,16 @@ from udl_dist.data.images.coding import copy_bare, decode_into
 from udl_dist.data.images.fitting import F64, crops
 from udl_dist.data.images.headers import HIGHEST_LIMIT, read_header
 from udl_dist.data.loader import order
-from udl_dist.data.loader.decoded import DecodedRows, Zeros, no_memory
-from udl_dist.data.loader.records import I64, Allocate, Records, StageSeconds
+from udl_dist.data.loader.dataset import Dataset
+from udl_dist.data.loader.decoded import MakeRows, nothing_decoded
+from udl_dist.data.loader.records import I64, Allocate, KeysAhead, Records, StageSeconds
 from udl_dist.data.settings import DataSettings
 from udl_dist.data.shards.index import Index
-from udl_dist.data.shards.reading import Loaded, RemoteAccess, Shards
+from udl_dist.data.shards.reading import Loaded
 from udl_dist.errors import DataError
 from udl_dist.storage.uris import name_of
 
 TRIES = 100  # substitutes for one damaged record, each as likely damaged as any
-LOOKED_AT = 256  # records whose lengths are averaged: each is a page of the index on disk
-
-
-class Dataset:
-    """The selected records of an index, numbered 0 … `records`-1, and its shards."""
-
-    def __init__(
-        self,
-        index: Index,
-        selection: NDArray[Any] | None = None,
-        name: str = "all",
-        access: RemoteAccess | None = None,
-    ) -> None:
-        self.index, self._selection = index, selection
-        self.fingerprint = f"{index.fingerprint} {name}"  # a name for exactly these records
-        self.shards = Shards(index, access)
-        self.records = index.records if selection is None else len(selection)
-        if not self.records:
-            raise DataError(
-                f"{str(index.path)!r}: no record is left to read: change data.held_out_fraction,"
-                " data.keys or data.without_labels"
-            )
-
-    def part(self, records: int) -> Dataset:
-        """A random subset of its records, the same for every seed."""
-        # Sorted, so that a pass reads the shards from front to back.
-        drawn = np.sort(order.record_at(0, 0, np.arange(records), self.records))
-        part = copy.copy(self)
-        part._selection, part.records = self.chosen(drawn), records
-        part.fingerprint = f"{self.fingerprint} {records}"
-        return part
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of labels 0, 1, …; the numbers where they have no names; () without labels."""
-        # In a source all records have labels or none has, so the first one tells.
-        if self.index.about.classes or self.index.read_rows(0, 1)["label"][0] < 0:
-            return self.index.about.classes
-        labels = self.index.read_rows(0, self.index.records)["label"]
-        return tuple(map(str, range(int(labels.max()) + 1)))
-
-    @property
-    def record_bytes(self) -> float:
-        """The mean length of an encoded image, estimated from some of them."""
-        looked = self.index.rows["length"][:: max(1, self.index.records // LOOKED_AT)]
-        return float(looked.mean())
-
-    def chosen(self, numbers: I64) -> I64:
-        """The records of the index with these numbers. [B] -> [B]"""
-        return numbers if self._selection is None else self._selection[numbers].astype(np.int64)
-
-    def load(self, numbers: I64) -> Loaded:
-        """Read records by their numbers, and verify them."""
-        return self.shards.load(self.chosen(numbers))
 
 
 class RecordSource(Protocol):
@@ -98,6 +44,7 @@ class BatchPlan:
     numbers: I64  # [B]
     epochs: I64  # [B]
     augmented: bool
+    ahead: KeysAhead | None = None
 
 
 class Loader:
@@ -109,21 +56,20 @@ class Loader:
         settings: DataSettings,
         seed: int,
         allocate: Allocate,
-        zeros: Zeros = no_memory,
+        decoded: MakeRows = nothing_decoded,
     ) -> None:
         self.datasets, self.settings, self.seed, self._allocate = datasets, settings, seed, allocate
         self.starts = np.cumsum([0] + [dataset.records for dataset in datasets])
         # Numbers in reports count the records of the index, chosen or not: they lead to a shard.
         self._record_starts = np.cumsum([0] + [dataset.index.records for dataset in datasets])
         self.spent = StageSeconds()
-        self.decoded = DecodedRows(int(self.starts[-1]), settings.shape, zeros)
+        self.decoded = decoded(int(self.starts[-1]), settings.shape)
 
     def load(self, plan: BatchPlan, sources: Sequence[RecordSource]) -> Records:
         """Load one batch; raise DataError for a damaged record, unless another may replace it."""
-        count = len(plan.numbers)
-        images = self._allocate((count, *self.settings.shape))
-        records, keys, record_keys, labels = np.empty((4, count), np.int64)
-        batch = Records(images, records, keys, record_keys, labels)
+        batch = Records.empty(
+            len(plan.numbers), self.settings.shape, self._allocate, self.decoded.on_device
+        )
         sets = self._sets(plan.numbers)
         for number in sorted(set(sets.tolist())):
             rows = np.flatnonzero(sets == number)
@@ -132,9 +78,13 @@ class Loader:
             self._replace(batch, row, plan)
         if plan.augmented and self.settings.flip:
             # After all else: decoded rows stay as they are, and mirrored in half of the epochs.
-            flipped = order.flips(keys)
-            images[flipped] = images[flipped, :, :, ::-1]
-        return batch
+            flipped = order.flips(batch.keys)
+            if batch.on_device:
+                batch.on_device.flipped[:] = flipped
+            else:
+                batch.images[flipped] = batch.images[flipped, :, :, ::-1]
+        # The key of a record that replaces another was not known ahead.
+        return batch if batch.damaged else replace(batch, ahead=plan.ahead)
 
     def samples(self, plan: BatchPlan, sources: Sequence[RecordSource]) -> list[dict[str, Any]]:
         """Records as webdataset's samples, not decoded; raise DataError for a damaged one."""
@@ -147,6 +97,29 @@ class Loader:
                 raise DataError(loaded.faults[0])
             samples.append(_sample(dataset.index, int(dataset.chosen(place)[0]), loaded))
         return samples
+
+    def keys_ahead(self, numbers: I64, epochs: I64) -> I64:
+        """The random keys of records in these epochs, before they are loaded. 2 x [B] -> [B]"""
+        sets, keys = self._sets(numbers), np.empty_like(numbers)
+        for number in set(sets.tolist()):
+            rows = np.flatnonzero(sets == number)
+            dataset = self.datasets[number]
+            records = dataset.chosen(numbers[rows] - self.starts[number])
+            # Not verified, which takes a pass over each shard's rows: loading does so.
+            hashes = dataset.index.rows["key_hash"][records]
+            keys[rows], _ = self._keys(number, hashes, epochs[rows])
+        return keys
+
+    def _keys(self, number: int, hashes: NDArray[Any], epochs: I64) -> tuple[I64, I64]:
+        """Keys of the epoch and of the record, of records of data set `number`."""
+        hashes = np.ascontiguousarray(hashes)  # a field of rows is strided, so slower to mix
+        # Keys of two data sets may be equal, so each set has its own seed.
+        seed = self.seed if number == 0 else chain(self.seed, number)
+        keys = np.empty(len(hashes), np.int64)
+        for epoch in set(epochs.tolist()):
+            within = epochs == epoch
+            keys[within] = order.keys(seed, epoch, hashes[within])
+        return keys, order.record_keys(seed, hashes)
 
     def _sets(self, numbers: I64) -> I64:
         """The data set of each number. [B] -> [B]"""
@@ -167,21 +140,22 @@ class Loader:
         began = self.spent.add("read", began)
         batch.records[rows] = records + self._record_starts[number]
         batch.labels[rows] = about["label"]
-        hashes = about["key_hash"].copy()  # a field of rows is strided, so slower to mix
-        # Keys of two data sets may be equal, so each set has its own seed.
-        seed = self.seed if number == 0 else chain(self.seed, number)
-        batch.record_keys[rows] = order.record_keys(seed, hashes)
-        epochs = plan.epochs[rows]
-        for epoch in set(epochs.tolist()):
-            within = epochs == epoch
-            batch.keys[rows[within]] = order.keys(seed, epoch, hashes[within])
-        if here.any():
+        keys = self._keys(number, about["key_hash"], plan.epochs[rows])
+        batch.keys[rows], batch.record_keys[rows] = keys
+        if batch.on_device:
+            batch.on_device.places[rows] = np.where(numbers < self.decoded.rows, numbers, -1)
+            batch.on_device.stored[rows] = here
+        elif here.any():
             self.decoded.take(numbers[here], batch.images, rows[here])
         faults = dict[int, str]()
         if loaded is not None:
             faults = self._decode(batch, rows[new], plan.augmented, dataset, loaded)
             good = np.delete(new, list(faults)) if faults else new
-            self.decoded.put(numbers[good], batch.images, rows[good])
+            if batch.on_device:
+                # What is damaged has no pixels to store.
+                batch.on_device.places[rows[new[[*faults]]]] = -1
+            else:
+                self.decoded.put(numbers[good], batch.images, rows[good])
             for place in faults.keys() - loaded.faults.keys():
                 where = dataset.shards.where(int(records[new[place]]))
                 faults[place] = (

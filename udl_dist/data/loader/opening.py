@@ -9,8 +9,8 @@ from pathlib import Path
 
 import xxhash
 
-from udl_dist.data.loader.decoded import Zeros, no_memory
-from udl_dist.data.loader.loading import Dataset
+from udl_dist.data.loader.dataset import Dataset
+from udl_dist.data.loader.decoded import MakeRows, nothing_decoded
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.loader.records import Allocate, unpinned
 from udl_dist.data.loader.selection import Wanted, none_left, refuse_absent, select
@@ -38,12 +38,12 @@ def open_streams(
     seed: int,
     allocate: Allocate = unpinned,
     most_held_out: int = 0,
-    zeros: Zeros = no_memory,
+    decoded: MakeRows = nothing_decoded,
 ) -> tuple[Stream, Stream | None]:
     """The training stream and the held-out one of a prepared source, None if nothing is held out.
 
     `allocate` makes the memory of a batch, so that it can be pinned. At most `most_held_out`
-    images are held out, the same ones for every seed; 0: all of them. `zeros` makes the memory for
+    images are held out, the same ones for every seed; 0: all of them. `decoded` makes the place of
     decoded images; without it each epoch decodes again.
     """
     settings, opener = prepared.settings, _Opener(prepared.settings)
@@ -57,7 +57,7 @@ def open_streams(
     # A misspelt class would silently leave nothing out.
     refuse_absent([dataset.index for dataset in train], without)
     # Weights are for training alone: validation counts each image once.
-    stream = Stream(train, settings, seed, settings.weights, allocate, zeros)
+    stream = Stream(train, settings, seed, settings.weights, allocate, decoded)
     held_out = [opener.required(*each) for each in _held_out(prepared)]
     if not held_out:
         return stream, None
@@ -65,7 +65,7 @@ def open_streams(
     if 0 < most_held_out < total:
         # In proportion, or the first sets would be all that validation sees.
         held_out = [part.part(max(1, most_held_out * part.records // total)) for part in held_out]
-    return stream, Stream(held_out, settings, seed, (), allocate, zeros)
+    return stream, Stream(held_out, settings, seed, (), allocate, decoded)
 
 
 def open_left_out(prepared: Prepared, seed: int) -> Stream | None:

@@ -18,9 +18,11 @@ import xxhash
 from udl_dist.core.rng import chain
 from udl_dist.data.loader import order
 from udl_dist.data.loader.ahead import ChunkReader, read_ahead
-from udl_dist.data.loader.decoded import Zeros, no_memory
-from udl_dist.data.loader.loading import BatchPlan, Dataset, Loader, RecordSource
-from udl_dist.data.loader.records import I64, Allocate, BadRecordCounter, Records, unpinned
+from udl_dist.data.loader.damage import BadRecordCounter
+from udl_dist.data.loader.dataset import Dataset
+from udl_dist.data.loader.decoded import MakeRows, nothing_decoded
+from udl_dist.data.loader.loading import BatchPlan, Loader, RecordSource
+from udl_dist.data.loader.records import I64, Allocate, KeysAhead, Records, unpinned
 from udl_dist.data.settings import DataSettings
 from udl_dist.storage.uris import name_of
 
@@ -44,11 +46,11 @@ class Stream:
         seed: int,
         weights: tuple[float, ...] = (),
         allocate: Allocate = unpinned,
-        zeros: Zeros = no_memory,
+        decoded: MakeRows = nothing_decoded,
     ) -> None:
         self.datasets, self.settings, self.seed = datasets, settings, seed
         self.shape = settings.shape
-        self.loader = Loader(datasets, settings, seed, allocate, zeros)
+        self.loader = Loader(datasets, settings, seed, allocate, decoded)
         self.records = int(self.loader.starts[-1])
         # One set with a weight is the set itself: its order must not change with a useless weight.
         self._weights = weights if len(datasets) > 1 else ()
@@ -65,8 +67,8 @@ class Stream:
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of labels 0, 1, …; () if a set has no labels or the sets have other classes."""
-        each = {dataset.classes for dataset in self.datasets}
-        return each.pop() if len(each) == 1 else ()
+        first, *others = {dataset.classes for dataset in self.datasets}
+        return () if others else first
 
     @property
     def damage(self) -> dict[str, None]:
@@ -75,8 +77,7 @@ class Stream:
 
     def advice(self, wait_share: float) -> str:
         """How to speed up the slowest stage; "" if training waits for at most 5 % of its time."""
-        slow = wait_share > WAITS
-        return self.spent.advice(self.settings, self._remote, wait_share) if slow else ""
+        return self.spent.advice(self.settings, self._remote, wait_share) * (wait_share > WAITS)
 
     def shards(self) -> dict[str, str]:
         """A line on each shard, which a resume compares."""
@@ -138,18 +139,18 @@ class Stream:
     ) -> Iterator[BatchPlan]:
         """The records in each batch of one rank, computed for several batches together."""
         start, stop = order.share(batch_images, rank, world)
-        # At most an epoch ahead.
-        ahead = max(1, min(PLANNED // max(1, stop - start), self.records // batch_images))
+        # At most an epoch ahead; few at first, so that no run waits for its first batch.
+        most, ahead = min(PLANNED // max(1, stop - start), self.records // batch_images), 1
         while True:
-            firsts = position + batch_images * np.arange(ahead, dtype=np.int64)
-            positions = np.concatenate(
-                [self._share(first, batch_images, start, stop) for first in firsts.tolist()]
-            )
-            numbers, epochs = self._at(positions)
-            for row in np.arange(ahead) * (stop - start):
+            firsts = range(position, position + ahead * batch_images, batch_images)
+            shares = [self._share(first, batch_images, start, stop) for first in firsts]
+            numbers, epochs = self._at(np.concatenate(shares))
+            keys = self.loader.keys_ahead(numbers, epochs)
+            for row in (np.arange(ahead) * (stop - start)).tolist():
                 within = slice(row, row + stop - start)
-                yield BatchPlan(numbers[within], epochs[within], True)
+                yield BatchPlan(numbers[within], epochs[within], True, KeysAhead(keys, row))
             position += ahead * batch_images
+            ahead = max(1, min(most, 2 * ahead))
 
     def _alternate(self, position: int, rank: int, world: int) -> Iterator[BatchPlan]:
         """Every `world`-th position, SAMPLES at a time."""
@@ -231,7 +232,7 @@ class Stream:
         """Yields plans after requesting their chunks, as early as memory allows."""
         waiting: deque[BatchPlan] = deque()
         remote = [(n, each) for n, each in enumerate(sources) if isinstance(each, ChunkReader)]
-        # A quarter of the memory, as chunks hold neighbours, too, that are not yet due.
+        # A quarter of the memory: chunks hold neighbours, too, that are not yet due.
         most = min(self.settings.read_ahead_bytes / 4 / self._mean_bytes, self.records / 2)
         for plan in plans:
             waiting.append(plan)

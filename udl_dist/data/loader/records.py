@@ -1,24 +1,42 @@
-"""A batch of images as the stream yields it, counts of damaged records, and timing."""
+"""A batch of images as the stream yields it, and timing."""
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from udl_dist.data.images.fitting import Pixels
+from udl_dist.data.images.headers import Shape
 from udl_dist.data.settings import DataSettings
-from udl_dist.errors import DataError
 
 I64 = NDArray[np.int64]
 Allocate = Callable[[tuple[int, ...]], Pixels]
 # More of them were slower on 16 cores: decoders hold Python's lock between two images.
 MOST_THREADS = 4
+
+
+@dataclass(frozen=True)
+class KeysAhead:
+    """The keys of several batches, one of which begins at `start`, to draw noise for all."""
+
+    keys: I64
+    start: int
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """How decoded rows in a device's memory complete a batch there."""
+
+    places: I64  # [B] of the records among those rows; -1: none
+    stored: I64  # [B] 1: the row has the pixels, and the batch has none
+    flipped: I64  # [B] 1: to be mirrored
 
 
 @dataclass(frozen=True)
@@ -32,45 +50,21 @@ class Records:
     record_keys: I64  # [B] random, from (seed, record)
     labels: I64  # [B], -1: none
     damaged: dict[int, str] = field(default_factory=dict)  # cause by row, of replaced records
+    block: Pixels | None = None  # all of the above, numbers first, as it goes to a device
+    on_device: OnDevice | None = None
+    ahead: KeysAhead | None = None
 
-
-class BadRecordCounter:
-    """Counts damaged records that are replaced, and stops the run when they are too many."""
-
-    def __init__(self, settings: DataSettings) -> None:
-        self._settings, self._in_a_row = settings, 0
-        # What was wrong, in order: a dict, as a record comes again in every epoch.
-        # They go into damaged.txt.
-        self.lines: dict[str, None] = {}
-
-    def counted(self, batches: Iterator[Records]) -> Iterator[Records]:
-        """Pass batches on; raise DataError at too many damaged records in a row.
-
-        A limit on their share alone would stop a run of wholly damaged shards much later.
-        """
-        for records in batches:
-            # The usual batch costs nothing.
-            if not records.damaged:
-                self._in_a_row = 0
-            for row in range(len(records.records)) if records.damaged else ():
-                self._in_a_row = self._in_a_row + 1 if row in records.damaged else 0
-                if self._in_a_row >= self._settings.damaged_in_a_row:
-                    raise DataError(
-                        f"{records.damaged[row]} ({self._in_a_row} damaged records in a row: run"
-                        " udl check)"
-                    )
-            self.lines.update(dict.fromkeys(records.damaged.values()))
-            yield records
-
-    def refuse(self, damaged: int, records: int) -> None:
-        """Raise DataError if `damaged` of `records`, over all ranks, are too many."""
-        # Counted over all ranks, so that all of them stop at the same step.
-        if damaged > self._settings.damaged_limit * records:
-            limit = f"data.damaged_limit = {self._settings.damaged_limit:g}"
-            raise DataError(
-                f"{damaged} of {records:,} records were damaged, more than {limit} allows: run udl"
-                " check"
-            )
+    @staticmethod
+    def empty(count: int, shape: Shape, allocate: Allocate, on_device: bool = False) -> Records:
+        """A batch to be filled, in one block of memory."""
+        columns = 7 if on_device else 4
+        numbers = columns * count * 8
+        block = allocate((numbers + count * math.prod(shape),))
+        rows = block[:numbers].view(np.int64).reshape(columns, count)
+        images = block[numbers:].reshape(count, *shape)
+        records, keys, record_keys, labels = rows[:4]
+        rest = OnDevice(*rows[4:]) if on_device else None
+        return Records(images, records, keys, record_keys, labels, {}, block, rest)
 
 
 def unpinned(shape: tuple[int, ...]) -> Pixels:
