@@ -71,9 +71,17 @@ class Meter:
     def add_all(self, plots: list[tuple[dict[str, Tensor], int]]) -> None:
         """Add the plots of one step: means over rows, each with its number of rows."""
         for values, rows in plots:
-            for name, value in values.items():
-                weighted = value.detach() * rows  # parts of a batch may differ in rows
-                self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
+            if not values:
+                continue
+            # Parts of a batch may differ in rows. One call for all names is one launch on a GPU.
+            weighted = torch._foreach_mul([value.detach() for value in values.values()], rows)
+            new = dict(zip(values, weighted, strict=True))
+            if known := [name for name in new if name in self._sums]:
+                torch._foreach_add_(
+                    [self._sums[name] for name in known], [new[name] for name in known]
+                )
+            for name, value in new.items():
+                self._sums.setdefault(name, value)
                 self._rows[name] = self._rows.get(name, 0) + rows
 
     def metrics(self, images: int, learning_rate: float) -> dict[str, float]:
