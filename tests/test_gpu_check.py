@@ -25,6 +25,7 @@ def test_the_check_for_a_gpu_runs_small_on_a_cpu() -> None:
     assert [line for line in found if "failed" in line or line.get("rc")] == []
     bits = [line for line in found if line["check"].startswith("bits")]
     assert len(bits) == 9 and all(line["repeats"] and line["resumes"] for line in bits)
+    assert next(line for line in found if line["check"] == "decoded on the device")["same"]
     compiled = [line for line in found if line["check"].startswith("compile")]
     assert len(compiled) == 4
     for line in compiled:
