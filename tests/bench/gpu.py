@@ -461,6 +461,7 @@ def ddp() -> dict[str, Any]:
         # `broadcast_buffers` has a new name from torch 2.13 on
         warnings.simplefilter("ignore", FutureWarning)
         for turn in run.learning.phases:
+            turn.unfreeze_only_its_networks(run.learning.method)
             turn.module = torch.nn.parallel.DistributedDataParallel(
                 turn.module,
                 device_ids=where,

@@ -50,7 +50,7 @@ def test_two_bad_steps_in_a_row_leave_finite_statistics() -> None:
 
 
 def test_a_batch_that_no_gpu_holds_is_refused_with_what_to_do() -> None:
-    assert "raise train.accumulate" in str(gpu.too_large()["refused"])
+    assert "set train.accumulate" in str(gpu.too_large()["refused"])
 
 
 def test_a_run_on_the_cpu_leaves_the_gpu_alone() -> None:

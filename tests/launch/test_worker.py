@@ -25,6 +25,7 @@ from udl_dist import methods
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import DataError, TrainingError
 from udl_dist.experiment import Experiment
+from udl_dist.launch import report_handler
 from udl_dist.launch.worker import work
 from udl_dist.methods.method import Loss, Phase
 from udl_dist.runs.run_folder import RunFolder
@@ -64,6 +65,12 @@ def curves(folder: Path) -> list[dict[str, float]]:
         {name: value for name, value in point.items() if not name.startswith("perf/")}
         for point in RunFolder(folder).points()
     ]
+
+
+@pytest.fixture(autouse=True)
+def look_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of these tests end within the half second between two looks for a stop."""
+    monkeypatch.setattr(report_handler, "LOOK_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("method", ["ae", "vae", "gan"])
@@ -307,13 +314,17 @@ def test_what_does_not_fit_into_memory_is_refused_with_what_helps(
         return (
             replace(
                 phase,
-                loss=lambda batch: Loss(torch.empty(10**15, device=batch.images.device).sum()),
+                loss=lambda batch: Loss(
+                    phase.loss(batch).value + torch.empty(10**15, device=batch.images.device).sum()
+                ),
             ),
         )
 
     monkeypatch.setattr(kind, "phases", hungry)
     with pytest.raises(
-        TrainingError, match=r"too small for 12 images at once: raise train.accumulate"
+        TrainingError,
+        match=r"too small for 12 images at once, 6 should fit: set train\.accumulate = 2 \(.*\) or"
+        r" train\.batch_size = 6, or",
     ):
         finished(wanted("ae", source, tmp_path))
     assert RunFolder(tmp_path).failure() is not None

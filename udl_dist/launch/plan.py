@@ -16,11 +16,6 @@ from udl_dist.launch import conflicts
 from udl_dist.launch.capacity import automatic_here
 from udl_dist.storage.uris import name_of
 
-FLOAT_BYTES = 4
-# A rank before it has a network: Python, torch, Ray and W&B, measured as the least
-# `perf/memory_bytes` of small runs.
-IDLE_BYTES = 320 * 2**20
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -184,6 +179,7 @@ def plan(experiment: Experiment) -> Plan:
     # Imports torch, which takes a second or two, after all that can be refused without it.
     from udl_dist.data.loader.decoded import decoded_bytes
     from udl_dist.data.loader.records import decode_threads
+    from udl_dist.launch.memory import StepMemory
     from udl_dist.methods.networks import sizes
 
     kind = methods.find(experiment.method_name)
@@ -208,8 +204,7 @@ def plan(experiment: Experiment) -> Plan:
         name: sum(weight.numel() for weight in network.parameters())
         for name, network in networks.items()
     }
-    # Weights, gradients and the optimiser's two moments; the moving average is one more copy.
-    copies = 4 + bool(train.average_half_life)
+    memory = StepMemory.of(method, cost, train)
     # An accumulated step has the activations of one part at a time.
     rows = ceil(share / train.accumulate)
     return Plan(
@@ -234,9 +229,7 @@ def plan(experiment: Experiment) -> Plan:
         networks={name: sizes.in_words(network) for name, network in networks.items()},
         eager=method.differentiated_twice() if train.compile else (),
         flops_per_image=cost.flops,
-        memory_bytes=IDLE_BYTES
-        + FLOAT_BYTES * copies * sum(parameters.values())
-        + rows * cost.activation_bytes,
+        memory_bytes=memory.fixed_bytes + rows * memory.image_bytes,
         decoded_share=held / max(1, wanted),
         decoded_bytes=held,
         decoded_on=experiment.data.decoded_on,

@@ -16,14 +16,17 @@ import torch
 
 from udl_dist import methods
 from udl_dist.core import files
+from udl_dist.data.loader.decoded import memory_bytes
 from udl_dist.data.loader.opening import Prepared, open_streams
 from udl_dist.data.loader.reader import Stream
 from udl_dist.errors import TrainingError, UdlError
 from udl_dist.experiment import Experiment
+from udl_dist.launch.memory import StepMemory
 from udl_dist.launch.recorder import RunRecorder
 from udl_dist.launch.report_handler import Gate, ReportHandler, WorkerContext, may_continue
 from udl_dist.launch.resume import resume
 from udl_dist.launch.watchdog import Watchdog
+from udl_dist.methods.networks.sizes import MethodMaker, cost_of
 from udl_dist.runs import environment, remote
 from udl_dist.runs.remote_node import sync_node
 from udl_dist.runs.run_folder import RunFolder
@@ -93,17 +96,11 @@ def _permanent_errors_refused(context: WorkerContext) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        train, ranks = context.experiment.train, context.ranks
+        train = context.experiment.train
         # On a GPU torch has a class for it, on a CPU only the words of its allocator.
         memory_errors = (MemoryError, torch.OutOfMemoryError)
         if isinstance(error, memory_errors) or "can't allocate memory" in str(error):
-            rows = -(-train.batch_size // (ranks.world * train.accumulate))
-            where = "GPU" if ranks.device.type == "cuda" else "memory"
-            raise TrainingError(
-                f"rank {ranks.rank}: the {where} is too small for {rows} images at once: raise"
-                " train.accumulate (parts of a step, computed one after the other), lower"
-                " train.batch_size, or set train.precision = bfloat16; the last checkpoint remains"
-            ) from error
+            raise TrainingError(_too_small(context)) from error
         # Its errors are of many classes, in these two modules.
         compiler = ("torch._dynamo", "torch._inductor")
         if train.compile and type(error).__module__.startswith(compiler):
@@ -113,6 +110,28 @@ def _permanent_errors_refused(context: WorkerContext) -> Iterator[None]:
                 " it needs, or leave train.compile out"
             ) from error
         raise
+
+
+def _too_small(context: WorkerContext) -> str:
+    """Which rank has too little memory, and with which settings it should have enough."""
+    experiment, ranks, train = context.experiment, context.ranks, context.experiment.train
+    on_gpu = ranks.device.type == "cuda"
+    whole = torch.cuda.mem_get_info(ranks.device)[1] if on_gpu else memory_bytes()[1]
+    share = -(-train.batch_size // ranks.world)
+    rows = -(-share // train.accumulate)
+    stream, _ = open_streams(context.prepared, train.seed)
+    make = MethodMaker(
+        methods.find(experiment.method_name), experiment.method, stream.shape, stream.classes
+    )
+    fit = StepMemory.of(make.on_meta(), cost_of(make), train).rows_in(whole)
+    # Where the estimate says that all fits, others use the memory too: half may.
+    fit = max(1, min(fit, rows // 2) or rows // 2)
+    return (
+        f"rank {ranks.rank}: the {'GPU' if on_gpu else 'memory'} is too small for {rows} images at"
+        f" once, {fit} should fit: set train.accumulate = {-(-share // fit)} (parts of a step,"
+        f" computed one after the other) or train.batch_size = {fit * ranks.world}, or"
+        " train.precision = bfloat16; the last checkpoint remains"
+    )
 
 
 def _train_from_checkpoint(context: WorkerContext, rollbacks: int) -> dict[str, Any]:
