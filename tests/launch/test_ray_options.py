@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+import torch
 
 from tests.commands.local import up
 from tests.commands.test_job import JOBS
@@ -295,3 +296,9 @@ def test_the_interface_of_an_address_is_found_by_the_address() -> None:
     assert ray_options.interface_of("127.0.0.1") == "lo"
     assert ray_options.interface_of("192.0.2.77") == ""  # reserved for examples
     assert ray_options.interface_of("") == ray_options.interface_of("no address") == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch has a GPU here")
+def test_a_gpu_that_pytorch_cannot_use_is_refused_with_what_to_do() -> None:
+    with pytest.raises(RuntimeError, match=r"PyTorch .* cannot use it \(it .*\): install a build"):
+        ray_options.refuse_unusable_gpu()

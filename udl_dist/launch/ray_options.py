@@ -14,6 +14,7 @@ import socket
 import struct
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,8 +123,15 @@ def refuse_silent(address: str) -> None:
         ) from None
 
 
+def prepare_worker(has_gpu: bool) -> None:
+    """Runs in each worker before the workers meet."""
+    choose_interface()
+    if has_gpu:
+        refuse_unusable_gpu()
+
+
 def choose_interface() -> None:
-    """Runs in each worker; a variable that is set on the node already stands."""
+    """Name this node's interface; a variable that is set on the node already stands."""
     # Workers meet where Ray's nodes meet, on a network that is known to connect them.
     import ray
 
@@ -131,6 +139,24 @@ def choose_interface() -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
         # "=": exactly this name, not all that begin with it.
         os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
+
+
+def refuse_unusable_gpu() -> None:
+    """Raise RuntimeError if Ray gave a GPU that PyTorch would leave idle without a word."""
+    import torch
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if torch.cuda.is_available():
+            return
+    built = torch.version.cuda or torch.version.hip
+    # Of a driver that is too old PyTorch warns, and says no more.
+    why = str(said[0].message).split(". ")[0][:120] if said else "it sees no device"
+    why = why if built else "it is a build for CPUs"
+    raise RuntimeError(
+        f"Ray found a GPU, but PyTorch {torch.__version__} cannot use it ({why}): install a build"
+        " that suits the driver, or set run.device = cpu"
+    )
 
 
 def interface_of(address: str) -> str:

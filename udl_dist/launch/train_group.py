@@ -19,7 +19,7 @@ from udl_dist.experiment import Experiment
 from udl_dist.launch import capacity
 from udl_dist.launch.capacity import GroupSize, free_in_words, next_group
 from udl_dist.launch.plan import plan
-from udl_dist.launch.ray_options import choose_interface
+from udl_dist.launch.ray_options import prepare_worker
 from udl_dist.launch.ray_runtime import START_SECONDS
 from udl_dist.launch.recovery import as_error, judge, one_line
 from udl_dist.runs import heartbeat, remote
@@ -185,7 +185,7 @@ def _torch_config(backend: str) -> Any:
 
     class Backend(TorchConfig().backend_cls):  # type: ignore[misc]
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
-            worker_group.execute(choose_interface)
+            worker_group.execute(prepare_worker, backend != "gloo")
             super().on_start(worker_group, backend_config)
 
     # Classes, as Ray asks the configuration for its backend's class.
