@@ -275,7 +275,11 @@ def test_a_healthy_run_raises_no_alarm_at_any_step(
 def measured(experiments: list[Experiment]) -> list[dict[str, float]]:
     """What a fresh method measures in this rank."""
     runs = [fresh(experiment) for experiment in experiments]
-    return [validate(run.learning, run.held_out, 4, run.ranks) for run in runs if run.held_out]
+    return [
+        validate(run.learning, run.held_out, run.experiment.train, run.ranks)
+        for run in runs
+        if run.held_out
+    ]
 
 
 def fresh(experiment: Experiment) -> Run:

@@ -3,6 +3,7 @@
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import pytest
 import torch
 
 from tests.training import gloo
-from tests.training.learn import Run, asked
+from tests.training.learn import SMALL, Run, asked
 from udl_dist.errors import TrainingError
 from udl_dist.experiment import Experiment
 from udl_dist.methods.method import Batch
 from udl_dist.training.checkpoint import bytes_of
 from udl_dist.training.distributed import Ranks
 from udl_dist.training.settings import TrainSettings
+from udl_dist.training.validation import validate
 
 METHODS = ["ae", "vae", "gan"]
 
@@ -267,6 +269,23 @@ def test_a_checkpoint_takes_what_was_foreseen_before_the_first_step(
     counters = 4 * sum(1 for _ in run.learning.method.parameters())  # Adam's, of steps
     assert 0 <= bytes_of(run.learning.tensors()) - foreseen <= counters
     assert run.learning.checkpoint_bytes() == bytes_of(run.learning.tensors())
+
+
+@pytest.mark.parametrize("method", sorted(SMALL.keys() - {"codebook_vae"}))
+def test_validation_computes_as_training_does(method: str, source: Path) -> None:
+    """In bfloat16 the networks' products, not what is summed over pixels and images."""
+    run = Run(asked(method, source, train__precision="bfloat16"))
+    dtypes = set[torch.dtype]()
+    for layer in run.learning.in_use.modules():
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+            layer.register_forward_hook(lambda *heard: dtypes.add(heard[2].dtype))
+    assert run.held_out
+    settings = run.experiment.train
+    figures = validate(run.learning, run.held_out, settings, run.ranks)
+    assert torch.bfloat16 in dtypes
+    exact = validate(run.learning, run.held_out, replace(settings, precision="tf32"), run.ranks)
+    for name, value in exact.items():
+        assert figures[name] == pytest.approx(value, rel=0.05, abs=0.02), name
 
 
 def test_bfloat16_and_channels_last_train_too(source: Path) -> None:

@@ -15,6 +15,11 @@ REPEATABLE = {
 }
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The types in which networks and losses compute, and those of validation alike."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
 def set_up(device: torch.device, determinism: str, precision: str) -> dict[str, str]:
     """Set this process up for one run; return the settings in force, for the environment record.
 

@@ -190,9 +190,7 @@ class TrainingLoop:
             return {}
         began = time.perf_counter()
         on_batch = partial(self.hooks.on_progress, images, "validation")
-        metrics = validate(
-            self.state, self.held_out, self.settings.batch_size, self.ranks, on_batch
-        )
+        metrics = validate(self.state, self.held_out, self.settings, self.ranks, on_batch)
         seconds = {VALIDATION_SECONDS: time.perf_counter() - began}
         return metrics | self.ranks.total(seconds, maximum=True)  # the slowest rank's
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from udl_dist.methods.method import Batch, Loss, Method
+from udl_dist.training.arithmetic import autocast
 from udl_dist.training.batches import dummy_batch
 from udl_dist.training.distributed import Ranks
 from udl_dist.training.finite_guard import FiniteGuard
@@ -171,8 +172,7 @@ class Stepper:
 
     def _loss(self, phase: PhaseState, batch: Batch) -> Loss:
         # The forward of the loss too: each loss returns to float32 where it sums over pixels.
-        bfloat16 = self.settings.precision == "bfloat16"
-        with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=bfloat16):
+        with autocast(self.ranks.device, self.settings.precision):
             loss: Loss = phase.module(phase.phase, batch)
         return loss
 

@@ -12,15 +12,17 @@ from udl_dist.core.config_schema import nearest
 from udl_dist.data.loader.reader import Stream
 from udl_dist.errors import UsageError
 from udl_dist.methods.method import Method
+from udl_dist.training.arithmetic import autocast
 from udl_dist.training.batches import Sender, dummy_batch
 from udl_dist.training.distributed import Ranks
+from udl_dist.training.settings import TrainSettings
 from udl_dist.training.train_state import TrainState
 
 
 def validate(
     state: TrainState,
     held_out: Stream,
-    batch_size: int,
+    settings: TrainSettings,
     ranks: Ranks,
     on_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
@@ -31,8 +33,8 @@ def validate(
     for each in (method, state.method):
         ranks.agree_on(each.own_buffers())
     sums, sender = dict[str, Tensor](), Sender(held_out, ranks.device)
-    with evaluating(method):
-        for records in held_out.once(batch_size, ranks.rank, ranks.world):
+    with evaluating(method), autocast(ranks.device, settings.precision):
+        for records in held_out.once(settings.batch_size, ranks.rank, ranks.world):
             on_batch()
             for name, values in method.measure(sender.send(records, 0)).items():
                 # In double: the order of a sum, which depends on the world size, must not show.
