@@ -95,6 +95,8 @@ class Sender:
         self._ahead: tuple[I64, Tensor] | None = None
         # A stream of its own: on that of the step a copy would wait until the step before is done.
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        if self._side is not None:  # rows that another sender has stored are there
+            self._side.wait_stream(torch.cuda.current_stream(device))
 
     def send(self, records: Records, seen: int) -> Batch:
         """A batch of the stream as one on the device."""
