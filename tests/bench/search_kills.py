@@ -28,8 +28,7 @@ from tests.training.learn import packed
 from udl_dist.search.config import Search
 from udl_dist.search.final_runs import final_runs
 from udl_dist.search.results import read_result
-from udl_dist.search.scheduler import DECISIONS
-from udl_dist.search.trial_log import NAME
+from udl_dist.search.trial_log import DECISIONS, NAME
 
 UDL = (sys.executable, "-m", "udl_dist")
 IMAGES = 38_400  # of a trial: so many that few end between two kills

@@ -8,10 +8,9 @@ from udl_dist.search import trial
 from udl_dist.search.config import Search
 from udl_dist.search.final_runs import FinalRuns
 from udl_dist.search.planning import plan
-from udl_dist.search.scheduler import read_decisions
 from udl_dist.search.trial import TrialOutcome, TrialTask, ValidationReader, folder_of
 from udl_dist.search.trial_controller import TrialController
-from udl_dist.search.trial_log import NAME, TrialLog
+from udl_dist.search.trial_log import NAME, TrialLog, read_decisions
 
 
 def outside_best_third(own: Sequence[float], earlier: Sequence[Sequence[float]]) -> bool:

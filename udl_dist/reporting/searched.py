@@ -28,12 +28,12 @@ from udl_dist.reporting.page import (
 from udl_dist.runs import environment
 from udl_dist.search import config, publishing, results
 from udl_dist.search.config import Search
+from udl_dist.search.objective import Spread, Winner, find_winner
 from udl_dist.search.planning import SearchPlan, plan
 from udl_dist.search.publishing import MODEL, Published
 from udl_dist.search.session import SOURCE
 from udl_dist.search.trial_log import NAME as LOG
 from udl_dist.search.trial_log import TrialLog, TrialResult
-from udl_dist.search.winner import Spread, Winner, find_winner
 from udl_dist.storage.uris import public
 
 MOST_ALARMS = 20

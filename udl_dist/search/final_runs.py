@@ -17,11 +17,10 @@ from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search.axes import with_values
 from udl_dist.search.config import Search
 from udl_dist.search.controller import Controller
-from udl_dist.search.objective import Objective
+from udl_dist.search.objective import Objective, Spread, Winner, best_settings
 from udl_dist.search.planning import SearchPlan
 from udl_dist.search.trial import TrialOutcome, TrialTask, held_out
 from udl_dist.search.trial_log import TrialLog
-from udl_dist.search.winner import Spread, Winner, best_settings
 
 
 def final_runs(search: Search, planned: SearchPlan, log: TrialLog) -> FinalRuns | None:

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from udl_dist.search.axes import LATENT
 from udl_dist.search.config import Search
-from udl_dist.search.objective import Objective
+from udl_dist.search.objective import Objective, Spread, is_complete, settings_ranked
 from udl_dist.search.trial_log import TrialResult, short
-from udl_dist.search.winner import Spread, is_complete, settings_ranked
 
 FEWEST = 5  # trials, for a correlation that says anything
 NOISE = 0.2  # below it a rung ranked nothing: for six trials chance alone gives 0 ± 0.45

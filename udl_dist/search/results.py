@@ -14,12 +14,11 @@ from udl_dist.runs.terminal import Screen
 from udl_dist.search import findings, publishing
 from udl_dist.search.config import Search
 from udl_dist.search.final_runs import FinalRuns, final_runs
-from udl_dist.search.objective import Objective
+from udl_dist.search.objective import Objective, Spread, Winner, find_winner
 from udl_dist.search.planning import SearchPlan
 from udl_dist.search.publishing import MODEL, Published
 from udl_dist.search.trial_log import CSV, TrialLog, TrialResult, short, write_csv
 from udl_dist.search.trial_log import NAME as LOG
-from udl_dist.search.winner import Spread, Winner, find_winner
 
 SHOWN = 30  # trials in the table; all are in search.csv
 WINNER = "winner.toml"

@@ -26,7 +26,7 @@ from udl_dist.runs import heartbeat
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search.axes import with_values
 from udl_dist.search.config import Search
-from udl_dist.search.scheduler import Gate, read_decisions
+from udl_dist.search.trial_log import Gate, read_decisions
 
 LOCK_SECONDS = 20.0  # patience for a process of a killed search to end
 

@@ -13,11 +13,10 @@ from typing import Any
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search.config import Search
 from udl_dist.search.controller import Controller
-from udl_dist.search.halving import Halving
 from udl_dist.search.objective import Objective
 from udl_dist.search.planning import SearchPlan
-from udl_dist.search.samplers import make_sampler
-from udl_dist.search.scheduler import Decision, Scheduler, StopRule, stop_rule, write_decision
+from udl_dist.search.samplers import Sampler
+from udl_dist.search.scheduler import Decision, Halving, Scheduler, StopRule, stop_rule
 from udl_dist.search.trial import (
     TrialOutcome,
     TrialTask,
@@ -26,7 +25,7 @@ from udl_dist.search.trial import (
     held_out,
     in_steps,
 )
-from udl_dist.search.trial_log import TrialLog, TrialResult
+from udl_dist.search.trial_log import TrialLog, TrialResult, write_decision
 
 
 @dataclass
@@ -56,7 +55,7 @@ class TrialController(Controller):
         super().__init__(search, (n for n in range(planned.trials) if n not in log.results))
         # Trials without a line in the log have not ended, whatever their folders hold.
         self.log, self.planned = log, planned
-        self._sampler, self._objective = make_sampler(search), Objective(search)
+        self._sampler, self._objective = Sampler(search), Objective(search)
         # Trials at a rung, without a process; and the seconds of their parts.
         self.paused: dict[int, Running] = {}
         self._seconds: defaultdict[int, float] = defaultdict(float)
