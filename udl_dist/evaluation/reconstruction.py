@@ -22,7 +22,7 @@ from udl_dist.evaluation.metric_group import (
     Subject,
     summed,
 )
-from udl_dist.evaluation.real_set import gaussian, kernel_values
+from udl_dist.evaluation.similarity import gaussian, kernel_values
 from udl_dist.methods.metrics.frechet import between
 
 REBUILT = "rebuilt"  # rows of features of the reconstructions

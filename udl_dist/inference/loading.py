@@ -17,11 +17,10 @@ from udl_dist import methods
 from udl_dist.core import config_schema
 from udl_dist.data.images.headers import Fit
 from udl_dist.errors import TrainingError, UsageError
+from udl_dist.evaluation.fitted import Mixture, ReferenceCodes
 from udl_dist.evaluation.io import read_tensors
-from udl_dist.evaluation.outliers import ReferenceCodes
 from udl_dist.experiment import Experiment
 from udl_dist.inference import layout
-from udl_dist.inference.mixture import Mixture
 from udl_dist.methods.method import Method
 from udl_dist.methods.networks.sizes import MethodMaker
 from udl_dist.runs.run_folder import RunFolder, winner_of
