@@ -10,7 +10,8 @@ from tests.search.asked import AXES, wanted
 from tests.test_cli import JOBS, refused, udl
 from tests.test_experiment import job
 from udl_dist.errors import UsageError
-from udl_dist.search import config, objective, planning
+from udl_dist.search import config, planning
+from udl_dist.search.objective import check_objective
 from udl_dist.search.samplers import Sampler
 from udl_dist.search.trial_log import TrialLog
 
@@ -215,7 +216,7 @@ def test_a_metric_that_ranks_nothing_is_refused(
     method: str, metric: str, message: str, source: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        objective.check(wanted(source, tmp_path, method=method, metric=metric))
+        check_objective(wanted(source, tmp_path, method=method, metric=metric))
 
 
 def test_a_metric_is_refused_across_an_axis_that_changes_its_scale(
@@ -225,16 +226,16 @@ def test_a_metric_is_refused_across_an_axis_that_changes_its_scale(
     with pytest.raises(
         UsageError, match=r"val/negative_elbo does not compare across method.binarise"
     ):
-        objective.check(wanted(source, tmp_path, axes, "vae"))
-    objective.check(wanted(source, tmp_path, axes, "vae", metric="val/mse"))
-    objective.check(wanted(source, tmp_path, {"method.beta": {"uniform": [0.5, 2]}}, "vae"))
+        check_objective(wanted(source, tmp_path, axes, "vae"))
+    check_objective(wanted(source, tmp_path, axes, "vae", metric="val/mse"))
+    check_objective(wanted(source, tmp_path, {"method.beta": {"uniform": [0.5, 2]}}, "vae"))
 
 
 def test_several_objectives_and_a_scheduler_are_refused(source: Path, tmp_path: Path) -> None:
     both = ["val/mse", "method.latent_dim"]
     with pytest.raises(UsageError, match="has several objectives"):
-        objective.check(wanted(source, tmp_path, metric=both))
-    objective.check(wanted(source, tmp_path, metric=both, scheduler="none"))
+        check_objective(wanted(source, tmp_path, metric=both))
+    check_objective(wanted(source, tmp_path, metric=both, scheduler="none"))
 
 
 def test_a_search_in_object_storage_is_refused() -> None:

@@ -32,8 +32,7 @@ from udl_dist.search.objective import Spread, Winner, find_winner
 from udl_dist.search.planning import SearchPlan, plan
 from udl_dist.search.publishing import MODEL, Published
 from udl_dist.search.session import SOURCE
-from udl_dist.search.trial_log import NAME as LOG
-from udl_dist.search.trial_log import TrialLog, TrialResult
+from udl_dist.search.trial_log import LOG, TrialLog, TrialResult
 from udl_dist.storage.uris import public
 
 MOST_ALARMS = 20

@@ -138,7 +138,7 @@ def best_settings(search: Search, results: Sequence[TrialResult], count: int) ->
     ]
 
 
-def check(search: Search) -> None:
+def check_objective(search: Search) -> None:
     """Raise UsageError for an objective that is not reported, or not comparable across an axis."""
     from udl_dist.training.validation import refuse_unknown_metric
 

@@ -17,8 +17,7 @@ from udl_dist.search.final_runs import FinalRuns, final_runs
 from udl_dist.search.objective import Objective, Spread, Winner, find_winner
 from udl_dist.search.planning import SearchPlan
 from udl_dist.search.publishing import MODEL, Published
-from udl_dist.search.trial_log import CSV, TrialLog, TrialResult, short, write_csv
-from udl_dist.search.trial_log import NAME as LOG
+from udl_dist.search.trial_log import CSV, LOG, TrialLog, TrialResult, short, write_csv
 
 SHOWN = 30  # trials in the table; all are in search.csv
 WINNER = "winner.toml"

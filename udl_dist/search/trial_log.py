@@ -21,7 +21,7 @@ from udl_dist.runs.run_folder import RunFolder
 
 # The only record of a search: the table, the plots and the winner follow from it, and so does what
 # a resumed search does next.
-NAME = "trials.jsonl"
+LOG = "trials.jsonl"
 CSV = "search.csv"  # the same for people
 DECISIONS = "decisions.jsonl"
 
