@@ -141,8 +141,7 @@ class Anomaly(MetricGroup):
         # A row is not its own neighbour, so there must be more rows than neighbours.
         if train.images <= neighbours or sklearn_missing():
             return {}
-        some = self.random_rows(train.rows[of], MOST_CODES)
-        codes = ReferenceCodes.fit(some, neighbours)
+        codes = ReferenceCodes.fit(self.random_rows(train.rows[of], MOST_CODES), neighbours)
         return {name: codes.outlier_factors(held_out.rows[of])}
 
     def _detected(self, left_out: Tensor, normal: Tensor, protocol: dict[str, object]) -> Metric:

@@ -113,8 +113,7 @@ class ReferenceCodes:
         """Local outlier factors (Breunig et al. 2000, definition 7): 1 inside, more outside."""
         found = []
         for part in torch.split(rows.double() - self.centre, ROWS):
-            distances = torch.cdist(part, self.rows)
-            near = distances.topk(int(self.neighbours), largest=False)
+            near = torch.cdist(part, self.rows).topk(int(self.neighbours), largest=False)
             own = _densities(near.values, self.reach[near.indices])
             found.append(self.density[near.indices].mean(1) / own)
         return torch.cat(found).double()

@@ -93,8 +93,7 @@ def _open_run(run: RunFolder, asked: str | int, notes: list[str]) -> LoadedModel
     tensors = files["networks"] | files.get("average", {})
     make = MethodMaker(kind, experiment.method, shape, tuple(facts.get("classes", ())))
     method = _filled(make, tensors, path)
-    size = latent_dim(method)
-    mixture, codes = _fitted_of_run(run.path, size, weights, notes)
+    mixture, codes = _fitted_of_run(run.path, latent_dim(method), weights, notes)
     held_out = facts.get("held_out")
     origin = Origin(
         run.path,

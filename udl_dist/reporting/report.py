@@ -16,6 +16,7 @@ from udl_dist.errors import DataError
 from udl_dist.evaluation.io import class_rows, clean, metric_rows, pairs
 from udl_dist.reporting import curves, searched
 from udl_dist.reporting.page import (
+    MOST_ALARMS,
     NAME,
     Reported,
     films,
@@ -31,7 +32,6 @@ from udl_dist.storage.uris import is_remote, split
 MOST_SHARDS = 100  # that are listed
 MOST_PANELS = 24
 MOST_CLASSES = 200
-MOST_ALARMS = 20
 MESSAGES = 200  # lines
 # Also the interval at which browsers reload the page.
 FOLLOW_SECONDS = 10

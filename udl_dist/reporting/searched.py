@@ -18,6 +18,7 @@ from udl_dist.evaluation import io
 from udl_dist.evaluation.io import Metric, clean, in_words
 from udl_dist.reporting import curves
 from udl_dist.reporting.page import (
+    MOST_ALARMS,
     NAME,
     Reported,
     films,
@@ -35,7 +36,6 @@ from udl_dist.search.session import SOURCE
 from udl_dist.search.trial_log import LOG, TrialLog, TrialResult
 from udl_dist.storage.uris import public
 
-MOST_ALARMS = 20
 MOST_ROWS = 300  # of the table; all are in search.csv
 MOST_WHY = 300  # letters of why a trial failed
 PLOTS = {
@@ -188,9 +188,8 @@ def _table(found: SearchFolder) -> list[list[str]]:
     if found.search:
         metrics = found.search.settings.metric
         ordered = results.best_first(found.search, found.results)
-    rows = results.table(metrics, names, ordered)
     # The last column says why a trial failed, at times with a whole traceback.
-    return [[*row, why[:MOST_WHY]] for *row, why in rows]
+    return [[*row, why[:MOST_WHY]] for *row, why in results.table(metrics, names, ordered)]
 
 
 def _panels(found: SearchFolder) -> list[dict[str, str]]:

@@ -70,8 +70,7 @@ def rung_checks(search: Search, results: Sequence[TrialResult]) -> list[RungChec
         if went_on:
             losses = [objective.loss([metric]) for _, (_, metric) in went_on]
             places = [float(place) for place, _ in went_on]
-            enough = len(went_on) >= FEWEST
-            agreed = rank_correlation(losses, places) if enough else math.nan
+            agreed = rank_correlation(losses, places) if len(went_on) >= FEWEST else math.nan
             found.append(RungCheck(int(went_on[0][1][0]), len(went_on), agreed))
     return found
 

@@ -59,10 +59,9 @@ class Objective:
 
         def rank(result: TrialResult) -> tuple[bool, int, float, int]:
             stopped = result.state != "complete"
-            loss = self.loss(result.values)
             # Metrics of stopped trials are of different lengths: those with more images come first.
             # The number breaks ties, so that equal losses rank the same everywhere.
-            return stopped, -result.images if stopped else 0, loss, result.trial
+            return stopped, -result.images if stopped else 0, self.loss(result.values), result.trial
 
         return sorted((result for result in results if result.metric is not None), key=rank)
 

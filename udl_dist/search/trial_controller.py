@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from udl_dist.runs.run_folder import RunFolder
+from udl_dist.runs.run_folder import RunFolder, held_out
 from udl_dist.search.config import Search
 from udl_dist.search.controller import Controller
 from udl_dist.search.objective import Objective
@@ -22,7 +22,6 @@ from udl_dist.search.trial import (
     TrialTask,
     experiment_of,
     folder_of,
-    held_out,
     in_steps,
 )
 from udl_dist.search.trial_log import TrialLog, TrialResult, write_decision
@@ -88,8 +87,7 @@ class TrialController(Controller):
         own_rungs = tuple(in_steps(images, made.train.batch_size) for images in rungs)
         self._waiting.pop(0)
         self.running[number] = Running(values, made.train.seed, own_rungs, [])
-        parks = isinstance(self._scheduler, Halving)
-        return TrialTask(number, made, own_rungs, parks).saved()
+        return TrialTask(number, made, own_rungs, isinstance(self._scheduler, Halving)).saved()
 
     def arrived(self, number: int, images: int, metrics: Mapping[str, float]) -> None:
         trial = self.running[number]
