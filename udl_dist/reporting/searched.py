@@ -4,8 +4,6 @@ left.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -162,10 +160,8 @@ def _alarms(folder: Path) -> list[str]:
     """The alarms of the winner's runs."""
     found = []
     for log in sorted(folder.glob("winner/*/messages.log")):
-        with contextlib.suppress(OSError):
-            # A log may hold anything, such as a name from data in another encoding.
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-            found += [f"{log.parent.name}: {line}" for line in lines if "ALARM" in line]
+        lines = io.read_text(log).splitlines()
+        found += [f"{log.parent.name}: {line}" for line in lines if "ALARM" in line]
     return found[:MOST_ALARMS]
 
 
@@ -219,11 +215,10 @@ def _panels(found: SearchFolder) -> list[dict[str, str]]:
 
 def _pictures(folder: Path) -> dict[str, list[tuple[int, Path]]]:
     """The pictures of the exported model, with the images it was trained on."""
-    try:
-        images = int(json.loads((folder / MODEL / "config.json").read_text())["images"])
-    except (OSError, ValueError, TypeError, KeyError):
+    images: Any = io.read_json(folder / MODEL / "config.json", []).get("images")
+    if not io.is_number(images):
         return {}
-    return {path.stem: [(images, path)] for path in sorted((folder / MODEL).glob("*.png"))}
+    return {path.stem: [(int(images), path)] for path in sorted((folder / MODEL).glob("*.png"))}
 
 
 def _search_settings(search: Search) -> list[tuple[str, str]]:
