@@ -90,7 +90,8 @@ def embed(
         counts = (count for _, count in shared)
     else:
         # Without workers the model that is open already makes the parts.
-        counts = map(part_maker(model, *opened_with), missing)
+        make = part_maker(model, *opened_with)
+        counts = (make(number) for number in missing)
     for count in counts:
         images += count
         # Parts differ by one image at most, so this total is right to a few images.

@@ -17,7 +17,6 @@ from udl_dist import methods
 from udl_dist.core import config_schema as settings
 from udl_dist.errors import UdlError, UsageError
 from udl_dist.evaluation import io
-from udl_dist.evaluation.io import Metric, is_number
 from udl_dist.methods.method import Method
 from udl_dist.runs import environment
 from udl_dist.runs.run_folder import RunFolder, held_out, winner_of
@@ -53,8 +52,8 @@ class RunRecord:
     points: list[dict[str, float]]
     checkpoints: list[CheckpointRecord]
     pictures: dict[str, list[tuple[int, Path]]]
-    evaluation: dict[str, Metric]
-    followed: dict[int, dict[str, Metric]]  # by images trained on
+    evaluation: dict[str, io.Metric]
+    followed: dict[int, dict[str, io.Metric]]  # by images trained on
     messages: list[str]
     shards: dict[str, str]
     environments: list[tuple[int, str]]  # images before, in words
@@ -93,7 +92,7 @@ class RunRecord:
 
     def curve(self, name: str) -> Curve:
         """The images and finite values of one curve."""
-        points = [point for point in self.points if is_number(point.get(name))]
+        points = [point for point in self.points if io.is_number(point.get(name))]
         return [float(point["images"]) for point in points], [
             float(point[name]) for point in points
         ]
@@ -110,7 +109,7 @@ class RunRecord:
         if not validated:
             return {}
         last = validated[-1]
-        scored = [point for point in validated if is_number(point.get(self.best_by))]
+        scored = [point for point in validated if io.is_number(point.get(self.best_by))]
         sign = self.kind.sign(self.best_by)
         best = min(scored, key=lambda point: sign * point[self.best_by], default=last)
         return {
@@ -181,7 +180,7 @@ def _points(path: Path, faults: list[str]) -> list[dict[str, float]]:
         # A line is torn where a machine lost power while it was written.
         except (ValueError, RecursionError):
             point = None
-        if isinstance(point, dict) and is_number(point.get("images")):
+        if isinstance(point, dict) and io.is_number(point.get("images")):
             points.append(point)
         else:
             torn += 1

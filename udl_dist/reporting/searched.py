@@ -13,7 +13,6 @@ from typing import Any
 from udl_dist.core import config_schema
 from udl_dist.errors import UdlError
 from udl_dist.evaluation import io
-from udl_dist.evaluation.io import Metric, clean, in_words
 from udl_dist.reporting import curves
 from udl_dist.reporting.page import (
     MOST_ALARMS,
@@ -60,7 +59,7 @@ class SearchFolder:
     planned: SearchPlan | None = None
     winner: Winner | None = None
     final: Mapping[str, Spread] = field(default_factory=dict)
-    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    metrics: Mapping[str, io.Metric] = field(default_factory=dict)
     published: Published = field(default_factory=Published)
     faults: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
@@ -130,7 +129,7 @@ def _values(found: SearchFolder) -> dict[str, Any]:
         "sections": [(name.lower(), name) for name in sections],
         "alarms": _alarms(found.folder),
         "faults": found.faults,
-        "winner": [(name, in_words(value)) for name, value in winner.values.items()]
+        "winner": [(name, io.in_words(value)) for name, value in winner.values.items()]
         if winner
         else [],
         "best_trial": winner.trial if winner else "",
@@ -167,7 +166,7 @@ def _alarms(folder: Path) -> list[str]:
 
 def _facts(found: SearchFolder) -> list[str]:
     facts = [f"method {found.search.base.method_name}"] if found.search else []
-    states = results.in_words(results.count_states(found.results))
+    states = results.in_words(found.results)
     facts.append(f"{len(found.results)} of {found.trials} trials ended ({states})")
     used = results.total_images(found.results)
     # Had each trial that has ended been trained in full.
@@ -226,13 +225,13 @@ def _search_settings(search: Search) -> list[tuple[str, str]]:
     # in_words says "name: values"; the table has a column for each.
     axes = [(axis.name, axis.in_words().partition(": ")[2]) for axis in search.axes]
     plain = config_schema.to_dict(search.settings).items()
-    return [*axes, *((f"search.{name}", in_words(value)) for name, value in plain)]
+    return [*axes, *((f"search.{name}", io.in_words(value)) for name, value in plain)]
 
 
 def _commands(found: SearchFolder) -> str:
     # Quoted: the commands are copied into a shell.
     def path(name: str = "") -> str:
-        return shlex.quote(clean(str(found.folder / name)))
+        return shlex.quote(io.clean(str(found.folder / name)))
 
     lines = [f"udl search {path(SOURCE)} --run.folder runs/again    # the same search"]
     if (found.folder / results.WINNER).exists():

@@ -97,7 +97,7 @@ class SearchResult:
     def _summary(self) -> list[str]:
         # Of ended trials only, so the share means the same in the middle of a search.
         used, most = total_images(self.results), self.budget * max(1, len(self.results))
-        states = in_words(count_states(self.results))
+        states = in_words(self.results)
         state = "" if self.complete else "; the same command resumes it"
         count = f"{len(self.results)} of {self.trials} trials ended ({states})"
         return [
@@ -228,8 +228,9 @@ def total_images(results: Sequence[TrialResult]) -> int:
     return sum(result.images for result in results)
 
 
-def in_words(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count} {state}" for state, count in counts.items())
+def in_words(results: Sequence[TrialResult]) -> str:
+    """How many trials ended in which state."""
+    return ", ".join(f"{count} {state}" for state, count in count_states(results).items())
 
 
 def _running_trials(folder: Path, results: Sequence[TrialResult]) -> list[str]:

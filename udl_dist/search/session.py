@@ -23,7 +23,6 @@ from udl_dist.search.planning import SearchPlan, plan
 from udl_dist.search.results import (
     SearchResult,
     conclude,
-    count_states,
     in_words,
     read_result,
 )
@@ -198,7 +197,7 @@ class SearchProgress:
         parts = [
             f"{len(results)} of {self._trials} trials · {running} running",
             f"{paused} paused at a rung" if paused else "",
-            in_words(count_states(results)),
+            in_words(results),
             _best_in_words(self._search, results),
             f"ETA {clock(left)}" if left else "",
         ]
