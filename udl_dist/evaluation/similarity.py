@@ -96,7 +96,7 @@ class RealSet:
             # Empty `near` is how of_pairs knows it; tensors, because a reference is a safetensors
             # file.
             return cls(*gaussian(rows), near[:0], torch.empty(0), torch.zeros(()))
-        within = torch.tensor(_within(near), dtype=torch.float64)
+        within = torch.tensor(mean_kernel(near, near), dtype=torch.float64)
         return cls(*gaussian(rows), near, _radii(near.double()), within)
 
     def frechet(self, fake: Tensor) -> float:  # [N, F]
@@ -112,10 +112,8 @@ class RealSet:
     def kernel(self, fake: Tensor) -> float:  # [P, F]
         """Unbiased squared MMD under the kernel (xᵀy/F + 1)³ (Bińkowski et al. 2018, section 3)."""
         # E k(x, x') + E k(y, y') - 2 E k(x, y). The estimate has no bias, so it can be below 0.
-        across = sum(
-            float(values.sum()) for values in kernel_values(self.near.double(), fake.double())
-        )
-        return float(self.within) + _within(fake) - 2 * across / (len(self.near) * len(fake))
+        across = _kernel_sum(self.near.double(), fake.double()) / (len(self.near) * len(fake))
+        return float(self.within) + mean_kernel(fake, fake) - 2 * across
 
     def neighbours(self, fake: Tensor) -> dict[str, float]:  # [P, F]
         """Precision, recall (Kynkäänniemi et al. 2019), density, coverage (Naeem et al. 2020)."""
@@ -148,21 +146,23 @@ def gaussian(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows.double().mean(0), torch.cov(rows.double().T).view(rows.shape[1], -1)
 
 
-def _within(rows: Tensor) -> float:
-    """The mean of the kernel over all pairs of two different rows."""
-    rows, count = rows.double(), len(rows)
-    total = sum(float(values.sum()) for values in kernel_values(rows, rows))
-    # The kernel of each row with itself, (|x|²/F + 1)³, which the unbiased estimate leaves out.
-    same = (rows.square().mean(1) + 1).pow(3).sum()
-    return (total - float(same)) / (count * (count - 1))
+def mean_kernel(first: Tensor, second: Tensor) -> float:  # [N, F] twice
+    """The mean of (xᵀy/F + 1)³ over all pairs of rows but the N of equal numbers.
+
+    Unbiased estimates leave those out: a row and itself, or an image and its reconstruction.
+    """
+    first, second, count = first.double(), second.double(), len(first)
+    same = ((first * second).mean(1) + 1).pow(3).sum()
+    return (_kernel_sum(first, second) - float(same)) / (count * (count - 1))
 
 
-def kernel_values(first: Tensor, second: Tensor) -> Iterator[Tensor]:
-    """(xᵀy/F + 1)³ of all pairs, in float64 rows, some at a time."""
-    one = torch.ones((), dtype=first.dtype, device=first.device)
+def _kernel_sum(first: Tensor, second: Tensor) -> float:
+    """(xᵀy/F + 1)³ summed over all pairs of float64 rows, some at a time."""
+    one, total = torch.ones((), dtype=first.dtype, device=first.device), 0.0
     for part in torch.split(first, ROWS):
         # Product, scale and 1 in one pass, the power in place: memory traffic sets the time here.
-        yield torch.addmm(one, part, second.T, alpha=1 / first.shape[1]).pow_(3)
+        total += float(torch.addmm(one, part, second.T, alpha=1 / first.shape[1]).pow_(3).sum())
+    return total
 
 
 def _radii(rows: Tensor) -> Tensor:  # [N, F] -> [N]
