@@ -18,11 +18,10 @@ from udl_dist.core import config_schema as settings
 from udl_dist.errors import UdlError, UsageError
 from udl_dist.evaluation import io
 from udl_dist.methods.method import Method
+from udl_dist.reporting.curves import Curve
 from udl_dist.runs import environment
 from udl_dist.runs.run_folder import RunFolder, held_out, winner_of
 from udl_dist.storage.uris import public
-
-Curve = tuple[list[float], list[float]]  # images and values
 
 
 @dataclass(frozen=True)
