@@ -63,7 +63,7 @@ ONLY_IN = {
     "pyarrow": {"launch/train_group.py", "inference/embedding.py"},
     "obstore": {"storage/client.py"},
     "matplotlib": {"inference/evaluating.py", "reporting/curves.py", "search/plots.py"},
-    "sklearn": {"evaluation/outliers.py", "evaluation/representation.py", "inference/fitting.py"},
+    "sklearn": {"evaluation/fitted.py", "evaluation/representation.py", "inference/fitting.py"},
     "jinja2": {"inference/card.py", "reporting/page.py"},
     "onnxruntime": {"inference/formats.py"},
     "diffusers": {"inference/hub_folder.py"},

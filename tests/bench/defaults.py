@@ -21,7 +21,7 @@ from torch import Tensor
 import udl_dist
 from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.packing.prepare import prepare
-from udl_dist.evaluation.real_set import gaussian
+from udl_dist.evaluation.similarity import gaussian
 from udl_dist.inference.inputs import scaled
 from udl_dist.methods.metrics import descriptor, frechet
 

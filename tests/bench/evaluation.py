@@ -36,8 +36,8 @@ import udl_dist
 from tests.trained import run
 from udl_dist.evaluation.extractor import Classifier
 from udl_dist.evaluation.extractor import load_classifier as load_extractor
-from udl_dist.evaluation.real_set import RealSet
 from udl_dist.evaluation.settings import MetricSettings
+from udl_dist.evaluation.similarity import RealSet
 from udl_dist.inference.evaluating import evaluate
 from udl_dist.inference.model import BATCH_IMAGES, Model
 from udl_dist.launch import ray_runtime

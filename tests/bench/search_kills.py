@@ -28,8 +28,7 @@ from tests.training.learn import packed
 from udl_dist.search.config import Search
 from udl_dist.search.final_runs import final_runs
 from udl_dist.search.results import read_result
-from udl_dist.search.scheduler import DECISIONS
-from udl_dist.search.trial_log import NAME
+from udl_dist.search.trial_log import DECISIONS, LOG
 
 UDL = (sys.executable, "-m", "udl_dist")
 IMAGES = 38_400  # of a trial: so many that few end between two kills
@@ -69,7 +68,7 @@ def main() -> None:
         )
         expected = undisturbed(whole)
         said = killed(cut, asked.kills, random.Random(asked.seed))
-        lines = (cut.folder / NAME).read_text().splitlines()
+        lines = (cut.folder / LOG).read_text().splitlines()
         same = {
             "trials": logged(cut.folder) == logged(whole.folder),
             "decisions": decisions(cut.folder) == decisions(whole.folder),
@@ -126,7 +125,7 @@ def killed(search: Search, kills: int, chance: random.Random) -> dict[str, Any]:
 
 def progress(folder: Path) -> int:
     """The trials that have started, and those that have ended."""
-    journal = folder / NAME
+    journal = folder / LOG
     ended = journal.read_bytes().count(b"\n") if journal.exists() else 0
     return ended + sum(1 for _ in folder.glob("trials/*"))
 

@@ -28,10 +28,9 @@ import torch
 from tests.training.learn import Run
 from udl_dist.search import config
 from udl_dist.search.config import Search, SearchSettings
-from udl_dist.search.halving import Halving
 from udl_dist.search.planning import plan
-from udl_dist.search.samplers import make_sampler
-from udl_dist.search.scheduler import rungs
+from udl_dist.search.samplers import Sampler
+from udl_dist.search.scheduler import Halving, rungs
 from udl_dist.search.trial import experiment_of
 from udl_dist.search.trial_log import TrialResult
 from udl_dist.training.loop import Intervals, TrainingLoop
@@ -81,7 +80,7 @@ def wanted(work: str, source: str) -> Search:
 def record(search: Search, folder: Path) -> None:
     """Train the trials that are not in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    planned, sampler = plan(search), make_sampler(search)
+    planned, sampler = plan(search), Sampler(search)
     budget, name = planned.budget, search.settings.metric[0]
     marks = tuple(sorted({budget // 64, *(budget * part // PARTS for part in range(1, PARTS))}))
     for number in range(planned.trials):
@@ -281,7 +280,7 @@ def samplers(search: Search, folder: Path, seeds: int) -> None:
 
 def draws(search: Search, trials: list[dict[str, Any]], rung: float) -> list[float]:
     """The ends of 64 settings, each drawn from what earlier ones were at a part of the budget."""
-    sampler, ends, results = make_sampler(search), list[float](), dict[int, list[TrialResult]]()
+    sampler, ends, results = Sampler(search), list[float](), dict[int, list[TrialResult]]()
     for number in range(64):
         known = {each: results[each] for each in range(sampler.needed(number))}
         values = sampler.values(number, known)

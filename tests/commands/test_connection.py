@@ -3,7 +3,6 @@
 import json
 import socket
 from collections.abc import Iterator
-from functools import partial
 from http.server import BaseHTTPRequestHandler
 from importlib.metadata import version
 from pathlib import Path
@@ -174,7 +173,7 @@ def test_what_is_no_dashboard_is_said_in_one_line(monkeypatch: pytest.MonkeyPatc
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with monkeypatch.context() as patch:
-            patch.setattr(connection, "_Http", partial(connection._Http, seconds=0.2))
+            patch.setattr(connection, "WAIT_SECONDS", 0.2)
             with pytest.raises(ClusterError, match="is the address right, is the tunnel open"):
                 connection.opened(f"127.0.0.1:{port}")
     with pytest.raises(ClusterError, match="connection refused"):

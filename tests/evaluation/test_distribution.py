@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from udl_dist.evaluation import distribution, real_set
-from udl_dist.evaluation.real_set import RealSet
+from udl_dist.evaluation import distribution, similarity
+from udl_dist.evaluation.similarity import RealSet
 
 
 def of(rows: torch.Tensor) -> RealSet:
@@ -90,7 +90,7 @@ def test_the_distance_of_shifted_and_stretched_gaussians_is_its_closed_form() ->
 
 def test_neighbours_are_those_that_are_counted_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     real, fake = sets(23, 19)
-    k = real_set.NEIGHBOURS
+    k = similarity.NEIGHBOURS
     near, far, across = torch.cdist(real, real), torch.cdist(fake, fake), torch.cdist(fake, real)
     radii, others = near.sort(1).values[:, k], far.sort(1).values[:, k]
     expected = {
@@ -99,7 +99,7 @@ def test_neighbours_are_those_that_are_counted_by_hand(monkeypatch: pytest.Monke
         "density": float((across <= radii).float().sum() / (k * len(fake))),
         "coverage": float((across.T.min(1).values <= radii).float().mean()),
     }
-    monkeypatch.setattr(real_set, "ROWS", 4)
+    monkeypatch.setattr(similarity, "ROWS", 4)
     assert of(real).neighbours(fake) == pytest.approx(expected)
 
 

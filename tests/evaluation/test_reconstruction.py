@@ -12,7 +12,6 @@ from torch.nn import functional
 from udl_dist.evaluation import pca, similarity
 from udl_dist.evaluation.extractor import OWN_EXTRACTORS
 from udl_dist.evaluation.metric_group import HELD_OUT, MetricBatch, PartialSums, Subject
-from udl_dist.evaluation.real_set import RealSet
 from udl_dist.evaluation.reconstruction import (
     FRECHET,
     KERNEL,
@@ -20,6 +19,7 @@ from udl_dist.evaluation.reconstruction import (
     paired_kernel,
 )
 from udl_dist.evaluation.settings import MetricSettings
+from udl_dist.evaluation.similarity import RealSet
 from udl_dist.methods.method import Batch, Method
 
 

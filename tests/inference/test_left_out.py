@@ -15,7 +15,7 @@ from udl_dist.data.loader.opening import Prepared, open_left_out, open_streams
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.packing.prepare import prepare
 from udl_dist.errors import DataError, UsageError
-from udl_dist.evaluation import anomaly, outliers
+from udl_dist.evaluation import anomaly
 from udl_dist.evaluation.io import EXTRA
 from udl_dist.evaluation.settings import MetricSettings
 from udl_dist.inference.evaluating import evaluate
@@ -99,7 +99,7 @@ def test_the_scores_are_those_of_the_images_themselves(without: Path, tmp_path: 
         )
         errors.append((model.reconstruct(images) - images).double().square().flatten(1).mean(1))
     found = figures(without, tmp_path / "out.json")["anomaly_auroc_reconstruction"]["value"]
-    assert found == pytest.approx(outliers.auroc(*errors), abs=1e-6)
+    assert found == pytest.approx(anomaly.auroc(*errors), abs=1e-6)
 
 
 def test_neighbours_are_as_many_as_are_asked_for(without: Path, tmp_path: Path) -> None:

@@ -14,10 +14,9 @@ from tests.trained import images
 from tests.trained import run as train
 from udl_dist.core import rng
 from udl_dist.errors import DataError, UsageError
-from udl_dist.inference import mixture
+from udl_dist.evaluation.fitted import Mixture
 from udl_dist.inference.drawing import Draw, sample
 from udl_dist.inference.fitting import fit_mixture, fit_outliers, fit_prior
-from udl_dist.inference.mixture import Mixture
 from udl_dist.training import checkpoint
 
 
@@ -42,7 +41,7 @@ def test_its_density_is_that_of_scikit_learn_wherever_rows_are_split(
     assert fitted.converged and fitted.iterations == theirs.n_iter_
     covariances = fitted.mixture.factors @ fitted.mixture.factors.mT
     np.testing.assert_allclose(covariances, theirs.covariances_, rtol=1e-9, atol=1e-12)
-    monkeypatch.setattr(mixture, "ROWS", 37)
+    monkeypatch.setattr("udl_dist.evaluation.fitted.MIXTURE_ROWS", 37)
     densities = fitted.mixture.log_density(points)
     np.testing.assert_allclose(densities, theirs.score_samples(points.numpy()), rtol=1e-6)
     assert fitted.log_likelihood == pytest.approx(float(densities.mean()), abs=1e-2)

@@ -8,10 +8,9 @@ from udl_dist.search import trial
 from udl_dist.search.config import Search
 from udl_dist.search.final_runs import FinalRuns
 from udl_dist.search.planning import plan
-from udl_dist.search.scheduler import read_decisions
 from udl_dist.search.trial import TrialOutcome, TrialTask, ValidationReader, folder_of
 from udl_dist.search.trial_controller import TrialController
-from udl_dist.search.trial_log import NAME, TrialLog
+from udl_dist.search.trial_log import LOG, TrialLog, read_decisions
 
 
 def outside_best_third(own: Sequence[float], earlier: Sequence[Sequence[float]]) -> bool:
@@ -27,7 +26,7 @@ class Killed(Exception):
 def controller(search: Search, simulated: bool = True) -> TrialController:
     """Of a search, with the rule for simulated trials or with its own."""
     search.folder.mkdir(parents=True, exist_ok=True)
-    log = TrialLog(search.folder / NAME)
+    log = TrialLog(search.folder / LOG)
     stops = outside_best_third if simulated else None
     return TrialController(search, log, plan(search), stops)
 
@@ -58,7 +57,7 @@ def run(search: Search, seed: int, slots: int, kill: float = 0.0, die: float = 0
             return
         except Killed:
             if chance.random() < 0.3:  # in the middle of a line
-                with (search.folder / NAME).open("a") as file:
+                with (search.folder / LOG).open("a") as file:
                     file.write('{"trial": 7, "sta')
 
 
@@ -121,5 +120,5 @@ def logged(folder: Path) -> dict[int, tuple[object, ...]]:
     """The log of a search by trial, whatever the order of its lines, without times."""
     return {
         number: (line.state, line.images, line.metric, line.settings, line.seed, line.rungs)
-        for number, line in sorted(TrialLog(folder / NAME).results.items())
+        for number, line in sorted(TrialLog(folder / LOG).results.items())
     }

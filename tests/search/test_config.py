@@ -10,8 +10,9 @@ from tests.search.asked import AXES, wanted
 from tests.test_cli import JOBS, refused, udl
 from tests.test_experiment import job
 from udl_dist.errors import UsageError
-from udl_dist.search import config, objective, planning
-from udl_dist.search.samplers import make_sampler
+from udl_dist.search import config, planning
+from udl_dist.search.objective import check_objective
+from udl_dist.search.samplers import Sampler
 from udl_dist.search.trial_log import TrialLog
 
 SEARCHES = [path for path in sorted(JOBS.glob("*.toml")) if "[search]" in path.read_text()]
@@ -157,7 +158,7 @@ def test_a_grid_has_each_joint_value_once(source: Path, tmp_path: Path) -> None:
     }
     search = wanted(source, tmp_path, axes, sampler="grid", trials=0)
     assert planning.plan(search).trials == 9
-    sampler = make_sampler(search)
+    sampler = Sampler(search)
     every = {tuple(sampler.values(number, {}).values()) for number in range(9)}
     assert len(every) == 9
     assert sorted({rate for _, rate in every}) == pytest.approx([1e-4, 1e-3, 1e-2])
@@ -171,18 +172,16 @@ def test_a_draw_depends_on_seed_number_and_name_alone(source: Path, tmp_path: Pa
         wanted(source, tmp_path),
     )
     one, more = (each.replace(sampler="random") for each in (one, more))
-    first, second = (
-        make_sampler(each).values(5, {})["train.learning_rate"] for each in (one, more)
-    )
+    first, second = (Sampler(each).values(5, {})["train.learning_rate"] for each in (one, more))
     assert first == second
-    assert make_sampler(more.replace(seed=1)).values(5, {})["train.learning_rate"] != second
-    dims = [make_sampler(more).values(number, {})["method.latent_dim"] for number in range(300)]
+    assert Sampler(more.replace(seed=1)).values(5, {})["train.learning_rate"] != second
+    dims = [Sampler(more).values(number, {})["method.latent_dim"] for number in range(300)]
     assert all(80 < dims.count(value) < 120 for value in (2, 3, 4))
 
 
 def test_whole_numbers_of_a_range_come_evenly(source: Path, tmp_path: Path) -> None:
     axes = {"method.latent_dim": {"uniform": [2, 5]}}
-    sampler = make_sampler(wanted(source, tmp_path, axes, sampler="random"))
+    sampler = Sampler(wanted(source, tmp_path, axes, sampler="random"))
     drawn = [sampler.values(number, {})["method.latent_dim"] for number in range(400)]
     assert {*drawn} == {2, 3, 4, 5}
     assert all(70 < drawn.count(value) < 130 for value in (2, 3, 4, 5))
@@ -194,14 +193,14 @@ def test_sobols_points_are_even_on_each_axis_and_on_both(source: Path, tmp_path:
         "train.learning_rate": {"log": [1e-4, 1e-2]},
     }
     search = wanted(source, tmp_path, axes)
-    drawn = [make_sampler(search).values(number, {}) for number in range(16)]
+    drawn = [Sampler(search).values(number, {}) for number in range(16)]
     # Each 16 points of a Sobol sequence in two dimensions fill 4 x 4 equal boxes.
     boxes = {
         (each["method.latent_dim"], int(2 * (math.log10(each["train.learning_rate"]) + 4)))
         for each in drawn
     }
     assert len(boxes) == 16
-    assert make_sampler(search.replace(seed=1)).values(0, {}) != drawn[0]
+    assert Sampler(search.replace(seed=1)).values(0, {}) != drawn[0]
 
 
 @pytest.mark.parametrize(
@@ -217,7 +216,7 @@ def test_a_metric_that_ranks_nothing_is_refused(
     method: str, metric: str, message: str, source: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        objective.check(wanted(source, tmp_path, method=method, metric=metric))
+        check_objective(wanted(source, tmp_path, method=method, metric=metric))
 
 
 def test_a_metric_is_refused_across_an_axis_that_changes_its_scale(
@@ -227,16 +226,16 @@ def test_a_metric_is_refused_across_an_axis_that_changes_its_scale(
     with pytest.raises(
         UsageError, match=r"val/negative_elbo does not compare across method.binarise"
     ):
-        objective.check(wanted(source, tmp_path, axes, "vae"))
-    objective.check(wanted(source, tmp_path, axes, "vae", metric="val/mse"))
-    objective.check(wanted(source, tmp_path, {"method.beta": {"uniform": [0.5, 2]}}, "vae"))
+        check_objective(wanted(source, tmp_path, axes, "vae"))
+    check_objective(wanted(source, tmp_path, axes, "vae", metric="val/mse"))
+    check_objective(wanted(source, tmp_path, {"method.beta": {"uniform": [0.5, 2]}}, "vae"))
 
 
 def test_several_objectives_and_a_scheduler_are_refused(source: Path, tmp_path: Path) -> None:
     both = ["val/mse", "method.latent_dim"]
     with pytest.raises(UsageError, match="has several objectives"):
-        objective.check(wanted(source, tmp_path, metric=both))
-    objective.check(wanted(source, tmp_path, metric=both, scheduler="none"))
+        check_objective(wanted(source, tmp_path, metric=both))
+    check_objective(wanted(source, tmp_path, metric=both, scheduler="none"))
 
 
 def test_a_search_in_object_storage_is_refused() -> None:

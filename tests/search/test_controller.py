@@ -16,13 +16,12 @@ from udl_dist import methods
 from udl_dist.errors import UsageError
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search import plots
-from udl_dist.search.objective import Objective
+from udl_dist.search.objective import Objective, find_winner
 from udl_dist.search.planning import plan
 from udl_dist.search.results import SearchResult
-from udl_dist.search.samplers import make_sampler
+from udl_dist.search.samplers import Sampler
 from udl_dist.search.trial import TrialOutcome, folder_of
 from udl_dist.search.trial_log import TrialLog, TrialResult
-from udl_dist.search.winner import find_winner
 
 
 @pytest.mark.parametrize(
@@ -63,7 +62,7 @@ def test_neither_order_nor_slots_nor_deaths_nor_kills_change_the_result(
 def test_optuna_draws_near_what_was_good(source: Path, tmp_path: Path) -> None:
     axes = {"method.latent_dim": {"choice": [2, 4]}, "train.learning_rate": {"log": [1e-6, 1e-1]}}
     search = wanted(source, tmp_path, axes, sampler="optuna", scheduler="none", trials=60)
-    sampler, outcomes = make_sampler(search), dict[int, list[TrialResult]]()
+    sampler, outcomes = Sampler(search), dict[int, list[TrialResult]]()
     for number in range(60):
         known = {which: outcomes[which] for which in range(sampler.needed(number))}
         drawn = sampler.values(number, known)
@@ -79,7 +78,7 @@ def test_by_halving_settings_are_optunas_after_a_start_that_waits_for_nothing(
     search = wanted(source, tmp_path, trials=24)
     assert plan(search).sampler == "optuna"
     assert plan(search.replace(scheduler="asha")).sampler == "sobol"
-    sampler, start = make_sampler(search), make_sampler(search.replace(sampler="sobol"))
+    sampler, start = Sampler(search), Sampler(search.replace(sampler="sobol"))
     # Without the last four a setting has ten results from the fourteenth on.
     assert [sampler.needed(number) for number in range(16)] == [0] * 13 + [10, 11, 12]
     assert all(sampler.values(each, {}) == start.values(each, {}) for each in range(13))

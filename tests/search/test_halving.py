@@ -17,9 +17,8 @@ from tests.search.asked import wanted
 from udl_dist.errors import UsageError
 from udl_dist.search import session
 from udl_dist.search.config import SearchSettings
-from udl_dist.search.halving import Halving, best_part, brackets, sizes
 from udl_dist.search.planning import plan
-from udl_dist.search.scheduler import rungs
+from udl_dist.search.scheduler import Halving, best_part, brackets, rungs, sizes
 
 RUNGS, REDUCTION = 3, 2
 

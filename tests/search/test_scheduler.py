@@ -17,16 +17,10 @@ from hypothesis import strategies as st
 from tests.search.asked import wanted
 from tests.search.simulated import logged, run
 from udl_dist.runs.run_folder import RunFolder
-from udl_dist.search import scheduler
+from udl_dist.search import trial_log
 from udl_dist.search.config import SearchSettings
-from udl_dist.search.scheduler import (
-    Gate,
-    Scheduler,
-    read_decisions,
-    rungs,
-    stop_rule,
-    write_decision,
-)
+from udl_dist.search.scheduler import Scheduler, rungs, stop_rule
+from udl_dist.search.trial_log import Gate, read_decisions, write_decision
 
 RUNGS = 3
 
@@ -193,7 +187,7 @@ def test_a_gate_opens_or_not_as_was_decided_at_all_rungs_passed(tmp_path: Path) 
     write_decision(tmp_path, 1, 36, True)
     assert read_decisions(tmp_path) == [True, False], "a decision stands"
     assert (gate(24), gate(36), gate(99)) == (True, False, False)
-    with (tmp_path / scheduler.DECISIONS).open("a") as file:
+    with (tmp_path / trial_log.DECISIONS).open("a") as file:
         file.write('{"images": 108, "goes')
     assert read_decisions(tmp_path) == [True, False], "a torn line is not read"
 
@@ -201,7 +195,7 @@ def test_a_gate_opens_or_not_as_was_decided_at_all_rungs_passed(tmp_path: Path) 
 def test_a_gate_says_not_yet_and_no_once_a_stop_is_requested(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler, "PATIENCE_SECONDS", 0.02)
+    monkeypatch.setattr(trial_log, "PATIENCE_SECONDS", 0.02)
     gate = Gate(str(tmp_path), (12,))
     assert gate(12) is None
     RunFolder(tmp_path).ask_stop()

@@ -58,20 +58,22 @@ def new_runner(
 def acting(
     name: str, use: Callable[[argparse.Namespace, Any], Any], declared: type | None = None
 ) -> Callable[[argparse.Namespace, dict[str, str]], int]:
-    """The action of a verb: `use` gets its arguments and its settings, and its result is shown.
-
-    The exit code is that of the result, 0 for one that has none.
-    """
+    """The action of a verb: `use` gets its arguments and its settings, and its result is shown."""
 
     def act(asked: argparse.Namespace, flags: dict[str, str]) -> int:
         if declared is None:
             # A verb without settings would ignore a misspelt option silently.
             refuse_flags(flags, name)
         done = use(asked, config_schema.from_flags(declared, flags) if declared else None)
-        show(done.lines(), done.as_dict(), asked.json)
-        return int(getattr(done, "exit_code", 0))
+        return conclude(done, asked.json)
 
     return act
+
+
+def conclude(done: Any, as_json: bool) -> int:
+    """Show the result of a verb; the exit code is its own, 0 for a result that has none."""
+    show(done.lines(), done.as_dict(), as_json)
+    return int(getattr(done, "exit_code", 0))
 
 
 def refuse_flags(flags: Mapping[str, str], verb: str) -> None:

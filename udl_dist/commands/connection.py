@@ -12,7 +12,7 @@ import json
 import os
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,12 +30,13 @@ ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 @dataclass(frozen=True)
 class Connection:
-    """A dashboard that accepted us; with `closed` it requires the token in `token_file`."""
+    """A dashboard; with `closed` it requires the token in `token_file`."""
 
     address: str
-    token_file: Path | None
-    closed: bool
-    ray_version: str
+    token_file: Path
+    closed: bool = False
+    ray_version: str = ""
+    seconds: float = JOB_SECONDS  # for an answer
 
     def ask(
         self,
@@ -44,19 +45,52 @@ class Connection:
         content: bytes | dict[str, Any] | None = None,
         missing: Any = None,
     ) -> Any:
-        """The dashboard's answer, or `missing` for an unknown path; raises ClusterError."""
+        """The dashboard's answer, or `missing` to a 404; raises ClusterError.
+
+        A dictionary is sent as JSON.
+        """
         # Read for each request and never stored in this object: the text of a dataclass shows its
         # fields.
         token = _token(self.token_file) if self.closed else ""
-        return _Http(self.address, token, JOB_SECONDS).ask(path, method, content, missing)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        if isinstance(content, dict):
+            content = json.dumps(content).encode()
+            headers["Content-Type"] = "application/json"
+        request = urllib.request.Request(self.address + path, content, headers, method=method)
+        try:
+            with _OPENER.open(request, timeout=self.seconds) as answer:
+                # Uploads and deletions are answered by nothing.
+                return json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as error:
+            line = _last_line(error)
+            # 401: no token arrived; 403: it is another cluster's.
+            if error.code in (401, 403):
+                raise ClusterError(
+                    f"{self.address} does not accept the token: is it this cluster's?"
+                    f" ({error.code})"
+                ) from None
+            if error.code == 404 and missing is not None:
+                return missing
+            raise ClusterError(
+                f"{self.address} answered {error.code}{line}: is it the dashboard of a Ray cluster?"
+            ) from None
+        # ValueError: the answer is not JSON, so another program listens there.
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            # urllib wraps the error of the socket.
+            reason = getattr(error, "reason", error)
+            raise ClusterError(
+                f"no Ray dashboard at {self.address} ({_plain(reason)}): is it up, is the address"
+                " right, is the tunnel open?"
+            ) from None
 
 
 def opened(address: str, insecure: bool = False) -> Connection:
     """Find the cluster, send the token, compare versions; UsageError or ClusterError."""
     address, token_file = _found(address)
+    first = Connection(address, token_file, seconds=WAIT_SECONDS)
     # The one question that is answered without a token. Releases of Ray that know no token answer
     # 404, which counts as an open cluster.
-    mode = _Http(address).ask("/api/authentication_mode", missing={}).get("authentication_mode")
+    mode = first.ask("GET", "/api/authentication_mode", missing={}).get("authentication_mode")
     # Any mode that we do not know is assumed to check a token.
     closed = mode not in (None, "disabled")
     if not (closed or insecure or _is_loopback(address)):
@@ -70,9 +104,8 @@ def opened(address: str, insecure: bool = False) -> Connection:
             f"the token would go to {address} in clear: use https, or a tunnel (ssh -L "
             "8265:localhost:8265) and --address http://127.0.0.1:8265, or say --insecure"
         )
-    http = _Http(address, _token(token_file) if closed else "")
     # A wrong token is refused here, before anything is packed or sent.
-    version = http.ask("/api/version").get("ray_version", "")
+    version = replace(first, closed=closed).ask("GET", "/api/version").get("ray_version", "")
     connection = Connection(address, token_file, closed, str(version))
     _refuse_version(connection)
     return connection
@@ -83,7 +116,7 @@ def state() -> Path:
     return as_path(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "udl-dist" / "cluster"
 
 
-def _found(asked: str) -> tuple[str, Path | None]:
+def _found(asked: str) -> tuple[str, Path]:
     """The address given, else of the environment, else of this machine's cluster; and its token."""
     local = state() / "address"
     # Absent unless cluster/local.sh has started a cluster.
@@ -132,11 +165,11 @@ def _is_loopback(address: str) -> bool:
         return host == "localhost"
 
 
-def _token(file: Path | None) -> str:
+def _token(file: Path) -> str:
     if given := os.environ.get("RAY_AUTH_TOKEN"):
         return given.strip()
     try:
-        token = file.read_text(encoding="ascii").strip() if file else ""
+        token = file.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
         token = ""
     # http.client refuses a header with a line break, and its message would quote the token.
@@ -146,52 +179,6 @@ def _token(file: Path | None) -> str:
             f" 0600, or let {TOKEN_FILE} name the file"
         )
     return token
-
-
-@dataclass(frozen=True)
-class _Http:
-    address: str
-    token: str = ""
-    seconds: float = WAIT_SECONDS
-
-    def ask(
-        self,
-        path: str,
-        method: str = "GET",
-        content: bytes | dict[str, Any] | None = None,
-        missing: Any = None,
-    ) -> Any:
-        """One request; `missing` is the answer to a 404. A dictionary is sent as JSON."""
-        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
-        if isinstance(content, dict):
-            content = json.dumps(content).encode()
-            headers["Content-Type"] = "application/json"
-        request = urllib.request.Request(self.address + path, content, headers, method=method)
-        try:
-            with _OPENER.open(request, timeout=self.seconds) as answer:
-                # Uploads and deletions are answered by nothing.
-                return json.loads(answer.read() or b"null")
-        except urllib.error.HTTPError as error:
-            line = _last_line(error)
-            # 401: no token arrived; 403: it is another cluster's.
-            if error.code in (401, 403):
-                raise ClusterError(
-                    f"{self.address} does not accept the token: is it this cluster's?"
-                    f" ({error.code})"
-                ) from None
-            if error.code == 404 and missing is not None:
-                return missing
-            raise ClusterError(
-                f"{self.address} answered {error.code}{line}: is it the dashboard of a Ray cluster?"
-            ) from None
-        # ValueError: the answer is not JSON, so another program listens there.
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            # urllib wraps the error of the socket.
-            reason = getattr(error, "reason", error)
-            raise ClusterError(
-                f"no Ray dashboard at {self.address} ({_plain(reason)}): is it up, is the address"
-                " right, is the tunnel open?"
-            ) from None
 
 
 def _last_line(error: urllib.error.HTTPError) -> str:

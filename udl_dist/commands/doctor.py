@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from udl_dist.commands.connection import Connection
 from udl_dist.commands.job import Job, packed
 from udl_dist.commands.job_client import JobClient
 from udl_dist.commands.probe import HEAD, MARK
@@ -40,12 +39,13 @@ class Check:
         )
 
 
-def examine(connection: Connection, client: JobClient, job: Job) -> Iterator[Check]:
+def examine(client: JobClient, job: Job) -> Iterator[Check]:
     """All checks in order, for `udl doctor` and, before a job is sent, `udl submit`."""
     # The first two were answered when the connection was opened.
-    yield Check("address", f"{connection.address} answers")
+    yield Check("address", f"{client.connection.address} answers")
     yield Check(
-        "token", "accepted" if connection.closed else "none required, on loopback or by --insecure"
+        "token",
+        "accepted" if client.connection.closed else "none required, on loopback or by --insecure",
     )
     # Wall time, not monotonic: it is compared with the clocks of other machines.
     began = time.time()
@@ -57,10 +57,10 @@ def examine(connection: Connection, client: JobClient, job: Job) -> Iterator[Che
     yield from judged(job, found, began)
 
 
-def refuse_bad(connection: Connection, client: JobClient, job: Job) -> str:
+def refuse_bad(client: JobClient, job: Job) -> str:
     """Raise ClusterError for the first failed check; otherwise return a line that all passed."""
     # All of them, not up to the first failure: the line says how many more there are.
-    began, checks = time.monotonic(), list(examine(connection, client, job))
+    began, checks = time.monotonic(), list(examine(client, job))
     if bad := [check for check in checks if not check.good]:
         # One line, as every refusal of the command.
         more = f"; {len(bad) - 1} more: udl doctor names them" if len(bad) > 1 else ""

@@ -91,7 +91,7 @@ class JobClient:
     """The jobs of one cluster."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self.connection = connection
 
     def submit(self, job: Job, check: Callable[[], Any]) -> Submitted:
         """Send a job unless it already runs; `check` is called first and raises if it would not."""
@@ -117,8 +117,8 @@ class JobClient:
         """Run `command` in an unpacked package; raises ClusterError if the job name is in use."""
         # `missing` is False, not None, because None does not stand for an answer.
         place = f"/api/packages/gcs/{package.name}"
-        if self._connection.ask("GET", place, missing=False) is False:
-            self._connection.ask("PUT", place, package.content)
+        if self.connection.ask("GET", place, missing=False) is False:
+            self.connection.ask("PUT", place, package.content)
         environment = {
             "working_dir": f"gcs://{package.name}",
             # Anyone who reaches the dashboard can read these variables: no secret belongs here.
@@ -128,7 +128,7 @@ class JobClient:
         deadline = time.monotonic() + AGENT_SECONDS
         while True:
             try:
-                self._connection.ask("POST", "/api/jobs/", job)
+                self.connection.ask("POST", "/api/jobs/", job)
                 return
             except ClusterError as error:
                 # Every other refusal is final. A second submission of the same id is one of them.
@@ -139,14 +139,14 @@ class JobClient:
     def jobs(self) -> list[JobState]:
         """The jobs that udl submitted, oldest first."""
         # Other users' jobs, and drivers that joined by ray.init, are listed there too.
-        found = [_state(each) for each in self._connection.ask("GET", "/api/jobs/")]
+        found = [_state(each) for each in self.connection.ask("GET", "/api/jobs/")]
         return sorted(
             (job for job in found if job.name.startswith("udl-")),
             key=lambda job: job.started_ms,
         )
 
     def look(self, name: str) -> JobState:
-        return _state(self._connection.ask("GET", f"/api/jobs/{name}"))
+        return _state(self.connection.ask("GET", f"/api/jobs/{name}"))
 
     def newest(self, name: str) -> JobState:
         """The last submission of a job, or exactly the one named with its number."""
@@ -183,17 +183,17 @@ class JobClient:
 
     def kill(self, name: str) -> None:
         """Send the command SIGTERM; after STOP_SECONDS Ray kills it."""
-        self._connection.ask("POST", f"/api/jobs/{name}/stop")
+        self.connection.ask("POST", f"/api/jobs/{name}/stop")
 
     def forget(self, name: str) -> None:
         """Delete a job that has ended from the list."""
-        self._connection.ask("DELETE", f"/api/jobs/{name}")
+        self.connection.ask("DELETE", f"/api/jobs/{name}")
 
     def logs(self, name: str) -> str:
         """Everything the command has printed, without the lines of Ray itself."""
         # Not /logs/tail, which Ray has too: when it fails, the dashboard logs the headers of the
         # request, and with them the token.
-        return STARTED.sub("", str(self._connection.ask("GET", f"/api/jobs/{name}/logs")["logs"]))
+        return STARTED.sub("", str(self.connection.ask("GET", f"/api/jobs/{name}/logs")["logs"]))
 
     def follow(self, name: str) -> Iterator[str]:
         """Whole lines of output until the job ends, also after the connection broke."""

@@ -12,7 +12,6 @@ from udl_dist.commands import Verbs, new_verb, refuse_flags, show, tell
 from udl_dist.errors import UsageError
 
 if TYPE_CHECKING:
-    from udl_dist.commands.connection import Connection
     from udl_dist.commands.job_client import JobClient, JobState
 
 
@@ -70,10 +69,10 @@ def _submit(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.commands import job as jobs
 
     job = jobs.load(asked.job, flags)
-    connection, client = _opened(asked)
+    client = _opened(asked)
     # The checks take seconds and start a job of their own, so they are left to `submit`, which
     # skips them where the job already runs.
-    sent = client.submit(job, lambda: tell(doctor.refuse_bad(connection, client, job)))
+    sent = client.submit(job, lambda: tell(doctor.refuse_bad(client, job)))
     name = sent.state.name
     if not asked.follow:
         following = f"next: udl logs {name} --follow; udl stop {name}"
@@ -89,7 +88,7 @@ def _status(asked: argparse.Namespace, flags: dict[str, str]) -> int:
         # Settings only identify a job together with its job file.
         refuse_flags(flags, "status")
     name = _named(asked.job, flags) if asked.job else ""
-    _, client = _opened(asked)
+    client = _opened(asked)
     found = [client.newest(name)] if name else client.jobs()
     lines = [each.line() for each in found] or ["no job of udl on this cluster"]
     show(lines, {"jobs": [each.as_dict() for each in found]}, asked.json)
@@ -122,9 +121,9 @@ def _doctor(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     from udl_dist.errors import ClusterError
 
     job = jobs.load(asked.job, flags)
-    connection, client = _opened(asked)
+    client = _opened(asked)
     checks = []
-    for check in doctor.examine(connection, client, job):
+    for check in doctor.examine(client, job):
         # Printed one by one: the nodes need seconds to answer.
         checks.append(check)
         if not asked.json:
@@ -154,7 +153,7 @@ def _followed(client: JobClient, name: str, as_json: bool) -> int:
 def _newest(asked: argparse.Namespace, flags: dict[str, str]) -> tuple[JobClient, JobState]:
     """A client, and the last submission of the job: its job file names all of them."""
     name = _named(asked.job, flags)
-    _, client = _opened(asked)
+    client = _opened(asked)
     return client, client.newest(name)
 
 
@@ -170,11 +169,10 @@ def _named(asked: str, flags: dict[str, str]) -> str:
     return asked
 
 
-def _opened(asked: argparse.Namespace) -> tuple[Connection, JobClient]:
-    """The connection to the cluster, and a client of its jobs."""
+def _opened(asked: argparse.Namespace) -> JobClient:
+    """A client of the jobs of the cluster."""
     from udl_dist.commands.connection import opened
     from udl_dist.commands.job_client import JobClient
 
     # Every verb of this file first proves that cluster, token and release are right.
-    connection = opened(asked.address, asked.insecure)
-    return connection, JobClient(connection)
+    return JobClient(opened(asked.address, asked.insecure))

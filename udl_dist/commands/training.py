@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from udl_dist.commands import Verbs, acting, listed, new_runner, new_verb, progress, show
+from udl_dist.commands import Verbs, acting, conclude, listed, new_runner, new_verb, progress, show
 from udl_dist.core import config_schema
 from udl_dist.data.settings import CheckSettings, IndexSettings, PackSettings
 from udl_dist.errors import UsageError
@@ -83,12 +83,8 @@ def _train(asked: argparse.Namespace, flags: dict[str, str]) -> int:
     wanted = experiment.load(asked.job, flags)
     if asked.dry_run:
         # Reads job file and data only; torch and Ray are not imported for it (0.5 s).
-        planned = checked_plan(wanted)
-        show(planned.lines(), planned.as_dict(), asked.json)
-        return 0
-    ended = driver.train(wanted, sys.stderr, asked.verbose)
-    show(ended.lines(), ended.as_dict(), asked.json)
-    return ended.exit_code
+        return conclude(checked_plan(wanted), asked.json)
+    return conclude(driver.train(wanted, sys.stderr, asked.verbose), asked.json)
 
 
 def _search(asked: argparse.Namespace, flags: dict[str, str]) -> int:
@@ -108,12 +104,8 @@ def _search(asked: argparse.Namespace, flags: dict[str, str]) -> int:
         )
     wanted = config.load(asked.job, flags)
     if asked.dry_run:
-        planned = session.dry_run(wanted)
-        show(planned.lines(), planned.as_dict(), asked.json)
-        return 0
-    ended = session.search(wanted, sys.stderr, asked.verbose)
-    show(ended.lines(), ended.as_dict(), asked.json)
-    return ended.exit_code
+        return conclude(session.dry_run(wanted), asked.json)
+    return conclude(session.search(wanted, sys.stderr, asked.verbose), asked.json)
 
 
 def _pack(asked: argparse.Namespace, wanted: PackSettings) -> Any:

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from udl_dist.evaluation import outliers, pca, similarity
+from udl_dist.evaluation import pca, similarity
+from udl_dist.evaluation.fitted import MOST_CODES, ReferenceCodes
 from udl_dist.evaluation.io import Metric
 from udl_dist.evaluation.metric_group import (
     LEFT_OUT,
@@ -23,6 +24,8 @@ from udl_dist.evaluation.metric_group import (
 Scores = dict[str, Tensor]
 
 MOST_FEATURES = 4096  # of a row with second moments: 4096² doubles are 128 MiB
+RIDGE = 1e-6  # share of the mean variance added to each, against directions without variance
+LEAST_VARIANCE = 1e-10  # where rows are equal, the ridge would be 0
 
 
 class Anomaly(MetricGroup):
@@ -101,10 +104,7 @@ class Anomaly(MetricGroup):
                 (away - away @ basis @ basis.T).square().sum(1)
             )
         left_out = held_out.rows["left_out"] > 0
-        aurocs = {
-            name: outliers.auroc(score[left_out], score[~left_out])
-            for name, score in scores.items()
-        }
+        aurocs = {name: auroc(score[left_out], score[~left_out]) for name, score in scores.items()}
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in aurocs.items()}
 
     def metrics(
@@ -118,21 +118,18 @@ class Anomaly(MetricGroup):
             scores |= self._outlier_factors("code_outlier_factor", "codes", held_out, train)
         # Absent where codes are wider than MOST_FEATURES.
         if "codes_products" in train.sums:
-            scores["code_distance"] = outliers.mahalanobis(
-                rows["codes"], *_gaussian(train, "codes")
-            )
+            scores["code_distance"] = mahalanobis(rows["codes"], *_gaussian(train, "codes"))
         floors = {what: float(value) for what, value in reference.items()}
         protocol = {
             "left_out": ", ".join(map(str, self.subject.left_out)),
             "left_out_n": int(left_out.sum()),
             "neighbours": self.subject.asked.neighbours,
-            "reference_codes": min(train.images, outliers.MOST_CODES),
+            "reference_codes": min(train.images, MOST_CODES),
         }
         aurocs, detected = {}, {}
         for name, score in scores.items():
             unseen, normal = score[left_out], score[~left_out]
-            auroc = outliers.auroc(unseen, normal)
-            aurocs[f"anomaly_auroc_{name}"] = Metric(auroc, None, floors, protocol)
+            aurocs[f"anomaly_auroc_{name}"] = Metric(auroc(unseen, normal), None, floors, protocol)
             detected[f"anomaly_detected_{name}"] = self._detected(unseen, normal, protocol)
         return aurocs | detected
 
@@ -144,8 +141,7 @@ class Anomaly(MetricGroup):
         # A row is not its own neighbour, so there must be more rows than neighbours.
         if train.images <= neighbours or sklearn_missing():
             return {}
-        some = self.random_rows(train.rows[of], outliers.MOST_CODES)
-        codes = outliers.ReferenceCodes.fit(some, neighbours)
+        codes = ReferenceCodes.fit(self.random_rows(train.rows[of], MOST_CODES), neighbours)
         return {name: codes.outlier_factors(held_out.rows[of])}
 
     def _detected(self, left_out: Tensor, normal: Tensor, protocol: dict[str, object]) -> Metric:
@@ -159,6 +155,25 @@ class Anomaly(MetricGroup):
         detected = float((left_out > threshold).double().mean())
         own = {"quantile": quantile, "threshold": threshold}
         return Metric(detected, None, {"false alarms": alarms}, protocol | own)
+
+
+def auroc(outliers: Tensor, normal: Tensor) -> float:  # [N], [M]
+    """The chance that an outlier scores above a normal row (Fawcett 2006, section 7); ties half."""
+    # (wins + ties/2) / pairs by binary search, without the matrix of all pairs.
+    ordered = normal.double().sort().values
+    below = torch.searchsorted(ordered, outliers.double())
+    up_to = torch.searchsorted(ordered, outliers.double(), right=True)
+    return float((below + up_to).double().sum() / (2 * len(outliers) * len(normal)))
+
+
+def mahalanobis(rows: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:  # [N, Z] -> [N] float64
+    """The squared distance from a Gaussian, measured by its covariance."""
+    ridge = RIDGE * covariance.diagonal().mean().clamp(min=LEAST_VARIANCE)
+    # (x-µ)ᵀ Σ⁻¹ (x-µ) = |L⁻¹ (x-µ)|² with Σ = L Lᵀ; no inverse is computed.
+    factor = torch.linalg.cholesky(covariance + ridge * torch.eye(len(mean), dtype=torch.float64))
+    away = torch.linalg.solve_triangular(factor, (rows.double() - mean).T, upper=False)
+    distances: Tensor = away.square().sum(0)
+    return distances
 
 
 def _gaussian(train: PartialSums, name: str) -> tuple[Tensor, Tensor]:

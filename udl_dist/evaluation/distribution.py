@@ -15,7 +15,7 @@ from torch import Tensor
 from udl_dist.core import rng
 from udl_dist.evaluation.io import ClassMetric, Metric
 from udl_dist.evaluation.metric_group import TRAIN, MetricBatch, MetricGroup, PartialSums, Subject
-from udl_dist.evaluation.real_set import NEIGHBOURS, RealSet, gaussian
+from udl_dist.evaluation.similarity import NEIGHBOURS, RealSet, gaussian
 from udl_dist.methods.metrics.frechet import between
 
 LABELS = "labels"

@@ -22,7 +22,7 @@ from udl_dist.evaluation.metric_group import (
     Subject,
     summed,
 )
-from udl_dist.evaluation.real_set import gaussian, kernel_values
+from udl_dist.evaluation.similarity import gaussian, mean_kernel
 from udl_dist.methods.metrics.frechet import between
 
 REBUILT = "rebuilt"  # rows of features of the reconstructions
@@ -186,16 +186,8 @@ def paired_kernel(real: Tensor, rebuilt: Tensor) -> float:  # [N, F] twice
     """Unbiased squared MMD of N pairs (Gretton et al. 2012, eq. 4), kernel (xᵀy/F + 1)³."""
     # The estimate for independent sets counts each image with its own reconstruction as well: of
     # equal sets it would be below 0.
-    count = len(real)
-
-    def between_different(first: Tensor, second: Tensor) -> float:
-        total = sum(float(values.sum()) for values in kernel_values(first, second))
-        own = float(((first * second).mean(1) + 1).pow(3).sum())
-        return (total - own) / (count * (count - 1))
-
-    real, rebuilt = real.double(), rebuilt.double()
-    within = between_different(real, real) + between_different(rebuilt, rebuilt)
-    return within - 2 * between_different(real, rebuilt)
+    within = mean_kernel(real, real) + mean_kernel(rebuilt, rebuilt)
+    return within - 2 * mean_kernel(real, rebuilt)
 
 
 def _decibels(error: float) -> float:

@@ -17,8 +17,6 @@ from udl_dist.methods.networks.hub import HubLayout
 from udl_dist.runs import environment
 from udl_dist.runs.run_folder import RunFolder
 
-MOST_ENVIRONMENTS = 20  # the last ones
-
 
 @dataclass(frozen=True)
 class DataFacts:
@@ -92,7 +90,7 @@ def text(
         metrics=io.metric_rows(metrics, plain),
         of_all=of_all,
         of_some=of_some,
-        environments=entries[-MOST_ENVIRONMENTS:],
+        environments=entries[-environment.MOST_LISTED :],
         settings=_settings(model),
     )
 

@@ -119,9 +119,8 @@ def _parts(
     from udl_dist.inference import ray_workers
 
     # Names of groups only: references are used here, where the parts come together.
-    opened_with = (asked, known)
     yield from ray_workers.share(
-        part_maker, measuring.model, opened_with, parts, asked.workers, asked.address
+        part_maker, measuring.model, (asked, known), parts, asked.workers, asked.address
     )
 
 

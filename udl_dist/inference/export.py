@@ -116,8 +116,7 @@ def _write_own(
     # Last, because it lists the size and sha256 of all other files.
     _write_config(model, folder, files)
     # Opened as a user opens it, with every check of `layout`.
-    again = _difference(model, load(folder), real.batch.images)
-    return {layout.WEIGHTS: again} | others, []
+    return {layout.WEIGHTS: _difference(model, load(folder), real.batch.images)} | others, []
 
 
 def _write_for_hub(
@@ -149,8 +148,7 @@ def _write_for_hub(
 
 def _draw(model: Model, real: RealImages, folder: Path) -> None:
     # 64 images are the 8 × 8 of each picture.
-    drawn = pictures.draw(model.method, real.batch, rng.keys(0, 64), 8)
-    for name, picture in drawn.items():
+    for name, picture in pictures.draw(model.method, real.batch, rng.keys(0, 64), 8).items():
         picture.save(folder / f"{name}.png")
 
 
@@ -184,8 +182,7 @@ def _write_tensors(model: Model, folder: Path) -> None:
     if model.mixture:
         model.mixture.save(folder / layout.PRIOR)
     if model.reference_codes:
-        content = model.reference_codes.as_bytes(model.origin.weights)
-        (folder / layout.CODES).write_bytes(content)
+        (folder / layout.CODES).write_bytes(model.reference_codes.as_bytes(model.origin.weights))
 
 
 def _write_config(model: Model, folder: Path, files: list[str]) -> None:

@@ -15,12 +15,11 @@ from udl_dist.core import files, rng
 from udl_dist.data.loader.reader import Stream
 from udl_dist.errors import DataError, UsageError
 from udl_dist.evaluation.distribution import Distribution
+from udl_dist.evaluation.fitted import MOST_CODES, Mixture, ReferenceCodes
 from udl_dist.evaluation.metric_group import sklearn_missing
-from udl_dist.evaluation.outliers import MOST_CODES, ReferenceCodes
-from udl_dist.evaluation.real_set import gaussian
+from udl_dist.evaluation.similarity import gaussian
 from udl_dist.inference.inputs import scaled
 from udl_dist.inference.layout import CODES, PRIOR, PRIOR_FACTS
-from udl_dist.inference.mixture import Mixture
 from udl_dist.inference.model import BATCH_IMAGES, OUTLIER_FACTOR, Model
 from udl_dist.inference.outcome import Outcome, Progress, outcome, writing
 from udl_dist.inference.sources import at_most, open_run

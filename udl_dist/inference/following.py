@@ -95,10 +95,9 @@ class Follower:
 
     def metrics(self) -> dict[int, dict[str, float]]:
         """The metrics that were measured, by images trained on; damaged files are ignored."""
-        found = io.followed_in(self.run.followed, [])
         return {
             images: {name: metric.value for name, metric in metrics.items()}
-            for images, metrics in found.items()
+            for images, metrics in io.followed_in(self.run.followed, []).items()
         }
 
     def refuse_other_settings(self) -> None:

@@ -17,11 +17,10 @@ from udl_dist import methods
 from udl_dist.core import config_schema
 from udl_dist.data.images.headers import Fit
 from udl_dist.errors import TrainingError, UsageError
+from udl_dist.evaluation.fitted import Mixture, ReferenceCodes
 from udl_dist.evaluation.io import read_tensors
-from udl_dist.evaluation.outliers import ReferenceCodes
 from udl_dist.experiment import Experiment
 from udl_dist.inference import layout
-from udl_dist.inference.mixture import Mixture
 from udl_dist.methods.method import Method
 from udl_dist.methods.networks.sizes import MethodMaker
 from udl_dist.runs.run_folder import RunFolder, winner_of
@@ -94,8 +93,7 @@ def _open_run(run: RunFolder, asked: str | int, notes: list[str]) -> LoadedModel
     tensors = files["networks"] | files.get("average", {})
     make = MethodMaker(kind, experiment.method, shape, tuple(facts.get("classes", ())))
     method = _filled(make, tensors, path)
-    size = latent_dim(method)
-    mixture, codes = _fitted_of_run(run.path, size, weights, notes)
+    mixture, codes = _fitted_of_run(run.path, latent_dim(method), weights, notes)
     held_out = facts.get("held_out")
     origin = Origin(
         run.path,

@@ -13,9 +13,9 @@ from torch import Tensor
 from udl_dist.core import rng
 from udl_dist.errors import TrainingError, UsageError
 from udl_dist.evaluation import similarity
+from udl_dist.evaluation.fitted import Mixture
 from udl_dist.inference.inputs import Labels, as_device, as_images, as_labels, as_latents
 from udl_dist.inference.loading import LoadedModel, latent_dim, open_folder
-from udl_dist.inference.mixture import Mixture
 from udl_dist.methods.method import Batch
 from udl_dist.methods.pixels import levels
 

@@ -145,8 +145,7 @@ def _scored(
     model: Model, names: Sequence[str], by: str, seed: int
 ) -> Iterator[tuple[str, float, Tensor]]:
     for keys, batch in batches(model, named(model, names, seed), seed=seed):
-        values = model.score_batch(batch, by)
-        yield from zip(keys, values.tolist(), batch.images, strict=True)
+        yield from zip(keys, model.score_batch(batch, by).tolist(), batch.images, strict=True)
 
 
 def _quantile(model: Model, by: str, quantile: float) -> tuple[float | None, str]:

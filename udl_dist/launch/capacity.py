@@ -101,11 +101,9 @@ def next_group(experiment: Experiment, before: int = 0, wait_seconds: float = 0.
             while (fit := _fitting(experiment)) < run.least_workers and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
     if fit < run.least_workers:
-        needs = in_words(_needs(experiment), run.least_workers)
-        there = in_words(totals(_needs(experiment)))
+        shortage = needed_and_there(_needs(experiment), run.least_workers)
         raise ClusterError(
-            f"run.workers = {run.workers} needs {needs}, the cluster has {there}: set run.workers"
-            f" to {fit} or fewer"
+            f"run.workers = {run.workers} {shortage}: set run.workers to {fit} or fewer"
         )
     # A former group gives its CPUs back worker by worker: at a first look too few would be free,
     # and the next group would be smaller without need.
@@ -150,11 +148,12 @@ def fitting(there: Mapping[str, float], needs: Mapping[str, float]) -> int:
     )
 
 
-def totals(needs: Mapping[str, float]) -> dict[str, float]:
-    """What the cluster has of each needed resource, in use or not."""
+def needed_and_there(needs: Mapping[str, float], workers: int) -> str:
+    """What so many workers need and what the cluster has, in use or not, for a refusal."""
     import ray
 
-    return {kind: float(ray.cluster_resources().get(kind, 0)) for kind in needs}
+    there = {kind: float(ray.cluster_resources().get(kind, 0)) for kind in needs}
+    return f"needs {in_words(needs, workers)}, the cluster has {in_words(there)}"
 
 
 def in_words(resources: Mapping[str, float], times: int = 1) -> str:

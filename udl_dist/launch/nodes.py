@@ -80,12 +80,11 @@ def _all_nodes() -> list[dict[str, Any]]:
     """The living nodes that workers may be placed on."""
     import ray
 
-    alive = [node for node in ray.nodes() if node["Alive"]]
     # The head of a cluster often has neither, and no worker is ever placed there.
     return [
         node
-        for node in alive
-        if node["Resources"].get("CPU", 0) + node["Resources"].get("GPU", 0) > 0
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU", 0) + node["Resources"].get("GPU", 0) > 0
     ]
 
 

@@ -32,12 +32,6 @@ ADDRESS_OF = 0x8915  # SIOCGIFADDR: netdevice(7)
 NAME_BYTES, REQUEST_BYTES = 16, 40  # of a struct ifreq
 
 
-def search_path() -> list[str]:
-    """The module path of this process, absolute, for its workers."""
-    # A relative entry would be looked up in the worker's own folder.
-    return [str(Path(entry).absolute()) for entry in sys.path]
-
-
 def job_config() -> Any:
     """Ray's job configuration with the module path of this process for the workers.
 
@@ -48,9 +42,10 @@ def job_config() -> Any:
 
     class WithOurPath(JobConfig):  # type: ignore[misc]
         @property
-        # Each worker inserts the entries at the front, one by one: hence reversed.
+        # Each worker inserts the entries at the front, one by one: hence reversed. Absolute, as a
+        # relative entry would be looked up in the worker's own folder.
         def _py_driver_sys_path(self) -> list[str]:
-            return search_path()[::-1]
+            return [str(Path(entry).absolute()) for entry in reversed(sys.path)]
 
         @_py_driver_sys_path.setter
         def _py_driver_sys_path(self, _: object) -> None: ...

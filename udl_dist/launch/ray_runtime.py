@@ -41,11 +41,7 @@ ENVIRONMENT = {
 _reapers: list[ProcessReaper] = []  # of the Ray that this process started: one or none
 
 
-def nothing() -> None:
-    """What most have to do while Ray starts."""
-
-
-def start(address: str, verbose: bool, meanwhile: Callable[[], None] = nothing) -> bool:
+def start(address: str, verbose: bool, meanwhile: Callable[[], None] = lambda: None) -> bool:
     """Join the cluster at `address` or start a private Ray; return whether `end` has to end it.
 
     The private one opens no dashboard, requires a token that only this process has, and listens on

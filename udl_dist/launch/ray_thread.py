@@ -71,7 +71,7 @@ class RayThread:
         address: str,
         verbose: bool,
         work: Callable[[], None],
-        meanwhile: Callable[[], None] = ray_runtime.nothing,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> None:
         self.ray_is_up = False
         self.error: Exception | None = None

@@ -19,7 +19,7 @@ from udl_dist.experiment import Experiment
 from udl_dist.launch.notices import DataWaitAdvice, Pace, Straggler, ValidationTime
 from udl_dist.runs.remote import push_checkpoint
 from udl_dist.runs.remote_node import Node
-from udl_dist.runs.run_folder import RunFolder
+from udl_dist.runs.run_folder import RunFolder, held_out
 from udl_dist.runs.tracking import Tracker
 from udl_dist.storage.uris import public
 from udl_dist.training import checkpoint
@@ -47,8 +47,9 @@ class RunRecorder:
     ) -> None:
         self._experiment, self._folder, self._node = experiment, folder, node
         self._state = state
-        self._stream, held_out = streams
-        self._shown, self._held_out = held_out or self._stream, held_out.records if held_out else 0
+        self._stream, validation = streams
+        self._shown = validation or self._stream
+        self._held_out = validation.records if validation else 0
         self._best = experiment.best_metric
         self._failed_saves, self._failure = 0, ""
         # Images of the last checkpoint that was due, and of the last that was written.
@@ -166,13 +167,10 @@ class RunRecorder:
             ) from None
 
     def _save(self, report: Report) -> None:
-        held_out = {
-            name: value for name, value in report.metrics.items() if name.startswith("val/")
-        }
         facts = {
             "method": self._experiment.method_name,
             "data": self._stream.fingerprint,
-            "figures": held_out,
+            "figures": held_out(report.metrics),
             "kept": asdict(report.state),
             "held_out": self._held_out,
             "classes": self._state.method.classes,

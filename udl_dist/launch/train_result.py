@@ -9,6 +9,7 @@ from typing import Any
 
 from udl_dist import methods
 from udl_dist.experiment import Experiment
+from udl_dist.runs.run_folder import held_out
 from udl_dist.storage.uris import name_of
 
 SHOWN_FILES = ("experiment.toml", "curves.jsonl", "pictures", "checkpoints", "damaged.txt")
@@ -60,8 +61,7 @@ class TrainResult:
         name = name_of(self.name)
         state = "complete" if self.complete else "stopped; the same command goes on"
         lines = [f"{name}: {state} after {self.images:,} images"]
-        held_out = {key: value for key, value in self.metrics.items() if key.startswith("val/")}
-        lines += [f"  {key} {value:.5g}" for key, value in held_out.items()]
+        lines += [f"  {key} {value:.5g}" for key, value in held_out(self.metrics).items()]
         # Absent where nothing was left to train.
         if peak := self.metrics.get("perf/memory_bytes"):
             lines.append(f"  memory of a worker {peak / 2**20:,.0f} MiB")

@@ -87,8 +87,7 @@ def compare(folders: Sequence[str], out: Path) -> Compared:
     if panels:
         curves.as_png(panels, out)
     paths = [str(run.folder) for run in runs]
-    picture = str(out) if panels else ""
-    return Compared(names, paths, _differing(runs), metrics, refused, picture)
+    return Compared(names, paths, _differing(runs), metrics, refused, str(out) if panels else "")
 
 
 def table(title: str, heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:

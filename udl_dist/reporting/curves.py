@@ -21,7 +21,7 @@ START = 0.1  # part of a run that may be cut off
 FLATTENED = 3.0  # times the height of the rest, from which on it is
 PANEL = (4.8, 3.4)  # default inches of a figure
 MOST_POINTS = 500  # of one curve: more are not visible
-Curve = tuple[Sequence[float], Sequence[float]]
+Curve = tuple[Sequence[float], Sequence[float]]  # images and values
 
 
 def as_svg(curves: Mapping[str, Curve], number: int) -> str:

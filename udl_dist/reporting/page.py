@@ -23,6 +23,7 @@ MOST_PICTURE_BYTES = 3_000_000  # of all pictures, as they stand in the page
 WIDEST = 1000  # pixels
 PLAIN_BYTES = 150_000  # beyond it a picture becomes WebP, whose loss is not visible
 QUALITY = 80
+MOST_ALARMS = 20
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,7 @@ def films(
         for images, path in listed:
             if data := _encoded(path, faults):
                 said = f"after {images:,} images"
-                alt = f"{kind} {said} of training"
-                frames.append({"data": data, "said": said, "alt": alt})
+                frames.append({"data": data, "said": said, "alt": f"{kind} {said} of training"})
         # Each kind of picture gets the same share of the page.
         for step in range(1, len(frames) + 1):
             # From the end, because the last frame shows the result.

@@ -16,6 +16,7 @@ from udl_dist.errors import DataError
 from udl_dist.evaluation.io import class_rows, clean, metric_rows, pairs
 from udl_dist.reporting import curves, searched
 from udl_dist.reporting.page import (
+    MOST_ALARMS,
     NAME,
     Reported,
     films,
@@ -31,7 +32,6 @@ from udl_dist.storage.uris import is_remote, split
 MOST_SHARDS = 100  # that are listed
 MOST_PANELS = 24
 MOST_CLASSES = 200
-MOST_ALARMS = 20
 MESSAGES = 200  # lines
 # Also the interval at which browsers reload the page.
 FOLLOW_SECONDS = 10
@@ -167,7 +167,9 @@ def _panels(run: RunRecord) -> list[dict[str, str]]:
     # train/loss and val/loss are drawn in one panel.
     terms = {name.split("/", 1)[-1] for name in names if name.startswith(("val/", "train/"))}
     panels = {}
-    for term in sorted(terms, key=lambda term: _rank(term, names, run.best_by)):
+    # The term that chooses the best checkpoint first, then held-out ones, then the rest.
+    ranked = sorted((f"val/{one}" != run.best_by, f"val/{one}" not in names, one) for one in terms)
+    for _, _, term in ranked:
         panels[term] = {f"{part}/{term}": run.curve(f"{part}/{term}") for part in ("train", "val")}
     for name in sorted(set().union(*run.followed.values())):
         panels[f"{name}, udl evaluate --follow"] = {name: run.followed_curve(name)}
@@ -187,11 +189,6 @@ def _panels(run: RunRecord) -> list[dict[str, str]]:
         svg = curves.as_svg(plotted, number)
         found.append({"name": title, "svg": svg, "said": said, "alt": alt})
     return found
-
-
-def _rank(term: str, names: list[str], best_by: str) -> tuple[bool, bool, str]:
-    """The term that chooses the best checkpoint first, then held-out ones, then the rest."""
-    return f"val/{term}" != best_by, f"val/{term}" not in names, term
 
 
 def _data(run: RunRecord) -> list[tuple[str, str]]:

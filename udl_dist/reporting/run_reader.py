@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,11 @@ from udl_dist import methods
 from udl_dist.core import config_schema as settings
 from udl_dist.errors import UdlError, UsageError
 from udl_dist.evaluation import io
-from udl_dist.evaluation.io import Metric, is_number
 from udl_dist.methods.method import Method
+from udl_dist.reporting.curves import Curve
 from udl_dist.runs import environment
-from udl_dist.runs.run_folder import RunFolder, winner_of
+from udl_dist.runs.run_folder import RunFolder, held_out, winner_of
 from udl_dist.storage.uris import public
-
-MOST_ENVIRONMENTS = 20  # the last ones
-
-Curve = tuple[list[float], list[float]]  # images and values
 
 
 @dataclass(frozen=True)
@@ -51,18 +47,18 @@ class RunRecord:
     """Everything that was read; what is missing or damaged is empty and named in `faults`."""
 
     folder: Path
-    settings: dict[str, Any] = field(default_factory=dict)  # by dotted name
-    points: list[dict[str, float]] = field(default_factory=list)
-    checkpoints: list[CheckpointRecord] = field(default_factory=list)
-    pictures: dict[str, list[tuple[int, Path]]] = field(default_factory=dict)
-    evaluation: dict[str, Metric] = field(default_factory=dict)
-    followed: dict[int, dict[str, Metric]] = field(default_factory=dict)  # by images trained on
-    messages: list[str] = field(default_factory=list)
-    shards: dict[str, str] = field(default_factory=dict)
-    environments: list[tuple[int, str]] = field(default_factory=list)  # images before, in words
-    complete: bool = False
+    settings: dict[str, Any]  # by dotted name
+    points: list[dict[str, float]]
+    checkpoints: list[CheckpointRecord]
+    pictures: dict[str, list[tuple[int, Path]]]
+    evaluation: dict[str, io.Metric]
+    followed: dict[int, dict[str, io.Metric]]  # by images trained on
+    messages: list[str]
+    shards: dict[str, str]
+    environments: list[tuple[int, str]]  # images before, in words
+    complete: bool
+    faults: list[str]
     failure: str = ""  # why the run ended before its end, if it refused to go on
-    faults: list[str] = field(default_factory=list)
 
     @property
     def images(self) -> int:
@@ -95,7 +91,7 @@ class RunRecord:
 
     def curve(self, name: str) -> Curve:
         """The images and finite values of one curve."""
-        points = [point for point in self.points if is_number(point.get(name))]
+        points = [point for point in self.points if io.is_number(point.get(name))]
         return [float(point["images"]) for point in points], [
             float(point[name]) for point in points
         ]
@@ -107,20 +103,17 @@ class RunRecord:
 
     def held_out(self) -> dict[str, HeldOutMetric]:
         """Each held-out metric, last and at the point that `best_by` chooses."""
-        validated = [
-            point for point in self.points if any(name.startswith("val/") for name in point)
-        ]
+        # Points of training and of validation are lines of one file.
+        validated = [point for point in self.points if held_out(point)]
         if not validated:
             return {}
-        # Points of training and of validation are lines of one file.
         last = validated[-1]
-        scored = [point for point in validated if is_number(point.get(self.best_by))]
+        scored = [point for point in validated if io.is_number(point.get(self.best_by))]
         sign = self.kind.sign(self.best_by)
         best = min(scored, key=lambda point: sign * point[self.best_by], default=last)
         return {
             name: HeldOutMetric(last[name], best.get(name, math.nan), int(best["images"]))
-            for name in sorted(last)
-            if name.startswith("val/")
+            for name in sorted(held_out(last))
         }
 
     def protocol(self) -> dict[str, Any]:
@@ -143,24 +136,27 @@ def read_run(folder: Path | str) -> RunRecord:
             f"{run.path} is not a run folder: it has no experiment.toml, curves or checkpoints"
         )
     # One of them is enough: of a broken run whatever is left is shown.
-    record = RunRecord(run.path)
-    faults = record.faults
-    # Without signatures of URLs: pages and comparisons are passed on.
-    record.settings = public(settings.flatten(_toml(run.experiment, faults)))
-    record.points = _points(run.curves, faults)
-    record.checkpoints = _checkpoints(run, faults)
-    record.pictures = _pictures(run)
-    record.evaluation = io.metrics_in(run.path / io.NAME, faults)
-    record.followed = io.followed_in(run.followed, faults)
-    record.messages = io.read_text(run.messages).splitlines()
-    record.shards = {name: str(about) for name, about in io.read_json(run.data, faults).items()}
-    environments = environment.recorded(run.environment)[-MOST_ENVIRONMENTS:]
-    record.environments = [(one["images"], environment.in_words(one)) for one in environments]
-    # result.json is written last, once.
-    record.complete = bool(io.read_json(run.result, faults))
-    failure = run.failure()
+    faults: list[str] = []
+    environments = environment.recorded(run.environment)[-environment.MOST_LISTED :]
+    record = RunRecord(
+        folder=run.path,
+        # Without signatures of URLs: pages and comparisons are passed on.
+        settings=public(settings.flatten(_toml(run.experiment, faults))),
+        points=_points(run.curves, faults),
+        checkpoints=_checkpoints(run, faults),
+        pictures=_pictures(run),
+        evaluation=io.metrics_in(run.path / io.NAME, faults),
+        followed=io.followed_in(run.followed, faults),
+        messages=io.read_text(run.messages).splitlines(),
+        shards={name: str(about) for name, about in io.read_json(run.data, faults).items()},
+        environments=[(one["images"], environment.in_words(one)) for one in environments],
+        # result.json is written last, once.
+        complete=bool(io.read_json(run.result, faults)),
+        faults=faults,
+    )
     # The file stays when a run is resumed, so it counts only for one that has not ended.
-    record.failure = failure[1] if failure and not record.complete else ""
+    if not record.complete and (failure := run.failure()):
+        record.failure = failure[1]
     return record
 
 
@@ -183,7 +179,7 @@ def _points(path: Path, faults: list[str]) -> list[dict[str, float]]:
         # A line is torn where a machine lost power while it was written.
         except (ValueError, RecursionError):
             point = None
-        if isinstance(point, dict) and is_number(point.get("images")):
+        if isinstance(point, dict) and io.is_number(point.get("images")):
             points.append(point)
         else:
             torn += 1

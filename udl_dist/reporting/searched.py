@@ -4,8 +4,6 @@ left.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,9 +13,9 @@ from typing import Any
 from udl_dist.core import config_schema
 from udl_dist.errors import UdlError
 from udl_dist.evaluation import io
-from udl_dist.evaluation.io import Metric, clean, in_words
 from udl_dist.reporting import curves
 from udl_dist.reporting.page import (
+    MOST_ALARMS,
     NAME,
     Reported,
     films,
@@ -28,15 +26,13 @@ from udl_dist.reporting.page import (
 from udl_dist.runs import environment
 from udl_dist.search import config, publishing, results
 from udl_dist.search.config import Search
+from udl_dist.search.objective import Spread, Winner, find_winner
 from udl_dist.search.planning import SearchPlan, plan
 from udl_dist.search.publishing import MODEL, Published
 from udl_dist.search.session import SOURCE
-from udl_dist.search.trial_log import NAME as LOG
-from udl_dist.search.trial_log import TrialLog, TrialResult
-from udl_dist.search.winner import Spread, Winner, find_winner
+from udl_dist.search.trial_log import LOG, TrialLog, TrialResult
 from udl_dist.storage.uris import public
 
-MOST_ALARMS = 20
 MOST_ROWS = 300  # of the table; all are in search.csv
 MOST_WHY = 300  # letters of why a trial failed
 PLOTS = {
@@ -63,7 +59,7 @@ class SearchFolder:
     planned: SearchPlan | None = None
     winner: Winner | None = None
     final: Mapping[str, Spread] = field(default_factory=dict)
-    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    metrics: Mapping[str, io.Metric] = field(default_factory=dict)
     published: Published = field(default_factory=Published)
     faults: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
@@ -133,7 +129,7 @@ def _values(found: SearchFolder) -> dict[str, Any]:
         "sections": [(name.lower(), name) for name in sections],
         "alarms": _alarms(found.folder),
         "faults": found.faults,
-        "winner": [(name, in_words(value)) for name, value in winner.values.items()]
+        "winner": [(name, io.in_words(value)) for name, value in winner.values.items()]
         if winner
         else [],
         "best_trial": winner.trial if winner else "",
@@ -163,16 +159,14 @@ def _alarms(folder: Path) -> list[str]:
     """The alarms of the winner's runs."""
     found = []
     for log in sorted(folder.glob("winner/*/messages.log")):
-        with contextlib.suppress(OSError):
-            # A log may hold anything, such as a name from data in another encoding.
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-            found += [f"{log.parent.name}: {line}" for line in lines if "ALARM" in line]
+        lines = io.read_text(log).splitlines()
+        found += [f"{log.parent.name}: {line}" for line in lines if "ALARM" in line]
     return found[:MOST_ALARMS]
 
 
 def _facts(found: SearchFolder) -> list[str]:
     facts = [f"method {found.search.base.method_name}"] if found.search else []
-    states = results.in_words(results.count_states(found.results))
+    states = results.in_words(found.results)
     facts.append(f"{len(found.results)} of {found.trials} trials ended ({states})")
     used = results.total_images(found.results)
     # Had each trial that has ended been trained in full.
@@ -189,9 +183,8 @@ def _table(found: SearchFolder) -> list[list[str]]:
     if found.search:
         metrics = found.search.settings.metric
         ordered = results.best_first(found.search, found.results)
-    rows = results.table(metrics, names, ordered)
     # The last column says why a trial failed, at times with a whole traceback.
-    return [[*row, why[:MOST_WHY]] for *row, why in rows]
+    return [[*row, why[:MOST_WHY]] for *row, why in results.table(metrics, names, ordered)]
 
 
 def _panels(found: SearchFolder) -> list[dict[str, str]]:
@@ -221,11 +214,10 @@ def _panels(found: SearchFolder) -> list[dict[str, str]]:
 
 def _pictures(folder: Path) -> dict[str, list[tuple[int, Path]]]:
     """The pictures of the exported model, with the images it was trained on."""
-    try:
-        images = int(json.loads((folder / MODEL / "config.json").read_text())["images"])
-    except (OSError, ValueError, TypeError, KeyError):
+    images: Any = io.read_json(folder / MODEL / "config.json", []).get("images")
+    if not io.is_number(images):
         return {}
-    return {path.stem: [(images, path)] for path in sorted((folder / MODEL).glob("*.png"))}
+    return {path.stem: [(int(images), path)] for path in sorted((folder / MODEL).glob("*.png"))}
 
 
 def _search_settings(search: Search) -> list[tuple[str, str]]:
@@ -233,13 +225,13 @@ def _search_settings(search: Search) -> list[tuple[str, str]]:
     # in_words says "name: values"; the table has a column for each.
     axes = [(axis.name, axis.in_words().partition(": ")[2]) for axis in search.axes]
     plain = config_schema.to_dict(search.settings).items()
-    return [*axes, *((f"search.{name}", in_words(value)) for name, value in plain)]
+    return [*axes, *((f"search.{name}", io.in_words(value)) for name, value in plain)]
 
 
 def _commands(found: SearchFolder) -> str:
     # Quoted: the commands are copied into a shell.
     def path(name: str = "") -> str:
-        return shlex.quote(clean(str(found.folder / name)))
+        return shlex.quote(io.clean(str(found.folder / name)))
 
     lines = [f"udl search {path(SOURCE)} --run.folder runs/again    # the same search"]
     if (found.folder / results.WINNER).exists():

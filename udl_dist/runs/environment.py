@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Those whose release may change a bit of the result, or what is stored.
 PACKAGES = ("torch", "ray", "numpy", "webdataset", "safetensors")
 MAX_SHOWN = 200  # characters of a value
+MOST_LISTED = 20  # on a page or a card: the last ones
 
 
 def releases() -> dict[str, str]:

@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +211,11 @@ class RunFolder:
     def finished(self) -> dict[str, Any] | None:
         """The result of the run, or None before its end."""
         return dict(json.loads(self.result.read_text())) if self.result.exists() else None
+
+
+def held_out(point: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of a validation among all of a point or a run."""
+    return {name: value for name, value in point.items() if name.startswith("val/")}
 
 
 def winner_of(folder: Path) -> Path:

@@ -13,15 +13,14 @@ from udl_dist import experiment as experiments
 from udl_dist.core import files
 from udl_dist.errors import TrainingError
 from udl_dist.experiment import Experiment
-from udl_dist.runs.run_folder import RunFolder
+from udl_dist.runs.run_folder import RunFolder, held_out
 from udl_dist.search.axes import with_values
 from udl_dist.search.config import Search
 from udl_dist.search.controller import Controller
-from udl_dist.search.objective import Objective
+from udl_dist.search.objective import Objective, Spread, Winner, best_settings
 from udl_dist.search.planning import SearchPlan
-from udl_dist.search.trial import TrialOutcome, TrialTask, held_out
+from udl_dist.search.trial import TrialOutcome, TrialTask
 from udl_dist.search.trial_log import TrialLog
-from udl_dist.search.winner import Spread, Winner, best_settings
 
 
 def final_runs(search: Search, planned: SearchPlan, log: TrialLog) -> FinalRuns | None:
@@ -114,8 +113,7 @@ class FinalRuns(Controller):
     def _move(self, number: int, folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         self.folder(number).rename(folder)
-        made = self.experiment(number, folder)
-        files.write_whole(RunFolder(folder).experiment, made.to_toml())
+        files.write_whole(RunFolder(folder).experiment, self.experiment(number, folder).to_toml())
 
     def _apart(self, number: int) -> Path:
         place, seed = divmod(number, self._count)

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from udl_dist.search.axes import LATENT
 from udl_dist.search.config import Search
-from udl_dist.search.objective import Objective
+from udl_dist.search.objective import Objective, Spread, is_complete, settings_ranked
 from udl_dist.search.trial_log import TrialResult, short
-from udl_dist.search.winner import Spread, is_complete, settings_ranked
 
 FEWEST = 5  # trials, for a correlation that says anything
 NOISE = 0.2  # below it a rung ranked nothing: for six trials chance alone gives 0 ± 0.45
@@ -71,8 +70,7 @@ def rung_checks(search: Search, results: Sequence[TrialResult]) -> list[RungChec
         if went_on:
             losses = [objective.loss([metric]) for _, (_, metric) in went_on]
             places = [float(place) for place, _ in went_on]
-            enough = len(went_on) >= FEWEST
-            agreed = rank_correlation(losses, places) if enough else math.nan
+            agreed = rank_correlation(losses, places) if len(went_on) >= FEWEST else math.nan
             found.append(RungCheck(int(went_on[0][1][0]), len(went_on), agreed))
     return found
 

@@ -12,9 +12,8 @@ from udl_dist.errors import UsageError
 from udl_dist.launch.plan import plan_here as plan_run
 from udl_dist.search.axes import with_values
 from udl_dist.search.config import Search, SearchSettings
-from udl_dist.search.halving import brackets, sizes
-from udl_dist.search.samplers import Sampler, make_sampler, sampler_name, settings_asked
-from udl_dist.search.scheduler import rungs
+from udl_dist.search.samplers import Sampler, settings_asked
+from udl_dist.search.scheduler import brackets, rungs, sizes
 from udl_dist.search.trial import experiment_of, in_steps
 
 # A setting that is invalid later fails its trial alone.
@@ -118,8 +117,7 @@ def plan(search: Search, had: tuple[int, ...] = ()) -> SearchPlan:
     # A trial ends with a whole step, as every run does.
     budget = in_steps(images, base.train.batch_size)
     at_rungs = rungs(found, budget, search.batches)
-    sampler = make_sampler(search)
-    settings = settings_asked(sampler, found.trials, found.seeds)
+    sampler, settings = Sampler(search), settings_asked(search)
     trials = settings * found.seeds
     finalists = min(found.finalists, settings) if len(found.metric) == 1 else 1
     in_brackets = brackets(found, trials, had) if found.scheduler == "halving" else ()
@@ -129,7 +127,7 @@ def plan(search: Search, had: tuple[int, ...] = ()) -> SearchPlan:
         method=base.method_name,
         metric=found.metric,
         axes=tuple(axis.in_words() for axis in search.axes),
-        sampler=sampler_name(found),
+        sampler=sampler.name,
         scheduler=found.scheduler,
         trials=trials,
         settings=settings,

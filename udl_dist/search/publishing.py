@@ -18,8 +18,7 @@ from udl_dist.errors import UdlError, UsageError
 from udl_dist.evaluation import io as written
 from udl_dist.runs.terminal import Progress, Screen
 from udl_dist.search.final_runs import FinalRuns
-from udl_dist.search.objective import Objective
-from udl_dist.search.winner import Spread
+from udl_dist.search.objective import Objective, Spread
 
 if TYPE_CHECKING:
     from udl_dist.inference.model import Model

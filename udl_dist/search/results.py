@@ -14,12 +14,10 @@ from udl_dist.runs.terminal import Screen
 from udl_dist.search import findings, publishing
 from udl_dist.search.config import Search
 from udl_dist.search.final_runs import FinalRuns, final_runs
-from udl_dist.search.objective import Objective
+from udl_dist.search.objective import Objective, Spread, Winner, find_winner
 from udl_dist.search.planning import SearchPlan
 from udl_dist.search.publishing import MODEL, Published
-from udl_dist.search.trial_log import CSV, TrialLog, TrialResult, short, write_csv
-from udl_dist.search.trial_log import NAME as LOG
-from udl_dist.search.winner import Spread, Winner, find_winner
+from udl_dist.search.trial_log import CSV, LOG, TrialLog, TrialResult, short, write_csv
 
 SHOWN = 30  # trials in the table; all are in search.csv
 WINNER = "winner.toml"
@@ -99,7 +97,7 @@ class SearchResult:
     def _summary(self) -> list[str]:
         # Of ended trials only, so the share means the same in the middle of a search.
         used, most = total_images(self.results), self.budget * max(1, len(self.results))
-        states = in_words(count_states(self.results))
+        states = in_words(self.results)
         state = "" if self.complete else "; the same command resumes it"
         count = f"{len(self.results)} of {self.trials} trials ended ({states})"
         return [
@@ -230,8 +228,9 @@ def total_images(results: Sequence[TrialResult]) -> int:
     return sum(result.images for result in results)
 
 
-def in_words(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count} {state}" for state, count in counts.items())
+def in_words(results: Sequence[TrialResult]) -> str:
+    """How many trials ended in which state."""
+    return ", ".join(f"{count} {state}" for state, count in count_states(results).items())
 
 
 def _running_trials(folder: Path, results: Sequence[TrialResult]) -> list[str]:

@@ -5,9 +5,8 @@ They have no state, so a killed search resumes with the settings it would have h
 
 from __future__ import annotations
 
-import statistics
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -18,99 +17,87 @@ from udl_dist.core.rng import chain, permuted
 from udl_dist.errors import UsageError
 from udl_dist.search.axes import Axis
 from udl_dist.search.config import Search, SearchSettings
-from udl_dist.search.objective import Objective
+from udl_dist.search.objective import Objective, mean_values
 from udl_dist.search.trial_log import TrialResult
 
 STARTUP_TRIALS = 10  # results before the first setting that is drawn from them, Optuna's default
+Axes = tuple[Axis, ...]
 Results = Mapping[int, list[TrialResult]]  # by setting, one for each seed
 
 
-class RandomSampler:
+def random_values(axes: Axes, seed: int, number: int) -> dict[str, Any]:
     """Draws each axis from a hash of seed, number and name: a new axis changes no other."""
-
-    def __init__(self, axes: tuple[Axis, ...], seed: int) -> None:
-        self._axes, self._seed = axes, seed
-
-    def needed(self, number: int) -> int:
-        return 0
-
-    def values(self, number: int, results: Results) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for axis in self._axes:
-            # Not Python's hash, which differs from process to process.
-            name = xxhash.xxh3_64_intdigest(axis.name.encode())
-            # 64 bits as a fraction in [0, 1].
-            found[axis.name] = axis.value_at(chain(self._seed, number, name) / 2**64)
-        return found
+    found: dict[str, Any] = {}
+    for axis in axes:
+        # Not Python's hash, which differs from process to process.
+        name = xxhash.xxh3_64_intdigest(axis.name.encode())
+        # 64 bits as a fraction in [0, 1].
+        found[axis.name] = axis.value_at(chain(seed, number, name) / 2**64)
+    return found
 
 
-class SobolSampler:
-    """Points of Sobol's sequence (1967), scrambled by the seed: even on each axis and on pairs."""
+def sobol_values(axes: Axes, seed: int, number: int) -> dict[str, Any]:
+    """A point of Sobol's sequence (1967), scrambled by the seed: even on each axis and on pairs."""
+    import torch
 
-    def __init__(self, axes: tuple[Axis, ...], seed: int) -> None:
-        self._axes, self._seed = axes, seed
-
-    def needed(self, number: int) -> int:
-        return 0
-
-    def values(self, number: int, results: Results) -> dict[str, Any]:
-        import torch
-
-        # Not SciPy's, which would be one more package; torch has no types for it.
-        of_torch: Any = torch.quasirandom.SobolEngine
-        engine = of_torch(len(self._axes), scramble=True, seed=self._seed).fast_forward(number)
-        # Single precision has only 2**24 values.
-        (point,) = engine.draw(1, dtype=torch.float64).tolist()
-        return {
-            axis.name: axis.value_at(fraction)
-            for axis, fraction in zip(self._axes, point, strict=True)
-        }
+    # Not SciPy's, which would be one more package; torch has no types for it.
+    of_torch: Any = torch.quasirandom.SobolEngine
+    engine = of_torch(len(axes), scramble=True, seed=seed).fast_forward(number)
+    # Single precision has only 2**24 values.
+    (point,) = engine.draw(1, dtype=torch.float64).tolist()
+    return {axis.name: axis.value_at(fraction) for axis, fraction in zip(axes, point, strict=True)}
 
 
-class GridSampler:
+def grid_values(axes: Axes, seed: int, number: int) -> dict[str, Any]:
     """Every combination once, shuffled: in grid order a rung would compare only neighbours."""
-
-    def __init__(self, axes: tuple[Axis, ...], seed: int) -> None:
-        self._values = {axis.name: axis.grid() for axis in axes}
-        self._seed = seed
-        self.size = prod(len(values) for values in self._values.values())
-
-    def needed(self, number: int) -> int:
-        return 0
-
-    def values(self, number: int, results: Results) -> dict[str, Any]:
-        # A keyed permutation, so that no shuffled list has to be stored.
-        at = int(permuted(np.array([number], np.uint64), self.size, chain(self._seed, 0))[0])
-        found: dict[str, Any] = {}
-        for name, values in self._values.items():
-            at, which = divmod(at, len(values))
-            # Mixed radix: each number below `size` is one combination.
-            found[name] = values[which]
-        return found
+    # A keyed permutation, so that no shuffled list has to be stored.
+    at = int(permuted(np.array([number], np.uint64), grid_size(axes), chain(seed, 0))[0])
+    found: dict[str, Any] = {}
+    for axis in axes:
+        values = axis.grid()
+        at, which = divmod(at, len(values))
+        # Mixed radix: each number below the size is one combination.
+        found[axis.name] = values[which]
+    return found
 
 
-class OptunaSampler:
-    """Optuna's tree-structured Parzen estimator (Bergstra et al. 2011).
+def grid_size(axes: Axes) -> int:
+    """The combinations of a grid; raise UsageError for a range without points."""
+    return prod(len(axis.grid()) for axis in axes)
 
-    Each setting is drawn by a new study, with a seed of its own, from the results in the trial log
-    without the last `search.ahead`: timing changes nothing, and a resumed search draws the same.
-    The first ones are points of Sobol's sequence. By halving, a setting is drawn from what the
-    trials of its own bracket were at the first rung.
+
+# How settings are drawn without results.
+WITHOUT_RESULTS = {
+    "random": random_values,
+    "sobol": sobol_values,
+    "grid": grid_values,
+    "optuna": sobol_values,
+}
+
+
+class Sampler:
+    """Draws the settings of a search; by `optuna` from earlier results, else without them.
+
+    Optuna's is the tree-structured Parzen estimator (Bergstra et al. 2011). Each setting is drawn
+    by a new study, with a seed of its own, from the results in the trial log without the last
+    `search.ahead`: timing changes nothing, and a resumed search draws the same. The first ones are
+    points of Sobol's sequence. By halving, a setting is drawn from what the trials of its own
+    bracket were at the first rung.
     """
 
     def __init__(self, search: Search) -> None:
+        self.name = sampler_name(search.settings)
         self._ahead, self._objective = search.settings.ahead, Objective(search)
         self._seed, self._axes = search.settings.seed, {axis.name: axis for axis in search.axes}
-        self._start = SobolSampler(search.axes, search.settings.seed)
 
     def needed(self, number: int) -> int:
         """The settings, from the first on, whose results a setting is drawn from."""
         earlier = number - self._ahead + 1
-        return earlier if earlier >= STARTUP_TRIALS else 0
+        return earlier if self.name == "optuna" and earlier >= STARTUP_TRIALS else 0
 
     def values(self, number: int, results: Results) -> dict[str, Any]:
         if not results:
-            return self._start.values(number, results)
+            return WITHOUT_RESULTS[self.name](tuple(self._axes.values()), self._seed, number)
         import optuna  # 0.5 s, which --status need not wait for
 
         # Otherwise a line for every study, which here means for every setting.
@@ -157,20 +144,6 @@ class OptunaSampler:
         return create_trial(state=TrialState.PRUNED, **about)
 
 
-def mean_values(results: list[TrialResult]) -> list[float]:
-    """Each objective's mean over the seeds of one setting."""
-    columns = zip(*(result.values for result in results), strict=True)
-    return [statistics.fmean(column) for column in columns]
-
-
-Sampler = SobolSampler | RandomSampler | GridSampler | OptunaSampler
-PLAIN: dict[str, Callable[[tuple[Axis, ...], int], Sampler]] = {
-    "sobol": SobolSampler,
-    "random": RandomSampler,
-    "grid": GridSampler,
-}
-
-
 def sampler_name(settings: SearchSettings) -> str:
     """The sampler that search.sampler names, of `auto` the one that found better settings."""
     if settings.sampler != "auto":
@@ -179,23 +152,15 @@ def sampler_name(settings: SearchSettings) -> str:
     return "optuna" if settings.scheduler == "halving" else "sobol"
 
 
-def make_sampler(search: Search) -> Sampler:
-    """The sampler of a search."""
-    name = sampler_name(search.settings)
-    if name == "optuna":
-        return OptunaSampler(search)
-    return PLAIN[name](search.axes, search.settings.seed)
-
-
-def settings_asked(sampler: Sampler, trials: int, seeds: int) -> int:
+def settings_asked(search: Search) -> int:
     """The number of settings; raise UsageError for none, or more than a grid has."""
-    if isinstance(sampler, GridSampler):
+    trials, seeds = search.settings.trials, search.settings.seeds
+    if sampler_name(search.settings) == "grid":
+        size = grid_size(search.axes)
         # Rounded up: the plan has all seeds of each setting.
-        settings = -(-trials // seeds) if trials else sampler.size
-        if settings > sampler.size:
-            raise UsageError(
-                f"search.trials = {trials} is more than the grid has: {sampler.size * seeds}"
-            )
+        settings = -(-trials // seeds) if trials else size
+        if settings > size:
+            raise UsageError(f"search.trials = {trials} is more than the grid has: {size * seeds}")
         return settings
     if not trials:
         raise UsageError("search.trials is 0: give the number of trials")

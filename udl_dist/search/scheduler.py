@@ -1,24 +1,24 @@
-"""Decides which trials stop at which rung, as if they had run one after the other.
+"""Decides which trials stop at which rung, whatever the order in which results arrive.
 
-A decision depends only on results of trials with smaller numbers at the same rung: an early trial
-waits at the rung for those that have not reached it.
+ASHA and the median rule decide as if trials had run one after the other: only results of trials
+with smaller numbers count, and an early trial waits at the rung for those that have not reached it.
+
+Successive halving (Jamieson and Talwalkar 2016) decides once all trials of a bracket have reached a
+rung: the best part goes on. A trial that waits is paused, so no actor waits with it.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from itertools import accumulate, groupby
 
 import numpy as np
 
-from udl_dist.core import files
 from udl_dist.errors import UsageError
-from udl_dist.runs.run_folder import RunFolder
 from udl_dist.search.config import SearchSettings
 
 # With the default reduction: after a 64th, a 16th and a quarter of the budget.
@@ -29,13 +29,6 @@ HALVING_FIRST = 8
 # At each tenth of the budget.
 MEDIAN_RUNGS = 9
 MEDIAN_TRIALS = 3  # the fewest for a median, as in Ray Tune
-
-POLL_SECONDS = 0.001
-SLOW_POLL_SECONDS = 0.05  # after 0.1 s, when the trial waits for other trials
-# Well below the time limit of a collective (1,800 s by default): the other ranks wait in one for
-# rank 0's answer, so it says "not yet" and the loop asks again.
-PATIENCE_SECONDS = 20.0
-DECISIONS = "decisions.jsonl"
 
 # Whether a trial stops, by its losses at each rung up to this one, and those of earlier trials.
 StopRule = Callable[[Sequence[float], Sequence[Sequence[float]]], bool]
@@ -155,42 +148,103 @@ class Scheduler:
         return not self._stops([at_rung[trial] for at_rung in passed], losses)
 
 
-@dataclass(frozen=True)
-class Gate:
-    """Makes a trial wait at a rung for its decision, which arrives by a file in its folder.
+def brackets(settings: SearchSettings, trials: int, had: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """The trials of each bracket; by default all in one.
 
-    `rungs` are in images, in whole steps of this trial. Only rank 0 reads the file. With `parks`
-    it ends instead of waiting: the trial resumes from its checkpoint at the rung.
+    `had` are those that the search was started with: trials were compared in them, so trials that
+    are asked for later are compared among themselves.
+    """
+    more = (trials - sum(had),) if trials > sum(had) else ()
+    sizes = settings.brackets or (*had, *more)
+    if sizes[: len(had)] != had or sum(had) > trials:
+        raise UsageError(
+            f"the trials of this search are compared in search.brackets = {list(had)}: "
+            "search.trials may grow, and other brackets follow these; or search in another "
+            "--run.folder"
+        )
+    if min(sizes) < 1:
+        raise UsageError(
+            f"search.brackets = {list(sizes)} has a bracket without a trial: leave it out"
+        )
+    if sum(sizes) != trials:
+        raise UsageError(
+            f"search.brackets = {list(sizes)} has {sum(sizes)} trials, but the search has {trials}:"
+            " leave it out, or let it add up"
+        )
+    # A setting with a seed in another bracket would have no mean to be ranked by.
+    if any(size % settings.seeds for size in sizes):
+        raise UsageError(
+            f"search.brackets = {list(sizes)} splits the search.seeds = {settings.seeds} of a"
+            " setting: take multiples of it"
+        )
+    return sizes
+
+
+def best_part(losses: Mapping[int, float], reduction: int, seeds: int = 1) -> set[int]:
+    """The trials that go on: those of the best 1/reduction of the settings, rounded up.
+
+    `losses` is by trial; consecutive trials are the `seeds` of one setting, which has their mean.
+    A loss that is no number never goes on; of equal settings the one with the smaller number does.
+    """
+    # A setting that lacks a seed (it failed) cannot win, so it comes last.
+    found: list[tuple[bool, float, tuple[int, ...]]] = []
+    for _, own in groupby(sorted(losses), key=lambda trial: trial // seeds):
+        trials = tuple(own)
+        loss = statistics.fmean(losses[trial] for trial in trials)
+        found.append((len(trials) < seeds, loss, trials))
+    going_on = sorted(each for each in found if not math.isnan(each[1]))
+    return {trial for _, _, own in going_on[: -(-len(found) // reduction)] for trial in own}
+
+
+def sizes(trials: int, rungs: int, reduction: int, seeds: int = 1) -> list[int]:
+    """How many trials of a bracket start towards each rung, and towards the end."""
+    settings = accumulate(range(rungs), lambda left, _: -(-left // reduction), initial=trials)
+    if seeds == 1:
+        return list(settings)
+    return [each * seeds for each in sizes(trials // seeds, rungs, reduction)]
+
+
+class Halving:
+    """Gets results and ends in any order; decides a rung when no trial of the bracket is missing.
+
+    `sizes` are those of the brackets: trials have consecutive numbers.
     """
 
-    folder: str
-    rungs: tuple[int, ...]
-    parks: bool = False
+    def __init__(self, rungs: int, sizes: Sequence[int], reduction: int, seeds: int) -> None:
+        self._reduction, self._seeds = reduction, seeds
+        starts = [0, *accumulate(sizes)]
+        self._brackets = [
+            range(start, start + size) for start, size in zip(starts, sizes, strict=False)
+        ]
+        self._losses: list[dict[int, float]] = [{} for _ in range(rungs)]  # of trials, by rung
+        self._gone: set[int] = set()  # trials that reach no further rung
+        self.decided: dict[tuple[int, int], bool] = {}
 
-    def __call__(self, images: int) -> bool | None:
-        """Whether to go on: False once a stop is requested, None if no decision came in time."""
-        passed = sum(rung <= images for rung in self.rungs)
-        began = time.monotonic()
-        # A "stop" at a lower rung is final, however many decisions are still missing.
-        while len(answers := read_decisions(Path(self.folder))) < passed and all(answers):
-            if self.parks or RunFolder(self.folder).stop_asked():
-                return False
-            # A signal must not have to wait for all earlier trials.
-            waited = time.monotonic() - began
-            if waited > PATIENCE_SECONDS:
-                return None
-            time.sleep(POLL_SECONDS if waited < 0.1 else SLOW_POLL_SECONDS)
-        return all(answers[:passed])
+    def bracket(self, trial: int) -> range:
+        """The trials of the bracket of a trial."""
+        return next(bracket for bracket in self._brackets if trial in bracket)
 
+    def arrive(self, trial: int, rung: int, loss: float) -> list[Decision]:
+        """Add a result and decide what is possible; a repeated result changes nothing."""
+        self._losses[rung].setdefault(trial, loss)
+        before = self.decided.get((trial, rung))
+        return list(self._decide(trial)) if before is None else [Decision(trial, rung, before)]
 
-def read_decisions(folder: Path) -> list[bool]:
-    """For each rung that was decided, whether the trial goes on."""
-    return [bool(json.loads(line)["goes_on"]) for line in files.whole_lines(folder / DECISIONS)]
+    def end(self, trial: int) -> list[Decision]:
+        """A trial has ended: decide what is possible now."""
+        self._gone.add(trial)
+        return list(self._decide(trial))
 
-
-def write_decision(folder: Path, rung: int, images: int, goes_on: bool) -> None:
-    """Append the decision at a rung, once."""
-    # The line number is the rung. A decision that is replayed for a resumed trial is there already.
-    if len(read_decisions(folder)) == rung:
-        # Not synced: after a power cut it is made again from curves and log, with one result.
-        files.append_line(folder / DECISIONS, json.dumps({"images": images, "goes_on": goes_on}))
+    def _decide(self, trial: int) -> Iterator[Decision]:
+        left = set(self.bracket(trial))
+        for rung, losses in enumerate(self._losses):
+            # A trial that failed on its way is not waited for; one that failed later counts here.
+            if left - losses.keys() - self._gone:
+                return
+            there = {each: losses[each] for each in left & losses.keys()}
+            best = best_part(there, self._reduction, self._seeds)
+            for each in sorted(there):
+                if (each, rung) not in self.decided:
+                    self.decided[each, rung] = each in best
+                    yield Decision(each, rung, each in best)
+            left = best

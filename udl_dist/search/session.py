@@ -15,14 +15,19 @@ from udl_dist.launch.recovery import one_line
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.runs.terminal import LOG_SECONDS, Progress, Screen, clock, page_hint
 from udl_dist.runs.tracking import resolved
-from udl_dist.search import config, objective, results
+from udl_dist.search import config
 from udl_dist.search.config import Search
 from udl_dist.search.final_runs import FinalRuns, final_runs
-from udl_dist.search.objective import Objective
+from udl_dist.search.objective import Objective, check_objective
 from udl_dist.search.planning import SearchPlan, plan
-from udl_dist.search.results import SearchResult, count_states, in_words
+from udl_dist.search.results import (
+    SearchResult,
+    conclude,
+    in_words,
+    read_result,
+)
 from udl_dist.search.trial_controller import TrialController
-from udl_dist.search.trial_log import NAME, TrialLog, TrialResult, short
+from udl_dist.search.trial_log import LOG, TrialLog, TrialResult, short
 
 # --status and the report read the search from it, and nodes must see it.
 SOURCE = "search.toml"
@@ -44,11 +49,11 @@ def search(wanted: Search, out: TextIO, verbose: bool = False) -> SearchResult:
         # Each before what it guards: a foreign folder, a useless objective, the images (packing
         # may take long), the plan; search.toml is replaced after all of them.
         before = _refuse_another(wanted)
-        objective.check(wanted)
+        check_objective(wanted)
         prepare(wanted.base.data, Progress("packing", out))
         planned = plan(wanted, before.settings.brackets if before else ())
         wanted = wanted.replace(brackets=planned.brackets)
-        log = TrialLog(folder.path / NAME)
+        log = TrialLog(folder.path / LOG)
         files.write_whole(folder.path / SOURCE, wanted.to_toml())
         track, tracked = resolved(wanted.base.track)
         screen = Screen(out)
@@ -59,14 +64,14 @@ def search(wanted: Search, out: TextIO, verbose: bool = False) -> SearchResult:
         wanted = replace(wanted, base=wanted.base.replace(track=track))
         # Results are written also after a signal, for what has ended.
         signal = SearchSession(wanted, planned, log, screen).run(verbose)
-        return results.conclude(wanted, planned, log, out, signal)
+        return conclude(wanted, planned, log, out, signal)
 
 
 def dry_run(wanted: Search) -> SearchPlan:
     """The plan of a search; nothing is started."""
     wanted = _settled(wanted)
     planned = plan(wanted)
-    objective.check(wanted)
+    check_objective(wanted)
     return planned
 
 
@@ -77,7 +82,7 @@ def status(folder: Path) -> SearchResult:
         raise UsageError(f"{folder} is not a search: give the folder of a udl search")
     # The folder may have been moved or mounted elsewhere since.
     wanted = config.load(source, {"run.folder": str(folder.absolute())})
-    return results.read_result(wanted, plan(wanted), TrialLog(folder / NAME))
+    return read_result(wanted, plan(wanted), TrialLog(folder / LOG))
 
 
 class SearchSession:
@@ -192,7 +197,7 @@ class SearchProgress:
         parts = [
             f"{len(results)} of {self._trials} trials · {running} running",
             f"{paused} paused at a rung" if paused else "",
-            in_words(count_states(results)),
+            in_words(results),
             _best_in_words(self._search, results),
             f"ETA {clock(left)}" if left else "",
         ]

@@ -23,10 +23,10 @@ from udl_dist.errors import ClusterError, TrainingError, UdlError, UsageError
 from udl_dist.experiment import Experiment
 from udl_dist.launch.recovery import one_line
 from udl_dist.runs import heartbeat
-from udl_dist.runs.run_folder import RunFolder
+from udl_dist.runs.run_folder import RunFolder, held_out
 from udl_dist.search.axes import with_values
 from udl_dist.search.config import Search
-from udl_dist.search.scheduler import Gate, read_decisions
+from udl_dist.search.trial_log import Gate, read_decisions
 
 LOCK_SECONDS = 20.0  # patience for a process of a killed search to end
 
@@ -89,11 +89,6 @@ class ValidationReader:
                 self._images = images
                 found.append((images, held_out(point)))
         return found
-
-
-def held_out(point: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of a validation among all of a point or a run."""
-    return {name: value for name, value in point.items() if name.startswith("val/")}
 
 
 def folder_of(search: Search, trial: int) -> Path:

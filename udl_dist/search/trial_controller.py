@@ -10,23 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from udl_dist.runs.run_folder import RunFolder
+from udl_dist.runs.run_folder import RunFolder, held_out
 from udl_dist.search.config import Search
 from udl_dist.search.controller import Controller
-from udl_dist.search.halving import Halving
 from udl_dist.search.objective import Objective
 from udl_dist.search.planning import SearchPlan
-from udl_dist.search.samplers import make_sampler
-from udl_dist.search.scheduler import Decision, Scheduler, StopRule, stop_rule, write_decision
+from udl_dist.search.samplers import Sampler
+from udl_dist.search.scheduler import Decision, Halving, Scheduler, StopRule, stop_rule
 from udl_dist.search.trial import (
     TrialOutcome,
     TrialTask,
     experiment_of,
     folder_of,
-    held_out,
     in_steps,
 )
-from udl_dist.search.trial_log import TrialLog, TrialResult
+from udl_dist.search.trial_log import TrialLog, TrialResult, write_decision
 
 
 @dataclass
@@ -56,7 +54,7 @@ class TrialController(Controller):
         super().__init__(search, (n for n in range(planned.trials) if n not in log.results))
         # Trials without a line in the log have not ended, whatever their folders hold.
         self.log, self.planned = log, planned
-        self._sampler, self._objective = make_sampler(search), Objective(search)
+        self._sampler, self._objective = Sampler(search), Objective(search)
         # Trials at a rung, without a process; and the seconds of their parts.
         self.paused: dict[int, Running] = {}
         self._seconds: defaultdict[int, float] = defaultdict(float)
@@ -89,8 +87,7 @@ class TrialController(Controller):
         own_rungs = tuple(in_steps(images, made.train.batch_size) for images in rungs)
         self._waiting.pop(0)
         self.running[number] = Running(values, made.train.seed, own_rungs, [])
-        parks = isinstance(self._scheduler, Halving)
-        return TrialTask(number, made, own_rungs, parks).saved()
+        return TrialTask(number, made, own_rungs, isinstance(self._scheduler, Halving)).saved()
 
     def arrived(self, number: int, images: int, metrics: Mapping[str, float]) -> None:
         trial = self.running[number]

@@ -1,4 +1,5 @@
-"""trials.jsonl: one line for each trial that ended, appended and synced.
+"""trials.jsonl: one line for each trial that ended, appended and synced; and decisions.jsonl of a
+trial: one line for each rung that was decided.
 
 A trial without a line has not ended: it resumes from the checkpoint in its folder.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,11 +17,19 @@ from typing import Any, Literal
 
 from udl_dist.core import files
 from udl_dist.errors import UsageError
+from udl_dist.runs.run_folder import RunFolder
 
 # The only record of a search: the table, the plots and the winner follow from it, and so does what
 # a resumed search does next.
-NAME = "trials.jsonl"
+LOG = "trials.jsonl"
 CSV = "search.csv"  # the same for people
+DECISIONS = "decisions.jsonl"
+
+POLL_SECONDS = 0.001
+SLOW_POLL_SECONDS = 0.05  # after 0.1 s, when the trial waits for other trials
+# Well below the time limit of a collective (1,800 s by default): the other ranks wait in one for
+# rank 0's answer, so it says "not yet" and the loop asks again.
+PATIENCE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -122,3 +132,44 @@ def write_csv(
 def short(value: Any) -> str:
     """A value for people."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Makes a trial wait at a rung for its decision, which arrives by a file in its folder.
+
+    `rungs` are in images, in whole steps of this trial. Only rank 0 reads the file. With `parks`
+    it ends instead of waiting: the trial resumes from its checkpoint at the rung.
+    """
+
+    folder: str
+    rungs: tuple[int, ...]
+    parks: bool = False
+
+    def __call__(self, images: int) -> bool | None:
+        """Whether to go on: False once a stop is requested, None if no decision came in time."""
+        passed = sum(rung <= images for rung in self.rungs)
+        began = time.monotonic()
+        # A "stop" at a lower rung is final, however many decisions are still missing.
+        while len(answers := read_decisions(Path(self.folder))) < passed and all(answers):
+            if self.parks or RunFolder(self.folder).stop_asked():
+                return False
+            # A signal must not have to wait for all earlier trials.
+            waited = time.monotonic() - began
+            if waited > PATIENCE_SECONDS:
+                return None
+            time.sleep(POLL_SECONDS if waited < 0.1 else SLOW_POLL_SECONDS)
+        return all(answers[:passed])
+
+
+def read_decisions(folder: Path) -> list[bool]:
+    """For each rung that was decided, whether the trial goes on."""
+    return [bool(json.loads(line)["goes_on"]) for line in files.whole_lines(folder / DECISIONS)]
+
+
+def write_decision(folder: Path, rung: int, images: int, goes_on: bool) -> None:
+    """Append the decision at a rung, once."""
+    # The line number is the rung. A decision that is replayed for a resumed trial is there already.
+    if len(read_decisions(folder)) == rung:
+        # Not synced: after a power cut it is made again from curves and log, with one result.
+        files.append_line(folder / DECISIONS, json.dumps({"images": images, "goes_on": goes_on}))

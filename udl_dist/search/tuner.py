@@ -62,11 +62,9 @@ def capacity_for(search: Search) -> Capacity:
         resources["GPU"] = search.settings.gpu_share if workers == 1 else 1.0
     fitting = cluster_capacity.of_cluster(resources) // workers
     if not fitting:
-        needs = cluster_capacity.in_words(resources, workers)
-        has = cluster_capacity.in_words(cluster_capacity.totals(resources))
+        shortage = cluster_capacity.needed_and_there(resources, workers)
         raise ClusterError(
-            f"a trial of run.workers = {workers} needs {needs}, the cluster has {has}: set "
-            "run.workers to fewer"
+            f"a trial of run.workers = {workers} {shortage}: set run.workers to fewer"
         )
     # More in parallel than fit would wait as pending actors, and count as running.
     return Capacity(min(search.settings.parallel or fitting, fitting), resources, workers > 1)

@@ -8,7 +8,7 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torch.nn import functional
 
-from udl_dist.evaluation.real_set import RealSet
+from udl_dist.evaluation.similarity import RealSet
 from udl_dist.methods.metrics import descriptor
 
 
