@@ -107,19 +107,12 @@ class Loader:
             records = dataset.chosen(numbers[rows] - self.starts[number])
             # Not verified, which takes a pass over each shard's rows: loading does so.
             hashes = dataset.index.rows["key_hash"][records]
-            keys[rows], _ = self._keys(number, hashes, epochs[rows])
+            keys[rows] = _keys(self._seed(number), hashes, epochs[rows])
         return keys
 
-    def _keys(self, number: int, hashes: NDArray[Any], epochs: I64) -> tuple[I64, I64]:
-        """Keys of the epoch and of the record, of records of data set `number`."""
-        hashes = np.ascontiguousarray(hashes)  # a field of rows is strided, so slower to mix
+    def _seed(self, number: int) -> int:
         # Keys of two data sets may be equal, so each set has its own seed.
-        seed = self.seed if number == 0 else chain(self.seed, number)
-        keys = np.empty(len(hashes), np.int64)
-        for epoch in set(epochs.tolist()):
-            within = epochs == epoch
-            keys[within] = order.keys(seed, epoch, hashes[within])
-        return keys, order.record_keys(seed, hashes)
+        return self.seed if number == 0 else chain(self.seed, number)
 
     def _sets(self, numbers: I64) -> I64:
         """The data set of each number. [B] -> [B]"""
@@ -140,8 +133,14 @@ class Loader:
         began = self.spent.add("read", began)
         batch.records[rows] = records + self._record_starts[number]
         batch.labels[rows] = about["label"]
-        keys = self._keys(number, about["key_hash"], plan.epochs[rows])
-        batch.keys[rows], batch.record_keys[rows] = keys
+        # A field of rows is strided, so slower to mix.
+        hashes, seed = np.ascontiguousarray(about["key_hash"]), self._seed(number)
+        batch.record_keys[rows] = order.record_keys(seed, hashes)
+        batch.keys[rows] = (
+            _keys(seed, hashes, plan.epochs[rows])
+            if plan.ahead is None
+            else plan.ahead.keys[plan.ahead.start + rows]
+        )
         if batch.on_device:
             batch.on_device.places[rows] = np.where(numbers < self.decoded.rows, numbers, -1)
             batch.on_device.stored[rows] = here
@@ -204,12 +203,21 @@ class Loader:
             # From this record alone: the same one at any world size and after a resume.
             numbers[row] = order.substitute(damaged, attempt, int(self.starts[-1]))
             number = int(self._sets(numbers[row : row + 1])[0])
-            other = replace(plan, numbers=numbers)
+            other = replace(plan, numbers=numbers, ahead=None)
             # From the data set itself: a reader ahead has not been asked for this record.
             if not self._fill(batch, np.array([row]), other, number, self.datasets[number]):
                 return
         others = f"(and so are {TRIES} others that might replace it)"
         raise DataError(f"{batch.damaged[row]} {others}")
+
+
+def _keys(seed: int, hashes: NDArray[Any], epochs: I64) -> I64:
+    """The keys of records in their epochs. [B] hashes of their names, [B] -> [B]"""
+    keys = np.empty(len(hashes), np.int64)
+    for epoch in set(epochs.tolist()):
+        within = epochs == epoch
+        keys[within] = order.keys(seed, epoch, hashes[within])
+    return keys
 
 
 def _sample(index: Index, record: int, loaded: Loaded) -> dict[str, Any]:
