@@ -120,9 +120,34 @@ def refuse_silent(address: str) -> None:
 
 def prepare_worker(has_gpu: bool) -> None:
     """Runs in each worker before the workers meet."""
+    import ray.train
+
     choose_interface()
     if has_gpu:
         refuse_unusable_gpu()
+    # As torchrun does: the workers of a machine share its cores.
+    os.environ["LOCAL_WORLD_SIZE"] = str(ray.train.get_context().get_local_world_size())
+
+
+def meeting_place() -> str:
+    """Where the workers meet, on the node of the first: its address and a port that is free."""
+    import ray
+
+    address = ray.util.get_node_ip_address()
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+    return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
+
+
+def device_of_worker(gpu: bool) -> Any:
+    """The torch.device that Ray gave this worker."""
+    if gpu:
+        import ray.train.torch
+
+        return ray.train.torch.get_device()
+    import torch
+
+    return torch.device("cpu")
 
 
 def choose_interface() -> None:

@@ -16,10 +16,9 @@ from typing import Any
 from udl_dist.core import files
 from udl_dist.data.loader.opening import Prepared
 from udl_dist.experiment import Experiment
-from udl_dist.launch import capacity
+from udl_dist.launch import capacity, ray_options
 from udl_dist.launch.capacity import GroupSize, free_in_words, next_group
 from udl_dist.launch.plan import plan
-from udl_dist.launch.ray_options import prepare_worker
 from udl_dist.launch.ray_runtime import START_SECONDS
 from udl_dist.launch.recovery import as_error, judge, one_line
 from udl_dist.runs import heartbeat, remote
@@ -147,10 +146,17 @@ def _trainer(spec: RunSpec, size: GroupSize) -> Any:
     idle |= set() if experiment.run.address else {"PlacementGroupCleanerCallback"}
 
     class Trainer(TorchTrainer):  # type: ignore[misc]
-        # Ray has no public way to leave them out; a release without this method keeps them.
+        # Ray has no public way to leave them out; a release without these methods keeps them.
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
             return [each for each in callbacks if type(each).__name__ not in idle]
+
+        def _initialize_and_run_controller(self, **parts: Any) -> Any:
+            # It would start an actor of Ray Data, 1.5 s before the workers, that shares a cluster
+            # with datasets and tells an autoscaler what is missing: `next_group` does.
+            policy = parts["scaling_policy"]
+            policy.after_controller_start = policy._maybe_send_resource_request = _no_request
+            return super()._initialize_and_run_controller(**parts)
 
     return Trainer(
         _worker_main,
@@ -158,8 +164,9 @@ def _trainer(spec: RunSpec, size: GroupSize) -> Any:
             "experiment": experiment.to_dict(),
             "prepared": asdict(spec.prepared),
             "gate": spec.gate,
+            "gpu": size.gpu,
         },
-        torch_config=_torch_config("cpu:gloo,cuda:nccl" if size.gpu else "gloo"),
+        torch_config=_process_group("cpu:gloo,cuda:nccl" if size.gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=size.workers,
             use_gpu=size.gpu,
@@ -175,46 +182,72 @@ def _trainer(spec: RunSpec, size: GroupSize) -> Any:
     )
 
 
-def _torch_config(backend: str) -> Any:
-    """Ray's torch configuration, in which each worker first chooses its network interface.
+def _no_request(*_: Any) -> None:
+    """Stands where Ray's controller would ask for resources that `next_group` has seen free."""
 
-    By itself gloo takes the interface of the machine's name, often loopback, and NCCL the first
-    that looks right, often one of containers or a VPN.
+
+def _process_group(backend: str) -> Any:
+    """Joins the workers to one group of torch.distributed, as Ray's TorchConfig does.
+
+    Ray's own imports torch into its controller, too, before the workers start: 1.5 s. And it takes
+    network interfaces that often lead nowhere: gloo's is the one of the machine's name, NCCL's the
+    first, which may be that of containers.
     """
-    from ray.train.torch import TorchConfig
+    import ray
+    from ray.train.backend import Backend, BackendConfig
 
-    class Backend(TorchConfig().backend_cls):  # type: ignore[misc]
-        def on_start(self, worker_group: Any, backend_config: Any) -> None:
-            worker_group.execute(prepare_worker, backend != "gloo")
-            super().on_start(worker_group, backend_config)
+    class ProcessGroup(Backend):  # type: ignore[misc]
+        share_cuda_visible_devices = True  # each worker sees all GPUs of its node
+
+        def on_start(self, worker_group: Any, _: Any) -> None:
+            worker_group.execute(ray_options.prepare_worker, backend != "gloo")
+            url = worker_group.execute_single(0, ray_options.meeting_place)
+            world = len(worker_group)
+            ray.get(
+                [
+                    worker_group.execute_single_async(rank, _join, backend, url, rank, world)
+                    for rank in range(world)
+                ]
+            )
 
     # Classes, as Ray asks the configuration for its backend's class.
-    class Config(TorchConfig):  # type: ignore[misc]
+    class Config(BackendConfig):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.backend = backend  # Ray's trainer reads it
+
         @property
         def backend_cls(self) -> type:
-            return Backend
+            return ProcessGroup
 
-    return Config(backend=backend)
+    return Config()
+
+
+def _join(backend: str, url: str, rank: int, world: int) -> None:
+    """Runs in each worker: it meets the others."""
+    from udl_dist.training import distributed
+
+    distributed.join(backend, url, rank, world)
 
 
 def _worker_main(config: dict[str, Any]) -> dict[str, Any]:
     """The body of one Ray worker."""
     import ray.train
-    import ray.train.torch
 
     from udl_dist import experiment as experiments
     from udl_dist.launch.worker import work
-    from udl_dist.training.distributed import Ranks
+    from udl_dist.training import distributed
 
     experiment = experiments.from_dict(config["experiment"])
-    return work(
+    outcome = work(
         experiment,
         Prepared(**config["prepared"] | {"settings": experiment.data}),
-        Ranks(ray.train.torch.get_device()),
+        distributed.Ranks(ray_options.device_of_worker(config["gpu"])),
         # Collective, and Ray takes one per poll: at checkpoints only, never at a step.
         lambda report: ray.train.report({"images": report.images, **report.metrics}),
         config["gate"],
     )
+    distributed.leave()  # a worker that fails is killed instead
+    return outcome
 
 
 def _storage(where: str) -> dict[str, Any]:

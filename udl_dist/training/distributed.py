@@ -13,6 +13,7 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,23 @@ SHARED = "/dev/shm"  # a folder whose files are memory
 # Where another process sees the pixels of a row before the mark that it is filled. On ARM it may
 # see the mark first.
 STORES_IN_ORDER = ("x86_64", "AMD64")
+GROUP_TIMEOUT = timedelta(minutes=30)
 BUCKET = 2**18  # floats in one message of an ordered sum: 1 MiB
+
+
+def join(backend: str, url: str, rank: int, world: int) -> None:
+    """Meet the other ranks at `url`; alone a rank needs none."""
+    if world > 1:
+        # Collectives that wait longer are hung: the watchdog ends the run before.
+        dist.init_process_group(
+            backend, init_method=url, rank=rank, world_size=world, timeout=GROUP_TIMEOUT
+        )
+
+
+def leave() -> None:
+    """End the group of ranks, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class Ranks:
