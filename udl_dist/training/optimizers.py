@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 
 import torch
@@ -14,6 +15,7 @@ from udl_dist.training.settings import TrainSettings
 def new_optimizer(
     parameters: list[nn.Parameter], settings: TrainSettings, phase: Phase, device: torch.device
 ) -> torch.optim.Optimizer:
+    _spare_compiler()
     # Only fused optimisers read `found_inf` (see FiniteGuard); on a CPU they also make a whole step
     # of a small autoencoder 1.4 times as fast.
     fused = device.type in ("cpu", "cuda")
@@ -28,6 +30,24 @@ def new_optimizer(
     return kind(
         parameters, lr, betas=(used["beta1"], used["beta2"]), weight_decay=decay, fused=fused
     )
+
+
+def step(optimizer: torch.optim.Optimizer) -> None:
+    """`optimizer.step()` without what torch wraps around it for profilers and its compiler."""
+    with torch.no_grad():  # one of the wrappers does this, too
+        inspect.unwrap(type(optimizer).step)(optimizer)
+
+
+def _spare_compiler() -> None:
+    """Keep torch from importing its compiler, 1.3 s, for these methods of its optimisers.
+
+    It imports the compiler to tell it not to compile them, and nothing here has it compile
+    optimisers. What it would be told is stored where torch looks first.
+    """
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        bare = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
+        if bare is not None and not hasattr(bare, "__dynamo_disable"):
+            bare.__dynamo_disable = bare
 
 
 def like(parameter: Tensor, value: Tensor) -> Tensor:

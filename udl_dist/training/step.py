@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from udl_dist.methods.method import Batch, Loss, Method
+from udl_dist.training import optimizers
 from udl_dist.training.arithmetic import autocast
 from udl_dist.training.batches import dummy_batch
 from udl_dist.training.distributed import Ranks
@@ -109,7 +110,7 @@ class Stepper:
             group["lr"] = rates.learning_rate * phase.phase.optimizer.rate
             if self.settings.beta2_end and phase.phase.optimizer.beta2 is None:
                 group["betas"] = (group["betas"][0], rates.beta2)
-        phase.optimizer.step()
+        optimizers.step(phase.optimizer)
 
     def _after_step(self, parts: list[dict[str, Tensor]]) -> None:
         """Give the method the sums of the global batch, added over parts and ranks."""
