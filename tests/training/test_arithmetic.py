@@ -3,6 +3,8 @@ needs none of them.
 """
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -20,6 +22,7 @@ def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     flags = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic
     yield
+    torch.set_flush_denormal(False)
     matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = flags
     torch.use_deterministic_algorithms(False)
     for name in arithmetic.REPEATABLE:
@@ -64,3 +67,13 @@ def test_a_cpu_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert before == (torch.backends.cudnn.deterministic, torch.backends.cuda.matmul.allow_tf32)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_every_thread_that_starts_after_it_takes_denormal_numbers_for_zero() -> None:
+    # In a new process: torch's threads keep what they inherited at their start.
+    code = (
+        "import torch; from udl_dist.training.arithmetic import set_up;"
+        "torch.set_num_threads(4); set_up(torch.device('cpu'), 'world', 'float32');"
+        "print((torch.full((2**22,), 1e-30) * 1e-9).count_nonzero().item())"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "0\n"
