@@ -3,6 +3,7 @@ busy machine).
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,14 @@ def ray_session() -> Iterator[None]:
     from tests.launch import rays
 
     rays.end()
+
+
+@pytest.fixture(autouse=True)
+def denormal_numbers() -> Iterator[None]:
+    """As before after each test: a worker's own part, run in this process, sets them to 0."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_flush_denormal(False)
 
 
 @pytest.fixture

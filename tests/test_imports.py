@@ -51,6 +51,7 @@ ONLY_IN = {
     "ray": {
         "launch/train_group.py",
         "launch/capacity.py",
+        "launch/process_group.py",
         "launch/ray_options.py",
         "launch/ray_runtime.py",
         "launch/nodes.py",
@@ -60,7 +61,7 @@ ONLY_IN = {
     "wandb": {"runs/tracking.py"},
     "torch.distributed": {"training/distributed.py"},
     "torch.nn.parallel": {"training/distributed.py"},
-    "pyarrow": {"launch/train_group.py", "inference/embedding.py"},
+    "pyarrow": {"launch/ray_options.py", "inference/embedding.py"},
     "obstore": {"storage/client.py"},
     "matplotlib": {"inference/evaluating.py", "reporting/curves.py", "search/plots.py"},
     "sklearn": {"evaluation/fitted.py", "evaluation/representation.py", "inference/fitting.py"},

@@ -2,7 +2,7 @@
 tensors in memory.
 
 VAE 784-512-256-32, batch 128, one rank. The two take turns, so the machine's moods
-meet both; what is printed is the median ratio of neighbouring turns. Goal: 1.35 times as fast
+meet both; what is printed is the median ratio of neighbouring turns. Goal: 1.25 times as fast
 (fused Adam is most of it).
 """
 

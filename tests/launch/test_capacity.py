@@ -13,7 +13,7 @@ from tests.search.asked import wanted
 from tests.training.learn import asked
 from udl_dist.errors import ClusterError
 from udl_dist.experiment import Experiment
-from udl_dist.launch import capacity, ray_options
+from udl_dist.launch import capacity, process_group
 from udl_dist.search import tuner
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
@@ -81,7 +81,7 @@ def test_workers_tell_both_libraries_the_interface_of_ray(source: Path) -> None:
     import ray
 
     def reported() -> tuple[str | None, str | None]:
-        ray_options.choose_interface()
+        process_group.choose_interface()
         return os.environ.get("GLOO_SOCKET_IFNAME"), os.environ.get("NCCL_SOCKET_IFNAME")
 
     gloo, nccl = ray.get(ray.remote(num_cpus=1)(reported).remote())

@@ -22,7 +22,7 @@ from tests.commands.test_job import JOBS
 from tests.launch.test_worker import wanted
 from tests.training.learn import packed
 from udl_dist.errors import ClusterError, UsageError
-from udl_dist.launch import ray_options, ray_runtime
+from udl_dist.launch import process_group, ray_options, ray_runtime
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import checkpoint
 
@@ -293,12 +293,12 @@ def test_a_submitted_job_takes_nothing_from_where_it_or_its_cluster_was_started(
 
 
 def test_the_interface_of_an_address_is_found_by_the_address() -> None:
-    assert ray_options.interface_of("127.0.0.1") == "lo"
-    assert ray_options.interface_of("192.0.2.77") == ""  # reserved for examples
-    assert ray_options.interface_of("") == ray_options.interface_of("no address") == ""
+    assert process_group.interface_of("127.0.0.1") == "lo"
+    assert process_group.interface_of("192.0.2.77") == ""  # reserved for examples
+    assert process_group.interface_of("") == process_group.interface_of("no address") == ""
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch has a GPU here")
 def test_a_gpu_that_pytorch_cannot_use_is_refused_with_what_to_do() -> None:
     with pytest.raises(RuntimeError, match=r"PyTorch .* cannot use it \(it .*\): install a build"):
-        ray_options.refuse_unusable_gpu()
+        process_group.refuse_unusable_gpu()

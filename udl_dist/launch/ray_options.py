@@ -1,25 +1,24 @@
-"""How Ray is started or joined: module path, socket paths, a reachable head, network interfaces."""
+"""How Ray is started or joined: module path, socket paths, a reachable head, its storage."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import fcntl
 import functools
 import os
 import re
 import shutil
 import signal
 import socket
-import struct
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from udl_dist.errors import ClusterError, UsageError
+from udl_dist.storage.access import endpoint_of, region_of
+from udl_dist.storage.uris import Uri, is_remote, joined, parse
 
 ANSWER_SECONDS = 5.0  # for the head of a cluster to answer
 # Ray adds some 65 characters to its temporary folder; Linux limits a socket path to 107.
@@ -28,8 +27,6 @@ SHORT_FOLDERS = ("/tmp", "/dev/shm")
 # The opening of an HTTP/2 connection, which gRPC uses: a fixed text and an empty SETTINGS frame.
 HTTP2_OPENING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 SETTINGS_FRAME = 4
-ADDRESS_OF = 0x8915  # SIOCGIFADDR: netdevice(7)
-NAME_BYTES, REQUEST_BYTES = 16, 40  # of a struct ifreq
 
 
 def job_config() -> Any:
@@ -118,81 +115,33 @@ def refuse_silent(address: str) -> None:
         ) from None
 
 
-def prepare_worker(has_gpu: bool) -> None:
-    """Runs in each worker before the workers meet."""
-    import ray.train
-
-    choose_interface()
-    if has_gpu:
-        refuse_unusable_gpu()
-    # As torchrun does: the workers of a machine share its cores.
-    os.environ["LOCAL_WORLD_SIZE"] = str(ray.train.get_context().get_local_world_size())
+def storage_of_run(where: str) -> dict[str, Any]:
+    """Ray's storage_path; we read nothing of it, but Ray requires one that all nodes see."""
+    if not is_remote(where):
+        return {"storage_path": str(Path(where) / ".ray")}
+    uri = parse(joined(where, ".ray"))
+    return {"storage_path": uri.path, "storage_filesystem": _file_system(uri)}
 
 
-def meeting_place() -> str:
-    """Where the workers meet, on the node of the first: its address and a port that is free."""
-    import ray
+def _file_system(uri: Uri) -> Any:
+    """What Ray writes through: it takes file systems of pyarrow only."""
+    from pyarrow import fs
 
-    address = ray.util.get_node_ip_address()
-    with socket.create_server(("", 0)) as server:
-        port = server.getsockname()[1]
-    return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
+    # The same endpoint, region and options as `storage`, which Ray cannot use.
+    scheme, _, host = endpoint_of(uri).rpartition("://")
+    options: dict[str, Any] = {"endpoint_override": host, "scheme": scheme} if host else {}
+    if uri.scheme == "az":
+        account, key = (os.environ.get(f"AZURE_STORAGE_ACCOUNT_{part}") for part in ("NAME", "KEY"))
+        return fs.AzureFileSystem(account or "", key)
+    options["anonymous"] = uri.options.get("anonymous") == "true"
+    if uri.scheme == "gs":
+        return fs.GcsFileSystem(**options)
 
+    class WithoutMarkers(fs.S3FileSystem):  # type: ignore[misc]
+        def create_dir(self, path: str, *, recursive: bool = True) -> None:
+            """S3 needs no folders, and pyarrow would leave an empty object for each."""
 
-def device_of_worker(gpu: bool) -> Any:
-    """The torch.device that Ray gave this worker."""
-    if gpu:
-        import ray.train.torch
+        def __reduce__(self) -> Any:
+            return _file_system, (uri,)  # by its URI, as pyarrow would restore its own class
 
-        return ray.train.torch.get_device()
-    import torch
-
-    return torch.device("cpu")
-
-
-def choose_interface() -> None:
-    """Name this node's interface; a variable that is set on the node already stands."""
-    # Workers meet where Ray's nodes meet, on a network that is known to connect them.
-    import ray
-
-    if name := interface_of(ray.util.get_node_ip_address()):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-        # "=": exactly this name, not all that begin with it.
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
-
-
-def refuse_unusable_gpu() -> None:
-    """Raise RuntimeError if Ray gave a GPU that PyTorch would leave idle without a word."""
-    import torch
-
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        if torch.cuda.is_available():
-            return
-    built = torch.version.cuda or torch.version.hip
-    # Of a driver that is too old PyTorch warns, and says no more.
-    why = str(said[0].message).split(". ")[0][:120] if said else "it sees no device"
-    why = why if built else "it is a build for CPUs"
-    raise RuntimeError(
-        f"Ray found a GPU, but PyTorch {torch.__version__} cannot use it ({why}): install a build"
-        " that suits the driver, or set run.device = cpu"
-    )
-
-
-def interface_of(address: str) -> str:
-    """The name of the network interface with this IPv4 address; "" if unknown. Linux."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        for _, name in socket.if_nameindex():
-            if address and _first_address(sock, name) == address:
-                return name
-    return ""
-
-
-def _first_address(sock: socket.socket, name: str) -> str:
-    request = struct.pack(f"{REQUEST_BYTES}s", name.encode()[: NAME_BYTES - 1])
-    try:
-        answer = fcntl.ioctl(sock, ADDRESS_OF, request)
-    except OSError:  # it has none
-        return ""
-    # A struct sockaddr_in follows the name: family and port in four bytes, then the address.
-    return socket.inet_ntoa(answer[NAME_BYTES + 4 : NAME_BYTES + 8])
+    return WithoutMarkers(region=region_of(uri) or None, **options)

@@ -10,22 +10,20 @@ import os
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from udl_dist.core import files
 from udl_dist.data.loader.opening import Prepared
 from udl_dist.experiment import Experiment
-from udl_dist.launch import capacity, ray_options
+from udl_dist.launch import capacity, process_group
 from udl_dist.launch.capacity import GroupSize, free_in_words, next_group
 from udl_dist.launch.plan import plan
+from udl_dist.launch.ray_options import storage_of_run
 from udl_dist.launch.ray_runtime import START_SECONDS
 from udl_dist.launch.recovery import as_error, judge, one_line
 from udl_dist.runs import heartbeat, remote
 from udl_dist.runs.remote_launcher import Launcher
 from udl_dist.runs.run_folder import RunFolder
-from udl_dist.storage.access import endpoint_of, region_of
-from udl_dist.storage.uris import Uri, is_remote, joined, parse
 
 PLACEMENTS = 3  # tries to place the workers
 
@@ -166,7 +164,7 @@ def _trainer(spec: RunSpec, size: GroupSize) -> Any:
             "gate": spec.gate,
             "gpu": size.gpu,
         },
-        torch_config=_process_group("cpu:gloo,cuda:nccl" if size.gpu else "gloo"),
+        torch_config=_torch_config("cpu:gloo,cuda:nccl" if size.gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=size.workers,
             use_gpu=size.gpu,
@@ -176,7 +174,7 @@ def _trainer(spec: RunSpec, size: GroupSize) -> Any:
         # snapshot of its own. Nor does Ray restart workers: the next group may be another size.
         run_config=RunConfig(
             name=uuid.uuid4().hex,
-            **_storage(experiment.run.folder),
+            **storage_of_run(experiment.run.folder),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
     )
@@ -186,7 +184,7 @@ def _no_request(*_: Any) -> None:
     """Stands where Ray's controller would ask for resources that `next_group` has seen free."""
 
 
-def _process_group(backend: str) -> Any:
+def _torch_config(backend: str) -> Any:
     """Joins the workers to one group of torch.distributed, as Ray's TorchConfig does.
 
     Ray's own imports torch into its controller, too, before the workers start: 1.5 s. And it takes
@@ -200,12 +198,12 @@ def _process_group(backend: str) -> Any:
         share_cuda_visible_devices = True  # each worker sees all GPUs of its node
 
         def on_start(self, worker_group: Any, _: Any) -> None:
-            worker_group.execute(ray_options.prepare_worker, backend != "gloo")
-            url = worker_group.execute_single(0, ray_options.meeting_place)
-            world = len(worker_group)
+            worker_group.execute(process_group.prepare_worker, backend != "gloo")
+            url = worker_group.execute_single(0, process_group.meeting_place)
+            start, world = worker_group.execute_single_async, len(worker_group)
             ray.get(
                 [
-                    worker_group.execute_single_async(rank, _join, backend, url, rank, world)
+                    start(rank, process_group.join, backend, url, rank, world)
                     for rank in range(world)
                 ]
             )
@@ -222,13 +220,6 @@ def _process_group(backend: str) -> Any:
     return Config()
 
 
-def _join(backend: str, url: str, rank: int, world: int) -> None:
-    """Runs in each worker: it meets the others."""
-    from udl_dist.training import distributed
-
-    distributed.join(backend, url, rank, world)
-
-
 def _worker_main(config: dict[str, Any]) -> dict[str, Any]:
     """The body of one Ray worker."""
     import ray.train
@@ -237,46 +228,21 @@ def _worker_main(config: dict[str, Any]) -> dict[str, Any]:
     from udl_dist.launch.worker import work
     from udl_dist.training import distributed
 
+    # As torchrun does: the workers of a machine share its cores.
+    os.environ["LOCAL_WORLD_SIZE"] = str(ray.train.get_context().get_local_world_size())
+    device = None
+    if config["gpu"]:
+        import ray.train.torch
+
+        device = ray.train.torch.get_device()
     experiment = experiments.from_dict(config["experiment"])
     outcome = work(
         experiment,
         Prepared(**config["prepared"] | {"settings": experiment.data}),
-        distributed.Ranks(ray_options.device_of_worker(config["gpu"])),
+        distributed.Ranks(device),
         # Collective, and Ray takes one per poll: at checkpoints only, never at a step.
         lambda report: ray.train.report({"images": report.images, **report.metrics}),
         config["gate"],
     )
     distributed.leave()  # a worker that fails is killed instead
     return outcome
-
-
-def _storage(where: str) -> dict[str, Any]:
-    """Ray's storage_path; we read nothing of it, but Ray requires one that all nodes see."""
-    if not is_remote(where):
-        return {"storage_path": str(Path(where) / ".ray")}
-    uri = parse(joined(where, ".ray"))
-    return {"storage_path": uri.path, "storage_filesystem": _file_system(uri)}
-
-
-def _file_system(uri: Uri) -> Any:
-    """What Ray writes through: it takes file systems of pyarrow only."""
-    from pyarrow import fs
-
-    # The same endpoint, region and options as `storage`, which Ray cannot use.
-    scheme, _, host = endpoint_of(uri).rpartition("://")
-    options: dict[str, Any] = {"endpoint_override": host, "scheme": scheme} if host else {}
-    if uri.scheme == "az":
-        account, key = (os.environ.get(f"AZURE_STORAGE_ACCOUNT_{part}") for part in ("NAME", "KEY"))
-        return fs.AzureFileSystem(account or "", key)
-    options["anonymous"] = uri.options.get("anonymous") == "true"
-    if uri.scheme == "gs":
-        return fs.GcsFileSystem(**options)
-
-    class WithoutMarkers(fs.S3FileSystem):  # type: ignore[misc]
-        def create_dir(self, path: str, *, recursive: bool = True) -> None:
-            """S3 needs no folders, and pyarrow would leave an empty object for each."""
-
-        def __reduce__(self) -> Any:
-            return _file_system, (uri,)  # by its URI, as pyarrow would restore its own class
-
-    return WithoutMarkers(region=region_of(uri) or None, **options)
