@@ -10,17 +10,15 @@ import torch
 
 from tests.data.loader import made
 from tests.data.loader.test_damage import COUNTS, flip
-from udl_dist.data.loader.dataset import Dataset
+from tests.data.loader.test_decoded import BATCH, RECORDS, opened
 from udl_dist.data.loader.decoded import MakeRows, nothing_decoded
 from udl_dist.data.loader.reader import Stream
 from udl_dist.data.settings import DataSettings
-from udl_dist.data.shards.index import Index
 from udl_dist.data.shards.indexing import index_shards
 from udl_dist.methods.method import Batch
 from udl_dist.training.batches import DeviceRows, Sender, decoded_rows
 from udl_dist.training.distributed import Ranks
 
-RECORDS, BATCH = sum(COUNTS), 14
 CPU = torch.device("cpu")
 
 
@@ -28,11 +26,6 @@ CPU = torch.device("cpu")
 def folder(tmp_path: Path) -> Path:
     index_shards(made.shards(tmp_path, COUNTS))
     return tmp_path
-
-
-def opened(folder: Path, decoded: MakeRows, **changes: Any) -> Stream:
-    settings: dict[str, Any] = {"size": 6, "channels": 1, "readers": 0, "flip": True, **changes}
-    return Stream([Dataset(Index.open(folder))], DataSettings(**settings), 0, decoded=decoded)
 
 
 def on_device(rows: int) -> MakeRows:
