@@ -161,3 +161,12 @@ def test_the_sides_of_a_lossy_webp_have_14_bits_below_those_of_scaling() -> None
     data = bytearray(encoded(COLOUR, "WEBP"))
     data[26:30] = struct.pack("<HH", 0x8000 | 5000, 0x4000 | 6500)
     assert read_header(bytes(data)) == Header("webp", 5000, 6500, True)
+
+
+@pytest.mark.parametrize("marker", [*{*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}])
+def test_every_frame_header_of_a_jpeg_has_its_size(marker: int) -> None:
+    """SOF0 to SOF15; DHT, JPG and DAC, which have markers between theirs, are passed over."""
+    others = b"".join(struct.pack(">BBHH", 0xFF, other, 4, 0) for other in (0xC4, 0xC8, 0xCC))
+    frame = struct.pack(">BBHBHHB", 0xFF, marker, 11, 8, 20, 24, 1) + bytes(3)
+    header = read_header(b"\xff\xd8" + others + frame + b"\xff\xd9", HIGHEST_LIMIT)
+    assert (header.kind, header.width, header.height) == ("jpeg", 24, 20)

@@ -13,9 +13,9 @@ from PIL import Image
 
 from tests.data.loader.made import encoded, pixels
 from udl_dist.data.images import decoders, headers
-from udl_dist.data.images.coding import decode, encode
+from udl_dist.data.images.coding import copy_bare, decode, encode
 from udl_dist.data.images.fitting import fit_pixels
-from udl_dist.data.images.headers import Fit, Shape
+from udl_dist.data.images.headers import Fit, Format, Shape
 from udl_dist.errors import DataError
 
 GRAY, COLOUR = (1, 28, 28), (3, 28, 28)
@@ -256,3 +256,16 @@ def test_bombs_of_other_kinds_are_refused_by_their_headers() -> None:
 def test_raw_of_another_length_is_refused() -> None:
     with pytest.raises(DataError, match="has 3 bytes"):
         decode(b"abc", GRAY, "crop", GRAY)
+
+
+@pytest.mark.parametrize("side", [6, 80])  # few pixels go all at once, more image by image
+@pytest.mark.parametrize("kind", ["npy", "raw"])
+def test_bare_pixels_are_copied_where_their_headers_are_equal(kind: Format, side: int) -> None:
+    images = np.random.default_rng(side).integers(0, 256, (3, 1, side, side), np.uint8)
+    payloads, copied = [encode(image, kind, 0) for image in images], np.zeros_like(images)
+    assert copy_bare(payloads, copied) and (copied == images).all()
+    longer = [*payloads[:2], payloads[2] + b"0"]
+    assert not copy_bare(longer, copied) and not copy_bare([b""] * 3, copied)
+    if kind == "npy":
+        other = [*payloads[:2], payloads[2].replace(b"False", b"True ", 1)]
+        assert not copy_bare(other, copied)

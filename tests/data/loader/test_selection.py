@@ -3,12 +3,16 @@ large ones on disk.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.data.loader.made import refusal, shards
+from udl_dist.data.loader.opening import open_streams
 from udl_dist.data.loader.selection import Wanted, refuse_absent, select
+from udl_dist.data.packing.prepare import prepare
+from udl_dist.data.settings import DataSettings
 from udl_dist.data.shards.index import Index
 from udl_dist.data.shards.indexing import index_shards
 from udl_dist.errors import DataError
@@ -90,3 +94,24 @@ def test_key_list_selects_its_records_and_names_what_no_shard_has(
         chosen(index, tmp_path, keys=str(keys))
     with pytest.raises(DataError, match="cannot be read"):
         chosen(index, tmp_path, keys=str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"held_out_fraction": 0.001}, ("holds out none of 4 images",)),
+        ({"held_out_fraction": 0.999}, ("holds out all of 4 images",)),
+        ({"without_labels": (0, 1, 2, 3)}, ("data.without_labels leaves none of the 4 images",)),
+        ({"keys": "keys.txt", "held_out_fraction": 0.001}, ("data.keys leaves none of the 4",)),
+    ],
+)
+def test_what_leaves_nothing_is_named(
+    changes: dict[str, Any], said: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("keys.txt").write_text("000001\n")
+    index_shards(shards(tmp_path / "four", [4]))
+    plain = {"held_out_fraction": 0.0, "size": 8, "channels": 1}
+    settings = DataSettings(str(tmp_path / "four"), **plain | changes)
+    with refusal(DataError, *said):
+        open_streams(prepare(settings), 0)
