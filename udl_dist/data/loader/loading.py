@@ -68,7 +68,11 @@ class Loader:
     def load(self, plan: BatchPlan, sources: Sequence[RecordSource]) -> Records:
         """Load one batch; raise DataError for a damaged record, unless another may replace it."""
         batch = Records.empty(
-            len(plan.numbers), self.settings.shape, self._allocate, self.decoded.on_device
+            len(plan.numbers),
+            self.settings.shape,
+            self._allocate,
+            self.decoded.on_device,
+            plan.ahead,
         )
         sets = self._sets(plan.numbers)
         for number in sorted(set(sets.tolist())):
@@ -84,7 +88,7 @@ class Loader:
             else:
                 batch.images[flipped] = batch.images[flipped, :, :, ::-1]
         # The key of a record that replaces another was not known ahead.
-        return batch if batch.damaged else replace(batch, ahead=plan.ahead)
+        return replace(batch, ahead=None) if batch.damaged else batch
 
     def samples(self, plan: BatchPlan, sources: Sequence[RecordSource]) -> list[dict[str, Any]]:
         """Records as webdataset's samples, not decoded; raise DataError for a damaged one."""

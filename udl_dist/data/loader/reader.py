@@ -216,7 +216,7 @@ class Stream:
             for dataset in self.datasets
         ]
         try:
-            plans = self._announced(plans, sources)
+            plans = self._announced(plans, sources) if self._remote else plans
             if readers := self.settings.readers:
                 yield from read_ahead(lambda plan: load(plan, sources), plans, readers, self._depth)
             else:
@@ -230,8 +230,8 @@ class Stream:
         self, plans: Iterable[BatchPlan], sources: Sequence[RecordSource]
     ) -> Iterator[BatchPlan]:
         """Yields plans after requesting their chunks, as early as memory allows."""
-        waiting: deque[BatchPlan] = deque()
         remote = [(n, each) for n, each in enumerate(sources) if isinstance(each, ChunkReader)]
+        waiting: deque[BatchPlan] = deque()
         # A quarter of the memory: chunks hold neighbours, too, that are not yet due.
         most = min(self.settings.read_ahead_bytes / 4 / self._mean_bytes, self.records / 2)
         for plan in plans:
@@ -240,7 +240,7 @@ class Stream:
             for number, source in remote:
                 start, stop = self.loader.starts[number : number + 2]
                 source.expect(numbers[(numbers >= start) & (numbers < stop)] - start)
-            if not remote or len(waiting) * max(1, len(plan.numbers)) > most:
+            if len(waiting) * max(1, len(plan.numbers)) > most:
                 yield waiting.popleft()
         yield from waiting
 

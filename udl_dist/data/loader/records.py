@@ -55,7 +55,13 @@ class Records:
     ahead: KeysAhead | None = None
 
     @staticmethod
-    def empty(count: int, shape: Shape, allocate: Allocate, on_device: bool = False) -> Records:
+    def empty(
+        count: int,
+        shape: Shape,
+        allocate: Allocate,
+        on_device: bool = False,
+        ahead: KeysAhead | None = None,
+    ) -> Records:
         """A batch to be filled, in one block of memory."""
         columns = 7 if on_device else 4
         numbers = columns * count * 8
@@ -64,7 +70,7 @@ class Records:
         images = block[numbers:].reshape(count, *shape)
         records, keys, record_keys, labels = rows[:4]
         rest = OnDevice(*rows[4:]) if on_device else None
-        return Records(images, records, keys, record_keys, labels, {}, block, rest)
+        return Records(images, records, keys, record_keys, labels, {}, block, rest, ahead)
 
 
 def unpinned(shape: tuple[int, ...]) -> Pixels:
