@@ -152,8 +152,8 @@ def _trainer(spec: RunSpec, size: GroupSize) -> Any:
         def _initialize_and_run_controller(self, **parts: Any) -> Any:
             # It would start an actor of Ray Data, 1.5 s before the workers, that shares a cluster
             # with datasets and tells an autoscaler what is missing: `next_group` does.
-            policy = parts["scaling_policy"]
-            policy.after_controller_start = policy._maybe_send_resource_request = _no_request
+            if policy := parts.get("scaling_policy"):
+                policy.after_controller_start = policy._maybe_send_resource_request = _no_request
             return super()._initialize_and_run_controller(**parts)
 
     return Trainer(
