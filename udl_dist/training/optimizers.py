@@ -41,8 +41,8 @@ def step(optimizer: torch.optim.Optimizer) -> None:
 def _spare_compiler() -> None:
     """Keep torch from importing its compiler, 1.3 s, for these methods of its optimisers.
 
-    It imports the compiler to tell it not to compile them, and nothing here has it compile
-    optimisers. What it would be told is stored where torch looks first.
+    It imports the compiler to exclude them from compilation, and nothing here compiles optimisers.
+    An excluded method, if there is one, is an attribute of the method: here it is the method.
     """
     for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
         bare = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
