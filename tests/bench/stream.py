@@ -80,7 +80,7 @@ def rows(folder: Path) -> list[Row]:
         ),
         Row(
             "digits PNG → batch",
-            8.5,
+            10.0,
             partial(ours, digits, gray),
             partial(webdataset, digits, gray, key="png"),
             150,
@@ -89,7 +89,7 @@ def rows(folder: Path) -> list[Row]:
         ),
         Row(
             "npy of training size → batch",
-            17.0,
+            50.0,
             partial(ours, arrays, small),
             partial(webdataset, arrays, small, key="npy"),
             500,

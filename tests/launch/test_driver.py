@@ -17,6 +17,7 @@ from tests.launch.test_worker import finished, manifest, wanted
 from tests.training import gloo
 from tests.training.learn import packed
 from udl_dist import experiment as experiments
+from udl_dist.data.packing.prepare import prepare
 from udl_dist.data.shards.index import Index
 from udl_dist.errors import ClusterError, DataError, UsageError
 from udl_dist.launch import driver
@@ -67,6 +68,20 @@ def test_two_ray_workers_train_and_say_where_everything_lies(
     # Complete: said at once, without workers; more images asked: it goes on.
     again = driver.train(experiment, io.StringIO())
     assert (again.images, again.metrics) == (240, ended.metrics)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_knows_how_many_share_the_cores_of_its_machine(
+    source: Path, tmp_path: Path
+) -> None:
+    experiment = wanted("ae", source, tmp_path / "run", run__workers="2")
+
+    def noted(images: int) -> bool:
+        (tmp_path / "shared").write_text(os.environ["LOCAL_WORLD_SIZE"])
+        return True
+
+    driver.train_in_cluster(experiment, prepare(experiment.data), noted)
+    assert (tmp_path / "shared").read_text() == "2"
 
 
 @pytest.mark.long

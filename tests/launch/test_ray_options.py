@@ -298,6 +298,17 @@ def test_the_interface_of_an_address_is_found_by_the_address() -> None:
     assert process_group.interface_of("") == process_group.interface_of("no address") == ""
 
 
+def test_workers_meet_at_a_free_port_of_their_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    for address, host in (("192.0.2.77", "192.0.2.77"), ("2001:db8::7", "[2001:db8::7]")):
+        monkeypatch.setattr(ray.util, "get_node_ip_address", lambda address=address: address)
+        url, _, port = process_group.meeting_place().rpartition(":")
+        assert url == f"tcp://{host}"
+        with socket.create_server(("", int(port))):
+            pass
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch has a GPU here")
 def test_a_gpu_that_pytorch_cannot_use_is_refused_with_what_to_do() -> None:
     with pytest.raises(RuntimeError, match=r"PyTorch .* cannot use it \(it .*\): install a build"):

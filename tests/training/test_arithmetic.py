@@ -22,7 +22,6 @@ def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     flags = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic
     yield
-    torch.set_flush_denormal(False)
     matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = flags
     torch.use_deterministic_algorithms(False)
     for name in arithmetic.REPEATABLE:

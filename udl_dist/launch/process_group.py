@@ -32,6 +32,7 @@ def meeting_place() -> str:
 
 def join(backend: str, url: str, rank: int, world: int) -> None:
     """Meet the other workers."""
+    # Imported here: Ray's controller loads this module too, and does without torch.
     from udl_dist.training import distributed
 
     distributed.join(backend, url, rank, world)
