@@ -128,6 +128,7 @@ def asked(
         "train.batch_size": str(batch),
         "track.mode": "off",
         "train.total_images": str(batch * steps),
+        "train.precision": "float32",
         "run.folder": str(FOLDER / "none"),
     }
     return experiments.load(None, base | KINDS[kind] | dotted)
@@ -473,10 +474,14 @@ def ddp() -> dict[str, Any]:
         dist.destroy_process_group()
 
 
-def two_ranks() -> dict[str, Any]:
+# Without it each rank's statistics are those of its own images, and the losses are others.
+SYNC = {"method__network__norm": "batch", "train__sync_batch_norm": "true"}
+
+
+def two_ranks(kind: str, **flags: Any) -> dict[str, Any]:
     """Two ranks by gloo on one GPU (NCCL refuses two ranks of a GPU) against one."""
     queue = multiprocessing.get_context("spawn").SimpleQueue()
-    experiment = asked("vae")
+    experiment = asked(kind, **flags)
     multiprocessing.spawn(_rank_of_two, (str(FOLDER), experiment, queue), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
     both = [queue.get() for _ in range(2)]
     return {
@@ -490,7 +495,10 @@ def _rank_of_two(rank: int, folder: str, experiment: Experiment, queue: Any) -> 
     import torch.distributed as dist
 
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet_two", rank=rank, world_size=2
+        "gloo",
+        init_method=f"file://{folder}/meet_{experiment.method_name}",
+        rank=rank,
+        world_size=2,
     )
     queue.put(GpuRun(experiment).losses())
     dist.destroy_process_group()
@@ -560,10 +568,10 @@ def main() -> None:
         check(f"worker {kind}", worker, kind)
     for kind in KINDS:
         check(f"bits {kind}", bits, kind, "world", 32, 3)
-    last = {"train__channels_last": "true"}
-    check("bits vae channels_last", lambda: bits("vae", "world", 32, 3, **last))
-    check("bits ae channels_last, one channel", lambda: bits("ae", "world", 28, 1, **last))
-    check("bits vae elastic, channels_last", lambda: bits("vae", "elastic", 32, 3, **last))
+    first = {"train__channels_last": "false"}
+    check("bits vae channels-first", lambda: bits("vae", "world", 32, 3, **first))
+    check("bits ae, one channel", bits, "ae", "world", 28, 1)
+    check("bits vae elastic", bits, "vae", "elastic", 32, 3)
     check("decoded on the device", places, "vae")
     check("bits vae compiled", lambda: bits("vae", "world", 32, 3, train__compile="true"))
     check("bits vae, determinism none", bits, "vae", "none", 32, 3)
@@ -573,7 +581,9 @@ def main() -> None:
     check("CPU run", cpu_run)
     check("out of memory", too_large)
     check("ddp by NCCL, one rank", ddp)
-    check("two ranks by gloo", two_ranks)
+    check("two ranks by gloo", two_ranks, "vae")
+    if GPU:
+        check("two ranks, SyncBatchNorm", lambda: two_ranks("ae", **SYNC))
     check("use", use)
     for kind in ("vae", "gan"):
         check(f"export {kind}", exported, kind)
@@ -614,7 +624,7 @@ def main() -> None:
         {},
         {"train__precision": "tf32"},
         half,
-        half | last,
+        half | first,
         half | {"train__compile": "true"},
         half | {"train__compile": "true", "data__decoded_on": "device"},
         {"train__precision": "tf32", "run__determinism": "none"},

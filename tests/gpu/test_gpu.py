@@ -25,8 +25,8 @@ def test_the_bits_repeat_and_a_resume_goes_on_with_them(kind: str, determinism: 
 
 
 @pytest.mark.parametrize(("size", "channels"), [(32, 3), (28, 1)])
-def test_the_bits_repeat_in_channels_last(size: int, channels: int) -> None:
-    found = gpu.bits("vae", "world", size, channels, train__channels_last="true")
+def test_the_bits_repeat_in_channels_first_format(size: int, channels: int) -> None:
+    found = gpu.bits("vae", "world", size, channels, train__channels_last="false")
     assert found["repeats"]
     assert found["resumes"]
 
@@ -61,7 +61,8 @@ def test_one_rank_by_nccl_has_the_losses_of_none() -> None:
     assert gpu.ddp()["apart"] <= 1e-6
 
 
-def test_two_ranks_on_one_gpu_have_the_losses_of_one() -> None:
-    found = gpu.two_ranks()
+@pytest.mark.parametrize(("kind", "flags"), [("vae", {}), ("ae", gpu.SYNC)])
+def test_two_ranks_on_one_gpu_have_the_losses_of_one(kind: str, flags: dict[str, str]) -> None:
+    found = gpu.two_ranks(kind, **flags)
     assert found["equal"]
     assert found["apart"] <= 1e-3

@@ -10,6 +10,7 @@ import torch
 from tests.training import gloo
 from tests.training.learn import Run, asked
 from udl_dist.experiment import Experiment
+from udl_dist.methods.method import Batch, Loss
 from udl_dist.training import checkpoint
 from udl_dist.training.distributed import Ranks
 
@@ -26,15 +27,42 @@ FLAGS = {
 }
 
 
-def channels_last(method: str, source: Path, **flags: str) -> Experiment:
-    return asked(method, source, train__channels_last="true", **FLAGS[method], **flags)
+def convolutions(method: str, source: Path, **flags: str) -> Experiment:
+    return asked(method, source, **FLAGS[method], **flags)
+
+
+@pytest.mark.parametrize("asked_for", ["true", "false"])
+def test_convolutions_and_their_images_lie_in_the_format_that_is_asked_for(
+    asked_for: str, source: Path
+) -> None:
+    flags = {"train__channels_last": asked_for, "data__channels": "3", "train__total_images": "24"}
+    run = Run(convolutions("ae", source, **flags))
+    seen: list[torch.Tensor] = []
+    (turn,) = run.learning.phases
+    loss = turn.phase.loss
+
+    def noted(batch: Batch) -> Loss:
+        seen.append(batch.images)
+        return loss(batch)
+
+    object.__setattr__(turn.phase, "loss", noted)
+    list(run.reports())
+    kernels = [weight for weight in run.learning.method.parameters() if weight.dim() == 4]
+    last = torch.channels_last
+    found = {tensor.is_contiguous(memory_format=last) for tensor in (*seen, *kernels[1:])}
+    assert len(seen) >= 2 and found == {asked_for == "true"}
+
+
+def test_a_network_without_convolutions_gets_images_as_they_come(source: Path) -> None:
+    run = Run(asked("ae", source, data__channels="3"))
+    assert run.experiment.train.channels_last and not run.learning.channels_last
 
 
 @pytest.mark.parametrize("method", list(FLAGS))
 def test_a_run_resumed_from_its_files_has_the_weights_of_one_that_never_stopped(
     method: str, source: Path, tmp_path: Path
 ) -> None:
-    experiment = channels_last(method, source)
+    experiment = convolutions(method, source)
     whole = Run(experiment)
     for report in whole.reports():
         if report.images == 120:
@@ -50,7 +78,7 @@ def test_a_run_resumed_from_its_files_has_the_weights_of_one_that_never_stopped(
 def test_restored_state_lies_in_memory_as_its_parameters_do(
     method: str, source: Path, tmp_path: Path
 ) -> None:
-    experiment = channels_last(method, source, train__total_images="24")
+    experiment = convolutions(method, source, train__total_images="24")
     run = Run(experiment)
     list(run.reports())
     checkpoint.save(tmp_path, 24, run.learning.tensors(), {})
@@ -75,6 +103,6 @@ def elastic_hash(experiment: Experiment) -> str:
 def test_an_elastic_channels_last_run_has_the_same_bits_on_one_rank_and_on_two(
     source: Path,
 ) -> None:
-    experiment = channels_last("ae", source, run__determinism="elastic", train__batch_size="24")
+    experiment = convolutions("ae", source, run__determinism="elastic", train__batch_size="24")
     hashes = {found for world in (1, 2) for found in gloo.run(world, elastic_hash, experiment)}
     assert len(hashes) == 1

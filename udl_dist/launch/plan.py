@@ -40,7 +40,7 @@ class Plan:
     total_images: int
     parameters: dict[str, int]
     networks: dict[str, str]  # kind and widths of each
-    eager: tuple[str, ...]  # networks that train.compile leaves out
+    computes: str  # precision, memory format and compiler of a step
     flops_per_image: int  # of a step, forward and backward; a multiply-add is two; 0: unknown
     memory_bytes: int
     decoded_share: float  # of the records that stay decoded in memory
@@ -83,9 +83,7 @@ class Plan:
             ),
             f"networks     {', '.join(f'{name} {kind}' for name, kind in self.networks.items())}",
             f"flops        {self._flops()}",
-            f"compile      all but {', '.join(self.eager)}: a penalty differentiates it twice"
-            if self.eager
-            else "",
+            f"computes     {self.computes}",
             (
                 f"steps        {self.steps:,} of {self.batch_size} images, {self.total_images:,}"
                 " images in all"
@@ -181,6 +179,7 @@ def plan(experiment: Experiment) -> Plan:
     from udl_dist.data.loader.records import decode_threads
     from udl_dist.launch.memory import StepMemory
     from udl_dist.methods.networks import sizes
+    from udl_dist.training import arithmetic
 
     kind = methods.find(experiment.method_name)
     make = sizes.MethodMaker(kind, experiment.method, experiment.data.shape, seen.classes)
@@ -227,7 +226,7 @@ def plan(experiment: Experiment) -> Plan:
         total_images=total,
         parameters=parameters,
         networks={name: sizes.in_words(network) for name, network in networks.items()},
-        eager=method.differentiated_twice() if train.compile else (),
+        computes=arithmetic.in_words(method, train),
         flops_per_image=cost.flops,
         memory_bytes=memory.fixed_bytes + rows * memory.image_bytes,
         decoded_share=held / max(1, wanted),

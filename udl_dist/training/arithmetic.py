@@ -6,6 +6,9 @@ import os
 
 import torch
 
+from udl_dist.methods.method import Method
+from udl_dist.training.settings import TrainSettings
+
 # Set before the first matrix product and the first message: both are read once in a process.
 REPEATABLE = {
     # Without a workspace setting cuBLAS does not promise equal bits.
@@ -18,6 +21,24 @@ REPEATABLE = {
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The types in which networks and losses compute, and those of validation alike."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def in_channels_last(method: Method, settings: TrainSettings) -> bool:
+    """Whether images and weights lie in channels-last format: where there are convolutions."""
+    return settings.channels_last and any(weight.dim() == 4 for weight in method.parameters())
+
+
+def in_words(method: Method, settings: TrainSettings) -> str:
+    """How a step computes, for a plan."""
+    precision: str = settings.precision
+    words = ["TF32 on a GPU, float32 on a CPU" if precision == "tf32" else precision]
+    if in_channels_last(method, settings):
+        words.append("convolutions in channels-last format")
+    if settings.compile:
+        eager = method.differentiated_twice()
+        but = f" but for {', '.join(eager)}, which a penalty differentiates twice" if eager else ""
+        words.append(f"compiled{but}")
+    return "; ".join(words)
 
 
 def set_up(device: torch.device, determinism: str, precision: str) -> dict[str, str]:

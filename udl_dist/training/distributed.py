@@ -11,7 +11,7 @@ import platform
 import secrets
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +22,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from udl_dist.errors import TrainingError
 
 SHARED = "/dev/shm"  # a folder whose files are memory
 # Where another process sees the pixels of a row before the mark that it is filled. On ARM it may
@@ -85,6 +87,18 @@ class Ranks:
             return DistributedDataParallel(
                 module, device_ids=where, broadcast_buffers=False, gradient_as_bucket_view=True
             )
+
+    def synchronise_batch_norm(self, networks: Iterable[nn.Module]) -> None:
+        """Have batch normalisation in `networks` take its statistics from the images of all ranks.
+
+        Raises TrainingError on CPUs, for which torch has no kernels of it.
+        """
+        if self.world > 1 and self.device.type != "cuda":
+            raise TrainingError(
+                "train.sync_batch_norm needs GPUs: leave it out, or set run.workers to 1"
+            )
+        for network in networks:
+            nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
 
     def unsynchronised(self, module: nn.Module, on: bool) -> AbstractContextManager[None]:
         """While `on`, backward leaves gradients local; DDP sums them with those of the next one."""

@@ -109,7 +109,7 @@ class TrainingLoop:
         total, batch_size = settings.length(self.stream.records), settings.batch_size
         meter = Meter(ranks, start, resumed.sums)
         guard, skips = FiniteGuard(self.state, ranks), resumed.skips
-        sender = Sender(self.stream, ranks.device, settings.channels_last)
+        sender = Sender(self.stream, ranks.device, self.state.channels_last)
         requests = Requests(self.hooks.asked, ranks)
         images = start
 

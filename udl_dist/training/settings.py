@@ -80,14 +80,19 @@ class TrainSettings:
         "warn", "what an alarm does, such as posterior collapse"
     )
     precision: Literal["float32", "tf32", "bfloat16"] = setting(
-        "float32",
+        "tf32",
         "of all layers alike; tf32: 10-bit mantissas in a GPU's matrix products (a CPU computes"
         " float32); bfloat16: autocast of networks and losses",
     )
     compile: bool = setting(
         False, "torch.compile the networks, but for one that a penalty differentiates twice"
     )
-    channels_last: bool = setting(False, "keep convolutions in channels-last memory format")
+    channels_last: bool = setting(
+        True, "keep convolutions and their images in channels-last memory format"
+    )
+    sync_batch_norm: bool = setting(
+        False, "batch normalisation over the images of all ranks; needs GPUs"
+    )
     average_half_life: int = setting(
         0, "half-life, in images, of the moving average of the weights; 0: none", low=0
     )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from udl_dist.errors import TrainingError
 from udl_dist.methods.method import Batch, Loss, Method, Phase
+from udl_dist.training.arithmetic import in_channels_last
 from udl_dist.training.checkpoint import bytes_of
 from udl_dist.training.distributed import Ranks
 from udl_dist.training.optimizers import flat_state, new_optimizer, restore_state
@@ -67,7 +68,10 @@ class TrainState:
         self._after_step_checked = False
         # Moments of each parameter, which an optimiser allocates at its first step.
         self._moments = 2 if settings.optimizer.startswith("adam") else int(settings.beta1 > 0)
-        layout = torch.channels_last if settings.channels_last else torch.preserve_format
+        self.channels_last = in_channels_last(method, settings)
+        if settings.sync_batch_norm:
+            ranks.synchronise_batch_norm(method.networks.values())
+        layout = torch.channels_last if self.channels_last else torch.preserve_format
         method.to(device=ranks.device, memory_format=layout)  # type: ignore[call-overload]
         method.train()  # a new frozen network is in training mode until this
         for name in method.frozen:
