@@ -70,6 +70,7 @@ def test_two_ray_workers_train_and_say_where_everything_lies(
     assert (again.images, again.metrics) == (240, ended.metrics)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_a_worker_knows_how_many_share_the_cores_of_its_machine(
     source: Path, tmp_path: Path

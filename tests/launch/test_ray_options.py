@@ -3,7 +3,6 @@ answers.
 """
 
 import contextlib
-import json
 import os
 import pty
 import socket
@@ -26,25 +25,6 @@ from udl_dist.launch import process_group, ray_options, ray_runtime
 from udl_dist.runs.run_folder import RunFolder
 from udl_dist.training import checkpoint
 
-ORIGINS = """
-def origins():
-    from importlib.util import find_spec
-    return {name: find_spec(name).origin for name in ("udl_dist", "numpy", "wandb")}
-"""
-START = f"""
-import json, os, signal
-from udl_dist.launch import ray_runtime
-from udl_dist.launch.process_reaper import VARIABLE, family
-{ORIGINS}
-ray_runtime.start("", False)
-import ray
-mark, there = ray.get(ray.remote(lambda: (os.environ[VARIABLE], origins())).remote())
-for process in family(mark):
-    os.kill(process.number, signal.SIGHUP)
-alive = ray.get(ray.remote(lambda: True).remote(), timeout=30)
-print(json.dumps([origins(), there, alive]))
-ray_runtime.end()
-"""
 JOIN = """
 import io, sys
 from pathlib import Path
@@ -97,45 +77,6 @@ def udl(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """The Ray of this process is not one to join."""
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-
-
-@pytest.fixture(scope="module")
-def started(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[dict[str, str], dict[str, str], bool]:
-    """One private Ray in a folder with bad modules, with a long TMPDIR, whose processes have had
-    SIGHUP.
-    """
-    folder = tmp_path_factory.mktemp("start")
-    long = folder / ("long" * 20)
-    long.mkdir()
-    command = [sys.executable, str(script(folder / "program", START))]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        cwd=bad_modules(folder / "here"),
-        timeout=120,
-        env=os.environ | {"TMPDIR": str(long)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    here, there, alive = json.loads(done.stdout.splitlines()[-1])
-    return here, there, alive
-
-
-def test_workers_import_the_modules_of_the_command(
-    started: tuple[dict[str, str], dict[str, str], bool],
-) -> None:
-    here, there, _ = started
-    assert there == here
-
-
-def test_a_private_ray_starts_where_tmpdir_is_long_and_outlives_a_hangup(
-    started: tuple[dict[str, str], dict[str, str], bool],
-) -> None:
-    _, _, alive = started
-    assert alive
 
 
 def test_workers_of_somebody_elses_ray_that_import_another_udl_dist_are_refused(

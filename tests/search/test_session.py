@@ -46,9 +46,9 @@ def test_a_search_is_what_its_trials_are_one_after_the_other_and_leaves_all_of_i
     source: Path, tmp_path: Path
 ) -> None:
     asked: dict[str, Any] = {
-        "trials": 9,
+        "trials": 6,
         "keep": 2,
-        "parallel": 3,
+        "parallel": 2,
         "finalists": 2,
         "final_seeds": 2,
         "least_images": 72,
@@ -62,7 +62,7 @@ def test_a_search_is_what_its_trials_are_one_after_the_other_and_leaves_all_of_i
     assert logged(tmp_path / "ray") == logged(tmp_path / "alone")
     states = [line.state for line in ended.results]
     assert {*states} == {"complete", "stopped"}
-    assert "9 of 9 trials · 0 running" in said
+    assert "6 of 6 trials · 0 running" in said
 
     # A trial is a run: its experiment, trained by itself, has the same weights to the bit.
     assert ended.winner
@@ -71,7 +71,7 @@ def test_a_search_is_what_its_trials_are_one_after_the_other_and_leaves_all_of_i
     finished(again)
     assert manifest(folder) == manifest(tmp_path / "again")
     with_checkpoints = [
-        number for number in range(9) if RunFolder(folder_of(search, number)).checkpoints.exists()
+        number for number in range(6) if RunFolder(folder_of(search, number)).checkpoints.exists()
     ]
     assert len(with_checkpoints) == 2
     assert ended.winner.trial in with_checkpoints
@@ -80,7 +80,7 @@ def test_a_search_is_what_its_trials_are_one_after_the_other_and_leaves_all_of_i
     assert final.runs == 2
     assert final.sd > 0
     assert experiments.load(tmp_path / "ray" / "winner.toml", {}).method.latent_dim in (2, 3, 4)
-    assert len((tmp_path / "ray" / "search.csv").read_text().splitlines()) == 10
+    assert len((tmp_path / "ray" / "search.csv").read_text().splitlines()) == 7
     drawn = {path.stem for path in (tmp_path / "ray" / "plots").iterdir()}
     assert drawn == {"curves", "settings"}
     assert not (tmp_path / "ray" / ".tune").exists()
@@ -295,10 +295,9 @@ def test_a_folder_that_holds_another_search_or_a_run_is_left_alone(
     refused(udl("search", "--status", str(tmp_path)), 2, "is not a search")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize(
-    "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_head_that_is_killed_or_stopped_goes_on_and_comes_to_the_same(
     number: signal.Signals, source: Path, tmp_path: Path
 ) -> None:

@@ -45,8 +45,17 @@ def losses(run: Run, name: str = "train/loss") -> list[float]:
     return [report.metrics[name] for report in run.reports(validate=10**6)]
 
 
+# Of the compiler's three parts aot_eager lacks the last, C++ by g++, which takes half a minute.
+FAST = "aot_eager"
+BACKENDS = [FAST, pytest.param("inductor", marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("method", ["ae", pytest.param("vae", marks=pytest.mark.long)])
-def test_networks_are_compiled_and_keep_their_names(method: str, source: Path) -> None:
+def test_networks_are_compiled_and_keep_their_names(
+    method: str, backend: str, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     compiled, eager = pair(method, source)
     assert losses(compiled) == pytest.approx(losses(eager), rel=1e-4)
     assert compiled_frames() >= len(compiled.learning.method.networks)
@@ -66,10 +75,14 @@ def test_validation_is_eager_and_compiles_nothing_more(source: Path) -> None:
     assert validated and compiled_frames() == before
 
 
-def test_a_network_that_is_differentiated_twice_stays_eager(source: Path) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_network_that_is_differentiated_twice_stays_eager(
+    backend: str, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Compiled code has no second derivative: R1 would be an error, or its gradient silently
     zero.
     """
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     flags = {
         "method__discriminator": "conv",
         "method__dropout": "0.3",
