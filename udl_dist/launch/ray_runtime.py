@@ -83,11 +83,12 @@ def start(address: str, verbose: bool, meanwhile: Callable[[], None] = lambda: N
             ) from None
     if not verbose:
         _silence_ray()  # after `init`, which sets up Ray's loggers
-    try:
-        nodes.refuse_other_modules()
-    except ClusterError:
-        end()
-        raise
+    if address:  # the processes of a private Ray have the modules of this one
+        try:
+            nodes.refuse_other_modules()
+        except ClusterError:
+            end()
+            raise
     return True
 
 

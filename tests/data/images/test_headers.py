@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.data.loader.made import encoded, pixels
 from udl_dist.data.images.coding import encode
-from udl_dist.data.images.headers import HIGHEST_LIMIT, MOST_PIXELS, Header, read_header
+from udl_dist.data.images.headers import HIGHEST_LIMIT, MOST_PIXELS, Header, bare_png, read_header
 from udl_dist.errors import DataError
 
 GRAY = pixels(1, 20, 24)  # 24 wide, 20 high
@@ -94,6 +94,15 @@ def test_a_jpeg_may_have_a_hundred_scans() -> None:
         read_header(more[:scan] + data[scan : scan + 2] + more[scan:])
     # A baseline file has one scan; these bytes may stand in a comment.
     assert read_header(encoded(GRAY, "JPEG") + b"\xff\xda" * 200).kind == "jpeg"
+
+
+def test_a_png_without_the_chunks_that_change_no_pixel_is_otherwise_the_same() -> None:
+    text = b"a comment"
+    chunk = struct.pack(">I", len(text)) + b"tEXt" + text
+    chunk += struct.pack(">I", zlib.crc32(chunk[4:]))
+    for data in (encoded(GRAY), encoded(COLOUR)):
+        end = len(data) - 12  # of the last chunk, IEND
+        assert bare_png(data[:33] + chunk * 2 + data[33:end] + chunk + data[end:]) == data
 
 
 def test_a_png_has_a_limited_number_of_chunks() -> None:

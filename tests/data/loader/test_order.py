@@ -203,3 +203,20 @@ def test_mixed_sets_take_turns_by_weight_and_miss_no_place(weights: tuple[float,
     positions = np.array([1, 1500, 4000])
     again = order.mixed(3, positions, weights)
     assert np.array_equal(again[0], sets[positions]) and np.array_equal(again[1], places[positions])
+
+
+def test_a_run_that_goes_on_in_a_later_release_meets_the_same_records() -> None:
+    """Numbers of the first release that had them: a change would break each run that goes on."""
+    numbers = np.arange(5)
+    assert order.record_at(3, 1, numbers, 1000).tolist() == [974, 800, 311, 182, 845]
+    places = np.array([0, 1, 64, 6400, 9999])
+    in_blocks = order.record_in_blocks(3, 1, places, 10_000, Blocks(16, 4))
+    assert in_blocks.tolist() == [7558, 8760, 4338, 9990, 4967]
+    sets, positions = order.mixed(3, np.array([0, 1, 2, 1024, 1025]), (1.0, 3.0))
+    assert (sets.tolist(), positions.tolist()) == ([0, 1, 0, 0, 1], [0, 0, 1, 256, 768])
+    assert [order.substitute(7, attempt, 1000) for attempt in range(3)] == [893, 313, 687]
+    hashes = np.arange(40, dtype=np.uint64)
+    assert order.keys(3, 1, hashes[1:2]).tolist() == [-4452999402790154177]
+    assert order.record_keys(3, hashes[1:2]).tolist() == [1392760107680937990]
+    assert order.flips(np.arange(8)).tolist() == [True] * 4 + [False, True] * 2
+    assert np.flatnonzero(order.held_out(hashes, 0.1, 3)).tolist() == [3, 16, 18, 37]
