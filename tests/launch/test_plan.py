@@ -216,8 +216,8 @@ def test_the_plan_prints_the_flops_of_an_image(source: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        ({}, "once: 1 of the images stay in memory, 0.0 MiB a machine"),
-        ({"data__decoded_bytes": "1664"}, "once: 0.5 of the images stay"),
+        ({}, "once: 100 % of the images stay in memory, 0.0 MiB a machine"),
+        ({"data__decoded_bytes": "1664"}, "once: 50 % of the images stay"),
         ({"data__decoded_bytes": "0"}, "in every epoch"),
         ({"data__random_crop": "0.5"}, "in every epoch"),
     ],

@@ -67,8 +67,8 @@ class Plan:
         lines = [
             f"run folder   {self.folder}",
             (
-                f"data         {self.source}: {self.records:,} records in {self.shards} shards,"
-                f" {held_out}{seen}"
+                f"data         {self.source}: {self.records:,} records in {self.shards}"
+                f" shard{'s' * (self.shards != 1)}, {held_out}{seen}"
             ),
             f"classes      {len(self.classes)}: {class_names(self.classes)}"
             if self.classes
@@ -110,8 +110,8 @@ class Plan:
             return "decoded      in every epoch (data.decoded_bytes, data.random_crop)"
         if self.decoded_on == "device":
             return "decoded      once: as many images as fit stay in the memory of each device"
-        held = f"{self.decoded_bytes / 2**20:,.1f} MiB a machine"
-        return f"decoded      once: {self.decoded_share:.3g} of the images stay in memory, {held}"
+        share, held = 100 * self.decoded_share, f"{self.decoded_bytes / 2**20:,.1f} MiB a machine"
+        return f"decoded      once: {share:.3g} % of the images stay in memory, {held}"
 
     def _validations(self) -> str:
         if not self.validation_images:
