@@ -56,7 +56,7 @@ def decode_raster(
     Raises DataError with what is wrong, or if the raster would have more than `most_pixels`.
     """
     # Before any decoder: a PNG of 510 KB may hold 179 megapixels, which Pillow decodes into 702 MB.
-    if pixels_at(header, least) > most_pixels:
+    if header.pixels > most_pixels and pixels_at(header, least) > most_pixels:
         raise too_large(header, most_pixels)
     if header.plain and header.kind == "jpeg":
         if (decoded := _libjpeg(data, header, gray, least)) is not None:
