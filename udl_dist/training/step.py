@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from udl_dist.methods.method import Batch, Loss, Method
 from udl_dist.training import optimizers
@@ -101,7 +101,9 @@ class Stepper:
             self._elastic_gradients(work)
         else:
             self._averaged_gradients(work)
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        # Not by torch's `get_total_norm`, which takes a third longer: it looks at devices first.
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         self.guard.check(norm, phase.optimizer, self.settings.skip_norm)
         # The norm of the whole batch, after the sum over ranks: before it, ranks would clip apart.
         if self.settings.clip_norm:
