@@ -23,7 +23,7 @@ def test_a_kind_of_fault_changes_nothing_either(kind: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("order", "records", "each"), [("full", 1_000_000, 128), ("blocks", 100_000, 16)]
+    ("order", "records", "each"), [("full", 250_000, 32), ("blocks", 30_000, 16)]
 )
 def test_512_ranks_load_each_record_once(
     order: str, records: int, each: int, tmp_path: Path

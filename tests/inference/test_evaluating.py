@@ -288,6 +288,7 @@ def test_an_extractor_is_fitted_stored_and_named_by_its_hash(
         fit_extractor(str(unlabelled), tmp_path / "other", wanted, lambda done, total: None)
 
 
+@pytest.mark.long
 def test_an_extractor_learns_a_thousand_classes(tmp_path: Path) -> None:
     """By ReLU all features soon were 0, without a gradient: it took all images for one class."""
     pack("digits", str(tmp_path / "stacked"), PackSettings(stack=3))
