@@ -64,6 +64,12 @@ def test_what_does_not_fit_is_refused_with_both_kinds(source: Path) -> None:
         "set run.workers to 4 or fewer",
     ):
         capacity.next_group(run(source, "8", 4))
+    with pytest.raises(
+        ClusterError,
+        match="1 needs 17 CPU cores and 1 GPU, the cluster has 16 CPU cores and 8 GPUs: "
+        "lower run.cpus_per_worker",
+    ):
+        capacity.next_group(run(source, "1", 17))
 
 
 @pytest.mark.parametrize(

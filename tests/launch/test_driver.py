@@ -127,7 +127,8 @@ def test_more_workers_than_cores_are_refused_at_once(source: Path, tmp_path: Pat
     with pytest.raises(ClusterError, match=expected):
         driver.train(wanted("ae", source, tmp_path, run__workers="5"), io.StringIO())
     expected = (
-        r"run.workers = 2 needs 2 CPU cores and 2 GPUs, the cluster has 4 CPU cores and 0 GPUs"
+        r"run.workers = 2 needs 2 CPU cores and 2 GPUs, the cluster has 4 CPU cores and 0 GPUs:"
+        r" set run.device to cpu"
     )
     with pytest.raises(ClusterError, match=expected):
         driver.train(
@@ -135,7 +136,9 @@ def test_more_workers_than_cores_are_refused_at_once(source: Path, tmp_path: Pat
         )
     # Of a cluster the number is known only where Ray is.
     joined = wanted("ae", source, tmp_path, run__device="cuda", run__address="auto")
-    with pytest.raises(ClusterError, match=r"run.workers = 1 needs 1 CPU cores and 1 GPUs"):
+    with pytest.raises(
+        ClusterError, match=r"run.workers = 1 needs 1 CPU core and 1 GPU, .*: set run.device to cpu"
+    ):
         driver.train(joined, io.StringIO())
     assert "run.workers = auto: 1" in RunFolder(tmp_path).messages.read_text()
     assert time.monotonic() - began < 10

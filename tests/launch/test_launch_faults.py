@@ -69,7 +69,7 @@ def test_workers_that_find_no_place_end_the_run_with_asked_and_available(
     busy = ray.remote(num_cpus=3)(Busy).remote()
     assert ray.get(busy.ready.remote())
     with pytest.raises(
-        ClusterError, match=r"run.workers = 2 could not be placed in 3 tries; free now: 1 CPU cores"
+        ClusterError, match=r"run.workers = 2 could not be placed in 3 tries; free now: 1 CPU core"
     ):
         driver.train(wanted("ae", source, tmp_path, **FLAGS), io.StringIO())
     ray.kill(busy)

@@ -271,7 +271,8 @@ def test_more_workers_a_trial_than_the_cluster_has_are_refused(
 
     with pytest.raises(
         ClusterError,
-        match=r"a trial of run.workers = 9 needs 9 CPU cores, the cluster has 4 CPU cores",
+        match=r"a trial of run.workers = 9 needs 9 CPU cores, the cluster has 4 CPU cores: set"
+        " run.workers to 4 or fewer",
     ):
         searched(wanted(source, tmp_path, flags={"run__workers": "9"}))
 

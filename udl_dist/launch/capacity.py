@@ -101,10 +101,8 @@ def next_group(experiment: Experiment, before: int = 0, wait_seconds: float = 0.
             while (fit := _fitting(experiment)) < run.least_workers and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
     if fit < run.least_workers:
-        shortage = needed_and_there(_needs(experiment), run.least_workers)
-        raise ClusterError(
-            f"run.workers = {run.workers} {shortage}: set run.workers to {fit} or fewer"
-        )
+        why = shortage(_needs(experiment), run.least_workers, fit)
+        raise ClusterError(f"run.workers = {run.workers} {why}")
     # A former group gives its CPUs back worker by worker: at a first look too few would be free,
     # and the next group would be smaller without need.
     released = time.monotonic() + RELEASE_SECONDS * (before > 0)
@@ -148,18 +146,27 @@ def fitting(there: Mapping[str, float], needs: Mapping[str, float]) -> int:
     )
 
 
-def needed_and_there(needs: Mapping[str, float], workers: int) -> str:
-    """What so many workers need and what the cluster has, in use or not, for a refusal."""
+def shortage(needs: Mapping[str, float], workers: int, fit: int) -> str:
+    """What so many workers need and what the cluster has, in use or not, and what to do, for a
+    refusal; `fit` of them have a place.
+    """
     import ray
 
     there = {kind: float(ray.cluster_resources().get(kind, 0)) for kind in needs}
-    return f"needs {in_words(needs, workers)}, the cluster has {in_words(there)}"
+    if fit:
+        remedy = f"set run.workers to {fit} or fewer"
+    elif there.get("GPU", 0.0) < needs.get("GPU", 0.0):
+        remedy = "set run.device to cpu"
+    else:
+        remedy = "lower run.cpus_per_worker"
+    return f"needs {in_words(needs, workers)}, the cluster has {in_words(there)}: {remedy}"
 
 
 def in_words(resources: Mapping[str, float], times: int = 1) -> str:
     """Resources for a person: "4 CPU cores and 2 GPUs"."""
-    names = {"CPU": "CPU cores", "GPU": "GPUs"}
-    return " and ".join(f"{amount * times:g} {names[kind]}" for kind, amount in resources.items())
+    names = {"CPU": "CPU core", "GPU": "GPU"}
+    counts = {names[kind]: amount * times for kind, amount in resources.items()}
+    return " and ".join(f"{count:g} {name}{'s' * (count != 1)}" for name, count in counts.items())
 
 
 def free_in_words() -> str:

@@ -60,12 +60,10 @@ def capacity_for(search: Search) -> Capacity:
     if cluster_capacity.wants_gpu(base):
         # NCCL refuses two ranks on one GPU, so a group shares none.
         resources["GPU"] = search.settings.gpu_share if workers == 1 else 1.0
-    fitting = cluster_capacity.of_cluster(resources) // workers
-    if not fitting:
-        shortage = cluster_capacity.needed_and_there(resources, workers)
-        raise ClusterError(
-            f"a trial of run.workers = {workers} {shortage}: set run.workers to fewer"
-        )
+    fit = cluster_capacity.of_cluster(resources)
+    if not (fitting := fit // workers):
+        why = cluster_capacity.shortage(resources, workers, fit)
+        raise ClusterError(f"a trial of run.workers = {workers} {why}")
     # More in parallel than fit would wait as pending actors, and count as running.
     return Capacity(min(search.settings.parallel or fitting, fitting), resources, workers > 1)
 
