@@ -1,4 +1,4 @@
-"""Weights of earlier releases fit: the names and shapes of all that a checkpoint holds."""
+"""What a checkpoint holds, by name and shape, stays the same from release to release."""
 
 import hashlib
 from typing import Any
@@ -10,9 +10,9 @@ from udl_dist.core.config_schema import from_dict, nest
 from udl_dist.methods.networks.sizes import MethodMaker
 
 COLOUR, GRAY = (3, 64, 64), (1, 28, 28)
-# Of the default settings but for those given. A digest that changes means that checkpoints of
-# earlier releases no longer load, unless it was a default alone that changed: a run folder has its
-# own settings.
+# Of the default settings but for those given. A digest that changes means that older
+# checkpoints no longer load, unless it was a default alone that changed: a run folder has its own
+# settings.
 LAYOUTS: list[tuple[str, tuple[int, int, int], dict[str, Any], str]] = [
     ("aae", GRAY, {}, "fdc4656deaa8"),
     ("ae", GRAY, {}, "16a5572dd482"),
@@ -37,7 +37,7 @@ LAYOUTS: list[tuple[str, tuple[int, int, int], dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("name", "shape", "settings", "digest"), LAYOUTS)
-def test_a_checkpoint_holds_what_it_held_in_earlier_releases(
+def test_a_checkpoint_holds_what_it_always_held(
     name: str, shape: tuple[int, int, int], settings: dict[str, Any], digest: str
 ) -> None:
     kind = methods.find(name)

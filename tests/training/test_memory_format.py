@@ -31,12 +31,16 @@ def convolutions(method: str, source: Path, **flags: str) -> Experiment:
     return asked(method, source, **FLAGS[method], **flags)
 
 
-@pytest.mark.parametrize("asked_for", ["true", "false"])
-def test_convolutions_and_their_images_lie_in_the_format_that_is_asked_for(
-    asked_for: str, source: Path
+@pytest.mark.parametrize(
+    ("network", "asked_for", "last"),
+    [(CONV, "true", True), (CONV, "false", False), ({}, "true", False)],
+    ids=["conv", "conv, not asked for", "dense"],
+)
+def test_images_and_convolutions_lie_in_channels_last_format_where_it_is_asked_for(
+    network: dict[str, str], asked_for: str, last: bool, source: Path
 ) -> None:
-    flags = {"train__channels_last": asked_for, "data__channels": "3", "train__total_images": "24"}
-    run = Run(convolutions("ae", source, **flags))
+    flags = {"data__channels": "3", "train__total_images": "24", **network}
+    run = Run(asked("ae", source, train__channels_last=asked_for, **flags))
     seen: list[torch.Tensor] = []
     (turn,) = run.learning.phases
     loss = turn.phase.loss
@@ -48,14 +52,9 @@ def test_convolutions_and_their_images_lie_in_the_format_that_is_asked_for(
     object.__setattr__(turn.phase, "loss", noted)
     list(run.reports())
     kernels = [weight for weight in run.learning.method.parameters() if weight.dim() == 4]
-    last = torch.channels_last
-    found = {tensor.is_contiguous(memory_format=last) for tensor in (*seen, *kernels[1:])}
-    assert len(seen) >= 2 and found == {asked_for == "true"}
-
-
-def test_a_network_without_convolutions_gets_images_as_they_come(source: Path) -> None:
-    run = Run(asked("ae", source, data__channels="3"))
-    assert run.experiment.train.channels_last and not run.learning.channels_last
+    assert len(seen) >= 2 and bool(kernels) == bool(network)
+    for tensor in (*seen, *kernels):
+        assert tensor.is_contiguous(memory_format=torch.channels_last) == last
 
 
 @pytest.mark.parametrize("method", list(FLAGS))

@@ -206,7 +206,7 @@ def test_mixed_sets_take_turns_by_weight_and_miss_no_place(weights: tuple[float,
 
 
 def test_a_run_that_goes_on_in_a_later_release_meets_the_same_records() -> None:
-    """Numbers of the first release that had them: a change would break each run that goes on."""
+    """Held to numbers: after a change each run that goes on would get other images."""
     numbers = np.arange(5)
     assert order.record_at(3, 1, numbers, 1000).tolist() == [974, 800, 311, 182, 845]
     places = np.array([0, 1, 64, 6400, 9999])
